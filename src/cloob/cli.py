@@ -1,0 +1,86 @@
+"""The command line: which sub-commands there are, and how an error reaches the person who typed one.
+
+Nothing heavy is imported before a command's arguments are known to be right.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from cloob import __version__
+from cloob.errors import InputError, nearest
+
+COMMANDS = {
+    "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
+    "train": "train on your own image-caption pairs, or a named recipe",
+    "recipes": "list the named training set-ups",
+    "eval": "zero-shot classification, retrieval and geometry of one or several models",
+    "models": "list the towers by name",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The words after ``cloob``; those of the process if None.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("cloob: interrupted; the last complete checkpoint stays as it is", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # Whoever read our output has left; Python would complain at exit.
+        return 1
+    except (InputError, OSError) as error:
+        if debug:
+            raise
+        print(f"cloob: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] in ("-V", "--version"):
+        print(f"cloob {__version__}")
+        return 0
+    name, *rest = words
+    if name not in COMMANDS:
+        raise InputError(f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)")
+    result: int = importlib.import_module(f"cloob.commands.{name}").main(rest)
+    return result
+
+
+def usage() -> str:
+    """The text of ``cloob --help``."""
+    rows = "\n".join(f"  {name:<8}  {what}" for name, what in COMMANDS.items())
+    return (
+        "usage: cloob COMMAND [options]      (cloob COMMAND --help)\n\n"
+        "Train, judge and use image-text models by CLOOB (arXiv:2110.11316).\n\n"
+        f"{rows}\n\n  --version  the version\n  --debug    show the traceback of an error"
+    )
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, InputError):
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

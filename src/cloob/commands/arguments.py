@@ -1,0 +1,50 @@
+"""Command-line arguments from dataclasses, by tyro, with one-line errors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from cloob.errors import InputError, require
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], words: Sequence[str], prog: str, default: T | None = None) -> T:
+    """The dataclass that the words describe; its fields appear by their leaf names.
+
+    Args:
+        kind: A dataclass, possibly nested; docstrings under the fields are their help.
+        words: The command line after the command.
+        prog: How the command is called in its help.
+        default: Where the values start that the words do not set.
+
+    Raises:
+        InputError: A word is unknown or a value wrong; one line.
+        SystemExit: ``--help`` was asked for and printed.
+    """
+    tyro: Any = require("tyro", "train")
+    complaint = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    flat = (tyro.conf.OmitArgPrefixes,)
+    try:
+        with contextlib.redirect_stderr(complaint):
+            parsed: T = tyro.cli(kind, args=list(words), prog=prog, config=flat, **extra)
+    except SystemExit as exit_:
+        if exit_.code in (0, None):
+            raise
+        raise InputError(f"{_first_paragraph(complaint.getvalue())} ({prog} --help)") from None
+    return parsed
+
+
+def _first_paragraph(box: str) -> str:
+    """What tyro says is wrong, and what it thinks was meant, out of the box that it draws around it."""
+    lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
+    ends = [i for i, line in enumerate(lines) if i and line and not line.strip("─")] or [len(lines)]
+    said = " ".join(line for line in lines[1 : ends[0]] if line)
+    meant = [line.split()[0] for line in lines[ends[0] :] if line.startswith("--")]
+    if said.startswith("Unrecognized options") and meant:
+        return f"{said}; did you mean {', '.join(dict.fromkeys(meant))}?"
+    return said

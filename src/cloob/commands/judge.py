@@ -1,0 +1,163 @@
+"""Evaluates models side by side, writes results.json and report.html, prints the table; for ``eval`` and ``demo``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cloob.data.labelled import LabelledSet
+from cloob.data.sources import Source
+from cloob.errors import InputError
+
+
+def judge(
+    models: Mapping[str, str | Path],
+    zeroshot: Sequence[LabelledSet],
+    retrieval: Sequence[Source],
+    out: Path,
+    *,
+    device: str = "cpu",
+    batch_size: int = 256,
+    workers: int = 2,
+    title: str,
+    notes: Sequence[str] = (),
+    train_seconds: Mapping[str, float] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Evaluates and reports.
+
+    Args:
+        models: Where each model is, by the name it has in results.
+        zeroshot: Labelled sets.
+        retrieval: Sources of pairs.
+        out: Folder of results.json and report.html.
+        device: Where models are evaluated.
+        batch_size: Images or texts a forward pass.
+        workers: Decoding threads.
+        title: Headline of the report.
+        notes: Paragraphs under it.
+        train_seconds: Model name -> seconds its training took.
+        settings: Model name -> more settings for its row.
+
+    Returns:
+        What was written to results.json.
+
+    Raises:
+        InputError: A model or a set that cannot be opened, or ``out`` that cannot be written.
+    """
+    from cloob.evaluate.examples import example_queries
+    from cloob.evaluate.report import write_report
+    from cloob.evaluate.store import Embeddings
+    from cloob.evaluate.suite import evaluate, write_results
+
+    with _Progress() as progress:
+        embeddings = Embeddings(models, device=device, batch_size=batch_size, workers=workers, progress=progress.update)
+        results = evaluate(embeddings, zeroshot, retrieval, train_seconds=train_seconds, settings=settings)
+        queries = example_queries(embeddings, zeroshot[0], n=8) if zeroshot else []
+        queries += example_queries(embeddings, retrieval[0], n=4) if retrieval else []
+    write_results(out / "results.json", results)
+    curves = {name: _curve(Path(source)) for name, source in models.items()}
+    write_report(
+        out / "report.html",
+        results=results,
+        curves={name: curve for name, curve in curves.items() if curve},
+        queries=queries,
+        title=title,
+        notes=notes,
+    )
+    print_table(results)
+    return results
+
+
+def _curve(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none if the model is not a run."""
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+
+
+class _Progress:
+    """One bar for whatever is being embedded."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, transient=True)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(f"embed {what}", total=total)
+        self._bar.update(self._tasks[what], completed=done, visible=done < total)
+
+
+def print_table(results: Mapping[str, Any]) -> None:
+    """Prints a row per number and a column per model, intervals in brackets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = results["rows"]
+    table = Table(title=None, pad_edge=False)
+    table.add_column("")
+    for row in rows:
+        table.add_column(row["model"], justify="right")
+    for section, keys in _SECTIONS.items():
+        for name in dict.fromkeys(name for row in rows for name in row[section]):
+            table.add_section()
+            for key, label in keys.items():
+                cells = [_cell(row[section].get(name, {}), key) for row in rows]
+                table.add_row(f"{name}  {label}", *cells)
+    if any(row["train_seconds"] is not None for row in rows):
+        table.add_section()
+        table.add_row("training, seconds", *(_number(row["train_seconds"]) for row in rows))
+    Console().print(table)
+
+
+_SECTIONS = {
+    "zeroshot": {"acc1": "top-1 %", "acc5": "top-5 %", "mean_per_class_recall": "mean per class %"},
+    "retrieval": {
+        f"{direction}@{k}": f"{arrow} R@{k} %"
+        for direction, arrow in (("image_to_text", "image→text"), ("text_to_image", "text→image"))
+        for k in (1, 5, 10)
+    },
+    "geometry": {
+        "effective_eigenvalues_image": "effective eigenvalues, images",
+        "effective_eigenvalues_text": "effective eigenvalues, texts",
+    },
+}
+
+
+def _cell(numbers: Mapping[str, Any], key: str) -> str:
+    value = numbers.get(key)
+    if value is None or key.startswith("effective"):
+        return _number(value)
+    interval = numbers.get(f"{key}_interval")
+    return f"{100 * value:.1f}" + (f" ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else "")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"
+
+
+def check_writable(out: Path) -> None:
+    """Finds out before the work, not after it, whether results can be written to ``out``.
+
+    Raises:
+        InputError: They cannot; the message names the folder.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".tmp-probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{out}: results cannot be written here ({error.strerror})") from None

@@ -1,0 +1,60 @@
+"""``cloob train``: a recipe or a configuration file, and what the command line changes of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from cloob.commands.arguments import parse
+from cloob.errors import InputError
+from cloob.train.config import TrainConfig
+
+_HELP = """usage: cloob train [RECIPE] [--config FILE] [options]
+
+Starts from a recipe (`cloob recipes` lists them), from the config.json of a run, or from the defaults below.
+Under torchrun it trains with one process a device: torchrun --nproc-per-node 8 -m cloob.cli train …
+"""
+
+
+def main(words: Sequence[str]) -> int:
+    """Trains; exit code 0 when the run reached its end or was asked to stop by SIGTERM."""
+    start, rest = _start(list(words))
+    if "-h" in rest or "--help" in rest:
+        print(_HELP)
+    config = parse(TrainConfig, rest, "cloob train", start)
+
+    from cloob.train.log import ProgressDisplay
+    from cloob.train.loop import train
+
+    logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
+    result = train(config, callbacks=[ProgressDisplay()])
+    if result.stopped:
+        print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
+    print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
+    return 0
+
+
+def _start(words: list[str]) -> tuple[TrainConfig | None, list[str]]:
+    """The configuration to start from, and the words that change it."""
+    recipe = words.pop(0) if words and not words[0].startswith("-") else None
+    file = _take_option(words, "--config")
+    if recipe is not None and file is not None:
+        raise InputError(f"both a recipe ({recipe}) and --config {file}: give one of them")
+    if recipe is not None:
+        from cloob.recipes import get_recipe
+
+        return get_recipe(recipe), words
+    return (None if file is None else TrainConfig.from_json(Path(file))), words
+
+
+def _take_option(words: list[str], name: str) -> str | None:
+    """Removes ``name VALUE`` or ``name=VALUE`` from the words."""
+    for i, word in enumerate(words):
+        if word == name:
+            if i + 1 == len(words):
+                raise InputError(f"{name} needs a file: the config.json of a run")
+            return words.pop(i) and words.pop(i)
+        if word.startswith(f"{name}="):
+            return words.pop(i).removeprefix(f"{name}=")
+    return None

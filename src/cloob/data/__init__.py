@@ -1,0 +1,1 @@
+"""Image-caption sources, transforms and the one Batch type."""

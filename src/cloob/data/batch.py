@@ -1,0 +1,149 @@
+"""What flows through floor 3: one raw sample in, one Batch out, and a Skip for each sample that could not be used.
+
+Shapes: n pairs in the batch, H×W pixels, L tokens a caption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Reason = Literal[
+    "missing image",
+    "corrupt image",
+    "image too large",
+    "missing caption",
+    "empty caption",
+    "caption not UTF-8",
+    "caption too long",
+    "truncated shard",
+]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+"""Every reason for which a sample can be left out; counts by reason use these words."""
+
+MAX_CAPTION_BYTES = 64 * 1024
+"""A caption above this many UTF-8 bytes is not a caption but a file in the wrong place."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One sample that was left out.
+
+    Attributes:
+        key: The sample's key (``shard/member``, path of the image), or the shard's name for a truncated shard.
+        reason: One of ``REASONS``.
+        detail: What was found, and where.
+    """
+
+    key: str
+    reason: Reason
+    detail: str
+
+
+class BadSample(Exception):  # noqa: N818 - a sample is bad, the program is not in error
+    """A sample cannot be used; carries what becomes a ``Skip``."""
+
+    def __init__(self, reason: Reason, key: str, detail: str = "") -> None:
+        super().__init__(reason, key, detail)
+        self.reason: Reason = reason
+        self.key = key
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+    @property
+    def skip(self) -> Skip:
+        """The record of this failure that travels in a batch."""
+        return Skip(self.key, self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One pair as it is stored: ``image`` is the encoded file, ``caption`` is stripped and never empty."""
+
+    key: str
+    image: bytes
+    caption: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The pairs of one step on one rank.
+
+    Attributes:
+        images: ``(n, 3, H, W)`` uint8 raw pixels (the encoder normalises on its device).
+        tokens: ``(n, L)`` int64.
+        ids: ``(n,)`` int64, ``caption_id`` of each caption: equal captions have equal ids.
+        keys: The n samples' keys.
+        skipped: The samples that were asked for and left out; with them the batch would be ``n + len(skipped)``.
+    """
+
+    images: Tensor
+    tokens: Tensor
+    ids: Tensor
+    keys: tuple[str, ...]
+    skipped: tuple[Skip, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch with its three tensors on ``device``."""
+        images, tokens, ids = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.tokens, self.ids))
+        return Batch(images, tokens, ids, self.keys, self.skipped)
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which ``to(..., non_blocking=True)`` overlaps."""
+        images, tokens, ids = (t.pin_memory() for t in (self.images, self.tokens, self.ids))
+        return Batch(images, tokens, ids, self.keys, self.skipped)
+
+
+def caption_id(caption: str) -> int:
+    """A stable 63-bit id of a caption, for finding pairs that say the same.
+
+    The caption is casefolded and runs of whitespace count as one space; the id is the first 8 bytes of its BLAKE2b
+    hash without the lowest bit. It does not depend on the process, the machine or ``PYTHONHASHSEED``. Two different
+    captions among a million share an id with a probability of about 5e-8.
+
+    Args:
+        caption: Any text.
+
+    Returns:
+        An integer in [0, 2**63).
+    """
+    normalised = " ".join(caption.casefold().split())
+    digest = hashlib.blake2b(normalised.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def clean_caption(raw: bytes | None, key: str, where: str = "") -> str:
+    """Turns stored bytes into a caption, or says why they are none.
+
+    Args:
+        raw: The stored bytes; None when there is no caption at all.
+        key: The sample's key.
+        where: What the detail of a failure starts with, e.g. the row of a table.
+
+    Returns:
+        The text without surrounding whitespace.
+
+    Raises:
+        BadSample: Missing, empty, not UTF-8, or longer than ``MAX_CAPTION_BYTES``.
+    """
+    if raw is None:
+        raise BadSample("missing caption", key, where)
+    prefix = f"{where}: " if where else ""
+    if len(raw) > MAX_CAPTION_BYTES:
+        raise BadSample("caption too long", key, f"{prefix}{len(raw):,} bytes, the limit is {MAX_CAPTION_BYTES:,}")
+    try:
+        caption = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample("caption not UTF-8", key, f"{prefix}byte {error.start} of {len(raw)}") from None
+    if not caption:
+        raise BadSample("empty caption", key, where)
+    return caption

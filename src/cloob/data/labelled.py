@@ -1,0 +1,265 @@
+"""Labelled pictures for zero-shot classification: CLIP_benchmark's WebDataset folders, and plain image folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from cloob.data.batch import BadSample
+from cloob.data.decode import read_image_file
+from cloob.data.shards import IMAGE_EXTENSIONS, group_members
+from cloob.data.sources import DEMO
+from cloob.data.tarindex import Member, TarReader, is_tar
+from cloob.errors import InputError, nearest
+
+DEFAULT_TEMPLATES = ("{c}",)
+_DEMO_SETS = {"demo:noto-emoji": "noto-emoji"}
+_TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
+
+
+class _Pictures(Protocol):
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> tuple[str, bytes]: ...
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Pictures with a class each, and the words for the classes.
+
+    Attributes:
+        name: The folder's name.
+        classnames: Name of each class; a label is an index into it.
+        templates: Prompts in which ``{c}`` stands for the class name (fill in with ``str.replace``: names may hold
+            braces).
+        labels: ``(n,)`` int64.
+        pictures: Where ``read`` gets the files from.
+    """
+
+    name: str
+    classnames: tuple[str, ...]
+    templates: tuple[str, ...]
+    labels: np.ndarray
+    pictures: _Pictures
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> tuple[str, bytes]:
+        """Key and encoded image of picture ``index``.
+
+        Raises:
+            InputError: The file is gone since the set was opened.
+        """
+        return self.pictures.read(index)
+
+
+def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
+    """Opens a labelled set.
+
+    Args:
+        path: ``"demo:noto-emoji"`` (inside the package), or a folder in one of two layouts:
+
+            - CLIP_benchmark's: ``classnames.txt`` (line number = label), ``zeroshot_classification_templates.txt``,
+              ``<split>/nshards.txt``, ``<split>/<i>.tar`` with an image and a ``.cls`` a sample;
+            - images: one sub-folder a class (in ``<split>/`` when there is such a folder of folders). A class is called
+              as its folder, ``_`` read as a space, or as its line of ``classnames.txt`` says (sorted folders).
+
+            Templates are optional in both (``templates.txt`` is read too); without, ``("{c}",)``.
+        split: Which part of the set.
+
+    Returns:
+        The set; every label is valid and every template holds ``{c}``.
+
+    Raises:
+        InputError: Something is missing or does not fit; names the set, the file and the key.
+    """
+    if str(path).startswith("demo:"):
+        if str(path) not in _DEMO_SETS:
+            raise InputError(f"no labelled demo set {str(path)!r}: {nearest(str(path), _DEMO_SETS)}")
+        path = DEMO / _DEMO_SETS[str(path)]
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder of labelled pictures")
+    part = folder / split
+    if (part / "nshards.txt").is_file() or (part.is_dir() and any(is_tar(p) for p in part.iterdir())):
+        return _open_shards(folder, split)
+    others = sorted(p.parent.name for p in folder.glob("*/nshards.txt"))
+    if others:
+        raise InputError(f"{folder} has no split {split!r}; it has {', '.join(others)}")
+    return _open_folders(folder, part if part.is_dir() and _subfolders(part) else folder)
+
+
+# CLIP_benchmark's layout
+
+
+class _TarPictures:
+    def __init__(self, reader: TarReader, keys: list[str], shards: list[int], places: list[Member]) -> None:
+        self._reader = reader
+        self._keys = pa.array(keys, pa.large_string())
+        self._shards = np.array(shards, np.int32)
+        self._places = np.array([(m.offset, m.size) for m in places], np.int64).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def read(self, index: int) -> tuple[str, bytes]:
+        shard = int(self._shards[index])
+        offset, size = self._places[index].tolist()
+        try:
+            return self._keys[index].as_py(), self._reader.read(shard, offset, size)
+        except OSError as error:
+            raise InputError(f"{self._reader.paths[shard]}: {error.strerror or error}") from None
+
+
+def _open_shards(folder: Path, split: str) -> LabelledSet:
+    classnames = _read_lines(folder / "classnames.txt")
+    if classnames is None:
+        raise InputError(f"{folder} has no classnames.txt (one class name a line, line number = label)")
+    reader = TarReader(_shard_paths(folder / split))
+    keys: list[str] = []
+    shards: list[int] = []
+    places: list[Member] = []
+    labels: list[int] = []
+    for number, path in enumerate(reader.paths):
+        listing = reader.listing(number)
+        if listing.cut is not None:
+            raise InputError(f"{path} is truncated ({listing.cut}): a test set must be whole, get the file again")
+        for key, (image, cls) in group_members(listing.members, (IMAGE_EXTENSIONS, ("cls",))).items():
+            if image is None or cls is None:
+                raise InputError(f"{path}: sample {key!r} has no {'image' if image is None else '.cls label'}")
+            raw = reader.read(number, cls.offset, cls.size)
+            labels.append(_label(raw, len(classnames), f"{path}: sample {key!r}"))
+            keys.append(f"{path.name}/{key}")
+            shards.append(number)
+            places.append(image)
+    if not labels:
+        raise InputError(f"{folder / split} holds no samples (an image and a .cls each)")
+    pictures = _TarPictures(reader, keys, shards, places)
+    return LabelledSet(folder.name, classnames, _read_templates(folder), np.array(labels, np.int64), pictures)
+
+
+def _shard_paths(part: Path) -> tuple[Path, ...]:
+    counter = part / "nshards.txt"
+    if not counter.is_file():
+        return tuple(sorted(path for path in part.iterdir() if is_tar(path)))
+    text = counter.read_text(encoding="utf-8").strip()
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise InputError(f"{counter} holds {text[:40]!r}, expected the number of shards")
+    paths = tuple(part / f"{i}.tar" for i in range(int(text)))
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file, although {counter.name} counts {len(paths)} shards")
+    return paths
+
+
+def _label(raw: bytes, n_classes: int, where: str) -> int:
+    text = raw.decode("utf-8", "replace").strip()
+    if not (text.isascii() and text.isdigit()):
+        raise InputError(f"{where} has the label {text[:40]!r}, expected a number from 0 to {n_classes - 1}")
+    if int(text) >= n_classes:
+        raise InputError(
+            f"{where} has the label {text}, but classnames.txt names {n_classes} classes (0 to {n_classes - 1})"
+        )
+    return int(text)
+
+
+# One sub-folder a class
+
+
+class _FilePictures:
+    def __init__(self, root: Path, paths: list[str]) -> None:
+        self._root = root
+        self._paths = pa.array(paths, pa.large_string())
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> tuple[str, bytes]:
+        key = self._paths[index].as_py()
+        try:
+            return key, read_image_file(self._root / key, key)
+        except BadSample as bad:
+            raise InputError(f"{self._root}: {bad}") from None
+
+
+def _open_folders(folder: Path, root: Path) -> LabelledSet:
+    names = _subfolders(root)
+    if not names:
+        raise InputError(
+            f"{root} has no sub-folder: expected one a class, or classnames.txt and <split>/<i>.tar shards"
+        )
+    classnames = _read_lines(folder / "classnames.txt")
+    if classnames is None:
+        classnames = tuple(name.replace("_", " ") for name in names)
+    elif len(classnames) != len(names):
+        raise InputError(
+            f"{folder / 'classnames.txt'} names {len(classnames)} classes, but {root} has {len(names)} sub-folders"
+        )
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        images = _images_below(root, name)
+        if not images:
+            raise InputError(f"{root / name}: no image in this class folder ({', '.join(IMAGE_EXTENSIONS)})")
+        paths += images
+        labels += [label] * len(images)
+    return LabelledSet(
+        folder.resolve().name,
+        classnames,
+        _read_templates(folder),
+        np.array(labels, np.int64),
+        _FilePictures(root, paths),
+    )
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _images_below(root: Path, name: str) -> list[str]:
+    suffixes = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
+    found = [
+        (Path(at).relative_to(root) / file).as_posix()
+        for at, _, files in os.walk(root / name)
+        for file in files
+        if file.lower().endswith(suffixes) and not file.startswith(".")
+    ]
+    return sorted(found)
+
+
+# Text files of both
+
+
+def _read_lines(path: Path) -> tuple[str, ...] | None:
+    """The lines of a file of names; None if there is no such file. An empty line among them is an error."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    if not lines:
+        raise InputError(f"{path} is empty")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise InputError(f"{path}: line {number} is empty, and a line's number is its label")
+    return tuple(line.strip() for line in lines)
+
+
+def _read_templates(folder: Path) -> tuple[str, ...]:
+    for name in _TEMPLATE_FILES:
+        templates: Sequence[str] | None = _read_lines(folder / name)
+        if templates is None:
+            continue
+        for number, template in enumerate(templates, 1):
+            if "{c}" not in template:
+                raise InputError(f"{folder / name}: line {number} has no {{c}} for the class name: {template!r}")
+        return tuple(templates)
+    return DEFAULT_TEMPLATES

@@ -1,0 +1,266 @@
+"""From a source to batches: the same batches for every number of workers and ranks, and after every resume.
+
+The order of an epoch depends on (seed, epoch, number of pairs) alone; a sample's augmentation on (seed, epoch, its
+index).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import signal
+import struct
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cloob.data.batch import BadSample, Batch, Skip, caption_id
+from cloob.data.decode import decode
+from cloob.data.sources import Source
+from cloob.errors import InputError
+
+__all__ = ["PairLoader", "decode", "epoch_order", "local_part", "sample_generator"]
+
+Transform = Callable[..., Tensor]
+Tokenizer = Callable[[list[str]], Tensor]
+
+_U64 = 2**64 - 1
+
+
+def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
+    """The order in which an epoch visits n pairs: ``(n,)`` int64, a permutation drawn from (seed, epoch)."""
+    if not shuffle:
+        return np.arange(n)
+    return np.random.Generator(np.random.PCG64([seed & _U64, epoch])).permutation(n)
+
+
+def local_part(indices: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """The contiguous part of a global batch that a rank takes; sizes differ by at most one."""
+    n = len(indices)
+    return indices[n * rank // world_size : n * (rank + 1) // world_size]
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
+    """A generator of its own for one sample in one epoch (4 µs; numpy's cost 8 to 11)."""
+    digest = hashlib.blake2b(struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+class _Request(NamedTuple):
+    """One local batch that is asked for."""
+
+    epoch: int
+    indices: np.ndarray
+
+
+class _BatchBuilder(Dataset[Batch]):
+    """Reads, decodes, augments and tokenises the samples of a request; lives in each worker."""
+
+    def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
+        self._source = source
+        self._transform = transform
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._random = _takes_generator(transform)
+        # What an empty batch looks like has to be known before the first good sample.
+        blank = self._pixels(Image.new("RGB", (32, 32)), 0, 0)
+        self._image_shape, self._image_dtype = blank.shape, blank.dtype
+        self._token_length = self._tokens(["a"]).shape[1]
+
+    def __getitems__(self, request: _Request) -> Batch:
+        images = torch.empty((len(request.indices), *self._image_shape), dtype=self._image_dtype)
+        keys: list[str] = []
+        captions: list[str] = []
+        skipped: list[Skip] = []
+        for index in request.indices.tolist():
+            try:
+                sample = self._source.read(index)
+                image = decode(sample.image, sample.key)
+            except BadSample as bad:
+                skipped.append(bad.skip)
+                continue
+            images[len(keys)] = self._pixels(image, request.epoch, index)
+            keys.append(sample.key)
+            captions.append(sample.caption)
+        tokens = self._tokens(captions) if captions else torch.empty((0, self._token_length), dtype=torch.int64)
+        ids = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
+        return Batch(images[: len(keys)], tokens, ids, tuple(keys), tuple(skipped))
+
+    def _pixels(self, image: Image.Image, epoch: int, index: int) -> Tensor:
+        if self._random:
+            return self._transform(image, sample_generator(self._seed, epoch, index))
+        return self._transform(image)
+
+    def _tokens(self, captions: list[str]) -> Tensor:
+        return self._tokenizer(captions).to(torch.int64)
+
+
+@dataclass
+class _Plan:
+    """The batch sampler of the worker pool: what the next iteration will ask for."""
+
+    requests: Iterable[_Request] = field(default=())
+
+    def __iter__(self) -> Iterator[_Request]:
+        return iter(self.requests)
+
+
+class PairLoader:
+    """Batches of a source, epoch by epoch.
+
+    Global batch b of an epoch is ``order[b·B : (b+1)·B]``; each rank takes a contiguous part of it (``local_part``), so
+    a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used leave a batch smaller,
+    even empty, and are listed in its ``skipped``.
+
+    Args:
+        source: The pairs.
+        transform: RGB image to ``(3, H, W)`` uint8. With a second required parameter it is called as
+            ``transform(image, generator)`` with the sample's own generator (``train_transform``).
+        tokenizer: List of n captions to ``(n, L)`` integers.
+        batch_size: Pairs per global batch, over all ranks.
+        seed: Of the order and of the augmentation.
+        shuffle: A new order in each epoch; else the source's own.
+        drop_last: Leave out the last batch when it is smaller than ``batch_size``.
+        rank: This process.
+        world_size: Number of processes that share each global batch.
+        workers: Processes that read and decode; 0: in this one. They live as long as the loader.
+        pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
+
+    Raises:
+        InputError: ``drop_last`` and fewer pairs than a batch holds, or an empty source.
+        ValueError: A size or rank out of range.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        transform: Transform,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
+            raise ValueError(f"batch_size {batch_size}, workers {workers}, rank {rank} of {world_size}: out of range")
+        if len(source) == 0:
+            raise InputError(f"{source.name} holds no pairs")
+        if drop_last and len(source) < batch_size:
+            raise InputError(
+                f"{source.name} holds {len(source):,} pairs, fewer than one batch of {batch_size:,}: "
+                f"a batch size of {len(source):,} or less is right"
+            )
+        self.source = source
+        self.batch_size = batch_size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._drop_last = drop_last
+        self._rank = rank
+        self._world_size = world_size
+        self._builder = _BatchBuilder(source, transform, tokenizer, seed)
+        self._pin = pin_memory and torch.cuda.is_available()
+        self._plan = _Plan()
+        self._pool = self._make_pool(workers) if workers else None
+        self._epochs_begun = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches in an epoch."""
+        full, rest = divmod(len(self.source), self.batch_size)
+        return full + (rest > 0 and not self._drop_last)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
+
+        With workers, one epoch can be iterated at a time: beginning another ends the one before.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start_step: Batches to leave out at the start, for a resume.
+
+        Yields:
+            ``steps_per_epoch - start_step`` batches.
+        """
+        if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"epoch {epoch}, start_step {start_step} of {self.steps_per_epoch}: out of range")
+        requests = self._requests(epoch, start_step)
+        return self._from_workers(self._pool, requests) if self._pool is not None else self._in_process(requests)
+
+    def close(self) -> None:
+        """Ends the worker processes; the loader cannot be used afterwards. Without workers nothing to do."""
+        if self._pool is not None:
+            iterator = getattr(self._pool, "_iterator", None)
+            if iterator is not None:
+                iterator._shutdown_workers()
+            self._pool = None
+
+    def _requests(self, epoch: int, start_step: int) -> Iterator[_Request]:
+        order = epoch_order(len(self.source), self._seed, epoch, self._shuffle)
+        for step in range(start_step, self.steps_per_epoch):
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            yield _Request(epoch, local_part(batch, self._rank, self._world_size))
+
+    def _in_process(self, requests: Iterable[_Request]) -> Iterator[Batch]:
+        for request in requests:
+            batch = self._builder.__getitems__(request)
+            yield batch.pin_memory() if self._pin else batch
+
+    def _from_workers(self, pool: DataLoader[Any], requests: Iterable[_Request]) -> Iterator[Batch]:
+        self._epochs_begun += 1
+        mine = self._epochs_begun
+        self._plan.requests = requests
+        with warnings.catch_warnings():
+            # Python 3.12+ warns of any fork with threads about; the workers only run our code, which takes no locks.
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            batches = iter(pool)
+        for batch in batches:
+            yield batch
+            if mine != self._epochs_begun:
+                raise RuntimeError("another epoch of this loader was begun while this one was being read")
+
+    def _make_pool(self, workers: int) -> DataLoader[Any]:
+        return DataLoader(
+            self._builder,
+            batch_sampler=self._plan,  # type: ignore[arg-type] # any iterable of requests
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=self._pin,
+            worker_init_fn=_begin_worker,
+            persistent_workers=True,
+            # Its own generator: else the pool would draw from the global one, and runs would depend on `workers`.
+            generator=torch.Generator(),
+        )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _begin_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C reaches the whole process group: ending the workers is the main process's business. And a handler that the
+    # training loop has set for SIGTERM must not keep a forked worker alive.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _takes_generator(transform: Transform) -> bool:
+    """Whether a transform asks for a second argument."""
+    try:
+        parameters: Sequence[inspect.Parameter] = list(inspect.signature(transform).parameters.values())
+    except (TypeError, ValueError):  # some builtins have no signature
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(p.kind in positional and p.default is p.empty for p in parameters) >= 2

@@ -1,0 +1,159 @@
+"""Pairs listed in a table: one column of image paths, one of captions (CSV, TSV, Parquet, JSON lines)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from cloob.data.batch import BadSample, RawSample, clean_caption
+from cloob.data.decode import read_image_file
+from cloob.errors import InputError, nearest
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
+
+_DELIMITERS = ("\t", ",", ";", "|")
+_BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a megabyte is only a bad sample
+_MAX_HEADER_BYTES = 1024 * 1024
+
+
+class TableSource:
+    """A random-access source over the rows of a table.
+
+    The two columns stay arrow arrays: a row costs its bytes and no Python object. Relative image paths are relative to
+    the table's folder. The delimiter of a text table is read off its header line, whatever the file's ending is.
+
+    Args:
+        path: The table; its ending says CSV/TSV, Parquet or JSON lines.
+        image_column: Column with the path of the image.
+        caption_column: Column with the caption.
+
+    Raises:
+        InputError: No such file, not a table, or a column is missing (those that are there are listed).
+    """
+
+    def __init__(self, path: Path, image_column: str = "filepath", caption_column: str = "title") -> None:
+        self.name = str(path)
+        self._path = path
+        columns = (image_column, caption_column)
+        if not path.is_file():
+            raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
+        try:
+            table = _READERS[path.suffix.lower()](path, columns)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
+        self._images = _as_bytes(table.column(image_column), path)
+        self._captions = _as_bytes(table.column(caption_column), path)
+        self.shard_sizes = (len(self._images),)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, index: int) -> RawSample:
+        """The pair in row ``index`` (from 0); its key is the image path as the table has it.
+
+        Raises:
+            BadSample: It cannot be used; the detail counts rows from 1, without the header.
+        """
+        where = f"row {index + 1:,} of {self._path.name}"
+        stored = (self._images[index].as_py() or b"").decode("utf-8", "surrogateescape").strip()
+        key = stored or where
+        caption = clean_caption(self._captions[index].as_py(), key, where)
+        if not stored:
+            raise BadSample("missing image", key, f"{where}: no path")
+        return RawSample(key, read_image_file(self._path.parent / stored, key, where), caption)
+
+
+def _as_bytes(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
+    """A column of text as bytes, which may be anything: whether they are UTF-8 is each row's own matter."""
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        try:
+            column = column.cast(pa.large_string()).cast(pa.large_binary())
+        except pa.ArrowException:
+            raise InputError(f"{path}: column holds {column.type}, not text") from None
+    return column
+
+
+def _check_columns(path: Path, found: list[str], wanted: tuple[str, str]) -> None:
+    for column in wanted:
+        if column not in found:
+            option = "--image-column" if column == wanted[0] else "--caption-column"
+            raise InputError(
+                f"{path} has no column {column!r}; its columns: {', '.join(found) or 'none'} "
+                f"({nearest(column, found)} name one with {option})"
+                if found
+                else f"{path} has no column {column!r}; it has no columns at all"
+            )
+
+
+def _read_text(path: Path, columns: tuple[str, str]) -> pa.Table:
+    from pyarrow import csv as arrow_csv
+
+    delimiter, found = _sniff(path, columns)
+    _check_columns(path, found, columns)
+    return arrow_csv.read_csv(
+        path,
+        read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
+        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+        convert_options=arrow_csv.ConvertOptions(
+            include_columns=list(columns), column_types=dict.fromkeys(columns, pa.binary()), check_utf8=False
+        ),
+    )
+
+
+def _sniff(path: Path, columns: tuple[str, str]) -> tuple[str, list[str]]:
+    """The delimiter and the column names: the first that yields both columns, else the one with most fields."""
+    with path.open("rb") as file:
+        header = file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig", "replace").rstrip("\r\n")
+    if not header.strip():
+        raise InputError(f"{path} is empty: the first line must name the columns")
+    splits = [(d, next(csv.reader(io.StringIO(header), delimiter=d))) for d in _DELIMITERS]
+    for delimiter, names in splits:
+        if all(column in names for column in columns):
+            return delimiter, names
+    return max(splits, key=lambda split: len(split[1]))
+
+
+def _read_parquet(path: Path, columns: tuple[str, str]) -> pa.Table:
+    from pyarrow import parquet
+
+    _check_columns(path, parquet.read_schema(path).names, columns)
+    return parquet.read_table(path, columns=list(columns))
+
+
+def _read_json(path: Path, columns: tuple[str, str]) -> pa.Table:
+    from pyarrow import json as arrow_json
+
+    with path.open("rb") as file:
+        line = file.readline()
+    if not line.strip():
+        raise InputError(f"{path} is empty: each line must be a JSON object")
+    try:
+        first: Any = json.loads(line.decode("utf-8-sig", "replace"))
+    except ValueError as error:
+        raise InputError(f"{path}: line 1 is not JSON: {error}") from None
+    if not isinstance(first, dict):
+        raise InputError(f"{path}: line 1 is not a JSON object but a {type(first).__name__}")
+    _check_columns(path, list(first), columns)
+    return arrow_json.read_json(
+        path,
+        read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
+        parse_options=arrow_json.ParseOptions(
+            explicit_schema=pa.schema([(column, pa.string()) for column in dict.fromkeys(columns)]),
+            unexpected_field_behavior="ignore",
+        ),
+    )
+
+
+_READERS = {
+    ".csv": _read_text,
+    ".tsv": _read_text,
+    ".parquet": _read_parquet,
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+}

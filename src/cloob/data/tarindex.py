@@ -1,0 +1,202 @@
+"""Random access into tar archives: where each member lies, and how to read it there.
+
+A tar is scanned once, header by header, with the standard library; afterwards a member is one ``pread``. A compressed
+tar (gzip, bzip2, xz; told by its first bytes, as WebDataset and GNU tar do) is unpacked into memory once, up to
+``MAX_UNPACKED_BYTES``.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import tarfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from cloob.errors import InputError
+
+MAX_UNPACKED_BYTES = 1024**3
+"""A compressed tar may unpack to at most this; a larger one belongs on disk as a plain tar, which is read in place."""
+
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+_MAGIC: tuple[tuple[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile]], ...] = (
+    (b"\x1f\x8b", gzip.GzipFile),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\x00", lzma.LZMAFile),
+)
+_BLOCK = 512
+_MAX_OPEN_FILES = 64
+
+
+def is_tar(path: Path) -> bool:
+    """Whether the name says that this is a tar that can be read here."""
+    return path.name.lower().endswith(TAR_SUFFIXES)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A regular file inside a tar: its name, and where its content lies in the (unpacked) archive, in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class TarListing:
+    """The complete members of a tar, in order.
+
+    ``cut`` says what is missing at the end when the archive was truncated or damaged, else it is None.
+    """
+
+    members: tuple[Member, ...]
+    cut: str | None = None
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """WebDataset's sample key and extension: ``"a/b.seg.png"`` is ``("a/b", "seg.png")``; None without either."""
+    folder, _, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot:
+        return None
+    return (f"{folder}/{stem}" if folder else stem), extension.lower()
+
+
+class TarReader:
+    """Reads byte ranges of several tars: by ``pread`` on files, by slices of unpacked ones.
+
+    Safe over fork and spawn: each process opens its own file handles, and unpacks compressed tars itself when it was
+    not forked from a process that had. At most 64 files are held open.
+
+    Args:
+        paths: The tars; they are addressed by their place in this tuple.
+    """
+
+    def __init__(self, paths: tuple[Path, ...]) -> None:
+        self.paths = paths
+        self._unpacked: dict[int, bytes | None] = {}  # None: not compressed
+        self._handles: OrderedDict[int, int] = OrderedDict()
+        self._pid = os.getpid()
+
+    def read(self, tar: int, offset: int, size: int) -> bytes:
+        """The ``size`` bytes at ``offset`` of the (unpacked) archive; shorter if the file has shrunk.
+
+        Raises:
+            OSError: The file is gone or cannot be read.
+        """
+        if tar not in self._unpacked:
+            self._unpacked[tar] = _unpack(self.paths[tar])[0]
+        unpacked = self._unpacked[tar]
+        if unpacked is not None:
+            return unpacked[offset : offset + size]
+        return os.pread(self._handle(tar), size, offset)
+
+    def listing(self, tar: int) -> TarListing:
+        """Scans the headers of one archive.
+
+        Raises:
+            InputError: It is not a tar, or cannot be read, or unpacks to too much.
+        """
+        path = self.paths[tar]
+        try:
+            data, cut = _unpack(path)
+            self._unpacked[tar] = data
+            if data is None:
+                with path.open("rb") as file:
+                    return _scan(path, file)
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error}") from None
+        listing = _scan(path, io.BytesIO(data))
+        return TarListing(listing.members, cut or listing.cut)
+
+    def _handle(self, tar: int) -> int:
+        if self._pid != os.getpid():  # after a fork: the parent's handles stay the parent's to close
+            self._handles, self._pid = OrderedDict(), os.getpid()
+        if tar in self._handles:
+            self._handles.move_to_end(tar)
+        else:
+            if len(self._handles) >= _MAX_OPEN_FILES:
+                os.close(self._handles.popitem(last=False)[1])
+            self._handles[tar] = os.open(self.paths[tar], os.O_RDONLY | os.O_CLOEXEC)
+        return self._handles[tar]
+
+    def close(self) -> None:
+        """Closes this process's file handles; the next read opens what it needs."""
+        if self._pid == os.getpid():
+            while self._handles:
+                os.close(self._handles.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_handles"):
+            self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"paths": self.paths}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["paths"])  # type: ignore[misc]
+
+
+def _unpack(path: Path) -> tuple[bytes | None, str | None]:
+    """The unpacked bytes (None for an uncompressed file), and what is wrong with the end, if anything is."""
+    with path.open("rb") as plain:
+        start = plain.read(6)
+    opener = next((opener for magic, opener in _MAGIC if start.startswith(magic)), None)
+    if opener is None:
+        return None, None
+    data, cut = bytearray(), None
+    with opener(path) as file:
+        try:
+            while chunk := file.read(1 << 20):
+                data += chunk
+                if len(data) > MAX_UNPACKED_BYTES:
+                    raise InputError(
+                        f"{path} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes: "
+                        "unpack it to a plain .tar, which is read in place"
+                    )
+        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+            if not data:
+                raise InputError(f"{path} cannot be unpacked: {error}") from None
+            cut = f"the compressed data ends after {len(data):,} unpacked bytes: {error}"
+    return bytes(data), cut
+
+
+def _scan(path: Path, file: IO[bytes]) -> TarListing:
+    file.seek(0, io.SEEK_END)
+    size = file.tell()
+    file.seek(0)
+    if size == 0:
+        return TarListing((), "the file is empty")
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closing it would do nothing: the file is ours
+    except tarfile.ReadError as error:
+        if size < _BLOCK:
+            return TarListing((), f"cut after {size:,} bytes")
+        raise InputError(f"{path} is not a tar archive: {error}") from None
+    members: list[Member] = []
+    try:
+        for info in _headers(tar):
+            if info.isreg() and info.offset_data + info.size <= size:
+                members.append(Member(info.name, info.offset_data, info.size))  # noqa: PERF401 - kept when it raises
+        end = tar.offset
+    except tarfile.ReadError:
+        return TarListing(tuple(members), f"cut after {size:,} bytes")
+    # tarfile takes a damaged header for the end of the archive; the real end is a block of zeros.
+    file.seek(end)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        return TarListing(tuple(members), f"no end-of-archive mark at byte {end:,} of {size:,}")
+    return TarListing(tuple(members))
+
+
+def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (info := tar.next()) is not None:
+        yield info
+        tar.members = []  # type: ignore[attr-defined] # tarfile keeps every header otherwise, a kilobyte each

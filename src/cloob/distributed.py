@@ -1,0 +1,154 @@
+"""The process group, and a gather of rows over ranks with an exact gradient.
+
+The gradient contract over W ranks: each rank computes its own rows' part of the global loss; :func:`gather_rows` sends
+the gradients of gathered rows back to the ranks that own them, and :func:`global_sum` reports the sum on every rank
+while it scales the gradient by W. Data-parallel wrappers (DDP, FSDP2) average over ranks, which takes that W away:
+what the optimiser sees is the gradient of one process with the whole batch, for equal and unequal parts.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def is_initialized() -> bool:
+    """Whether this process belongs to a process group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """This process's rank; 0 outside a process group."""
+    return dist.get_rank() if is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of ranks; 1 outside a process group."""
+    return dist.get_world_size() if is_initialized() else 1
+
+
+def init_from_env(device_type: str) -> bool:
+    """Joins the process group that ``torchrun`` describes in the environment, if it does.
+
+    Args:
+        device_type: ``"cuda"`` takes NCCL and the local rank's device, anything else gloo.
+
+    Returns:
+        Whether a process group was joined (and is to be destroyed by the caller).
+    """
+    if "WORLD_SIZE" not in os.environ or is_initialized():
+        return False
+    if device_type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
+    return True
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Whose rows are where among the gathered rows: the number of each rank's rows, in the order of ranks."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Rows over all ranks."""
+        return sum(self.sizes)
+
+    @property
+    def own(self) -> slice:
+        """This rank's rows among the gathered ones."""
+        start = sum(self.sizes[: rank()])
+        return slice(start, start + self.sizes[rank()])
+
+
+def agree(facts: dict[str, int], fault: Exception | None, device: torch.device) -> dict[str, tuple[int, ...]]:
+    """Tells every rank's facts to every rank, or raises the same error on all of them.
+
+    A rank that raised alone would leave the others waiting in their next collective call.
+
+    Args:
+        facts: Named integers; the same names on every rank.
+        fault: The error of this rank, if any.
+        device: Where the process group can send tensors from.
+
+    Returns:
+        For each name the ranks' values.
+
+    Raises:
+        Exception: Some rank has a fault; of the first one's type, the message names each and its rank.
+    """
+    own = torch.tensor([fault is not None, *facts.values()], dtype=torch.int64, device=device)
+    table = own.new_empty(world_size(), len(own))
+    dist.all_gather_into_tensor(table.view(-1), own)
+    columns = table.T.tolist()
+    if any(columns[0]):
+        faults: list[Exception | None] = [None] * world_size()
+        dist.all_gather_object(faults, fault)
+        named = [(r, error) for r, error in enumerate(faults) if error is not None]
+        raise type(named[0][1])("; ".join(f"rank {r}: {error}" for r, error in named))
+    return {name: tuple(values) for name, values in zip(facts, columns[1:], strict=True)}
+
+
+def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
+    """The rows of all ranks, in the order of ranks; differentiable once.
+
+    Args:
+        rows: (n, …) this rank's rows; n may differ between ranks.
+        layout: The ranks' n.
+
+    Returns:
+        (N, …) all rows. In the backward pass each rank gets the sum over ranks of the gradients of its own rows.
+    """
+    return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout))
+
+
+def global_sum(value: Tensor) -> Tensor:
+    """The sum of a 0-d value over ranks; its gradient is W times the incoming one (see the module's contract)."""
+    return cast(Tensor, cast(Any, _GlobalSum).apply(value))
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, layout: Layout) -> Tensor:
+        ctx.layout = layout
+        most = max(layout.sizes)
+        padded = rows.new_zeros(most, *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = rows.new_empty(len(layout.sizes) * most, *rows.shape[1:])
+        dist.all_gather_into_tensor(parts, padded)
+        if layout.total == len(parts):
+            return parts
+        return torch.cat([part[:n] for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        layout: Layout = ctx.layout
+        equal = len(set(layout.sizes)) == 1
+        if equal and dist.get_backend() == "nccl":
+            own = grad.new_empty(layout.sizes[0], *grad.shape[1:])
+            dist.reduce_scatter_tensor(own, grad.contiguous())
+            return own, None
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[layout.own], None
+
+
+class _GlobalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * world_size()

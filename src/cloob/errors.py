@@ -1,0 +1,54 @@
+"""Errors meant for the person who runs the command, and the small help that goes into their one line."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong: one line that says what, where, and what would be right.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
+    """A clause that names the options nearest to ``name``, or lists a few of them when none is near.
+
+    Args:
+        name: What the user wrote.
+        options: What would have been right.
+        n: How many options to name at most.
+
+    Returns:
+        ``"did you mean a, b?"`` or ``"known: a, b, c, …"``.
+    """
+    known = sorted(set(options))
+    close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)
+    if close:
+        return f"did you mean {', '.join(close)}?"
+    return f"known: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}"
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Imports an optional dependency where it is used.
+
+    Args:
+        module: The module's import name, e.g. ``"open_clip"``.
+        extra: The extra of this package that brings it, e.g. ``"train"``.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        InputError: The module is not installed; the message names the ``pip install`` that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
+            raise
+        raise InputError(f'{module} is not installed; pip install "cloob[{extra}]" brings it') from None

@@ -1,0 +1,267 @@
+"""Images and texts to embeddings, once; everything else in this package is computed from them.
+
+Legend: n images or pairs, T texts, D the embedding dimension. Features are float32 on the CPU, unit rows. A
+    sample that
+cannot be read keeps its place as a row of NaN: it stays in every denominator and counts as wrong.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from warnings import catch_warnings
+
+import torch
+from torch import Tensor, nn
+
+from cloob.data.batch import BadSample, Skip
+from cloob.data.decode import decode
+from cloob.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Progress = Callable[[int, int], None]
+"""Called with (images done, images in all) after each batch."""
+
+
+class Encoder(Protocol):
+    """What evaluation asks of a model; :class:`cloob.models.encoder.DualEncoder` is one."""
+
+    name: str
+
+    def preprocess(self, image: Image, /) -> Tensor:
+        """One image to uint8 (3, H, W)."""
+        ...
+
+    def encode_image(self, images: Tensor, /) -> Tensor:
+        """(n, 3, H, W) to (n, D) unit rows."""
+        ...
+
+    def encode_text(self, texts: Sequence[str], /) -> Tensor:
+        """T texts to (T, D) unit rows."""
+        ...
+
+
+class Reader(Protocol):
+    """Samples by index. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, /) -> Any:
+        """The sample; raises :class:`cloob.data.batch.BadSample` where there is none to be had."""
+        ...
+
+
+class ImageEmbeddings(NamedTuple):
+    """The images of a set.
+
+    Attributes:
+        features: (n, D); NaN rows where the image could not be read.
+        keys: The n samples' keys.
+        bad: One record for each NaN row, in order.
+    """
+
+    features: Tensor
+    keys: tuple[str, ...]
+    bad: list[Skip]
+
+
+class PairEmbeddings(NamedTuple):
+    """The images and captions of a set of pairs.
+
+    Attributes:
+        images: The images.
+        texts: (n, D) of the captions; NaN rows where the caption could not be read.
+        captions: The n captions, empty where unreadable.
+    """
+
+    images: ImageEmbeddings
+    texts: Tensor
+    captions: tuple[str, ...]
+
+
+class _Loaded(NamedTuple):
+    key: str
+    caption: str
+    pixels: Tensor | Skip
+
+
+def embed_images(
+    encoder: Encoder,
+    reader: Reader,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> ImageEmbeddings:
+    """Embeds every image of a set, in order.
+
+    Args:
+        encoder: The model; it is put into evaluation mode for the time being.
+        reader: The samples.
+        batch_size: Images a forward pass.
+        workers: Threads that read and decode ahead of the model (Pillow decodes and resizes outside the GIL);
+            0 decodes in between. The result does not depend on it.
+        progress: Called after each batch.
+
+    Returns:
+        ``(features, keys, bad)``; an image that does not decode is listed in ``bad`` and keeps a row of NaN.
+
+    Raises:
+        InputError: The set is empty, none of its images can be read, or an embedding is not finite.
+    """
+    return _embed(encoder, reader, batch_size, workers, progress)[0]
+
+
+def embed_pairs(
+    encoder: Encoder,
+    source: Reader,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> PairEmbeddings:
+    """Embeds the images and captions of a source, reading each pair once; arguments as in :func:`embed_images`.
+
+    Returns:
+        The images, the caption features and the captions. A pair that cannot be read at all has NaN in both.
+
+    Raises:
+        InputError: As :func:`embed_images`.
+    """
+    images, captions = _embed(encoder, source, batch_size, workers, progress)
+    readable = torch.tensor([bool(caption) for caption in captions])
+    features = embed_texts(encoder, [caption for caption in captions if caption], batch_size)
+    texts = torch.full((len(captions), features.shape[1]), torch.nan)
+    texts[readable] = features
+    return PairEmbeddings(images, texts, captions)
+
+
+def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    """Embeds texts; equal texts go through the tower once.
+
+    Args:
+        encoder: The model; it is put into evaluation mode for the time being.
+        texts: T texts.
+        batch_size: Texts a forward pass.
+
+    Returns:
+        (T, D) float32 on the CPU.
+
+    Raises:
+        InputError: No texts, or an embedding is not finite.
+    """
+    if not texts:
+        raise InputError(f"{encoder.name}: no texts to embed")
+    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    distinct = list(place)
+    with evaluating(encoder):
+        parts = [
+            encoder.encode_text(distinct[i : i + batch_size]).float().cpu() for i in range(0, len(distinct), batch_size)
+        ]
+    features = torch.cat(parts)
+    _check_finite(encoder, features, distinct)
+    return features[torch.tensor([place[text] for text in texts])]
+
+
+@contextmanager
+def evaluating(encoder: Encoder) -> Iterator[None]:
+    """Without gradients, and with every module in evaluation mode; the modes are put back afterwards."""
+    modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def set_name(reader: object) -> str:
+    """What a set is called in results and errors."""
+    return str(getattr(reader, "name", type(reader).__name__))
+
+
+def _embed(
+    encoder: Encoder, reader: Reader, batch_size: int, workers: int, progress: Progress | None
+) -> tuple[ImageEmbeddings, tuple[str, ...]]:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    total = len(reader)
+    if total == 0:
+        raise InputError(f"{set_name(reader)}: the set is empty")
+    keys, captions, bad, rows = [], [], [], []
+    parts: list[Tensor] = []
+    pixels: list[Tensor] = []
+    with evaluating(encoder):
+        for index, sample in enumerate(_load_all(encoder, reader, workers, ahead=2 * batch_size)):
+            keys.append(sample.key)
+            captions.append(sample.caption)
+            if isinstance(sample.pixels, Skip):
+                bad.append(sample.pixels)
+            else:
+                pixels.append(sample.pixels)
+                rows.append(index)
+            if len(pixels) < batch_size and index + 1 < total:
+                continue
+            if pixels:
+                images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
+                parts.append(encoder.encode_image(images).float().cpu())
+                pixels = []
+            if progress is not None:
+                progress(index + 1, total)
+    if not parts:
+        first = f"{bad[0].key}: {bad[0].reason} ({bad[0].detail})"
+        raise InputError(f"{set_name(reader)}: none of the {total} images can be read; the first is {first}")
+    readable = torch.cat(parts)
+    _check_finite(encoder, readable, [keys[row] for row in rows])
+    features = torch.full((total, readable.shape[1]), torch.nan)
+    features[torch.tensor(rows)] = readable
+    return ImageEmbeddings(features, tuple(keys), bad), tuple(captions)
+
+
+def _load_all(encoder: Encoder, reader: Reader, workers: int, ahead: int) -> Iterator[_Loaded]:
+    """Every sample in order, decoded by ``workers`` threads at most ``ahead`` samples early."""
+    if workers < 1:
+        for index in range(len(reader)):
+            yield _load(encoder, reader, index)
+        return
+    waiting: deque[Future[_Loaded]] = deque()
+    # decode() sets warning filters, which are the process's; threads that interleave could leave theirs behind.
+    with catch_warnings(), ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for index in range(len(reader)):
+                waiting.append(pool.submit(_load, encoder, reader, index))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
+    try:
+        sample = reader.read(index)
+    except BadSample as error:
+        return _Loaded(error.key, "", error.skip)
+    key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
+    caption = getattr(sample, "caption", "")
+    try:
+        return _Loaded(key, caption, encoder.preprocess(decode(data, key)))
+    except BadSample as error:
+        return _Loaded(key, caption, error.skip)
+
+
+def _check_finite(encoder: Encoder, features: Tensor, names: Sequence[str]) -> None:
+    finite = torch.isfinite(features).all(1)
+    if not finite.all():
+        first = names[int((~finite).nonzero()[0])]
+        raise InputError(
+            f"{encoder.name}: {int((~finite).sum())} of {len(names)} embeddings are not finite; "
+            f"the first is that of {first!r}"
+        )

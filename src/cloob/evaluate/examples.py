@@ -1,0 +1,114 @@
+"""Example queries: a few texts, and the images that each model finds for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from cloob.data.batch import caption_id
+from cloob.errors import InputError, nearest
+from cloob.evaluate.embed import Reader
+from cloob.evaluate.report import ExampleQuery, Found
+from cloob.evaluate.store import Embeddings, Labelled, short_name
+
+
+class _Gallery(NamedTuple):
+    """A set as one model sees it: (n, D) images and what they show, (T, D) texts and what they say."""
+
+    images: Tensor
+    shown: Sequence[int]
+    texts: Tensor
+    said: Sequence[int]
+    words: Sequence[str]
+
+
+def example_queries(
+    embeddings: Embeddings,
+    data: Labelled | Reader,
+    queries: Sequence[str] | None = None,
+    *,
+    n: int = 8,
+    k: int = 5,
+    seed: int = 0,
+) -> list[ExampleQuery]:
+    """What each model finds for a few queries among the images of a set.
+
+    Args:
+        embeddings: The models; what :func:`cloob.evaluate.suite.evaluate` embedded is used again.
+        data: A labelled set (queries are class names, through the ensemble of templates), or a source of
+            pairs (queries are captions).
+        queries: Class names or captions of the set; None draws ``n`` of those that have an image, by ``seed``
+            alone and so the same for all models.
+        n: How many queries to draw.
+        k: Images a query.
+        seed: Seed of the draw.
+
+    Returns:
+        The queries in order, with the encoded images, their labels, scores (cosines) and whether they are
+        right: of the class, or of a caption that is equal. Images that cannot be read are never found.
+
+    Raises:
+        InputError: A query that is no class name or caption of the set, or what embedding raises.
+    """
+    galleries = {model: _gallery(embeddings, model, data) for model in embeddings.models}
+    first = next(iter(galleries.values()))
+    chosen = _draw(first, n, seed) if queries is None else [_find(first, q, short_name(data)) for q in queries]
+    found: dict[str, list[list[Found]]] = {}
+    for model, gallery in galleries.items():
+        scores = (gallery.texts[chosen] @ gallery.images.T).nan_to_num(nan=-torch.inf)
+        best = scores.topk(min(k, int(torch.isfinite(scores[0]).sum())), dim=1)
+        found[model] = [
+            [
+                _found(data, gallery, row, image, score)
+                for image, score in zip(images.tolist(), values.tolist(), strict=True)
+            ]
+            for row, images, values in zip(chosen, best.indices, best.values, strict=True)
+        ]
+    return [
+        ExampleQuery(first.words[row], None, {model: lists[i] for model, lists in found.items()})
+        for i, row in enumerate(chosen)
+    ]
+
+
+def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
+    if _is_labelled(data):
+        images, labels, classes = embeddings.labelled(model, data)
+        return _Gallery(images.features, labels.tolist(), classes, range(len(classes)), data.classnames)
+    images, texts, captions = embeddings.pairs(model, data)
+    # An unreadable caption has no words and equals no other.
+    ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(captions)]
+    return _Gallery(images.features, ids, texts, ids, captions)
+
+
+def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
+    return hasattr(data, "classnames")
+
+
+def _draw(gallery: _Gallery, n: int, seed: int) -> list[int]:
+    """Rows of ``n`` different texts that a readable image answers."""
+    readable = torch.isfinite(gallery.images).all(1).tolist()
+    answered = {shown for shown, good in zip(gallery.shown, readable, strict=True) if good}
+    rows: dict[int, int] = {}
+    for row, said in enumerate(gallery.said):
+        if said in answered and gallery.words[row]:
+            rows.setdefault(said, row)
+    candidates = list(rows.values())
+    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
+    return [candidates[i] for i in order[:n].tolist()]
+
+
+def _find(gallery: _Gallery, query: str, name: str) -> int:
+    words = list(gallery.words)
+    if query not in words:
+        raise InputError(f"{name}: no class or caption {query!r}; {nearest(query, words)}")
+    return words.index(query)
+
+
+def _found(data: Labelled | Reader, gallery: _Gallery, row: int, image: int, score: float) -> Found:
+    sample = data.read(image)
+    content = sample[1] if isinstance(sample, tuple) else sample.image
+    label = gallery.words[gallery.shown[image]] if _is_labelled(data) else gallery.words[image]
+    return Found(content, label, gallery.shown[image] == gallery.said[row], score)

@@ -1,0 +1,202 @@
+"""The figures: loss curves, effective eigenvalues during training, spectra, recall of single classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloob.evaluate.report import numbers
+from cloob.evaluate.report.plots import Point, Series, line_chart, thin
+
+CLASSES_SHOWN = 8
+SPECTRUM_POINTS = 200
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its heading, legend (name, colour, remark)."""
+
+    heading: str
+    svg: str
+    legend: Sequence[tuple[str, int, str]]
+    binned: bool = False
+
+
+def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[Point], int]:
+    """(step, value) of every entry with a finite value, by step, and how many had one that is null or not finite."""
+    found, broken = [], 0
+    for i, entry in enumerate(metrics):
+        value = numbers.number(entry.get(key))
+        step = numbers.number(entry.get("step"))
+        if value is not None:
+            found.append((float(i) if step is None else step, value))
+        broken += value is None and key in entry
+    return sorted(found), broken
+
+
+def losses(curves: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, int]) -> list[Figure]:
+    """A loss panel for each model, each on its own scale."""
+    figures = []
+    for model, metrics in curves.items():
+        found, broken = _curve(metrics, "loss")
+        line, band = thin(found)
+        label = f"Training loss of {model} by step"
+        series = Series(model, colours[model], line, band)
+        svg = line_chart([series], label=label, x_label="step", y_label="loss")
+        if svg:
+            remark = f"last {numbers.decimal(line[-1][1])}"
+            remark += f", {broken} skipped or not finite" if broken else ""
+            figures.append(Figure(model, svg, [(model, colours[model], remark)], binned=bool(band)))
+    return figures
+
+
+def training_geometry(curves: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, int]) -> list[Figure]:
+    """Effective eigenvalues by step, image and text, all models on one scale."""
+    figures = []
+    for key, heading in (
+        ("effective_eigenvalues_image", "Image embeddings"),
+        ("effective_eigenvalues_text", "Text embeddings"),
+    ):
+        series = []
+        for model, metrics in curves.items():
+            line, band = thin(_curve(metrics, key)[0])
+            if line:
+                series.append(Series(model, colours[model], line, band))
+        svg = line_chart(
+            series,
+            label=f"Effective eigenvalues of the {heading.lower()} by training step",
+            x_label="step",
+            y_label="effective eigenvalues",
+            from_zero=True,
+        )
+        if svg:
+            legend = [(s.name, s.colour, f"last {numbers.count(round(s.points[-1][1], 1))}") for s in series]
+            figures.append(Figure(heading, svg, legend))
+    return figures
+
+
+def spectra(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int]) -> list[tuple[str, list[Figure]]]:
+    """Per set: eigenvalue spectra as shares of their sum, image and text, with the 99 % count marked."""
+    found = []
+    for name in numbers.set_names(rows, "geometry"):
+        figures = [_spectrum(rows, colours, name, side) for side in ("image", "text")]
+        if drawn := [figure for figure in figures if figure.svg]:
+            found.append((name, drawn))
+    return found
+
+
+def _spectrum(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int], name: str, side: str) -> Figure:
+    """The spectra of all models on one set, of the ``side`` "image" or "text"."""
+    series, legend = [], []
+    for row in rows:
+        values = numbers.part(row, "geometry").get(name, {})
+        model = str(row["model"])
+        line, total = _shares(values.get(f"spectrum_{side}"))
+        if not line:
+            continue
+        k = numbers.number(values.get(f"effective_eigenvalues_{side}"))
+        k = float(_effective(line)) if k is None else k
+        share = dict(line).get(k)
+        mark = None if share is None else (k, share, numbers.count(k))
+        series.append(Series(model, colours[model], _sparse(line), mark=mark))
+        legend.append((model, colours[model], f"{numbers.count(k)} of {total} hold 99 %"))
+    svg = line_chart(
+        series,
+        label=f"Eigenvalue spectrum of the {side} embeddings on {name}, logarithmic",
+        x_label="eigenvalue, by size",
+        y_label="share of the variance",
+        log_y=True,
+    )
+    return Figure(f"{side.capitalize()} embeddings", svg, legend)
+
+
+def _shares(spectrum: object) -> tuple[list[Point], int]:
+    """(rank from 1, eigenvalue / sum) of the positive eigenvalues, and how many eigenvalues there are."""
+    if not isinstance(spectrum, Sequence) or isinstance(spectrum, str):
+        return [], 0
+    values = [max(numbers.number(value) or 0.0, 0.0) for value in spectrum]
+    total = sum(values)
+    # Below 1e-9 of the sum an eigenvalue of float32 embeddings is rounding error and would stretch the axis.
+    return [(k, v / total) for k, v in enumerate(values, 1) if total > 0 and v / total > 1e-9], len(values)
+
+
+def _effective(shares: Sequence[Point]) -> int:
+    """Smallest number of leading eigenvalues that hold 99 % of the sum."""
+    held = 0.0
+    for k, (_, share) in enumerate(shares, 1):
+        held += share
+        if held >= 0.99 - 1e-12:
+            return k
+    return len(shares)
+
+
+def _sparse(line: Sequence[Point]) -> list[Point]:
+    """At most ``SPECTRUM_POINTS`` of the points, evenly by rank, with the first and the last."""
+    n = len(line)
+    if n <= SPECTRUM_POINTS:
+        return list(line)
+    return [line[round(i * (n - 1) / (SPECTRUM_POINTS - 1))] for i in range(SPECTRUM_POINTS)]
+
+
+def classes(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Per set: the classes the models know best and least, and, for two models, where they differ most.
+
+    A set with fewer than three images per class is left out: its recalls are 0, ½ or 1, which ranks nothing.
+    """
+    figures = []
+    for set_name in numbers.set_names(rows, "zeroshot"):
+        recalls: dict[str, dict[str, float]] = {}
+        for row in rows:
+            result = numbers.part(row, "zeroshot").get(set_name, {})
+            per_class = result.get("per_class") or {}
+            images = numbers.number(result.get("n"))
+            if images is not None and images < 3 * len(per_class):
+                continue
+            found = {str(name): numbers.number(value) for name, value in per_class.items()}
+            if known := {name: value for name, value in found.items() if value is not None}:
+                recalls[str(row["model"])] = known
+        if recalls:
+            figures.append({"set": set_name, "groups": _class_groups(recalls, colours)})
+    return figures
+
+
+def _class_groups(
+    recalls: Mapping[str, Mapping[str, float]], colours: Mapping[str, int]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    names = [n for n in next(iter(recalls.values())) if all(n in other for other in recalls.values())]
+    ordered = sorted(names, key=lambda name: -sum(found[name] for found in recalls.values()))
+    n = CLASSES_SHOWN
+    if len(ordered) <= 2 * n:
+        picked = [("All classes", ordered)]
+    else:
+        picked = [("Best", ordered[:n]), ("Worst", ordered[-n:])]
+        if len(recalls) == 2:
+            (a, first), (b, second) = recalls.items()
+            apart = sorted(ordered, key=lambda name: second[name] - first[name])
+            picked += [
+                (f"{a} ahead most", [name for name in apart[:n] if first[name] > second[name]]),
+                (f"{b} ahead most", [name for name in reversed(apart[-n:]) if second[name] > first[name]]),
+            ]
+    return [
+        (
+            title,
+            [
+                {
+                    "name": name,
+                    "bars": [
+                        {
+                            "model": model,
+                            "colour": colours[model],
+                            "text": f"{100 * found[name]:.0f}",
+                            "width": round(100 * min(max(found[name], 0.0), 1.0), 1),
+                        }
+                        for model, found in recalls.items()
+                    ],
+                }
+                for name in chosen
+            ],
+        )
+        for title, chosen in picked
+        if chosen
+    ]

@@ -1,0 +1,217 @@
+"""The headline: who is ahead, by how much, whether one may say so, and the picture of it. No HTML here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloob.evaluate.report.numbers import Row, interval, number, part, percent, points
+from cloob.evaluate.report.plots import nice_ticks, tick_text
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The number that the headline compares, as model -> set -> (value, interval)."""
+
+    key: str
+    name: str
+    values: Mapping[str, Mapping[str, tuple[float, tuple[float, float] | None]]]
+
+    @property
+    def sets(self) -> list[str]:
+        """Sets on which every compared model has a number."""
+        every = list(self.values.values())
+        return [name for name in every[0] if all(name in other for other in every)] if every else []
+
+    def mean(self, model: str) -> float:
+        """Mean over ``sets``."""
+        return sum(self.values[model][name][0] for name in self.sets) / len(self.sets)
+
+
+def measure(rows: Sequence[Row]) -> Measure | None:
+    """Zero-shot top-1 where it was measured, else text → image recall@1; None when there is neither."""
+    options = (
+        ("zeroshot", "acc1", "zero-shot top-1"),
+        ("retrieval", "text_to_image@1", "text → image recall@1"),
+    )
+    for kind, key, name in options:
+        values: dict[str, dict[str, tuple[float, tuple[float, float] | None]]] = {}
+        for row in rows:
+            for set_name, numbers in part(row, kind).items():
+                value = number(numbers.get(key))
+                if value is not None:
+                    found = values.setdefault(str(row["model"]), {})
+                    found[set_name] = (value, interval(numbers.get(f"{key}_interval")))
+        result = Measure(key, name, values)
+        if result.sets:
+            return result
+    return None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``model − baseline`` on a set or on the mean of the sets, as a fraction, with its interval if known."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+def difference(
+    results: Mapping[str, Any], what: Measure, model: str, baseline: str, set_name: str | None
+) -> Difference | None:
+    """Looks a paired difference up in ``results["differences"]`` (either way round), else subtracts."""
+    for entry in results.get("differences") or ():
+        if entry.get("metric", "acc1") != what.key or entry.get("set") != set_name:
+            continue
+        pair = (entry.get("model"), entry.get("baseline"))
+        sign = {(model, baseline): 1, (baseline, model): -1}.get(pair)
+        value, low, high = (number(entry.get(k)) for k in ("difference", "low", "high"))
+        if sign is None or value is None:
+            continue
+        ends = None if low is None or high is None else tuple(sorted((sign * low, sign * high)))
+        return Difference(sign * value, None if ends is None else (ends[0], ends[1]))
+    if set_name is None:
+        return Difference(what.mean(model) - what.mean(baseline), None)
+    pair_values = [what.values[m].get(set_name) for m in (model, baseline)]
+    if pair_values[0] is None or pair_values[1] is None:
+        return None
+    return Difference(pair_values[0][0] - pair_values[1][0], None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The headline: one sentence, and the facts that carry it."""
+
+    title: str
+    detail: str
+    leader: str | None
+    runner_up: str | None
+
+
+def verdict(results: Mapping[str, Any], what: Measure | None) -> Verdict:
+    """Who is ahead, by how much, and whether the interval allows to say so."""
+    if what is None:
+        detail = "The results hold neither zero-shot nor retrieval numbers."
+        return Verdict("Nothing to compare yet", detail, None, None)
+    sets = what.sets
+    where = f"on {sets[0]}" if len(sets) == 1 else f"on average over {len(sets)} sets"
+    order = sorted(what.values, key=what.mean, reverse=True)
+    if len(order) == 1:
+        title = f"{order[0]}: {percent(what.mean(order[0]))}\u00a0% {what.name}"
+        return Verdict(title, f"Measured {where}.", None, None)
+    a, b = order[:2]
+    scores = f"{percent(what.mean(a))}\u00a0% against {percent(what.mean(b))}\u00a0% {what.name} {where}"
+    gap = difference(results, what, a, b, sets[0] if len(sets) == 1 else None)
+    assert gap is not None  # every compared model has a number on every one of these sets
+    detail = f"{scores}: {points(gap.value)} points"
+    title = f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
+    if gap.interval:
+        low, high = gap.interval
+        detail += f", {_level(results)} interval {points(low)} to {points(high)}"
+        detail += ", clear of zero" if low > 0 else ", which includes zero"
+        title += "" if low > 0 else ", but not clearly"
+    if what.mean(a) == what.mean(b):
+        title = f"{a} and {b} are level"
+    if len(sets) > 1:
+        wins = sum(what.values[a][s][0] > what.values[b][s][0] for s in sets)
+        detail += f". Ahead of {b} on {wins} of {len(sets)} sets"
+    return Verdict(title, f"{detail}.", a, b)
+
+
+def _level(results: Mapping[str, Any]) -> str:
+    return f"{100 * (number(results.get('level')) or 0.95):g}\u00a0%"
+
+
+@dataclass(frozen=True)
+class Span:
+    """A dot with its interval on a horizontal track; positions are percentages of the track's width."""
+
+    model: str
+    colour: int
+    text: str
+    interval: str
+    at: float
+    low: float
+    width: float
+
+
+@dataclass(frozen=True)
+class ForestRow:
+    """One set: a span per model, the difference of the two best models, and the level of guessing."""
+
+    name: str
+    spans: tuple[Span, ...]
+    chance: float | None
+    difference: Span | None
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Every set on one scale; ``ticks`` and ``difference_ticks`` are (position in %, text)."""
+
+    rows: tuple[ForestRow, ...]
+    ticks: tuple[tuple[float, str], ...]
+    difference_ticks: tuple[tuple[float, str], ...]
+
+
+def forest(results: Mapping[str, Any], what: Measure, colours: Mapping[str, int], verdict: Verdict) -> Forest:
+    """Lays out the headline's number for every set and model, and the difference between the two best."""
+    leader, runner_up = verdict.leader, verdict.runner_up
+    names = list(dict.fromkeys(name for found in what.values.values() for name in found))
+    shown = [entry for found in what.values.values() for entry in found.values()]
+    ends = [end for value, pair in shown for end in (value, *(pair or ()))]
+    top = _ceiling(max(ends))
+    gaps = {name: difference(results, what, leader, runner_up, name) for name in names if leader and runner_up}
+    gap_ends = [end for gap in gaps.values() if gap for end in (gap.value, *(gap.interval or ()))]
+    reach = _ceiling(max(map(abs, gap_ends), default=0.0))
+    rows = []
+    for name in names:
+        spans = tuple(
+            _span(model, colours[model], *found[name], (0.0, top), percent)
+            for model, found in what.values.items()
+            if name in found
+        )
+        gap = gaps.get(name)
+        gap_span = None
+        if gap and leader and runner_up:
+            ahead = leader if gap.value >= 0 else runner_up
+            gap_span = _span(ahead, colours[ahead], gap.value, gap.interval, (-reach, reach), points)
+        rows.append(ForestRow(name, spans, _chance(results["rows"], name, top), gap_span))
+    ticks = tuple((100 * t / top, tick_text(round(100 * t, 6))) for t in nice_ticks(0.0, top, 4))
+    gap_ticks = tuple((50 + 50 * t / reach, tick_text(round(100 * t, 6))) for t in nice_ticks(-reach, reach, 4))
+    return Forest(tuple(rows), ticks, gap_ticks)
+
+
+def _ceiling(value: float) -> float:
+    """A round number a little above ``value``, as the end of an axis of fractions."""
+    value = max(value, 0.001) * 1.04
+    power = 10.0 ** math.floor(math.log10(value))
+    return float(next(m * power for m in (1, 1.2, 1.5, 2, 3, 4, 5, 6, 8, 10) if m * power >= value))
+
+
+def _span(
+    model: str,
+    colour: int,
+    value: float,
+    pair: tuple[float, float] | None,
+    axis: tuple[float, float],
+    form: Callable[[float | None], str],
+) -> Span:
+    def at(x: float) -> float:
+        return round(min(max(100 * (x - axis[0]) / (axis[1] - axis[0]), 0.0), 100.0), 2)
+
+    low, high = pair or (value, value)
+    text = f"{form(low)} to {form(high)}" if pair else ""
+    return Span(model, colour, form(value), text, at(value), at(low), round(at(high) - at(low), 2))
+
+
+def _chance(rows: Sequence[Row], name: str, top: float) -> float | None:
+    """Where guessing lies on the track, in %, when some row tells how many classes the set has."""
+    for row in rows:
+        numbers = part(row, "zeroshot").get(name, {})
+        n = number(numbers.get("n_classes")) or len(numbers.get("per_class") or ())
+        if n:
+            return round(100 / n / top, 2) if 1 / n <= top else None
+    return None

@@ -1,0 +1,143 @@
+"""Image–text retrieval, both ways, with several captions an image and captions that occur more than once.
+
+Legend: I images, T texts, D the embedding dimension, P correct (text, image) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloob.data.batch import caption_id
+from cloob.functional import ranking
+
+RECALLS = (1, 5, 10)
+
+
+class RetrievalRanks(NamedTuple):
+    """Where the best correct answer lands.
+
+    Attributes:
+        image_to_text: (I,) int64 0-based ranks of the best correct text among all texts.
+        text_to_image: (T,) int64 0-based ranks of the best correct image among all images.
+    """
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+
+def retrieval(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_of_text: Tensor | Sequence[int] | None = None,
+    captions: Sequence[str] | None = None,
+    *,
+    chunk: int = 4096,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Recall at 1, 5 and 10 and the median rank, both ways.
+
+    A query is found when any of its correct answers is among the k nearest.
+
+    Args:
+        image_features: (I, D); a NaN row is never found.
+        text_features: (T, D); a NaN row is never found.
+        image_of_text: The image that each text describes, (T,) in [0, I); None pairs row i with row i. Every
+            image needs a text.
+        captions: The T captions. With them, texts of equal caption (case and spacing aside) share their
+            images: no model can tell them apart, so each is a correct answer for all. Without, only the own
+            pair is correct.
+        chunk: Rows a block; memory is a few blocks of chunk², for any I and T.
+        level: Level of the bootstrap intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        See :func:`summarise`.
+
+    Raises:
+        ValueError: Shapes that do not fit, an index out of range, or an image without text.
+    """
+    ranks = retrieval_ranks(image_features, text_features, image_of_text, captions, chunk=chunk)
+    return summarise(ranks, level=level, seed=seed)
+
+
+def retrieval_ranks(
+    image_features: Tensor,
+    text_features: Tensor,
+    image_of_text: Tensor | Sequence[int] | None = None,
+    captions: Sequence[str] | None = None,
+    *,
+    chunk: int = 4096,
+) -> RetrievalRanks:
+    """The ranks behind :func:`retrieval`; arguments and errors as there."""
+    n_texts = len(text_features)
+    if image_of_text is None:
+        if len(image_features) != n_texts:
+            raise ValueError(f"{len(image_features)} images and {n_texts} texts are no pairs without image_of_text")
+        image_of_text = torch.arange(n_texts)
+    if len(image_of_text) != n_texts or (captions is not None and len(captions) != n_texts):
+        raise ValueError(f"expected an image and a caption for each of the {n_texts} texts")
+    pairs = correct_pairs(torch.as_tensor(image_of_text), captions)
+    return RetrievalRanks(
+        ranking.ranks_of_pairs(image_features, text_features, pairs.flip(1), chunk),
+        ranking.ranks_of_pairs(text_features, image_features, pairs, chunk),
+    )
+
+
+def correct_pairs(image_of_text: Tensor, captions: Sequence[str] | None = None) -> Tensor:
+    """All (text, image) pairs that count as correct.
+
+    Text t is correct for image i if some text of equal caption describes i.
+
+    Args:
+        image_of_text: (T,) int64.
+        captions: T captions, or None to take every text as different. An empty caption stands for one that
+            could not be read and equals no other.
+
+    Returns:
+        (P, 2) int64, distinct. A caption on k images brings k² pairs.
+    """
+    texts = torch.arange(len(image_of_text))
+    if captions is None:
+        return torch.stack([texts, image_of_text], 1)
+    # Ids are positive; the negative ones below cannot meet them.
+    ids = torch.tensor([caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)])
+    _, group, size = torch.unique(ids, return_inverse=True, return_counts=True)
+    members = group.argsort(stable=True)  # the texts of each group, one group after the other
+    first = size.cumsum(0) - size
+    # Each text meets every text of its group: text t, repeated, beside the images of the group's members.
+    repeats = size[group]
+    text = texts.repeat_interleave(repeats)
+    within = torch.arange(len(text)) - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
+    image = image_of_text[members[first[group].repeat_interleave(repeats) + within]]
+    distinct: Tensor = torch.unique(torch.stack([text, image], 1), dim=0)
+    return distinct
+
+
+def summarise(ranks: RetrievalRanks, *, level: float = 0.95, seed: int = 0) -> dict[str, Any]:
+    """The numbers of one set from its ranks.
+
+    Args:
+        ranks: See :func:`retrieval_ranks`.
+        level: Level of the bootstrap intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        ``image_to_text@k`` and ``text_to_image@k`` for k = 1, 5, 10 (fractions) with ``…@k_interval`` ([low,
+        high]), ``image_to_text_median_rank`` and ``text_to_image_median_rank`` (1-based, ``inf`` if at least
+        half is unreadable), ``n`` (texts) and ``n_images``.
+    """
+    result: dict[str, Any] = {}
+    for direction, values in ranks._asdict().items():
+        for k in RECALLS:
+            result[f"{direction}@{k}"] = ranking.recall_at_k(values, k)
+        result[f"{direction}_median_rank"] = ranking.median_rank(values)
+    for direction, values in ranks._asdict().items():
+        for k in RECALLS:
+            interval = ranking.bootstrap_interval(values < k, level=level, seed=seed)
+            result[f"{direction}@{k}_interval"] = list(interval)
+    return {**result, "n": len(ranks.text_to_image), "n_images": len(ranks.image_to_text)}

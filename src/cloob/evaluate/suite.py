@@ -1,0 +1,209 @@
+"""The whole evaluation: several models on several sets, side by side, into one results.json."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cloob.data.batch import Skip
+from cloob.errors import InputError
+from cloob.evaluate import retrieval as retrieving
+from cloob.evaluate import zeroshot as classifying
+from cloob.evaluate.embed import Encoder, Reader
+from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluate.store import Embeddings, Labelled, short_name
+from cloob.functional import ranking
+
+Hits = dict[tuple[str, str], dict[str, Tensor]]
+"""(metric, set) -> model -> (n,) whether each sample is right."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    geometry_limit: int
+    level: float
+    seed: int
+
+
+def evaluate(
+    models: Mapping[str, Encoder | str | Path] | Embeddings,
+    zeroshot: Sequence[Labelled] = (),
+    retrieval: Sequence[Reader] = (),
+    *,
+    train_seconds: Mapping[str, float] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    geometry_limit: int = DEFAULT_LIMIT,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluates models on labelled sets (zero-shot) and on pairs (retrieval and geometry).
+
+    Args:
+        models: Models by name, or an :class:`Embeddings` over them (to choose device, batch size and workers,
+            to see progress, and to use the embeddings again).
+        zeroshot: Labelled sets.
+        retrieval: Sources of pairs; pairs of equal caption count as correct for each other.
+        train_seconds: Model name -> seconds that its training took.
+        settings: Model name -> more settings for its row, beside its objective's.
+        geometry_limit: Pairs that the geometry is measured on, at most.
+        level: Level of all intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has
+        ``model``, ``objective`` (None if unknown), ``settings``, ``zeroshot``, ``retrieval``, ``geometry``
+        (by set; see ``zeroshot.summarise``, ``retrieval.summarise``, ``geometry.geometry``; with
+        ``unreadable`` ({reason: count}) where images could not be read) and ``train_seconds`` (None if not
+        given). ``differences`` holds the paired bootstrap of every two models: ``metric``, ``set`` (None:
+        mean over the sets that all models have), ``model``, ``baseline``, ``difference`` (model − baseline),
+        ``low``, ``high``. If something could not be evaluated, ``failures`` lists ``model``, ``set`` and
+        ``error``, and the rest is there.
+
+    Raises:
+        InputError: Nothing to evaluate, two sets of one name, or a model that cannot be loaded.
+    """
+    embeddings = models if isinstance(models, Embeddings) else Embeddings(models)
+    options = _Options(geometry_limit, level, seed)
+    _check_sets(zeroshot, retrieval)
+    rows: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    hits: Hits = {}
+    for model in embeddings.models:
+        facts = embeddings.facts(model)
+        row: dict[str, Any] = {
+            "model": model,
+            "objective": facts.objective,
+            "settings": {**facts.settings, **(settings or {}).get(model, {})},
+            "zeroshot": {},
+            "retrieval": {},
+            "geometry": {},
+            "train_seconds": (train_seconds or {}).get(model),
+        }
+        tasks: list[tuple[Reader, Callable[[dict[str, Any], Hits, _Options], None]]]
+        tasks = [(data, partial(_classify, embeddings, data)) for data in zeroshot]
+        tasks += [(source, partial(_retrieve, embeddings, source)) for source in retrieval]
+        for data, measure in tasks:
+            try:
+                measure(row, hits, options)
+            except InputError as error:
+                failures.append({"model": model, "set": short_name(data), "error": str(error)})
+        rows.append(row)
+    results = {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
+    return {**results, "failures": failures} if failures else results
+
+
+def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
+    """Compares every two models by paired bootstrap, on each set and on the mean over the sets.
+
+    Args:
+        hits: (metric, set) -> model -> (n,) whether each sample is right.
+        level: Level of the intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One entry for each metric, set and pair of models, the later model against the earlier; then, where a
+        metric has several sets that all models share, the means over these with ``set`` None.
+    """
+    entries = []
+    everyone = {model for found in hits.values() for model in found}
+    for metric in dict.fromkeys(metric for metric, _ in hits):
+        of_sets: dict[str | None, list[dict[str, Tensor]]] = {
+            name: [found] for (m, name), found in hits.items() if m == metric
+        }
+        shared = [found[0] for found in of_sets.values() if found[0].keys() == everyone]
+        if len(shared) > 1:
+            of_sets[None] = shared
+        for name, groups in of_sets.items():
+            for baseline, model in combinations(groups[0], 2):
+                values = [found[model].double() - found[baseline].double() for found in groups]
+                mean, low, high = ranking.grouped_bootstrap(values, level=level, seed=seed)
+                what = {"metric": metric, "set": name, "model": model, "baseline": baseline}
+                entries.append({**what, "difference": mean, "low": low, "high": high})
+    return entries
+
+
+def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
+    """Writes results.json; equal results give equal bytes, and the file appears complete or not at all.
+
+    Numbers that JSON does not have (NaN, infinity) become null.
+
+    Args:
+        path: The file; its folder is created.
+        results: What :func:`evaluate` returned.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    path = Path(path)
+    text = json.dumps(_jsonable(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink()
+        raise InputError(f"{path}: results cannot be written here ({error.strerror or error})") from error
+
+
+def _classify(embeddings: Embeddings, data: Labelled, row: dict[str, Any], hits: Hits, options: _Options) -> None:
+    name, model = short_name(data), row["model"]
+    images, labels, classes = embeddings.labelled(model, data)
+    ranks = classifying.zeroshot_ranks(images.features, labels, classes)
+    numbers = classifying.summarise(
+        ranks, labels, len(classes), data.classnames, level=options.level, seed=options.seed
+    )
+    row["zeroshot"][name] = {**numbers, **_unreadable(images.bad)}
+    hits.setdefault(("acc1", name), {})[model] = ranks < 1
+
+
+def _retrieve(embeddings: Embeddings, source: Reader, row: dict[str, Any], hits: Hits, options: _Options) -> None:
+    name, model = short_name(source), row["model"]
+    images, texts, captions = embeddings.pairs(model, source)
+    ranks = retrieving.retrieval_ranks(images.features, texts, captions=captions)
+    numbers = retrieving.summarise(ranks, level=options.level, seed=options.seed)
+    row["retrieval"][name] = {**numbers, **_unreadable(images.bad)}
+    for direction, values in ranks._asdict().items():
+        hits.setdefault((f"{direction}@1", name), {})[model] = values < 1
+    facts = embeddings.facts(model)
+    try:
+        found = geometry(images.features, texts, facts.inv_tau, facts.beta, options.geometry_limit)
+    except ValueError as error:
+        raise InputError(f"{name}: {error}") from error
+    row["geometry"][name] = found
+
+
+def _unreadable(bad: Sequence[Skip]) -> dict[str, Any]:
+    counts = Counter(skip.reason for skip in bad)
+    return {"unreadable": dict(sorted(counts.items()))} if bad else {}
+
+
+def _check_sets(zeroshot: Sequence[Labelled], retrieval: Sequence[Reader]) -> None:
+    if not zeroshot and not retrieval:
+        raise InputError("nothing to evaluate: no labelled set and no pairs were given")
+    for sets in (zeroshot, retrieval):
+        name, uses = Counter(short_name(data) for data in sets).most_common(1)[0] if sets else ("", 0)
+        if uses > 1:
+            raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,103 @@
+"""One direction of InfoLOOB and of InfoNCE (Eq. 3 of arXiv:2110.11316; Poole et al. 2019; van den Oord et al. 2018).
+
+Both draw an anchor to its positive and push it from the other candidates. They differ in one term: InfoNCE keeps the
+positive in the denominator, so that its gradient carries a factor 1 − p and dies once p, the softmax probability of the
+positive, nears one; InfoLOOB leaves it out and does not saturate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
+
+
+@outside_autocast
+def info_loob(
+    anchors: Tensor,
+    candidates: Tensor,
+    inv_tau: float | Tensor,
+    *,
+    positive_offset: int = 0,
+    ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+) -> Tensor:
+    """InfoLOOB: ``−1/N Σ_i ln( exp(τ⁻¹ a_i·c_i) / Σ_{j≠i} exp(τ⁻¹ a_i·c_j) )``; it can be negative.
+
+    Args:
+        anchors: (N, D) anchors a.
+        candidates: (M, D) candidates c. The positive of anchor i is candidate ``i + positive_offset``.
+        inv_tau: Inverse temperature τ⁻¹ > 0. The value carries no factor τ; the paper's objective multiplies by it.
+        positive_offset: Row of the first anchor's positive among the candidates.
+        ids: (N,) integer id of each pair. Candidates of the anchor's own id are no negatives (duplicate captions).
+        candidate_ids: (M,) ids of the candidates; ``ids`` where N = M.
+
+    Returns:
+        0-d mean over the anchors, float32 (float64 for float64 input). An anchor whose every other candidate shares
+        its id has no negative; it adds 0 to the sum and counts in N.
+
+    Raises:
+        ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not positive and finite.
+    """
+    logits, positive, own = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
+    # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, instead of ln 0.
+    lone = own.all(dim=1, keepdim=True) & _is_positive(own, positive_offset)
+    return (logits.masked_fill(own & ~lone, -torch.inf).logsumexp(dim=1) - positive).mean()
+
+
+@outside_autocast
+def info_nce(
+    anchors: Tensor,
+    candidates: Tensor,
+    inv_tau: float | Tensor,
+    *,
+    positive_offset: int = 0,
+    ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE: ``−1/N Σ_i ln( exp(τ⁻¹ a_i·c_i) / Σ_j exp(τ⁻¹ a_i·c_j) )``, one direction of CLIP's cross-entropy.
+
+    Arguments, returned value and errors as in :func:`info_loob`.
+    """
+    logits, positive, own = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
+    others = own & ~_is_positive(own, positive_offset)
+    return (logits.masked_fill(others, -torch.inf).logsumexp(dim=1) - positive).mean()
+
+
+def _logits(
+    anchors: Tensor,
+    candidates: Tensor,
+    inv_tau: float | Tensor,
+    positive_offset: int,
+    ids: Tensor | None,
+    candidate_ids: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(N, M) logits, their (N,) positives, and the (N, M) mask of the positive and whatever shares its id."""
+    anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
+    n, m = check_contrast(anchors, candidates, positive_offset)
+    logits = positive_scalar("inv_tau", inv_tau, anchors) * (anchors @ candidates.T)
+    own = _is_positive(logits, positive_offset)
+    if both := check_ids(ids, candidate_ids, n, m):
+        own = own | (both[0][:, None] == both[1][None, :])
+    return logits, logits.diagonal(positive_offset), own
+
+
+def _is_positive(matrix: Tensor, offset: int) -> Tensor:
+    n, m = matrix.shape
+    rows = torch.arange(n, device=matrix.device)[:, None]
+    return torch.arange(m, device=matrix.device)[None, :] == rows + offset
+
+
+def check_contrast(anchors: Tensor, candidates: Tensor, positive_offset: int) -> tuple[int, int]:
+    """Checks that each anchor has a positive and a negative; returns (N, M).
+
+    Raises:
+        ValueError: No anchors, fewer than two candidates, or positives outside the candidates.
+    """
+    n, m = len(anchors), len(candidates)
+    if n < 1 or m < 2:
+        raise ValueError(f"{n} anchors and {m} candidates: a contrast needs at least 1 anchor and 2 candidates")
+    if not 0 <= positive_offset <= m - n:
+        raise ValueError(f"positive_offset {positive_offset} puts the positives of {n} anchors outside {m} candidates")
+    return n, m

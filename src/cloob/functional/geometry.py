@@ -1,0 +1,231 @@
+"""How embeddings lie on the sphere: the measures by which the CLOOB paper explains itself, and their kin.
+
+Legend: N rows (samples), D columns (dimensions). Every function takes (N, D) rows, computes in float64, and
+    returns a
+tensor in the input's dtype (float32 for a lower precision). Nothing of size N × N is kept: pairs are visited
+in blocks of ``chunk`` rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cloob.functional.checks import as_rows, positive_scalar
+
+__all__ = [
+    "ajne",
+    "alignment",
+    "covariance_spectrum",
+    "effective_eigenvalues",
+    "modality_gap",
+    "saturation",
+    "uniformity",
+]
+
+
+def covariance_spectrum(embeddings: Tensor) -> Tensor:
+    """Eigenvalues of the covariance of the embeddings, largest first.
+
+    The covariance is the centred one, divided by N. Rows that are all equal have a spectrum of exact zeros.
+
+    Args:
+        embeddings: (N, D) rows, N ≥ 2.
+
+    Returns:
+        (D,) eigenvalues, non-negative, descending.
+
+    Raises:
+        ValueError: Not a finite floating (N ≥ 2, D) matrix.
+    """
+    return _like(_spectrum(_rows(2, embeddings=embeddings)[0]), embeddings)
+
+
+def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor:
+    """How many eigenvalues of the covariance hold ``threshold`` of their sum (Fürst et al. 2022, section 5).
+
+    The smallest k with λ₁ + … + λ_k ≥ threshold · Σ λ. Few mean that the embeddings fill a thin slice of
+    their space only; the paper sees the number rise most for InfoLOOB with Hopfield retrieval.
+
+    Args:
+        embeddings: (N, D) rows, N ≥ 2.
+        threshold: Share of the sum to be held, in (0, 1].
+
+    Returns:
+        0-d int64 tensor in [0, min(N − 1, D)]; 0 when all rows are equal.
+
+    Raises:
+        ValueError: Not a finite floating (N ≥ 2, D) matrix, or a threshold outside (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise ValueError(f"threshold must lie in (0, 1], got {threshold}")
+    spectrum = _spectrum(_rows(2, embeddings=embeddings)[0])
+    # Eigenvalues below the rounding of the largest are zeros: without this a threshold of 1 would count
+    # noise.
+    noise = spectrum[0] * max(embeddings.shape) * torch.finfo(torch.float64).eps
+    held = torch.where(spectrum > noise, spectrum, 0).cumsum(0)
+    return (held < threshold * held[-1]).sum() + (held[-1] > 0)
+
+
+def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
+    """Ajne's statistic for uniformity of directions on the sphere; lower is more uniform.
+
+    A_N = N/4 − 1/(πN) Σ_{i<j} ψ_ij with the angle ψ_ij = arccos(x_i·x_j) in [0, π]. It is the average over
+    all hemispheres of (points inside − N/2)² / N: 0 for antipodal pairs, 1/4 in expectation for uniform
+    points, N/4 when all points coincide. It grows with N, so only values of equal N compare. It sees the
+    points through hemispheres only and is blind to axial clustering. Source: Ajne 1968 (Biometrika 55) on the
+    circle, Prentice 1978 (Annals of Statistics 6) on the sphere; Fürst et al. 2022 use it on the towers'
+    outputs.
+
+    Args:
+        embeddings: (N, D) rows, N ≥ 2. Only their directions count.
+        chunk: Rows a block; bounds memory, does not change the value.
+
+    Returns:
+        0-d tensor in [0, N/4].
+
+    Raises:
+        ValueError: Not a finite floating (N ≥ 2, D) matrix, or a zero row, which has no direction.
+    """
+    x = _rows(2, embeddings=embeddings)[0]
+    length = x.norm(dim=1, keepdim=True)
+    if not length.all():
+        raise ValueError(f"embeddings: row {int(length[:, 0].argmin())} is zero and has no direction")
+    x = x / length
+    n, angles = len(x), x.new_zeros(())
+    for start in _starts(n, chunk):
+        cosines = _pairs_above_diagonal(x[start : start + chunk] @ x[start:].T)
+        angles = angles + cosines.clamp(-1, 1).arccos().sum()
+    return _like((n / 4 - angles / (math.pi * n)).clamp_min(0), embeddings)
+
+
+def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
+    """Mean distance of positive pairs, E ‖x − y‖^α; lower is closer (Wang & Isola 2020, arXiv:2005.10242).
+
+    Args:
+        x: (N, D) unit rows.
+        y: (N, D) unit rows, row i the positive of row i of ``x``.
+        alpha: Power of the distance.
+
+    Returns:
+        0-d tensor, in [0, 2^α] for unit rows.
+
+    Raises:
+        ValueError: Not two finite floating matrices of one shape.
+    """
+    a, b = _rows(1, x=x, y=y)
+    return _like((a - b).norm(dim=1).pow(alpha).mean(), x)
+
+
+def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> Tensor:
+    """Logarithm of the mean Gaussian potential of all pairs; lower is more uniform (Wang & Isola 2020).
+
+    ln E_{i<j} exp(−t ‖x_i − x_j‖²).
+
+    Args:
+        x: (N, D) unit rows, N ≥ 2.
+        t: Inverse width of the potential.
+        chunk: Rows a block; bounds memory, does not change the value.
+
+    Returns:
+        0-d tensor in [−4t, 0] for unit rows; 0 when all rows are equal.
+
+    Raises:
+        ValueError: Not a finite floating (N ≥ 2, D) matrix.
+    """
+    rows = _rows(2, x=x)[0]
+    rows = rows - rows[:1]  # distances do not depend on the origin, and equal rows get distances of exact zero
+    n, squares, parts = len(rows), rows.square().sum(1), []
+    for start in _starts(n, chunk):
+        stop = start + chunk
+        distances = squares[start:stop, None] + squares[start:] - 2 * rows[start:stop] @ rows[start:].T
+        parts.append(torch.logsumexp(-t * _pairs_above_diagonal(distances).clamp_min(0), 0))
+    return _like(torch.logsumexp(torch.stack(parts), 0) - math.log(n * (n - 1) / 2), x)
+
+
+def modality_gap(x: Tensor, y: Tensor) -> Tensor:
+    """Distance between the centres of two modalities, ‖mean x − mean y‖.
+
+    Source: Liang et al. 2022 (arXiv:2203.02053).
+
+    Args:
+        x: (N, D) rows of one modality.
+        y: (M, D) rows of the other.
+
+    Returns:
+        0-d tensor in [0, 2] for unit rows.
+
+    Raises:
+        ValueError: Not two finite floating matrices of equal width.
+    """
+    a, b = _rows(1, same_rows=False, x=x, y=y)
+    return _like((a.mean(0) - b.mean(0)).norm(), x)
+
+
+def saturation(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, chunk: int = 1024) -> Tensor:
+    """The factor 1 − p that InfoNCE's gradient carries, on average; near 0 the loss has saturated.
+
+    p_i = exp(τ⁻¹ a_i·c_i) / Σ_j exp(τ⁻¹ a_i·c_j), the softmax probability of the positive (Fürst et al. 2022,
+    section 3). The value rises with N; compare equal N only.
+
+    Args:
+        anchors: (N, D) unit rows, N ≥ 2.
+        candidates: (N, D) unit rows, row i the positive of anchor i.
+        inv_tau: Inverse temperature τ⁻¹, a number or a 0-d tensor.
+        chunk: Anchors a block; bounds memory, does not change the value.
+
+    Returns:
+        0-d tensor in [0, 1].
+
+    Raises:
+        ValueError: Not two finite floating matrices of one shape with N ≥ 2, or τ⁻¹ is not positive and
+            finite.
+    """
+    a, c = _rows(2, anchors=anchors, candidates=candidates)
+    scale = positive_scalar("inv_tau", inv_tau, a)
+    total = a.new_zeros(())
+    for start in _starts(len(a), chunk):
+        logits = scale * (a[start : start + chunk] @ c.T)
+        log_p = logits.diagonal(start) - torch.logsumexp(logits, 1)
+        total = total - torch.expm1(log_p).sum()  # 1 − p without the cancellation of p near 1
+    return _like(total / len(a), anchors)
+
+
+def _spectrum(rows: Tensor) -> Tensor:
+    # The covariance does not depend on the origin; from a row of the data, equal rows become exact zeros.
+    rows = rows - rows[:1]
+    rows = rows - rows.mean(0)
+    ascending: Tensor = torch.linalg.eigvalsh(rows.T @ rows / len(rows))
+    return ascending.flip(0).clamp_min(0)
+
+
+def _starts(n: int, chunk: int) -> range:
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    return range(0, n, chunk)
+
+
+def _pairs_above_diagonal(block: Tensor) -> Tensor:
+    """The entries of the pairs i < j, flat, of a block whose first row and column have the same i."""
+    return block[torch.ones_like(block, dtype=torch.bool).triu(1)]
+
+
+def _rows(at_least: int, same_rows: bool = True, **named: Tensor) -> list[Tensor]:
+    """Checks the matrices, see :func:`cloob.functional.checks.as_rows`, and lifts them to float64."""
+    matrices = as_rows(**named)
+    for name, x in zip(named, matrices, strict=True):
+        if len(x) < at_least:
+            raise ValueError(f"{name} has {len(x)} rows; at least {at_least} are expected")
+        finite = torch.isfinite(x).all(1)
+        if not finite.all():
+            raise ValueError(f"{name} is not finite in row {int((~finite).nonzero()[0])}")
+    if same_rows and len({len(x) for x in matrices}) > 1:
+        counts = " and ".join(f"{name} {len(x)}" for name, x in zip(named, matrices, strict=True))
+        raise ValueError(f"the numbers of rows differ: {counts}")
+    return [x.double() for x in matrices]
+
+
+def _like(value: Tensor, given: Tensor) -> Tensor:
+    return value if given.dtype == torch.float64 else value.float()

@@ -1,0 +1,35 @@
+"""Retrieval from a modern Hopfield memory (Eq. 4 and 5 of arXiv:2110.11316; Ramsauer et al. 2021)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from cloob.functional.checks import as_rows, check_memory, outside_autocast, positive_scalar
+
+
+@outside_autocast
+def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> Tensor:
+    """One update of a continuous Hopfield network, renormalised: ``norm(softmax(β · state storedᵀ) stored)``.
+
+    Each state pattern is replaced by an average of the stored patterns, weighted by their similarity to it. Features
+    that co-occur in the memory reinforce each other, so the covariance of the retrieved patterns is richer.
+
+    Args:
+        state: (N, D) state (query) patterns, unit rows.
+        stored: (M, D) stored patterns, unit rows.
+        beta: Inverse temperature β > 0. Large β returns the nearest pattern, small β the mean of the memory; the
+            matched pattern has to win e^{β·s} against M others, so β has to be seen against ln M.
+
+    Returns:
+        (N, D) retrieved patterns, unit rows, float32 (float64 for float64 input). An average that is exactly zero
+        (antipodal stored patterns under equal weights) stays zero with a finite gradient.
+
+    Raises:
+        ValueError: Shapes, dtypes or devices do not fit, M = 0, or β is not positive and finite.
+    """
+    state, stored = as_rows(state=state, stored=stored)
+    check_memory(stored)
+    beta = positive_scalar("beta", beta, state)
+    association = (beta * (state @ stored.T)).softmax(dim=-1)  # (N, M)
+    return F.normalize(association @ stored, dim=-1)

@@ -1,0 +1,333 @@
+"""Where the right answer lands: ranks, the accuracies read off them, and how sure they are.
+
+Legend: Q queries, G gallery rows, D dimensions, P positives (query, gallery row). A rank is 0-based. All
+    measures are
+fractions in [0, 1]. A rank is computed once and serves every k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from cloob.functional.checks import outside_autocast
+
+__all__ = [
+    "UNRANKED",
+    "bootstrap_interval",
+    "grouped_bootstrap",
+    "mean_per_class_recall",
+    "median_rank",
+    "paired_bootstrap",
+    "per_class_recall",
+    "ranks",
+    "ranks_of_pairs",
+    "recall_at_k",
+    "topk_accuracy",
+]
+
+UNRANKED = torch.iinfo(torch.int64).max
+"""The rank of a query that has no finite score with any of its positives: no k reaches it."""
+
+
+def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[int]], chunk: int = 4096) -> Tensor:
+    """Ranks the best positive of each query among the gallery by scalar product.
+
+    Args:
+        query: (Q, D) rows.
+        gallery: (G, D) rows, of the same dtype.
+        targets: The positives of each query: a (Q,) int64 tensor of gallery rows, or Q non-empty sequences of
+            them.
+        chunk: Queries and gallery rows a block; bounds memory to a few blocks of chunk².
+
+    Returns:
+        (Q,) int64 ranks, see :func:`ranks_of_pairs`.
+
+    Raises:
+        ValueError: Shapes that do not fit, a query without a positive, or a target outside the gallery.
+    """
+    if len(targets) != len(query):
+        raise ValueError(f"expected targets for {len(query)} queries, got {len(targets)}")
+    if isinstance(targets, Tensor):
+        if targets.ndim != 1:
+            raise ValueError(f"targets: expected a (Q,) tensor, got shape {tuple(targets.shape)}")
+        pairs = torch.stack([torch.arange(len(targets), device=targets.device), targets.long()], 1)
+    else:
+        flat = [(i, j) for i, positives in enumerate(targets) for j in positives]
+        pairs = torch.tensor(flat, dtype=torch.int64).reshape(-1, 2)
+    return ranks_of_pairs(query, gallery, pairs, chunk)
+
+
+@outside_autocast
+def ranks_of_pairs(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int = 4096) -> Tensor:
+    """Ranks the best positive of each query, the positives given as a list of (query, gallery row) pairs.
+
+    The rank is the number of negatives (gallery rows that are no positive of the query) that score at least
+    as much as the best positive: a tie ranks behind, so that a tower that maps everything to one point earns
+    nothing. Scores count as tied within the rounding of a scalar product (8 ulp of |query|·max |gallery|),
+    which makes the rank of duplicate rows independent of ``chunk`` and of the matmul at hand; pass float64
+    rows for exact ranks. A row that is not finite scores −∞: in the gallery it is ahead of nobody, and a
+    query without any finite positive score is ``UNRANKED``.
+
+    Args:
+        query: (Q, D) rows.
+        gallery: (G, D) rows, of the same dtype.
+        pairs: (P, 2) int64, each query at least once, in any order; repeats do no harm.
+        chunk: Queries and gallery rows a block; bounds memory to a few blocks of chunk².
+
+    Returns:
+        (Q,) int64 ranks on the queries' device.
+
+    Raises:
+        ValueError: Shapes that do not fit, a query without a positive, or an index out of range.
+    """
+    _check_ranking(query, gallery, pairs, chunk)
+    query, gallery = _nan_unless_finite(query), _nan_unless_finite(gallery)
+    pairs = torch.unique(pairs.to(query.device), dim=0)  # sorted: a block's pairs are a slice
+    best = _best_positive(query, gallery, pairs, chunk)
+    rounding = 8 * torch.finfo(query.dtype).eps * gallery.norm(dim=1).nan_to_num(nan=0.0).max()
+    threshold = best - rounding * query.norm(dim=1)
+    ahead = torch.zeros(len(query), dtype=torch.int64, device=query.device)
+    bounds = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(0, len(query) + chunk, chunk).to(pairs))
+    for block, start in enumerate(range(0, len(query), chunk)):
+        rows = slice(start, start + chunk)
+        positives = pairs[bounds[block] : bounds[block + 1]]
+        for first in range(0, len(gallery), chunk):
+            candidates = gallery[first : first + chunk]
+            counts = query[rows] @ candidates.T >= threshold[rows, None]  # NaN: ahead of nobody
+            inside = positives[(positives[:, 1] >= first) & (positives[:, 1] < first + chunk)]
+            counts[inside[:, 0] - start, inside[:, 1] - first] = False
+            ahead[rows] += counts.sum(1)
+    return torch.where(best > -torch.inf, ahead, UNRANKED)
+
+
+def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
+    """Share of samples whose label is among the k best classes.
+
+    Args:
+        ranks: (N,) int64 0-based ranks of the labels.
+        k: How many answers are allowed.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Raises:
+        ValueError: No ranks, or k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    return float((_vector(ranks, "ranks") < k).double().mean())
+
+
+def recall_at_k(ranks: Tensor, k: int) -> float:
+    """Share of queries with a positive among the k nearest: retrieval's name for :func:`topk_accuracy`.
+
+    With several positives a query counts as found when any is (the convention of COCO and Flickr30k
+    retrieval).
+
+    Args:
+        ranks: (Q,) int64 0-based ranks of the best positives.
+        k: How many answers are allowed.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Raises:
+        ValueError: No ranks, or k < 1.
+    """
+    return topk_accuracy(ranks, k)
+
+
+def median_rank(ranks: Tensor) -> float:
+    """Median of the 1-based ranks, as retrieval papers give it: 1 is best.
+
+    Args:
+        ranks: (Q,) int64 0-based ranks.
+
+    Returns:
+        The median, the mean of the middle two for even Q; ``inf`` when it falls on an ``UNRANKED`` query.
+
+    Raises:
+        ValueError: No ranks.
+    """
+    ordered = _vector(ranks, "ranks").sort().values
+    middle = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]]
+    return float("inf") if (middle == UNRANKED).any() else float(middle.double().mean()) + 1
+
+
+def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
+    """Share of correct samples in each class.
+
+    Args:
+        correct: (N,) bool or 0/1.
+        labels: (N,) int64 in [0, n_classes).
+        n_classes: Number of classes.
+
+    Returns:
+        (n_classes,) float64; NaN for a class without samples.
+
+    Raises:
+        ValueError: Shapes that differ, or a label out of range.
+    """
+    _vector(labels, "labels")
+    if correct.shape != labels.shape:
+        raise ValueError(f"correct and labels differ in shape: {tuple(correct.shape)}, {tuple(labels.shape)}")
+    if int(labels.min()) < 0 or int(labels.max()) >= n_classes:
+        raise ValueError(f"labels must lie in [0, {n_classes}), got {int(labels.min())} to {int(labels.max())}")
+    hits = torch.bincount(labels, weights=correct.double(), minlength=n_classes)
+    return hits / torch.bincount(labels, minlength=n_classes)
+
+
+def mean_per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> float:
+    """Mean of :func:`per_class_recall` over the classes that have samples: scikit-learn's balanced accuracy.
+
+    Args:
+        correct: (N,) bool or 0/1.
+        labels: (N,) int64 in [0, n_classes).
+        n_classes: Number of classes.
+
+    Returns:
+        A fraction in [0, 1].
+
+    Raises:
+        ValueError: Shapes that differ, or a label out of range.
+    """
+    return float(per_class_recall(correct, labels, n_classes).nanmean())
+
+
+def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (Efron 1979).
+
+    Args:
+        values: (N,) per-sample values, e.g. 0/1 correctness.
+        n: Number of resamples.
+        level: Coverage, in (0, 1).
+        seed: Seed of the resampling; equal seeds give equal intervals.
+
+    Returns:
+        (low, high).
+
+    Raises:
+        ValueError: No values, a value that is not finite, n < 1, or a level outside (0, 1).
+    """
+    return grouped_bootstrap([values], n, level, seed)[1:]
+
+
+def paired_bootstrap(
+    a: Tensor, b: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Difference of two means over the same samples, with its bootstrap interval.
+
+    Pairing removes what the samples have in common, which two separate intervals do not.
+
+    Args:
+        a: (N,) per-sample values of one model.
+        b: (N,) per-sample values of the other, in the same order.
+        n: Number of resamples.
+        level: Coverage, in (0, 1).
+        seed: Seed of the resampling.
+
+    Returns:
+        (mean a − mean b, low, high).
+
+    Raises:
+        ValueError: Shapes that differ, or what :func:`bootstrap_interval` raises.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"paired values differ in shape: {tuple(a.shape)}, {tuple(b.shape)}")
+    return grouped_bootstrap([a.double() - b.double()], n, level, seed)
+
+
+def grouped_bootstrap(
+    groups: Sequence[Tensor], n: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of the groups' means, each group weighing the same, with its bootstrap interval.
+
+    The groups are resampled apart: they are test sets, of which there are no others to be drawn.
+
+    Args:
+        groups: (N_g,) per-sample values, e.g. of each test set.
+        n: Number of resamples.
+        level: Coverage, in (0, 1).
+        seed: Seed of the resampling.
+
+    Returns:
+        (mean, low, high).
+
+    Raises:
+        ValueError: No groups, or what :func:`bootstrap_interval` raises.
+    """
+    if not 0 < level < 1 or n < 1:
+        raise ValueError(f"expected n ≥ 1 and a level in (0, 1), got n={n}, level={level}")
+    if not groups:
+        raise ValueError("expected at least one group of values")
+    generator = torch.Generator().manual_seed(seed)
+    samples = [_vector(values, "values").detach().cpu().double() for values in groups]
+    if not all(torch.isfinite(sample).all() for sample in samples):
+        raise ValueError("values: expected finite numbers")
+    means = torch.stack([_resampled_means(sample, n, generator) for sample in samples]).mean(0)
+    ends = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype))
+    return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])
+
+
+def _best_positive(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int) -> Tensor:
+    best = query.new_full((len(query),), -torch.inf)
+    for part in _slices(pairs, chunk):
+        scores = (query[part[:, 0]] * gallery[part[:, 1]]).sum(1)
+        best.scatter_reduce_(0, part[:, 0], scores.nan_to_num(nan=-torch.inf), "amax")
+    return best
+
+
+def _nan_unless_finite(rows: Tensor) -> Tensor:
+    finite = torch.isfinite(rows).all(1)
+    return rows if finite.all() else rows.masked_fill(~finite[:, None], torch.nan)
+
+
+def _slices(x: Tensor, size: int) -> Iterator[Tensor]:
+    return (x[start : start + size] for start in range(0, len(x), size))
+
+
+def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """(n,) means of resamples with replacement.
+
+    A resample's mean depends only on how often it draws each distinct value, and these counts are
+    multinomial. They are drawn directly, as a chain of conditional binomials: the same distribution as
+    drawing N indices n times, at a cost of n times the number of distinct values (two for accuracies, three
+    for their differences) in place of n·N.
+    """
+    distinct, counts = torch.unique(sample, return_counts=True)
+    open_draws = torch.full((n,), float(len(sample)), dtype=torch.float64)
+    open_count, sums = float(len(sample)), torch.zeros(n, dtype=torch.float64)
+    for value, count in zip(distinct.tolist(), counts.tolist(), strict=True):
+        share = torch.full_like(open_draws, count / open_count)
+        drawn = torch.binomial(open_draws, share, generator=generator)
+        sums += value * drawn
+        open_draws, open_count = open_draws - drawn, open_count - count
+    return sums / len(sample)
+
+
+def _vector(x: Tensor, name: str) -> Tensor:
+    if x.ndim != 1 or len(x) == 0:
+        raise ValueError(f"{name}: expected a non-empty vector, got shape {tuple(x.shape)}")
+    return x
+
+
+def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int) -> None:
+    shapes = f"{query.dtype} {tuple(query.shape)} and {gallery.dtype} {tuple(gallery.shape)}"
+    if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
+        raise ValueError(f"expected (Q, D) queries and a (G, D) gallery, got {shapes}")
+    if query.dtype != gallery.dtype or not query.is_floating_point():
+        raise ValueError(f"expected queries and gallery of one floating dtype, got {shapes}")
+    if chunk < 1 or len(query) == 0 or len(gallery) == 0:
+        raise ValueError(f"expected a chunk ≥ 1 and non-empty matrices, got chunk={chunk}, {shapes}")
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype != torch.int64:
+        raise ValueError(f"pairs: expected a (P, 2) int64 tensor, got {pairs.dtype} {tuple(pairs.shape)}")
+    for column, size, what in ((0, len(query), "queries"), (1, len(gallery), "gallery rows")):
+        index = pairs[:, column]
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
+            raise ValueError(f"targets: {int(index.min())} to {int(index.max())} is out of range for {size} {what}")
+    lonely = torch.bincount(pairs[:, 0], minlength=len(query)) == 0
+    if lonely.any():
+        raise ValueError(f"query {int(lonely.nonzero()[0])} has no positive")

@@ -1,0 +1,112 @@
+"""The whole objective as the paper writes it (Eq. 3 to 5 of arXiv:2110.11316): the oracle of every other path."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from cloob.functional.checks import as_rows, outside_autocast, positive_scalar
+from cloob.functional.contrast import info_loob, info_nce
+from cloob.functional.hopfield import hopfield_retrieval
+
+Contrast = Literal["infoloob", "infonce"]
+Scale = Literal["paper", "unit"]
+Direction = Callable[..., Tensor]
+
+
+class Retrieved(NamedTuple):
+    """The four retrievals of a batch, each (N, D): the letter names the memory, the index the query."""
+
+    u_x: Tensor
+    u_y: Tensor
+    v_x: Tensor
+    v_y: Tensor
+
+
+@outside_autocast
+def cloob_reference(
+    image_features: Tensor,
+    text_features: Tensor,
+    inv_tau: float | Tensor,
+    beta: float | Tensor = 8.0,
+    *,
+    contrast: Contrast = "infoloob",
+    hopfield: bool = True,
+    scale: Scale = "paper",
+    ids: Tensor | None = None,
+) -> Tensor:
+    """The objective of a batch of N pairs; every N×N matrix is built and kept for the backward pass.
+
+    Args:
+        image_features: (N, D) image embeddings X, unit rows.
+        text_features: (N, D) text embeddings Y, unit rows; row i belongs to image i.
+        inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast.
+        beta: Inverse temperature β > 0 of the retrieval; unused without it.
+        contrast: ``"infoloob"`` or ``"infonce"``.
+        hopfield: Contrast retrieved embeddings (CLOOB) or the plain ones (CLIP).
+        scale: ``"paper"`` is τ · (sum of both directions), as the authors' code; ``"unit"`` their mean, as CLIP and two
+            ports of CLOOB. Paper = unit · 2τ, so at τ⁻¹ = 30 unit is 15 times as large.
+        ids: (N,) integer ids; pairs of equal id are not each other's negatives.
+
+    Returns:
+        0-d loss, float32 (float64 for float64 input).
+
+    Raises:
+        ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``.
+    """
+    direction = by_name({"infoloob": info_loob, "infonce": info_nce}, contrast)
+    x, y = check_pairs(image_features, text_features)
+    u_x, u_y, v_x, v_y = retrieve(x, y, beta) if hopfield else Retrieved(x, y, x, y)
+    images = direction(u_x, u_y, inv_tau, ids=ids)
+    texts = direction(v_y, v_x, inv_tau, ids=ids)
+    return combine(images, texts, inv_tau, scale)
+
+
+def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> Retrieved:
+    """Eq. 4 and 5: the queries x and y (N, D) against the image memory x and the text memory y."""
+    return Retrieved(
+        u_x=hopfield_retrieval(x, x, beta),
+        u_y=hopfield_retrieval(y, x, beta),
+        v_x=hopfield_retrieval(x, y, beta),
+        v_y=hopfield_retrieval(y, y, beta),
+    )
+
+
+def check_pairs(image_features: Tensor, text_features: Tensor) -> list[Tensor]:
+    """Both sides of the batch as float32 or float64 matrices of equal shape.
+
+    Raises:
+        ValueError: As :func:`cloob.functional.checks.as_rows`; unequal numbers of rows; fewer than two pairs.
+    """
+    x, y = as_rows(image_features=image_features, text_features=text_features)
+    if len(x) != len(y):
+        raise ValueError(f"{len(x)} image_features, but {len(y)} text_features: row i of both must be a pair")
+    if len(x) < 2:
+        raise ValueError(f"{len(x)} pairs in the batch: a contrast needs at least 2")
+    return [x, y]
+
+
+def by_name(directions: Mapping[str, Direction], contrast: str) -> Direction:
+    """The function of one direction by its name.
+
+    Raises:
+        ValueError: The name is neither ``"infoloob"`` nor ``"infonce"``.
+    """
+    if contrast not in directions:
+        raise ValueError(f"contrast is {contrast!r}; 'infoloob' or 'infonce' is expected")
+    return directions[contrast]
+
+
+def combine(images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:
+    """Both directions as one loss: τ · sum (``"paper"``) or mean (``"unit"``).
+
+    Raises:
+        ValueError: The name is neither ``"paper"`` nor ``"unit"``.
+    """
+    if scale == "paper":
+        return (images + texts) / positive_scalar("inv_tau", inv_tau, images)
+    if scale == "unit":
+        return (images + texts) / 2
+    raise ValueError(f"scale is {scale!r}; 'paper' or 'unit' is expected")

@@ -1,0 +1,1 @@
+"""Adapters for the trainers and benchmarks people already use."""

@@ -1,0 +1,1 @@
+"""Two towers by name, and the folders they are stored in."""

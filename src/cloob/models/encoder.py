@@ -1,0 +1,227 @@
+"""One module around both towers: pixels and strings in, unit rows out.
+
+Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embed_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob.errors import InputError, require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class EvalTransform:
+    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform up to, and without, its normalisation.
+
+    A small object of its own, so that a loader's worker gets it without the towers.
+    """
+
+    def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
+        """Builds open_clip's transform.
+
+        Args:
+            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``interpolation``, ``resize_mode``.
+        """
+        transform = require("open_clip.transform", "train")
+        vision = require("torchvision.transforms", "train")
+        whole = transform.image_transform_v2(transform.PreprocessCfg(**preprocess_cfg), is_train=False)
+        *geometry, to_tensor, normalize = whole.transforms
+        assert isinstance(to_tensor, vision.ToTensor), to_tensor
+        assert isinstance(normalize, vision.Normalize), normalize
+        self._transform = vision.Compose([*geometry, vision.PILToTensor()])
+
+    def __call__(self, image: Image) -> Tensor:
+        """Resizes and crops one image: uint8 (3, H, W)."""
+        pixels: Tensor = self._transform(image)
+        return pixels
+
+
+class DualEncoder(nn.Module):
+    """An image tower and a text tower that share an embedding space.
+
+    Attributes:
+        name: The configuration's name, or where the model came from.
+        model: The open_clip module; its ``logit_scale`` and ``logit_bias`` are frozen: the scales are the objective's.
+        tokenizer: list of n strings -> int64 (n, L).
+        preprocess: PIL image -> uint8 (3, H, W), see ``EvalTransform``.
+        config: open_clip's ``model_cfg``.
+        preprocess_cfg: open_clip's ``preprocess_cfg``.
+        objective: What ``objective.json`` said when the model was loaded from a folder; else empty.
+        image_size: Side of the square input in pixels.
+        mean: Channel means for pixels in [0, 1].
+        std: Channel standard deviations for pixels in [0, 1].
+        embed_dim: D.
+        context_length: L.
+    """
+
+    _mean: Tensor
+    _std: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        tokenizer: Callable[[list[str]], Tensor],
+        config: dict[str, Any],
+        objective: dict[str, Any] | None = None,
+    ) -> None:
+        """Wraps an open_clip module.
+
+        Args:
+            name: The configuration's name.
+            model: What ``open_clip.create_model`` returned.
+            tokenizer: What ``open_clip.get_tokenizer`` returned.
+            config: The ``model_cfg`` that the module was built from.
+            objective: What the model was trained with, if known.
+
+        Raises:
+            InputError: The image tower's input is not square.
+        """
+        super().__init__()
+        self.name = name
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.config = config
+        self.objective = objective or {}
+        self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
+        self.image_size = _square(name, self.preprocess_cfg["size"])
+        self.preprocess_cfg["size"] = self.image_size
+        self.mean = tuple(float(value) for value in self.preprocess_cfg["mean"])
+        self.std = tuple(float(value) for value in self.preprocess_cfg["std"])
+        self.embed_dim = int(config["embed_dim"])
+        self.context_length = int(config["text_cfg"].get("context_length", 77))
+        self.preprocess = EvalTransform(self.preprocess_cfg)
+        self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
+        for scale in (self.model.logit_scale, getattr(self.model, "logit_bias", None)):
+            if scale is not None:
+                scale.requires_grad_(False)
+        # Convolutions run 1.2 to 1.5 times as fast in this layout on a CPU, and on GPUs with tensor cores.
+        self.model.visual.to(memory_format=torch.channels_last)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the towers are."""
+        return self._mean.device
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeds n pairs; differentiable.
+
+        Args:
+            images: (n, 3, H, W) on the towers' device: uint8 raw pixels, or float already normalised.
+            tokens: (n, L) int64.
+
+        Returns:
+            ``(image_features, text_features)``, (n, D) unit rows each, float32 (float64 for float64 towers)
+            under autocast too.
+
+        Raises:
+            ValueError: Another shape or dtype.
+        """
+        return self._image_features(images), self._text_features(tokens)
+
+    def encode_image(self, images: Sequence[Image | str | Path] | Tensor, *, batch_size: int = 256) -> Tensor:
+        """Embeds images. Mode (train, eval) and autograd are the caller's; ``load_model`` gives eval mode.
+
+        Args:
+            images: PIL images, paths, or a tensor as in ``forward`` (moved to the towers' device).
+            batch_size: Images that go through the tower at once.
+
+        Returns:
+            (n, D) unit rows.
+
+        Raises:
+            InputError: A file that is missing or not an image.
+            ValueError: A tensor of another shape or dtype.
+        """
+        if isinstance(images, str | Path) or not isinstance(images, Tensor | Sequence):
+            raise TypeError(f"images: a list or a tensor, not one {type(images).__name__}")
+        parts = []
+        for start in range(0, len(images), batch_size):
+            some = images[start : start + batch_size]
+            if not isinstance(some, Tensor):
+                some = torch.stack([self.preprocess(_open_image(image)) for image in some])
+            parts.append(self._image_features(some.to(self.device)))
+        return torch.cat(parts) if parts else self._no_rows()
+
+    def encode_text(self, texts: Sequence[str] | Tensor, *, batch_size: int = 1024) -> Tensor:
+        """Embeds texts. Mode (train, eval) and autograd are the caller's.
+
+        Args:
+            texts: Strings, or (n, L) int64 tokens (moved to the towers' device).
+            batch_size: Texts that go through the tower at once.
+
+        Returns:
+            (n, D) unit rows.
+
+        Raises:
+            ValueError: Tokens of another shape or dtype.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts: a list of strings, not one string")
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            some = texts[start : start + batch_size]
+            tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
+            parts.append(self._text_features(tokens.to(self.device)))
+        return torch.cat(parts) if parts else self._no_rows()
+
+    def _image_features(self, images: Tensor) -> Tensor:
+        size = self.image_size
+        if images.shape[1:] != (3, size, size) or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise ValueError(
+                f"images: {images.dtype} {tuple(images.shape)} found, uint8 or float (n, 3, {size}, {size}) wanted"
+            )
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - self._mean) / self._std
+        weight = next(self.model.visual.parameters())
+        images = images.to(weight.dtype, memory_format=torch.channels_last)
+        return _unit_rows(self.model.encode_image(images))
+
+    def _text_features(self, tokens: Tensor) -> Tensor:
+        if tokens.shape[1:] != (self.context_length,) or tokens.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                f"tokens: {tokens.dtype} {tuple(tokens.shape)} found, int64 (n, {self.context_length}) wanted"
+            )
+        return _unit_rows(self.model.encode_text(tokens))
+
+    def _no_rows(self) -> Tensor:
+        return torch.zeros(0, self.embed_dim, device=self.device)
+
+
+def _unit_rows(features: Tensor) -> Tensor:
+    """Unit rows in at least float32: bfloat16 would leave lengths that are off by 0.4 %."""
+    return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
+
+
+def _square(name: str, size: int | Sequence[int]) -> int:
+    """The side of a square input that open_clip gives as a number or as (H, W)."""
+    sides = {size} if isinstance(size, int) else {int(side) for side in size}
+    if len(sides) != 1:
+        raise InputError(f"{name}: image size {size} found, and only square inputs work here")
+    return sides.pop()
+
+
+def _open_image(image: Image | str | Path) -> Image:
+    """The image itself, or the one that a path leads to."""
+    if not isinstance(image, str | Path):
+        return image
+    pil = require("PIL.Image", "train")
+    try:
+        with pil.open(image) as opened:
+            opened.load()
+            loaded: Image = opened.copy()
+        return loaded
+    except FileNotFoundError:
+        raise InputError(f"{image}: no such file") from None
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
+        raise InputError(f"{image}: not a readable image ({' '.join(str(error).split())})") from None

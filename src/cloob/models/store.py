@@ -1,0 +1,260 @@
+"""Model folders: written so that open_clip's ``local-dir:`` reads them, and read from wherever a model may be.
+
+A run folder holds ``checkpoints/step-00000100/model/``; the innermost is the model folder, with
+``open_clip_config.json``, ``open_clip_model.safetensors`` and ``objective.json``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloob.errors import InputError, require
+from cloob.models.encoder import DualEncoder
+from cloob.models.towers import create_model, list_models, one_line, open_clip, resolve_device, translated
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+OBJECTIVE_FILE = "objective.json"
+_STEP = re.compile(r"step-(\d+)")
+_WEIGHTS = re.compile(r".+\.(safetensors|bin|pth)")
+_PREFERRED = (
+    WEIGHTS_FILE,
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+
+
+def save_model(folder: Path, encoder: DualEncoder, objective: dict[str, Any]) -> None:
+    """Writes a model folder, synced to the disk; the caller makes it atomic by renaming the folder.
+
+    Args:
+        folder: Made when it is not there.
+        encoder: The towers.
+        objective: JSON-able ``ContrastiveObjective.config()``; its ``inv_tau`` is stored as open_clip's
+            ``logit_scale``, ln(inv_tau), so that open_clip's logits have the trained temperature.
+
+    Raises:
+        ValueError: ``objective`` is not JSON-able or its ``inv_tau`` is not positive.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # A copy: what shares memory (tied weights) or is in channels_last cannot be stored as it is.
+    state = {key: value.detach().to("cpu", copy=True) for key, value in encoder.model.state_dict().items()}
+    state = {key: value.contiguous() for key, value in state.items()}
+    if "inv_tau" in objective:
+        state["logit_scale"].fill_(math.log(objective["inv_tau"]))
+    config = {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
+    _write(folder / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False).encode())
+    _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
+    _write(folder / WEIGHTS_FILE, require("safetensors.torch", "train").save(state, metadata={"format": "pt"}))
+    if encoder.config["text_cfg"].get("hf_tokenizer_name"):
+        encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    _sync(folder)
+
+
+def load_model(source: str | Path, device: str | torch.device = "cpu") -> DualEncoder:
+    """Loads two towers, in eval mode.
+
+    Args:
+        source: A run folder (its newest complete checkpoint), a checkpoint folder, a model folder, or as a string
+            open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``, ``"local-dir:…"``.
+        device: Where the towers go.
+
+    Returns:
+        The encoder; its ``objective`` is what ``objective.json`` says.
+
+    Raises:
+        InputError: Nothing there, not a model, weights that are missing, damaged or of another architecture, an unknown
+            name or tag, or weights that cannot be fetched.
+    """
+    place = resolve_device(device)
+    text = str(source)
+    if text.startswith("hf-hub:"):
+        encoder = _load_hub(text)
+    elif text.startswith("local-dir:"):
+        encoder = _load_folder(_model_folder(Path(text.removeprefix("local-dir:"))))
+    elif Path(source).is_dir():
+        encoder = _load_folder(_model_folder(Path(source)))
+    else:
+        encoder = _load_tag(text)
+    return encoder.to(place).eval()
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, by ascending step.
+
+    Complete is a folder ``checkpoints/step-N`` whose ``model/`` has a configuration and weights; what is still
+    being written has another name (``.tmp-…``). Whether the weights are whole is not looked at.
+    """
+    found = []
+    folder = run / "checkpoints"
+    for path in folder.iterdir() if folder.is_dir() else ():
+        step = _STEP.fullmatch(path.name)
+        if step and (path / "model" / CONFIG_FILE).is_file() and _weights(path / "model") is not None:
+            found.append((int(step[1]), path))
+    return [path for _, path in sorted(found)]
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run folder whose weights are whole; warns about each newer one that it passes over.
+
+    Raises:
+        InputError: There is none.
+    """
+    checkpoints = list_checkpoints(run)
+    for path in reversed(checkpoints):
+        damage = _damage(path / "model")
+        if damage is None:
+            return path
+        warnings.warn(f"{damage}; looking for an earlier checkpoint", stacklevel=2)
+    if checkpoints:
+        raise InputError(f"{run}: none of its {len(checkpoints)} checkpoints is readable")
+    raise InputError(
+        f"{run}: no complete checkpoint found in {run / 'checkpoints'} (step-N/model/{CONFIG_FILE} and weights)"
+    )
+
+
+def _model_folder(folder: Path) -> Path:
+    """The model folder in a run folder, a checkpoint folder or a model folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    if (folder / "model").is_dir():
+        return folder / "model"
+    if (folder / "checkpoints").is_dir():
+        return latest_checkpoint(folder) / "model"
+    raise InputError(
+        f"{folder}: neither a run folder (checkpoints/), nor a checkpoint (model/), nor a model folder ({CONFIG_FILE})"
+    )
+
+
+def _load_folder(folder: Path) -> DualEncoder:
+    """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads."""
+    config = _read_json(folder / CONFIG_FILE)
+    model_cfg = config.get("model_cfg")
+    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+        raise InputError(
+            f"{folder / CONFIG_FILE}: 'model_cfg' with embed_dim, vision_cfg and text_cfg wanted, not found"
+        )
+    weights = _weights(folder)
+    if weights is None:
+        raise InputError(f"{folder}: no weights found beside {CONFIG_FILE}; {WEIGHTS_FILE} would be right")
+    damage = _damage(folder)
+    if damage is not None:
+        raise InputError(damage)
+    library, source = open_clip(), f"local-dir:{folder}"
+    with translated(f"{folder / CONFIG_FILE}"), torch.random.fork_rng(devices=[]):
+        model = library.create_model(source, load_weights=False, pretrained_text=False)
+        tokenizer = library.get_tokenizer(source)
+    with translated(str(weights)):
+        try:
+            library.load_checkpoint(model, str(weights))
+        except RuntimeError as error:
+            raise InputError(f"{weights}: weights do not fit {folder / CONFIG_FILE}: {_misfit(error)}") from error
+    objective = _read_json(folder / OBJECTIVE_FILE) if (folder / OBJECTIVE_FILE).is_file() else {}
+    return DualEncoder(str(config.get("name", folder.name)), model, tokenizer, model_cfg, objective)
+
+
+def _load_hub(source: str) -> DualEncoder:
+    """Towers from the Hugging Face hub, or from its cache."""
+    library = open_clip()
+    with translated(source), torch.random.fork_rng(devices=[]):
+        config = library.get_model_config(source)
+        model = library.create_model(source, require_pretrained=True)
+        tokenizer = library.get_tokenizer(source)
+    return DualEncoder(source, model, tokenizer, config)
+
+
+def _load_tag(source: str) -> DualEncoder:
+    """Towers by open_clip's ``NAME/TAG``."""
+    name, _, tag = source.rpartition("/")
+    names = list_models()
+    if name.replace("/", "-") in names:
+        return create_model(name, pretrained=tag, seed=0)
+    if source.replace("/", "-") in names:
+        tags = open_clip().list_pretrained_tags_by_model(source.replace("/", "-"))
+        right = f"write {source}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
+        raise InputError(f"{source}: a model's name without its weights; {right}")
+    if Path(source).exists():
+        raise InputError(f"{source}: a folder is wanted (run, checkpoint or model), this is a file")
+    near = difflib.get_close_matches(name or source, names, n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
+    raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})")
+
+
+def _weights(folder: Path) -> Path | None:
+    """The weights file that open_clip's ``local-dir:`` would read."""
+    files = [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name) and path.is_file()]
+
+    def rank(path: Path) -> tuple[int, bool, str]:
+        known = _PREFERRED.index(path.name) if path.name in _PREFERRED else len(_PREFERRED)
+        return known, path.suffix != ".safetensors", path.name
+
+    return min(files, key=rank, default=None)
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with the files of a model folder, or None; reads the headers only."""
+    try:
+        _read_json(folder / CONFIG_FILE)
+    except InputError as error:
+        return str(error)
+    weights = _weights(folder)
+    if weights is None or weights.suffix != ".safetensors":
+        return None
+    safetensors = require("safetensors", "train")
+    try:
+        with safetensors.safe_open(weights, framework="pt"):
+            return None
+    except (safetensors.SafetensorError, OSError) as error:
+        return f"{weights}: cut short or damaged ({one_line(error)})"
+
+
+def _misfit(error: RuntimeError) -> str:
+    """The first of load_state_dict's complaints."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    complaints = [line for line in lines if not line.startswith("Error(s) in loading")]
+    first = " ".join((complaints or lines or [type(error).__name__])[0].split())
+    return first if len(first) <= 200 else f"{first[:199]}…"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a JSON object wanted, {type(content).__name__} found")
+    return content
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Syncs a folder's entries, where the system can (not on Windows)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,191 @@
+"""Two towers by name: every configuration of open_clip, and three tiny ones of ours for 64-pixel work on a CPU.
+
+Ours are open_clip ``model_cfg`` files in ``configs/``; nothing in them needs this package, so that what is trained here
+loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from cloob.errors import InputError, nearest, require
+from cloob.models.encoder import DualEncoder
+
+_CONFIGS = Path(__file__).parent / "configs"
+TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
+
+
+@functools.cache
+def open_clip() -> ModuleType:
+    """The open_clip module with our configurations registered; imported (3 s) on the first call.
+
+    Raises:
+        InputError: open_clip is not installed.
+    """
+    module = require("open_clip", "train")
+    module.add_model_config(_CONFIGS)
+    return module
+
+
+def list_models() -> list[str]:
+    """The names ``create_model`` takes: our tiny towers first, then open_clip's."""
+    return [*TINY_MODELS, *(name for name in open_clip().list_models() if name not in TINY_MODELS)]
+
+
+def create_model(
+    name: str,
+    *,
+    image_size: int | None = None,
+    seed: int | None = None,
+    device: str | torch.device = "cpu",
+    pretrained: str | None = None,
+) -> DualEncoder:
+    """Two towers with fresh or pretrained weights, in training mode.
+
+    Args:
+        name: One of ``list_models()``; a ``/`` counts as ``-`` (``ViT-B/32``).
+        image_size: Side of the square input in pixels; ``None`` takes the configuration's.
+        seed: Seed of the fresh weights; the same seed gives the same weights whatever the global generator's state,
+            and leaves that state alone. ``None`` draws from the global generator.
+        device: Where the towers go.
+        pretrained: One of open_clip's tags for this name, or a weights file; ``None`` for fresh weights.
+
+    Returns:
+        The encoder; open_clip's own ``logit_scale`` is frozen in it.
+
+    Raises:
+        InputError: Unknown name, tag or device; an image size that the tower cannot take; weights that cannot be
+            fetched or do not fit.
+    """
+    library = open_clip()
+    place = resolve_device(device)
+    name = name.replace("/", "-")
+    config = library.get_model_config(name) if name in library.list_models() else None
+    if config is None:
+        raise InputError(f"unknown model {name!r}; {nearest(name, list_models())}")
+    if image_size is not None:
+        _check_image_size(name, config, image_size)
+        config["vision_cfg"]["image_size"] = image_size
+    if pretrained is not None:
+        _check_pretrained(name, pretrained)
+        # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
+        tag = library.get_pretrained_cfg(name, pretrained)
+        if tag and tag.get("quick_gelu", False) != config.get("quick_gelu", False):
+            config["quick_gelu"] = bool(tag["quick_gelu"])
+    generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
+    with generator, translated(f"model {name!r}"):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
+        model = library.create_model(
+            name,
+            pretrained=pretrained,
+            quick_gelu=config.get("quick_gelu", False),
+            force_image_size=image_size,
+            pretrained_text=False,
+        )
+        tokenizer = library.get_tokenizer(name)
+    if image_size is not None:
+        _check_fixed_size(name, model, image_size)
+    return DualEncoder(name, model, tokenizer, config).to(place)
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        InputError: No such device, here or at all.
+    """
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device {device!r} is not one of cpu, cuda, cuda:N, mps") from None
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise InputError(
+            f"device {str(place)!r} asked for, and {found} CUDA devices found; use cpu or install a CUDA build"
+        )
+    if place.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device 'mps' asked for, and this machine has none; use cpu")
+    return place
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Keeps open_clip quiet, and turns what it raises into one line.
+
+    open_clip logs through the root logger's module functions, which would also install a handler there.
+
+    Args:
+        what: Subject of the line, e.g. ``"model 'RN50'"``.
+
+    Raises:
+        InputError: For whatever the library raised.
+    """
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addHandler(handler)
+    root.addFilter(_nothing)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    except InputError:
+        raise
+    # Whatever it is: hub, pickle, JSON and shape errors have no common class, and the cause stays attached.
+    except Exception as error:
+        raise InputError(f"{what}: {one_line(error)}") from error
+    finally:
+        root.removeFilter(_nothing)
+        root.removeHandler(handler)
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception's message without line breaks, cut to ``limit`` characters; its type when it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    """A filter that lets no record pass."""
+    return False
+
+
+def _check_image_size(name: str, config: dict[str, Any], image_size: int) -> None:
+    """Raises InputError when the image tower cannot take the size."""
+    vision = config["vision_cfg"]
+    if "timm_model_name" in vision:
+        step, least = 1, 32
+    elif isinstance(vision.get("layers", 12), list):
+        step = least = 32  # the attention pool of a ModifiedResNet has a position for each cell of stride 32
+    else:
+        step = least = int(vision.get("patch_size", 16))
+    if image_size < least or image_size % step:
+        right = f"a multiple of {step}" if step > 1 else f"at least {least}"
+        raise InputError(f"image size {image_size} does not suit {name}: {right} would")
+
+
+def _check_pretrained(name: str, pretrained: str) -> None:
+    """Raises InputError when there is neither such a tag nor such a file."""
+    library = open_clip()
+    tags = library.list_pretrained_tags_by_model(name)
+    if library.get_pretrained_cfg(name, pretrained) or Path(pretrained).is_file():
+        return
+    known = f"its tags: {', '.join(tags)}" if tags else "open_clip has no weights for it"
+    raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); {known}")
+
+
+def _check_fixed_size(name: str, model: Any, image_size: int) -> None:
+    """Raises InputError for a timm tower with positions: open_clip would not read its saved folder back."""
+    trunk = getattr(model.visual, "trunk", None)
+    own = open_clip().get_model_config(name)["vision_cfg"].get("image_size", 224)
+    if hasattr(trunk, "set_input_size") and image_size != own:
+        raise InputError(f"image size {image_size} does not suit {name}: its tower takes {own} alone")

@@ -1,0 +1,330 @@
+"""The objective as a module: scales, gather over ranks, choice of path, and the call that open_clip's trainers make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from cloob import distributed, functional
+from cloob.distributed import Layout
+from cloob.functional import streamed
+from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
+from cloob.functional.reference import Contrast, Scale, by_name, check_pairs, combine
+
+Backend = Literal["auto", "reference", "streamed"]
+
+# The paths switch where they were measured to take equal time (benchmarks/objective.py).
+STREAM_FROM = 1024
+
+# CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
+MAX_INV_TAU = 100.0
+
+
+class NonFiniteFeaturesError(ValueError):
+    """A row of the embeddings is NaN, infinite or zero: training diverged, or a tower is broken."""
+
+
+class _Path(NamedTuple):
+    """One way to compute the objective: as a whole, and in the parts that a gather over ranks comes between."""
+
+    whole: Callable[..., Tensor]
+    retrieval: Callable[..., Tensor]
+    info_loob: Callable[..., Tensor]
+    info_nce: Callable[..., Tensor]
+
+
+_REFERENCE = _Path(functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce)
+_STREAMED = _Path(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
+
+
+@dataclass(frozen=True)
+class _Member:
+    contrast: Contrast
+    hopfield: bool
+
+
+_MEMBERS = {
+    "clip": _Member("infonce", False),
+    "infoloob": _Member("infoloob", False),
+    "infonce-hopfield": _Member("infonce", True),
+    "cloob": _Member("infoloob", True),
+}
+OBJECTIVES = tuple(_MEMBERS)
+
+
+class ContrastiveObjective(nn.Module):
+    """The family {InfoLOOB, InfoNCE} × {Hopfield retrieval, none}; CLOOB and CLIP are two of its four members.
+
+    Args:
+        contrast: ``"infoloob"`` or ``"infonce"``.
+        hopfield: Contrast embeddings retrieved from the batch (Eq. 4, 5) instead of the plain ones.
+        inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast; the start value if it is learnable.
+        beta: Inverse temperature β > 0 of the retrieval; likewise.
+        learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as in CLIP.
+        learnable_beta: Learn ln β (parameter ``log_beta``).
+        scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean: paper = unit · 2τ.
+        backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster.
+        gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
+            gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then).
+        matmul: ``"bfloat16"`` lets the streamed path multiply in bfloat16 with float32 accumulation.
+
+    Raises:
+        ValueError: A value is not one of the above.
+    """
+
+    log_inv_tau: nn.Parameter
+    log_beta: nn.Parameter
+
+    def __init__(
+        self,
+        contrast: Contrast = "infoloob",
+        hopfield: bool = True,
+        inv_tau: float = 30.0,
+        beta: float = 8.0,
+        learnable_inv_tau: bool = False,
+        learnable_beta: bool = False,
+        scale: Scale = "paper",
+        backend: Backend = "auto",
+        gather: bool = False,
+        matmul: Literal["float32", "bfloat16"] = "float32",
+    ) -> None:
+        super().__init__()
+        _one_of("contrast", contrast, ("infoloob", "infonce"))
+        _one_of("scale", scale, ("paper", "unit"))
+        _one_of("backend", backend, ("auto", "reference", "streamed"))
+        _one_of("matmul", matmul, ("float32", "bfloat16"))
+        if matmul == "bfloat16" and backend == "reference":
+            raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'; the reference has no such path")
+        self.contrast: Contrast = contrast
+        self.hopfield = hopfield
+        self.scale: Scale = scale
+        self.backend: Backend = backend
+        self.gather = gather
+        self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
+        self._fixed: dict[str, float] = {}
+        for name, value, learnable in (("inv_tau", inv_tau, learnable_inv_tau), ("beta", beta, learnable_beta)):
+            start = positive_scalar(name, value, torch.empty((), dtype=torch.float64))
+            if learnable:
+                self.register_parameter(f"log_{name}", nn.Parameter(start.log().float()))
+            else:
+                self._fixed[name] = float(start)
+
+    @classmethod
+    def cloob(cls, **overrides: Any) -> Self:
+        """The paper's objective: InfoLOOB on retrieved embeddings, τ⁻¹ = 30 and β = 8 fixed, τ · sum."""
+        return cls(**{"contrast": "infoloob", "hopfield": True, **overrides})
+
+    @classmethod
+    def clip(cls, **overrides: Any) -> Self:
+        """CLIP's objective: InfoNCE on the embeddings, mean of both directions, τ⁻¹ learnable from 1/0.07."""
+        clip = {"contrast": "infonce", "hopfield": False, "inv_tau": 1 / 0.07, "learnable_inv_tau": True}
+        return cls(**{**clip, "scale": "unit", **overrides})
+
+    @property
+    def name(self) -> str:
+        """The member of the family, one of :data:`OBJECTIVES`."""
+        own = _Member(self.contrast, self.hopfield)
+        return next(name for name, member in _MEMBERS.items() if member == own)
+
+    @property
+    def inv_tau(self) -> Tensor:
+        """0-d τ⁻¹: float32 with its graph if it is learnable, else float64."""
+        return _as_tensor(self._scalar("inv_tau"))
+
+    @property
+    def beta(self) -> Tensor:
+        """0-d β, likewise."""
+        return _as_tensor(self._scalar("beta"))
+
+    def _scalar(self, name: str) -> float | Tensor:
+        """A fixed scale as a number, so that no device waits for it; a learnable one with its graph."""
+        if name in self._fixed:
+            return self._fixed[name]
+        logarithm: Tensor = getattr(self, f"log_{name}")
+        return logarithm.exp()
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, τ⁻¹ and β at their present values; serialisable as JSON."""
+        return {
+            "contrast": self.contrast,
+            "hopfield": self.hopfield,
+            "inv_tau": float(self.inv_tau.detach()),
+            "beta": float(self.beta.detach()),
+            "learnable_inv_tau": "inv_tau" not in self._fixed,
+            "learnable_beta": "beta" not in self._fixed,
+            "scale": self.scale,
+            "backend": self.backend,
+            "gather": self.gather,
+            "matmul": "float32" if self.matmul is None else "bfloat16",
+        }
+
+    def extra_repr(self) -> str:
+        """The member and its settings, for ``print``."""
+        return ", ".join(f"{key}={value!r}" for key, value in self.config().items())
+
+    @torch.no_grad()
+    def clamp_(self) -> None:
+        """Bounds a learnable τ⁻¹ by 100 in place; the forward pass in training mode does so too."""
+        if "inv_tau" not in self._fixed:
+            self.log_inv_tau.clamp_(max=math.log(MAX_INV_TAU))
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss of a batch of pairs.
+
+        Args:
+            image_features: (N, D) image embeddings, unit rows.
+            text_features: (N, D) text embeddings, unit rows; row i belongs to image i.
+            logit_scale: Takes the place of τ⁻¹ if given: that is how open_clip hands a learnable one over.
+            logit_bias: Without effect: a constant added to all logits cancels in both contrasts.
+            ids: (N,) integer ids; pairs of equal id are not each other's negatives.
+            output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
+
+        Returns:
+            0-d loss, float32 (float64 for float64 input), or the dictionary.
+
+        Raises:
+            NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it.
+            ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length. With ``gather`` every
+                rank raises, and the message names the rank.
+            RuntimeError: ``gather=True`` without a process group.
+        """
+        if self.training:
+            self.clamp_()
+        inv_tau = self._scalar("inv_tau") if logit_scale is None else logit_scale
+        if self.gather:
+            loss = self._over_ranks(image_features, text_features, inv_tau, ids)
+        else:
+            x, y = check_pairs(image_features, text_features)
+            check_finite(image_features=x, text_features=y)
+            loss = self._path(len(x)).whole(
+                x,
+                y,
+                inv_tau,
+                self._scalar("beta"),
+                contrast=self.contrast,
+                hopfield=self.hopfield,
+                scale=self.scale,
+                ids=ids,
+            )
+        return {"contrastive_loss": loss} if output_dict else loss
+
+    def _path(self, n_candidates: int) -> _Path:
+        streams = self.matmul is not None or n_candidates >= STREAM_FROM
+        if self.backend == "reference" or (self.backend == "auto" and not streams):
+            return _REFERENCE
+        return _Path(*(partial(function, matmul=self.matmul) for function in _STREAMED))
+
+    @outside_autocast
+    def _over_ranks(
+        self, image_features: Tensor, text_features: Tensor, inv_tau: float | Tensor, ids: Tensor | None
+    ) -> Tensor:
+        """This rank's rows against those of all ranks; see :mod:`cloob.distributed` for the gradient contract."""
+        x, y, layout = _agreed_rows(image_features, text_features, ids)
+        path = self._path(layout.total)
+        all_x, all_y = _gather_both(x, y, layout)
+        if self.hopfield:
+            beta = self._scalar("beta")
+            u_x, u_y, v_x, v_y = (path.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
+            all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
+        else:
+            u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
+        direction = by_name({"infoloob": path.info_loob, "infonce": path.info_nce}, self.contrast)
+        own = {
+            "positive_offset": layout.own.start,
+            "ids": ids,
+            "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
+        }
+        images, texts = direction(u_x, all_u_y, inv_tau, **own), direction(v_y, all_v_x, inv_tau, **own)
+        share = len(x) / layout.total
+        return distributed.global_sum(combine(images, texts, inv_tau, self.scale) * share)
+
+
+def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
+    """A member of the family by its name.
+
+    Args:
+        name: ``"clip"`` and ``"cloob"`` as published; ``"infoloob"`` and ``"infonce-hopfield"`` are the two between
+            them, with CLOOB's fixed τ⁻¹, β and scale.
+        **overrides: Arguments of :class:`ContrastiveObjective`.
+
+    Raises:
+        ValueError: Another name.
+    """
+    _one_of("objective", name, OBJECTIVES)
+    if name == "clip":
+        return ContrastiveObjective.clip(**overrides)
+    member = _MEMBERS[name]
+    return ContrastiveObjective(**{"contrast": member.contrast, "hopfield": member.hopfield, **overrides})
+
+
+def check_finite(**named: Tensor) -> None:
+    """Refuses rows that are NaN, infinite or zero; costs one synchronisation with the device.
+
+    Raises:
+        NonFiniteFeaturesError: Names the matrix, how many of its rows, and the first.
+    """
+    for name, rows in named.items():
+        norms = rows.detach().norm(dim=1)
+        bad = ~(norms.isfinite() & (norms > 0))
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            what = "zero" if norms[first] == 0 else "not finite"
+            raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
+
+
+def _agreed_rows(image_features: Tensor, text_features: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Layout]:
+    """This rank's rows and everybody's layout, after all ranks found each other's rows in order."""
+    if not distributed.is_initialized():
+        raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group first")
+    fault, x, y = None, image_features, text_features
+    try:
+        x, y = as_rows(image_features=image_features, text_features=text_features)
+        if len(x) != len(y) or len(x) < 1:
+            raise ValueError(
+                f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected"
+            )
+        check_ids(ids, None, len(x), len(x))
+        check_finite(image_features=x, text_features=y)
+    except (TypeError, ValueError) as error:
+        fault = error
+    facts = {
+        "rows": len(image_features),
+        "embedding dimension": image_features.shape[-1],
+        "bytes a number": x.element_size(),
+        "ids": int(ids is not None),
+    }
+    everywhere = distributed.agree(facts, fault, image_features.device)
+    for name, values in everywhere.items():
+        if name != "rows" and len(set(values)) > 1:
+            raise ValueError(f"ranks differ in {name}: {', '.join(f'rank {r} has {v}' for r, v in enumerate(values))}")
+    return x, y, Layout(everywhere["rows"])
+
+
+def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Both matrices from all ranks in one exchange."""
+    both = distributed.gather_rows(torch.cat([left, right], dim=1), layout)
+    return both[:, : left.shape[1]], both[:, left.shape[1] :]
+
+
+def _as_tensor(scalar: float | Tensor) -> Tensor:
+    return scalar if isinstance(scalar, Tensor) else torch.tensor(scalar, dtype=torch.float64)
+
+
+def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")

@@ -1,0 +1,262 @@
+"""From a configuration to the things a run is made of, each checked before the first step."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import logging
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cloob.data.batch import RawSample
+from cloob.data.loader import PairLoader
+from cloob.data.sources import Source, open_source
+from cloob.data.transforms import train_transform
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.store import list_checkpoints, load_model
+from cloob.models.towers import create_model
+from cloob.objective import ContrastiveObjective, make_objective
+from cloob.train.checkpoint import Checkpoint
+from cloob.train.config import TrainConfig
+
+logger = logging.getLogger(__name__)
+DEFAULT_MODEL = "RN50"
+_RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "checkpoints")
+# Changing these between a run and its resumption changes no number of the training.
+_FREE_KEYS = {"save", "log", "run.device", "pairs.workers", "pairs.val_data", "run.max_nonfinite"}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device a name stands for; under torchrun, ``cuda`` is this rank's own.
+
+    Raises:
+        InputError: This machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees no CUDA device; use cpu or auto")
+        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        if index >= count:
+            raise InputError(f"device is cuda:{index}, but there are {count} CUDA devices (cuda:0 … cuda:{count - 1})")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device is 'mps', but this machine has no Metal device; use cpu or auto")
+    return device
+
+
+@dataclass(frozen=True)
+class JoinedSource:
+    """Several sources, one after the other, read as one."""
+
+    parts: tuple[Source, ...]
+
+    @property
+    def name(self) -> str:
+        """The names of the parts."""
+        return " + ".join(part.name for part in self.parts)
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Rows per file, over all parts."""
+        return tuple(itertools.chain.from_iterable(part.shard_sizes for part in self.parts))
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def read(self, index: int) -> RawSample:
+        """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
+        ends = list(itertools.accumulate(len(part) for part in self.parts))
+        place = bisect.bisect_right(ends, index)
+        return self.parts[place].read(index - (ends[place - 1] if place else 0))
+
+
+def open_pairs(specs: Sequence[str], config: TrainConfig) -> Source:
+    """Opens one source or several as one.
+
+    Raises:
+        InputError: As ``open_source``.
+    """
+    pairs = config.pairs
+    parts = tuple(
+        open_source(spec, image_column=pairs.image_column, caption_column=pairs.caption_column) for spec in specs
+    )
+    return parts[0] if len(parts) == 1 else JoinedSource(parts)
+
+
+def make_encoder(config: TrainConfig) -> DualEncoder:
+    """The towers to start from, on the CPU: created by name, or loaded from ``init``.
+
+    Raises:
+        InputError: Unknown model or weights, or ``model`` and ``image_size`` contradict ``init``.
+    """
+    towers = config.towers
+    if towers.init is None:
+        return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
+    encoder = load_model(towers.init, device="cpu")
+    if towers.model not in (None, encoder.name):
+        raise InputError(
+            f"model is {towers.model!r}, but init {towers.init!r} holds {encoder.name!r}; leave --model out"
+        )
+    if towers.image_size not in (None, encoder.image_size):
+        raise InputError(
+            f"image_size is {towers.image_size}, but init {towers.init!r} holds a model for {encoder.image_size} pixels"
+        )
+    return encoder
+
+
+def make_loss(config: TrainConfig) -> ContrastiveObjective:
+    """The objective of the configuration, gathering over ranks when there are several.
+
+    Raises:
+        InputError: An argument does not fit the objective.
+    """
+    overrides = config.loss.overrides()
+    try:
+        return make_objective(config.loss.objective, gather=world_size() > 1, **overrides)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"objective {config.loss.objective!r}: {error}") from error
+
+
+def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, device: torch.device) -> PairLoader:
+    """The training batches of this rank.
+
+    Raises:
+        InputError: The source holds less than one batch, or the batch does not give each rank two pairs.
+    """
+    size = config.run.batch_size
+    if size < 2 * world_size():
+        raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
+    transform = train_transform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
+    return PairLoader(
+        source,
+        transform=transform,
+        tokenizer=encoder.tokenizer,
+        batch_size=size,
+        seed=config.run.seed,
+        rank=rank(),
+        world_size=world_size(),
+        workers=config.pairs.workers,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> PairLoader:
+    """The held-out pairs, whole, in order and without augmentation."""
+    return PairLoader(
+        source,
+        transform=encoder.preprocess,
+        tokenizer=encoder.tokenizer,
+        batch_size=config.run.batch_size,
+        seed=config.run.seed,
+        shuffle=False,
+        drop_last=False,
+        rank=rank(),
+        world_size=world_size(),
+        workers=config.pairs.workers,
+    )
+
+
+def resolved(config: TrainConfig, encoder: DualEncoder, objective: ContrastiveObjective) -> TrainConfig:
+    """The configuration with every default that was chosen while building filled in."""
+    chosen = objective.config()
+    names = ("inv_tau", "beta", "learnable_inv_tau", "learnable_beta", "scale")
+    leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
+    if config.towers.init is None:
+        leaves |= {"model": config.towers.model or DEFAULT_MODEL, "image_size": encoder.image_size}
+    return config.override(**leaves)
+
+
+def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    """Makes the run folder, and sees to it that no earlier run is mixed up with this one.
+
+    Raises:
+        InputError: The folder cannot be written, or holds a run that this one would spoil.
+    """
+    out, save = config.save.out, config.save
+    held = [out / name for name in _RUN_FILES if (out / name).exists()]
+    if checkpoint is not None and checkpoint.path.parent.parent.resolve() == out.resolve():
+        newest = list_checkpoints(out)[-1]
+        if save.resume != "auto" and newest.name > checkpoint.path.name:
+            raise InputError(
+                f"{out}: holds {newest.name}, which is newer than {checkpoint.path.name}; "
+                f"resume that one, or into another --out"
+            )
+    elif held and save.resume != "auto" and not save.overwrite:
+        raise InputError(f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out")
+    try:
+        if save.overwrite:
+            for path in [*held, *out.glob("nonfinite-step-*.json"), out / "tensorboard", out / "results.json"]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
+
+
+def check_same_run(checkpoint: Checkpoint, config: TrainConfig, batch_size: int) -> None:
+    """Compares the configuration with the one the checkpoint was trained with.
+
+    What only changes the course of the training is allowed and said in the log; another objective is not.
+
+    Raises:
+        InputError: The objective differs.
+    """
+    file = checkpoint.path.parent.parent / "config.json"
+    if not file.is_file():
+        return
+    before, now = _flat(TrainConfig.from_json(file)), _flat(config)
+    for key in now:
+        part = key.partition(".")[0]
+        if _same(before[key], now[key]) or part in _FREE_KEYS or key in _FREE_KEYS:
+            continue
+        if part == "loss":
+            raise InputError(
+                f"{checkpoint.path}: was trained with {key} = {before[key]!r}, not {now[key]!r}; "
+                f"resume with the same objective, or start from the weights with --init {checkpoint.path}"
+            )
+        logger.warning("resumed with another %s: %r instead of %r", key, now[key], before[key])
+    processes = len(checkpoint.state["rng"])
+    if processes != world_size():
+        logger.warning(
+            "resumed with %d processes instead of %d: the data go on where they were, sums may round differently",
+            world_size(),
+            processes,
+        )
+    if checkpoint.progress.position % batch_size:
+        logger.warning("batch size changed within an epoch: some samples of this epoch are passed twice")
+
+
+def _same(a: object, b: object) -> bool:
+    # A temperature is kept as its logarithm: read back, it may differ in the last digit.
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return a == b
+
+
+def _flat(config: TrainConfig) -> dict[str, object]:
+    return {f"{part}.{leaf}": value for part, leaves in config.to_dict().items() for leaf, value in leaves.items()}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file of the run folder in one go.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,279 @@
+"""Checkpoints: written whole or not at all, and holding everything that the next step depends on.
+
+``checkpoints/step-00000100/`` holds ``model/`` (an open_clip ``local-dir:`` folder with the exact float32 weights
+that are resumed) and ``trainer.pt`` (tensors and plain types only, read with ``weights_only=True``).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.store import list_checkpoints, load_model, save_model
+from cloob.objective import ContrastiveObjective
+
+logger = logging.getLogger(__name__)
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """Where a run stands. Positions count samples over all ranks, so they mean the same for any world size.
+
+    Attributes:
+        step: Optimiser steps done, skipped ones included.
+        epoch: Epochs completed.
+        position: Samples of the current epoch's order already passed, whether usable or not.
+        samples_seen: Usable samples trained on.
+        nonfinite: Steps in a row skipped for a non-finite loss or gradient.
+        seconds: Training time so far.
+        epoch_good: Usable samples of the current epoch.
+        epoch_bad: Samples of the current epoch that could not be used, over all ranks.
+        reasons: The same by reason; each rank counts its own, the checkpoint holds the sum.
+        loss_sum: Sum of the losses of the current epoch's steps that were not skipped.
+        loss_steps: Their number.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    samples_seen: int = 0
+    nonfinite: int = 0
+    seconds: float = 0.0
+    epoch_good: int = 0
+    epoch_bad: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+
+
+def save_checkpoint(
+    run: Path,
+    *,
+    encoder: DualEncoder,
+    objective: ContrastiveObjective,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    rng: list[dict[str, Any]],
+    batch_size: int,
+    keep: int,
+) -> Path:
+    """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep``.
+
+    Args:
+        run: The run folder.
+        encoder: The two towers.
+        objective: The objective; its ``config()`` goes into the model folder.
+        optimizer: The optimiser.
+        progress: Where the run stands.
+        rng: ``rng_state`` of every rank.
+        batch_size: Global batch size, to say when it changed.
+        keep: Checkpoints to keep, 0 for all.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        InputError: The disk is full or not writable. Earlier checkpoints are as they were.
+    """
+    folder = run / "checkpoints"
+    final = folder / f"step-{progress.step:08d}"
+    temporary = folder / f".tmp-{final.name}-{os.getpid()}"
+    state = {
+        "format": FORMAT,
+        "optimizer": optimizer.state_dict(),
+        "objective": objective.state_dict(),
+        "progress": dict(vars(progress)),
+        "rng": rng,
+        "batch_size": batch_size,
+    }
+    try:
+        temporary.mkdir(parents=True)
+        save_model(temporary / "model", encoder, objective.config())
+        with (temporary / "trainer.pt").open("wb") as file:
+            torch.save(state, file)
+        _flush(temporary)
+        if final.exists():  # one that could not be read, found while resuming
+            final.rename(folder / f".tmp-replaced-{final.name}-{os.getpid()}")
+        temporary.rename(final)
+        _flush_folder(folder)
+    except Exception as error:
+        reason = _disk_reason(error, folder)
+        if reason is None:
+            raise
+        before = list_checkpoints(run)
+        kept = f"the last whole checkpoint is {before[-1]}" if before else "there is no earlier checkpoint"
+        raise InputError(f"{final}: checkpoint cannot be written ({reason}); {kept}") from error
+    finally:
+        remove_leftovers(run)
+    if keep:
+        for old in list_checkpoints(run)[:-keep]:
+            _remove(old)
+    return final
+
+
+def remove_leftovers(run: Path) -> None:
+    """Removes what an interrupted write left behind."""
+    folder = run / "checkpoints"
+    for path in folder.glob(".tmp-*") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    # Renamed first: a folder with its final name is always whole.
+    hidden = checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    """Flushes every file and folder below ``folder`` to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            _flush_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _disk_reason(error: BaseException, folder: Path) -> str | None:
+    """Why the disk refused, or None if it was not the disk. Writers in Rust and C++ hide the errno."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno is not None:
+            return os.strerror(chain.errno)
+        chain = chain.__cause__ or chain.__context__
+    text = str(error)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
+        if f"code: {code}," in text or f"os error {code}" in text:
+            return os.strerror(code)
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if isinstance(error, RuntimeError) and shutil.disk_usage(existing).free < 2**20:
+        return os.strerror(errno.ENOSPC)
+    return None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back: ``encoder`` holds its weights, ``state`` the rest of ``trainer.pt``."""
+
+    path: Path
+    encoder: DualEncoder
+    state: dict[str, Any]
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stood."""
+        return Progress(**self.state["progress"])
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint folder.
+
+    Raises:
+        InputError: A file is missing, cut short or of another format.
+    """
+    file = path / "trainer.pt"
+    if not file.is_file():
+        raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file}: cannot be read ({first[:200]}); use an earlier checkpoint") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
+    try:
+        encoder = load_model(str(path / "model"), device="cpu")
+    except InputError:
+        raise
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path / 'model'}: cannot be read ({first[:200]})") from error
+    return Checkpoint(path, encoder, state)
+
+
+def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
+    """The checkpoint to resume from.
+
+    Args:
+        run: The run folder that is written to.
+        resume: ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are
+            passed over with a warning), or the path of a checkpoint or a run folder.
+
+    Returns:
+        The checkpoint, or None to start afresh.
+
+    Raises:
+        InputError: The path holds no readable checkpoint, or ``auto`` finds checkpoints but can read none.
+    """
+    if resume == "none":
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        if not path.is_dir():
+            raise InputError(f"resume is {resume!r}: no such folder; give none, auto, a checkpoint or a run")
+        if (path / "trainer.pt").is_file():
+            return read_checkpoint(path)
+        run = path
+        if not list_checkpoints(run):
+            raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
+    found = list_checkpoints(run)
+    for path in reversed(found):
+        try:
+            return read_checkpoint(path)
+        except InputError as error:
+            logger.warning("%s; trying the checkpoint before it", error)
+    if found:
+        raise InputError(f"{run}: none of its {len(found)} checkpoints can be read; start anew with --overwrite")
+    return None
+
+
+def restore(
+    checkpoint: Checkpoint, *, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Loads weights, optimiser and objective of a checkpoint into freshly built ones.
+
+    Raises:
+        InputError: The checkpoint is of another architecture or objective.
+    """
+    wanted, found = encoder.state_dict(), checkpoint.encoder.state_dict()
+    for name in wanted.keys() | found.keys():
+        here = tuple(wanted[name].shape) if name in wanted else "nothing"
+        there = tuple(found[name].shape) if name in found else "nothing"
+        if here != there:
+            raise InputError(
+                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
+                f"resume with the model it was trained with"
+            )
+    encoder.load_state_dict(found)
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        objective.load_state_dict(checkpoint.state["objective"])
+        optimizer.load_state_dict(checkpoint.state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error
+    for group, configured in zip(optimizer.param_groups, options, strict=True):
+        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's

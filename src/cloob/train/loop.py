@@ -1,0 +1,429 @@
+"""The training loop: batches in, steps, log lines and checkpoints out; faults are skipped, counted or end the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import logging
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+
+from cloob.data.batch import Batch
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError
+from cloob.functional.geometry import effective_eigenvalues, saturation
+from cloob.objective import NonFiniteFeaturesError
+from cloob.train import build
+from cloob.train.callbacks import Callback, RunInfo, RunResult
+from cloob.train.checkpoint import (
+    Progress,
+    find_checkpoint,
+    remove_leftovers,
+    restore,
+    save_checkpoint,
+)
+from cloob.train.config import TrainConfig
+from cloob.train.log import JsonLines, TensorBoard, finite
+from cloob.train.optim import make_optimizer, make_schedule, warmup_steps
+from cloob.train.ranks import Tally, gather_objects, on_rank_zero, process_group, tally
+from cloob.train.rng import preserved_rng, rng_state, set_rng_state
+from cloob.train.step import Stepper, StepResult, TowersWithLoss
+
+logger = logging.getLogger(__name__)
+_CPU = torch.device("cpu")
+# A handful of bad samples says nothing yet about the fraction.
+_ENOUGH_BAD = 20
+
+
+class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
+    """Training cannot go on: one line that says at which step and with which samples."""
+
+
+def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """Trains two towers.
+
+    Under ``torchrun`` each process calls this; the run folder must be visible to all of them. SIGTERM ends the run
+    after the current step with a checkpoint. On the CPU in float32 the same configuration gives the same numbers, bit
+    for bit, whether or not the run was interrupted and resumed.
+
+    Args:
+        config: The whole configuration.
+        callbacks: Called along the way, on every rank.
+
+    Returns:
+        What the run came to; ``stopped`` says whether a signal ended it early.
+
+    Raises:
+        InputError: Something the user gave is wrong, too many samples are bad, or the disk is full.
+        TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row.
+    """
+    device = build.resolve_device(config.run.device)
+    with process_group(device):
+        run = _Run(config, device, callbacks)
+        with _StopSignal() as stop:
+            return run.go(stop)
+
+
+class _StopSignal:
+    """Turns SIGTERM into a flag that the loop looks at between steps; outside the main thread it does nothing."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> _StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        # Schedulers signal the data workers too; torch would turn their death into an exception in mid-step.
+        if hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
+            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+
+
+class _Run:
+    """One run from its configuration to its result."""
+
+    def __init__(self, config: TrainConfig, device: torch.device, callbacks: Sequence[Callback]) -> None:
+        self.device = device
+        self.main = rank() == 0
+        out = config.save.out
+        self.encoder = build.make_encoder(config)
+        self.objective = build.make_loss(config)
+        self.config = build.resolved(config, self.encoder, self.objective)
+        source = build.open_pairs(config.pairs.data, config)
+        self.loader = build.make_loader(source, self.encoder, config, device)
+        self.val_loader = None
+        if config.pairs.val_data:
+            held_out = build.open_pairs(config.pairs.val_data, config)
+            self.val_loader = build.make_val_loader(held_out, self.encoder, config)
+
+        checkpoint = find_checkpoint(out, self._checkpoint_choice(config))
+        on_rank_zero(lambda: build.prepare_run_folder(config, checkpoint))
+        self.encoder.to(device)
+        self.objective.to(device)
+        self.optimizer = make_optimizer(self.encoder, self.objective, config.optim, device)
+        self.progress = Progress()
+        if checkpoint is not None:
+            build.check_same_run(checkpoint, self.config, config.run.batch_size)
+            restore(checkpoint, encoder=self.encoder, objective=self.objective, optimizer=self.optimizer)
+            self.progress = checkpoint.progress
+            if not self.main:
+                self.progress.reasons = {}
+        self.towers = TowersWithLoss(self.encoder, self.objective, config.run.precision)
+        self.stepper = Stepper(self.towers, self.optimizer, config.optim.clip_grad_norm)
+        self._seed(checkpoint.state["rng"] if checkpoint else [])
+
+        self.total_steps = config.run.epochs * self.loader.steps_per_epoch
+        self.schedule = make_schedule(config.optim, self.total_steps)
+        warmup = warmup_steps(config.optim, self.total_steps)
+        if self.main and warmup >= self.total_steps:
+            logger.warning("the warm-up takes %d steps, the whole run has %d", warmup, self.total_steps)
+        self.callbacks = [*callbacks, *([TensorBoard()] if config.log.tensorboard else [])]
+        self.resumed_from = checkpoint.path if checkpoint else None
+        self.saved = self.resumed_from
+        self.saved_step = self.progress.step if checkpoint else -1
+        self.last_loss: float | None = None
+        self.examples: dict[str, str] = {}
+        self.skipped: dict[str, int] = {}
+        self.metrics: JsonLines | None = None
+        self.epochs: JsonLines | None = None
+        if self.main:
+            remove_leftovers(out)
+            build.write_text(out / "config.json", self.config.to_json())
+            keep = self.progress.step if config.save.resume != "none" else None
+            self.metrics = JsonLines(out / "metrics.jsonl", keep)
+            self.epochs = JsonLines(out / "epochs.jsonl", keep)
+
+    @staticmethod
+    def _checkpoint_choice(config: TrainConfig) -> str:
+        """What to resume from, as rank 0 sees it: all ranks must read the same checkpoint."""
+        if config.save.resume == "none" or world_size() == 1:
+            return config.save.resume
+
+        def choose() -> str:
+            found = find_checkpoint(config.save.out, config.save.resume)
+            return "none" if found is None else str(found.path)
+
+        return str(on_rank_zero(choose))
+
+    def _seed(self, states: list[dict[str, Any]]) -> None:
+        """Generators of this rank: the checkpoint's, or fresh ones."""
+        torch.manual_seed(self.config.run.seed + rank())
+        if rank() < len(states):
+            set_rng_state(states[rank()], self.device)
+
+    def go(self, stop: _StopSignal) -> RunResult:
+        """Runs to the end, to a signal or to an exception."""
+        info = RunInfo(
+            run=self.config.save.out,
+            config=self.config,
+            encoder=self.encoder,
+            objective=self.objective,
+            device=self.device,
+            total_steps=self.total_steps,
+            steps_per_epoch=self.loader.steps_per_epoch,
+            start_step=self.progress.step,
+            rank=rank(),
+            resumed_from=self.resumed_from,
+        )
+        result = None
+        self.began = time.perf_counter() - self.progress.seconds
+        try:
+            self._call("on_start", info)
+            stopped = False
+            while not stopped and self.progress.epoch < self.config.run.epochs:
+                stopped = self._epoch(stop)
+            if self.saved_step != self.progress.step:
+                self._save()
+            result = self._result("SIGTERM" if stopped else None)
+            return result
+        finally:
+            self._close()
+            self._call("on_end", result)
+
+    def _close(self) -> None:
+        for loader in (self.loader, self.val_loader):
+            if loader is not None:
+                loader.close()
+        for file in (self.metrics, self.epochs):
+            if file is not None:
+                file.close()
+
+    def _call(self, event: str, *arguments: object) -> None:
+        with preserved_rng(self.device):
+            for callback in self.callbacks:
+                getattr(callback, event)(*arguments)
+
+    def _result(self, stopped: str | None) -> RunResult:
+        return RunResult(
+            run=self.config.save.out,
+            steps=self.progress.step,
+            epochs=self.progress.epoch,
+            samples_seen=self.progress.samples_seen,
+            seconds=time.perf_counter() - self.began,
+            loss=self.last_loss,
+            checkpoint=self.saved,
+            stopped=stopped,
+            skipped=self.skipped,
+        )
+
+    def _epoch(self, stop: _StopSignal) -> bool:
+        """The rest of the current epoch. Returns whether a signal ended it."""
+        progress, save_every = self.progress, self.config.save.save_every
+        start = progress.position // self.config.run.batch_size
+        batches = self.loader.epoch(progress.epoch, start)
+        self.towers.train()
+        for index in range(start, self.loader.steps_per_epoch):
+            began = time.perf_counter()
+            batch = self._fetch(batches, stop)
+            waited = time.perf_counter() - began
+            counts = tally(len(batch) if batch else 0, len(batch.skipped) if batch else 0, stop.requested, self.device)
+            if counts.stop:
+                return True
+            assert batch is not None
+            self._count_bad(batch, counts)
+            self._step(batch, counts, began, waited)
+            progress.position = (index + 1) * self.config.run.batch_size
+            last = index + 1 == self.loader.steps_per_epoch
+            if save_every and progress.step % save_every == 0 and not last:
+                self._save()
+        self._end_epoch()
+        if not save_every or progress.step % save_every == 0:
+            self._save()
+        return False
+
+    @staticmethod
+    def _fetch(batches: Iterator[Batch], stop: _StopSignal) -> Batch | None:
+        """The next batch, or None when the loader broke because this run is being ended."""
+        try:
+            with preserved_rng(_CPU):
+                return next(batches)
+        except RuntimeError:
+            if stop.requested:
+                return None
+            raise
+
+    def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
+        """One optimiser step, or one that is left out, and its line in the log."""
+        progress = self.progress
+        lr = self.schedule(progress.step)
+        progress.step += 1
+        result, why = None, None
+        if counts.samples < 2 or counts.smallest < 1:
+            why = "too few usable samples"
+        else:
+            batch = batch.to(self.device, non_blocking=True)
+            ids = batch.ids if self.config.loss.mask_duplicates else None
+            result = self.stepper(batch.images, batch.tokens, ids, lr)
+            why = None if result.finite else "not finite"
+        if result is not None and result.finite:
+            self.last_loss = result.loss
+            progress.samples_seen += counts.samples
+            progress.loss_sum += result.loss
+            progress.loss_steps += 1
+            progress.nonfinite = 0
+        line: dict[str, Any] = {
+            "step": progress.step,
+            "epoch": progress.epoch + 1,
+            "samples_seen": progress.samples_seen,
+            "loss": finite(result.loss) if result else None,
+            "lr": lr,
+            "grad_norm": finite(result.grad_norm) if result else None,
+            "inv_tau": float(self.objective.inv_tau.detach()),
+            "beta": float(self.objective.beta.detach()) if self.objective.hopfield else None,
+        }
+        if result is not None and result.finite and progress.step % self.config.log.log_every == 0:
+            line |= self._measure(result)
+        elapsed = time.perf_counter() - began
+        line |= {"images_per_second": counts.samples / elapsed, "data_wait": waited / elapsed}
+        if why is not None:
+            line["skipped"] = why
+        if self.metrics is not None:
+            self.metrics.write(line)
+        self._call("on_step", line)
+        if result is not None and not result.finite:
+            self._nonfinite(batch, result, lr)
+
+    def _measure(self, result: StepResult) -> dict[str, float]:
+        """Saturation and effective eigenvalues of the whole batch, all ranks together."""
+        parts = gather_objects((result.image_features.cpu(), result.text_features.cpu()))
+        images, texts = (torch.cat([part[side] for part in parts]) for side in (0, 1))
+        return {
+            "saturation": float(saturation(images, texts, float(self.objective.inv_tau.detach()))),
+            "effective_eigenvalues_image": int(effective_eigenvalues(images)),
+            "effective_eigenvalues_text": int(effective_eigenvalues(texts)),
+        }
+
+    def _nonfinite(self, batch: Batch, result: StepResult, lr: float) -> None:
+        """Writes down which samples were in a step whose loss was not finite; ends the run if there were too many."""
+        progress = self.progress
+        progress.nonfinite += 1
+        keys = list(itertools.chain.from_iterable(gather_objects(batch.keys)))
+        path = self.config.save.out / f"nonfinite-step-{progress.step}.json"
+        report = {
+            "step": progress.step,
+            "epoch": progress.epoch + 1,
+            "loss": str(result.loss),
+            "grad_norm": str(result.grad_norm),
+            "lr": lr,
+            "keys": keys,
+        }
+        on_rank_zero(lambda: build.write_text(path, json.dumps(report, indent=2) + "\n"))
+        if progress.nonfinite >= self.config.run.max_nonfinite:
+            some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+            raise TrainingFailed(
+                f"step {progress.step}: loss or gradient not finite for {progress.nonfinite} steps in a row "
+                f"(samples {some}; all in {path}); {self._last_good()}; a lower --lr or --clip-grad-norm may help"
+            )
+        if self.main:
+            logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", progress.step, path)
+
+    def _last_good(self) -> str:
+        return f"the last checkpoint is {self.saved}" if self.saved else "there is no checkpoint"
+
+    def _count_bad(self, batch: Batch, counts: Tally) -> None:
+        """Counts what could not be used, and ends the run once it is too much."""
+        progress = self.progress
+        for skip in batch.skipped:
+            progress.reasons[skip.reason] = progress.reasons.get(skip.reason, 0) + 1
+            self.examples.setdefault(skip.reason, f"{skip.key}: {skip.detail}" if skip.detail else skip.key)
+        progress.epoch_good += counts.samples
+        progress.epoch_bad += counts.bad
+        if progress.epoch_bad >= _ENOUGH_BAD:
+            self._check_bad()
+
+    def _check_bad(self) -> None:
+        good, bad = self.progress.epoch_good, self.progress.epoch_bad
+        limit = self.config.pairs.max_bad_fraction
+        if bad <= limit * (good + bad):
+            return
+        reasons = self._reasons()
+        examples: dict[str, str] = {}
+        for part in gather_objects(self.examples):
+            examples = part | examples
+        told = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
+        raise InputError(
+            f"{self.loader.source.name}: {bad} of {good + bad} samples cannot be used, "
+            f"more than max_bad_fraction = {limit:g} allows: {told}"
+        )
+
+    def _reasons(self) -> dict[str, int]:
+        """The epoch's unusable samples by reason, over all ranks, the most frequent first."""
+        total: Counter[str] = Counter()
+        for part in gather_objects(self.progress.reasons):
+            total.update(part)
+        return dict(total.most_common())
+
+    def _end_epoch(self) -> None:
+        """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next."""
+        progress = self.progress
+        self._check_bad()
+        self.skipped = self._reasons()
+        progress.epoch, progress.position = progress.epoch + 1, 0
+        line = {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "samples_seen": progress.samples_seen,
+            "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
+            "val_loss": self._validate(),
+            "skipped": self.skipped,
+            "seconds": time.perf_counter() - self.began,
+        }
+        progress.epoch_good = progress.epoch_bad = progress.loss_steps = 0
+        progress.loss_sum, progress.reasons = 0.0, {}
+        if self.epochs is not None:
+            self.epochs.write(line)
+        self._call("on_epoch_end", line)
+
+    def _validate(self) -> float | None:
+        """Mean loss of the held-out pairs in batches of the training's size; None without such pairs."""
+        if self.val_loader is None:
+            return None
+        self.towers.eval()
+        total, samples = 0.0, 0
+        with preserved_rng(self.device), torch.no_grad():
+            for batch in self.val_loader.epoch(0):
+                counts = tally(len(batch), len(batch.skipped), False, self.device)
+                if counts.samples < 2 or counts.smallest < 1:
+                    continue
+                batch = batch.to(self.device)
+                ids = batch.ids if self.config.loss.mask_duplicates else None
+                with contextlib.suppress(NonFiniteFeaturesError):
+                    total += counts.samples * float(self.towers(batch.images, batch.tokens, ids)[0])
+                    samples += counts.samples
+        return finite(total / samples) if samples else None
+
+    def _save(self) -> None:
+        """Writes a checkpoint; on every rank, since each gives its generators' state."""
+        states = gather_objects(rng_state(self.device))
+        snapshot = dataclasses.replace(self.progress, reasons=self._reasons(), seconds=time.perf_counter() - self.began)
+        self.saved = on_rank_zero(
+            lambda: save_checkpoint(
+                self.config.save.out,
+                encoder=self.encoder,
+                objective=self.objective,
+                optimizer=self.optimizer,
+                progress=snapshot,
+                rng=states,
+                batch_size=self.config.run.batch_size,
+                keep=self.config.save.keep,
+            )
+        )
+        self.saved_step = self.progress.step
+        self._call("on_checkpoint", self.saved)

@@ -1,0 +1,95 @@
+"""What the ranks of a run tell each other beside gradients: small numbers each step, objects now and then."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+from cloob.distributed import init_from_env, rank, world_size
+
+T = TypeVar("T")
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined."""
+    joined = init_from_env(device.type)
+    try:
+        yield
+    finally:
+        if joined:
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One step's batch over all ranks."""
+
+    samples: int
+    smallest: int
+    bad: int
+    stop: bool
+
+
+def tally(samples: int, bad: int, stop: bool, device: torch.device) -> Tally:
+    """Adds up the ranks' batches and agrees on whether to stop: every rank gets the same answer.
+
+    Args:
+        samples: Usable samples in this rank's part of the batch.
+        bad: Samples this rank could not use.
+        stop: Whether this rank was asked to stop.
+        device: Where the process group can send tensors from.
+
+    Returns:
+        Sums over the ranks, the smallest part, and whether any rank was asked to stop.
+    """
+    if world_size() == 1:
+        return Tally(samples, samples, bad, stop)
+    own = torch.tensor([samples, bad, int(stop)], device=device)
+    parts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(parts, own)
+    rows = torch.stack(parts).tolist()
+    counts = [row[0] for row in rows]
+    return Tally(sum(counts), min(counts), sum(row[1] for row in rows), any(row[2] for row in rows))
+
+
+def gather_objects(value: T) -> list[T]:
+    """The value of every rank, in the order of ranks, on every rank."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_rank_zero(action: Callable[[], T]) -> T:
+    """Runs ``action()`` on rank 0 and returns its result everywhere; what it raises is raised on every rank.
+
+    A rank that failed alone would leave the others waiting for it.
+    """
+    outcome: Any = (None, None)
+    if rank() == 0:
+        try:
+            outcome = (action(), None)
+        except Exception as error:
+            if world_size() == 1:
+                raise
+            outcome = (None, error)
+    result, failure = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
+    return cast(T, result)

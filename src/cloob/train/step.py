@@ -1,0 +1,129 @@
+"""One optimiser step: towers (in autocast if asked), loss in float32, backward, clipping, update."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cloob.distributed import world_size
+from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
+
+
+class TowersWithLoss(nn.Module):
+    """Both towers and the objective as one module, so that DDP averages the gradients of all of it.
+
+    Autocast covers the towers alone: their features are lifted to float32 before the loss.
+
+    Args:
+        encoder: The two towers; ``encoder(images, tokens)`` returns unit rows.
+        objective: Called as ``objective(image_features, text_features, ids=…)``.
+        precision: ``"fp32"`` or ``"bf16"``.
+    """
+
+    def __init__(self, encoder: nn.Module, objective: ContrastiveObjective, precision: str = "fp32") -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objective = objective
+        self.precision = precision
+
+    def forward(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss and features of a batch.
+
+        Args:
+            images: (n, 3, H, W), uint8 or float.
+            tokens: (n, L) int64.
+            ids: (n,) int64 or None: pairs of equal id are no negatives of each other.
+
+        Returns:
+            The 0-d float32 loss, and the detached (n, D) float32 image and text features.
+        """
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            image_features, text_features = self.encoder(images, tokens)
+        # The encoder returns float32 unit rows whatever autocast says; other towers may not.
+        image_features, text_features = image_features.float(), text_features.float()
+        with torch.autocast(images.device.type, enabled=False):
+            loss = self.objective(image_features, text_features, ids=ids)
+        return loss, image_features.detach(), text_features.detach()
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        loss: The loss over all ranks; may be NaN or infinite.
+        grad_norm: Global gradient norm before clipping; NaN when there was no backward pass.
+        finite: Whether loss and gradient were finite; if not, the step changed nothing.
+        image_features: (n, D) of this rank, detached.
+        text_features: (n, D) of this rank, detached.
+    """
+
+    loss: float
+    grad_norm: float
+    finite: bool
+    image_features: Tensor
+    text_features: Tensor
+
+
+class Stepper:
+    """Takes optimiser steps on a ``TowersWithLoss``; one with a non-finite loss or gradient leaves no trace.
+
+    The decision to skip is the same on every rank, as the loss is the global one and gradients are averaged.
+
+    Args:
+        module: The towers with the loss; wrapped in DDP here when there are several ranks.
+        optimizer: Over the module's trainable parameters.
+        clip_grad_norm: Largest global gradient norm; 0 for no clipping.
+    """
+
+    def __init__(self, module: TowersWithLoss, optimizer: torch.optim.Optimizer, clip_grad_norm: float = 0.0) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.clip_grad_norm = clip_grad_norm
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._wrapped: nn.Module = module
+        if world_size() > 1:
+            device = self._parameters[0].device
+            self._wrapped = nn.parallel.DistributedDataParallel(
+                module, device_ids=[device] if device.type == "cuda" else None
+            )
+        # A forward pass of a bad batch would poison running means of batch norms for good.
+        self._buffers = [b for b in module.buffers() if b.is_floating_point() or b.dtype == torch.int64]
+        self._backup = [b.detach().clone() for b in self._buffers]
+
+    def __call__(self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float) -> StepResult:
+        """Takes one step at learning rate ``lr``; shapes as ``TowersWithLoss.forward``."""
+        self._copy(self._backup, self._buffers)
+        value = norm = math.nan
+        image_features = text_features = images.new_empty(0, 0, dtype=torch.float32)
+        try:
+            loss, image_features, text_features = self._wrapped(images, tokens, ids)
+            value = float(loss.detach())
+        except NonFiniteFeaturesError:
+            pass  # the objective refuses such rows, on every rank when one has them
+        if math.isfinite(value):
+            loss.backward()
+            gradients = [p.grad for p in self._parameters if p.grad is not None]
+            total = nn.utils.get_total_norm(gradients)
+            norm = float(total)
+        finite = math.isfinite(value) and math.isfinite(norm)
+        if finite:
+            if 0 < self.clip_grad_norm < norm:
+                nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, total)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+            self.module.objective.clamp_()
+        else:
+            self._copy(self._buffers, self._backup)
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(value, norm, finite, image_features, text_features)
+
+    @staticmethod
+    def _copy(into: list[Tensor], source: list[Tensor]) -> None:
+        with torch.no_grad():
+            for target, tensor in zip(into, source, strict=True):
+                target.copy_(tensor)

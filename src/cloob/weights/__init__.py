@@ -1,0 +1,1 @@
+"""Importers of published CLOOB and CLIP weights, one file a family."""

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from torch.distributions import Uniform
+from torchvision.transforms import RandomResizedCrop
+
+from cloob.data.transforms import crop_box, resize, to_tensor, train_transform
+
+unit = st.floats(0, 1, exclude_max=True)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@given(st.integers(1, 900), st.integers(1, 900), st.lists(unit, min_size=22, max_size=22), st.floats(0.01, 1))
+def test_crop_lies_inside_the_image(height: int, width: int, uniforms: list[float], low: float) -> None:
+    top, left, h, w = crop_box(height, width, (low, 1.0), (3 / 4, 4 / 3), uniforms)
+    assert h >= 1 and w >= 1 and 0 <= top <= height - h and 0 <= left <= width - w
+
+
+def test_crop_by_hand() -> None:
+    # First try: half the area at aspect 1: 100·√½ = 70.7 -> 71 pixels; placed at 29·½ and at 0.
+    uniforms = [0.5, 0.5, *[0.9] * 18, 0.5, 0.0]
+    assert crop_box(100, 100, (0.0, 1.0), (0.5, 2.0), uniforms) == (15, 0, 71, 71)
+    # First try: all of it at aspect 4/3 is wider than the image; second: a quarter at aspect 1.
+    uniforms = [1.0, 1.0, 0.25, 0.5, *[0.9] * 16, 0.0, 0.99]
+    assert crop_box(100, 100, (0.0, 1.0), (3 / 4, 4 / 3), uniforms) == (0, 50, 50, 50)
+    # Never fits: a strip 10 high gets its largest central crop of aspect 4/3.
+    assert crop_box(10, 1000, (0.9, 1.0), (3 / 4, 4 / 3), [0.5] * 22) == (0, 493, 10, 13)
+    assert crop_box(1000, 12, (0.9, 1.0), (3 / 4, 4 / 3), [0.5] * 22) == (492, 0, 16, 12)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (300, 200), (40, 400)])
+def test_crops_are_distributed_as_torchvisions(height: int, width: int) -> None:
+    """Means of the box over many draws agree within five standard errors."""
+    n, scale, ratio = 4000, (0.2, 0.8), (3 / 4, 4 / 3)
+    blank = torch.empty(3, height, width)
+    torch.manual_seed(0)
+    theirs = np.array([RandomResizedCrop.get_params(blank, list(scale), list(ratio)) for _ in range(n)], float)
+    draws = Uniform(0.0, 1.0).sample((n, 22)).double().tolist()
+    ours = np.array([crop_box(height, width, scale, ratio, u) for u in draws], float)
+    error = np.sqrt((theirs.var(0) + ours.var(0)) / n)
+    assert (np.abs(theirs.mean(0) - ours.mean(0)) <= 5 * error + 1e-9).all()
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(64, 64, 64), (500, 375, 224), (20, 30, 64)])
+def test_resize_is_pillows_bicubic_within_one_level(width: int, height: int, size: int) -> None:
+    image = picture(width, height)
+    expected = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    ours = resize(to_tensor(image), size)
+    assert ours.dtype == torch.uint8 and ours.shape == (3, size, size)
+    assert np.abs(ours.numpy().astype(int) - expected).max() <= 1
+
+
+def test_transform_is_crop_then_resize() -> None:
+    image, transform = picture(90, 70), train_transform(32, scale=(0.3, 0.6))
+    uniforms = torch.rand(23, generator=torch.Generator().manual_seed(5), dtype=torch.float64).tolist()
+    top, left, h, w = crop_box(70, 90, (0.3, 0.6), (3 / 4, 4 / 3), uniforms)
+    expected = image.crop((left, top, left + w, top + h)).resize((32, 32), Image.Resampling.BICUBIC)
+    ours = transform(image, torch.Generator().manual_seed(5)).numpy().transpose(1, 2, 0)
+    assert np.abs(ours.astype(int) - np.asarray(expected)).max() <= 1
+
+
+def test_the_generator_alone_decides() -> None:
+    image, transform = picture(50, 50), train_transform(16, scale=(0.2, 0.9))
+    state = torch.get_rng_state()
+    same = [transform(image, torch.Generator().manual_seed(1)) for _ in range(2)]
+    other = transform(image, torch.Generator().manual_seed(2))
+    assert torch.equal(*same) and not torch.equal(same[0], other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_flip_is_off_by_default_and_mirrors_half_of_the_time() -> None:
+    image = picture(16, 16)
+    plain, flipping = train_transform(16, scale=(1.0, 1.0)), train_transform(16, scale=(1.0, 1.0), flip=True)
+    flips = 0
+    for seed in range(200):
+        a, b = (t(image, torch.Generator().manual_seed(seed)) for t in (plain, flipping))
+        assert torch.equal(a, b) or torch.equal(a.flip(-1), b)
+        flips += not torch.equal(a, b)
+    assert 70 <= flips <= 130
+
+
+@pytest.mark.parametrize("options", [{"scale": (0.0, 1.0)}, {"scale": (0.9, 0.8)}, {"scale": (0.5, 1.1)}])
+def test_bad_scales_are_refused(options: dict[str, tuple[float, float]]) -> None:
+    with pytest.raises(ValueError, match="scale"):
+        train_transform(16, **options)
+
+
+def test_one_pixel_images_pass() -> None:
+    assert train_transform(8)(picture(1, 1), torch.Generator()).shape == (3, 8, 8)
+    assert train_transform(8)(picture(1, 700), torch.Generator()).shape == (3, 8, 8)

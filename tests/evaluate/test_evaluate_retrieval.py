@@ -1,0 +1,128 @@
+"""Retrieval against a loop over sorted scores, with several captions an image and captions that repeat."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cloob.evaluate.retrieval import correct_pairs, retrieval, retrieval_ranks
+
+
+def unit(n: int, d: int, seed: int) -> Tensor:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def correct_loop(image_of_text: list[int], captions: list[str]) -> set[tuple[int, int]]:
+    plain = [" ".join(caption.lower().split()) for caption in captions]
+    return {
+        (t, image_of_text[other])
+        for t in range(len(plain))
+        for other in range(len(plain))
+        if other == t or (plain[t] == plain[other] and plain[t])
+    }
+
+
+def recall_loop(queries: Tensor, gallery: Tensor, correct: set[tuple[int, int]], k: int) -> float:
+    hits = 0
+    for q in range(len(queries)):
+        nearest = sorted(range(len(gallery)), key=lambda g: -float(queries[q] @ gallery[g]))[:k]
+        hits += any((q, g) in correct for g in nearest)
+    return hits / len(queries)
+
+
+def test_pairs_by_hand() -> None:
+    texts = torch.eye(3)
+    images = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.5, 0.3], [0.1, 0.2, 0.9]])
+    result = retrieval(images, texts)
+    # Images to texts: 0 and 2 right, 1 takes text 0 (second its own). Texts to images: columns .9 .8 .1 | .1
+    # .5 .2 | …
+    assert result["image_to_text@1"] == pytest.approx(2 / 3)
+    assert result["text_to_image@1"] == 1.0
+    assert result["image_to_text@5"] == result["image_to_text@10"] == 1.0
+    assert (result["image_to_text_median_rank"], result["text_to_image_median_rank"]) == (1.0, 1.0)
+    assert (result["n"], result["n_images"]) == (3, 3)
+    assert result["text_to_image@1_interval"] == [1.0, 1.0]
+    low, high = result["image_to_text@1_interval"]
+    assert low < 2 / 3 < high
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), n_images=st.integers(1, 6), more=st.integers(0, 6), seed=st.integers(0, 999))
+def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed: int) -> None:
+    extra = data.draw(st.lists(st.integers(0, n_images - 1), min_size=more, max_size=more))
+    image_of_text = data.draw(st.permutations([*range(n_images), *extra]))
+    words = st.sampled_from(["a dog", "A  Dog", "cat", "bird", ""])
+    captions = [data.draw(words) for _ in image_of_text]
+    images, texts = unit(n_images, 4, seed), unit(len(image_of_text), 4, seed + 1)
+    correct = correct_loop(image_of_text, captions)
+    result = retrieval(images, texts, image_of_text, captions, chunk=data.draw(st.integers(1, 9)))
+    for k in (1, 5, 10):
+        flipped = {(i, t) for t, i in correct}
+        assert result[f"text_to_image@{k}"] == pytest.approx(recall_loop(texts, images, correct, k))
+        assert result[f"image_to_text@{k}"] == pytest.approx(recall_loop(images, texts, flipped, k))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["x", "X ", "y z", "y  z", ""])), min_size=1, max_size=9))
+def test_correct_pairs_are_the_loop(rows: list[tuple[int, str]]) -> None:
+    image_of_text, captions = [image for image, _ in rows], [caption for _, caption in rows]
+    found = correct_pairs(torch.tensor(image_of_text), captions)
+    assert [tuple(pair) for pair in found.tolist()] == sorted(correct_loop(image_of_text, captions))
+
+
+def test_equal_captions_help_each_other_and_only_when_asked() -> None:
+    images, texts = torch.eye(2), torch.eye(2).flip(0)  # each caption points at the other image
+    assert retrieval(images, texts)["text_to_image@1"] == 0.0
+    assert retrieval(images, texts, captions=["a flower.", "A flower."])["text_to_image@1"] == 1.0
+
+
+def test_unreadable_rows_count_as_not_found_and_hinder_nobody() -> None:
+    images, texts = torch.eye(4), torch.eye(4)
+    images[0] = float("nan")
+    texts[1] = float("nan")
+    result = retrieval(images, texts, captions=["a", "", "c", "d"])
+    assert result["image_to_text@1"] == result["image_to_text@10"] == 0.5  # image 0, and 1 without text
+    assert result["text_to_image@1"] == result["text_to_image@10"] == 0.5
+    assert result["n"] == 4
+
+
+def test_a_constant_tower_finds_nothing() -> None:
+    features = unit(1, 8, 0).repeat(40, 1)
+    result = retrieval(features, features)
+    assert result["image_to_text@10"] == result["text_to_image@10"] == 0.0
+    assert result["text_to_image_median_rank"] == 40
+
+
+def test_order_of_pairs_does_not_matter() -> None:
+    images, texts = unit(30, 5, 0), unit(30, 5, 1)
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    assert retrieval(images, texts) == retrieval(images[order], texts[order], chunk=7)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="2 images and 3 texts are no pairs"):
+        retrieval(torch.eye(3)[:2], torch.eye(3))
+    with pytest.raises(ValueError, match="query 1 has no positive"):
+        retrieval(torch.eye(3)[:2], torch.eye(3), [0, 0, 0])
+    with pytest.raises(ValueError, match="out of range"):
+        retrieval(torch.eye(3)[:2], torch.eye(3), [0, 1, 2])
+    with pytest.raises(ValueError, match="each of the 3 texts"):
+        retrieval(torch.eye(3), torch.eye(3), captions=["a", "b"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read in Linux's unit")
+def test_memory_stays_far_below_the_square() -> None:
+    n = 12_000  # the square in float32 would be 576 MB
+    features = unit(n, 8, 0)
+    retrieval_ranks(features[:100], features[:100])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ranks = retrieval_ranks(features, features, chunk=1024)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KB
+    assert (ranks.text_to_image == 0).float().mean() > 0.99

@@ -1,0 +1,219 @@
+"""Several models on several sets: the form of results.json, comparisons, failures, and each image embedded once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
+
+from cloob.data.labelled import open_labelled
+from cloob.data.sources import open_source
+from cloob.errors import InputError
+from cloob.evaluate.examples import example_queries
+from cloob.evaluate.store import Embeddings, short_name
+from cloob.evaluate.suite import differences, evaluate, write_results
+from cloob.models.store import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+
+NAMES = list(COLOURS)
+
+
+@pytest.fixture
+def models() -> dict[str, ColourModel]:
+    good, bad = ColourModel("good"), ColourModel("bad", confused=[("red", "blue")])
+    good.objective = make_objective("cloob").config()
+    bad.objective = make_objective("clip").config()
+    return {"bad": bad, "good": good}
+
+
+def test_results_have_the_documented_form(models: dict[str, ColourModel]) -> None:
+    zeroshot = [Labels(NAMES * 4, broken=[1]), Labels(["red", "blue"] * 3, name="two")]
+    results = evaluate(models, zeroshot, [Pairs(NAMES)], train_seconds={"good": 12.5}, settings={"bad": {"seed": 3}})
+    bad, good = results["rows"]
+    assert (bad["model"], bad["objective"], bad["train_seconds"]) == ("bad", "clip", None)
+    assert (good["model"], good["objective"], good["train_seconds"]) == ("good", "cloob", 12.5)
+    assert bad["settings"]["seed"] == 3 and bad["settings"]["inv_tau"] == pytest.approx(1 / 0.07)
+    assert good["settings"]["beta"] == 8.0
+    solid = good["zeroshot"]["solid"]
+    assert solid["acc1"] == pytest.approx(23 / 24) and solid["n"] == 24
+    assert solid["per_class"]["green"] == 0.75 and solid["unreadable"] == {"corrupt image": 1}
+    assert bad["zeroshot"]["solid"]["acc1"] == pytest.approx(15 / 24)
+    assert bad["zeroshot"]["two"]["acc1"] == 0.0 and "unreadable" not in bad["zeroshot"]["two"]
+    assert good["retrieval"]["pairs"]["text_to_image@1"] == 1.0
+    assert bad["retrieval"]["pairs"]["text_to_image@1"] == pytest.approx(4 / 6)
+    assert good["geometry"]["pairs"]["effective_eigenvalues_image"] == 3
+    assert results["level"] == 0.95 and "failures" not in results
+
+
+def test_each_picture_and_text_is_embedded_once(models: dict[str, ColourModel]) -> None:
+    data, pairs = Labels(NAMES), Pairs(NAMES)
+    embeddings = Embeddings(models, batch_size=4)
+    first = evaluate(embeddings, [data], [pairs])
+    example_queries(embeddings, data)
+    example_queries(embeddings, pairs)
+    assert evaluate(embeddings, [data], [pairs]) == first
+    assert models["good"].image_batches == [4, 2, 4, 2]
+    texts = [text for batch in models["good"].text_batches for text in batch]
+    assert len(texts) == 6 * 2 + 6
+
+
+def test_differences_are_paired_and_averaged_over_shared_sets(models: dict[str, ColourModel]) -> None:
+    zeroshot = [Labels(NAMES * 4), Labels(["red", "blue", "green", "cyan"], name="four")]
+    entries = evaluate(models, zeroshot, [Pairs(NAMES)])["differences"]
+    found = {(e["metric"], e["set"]): e for e in entries}
+    assert list(found) == [
+        ("acc1", "solid"),
+        ("acc1", "four"),
+        ("acc1", None),
+        ("image_to_text@1", "pairs"),
+        ("text_to_image@1", "pairs"),
+    ]
+    mean = found["acc1", None]
+    assert (mean["model"], mean["baseline"]) == ("good", "bad")
+    assert found["acc1", "solid"]["difference"] == pytest.approx(8 / 24)
+    assert mean["difference"] == pytest.approx((8 / 24 + 2 / 4) / 2)
+    assert 0 < mean["low"] < mean["difference"] < mean["high"] < 1
+
+
+def test_differences_of_three_models_and_a_set_that_one_lacks() -> None:
+    hit, miss = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    entries = differences(
+        {("m", "s"): {"a": hit, "b": miss, "c": hit}, ("m", "t"): {"a": miss, "c": hit}, ("m", "u"): {"a": miss}}
+    )
+    assert [(e["set"], e["model"], e["baseline"], e["difference"]) for e in entries] == [
+        ("s", "b", "a", -1.0),
+        ("s", "c", "a", 0.0),
+        ("s", "c", "b", 1.0),
+        ("t", "c", "a", 1.0),
+    ]
+
+
+def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, ColourModel]) -> None:
+    wrong = Labels(["red"], labels=[6], name="wrong")
+    results = evaluate(models, [wrong, Labels(NAMES)], [Pairs(["red"] * 2, broken=[1], name="one")])
+    assert [(f["model"], f["set"]) for f in results["failures"]] == [
+        ("bad", "wrong"),
+        ("bad", "one"),
+        ("good", "wrong"),
+        ("good", "one"),
+    ]
+    assert "image 0 has label 6, but there are 6 class names (labels 0 to 5)" in results["failures"][0]["error"]
+    assert "one: geometry needs at least 2 pairs" in results["failures"][1]["error"]
+    assert list(results["rows"][1]["zeroshot"]) == ["solid"]
+    assert list(results["rows"][1]["retrieval"]) == ["one"]
+
+
+def test_mistakes(models: dict[str, ColourModel]) -> None:
+    with pytest.raises(InputError, match="nothing to evaluate"):
+        evaluate(models)
+    with pytest.raises(InputError, match="no model"):
+        evaluate({}, [Labels(NAMES)])
+    with pytest.raises(InputError, match="2 sets are called 'solid'"):
+        evaluate(models, [Labels(NAMES), Labels(NAMES)])
+    with pytest.raises(InputError, match="did you mean good"):
+        Embeddings(models).encoder("goood")
+
+
+def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str, ColourModel]) -> None:
+    def run(name: str) -> bytes:
+        results = evaluate(models, [Labels(NAMES)], [Pairs(NAMES, broken=[0, 1, 2, 3])])
+        write_results(tmp_path / "sub" / name, results)
+        return (tmp_path / "sub" / name).read_bytes()
+
+    content = run("a.json")
+    assert content == run("b.json")
+    row = json.loads(content)["rows"][0]
+    assert row["retrieval"]["pairs"]["text_to_image_median_rank"] is None  # infinite: four of six unreadable
+    assert row["zeroshot"]["solid"]["acc1_interval"][0] <= row["zeroshot"]["solid"]["acc1"]
+    assert sorted(path.name for path in (tmp_path / "sub").iterdir()) == ["a.json", "b.json"]
+    with pytest.raises(InputError, match=r"a\.json.x: results cannot be written"):
+        write_results(tmp_path / "sub" / "a.json" / "x", {})
+
+
+def test_names_do_not_tell_where_a_set_lies() -> None:
+    for name, short in (("/data/a/val.csv", "val.csv"), ("demo:val", "demo:val"), ("/data/cc3m/*.tar", "cc3m/*.tar")):
+        assert short_name(Pairs([], name=name)) == short
+
+
+# --- example queries
+# ----------------------------------------------------------------------------------------------
+
+
+def test_example_queries_of_a_labelled_set(models: dict[str, ColourModel]) -> None:
+    data = Labels([*NAMES, "red"], broken=[2])
+    found = example_queries(Embeddings(models), data, ["red", "blue"], k=2)
+    assert [query.query for query in found] == ["red", "blue"]
+    good, bad = found[0].found["good"], found[0].found["bad"]
+    assert [(item.label, item.correct) for item in good] == [("red", True)] * 2
+    assert good[0].image == data.read(0)[1] and good[0].score > good[1].score - 1e-6
+    assert not any(item.correct for item in bad)
+    assert not any(item.label == "blue" for query in found for items in query.found.values() for item in items)
+
+
+def test_drawn_queries_are_answered_distinct_and_seeded(models: dict[str, ColourModel]) -> None:
+    source = Pairs(NAMES, captions=["red", "Red", *NAMES[2:]], broken=[2], missing=[3])
+    embeddings = Embeddings(models)
+    drawn = [query.query for query in example_queries(embeddings, source, n=10)]
+    assert sorted(drawn) == ["cyan", "magenta", "red"]
+    assert drawn == [query.query for query in example_queries(embeddings, source, n=10)]
+    red = next(q for q in example_queries(embeddings, source, n=10, k=9) if q.query == "red")
+    assert [item.correct for item in red.found["good"]].count(True) == 2  # "red" and "Red" are one caption
+    assert len(red.found["good"]) == 4  # the readable ones
+    with pytest.raises(InputError, match=r"no class or caption 'rod'; did you mean red"):
+        example_queries(embeddings, source, ["rod"])
+
+
+# --- the real floors
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of three pictures each, in a sub-folder each, and as pairs."""
+    from PIL import Image
+
+    for i, name in enumerate(["red", "blue", "red", "blue", "red", "blue"]):
+        for place in (tmp_path / "set" / name, tmp_path / "pairs"):
+            place.mkdir(parents=True, exist_ok=True)
+            image = Image.new("RGB", (40, 30), COLOURS[name])
+            image.paste(COLOURS["green"], (0, 0, 5 * i, 10))
+            image.save(place / f"{i}.png")
+        (tmp_path / "pairs" / f"{i}.txt").write_text(f"number {i} {name}", encoding="utf-8")
+    (tmp_path / "set" / "red" / "9.png").write_bytes(b"no image")
+    return tmp_path
+
+
+def test_real_towers_and_real_sets(folder: Path) -> None:
+    encoder = create_model("tiny-vit", seed=0)
+    save_model(folder / "saved", encoder, make_objective("infoloob", inv_tau=20.0).config())
+    data, source = open_labelled(folder / "set"), open_source(str(folder / "pairs"))
+    seen: list[tuple[str, int, int]] = []
+    embeddings = Embeddings(
+        {"fresh": encoder, "loaded": str(folder / "saved")},
+        batch_size=4,
+        workers=2,
+        progress=lambda *x: seen.append(x),
+    )
+    results = evaluate(embeddings, [data], [source])
+    fresh, loaded = results["rows"]
+    assert "failures" not in results
+    assert (fresh["objective"], loaded["objective"]) == (None, "infoloob")
+    assert loaded["settings"]["inv_tau"] == pytest.approx(20.0)
+    for part in ("zeroshot", "retrieval"):
+        assert fresh[part] == loaded[part]
+    assert fresh["zeroshot"]["set"]["n"] == 7 and fresh["zeroshot"]["set"]["unreadable"] == {"corrupt image": 1}
+    assert ("fresh: set", 7, 7) in seen and ("loaded: pairs", 6, 6) in seen
+    features, keys, bad = embeddings.labelled("fresh", data).images
+    row = next(i for i in range(7) if keys[i].endswith("0.png"))
+    encoder.eval()
+    with torch.no_grad():
+        alone = encoder.encode_image([folder / "set" / "red" / "0.png"])[0]
+    assert torch.allclose(features[row], alone, atol=1e-5)
+    assert len(bad) == 1
+    assert str(folder) not in json.dumps(results)
+    queries = example_queries(embeddings, data, k=5)
+    assert {query.query for query in queries} == {"red", "blue"}

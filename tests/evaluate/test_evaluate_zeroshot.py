@@ -1,0 +1,76 @@
+"""Zero-shot by hand: the ensemble of prompts, accuracies, and what counts as wrong."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from evaluate_fakes import COLOURS, ColourModel, Labels
+
+from cloob.errors import InputError
+from cloob.evaluate.embed import embed_images
+from cloob.evaluate.zeroshot import class_embeddings, summarise, zeroshot, zeroshot_ranks
+
+NAMES = tuple(COLOURS)
+
+
+def test_class_embeddings_are_the_renormalised_mean_over_templates() -> None:
+    model = ColourModel()
+    found = class_embeddings(model, ("red", "blue"), ("{c}", "a picture of {c}", "{c}"), batch_size=3)
+    with torch.no_grad():
+        for row, name in zip(found, ("red", "blue"), strict=True):
+            short, long = model.encode_text([name, f"a picture of {name}"])
+            mean = (short + long + short) / 3
+            assert torch.allclose(row, mean / mean.norm(), atol=1e-6)
+    # One list of prompts for all classes, each distinct text once.
+    assert model.text_batches[:2] == [["red", "a picture of red", "blue"], ["a picture of blue"]]
+
+
+def test_templates_with_braces_and_without_a_place() -> None:
+    model = ColourModel()
+    class_embeddings(model, ("red",), ("{x} {c} }",))
+    assert model.text_batches == [["{x} red }"]]
+    with pytest.raises(InputError, match=r"template 'a thing' has no \{c\}"):
+        class_embeddings(model, ("red",), ("{c}", "a thing"))
+    with pytest.raises(InputError, match="got 0 and 1"):
+        class_embeddings(model, (), ("{c}",))
+
+
+def test_zeroshot_by_hand() -> None:
+    # Scores are the coordinates: classes are the axes.
+    images = torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.8, 0.1], [0.5, 0.6, 0.4], [0.1, 0.2, 0.9]])
+    labels = torch.tensor([0, 1, 0, 2])  # the third image is taken for class 1
+    result = zeroshot(images, labels, torch.eye(3), ("a", "b", "c"))
+    assert result["acc1"] == 0.75 and result["acc5"] == 1.0
+    assert result["mean_per_class_recall"] == pytest.approx((0.5 + 1 + 1) / 3)
+    assert result["per_class"] == {"a": 0.5, "b": 1.0, "c": 1.0}
+    assert (result["n"], result["n_classes"]) == (4, 3)
+    low, high = result["acc1_interval"]
+    assert 0 <= low < 0.75 < high <= 1
+    assert result["acc5_interval"] == [1.0, 1.0]
+
+
+def test_an_unreadable_image_is_wrong_at_every_k() -> None:
+    data = Labels(NAMES, broken=[2])
+    images = embed_images(ColourModel(), data).features
+    classes = class_embeddings(ColourModel(), data.classnames[:3], data.templates)  # fewer classes than five
+    result = zeroshot(images[:3], torch.tensor([0, 1, 2]), classes)
+    assert result["acc1"] == result["acc5"] == pytest.approx(2 / 3)
+    assert result["n"] == 3 and "per_class" not in result
+
+
+def test_classes_without_images_and_names_in_common() -> None:
+    result = summarise(torch.tensor([0, 3]), torch.tensor([0, 2]), 4, ("crane", "heron", "crane", "stork"))
+    assert result["per_class"] == {"crane [0]": 1.0, "crane [2]": 0.0}
+    assert result["mean_per_class_recall"] == 0.5
+
+
+def test_two_classes_of_one_embedding_are_never_told_apart() -> None:
+    classes = torch.nn.functional.normalize(torch.tensor([[1.0, 2, 3], [1, 2, 3], [3, -1, 0]]), dim=1)
+    assert zeroshot_ranks(classes[[0, 1, 2]], torch.tensor([0, 1, 2]), classes).tolist() == [1, 1, 0]
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        zeroshot(torch.eye(3), torch.tensor([0, 1, 3]), torch.eye(3))
+    with pytest.raises(ValueError, match="expected 3 class names, got 2"):
+        zeroshot(torch.eye(3), torch.tensor([0, 1, 2]), torch.eye(3), ("a", "b"))

@@ -1,0 +1,505 @@
+"""The report: numbers and wording by hand-computed cases, the page itself in a real headless Chromium."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cloob.errors import InputError
+from cloob.evaluate.report import ExampleQuery, Found, headline, numbers, render_report, write_report
+from cloob.evaluate.report import figures as report_figures
+from cloob.evaluate.report.plots import Series, line_chart, nice_ticks, thin
+
+EVIL = "<script>alert(1)</script>\"'&"
+
+
+def picture(colour: str, kind: str = "WEBP") -> bytes:
+    image = pytest.importorskip("PIL.Image")
+    buffer = io.BytesIO()
+    image.new("RGB", (16, 16), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def row(model: str, **sets: float) -> dict[str, Any]:
+    return {"model": model, "objective": model, "zeroshot": {name: {"acc1": acc} for name, acc in sets.items()}}
+
+
+def full_results() -> dict[str, Any]:
+    spectrum = [0.5**k for k in range(40)]
+    rows = []
+    for model, acc, missing in (("cloob", 0.192, 0.3), ("clip", 0.164, math.nan), ("infoloob", 0.171, 0.1)):
+        zeroshot = {
+            "noto": {
+                "acc1": acc,
+                "acc1_interval": [acc - 0.02, acc + 0.02],
+                "acc5": missing,
+                "n": 100,
+                "n_classes": 20,
+            },
+            "flags": {"acc1": acc / 2, "acc5": 0.5, "n": 90, "per_class": {f"land {i}": i / 30 for i in range(20)}},
+        }
+        geometry = {"effective_eigenvalues_image": 7, "spectrum_image": spectrum, "spectrum_text": spectrum, "odd": 1.5}
+        rows.append(
+            {
+                "model": model,
+                "objective": model,
+                "zeroshot": zeroshot,
+                "retrieval": {"pairs": {"image_to_text@1": acc, "text_to_image@10": None, "n": 50}},
+                "geometry": {"pairs": geometry},
+                "train_seconds": 192.4,
+                "settings": {"inv_tau": 30.0, "seed": 0, "learnable_inv_tau": False, "nested": math.nan},
+            }
+        )
+    return {"rows": rows}
+
+
+def full_queries() -> list[ExampleQuery]:
+    found = [Found(picture("red"), "a cat", i == 0, 0.5 - i / 10) for i in range(4)]
+    found.append(Found(picture("blue", "PNG"), EVIL, False, math.nan))
+    return [ExampleQuery(f"a drawing of {EVIL}", "cat", {"cloob": found, "clip": found[::-1]})]
+
+
+def full_curves() -> dict[str, list[dict[str, Any]]]:
+    return {
+        "cloob": [{"step": s, "loss": -s / 1000, "effective_eigenvalues_image": s / 10} for s in range(500)],
+        "clip": [{"step": s, "loss": None if s == 3 else 5 - s / 100} for s in range(40)],
+    }
+
+
+def render(**changes: Any) -> str:
+    arguments: dict[str, Any] = {"results": full_results(), "curves": full_curves(), "queries": full_queries()}
+    return render_report(**(arguments | {"title": "T"} | changes))
+
+
+# --- numbers
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, "0.3", True, [0.1], {}])
+def test_what_is_no_finite_number_is_missing(value: object) -> None:
+    assert numbers.number(value) is None
+    assert numbers.percent(numbers.number(value)) == "–"
+
+
+def test_formats() -> None:
+    assert numbers.percent(0.1724) == "17.2"
+    assert numbers.points(0.023) == "+2.3"
+    assert numbers.points(-0.0234) == "−2.3"
+    assert numbers.count(12345.0) == "12\u202f345"
+    assert numbers.count(30.5) == "30.5"
+    assert numbers.decimal(-2.91) == "−2.910"
+    assert numbers.decimal(0.00012) == "1.2e−04"
+    spaces = [numbers.duration(s).replace("\u00a0", " ") for s in (3.21, 52.4, 192.4, 7500.0, 59.7)]
+    assert spaces == ["3.2 s", "52 s", "3 min 12 s", "2 h 5 min", "1 min 0 s"]
+
+
+def test_tables_mark_the_best_of_each_set_and_no_tie() -> None:
+    rows = [row("a", one=0.2, two=0.5), row("b", one=0.1, two=0.5)]
+    (table,) = numbers.tables(rows, {"a": 0, "b": 1})
+    assert table.id == "zeroshot"
+    shown = [(line[0].text, line[1].text, line[2].text, line[2].best) for line in table.rows]
+    assert shown == [
+        ("one", "a", "20.0", True),
+        ("one", "b", "10.0", False),
+        ("two", "a", "50.0", False),
+        ("two", "b", "50.0", False),
+    ]
+    assert [line[3].text for line in table.rows] == ["–"] * 4  # top-5 was not measured
+
+
+def test_median_rank_is_better_when_low_and_infinite_is_missing() -> None:
+    ranks = {"a": 4.0, "b": 9.0, "c": math.inf}
+    rows = [{"model": m, "retrieval": {"s": {"image_to_text_median_rank": r}}} for m, r in ranks.items()]
+    (table,) = numbers.tables(rows, {"a": 0, "b": 1, "c": 2})
+    column = len(table.headers) - 1
+    assert [(line[column].text, line[column].best) for line in table.rows] == [("4", True), ("9", False), ("–", False)]
+    assert sum(width for _, width in table.groups) == len(table.headers)
+
+
+def test_training_time_is_shown_without_geometry() -> None:
+    tables = numbers.tables([row("a", s=0.1) | {"train_seconds": 61.0}], {"a": 0})
+    assert [t.id for t in tables] == ["zeroshot", "geometry"]
+    assert tables[1].rows[0][tables[1].headers.index("Training time")].value == 61.0
+
+
+def test_unknown_scalar_of_the_geometry_gets_a_column() -> None:
+    tables = numbers.tables([{"model": "a", "geometry": {"s": {"brand_new": 0.25, "list": [1]}}}], {"a": 0})
+    assert tables[0].headers[-1] == "Brand new"
+    assert tables[0].rows[0][-1].text == "0.250"
+
+
+# --- the headline
+
+
+def verdict(results: dict[str, Any]) -> headline.Verdict:
+    found = headline.verdict(results, headline.measure(results["rows"]))
+    return headline.Verdict(found.title, found.detail.replace("\u00a0", " "), found.leader, found.runner_up)
+
+
+def test_verdict_without_intervals_subtracts() -> None:
+    found = verdict({"rows": [row("clip", s=0.15), row("cloob", s=0.172)]})
+    assert found.title == "cloob is ahead of clip"
+    assert found.detail == "17.2 % against 15.0 % zero-shot top-1 on s: +2.2 points."
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("low", "high", "clear"), [(0.004, 0.04, True), (-0.01, 0.05, False)])
+def test_verdict_reads_the_interval_either_way_round(turned: bool, low: float, high: float, clear: bool) -> None:
+    entry = {"metric": "acc1", "set": "s", "model": "cloob", "baseline": "clip", "difference": 0.022}
+    entry |= {"low": low, "high": high}
+    if turned:
+        entry |= {"model": "clip", "baseline": "cloob", "difference": -0.022, "low": -high, "high": -low}
+    other = entry | {"set": "t", "difference": 0.9}
+    found = verdict({"rows": [row("clip", s=0.15), row("cloob", s=0.172)], "differences": [other, entry], "level": 0.9})
+    assert found.title == "cloob is ahead of clip" + ("" if clear else ", but not clearly")
+    ends = f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
+    assert f"+2.2 points, 90 % interval {ends}" in found.detail
+    assert ("clear of zero" in found.detail) is clear
+
+
+def test_verdict_over_several_sets_compares_means_on_the_common_ones() -> None:
+    rows = [row("a", one=0.2, two=0.3, alone=0.99), row("b", one=0.3, two=0.4), row("c", one=0.1, two=0.5)]
+    found = verdict({"rows": rows})
+    assert (found.leader, found.runner_up) == ("b", "c")  # means 0.25, 0.35, 0.30
+    assert found.title == "b leads, c follows"
+    assert found.detail.endswith("+5.0 points. Ahead of c on 1 of 2 sets.")
+
+
+def test_verdict_level_single_and_nothing() -> None:
+    assert verdict({"rows": [row("a", s=0.2), row("b", s=0.2)]}).title == "a and b are level"
+    assert verdict({"rows": [row("a", s=0.2)]}).title.replace("\u00a0", " ") == "a: 20.0 % zero-shot top-1"
+    assert verdict({"rows": [{"model": "a"}]}).title == "Nothing to compare yet"
+    retrieval = {
+        "rows": [{"model": m, "retrieval": {"s": {"text_to_image@1": v}}} for m, v in (("a", 0.1), ("b", 0.2))]
+    }
+    assert "text → image recall@1 on s" in verdict(retrieval).detail
+
+
+def test_forest_places_values_intervals_and_guessing() -> None:
+    results = {"rows": [row("a", s=0.25), row("b", s=0.5)]}
+    results["rows"][0]["zeroshot"]["s"] |= {"acc1_interval": [0.2, 0.3], "n_classes": 10}
+    what = headline.measure(results["rows"])
+    assert what is not None
+    drawn = headline.forest(results, what, {"a": 0, "b": 1}, verdict(results))
+    top = 0.6  # the round number above 1.04 · 0.5
+    (line,) = drawn.rows
+    assert line.chance == pytest.approx(100 * 0.1 / top, abs=0.01)
+    a, b = line.spans
+    assert (a.at, a.low, a.width) == pytest.approx((25 / top, 20 / top, 10 / top), abs=0.02)
+    assert (b.at, b.width) == pytest.approx((50 / top, 0.0), abs=0.01)
+    assert line.difference is not None and line.difference.text == "+25.0" and line.difference.model == "b"
+    assert line.difference.at == pytest.approx(50 + 50 * 0.25 / 0.3, abs=0.01)
+
+
+# --- plots and figures
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 10, [0, 2, 4, 6, 8, 10]), (-0.19, -0.09, [-0.18, -0.16, -0.14, -0.12, -0.1]), (3, 3, [3])],
+)
+def test_nice_ticks(low: float, high: float, expected: list[float]) -> None:
+    assert nice_ticks(low, high) == pytest.approx(expected)
+
+
+def test_thin_keeps_mean_and_extremes() -> None:
+    points = [(float(x), float((x * 7) % 11)) for x in range(103)]
+    line, band = thin(points, 10)
+    assert len(line) == len(band) == 10
+    assert min(low for _, low, _ in band) == min(y for _, y in points)
+    assert max(high for *_, high in band) == max(y for _, y in points)
+    edges = [i * 103 // 10 for i in range(11)]
+    part = points[edges[3] : edges[4]]
+    assert line[3] == pytest.approx((sum(p[0] for p in part) / len(part), sum(p[1] for p in part) / len(part)))
+    assert thin(points[:10], 10) == (points[:10], [])
+
+
+def test_line_chart_maps_the_corners_and_escapes() -> None:
+    svg = line_chart([Series(EVIL, 9, [(0.0, 1.0), (10.0, 100.0)])], label=EVIL, x_label="x", y_label="y", log_y=True)
+    assert "<script>" not in svg
+    assert 'class="line m1" stroke-dasharray' in svg  # the tenth model: the second colour, dashed
+    match = re.search(r'class="line[^>]* d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', svg)
+    assert match is not None
+    x0, y0, x1, y1 = map(float, match.groups())
+    assert (x0, x1) == (54, 446)
+    height = 264 - 26 - 40
+    assert (y0 - y1) == pytest.approx(height / 1.1, abs=0.2)  # 5 % of the range is left above and below
+    assert line_chart([Series("empty", 0, [])], label="", x_label="", y_label="") == ""
+    assert "<circle" in line_chart([Series("one", 0, [(1.0, 1.0)])], label="", x_label="", y_label="")
+
+
+def test_spectrum_marks_the_given_count_or_computes_it() -> None:
+    spectrum = [0.5, 0.3, 0.15, 0.045, 0.005, 0.0]  # 0.5, 0.8, 0.95, 0.995: four hold 99 %
+    rows = [{"model": "a", "geometry": {"s": {"spectrum_image": spectrum}}}]
+    ((name, (figure,)),) = report_figures.spectra(rows, {"a": 0})
+    assert name == "s"
+    assert figure.legend == [("a", 0, "4 of 6 hold 99 %")]
+    rows[0]["geometry"]["s"]["effective_eigenvalues_image"] = 3
+    ((_, (figure,)),) = report_figures.spectra(rows, {"a": 0})
+    assert figure.legend == [("a", 0, "3 of 6 hold 99 %")]
+    assert ">3</text>" in figure.svg
+
+
+def test_losses_say_how_many_steps_have_none() -> None:
+    curves = {"a": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.0}, {"lr": 0.1}]}
+    (figure,) = report_figures.losses(curves, {"a": 0})
+    assert figure.legend == [("a", 0, "last 1.000, 1 skipped or not finite")]
+
+
+def test_classes_best_worst_and_apart() -> None:
+    names = [f"c{i:02}" for i in range(20)]
+    first = {name: i / 20 for i, name in enumerate(names)}
+    second = first | {"c03": 1.0, "c15": 0.1}
+    rows = [{"model": m, "zeroshot": {"s": {"per_class": r, "n": 100}}} for m, r in (("a", first), ("b", second))]
+    (figure,) = report_figures.classes(rows, {"a": 0, "b": 1})
+    groups = {title: [line["name"] for line in lines] for title, lines in figure["groups"]}
+    assert list(groups) == ["Best", "Worst", "a ahead most", "b ahead most"]
+    assert groups["Best"][0] == "c19"
+    assert groups["Worst"][-1] == "c00"
+    assert groups["a ahead most"] == ["c15"]
+    assert groups["b ahead most"] == ["c03"]
+    for entry in rows:
+        entry["zeroshot"]["s"]["n"] = 20  # one image per class says nothing about a class
+    assert report_figures.classes(rows, {"a": 0, "b": 1}) == []
+
+
+# --- the page as text
+
+
+class _Checker(HTMLParser):
+    """Collects what would reach the network, and checks that elements nest."""
+
+    void = frozenset({"meta", "link", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.scripts = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_user_text_is_escaped_and_nothing_is_external() -> None:
+    results = full_results()
+    for entry in results["rows"]:
+        entry["model"] += EVIL
+        entry["objective"] = EVIL
+        entry["zeroshot"][EVIL] = {"acc1": 0.1, "n": 99, "per_class": {EVIL: 0.5, "b": 0.1}}
+        entry["geometry"][EVIL] = entry["geometry"]["pairs"] | {EVIL: 1.0}
+        entry["settings"][EVIL] = EVIL
+    curves = {f"cloob{EVIL}": full_curves()["cloob"]}
+    page = render(results=results, curves=curves, title=EVIL, notes=[EVIL])
+    checker = _Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    assert checker.scripts == 1
+    assert page.count("alert(1)") > 20 and "<script>alert" not in page
+    assert checker.addresses and all(address.startswith("data:") for address in checker.addresses)
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_missing_numbers_are_dashes_and_never_nan() -> None:
+    page = render()
+    written = re.sub(r"base64,[^\"]*", "", page).partition("<script>")[0]
+    assert not re.search(r"\b(nan|NaN|None|inf)\b", written)
+    assert ">–</td>" in page
+
+
+def test_same_arguments_give_the_same_bytes() -> None:
+    assert render() == render()
+
+
+def test_the_least_results_make_a_page() -> None:
+    for results in ({"rows": []}, {"rows": [{"model": "a"}]}, {"rows": [row("a", s=0.5) | {"geometry": None}]}):
+        page = render_report(results=results)
+        assert "<h1>Report</h1>" in page
+        assert "<svg" not in page and "<img" not in page
+
+
+def test_an_unknown_picture_becomes_its_label() -> None:
+    page = render(queries=[ExampleQuery("q", None, {"cloob": [Found(b"<svg onload=x>", "a label", True, 0.1)]})])
+    assert '<span class="no-image">a label</span>' in page
+    assert "<img" not in page
+
+
+def test_target_is_named_only_when_the_query_does_not() -> None:
+    found = {"cloob": [Found(picture("red"), "cat", True, 0.1)]}
+    assert "looking for" not in render(queries=[ExampleQuery("an icon of a Cat", "cat", found)])
+    assert "looking for: cat" in render(queries=[ExampleQuery("a feline", "cat", found)])
+
+
+def test_size_stays_small() -> None:
+    queries = [ExampleQuery(f"q{i}", None, {m: [Found(bytes(picture("red")) + bytes(3000), "x", True, 0.1)] * 5
+               for m in ("cloob", "clip")}) for i in range(12)]  # fmt: skip
+    long = {m: [{"step": s, "loss": 1 / (s + 1)} for s in range(20_000)] for m in ("cloob", "clip")}
+    assert len(render(queries=queries, curves=long).encode()) < 1_000_000
+
+
+def test_write_is_whole_and_creates_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.html"
+    write_report(path, results=full_results(), curves={}, queries=[], title="A title", notes="One note.")
+    assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    assert stat.S_ISREG(path.stat().st_mode)
+
+
+def test_write_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match=r"file/report\.html: the report cannot be written"):
+        write_report(tmp_path / "file" / "report.html", results={"rows": []})
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(InputError, match=r"folder\.html: the report cannot be written"):
+        write_report(tmp_path / "folder.html", results={"rows": []})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.html"]
+
+
+@pytest.mark.parametrize("results", [{}, {"rows": {}}, {"rows": [{"objective": "clip"}]}, {"rows": [3]}])
+def test_results_of_another_form_are_an_input_error(results: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"expected .*results\.json"):
+        render_report(results=results)
+
+
+def test_two_rows_of_one_model_are_an_input_error() -> None:
+    with pytest.raises(InputError, match='model "a" has more than one row'):
+        render_report(results={"rows": [row("a", s=0.1), row("a", s=0.2)]})
+
+
+# --- the page in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver_path = shutil.which("chromedriver")
+    if binary is None or driver_path is None:
+        pytest.skip("no chromium with chromedriver on this machine")
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    flags = "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-quic no-first-run"
+    flags += " disable-background-networking disable-component-update disable-sync"
+    for flag in flags.split():
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(browser: Any, tmp_path: Path) -> Any:
+    path = tmp_path / "report.html"
+    results = full_results()
+    results["rows"][0]["zeroshot"][EVIL] = {"acc1": 0.5}
+    write_report(path, results=results, curves=full_curves(), queries=full_queries(), title="A & B", notes=EVIL)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.get(path.as_uri())
+    return browser
+
+
+def test_page_loads_without_a_console_message(page: Any) -> None:
+    assert page.title == "A & B"
+    assert page.get_log("browser") == []
+    kinds = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name.slice(0, 5))")
+    assert set(kinds) <= {"data:"}
+
+
+def test_page_shows_every_image_with_alt_text(page: Any) -> None:
+    images = page.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt])")
+    assert len(images) == 10
+    assert all(complete and width == 16 and alt for complete, width, alt in images)
+    charts = page.execute_script(
+        "return [...document.querySelectorAll('svg')].map(s => [s.getBoundingClientRect().height > 100,"
+        " s.getAttribute('aria-label').length > 0, s.querySelectorAll('.line').length > 0])"
+    )
+    assert len(charts) == 5 and all(all(chart) for chart in charts)  # 2 losses, 1 eigenvalues, 2 spectra
+
+
+def column(page: Any, table: str, header: int) -> list[str]:
+    cells: list[str] = page.execute_script(
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map(r => r.cells[arguments[1]].dataset.v)",
+        table,
+        header,
+    )
+    return cells
+
+
+def test_tables_sort_by_mouse_and_keyboard(page: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    before = column(page, "table-zeroshot", 3)
+    assert before.count("") == 2  # one NaN, and the set that has no top-5; wherever they stood, they sort last
+    heads = page.find_elements("css selector", "#table-zeroshot thead tr:last-child th")
+    button = heads[3].find_element("css selector", "button")
+    button.click()
+    assert heads[3].get_attribute("aria-sort") == "descending"
+    known = sorted((float(v) for v in before if v), reverse=True)
+    assert column(page, "table-zeroshot", 3) == [*(f"{v:g}" for v in known), "", ""]
+    button.send_keys(Keys.ENTER)
+    assert heads[3].get_attribute("aria-sort") == "ascending"
+    assert column(page, "table-zeroshot", 3) == [*(f"{v:g}" for v in reversed(known)), "", ""]
+    heads[1].find_element("css selector", "button").send_keys(Keys.SPACE)
+    assert heads[1].get_attribute("aria-sort") == "ascending"
+    assert heads[3].get_attribute("aria-sort") is None
+    models = column(page, "table-zeroshot", 1)
+    assert models == sorted(models)
+    assert page.get_log("browser") == []
+
+
+def test_table_with_column_groups_sorts(page: Any) -> None:
+    heads = page.find_elements("css selector", "#table-retrieval thead tr:last-child th")
+    heads[2].find_element("css selector", "button").click()
+    assert column(page, "table-retrieval", 2) == ["0.192", "0.171", "0.164"]
+
+
+def test_page_fits_a_phone(page: Any) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    page.refresh()
+    width, inner = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width <= inner == 390
+    scrolls = page.execute_script(
+        "const s = document.querySelector('#table-zeroshot').parentElement; return s.scrollWidth > s.clientWidth"
+    )
+    assert scrolls  # the wide table scrolls in its own container
+
+
+def test_print_opens_what_is_folded(page: Any) -> None:
+    count = "return [...document.querySelectorAll('details')].map(d => d.open)"
+    before = page.execute_script(count)
+    page.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert all(page.execute_script(count))
+    assert page.print_page()
+    assert len(before) == len(page.execute_script(count))
+
+
+def test_dark_mode_changes_the_paper(page: Any) -> None:
+    colour = "return getComputedStyle(document.body).backgroundColor"
+    seen = set()
+    for scheme in ("light", "dark"):
+        feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        page.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+        seen.add(page.execute_script(colour))
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert len(seen) == 2

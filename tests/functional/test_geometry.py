@@ -1,0 +1,232 @@
+"""Geometry against plain loops, hand-computed numbers, and the definitions the closed forms come from."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cloob.functional import geometry as g
+
+MEASURES = {
+    "spectrum": g.covariance_spectrum,
+    "effective": g.effective_eigenvalues,
+    "ajne": g.ajne,
+    "uniformity": g.uniformity,
+    "alignment": lambda x: g.alignment(x, x.roll(1, 1)),
+    "gap": lambda x: g.modality_gap(x, x.roll(1, 1)),
+    "saturation": lambda x: g.saturation(x, x.roll(1, 1), 10.0),
+}
+
+
+def unit(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    x = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (x / x.norm(dim=1, keepdim=True)).to(dtype)
+
+
+def ajne_loop(x: Tensor) -> float:
+    rows, n = x.tolist(), len(x)
+    total = 0.0
+    for i in range(n):
+        for j in range(i + 1, n):
+            dot = sum(a * b for a, b in zip(rows[i], rows[j], strict=True))
+            total += math.acos(max(-1.0, min(1.0, dot)))
+    return n / 4 - total / (math.pi * n)
+
+
+# --- Ajne ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 20])
+def test_ajne_is_the_loop(n: int) -> None:
+    x = unit(n, 5, seed=n)
+    assert float(g.ajne(x)) == pytest.approx(ajne_loop(x), abs=1e-12)
+
+
+def test_ajne_is_the_mean_over_half_circles_of_the_squared_excess() -> None:
+    # Ajne's own definition: A = mean over half circles of (points inside − N/2)² / N, here by a fine grid of them.
+    x = unit(9, 2, seed=4)
+    angle = (torch.arange(200_000, dtype=torch.float64) + 0.5) * (2 * math.pi / 200_000)
+    inside = (torch.stack([angle.cos(), angle.sin()], 1) @ x.T > 0).sum(1)
+    assert float(g.ajne(x)) == pytest.approx(float(((inside - 4.5) ** 2 / 9).mean()), abs=1e-3)
+
+
+def test_ajne_of_known_configurations() -> None:
+    antipodal = torch.tensor([[1.0, 0], [-1, 0]], dtype=torch.float64)
+    orthogonal = torch.eye(2, dtype=torch.float64)
+    assert float(g.ajne(antipodal)) == pytest.approx(0, abs=1e-12)
+    assert float(g.ajne(orthogonal)) == pytest.approx(1 / 4)  # 2/4 − (π/2)/(2π)
+    assert float(g.ajne(torch.eye(4, dtype=torch.float64))) == pytest.approx(1 - 6 * 0.5 / 4)
+    assert float(g.ajne(unit(1, 6).repeat(8, 1))) == pytest.approx(2, abs=1e-7)  # all equal: N/4
+    assert float(g.ajne(unit(1, 6, dtype=torch.float32).repeat(8, 1))) == pytest.approx(2, abs=1e-6)
+
+
+def test_ajne_of_uniform_points_is_a_quarter_on_average() -> None:
+    values = [float(g.ajne(unit(30, 3, seed=s))) for s in range(200)]
+    assert sum(values) / len(values) == pytest.approx(0.25, abs=0.04)
+
+
+def test_ajne_sees_directions_only() -> None:
+    x = unit(6, 3)
+    lengths = torch.tensor([0.1, 1, 2, 3, 50, 0.7], dtype=torch.float64)[:, None]
+    assert torch.allclose(g.ajne(x), g.ajne(lengths * x))
+
+
+# --- eigenvalues ----------------------------------------------------------------------------------------------
+
+
+def test_spectrum_of_hand_made_data() -> None:
+    # Points (±3, 0), (0, ±1): variances 2·9/4 and 2·1/4.
+    x = torch.tensor([[3.0, 0], [-3, 0], [0, 1], [0, -1]]) + torch.tensor([7.0, -5])
+    assert g.covariance_spectrum(x).tolist() == pytest.approx([4.5, 0.5])
+    assert int(g.effective_eigenvalues(x, 0.9)) == 1
+    assert int(g.effective_eigenvalues(x, 0.91)) == 2
+
+
+def test_effective_eigenvalues_counts_the_directions_of_a_subspace() -> None:
+    x = unit(50, 4) @ torch.linalg.qr(unit(16, 16, seed=1))[0][:4]
+    assert int(g.effective_eigenvalues(x, 1.0)) == 4
+
+
+def test_effective_eigenvalues_is_the_smallest_k() -> None:
+    x = unit(40, 12) * torch.arange(1, 13)
+    spectrum = g.covariance_spectrum(x).tolist()
+    k = int(g.effective_eigenvalues(x, 0.8))
+    assert sum(spectrum[:k]) >= 0.8 * sum(spectrum) > sum(spectrum[: k - 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rows_have_no_effective_eigenvalue(dtype: torch.dtype) -> None:
+    x = unit(1, 7, dtype=dtype).repeat(5, 1)
+    assert int(g.effective_eigenvalues(x)) == 0
+    assert not g.covariance_spectrum(x).any()
+    assert float(g.uniformity(x)) == pytest.approx(0, abs=1e-12)
+
+
+def test_two_rows_have_one_effective_eigenvalue() -> None:
+    assert int(g.effective_eigenvalues(unit(2, 5), 1.0)) == 1
+
+
+# --- alignment, uniformity, gap, saturation -------------------------------------------------------------------
+
+
+def test_alignment_and_gap_of_known_pairs() -> None:
+    x = torch.tensor([[1.0, 0], [0, 1]])
+    y = torch.tensor([[-1.0, 0], [0, 1]])
+    assert float(g.alignment(x, y)) == pytest.approx((4 + 0) / 2)
+    assert float(g.alignment(x, y, alpha=1)) == pytest.approx((2 + 0) / 2)
+    assert float(g.modality_gap(x, y)) == pytest.approx(1.0)  # centres (½, ½) and (−½, ½)
+    assert float(g.modality_gap(x, -x)) == pytest.approx(math.sqrt(2))
+    assert float(g.modality_gap(x, x[:1])) == pytest.approx(math.sqrt(0.5))
+
+
+@pytest.mark.parametrize("n", [2, 9])
+def test_uniformity_is_the_loop(n: int) -> None:
+    x = unit(n, 4)
+    pairs = [(i, j) for i in range(n) for j in range(i)]
+    potential = [math.exp(-3 * float(((x[i] - x[j]) ** 2).sum())) for i, j in pairs]
+    assert float(g.uniformity(x, t=3)) == pytest.approx(math.log(sum(potential) / len(pairs)))
+
+
+def test_saturation_is_the_loop() -> None:
+    a, c = unit(6, 3), unit(6, 3, seed=1)
+    expected = 0.0
+    for i in range(6):
+        weights = [math.exp(5 * float(a[i] @ c[j])) for j in range(6)]
+        expected += 1 - weights[i] / sum(weights)
+    assert float(g.saturation(a, c, 5.0)) == pytest.approx(expected / 6)
+
+
+def test_saturation_keeps_its_digits_where_p_is_one() -> None:
+    x = torch.eye(2, dtype=torch.float64)  # 1 − p = e^−60 / (1 + e^−60), far below the rounding of 1
+    assert float(g.saturation(x, x, 60.0)) == pytest.approx(math.exp(-60), rel=1e-9)
+    assert float(g.saturation(x, -x, 1e6)) == pytest.approx(1.0)
+    assert float(g.saturation(x[:1].repeat(4, 1), x[:1].repeat(4, 1), torch.tensor(30.0))) == pytest.approx(3 / 4)
+
+
+# --- all of them ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MEASURES)
+@settings(max_examples=15, deadline=None)
+@given(n=st.integers(2, 12), d=st.integers(2, 6), seed=st.integers(0, 1000))
+def test_order_of_rows_does_not_matter(name: str, n: int, d: int, seed: int) -> None:
+    x = unit(n, d, seed)
+    shuffled = x[torch.randperm(n, generator=torch.Generator().manual_seed(seed))]
+    assert torch.allclose(MEASURES[name](x).double(), MEASURES[name](shuffled).double(), atol=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 12), d=st.integers(1, 6), seed=st.integers(0, 1000), repeats=st.integers(1, 3))
+def test_values_stay_in_their_ranges(n: int, d: int, seed: int, repeats: int) -> None:
+    x = unit(n, d, seed).repeat(repeats, 1)  # duplicate rows
+    assert 0 <= g.ajne(x) <= len(x) / 4 + 1e-6
+    assert -8 - 1e-12 <= g.uniformity(x) <= 1e-12
+    assert 0 <= g.saturation(x, x, 30.0) <= 1
+    assert 0 <= g.effective_eigenvalues(x, 1.0) <= min(n - 1, d)
+    spectrum = g.covariance_spectrum(x)
+    assert spectrum.shape == (d,) and (spectrum >= 0).all() and (spectrum.diff() <= 0).all()
+    assert float(spectrum.sum()) == pytest.approx(float((x - x.mean(0)).square().sum(1).mean()), abs=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 10, 100])
+def test_chunks_do_not_change_the_value(chunk: int) -> None:
+    x, y = unit(10, 4), unit(10, 4, seed=1)
+    assert torch.allclose(g.ajne(x, chunk=chunk), g.ajne(x))
+    assert torch.allclose(g.uniformity(x, chunk=chunk), g.uniformity(x))
+    assert torch.allclose(g.saturation(x, y, 30.0, chunk=chunk), g.saturation(x, y, 30.0))
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_dtype_follows_the_input(name: str) -> None:
+    x = unit(6, 4)
+    single, double = MEASURES[name](x.float()), MEASURES[name](x)
+    if name != "effective":
+        assert single.dtype == torch.float32 and double.dtype == torch.float64
+    assert torch.allclose(single.double(), double.double(), atol=1e-5)
+
+
+def test_alignment_and_uniformity_are_differentiable() -> None:
+    x, y = unit(4, 3).requires_grad_(), unit(4, 3, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(g.alignment, (x, y))
+    assert torch.autograd.gradcheck(lambda a: g.uniformity(a, chunk=3), (x,))
+    assert torch.autograd.gradcheck(lambda a, b: g.saturation(a, b, 3.0, chunk=3), (x, y))
+
+
+# --- errors ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["spectrum", "effective", "ajne", "uniformity", "saturation"])
+def test_too_few_or_misshapen_rows(name: str) -> None:
+    measure = {**MEASURES, "saturation": lambda x: g.saturation(x, x, 1.0)}[name]
+    for bad in (torch.ones(1, 3), torch.ones(3), torch.ones(2, 3, 4), torch.ones(3, 2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="expected"):
+            measure(bad)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_a_row_that_is_not_finite_is_named(name: str) -> None:
+    x = unit(5, 3)
+    x[3] = float("nan")
+    with pytest.raises(ValueError, match="row 3"):
+        MEASURES[name](x)
+
+
+def test_other_errors() -> None:
+    x = unit(4, 3)
+    with pytest.raises(ValueError, match="rows differ: x 4 and y 3"):
+        g.alignment(x, x[:3])
+    with pytest.raises(ValueError, match="dimension 2"):
+        g.modality_gap(x, x[:, :2])
+    with pytest.raises(ValueError, match="row 1 is zero"):
+        g.ajne(torch.tensor([[1.0, 0], [0, 0]]))
+    with pytest.raises(ValueError, match="threshold"):
+        g.effective_eigenvalues(x, 0.0)
+    with pytest.raises(ValueError, match="chunk"):
+        g.ajne(x, chunk=0)
+    with pytest.raises(ValueError, match="inv_tau"):
+        g.saturation(x, x, -1.0)

@@ -1,0 +1,195 @@
+"""Ranking against plain loops and hand-computed numbers; the bootstrap against the distribution it claims."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cloob.functional import ranking as r
+
+
+def rows(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    x = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (x / x.norm(dim=1, keepdim=True)).to(dtype)
+
+
+def rank_loop(query: Tensor, gallery: Tensor, targets: list[list[int]]) -> list[int]:
+    """Position of the best positive after sorting, negatives first among equals."""
+    result = []
+    for q, positives in zip(query, targets, strict=True):
+        scores = [round(float(q @ x), 9) for x in gallery]
+        best = max(scores[j] for j in positives)
+        result.append(sum(scores[j] >= best for j in range(len(gallery)) if j not in positives))
+    return result
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------
+
+
+def test_ranks_by_hand() -> None:
+    gallery = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0.6, 0.8]])
+    query = torch.tensor([[1.0, 0], [1.0, 0], [0, 1]])  # scores: 1 0 −1 .6 | the same | 0 1 0 .8
+    assert r.ranks(query, gallery, torch.tensor([0, 2, 3])).tolist() == [0, 3, 1]
+    assert r.ranks(query, gallery, [(2, 3), (1, 2), (0,)]).tolist() == [1, 2, 3]  # query 2: row 2 ties with row 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), q=st.integers(1, 9), n=st.integers(1, 9), seed=st.integers(0, 999))
+def test_ranks_are_the_loop_for_any_chunk(data: st.DataObject, q: int, n: int, seed: int) -> None:
+    query, gallery = rows(q, 3, seed), rows(n, 3, seed + 1)
+    gallery = torch.cat([gallery, gallery[: data.draw(st.integers(0, n))]])  # duplicate rows
+    positives = st.lists(st.integers(0, len(gallery) - 1), min_size=1, max_size=4)
+    targets = [data.draw(positives) for _ in range(q)]
+    chunk = data.draw(st.integers(1, 12))
+    assert r.ranks(query, gallery, targets, chunk=chunk).tolist() == rank_loop(query, gallery, targets)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("chunk", [1, 5, 64])
+def test_a_tie_ranks_behind_its_copies_in_every_precision(dtype: torch.dtype, chunk: int) -> None:
+    gallery = rows(1, 67, dtype=dtype).repeat(33, 1)
+    assert r.ranks(rows(7, 67, 1, dtype), gallery, torch.arange(7), chunk=chunk).tolist() == [32] * 7
+
+
+def test_ranks_follow_a_permutation_of_queries_and_gallery() -> None:
+    query, gallery, targets = rows(8, 4), rows(12, 4, 1), torch.arange(8)
+    generator = torch.Generator().manual_seed(0)
+    of_query, of_gallery = torch.randperm(8, generator=generator), torch.randperm(12, generator=generator)
+    moved = r.ranks(query[of_query], gallery[of_gallery], of_gallery.argsort()[targets[of_query]], chunk=5)
+    assert moved.tolist() == r.ranks(query, gallery, targets)[of_query].tolist()
+
+
+def test_rows_that_are_not_finite() -> None:
+    query, gallery = torch.eye(3), torch.eye(3)
+    gallery[0] = float("nan")
+    query[2] = float("inf")
+    ranks = r.ranks(query, gallery, torch.tensor([0, 1, 2]), chunk=2)
+    assert ranks.tolist() == [r.UNRANKED, 0, r.UNRANKED]  # row 0 is ahead of nobody, query 1 is not touched
+    assert r.ranks(query, gallery, [(0, 2), (1,), (1,)])[0] == 1  # the finite positive counts: row 2 ties with row 1
+    assert r.topk_accuracy(ranks, 1000) == pytest.approx(1 / 3)
+    assert r.median_rank(ranks) == float("inf")
+
+
+def test_ranking_ignores_autocast() -> None:
+    query, gallery = rows(20, 32, dtype=torch.float32), rows(20, 32, 1, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = r.ranks(query, gallery, torch.arange(20))
+    assert inside.tolist() == r.ranks(query, gallery, torch.arange(20)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("query", "gallery", "targets", "said"),
+    [
+        (torch.ones(2, 3), torch.ones(2, 4), torch.tensor([0, 1]), r"\(2, 3\)"),
+        (torch.ones(2, 3), torch.ones(2, 3).double(), torch.tensor([0, 1]), "one floating dtype"),
+        (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, 2]), "0 to 2 is out of range for 2 gallery rows"),
+        (torch.ones(2, 3), torch.ones(2, 3), [(0,), (-1,)], "-1 to 0 is out of range"),
+        (torch.ones(2, 3), torch.ones(2, 3), [(0,), ()], "query 1 has no positive"),
+        (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0]), "targets for 2 queries, got 1"),
+        (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([[0], [1]]), r"\(Q,\)"),
+        (torch.ones(2, 3), torch.ones(0, 3), torch.tensor([0, 0]), "non-empty"),
+    ],
+)
+def test_ranking_errors(query: Tensor, gallery: Tensor, targets: Tensor, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        r.ranks(query, gallery, targets)
+
+
+# --- measures of ranks --------------------------------------------------------------------------------------------
+
+
+def test_accuracy_recall_and_median() -> None:
+    ranks = torch.tensor([0, 4, 5, 0])
+    assert [r.topk_accuracy(ranks, k) for k in (1, 5, 6)] == [0.5, 0.75, 1.0]
+    assert r.recall_at_k(ranks, 5) == 0.75
+    assert r.median_rank(ranks) == 3.0  # 1-based 1, 1, 5, 6
+    assert r.median_rank(torch.tensor([7, 0, 2])) == 3.0
+    for call in (lambda: r.topk_accuracy(ranks, 0), lambda: r.median_rank(ranks[:0])):
+        with pytest.raises(ValueError, match=r"at least 1|non-empty"):
+            call()
+
+
+def test_per_class_recall() -> None:
+    correct, labels = torch.tensor([True, False, True, True]), torch.tensor([0, 0, 3, 0])
+    recall = r.per_class_recall(correct, labels, 5).tolist()
+    assert recall[0] == pytest.approx(2 / 3) and recall[3] == 1.0
+    assert [math.isnan(x) for x in recall] == [False, True, True, False, True]
+    assert r.mean_per_class_recall(correct, labels, 5) == pytest.approx((2 / 3 + 1) / 2)
+    with pytest.raises(ValueError, match=r"\[0, 3\), got 0 to 3"):
+        r.per_class_recall(correct, labels, 3)
+    with pytest.raises(ValueError, match="differ in shape"):
+        r.per_class_recall(correct[:2], labels, 5)
+
+
+# --- bootstrap ----------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_agrees_with_drawing_indices() -> None:
+    values = torch.tensor([0.0] * 30 + [1.0] * 50 + [4.0] * 20)
+    index = torch.randint(0, 100, (20_000, 100), generator=torch.Generator().manual_seed(1))
+    expected = torch.quantile(values[index].mean(1), torch.tensor([0.05, 0.95])).tolist()
+    assert r.bootstrap_interval(values, n=20_000, level=0.9) == pytest.approx(expected, abs=0.02)
+
+
+def test_bootstrap_of_a_share_is_close_to_the_normal_interval() -> None:
+    values = (torch.arange(1000) < 300).double()
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert r.bootstrap_interval(values) == pytest.approx((0.3 - half, 0.3 + half), abs=0.004)
+
+
+def test_bootstrap_is_a_function_of_its_seed() -> None:
+    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
+    state = torch.random.get_rng_state()
+    assert r.bootstrap_interval(values, seed=3) == r.bootstrap_interval(values, seed=3)
+    assert r.bootstrap_interval(values, seed=3) != r.bootstrap_interval(values, seed=4)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=1, max_size=30), st.integers(0, 99))
+def test_interval_lies_within_the_values_and_ignores_their_order(values: list[float], seed: int) -> None:
+    low, high = r.bootstrap_interval(torch.tensor(values), n=100, seed=seed)
+    assert min(values) - 1e-12 <= low <= high <= max(values) + 1e-12
+    assert (low, high) == r.bootstrap_interval(torch.tensor(sorted(values)), n=100, seed=seed)
+    if len(set(values)) == 1:
+        assert low == high == pytest.approx(values[0])
+
+
+def test_paired_bootstrap_is_tighter_than_two_intervals() -> None:
+    a = torch.arange(200) % 2 == 0
+    b = a.clone()
+    b[:10] = False  # five samples lost
+    difference, low, high = r.paired_bootstrap(a, b)
+    assert difference == pytest.approx(5 / 200)
+    assert 0 < low < difference < high < 0.06
+    assert r.paired_bootstrap(b, a)[0] == pytest.approx(-5 / 200)
+    with pytest.raises(ValueError, match="differ in shape"):
+        r.paired_bootstrap(a, b[:9])
+
+
+def test_grouped_bootstrap_weighs_groups_alike() -> None:
+    small, large = torch.tensor([1.0, 0.0]), torch.zeros(1000)
+    mean, low, high = r.grouped_bootstrap([small, large])
+    assert mean == pytest.approx(0.25)
+    assert (low, high) == pytest.approx((0.0, 0.5))  # the small group's resamples are 0, ½ or 1, halved
+    assert r.grouped_bootstrap([small])[1:] == r.bootstrap_interval(small)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: r.bootstrap_interval(torch.ones(0)),
+        lambda: r.bootstrap_interval(torch.tensor([1.0, float("nan")])),
+        lambda: r.bootstrap_interval(torch.ones(3), level=1.0),
+        lambda: r.bootstrap_interval(torch.ones(3), n=0),
+        lambda: r.grouped_bootstrap([]),
+    ],
+)
+def test_bootstrap_errors(call) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        call()

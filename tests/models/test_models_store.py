@@ -1,0 +1,216 @@
+"""Model folders: read by a plain open_clip, read back, found in a run, refused when wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.store import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints, load_model, save_model
+from cloob.models.towers import TINY_MODELS, create_model
+
+OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
+TEXTS = ["a red apple", "bus", "two dogs in the rain"]
+
+PLAIN_OPEN_CLIP = """
+import sys, torch, open_clip
+out = {}
+for folder in sys.argv[1:]:
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+    model.eval()
+    from PIL import Image
+    image = transform(Image.open(f"{folder}/../picture.png"))[None]
+    with torch.no_grad():
+        out[folder] = (
+            model.encode_image(image, normalize=True),
+            model.encode_text(tokenizer(["a red apple", "bus", "two dogs in the rain"]), normalize=True),
+            model.logit_scale,
+        )
+assert "cloob" not in sys.modules
+torch.save(out, f"{sys.argv[1]}/../out.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, lively: Callable[..., DualEncoder]) -> Path:
+    """A model folder of tiny-resnet; copy it before changing anything."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    save_model(folder, lively("tiny-resnet"), OBJECTIVE)
+    return folder
+
+
+def make_run(saved: Path, run: Path, steps: tuple[int, ...]) -> Path:
+    for step in steps:
+        shutil.copytree(saved, run / "checkpoints" / f"step-{step:08d}" / "model")
+    return run
+
+
+def embeddings(encoder: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.arange(2 * 3 * 64 * 64, dtype=torch.int64).remainder(251).to(torch.uint8).view(2, 3, 64, 64)
+    with torch.no_grad():
+        return encoder.encode_image(images), encoder.encode_text(TEXTS)
+
+
+def test_a_plain_open_clip_gives_the_same_embeddings(tmp_path: Path, lively: Callable[..., DualEncoder]) -> None:
+    from PIL import Image
+
+    pixels = torch.randint(0, 256, (90, 70, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(tmp_path / "picture.png")
+    encoders = {}
+    for name in TINY_MODELS:
+        encoders[name] = lively(name)
+        save_model(tmp_path / name, encoders[name], OBJECTIVE)
+    folders = [str(tmp_path / name) for name in TINY_MODELS]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", PLAIN_OPEN_CLIP, *folders], check=True, env=environment, capture_output=True)
+    plain = torch.load(tmp_path / "out.pt")
+    for name, encoder in encoders.items():
+        image_features, text_features, logit_scale = plain[str(tmp_path / name)]
+        with torch.no_grad():
+            ours = encoder.encode_image([tmp_path / "picture.png"]), encoder.encode_text(TEXTS)
+            other = encoder.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        assert (ours[0] - other).abs().max() > 1e-2  # the picture matters, so that agreement means something
+        torch.testing.assert_close(image_features, ours[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(text_features, ours[1], atol=1e-5, rtol=0)
+        assert logit_scale.item() == pytest.approx(math.log(30.0))
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_round_trip(name: str, tmp_path: Path, lively: Callable[..., DualEncoder]) -> None:
+    encoder = lively(name)
+    save_model(tmp_path / "m", encoder, OBJECTIVE)
+    assert encoder.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))  # saving changes nothing here
+    before = torch.get_rng_state()
+    loaded = load_model(tmp_path / "m")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not loaded.training and loaded.name == name and loaded.objective == OBJECTIVE
+    assert loaded.config == encoder.config
+    for ours, theirs in zip(embeddings(encoder.eval()), embeddings(loaded), strict=True):
+        assert torch.equal(ours, theirs)
+    assert {path.name for path in (tmp_path / "m").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
+
+
+def test_image_size_survives(tmp_path: Path) -> None:
+    save_model(tmp_path, create_model("tiny-vit", image_size=32, seed=1), OBJECTIVE)
+    assert load_model(tmp_path).image_size == 32
+
+
+def test_each_kind_of_source(saved: Path, tmp_path: Path) -> None:
+    run = make_run(saved, tmp_path / "run", (100, 200))
+    expected = embeddings(load_model(saved))
+    for source in (run, str(run), run / "checkpoints" / "step-00000100", f"local-dir:{saved}", f"local-dir:{run}"):
+        assert torch.equal(embeddings(load_model(source))[0], expected[0])
+
+
+def test_newest_complete_checkpoint(saved: Path, tmp_path: Path) -> None:
+    run = make_run(saved, tmp_path, (100, 20))
+    checkpoints = run / "checkpoints"
+    shutil.copytree(saved, checkpoints / "step-123456789" / "model")  # more digits than the padding
+    shutil.copytree(saved, checkpoints / ".tmp-step-00000300" / "model")
+    (checkpoints / "step-00000400" / "model").mkdir(parents=True)
+    shutil.copytree(saved, checkpoints / "step-00000500" / "model")
+    (checkpoints / "step-00000500" / "model" / WEIGHTS_FILE).unlink()
+    (checkpoints / "step-00000600").write_text("a file")
+    assert [path.name for path in list_checkpoints(run)] == ["step-00000020", "step-00000100", "step-123456789"]
+    assert latest_checkpoint(run).name == "step-123456789"
+    assert list_checkpoints(tmp_path / "none") == []
+
+
+@pytest.mark.parametrize("damaged", [WEIGHTS_FILE, CONFIG_FILE])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+def test_a_cut_short_file_falls_back_with_a_warning(saved: Path, tmp_path: Path, damaged: str, keep: float) -> None:
+    run = make_run(saved, tmp_path, (100, 200))
+    file = run / "checkpoints" / "step-00000200" / "model" / damaged
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * keep)])
+    with pytest.warns(UserWarning, match=rf"step-00000200.*{damaged}.*earlier checkpoint"):
+        assert latest_checkpoint(run).name == "step-00000100"
+    with pytest.warns(UserWarning, match="step-00000200"):
+        loaded = load_model(run)
+    assert torch.equal(embeddings(loaded)[1], embeddings(load_model(saved))[1])
+    with pytest.raises(InputError, match=damaged):  # asked for by name, it is not replaced
+        load_model(run / "checkpoints" / "step-00000200")
+    shutil.rmtree(run / "checkpoints" / "step-00000100")
+    with pytest.warns(UserWarning, match="step-00000200"), pytest.raises(InputError, match="none of its 1"):
+        load_model(run)
+
+
+def fails(source: str | Path, *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_model(source)
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_weights_of_another_architecture(saved: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "vit", create_model("tiny-vit", seed=0), OBJECTIVE)
+    shutil.copy(saved / WEIGHTS_FILE, tmp_path / "vit" / WEIGHTS_FILE)
+    fails(tmp_path / "vit", WEIGHTS_FILE, "do not fit", CONFIG_FILE)
+    shutil.copytree(saved, tmp_path / "wide")
+    config = json.loads((saved / CONFIG_FILE).read_text())
+    config["model_cfg"]["vision_cfg"]["width"] = 32
+    (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
+    fails(tmp_path / "wide", "do not fit", "size mismatch")
+    config["model_cfg"]["vision_cfg"] = {"widht": 32}
+    (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
+    fails(tmp_path / "wide", CONFIG_FILE, "widht")
+    config["model_cfg"].pop("embed_dim")
+    (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
+    fails(tmp_path / "wide", CONFIG_FILE, "embed_dim")
+
+
+def test_a_pickle_that_runs_code_is_refused(saved: Path, tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return Path.touch, (Path(tmp_path / "gone off"),)  # type: ignore[return-value]
+
+    shutil.copytree(saved, tmp_path / "m")
+    (tmp_path / "m" / WEIGHTS_FILE).unlink()
+    torch.save({"state_dict": Bomb()}, tmp_path / "m" / "open_clip_pytorch_model.bin")
+    fails(tmp_path / "m", "open_clip_pytorch_model.bin")
+    assert not (tmp_path / "gone off").exists()
+
+
+def test_sources_that_are_none(saved: Path, tmp_path: Path) -> None:
+    fails(tmp_path / "none", "none", "no such folder")
+    fails("local-dir:" + str(tmp_path / "none"), "no such folder")
+    fails(tmp_path, "checkpoints/", CONFIG_FILE)
+    fails(saved / WEIGHTS_FILE, "this is a file")
+    fails("RN5O/openai", "RN50")
+    fails("RN50", "RN50/TAG", "openai")
+    fails("RN50/opnai", "opnai", "yfcc15m")
+    fails("tiny-vit", "folder")
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    fails(tmp_path / "run", "no complete checkpoint")
+    shutil.copytree(saved, tmp_path / "empty")
+    (tmp_path / "empty" / WEIGHTS_FILE).unlink()
+    fails(tmp_path / "empty", "no weights", WEIGHTS_FILE)
+    (tmp_path / "empty" / CONFIG_FILE).write_text("[1]")
+    fails(tmp_path / "empty", CONFIG_FILE, "list found")
+
+
+def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> str:
+        raise OSError("no\nroute")
+
+    import open_clip.pretrained
+
+    monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", refuse)
+    fails("hf-hub:nobody/nothing", "hf-hub:nobody/nothing", "no route")
+    fails("RN50/cc12m", "RN50")
+
+
+def test_objective_that_is_not_json(tmp_path: Path) -> None:
+    with pytest.raises(ValueError):
+        save_model(tmp_path, create_model("tiny-vit", seed=0), {"inv_tau": math.nan})

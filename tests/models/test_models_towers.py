@@ -1,0 +1,139 @@
+"""create_model: names, sizes, seeds, errors; nothing of open_clip leaks out."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cloob.errors import InputError
+from cloob.models.towers import TINY_MODELS, create_model, list_models, open_clip, resolve_device
+
+
+def test_list_models_has_ours_and_open_clips() -> None:
+    names = list_models()
+    assert names[:3] == list(TINY_MODELS)
+    assert {"RN50", "RN101", "RN50x4", "ViT-B-32", "ViT-B-16"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_towers_module_does_not_import_open_clip() -> None:
+    code = "import sys, cloob.models.store; sys.exit('open_clip' in sys.modules or 'torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_tiny_tower_is_small_and_trainable(name: str) -> None:
+    encoder = create_model(name, seed=0)
+    parameters = sum(p.numel() for p in encoder.parameters()) - encoder.model.token_embedding.weight.numel()
+    assert parameters <= 5_000_000
+    assert (encoder.image_size, encoder.context_length, encoder.embed_dim) == (64, 24, 256)
+    assert encoder.training
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    tokens = encoder.tokenizer(["a red apple", "a bus", "rain", "two dogs"])
+    assert tokens.shape == (4, 24)
+    image_features, text_features = encoder(images, tokens)
+    torch.testing.assert_close(image_features.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(text_features.norm(dim=1), torch.ones(4))
+    weights = torch.randn_like(image_features)
+    ((image_features - text_features) * weights).sum().backward()
+    missing = [key for key, p in encoder.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    assert [key for key, p in encoder.named_parameters() if not p.requires_grad] == ["model.logit_scale"]
+    assert all(p.grad.isfinite().all() for p in encoder.parameters() if p.grad is not None)
+
+
+def test_an_open_clip_config_by_name_and_by_its_slash_name() -> None:
+    encoder = create_model("RN50", seed=0, image_size=32)
+    assert encoder.image_size == 32 and encoder.config["vision_cfg"]["image_size"] == 32
+    assert encoder.context_length == 77 and encoder.embed_dim == 1024
+    # the override stays in this model
+    assert open_clip().get_model_config("RN50")["vision_cfg"]["image_size"] == 224
+    assert create_model("ViT-B/32", image_size=32, seed=0).name == "ViT-B-32"
+
+
+@pytest.mark.parametrize("name", TINY_MODELS)
+def test_seed_alone_decides_the_weights(name: str) -> None:
+    torch.manual_seed(1)
+    first = create_model(name, seed=0).state_dict()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    second = create_model(name, seed=0).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = create_model(name, seed=1).state_dict()
+    assert not torch.equal(first["model.token_embedding.weight"], other["model.token_embedding.weight"])
+
+
+def test_other_image_size() -> None:
+    encoder = create_model("tiny-resnet", image_size=96, seed=0).eval()
+    images = torch.zeros(1, 3, 96, 96, dtype=torch.uint8)
+    assert encoder.encode_image(images).shape == (1, 256)
+
+
+def test_creation_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    handlers, filters = list(logging.getLogger().handlers), list(logging.getLogger().filters)
+    create_model("tiny-convnext", seed=0)
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+    assert logging.getLogger().handlers == handlers and logging.getLogger().filters == filters
+
+
+def test_a_loader_worker_gets_transform_and_tokenizer_without_the_towers() -> None:
+    encoder = create_model("tiny-resnet", seed=0)
+    assert len(pickle.dumps(encoder.preprocess)) < 10_000
+    tokenizer = pickle.loads(pickle.dumps(encoder.tokenizer))
+    assert torch.equal(tokenizer(["a cat"]), encoder.tokenizer(["a cat"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        ({"name": "RN5O"}, ["RN5O", "RN50"]),
+        ({"name": "tiny-resnt"}, ["tiny-resnt", "tiny-resnet"]),
+        ({"name": "RN50", "pretrained": "opnai"}, ["opnai", "openai", "yfcc15m"]),
+        ({"name": "tiny-vit", "pretrained": "openai"}, ["no weights"]),
+        ({"name": "RN50", "image_size": 70}, ["70", "multiple of 32"]),
+        ({"name": "tiny-vit", "image_size": 70}, ["70", "multiple of 16"]),
+        ({"name": "tiny-convnext", "image_size": 8}, ["8", "at least 32"]),
+        ({"name": "tiny-vit", "device": "gpu"}, ["gpu", "cuda"]),
+    ],
+)
+def test_mistakes_are_one_line(arguments: dict[str, object], parts: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        create_model(**arguments)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")
+def test_cuda_without_cuda() -> None:
+    with pytest.raises(InputError, match="cuda"):
+        resolve_device("cuda")
+
+
+def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> str:
+        raise OSError("no\nroute")
+
+    open_clip()
+    monkeypatch.setattr("open_clip.pretrained.hf_hub_download", refuse)
+    with pytest.raises(InputError, match="laion2b") as caught:
+        create_model("ViT-B-32", pretrained="laion2b_s34b_b79k")
+    assert "\n" not in str(caught.value) and "no route" in str(caught.value)
+
+
+def test_tag_brings_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenAI's weights were trained with QuickGELU; ViT-B-32's configuration alone says GELU."""
+    import open_clip.transformer as transformer
+
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: None)
+    encoder = create_model("ViT-B-32", pretrained="openai", image_size=32, seed=0)
+    assert isinstance(encoder.model.transformer.resblocks[0].mlp.gelu, transformer.QuickGELU)
+    assert encoder.config["quick_gelu"] is True

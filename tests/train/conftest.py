@@ -1,0 +1,159 @@
+"""One tiny data set, one tiny model and one whole training, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloob.train.callbacks import Callback, RunInfo, RunResult
+from cloob.train.config import TrainConfig
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
+THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
+WORKER = Path(__file__).with_name("train_worker.py")
+# Compared between runs that must be the same; the other keys of a line are times.
+EXACT = ("step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "inv_tau", "beta")
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pairs of 40 pixels; one picture is no picture and one caption is empty."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    for c, (colour, rgb) in enumerate(COLOURS.items()):
+        for t, thing in enumerate(THINGS):
+            pixels = np.clip(np.array(rgb) + rng.integers(-30, 30, (40, 40, 3)), 0, 255)
+            pixels[t * 4 : t * 4 + 4] = 255 - 20 * t
+            stem = folder / f"{c}{t}"
+            Image.fromarray(pixels.astype(np.uint8)).save(stem.with_suffix(".png"))
+            stem.with_suffix(".txt").write_text(f"a {colour} {thing}")
+    (folder / "13.png").write_bytes(b"this is no picture")
+    (folder / "27.txt").write_text("  ")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def nano_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """open_clip configurations of towers that train in milliseconds; one of them draws random numbers as it trains."""
+    from cloob.models.towers import open_clip
+
+    folder = tmp_path_factory.mktemp("configs")
+    vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+    for name, more in {"nano-vit": {}, "nano-dropout": {"patch_dropout": 0.25}}.items():
+        config = {"embed_dim": 16, "vision_cfg": vision | more, "text_cfg": text}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    (folder / "nano-wide.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip().add_model_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(pairs_folder: Path, nano_configs: Path) -> TrainConfig:
+    """15 steps: 3 epochs of 5 batches of 8."""
+    return TrainConfig().override(
+        data=[str(pairs_folder)],
+        model="nano-dropout",
+        lr=3e-3,
+        warmup=3,
+        epochs=3,
+        batch_size=8,
+        workers=0,
+        max_bad_fraction=0.2,
+        save_every=2,
+        log_every=4,
+        device="cpu",
+        tensorboard=False,
+    )
+
+
+@dataclass
+class Recorder(Callback):
+    """Keeps what it was called with."""
+
+    events: list[tuple[str, Any]] = field(default_factory=list)
+
+    def on_start(self, info: RunInfo) -> None:
+        self.events.append(("start", info))
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        self.events.append(("step", dict(metrics)))
+
+    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
+        self.events.append(("epoch", dict(metrics)))
+
+    def on_checkpoint(self, path: Path) -> None:
+        self.events.append(("checkpoint", path))
+
+    def on_end(self, result: RunResult | None) -> None:
+        self.events.append(("end", result))
+
+    def of(self, kind: str) -> list[Any]:
+        return [value for name, value in self.events if name == kind]
+
+
+@dataclass(frozen=True)
+class Trained:
+    config: TrainConfig
+    run: Path
+    result: RunResult
+    recorder: Recorder
+
+
+@pytest.fixture(scope="session")
+def trained(base: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The uninterrupted run that the others are compared with."""
+    from cloob.train.loop import train
+
+    recorder = Recorder()
+    config = base.override(out=tmp_path_factory.mktemp("runs") / "whole", keep=0)
+    result = train(config, callbacks=[recorder])
+    return Trained(config, result.run, result, recorder)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def exact(run: Path) -> list[dict[str, Any]]:
+    """What two runs must have in common to the last bit."""
+    return [{key: line[key] for key in EXACT} for line in lines(run / "metrics.jsonl")]
+
+
+@dataclass
+class Launcher:
+    """Starts ``train_worker.py`` in processes of its own."""
+
+    folder: Path
+    configs: Path
+
+    def start(self, *runs: dict[str, Any], launcher: tuple[str, ...] = (), new_group: bool = False) -> Any:
+        job = self.folder / f"job-{len(list(self.folder.iterdir()))}.json"
+        job.write_text(json.dumps({"configs": [str(self.configs)], "runs": list(runs)}))
+        command = [sys.executable, *launcher, str(WORKER), str(job)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=new_group,
+        )
+
+
+@pytest.fixture
+def launch(tmp_path: Path, nano_configs: Path) -> Callable[..., Any]:
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    return Launcher(folder, nano_configs).start

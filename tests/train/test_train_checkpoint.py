@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Trained
+
+from cloob.errors import InputError
+from cloob.models.store import list_checkpoints, load_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from cloob.train import checkpoint as module
+from cloob.train.checkpoint import Progress, find_checkpoint, read_checkpoint, restore, save_checkpoint
+from cloob.train.optim import make_optimizer
+from cloob.train.config import OptimConfig
+from cloob.train.rng import preserved_rng, rng_state, set_rng_state
+
+CPU = torch.device("cpu")
+
+
+def draw() -> tuple[Any, ...]:
+    return random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(3).tolist()  # noqa: NPY002
+
+
+def test_generators_come_back_through_a_file(tmp_path: Path) -> None:
+    random.gauss(0, 1)  # leaves a half-used pair behind, as numpy's does
+    np.random.normal()  # noqa: NPY002
+    torch.save(rng_state(CPU), tmp_path / "rng.pt")
+    first = draw()
+    assert draw() != first
+    set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True), CPU)
+    assert draw() == first
+
+
+def test_preserved_rng_also_when_something_fails() -> None:
+    state = rng_state(CPU)
+    with pytest.raises(KeyError), preserved_rng(CPU):
+        draw()
+        raise KeyError
+    found = draw()
+    set_rng_state(state, CPU)
+    assert draw() == found
+
+
+@pytest.fixture
+def save(nano_configs: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Writes checkpoints of one model into one run."""
+    encoder, objective = create_model("nano-vit", seed=0), make_objective("clip")
+    optimizer = make_optimizer(encoder, objective, OptimConfig(), CPU)
+
+    def write(step: int, keep: int = 0, run: Path = tmp_path / "run") -> Path:
+        return save_checkpoint(
+            run,
+            encoder=encoder,
+            objective=objective,
+            optimizer=optimizer,
+            progress=Progress(step=step, reasons={"corrupt image": 2}),
+            rng=[rng_state(CPU)],
+            batch_size=8,
+            keep=keep,
+        )
+
+    return write
+
+
+def hidden(run: Path) -> list[Path]:
+    return list((run / "checkpoints").glob(".*"))
+
+
+def test_layout_and_keep(save: Callable[..., Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (2, 4, 10):
+        path = save(step, keep=2)
+    assert path == run / "checkpoints" / "step-00000010"
+    assert [p.name for p in list_checkpoints(run)] == ["step-00000004", "step-00000010"]
+    assert {p.name for p in path.iterdir()} == {"model", "trainer.pt"} and not hidden(run)
+    assert read_checkpoint(path).progress == Progress(step=10, reasons={"corrupt image": 2})
+    again = save(10)  # in the place of one that may be damaged
+    assert again == path and len(list_checkpoints(run)) == 2 and not hidden(run)
+
+
+def test_trainer_file_is_data_only(trained: Trained) -> None:
+    state = torch.load(trained.result.checkpoint / "trainer.pt", weights_only=True)  # type: ignore[operator]
+    assert state["progress"]["step"] == 15 and len(state["rng"]) == 1 and state["batch_size"] == 8
+
+
+@pytest.mark.parametrize("moment", ["save_model", "torch.save", "rename"])
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), ZeroDivisionError("a bug")])
+def test_an_interrupted_write_leaves_the_one_before(
+    save: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, fault: BaseException
+) -> None:
+    run = tmp_path / "run"
+    save(1, keep=1)
+
+    def fail(*_: object, **__: object) -> None:
+        raise fault
+
+    with monkeypatch.context() as patched, pytest.raises(type(fault) if not isinstance(fault, OSError) else InputError):
+        if moment == "save_model":
+            patched.setattr(module, "save_model", fail)
+        elif moment == "torch.save":
+            patched.setattr(torch, "save", fail)
+        else:
+            patched.setattr(Path, "rename", fail)
+        save(2, keep=1)
+    assert [p.name for p in list_checkpoints(run)] == ["step-00000001"]
+    assert not hidden(run)
+    assert load_model(str(run)).name == "nano-vit"
+    save(2, keep=1)
+    assert [p.name for p in list_checkpoints(run)] == ["step-00000002"]
+
+
+@pytest.mark.parametrize("limit", [1_000_000, 5_000_000])
+def test_no_space_within_a_file(save: Callable[..., Path], tmp_path: Path, limit: int) -> None:
+    """The kernel refuses to let a file grow: the weights at the lower limit, trainer.pt at the upper one."""
+    first = save(1)
+    sizes = {p.name: p.stat().st_size for p in first.rglob("*") if p.is_file()}
+    weights, trainer = sizes["open_clip_model.safetensors"], sizes["trainer.pt"]
+    limit = weights // 2 if limit == 1_000_000 else None  # type: ignore[assignment]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit or trainer // 2, hard))
+    try:
+        with pytest.raises(InputError, match=r"step-00000002: checkpoint cannot be written \(.+\); the last whole") as e:
+            save(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "\n" not in str(e.value) and "step-00000001" in str(e.value)
+    assert list_checkpoints(tmp_path / "run") == [first] and not hidden(tmp_path / "run")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Any:
+    """A real file system of 6 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = shutil.which("mount")
+    if os.name != "posix" or mount is None or os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=6m", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("mounting is not allowed here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_fills_up(save: Callable[..., Path], small_disk: Path) -> None:
+    run = small_disk / "run"
+    names = []
+    with pytest.raises(InputError, match=r"checkpoint cannot be written \(No space left on device\); the last whole"):
+        for step in range(1, 9):
+            names.append(save(step, run=run).name)  # noqa: PERF401 (what was written before it failed)
+    assert names and [p.name for p in list_checkpoints(run)] == names and not hidden(run)
+    assert read_checkpoint(run / "checkpoints" / names[-1]).progress.step == len(names)
+
+
+def test_no_earlier_checkpoint_is_said(save: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"\(Not a directory\); there is no earlier checkpoint"):
+        save(1, run=tmp_path / "file")
+
+
+@pytest.mark.parametrize("damaged", ["trainer.pt", "model/open_clip_model.safetensors"])
+def test_auto_passes_over_a_checkpoint_cut_short(
+    save: Callable[..., Path], tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    for step in (3, 6):
+        path = save(step)
+    file = path / damaged
+    os.truncate(file, file.stat().st_size // 2)
+    with caplog.at_level(logging.WARNING):
+        found = find_checkpoint(run, "auto")
+    assert found is not None and found.progress.step == 3
+    assert damaged.rpartition("/")[2] in caplog.text and "trying the checkpoint before it" in caplog.text
+    with pytest.raises(InputError, match=file.name):
+        find_checkpoint(run, str(path))
+    shutil.rmtree(run / "checkpoints" / "step-00000003")
+    with pytest.raises(InputError, match="none of its 1 checkpoints can be read"):
+        find_checkpoint(run, "auto")
+
+
+def test_where_to_resume_from(save: Callable[..., Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert find_checkpoint(run, "auto") is None
+    save(1), save(2)
+    assert find_checkpoint(run, "none") is None
+    for choice, step in {"auto": 2, str(run): 2, str(run / "checkpoints" / "step-00000001"): 1}.items():
+        found = find_checkpoint(run, choice)
+        assert found is not None and found.progress.step == step
+    with pytest.raises(InputError, match="no such folder; give none, auto, a checkpoint or a run"):
+        find_checkpoint(run, str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match="holds no whole checkpoint"):
+        find_checkpoint(run, str(tmp_path))
+
+
+def test_another_architecture_or_objective(save: Callable[..., Path]) -> None:
+    found = read_checkpoint(save(1))
+    wide, same = create_model("nano-wide", seed=0), create_model("nano-vit", seed=1)
+    clip, cloob = make_objective("clip"), make_objective("cloob")
+    with pytest.raises(InputError, match=r"holds another architecture \(.+ has \(.*16.*\), the configured .* \(.*24"):
+        restore(found, encoder=wide, objective=clip, optimizer=make_optimizer(wide, clip, OptimConfig(), CPU))
+    with pytest.raises(InputError, match="was trained with other parameters"):
+        restore(found, encoder=same, objective=cloob, optimizer=make_optimizer(same, cloob, OptimConfig(), CPU))
+
+
+def test_restore_takes_weights_and_keeps_the_configured_options(trained: Trained) -> None:
+    found = read_checkpoint(trained.result.checkpoint)  # type: ignore[arg-type]
+    encoder, objective = create_model("nano-dropout", seed=5), make_objective("cloob")
+    optimizer = make_optimizer(encoder, objective, OptimConfig(weight_decay=0.7, beta2=0.5), CPU)
+    restore(found, encoder=encoder, objective=objective, optimizer=optimizer)
+    for name, value in found.encoder.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], value), name
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.7, 0.0]
+    assert all(group["betas"] == (0.9, 0.5) for group in optimizer.param_groups)
+    assert all(float(state["step"]) == 15 for state in optimizer.state.values())
