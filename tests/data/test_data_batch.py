@@ -56,7 +56,9 @@ def test_bad_sample_survives_pickling() -> None:
 
 def test_batch_to_moves_all_tensors_and_keeps_the_rest() -> None:
     skip = Skip("z", "missing image", "")
-    batch = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.ones(2, 5).long(), torch.ones(2).long(), ("a", "b"), (skip,))
+    batch = Batch(
+        torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.ones(2, 5).long(), torch.ones(2).long(), ("a", "b"), (skip,)
+    )
     moved = batch.to("meta")
     assert {t.device.type for t in (moved.images, moved.tokens, moved.ids)} == {"meta"}
     assert len(moved) == 2 and moved.keys == ("a", "b") and moved.skipped == (skip,)

@@ -42,7 +42,11 @@ def test_every_common_format_comes_out_as_rgb(kind: str) -> None:
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
 def test_every_mode_comes_out_as_rgb(mode: str) -> None:
     kind = "TIFF" if mode == "CMYK" else "PNG"
-    assert decode(saved(Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode), kind)).getpixel((1, 1)) == (255, 255, 255)
+    assert decode(saved(Image.new("RGB", (4, 4), (255, 255, 255)).convert(mode), kind)).getpixel((1, 1)) == (
+        255,
+        255,
+        255,
+    )
 
 
 def test_palette_with_transparency_raises_no_warning() -> None:

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from train_helpers import Launcher, Recorder, Trained
 
-from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
 THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
-WORKER = Path(__file__).with_name("train_worker.py")
-# Compared between runs that must be the same; the other keys of a line are times.
-EXACT = ("step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "inv_tau", "beta")
 
 
 @pytest.fixture(scope="session")
@@ -77,39 +70,6 @@ def base(pairs_folder: Path, nano_configs: Path) -> TrainConfig:
     )
 
 
-@dataclass
-class Recorder(Callback):
-    """Keeps what it was called with."""
-
-    events: list[tuple[str, Any]] = field(default_factory=list)
-
-    def on_start(self, info: RunInfo) -> None:
-        self.events.append(("start", info))
-
-    def on_step(self, metrics: Mapping[str, Any]) -> None:
-        self.events.append(("step", dict(metrics)))
-
-    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        self.events.append(("epoch", dict(metrics)))
-
-    def on_checkpoint(self, path: Path) -> None:
-        self.events.append(("checkpoint", path))
-
-    def on_end(self, result: RunResult | None) -> None:
-        self.events.append(("end", result))
-
-    def of(self, kind: str) -> list[Any]:
-        return [value for name, value in self.events if name == kind]
-
-
-@dataclass(frozen=True)
-class Trained:
-    config: TrainConfig
-    run: Path
-    result: RunResult
-    recorder: Recorder
-
-
 @pytest.fixture(scope="session")
 def trained(base: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The uninterrupted run that the others are compared with."""
@@ -119,37 +79,6 @@ def trained(base: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trai
     config = base.override(out=tmp_path_factory.mktemp("runs") / "whole", keep=0)
     result = train(config, callbacks=[recorder])
     return Trained(config, result.run, result, recorder)
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def exact(run: Path) -> list[dict[str, Any]]:
-    """What two runs must have in common to the last bit."""
-    return [{key: line[key] for key in EXACT} for line in lines(run / "metrics.jsonl")]
-
-
-@dataclass
-class Launcher:
-    """Starts ``train_worker.py`` in processes of its own."""
-
-    folder: Path
-    configs: Path
-
-    def start(self, *runs: dict[str, Any], launcher: tuple[str, ...] = (), new_group: bool = False) -> Any:
-        job = self.folder / f"job-{len(list(self.folder.iterdir()))}.json"
-        job.write_text(json.dumps({"configs": [str(self.configs)], "runs": list(runs)}))
-        command = [sys.executable, *launcher, str(WORKER), str(job)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=new_group,
-        )
 
 
 @pytest.fixture

@@ -39,7 +39,10 @@ def test_what_is_left_out_takes_its_default() -> None:
         ({"optim": {"lr": "big"}}, r"optim\.lr is 'big'; it must be a number"),
         ({"optim": {"lr": True}}, r"optim\.lr is True; it must be a number"),
         ({"optim": {"beta2": 1}}, r"beta2 is 1\.0; it must be in \[0, 1\)"),
-        ({"optim": {"schedule": "linear"}}, r"schedule is 'linear'; it must be one of constant, cosine, cosine-restarts"),
+        (
+            {"optim": {"schedule": "linear"}},
+            r"schedule is 'linear'; it must be one of constant, cosine, cosine-restarts",
+        ),
         ({"run": {"batch_size": 1}}, r"batch_size is 1; it must be 2 or more"),
         ({"run": {"epochs": 0}}, r"epochs is 0; it must be 1 or more"),
         ({"run": {"epochs": 1.5}}, r"epochs is 1\.5; it must be a whole number"),
@@ -83,7 +86,8 @@ def test_leaf_names_are_unique() -> None:
 
 
 def test_command_line_is_flat() -> None:
-    arguments = "--data a b --lr 0.1 --objective clip --resume auto --out k --beta 4 --beta2 0.98 --warmup 7".split()
+    arguments = ["--data", "a", "b", "--lr", "0.1", "--objective", "clip", "--resume", "auto", "--out", "k"]
+    arguments += ["--beta", "4", "--beta2", "0.98", "--warmup", "7"]
     config = tyro.cli(tyro.conf.OmitArgPrefixes[TrainConfig], args=arguments)
     wanted = {"data": ("a", "b"), "lr": 0.1, "objective": "clip", "resume": "auto", "out": "k", "warmup": 7}
     assert config == TrainConfig().override(**wanted, beta=4.0, beta2=0.98)

@@ -89,9 +89,7 @@ def test_one_adamw_step_by_hand() -> None:
     ],
 )
 def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
-    found = [
-        learning_rate(step, peak=2.0, total=12, warmup=4, schedule=schedule, restarts=2) for step in range(12)
-    ]
+    found = [learning_rate(step, peak=2.0, total=12, warmup=4, schedule=schedule, restarts=2) for step in range(12)]
     assert found == pytest.approx([2.0 * value for value in expected], abs=1e-12)
 
 

@@ -57,7 +57,11 @@ def reference_step(take: Stepper, lr: float, clip: float = math.inf) -> tuple[fl
     gradients = torch.autograd.grad(loss, parameters)
     norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
     factor = min(1.0, clip / norm)
-    return float(loss.detach()), norm, [p.detach() - lr * factor * g for p, g in zip(parameters, gradients, strict=True)]
+    return (
+        float(loss.detach()),
+        norm,
+        [p.detach() - lr * factor * g for p, g in zip(parameters, gradients, strict=True)],
+    )
 
 
 @pytest.mark.parametrize("clip", [0.0, 1e-3, 1e3])

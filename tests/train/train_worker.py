@@ -1,7 +1,7 @@
 """A training process for the tests: ``python train_worker.py JOB.json`` (alone or under torchrun).
 
 The job: {"configs": [a folder of open_clip configs], "runs": [{"config": …, "slow": seconds a step, "kill_at": step,
-"poison": [first, last]}]}.
+"stop_at": step, "poison": [first, last]}]}.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ from cloob.train.ranks import process_group
 
 
 class Trouble(Callback):
-    """Slows a run down, kills this process at a step, or makes a weight of the last rank NaN for some steps."""
+    """Slows a run down; kills the last rank or sends it SIGTERM at a step, or makes its weights NaN for some steps."""
 
-    def __init__(self, slow: float = 0.0, kill_at: int | None = None, poison: tuple[int, int] | None = None) -> None:
-        self.slow, self.kill_at, self.poison = slow, kill_at, poison
+    def __init__(
+        self,
+        slow: float = 0.0,
+        kill_at: int | None = None,
+        stop_at: int | None = None,
+        poison: tuple[int, int] | None = None,
+    ) -> None:
+        self.slow, self.poison = slow, poison
+        self.signals = {kill_at: signal.SIGKILL, stop_at: signal.SIGTERM}
         self.first_attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
 
     def on_start(self, info: RunInfo) -> None:
@@ -37,8 +44,8 @@ class Trouble(Callback):
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         time.sleep(self.slow)
-        if metrics["step"] == self.kill_at and self.first_attempt and self.last_rank:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if metrics["step"] in self.signals and self.first_attempt and self.last_rank:
+            os.kill(os.getpid(), self.signals[metrics["step"]])
         if self.poison and self.last_rank:
             weight = self.info.encoder.model.token_embedding.weight
             with torch.no_grad():

@@ -40,11 +40,17 @@ def parse(kind: type[T], words: Sequence[str], prog: str, default: T | None = No
 
 
 def _first_paragraph(box: str) -> str:
-    """What tyro says is wrong, and what it thinks was meant, out of the box that it draws around it."""
+    """What tyro says is wrong, and what it thinks was meant, out of the box that it draws around it.
+
+    The box has a title, rules of dashes, the sentence, a rule, and then hints; without UTF-8 its sides are spaces.
+    """
     lines = [line.strip("│╭╮╰╯ ") for line in box.splitlines()]
-    ends = [i for i, line in enumerate(lines) if i and line and not line.strip("─")] or [len(lines)]
-    said = " ".join(line for line in lines[1 : ends[0]] if line)
-    meant = [line.split()[0] for line in lines[ends[0] :] if line.startswith("--")]
+    text = [line for line in lines[1:] if line]
+    while text and not text[0].strip("─-"):
+        text.pop(0)
+    rule = next((i for i, line in enumerate(text) if not line.strip("─-")), len(text))
+    said = " ".join(text[:rule])
+    meant = [line.split()[0] for line in text[rule:] if line.startswith("--") and line.strip("-")]
     if said.startswith("Unrecognized options") and meant:
         return f"{said}; did you mean {', '.join(dict.fromkeys(meant))}?"
     return said

@@ -40,15 +40,13 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"objectives is {arguments.objectives}; it must be one or several different members")
     from cloob.recipes import get_recipe
 
-    recipe = get_recipe("demo")
     configs = {
-        objective: recipe.override(
-            objective=objective,
+        objective: get_recipe(f"demo-{objective}").override(
             seed=arguments.seed,
-            epochs=recipe.run.epochs if arguments.epochs is None else arguments.epochs,
             out=arguments.out / objective,
             device=arguments.device,
             overwrite=True,
+            **({} if arguments.epochs is None else {"epochs": arguments.epochs}),
         )
         for objective in arguments.objectives
     }
@@ -62,7 +60,7 @@ def main(words: Sequence[str]) -> int:
 
     device = str(resolve_device(arguments.device))
     check_writable(arguments.out)
-    runs = {name: train(config, callbacks=[ProgressDisplay()]) for name, config in configs.items()}
+    runs = {name: train(config, callbacks=[ProgressDisplay(title=name)]) for name, config in configs.items()}
     judge(
         {name: result.run for name, result in runs.items()},
         [open_labelled("demo:noto-emoji")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,20 +82,23 @@ class _Progress:
     """One bar for whatever is being embedded."""
 
     def __init__(self) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, transient=True)
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> _Progress:
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def update(self, what: str, done: int, total: int) -> None:
+        if not self._bar.live.is_started and sys.stderr.isatty():
+            self._bar.start()
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(f"embed {what}", total=total)
         self._bar.update(self._tasks[what], completed=done, visible=done < total)

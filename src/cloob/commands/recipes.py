@@ -16,9 +16,8 @@ class RecipesArguments:
 def main(words: Sequence[str]) -> int:
     """Prints a line for each recipe."""
     parse(RecipesArguments, words, "cloob recipes")
-    from cloob.recipes import list_recipes
+    from cloob.recipes import RECIPES, describe
 
-    lines = list_recipes()
-    width = max(map(len, lines))
-    print("\n".join(f"{name:<{width}}  {what}" for name, what in lines.items()))
+    width = max(map(len, RECIPES))
+    print("\n".join(f"{name:<{width}}  {describe(name)}" for name in RECIPES))
     return 0

@@ -28,7 +28,7 @@ def main(words: Sequence[str]) -> int:
     from cloob.train.loop import train
 
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
-    result = train(config, callbacks=[ProgressDisplay()])
+    result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")

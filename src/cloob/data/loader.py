@@ -86,7 +86,13 @@ class _BatchBuilder(Dataset[Batch]):
             except BadSample as bad:
                 skipped.append(bad.skip)
                 continue
-            images[len(keys)] = self._pixels(image, request.epoch, index)
+            pixels = self._pixels(image, request.epoch, index)
+            if pixels.shape != self._image_shape:  # assignment would broadcast
+                raise ValueError(
+                    f"{sample.key}: the transform gave {tuple(pixels.shape)}, {tuple(self._image_shape)} before; "
+                    "it must give one shape for all images"
+                )
+            images[len(keys)] = pixels
             keys.append(sample.key)
             captions.append(sample.caption)
         tokens = self._tokens(captions) if captions else torch.empty((0, self._token_length), dtype=torch.int64)

@@ -155,7 +155,7 @@ def _unpack(path: Path) -> tuple[bytes | None, str | None]:
     data, cut = bytearray(), None
     with opener(path) as file:
         try:
-            while chunk := file.read(1 << 20):
+            while chunk := file.read1(1 << 16):  # read() would withhold what precedes a cut
                 data += chunk
                 if len(data) > MAX_UNPACKED_BYTES:
                     raise InputError(

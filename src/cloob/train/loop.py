@@ -189,8 +189,7 @@ class _Run:
             stopped = False
             while not stopped and self.progress.epoch < self.config.run.epochs:
                 stopped = self._epoch(stop)
-            if self.saved_step != self.progress.step:
-                self._save()
+            self._save_good()
             result = self._result("SIGTERM" if stopped else None)
             return result
         finally:
@@ -242,10 +241,10 @@ class _Run:
             progress.position = (index + 1) * self.config.run.batch_size
             last = index + 1 == self.loader.steps_per_epoch
             if save_every and progress.step % save_every == 0 and not last:
-                self._save()
+                self._save_good()
         self._end_epoch()
         if not save_every or progress.step % save_every == 0:
-            self._save()
+            self._save_good()
         return False
 
     @staticmethod
@@ -408,6 +407,14 @@ class _Run:
                     total += counts.samples * float(self.towers(batch.images, batch.tokens, ids)[0])
                     samples += counts.samples
         return finite(total / samples) if samples else None
+
+    def _save_good(self) -> None:
+        """Writes a checkpoint of this step unless there is one, or the loss is not finite just now.
+
+        If it stays so, the weights may be at fault: they must not push the good checkpoints out.
+        """
+        if self.progress.step != self.saved_step and self.progress.nonfinite == 0:
+            self._save()
 
     def _save(self) -> None:
         """Writes a checkpoint; on every rank, since each gives its generators' state."""

@@ -1,0 +1,267 @@
+"""CLOOB inside an unmodified ``open_clip_train``: its data, models, schedules and checkpoints, our objective.
+
+    python -m cloob.interop.open_clip --cloob-inv-tau 30 --cloob-beta 8 -- --train-data pairs.csv --model ViT-B-32 …
+    torchrun --nproc_per_node 8 -m cloob.interop.open_clip --cloob-objective cloob -- --train-data …
+
+Options that begin with ``--cloob-`` are ours (``--help`` lists them), all others are open_clip_train's own (3.3). The
+launcher replaces two names of ``open_clip_train.main``: ``create_loss`` returns an :class:`OpenClipLoss`, and
+``train_one_epoch`` sets the model's ``logit_scale`` around the epoch. Our tiny models are known (``--model tiny-vit``).
+
+The temperature. open_clip hands a learnable ``logit_scale`` to every loss. With a fixed τ⁻¹, as in CLOOB, it has no
+influence on the loss, and the launcher sets it to ln τ⁻¹, so that checkpoints, logs and open_clip's evaluation hold the
+temperature of the training. With ``--cloob-temperature learned`` (the default for ``clip``) τ⁻¹ is ``exp(logit_scale)``,
+learned from where the model has it (ln 1/0.07 in a fresh one) or from ``--cloob-inv-tau``, and open_clip_train clamps it
+to [1, 100]. β is fixed: open_clip's optimiser knows the model's parameters only.
+
+Over ranks. The loss is exact by itself (see :mod:`cloob.distributed`): ``--local-loss`` and ``--gather-with-grad`` have
+no effect on it. With ``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the
+graph of one of them; the k gradients add up to the exact one, also that of a learned ``logit_scale``, of which each
+evaluation carries 1/k here (open_clip's own losses count it k times). ``clip_val_loss`` in its evaluation is CLIP's loss.
+
+open_clip 4 (unreleased): ``CLIPTask(model, loss=OpenClipLoss(ContrastiveObjective.cloob(gather=distributed)))``. Its rule
+is to sum the keys that end in ``_loss``; ours is ``contrastive_loss``. Set ``logit_scale`` with :func:`set_inv_tau`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cloob import distributed
+from cloob.errors import InputError, require
+from cloob.models.towers import open_clip
+from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
+
+
+class OpenClipLoss(nn.Module):
+    """A loss with the call contract of open_clip's trainers: ``loss(**model_out, output_dict=True)``.
+
+    Args:
+        objective: Without learnable parameters of its own: open_clip's optimisers hold the model's only.
+        learn_inv_tau: Take τ⁻¹ from ``logit_scale`` with its gradient; else the objective's fixed τ⁻¹ holds.
+        evaluations: How often the trainer evaluates the loss on one batch (``--accum-freq``): each evaluation carries
+            1/evaluations of the gradient of ``logit_scale``.
+
+    Raises:
+        ValueError: The objective has parameters.
+    """
+
+    def __init__(self, objective: ContrastiveObjective, *, learn_inv_tau: bool = False, evaluations: int = 1) -> None:
+        super().__init__()
+        if next(objective.parameters(), None) is not None:
+            raise ValueError(
+                "the objective has learnable scales, which open_clip's optimiser would not know; "
+                "learn_inv_tau=True learns the model's logit_scale instead"
+            )
+        self.objective = objective
+        self.learn_inv_tau = learn_inv_tau
+        self.evaluations = evaluations
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The objective's value; arguments as open_clip's models return them.
+
+        Args:
+            image_features: (N, D) unit rows.
+            text_features: (N, D) unit rows.
+            logit_scale: 0-d or (1,), ``exp`` of the model's parameter.
+            logit_bias: Cancels in both contrasts.
+            output_dict: Return ``{"contrastive_loss": loss}``.
+        """
+        inv_tau = None
+        if self.learn_inv_tau:
+            value = logit_scale.detach()
+            inv_tau = value + (logit_scale - value) / self.evaluations
+        loss = self.objective(image_features, text_features, logit_scale=inv_tau)
+        for scalar in (logit_scale, logit_bias):
+            if scalar is not None:
+                # DDP stops at a parameter without any gradient; this one is zero.
+                loss = loss + 0.0 * scalar.sum()
+        return {"contrastive_loss": loss} if output_dict else loss
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the launcher's own options say.
+
+    Attributes:
+        objective: One of :data:`cloob.objective.OBJECTIVES`.
+        inv_tau: τ⁻¹; None takes the objective's own (fixed), or the model's ``logit_scale`` (learned).
+        beta: β of the retrieval.
+        temperature: ``"fixed"`` or ``"learned"``; None learns for ``clip`` alone.
+        scale: ``"paper"`` or ``"unit"``; None takes the objective's own.
+        backend: As :class:`ContrastiveObjective`.
+        matmul: As :class:`ContrastiveObjective`.
+    """
+
+    objective: str = "cloob"
+    inv_tau: float | None = None
+    beta: float = 8.0
+    temperature: str | None = None
+    scale: str | None = None
+    backend: str = "auto"
+    matmul: str = "float32"
+
+    @property
+    def learned(self) -> bool:
+        """Whether τ⁻¹ is the model's ``logit_scale``."""
+        return self.temperature == "learned" or (self.temperature is None and self.objective == "clip")
+
+    def build(self, *, gather: bool) -> ContrastiveObjective:
+        """The objective, without parameters.
+
+        Raises:
+            ValueError: A value is out of range.
+        """
+        given = {"inv_tau": self.inv_tau, "scale": self.scale}
+        return make_objective(
+            self.objective,
+            beta=self.beta,
+            backend=self.backend,
+            matmul=self.matmul,
+            learnable_inv_tau=False,
+            gather=gather,
+            **{key: value for key, value in given.items() if value is not None},
+        )
+
+
+@torch.no_grad()
+def set_inv_tau(model: nn.Module, inv_tau: float) -> None:
+    """Sets the ``logit_scale`` of an open_clip model, however wrapped (DDP, ``torch.compile``), to ln τ⁻¹."""
+    inner: Any = model
+    while (wrapped := getattr(inner, "_orig_mod", getattr(inner, "module", None))) is not None:
+        inner = wrapped
+    inner.logit_scale.fill_(math.log(inv_tau))
+
+
+@contextlib.contextmanager
+def installed(main: Any, options: Options) -> Iterator[None]:
+    """Has ``open_clip_train.main`` train with our objective for the time inside.
+
+    Args:
+        main: The module ``open_clip_train.main``.
+        options: Which objective.
+    """
+    theirs = main.create_loss, main.train_one_epoch
+
+    def create_loss(args: Any) -> OpenClipLoss:
+        _refuse_other_losses(args)
+        objective = options.build(gather=distributed.is_initialized())
+        return OpenClipLoss(objective, learn_inv_tau=options.learned, evaluations=args.accum_freq)
+
+    def train_one_epoch(model: nn.Module, data: Any, loss: OpenClipLoss, epoch: int, *rest: Any, **named: Any) -> None:
+        inv_tau = float(loss.objective.inv_tau)
+        if not options.learned or (options.inv_tau is not None and epoch == 0):
+            set_inv_tau(model, inv_tau)
+        theirs[1](model, data, loss, epoch, *rest, **named)
+        if not options.learned:
+            set_inv_tau(model, inv_tau)  # once more, since each step clamps it to [1, 100]
+
+    main.create_loss, main.train_one_epoch = create_loss, train_one_epoch
+    try:
+        yield
+    finally:
+        main.create_loss, main.train_one_epoch = theirs
+
+
+def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
+    """Our options and open_clip_train's arguments; a ``--`` between them is optional (torchrun swallows a leading one).
+
+    Raises:
+        InputError: A value of ours is out of range.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m cloob.interop.open_clip",
+        usage="%(prog)s [--cloob-OPTION …] -- OPEN_CLIP_TRAIN_ARGUMENT …",
+        description="Runs open_clip_train with an objective of this package.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--cloob-objective", dest="objective", choices=OBJECTIVES, default="cloob", help="default: cloob")
+    add("--cloob-inv-tau", dest="inv_tau", type=float, help="1/temperature; default: 30 (clip: the model's)")
+    add("--cloob-beta", dest="beta", type=float, default=8.0, help="of the Hopfield retrieval; default: 8")
+    add("--cloob-temperature", dest="temperature", choices=("fixed", "learned"), help="default: fixed (clip: learned)")
+    add(
+        "--cloob-scale", dest="scale", choices=("paper", "unit"), help="tau * sum, or mean; default: paper (clip: unit)"
+    )
+    add("--cloob-backend", dest="backend", choices=("auto", "reference", "streamed"), default="auto")
+    add("--cloob-matmul", dest="matmul", choices=("float32", "bfloat16"), default="float32")
+    if "--" in argv:
+        cut = list(argv).index("--")
+        values, rest = parser.parse_args(argv[:cut]), list(argv[cut + 1 :])
+    else:
+        values, rest = parser.parse_known_args(argv)
+    options = Options(**vars(values))
+    try:
+        options.build(gather=False)
+    except ValueError as error:
+        raise InputError(f"--cloob options: {error}") from error
+    return options, rest
+
+
+def run(argv: Sequence[str]) -> int:
+    """The launcher.
+
+    Args:
+        argv: Our options, ``--``, and open_clip_train's arguments.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        InputError: An option out of range, a training that needs another loss, or a missing package.
+    """
+    options, rest = parse(argv)
+    open_clip()
+    try:
+        main = require("open_clip_train.main", "train")
+        params = require("open_clip_train.params", "train")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'{error.name} is not installed; pip install "open_clip_torch[training]" brings what open_clip_train needs'
+        ) from error
+    _refuse_other_losses(params.parse_args(rest))
+    with installed(main, options):
+        return 1 if main.main(rest) else 0
+
+
+def _refuse_other_losses(args: Any) -> None:
+    """Raises InputError for a training whose loss is more than, or other than, a contrastive loss of pairs."""
+    for there, what in (
+        (args.siglip, "--siglip"),
+        (args.distill_model, "--distill-model"),
+        ("coca" in args.model.lower(), f"--model {args.model}"),
+    ):
+        if there:
+            raise InputError(
+                f"{what} asks for another loss than CLIP's, which is the one that cloob takes the place of"
+            )
+    if args.horovod:
+        raise InputError("--horovod: cloob gathers over torch.distributed; start with torchrun instead")
+
+
+def main() -> None:
+    """Runs the launcher on the command line's arguments."""
+    try:
+        sys.exit(run(sys.argv[1:]))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Gradient caching: the gradient of a batch that does not fit in memory, from micro-batches that do (Gao et al. 2021).
+
+A contrastive loss needs all embeddings at once, but the towers' activations of only some of them: embed every
+micro-batch without a graph, differentiate the objective once with respect to all embeddings, then embed each
+micro-batch again and carry its embeddings' gradients into the towers. The activations of one micro-batch are alive at a
+time; the price is a second forward pass. It has to compute what the first one did, so random state (dropout, stochastic
+depth, augmentation on the device) is replayed and buffers are put back between the passes.
+
+Batch normalisation sees micro-batches: its statistics are those of a micro-batch, so the result is that of the same
+micro-batches in one pass with a graph, not that of one large batch. Running statistics move once for each micro-batch,
+in their order, as they do in such a pass: the first pass leaves no trace in them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+T = TypeVar("T")
+ContextFactory = Callable[[], AbstractContextManager[Any]]
+
+
+def cached_backward(
+    encode: Callable[[T], tuple[Tensor, ...]],
+    objective: Callable[..., Tensor],
+    micro_batches: Sequence[T],
+    *,
+    towers: nn.Module,
+    ids: Tensor | None = None,
+    no_sync: ContextFactory = nullcontext,
+    scale: Callable[[Tensor], Tensor] | None = None,
+    autocast: ContextFactory = nullcontext,
+) -> Tensor:
+    """Adds the gradient of ``objective`` on the whole batch to the parameters' ``.grad``; runs ``encode`` twice.
+
+    Args:
+        encode: A micro-batch of n items -> image and text features, (n, D) each. Under DDP it calls the wrapped module.
+        objective: ``objective(image_features, text_features)`` -> 0-d loss, called once with the rows of all
+            micro-batches, outside ``autocast``; with ``gather=True`` it gathers over the ranks by itself. If it is a
+            module, its own learnable parameters get their gradient, once, in the last backward pass; so if there are
+            any, DDP has to wrap them together with the towers.
+        micro_batches: This rank's batch in parts, at least one; their sizes, and over ranks their number, may differ
+            (but for layers that communicate by themselves, as SyncBatchNorm: equal numbers there).
+        towers: The modules that ``encode`` runs: their buffers are put back after the first pass.
+        ids: (N,) ids of all pairs, handed to the objective as ``ids=``.
+        no_sync: DDP's ``no_sync``: held in all backward passes but the last, so that gradients travel once a batch.
+            ``find_unused_parameters`` has to be off when the objective has parameters.
+        scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
+        autocast: Entered for each call of ``encode``.
+
+    Returns:
+        The objective's 0-d value, detached and without ``scale``. It may be NaN, and then the gradients are, too.
+
+    Raises:
+        ValueError: No micro-batch; whatever the objective raises, before any gradient was added.
+    """
+    if not len(micro_batches):
+        raise ValueError("no micro-batches: gradient caching needs at least one")
+    embedded, states = _first_pass(encode, micro_batches, towers, autocast)
+    rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
+    loss = objective(*rows) if ids is None else objective(*rows, ids=ids)
+    own = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
+    scaled = loss if scale is None else scale(loss)
+    gradients = torch.autograd.grad(scaled, [*rows, *own], allow_unused=True)
+    sizes = [len(features[0]) for features in embedded]
+    incoming = list(zip(*(_split(gradient, sizes) for gradient in gradients[: len(rows)]), strict=True))
+    for i, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
+        last = i == len(micro_batches) - 1
+        with nullcontext() if last else no_sync():
+            state.restore()
+            with autocast():
+                features = encode(micro_batch)
+            pairs = list(zip(features, incoming[i], strict=True))
+            if last:
+                pairs += zip(own, gradients[len(rows) :], strict=True)
+            _backward(pairs)
+    return loss.detach()
+
+
+@dataclass(frozen=True)
+class _RandomState:
+    """The state of torch's generators on the CPU and on every device in use."""
+
+    cpu: Tensor
+    cuda: list[Tensor]
+    mps: Tensor | None
+
+    @classmethod
+    def now(cls) -> _RandomState:
+        # Asking a CUDA that nobody uses would start it.
+        in_use = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        cuda = torch.cuda.get_rng_state_all() if in_use else []
+        mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+        return cls(torch.get_rng_state(), cuda, mps)
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        if self.mps is not None:
+            torch.mps.set_rng_state(self.mps)
+
+
+def _first_pass(
+    encode: Callable[[T], tuple[Tensor, ...]], micro_batches: Sequence[T], towers: nn.Module, autocast: ContextFactory
+) -> tuple[list[tuple[Tensor, ...]], list[_RandomState]]:
+    """Each micro-batch's features, without a graph, and the random state before it."""
+    features, states = [], []
+    with torch.no_grad(), _unchanged_buffers(towers):
+        for micro_batch in micro_batches:
+            states.append(_RandomState.now())
+            with autocast():
+                features.append(tuple(encode(micro_batch)))
+    # Inside an autocast of the caller's, older PyTorch hands weights that were cast without a graph to the second pass.
+    torch.clear_autocast_cache()
+    return features, states
+
+
+@contextlib.contextmanager
+def _unchanged_buffers(towers: nn.Module) -> Iterator[None]:
+    """Puts the buffers back to what they were: running statistics, power iterations of spectral norms."""
+    buffers = list(towers.buffers())
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+
+
+def _split(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
+    """The gradient of all rows as one part for each micro-batch; None where the rows have no influence."""
+    return [None] * len(sizes) if gradient is None else torch.split(gradient, sizes)
+
+
+def _backward(pairs: list[tuple[Tensor, Tensor | None]]) -> None:
+    """One backward pass from all roots that lead anywhere (a frozen tower's features do not), given their gradients."""
+    live = [(root, gradient) for root, gradient in pairs if root.requires_grad and gradient is not None]
+    if live:
+        torch.autograd.backward([root for root, _ in live], [gradient for _, gradient in live])

@@ -1,0 +1,152 @@
+"""The command line as a user meets it: help, one-line errors and exit codes, in real processes where it matters."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloob import cli
+
+
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cloob.cli", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=120,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
+    )
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on stderr of a command that must exit with 2 and print nothing else."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("cloob: ") and err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
+
+
+def test_help_names_every_command_and_imports_nothing_heavy() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cloob.cli", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    for name in cli.COMMANDS:
+        assert f"\n  {name} " in done.stdout
+    modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert not modules & {"torch", "numpy", "open_clip", "tyro", "rich", "PIL"}
+
+
+@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
+def test_help_of_each_command_needs_no_torch(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "cloob.cli", command, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "usage: cloob " + command in done.stdout
+    modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert not modules & {"torch", "open_clip"}
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from cloob import __version__
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cloob {__version__}\n"
+
+
+def test_no_command_shows_the_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "usage: cloob COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["trian"], ["'trian'", "did you mean train?"]),
+        (["train", "--datta", "x"], ["--datta", "did you mean --data?"]),
+        (["train", "--lr", "fast"], ["--lr", "fast"]),
+        (["train", "--lr", "-1"], ["lr is -1.0", "a positive number"]),
+        (["train", "--objective", "clib"], ["clib", "infoloob", "cloob"]),
+        (["train", "--batch-size", "1"], ["batch_size is 1", "2 or more"]),
+        (["train", "no-such-recipe"], ["no-such-recipe"]),
+        (["train", "--config", "nowhere.json"], ["nowhere.json"]),
+        (["train", "demo", "--config", "x.json"], ["recipe", "--config"]),
+        (["train", "--config"], ["--config needs a file"]),
+        (["train", "--data", "nowhere.csv"], ["nowhere.csv", "no such file"]),
+        (["train", "--model", "ViT-B-23", "--device", "cpu"], ["ViT-B-23", "ViT-B-32"]),
+        (["train", "--device", "cuda:99"], ["cuda"]),
+        (["eval"], ["no model given"]),
+        (["eval", "runs/x"], ["nothing to evaluate on"]),
+        (["eval", "nowhere", "--zeroshot", "nowhere-either"], ["nowhere-either"]),
+        (["eval", "nowhere", "--zeroshot", "demo:noto-emoji"], ["nowhere"]),
+        (["models", "--contains", "ViT-B-23"], ["ViT-B-23"]),
+        (["demo", "--objectives", "cloob", "cloob"], ["objectives"]),
+        (["demo", "--objectives"], ["objectives"]),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(
+    words: list[str],
+    parts: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, *words)
+    for part in parts:
+        assert part in line
+
+
+def test_an_unknown_key_of_a_config_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    file.write_text('{"optim": {"learning_rate": 1e-3}}')
+    line = refused(capsys, "train", "--config", str(file))
+    assert str(file) in line and "optim.learning_rate" in line
+
+
+def test_a_missing_column_lists_those_that_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "pairs.csv"
+    table.write_text("path\tcaption\na.png\ta cat\nb.png\ta dog\n")
+    line = refused(capsys, "train", "--data", str(table), "--model", "tiny-vit", "--out", str(tmp_path / "run"))
+    assert "filepath" in line and "path" in line and "caption" in line
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    line = refused(capsys, "demo", "--out", str(blocked / "demo"), "--device", "cpu")
+    assert str(blocked / "demo") in line
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run("--debug", "trian")
+    assert done.returncode != 0 and "Traceback" in done.stderr
+    assert "Traceback" not in run("trian").stderr
+
+
+def test_ctrl_c_ends_with_130_and_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(words: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cloob.commands.models.main", interrupted)
+    assert cli.main(["models"]) == 130
+    assert "checkpoint" in capsys.readouterr().err

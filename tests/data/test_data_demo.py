@@ -1,0 +1,112 @@
+"""The set inside the package: what it must hold, and that others can read it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import runpy
+import shutil
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+import cloob.data
+from cloob.data.batch import caption_id
+from cloob.data.decode import decode
+from cloob.data.labelled import open_labelled
+from cloob.data.sources import DEMO, open_source
+
+PERMISSIVE = {"public domain", "MIT", "Apache-2.0"}
+
+
+def test_sizes() -> None:
+    train, val, noto = open_source("demo"), open_source("demo:val"), open_labelled("demo:noto-emoji")
+    assert 5_500 <= len(train) <= 6_500 and len(train.shard_sizes) > 1
+    assert len(val) == 500 and len(noto) == 1540
+    assert sum(path.stat().st_size for path in DEMO.rglob("*")) <= 10_000_000
+
+
+@pytest.mark.parametrize("spec", ["demo", "demo:val"])
+def test_every_pair_is_good(spec: str) -> None:
+    source = open_source(spec)
+    samples = [source.read(i) for i in range(len(source))]
+    assert len({sample.key for sample in samples}) == len(samples)
+    for sample in samples[::10]:
+        assert decode(sample.image, sample.key).size == (64, 64) and sample.image[8:12] == b"WEBP"
+
+
+def test_held_out_captions_are_unique_and_not_trained_on() -> None:
+    train, val = open_source("demo"), open_source("demo:val")
+    trained = {caption_id(train.read(i).caption) for i in range(len(train))}
+    held_out = [caption_id(val.read(i).caption) for i in range(len(val))]
+    assert len(set(held_out)) == 500 and not trained & set(held_out)
+
+
+def test_the_labelled_set() -> None:
+    noto = open_labelled("demo:noto-emoji")
+    assert sorted(noto.labels.tolist()) == list(range(len(noto.classnames)))
+    assert noto.templates[0] == "{c}" and "red heart" in noto.classnames
+    assert decode(noto.read(7)[1]).size == (64, 64)
+
+
+def test_the_notice_counts_what_is_there() -> None:
+    text = (DEMO / "NOTICE").read_text(encoding="utf-8")
+    table = {
+        m[1]: (m[2], int(m[3]), int(m[4]))
+        for m in re.finditer(r"^(\S+) +(public domain|MIT|Apache-2\.0|\S+) +(\d+) +(\d+)  \S", text, re.MULTILINE)
+    }
+    for spec, column in (("demo", 1), ("demo:val", 2)):
+        source = open_source(spec)
+        keys = [source.read(i).key for i in range(len(source))]
+        found = Counter(key.rpartition("/")[2].rpartition("-")[0] for key in keys)
+        assert found == Counter({name: row[column] for name, row in table.items()})
+    assert {row[0] for row in table.values()} == PERMISSIVE
+    source = open_source("demo")
+    counts = Counter(caption_id(source.read(i).caption) for i in range(len(source)))
+    shared = sum(n for n in counts.values() if n > 1)
+    assert f"{shared:,} of the {len(source):,} training pairs ({shared / len(source):.1%})" in text
+    assert "Apache License" in (DEMO / "LICENSE-Apache-2.0").read_text()
+
+
+@pytest.mark.parametrize("name", ["train/00000.tar.xz", "noto-emoji/test/0.tar"])
+def test_webdataset_reads_the_shards(name: str) -> None:
+    """As a stream, which is how WebDataset and CLIP_benchmark open what a URL gives them."""
+    with (DEMO / name).open("rb") as file:
+        samples = list(group_by_keys(tar_file_expander([{"url": name, "stream": file}])))
+    label = "txt" if name.startswith("train") else "cls"
+    assert len(samples) > 1000 and all({"webp", label} <= sample.keys() for sample in samples)
+
+
+def test_it_is_found_in_another_place(tmp_path: Path) -> None:
+    """What a wheel does: the package's files lie elsewhere, and no checkout around them."""
+    shutil.copytree(Path(cloob.data.__file__).parent, tmp_path / "data")
+    spec = importlib.util.spec_from_file_location("moved_sources", tmp_path / "data" / "sources.py")
+    moved = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(moved)
+    assert tmp_path / "data" / "demo" == moved.DEMO
+    assert len(moved.open_source("demo:val")) == 500
+
+
+@pytest.mark.nightly
+def test_the_build_is_reproducible(shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built anew, every tar has the same members; the bytes of xz may differ between its versions."""
+    path = Path(__file__).parents[2] / "benchmarks" / "build_demo_data.py"
+    monkeypatch.setattr("sys.argv", [path.name, "--data", str(shared_data), "--out", str(tmp_path)])
+    runpy.run_path(str(path), run_name="__main__")
+
+    def members(path: Path) -> list[tuple[str, int, str]]:
+        with tarfile.open(path) as tar:
+            return [(m.name, m.mtime, hashlib.sha256(tar.extractfile(m).read()).hexdigest()) for m in tar]
+
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) == 9
+    for name in files:
+        ours, theirs = tmp_path / name, DEMO / name
+        if ".tar" in name.name:
+            assert members(ours) == members(theirs)
+        else:
+            assert ours.read_bytes() == theirs.read_bytes()

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cloob.data.labelled import open_labelled
+from cloob.errors import InputError
+
+MakeImage = Callable[..., bytes]
+WriteTar = Callable[..., Path]
+
+
+@pytest.fixture
+def wds(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> Path:
+    """Three classes; shard 0 holds labels 2, 0 and shard 1 holds 1, 2, 2."""
+    folder = tmp_path / "pets"
+    folder.mkdir()
+    (folder / "classnames.txt").write_text("cat\ndog {big}\nbird\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c}.\n{c}\n")
+    for shard, labels in enumerate(((2, 0), (1, 2, 2))):
+        files = {}
+        for i, label in enumerate(labels):
+            files[f"s{i}.cls"] = f"{label}\n".encode()
+            files[f"s{i}.{('webp', 'jpg', 'png')[i]}"] = image(10 * shard + i)
+        write_tar(folder / "test" / f"{shard}.tar", files)
+    (folder / "test" / "nshards.txt").write_text("2")
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path, image: MakeImage) -> Path:
+    for i, name in enumerate(("polar_bear/1.png", "polar_bear/x/2.jpg", "ant/1.png")):
+        path = tmp_path / "zoo" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(i))
+    return tmp_path / "zoo"
+
+
+def test_clip_benchmark_folder(wds: Path, image: MakeImage) -> None:
+    labelled = open_labelled(wds)
+    assert labelled.name == "pets" and len(labelled) == 5
+    assert labelled.classnames == ("cat", "dog {big}", "bird") and labelled.templates == ("a {c}.", "{c}")
+    assert labelled.labels.dtype == np.int64 and labelled.labels.tolist() == [2, 0, 1, 2, 2]
+    assert labelled.read(3) == ("1.tar/s1", image(11))
+    assert pickle.loads(pickle.dumps(labelled)).read(4) == labelled.read(4)
+
+
+def test_image_folder(folders: Path, image: MakeImage) -> None:
+    (folders / ".git").mkdir()
+    labelled = open_labelled(folders)
+    assert labelled.name == "zoo" and labelled.classnames == ("ant", "polar bear") and labelled.templates == ("{c}",)
+    assert labelled.labels.tolist() == [0, 1, 1]
+    assert labelled.read(2) == ("polar_bear/x/2.jpg", image(1))
+
+
+def test_image_folder_with_names_templates_and_splits(folders: Path, tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    folders.rename(tmp_path / "set" / "val")
+    (tmp_path / "set" / "classnames.txt").write_text("Ameise\nEisbär\n", encoding="utf-8")
+    (tmp_path / "set" / "templates.txt").write_text("ein Bild: {c}\n")
+    labelled = open_labelled(tmp_path / "set", split="val")
+    assert labelled.name == "set" and labelled.classnames == ("Ameise", "Eisbär")
+    assert labelled.templates == ("ein Bild: {c}",) and len(labelled) == 3
+
+
+def test_the_real_sets(shared_data: Path) -> None:
+    noto = open_labelled(shared_data / "zeroshot" / "noto-emoji")
+    assert len(noto) == 1540 and sorted(noto.labels.tolist()) == list(range(1540)) and len(noto.templates) == 6
+    assert noto.read(0)[1][:4] == b"RIFF"
+    assert len(open_labelled(shared_data / "zeroshot" / "digits", split="train")) == 1000
+
+
+def rewrite(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "classnames.txt",
+            "cat\ndog\n",
+            r"pets/test/0\.tar: sample 's0' has the label 2, but classnames\.txt names 2 classes",
+        ),
+        ("classnames.txt", "", r"classnames\.txt is empty"),
+        ("classnames.txt", "cat\n\nbird\n", r"classnames\.txt: line 2 is empty"),
+        ("zeroshot_classification_templates.txt", "{c}\na {}\n", r"templates\.txt: line 2 has no \{c\}"),
+        ("test/nshards.txt", "3", r"2\.tar: no such file, although nshards\.txt counts 3 shards"),
+        ("test/nshards.txt", "many", r"nshards\.txt holds 'many'"),
+    ],
+)
+def test_wrong_text_files(wds: Path, file: str, text: str, said: str) -> None:
+    rewrite(wds / file, text)
+    with pytest.raises(InputError, match=said) as caught:
+        open_labelled(wds)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"a.png": b"x"}, r"1\.tar: sample 'a' has no \.cls label"),
+        ({"a.cls": b"1"}, r"1\.tar: sample 'a' has no image"),
+        ({"a.cls": b"cat", "a.png": b"x"}, r"sample 'a' has the label 'cat', expected a number from 0 to 2"),
+        ({"a.cls": b"-1", "a.png": b"x"}, r"sample 'a' has the label '-1'"),
+    ],
+)
+def test_wrong_samples(wds: Path, write_tar: WriteTar, files: dict[str, bytes], said: str) -> None:
+    write_tar(wds / "test" / "1.tar", files)
+    with pytest.raises(InputError, match=said):
+        open_labelled(wds)
+
+
+def test_a_truncated_test_set_is_refused(wds: Path) -> None:
+    with (wds / "test" / "1.tar").open("r+b") as file:
+        file.truncate(2000)
+    with pytest.raises(InputError, match=r"1\.tar is truncated"):
+        open_labelled(wds)
+
+
+def test_missing_parts(wds: Path, folders: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no split 'val'; it has test"):
+        open_labelled(wds, split="val")
+    (wds / "classnames.txt").unlink()
+    with pytest.raises(InputError, match=r"pets has no classnames\.txt"):
+        open_labelled(wds)
+    with pytest.raises(InputError, match="nothing: no such folder"):
+        open_labelled(tmp_path / "nothing")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(InputError, match="bare has no sub-folder"):
+        open_labelled(tmp_path / "bare")
+    (folders / "empty_class").mkdir()
+    with pytest.raises(InputError, match="empty_class: no image in this class folder"):
+        open_labelled(folders)
+    (folders / "empty_class").rmdir()
+    rewrite(folders / "classnames.txt", "one\ntwo\nthree")
+    with pytest.raises(InputError, match=r"names 3 classes, but .*zoo has 2 sub-folders"):
+        open_labelled(folders)
+
+
+def test_a_file_that_vanishes_is_named(folders: Path) -> None:
+    labelled = open_labelled(folders)
+    (folders / "ant" / "1.png").unlink()
+    with pytest.raises(InputError, match=r"ant/1\.png"):
+        labelled.read(0)
+
+
+def test_an_unknown_demo_set() -> None:
+    with pytest.raises(InputError, match=r"did you mean demo:noto-emoji\?"):
+        open_labelled("demo:noto")

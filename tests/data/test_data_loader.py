@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from cloob.data.batch import BadSample, Batch, RawSample, caption_id
+from cloob.data.loader import PairLoader, epoch_order, local_part, sample_generator
+from cloob.data.sources import open_source
+from cloob.data.transforms import train_transform
+from cloob.errors import InputError
+
+_PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
+
+
+class Numbers:
+    """A source of n pairs: pair i has the caption and key ``"i"``; some indices are bad, some images corrupt."""
+
+    name = "numbers"
+
+    def __init__(self, n: int, bad: Sequence[int] = (), corrupt: Sequence[int] = ()) -> None:
+        self.n, self.bad, self.corrupt = n, frozenset(bad), frozenset(corrupt)
+        self.shard_sizes = (n,)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, index: int) -> RawSample:
+        if index in self.bad:
+            raise BadSample("empty caption", str(index))
+        return RawSample(str(index), b"junk" if index in self.corrupt else _PIXEL, str(index))
+
+
+def pixel(image: Image.Image) -> Tensor:
+    return torch.tensor(np.asarray(image.resize((2, 2)))).permute(2, 0, 1)
+
+
+def noise(image: Image.Image, generator: torch.Generator) -> Tensor:
+    """An augmentation of which two draws never agree."""
+    return torch.randint(0, 256, (3, 2, 2), generator=generator).to(torch.uint8)
+
+
+def loader(source: Numbers, tokenizer: Callable[[list[str]], Tensor], batch_size: int, **options: object) -> PairLoader:
+    options = {"transform": pixel, "seed": 0} | options
+    return PairLoader(source, tokenizer=tokenizer, batch_size=batch_size, **options)
+
+
+def keys(batches: Sequence[Batch]) -> list[int]:
+    return [int(key) for batch in batches for key in batch.keys]
+
+
+def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        assert x.keys == y.keys and x.skipped == y.skipped
+        assert all(torch.equal(s, t) for s, t in ((x.images, y.images), (x.tokens, y.tokens), (x.ids, y.ids)))
+
+
+@given(st.integers(0, 5000), st.integers(-(2**63), 2**63), st.integers(0, 1000))
+def test_an_order_is_a_permutation(n: int, seed: int, epoch: int) -> None:
+    order = epoch_order(n, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(n))
+    assert np.array_equal(order, epoch_order(n, seed, epoch))
+
+
+def test_orders_differ_by_epoch_and_by_seed() -> None:
+    orders = [epoch_order(100, seed, epoch) for seed in range(4) for epoch in range(4)]
+    assert len({tuple(order) for order in orders}) == 16
+    assert np.array_equal(epoch_order(5, 3, 2, shuffle=False), [0, 1, 2, 3, 4])
+
+
+@given(st.integers(0, 200), st.integers(1, 17))
+def test_local_parts_cut_a_batch_without_gap_or_overlap(n: int, world: int) -> None:
+    parts = [local_part(np.arange(n), rank, world) for rank in range(world)]
+    assert np.array_equal(np.concatenate(parts), np.arange(n))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 60), st.integers(1, 5), st.integers(1, 20), st.booleans(), st.booleans(), st.integers(0, 3))
+def test_each_sample_exactly_once_over_all_ranks(
+    n: int, world: int, batch: int, drop_last: bool, shuffle: bool, epoch: int
+) -> None:
+    def tokens(captions: list[str]) -> Tensor:
+        return torch.tensor([[int(c) if c.isdigit() else 0] for c in captions])
+
+    batch = min(batch, n)
+    options = {"drop_last": drop_last, "shuffle": shuffle, "world_size": world, "seed": 9}
+    ranks = [loader(Numbers(n), tokens, batch, rank=rank, **options) for rank in range(world)]
+    epochs = [list(r.epoch(epoch)) for r in ranks]
+    steps = n // batch if drop_last else -(-n // batch)
+    assert {len(e) for e in epochs} == {steps} == {r.steps_per_epoch for r in ranks}
+    order = epoch_order(n, 9, epoch, shuffle).tolist()
+    for step in range(steps):  # the plain loop: the ranks' parts, one after the other, are the global batch
+        together = [key for e in epochs for key in keys([e[step]])]
+        assert together == order[step * batch : (step + 1) * batch]
+    everything = sorted(key for e in epochs for key in keys(e))
+    assert everything == (sorted(order[: steps * batch]) if drop_last else list(range(n)))
+
+
+def test_batches_hold_what_belongs_together(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    for batch in loader(Numbers(7), tokenizer, 3, drop_last=False).epoch(0):
+        assert batch.images.shape == (len(batch), 3, 2, 2) and batch.images.dtype == torch.uint8
+        assert batch.tokens.dtype == batch.ids.dtype == torch.int64
+        assert torch.equal(batch.tokens, tokenizer(list(batch.keys)))
+        assert batch.ids.tolist() == [caption_id(key) for key in batch.keys]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(shards: Path, tokenizer: Callable[[list[str]], Tensor], workers: int) -> None:
+    with (shards / "00001.tar").open("r+b") as file:
+        file.truncate(3000)
+    source = open_source(shards)
+    for transform in (train_transform(6, scale=(0.3, 0.9)), noise):
+        here, there = (
+            PairLoader(
+                source, transform=transform, tokenizer=tokenizer, batch_size=4, seed=5, drop_last=False, workers=w
+            )
+            for w in (0, workers)
+        )
+        state = torch.get_rng_state()
+        for epoch in range(3):  # the same processes serve all epochs
+            expected = list(here.epoch(epoch))
+            assert any(batch.skipped for batch in expected)
+            assert_same(expected, list(there.epoch(epoch)))
+        assert_same(list(here.epoch(1))[2:], list(there.epoch(1, start_step=2)))
+        assert torch.equal(state, torch.get_rng_state())  # a loader never draws from the global generator
+        there.close()
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 40), st.integers(1, 9), st.integers(0, 2), st.data())
+def test_a_resumed_epoch_is_the_rest_of_the_uninterrupted_one(
+    n: int, batch: int, epoch: int, data: st.DataObject
+) -> None:
+    def tokens(captions: list[str]) -> Tensor:
+        return torch.tensor([[len(c)] for c in captions])
+
+    make = lambda: loader(Numbers(n, bad=[1]), tokens, min(batch, n), transform=noise, drop_last=False)  # noqa: E731
+    whole = list(make().epoch(epoch))
+    start = data.draw(st.integers(0, len(whole)))
+    assert_same(whole[start:], list(make().epoch(epoch, start_step=start)))
+
+
+def test_augmentation_depends_on_seed_epoch_and_sample_alone(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    def drawn(seed: int, epoch: int, **options: object) -> dict[str, tuple[int, ...]]:
+        batches = loader(
+            Numbers(12), tokenizer, options.pop("batch_size", 4), transform=noise, seed=seed, **options
+        ).epoch(epoch)
+        return {
+            key: tuple(image.ravel().tolist()) for b in batches for key, image in zip(b.keys, b.images, strict=True)
+        }
+
+    base = drawn(0, 0)
+    assert base == drawn(0, 0, batch_size=6) == drawn(0, 0, shuffle=False)
+    assert base == drawn(0, 0, rank=0, world_size=2) | drawn(0, 0, rank=1, world_size=2)
+    assert len({*base.values(), *drawn(0, 1).values(), *drawn(1, 0).values()}) == 36
+
+
+def test_sample_generators_are_independent() -> None:
+    draws = {
+        torch.rand(1, generator=sample_generator(s, e, i)).item() for s in (0, -1) for e in range(5) for i in range(50)
+    }
+    assert len(draws) == 500
+    assert abs(np.mean(list(draws)) - 0.5) < 5 * np.sqrt(1 / 12 / 500)
+
+
+def test_bad_samples_leave_the_batch_smaller_and_are_listed(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    source = Numbers(10, bad=[0, 5], corrupt=[1, 6, 7, 8, 9])
+    first, second = loader(source, tokenizer, 5, shuffle=False).epoch(0)
+    assert first.keys == ("2", "3", "4") and len(first.images) == len(first.tokens) == len(first.ids) == 3
+    assert [(s.key, s.reason) for s in first.skipped] == [("0", "empty caption"), ("1", "corrupt image")]
+    assert len(second) == 0 and second.images.shape == (0, 3, 2, 2) and second.tokens.shape == (0, 4)
+    assert second.ids.shape == (0,) and len(second.skipped) == 5
+
+
+def test_a_rank_may_get_nothing_of_a_batch(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    sizes = [[len(b) for b in loader(Numbers(5), tokenizer, 2, rank=r, world_size=3).epoch(0)] for r in range(3)]
+    assert sizes == [[0, 0], [1, 1], [1, 1]]
+
+
+def test_transforms_of_either_kind(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    def optional(image: Image.Image, scale: float = 1.0) -> Tensor:
+        assert scale == 1.0
+        return pixel(image)
+
+    for transform in (pixel, optional, noise, torch.nn.Sequential(PixelModule()), train_transform(2)):
+        assert next(loader(Numbers(4), tokenizer, 2, transform=transform).epoch(0)).images.dtype == torch.uint8
+
+
+class PixelModule(torch.nn.Module):
+    def forward(self, image: Image.Image) -> Tensor:
+        return pixel(image)
+
+
+def test_a_transform_that_changes_its_shape_is_an_error(shards: Path, tokenizer: Callable[[list[str]], Tensor]) -> None:
+    def unsized(image: Image.Image) -> Tensor:
+        return torch.tensor(np.asarray(image)).permute(2, 0, 1)
+
+    pairs = PairLoader(open_source(shards), transform=unsized, tokenizer=tokenizer, batch_size=2, seed=0)
+    with pytest.raises(ValueError, match=r"gave \(3, 8, 8\), \(3, 32, 32\) before"):
+        next(pairs.epoch(0))
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"rank": 2, "world_size": 2}, {"rank": -1}, {"workers": -1}])
+def test_sizes_out_of_range(tokenizer: Callable[[list[str]], Tensor], options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        loader(Numbers(4), tokenizer, **({"batch_size": 2} | options))
+
+
+def test_epochs_out_of_range(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    for epoch, start in ((-1, 0), (0, 3), (0, -1)):
+        with pytest.raises(ValueError, match="out of range"):
+            loader(Numbers(4), tokenizer, 2).epoch(epoch, start)
+
+
+def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    with pytest.raises(InputError, match="numbers holds 4 pairs, fewer than one batch of 5"):
+        loader(Numbers(4), tokenizer, 5)
+    assert loader(Numbers(4), tokenizer, 5, drop_last=False).steps_per_epoch == 1
+    with pytest.raises(InputError, match="numbers holds no pairs"):
+        loader(Numbers(0), tokenizer, 1, drop_last=False)
+
+
+def test_an_abandoned_epoch_does_not_leak_into_the_next(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    pool = loader(Numbers(40), tokenizer, 4, workers=2)
+    abandoned = pool.epoch(0)
+    next(abandoned)
+    assert_same(list(pool.epoch(1)), list(loader(Numbers(40), tokenizer, 4).epoch(1)))
+    with pytest.raises(RuntimeError, match="another epoch"):
+        next(abandoned)
+    pool.close()
+
+
+class Suicidal(Numbers):
+    def read(self, index: int) -> RawSample:
+        if index == 3 and os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(index)
+
+    parent = os.getpid()
+
+
+def test_a_worker_that_dies_is_an_error_and_not_a_hang(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    pool = loader(Suicidal(8), tokenizer, 2, workers=1, shuffle=False)
+    with pytest.raises(RuntimeError, match="worker"):
+        list(pool.epoch(0))
+    pool.close()
+
+
+def test_workers_leave_ctrl_c_to_the_main_process(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    pool = loader(Numbers(8), tokenizer, 2, workers=1, shuffle=False)
+    batches = pool.epoch(0)
+    first = next(batches)
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+    assert keys([first, *batches]) == list(range(8))
+    pool.close()

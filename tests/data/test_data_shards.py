@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import multiprocessing
+import os
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+import cloob.data.tarindex as tarindex
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
+from cloob.data.shards import ShardSource
+from cloob.data.sources import open_source
+from cloob.data.tarindex import TarReader, split_name
+from cloob.errors import InputError
+
+WriteTar = Callable[..., Path]
+MakeImage = Callable[..., bytes]
+
+
+def outcomes(source: ShardSource) -> list[str]:
+    """For each row its caption, or the reason why it has none."""
+    found = []
+    for i in range(len(source)):
+        try:
+            found.append(source.read(i).caption)
+        except BadSample as bad:
+            found.append(bad.reason)
+    return found
+
+
+@pytest.mark.parametrize(
+    "spec", ["shards", "shards/*.tar", "shards/{00000..00002}.tar", "shards/0000[0-2].tar", "./shards/0000{0,1,2}.tar"]
+)
+def test_every_way_to_name_shards(shards: Path, image: MakeImage, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(shards.parent)
+    source = open_source(spec)
+    assert source.shard_sizes == (5, 4, 3) and len(source) == 12 and source.name == spec
+    for i in (11, 0, 5):
+        sample = source.read(i)
+        assert sample.caption == f"pair {i}" and sample.image == image(i)
+    assert source.read(5).key == "00001.tar/p005"
+
+
+def test_one_shard(shards: Path) -> None:
+    assert len(open_source(shards / "00002.tar")) == 3
+
+
+def test_reads_what_webdataset_reads(shards: Path) -> None:
+    theirs = []
+    for path in sorted(shards.glob("*.tar")):
+        with path.open("rb") as file:
+            expanded = tar_file_expander([{"url": path.name, "stream": file}])
+            theirs += [(s["__key__"], s["png"], s["txt"].decode()) for s in group_by_keys(expanded)]
+    source = open_source(shards)
+    ours = [source.read(i) for i in range(len(source))]
+    assert theirs == [(s.key.partition("/")[2], s.image, s.caption) for s in ours]
+
+
+def test_a_real_shard(shared_data: Path) -> None:
+    source = open_source(shared_data / "pictograms" / "val")
+    assert len(source) == 1000  # also what its sizes.json says
+    samples = [source.read(i) for i in range(1000)]
+    assert len({s.key for s in samples}) == 1000 and all(s.image[:4] == b"RIFF" for s in samples)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "xz", "bz2"])
+def test_compressed_shards(tmp_path: Path, image: MakeImage, write_tar: WriteTar, suffix: str) -> None:
+    files = {f"{i}.{ext}": data for i in range(3) for ext, data in (("jpg", image(i)), ("txt", b"c%d" % i))}
+    path = write_tar(tmp_path / f"0.tar.{suffix}", files)
+    source = open_source(path)
+    assert [source.read(i).image for i in (2, 0)] == [image(2), image(0)]
+    path.rename(tmp_path / "0.tar")  # the first bytes tell, not the name
+    assert open_source(tmp_path / "0.tar").read(1).caption == "c1"
+    assert pickle.loads(pickle.dumps(open_source(tmp_path))).read(1).image == image(1)
+
+
+def test_compressed_shards_have_a_limit(tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tarindex, "MAX_UNPACKED_BYTES", 2_000_000)
+    path = write_tar(tmp_path / "0.tar.gz", {"a.png": bytes(3_000_000), "a.txt": b"a"})
+    with pytest.raises(InputError, match="unpacks to more than 2,000,000 bytes"):
+        open_source(path)
+
+
+def test_names_are_split_as_webdataset_splits_them() -> None:
+    assert split_name("a/b.seg.PNG") == ("a/b", "seg.png")
+    assert split_name("a.b/c.txt") == ("a.b/c", "txt")
+    assert split_name("./c.txt") == ("./c", "txt")
+    assert split_name("README") is None and split_name("a/.hidden") is None
+
+
+def test_incomplete_and_bad_samples_are_counted_by_reason(
+    tmp_path: Path, image: MakeImage, write_tar: WriteTar
+) -> None:
+    files = {
+        "good.png": image(),
+        "b/nocaption.jpg": image(),
+        "noimage.txt": b"x",
+        "good.txt": b"good\n",  # not beside its image
+        "good.json": b"{}",
+        "README.md": b"not a sample",
+        "empty.png": image(),
+        "empty.txt": b" ",
+        "latin.png": image(),
+        "latin.txt": b"caf\xe9",
+        "long.png": image(),
+        "long.txt": b"a" * 1_000_000,
+        "limit.webp": image(),
+        "limit.txt": b"a" * MAX_CAPTION_BYTES,
+    }
+    source = open_source(write_tar(tmp_path / "0.tar", files))
+    assert outcomes(source) == [
+        "good",
+        "missing caption",
+        "missing image",
+        "empty caption",
+        "caption not UTF-8",
+        "caption too long",
+        "a" * MAX_CAPTION_BYTES,
+    ]
+    with pytest.raises(BadSample, match=r"0\.tar/b/nocaption"):
+        source.read(1)
+
+
+@pytest.mark.parametrize("kept", ["in the data", "in a header", "between members", "at the end mark"])
+def test_a_truncated_shard_gives_its_complete_samples_and_reports_the_loss(shards: Path, kept: str) -> None:
+    with tarfile.open(shards / "00001.tar") as tar:
+        third = tar.getmember("p007.png")
+        last = tar.getmembers()[-1]
+    length = {
+        "in the data": third.offset_data + 10,
+        "in a header": third.offset + 100,
+        "between members": third.offset,
+        "at the end mark": last.offset_data + 512,
+    }[kept]
+    with (shards / "00001.tar").open("r+b") as file:
+        file.truncate(length)
+    source = open_source(shards)
+    complete = [5, 6, 7, 8] if kept == "at the end mark" else [5, 6]
+    expected = [f"pair {i}" for i in (*range(5), *complete)] + ["truncated shard"] + [f"pair {i}" for i in (9, 10, 11)]
+    assert outcomes(source) == expected
+    with pytest.raises(BadSample) as caught:
+        source.read(expected.index("truncated shard"))
+    assert caught.value.key == "00001.tar" and f"{len(complete)} samples are complete" in caught.value.detail
+
+
+def test_a_half_sample_at_the_cut_is_part_of_the_loss(shards: Path) -> None:
+    with tarfile.open(shards / "00000.tar") as tar:
+        cut = tar.getmember("p002.txt").offset_data + 2
+    with (shards / "00000.tar").open("r+b") as file:
+        file.truncate(cut)
+    assert outcomes(open_source(shards))[:3] == ["pair 0", "pair 1", "truncated shard"]
+
+
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(shards: Path) -> None:
+    with tarfile.open(shards / "00000.tar") as tar:
+        at = tar.getmember("p002.png").offset
+    with (shards / "00000.tar").open("r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * 512)
+    assert outcomes(open_source(shards))[:3] == ["pair 0", "pair 1", "truncated shard"]
+
+
+def test_an_empty_shard_among_others_is_a_loss(shards: Path) -> None:
+    (shards / "00001.tar").write_bytes(b"")
+    source = open_source(shards)
+    assert source.shard_sizes == (5, 1, 3) and outcomes(source)[5] == "truncated shard"
+
+
+def test_a_compressed_shard_cut_short_gives_what_was_unpacked(
+    tmp_path: Path, image: MakeImage, write_tar: WriteTar
+) -> None:
+    files = {f"{i}.{ext}": data for i in range(40) for ext, data in (("png", image(i, 32, 32)), ("txt", b"c%d" % i))}
+    path = write_tar(tmp_path / "0.tar.gz", files)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    found = outcomes(open_source(path))
+    assert 5 < len(found) < 35 and found[-1] == "truncated shard"
+    assert found[:-1] == [f"c{i}" for i in range(len(found) - 1)]
+
+
+def test_sizes_json_is_checked(shards: Path) -> None:
+    (shards / "sizes.json").write_text(json.dumps({"00000.tar": 5, "00001.tar": 4}))
+    assert len(open_source(shards)) == 12
+    (shards / "sizes.json").write_text(json.dumps({"00000.tar": 7}))
+    with pytest.raises(InputError, match=r"says 7 samples in 00000\.tar, which holds 5"):
+        open_source(shards)
+    with (shards / "00000.tar").open("r+b") as file:
+        file.truncate(3000)
+    source = open_source(shards)
+    with pytest.raises(BadSample, match=r"sizes\.json says 7"):
+        source.read(source.shard_sizes[0] - 1)
+    (shards / "sizes.json").write_text("{oops")
+    with pytest.raises(InputError, match=r"sizes\.json cannot be read"):
+        open_source(shards)
+
+
+def test_links_and_folders_inside_are_not_files(tmp_path: Path, image: MakeImage) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, kind in (("d", tarfile.DIRTYPE), ("a.png", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "b.png"
+            tar.addfile(info)
+        for i in range(2):
+            for name, data in ((f"{'long' * 40}{i}.png", image(i)), (f"{'long' * 40}{i}.txt", b"x")):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    source = open_source(tmp_path)
+    assert len(source) == 2 and source.read(1).key == f"0.tar/{'long' * 40}1"
+
+
+@pytest.mark.parametrize("content", [b"<html>" * 200, b"\x1f\x8b" + bytes(50), b"\xfd7zXZ\x00" + bytes(50)])
+def test_what_is_no_tar_gets_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "0.tar").write_bytes(content)
+    with pytest.raises(InputError, match=r"0\.tar (is not a tar archive|cannot be unpacked)"):
+        open_source(tmp_path / "0.tar")
+
+
+def test_missing_shards_are_named(shards: Path) -> None:
+    with pytest.raises(InputError, match=r"00003\.tar: no such file \(2 of the 5 files"):
+        open_source(f"{shards}/{{00000..00004}}.tar")
+    with pytest.raises(InputError, match=r"x\*\.tar: no file matches"):
+        open_source(f"{shards}/x*.tar")
+
+
+def test_a_shard_that_vanishes_later_is_a_bad_sample(shards: Path) -> None:
+    source = ShardSource("s", sorted(shards.glob("*.tar")))
+    (shards / "00000.tar").unlink()
+    with pytest.raises(BadSample, match="missing image"):
+        source.read(0)
+
+
+def _read_in_child(source: ShardSource, pipe: multiprocessing.connection.Connection) -> None:
+    pipe.send([source.read(i).caption for i in range(len(source))])
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_several_processes_read_at_once(shards: Path, method: str) -> None:
+    source = open_source(shards)
+    source.read(0)  # a handle is open before the child begins
+    context = multiprocessing.get_context(method)
+    ends = [context.Pipe(duplex=False) for _ in range(2)]
+    children = [context.Process(target=_read_in_child, args=(source, end)) for _, end in ends]
+    for child in children:
+        child.start()
+    expected = [f"pair {i}" for i in range(12)]
+    assert [source.read(i).caption for i in range(12)] == expected
+    assert [end.recv() for end, _ in ends] == [expected] * 2
+    for child in children:
+        child.join()
+    for pair in ends:
+        for end in pair:
+            end.close()
+
+
+def test_handles_are_bounded_and_closed(tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tarindex, "_MAX_OPEN_FILES", 3)
+    reader = TarReader(tuple(write_tar(tmp_path / f"{i}.tar", {"a.txt": b"%d" % i}) for i in range(8)))
+    members = [reader.listing(i).members[0] for i in range(8)]
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for i in [*range(8), 0, 7, 3]:
+        assert reader.read(i, members[i].offset, members[i].size) == b"%d" % i
+    assert len(os.listdir("/proc/self/fd")) == before + 3  # noqa: PTH208
+    reader.close()
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_gzip_of_an_empty_tar_is_no_crash(tmp_path: Path) -> None:
+    (tmp_path / "0.tar.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(InputError, match="0 of 1 pairs usable"):
+        open_source(tmp_path / "0.tar.gz")

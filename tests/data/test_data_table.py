@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+import pickle
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
+from cloob.data.sources import open_source
+from cloob.data.table import TableSource
+from cloob.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, image: Callable[..., bytes]) -> Path:
+    (tmp_path / "img").mkdir()
+    for i in range(4):
+        (tmp_path / "img" / f"{i}.png").write_bytes(image(i))
+    return tmp_path
+
+
+ROWS = [{"title": f"caption {i}", "filepath": f"img/{i}.png", "n": i} for i in range(4)]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    """The rows in the format that the ending says; without pyarrow's writers where a person would not use them."""
+    if path.suffix == ".parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        tab = {".csv": ",", ".tsv": "\t"}[path.suffix]
+        path.write_text(
+            "\n".join(tab.join(map(str, row)) for row in [rows[0].keys(), *(r.values() for r in rows)]) + "\n"
+        )
+    return path
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.parquet", "t.jsonl"])
+def test_every_format_gives_the_same_pairs(folder: Path, image: Callable[..., bytes], name: str) -> None:
+    source = open_source(write(folder / name, ROWS))
+    assert len(source) == 4 and source.shard_sizes == (4,) and source.name.endswith(name)
+    for i in (3, 0):
+        sample = source.read(i)
+        assert (sample.key, sample.caption, sample.image) == (f"img/{i}.png", f"caption {i}", image(i))
+
+
+def test_tab_separated_with_a_csv_name_as_the_authors_have_it(folder: Path) -> None:
+    path = folder / "cc3m.csv"
+    path.write_text('\ttitle\tfilepath\n0\ta "fine", red flag\timg/0.png\n1\t"two\nlines"\timg/1.png\n')
+    source = open_source(path)
+    assert [source.read(i).caption for i in range(2)] == ['a "fine", red flag', "two\nlines"]
+
+
+def test_column_names_can_be_chosen_and_a_byte_order_mark_is_no_part_of_them(folder: Path) -> None:
+    path = folder / "t.csv"
+    path.write_bytes(b"\xef\xbb\xbfcap;img\r\nw\xc3\xbcrfel;img/0.png\r\nb;img/1.png\r\n")
+    assert open_source(path, image_column="img", caption_column="cap").read(0).caption == "würfel"
+
+
+def test_absolute_paths_are_taken_as_they_are(folder: Path, image: Callable[..., bytes]) -> None:
+    (folder / "deep").mkdir()
+    rows = [{"title": "a", "filepath": str(folder / "img" / f"{i}.png")} for i in range(2)]
+    assert open_source(write(folder / "deep" / "t.csv", rows)).read(1).image == image(1)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet", "t.jsonl"])
+def test_bad_rows_are_counted_by_reason(folder: Path, name: str) -> None:
+    rows = [
+        *ROWS,
+        {"title": "gone", "filepath": "img/9.png"},
+        {"title": " ", "filepath": "img/0.png"},
+        {"title": "no path", "filepath": ""},
+        {"title": "a" * (MAX_CAPTION_BYTES + 1), "filepath": "img/0.png"},
+        {"title": "a folder", "filepath": "img"},
+        {"title": "b" * 1_000_000, "filepath": "img/0.png"},
+    ]
+    source = TableSource(write(folder / name, [{"n": 0, **row} for row in rows]))
+    found = []
+    for i in range(len(source)):
+        try:
+            source.read(i)
+            found.append("")
+        except BadSample as bad:
+            found.append(bad.reason if f"row {i + 1} of {name}" in bad.detail else bad.detail)
+    assert found == [
+        "",
+        "",
+        "",
+        "",
+        "missing image",
+        "empty caption",
+        "missing image",
+        "caption too long",
+        "missing image",
+        "caption too long",
+    ]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_a_caption_that_is_not_utf8_spoils_its_own_row_only(folder: Path, name: str) -> None:
+    path = write(folder / name, ROWS)
+    path.write_bytes(path.read_bytes().replace(b"caption 2", b"caf\xe9"))
+    source = open_source(path)
+    with pytest.raises(BadSample, match="caption not UTF-8"):
+        source.read(2)
+    assert source.read(3).caption == "caption 3"
+
+
+def test_null_captions_are_missing(folder: Path) -> None:
+    source = open_source(write(folder / "t.parquet", [*ROWS, {"title": None, "filepath": "img/0.png", "n": 0}]))
+    with pytest.raises(BadSample, match="missing caption"):
+        source.read(4)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.parquet", "t.jsonl"])
+def test_a_missing_column_lists_those_that_are_there(folder: Path, name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        open_source(write(folder / name, ROWS), caption_column="titel")
+    said = str(caught.value)
+    assert name in said and "'titel'" in said and "title, filepath, n" in said and "\n" not in said
+    assert "did you mean title?" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", b"", "is empty"),
+        ("t.csv", b"title,filepath\n", "0 usable pairs"),
+        ("t.csv", b"title,filepath\na,img/0.png\n", "1 usable pair, at least 2"),
+        ("t.csv", b"title,filepath\na,b,c\n", "Expected 2 columns, got 3"),
+        ("t.jsonl", b"", "is empty"),
+        ("t.jsonl", b"[1]\n", "not a JSON object but a list"),
+        ("t.jsonl", b"{oops\n", "line 1 is not JSON"),
+        ("t.jsonl", b'{"title":"a","filepath":"b"}\n{"title"\n', "cannot be read as a jsonl table"),
+        ("t.parquet", b"no parquet", "cannot be read as a parquet table"),
+        (
+            "t.csv",
+            b"title,filepath\na,x.png\nb,y.png\nc,img/0.png\n",
+            "1 of 3 pairs usable, at least 2 are needed; 2 × missing image",
+        ),
+    ],
+)
+def test_hopeless_tables_get_one_line(folder: Path, name: str, content: bytes, said: str) -> None:
+    (folder / name).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        open_source(folder / name)
+    assert said in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_table_and_a_folder_called_like_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"t\.csv: no such file"):
+        open_source(tmp_path / "t.csv")
+    (tmp_path / "u.csv").mkdir()
+    with pytest.raises(InputError, match="is a folder, not a table"):
+        open_source(tmp_path / "u.csv")
+
+
+def test_columns_that_hold_no_text(folder: Path) -> None:
+    rows = [{"title": [1, 2], "filepath": "img/0.png"}]
+    with pytest.raises(InputError, match="not text"):
+        open_source(write(folder / "t.parquet", rows))
+
+
+def test_rows_cost_their_bytes_and_no_python_objects(folder: Path) -> None:
+    path = folder / "many.csv"
+    path.write_text("title,filepath\n" + "".join(f"caption {i},img/0.png\n" for i in range(200_000)))
+    tracemalloc.start()
+    source = TableSource(path)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(source) == 200_000 and held < 1_000_000  # a str alone takes 50 bytes: that would be 20 MB
+    assert source.read(199_999).caption == "caption 199999"
+
+
+def test_a_copy_for_another_process_reads_the_same(folder: Path) -> None:
+    source = open_source(write(folder / "t.csv", ROWS))
+    assert pickle.loads(pickle.dumps(source)).read(2) == source.read(2)

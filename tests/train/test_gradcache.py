@@ -1,0 +1,387 @@
+"""Gradient caching against the same batch in one pass with a graph."""
+
+from __future__ import annotations
+
+import copy
+import math
+import socket
+import weakref
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from cloob import ContrastiveObjective
+from cloob.objective import NonFiniteFeaturesError, make_objective
+from cloob.train.gradcache import cached_backward
+
+N, D = 12, 6
+Pair = tuple[Tensor, Tensor]
+
+
+class Towers(nn.Module):
+    """Two towers of different input widths, unit rows."""
+
+    def __init__(self, *middle: nn.Module, hidden: int = 10) -> None:
+        super().__init__()
+        generator = torch.random.get_rng_state()
+        torch.manual_seed(3)
+        self.image = nn.Sequential(nn.Linear(5, hidden), nn.GELU(), *middle, nn.Linear(hidden, D))
+        self.text = nn.Sequential(nn.Linear(7, hidden), nn.Tanh(), nn.Linear(hidden, D))
+        torch.random.set_rng_state(generator)
+
+    def forward(self, images: Tensor, texts: Tensor) -> Pair:
+        return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
+
+
+class Whole(nn.Module):
+    """Towers and objective under one roof, as DDP has to see them."""
+
+    def __init__(self, towers: Towers, objective: ContrastiveObjective) -> None:
+        super().__init__()
+        self.towers, self.objective = towers, objective
+
+    def forward(self, images: Tensor, texts: Tensor) -> Pair:
+        return self.towers(images, texts)
+
+
+def batch(n: int = N, dtype: torch.dtype = torch.float32) -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 5, generator=generator, dtype=dtype), torch.randn(n, 7, generator=generator, dtype=dtype)
+
+
+def cut(pairs: Pair, sizes: Sequence[int]) -> list[Pair]:
+    return list(zip(pairs[0].split(list(sizes)), pairs[1].split(list(sizes)), strict=True))
+
+
+def chunks(n: int, size: int) -> list[int]:
+    return [min(size, n - start) for start in range(0, n, size)]
+
+
+def one_pass(
+    towers: nn.Module,
+    objective: nn.Module,
+    micro_batches: Sequence[Pair],
+    ids: Tensor | None = None,
+    autocast: Any = nullcontext,
+) -> Tensor:
+    """The oracle: the same micro-batches, all graphs kept, one backward pass."""
+    with autocast():
+        parts = [towers(*micro_batch) for micro_batch in micro_batches]
+    loss: Tensor = objective(*(torch.cat(side) for side in zip(*parts, strict=True)), ids=ids)
+    loss.backward()
+    return loss.detach()
+
+
+def gradients(*modules: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{i}.{name}": p.grad for i, m in enumerate(modules) for name, p in m.named_parameters() if p.grad is not None
+    }
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    """Equal but for ``tolerance`` times the largest element of each tensor."""
+    assert left.keys() == right.keys() and left
+    for name, value in left.items():
+        error = float((value - right[name]).abs().max())
+        assert error <= tolerance * float(right[name].abs().max()), f"{name} is off by {error}"
+
+
+@st.composite
+def partitions(draw: st.DrawFn) -> list[int]:
+    edges = sorted(draw(st.sets(st.integers(1, N - 1))))
+    return [b - a for a, b in zip([0, *edges], [*edges, N], strict=True)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sizes=partitions(),
+    name=st.sampled_from(["clip", "cloob"]),
+    with_ids=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_equals_the_full_batch_for_every_partition(
+    sizes: list[int], name: str, with_ids: bool, dtype: torch.dtype
+) -> None:
+    pairs = batch(dtype=dtype)
+    ids = torch.arange(N) // 2 if with_ids else None
+    full, cached = Towers().to(dtype), Towers().to(dtype)
+    more = {"learnable_inv_tau": True, "learnable_beta": name == "cloob"}
+    expected_objective, objective = make_objective(name, **more), make_objective(name, **more)
+    expected = one_pass(full, expected_objective, [pairs], ids)
+    loss = cached_backward(lambda part: cached(*part), objective, cut(pairs, sizes), towers=cached, ids=ids)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0.0)
+    assert not loss.requires_grad
+    # ln τ⁻¹ and ln β are float32 parameters even of float64 towers.
+    assert_same(gradients(cached), gradients(full), tolerance)
+    assert_same(gradients(objective), gradients(expected_objective), 2e-5)
+
+
+def test_gradients_add_to_those_that_are_there() -> None:
+    towers, objective = Towers(), ContrastiveObjective.cloob(learnable_beta=True)
+    step = partial(cached_backward, lambda part: towers(*part), objective, cut(batch(), [5, 7]), towers=towers)
+    step()
+    once = {name: gradient.clone() for name, gradient in gradients(towers, objective).items()}
+    step()
+    assert_same(gradients(towers, objective), {name: 2 * gradient for name, gradient in once.items()}, 1e-6)
+
+
+class Jitter(nn.Module):
+    """Augmentation on the device, in training mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn_like(x) if self.training else x
+
+
+@pytest.mark.parametrize("size", [1, 5, N])
+def test_random_state_is_replayed(size: int) -> None:
+    micro_batches = cut(batch(), chunks(N, size))
+    full, cached = (Towers(nn.Dropout(0.5), Jitter()) for _ in range(2))
+    torch.manual_seed(11)
+    expected = one_pass(full, ContrastiveObjective.cloob(), micro_batches)
+    afterwards = torch.rand(3)
+    torch.manual_seed(11)
+    seen: list[Tensor] = []
+
+    def encode(part: Pair) -> Pair:
+        features = cached(*part)
+        seen.append(features[0].detach())
+        return features
+
+    loss = cached_backward(encode, ContrastiveObjective.cloob(), micro_batches, towers=cached)
+    assert torch.equal(torch.rand(3), afterwards)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
+    assert_same(gradients(cached), gradients(full), 2e-6)
+    first, second = seen[: len(micro_batches)], seen[len(micro_batches) :]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_random_state_is_replayed_on_cuda() -> None:
+    towers = Towers(nn.Dropout(0.5)).cuda()
+    seen: list[Tensor] = []
+
+    def encode(part: Pair) -> Pair:
+        features = towers(*part)
+        seen.append(features[0].detach())
+        return features
+
+    pairs = batch()
+    cached_backward(
+        encode, ContrastiveObjective.cloob(), cut((pairs[0].cuda(), pairs[1].cuda()), [4, 8]), towers=towers
+    )
+    assert torch.equal(seen[0], seen[2]) and torch.equal(seen[1], seen[3])
+
+
+@pytest.mark.parametrize("outer", [False, True], ids=["own", "within the caller's"])
+def test_autocast(outer: bool) -> None:
+    micro_batches = cut(batch(), [4, 8])
+    full, cached = Towers(), Towers()
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    one_pass(full, ContrastiveObjective.cloob(), micro_batches, autocast=autocast)
+    dtypes = []
+
+    def encode(part: Pair) -> Pair:
+        dtypes.append(cached.image(part[0]).dtype)
+        return cached(*part)
+
+    with autocast() if outer else nullcontext():
+        cached_backward(
+            encode,
+            ContrastiveObjective.cloob(),
+            micro_batches,
+            towers=cached,
+            **({} if outer else {"autocast": autocast}),
+        )
+    assert dtypes == [torch.bfloat16] * 4
+    # A weight's gradient is a sum of bfloat16 parts here, of one bfloat16 product there.
+    assert_same(gradients(cached), gradients(full), 1e-2)
+
+
+def test_batch_norm_sees_micro_batches_and_counts_each_once() -> None:
+    micro_batches = cut(batch(), [4, 5, 3])
+    full, cached = (Towers(nn.BatchNorm1d(10)) for _ in range(2))
+    one_pass(full, ContrastiveObjective.cloob(), micro_batches)
+    cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), micro_batches, towers=cached)
+    assert_same(gradients(cached), gradients(full), 2e-6)
+    assert int(cached.image[2].num_batches_tracked) == 3
+    assert_same(dict(cached.named_buffers()), dict(full.named_buffers()))
+    assert not torch.equal(cached.image[2].running_mean, torch.zeros(10))
+
+
+def test_spectral_norm_embeds_the_same_in_both_passes() -> None:
+    micro_batches = cut(batch(), [6, 6])
+    full, cached = (Towers() for _ in range(2))
+    for towers in (full, cached):
+        torch.manual_seed(0)
+        nn.utils.parametrizations.spectral_norm(towers.image[0])
+    one_pass(full, ContrastiveObjective.cloob(), micro_batches)
+    cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), micro_batches, towers=cached)
+    assert_same(gradients(cached), gradients(full), 2e-6)
+    assert_same(dict(cached.named_buffers()), dict(full.named_buffers()))
+
+
+def test_loss_scale_reaches_every_gradient_and_not_the_loss() -> None:
+    plain, scaled = Towers(), Towers()
+    objectives = [make_objective("clip") for _ in range(2)]
+    micro_batches = cut(batch(), [4, 8])
+    loss = cached_backward(lambda part: plain(*part), objectives[0], micro_batches, towers=plain)
+    times = cached_backward(
+        lambda part: scaled(*part), objectives[1], micro_batches, towers=scaled, scale=lambda value: value * 1024
+    )
+    assert torch.equal(loss, times)
+    expected = {name: 1024 * gradient for name, gradient in gradients(plain, objectives[0]).items()}
+    assert_same(gradients(scaled, objectives[1]), expected)
+
+
+@pytest.mark.parametrize("frozen", ["image", "text"])
+def test_a_frozen_tower_gets_no_gradient(frozen: str) -> None:
+    full, cached = Towers(), Towers()
+    for towers in (full, cached):
+        getattr(towers, frozen).requires_grad_(False)
+    one_pass(full, ContrastiveObjective.cloob(), [batch()])
+    cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), cut(batch(), [4, 8]), towers=cached)
+    assert_same(gradients(cached), gradients(full), 2e-6)
+
+
+def test_bad_rows_raise_before_anything_changed() -> None:
+    towers = Towers(nn.BatchNorm1d(10))
+    images, texts = batch()
+    images[7] = math.nan
+    before = copy.deepcopy(dict(towers.named_buffers()))
+    with pytest.raises(NonFiniteFeaturesError):
+        cached_backward(
+            lambda part: towers(*part), ContrastiveObjective.cloob(), cut((images, texts), [4, 8]), towers=towers
+        )
+    assert not gradients(towers)
+    assert_same(dict(towers.named_buffers()), before)
+
+
+def test_no_micro_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="no micro-batches"):
+        cached_backward(lambda part: part, ContrastiveObjective.cloob(), [], towers=Towers())
+
+
+class Saved:
+    """Bytes of the activations that autograd keeps, now and at most; parameters do not count."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.now = self.peak = 0
+        self.parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def __enter__(self) -> Saved:
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda kept: kept.tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.hooks.__exit__(*exc)
+
+    def pack(self, tensor: Tensor) -> Any:
+        kept = Kept(tensor)
+        if tensor.untyped_storage().data_ptr() not in self.parameters:
+            self.now += tensor.nbytes
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(kept, self.free, tensor.nbytes)
+        return kept
+
+    def free(self, nbytes: int) -> None:
+        self.now -= nbytes
+
+
+class Kept:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_peak_activations_follow_the_micro_batch() -> None:
+    n = 32
+    objective = ContrastiveObjective.cloob()
+
+    def towers() -> Towers:
+        return Towers(*(nn.GELU() for _ in range(10)), hidden=1024)
+
+    peaks = {}
+    for size in (4, 8, 16, n):
+        module = towers()
+        with Saved(module) as saved:
+            cached_backward(lambda part: module(*part), objective, cut(batch(n), chunks(n, size)), towers=module)  # noqa: B023
+        assert saved.now == 0
+        peaks[size] = saved.peak
+    module = towers()
+    with Saved(module) as saved:
+        one_pass(module, objective, [batch(n)])
+    for size in (8, 16, n):
+        assert 1.9 < peaks[size] / peaks[size // 2] < 2.1
+    assert peaks[4] < saved.peak / 7
+
+
+def _port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+NAMES = ("clip", "cloob")
+LOCAL = ([2, 3, 1], [4, 2])  # micro-batches of the two ranks
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    own = slice(0, sum(LOCAL[0])) if rank == 0 else slice(sum(LOCAL[0]), N)
+    micro_batches = cut(tuple(side[own] for side in batch()), LOCAL[rank])
+    torch.save({name: _ddp_steps(name, micro_batches) for name in NAMES}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
+    whole = Whole(Towers(), make_objective(name, gather=True, learnable_inv_tau=True))
+    ddp = DistributedDataParallel(whole)
+    syncs = []
+
+    def counted(_, bucket):  # type: ignore[no-untyped-def]  # DDP checks annotations, and they are strings here
+        syncs.append(bucket.index())
+        return allreduce_hook(None, bucket)
+
+    ddp.register_comm_hook(None, counted)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses.append(
+            cached_backward(lambda part: ddp(*part), whole.objective, micro_batches, towers=ddp, no_sync=ddp.no_sync)
+        )
+        optimizer.step()
+    return {"losses": losses, "syncs": syncs, "state": whole.state_dict()}
+
+
+def test_two_ddp_processes_equal_one(tmp_path: Path) -> None:
+    """Different data, different numbers of micro-batches; SGD shows a factor that Adam would hide."""
+    mp.spawn(_worker, (_port(), str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name in NAMES:
+        alone = Whole(Towers(), make_objective(name, learnable_inv_tau=True))
+        optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
+        expected = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            expected.append(one_pass(alone, alone.objective, [batch()]))
+            optimizer.step()
+        for found in (rank[name] for rank in ranks):
+            torch.testing.assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)
+            assert_same(found["state"], alone.state_dict(), 2e-6)
+            assert len(found["syncs"]) == 3, "gradients travel once a step"
