@@ -234,11 +234,11 @@ class ContrastiveObjective(nn.Module):
         self, image_features: Tensor, text_features: Tensor, inv_tau: float | Tensor, ids: Tensor | None
     ) -> Tensor:
         """This rank's rows against those of all ranks; see :mod:`cloob.distributed` for the gradient contract."""
-        x, y, layout = _agreed_rows(image_features, text_features, ids)
+        beta = self._scalar("beta")
+        x, y, ids, layout = _agreed_rows(image_features, text_features, ids, inv_tau=inv_tau, beta=beta)
         path = self._path(layout.total)
         all_x, all_y = _gather_both(x, y, layout)
         if self.hopfield:
-            beta = self._scalar("beta")
             u_x, u_y, v_x, v_y = (path.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
             all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
         else:
@@ -287,32 +287,34 @@ def check_finite(**named: Tensor) -> None:
             raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
 
 
-def _agreed_rows(image_features: Tensor, text_features: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Layout]:
-    """This rank's rows and everybody's layout, after all ranks found each other's rows in order."""
+def _agreed_rows(
+    image_features: Tensor, text_features: Tensor, ids: Tensor | None, **scales: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Layout]:
+    """This rank's rows, their ids and everybody's layout, once every rank found its own arguments in order."""
     if not distributed.is_initialized():
         raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group first")
     fault, x, y = None, image_features, text_features
+    facts = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
     try:
         x, y = as_rows(image_features=image_features, text_features=text_features)
         if len(x) != len(y) or len(x) < 1:
             raise ValueError(
                 f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected"
             )
-        check_ids(ids, None, len(x), len(x))
+        if check_ids(ids, None, len(x), len(x)) and ids is not None:
+            ids = ids.to(x.device, torch.int64)
         check_finite(image_features=x, text_features=y)
+        for name, value in scales.items():
+            positive_scalar(name, value, x)
+        facts = dict(zip(facts, (len(x), x.shape[1], x.element_size(), int(ids is not None)), strict=True))
     except (TypeError, ValueError) as error:
         fault = error
-    facts = {
-        "rows": len(image_features),
-        "embedding dimension": image_features.shape[-1],
-        "bytes a number": x.element_size(),
-        "ids": int(ids is not None),
-    }
-    everywhere = distributed.agree(facts, fault, image_features.device)
+    device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
+    everywhere = distributed.agree(facts, fault, device)
     for name, values in everywhere.items():
         if name != "rows" and len(set(values)) > 1:
             raise ValueError(f"ranks differ in {name}: {', '.join(f'rank {r} has {v}' for r, v in enumerate(values))}")
-    return x, y, Layout(everywhere["rows"])
+    return x, y, ids, Layout(everywhere["rows"])
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def test_order_of_pairs_does_not_matter() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match="2 images and 3 texts are no pairs"):
         retrieval(torch.eye(3)[:2], torch.eye(3))
-    with pytest.raises(ValueError, match="query 1 has no positive"):
+    with pytest.raises(ValueError, match="row 1 has no positive"):
         retrieval(torch.eye(3)[:2], torch.eye(3), [0, 0, 0])
     with pytest.raises(ValueError, match="out of range"):
         retrieval(torch.eye(3)[:2], torch.eye(3), [0, 1, 2])

@@ -75,6 +75,25 @@ def test_rows_that_are_not_finite() -> None:
     assert r.median_rank(ranks) == float("inf")
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), n=st.integers(1, 7), m=st.integers(1, 7), seed=st.integers(0, 999), chunk=st.integers(1, 9))
+def test_mutual_ranks_are_both_directions(data: st.DataObject, n: int, m: int, seed: int, chunk: int) -> None:
+    x, y = rows(n, 3, seed), rows(m, 3, seed + 1)
+    if data.draw(st.booleans()):
+        x[0] = y[0]
+        y[-1] = float("nan")
+    more = data.draw(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, m - 1)), max_size=5))
+    pairs = torch.tensor([(i % n, i % m) for i in range(max(n, m))] + more)
+    forward, backward = r.mutual_ranks(x, y, pairs, chunk)
+    assert forward.tolist() == r.ranks_of_pairs(x, y, pairs).tolist()
+    assert backward.tolist() == r.ranks_of_pairs(y, x, pairs.flip(1)).tolist()
+
+
+def test_mutual_ranks_need_a_positive_on_both_sides() -> None:
+    with pytest.raises(ValueError, match="gallery row 2 has no positive"):
+        r.mutual_ranks(torch.ones(2, 3), torch.ones(3, 3), torch.tensor([[0, 0], [1, 1]]))
+
+
 def test_ranking_ignores_autocast() -> None:
     query, gallery = rows(20, 32, dtype=torch.float32), rows(20, 32, 1, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):

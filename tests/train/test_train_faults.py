@@ -7,6 +7,8 @@ import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from cloob.models.store import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--master-addr=127.0.0.1")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--master-port={port}")
 
 
 def wait_for_step(process: Any, run: Path, step: int, limit: float = 120) -> None:
@@ -76,6 +78,9 @@ def test_two_ranks(trained: Trained, launch: Callable[..., Any], tmp_path: Path)
     def job(config: TrainConfig, **more: Any) -> dict[str, Any]:
         return {"config": config.override(resume="auto").to_dict(), **more}
 
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        launcher = [part.format(port=free.getsockname()[1]) for part in TORCHRUN]
     kill_at = random.Random().randint(3, 11)
     print(f"rank 1 killed after step {kill_at}")
     process = launch(
@@ -85,9 +90,13 @@ def test_two_ranks(trained: Trained, launch: Callable[..., Any], tmp_path: Path)
         job(common.override(out=stopped), stop_at=5),
         job(common.override(out=stopped)),
         job(common.override(out=killed), kill_at=kill_at),
-        launcher=TORCHRUN,
+        launcher=launcher,
     )
-    output, _ = process.communicate(timeout=200)
+    try:
+        output, _ = process.communicate(timeout=200)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its ranks
+        pytest.fail(f"the ranks hang: {process.communicate(timeout=60)[0]}")
     assert process.returncode == 0, output
 
     # Killed, restarted by torchrun, resumed from the newest checkpoint: bit for bit the run that was left alone.

@@ -82,10 +82,8 @@ def retrieval_ranks(
     if len(image_of_text) != n_texts or (captions is not None and len(captions) != n_texts):
         raise ValueError(f"expected an image and a caption for each of the {n_texts} texts")
     pairs = correct_pairs(torch.as_tensor(image_of_text), captions)
-    return RetrievalRanks(
-        ranking.ranks_of_pairs(image_features, text_features, pairs.flip(1), chunk),
-        ranking.ranks_of_pairs(text_features, image_features, pairs, chunk),
-    )
+    text_to_image, image_to_text = ranking.mutual_ranks(text_features, image_features, pairs, chunk)
+    return RetrievalRanks(image_to_text, text_to_image)
 
 
 def correct_pairs(image_of_text: Tensor, captions: Sequence[str] | None = None) -> Tensor:

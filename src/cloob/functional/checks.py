@@ -96,7 +96,8 @@ def check_ids(ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int) 
         Both id vectors, or None if none were given.
 
     Raises:
-        ValueError: Wrong length, not integers, or only one of both where n ≠ m.
+        TypeError: Not a tensor.
+        ValueError: Wrong length, not integers, on two devices, or only one of both where n ≠ m.
     """
     if ids is None:
         if candidate_ids is not None:
@@ -107,6 +108,8 @@ def check_ids(ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int) 
             raise ValueError(f"ids of {n} anchors need candidate_ids of the {m} candidates")
         candidate_ids = ids
     for name, vector, length in (("ids", ids, n), ("candidate_ids", candidate_ids, m)):
+        if not isinstance(vector, Tensor):
+            raise TypeError(f"{name} is a {type(vector).__name__}; a tensor of {length} integers is expected")
         if vector.shape != (length,) or vector.is_floating_point() or vector.is_complex():
             raise ValueError(
                 f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype}; {length} integers are expected"

@@ -76,7 +76,7 @@ def _logits(
     """(N, M) logits, their (N,) positives, and the (N, M) mask of the positive and whatever shares its id."""
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
-    logits = positive_scalar("inv_tau", inv_tau, anchors) * (anchors @ candidates.T)
+    logits = positive_scalar("inv_tau", inv_tau, anchors) * anchors @ candidates.T
     own = _is_positive(logits, positive_offset)
     if both := check_ids(ids, candidate_ids, n, m):
         own = own | (both[0][:, None] == both[1][None, :])

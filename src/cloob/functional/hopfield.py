@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from cloob.functional.checks import as_rows, check_memory, outside_autocast, positive_scalar
@@ -23,7 +23,7 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
 
     Returns:
         (N, D) retrieved patterns, unit rows, float32 (float64 for float64 input). An average that is exactly zero
-        (antipodal stored patterns under equal weights) stays zero with a finite gradient.
+        (antipodal stored patterns under equal weights) stays zero, with zero gradient.
 
     Raises:
         ValueError: Shapes, dtypes or devices do not fit, M = 0, or β is not positive and finite.
@@ -31,5 +31,7 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
     state, stored = as_rows(state=state, stored=stored)
     check_memory(stored)
     beta = positive_scalar("beta", beta, state)
-    association = (beta * (state @ stored.T)).softmax(dim=-1)  # (N, M)
-    return F.normalize(association @ stored, dim=-1)
+    association = (beta * state @ stored.T).softmax(dim=-1)  # (N, M)
+    average = association @ stored
+    norms = average.norm(dim=-1, keepdim=True)
+    return torch.where(norms > 0, average / norms.clamp_min(torch.finfo(norms.dtype).tiny), 0.0)

@@ -20,6 +20,7 @@ __all__ = [
     "grouped_bootstrap",
     "mean_per_class_recall",
     "median_rank",
+    "mutual_ranks",
     "paired_bootstrap",
     "per_class_recall",
     "ranks",
@@ -83,24 +84,28 @@ def ranks_of_pairs(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int = 4
     Raises:
         ValueError: Shapes that do not fit, a query without a positive, or an index out of range.
     """
-    _check_ranking(query, gallery, pairs, chunk)
-    query, gallery = _nan_unless_finite(query), _nan_unless_finite(gallery)
-    pairs = torch.unique(pairs.to(query.device), dim=0)  # sorted: a block's pairs are a slice
-    best = _best_positive(query, gallery, pairs, chunk)
-    rounding = 8 * torch.finfo(query.dtype).eps * gallery.norm(dim=1).nan_to_num(nan=0.0).max()
-    threshold = best - rounding * query.norm(dim=1)
-    ahead = torch.zeros(len(query), dtype=torch.int64, device=query.device)
-    bounds = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(0, len(query) + chunk, chunk).to(pairs))
-    for block, start in enumerate(range(0, len(query), chunk)):
-        rows = slice(start, start + chunk)
-        positives = pairs[bounds[block] : bounds[block + 1]]
-        for first in range(0, len(gallery), chunk):
-            candidates = gallery[first : first + chunk]
-            counts = query[rows] @ candidates.T >= threshold[rows, None]  # NaN: ahead of nobody
-            inside = positives[(positives[:, 1] >= first) & (positives[:, 1] < first + chunk)]
-            counts[inside[:, 0] - start, inside[:, 1] - first] = False
-            ahead[rows] += counts.sum(1)
-    return torch.where(best > -torch.inf, ahead, UNRANKED)
+    return _count_ahead(query, gallery, pairs, chunk, both=False)[0]
+
+
+@outside_autocast
+def mutual_ranks(x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+    """Ranks in both directions from one sweep over the scores: half the work of two calls of `ranks_of_pairs`.
+
+    Args:
+        x: (N, D) rows.
+        y: (M, D) rows, of the same dtype.
+        pairs: (P, 2) int64 rows of x and y that belong together; each row of x and of y at least once.
+        chunk: Rows a block.
+
+    Returns:
+        The (N,) ranks of x's positives among y, and the (M,) ranks of y's positives among x.
+
+    Raises:
+        ValueError: As `ranks_of_pairs`.
+    """
+    forward, backward = _count_ahead(x, y, pairs, chunk, both=True)
+    assert backward is not None
+    return forward, backward
 
 
 def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
@@ -272,12 +277,40 @@ def grouped_bootstrap(
     return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])
 
 
-def _best_positive(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int) -> Tensor:
+def _count_ahead(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool) -> tuple[Tensor, Tensor | None]:
+    """The ranks of the queries' positives in the gallery, and if ``both`` of the gallery's among the queries."""
+    _check_ranking(query, gallery, pairs, chunk, both)
+    query, gallery = _nan_unless_finite(query), _nan_unless_finite(gallery)
+    pairs = torch.unique(pairs.to(query.device), dim=0)  # sorted: the pairs of a block of queries are a slice
+    best, least = _best_positive(query, gallery, pairs, chunk)
+    ahead = torch.zeros_like(best, dtype=torch.int64)
+    if both:
+        best_back, least_back = _best_positive(gallery, query, pairs.flip(1), chunk)
+        ahead_back = torch.zeros_like(best_back, dtype=torch.int64)
+    bounds = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(0, len(query) + chunk, chunk).to(pairs))
+    for block, start in enumerate(range(0, len(query), chunk)):
+        rows = slice(start, start + chunk)
+        positives = pairs[bounds[block] : bounds[block + 1]]
+        for first in range(0, len(gallery), chunk):
+            columns = slice(first, first + chunk)
+            scores = query[rows] @ gallery[columns].T
+            inside = positives[(positives[:, 1] >= first) & (positives[:, 1] < first + chunk)]
+            scores[inside[:, 0] - start, inside[:, 1] - first] = torch.nan  # no negative; NaN is ahead of nobody
+            ahead[rows] += (scores >= least[rows, None]).sum(1)
+            if both:
+                ahead_back[columns] += (scores >= least_back[None, columns]).sum(0)
+    forward = torch.where(best > -torch.inf, ahead, UNRANKED)
+    return forward, torch.where(best_back > -torch.inf, ahead_back, UNRANKED) if both else None
+
+
+def _best_positive(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
+    """The score of each query's best positive, −∞ if none is finite, and the least score that ties with it."""
     best = query.new_full((len(query),), -torch.inf)
     for part in _slices(pairs, chunk):
         scores = (query[part[:, 0]] * gallery[part[:, 1]]).sum(1)
         best.scatter_reduce_(0, part[:, 0], scores.nan_to_num(nan=-torch.inf), "amax")
-    return best
+    rounding = 8 * torch.finfo(query.dtype).eps * gallery.norm(dim=1).nan_to_num(nan=0.0).max()
+    return best, best - rounding * query.norm(dim=1)
 
 
 def _nan_unless_finite(rows: Tensor) -> Tensor:
@@ -314,7 +347,7 @@ def _vector(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int) -> None:
+def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool) -> None:
     shapes = f"{query.dtype} {tuple(query.shape)} and {gallery.dtype} {tuple(gallery.shape)}"
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"expected (Q, D) queries and a (G, D) gallery, got {shapes}")
@@ -328,6 +361,7 @@ def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int) ->
         index = pairs[:, column]
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
             raise ValueError(f"targets: {int(index.min())} to {int(index.max())} is out of range for {size} {what}")
-    lonely = torch.bincount(pairs[:, 0], minlength=len(query)) == 0
-    if lonely.any():
-        raise ValueError(f"query {int(lonely.nonzero()[0])} has no positive")
+    for column, size, what in ((0, len(query), "query"), (1, len(gallery), "gallery row"))[: 1 + both]:
+        lonely = torch.bincount(pairs[:, column], minlength=size) == 0
+        if lonely.any():
+            raise ValueError(f"{what} {int(lonely.nonzero()[0])} has no positive")

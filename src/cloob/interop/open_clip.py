@@ -9,17 +9,17 @@ launcher replaces two names of ``open_clip_train.main``: ``create_loss`` returns
 
 The temperature. open_clip hands a learnable ``logit_scale`` to every loss. With a fixed τ⁻¹, as in CLOOB, it has no
 influence on the loss, and the launcher sets it to ln τ⁻¹, so that checkpoints, logs and open_clip's evaluation hold the
-temperature of the training. With ``--cloob-temperature learned`` (the default for ``clip``) τ⁻¹ is ``exp(logit_scale)``,
-learned from where the model has it (ln 1/0.07 in a fresh one) or from ``--cloob-inv-tau``, and open_clip_train clamps it
-to [1, 100]. β is fixed: open_clip's optimiser knows the model's parameters only.
+temperature of the training. With ``--cloob-temperature learned`` (the default for ``clip``) τ⁻¹ is exp(logit_scale),
+learned from where the model has it (ln 1/0.07 in a fresh one) or from ``--cloob-inv-tau``, and open_clip_train clamps
+it to [1, 100]. β is fixed: open_clip's optimiser knows the model's parameters only.
 
 Over ranks. The loss is exact by itself (see :mod:`cloob.distributed`): ``--local-loss`` and ``--gather-with-grad`` have
 no effect on it. With ``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the
 graph of one of them; the k gradients add up to the exact one, also that of a learned ``logit_scale``, of which each
-evaluation carries 1/k here (open_clip's own losses count it k times). ``clip_val_loss`` in its evaluation is CLIP's loss.
+evaluation carries 1/k here (open_clip's own losses count it k times). ``clip_val_loss`` in its log is CLIP's loss.
 
-open_clip 4 (unreleased): ``CLIPTask(model, loss=OpenClipLoss(ContrastiveObjective.cloob(gather=distributed)))``. Its rule
-is to sum the keys that end in ``_loss``; ours is ``contrastive_loss``. Set ``logit_scale`` with :func:`set_inv_tau`.
+open_clip 4 (unreleased): ``CLIPTask(model, loss=OpenClipLoss(ContrastiveObjective.cloob(gather=…)))``. Its rule is to
+sum the keys that end in ``_loss``; ours is ``contrastive_loss``. Set ``logit_scale`` with :func:`set_inv_tau`.
 """
 
 from __future__ import annotations
@@ -234,6 +234,8 @@ def run(argv: Sequence[str]) -> int:
         raise InputError(
             f'{error.name} is not installed; pip install "open_clip_torch[training]" brings what open_clip_train needs'
         ) from error
+    if not hasattr(main, "create_loss"):
+        raise InputError("this open_clip_train has no create_loss to replace: version 3.3 is expected")
     _refuse_other_losses(params.parse_args(rest))
     with installed(main, options):
         return 1 if main.main(rest) else 0

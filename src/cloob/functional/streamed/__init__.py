@@ -11,12 +11,16 @@ both sides are ``norm(E right)`` and ``norm(Eᵀ left)``. Three things make this
   ``T right + E G_right`` and that of ``right`` is ``Tᵀ left + Eᵀ G_left``.
 - X·Xᵀ and Y·Yᵀ are symmetric: tiles above the diagonal stand for those below.
 
-Counting a product (N×D)(D×N) as 2N²D, forward and backward of retrieval and contrast cost 56 N²D; the plain form costs
-60 N²D and keeps every N×N matrix, recomputation without the above 72 N²D.
+- The contrast is a number, so its gradient is known up to the factor that comes back to it: a strip of logits, 1,024
+  anchors against all candidates, gives both value and gradient, and nothing of it is computed again.
+
+Counting a product (N×D)(D×N) as 2N²D, forward and backward of retrieval and contrast cost 52 N²D, and 8NTD more for
+the lower halves of the diagonal tiles of T rows; the plain form costs 60 N²D and keeps every N×N matrix, recomputation
+without the above 72 N²D.
 
 Unshifted sums are used while β · max‖row‖² ≤ 60 in float32 (600 in float64), that is β ≤ 60 for unit rows; beyond,
-each retrieval runs by itself with a running row maximum, which is safe for every β. The contrast always keeps a running
-log-sum-exp, so every τ⁻¹ is safe.
+each retrieval runs by itself with a running row maximum, which is safe for every β. The contrast subtracts each row's
+maximum, so every τ⁻¹ is safe.
 """
 
 from __future__ import annotations

@@ -10,11 +10,15 @@ from torch.autograd.function import once_differentiable
 
 from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
 from cloob.functional.contrast import check_contrast
-from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, product
+from cloob.functional.streamed.tiles import accumulate, apply, eager, matmul_dtype, product, strips
 
 
 class _Contrast(torch.autograd.Function):
-    """One direction of InfoLOOB (``leave_out``) or InfoNCE, with a running log-sum-exp."""
+    """One direction of InfoLOOB (``leave_out``) or InfoNCE, and its gradient up to the factor that comes back to it.
+
+    A strip of logits, some anchors against all candidates, has whole rows of the softmax in it: it gives the value and
+    the gradient at once, and no product is computed again in the backward pass.
+    """
 
     @staticmethod
     def forward(
@@ -25,53 +29,64 @@ class _Contrast(torch.autograd.Function):
         offset: int,
         ids: tuple[Tensor, Tensor] | None,
         leave_out: bool,
+        differentiable: bool,
         matmul: torch.dtype,
     ) -> Tensor:
-        a, c = anchors.to(matmul), candidates.to(matmul)
-        positive = inv_tau * (anchors * candidates[offset : offset + len(anchors)]).sum(dim=1)
-        log_sum = torch.full_like(positive, -torch.inf) if leave_out else positive.clone()
-        for rows in blocks(anchors):
-            for columns in blocks(candidates):
-                logits = product(a[rows], c[columns].T, anchors).mul_(inv_tau)
-                _exclude(logits, rows, columns, offset, ids)
-                log_sum[rows] = torch.logaddexp(log_sum[rows], logits.logsumexp(dim=1))
-        lone = log_sum == -torch.inf
-        log_sum = torch.where(lone, positive, log_sum)
-        ctx.save_for_backward(anchors, candidates, inv_tau, log_sum, positive, lone)
-        ctx.offset, ctx.ids, ctx.leave_out, ctx.matmul = offset, ids, leave_out, matmul
-        return (log_sum - positive).mean()
+        n = len(anchors)
+        # A shift of all candidates moves whole rows of logits, which a softmax ignores: without their mean, close
+        # candidates differ in more of the digits that low precision keeps.
+        centred, scaled = candidates - candidates.mean(dim=0), inv_tau * anchors
+        c, a = centred.to(matmul), scaled.to(matmul)
+        positive = (scaled * centred[offset : offset + n]).sum(dim=1, keepdim=True)
+        losses = torch.empty_like(positive)
+        d_anchors, d_candidates = (torch.zeros_like(t) if differentiable else None for t in (anchors, candidates))
+        for rows in strips(anchors):
+            p = product(a[rows], c.T, anchors)
+            _exclude(p, rows, offset, ids)
+            losses[rows], pull = _to_softmax(p, positive[rows], leave_out)
+            if d_anchors is None or d_candidates is None:
+                continue
+            own, p = slice(rows.start + offset, rows.stop + offset), p.to(matmul)
+            accumulate(d_anchors[rows], p, c)
+            accumulate(d_candidates, p.T, a[rows])
+            d_anchors[rows].addcmul_(pull, centred[own])
+            d_candidates[own].addcmul_(pull, scaled[rows])
+        if d_anchors is not None and d_candidates is not None:
+            # The logits are τ⁻¹ a·c: what a gains along itself, τ⁻¹ gains.
+            d_inv_tau = (d_anchors * anchors).sum().div_(n)
+            ctx.save_for_backward(d_anchors.mul_(inv_tau / n), d_candidates.div_(n), d_inv_tau)
+        return losses.mean()
 
     @staticmethod
     @once_differentiable
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
-        anchors, candidates, inv_tau, log_sum, positive, lone = ctx.saved_tensors
-        offset, ids, matmul = ctx.offset, ctx.ids, ctx.matmul
-        n = len(anchors)
-        a, c = anchors.to(matmul), candidates.to(matmul)
-        weight = grad * inv_tau / n
-        # The positives by themselves: their softmax probability (InfoNCE only) less one, nothing for a lone anchor.
-        p = torch.zeros_like(positive) if ctx.leave_out else (positive - log_sum).exp()
-        pull = torch.where(lone, 0.0, weight * (p - 1))[:, None]
-        d_anchors, d_candidates = pull * candidates[offset : offset + n], torch.zeros_like(candidates)
-        d_candidates[offset : offset + n] = pull * anchors
-        for rows in blocks(anchors):
-            for columns in blocks(candidates):
-                logits = product(a[rows], c[columns].T, anchors).mul_(inv_tau)
-                _exclude(logits, rows, columns, offset, ids)
-                p = logits.sub_(log_sum[rows, None]).exp_().mul_(weight).to(matmul)
-                accumulate(d_anchors[rows], p, c[columns])
-                accumulate(d_candidates[columns], p.T, a[rows])
-        # The logits are τ⁻¹ a·c: what a gains along itself, τ⁻¹ gains.
-        d_inv_tau = (anchors * d_anchors).sum() / inv_tau
-        return d_anchors, d_candidates, d_inv_tau, None, None, None, None
+        return *(grad * own for own in ctx.saved_tensors), None, None, None, None, None
 
 
-def _exclude(logits: Tensor, rows: slice, columns: slice, offset: int, ids: tuple[Tensor, Tensor] | None) -> None:
+def _exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor] | None) -> None:
     """Sets the logits of positives, and of candidates that share the anchor's id, to −∞; in place."""
-    logits.diagonal(rows.start + offset - columns.start).fill_(-torch.inf)
+    logits.diagonal(rows.start + offset).fill_(-torch.inf)
     if ids is not None:
-        logits.masked_fill_(ids[0][rows, None] == ids[1][None, columns], -torch.inf)
+        logits.masked_fill_(ids[0][rows, None] == ids[1][None, :], -torch.inf)
+
+
+def _to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tensor, Tensor]:
+    """Turns whole rows of logits without their (n, 1) positives into probabilities, in place.
+
+    Returns:
+        The (n, 1) losses, and their (n, 1) derivatives by the positives' logits: p − 1, where p is 0 if they are left
+        out; both 0 for an anchor that has no negative.
+    """
+    highest = logits.amax(dim=1, keepdim=True)
+    lone = highest == -torch.inf
+    highest = torch.where(lone, positive, highest) if leave_out else torch.maximum(highest, positive)
+    total = logits.sub_(highest).exp_().sum(dim=1, keepdim=True)
+    # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, as in InfoNCE.
+    p = lone.to(logits.dtype) if leave_out else (positive - highest).exp_()
+    total += p
+    logits.div_(total)
+    return total.log() + highest - positive, p.div_(total) - 1
 
 
 @eager
@@ -90,7 +105,9 @@ def _contrast(
     n, m = check_contrast(anchors, candidates, offset)
     both = check_ids(ids, candidate_ids, n, m)
     scale = positive_scalar("inv_tau", inv_tau, anchors)
-    loss: Tensor = apply(_Contrast, anchors, candidates, scale, offset, both, leave_out, matmul or anchors.dtype)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (anchors, candidates, scale))
+    options = (offset, both, leave_out, differentiable, matmul_dtype(matmul, anchors))
+    loss: Tensor = apply(_Contrast, anchors, candidates, scale, *options)
     return loss
 
 

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from cloob.functional.checks import as_rows, check_memory, outside_autocast, positive_scalar
 from cloob.functional.reference import Retrieved
-from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, product, tile_pairs
+from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, matmul_dtype, product, tile_pairs
 
 # exp(±limit), summed over a million rows, is a normal number of the type.
 _UNSHIFTED_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
@@ -149,7 +149,8 @@ def hopfield_retrieval(
     """
     state, stored = as_rows(state=state, stored=stored)
     check_memory(stored)
-    found: Tensor = apply(_Retrieval, state, stored, positive_scalar("beta", beta, state), matmul or state.dtype)
+    beta = positive_scalar("beta", beta, state)
+    found: Tensor = apply(_Retrieval, state, stored, beta, matmul_dtype(matmul, state))
     return found
 
 
@@ -172,7 +173,7 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype 
     """
     x, y = as_rows(x=x, y=y)
     beta = positive_scalar("beta", beta, x)
-    dtype = matmul or x.dtype
+    dtype = matmul_dtype(matmul, x)
     if not _unshifted_is_safe(x, y, beta):
         return Retrieved(*(apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y)))
     v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)

@@ -13,14 +13,24 @@ R = TypeVar("R")
 
 
 def tile_rows(device: torch.device) -> int:
-    """Rows of a tile: on a CPU its buffers stay in the outer cache, an accelerator wants to be filled."""
+    """Rows of a tile: on a CPU its buffers stay in a core's cache, an accelerator wants to be filled."""
+    return 256 if device.type == "cpu" else 4096
+
+
+def strip_rows(device: torch.device) -> int:
+    """Rows of a strip, whose columns are all candidates: enough for a fast product, few enough for little memory."""
     return 1024 if device.type == "cpu" else 4096
 
 
-def blocks(matrix: Tensor) -> list[slice]:
-    """Slices of at most a tile's rows that cover ``matrix``."""
-    n, size = len(matrix), tile_rows(matrix.device)
+def blocks(matrix: Tensor, size: int | None = None) -> list[slice]:
+    """Slices of at most ``size`` rows, a tile's if not given, that cover ``matrix``."""
+    n, size = len(matrix), size or tile_rows(matrix.device)
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def strips(matrix: Tensor) -> list[slice]:
+    """Slices of at most a strip's rows that cover ``matrix``."""
+    return blocks(matrix, strip_rows(matrix.device))
 
 
 def tile_pairs(left: Tensor, right: Tensor | None) -> Iterator[tuple[slice, slice]]:
@@ -31,8 +41,19 @@ def tile_pairs(left: Tensor, right: Tensor | None) -> Iterator[tuple[slice, slic
             yield rows, columns
 
 
+def matmul_dtype(matmul: torch.dtype | None, rows: Tensor) -> torch.dtype:
+    """The dtype to multiply in.
+
+    Raises:
+        ValueError: Neither bfloat16 nor that of the rows; float16 cannot hold exp(β).
+    """
+    if matmul not in (None, torch.bfloat16, rows.dtype):
+        raise ValueError(f"matmul is {matmul}; torch.bfloat16 or None is expected")
+    return matmul or rows.dtype
+
+
 def product(a: Tensor, b: Tensor, like: Tensor) -> Tensor:
-    """``a @ b`` in the dtype of ``like``; low-precision factors are multiplied with float32 accumulation inside."""
+    """``a @ b`` in the dtype of ``like``; low-precision factors are summed in float32, then rounded once."""
     return (a @ b).to(like.dtype)
 
 
@@ -46,7 +67,9 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
     """Keeps ``function`` out of the graphs of ``torch.compile``: its loops over tiles are no gain there."""
-    return cast(Callable[P, R], cast(Any, torch.compiler.disable)(function))
+    # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
+    disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+    return cast(Callable[P, R], cast(Any, disable)(function))
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

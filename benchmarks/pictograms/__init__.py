@@ -1,0 +1,1 @@
+"""The pictogram study: CLOOB against CLIP on real pairs that a laptop can train on. See ``docs/results.md``."""

@@ -1,0 +1,208 @@
+"""What is run: methods, settings, the search's rule and the grid of cells. No torch here.
+
+The search is coordinate descent with the same number of runs for each method. Round by round one coordinate is varied
+around the method's best setting so far; what is best is decided by the mean recall on the validation pairs alone
+(``tiny-resnet``, one seed). The lists below are fixed beforehand, so the search is a function of its records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob")
+TOWERS = ("tiny-resnet", "tiny-vit", "tiny-convnext")
+SEEDS = (0, 1, 2)
+ZEROSHOT = (
+    "noto-emoji",
+    "fluent3d-emoji",
+    "twemoji-activities",
+    "road-signs",
+    "flags",
+    "tuxpaint-photos",
+    "animal-silhouettes",
+    "digits",
+)
+PROBED = ("twemoji-activities", "animal-silhouettes", "digits")
+SEARCH_SEED = 100
+"""Not one of the cells' seeds: they are not what the settings were chosen on."""
+SEARCH_EPOCHS = 3
+FINAL_EPOCHS = 12
+CELL_EPOCHS = 24
+IMAGE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tuned. ``inv_tau`` is the start where it is learned; ``option`` names a variant of the objective.
+
+    Attributes:
+        lr: Peak learning rate (AdamW, linear warm-up over a tenth of the run, cosine).
+        weight_decay: Of matrices and kernels.
+        batch_size: Pairs a step; the number of pairs seen does not depend on it.
+        inv_tau: τ⁻¹.
+        learnable_inv_tau: Whether τ⁻¹ is trained.
+        beta: β; None for methods without retrieval.
+        mask_duplicates: Pairs of equal caption are no negatives of each other.
+        option: "" for the objective as published, else a key of ``variants.OPTIONS``.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    batch_size: int = 128
+    inv_tau: float = 30.0
+    learnable_inv_tau: bool = False
+    beta: float | None = None
+    mask_duplicates: bool = False
+    option: str = ""
+
+    @property
+    def slug(self) -> str:
+        """The setting in letters that suit a file name."""
+        tau = f"t{self.inv_tau:.3g}" + ("learned" if self.learnable_inv_tau else "")
+        parts = [f"lr{self.lr:g}", f"wd{self.weight_decay:g}", f"n{self.batch_size}", tau]
+        parts += [f"b{self.beta:g}"] if self.beta is not None else []
+        parts += ["masked"] if self.mask_duplicates else []
+        return "_".join(parts + ([self.option] if self.option else []))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run.
+
+    Attributes:
+        stage: ``search``, ``cells`` or ``attempts``: also the folder of its record.
+        method: One of ``METHODS``.
+        tower: One of ``TOWERS``.
+        seed: Of the initial towers, the order of the pairs and their augmentation.
+        epochs: Passes over the training pairs.
+        setting: The rest.
+    """
+
+    stage: str
+    method: str
+    tower: str
+    seed: int
+    epochs: int
+    setting: Setting
+
+    @property
+    def id(self) -> str:
+        """Name of the record, without suffix."""
+        return f"{self.method}_{self.tower}_e{self.epochs}_s{self.seed}_{self.setting.slug}"
+
+    def config(self) -> dict[str, Any]:
+        """The cell as JSON knows it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Cell:
+        """The inverse of ``config``."""
+        return cls(**{**config, "setting": Setting(**config["setting"])})
+
+
+DEFAULTS: dict[str, Setting] = {
+    "clip": Setting(inv_tau=1 / 0.07, learnable_inv_tau=True),
+    "infoloob": Setting(inv_tau=30.0),
+    "infonce-hopfield": Setting(inv_tau=30.0, beta=8.0),
+    "cloob": Setting(inv_tau=30.0, beta=8.0),
+}
+"""As published; the temperatures of the two in between are CLOOB's."""
+
+_RETRIEVING: list[dict[str, Any]] = [
+    {"inv_tau": 30.0, "beta": 16.0},
+    {"inv_tau": 15.0, "beta": 8.0},
+    {"inv_tau": 15.0, "beta": 16.0},
+    {"inv_tau": 8.0, "beta": 16.0},
+]
+_TEMPERATURES: dict[str, list[dict[str, Any]]] = {
+    "clip": [{"inv_tau": t, "learnable_inv_tau": False} for t in (10.0, 20.0, 30.0, 50.0)],
+    "infoloob": [{"inv_tau": t} for t in (8.0, 12.0, 20.0, 50.0)],
+    "infonce-hopfield": _RETRIEVING,
+    "cloob": _RETRIEVING,
+}
+_ROUNDS: tuple[tuple[str, Callable[[str], list[dict[str, Any]]]], ...] = (
+    ("temperature", lambda method: _TEMPERATURES[method]),
+    ("learning rate", lambda _: [{"lr": lr} for lr in (5e-4, 2e-3, 4e-3)]),
+    ("batch", lambda _: [{"batch_size": n} for n in (256, 512)]),
+    ("weight decay", lambda _: [{"weight_decay": w} for w in (0.02, 0.5)]),
+)
+RUNS_A_METHOD = 1 + 4 + 3 + 2 + 2
+FINALISTS = 3
+
+Scores = Mapping[str, float]
+"""Search cell's id -> mean recall on the validation pairs."""
+
+
+def search_cell(method: str, setting: Setting, epochs: int) -> Cell:
+    """A run of the search."""
+    return Cell("search", method, TOWERS[0], SEARCH_SEED, epochs, setting)
+
+
+def short_search(method: str, scores: Scores) -> Iterator[tuple[str, Cell]]:
+    """The short runs of a method in their order, with their round, as far as the records determine them."""
+    best = search_cell(method, DEFAULTS[method], SEARCH_EPOCHS)
+    yield "published", best
+    if best.id not in scores:
+        return
+    for name, values in _ROUNDS:
+        around = best.setting
+        tried = [search_cell(method, dataclasses.replace(around, **v), SEARCH_EPOCHS) for v in values(method)]
+        yield from ((name, cell) for cell in tried)
+        if any(cell.id not in scores for cell in tried):
+            return
+        best = max([best, *tried], key=lambda cell: scores[cell.id])
+
+
+def long_search(method: str, scores: Scores) -> list[Cell]:
+    """The finalists at greater length: the best two of the short runs, and the published setting."""
+    cells = [cell for _, cell in short_search(method, scores)]
+    if len(cells) < RUNS_A_METHOD or any(cell.id not in scores for cell in cells):
+        return []
+    ranked = sorted(cells[1:], key=lambda cell: -scores[cell.id])
+    chosen = [cells[0], *ranked[: FINALISTS - 1]]
+    return [search_cell(method, cell.setting, FINAL_EPOCHS) for cell in chosen]
+
+
+def search_cells(scores: Scores) -> Iterator[Cell]:
+    """What the search has to run next, the methods in turn; everything it has run comes up too."""
+    short = {method: [cell for _, cell in short_search(method, scores)] for method in METHODS}
+    for place in range(max(map(len, short.values()))):
+        yield from (cells[place] for cells in short.values() if place < len(cells))
+    final = {method: long_search(method, scores) for method in METHODS}
+    for place in range(FINALISTS):
+        yield from (cells[place] for cells in final.values() if place < len(cells))
+
+
+def chosen_setting(method: str, scores: Scores) -> tuple[Setting, str]:
+    """The setting of the cells, and on what it rests: ``"finalists"``, ``"short runs"`` or ``"published"``.
+
+    Until the search is complete the best of what there is stands in, and tables say so.
+    """
+    final = [cell for cell in long_search(method, scores) if cell.id in scores]
+    if len(final) == FINALISTS:
+        return max(final, key=lambda cell: scores[cell.id]).setting, "finalists"
+    short = [cell for _, cell in short_search(method, scores) if cell.id in scores]
+    if short:
+        return max(short, key=lambda cell: scores[cell.id]).setting, "short runs"
+    return DEFAULTS[method], "published"
+
+
+def grid(scores: Scores, epochs: int = CELL_EPOCHS) -> list[Cell]:
+    """Method × tower × seed with the chosen settings, tower by tower; then CLIP and CLOOB exactly as published."""
+    settings = {method: chosen_setting(method, scores)[0] for method in METHODS}
+    chosen = [
+        Cell("cells", method, tower, seed, epochs, settings[method])
+        for tower in TOWERS
+        for seed in SEEDS
+        for method in METHODS
+    ]
+    published = [
+        Cell("cells", method, TOWERS[0], seed, epochs, DEFAULTS[method])
+        for seed in SEEDS
+        for method in ("clip", "cloob")
+        if settings[method] != DEFAULTS[method]
+    ]
+    return chosen + published

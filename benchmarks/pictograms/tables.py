@@ -1,0 +1,323 @@
+"""All tables of ``docs/results.md``, recomputed from the records between two marker lines.
+
+Cells count when they were run with the setting that the search chooses from the records as they are; CLIP and CLOOB
+with their published settings stand beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks.pictograms import records
+from benchmarks.pictograms.cells import (
+    CELL_EPOCHS,
+    DEFAULTS,
+    FINAL_EPOCHS,
+    FINALISTS,
+    METHODS,
+    PROBED,
+    RUNS_A_METHOD,
+    SEARCH_EPOCHS,
+    SEEDS,
+    TOWERS,
+    ZEROSHOT,
+    Setting,
+    chosen_setting,
+    long_search,
+    short_search,
+)
+from benchmarks.pictograms.stats import above_chance, mean_sd, picture_interval, sign_test, t_interval
+
+BEGIN, END = "<!-- pictograms:begin -->", "<!-- pictograms:end -->"
+NAMES = {
+    "clip": "CLIP",
+    "infoloob": "InfoLOOB",
+    "infonce-hopfield": "InfoNCE + Hopfield",
+    "cloob": "CLOOB",
+}
+Record = Mapping[str, Any]
+Runs = dict[tuple[str, str], dict[int, Record]]
+"""(method, tower) -> seed -> record."""
+
+
+def write(results: Path, page: Path) -> None:
+    """Puts the tables between the markers of the page."""
+    page.write_text(replaced(page.read_text(encoding="utf-8"), render(results)), encoding="utf-8")
+
+
+def replaced(text: str, tables: str) -> str:
+    """The page's text with other tables.
+
+    Raises:
+        ValueError: It does not have both markers, once each and in order.
+    """
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"the page must hold {BEGIN} and {END}, once each and in order")
+    return f"{text[: text.index(BEGIN)]}{BEGIN}\n{tables}\n{text[text.index(END) :]}"
+
+
+def render(results: Path = records.RESULTS) -> str:
+    """All tables as Markdown."""
+    scores = records.search_scores(results)
+    runs, published = select(records.read("cells", results), scores)
+    parts = [progress(results, runs, scores), search_table(results, scores)]
+    if runs:
+        parts += [zeroshot_table(runs, tower) for tower in TOWERS if any(t == tower for _, t in runs)]
+        parts += [differences(runs), ablation(runs), other_scores(runs), over_time(runs), geometry_table(runs)]
+    if published:
+        parts.append("### As published, nothing tuned\n\n" + zeroshot_table(published, TOWERS[0]))
+    parts.append(attempts_table(results))
+    return "\n\n".join(part for part in parts if part)
+
+
+def select(cells: Mapping[str, Record], scores: Mapping[str, float]) -> tuple[Runs, Runs]:
+    """The runs of the study's length with the chosen settings, and those with the published ones."""
+    chosen: Runs = defaultdict(dict)
+    published: Runs = defaultdict(dict)
+    for record in cells.values():
+        config = record["config"]
+        method, setting = config["method"], Setting(**config["setting"])
+        if config["epochs"] != CELL_EPOCHS:
+            continue
+        if setting == chosen_setting(method, scores)[0]:
+            chosen[method, config["tower"]][config["seed"]] = record
+        elif setting == DEFAULTS[method]:
+            published[method, config["tower"]][config["seed"]] = record
+    return dict(chosen), dict(published)
+
+
+def progress(results: Path, runs: Runs, scores: Mapping[str, float]) -> str:
+    """How much of the study the tables rest on."""
+    short = sum(cell.id in scores for m in METHODS for _, cell in short_search(m, scores))
+    final = sum(cell.id in scores for m in METHODS for cell in long_search(m, scores))
+    done, whole = sum(map(len, runs.values())), len(METHODS) * len(TOWERS) * len(SEEDS)
+    seconds = sum(
+        r["cpu_seconds"] for stage in ("search", "cells", "attempts") for r in records.read(stage, results).values()
+    )
+    return (
+        f"State: {short} of {RUNS_A_METHOD * len(METHODS)} short search runs, {final} of {FINALISTS * len(METHODS)} "
+        f"finalists' runs, {done} of {whole} cells; {seconds / 3600:.1f} CPU-core hours of training so far."
+    )
+
+
+def search_table(results: Path, scores: Mapping[str, float]) -> str:
+    """Every setting that was tried, with its validation score."""
+    lines = []
+    for method in METHODS:
+        setting, basis = chosen_setting(method, scores)
+        rows = [(name, SEARCH_EPOCHS, cell) for name, cell in short_search(method, scores)]
+        rows += [("finalist", FINAL_EPOCHS, cell) for cell in long_search(method, scores)]
+        for name, epochs, cell in rows:
+            if cell.id in scores:
+                mark = (
+                    " **chosen**"
+                    if cell.setting == setting and (epochs == FINAL_EPOCHS) == (basis == "finalists")
+                    else ""
+                )
+                shown = f"{percent(scores[cell.id], 2)}{mark}"
+                lines.append([NAMES[method], name, str(epochs), f"`{cell.setting.slug}`", shown])
+    head = ["method", "round", "epochs", "setting", "mean recall on the validation pairs, %"]
+    return "### The search\n\n" + (table(head, lines) if lines else "Nothing yet.")
+
+
+def zeroshot_table(runs: Runs, tower: str) -> str:
+    """Top-1 by set, mean ± sd over the seeds."""
+    methods = [m for m in METHODS if (m, tower) in runs]
+    lines = []
+    for name in ZEROSHOT:
+        values = [[r["zeroshot"][name]["acc1"] for r in runs[m, tower].values()] for m in methods]
+        lines.append([name, *map(spread, values)])
+    means = [[zeroshot_mean(r) for r in runs[m, tower].values()] for m in methods]
+    lines.append(["**mean**", *map(spread, means)])
+    head = ["set", *(f"{NAMES[m]} (n = {len(runs[m, tower])})" for m in methods)]
+    return f"#### Zero-shot top-1, %, {tower}\n\n" + table(head, lines)
+
+
+def differences(runs: Runs) -> str:
+    """CLOOB − CLIP, by cell and by tower, over the seeds that both have, and the sign test over the cells."""
+    lines, wins, losses, ties, untold = [], 0, 0, 0, 0
+    for tower in TOWERS:
+        ours, theirs = runs.get(("cloob", tower), {}), runs.get(("clip", tower), {})
+        seeds = sorted(ours.keys() & theirs.keys())
+        if not seeds:
+            continue
+        kept: list[str] = []
+        for name in ZEROSHOT:
+            pairs = [(ours[s]["zeroshot"][name], theirs[s]["zeroshot"][name]) for s in seeds]
+            values = [a["acc1"] - b["acc1"] for a, b in pairs]
+            mean = float(np.mean(values))
+            best = max(float(np.mean([p[k]["acc1"] for p in pairs])) for k in (0, 1))
+            told = above_chance(best, pairs[0][0]["n"], pairs[0][0]["n_classes"])
+            if told:
+                kept.append(name)
+                wins, losses, ties = wins + (mean > 0), losses + (mean < 0), ties + (mean == 0)
+            untold += not told
+            interval = picture_interval([picture_differences(pairs)])
+            lines.append(
+                [tower, name, points(mean), *map(span, (t_interval(values), interval)), "yes" if told else "no"]
+            )
+        if kept:
+            means = [
+                float(np.mean([ours[s]["zeroshot"][n]["acc1"] - theirs[s]["zeroshot"][n]["acc1"] for n in kept]))
+                for s in seeds
+            ]
+            groups = [
+                picture_differences([(ours[s]["zeroshot"][n], theirs[s]["zeroshot"][n]) for s in seeds]) for n in kept
+            ]
+            both = map(span, (t_interval(means), picture_interval(groups)))
+            lines.append(
+                [f"**{tower}**", "**mean of the sets above chance**", points(float(np.mean(means))), *both, ""]
+            )
+    if not lines:
+        return ""
+    head = ["tower", "set", "CLOOB − CLIP, points", "95 %, over seeds", "95 %, over pictures", "above chance"]
+    tested = wins + losses + ties
+    share = f"{wins} of {tested} ({100 * wins / tested:.0f} %)" if tested else "none of 0"
+    verdict = (
+        f"CLOOB is ahead in {share} of the (tower, set) cells above chance ({ties} ties; {untold} cells are not above "
+        f"chance for either method); two-sided sign test p = {sign_test(wins, losses):.3g}."
+    )
+    return "### CLOOB against CLIP, paired by seed\n\n" + table(head, lines) + "\n\n" + verdict
+
+
+def picture_differences(pairs: Sequence[tuple[Record, Record]]) -> np.ndarray:
+    """(n,) difference of the hits of each picture, averaged over the seeds."""
+    rows = [records.unpack(a["hits"], a["n"]).astype(float) - records.unpack(b["hits"], b["n"]) for a, b in pairs]
+    mean: np.ndarray = np.mean(rows, axis=0)
+    return mean
+
+
+def ablation(runs: Runs) -> str:
+    """The 2×2 of the family, by tower: mean zero-shot top-1 over the sets."""
+    lines = []
+    for tower in TOWERS:
+        values = {m: [zeroshot_mean(r) for r in runs.get((m, tower), {}).values()] for m in METHODS}
+        if any(values.values()):
+            for contrast, methods in (("InfoNCE", ("clip", "infonce-hopfield")), ("InfoLOOB", ("infoloob", "cloob"))):
+                lines.append([tower, contrast, *(spread(values[m]) for m in methods)])
+    title = "### Ablation: mean zero-shot top-1 over the eight sets, %"
+    return f"{title}\n\n" + table(["tower", "contrast", "no retrieval", "Hopfield retrieval"], lines)
+
+
+def other_scores(runs: Runs) -> str:
+    """Linear probe and retrieval."""
+    lines = []
+    for (method, tower), of_seed in ordered(runs):
+        found = list(of_seed.values())
+        probe = [spread([r["probe"][name]["acc1"] for r in found]) for name in PROBED]
+        keys = ("image_to_text@1", "text_to_image@1", "mean_recall")
+        val = [spread([r["val"][k] for r in found]) for k in keys]
+        photos = [spread([r["retrieval"]["tuxpaint-captions"][k] for r in found]) for k in keys[2:]]
+        lines.append([tower, NAMES[method], *probe, *val, *photos])
+    head = ["tower", "method", *(f"probe {name}" for name in PROBED)]
+    head += ["val image→text@1", "val text→image@1", "val mean recall", "tuxpaint-captions mean recall"]
+    return "### Linear probe and retrieval, %\n\n" + table(head, lines)
+
+
+def over_time(runs: Runs) -> str:
+    """Mean zero-shot top-1 along the run, with the training's CPU seconds up to there."""
+    epochs = sorted({line["epoch"] for r in every(runs) for line in r["curve"] if "zeroshot" in line})
+    lines = []
+    for (method, tower), of_seed in ordered(runs):
+        row = [tower, NAMES[method]]
+        for epoch in epochs:
+            at = [
+                line for r in of_seed.values() for line in r["curve"] if line["epoch"] == epoch and "zeroshot" in line
+            ]
+            seconds = float(np.mean([line["cpu_seconds"] for line in at])) if at else math.nan
+            accuracy = float(np.mean([np.mean(list(line["zeroshot"].values())) for line in at])) if at else math.nan
+            row.append(f"{percent(accuracy)} ({seconds:.0f} s)" if at else "–")
+        lines.append(row)
+    head = ["tower", "method", *(f"epoch {epoch}" for epoch in epochs)]
+    return "### Accuracy against epochs and time: mean zero-shot top-1, % (CPU seconds of one core)\n\n" + table(
+        head, lines
+    )
+
+
+def geometry_table(runs: Runs) -> str:
+    """Effective eigenvalues and Ajne on the validation pairs, by epoch."""
+    last = max(line["epoch"] for r in every(runs) for line in r["curve"])
+    epochs = sorted({1, *(max(1, last * k // 4) for k in range(1, 5))})
+    parts = []
+    for title, key, digits in (
+        ("Effective eigenvalues of the images (99 % of the variance)", "effective_eigenvalues_image", 0),
+        ("Effective eigenvalues of the texts", "effective_eigenvalues_text", 0),
+        ("Ajne of the images (1,000 pairs; lower is more uniform)", "ajne_image", 1),
+        ("Ajne of the texts", "ajne_text", 1),
+    ):
+        lines = []
+        for (method, tower), of_seed in ordered(runs):
+            at = [
+                [line["val"][key] for r in of_seed.values() for line in r["curve"] if line["epoch"] == e]
+                for e in epochs
+            ]
+            lines.append([tower, NAMES[method], *(f"{np.mean(v):.{digits}f}" if v else "–" for v in at)])
+        parts.append(f"#### {title}\n\n" + table(["tower", "method", *(f"epoch {e}" for e in epochs)], lines))
+    return "### Geometry on the validation pairs\n\n" + "\n\n".join(parts)
+
+
+def attempts_table(results: Path) -> str:
+    """What was tried beside the published forms."""
+    lines = []
+    for record in records.read("attempts", results).values():
+        config = record["config"]
+        slug = Setting(**config["setting"]).slug
+        row = [NAMES[config["method"]], f"`{slug}`", str(config["epochs"]), percent(record["val"]["mean_recall"], 2)]
+        row += [
+            percent(zeroshot_mean(record)),
+            str(record["val"]["effective_eigenvalues_image"]),
+            f"{record['cpu_seconds']:.0f}",
+        ]
+        lines.append(row)
+    head = ["method", "setting", "epochs", "val mean recall, %", "mean zero-shot top-1, %"]
+    head += ["effective eigenvalues, images", "CPU s"]
+    return "### Attempts (one seed)\n\n" + table(head, lines) if lines else ""
+
+
+def zeroshot_mean(record: Record) -> float:
+    """Mean top-1 over the sets."""
+    return float(np.mean([found["acc1"] for found in record["zeroshot"].values()]))
+
+
+def ordered(runs: Runs) -> list[tuple[tuple[str, str], dict[int, Record]]]:
+    """The runs tower by tower, methods in the study's order."""
+    return sorted(runs.items(), key=lambda item: (TOWERS.index(item[0][1]), METHODS.index(item[0][0])))
+
+
+def every(runs: Runs) -> Iterable[Record]:
+    """All records."""
+    return (record for of_seed in runs.values() for record in of_seed.values())
+
+
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction as per cent."""
+    return f"{100 * value:.{digits}f}"
+
+
+def points(value: float) -> str:
+    """A difference of fractions in points, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def span(interval: tuple[float, float]) -> str:
+    """An interval in points."""
+    return "–" if math.isnan(interval[0]) else f"{points(interval[0])} … {points(interval[1])}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean ± sd of fractions, in per cent."""
+    if not values:
+        return "–"
+    mean, sd = mean_sd(values)
+    return percent(mean) if math.isnan(sd) else f"{percent(mean)} ± {percent(sd)}"

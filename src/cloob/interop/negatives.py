@@ -1,0 +1,82 @@
+"""The objective with hard negatives: candidates that are nobody's positive.
+
+Anchors x, positives y, further candidates z; R(q | M) is the retrieval of q from the memory M, or q itself without:
+
+- the anchors R(x | x) against the candidates R(y | x) and R(z | x): the memory holds the N anchors;
+- the positives R(y | y) against the candidates R(x | y): the memory holds the N positives.
+
+Hard negatives are candidates of every anchor, and nothing else: they are stored in no memory. Stored beside the
+positive that it resembles, a hard negative would be averaged into what is retrieved for that positive, and the
+difference that it is there to teach would be lost.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cloob import distributed, functional
+from cloob.distributed import Layout
+from cloob.functional import streamed
+from cloob.functional.reference import combine
+from cloob.objective import STREAM_FROM, ContrastiveObjective, check_finite
+
+
+def contrast_with_negatives(
+    objective: ContrastiveObjective, anchors: Tensor, positives: Tensor, negatives: Tensor
+) -> Tensor:
+    """The objective of N pairs with M further candidates for the anchors.
+
+    Args:
+        objective: Any of the family; its ``backend`` and ``matmul`` have no effect.
+        anchors: (N, D) unit rows.
+        positives: (N, D) unit rows.
+        negatives: (M, D) unit rows.
+
+    Returns:
+        0-d loss.
+
+    Raises:
+        ValueError: Shapes do not fit; N < 2 without gather; a row is not finite or zero.
+    """
+    x, y, z = anchors, positives, negatives
+    pairs, extra = _layouts(x, y, z, objective.gather)
+    library = streamed if pairs.total + extra.total >= STREAM_FROM else functional
+    direction = library.info_loob if objective.contrast == "infoloob" else library.info_nce
+    inv_tau, beta = objective.inv_tau, objective.beta
+
+    def everywhere(rows: Tensor, layout: Layout) -> Tensor:
+        return distributed.gather_rows(rows, layout) if objective.gather else rows
+
+    if objective.hopfield:
+        all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
+        u_x, u_y, u_z = (library.hopfield_retrieval(query, all_x, beta) for query in (x, y, z))
+        v_x, v_y = (library.hopfield_retrieval(query, all_y, beta) for query in (x, y))
+    else:
+        u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
+    offset = pairs.own.start if objective.gather else 0
+    candidates = torch.cat([everywhere(u_y, pairs), everywhere(u_z, extra)])
+    to_documents = direction(u_x, candidates, inv_tau, positive_offset=offset)
+    to_anchors = direction(v_y, everywhere(v_x, pairs), inv_tau, positive_offset=offset)
+    loss = combine(to_documents, to_anchors, inv_tau, objective.scale)
+    return distributed.global_sum(loss * (len(x) / pairs.total)) if objective.gather else loss
+
+
+def _layouts(x: Tensor, y: Tensor, z: Tensor, gather: bool) -> tuple[Layout, Layout]:
+    """Whose pairs and whose negatives are where, after every rank found all ranks' rows in order."""
+    fault: ValueError | None = None
+    try:
+        if x.shape != y.shape or z.shape[1:] != x.shape[1:]:
+            raise ValueError(f"anchors {tuple(x.shape)}, positives {tuple(y.shape)}, negatives {tuple(z.shape)}")
+        check_finite(anchors=x, positives=y, negatives=z)
+    except ValueError as error:
+        fault = error
+    if not gather:
+        if fault is not None:
+            raise fault
+        return Layout((len(x),)), Layout((len(z),))
+    facts = {"pairs": len(x), "negatives": len(z), "dimension": x.shape[1]}
+    everywhere = distributed.agree(facts, fault, x.device)
+    if len(set(everywhere["dimension"])) > 1:
+        raise ValueError(f"ranks differ in embedding dimension: {everywhere['dimension']}")
+    return Layout(everywhere["pairs"]), Layout(everywhere["negatives"])

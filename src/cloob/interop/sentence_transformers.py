@@ -1,0 +1,193 @@
+"""CLOOB and InfoLOOB for text pairs, as losses of ``SentenceTransformerTrainer`` (sentence-transformers issue 1337).
+
+    loss = CLOOBLoss(model, inv_tau=30.0, beta=8.0)
+    trainer = SentenceTransformerTrainer(model, train_dataset=pairs, loss=loss)
+
+Columns: anchor x, positive y, and any number K of hard-negative columns z. What is contrasted, with retrieval R:
+
+- the anchors R(x | x) against the candidates R(y | x) and R(z | x): the memory holds the N anchors;
+- the positives R(y | y) against the candidates R(x | y): the memory holds the N positives.
+
+Hard negatives are further candidates of every anchor, N·K of them, and nothing else: they are stored in no memory.
+Stored beside the positive that it resembles, a hard negative would be averaged into what is retrieved for that
+positive, and the difference that it is there to teach would be lost. Without such columns this is the paper's
+objective, anchors in the place of images and positives in that of texts; :class:`InfoLOOBLoss` is the same without
+retrieval. Embeddings are normalised here, so that the model needs no ``Normalize`` module.
+``BatchSamplers.NO_DUPLICATES`` keeps a text from being its own negative.
+
+The cached variants bound memory by ``mini_batch_size`` with sentence-transformers' own gradient caching: one evaluation
+of the objective on the whole batch, mini-batches embedded twice, random state replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob import distributed
+from cloob.errors import require
+from cloob.functional.reference import Scale
+from cloob.interop.negatives import contrast_with_negatives
+from cloob.objective import ContrastiveObjective
+
+require("sentence_transformers", "sentence-transformers")
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input  # noqa: E402
+
+_CITATION = """
+@inproceedings{furst2022cloob,
+    title={CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP},
+    author={F{\\"u}rst, Andreas and Rumetshofer, Elisabeth and Lehner, Johannes and Tran, Viet and Tang, Fei and
+        Ramsauer, Hubert and Kreil, David and Kopp, Michael and Klambauer, G{\\"u}nter and Bitto-Nemling, Angela and
+        Hochreiter, Sepp},
+    booktitle={Advances in Neural Information Processing Systems},
+    year={2022},
+    eprint={2110.11316},
+    archivePrefix={arXiv},
+    primaryClass={cs.LG}
+}
+"""
+
+
+class InfoLOOBLoss(nn.Module):
+    """InfoLOOB on (anchor, positive[, negative_1, …]) columns: InfoNCE with the positive left out of the denominator.
+
+    Args:
+        model: The ``SentenceTransformer``; its outputs hold ``sentence_embedding``.
+        inv_tau: Inverse temperature τ⁻¹ > 0, the ``scale`` of ``MultipleNegativesRankingLoss``.
+        scale: ``"paper"`` is τ · (sum of both directions), ``"unit"`` their mean, in the size of the losses of
+            sentence-transformers; paper = unit · 2τ. It matters for ``max_grad_norm`` and for mixtures of losses.
+        gather_across_devices: Contrast over the batches of all ranks; the loss is the global one, and the gradient is
+            exact after DDP's averaging, also for batches of unequal size.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inv_tau: float = 30.0,
+        *,
+        scale: Scale = "paper",
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.gather_across_devices = gather_across_devices
+        self.objective = ContrastiveObjective(hopfield=False, inv_tau=inv_tau, scale=scale)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            sentence_features: For each column the tokenised batch of N texts.
+            labels: Without effect.
+
+        Returns:
+            0-d loss, float32. A batch of one pair, which a sampler may leave at the end of an epoch, has no negatives:
+            it gives 0 and zero gradients.
+
+        Raises:
+            ValueError: Fewer than two columns; an embedding that is not finite or zero.
+        """
+        return self.calculate_loss([[self.model(features)["sentence_embedding"]] for features in sentence_features])
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """The loss of embeddings, as sentence-transformers' gradient caching and ``MatryoshkaLoss`` call it.
+
+        Args:
+            reps: For each column its embeddings, in parts of (n, D).
+            labels: Without effect.
+            with_backward: Also run the backward pass, and return the loss without graph.
+        """
+        if len(reps) < 2:
+            raise ValueError(f"{len(reps)} column: an anchor and a positive are expected at least")
+        anchors, positives, *negatives = (_unit_rows(torch.cat(parts)) for parts in reps)
+        self.objective.gather = self.gather_across_devices and distributed.world_size() > 1
+        if len(anchors) < 2 and not self.objective.gather:
+            loss = 0.0 * torch.cat([anchors, positives, *negatives]).sum()
+        elif negatives:
+            loss = contrast_with_negatives(self.objective, anchors, positives, torch.cat(negatives))
+        else:
+            loss = self.objective(anchors, positives)
+        if with_backward:
+            torch.autograd.backward(loss)
+            loss = loss.detach()
+        return loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments, for the model card."""
+        config = self.objective.config()
+        keys = ("inv_tau", "beta", "scale") if self.objective.hopfield else ("inv_tau", "scale")
+        return {**{key: config[key] for key in keys}, "gather_across_devices": self.gather_across_devices}
+
+    @property
+    def citation(self) -> str:
+        """BibTeX, for the model card."""
+        return _CITATION
+
+
+class CLOOBLoss(InfoLOOBLoss):
+    """InfoLOOB on embeddings retrieved from modern Hopfield memories of the batch; the module says what they hold.
+
+    Args:
+        model: As :class:`InfoLOOBLoss`.
+        inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast.
+        beta: Inverse temperature β > 0 of the retrieval.
+        scale: As :class:`InfoLOOBLoss`.
+        gather_across_devices: As :class:`InfoLOOBLoss`; the memories then hold the batches of all ranks.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inv_tau: float = 30.0,
+        beta: float = 8.0,
+        *,
+        scale: Scale = "paper",
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(model, inv_tau, scale=scale, gather_across_devices=gather_across_devices)
+        self.objective = ContrastiveObjective.cloob(inv_tau=inv_tau, beta=beta, scale=scale)
+
+
+class _Cached(InfoLOOBLoss, CachedLossMixin):
+    """The forward pass with gradient caching, for a loss of this module that stands behind it among the bases."""
+
+    def __init__(self, model: nn.Module, *args: Any, mini_batch_size: int = 32, **kwargs: Any) -> None:
+        if mini_batch_size < 1:
+            raise ValueError(f"mini_batch_size is {mini_batch_size}; at least 1 is expected")
+        if has_static_embedding_input(model):
+            raise ValueError("a StaticEmbedding's input has no batch dimension to cut; use the loss without cache")
+        super().__init__(model, *args, **kwargs)
+        self.mini_batch_size = mini_batch_size
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """As the loss without cache; the second embedding runs in the backward pass of what it returns."""
+        loss: Tensor = self.forward_cached(sentence_features, labels)
+        return loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The arguments, for the model card."""
+        return {**super().get_config_dict(), "mini_batch_size": self.mini_batch_size}
+
+
+class CachedInfoLOOBLoss(_Cached):
+    """:class:`InfoLOOBLoss` with gradient caching: ``mini_batch_size`` texts (default 32) pass the model at once."""
+
+
+class CachedCLOOBLoss(_Cached, CLOOBLoss):
+    """:class:`CLOOBLoss` with gradient caching: ``mini_batch_size`` texts (default 32) pass the model at once."""
+
+
+def _unit_rows(embeddings: Tensor) -> Tensor:
+    return F.normalize(embeddings if embeddings.dtype == torch.float64 else embeddings.float(), dim=1)

@@ -1,0 +1,177 @@
+"""The study's machinery: the same budget for all, one order of pairs for all, runs that can be stopped anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def tiny_data(n: int = 40) -> Any:
+    from benchmarks.pictograms.cache import Data, Pairs
+
+    random = np.random.default_rng(0)
+
+    def pairs(count: int) -> Pairs:
+        tokens = np.zeros((count, 24), np.int32)
+        tokens[:, 0], tokens[:, 1], tokens[:, 2] = 49406, random.integers(1, 500, count), 49407
+        images = random.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+        return Pairs(images, tokens, np.arange(count), tuple(f"thing {i}" for i in range(count)))
+
+    return Data({"train": pairs(n), "val": pairs(12)}, {}, {})
+
+
+def tiny_cell(**changes: Any) -> Any:
+    from benchmarks.pictograms.cells import DEFAULTS, search_cell
+
+    cell = search_cell("cloob", dataclasses.replace(DEFAULTS["cloob"], batch_size=16, **changes), 2)
+    return dataclasses.replace(cell, tower="tiny-convnext")
+
+
+def comparable(record: dict[str, Any]) -> dict[str, Any]:
+    curve = [{k: v for k, v in line.items() if not k.endswith("seconds")} for line in record["curve"]]
+    return {k: v for k, v in record.items() if not k.endswith("seconds")} | {"curve": curve}
+
+
+def test_every_method_gets_the_same_number_of_runs_and_only_validation_decides() -> None:
+    from benchmarks.pictograms import cells
+
+    scores: dict[str, float] = {}
+    for _ in range(100):
+        todo = [cell for cell in cells.search_cells(scores) if cell.id not in scores]
+        if not todo:
+            break
+        scores[todo[0].id] = (len(todo[0].id) * 37 % 101) / 101
+    assert len(scores) == len(cells.METHODS) * (cells.RUNS_A_METHOD + cells.FINALISTS)
+    for method in cells.METHODS:
+        short = [cell for _, cell in cells.short_search(method, scores)]
+        assert len({cell.id for cell in short}) == cells.RUNS_A_METHOD
+        final = cells.long_search(method, scores)
+        assert final[0].setting == cells.DEFAULTS[method]
+        assert len({cell.id for cell in final}) == cells.FINALISTS
+        best = max(final, key=lambda cell: scores[cell.id])
+        assert cells.chosen_setting(method, scores) == (best.setting, "finalists")
+
+
+def test_a_round_starts_from_the_best_of_the_one_before() -> None:
+    from benchmarks.pictograms import cells
+
+    first = [cell for _, cell in cells.short_search("clip", {})]
+    assert [cell.setting for cell in first] == [cells.DEFAULTS["clip"]]
+    scores = {first[0].id: 0.1}
+    temperatures = [cell for name, cell in cells.short_search("clip", scores) if name == "temperature"]
+    assert [(c.setting.inv_tau, c.setting.learnable_inv_tau) for c in temperatures] == [
+        (t, False) for t in (10.0, 20.0, 30.0, 50.0)
+    ]
+    scores |= {cell.id: 0.2 if cell.setting.inv_tau == 20 else 0.05 for cell in temperatures}
+    rates = [cell for name, cell in cells.short_search("clip", scores) if name == "learning rate"]
+    assert [(c.setting.inv_tau, c.setting.lr) for c in rates] == [(20.0, 5e-4), (20.0, 2e-3), (20.0, 4e-3)]
+
+
+def test_cells_and_records_name_each_other() -> None:
+    from benchmarks.pictograms import cells
+
+    grid = cells.grid({})
+    assert len({cell.id for cell in grid}) == len(grid) == len(cells.METHODS) * len(cells.TOWERS) * len(cells.SEEDS)
+    assert all(cells.Cell.from_config(cell.config()) == cell for cell in grid)
+    assert cells.SEARCH_SEED not in cells.SEEDS
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    from benchmarks.pictograms.running import Interrupted, Run
+
+    data, cell = tiny_data(), tiny_cell()
+    whole = Run(cell, data, tmp_path / "whole.pt", full=False).go(lambda: False)
+    assert (whole["steps"], whole["pairs_seen"], len(whole["curve"])) == (4, 64, 2)
+    state = tmp_path / "stopped.pt"
+    for stop_after in (1, 2):  # in the middle of the first epoch, and of the second
+        counter = itertools.count(1)
+        with pytest.raises(Interrupted):
+            Run(cell, data, state, full=False).go(lambda c=counter, n=stop_after: next(c) == n)  # type: ignore[misc]
+    assert comparable(Run(cell, data, state, full=False).go(lambda: False)) == comparable(whole)
+
+
+def test_all_methods_start_alike_and_see_the_same_pairs(tmp_path: Path) -> None:
+    from benchmarks.pictograms.cache import Augmented
+    from benchmarks.pictograms.cells import DEFAULTS
+    from benchmarks.pictograms.running import Run
+
+    data = tiny_data()
+    runs = [
+        Run(dataclasses.replace(tiny_cell(), method=m, setting=DEFAULTS[m]), data, tmp_path / m, full=False)
+        for m in ("clip", "cloob")
+    ]
+    for a, b in zip(*(run.encoder.parameters() for run in runs), strict=True):
+        assert torch.equal(a, b)
+    indices = np.array([3, 0, 5])
+    first, again = (Augmented(data.pairs["train"], 7).batch(1, indices) for _ in range(2))
+    other = Augmented(data.pairs["train"], 7).batch(2, indices)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    assert first[2].tolist() == indices.tolist()
+
+
+def test_variants_meet_the_published_forms_at_their_ends() -> None:
+    from benchmarks.pictograms.variants import Variant
+
+    from cloob.objective import make_objective
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.nn.functional.normalize(torch.randn(9, 5, generator=generator), dim=1) for _ in range(2))
+    cloob, infoloob = (make_objective(name, inv_tau=20.0) for name in ("cloob", "infoloob"))
+    plain, retrieved = float(infoloob(x, y)), float(cloob(x, y))
+    for option, progress, expected in (
+        ("warm", 0.49, plain),
+        ("warm", 0.5, retrieved),
+        ("ramp", 0.0, plain),
+        ("ramp", 0.25, 0.75 * plain + 0.25 * retrieved),
+        ("ramp", 1.0, retrieved),
+        ("sum", 0.3, (plain + retrieved) / 2),
+        ("grown-beta", 0.0, retrieved),
+        ("grown-beta", 1.0, float(make_objective("cloob", inv_tau=20.0, beta=32.0)(x, y))),
+    ):
+        variant = Variant(cloob, option)
+        variant.progress = progress
+        assert float(variant(x, y)) == pytest.approx(expected, rel=1e-5), (option, progress)
+
+
+def test_beta_of_perplexity_retrieves_as_many_as_asked() -> None:
+    from benchmarks.pictograms.variants import beta_of_perplexity
+
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.nn.functional.normalize(torch.randn(60, 8, generator=generator), dim=1)
+    beta = beta_of_perplexity(rows, 30, 4.0)
+    scores = beta * rows[30:] @ rows[:30].T
+    entropies = []
+    for row in torch.cat([scores, scores.T]):
+        p = [float(value) for value in torch.softmax(row, 0)]
+        entropies.append(-sum(q * np.log(q) for q in p))
+    assert np.exp(np.mean(entropies)) == pytest.approx(4.0, rel=0.02)
+
+
+def test_a_claim_keeps_others_out_and_dies_with_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.pictograms import study
+
+    monkeypatch.setattr(study, "WORK", tmp_path)
+    cell = tiny_cell()
+    with study.claimed(cell) as mine:
+        assert mine
+        with study.claimed(cell) as another:
+            assert not another
+    path = tmp_path / "claims" / f"{cell.stage}--{cell.id}"
+    assert not path.exists()
+    path.write_text("4194305")  # above the largest process number there can be
+    with study.claimed(cell) as mine:
+        assert mine

@@ -1,0 +1,138 @@
+"""The tables in docs/results.md come from the committed records, and the arithmetic behind them is right."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def hits(right: int, n: int) -> np.ndarray:
+    return np.arange(n) < right
+
+
+def cell_record(method: str, seed: int, right: int, setting: Any, tower: str = "tiny-resnet") -> dict[str, Any]:
+    from benchmarks.pictograms import cells, records
+
+    n = 100
+    cell = cells.Cell("cells", method, tower, seed, cells.CELL_EPOCHS, setting)
+    scores = {"acc1": right / n, "n": n, "n_classes": 20, "hits": records.pack(hits(right, n))}
+    val = {"mean_recall": 0.5, "image_to_text@1": 0.25, "text_to_image@1": 0.25, "effective_eigenvalues_image": 9}
+    val |= {"effective_eigenvalues_text": 8, "ajne_image": 3.0, "ajne_text": 2.0}
+    zeroshot = dict.fromkeys(cells.ZEROSHOT, scores)
+    curve = [
+        {"epoch": e, "cpu_seconds": 10.0 * e, "val": val, "zeroshot": dict.fromkeys(cells.ZEROSHOT, right / 200)}
+        for e in (1, cells.CELL_EPOCHS)
+    ]
+    return {
+        "id": cell.id,
+        "config": cell.config(),
+        "cpu_seconds": 1800.0,
+        "val": val,
+        "zeroshot": zeroshot,
+        "probe": dict.fromkeys(cells.PROBED, scores),
+        "retrieval": {"tuxpaint-captions": val},
+        "curve": curve,
+    }
+
+
+def test_the_page_holds_what_the_records_give() -> None:
+    from benchmarks.pictograms import tables
+
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert tables.replaced(page, tables.render()) == page, "run: python -m benchmarks.pictograms tables"
+
+
+def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> None:
+    from benchmarks.pictograms import cells, records
+
+    for stage in ("search", "cells", "attempts"):
+        for name, record in records.read(stage).items():
+            cell = cells.Cell.from_config(record["config"])
+            assert (cell.id, cell.stage, record["id"]) == (name, stage, name)
+            assert len(record["curve"]) == cell.epochs
+            assert "/" not in str(record["machine"])
+            assert ("zeroshot" in record) == (stage != "search"), "the search must not see a test set"
+
+
+def test_tables_of_known_records(tmp_path: Path) -> None:
+    from benchmarks.pictograms import cells, records, tables
+
+    for method, rights in (("clip", (40, 50, 60)), ("cloob", (46, 54, 68))):
+        for seed, right in enumerate(rights):
+            record = cell_record(method, seed, right, cells.DEFAULTS[method])
+            records.write(tmp_path / "cells" / f"{record['id']}.json", record)
+    other = cell_record("cloob", 0, 99, dataclasses.replace(cells.DEFAULTS["cloob"], beta=3.0))
+    records.write(tmp_path / "cells" / f"{other['id']}.json", other)
+
+    text = tables.render(tmp_path)
+    assert "| flags | 50.0 ± 10.0 | 56.0 ± 11.1 |" in text
+    # Differences 6, 4, 8 points: mean 6, sd 2, t(2) = 4.303: 6 ± 4.303 · 2 / √3 = 6 ± 4.97.
+    assert "| tiny-resnet | flags | +6.0 | +1.0 … +11.0 |" in text
+    assert "| **tiny-resnet** | **mean of the sets above chance** | +6.0 | +1.0 … +11.0 |" in text
+    assert "ahead in 8 of 8 (100 %)" in text
+    assert "p = 0.00781" in text  # 2 / 2⁸
+    assert "| tiny-resnet | InfoLOOB | – | 56.0 ± 11.1 |" in text
+    assert f"6 of {len(cells.METHODS) * 9} cells" in text
+    assert "| tiny-resnet | CLOOB | 28.0 (10 s) | 28.0 (240 s) |" in text
+    assert "99.0" not in text
+
+
+def test_picture_differences_average_over_seeds(tmp_path: Path) -> None:
+    from benchmarks.pictograms import records, tables
+
+    pairs = [
+        tuple({"hits": records.pack(np.array(h, bool)), "n": 3} for h in of_seed)
+        for of_seed in (([1, 1, 0], [0, 1, 0]), ([1, 0, 0], [1, 0, 1]))
+    ]
+    assert tables.picture_differences(pairs).tolist() == [0.5, 0.0, -0.5]
+
+
+def test_statistics_by_hand() -> None:
+    from benchmarks.pictograms import stats
+
+    assert stats.sign_test(5, 0) == pytest.approx(2 / 32)
+    assert stats.sign_test(3, 1) == pytest.approx(2 * (4 + 1) / 16)
+    assert stats.sign_test(1, 1) == 1.0
+    assert stats.sign_test(0, 0) == 1.0
+    assert stats.mean_sd([1.0, 3.0]) == pytest.approx((2.0, math.sqrt(2)))
+    # t(1) at 97.5 % is 12.7062, and sd/√2 of these is 1.
+    assert stats.t_interval([1.0, 3.0]) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-3)
+    assert all(map(math.isnan, stats.t_interval([1.0])))
+    groups = [np.array([0.0, 1.0]), np.array([0.0, 0.0, 3.0])]
+    # Means 1/2 and 1, variances 1/2 and 3: se² = (1/4 + 1) / 4.
+    half = 1.959964 * math.sqrt(1.25 / 4)
+    assert stats.picture_interval(groups) == pytest.approx((0.75 - half, 0.75 + half), abs=1e-5)
+    # Chance 1/10 with 100 pictures: standard error 0.03.
+    assert not stats.above_chance(0.19, 100, 10)
+    assert stats.above_chance(0.191, 100, 10)
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 17])
+def test_packed_hits_come_back(n: int) -> None:
+    from benchmarks.pictograms import records
+
+    original = np.random.default_rng(n).random(n) < 0.5
+    assert (records.unpack(records.pack(original), n) == original).all()
+
+
+def test_markers_must_be_there() -> None:
+    from benchmarks.pictograms import tables
+
+    assert tables.replaced(f"a\n{tables.BEGIN}\nold\n{tables.END}\nb", "new") == (
+        f"a\n{tables.BEGIN}\nnew\n{tables.END}\nb"
+    )
+    for text in ("", tables.BEGIN, f"{tables.END} {tables.BEGIN}", f"{tables.BEGIN}{tables.BEGIN}{tables.END}"):
+        with pytest.raises(ValueError, match="once each"):
+            tables.replaced(text, "new")

@@ -1,0 +1,22 @@
+"""One process of the launcher under torchrun, on a machine without an accelerator.
+
+open_clip_train 3.3 hands DDP ``device_ids=[cpu]``, which DDP refuses, so several processes need an accelerator.
+Nothing else is changed here.
+"""
+
+from __future__ import annotations
+
+import runpy
+from typing import Any
+
+import torch
+
+
+class CpuDdp(torch.nn.parallel.DistributedDataParallel):
+    def __init__(self, module: torch.nn.Module, device_ids: Any = None, **more: Any) -> None:
+        assert device_ids == [torch.device("cpu")]
+        super().__init__(module, **more)
+
+
+torch.nn.parallel.DistributedDataParallel = CpuDdp  # type: ignore[misc]
+runpy.run_module("cloob.interop.open_clip", run_name="__main__")

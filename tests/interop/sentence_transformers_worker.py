@@ -1,0 +1,24 @@
+"""One process of a SentenceTransformerTrainer run under torchrun: folder, cached or not; rank 0 saves what came out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tiny_bert
+import torch
+
+from cloob.distributed import rank
+from cloob.interop.sentence_transformers import CachedCLOOBLoss, CLOOBLoss
+
+folder, kind = Path(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+model = tiny_bert.load(folder)
+loss = (
+    CachedCLOOBLoss(model, mini_batch_size=3, gather_across_devices=True)
+    if kind == "cached"
+    else CLOOBLoss(model, gather_across_devices=True)
+)
+losses = tiny_bert.fit(model, loss, tiny_bert.PAIRS, folder / "out", per_device_train_batch_size=4, ddp_backend="gloo")
+if rank() == 0:
+    torch.save({"losses": losses, "state": model.state_dict()}, folder / f"{kind}.pt")

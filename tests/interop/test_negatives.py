@@ -1,0 +1,132 @@
+"""Hard negatives against the formula, written as loops."""
+
+from __future__ import annotations
+
+import math
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob import ContrastiveObjective
+from cloob.interop import negatives
+from cloob.interop.negatives import contrast_with_negatives
+from cloob.objective import OBJECTIVES, NonFiniteFeaturesError, make_objective
+
+N, M, D = 5, 7, 4
+
+
+def rows(*sizes: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [F.normalize(torch.randn(n, D, generator=generator, dtype=dtype), dim=1).requires_grad_() for n in sizes]
+
+
+def by_loops(objective: ContrastiveObjective, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    inv_tau, beta = float(objective.inv_tau), float(objective.beta)
+
+    def retrieve(query: Tensor, memory: Tensor) -> Tensor:
+        if not objective.hopfield:
+            return query
+        weights = [torch.exp(beta * query @ stored) for stored in memory]
+        average = sum(weight * stored for weight, stored in zip(weights, memory, strict=True)) / sum(weights)
+        return average / average.norm()
+
+    total = 0.0
+    for i in range(len(x)):
+        documents = [torch.exp(inv_tau * retrieve(x[i], x) @ retrieve(d, x)) for d in [*y, *z]]
+        anchors = [torch.exp(inv_tau * retrieve(y[i], y) @ retrieve(a, y)) for a in x]
+        for candidates in (documents, anchors):
+            others = [c for j, c in enumerate(candidates) if j != i or objective.contrast == "infonce"]
+            total = total - torch.log(candidates[i] / sum(others))
+    return total / len(x) * (1 / inv_tau if objective.scale == "paper" else 0.5)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("path", ["reference", "streamed"])
+def test_equals_the_formula(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path == "streamed":
+        monkeypatch.setattr(negatives, "STREAM_FROM", 2)
+    objective = make_objective(name, inv_tau=9.0, learnable_inv_tau=False)
+    found, expected = rows(N, N, M), rows(N, N, M)
+    loss, by_hand = contrast_with_negatives(objective, *found), by_loops(objective, *expected)
+    torch.testing.assert_close(loss, by_hand, rtol=1e-10, atol=1e-12)
+    loss.backward()
+    by_hand.backward()
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left.grad, right.grad, rtol=1e-9, atol=1e-11)
+        assert float(left.grad.abs().max()) > 1e-3
+
+
+def test_without_negatives_it_is_the_objective() -> None:
+    x, y, none = rows(N, N, 0)
+    objective = ContrastiveObjective.cloob()
+    torch.testing.assert_close(contrast_with_negatives(objective, x, y, none), objective(x, y))
+
+
+def test_learnable_scales_get_their_gradient() -> None:
+    objective = ContrastiveObjective.cloob(learnable_inv_tau=True, learnable_beta=True)
+    contrast_with_negatives(objective, *rows(N, N, M, dtype=torch.float32)).backward()
+    assert all(float(p.grad.abs()) > 0 for p in objective.parameters())
+
+
+def test_bad_input_is_named() -> None:
+    x, y, z = (side.detach() for side in rows(N, N, M))
+    with pytest.raises(ValueError, match=r"positives \(4, 4\)"):
+        contrast_with_negatives(ContrastiveObjective.cloob(), x, y[:-1], z)
+    z[3] = math.nan
+    with pytest.raises(NonFiniteFeaturesError, match="negatives: 1 of 7 rows are bad; row 3"):
+        contrast_with_negatives(ContrastiveObjective.cloob(), x, y, z)
+
+
+PAIRS, EXTRA = (3, 2), (3, 4)  # rows of the two ranks
+
+
+def _worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    own = [side.split(sizes)[rank] for side, sizes in zip(rows(N, N, M), (PAIRS, PAIRS, EXTRA), strict=True)]
+    found = {}
+    for name in ("cloob", "infoloob"):
+        tower = nn.parallel.DistributedDataParallel(_tower())
+        objective = make_objective(name, gather=True)
+        loss = contrast_with_negatives(objective, *(F.normalize(tower(side), dim=1) for side in own))
+        loss.backward()
+        found[name] = (loss.detach(), tower.module.weight.grad)
+    message = ""
+    try:
+        contrast_with_negatives(objective, own[0], own[1], own[2] * (0.0 if rank else 1.0))
+    except NonFiniteFeaturesError as error:
+        message = str(error)
+    torch.save((found, message), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _tower() -> nn.Linear:
+    tower = nn.Linear(D, D, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        tower.weight.copy_(torch.eye(D) + torch.arange(D * D).view(D, D) / 20)
+    return tower
+
+
+def test_two_ranks_equal_one(tmp_path: Path) -> None:
+    """Unequal numbers of pairs and of negatives, through DDP; an error of one rank is everybody's."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = int(server.getsockname()[1])
+    mp.spawn(_worker, (port, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for name in ("cloob", "infoloob"):
+        tower = _tower()
+        loss = contrast_with_negatives(
+            make_objective(name), *(F.normalize(tower(side), dim=1) for side in rows(N, N, M))
+        )
+        loss.backward()
+        for found, message in ranks:
+            torch.testing.assert_close(found[name][0], loss.detach(), rtol=1e-12, atol=0.0)
+            torch.testing.assert_close(found[name][1], tower.weight.grad, rtol=1e-10, atol=1e-12)
+            assert "rank 1: negatives: 4 of 4 rows" in message

@@ -1,0 +1,167 @@
+"""Our losses in sentence-transformers' trainer, on a tiny model that is really trained."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_bert
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+for package in ("sentence_transformers", "datasets", "accelerate"):
+    pytest.importorskip(package, reason='pip install "cloob[sentence-transformers]" brings what is missing')
+
+from cloob import ContrastiveObjective  # noqa: E402
+from cloob.functional import cloob_reference  # noqa: E402
+from cloob.interop.negatives import contrast_with_negatives  # noqa: E402
+from cloob.interop.sentence_transformers import CachedCLOOBLoss, CachedInfoLOOBLoss, CLOOBLoss, InfoLOOBLoss  # noqa: E402
+
+TWO = {key: tiny_bert.PAIRS[key] for key in ("anchor", "positive")}
+LOSSES = (InfoLOOBLoss, CLOOBLoss, CachedInfoLOOBLoss, CachedCLOOBLoss)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("bert")
+    tiny_bert.build(path)
+    return path
+
+
+@pytest.fixture
+def model(folder: Path) -> Any:
+    return tiny_bert.load(folder).train()
+
+
+def tokens(model: Any, columns: dict[str, list[str]]) -> list[dict[str, Tensor]]:
+    return [model.preprocess(texts) for texts in columns.values()]
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("columns", [TWO, tiny_bert.PAIRS], ids=["pairs", "hard negatives"])
+@pytest.mark.parametrize("hopfield", [False, True], ids=["infoloob", "cloob"])
+def test_value_is_the_objective_of_unit_embeddings(model: Any, columns: dict[str, list[str]], hopfield: bool) -> None:
+    loss = CLOOBLoss(model, 20.0, 5.0) if hopfield else InfoLOOBLoss(model, 20.0)
+    rows = [F.normalize(model(features)["sentence_embedding"], dim=1) for features in tokens(model, columns)]
+    objective = ContrastiveObjective(hopfield=hopfield, inv_tau=20.0, beta=5.0)
+    expected = objective(*rows) if len(rows) == 2 else contrast_with_negatives(objective, *rows)
+    torch.testing.assert_close(loss(tokens(model, columns), None), expected, rtol=1e-6, atol=1e-6)
+    if hopfield and len(rows) == 2:
+        torch.testing.assert_close(expected, cloob_reference(*rows, 20.0, 5.0))
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 50])
+@pytest.mark.parametrize(("plain", "cached"), [(CLOOBLoss, CachedCLOOBLoss), (InfoLOOBLoss, CachedInfoLOOBLoss)])
+def test_cached_equals_plain(model: Any, plain: Any, cached: Any, size: int) -> None:
+    expected = plain(model)(tokens(model, tiny_bert.PAIRS))
+    expected.backward()
+    right = gradients(model)
+    found = cached(model, mini_batch_size=size)(tokens(model, tiny_bert.PAIRS))
+    (3.0 * found).backward()  # as a loss scaler does
+    left = gradients(model)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert left.keys() == right.keys() and right
+    for name, value in right.items():
+        assert float((left[name] / 3.0 - value).abs().max()) <= 1e-5 * float(value.abs().max()) + 1e-7, name
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_trainer_trains(model: Any, kind: Any, tmp_path: Path) -> None:
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    loss = kind(model, inv_tau=10.0, **({"mini_batch_size": 4} if "Cached" in kind.__name__ else {}))
+    columns = tiny_bert.PAIRS if "CLOOB" in kind.__name__ else TWO
+    losses = tiny_bert.fit(model, loss, columns, tmp_path, optim="adamw_torch", learning_rate=3e-3, num_train_epochs=6)
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 0.02
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.grad is not None)
+
+
+def test_a_last_batch_of_one_pair_does_not_stop_the_training(model: Any, tmp_path: Path) -> None:
+    one = {name: texts[:1] for name, texts in tiny_bert.PAIRS.items()}
+    for columns in (one, {name: one[name] for name in TWO}):
+        loss = CLOOBLoss(model)(tokens(model, columns))
+        assert float(loss.detach()) == 0.0
+        loss.backward()
+        assert all(float(g.abs().max()) == 0.0 for g in gradients(model).values())
+    losses = tiny_bert.fit(
+        model, CachedCLOOBLoss(model), TWO, tmp_path, per_device_train_batch_size=7, num_train_epochs=1
+    )
+    assert len(losses) == 2 and losses[1] == 0.0
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_matryoshka(model: Any, cached: bool) -> None:
+    from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+
+    inner = CachedCLOOBLoss(model, mini_batch_size=3) if cached else CLOOBLoss(model)
+    loss = MatryoshkaLoss(model, inner, [16, 4], matryoshka_weights=[1.0, 0.5])
+    rows = [model(features)["sentence_embedding"] for features in tokens(model, TWO)]
+    expected = sum(
+        weight * cloob_reference(*(F.normalize(side[:, :d], dim=1) for side in rows), 30.0)
+        for d, weight in ((16, 1.0), (4, 0.5))
+    )
+    expected.backward()
+    right = gradients(model)
+    found = loss(tokens(model, TWO), None)
+    found.backward()
+    left = gradients(model)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    for name, value in right.items():
+        assert float((left[name] - value).abs().max()) <= 1e-4 * float(value.abs().max()) + 1e-7, name
+
+
+def test_config_and_citation(model: Any) -> None:
+    plain = {"inv_tau": 20.0, "scale": "unit", "gather_across_devices": False}
+    assert InfoLOOBLoss(model, 20.0, scale="unit").get_config_dict() == plain
+    assert CachedCLOOBLoss(model, 20.0, 6.0, scale="unit", mini_batch_size=5).get_config_dict() == {
+        **plain,
+        "beta": 6.0,
+        "mini_batch_size": 5,
+    }
+    assert CLOOBLoss(model, scale="unit").objective.scale == "unit"
+    assert "2110.11316" in CLOOBLoss(model).citation and 'F{\\"u}rst' in CLOOBLoss(model).citation
+
+
+def test_bad_input(model: Any) -> None:
+    with pytest.raises(ValueError, match="an anchor and a positive"):
+        CLOOBLoss(model)(tokens(model, TWO)[:1])
+    with pytest.raises(ValueError, match="mini_batch_size is 0"):
+        CachedCLOOBLoss(model, mini_batch_size=0)
+    with pytest.raises(ValueError, match="beta"):
+        CLOOBLoss(model, beta=-1.0)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["plain", "cached"])
+def test_two_processes_equal_one(kind: str, folder: Path, model: Any, tmp_path: Path) -> None:
+    """SGD, as many pairs as a global batch holds, hard negatives."""
+    expected = tiny_bert.fit(model, CLOOBLoss(model), tiny_bert.PAIRS, tmp_path)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    worker = Path(__file__).with_name("sentence_transformers_worker.py")
+    done = subprocess.run(
+        [*command, str(worker), str(folder), kind],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = torch.load(folder / f"{kind}.pt")
+    assert found["losses"] == pytest.approx(expected, abs=1e-4)
+    start = tiny_bert.load(folder).state_dict()
+    moved = 0.0
+    for name, value in model.state_dict().items():
+        moved = max(moved, float((value - start[name]).abs().max()))
+        torch.testing.assert_close(found["state"][name], value, rtol=1e-4, atol=1e-6)
+    assert moved > 1e-3
