@@ -33,6 +33,8 @@ def test_the_example_needs_torch_alone() -> None:
     """It runs where nothing but torch can be imported."""
     blocked = ["PIL", "numpy", "open_clip", "pyarrow", "timm", "torchvision", "transformers"]
     head = f"import sys\nfor name in {blocked!r}:\n    sys.modules[name] = None\n"
-    code = head + "\n".join(blocks()).replace("range(200)", "range(2)").replace("pairs(2048)", "pairs(512)")
+    code = head + "\n".join(blocks()).replace("step in range(200)", "step in range(2)").replace(
+        "pairs(2048)", "pairs(512)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -47,6 +47,7 @@ class Setting:
         beta: β; None for methods without retrieval.
         mask_duplicates: Pairs of equal caption are no negatives of each other.
         option: "" for the objective as published, else a key of ``variants.OPTIONS``.
+        start: "" for the towers as initialised, "centred" to move the image embeddings' mean into the origin first.
     """
 
     lr: float = 1e-3
@@ -57,6 +58,7 @@ class Setting:
     beta: float | None = None
     mask_duplicates: bool = False
     option: str = ""
+    start: str = ""
 
     @property
     def slug(self) -> str:
@@ -65,7 +67,7 @@ class Setting:
         parts = [f"lr{self.lr:g}", f"wd{self.weight_decay:g}", f"n{self.batch_size}", tau]
         parts += [f"b{self.beta:g}"] if self.beta is not None else []
         parts += ["masked"] if self.mask_duplicates else []
-        return "_".join(parts + ([self.option] if self.option else []))
+        return "_".join([*parts, *filter(None, (self.option, self.start))])
 
 
 @dataclass(frozen=True)

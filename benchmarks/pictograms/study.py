@@ -35,7 +35,7 @@ def open_cells(stage: str, options: argparse.Namespace) -> Iterable[Cell]:
     else:
         from benchmarks.pictograms.attempts import attempts
 
-        listed = attempts(scores)
+        listed = attempts()
     wanted = {"method": options.method, "tower": options.tower, "seed": options.seed}
     return [c for c in listed if all(not v or str(getattr(c, k)) in v.split(",") for k, v in wanted.items())]
 
@@ -90,7 +90,7 @@ class Stage:
 
         from cloob.models.towers import create_model
 
-        full = self.stage != "search"
+        full = self.stage == "cells"
         if self.data is None:
             encoder = create_model(cell.tower, seed=0)
             self.data = cache.load(self.options.data, WORK / "cache", encoder, tests=full)
@@ -108,9 +108,20 @@ class Stage:
             shutil.rmtree(folder, ignore_errors=True)
             run.save_towers(folder)
         state.unlink(missing_ok=True)
+        refresh()
         first = "".join(f" {name} {s['acc1']:.3f}" for name, s in record.get("zeroshot", {}).items())
         say(f"done: mean recall {record['val']['mean_recall']:.4f}, {record['cpu_seconds']:.0f} CPU s{first}")
         return True
+
+
+def refresh() -> None:
+    """Brings the page up to date with the records, so that the two never disagree for long."""
+    from benchmarks.pictograms import tables
+
+    try:
+        tables.write(records.RESULTS, ROOT / "docs" / "results.md")
+    except (OSError, ValueError) as error:
+        say(f"docs/results.md is as it was: {error}")
 
 
 def say(text: str) -> None:
@@ -171,9 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
         if asked:
             return 0
     if options.stage in ("tables", "all"):
-        from benchmarks.pictograms import tables
-
-        tables.write(records.RESULTS, ROOT / "docs" / "results.md")
+        refresh()
     return 0
 
 

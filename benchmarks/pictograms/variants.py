@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from benchmarks.pictograms.cells import Setting
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cloob.functional import info_loob
 from cloob.functional.reference import cloob_reference
@@ -20,6 +21,7 @@ from cloob.objective import ContrastiveObjective, make_objective
 OPTIONS = {
     "warm": "InfoLOOB without retrieval for the first half of the run, CLOOB for the second",
     "ramp": "the loss goes linearly from InfoLOOB without retrieval to CLOOB over the run",
+    "centring": "the batch's mean is taken off images and off texts before retrieval and contrast, in training only",
     "sum": "the mean of InfoLOOB on plain and on retrieved embeddings",
     "learned-beta": "beta is trained",
     "perplexity": "beta is set anew in each step so that a query retrieves e^H = 8 patterns on average",
@@ -58,6 +60,9 @@ class Variant(nn.Module):
         x, y = image_features, text_features
         if self.option in ("perplexity", "grown-beta"):
             return self._retrieved(x, y, ids)
+        if self.option == "centring":
+            loss: Tensor = self.objective(*(F.normalize(rows - rows.mean(0), dim=1) for rows in (x, y)), ids=ids)
+            return loss
         share = {"warm": float(self.progress >= 0.5), "ramp": self.progress, "sum": 0.5}[self.option]
         loss = x.new_zeros(())
         if share < 1:

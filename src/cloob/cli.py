@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from cloob import __version__
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError, TrainingFailed, nearest
 
 COMMANDS = {
     "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
@@ -45,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # Whoever read our output has left; Python would complain at exit.
         return 1
-    except (InputError, OSError) as error:
+    except (InputError, OSError, TrainingFailed) as error:
         if debug:
             raise
         print(f"cloob: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, TrainingFailed) else 2
 
 
 def _dispatch(words: list[str]) -> int:

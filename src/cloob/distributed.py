@@ -8,7 +8,9 @@ what the optimiser sees is the gradient of one process with the whole batch, for
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,6 +18,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.rendezvous import rendezvous
+
+# torch 2.13 renamed both; the former names warn there.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 
 def is_initialized() -> bool:
@@ -33,21 +40,30 @@ def world_size() -> int:
     return dist.get_world_size() if is_initialized() else 1
 
 
-def init_from_env(device_type: str) -> bool:
-    """Joins the process group that ``torchrun`` describes in the environment, if it does.
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
 
-    Args:
-        device_type: ``"cuda"`` takes NCCL and the local rank's device, anything else gloo.
-
-    Returns:
-        Whether a process group was joined (and is to be destroyed by the caller).
+    Each restart of torchrun gets keys of its own in the store: torch keeps the store over restarts, and a rank that
+    reads the address of a dead one there waits for it for ever.
     """
     if "WORLD_SIZE" not in os.environ or is_initialized():
-        return False
-    if device_type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo")
-    return True
+        yield
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    store, own_rank, ranks = next(rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
+        rank=own_rank,
+        world_size=ranks,
+    )
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -86,7 +102,7 @@ def agree(facts: dict[str, int], fault: Exception | None, device: torch.device) 
     """
     own = torch.tensor([fault is not None, *facts.values()], dtype=torch.int64, device=device)
     table = own.new_empty(world_size(), len(own))
-    dist.all_gather_into_tensor(table.view(-1), own)
+    _all_gather(table.view(-1), own)
     columns = table.T.tolist()
     if any(columns[0]):
         faults: list[Exception | None] = [None] * world_size()
@@ -122,7 +138,7 @@ class _GatherRows(torch.autograd.Function):
         padded = rows.new_zeros(most, *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = rows.new_empty(len(layout.sizes) * most, *rows.shape[1:])
-        dist.all_gather_into_tensor(parts, padded)
+        _all_gather(parts, padded)
         if layout.total == len(parts):
             return parts
         return torch.cat([part[:n] for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)])
@@ -134,7 +150,7 @@ class _GatherRows(torch.autograd.Function):
         equal = len(set(layout.sizes)) == 1
         if equal and dist.get_backend() == "nccl":
             own = grad.new_empty(layout.sizes[0], *grad.shape[1:])
-            dist.reduce_scatter_tensor(own, grad.contiguous())
+            _reduce_scatter(own, grad.contiguous())
             return own, None
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
+    """Training cannot go on: one line that says at which step and with which samples. Exit code 1."""
+
+
 def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
     """A clause that names the options nearest to ``name``, or lists a few of them when none is near.
 

@@ -301,8 +301,8 @@ def _agreed_rows(
             raise ValueError(
                 f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected"
             )
-        if check_ids(ids, None, len(x), len(x)) and ids is not None:
-            ids = ids.to(x.device, torch.int64)
+        both = check_ids(ids, None, len(x), len(x), x.device)
+        ids = None if both is None else both[0].to(torch.int64)
         check_finite(image_features=x, text_features=y)
         for name, value in scales.items():
             positive_scalar(name, value, x)

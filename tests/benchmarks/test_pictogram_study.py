@@ -123,6 +123,20 @@ def test_all_methods_start_alike_and_see_the_same_pairs(tmp_path: Path) -> None:
     assert first[2].tolist() == indices.tolist()
 
 
+def test_a_centred_start_moves_the_mean_of_the_image_embeddings_alone(tmp_path: Path) -> None:
+    from benchmarks.pictograms.running import Run
+
+    data, cell = tiny_data(), dataclasses.replace(tiny_cell(), tower="tiny-resnet")
+    centred = dataclasses.replace(cell, setting=dataclasses.replace(cell.setting, start="centred"))
+    plain, moved = (Run(c, data, tmp_path / c.id, full=False) for c in (cell, centred))
+    images, tokens, _ = plain.batches.batch(0, np.arange(40))
+    with torch.no_grad():
+        before, after = (run.encoder.train()(images, tokens) for run in (plain, moved))
+    assert float(before[0].mean(0).norm()) > 0.5
+    assert float(after[0].mean(0).norm()) < 0.1
+    assert torch.equal(before[1], after[1])
+
+
 def test_variants_meet_the_published_forms_at_their_ends() -> None:
     from benchmarks.pictograms.variants import Variant
 
@@ -145,6 +159,25 @@ def test_variants_meet_the_published_forms_at_their_ends() -> None:
         variant = Variant(cloob, option)
         variant.progress = progress
         assert float(variant(x, y)) == pytest.approx(expected, rel=1e-5), (option, progress)
+    shifted = [torch.nn.functional.normalize(rows - rows.mean(0), dim=1) for rows in (x, y)]
+    assert float(Variant(cloob, "centring")(x, y)) == pytest.approx(float(cloob(*shifted)), rel=1e-5)
+
+
+def test_settings_reach_the_objective() -> None:
+    from benchmarks.pictograms.cells import DEFAULTS
+    from benchmarks.pictograms.variants import Variant, build_objective
+
+    from cloob.objective import make_objective
+
+    for method, setting in DEFAULTS.items():
+        assert build_objective(method, setting).config() == make_objective(method).config()
+    learned = build_objective("cloob", dataclasses.replace(DEFAULTS["cloob"], option="learned-beta", beta=5.0))
+    assert (learned.config()["learnable_beta"], float(learned.beta.detach())) == (True, pytest.approx(5.0))
+    summed = build_objective("cloob", dataclasses.replace(DEFAULTS["cloob"], option="sum", inv_tau=12.0))
+    assert isinstance(summed, Variant)
+    assert float(summed.objective.inv_tau) == 12.0
+    with pytest.raises(ValueError, match="option is 'summ'"):
+        build_objective("cloob", dataclasses.replace(DEFAULTS["cloob"], option="summ"))
 
 
 def test_beta_of_perplexity_retrieves_as_many_as_asked() -> None:

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from train_helpers import Recorder, Trained, exact, lines
 
-from cloob.errors import InputError
+from cloob.errors import InputError, TrainingFailed
 from cloob.models.store import list_checkpoints, load_model
 from cloob.train.build import JoinedSource, resolve_device
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
-from cloob.train.loop import TrainingFailed, train
+from cloob.train.loop import train
 
 
 class At(Callback):
@@ -341,3 +341,22 @@ def test_bad_input_comes_before_the_first_step(trained: Trained, tmp_path: Path)
     with pytest.raises(InputError, match=r"the run folder cannot be written \(Not a directory\)"):
         train(config.override(out=tmp_path / "file" / "run"))
     assert not (tmp_path / "run").exists()
+
+
+def test_loaders_callbacks_and_validation_do_not_move_the_training(
+    trained: Trained, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloob.data.loader import PairLoader
+
+    def drawing(self: PairLoader, *arguments: int) -> Any:
+        torch.rand(3)
+        for batch in epoch(self, *arguments):
+            np.random.rand(), torch.rand(1)  # noqa: NPY002
+            yield batch
+
+    epoch = PairLoader.epoch
+    monkeypatch.setattr(PairLoader, "epoch", drawing)
+    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], keep=1)
+    result = train(config, callbacks=[At(3, lambda: torch.rand(7))])
+    assert exact(result.run) == exact(trained.run)
+    assert all(line["val_loss"] is not None for line in lines(result.run / "epochs.jsonl"))

@@ -136,3 +136,31 @@ def test_ids_reach_the_objective() -> None:
     ids = torch.tensor([0, 0, 1, 2, 3, 4])
     found = [stepper(make_objective(**soft))(*batch(), given, 0.1).loss for given in (None, ids)]  # type: ignore
     assert found == pytest.approx(losses, rel=1e-5) and abs(losses[0] - losses[1]) > 0.01
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 6, 100])
+@pytest.mark.parametrize("objective", ["clip", "cloob"])
+def test_micro_batches_take_the_step_of_the_whole_batch(size: int, objective: str) -> None:
+    whole, parts = stepper(make_objective(objective)), stepper(make_objective(objective))
+    for take in (whole, parts):  # batch norm would see micro-batches
+        take.module.encoder.norm = nn.Identity()
+    parts.micro_batch_size = size
+    ids = torch.tensor([0, 1, 2, 1, 4, 5])
+    one, other = whole(*batch(), ids, lr=0.1), parts(*batch(), ids, lr=0.1)
+    assert other.loss == pytest.approx(one.loss, rel=1e-6)
+    assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+    torch.testing.assert_close(other.image_features, one.image_features)
+    torch.testing.assert_close(other.text_features, one.text_features)
+    for p, q in zip(whole.module.parameters(), parts.module.parameters(), strict=True):
+        torch.testing.assert_close(q, p)
+
+
+def test_micro_batches_with_a_non_finite_row_change_nothing() -> None:
+    take = stepper()
+    take.micro_batch_size = 2
+    before = copy.deepcopy(take.module.state_dict())
+    x, y = batch()
+    x[3] = math.nan
+    assert not take(x, y, None, lr=0.1).finite
+    for name, value in take.module.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 
+from cloob.distributed import process_group
 from cloob.models.towers import open_clip
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
-from cloob.train.ranks import process_group
 
 
 class Trouble(Callback):

@@ -6,25 +6,41 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
 
+if TYPE_CHECKING:
+    from cloob.evaluate.suites import SuiteSets
+
 
 @dataclass(frozen=True)
 class EvalArguments:
-    """Zero-shot classification, retrieval and geometry of one or several models, side by side."""
+    """Zero-shot classification, linear probes, retrieval and geometry of one or several models, side by side."""
 
     models: tyro.conf.Positional[tuple[str, ...]]
     """Run or checkpoint folders, open_clip NAME/TAG, hf-hub:… or local-dir:…"""
     zeroshot: tuple[str, ...] = ()
     """Labelled sets: CLIP_benchmark WebDataset folders, folders with one sub-folder a class, or demo:noto-emoji."""
+    suite: tuple[str, ...] = ()
+    """Many labelled sets: paper, pictograms or vtab+, each followed by its folder unless --root is given."""
+    root: Path | None = None
+    """Folder of the suites that have no folder of their own."""
     retrieval: tuple[str, ...] = ()
     """Image-caption pairs: whatever `cloob train --data` reads, or demo:val."""
+    probe: bool = False
+    """Also fit a linear probe for each labelled set that has training images (train/ beside test/)."""
+    shots: int | None = None
+    """Training images a class of a probe; all when left out."""
+    probe_seeds: tuple[int, ...] = (0,)
+    """One probe a seed, which draws its shots and its validation images."""
     out: Path = Path("runs/eval")
-    """Folder of results.json and report.html."""
+    """Folder of results.json, report.html, clip_benchmark/, per_class/ and confusion/."""
+    cache: Path | None = None
+    """Folder of embeddings for later runs; OUT/cache when left out."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     batch_size: int = 256
@@ -38,29 +54,66 @@ def main(words: Sequence[str]) -> int:
     arguments = parse(EvalArguments, words, "cloob eval")
     if not arguments.models:
         raise InputError("no model given: name a run folder, or NAME/TAG of open_clip (cloob eval --help)")
-    if not arguments.zeroshot and not arguments.retrieval:
-        raise InputError("nothing to evaluate on: give --zeroshot DIR … or --retrieval SOURCE …")
+    if not arguments.zeroshot and not arguments.retrieval and not arguments.suite:
+        raise InputError("nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR or --retrieval SOURCE …")
+    if not arguments.probe and (arguments.shots is not None or arguments.probe_seeds != (0,)):
+        raise InputError("--shots and --probe-seeds are those of a linear probe; add --probe")
 
     from cloob.commands.judge import check_writable, judge
-    from cloob.data.labelled import open_labelled
     from cloob.data.sources import open_source
+    from cloob.evaluate.probe import ProbeOptions
     from cloob.train.build import resolve_device
 
+    probe = ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds)
+    sets = _open(arguments)
+    pairs = [open_source(path) for path in arguments.retrieval]
+    for line in sets.skipped.values():
+        print(f"cloob: left out {line}", file=sys.stderr)
+    for line in sets.missing.values():
+        print(f"cloob: {line}", file=sys.stderr)
+    if not sets.sets and not pairs:
+        raise InputError(
+            f"nothing to evaluate on: none of the {len(sets.missing) or len(sets.skipped)} sets can be used"
+        )
+    if arguments.probe and not sets.training:
+        raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
     check_writable(arguments.out)
     results = judge(
         _named(arguments.models),
-        [open_labelled(path) for path in arguments.zeroshot],
-        [open_source(path) for path in arguments.retrieval],
+        sets.sets,
+        pairs,
         arguments.out,
         device=str(resolve_device(arguments.device)),
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         title="Evaluation",
+        training=sets.training,
+        probe=probe,
+        missing=sets.missing,
+        cache=arguments.cache or arguments.out / "cache",
+        set_files=True,
     )
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
-    for failure in results.get("failures", ()):
-        print(f"cloob: {failure['model']} on {failure['set']}: {failure['error']}", file=sys.stderr)
-    return 1 if results.get("failures") else 0
+    failures = results.get("failures", ())
+    for failure in failures:
+        if failure["model"] is not None:  # the others were named before the work
+            print(f"cloob: {failure['model']} on {failure['set']}: {failure['error']}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _open(arguments: EvalArguments) -> SuiteSets:
+    """The sets of all suites, then those that are named one by one; a mistake in the latter ends the command."""
+    from cloob.data.labelled import open_labelled
+    from cloob.evaluate.suites import open_suites, training_split
+
+    found = open_suites(arguments.suite, arguments.root, probe=arguments.probe)
+    for path in arguments.zeroshot:
+        data = open_labelled(path)
+        found.sets.append(data)
+        train = training_split(path) if arguments.probe else None
+        if train is not None:
+            found.training[data.name] = train
+    return found
 
 
 def _named(sources: Sequence[str]) -> dict[str, str]:

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cloob.data.labelled import LabelledSet
 from cloob.data.sources import Source
 from cloob.errors import InputError
+
+if TYPE_CHECKING:
+    from cloob.evaluate.probe import ProbeOptions
 
 
 def judge(
@@ -26,6 +29,11 @@ def judge(
     notes: Sequence[str] = (),
     train_seconds: Mapping[str, float] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
+    training: Mapping[str, LabelledSet] | None = None,
+    probe: ProbeOptions | None = None,
+    missing: Mapping[str, str] | None = None,
+    cache: Path | None = None,
+    set_files: bool = False,
 ) -> dict[str, Any]:
     """Evaluates and reports.
 
@@ -41,6 +49,11 @@ def judge(
         notes: Paragraphs under it.
         train_seconds: Model name -> seconds its training took.
         settings: Model name -> more settings for its row.
+        training: Set name -> its training images; these sets get a linear probe too.
+        probe: How probes are fitted.
+        missing: Set name -> why it is not among the sets; listed under ``failures`` with ``model`` None.
+        cache: Folder of embeddings that outlive the process; None keeps none.
+        set_files: Whether to write CLIP_benchmark's JSON, the classes' CSV and the confusion pictures as well.
 
     Returns:
         What was written to results.json.
@@ -49,16 +62,38 @@ def judge(
         InputError: A model or a set that cannot be opened, or ``out`` that cannot be written.
     """
     from cloob.evaluate.examples import example_queries
+    from cloob.evaluate.files import write_set_files
     from cloob.evaluate.report import write_report
     from cloob.evaluate.store import Embeddings
     from cloob.evaluate.suite import evaluate, write_results
 
     with _Progress() as progress:
-        embeddings = Embeddings(models, device=device, batch_size=batch_size, workers=workers, progress=progress.update)
-        results = evaluate(embeddings, zeroshot, retrieval, train_seconds=train_seconds, settings=settings)
+        embeddings = Embeddings(
+            models,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress.update,
+            cache=cache,
+            tower=bool(training),
+        )
+        results = evaluate(
+            embeddings,
+            zeroshot,
+            retrieval,
+            training=training,
+            probe=probe,
+            train_seconds=train_seconds,
+            settings=settings,
+        )
+        absent = [{"model": None, "set": name, "error": error} for name, error in (missing or {}).items()]
+        if absent:
+            results["failures"] = [*absent, *results.get("failures", ())]
         queries = example_queries(embeddings, zeroshot[0], n=8) if zeroshot else []
         queries += example_queries(embeddings, retrieval[0], n=4) if retrieval else []
     write_results(out / "results.json", results)
+    if set_files:
+        write_set_files(out, results, embeddings, zeroshot)
     curves = {name: _curve(Path(source)) for name, source in models.items()}
     write_report(
         out / "report.html",
@@ -115,10 +150,10 @@ def print_table(results: Mapping[str, Any]) -> None:
     for row in rows:
         table.add_column(row["model"], justify="right")
     for section, keys in _SECTIONS.items():
-        for name in dict.fromkeys(name for row in rows for name in row[section]):
+        for name in dict.fromkeys(name for row in rows for name in row.get(section, ())):
             table.add_section()
             for key, label in keys.items():
-                cells = [_cell(row[section].get(name, {}), key) for row in rows]
+                cells = [_cell(row.get(section, {}).get(name, {}), key) for row in rows]
                 table.add_row(f"{name}  {label}", *cells)
     if any(row["train_seconds"] is not None for row in rows):
         table.add_section()
@@ -128,6 +163,7 @@ def print_table(results: Mapping[str, Any]) -> None:
 
 _SECTIONS = {
     "zeroshot": {"acc1": "top-1 %", "acc5": "top-5 %", "mean_per_class_recall": "mean per class %"},
+    "probe": {"acc1": "probe, top-1 %", "mean_per_class_recall": "probe, mean per class %"},
     "retrieval": {
         f"{direction}@{k}": f"{arrow} R@{k} %"
         for direction, arrow in (("image_to_text", "image→text"), ("text_to_image", "text→image"))

@@ -1,8 +1,8 @@
 """Images and texts to embeddings, once; everything else in this package is computed from them.
 
-Legend: n images or pairs, T texts, D the embedding dimension. Features are float32 on the CPU, unit rows. A
-    sample that
-cannot be read keeps its place as a row of NaN: it stays in every denominator and counts as wrong.
+Legend: n images or pairs, T texts, D the embedding dimension, F the width of the image tower's features. Embeddings are
+float32 on the CPU, unit rows. A sample that cannot be read keeps its place as a row of NaN: it stays in every
+denominator and counts as wrong.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from warnings import catch_warnings
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cloob.data.batch import BadSample, Skip
 from cloob.data.decode import decode
 from cloob.errors import InputError
+from cloob.evaluate.tower import capture_tower
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,6 +117,25 @@ def embed_images(
     return _embed(encoder, reader, batch_size, workers, progress)[0]
 
 
+def embed_images_and_tower(
+    encoder: Encoder,
+    reader: Reader,
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> tuple[ImageEmbeddings, Tensor]:
+    """Like :func:`embed_images`, with the (n, F) features of the image tower from the same pass (for probes).
+
+    They are those of :func:`cloob.evaluate.tower.capture_tower`, float32 on the CPU, NaN rows as in the embeddings.
+    """
+    tower: list[Tensor] = []
+    images, _ = _embed(encoder, reader, batch_size, workers, progress, tower)
+    readable = torch.cat(tower)
+    features = torch.full((len(images.features), readable.shape[1]), torch.nan)
+    features[torch.isfinite(images.features).all(1)] = readable
+    return images, features
+
+
 def embed_pairs(
     encoder: Encoder,
     source: Reader,
@@ -187,8 +207,14 @@ def set_name(reader: object) -> str:
 
 
 def _embed(
-    encoder: Encoder, reader: Reader, batch_size: int, workers: int, progress: Progress | None
+    encoder: Encoder,
+    reader: Reader,
+    batch_size: int,
+    workers: int,
+    progress: Progress | None,
+    tower: list[Tensor] | None = None,
 ) -> tuple[ImageEmbeddings, tuple[str, ...]]:
+    """The images and captions; the tower's features of each batch are appended to ``tower`` if there is one."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     total = len(reader)
@@ -197,7 +223,7 @@ def _embed(
     keys, captions, bad, rows = [], [], [], []
     parts: list[Tensor] = []
     pixels: list[Tensor] = []
-    with evaluating(encoder):
+    with evaluating(encoder), nullcontext() if tower is None else capture_tower(encoder) as captured:
         for index, sample in enumerate(_load_all(encoder, reader, workers, ahead=2 * batch_size)):
             keys.append(sample.key)
             captions.append(sample.caption)
@@ -211,6 +237,8 @@ def _embed(
             if pixels:
                 images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
                 parts.append(encoder.encode_image(images).float().cpu())
+                if tower is not None and captured is not None:
+                    tower.append(captured(parts[-1]))
                 pixels = []
             if progress is not None:
                 progress(index + 1, total)

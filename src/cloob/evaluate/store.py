@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from cloob.data.batch import Skip
 from cloob.errors import InputError, nearest
+from cloob.evaluate.cache import DiskCache, Stored, content_key, fingerprint, folder_key, module_key
 from cloob.evaluate.embed import (
     Encoder,
     ImageEmbeddings,
@@ -18,6 +20,7 @@ from cloob.evaluate.embed import (
     Progress,
     Reader,
     embed_images,
+    embed_images_and_tower,
     embed_pairs,
     set_name,
 )
@@ -66,6 +69,18 @@ class LabelledEmbeddings(NamedTuple):
     classes: Tensor
 
 
+class TowerFeatures(NamedTuple):
+    """What a probe is fitted and measured on.
+
+    Attributes:
+        features: (n, F) of the image tower, see :mod:`cloob.evaluate.tower`; NaN rows where unreadable.
+        labels: (n,) int64.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+
 @dataclass(frozen=True)
 class ModelFacts:
     """What evaluation reports of a model besides its numbers.
@@ -84,9 +99,10 @@ class ModelFacts:
 
 
 class Embeddings:
-    """The embeddings of all models and sets, computed on first use and kept.
+    """The embeddings of all models and sets, computed on first use and kept, on the disk too if so wished.
 
-    At most one of the models that are given by their source is held at a time. A cache on disk belongs here.
+    At most one of the models that are given by their source is held at a time, and none while everything that is asked
+    for is on the disk already.
     """
 
     def __init__(
@@ -97,6 +113,8 @@ class Embeddings:
         batch_size: int = 256,
         workers: int = 0,
         progress: Callable[[str, int, int], None] | None = None,
+        cache: str | Path | None = None,
+        tower: bool = False,
     ) -> None:
         """Embeds nothing yet.
 
@@ -106,6 +124,8 @@ class Embeddings:
             batch_size: Images or texts a forward pass.
             workers: Decoding threads, see :func:`cloob.evaluate.embed.embed_images`.
             progress: Called with ("model: set", images done, images in all) after each batch.
+            cache: Folder of embeddings that outlive the process, see :mod:`cloob.evaluate.cache`; None keeps none.
+            tower: Keep the image tower's features of labelled sets as well, for :meth:`tower`.
 
         Raises:
             InputError: No models.
@@ -115,16 +135,19 @@ class Embeddings:
         self.models = dict(models)
         self._device, self._batch_size, self._workers = device, batch_size, workers
         self._progress = progress
+        self._cache = None if cache is None else DiskCache(cache)
+        self._with_tower = tower
         self._loaded: tuple[str, Encoder] | None = None
         self._facts: dict[str, ModelFacts] = {}
+        self._model_keys: dict[str, str | None] = {}
+        self._content_keys: dict[int, tuple[Reader, str]] = {}
         self._labelled: dict[tuple[str, str], LabelledEmbeddings] = {}
         self._pairs: dict[tuple[str, str], PairEmbeddings] = {}
+        self._towers: dict[tuple[str, int], tuple[Labelled, TowerFeatures]] = {}
 
     def encoder(self, model: str) -> Encoder:
         """The model, loaded."""
-        if model not in self.models:
-            raise InputError(f"no model {model!r}; {nearest(model, self.models)}")
-        found = self.models[model]
+        found = self._source(model)
         if not isinstance(found, str | Path):
             return found
         if self._loaded is None or self._loaded[0] != model:
@@ -137,7 +160,11 @@ class Embeddings:
     def facts(self, model: str) -> ModelFacts:
         """Objective, τ⁻¹ and β of a model."""
         if model not in self._facts:
-            self._facts[model] = _facts(self.encoder(model))
+
+            def compute() -> Stored:
+                return Stored({}, asdict(_facts(self.encoder(model))))
+
+            self._facts[model] = ModelFacts(**self._stored(model, "facts", lambda: "model", compute).facts)
         return self._facts[model]
 
     def labelled(self, model: str, data: Labelled) -> LabelledEmbeddings:
@@ -149,13 +176,33 @@ class Embeddings:
         """
         key = (model, short_name(data))
         if key not in self._labelled:
-            labels = torch.tensor([int(label) for label in data.labels], dtype=torch.int64)
-            _check_labels(data, labels)
-            encoder = self.encoder(model)
-            classes = class_embeddings(encoder, data.classnames, data.templates, self._batch_size)
-            images = embed_images(encoder, data, self._batch_size, self._workers, self._report(*key))
-            self._labelled[key] = LabelledEmbeddings(images, labels, classes)
+            labels = _labels(data)
+
+            def classes() -> Stored:
+                embedded = class_embeddings(self.encoder(model), data.classnames, data.templates, self._batch_size)
+                return Stored({"classes": embedded}, {})
+
+            def prompts_key() -> str:
+                return fingerprint(str(len(data.classnames)), *data.classnames, *data.templates)
+
+            prompts = self._stored(model, "classes", prompts_key, classes)
+            images, _ = self._images(model, data, self._with_tower)
+            self._labelled[key] = LabelledEmbeddings(images, labels, prompts.tensors["classes"])
         return self._labelled[key]
+
+    def tower(self, model: str, data: Labelled) -> TowerFeatures:
+        """The image tower's features of a labelled set, for probes; the names of the classes play no part.
+
+        Raises:
+            InputError: As :meth:`labelled`.
+        """
+        key = (model, id(data))
+        if key not in self._towers:
+            labels = _labels(data)
+            _, features = self._images(model, data, True)
+            assert features is not None
+            self._towers[key] = (data, TowerFeatures(features, labels))
+        return self._towers[key][1]
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
         """The images and captions of a source through a model.
@@ -165,10 +212,75 @@ class Embeddings:
         """
         key = (model, short_name(source))
         if key not in self._pairs:
-            encoder = self.encoder(model)
-            found = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*key))
-            self._pairs[key] = found
+
+            def compute() -> Stored:
+                encoder = self.encoder(model)
+                found = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*key))
+                stored = _store_images(found.images)
+                return Stored(
+                    {**stored.tensors, "texts": found.texts}, {**stored.facts, "captions": list(found.captions)}
+                )
+
+            found = self._stored(model, "pairs", lambda: self._content_key(source), compute)
+            self._pairs[key] = PairEmbeddings(
+                _read_images(found), found.tensors["texts"], tuple(found.facts["captions"])
+            )
         return self._pairs[key]
+
+    def _images(self, model: str, data: Labelled, tower: bool) -> tuple[ImageEmbeddings, Tensor | None]:
+        """The images of a labelled set, and the tower's features if they are wanted."""
+        known = self._towers.get((model, id(data)))
+        report = self._report(model, short_name(data))
+
+        def compute() -> Stored:
+            encoder = self.encoder(model)
+            if not tower:
+                return _store_images(embed_images(encoder, data, self._batch_size, self._workers, report))
+            images, features = embed_images_and_tower(encoder, data, self._batch_size, self._workers, report)
+            stored = _store_images(images)
+            return Stored({**stored.tensors, "tower": features}, stored.facts)
+
+        kind = "images-tower" if tower else "images"
+        found = self._stored(model, kind, lambda: self._content_key(data), compute)
+        if tower and known is None:
+            self._towers[model, id(data)] = (data, TowerFeatures(found.tensors["tower"], _labels(data)))
+        return _read_images(found), found.tensors.get("tower")
+
+    def _stored(self, model: str, kind: str, data_key: Callable[[], str], compute: Callable[[], Stored]) -> Stored:
+        """What the disk has, else what ``compute`` gives, which the disk then has."""
+        model_key = None if self._cache is None else self._model_key(model)
+        if self._cache is None or model_key is None:
+            return compute()
+        key = data_key()
+        found = self._cache.load(model_key, kind, key)
+        if found is None:
+            found = compute()
+            self._cache.save(model_key, kind, key, found)
+        return found
+
+    def _model_key(self, model: str) -> str | None:
+        """What the disk knows a model by; None for an encoder that is no module, whose weights nobody can see."""
+        if model not in self._model_keys:
+            folder = _folder_of(self._source(model))
+            if folder is not None:
+                self._model_keys[model] = folder_key(folder, self._device)
+            else:
+                encoder = self.encoder(model)
+                towers = {name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective")}
+                device = getattr(encoder, "device", self._device)
+                key = module_key(encoder, towers, device) if isinstance(encoder, nn.Module) else None
+                self._model_keys[model] = key
+        return self._model_keys[model]
+
+    def _content_key(self, data: Reader) -> str:
+        if id(data) not in self._content_keys:
+            self._content_keys[id(data)] = (data, content_key(data))  # holding it keeps its id its own
+        return self._content_keys[id(data)][1]
+
+    def _source(self, model: str) -> Encoder | str | Path:
+        if model not in self.models:
+            raise InputError(f"no model {model!r}; {nearest(model, self.models)}")
+        return self.models[model]
 
     def _report(self, model: str, name: str) -> Progress | None:
         call = self._progress
@@ -202,7 +314,33 @@ def _facts(encoder: Encoder) -> ModelFacts:
     )
 
 
-def _check_labels(data: Labelled, labels: Tensor) -> None:
+def _folder_of(source: Encoder | str | Path) -> Path | None:
+    """The model folder that a source leads to, None for a source that is no folder or a model in memory."""
+    if not isinstance(source, str | Path):
+        return None
+    from cloob.models.store import CONFIG_FILE, latest_checkpoint
+
+    folder = Path(str(source).removeprefix("local-dir:"))
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    if (folder / "model" / CONFIG_FILE).is_file():
+        return folder / "model"
+    return latest_checkpoint(folder) / "model" if (folder / "checkpoints").is_dir() else None
+
+
+def _store_images(images: ImageEmbeddings) -> Stored:
+    bad = [[skip.key, skip.reason, skip.detail] for skip in images.bad]
+    return Stored({"images": images.features}, {"keys": list(images.keys), "bad": bad})
+
+
+def _read_images(stored: Stored) -> ImageEmbeddings:
+    return ImageEmbeddings(
+        stored.tensors["images"], tuple(stored.facts["keys"]), [Skip(*skip) for skip in stored.facts["bad"]]
+    )
+
+
+def _labels(data: Labelled) -> Tensor:
+    labels = torch.tensor([int(label) for label in data.labels], dtype=torch.int64)
     name = short_name(data)
     if labels.shape != (len(data),):
         raise InputError(f"{name}: {len(data)} images, but labels of shape {tuple(labels.shape)}")
@@ -212,3 +350,4 @@ def _check_labels(data: Labelled, labels: Tensor) -> None:
             f"{name}: image {int(wrong[0])} has label {int(labels[wrong[0]])}, "
             f"but there are {len(data.classnames)} class names (labels 0 to {len(data.classnames) - 1})"
         )
+    return labels

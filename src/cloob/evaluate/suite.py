@@ -14,19 +14,22 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cloob.data.batch import Skip
 from cloob.errors import InputError
+from cloob.evaluate import probe as probing
 from cloob.evaluate import retrieval as retrieving
 from cloob.evaluate import zeroshot as classifying
 from cloob.evaluate.embed import Encoder, Reader
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluate.probe import ProbeOptions
 from cloob.evaluate.store import Embeddings, Labelled, short_name
 from cloob.functional import ranking
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
-"""(metric, set) -> model -> (n,) whether each sample is right."""
+"""(metric, set) -> model -> (n,) whether each sample is right (its mean over the seeds of a probe)."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class _Options:
     geometry_limit: int
     level: float
     seed: int
+    probe: ProbeOptions
 
 
 def evaluate(
@@ -41,19 +45,23 @@ def evaluate(
     zeroshot: Sequence[Labelled] = (),
     retrieval: Sequence[Reader] = (),
     *,
+    training: Mapping[str, Labelled] | None = None,
+    probe: ProbeOptions | None = None,
     train_seconds: Mapping[str, float] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     geometry_limit: int = DEFAULT_LIMIT,
     level: float = 0.95,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Evaluates models on labelled sets (zero-shot) and on pairs (retrieval and geometry).
+    """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
 
     Args:
         models: Models by name, or an :class:`Embeddings` over them (to choose device, batch size and workers,
             to see progress, and to use the embeddings again).
         zeroshot: Labelled sets.
         retrieval: Sources of pairs; pairs of equal caption count as correct for each other.
+        training: Name of a labelled set -> its training images; these sets get a linear probe as well.
+        probe: How probes are fitted; None takes the defaults.
         train_seconds: Model name -> seconds that its training took.
         settings: Model name -> more settings for its row, beside its objective's.
         geometry_limit: Pairs that the geometry is measured on, at most.
@@ -65,16 +73,17 @@ def evaluate(
         ``model``, ``objective`` (None if unknown), ``settings``, ``zeroshot``, ``retrieval``, ``geometry``
         (by set; see ``zeroshot.summarise``, ``retrieval.summarise``, ``geometry.geometry``; with
         ``unreadable`` ({reason: count}) where images could not be read) and ``train_seconds`` (None if not
-        given). ``differences`` holds the paired bootstrap of every two models: ``metric``, ``set`` (None:
-        mean over the sets that all models have), ``model``, ``baseline``, ``difference`` (model − baseline),
-        ``low``, ``high``. If something could not be evaluated, ``failures`` lists ``model``, ``set`` and
-        ``error``, and the rest is there.
+        given); with ``training`` also ``probe`` (by set; see ``probe.summarise``). ``differences`` holds the
+        paired bootstrap of every two models: ``metric``, ``set`` (None: mean over the sets that all models
+        have), ``model``, ``baseline``, ``difference`` (model − baseline), ``low``, ``high``. If something could not be
+        evaluated, ``failures`` lists ``model``, ``set`` and ``error``, and the rest is there.
 
     Raises:
         InputError: Nothing to evaluate, two sets of one name, or a model that cannot be loaded.
     """
-    embeddings = models if isinstance(models, Embeddings) else Embeddings(models)
-    options = _Options(geometry_limit, level, seed)
+    training = training or {}
+    embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
+    options = _Options(geometry_limit, level, seed, probe or ProbeOptions())
     _check_sets(zeroshot, retrieval)
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
@@ -88,10 +97,16 @@ def evaluate(
             "zeroshot": {},
             "retrieval": {},
             "geometry": {},
+            **({"probe": {}} if training else {}),
             "train_seconds": (train_seconds or {}).get(model),
         }
         tasks: list[tuple[Reader, Callable[[dict[str, Any], Hits, _Options], None]]]
         tasks = [(data, partial(_classify, embeddings, data)) for data in zeroshot]
+        tasks += [
+            (data, partial(_probe, embeddings, data, training[short_name(data)]))
+            for data in zeroshot
+            if short_name(data) in training
+        ]
         tasks += [(source, partial(_retrieve, embeddings, source)) for source in retrieval]
         for data, measure in tasks:
             try:
@@ -167,6 +182,26 @@ def _classify(embeddings: Embeddings, data: Labelled, row: dict[str, Any], hits:
     )
     row["zeroshot"][name] = {**numbers, **_unreadable(images.bad)}
     hits.setdefault(("acc1", name), {})[model] = ranks < 1
+
+
+def _probe(
+    embeddings: Embeddings, data: Labelled, train: Labelled, row: dict[str, Any], hits: Hits, options: _Options
+) -> None:
+    name, model, how = short_name(data), row["model"], options.probe
+    if len(train.classnames) != len(data.classnames):
+        raise InputError(f"{name}: {len(data.classnames)} classes to test, but {len(train.classnames)} to train")
+    fitted_on, tested_on = embeddings.tower(model, train), embeddings.tower(model, data)
+    n_classes = len(data.classnames)
+    fits = []
+    for seed in how.seeds:
+        try:
+            probe = probing.fit_probe(*fitted_on, n_classes, options=how, seed=seed)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        fits.append((probing.probe_ranks(probe.weight, *tested_on), probe))
+    numbers = probing.summarise(fits, tested_on.labels, n_classes, how, level=options.level, seed=options.seed)
+    row["probe"][name] = numbers
+    hits.setdefault(("probe_acc1", name), {})[model] = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
 
 
 def _retrieve(embeddings: Embeddings, source: Reader, row: dict[str, Any], hits: Hits, options: _Options) -> None:

@@ -89,7 +89,9 @@ def check_memory(stored: Tensor) -> None:
         raise ValueError("stored has no rows: an empty memory retrieves nothing")
 
 
-def check_ids(ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int) -> tuple[Tensor, Tensor] | None:
+def check_ids(
+    ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int, device: torch.device
+) -> tuple[Tensor, Tensor] | None:
     """Checks the pair ids of n anchors and m candidates; ``candidate_ids`` default to ``ids`` where n = m.
 
     Returns:
@@ -97,7 +99,7 @@ def check_ids(ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int) 
 
     Raises:
         TypeError: Not a tensor.
-        ValueError: Wrong length, not integers, on two devices, or only one of both where n ≠ m.
+        ValueError: Wrong length, not integers, not on ``device``, or only one of both where n ≠ m.
     """
     if ids is None:
         if candidate_ids is not None:
@@ -114,4 +116,6 @@ def check_ids(ids: Tensor | None, candidate_ids: Tensor | None, n: int, m: int) 
             raise ValueError(
                 f"{name} has shape {tuple(vector.shape)} and dtype {vector.dtype}; {length} integers are expected"
             )
+        if vector.device != device:
+            raise ValueError(f"{name} has device {vector.device}, but the embeddings have {device}")
     return ids, candidate_ids

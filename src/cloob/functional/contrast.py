@@ -78,7 +78,7 @@ def _logits(
     n, m = check_contrast(anchors, candidates, positive_offset)
     logits = positive_scalar("inv_tau", inv_tau, anchors) * anchors @ candidates.T
     own = _is_positive(logits, positive_offset)
-    if both := check_ids(ids, candidate_ids, n, m):
+    if both := check_ids(ids, candidate_ids, n, m, anchors.device):
         own = own | (both[0][:, None] == both[1][None, :])
     return logits, logits.diagonal(positive_offset), own
 

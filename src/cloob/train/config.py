@@ -162,6 +162,9 @@ class RunConfig:
     """Passes over the training pairs."""
     batch_size: int = 256
     """Pairs per step over all ranks together."""
+    micro_batch_size: int = 0
+    """Pairs whose activations are held at a time on each rank (gradient caching: the loss is still that of the whole
+    batch, at the price of a second forward pass); 0 holds all."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the towers; weights and loss stay in float32."""
     seed: int = 0
@@ -178,6 +181,9 @@ class RunConfig:
             "batch_size",
             self.batch_size,
             "2 or more (the others in a batch are the negatives)",
+        )
+        check(
+            self.micro_batch_size >= 0, "micro_batch_size", self.micro_batch_size, "1 or more, or 0 for the whole batch"
         )
         check_choice("precision", self.precision, Literal["fp32", "bf16"])
         check(0 <= self.seed < 2**63, "seed", self.seed, "0 or more")

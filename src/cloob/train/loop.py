@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
-import json
 import logging
-import signal
-import threading
+import random
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from cloob.data.batch import Batch
-from cloob.distributed import rank, world_size
-from cloob.errors import InputError
+from cloob.distributed import process_group, rank, world_size
+from cloob.errors import TrainingFailed
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import NonFiniteFeaturesError
-from cloob.train import build
+from cloob.train import build, faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.checkpoint import (
     Progress,
@@ -32,20 +28,15 @@ from cloob.train.checkpoint import (
     save_checkpoint,
 )
 from cloob.train.config import TrainConfig
+from cloob.train.faults import StopSignal
 from cloob.train.log import JsonLines, TensorBoard, finite
 from cloob.train.optim import make_optimizer, make_schedule, warmup_steps
-from cloob.train.ranks import Tally, gather_objects, on_rank_zero, process_group, tally
+from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
 from cloob.train.rng import preserved_rng, rng_state, set_rng_state
 from cloob.train.step import Stepper, StepResult, TowersWithLoss
 
 logger = logging.getLogger(__name__)
 _CPU = torch.device("cpu")
-# A handful of bad samples says nothing yet about the fraction.
-_ENOUGH_BAD = 20
-
-
-class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
-    """Training cannot go on: one line that says at which step and with which samples."""
 
 
 def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -69,31 +60,8 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
     device = build.resolve_device(config.run.device)
     with process_group(device):
         run = _Run(config, device, callbacks)
-        with _StopSignal() as stop:
+        with StopSignal() as stop:
             return run.go(stop)
-
-
-class _StopSignal:
-    """Turns SIGTERM into a flag that the loop looks at between steps; outside the main thread it does nothing."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> _StopSignal:
-        if threading.current_thread() is threading.main_thread():
-            self._before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        # Schedulers signal the data workers too; torch would turn their death into an exception in mid-step.
-        if hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
-            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 class _Run:
@@ -126,7 +94,10 @@ class _Run:
             if not self.main:
                 self.progress.reasons = {}
         self.towers = TowersWithLoss(self.encoder, self.objective, config.run.precision)
-        self.stepper = Stepper(self.towers, self.optimizer, config.optim.clip_grad_norm)
+        # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
+        micro = config.run.micro_batch_size
+        micro = micro if micro < -(-config.run.batch_size // world_size()) else 0
+        self.stepper = Stepper(self.towers, self.optimizer, config.optim.clip_grad_norm, micro)
         self._seed(checkpoint.state["rng"] if checkpoint else [])
 
         self.total_steps = config.run.epochs * self.loader.steps_per_epoch
@@ -139,7 +110,7 @@ class _Run:
         self.saved = self.resumed_from
         self.saved_step = self.progress.step if checkpoint else -1
         self.last_loss: float | None = None
-        self.examples: dict[str, str] = {}
+        self.bad = faults.BadSamples(self.progress, source.name, config.pairs.max_bad_fraction)
         self.skipped: dict[str, int] = {}
         self.metrics: JsonLines | None = None
         self.epochs: JsonLines | None = None
@@ -164,11 +135,14 @@ class _Run:
 
     def _seed(self, states: list[dict[str, Any]]) -> None:
         """Generators of this rank: the checkpoint's, or fresh ones."""
-        torch.manual_seed(self.config.run.seed + rank())
+        seed = self.config.run.seed + rank()
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (whatever a tower may draw from)
         if rank() < len(states):
             set_rng_state(states[rank()], self.device)
 
-    def go(self, stop: _StopSignal) -> RunResult:
+    def go(self, stop: StopSignal) -> RunResult:
         """Runs to the end, to a signal or to an exception."""
         info = RunInfo(
             run=self.config.save.out,
@@ -222,7 +196,7 @@ class _Run:
             skipped=self.skipped,
         )
 
-    def _epoch(self, stop: _StopSignal) -> bool:
+    def _epoch(self, stop: StopSignal) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
         progress, save_every = self.progress, self.config.save.save_every
         start = progress.position // self.config.run.batch_size
@@ -236,7 +210,7 @@ class _Run:
             if counts.stop:
                 return True
             assert batch is not None
-            self._count_bad(batch, counts)
+            self.bad.count(batch, counts)
             self._step(batch, counts, began, waited)
             progress.position = (index + 1) * self.config.run.batch_size
             last = index + 1 == self.loader.steps_per_epoch
@@ -248,7 +222,7 @@ class _Run:
         return False
 
     @staticmethod
-    def _fetch(batches: Iterator[Batch], stop: _StopSignal) -> Batch | None:
+    def _fetch(batches: Iterator[Batch], stop: StopSignal) -> Batch | None:
         """The next batch, or None when the loader broke because this run is being ended."""
         try:
             with preserved_rng(_CPU):
@@ -313,67 +287,23 @@ class _Run:
         """Writes down which samples were in a step whose loss was not finite; ends the run if there were too many."""
         progress = self.progress
         progress.nonfinite += 1
-        keys = list(itertools.chain.from_iterable(gather_objects(batch.keys)))
-        path = self.config.save.out / f"nonfinite-step-{progress.step}.json"
-        report = {
-            "step": progress.step,
-            "epoch": progress.epoch + 1,
-            "loss": str(result.loss),
-            "grad_norm": str(result.grad_norm),
-            "lr": lr,
-            "keys": keys,
-        }
-        on_rank_zero(lambda: build.write_text(path, json.dumps(report, indent=2) + "\n"))
-        if progress.nonfinite >= self.config.run.max_nonfinite:
+        step, in_a_row = progress.step, progress.nonfinite
+        path, keys = faults.report_nonfinite(self.config.save.out, step, progress.epoch + 1, lr, result, batch.keys)
+        if in_a_row >= self.config.run.max_nonfinite:
             some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+            kept = f"the last checkpoint is {self.saved}" if self.saved else "there is no checkpoint"
             raise TrainingFailed(
-                f"step {progress.step}: loss or gradient not finite for {progress.nonfinite} steps in a row "
-                f"(samples {some}; all in {path}); {self._last_good()}; a lower --lr or --clip-grad-norm may help"
+                f"step {step}: loss or gradient not finite for {in_a_row} steps in a row "
+                f"(samples {some}; all in {path}); {kept}; a lower --lr or --clip-grad-norm may help"
             )
         if self.main:
-            logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", progress.step, path)
-
-    def _last_good(self) -> str:
-        return f"the last checkpoint is {self.saved}" if self.saved else "there is no checkpoint"
-
-    def _count_bad(self, batch: Batch, counts: Tally) -> None:
-        """Counts what could not be used, and ends the run once it is too much."""
-        progress = self.progress
-        for skip in batch.skipped:
-            progress.reasons[skip.reason] = progress.reasons.get(skip.reason, 0) + 1
-            self.examples.setdefault(skip.reason, f"{skip.key}: {skip.detail}" if skip.detail else skip.key)
-        progress.epoch_good += counts.samples
-        progress.epoch_bad += counts.bad
-        if progress.epoch_bad >= _ENOUGH_BAD:
-            self._check_bad()
-
-    def _check_bad(self) -> None:
-        good, bad = self.progress.epoch_good, self.progress.epoch_bad
-        limit = self.config.pairs.max_bad_fraction
-        if bad <= limit * (good + bad):
-            return
-        reasons = self._reasons()
-        examples: dict[str, str] = {}
-        for part in gather_objects(self.examples):
-            examples = part | examples
-        told = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
-        raise InputError(
-            f"{self.loader.source.name}: {bad} of {good + bad} samples cannot be used, "
-            f"more than max_bad_fraction = {limit:g} allows: {told}"
-        )
-
-    def _reasons(self) -> dict[str, int]:
-        """The epoch's unusable samples by reason, over all ranks, the most frequent first."""
-        total: Counter[str] = Counter()
-        for part in gather_objects(self.progress.reasons):
-            total.update(part)
-        return dict(total.most_common())
+            logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", step, path)
 
     def _end_epoch(self) -> None:
         """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next."""
         progress = self.progress
-        self._check_bad()
-        self.skipped = self._reasons()
+        self.bad.check()
+        self.skipped = self.bad.reasons()
         progress.epoch, progress.position = progress.epoch + 1, 0
         line = {
             "epoch": progress.epoch,
@@ -419,7 +349,9 @@ class _Run:
     def _save(self) -> None:
         """Writes a checkpoint; on every rank, since each gives its generators' state."""
         states = gather_objects(rng_state(self.device))
-        snapshot = dataclasses.replace(self.progress, reasons=self._reasons(), seconds=time.perf_counter() - self.began)
+        snapshot = dataclasses.replace(
+            self.progress, reasons=self.bad.reasons(), seconds=time.perf_counter() - self.began
+        )
         self.saved = on_rank_zero(
             lambda: save_checkpoint(
                 self.config.save.out,

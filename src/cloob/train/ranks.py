@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
-from cloob.distributed import is_initialized, rank, world_size
+from cloob.distributed import rank, world_size
 
 T = TypeVar("T")
-
-
-@contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
-
-    Each restart of torchrun gets keys of its own in the store: torch keeps the store over restarts, and a rank that
-    reads the address of a dead one there waits for it for ever.
-    """
-    if "WORLD_SIZE" not in os.environ or is_initialized():
-        yield
-        return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    store, own_rank, ranks = next(rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
-        rank=own_rank,
-        world_size=ranks,
-    )
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)

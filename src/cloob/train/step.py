@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from cloob.distributed import world_size
 from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
+from cloob.train.gradcache import cached_backward
 
 
 class TowersWithLoss(nn.Module):
@@ -29,24 +31,30 @@ class TowersWithLoss(nn.Module):
         self.objective = objective
         self.precision = precision
 
-    def forward(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss and features of a batch.
+    def forward(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None = None, *, loss: bool = True
+    ) -> tuple[Tensor, ...]:
+        """Loss and features of a batch, or its features alone.
 
         Args:
             images: (n, 3, H, W), uint8 or float.
             tokens: (n, L) int64.
             ids: (n,) int64 or None: pairs of equal id are no negatives of each other.
+            loss: False for a micro-batch, of which the loss is none of its own.
 
         Returns:
-            The 0-d float32 loss, and the detached (n, D) float32 image and text features.
+            The 0-d float32 loss, and the detached (n, D) float32 image and text features; without loss the features
+            with their graph.
         """
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             image_features, text_features = self.encoder(images, tokens)
         # The encoder returns float32 unit rows whatever autocast says; other towers may not.
         image_features, text_features = image_features.float(), text_features.float()
+        if not loss:
+            return image_features, text_features
         with torch.autocast(images.device.type, enabled=False):
-            loss = self.objective(image_features, text_features, ids=ids)
-        return loss, image_features.detach(), text_features.detach()
+            value = self.objective(image_features, text_features, ids=ids)
+        return value, image_features.detach(), text_features.detach()
 
 
 @dataclass(frozen=True)
@@ -77,12 +85,20 @@ class Stepper:
         module: The towers with the loss; wrapped in DDP here when there are several ranks.
         optimizer: Over the module's trainable parameters.
         clip_grad_norm: Largest global gradient norm; 0 for no clipping.
+        micro_batch_size: Pairs of this rank whose activations are held at a time (gradient caching); 0 for all.
     """
 
-    def __init__(self, module: TowersWithLoss, optimizer: torch.optim.Optimizer, clip_grad_norm: float = 0.0) -> None:
+    def __init__(
+        self,
+        module: TowersWithLoss,
+        optimizer: torch.optim.Optimizer,
+        clip_grad_norm: float = 0.0,
+        micro_batch_size: int = 0,
+    ) -> None:
         self.module = module
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
+        self.micro_batch_size = micro_batch_size
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         self._wrapped: nn.Module = module
         if world_size() > 1:
@@ -100,12 +116,16 @@ class Stepper:
         value = norm = math.nan
         image_features = text_features = images.new_empty(0, 0, dtype=torch.float32)
         try:
-            loss, image_features, text_features = self._wrapped(images, tokens, ids)
+            if self.micro_batch_size:
+                loss, image_features, text_features = self._cached_backward(images, tokens, ids)
+            else:
+                loss, image_features, text_features = self._wrapped(images, tokens, ids)
             value = float(loss.detach())
         except NonFiniteFeaturesError:
             pass  # the objective refuses such rows, on every rank when one has them
         if math.isfinite(value):
-            loss.backward()
+            if not self.micro_batch_size:
+                torch.autograd.backward(loss)
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             total = nn.utils.get_total_norm(gradients)
             norm = float(total)
@@ -121,6 +141,27 @@ class Stepper:
             self._copy(self._buffers, self._backup)
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(value, norm, finite, image_features, text_features)
+
+    def _cached_backward(self, images: Tensor, tokens: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of the batch, its loss and its features, a micro-batch at a time."""
+        size, features = self.micro_batch_size, []
+
+        def encode(part: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            embedded: tuple[Tensor, ...] = self._wrapped(*part, loss=False)
+            if not torch.is_grad_enabled():  # the first of the two passes
+                features.append(embedded)
+            return embedded
+
+        loss = cached_backward(
+            encode,
+            self.module.objective,
+            list(zip(torch.split(images, size), torch.split(tokens, size), strict=True)),
+            towers=self.module.encoder,
+            ids=ids,
+            no_sync=getattr(self._wrapped, "no_sync", nullcontext),
+        )
+        image_features, text_features = (torch.cat(side) for side in zip(*features, strict=True))
+        return loss, image_features, text_features
 
     @staticmethod
     def _copy(into: list[Tensor], source: list[Tensor]) -> None:

@@ -118,6 +118,14 @@ _ZEROSHOT = (
     _Column("n_classes", "Classes", count, always=False),
     _Column("n", "Images", count, always=False),
 )
+_PROBE = (
+    _Column("acc1", "Top-1, %", percent, 1),
+    _Column("acc5", "Top-5, %", percent, 1),
+    _Column("mean_per_class_recall", "Mean per class,\u00a0%", percent, 1, always=False),
+    _Column("shots", "Images a class", count, always=False),
+    _Column("n_train", "Training images", count, always=False),
+    _Column("n", "Test images", count, always=False),
+)
 _RETRIEVAL = (
     *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, group="Image → text recall, %") for k in (1, 5, 10)),
     *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, group="Text → image recall, %") for k in (1, 5, 10)),
@@ -148,13 +156,14 @@ _GEOMETRY = (
 
 
 def tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table]:
-    """The result tables that have something to show: zero-shot, retrieval, geometry with the training time.
+    """The result tables that have something to show: zero-shot, probe, retrieval, geometry with the training time.
 
     A line of a table is one set and one model, grouped by set; sets keep the order of their first appearance.
     """
     geometry = _geometry_columns(rows)
     found = [
         _table("zeroshot", "Zero-shot classification", _ZEROSHOT, rows, colours),
+        _table("probe", "Linear probe", _PROBE, rows, colours),
         _table("retrieval", "Retrieval", _RETRIEVAL, rows, colours),
         _table("geometry", "Geometry of the embeddings, and cost", geometry, rows, colours),
     ]

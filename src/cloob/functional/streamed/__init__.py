@@ -32,10 +32,12 @@ from cloob.functional.checks import outside_autocast
 from cloob.functional.reference import Contrast, Retrieved, Scale, by_name, check_pairs, combine
 from cloob.functional.streamed.contrast import info_loob, info_nce
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
+from cloob.functional.streamed.tiles import eager
 
 __all__ = ["cloob_streamed", "hopfield_retrieval", "info_loob", "info_nce", "retrieve"]
 
 
+@eager
 @outside_autocast
 def cloob_streamed(
     image_features: Tensor,
@@ -51,7 +53,10 @@ def cloob_streamed(
 ) -> Tensor:
     """:func:`cloob.functional.cloob_reference` in O(N·D) memory; see there for arguments, value and errors.
 
-    ``matmul=torch.bfloat16`` multiplies in bfloat16 with float32 accumulation. It can be differentiated once.
+    It can be differentiated once. ``matmul=torch.bfloat16`` multiplies in bfloat16 with float32 accumulation. The
+    gradient's relative error was measured (τ⁻¹ = 30, β = 8; D = 128 to 512) as 1e-3 to 3e-3 without and 3e-3 to 1e-2
+    with retrieval. That is while there is a gradient: where InfoNCE has saturated (below a loss of about 1e-3) what is
+    left of it is the rounding of the logits.
     """
     direction = by_name({"infoloob": info_loob, "infonce": info_nce}, contrast)
     x, y = check_pairs(image_features, text_features)

@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
 from cloob.functional.contrast import check_contrast
-from cloob.functional.streamed.tiles import accumulate, apply, eager, matmul_dtype, product, strips
+from cloob.functional.streamed.tiles import accumulate, apply, differentiable_once, eager, matmul_dtype, product, strips
 
 
 class _Contrast(torch.autograd.Function):
@@ -58,7 +57,7 @@ class _Contrast(torch.autograd.Function):
         return losses.mean()
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         return *(grad * own for own in ctx.saved_tensors), None, None, None, None, None
@@ -103,7 +102,7 @@ def _contrast(
 ) -> Tensor:
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, offset)
-    both = check_ids(ids, candidate_ids, n, m)
+    both = check_ids(ids, candidate_ids, n, m, anchors.device)
     scale = positive_scalar("inv_tau", inv_tau, anchors)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (anchors, candidates, scale))
     options = (offset, both, leave_out, differentiable, matmul_dtype(matmul, anchors))

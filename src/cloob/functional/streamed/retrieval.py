@@ -6,11 +6,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from cloob.functional.checks import as_rows, check_memory, outside_autocast, positive_scalar
 from cloob.functional.reference import Retrieved
-from cloob.functional.streamed.tiles import accumulate, apply, blocks, eager, matmul_dtype, product, tile_pairs
+from cloob.functional.streamed.tiles import (
+    accumulate,
+    apply,
+    blocks,
+    differentiable_once,
+    eager,
+    matmul_dtype,
+    product,
+    tile_pairs,
+)
 
 # exp(±limit), summed over a million rows, is a normal number of the type.
 _UNSHIFTED_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
@@ -55,7 +63,7 @@ class _MutualRetrieval(torch.autograd.Function):
         return found_l if found_r is None else (found_l, found_r)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     @outside_autocast
     def backward(ctx: Any, grad_l: Tensor, *grad_r: Tensor) -> Any:
         left, right, beta, found_l, norms_l, found_r, norms_r = ctx.saved_tensors
@@ -106,7 +114,7 @@ class _Retrieval(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         state, stored, beta, shift, found, norms = ctx.saved_tensors

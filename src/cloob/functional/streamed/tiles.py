@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -70,6 +71,18 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
     # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
     disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
     return cast(Callable[P, R], cast(Any, disable)(function))
+
+
+def differentiable_once(backward: Callable[P, R]) -> Callable[P, R]:
+    """Refuses ``create_graph=True``, whose second derivatives would be zero without a word."""
+
+    @functools.wraps(backward)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.is_grad_enabled():
+            raise RuntimeError("the streamed path can be differentiated once; backend='reference' has more derivatives")
+        return backward(*args, **kwargs)
+
+    return wrapper
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:

@@ -1,0 +1,212 @@
+"""What an evaluation leaves beside results.json: CLIP_benchmark's JSON, recalls of the classes, confusion pictures.
+
+Legend: n images, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob.errors import InputError, require
+from cloob.evaluate.store import Embeddings, Labelled, short_name
+from cloob.evaluate.suite import write_results
+
+_MOST_TICKS = 50  # class names along the sides of a confusion picture; more would not be readable
+_MOST_CELLS = 1000
+
+
+def write_set_files(
+    out: Path, results: Mapping[str, Any], embeddings: Embeddings, zeroshot: Sequence[Labelled]
+) -> list[Path]:
+    """Writes everything of this module.
+
+    Args:
+        out: Folder of results.json; the files go to ``clip_benchmark/``, ``per_class/`` and ``confusion/`` in it.
+        results: What :func:`cloob.evaluate.suite.evaluate` returned.
+        embeddings: What it was computed from.
+        zeroshot: The labelled sets.
+
+    Returns:
+        The folders that hold something.
+
+    Raises:
+        InputError: A file cannot be written.
+    """
+    sources = {model: str(source) for model, source in embeddings.models.items() if isinstance(source, str | Path)}
+    write_clip_benchmark(out / "clip_benchmark", results, sources)
+    for data in zeroshot:
+        name = short_name(data)
+        models = [row["model"] for row in results["rows"] if name in row["zeroshot"]]
+        if not models:
+            continue
+        matrices = {}
+        for model in models:
+            images, labels, classes = embeddings.labelled(model, data)
+            matrices[model] = confusion_matrix(images.features, labels, classes)
+        write_per_class(out / "per_class" / f"{_slug(name)}.csv", data.classnames, matrices)
+        for model, matrix in matrices.items():
+            picture = out / "confusion" / f"{_slug(name)}--{_slug(model)}.png"
+            draw_confusion(picture, matrix, data.classnames, f"{name}, {model}")
+    return [folder for folder in (out / "clip_benchmark", out / "per_class", out / "confusion") if folder.is_dir()]
+
+
+def write_clip_benchmark(
+    folder: Path, results: Mapping[str, Any], sources: Mapping[str, str] | None = None
+) -> list[Path]:
+    """One JSON a model, set and task, as CLIP_benchmark writes them, so that ``clip_benchmark build`` reads them.
+
+    Args:
+        folder: Where they go.
+        results: What :func:`cloob.evaluate.suite.evaluate` returned.
+        sources: Where each model came from, for the field ``pretrained``.
+
+    Returns:
+        The files, ``<set>_<model>_en_<task>.json``. Fields: ``dataset``, ``model``, ``pretrained``, ``task``,
+        ``metrics``, ``language``. As there, ``image_retrieval_recall`` is that of images for a text, and acc5 of fewer
+        than five classes has no value.
+    """
+    files = []
+    for row in results["rows"]:
+        for task, name, metrics in _tasks(row):
+            content = {
+                "dataset": name,
+                "model": row["model"],
+                "pretrained": (sources or {}).get(row["model"], row["model"]),
+                "task": task,
+                "metrics": metrics,
+                "language": "en",
+            }
+            path = folder / f"{_slug(name)}_{_slug(row['model'])}_en_{task}.json"
+            write_results(path, content)
+            files.append(path)
+    return files
+
+
+def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str, Tensor]) -> None:
+    """A CSV with a line a class: ``label``, ``class``, ``images``, and a model each its recall and worst confusion.
+
+    Args:
+        path: The file; its folder is created.
+        classnames: C names.
+        matrices: Model -> its :func:`confusion_matrix`. A class without images has an empty recall.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    columns = [f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for")]
+    writer.writerow(["label", "class", "images", *columns])
+    for label, name in enumerate(classnames):
+        images = int(next(iter(matrices.values()))[label].sum())
+        cells: list[str] = []
+        for matrix in matrices.values():
+            row = matrix[label].clone()
+            right = int(row[label])
+            row[label] = 0
+            worst = int(row.argmax())
+            taken_for = "" if int(row[worst]) == 0 else [*classnames, "(unreadable)"][worst]
+            cells += [f"{right / images:.6g}" if images else "", taken_for]
+        writer.writerow([label, name, images, *cells])
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.getvalue(), encoding="utf-8", newline="\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
+    """Which class each image was taken for.
+
+    Args:
+        image_features: (n, D); a NaN row is an image that could not be read.
+        labels: (n,) int64 in [0, C).
+        class_embeddings: (C, D).
+
+    Returns:
+        (C, C + 1) int64 counts, a row a label; the last column counts what could not be read. Of classes with equal
+        scores the right one counts last, as in :func:`cloob.evaluate.zeroshot.zeroshot_ranks`.
+    """
+    n_classes = len(class_embeddings)
+    scores = image_features.double() @ class_embeddings.double().T
+    rows = torch.arange(len(labels))
+    own = scores[rows, labels].clone()
+    # The rounding within which `ranking.ranks` counts a tie, so that both agree on what is right.
+    rounding = 8 * torch.finfo(torch.float64).eps * class_embeddings.double().norm(dim=1).max()
+    scores[rows, labels] = own - rounding * image_features.double().norm(dim=1) * 2
+    predicted = torch.where(torch.isfinite(own), scores.nan_to_num(nan=-torch.inf).argmax(1), n_classes)
+    cells = labels * (n_classes + 1) + predicted
+    return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
+
+
+def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title: str) -> None:
+    """Draws a confusion matrix, each row as shares of its images; classes without images are left out.
+
+    Args:
+        path: A .png; its folder is created.
+        matrix: (C, C + 1), see :func:`confusion_matrix`. Above 1000 classes, neighbours are drawn as one.
+        classnames: C names; written along the sides up to 50.
+        title: Written above.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    require("matplotlib", "train")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kept = [label for label, row in enumerate(matrix) if int(row.sum())]
+    shares = matrix[kept][:, kept].double() / matrix[kept].sum(1, keepdim=True)
+    if len(kept) > _MOST_CELLS:
+        size = -(-len(kept) // _MOST_CELLS)
+        shares = torch.nn.functional.avg_pool2d(shares[None, None], size, ceil_mode=True)[0, 0] * size
+    side = 3.5 + 0.16 * min(len(kept), _MOST_TICKS)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
+    figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.8)
+    accuracy = float(matrix.diagonal().sum() / matrix.sum())
+    axes.set_title(f"{title}: {100 * accuracy:.1f} % right")
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("is")
+    if len(kept) <= _MOST_TICKS:
+        names = [classnames[label].replace("$", r"\$") for label in kept]
+        axes.set_xticks(range(len(kept)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(kept)), names, fontsize=7)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        FigureCanvasAgg(figure).print_png(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(task, set, metrics) under CLIP_benchmark's names."""
+    found: list[tuple[str, str, dict[str, Any]]] = []
+    for name, numbers in row["zeroshot"].items():
+        metrics = {key: numbers[key] for key in ("acc1", "acc5", "mean_per_class_recall")}
+        if numbers["n_classes"] < 5:
+            metrics["acc5"] = None
+        found.append(("zeroshot_classification", name, metrics))
+    for name, numbers in row["retrieval"].items():
+        recalls = {f"image_retrieval_recall@{k}": numbers[f"text_to_image@{k}"] for k in (1, 5, 10)}
+        recalls |= {f"text_retrieval_recall@{k}": numbers[f"image_to_text@{k}"] for k in (1, 5, 10)}
+        found.append(("zeroshot_retrieval", name, recalls))
+    for name, numbers in row.get("probe", {}).items():
+        metrics = {f"lp_{key}": numbers[key] for key in ("acc1", "acc5", "mean_per_class_recall")}
+        metrics |= {"fewshot_k": -1 if numbers["shots"] is None else numbers["shots"], "seed": numbers["seeds"][0]}
+        found.append(("linear_probe", name, metrics))
+    return found
+
+
+def _slug(name: str) -> str:
+    """A name that is a file's name on every system."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "set"

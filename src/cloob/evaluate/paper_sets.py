@@ -1,0 +1,248 @@
+"""The paper's eight sets, each read from the folders that its makers (or torchvision) give it. Nothing is downloaded.
+
+Under one root folder (``LAYOUTS`` holds what a missing set's message says):
+
+- ``birdsnap/``: the distribution's ``species.txt``, ``images.txt``, ``test_images.txt``, and the pictures where its
+  ``get_birdsnap.py`` puts them, ``download/images/<dir>/<file>``. Pictures that the web has lost are left out.
+- ``country211/{train,valid,test}/<ISO code>/*.jpg``: torchvision's ``Country211``.
+- ``flowers-102/``: ``jpg/image_00001.jpg`` …, ``imagelabels.mat``, ``setid.mat``: torchvision's ``Flowers102``.
+- ``gtsrb/``: ``GTSRB/Final_Test/Images/*.ppm``, ``GT-final_test.csv``, ``GTSRB/Training/<class>/*.ppm``: torchvision's.
+- ``ucf101/``: ``ucfTrainTestlist/{classInd,testlist01,trainlist01}.txt`` as distributed, and the middle frame of each
+  video as a picture, ``frames/<class>/<video>.jpg`` (or .png, .webp). The first of the three splits is used.
+- ``stanford_cars/``: ``cars_test/``, ``cars_test_annos_withlabels.mat``, ``devkit/``, ``cars_train/``: torchvision's.
+- ``imagenet/{val,train}/<wnid>/*.JPEG``, 1000 folders each: what torchvision's ``ImageNet`` makes of the archives.
+- ``imagenetv2-matched-frequency-format-val/<0 … 999>/*.jpeg``: the folder's name is the label.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloob.data.decode import read_image_file
+from cloob.data.labelled import LabelledSet
+from cloob.data.shards import IMAGE_EXTENSIONS
+from cloob.errors import InputError, require
+
+PROMPTS = Path(__file__).parent / "prompts"
+"""Class names and templates; see NOTICE.md there."""
+
+Sample = tuple[Path, int]
+
+LAYOUTS: Mapping[str, str] = {
+    "birdsnap": "birdsnap/ with species.txt, images.txt, test_images.txt and download/images/ (get_birdsnap.py)",
+    "country211": "country211/test/<ISO code>/*.jpg (country211.tgz of OpenAI, unpacked)",
+    "flowers102": "flowers-102/ with jpg/, imagelabels.mat and setid.mat (102flowers.tgz of Oxford VGG, unpacked)",
+    "gtsrb": "gtsrb/ with GTSRB/Final_Test/Images/*.ppm and GT-final_test.csv (GTSRB_Final_Test_*.zip, unpacked)",
+    "ucf101": "ucf101/ with ucfTrainTestlist/ and the middle frame of each video, frames/<class>/<video>.jpg",
+    "stanford_cars": "stanford_cars/ with cars_test/, cars_test_annos_withlabels.mat and devkit/",
+    "imagenet": "imagenet/val/<wnid>/*.JPEG in 1000 folders (ILSVRC2012_img_val.tar sorted into classes)",
+    "imagenetv2": "imagenetv2-matched-frequency-format-val/<0 … 999>/*.jpeg (its .tar.gz, unpacked)",
+}
+"""What to put under the root for each set, in the order of the paper's table."""
+
+
+class ListedPictures:
+    """Pictures by a list of files.
+
+    Args:
+        root: What keys are relative to.
+        paths: The files.
+    """
+
+    def __init__(self, root: Path, paths: Iterable[Path]) -> None:
+        self._root = root
+        self._paths = list(paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def read(self, index: int) -> tuple[str, bytes]:
+        """Key and encoded image; raises :class:`cloob.data.batch.BadSample` where the file cannot be read."""
+        path = self._paths[index]
+        key = path.relative_to(self._root).as_posix()
+        return key, read_image_file(path, key)
+
+
+def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
+    """Opens one of the paper's sets.
+
+    Args:
+        name: A key of ``LAYOUTS``.
+        root: Folder of all sets, laid out as this module's docstring says.
+        split: ``"test"`` (ImageNet's validation images), or ``"train"`` for a probe (Flowers102: its train and
+            validation images, as CLIP had them; ImageNet V2: ImageNet's).
+
+    Returns:
+        The set, with CLIP's class names and templates.
+
+    Raises:
+        InputError: The set is not there (the message says what to put where), or not what it should be.
+    """
+    samples = _READERS[name](root, split)
+    if not samples:
+        raise _missing(name, root, "no picture found")
+    classnames, templates = prompts_of(name)
+    labels = np.array([label for _, label in samples], np.int64)
+    if labels.min() < 0 or labels.max() >= len(classnames):
+        raise InputError(
+            f"{name}: labels from {labels.min()} to {labels.max()} found, 0 to {len(classnames) - 1} would be right"
+        )
+    return LabelledSet(name, classnames, templates, labels, ListedPictures(root, (path for path, _ in samples)))
+
+
+def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Class names by label, and templates with ``{c}``, as CLIP used them for a set."""
+    if name in ("imagenet", "imagenetv2"):
+        library = require("open_clip", "train")
+        templates = (template("{c}") for template in library.OPENAI_IMAGENET_TEMPLATES)
+        return tuple(library.IMAGENET_CLASSNAMES), tuple(templates)
+    content = json.loads((PROMPTS / f"{name}.json").read_text(encoding="utf-8"))
+    return tuple(content["classes"]), tuple(content["templates"])
+
+
+def _torchvision(name: str, kind: str, root: Path, split: str) -> Any:
+    """A dataset object of torchvision, which holds the list of files and labels."""
+    datasets = require("torchvision.datasets", "train")
+    try:
+        return getattr(datasets, kind)(root, split=split, download=False)
+    except (RuntimeError, FileNotFoundError) as error:
+        raise _missing(name, root, _first_line(error)) from error
+
+
+def _country211(root: Path, split: str) -> list[Sample]:
+    folder = root / "country211" / split
+    if not folder.is_dir():
+        raise _missing("country211", root, f"no folder {folder}")
+    data = _torchvision("country211", "Country211", root, split)
+    _check_folders("country211", folder, len(data.classes), 211)
+    return [(Path(path), label) for path, label in data.samples]
+
+
+def _flowers102(root: Path, split: str) -> list[Sample]:
+    parts = ("train", "val") if split == "train" else ("test",)
+    found = [_torchvision("flowers102", "Flowers102", root, part) for part in parts]
+    return [pair for data in found for pair in zip(data._image_files, data._labels, strict=True)]
+
+
+def _gtsrb(root: Path, split: str) -> list[Sample]:
+    data = _torchvision("gtsrb", "GTSRB", root, split)
+    return [(Path(path), label) for path, label in data._samples]
+
+
+def _stanford_cars(root: Path, split: str) -> list[Sample]:
+    data = _torchvision("stanford_cars", "StanfordCars", root, split)
+    return [(Path(path), int(label)) for path, label in data._samples]
+
+
+def _imagenet(root: Path, split: str) -> list[Sample]:
+    # torchvision's ImageNet would unpack archives here; its layout is all that is taken.
+    folder = root / "imagenet" / ("val" if split == "test" else split)
+    if not folder.is_dir():
+        raise _missing("imagenet", root, f"no folder {folder}")
+    wnids = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    _check_folders("imagenet", folder, len(wnids), 1000)
+    return [(path, label) for label, wnid in enumerate(wnids) for path in _images(folder / wnid)]
+
+
+def _imagenetv2(root: Path, split: str) -> list[Sample]:
+    if split != "test":
+        return _imagenet(root, split)
+    folder = root / "imagenetv2-matched-frequency-format-val"
+    if not folder.is_dir():
+        raise _missing("imagenetv2", root, f"no folder {folder}")
+    numbers = sorted(int(path.name) for path in folder.iterdir() if path.is_dir() and path.name.isdecimal())
+    _check_folders("imagenetv2", folder, len(numbers), 1000)
+    return [(path, label) for label in numbers for path in _images(folder / str(label))]
+
+
+def _birdsnap(root: Path, split: str) -> list[Sample]:
+    folder = root / "birdsnap"
+    label_of = _labels_by_name("birdsnap")
+    tables = {name: _lines("birdsnap", root, folder / f"{name}.txt") for name in ("species", "images", "test_images")}
+    header, *species = (line.split("\t") for line in tables["species"])
+    folder_of = {row[header.index("id")]: row[header.index("dir")] for row in species}
+    tests = {line.split("\t")[0] for line in tables["test_images"][1:]}
+    header, *images = (line.split("\t") for line in tables["images"])
+    found = []
+    for row in images:
+        path = row[header.index("path")]
+        file = folder / "download" / "images" / path
+        if (path in tests) == (split == "test") and file.is_file():
+            name = folder_of[row[header.index("species_id")]]
+            found.append((file, _label("birdsnap", label_of, name)))
+    return found
+
+
+def _ucf101(root: Path, split: str) -> list[Sample]:
+    folder = root / "ucf101"
+    lists = folder / "ucfTrainTestlist"
+    label_of = _labels_by_name("ucf101")
+    found = []
+    for line in _lines("ucf101", root, lists / f"{split}list01.txt"):
+        video = Path(line.split()[0])  # a list of training videos has the class's number behind
+        frames = [(folder / "frames" / video).with_suffix(f".{ext}") for ext in IMAGE_EXTENSIONS]
+        frame = next((path for path in frames if path.is_file()), frames[0])
+        found.append((frame, _label("ucf101", label_of, video.parent.name)))
+    if not any(path.is_file() for path, _ in found):
+        raise _missing("ucf101", root, f"no frame in {folder / 'frames'}")
+    return found  # a frame that is missing is counted as an unreadable picture
+
+
+_READERS: Mapping[str, Callable[[Path, str], list[Sample]]] = {
+    "birdsnap": _birdsnap,
+    "country211": _country211,
+    "flowers102": _flowers102,
+    "gtsrb": _gtsrb,
+    "ucf101": _ucf101,
+    "stanford_cars": _stanford_cars,
+    "imagenet": _imagenet,
+    "imagenetv2": _imagenetv2,
+}
+
+
+def _missing(name: str, root: Path, reason: str) -> InputError:
+    return InputError(f"{name}: not found under {root} ({reason}); put there {LAYOUTS[name]}")
+
+
+def _check_folders(name: str, folder: Path, found: int, right: int) -> None:
+    if found != right:
+        raise InputError(f"{name}: {folder} has {found} class folders, {right} would be right")
+
+
+def _lines(name: str, root: Path, path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise _missing(name, root, f"no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{name}: {path} cannot be read ({_first_line(error)})") from None
+    return [line for line in lines if line.strip()]
+
+
+def _labels_by_name(name: str) -> dict[str, int]:
+    """Labels by class name, of which only letters and digits count: ``ApplyEyeMakeup`` is ``Apply Eye Makeup``."""
+    return {_letters(classname): label for label, classname in enumerate(prompts_of(name)[0])}
+
+
+def _label(name: str, label_of: Mapping[str, int], folder: str) -> int:
+    if _letters(folder) not in label_of:
+        raise InputError(f"{name}: {folder!r} is none of its {len(label_of)} classes")
+    return label_of[_letters(folder)]
+
+
+def _letters(text: str) -> str:
+    return "".join(c for c in text.casefold() if c.isalnum())
+
+
+def _images(folder: Path) -> list[Path]:
+    suffixes = {f".{ext}" for ext in IMAGE_EXTENSIONS}
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

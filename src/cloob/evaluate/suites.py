@@ -1,0 +1,145 @@
+"""Suites: names for many sets at once. A set that is not there, or not right, does not stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cloob.data.labelled import LabelledSet, open_labelled
+from cloob.errors import InputError, nearest
+from cloob.evaluate.paper_sets import LAYOUTS, open_paper_set
+
+SUITES = {
+    "paper": "the paper's eight sets, under one root",
+    "pictograms": "every labelled set in a folder, each in a folder of its own",
+    "vtab+": "every CLIP_benchmark WebDataset folder in a folder, at any depth",
+}
+
+_TRAIN_SPLIT = "train"
+_DEEPEST = 3
+
+
+@dataclass
+class SuiteSets:
+    """What a suite came to.
+
+    Attributes:
+        sets: Labelled sets to classify.
+        training: Set name -> its training images, where there are such and they were asked for.
+        missing: Set name -> why it is not among them; one line.
+        skipped: Set name -> why it is none of a suite's business (retrieval sets); one line.
+    """
+
+    sets: list[LabelledSet] = field(default_factory=list)
+    training: dict[str, LabelledSet] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
+    """Opens suites.
+
+    Args:
+        words: Names of suites, each followed by its folder if that is not ``root``: ``("paper", "/data")``.
+        root: Folder of the suites that have none of their own.
+        probe: Whether training images are wanted too.
+
+    Returns:
+        The sets of all suites together.
+
+    Raises:
+        InputError: No such suite, no folder, or a folder without a single set.
+    """
+    found = SuiteSets()
+    for name, folder in _pairs(words, root):
+        if not folder.is_dir():
+            raise InputError(f"--suite {name}: {folder} is no folder")
+        if name == "paper":
+            _open_paper(folder, found, probe)
+            continue
+        places = _subfolders(folder) if name == "pictograms" else _webdatasets(folder, _DEEPEST)
+        if not places:
+            raise InputError(
+                f"--suite {name}: {folder} holds no {'folder' if name == 'pictograms' else 'test/nshards.txt'}"
+            )
+        for place in places:
+            _open_one(place, place.relative_to(folder).as_posix(), found, probe)
+    return found
+
+
+def training_split(path: str | Path) -> LabelledSet | None:
+    """The training images of a labelled set; None if it has no such split.
+
+    Raises:
+        InputError: It has one, with a mistake in it.
+    """
+    folder = Path(path)
+    return open_labelled(folder, _TRAIN_SPLIT) if (folder / _TRAIN_SPLIT).is_dir() else None
+
+
+def _pairs(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
+    pairs: list[tuple[str, Path]] = []
+    waiting: str | None = None
+    for word in [*words, None]:
+        if word is not None and word not in SUITES:
+            if waiting is None:
+                raise InputError(f"--suite: no suite {word!r}; {nearest(word, SUITES)}")
+            pairs.append((waiting, Path(word).expanduser()))
+            waiting = None
+            continue
+        if waiting is not None:
+            if root is None:
+                raise InputError(f"--suite {waiting}: no folder; write --suite {waiting} DIR, or --root DIR")
+            pairs.append((waiting, root.expanduser()))
+        waiting = word
+    return pairs
+
+
+def _open_paper(root: Path, found: SuiteSets, probe: bool) -> None:
+    for name in LAYOUTS:
+        try:
+            data = open_paper_set(name, root)
+        except InputError as error:
+            found.missing[name] = str(error)
+            continue
+        found.sets.append(data)
+        if probe:
+            try:
+                found.training[name] = open_paper_set(name, root, _TRAIN_SPLIT)
+            except InputError as error:
+                found.missing[f"{name} (training)"] = str(error)
+
+
+def _open_one(folder: Path, name: str, found: SuiteSets, probe: bool) -> None:
+    kind = folder / "dataset_type.txt"
+    try:
+        what = kind.read_text(encoding="utf-8").strip().lower() if kind.is_file() else "classification"
+        if what == "retrieval":
+            found.skipped[name] = f"{name}: a set of pairs; give it as --retrieval {folder / 'test'}"
+            return
+        if what != "classification":
+            raise InputError(f"{kind} says {what!r}, and only classification can be evaluated")
+        data = open_labelled(folder)
+        found.sets.append(data)
+        train = training_split(folder) if probe else None
+    except (InputError, OSError, UnicodeDecodeError) as error:
+        found.missing[name] = str(error)
+        return
+    if train is not None:
+        found.training[data.name] = train
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _webdatasets(folder: Path, depth: int) -> list[Path]:
+    """Folders with ``test/nshards.txt``, by path; nothing is looked for inside of one."""
+    places: list[Path] = []
+    for path in _subfolders(folder):
+        if (path / "test" / "nshards.txt").is_file():
+            places.append(path)
+        elif depth > 1:
+            places += _webdatasets(path, depth - 1)
+    return places

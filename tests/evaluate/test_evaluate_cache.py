@@ -1,0 +1,130 @@
+"""Embeddings on the disk: found again, never when weights or data differ, and whole whatever happens beside."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
+
+from cloob.errors import InputError
+from cloob.evaluate.cache import DiskCache, Stored, content_key, fingerprint, module_key
+from cloob.evaluate.embed import Encoder
+from cloob.evaluate.store import Embeddings
+from cloob.evaluate.suite import evaluate
+from cloob.models import store as model_store
+from cloob.models.store import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+
+NAMES = list(COLOURS)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", create_model("tiny-vit", seed=0), make_objective("cloob").config())
+    return tmp_path / "model"
+
+
+def no_model(*_: object, **__: object) -> Encoder:
+    raise AssertionError("the model was loaded although everything is on the disk")
+
+
+def test_a_finished_evaluation_needs_no_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = model.parent / "cache"
+    data, train, pairs = Labels(NAMES, broken=[2]), Labels(NAMES * 5), Pairs(NAMES, broken=[1], missing=[3])
+
+    def run() -> dict[str, object]:
+        return evaluate(Embeddings({"m": model}, cache=cache, tower=True), [data], [pairs], training={"solid": train})
+
+    first = run()
+    assert first == evaluate(Embeddings({"m": model}, tower=True), [data], [pairs], training={"solid": train})
+    stored = sorted(cache.rglob("*"))
+    monkeypatch.setattr(model_store, "load_model", no_model)
+    assert run() == first
+    assert sorted(cache.rglob("*")) == stored
+    assert first["rows"][0]["zeroshot"]["solid"]["unreadable"] == {"corrupt image": 1}  # type: ignore[index]
+
+
+def test_other_weights_or_other_data_are_other_embeddings(model: Path) -> None:
+    cache = model.parent / "cache"
+    data = Labels(NAMES)
+
+    def features(where: Path, what: Labels) -> torch.Tensor:
+        return Embeddings({"m": where}, cache=cache).labelled("m", what).images.features
+
+    before = features(model, data)
+    assert not torch.equal(features(model, Labels(NAMES[::-1])), before)
+    save_model(model, create_model("tiny-vit", seed=1), make_objective("cloob").config())
+    other = features(model, data)
+    assert not torch.equal(other, before)
+    assert torch.equal(other, Embeddings({"m": model}).labelled("m", data).images.features)
+
+
+def test_content_keys_tell_what_an_embedding_depends_on_and_no_more() -> None:
+    key = content_key(Labels(NAMES))
+    assert key == content_key(Labels(NAMES, labels=[0] * 6, name="other"))
+    for other in (Labels(NAMES[:5]), Labels(NAMES[::-1]), Labels(NAMES, broken=[1])):
+        assert content_key(other) != key
+    pairs = content_key(Pairs(NAMES))
+    assert pairs != content_key(Pairs(NAMES, captions=["red"] * 6)) != content_key(Pairs(NAMES, missing=[2]))
+    assert fingerprint("ab", "c") != fingerprint("a", "bc")
+
+
+def test_module_keys_see_each_weight_and_buffer() -> None:
+    module = torch.nn.BatchNorm1d(3)
+    key = module_key(module, {"a": 1}, "cpu")
+    assert key == module_key(torch.nn.BatchNorm1d(3), {"a": 1}, "cpu")
+    assert key != module_key(module, {"a": 2}, "cpu") and key != module_key(module, {"a": 1}, "cuda:1")
+    module.running_mean[1] += 1e-7
+    assert key != module_key(module, {"a": 1}, "cpu")
+
+
+def test_models_in_memory(tmp_path: Path) -> None:
+    encoder, data = create_model("tiny-vit", seed=0), Labels(NAMES)
+    a = Embeddings({"m": encoder}, cache=tmp_path / "cache").labelled("m", data)
+    b = Embeddings({"m": create_model("tiny-vit", seed=0)}, cache=tmp_path / "cache").labelled("m", data)
+    assert torch.equal(a.images.features, b.images.features) and len(list((tmp_path / "cache").iterdir())) == 1
+    Embeddings({"m": ColourModel()}, cache=tmp_path / "none").labelled("m", data)  # weights that nobody can see
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_file_is_computed_anew(model: Path) -> None:
+    cache, data = model.parent / "cache", Labels(NAMES)
+    first = Embeddings({"m": model}, cache=cache).labelled("m", data)
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    assert len(files) == 2
+    for path, content in zip(files, (b"", b"garbage" * 99), strict=True):
+        path.write_bytes(content)
+    again = Embeddings({"m": model}, cache=cache).labelled("m", data)
+    assert torch.equal(again.images.features, first.images.features) and torch.equal(again.classes, first.classes)
+    assert all(path.stat().st_size > 700 for path in files)
+
+
+def test_concurrent_writers_leave_one_whole_file(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path / "cache")
+    values = [torch.full((200, 50), float(i)) for i in range(4)]
+    wrong: list[object] = []
+
+    def write(value: torch.Tensor) -> None:
+        for _ in range(25):
+            cache.save("m", "images", "d", Stored({"x": value}, {"keys": ["ä"]}))
+            found = cache.load("m", "images", "d")
+            if found is None or len(found.tensors["x"].unique()) != 1 or found.facts != {"keys": ["ä"]}:
+                wrong.append(found)
+
+    threads = [threading.Thread(target=write, args=(value,)) for value in values]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert [path.name for path in (tmp_path / "cache" / "m").iterdir()] == ["images-d.safetensors"]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="embeddings cannot be kept here"):
+        DiskCache(tmp_path / "file" / "cache").save("m", "k", "d", Stored({"x": torch.zeros(1)}, {}))

@@ -1,0 +1,131 @@
+"""The paper's formulas (arXiv:2110.11316, Eq. 3 to 5) over plain lists: the oracle that shares no code with us."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+Rows = Sequence[Sequence[float]]
+MEMBERS = list(itertools.product(("infoloob", "infonce"), (True, False)))
+MEMBER_IDS = [f"{contrast}{'-hopfield' if hopfield else ''}" for contrast, hopfield in MEMBERS]
+
+
+def unit(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """(n, d) random unit rows."""
+    rows = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return (rows / rows.norm(dim=1, keepdim=True)).to(dtype)
+
+
+def pairs(
+    n: int, d: int, noise: float = 2.0, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Two (n, d) sides of n pairs, cosines about 1 / (1 + noise²): early in training, nothing is saturated."""
+    common = unit(n, d, seed)
+    sides = (common + noise * unit(n, d, seed + k) for k in (1, 2))
+    x, y = (side / side.norm(dim=1, keepdim=True) for side in sides)
+    return x.to(dtype), y.to(dtype)
+
+
+def dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return math.fsum(p * q for p, q in zip(a, b, strict=True))
+
+
+def log_sum_exp(values: Sequence[float]) -> float:
+    highest = max(values)
+    return highest + math.log(math.fsum(math.exp(v - highest) for v in values))
+
+
+def retrieval_loop(state: Rows, stored: Rows, beta: float) -> list[list[float]]:
+    """Eq. 4 and 5, query by query."""
+    found = []
+    for query in state:
+        logits = [beta * dot(query, pattern) for pattern in stored]
+        total = log_sum_exp(logits)
+        weights = [math.exp(logit - total) for logit in logits]
+        average = [math.fsum(w * p[k] for w, p in zip(weights, stored, strict=True)) for k in range(len(query))]
+        length = math.sqrt(dot(average, average))
+        found.append([v / length if length > 0 else 0.0 for v in average])
+    return found
+
+
+def contrast_loop(
+    contrast: str,
+    anchors: Rows,
+    candidates: Rows,
+    inv_tau: float,
+    offset: int = 0,
+    ids: Sequence[int] | None = None,
+    candidate_ids: Sequence[int] | None = None,
+) -> float:
+    """One direction of Eq. 3, anchor by anchor; an anchor without negatives adds nothing."""
+    candidate_ids = ids if candidate_ids is None else candidate_ids
+    losses = []
+    for i, anchor in enumerate(anchors):
+        positive = inv_tau * dot(anchor, candidates[i + offset])
+        negatives = [
+            inv_tau * dot(anchor, candidate)
+            for j, candidate in enumerate(candidates)
+            if j != i + offset and (ids is None or ids[i] != candidate_ids[j])
+        ]
+        if contrast == "infonce":
+            losses.append(log_sum_exp([positive, *negatives]) - positive)
+        else:
+            losses.append(log_sum_exp(negatives) - positive if negatives else 0.0)
+    return math.fsum(losses) / len(losses)
+
+
+def objective_loop(
+    x: Rows,
+    y: Rows,
+    inv_tau: float,
+    beta: float,
+    *,
+    contrast: str = "infoloob",
+    hopfield: bool = True,
+    scale: str = "paper",
+    ids: Sequence[int] | None = None,
+) -> float:
+    """Eq. 3 with the authors' factor τ, or the mean of both directions."""
+    u_x, u_y, v_x, v_y = x, y, x, y
+    if hopfield:
+        u_x, u_y = retrieval_loop(x, x, beta), retrieval_loop(y, x, beta)
+        v_x, v_y = retrieval_loop(x, y, beta), retrieval_loop(y, y, beta)
+    both = contrast_loop(contrast, u_x, u_y, inv_tau, 0, ids) + contrast_loop(contrast, v_y, v_x, inv_tau, 0, ids)
+    return both / inv_tau if scale == "paper" else both / 2
+
+
+def value_and_gradients(loss: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> list[Tensor]:
+    """The loss, and its gradient by each input (zeros where it does not depend on it)."""
+    leaves = [t.detach().clone().requires_grad_() for t in inputs]
+    value = loss(*leaves, **options)
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    return [value.detach(), *(torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True))]
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """‖got − expected‖ / ‖expected‖, in float64; 0 where both are zero."""
+    difference, size = (got.double() - expected.double()).norm(), expected.double().norm()
+    return float(difference / size) if size > 0 else float(difference)
+
+
+def joint(gradients: Sequence[Tensor]) -> Tensor:
+    """All gradients as one vector: rounding is relative to its norm, not to that of a part that nearly cancels."""
+    return torch.cat([g.double().flatten() for g in gradients])
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Operations of the matrix products in ``work``; torch by itself does not count those in place."""
+
+    def addmm(total: Sequence[int], a: Sequence[int], b: Sequence[int], **others: object) -> int:
+        return 2 * a[0] * a[1] * b[1]
+
+    in_place = {torch.ops.aten.addmm_: addmm}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        work()
+    return counter.get_total_flops()

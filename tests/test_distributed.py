@@ -1,0 +1,290 @@
+"""Real gloo processes: over ranks, loss and SGD step are those of one process that has the whole batch.
+
+One spawn of W processes does all checks of its world size, since starting them is what takes the time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from cloob import distributed
+from cloob.distributed import Layout
+from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
+from paper_loops import count_flops, pairs
+
+SECONDS = 60  # a collective call that waits longer is a hang
+SIZES = {
+    1: {"equal": (6,)},
+    2: {"equal": (3, 3), "unequal": (2, 5)},
+    3: {"equal": (3, 3, 3), "unequal": (1, 4, 2)},
+    4: {"equal": (2, 2, 2, 2), "unequal": (3, 1, 2, 4)},
+}
+STEP_CASES = list(itertools.product(OBJECTIVES, ("reference", "streamed"), ("equal", "unequal"), (False, True)))
+
+
+class Towers(nn.Module):
+    """Two small towers; with an objective, the whole of what DDP wraps."""
+
+    def __init__(self, objective: ContrastiveObjective | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = (nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)) for _ in range(2))
+        self.objective = objective
+
+    def forward(self, images: Tensor, texts: Tensor, ids: Tensor | None = None) -> Any:
+        x, y = (nn.functional.normalize(tower(t), dim=1) for tower, t in ((self.image, images), (self.text, texts)))
+        return (x, y) if self.objective is None else self.objective(x, y, ids=ids)
+
+
+def batch(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The global batch: images, texts, and ids that repeat within and across ranks."""
+    images, texts = torch.randn(2, n, 5, generator=torch.Generator().manual_seed(n))
+    return images, texts, torch.arange(n) * 3 % 4
+
+
+def learnable(name: str, backend: str, gather: bool) -> ContrastiveObjective:
+    options = {"learnable_inv_tau": True, "learnable_beta": "hopfield" in name or name == "cloob"}
+    return make_objective(name, backend=backend, gather=gather, inv_tau=10.0, **options)
+
+
+def sgd_step(
+    towers: nn.Module, loss_of: Callable[..., Tensor], parameters: Any, rows: tuple[Tensor, ...]
+) -> dict[str, Any]:
+    """Two steps of SGD: the second loss depends on the first gradient."""
+    optimizer = torch.optim.SGD(parameters, lr=0.5)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = loss_of(*rows)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return {"losses": losses, "parameters": {k: v.detach().clone() for k, v in towers.named_parameters()}}
+
+
+def objective_inside(name: str, backend: str, rows: tuple[Tensor, ...], gather: bool) -> dict[str, Any]:
+    """Towers and objective in one module: learnable τ and β are averaged by DDP as the weights are."""
+    towers = Towers(learnable(name, backend, gather))
+    wrapped = nn.parallel.DistributedDataParallel(towers) if gather else towers
+    return sgd_step(towers, wrapped, towers.parameters(), rows)
+
+
+def objective_outside(backend: str, rows: tuple[Tensor, ...], gather: bool) -> dict[str, Any]:
+    """DDP around the towers alone, as in open_clip: the objective comes after, its scales are fixed."""
+    towers, objective = Towers(None), make_objective("cloob", backend=backend, gather=gather)
+    wrapped = nn.parallel.DistributedDataParallel(towers) if gather else towers
+    return sgd_step(towers, lambda x, y, ids: objective(*wrapped(x, y), ids=ids), towers.parameters(), rows)
+
+
+def steps(own: Callable[[str], slice], sizes: dict[str, tuple[int, ...]], gather: bool) -> dict[Any, Any]:
+    """All cases; ``own`` gives the rows of this process."""
+    results: dict[Any, Any] = {}
+    for name, backend, split, with_ids in STEP_CASES:
+        if split in sizes:
+            images, texts, ids = (t[own(split)] for t in batch(sum(sizes[split])))
+            rows = (images, texts, ids) if with_ids else (images, texts)
+            results[name, backend, split, with_ids] = objective_inside(name, backend, rows, gather)
+    for backend, split in itertools.product(("reference", "streamed"), sizes):
+        rows = tuple(t[own(split)] for t in batch(sum(sizes[split])))
+        results["outside", backend, split, True] = objective_outside(backend, rows, gather)
+    return results
+
+
+def flops_and_values() -> dict[str, Any]:
+    """Arithmetic of one step of CLOOB at a global batch that every world size divides; the loss without gradients."""
+    n, found = 24, {}
+    x, y = pairs(n, 8, dtype=torch.float32)
+    own = Layout((n // dist.get_world_size(),) * dist.get_world_size()).own
+    for backend in ("reference", "streamed"):
+        objective = ContrastiveObjective(backend=backend, gather=True)
+        rows = [side[own].clone().requires_grad_() for side in (x, y)]
+        found[backend] = count_flops(lambda o=objective, r=rows: o(*r).backward())
+        with torch.no_grad():
+            found[f"{backend} value"] = objective(*rows).item()
+            half = [r.bfloat16() for r in rows]
+            found[f"{backend} bfloat16"] = (objective(*half).item(), objective(*(h.float() for h in half)).item())
+    return found
+
+
+def faults() -> dict[str, tuple[str, str]]:
+    """What each rank raises when the last one alone makes a mistake; a loss in between shows that none is out of step."""
+    last, (x, y) = dist.get_rank() == dist.get_world_size() - 1, pairs(4, 3, seed=dist.get_rank(), dtype=torch.float32)
+    nan = x.clone()
+    nan[2, 0] = math.nan
+    ids = torch.arange(4)
+    mistakes: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "NaN row": ((nan, y), {}),
+        "zero row": ((x, y * torch.tensor([[1.0], [0.0], [1.0], [1.0]])), {}),
+        "wrong D": ((x[:, :2], y[:, :2]), {}),
+        "sides of different D": ((x, y[:, :2]), {}),
+        "sides of different N": ((x, y[:3]), {}),
+        "no rows": ((x[:0], y[:0]), {}),
+        "float64": ((x.double(), y.double()), {}),
+        "not a tensor": ((None, y), {}),
+        "a vector": ((x[0], y), {}),
+        "a number": ((torch.tensor(1.0), y), {}),
+        "short ids": ((x, y), {"ids": ids[:3]}),
+        "ids in a list": ((x, y), {"ids": [0, 1, 2, 3]}),
+        "no ids": ((x, y), {}),
+        "no scale": ((x, y), {"logit_scale": 0.0}),
+    }
+    raised: dict[str, tuple[str, str]] = {}
+    for backend, (name, (arguments, options)) in itertools.product(("reference", "streamed"), mistakes.items()):
+        objective = ContrastiveObjective(gather=True, backend=backend)
+        usual = {"ids": ids} if "ids" in name else {}
+        try:
+            objective(*(arguments if last else (x, y)), **(options if last else usual))
+            raised[name] = ("nothing", "")
+        except Exception as error:
+            raised[name] = (type(error).__name__, str(error))
+        assert objective(x, y).isfinite()
+    # ids of another integer type are the same ids.
+    narrow = ids.to(torch.int16) if last else ids
+    assert objective(x, y, ids=narrow) == objective(x, y, ids=ids)
+    if dist.get_world_size() == 1:
+        with pytest.raises(ValueError, match="1 candidates"):
+            objective(x[:1], y[:1])
+    return raised
+
+
+def primitives() -> None:
+    """The gather and the sum by themselves, against hand-computed values."""
+    rank, world = distributed.rank(), distributed.world_size()
+    assert distributed.is_initialized() and (rank, world) == (dist.get_rank(), dist.get_world_size())
+    layout = Layout(tuple(range(1, world + 1)))
+    assert layout.total == world * (world + 1) // 2
+    assert layout.own == slice(rank * (rank + 1) // 2, (rank + 1) * (rank + 2) // 2)
+    mine = torch.full((rank + 1, 2), float(rank), requires_grad=True)
+    everything = distributed.gather_rows(mine, layout)
+    assert everything[:, 0].tolist() == [float(r) for r in range(world) for _ in range(r + 1)]
+    # Rank r weighs row k by (r + 1)·k: what comes back to the owner is the sum over ranks.
+    weights = torch.arange(layout.total, dtype=torch.float32)[:, None] * (rank + 1)
+    (everything * weights).sum().backward()
+    expected = torch.arange(layout.total, dtype=torch.float32)[layout.own, None] * sum(range(1, world + 1))
+    assert torch.equal(mine.grad, expected.expand(-1, 2))
+    numbers = distributed.gather_rows(torch.arange(rank + 1) + (1 << 40), layout)  # ids keep all their bits
+    assert numbers.tolist() == [(1 << 40) + k for r in range(world) for k in range(r + 1)]
+    value = torch.tensor(float(rank + 1), requires_grad=True)
+    total = distributed.global_sum(3 * value)
+    total.backward()
+    assert total.item() == 3 * sum(range(1, world + 1)) and value.grad.item() == 3 * world
+    assert distributed.agree({"a": rank, "b": 7}, None, torch.device("cpu")) == {
+        "a": tuple(range(world)),
+        "b": (7,) * world,
+    }
+
+
+def worker(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    path = Path(folder)
+    dist.init_process_group("gloo", f"file://{path}/store", timedelta(seconds=SECONDS), rank=rank, world_size=world)
+    try:
+        primitives()
+        sizes = SIZES[world]
+        found = {"steps": steps(lambda split: Layout(sizes[split]).own, sizes, gather=True)}
+        torch.save({**found, "flops": flops_and_values(), "faults": faults()}, path / f"rank-{rank}.pt")
+    except BaseException:
+        (path / f"rank-{rank}.txt").write_text(traceback.format_exc())
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=SIZES, ids="{}-ranks".format)
+def ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    """What each rank of a run found."""
+    world: int = request.param
+    folder = tmp_path_factory.mktemp(f"ranks-{world}")
+    context = mp.spawn(worker, (world, str(folder)), nprocs=world, join=False)
+    try:
+        while not context.join(timeout=2 * SECONDS):
+            pytest.fail("the ranks hang")
+    except mp.ProcessExitedException as error:
+        pytest.fail(str(error))
+    except mp.ProcessRaisedException:
+        pytest.fail("\n".join(p.read_text() for p in sorted(folder.glob("rank-*.txt"))), pytrace=False)
+    finally:
+        for process in context.processes:
+            process.kill()
+    yield [torch.load(folder / f"rank-{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def test_loss_and_sgd_steps_are_those_of_one_process(ranks: list[dict[str, Any]]) -> None:
+    whole = steps(lambda split: slice(None), SIZES[len(ranks)], gather=False)
+    assert whole.keys() == ranks[0]["steps"].keys()
+    for case, expected in whole.items():
+        untouched = Towers(learnable(case[0], "reference", False) if case[0] != "outside" else None).named_parameters()
+        for name, before in untouched:
+            assert not torch.equal(before, expected["parameters"][name]), f"{case}: {name} does not move"
+        for rank, found in enumerate(ranks):
+            got = found["steps"][case]
+            assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5, abs=1e-6), (case, rank)
+            for name, value in expected["parameters"].items():
+                torch.testing.assert_close(
+                    got["parameters"][name],
+                    value,
+                    rtol=1e-5,
+                    atol=1e-5,
+                    msg=lambda m, c=(case, rank, name): f"{c}: {m}",
+                )
+
+
+def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, Any]]) -> None:
+    n, d, world = 24, 8, len(ranks)
+    expected = ContrastiveObjective()(*pairs(n, d, dtype=torch.float32)).item()
+    for found in (rank["flops"] for rank in ranks):
+        # Four retrievals of 2 + 4 products and two contrasts of 1 + 2; streamed retrievals compute theirs twice + 1.
+        assert found["reference"] * world == 2 * (4 * 6 + 2 * 3) * n * n * d
+        assert found["streamed"] * world == 2 * (4 * 7 + 2 * 3) * n * n * d
+        for backend in ("reference", "streamed"):
+            assert found[f"{backend} value"] == pytest.approx(expected, rel=1e-5)
+            low, lifted = found[f"{backend} bfloat16"]
+            assert low == lifted
+
+
+@pytest.mark.parametrize(
+    ("mistake", "error", "message"),
+    [
+        ("NaN row", "NonFiniteFeaturesError", "rank {last}: image_features: 1 of 4 rows are bad; row 2 is not finite"),
+        ("zero row", "NonFiniteFeaturesError", "rank {last}: text_features: 1 of 4 rows are bad; row 1 is zero"),
+        ("wrong D", "ValueError", "ranks differ in embedding dimension: rank 0 has 3"),
+        ("sides of different D", "ValueError", "rank {last}: text_features has embedding dimension 2"),
+        ("sides of different N", "ValueError", "rank {last}: 4 image_features and 3 text_features"),
+        ("no rows", "ValueError", "rank {last}: 0 image_features and 0 text_features: equally many, at least 1"),
+        ("float64", "ValueError", "ranks differ in bytes a number: rank 0 has 4"),
+        ("not a tensor", "TypeError", "rank {last}: image_features is a NoneType"),
+        ("a vector", "ValueError", "rank {last}: image_features has shape (3,)"),
+        ("a number", "ValueError", "rank {last}: image_features has shape ()"),
+        ("short ids", "ValueError", "rank {last}: ids has shape (3,)"),
+        ("ids in a list", "TypeError", "rank {last}: ids is a list"),
+        ("no ids", "ValueError", "ranks differ in ids: rank 0 has 1"),
+        ("no scale", "ValueError", "rank {last}: inv_tau is 0.0"),
+    ],
+)
+def test_a_mistake_on_one_rank_is_raised_on_all(
+    ranks: list[dict[str, Any]], mistake: str, error: str, message: str
+) -> None:
+    last = len(ranks) - 1
+    if last == 0 and "ranks differ" in message:
+        return  # one rank cannot differ
+    for found in ranks:
+        kind, text = found["faults"][mistake]
+        assert kind == error and text.startswith(message.format(last=last)), (kind, text)
+
+
+def test_outside_a_process_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert (distributed.rank(), distributed.world_size(), distributed.is_initialized()) == (0, 1, False)
+    assert not distributed.init_from_env("cpu")

@@ -1,0 +1,270 @@
+"""The module: its members, scales and paths, and what it refuses. Over ranks: test_distributed.py."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import cloob
+from cloob import objective as module
+from cloob.functional import cloob_reference
+from cloob.functional.streamed import cloob_streamed
+from cloob.objective import OBJECTIVES, ContrastiveObjective, NonFiniteFeaturesError, make_objective
+from paper_loops import MEMBER_IDS, MEMBERS, objective_loop, pairs, relative_error, value_and_gradients
+
+each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
+
+
+def test_public_name() -> None:
+    assert cloob.ContrastiveObjective is ContrastiveObjective
+
+
+@each_member
+@pytest.mark.parametrize("scale", ["paper", "unit"])
+@pytest.mark.parametrize("backend", ["auto", "reference", "streamed"])
+def test_equals_the_loop(contrast: str, hopfield: bool, scale: str, backend: str) -> None:
+    x, y = pairs(6, 5)
+    ids = [4, 4, 1, 2, 3, 1]
+    expected = objective_loop(
+        x.tolist(), y.tolist(), 20.0, 4.0, contrast=contrast, hopfield=hopfield, scale=scale, ids=ids
+    )
+    objective = ContrastiveObjective(contrast, hopfield, 20.0, 4.0, scale=scale, backend=backend)
+    assert objective(x, y, ids=torch.tensor(ids)).item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_cloob_is_the_papers() -> None:
+    config = ContrastiveObjective.cloob().config()
+    assert config == ContrastiveObjective().config()
+    assert (config["contrast"], config["hopfield"], config["scale"]) == ("infoloob", True, "paper")
+    assert (config["inv_tau"], config["beta"]) == (30.0, 8.0)
+    assert not list(ContrastiveObjective.cloob().parameters())
+    assert ContrastiveObjective.cloob(beta=14.0).config()["beta"] == 14.0
+
+
+def test_clip_is_clips_cross_entropy_with_a_learnable_scale() -> None:
+    x, y = pairs(7, 5, dtype=torch.float32)
+    objective = ContrastiveObjective.clip()
+    loss = objective(x, y)
+    loss.backward()
+    log_scale = torch.tensor(math.log(1 / 0.07), requires_grad=True)
+    logits, labels = log_scale.exp() * x @ y.T, torch.arange(7)
+    expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    assert [name for name, _ in objective.named_parameters()] == ["log_inv_tau"]
+    torch.testing.assert_close(objective.log_inv_tau.grad, log_scale.grad)
+
+
+def test_members_by_name() -> None:
+    assert OBJECTIVES == ("clip", "infoloob", "infonce-hopfield", "cloob")
+    for name in OBJECTIVES:
+        assert make_objective(name).name == name
+    assert make_objective("clip").config() == ContrastiveObjective.clip().config()
+    assert make_objective("cloob").config() == ContrastiveObjective.cloob().config()
+    between = make_objective("infonce-hopfield", inv_tau=5.0).config()
+    assert between == ContrastiveObjective.cloob(contrast="infonce", inv_tau=5.0).config()
+    with pytest.raises(ValueError, match="objective is 'clop'; one of 'clip', 'infoloob', 'infonce-hopfield', 'cloob'"):
+        make_objective("clop")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_config_is_json_and_builds_the_same_objective(name: str) -> None:
+    objective = make_objective(name, learnable_inv_tau=True, learnable_beta=True, matmul="bfloat16")
+    with torch.no_grad():
+        objective.log_inv_tau += 0.5
+        objective.log_beta -= 0.25
+    config = json.loads(json.dumps(objective.config()))
+    assert config["inv_tau"] == pytest.approx(make_objective(name).inv_tau.item() * math.exp(0.5), rel=1e-6)
+    again = ContrastiveObjective(**config)
+    assert again.config().keys() == config.keys()
+    torch.testing.assert_close(again.state_dict(), objective.state_dict())
+    assert "beta=6.23" in repr(objective)
+
+
+def test_scales_are_tensors_and_only_learnable_ones_parameters() -> None:
+    fixed, learnable = ContrastiveObjective(), ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True)
+    assert not fixed.state_dict() and fixed.inv_tau.item() == 30.0 and fixed.beta.item() == 8.0
+    assert sorted(learnable.state_dict()) == ["log_beta", "log_inv_tau"]
+    assert learnable.inv_tau.requires_grad and learnable.beta.requires_grad
+    assert learnable.inv_tau.item() == pytest.approx(30.0) and learnable.beta.item() == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+@pytest.mark.parametrize("scale", ["paper", "unit"])
+def test_gradients_of_learnable_scales(backend: str, scale: str) -> None:
+    x, y = pairs(6, 5)
+    objective = ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True, scale=scale, backend=backend).double()
+    objective(x, y).backward()
+
+    def value(inv_tau: float, beta: float) -> float:
+        return objective_loop(x.tolist(), y.tolist(), inv_tau, beta, scale=scale)
+
+    inv_tau, beta, h = objective.inv_tau.item(), objective.beta.item(), 1e-5
+    slopes = (
+        (value(inv_tau * math.exp(h), beta) - value(inv_tau * math.exp(-h), beta)) / (2 * h),
+        (value(inv_tau, beta * math.exp(h)) - value(inv_tau, beta * math.exp(-h))) / (2 * h),
+    )
+    assert objective.log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
+    assert objective.log_beta.grad.item() == pytest.approx(slopes[1], rel=1e-6)
+
+
+def test_a_learnable_scale_is_bounded_by_100_in_training_alone() -> None:
+    objective = ContrastiveObjective.clip()
+    x, y = pairs(4, 3)
+    with torch.no_grad():
+        objective.log_inv_tau.fill_(math.log(250.0))
+    assert objective.eval()(x, y) == ContrastiveObjective.clip(inv_tau=250.0).eval()(x, y)
+    assert objective.inv_tau.item() == pytest.approx(250.0)
+    objective.train()(x, y)
+    assert objective.inv_tau.item() == pytest.approx(100.0)
+    ContrastiveObjective.cloob(inv_tau=250.0).clamp_()  # fixed ones stay as they were asked for
+
+
+def test_a_given_logit_scale_takes_the_place_of_inv_tau_and_learns() -> None:
+    x, y = pairs(6, 5, dtype=torch.float32)
+    scale = torch.tensor(12.0, requires_grad=True)
+    objective = ContrastiveObjective.cloob()
+    found = objective(x, y, scale, output_dict=True)
+    assert list(found) == ["contrastive_loss"]
+    assert found["contrastive_loss"] == ContrastiveObjective.cloob(inv_tau=12.0)(x, y) == objective(x, y, 12.0)
+    found["contrastive_loss"].backward()
+    assert scale.grad.isfinite() and scale.grad != 0
+    assert objective(x, y, logit_scale=12.0, logit_bias=torch.tensor(-10.0)) == objective(x, y, 12.0)
+
+
+def test_the_call_that_open_clip_makes() -> None:
+    x, y = pairs(5, 4, dtype=torch.float32)
+    outputs = {"image_features": x, "text_features": y, "logit_scale": torch.tensor(100.0)}
+    losses = ContrastiveObjective.clip()(**outputs, output_dict=True)
+    assert sum(losses.values()).ndim == 0
+
+
+def test_auto_takes_the_reference_below_the_measured_size_and_streams_from_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used: list[str] = []
+
+    def spy(name: str, function: Any) -> Any:
+        return lambda *args, **kwargs: (used.append(name), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(module, "STREAM_FROM", 8)
+    monkeypatch.setattr(module, "_REFERENCE", module._REFERENCE._replace(whole=spy("reference", cloob_reference)))
+    streamed = module._STREAMED._replace(whole=spy("streamed", cloob_streamed))
+    monkeypatch.setattr(module, "_STREAMED", streamed)
+    for n, options in (
+        (7, {}),
+        (8, {}),
+        (8, {"backend": "reference"}),
+        (7, {"backend": "streamed"}),
+        (7, {"matmul": "bfloat16"}),
+    ):
+        ContrastiveObjective(**options)(*pairs(n, 4))
+    assert used == ["reference", "streamed", "reference", "streamed", "streamed"]
+
+
+def test_bfloat16_products_are_near() -> None:
+    x, y = pairs(200, 128, dtype=torch.float32)
+    exact = value_and_gradients(ContrastiveObjective(backend="reference"), x, y)
+    low = value_and_gradients(ContrastiveObjective(matmul="bfloat16"), x, y)
+    assert 1e-5 < max(map(relative_error, low, exact)) < 1e-2
+
+
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_computes_in_float32_whatever_comes(backend: str, dtype: torch.dtype) -> None:
+    x, y = (side.to(dtype) for side in pairs(6, 8))
+    objective = ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = objective(x, y)
+    assert inside.dtype == torch.float32
+    assert inside == objective(x.float(), y.float())
+    inside.backward()
+    assert objective.log_beta.grad.isfinite()
+
+
+def test_repeats_bit_for_bit() -> None:
+    x, y = pairs(40, 8)
+    first, second = (value_and_gradients(ContrastiveObjective(backend="streamed"), x, y) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def spoil(rows: Tensor, row: int, value: float) -> Tensor:
+    rows = rows.clone()
+    if value == 0:
+        rows[row] = 0
+    else:
+        rows[row, 1] = value
+    return rows
+
+
+@each_member
+@pytest.mark.parametrize(("value", "what"), [(math.nan, "not finite"), (-math.inf, "not finite"), (0.0, "zero")])
+def test_bad_rows_are_named(contrast: str, hopfield: bool, value: float, what: str) -> None:
+    x, y = pairs(5, 4)
+    objective = ContrastiveObjective(contrast, hopfield)
+    with pytest.raises(NonFiniteFeaturesError, match=f"text_features: 2 of 5 rows are bad; row 1 is {what}"):
+        objective(x, spoil(spoil(y, 3, value), 1, value))
+    with pytest.raises(ValueError, match=f"image_features: 1 of 5 rows are bad; row 4 is {what}"):
+        objective(spoil(x, 4, value), y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"contrast": "infonoc"}, "contrast is 'infonoc'; one of 'infoloob', 'infonce' is expected"),
+        ({"scale": "sum"}, "scale is 'sum'; one of 'paper', 'unit'"),
+        ({"backend": "triton"}, "backend is 'triton'; one of 'auto', 'reference', 'streamed'"),
+        ({"matmul": "float16"}, "matmul is 'float16'; one of 'float32', 'bfloat16'"),
+        ({"matmul": "bfloat16", "backend": "reference"}, "matmul='bfloat16' needs backend='streamed' or 'auto'"),
+        ({"inv_tau": 0.0}, r"inv_tau is 0\.0; a positive"),
+        ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
+        ({"beta": math.nan}, "beta is nan"),
+        ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
+    ],
+)
+def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ContrastiveObjective(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"image_features": torch.ones(1, 3), "text_features": torch.ones(1, 3)}, ValueError, "1 pairs in the batch"),
+        ({"text_features": torch.ones(3, 3)}, ValueError, "4 image_features, but 3 text_features"),
+        ({"text_features": torch.ones(4, 2)}, ValueError, "text_features has embedding dimension 2"),
+        ({"text_features": torch.ones(4, 3).double()}, ValueError, "text_features has dtype torch.float64"),
+        ({"text_features": torch.ones(4, 3, device="meta")}, ValueError, "text_features has device meta"),
+        ({"image_features": torch.ones(4, 3, 1)}, ValueError, "image_features has shape"),
+        ({"text_features": None}, TypeError, "text_features is a NoneType"),
+        ({"logit_scale": 0.0}, ValueError, r"inv_tau is 0\.0"),
+        ({"logit_scale": torch.ones(4)}, ValueError, r"inv_tau has shape \(4,\)"),
+        ({"ids": torch.arange(3)}, ValueError, r"ids has shape \(3,\) .*; 4 integers are expected"),
+        ({"ids": [1, 2, 3, 4]}, TypeError, "ids is a list"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+def test_wrong_batches_are_refused(backend: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
+    arguments = {"image_features": torch.ones(4, 3), "text_features": torch.ones(4, 3)} | change
+    with pytest.raises(error, match=message):
+        ContrastiveObjective(backend=backend)(**arguments)
+
+
+def test_gather_needs_a_process_group() -> None:
+    with pytest.raises(RuntimeError, match="gather=True needs a process group: start with torchrun"):
+        ContrastiveObjective(gather=True)(*pairs(4, 3))
+
+
+def test_importing_it_does_not_import_the_compiler_or_the_towers() -> None:
+    heavy = "('torch._dynamo', 'open_clip', 'timm', 'torchvision', 'matplotlib', 'sklearn')"
+    code = f"import sys; from cloob import ContrastiveObjective; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.strip() == "[]"
