@@ -26,6 +26,8 @@ install: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/objective.py
 	$(BIN)/python benchmarks/towers.py
+	$(BIN)/python benchmarks/gradient_cache.py
+	$(BIN)/python benchmarks/mutual_information.py
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

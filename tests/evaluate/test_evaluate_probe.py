@@ -30,10 +30,11 @@ def test_a_probe_is_scikit_learns_fit_at_the_strength_it_chose() -> None:
     x, y = clouds(20, spread=1.5)
     probe = fit_probe(x, y, 3, seed=1)
     assert probe.n_train == 60 and 1e-6 <= probe.strength <= 1e6
-    scale = x.double().square().mean().sqrt()
-    model = LogisticRegression(C=probe.strength, max_iter=1000).fit((x.double() / scale).numpy(), y.numpy())
+    mean = x.double().mean(0)
+    scale = (x.double() - mean).square().mean().sqrt()
+    model = LogisticRegression(C=probe.strength, max_iter=1000).fit(((x - mean) / scale).numpy(), y.numpy())
     test, labels = clouds(50, spread=1.5, seed=5)
-    predicted = torch.from_numpy(model.predict((test.double() / scale).numpy()))
+    predicted = torch.from_numpy(model.predict(((test - mean) / scale).numpy()))
     assert torch.equal(probe_ranks(probe.weight, test, labels) == 0, predicted == labels)
     assert 0.6 < float((predicted == labels).float().mean()) < 1.0
 

@@ -21,8 +21,8 @@ _NOTES = (
 class DemoArguments:
     """Train CLIP and CLOOB side by side on a set that comes along, and show who wins; no network needed."""
 
-    objectives: tuple[ObjectiveName, ...] = ("clip", "infoloob", "cloob")
-    """Members of the family to train."""
+    objectives: tuple[ObjectiveName, ...] = ("clip", "cloob")
+    """Members of the family to train: clip, infoloob, infonce-hopfield, cloob."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     epochs: int | None = None

@@ -141,8 +141,11 @@ def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: T
     own = scores[rows, labels].clone()
     # The rounding within which `ranking.ranks` counts a tie, so that both agree on what is right.
     rounding = 8 * torch.finfo(torch.float64).eps * class_embeddings.double().norm(dim=1).max()
-    scores[rows, labels] = own - rounding * image_features.double().norm(dim=1) * 2
-    predicted = torch.where(torch.isfinite(own), scores.nan_to_num(nan=-torch.inf).argmax(1), n_classes)
+    least = own - rounding * image_features.double().norm(dim=1)
+    scores[rows, labels] = -torch.inf
+    best, other = scores.nan_to_num(nan=-torch.inf).max(1)
+    predicted = torch.where(best >= least, other, labels)
+    predicted = torch.where(torch.isfinite(own), predicted, n_classes)
     cells = labels * (n_classes + 1) + predicted
     return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
 
@@ -170,6 +173,7 @@ def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title:
         shares = torch.nn.functional.avg_pool2d(shares[None, None], size, ceil_mode=True)[0, 0] * size
     side = 3.5 + 0.16 * min(len(kept), _MOST_TICKS)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
+    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.8)
@@ -183,7 +187,7 @@ def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title:
         axes.set_yticks(range(len(kept)), names, fontsize=7)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        FigureCanvasAgg(figure).print_png(path)
+        figure.savefig(path, format="png")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 

@@ -25,6 +25,7 @@ from cloob.functional import ranking
 
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 _FINEST = 0.125
+_SMALL = 4_000_000
 _MOST_VALIDATION_SHOTS = 4
 
 
@@ -103,13 +104,16 @@ def fit_probe(
             "no training image is left to choose the strength of the penalty on: every class has "
             + ("one image" if options.shots is None else f"{options.shots} or fewer")
         )
-    # One number for all features: it makes the sweep mean the same for towers of any scale, and moves nothing else.
-    scale = features[readable].double().square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    # The bias has no penalty, so that taking the mean off changes no optimum and speeds L-BFGS up; one number for all
+    # features makes the sweep mean the same for towers of any scale.
+    mean = features[readable].double().mean(0)
+    scale = (features[readable].double() - mean).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
 
     def fit(rows: Tensor, strength: float) -> Tensor:
-        x = features[rows].double() / scale
+        x = (features[rows].double() - mean) / scale
         weight = _fit(x, labels[rows], n_classes, strength, options.max_iter)
         weight[:, :-1] /= scale
+        weight[:, -1] -= weight[:, :-1] @ mean
         return weight
 
     def score(exponent: float) -> float:
@@ -221,7 +225,9 @@ def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float, max_iter: i
     linear = require("sklearn.linear_model", "train")
     stopped_early = require("sklearn.exceptions", "train").ConvergenceWarning
     model = linear.LogisticRegression(C=strength, max_iter=max_iter, solver="lbfgs")
-    with catch_warnings():
+    # Threads that wait for each other cost more than they bring on a matrix of this size (20 times on a busy machine).
+    threads = require("threadpoolctl", "train").threadpool_limits(1 if x.numel() < _SMALL else None)
+    with threads, catch_warnings():
         simplefilter("ignore", stopped_early)  # a limit on the iterations is part of the protocol
         model.fit(x.numpy(), labels.numpy())
     coefficients, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)

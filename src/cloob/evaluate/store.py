@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
@@ -24,6 +25,7 @@ from cloob.evaluate.embed import (
     embed_pairs,
     set_name,
 )
+from cloob.evaluate.probe import Probe, ProbeOptions, fit_probe
 from cloob.evaluate.zeroshot import class_embeddings
 from cloob.objective import OBJECTIVES, make_objective
 
@@ -203,6 +205,26 @@ class Embeddings:
             assert features is not None
             self._towers[key] = (data, TowerFeatures(features, labels))
         return self._towers[key][1]
+
+    def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
+        """A linear probe fitted on the image tower's features of a set, see :func:`cloob.evaluate.probe.fit_probe`.
+
+        Raises:
+            InputError: As :meth:`tower` and ``fit_probe``.
+        """
+        labels = _labels(train)
+
+        def key() -> str:
+            how = json.dumps([n_classes, seed, asdict(options) | {"seeds": None}, labels.tolist()])
+            return fingerprint(self._content_key(train), how)
+
+        def compute() -> Stored:
+            fitted = fit_probe(*self.tower(model, train), n_classes, options=options, seed=seed)
+            facts = {name: value for name, value in fitted._asdict().items() if name != "weight"}
+            return Stored({"weight": fitted.weight}, facts)
+
+        found = self._stored(model, "probe", key, compute)
+        return Probe(weight=found.tensors["weight"], **found.facts)
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
         """The images and captions of a source through a model.

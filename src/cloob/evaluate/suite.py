@@ -190,12 +190,12 @@ def _probe(
     name, model, how = short_name(data), row["model"], options.probe
     if len(train.classnames) != len(data.classnames):
         raise InputError(f"{name}: {len(data.classnames)} classes to test, but {len(train.classnames)} to train")
-    fitted_on, tested_on = embeddings.tower(model, train), embeddings.tower(model, data)
+    tested_on = embeddings.tower(model, data)
     n_classes = len(data.classnames)
     fits = []
     for seed in how.seeds:
         try:
-            probe = probing.fit_probe(*fitted_on, n_classes, options=how, seed=seed)
+            probe = embeddings.probe(model, train, n_classes, how, seed)
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         fits.append((probing.probe_ranks(probe.weight, *tested_on), probe))

@@ -1,0 +1,102 @@
+"""The files beside results.json: CLIP_benchmark's schema, the classes' CSV and the confusion pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
+from PIL import Image
+
+from cloob.errors import InputError
+from cloob.evaluate.files import (
+    confusion_matrix,
+    draw_confusion,
+    write_clip_benchmark,
+    write_per_class,
+    write_set_files,
+)
+from cloob.evaluate.store import Embeddings
+from cloob.evaluate.suite import evaluate
+
+NAMES = list(COLOURS)
+
+
+def test_all_files_of_an_evaluation(tmp_path: Path) -> None:
+    models = {"good": ColourModel(), "runs/bad": ColourModel(confused=[("red", "blue")])}
+    data = Labels(NAMES * 2, broken=[1], name="so/lid")
+    embeddings = Embeddings(models, tower=True)
+    results = evaluate(embeddings, [data], [Pairs(NAMES)], training={"lid": Labels(NAMES * 6)})
+    folders = write_set_files(tmp_path, results, embeddings, [data])
+    assert [folder.name for folder in folders] == ["clip_benchmark", "per_class", "confusion"]
+    assert sorted(path.name for path in (tmp_path / "clip_benchmark").iterdir()) == [
+        f"{name}_{model}_en_{task}.json"
+        for name, model, task in (
+            ("lid", "good", "linear_probe"),
+            ("lid", "good", "zeroshot_classification"),
+            ("lid", "runs-bad", "linear_probe"),
+            ("lid", "runs-bad", "zeroshot_classification"),
+            ("pairs", "good", "zeroshot_retrieval"),
+            ("pairs", "runs-bad", "zeroshot_retrieval"),
+        )
+    ]
+    assert sorted(path.name for path in (tmp_path / "confusion").iterdir()) == ["lid--good.png", "lid--runs-bad.png"]
+    text = (tmp_path / "per_class" / "lid.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert [row["class"] for row in rows] == NAMES and {row["images"] for row in rows} == {"2"}
+    assert [row["good: recall"] for row in rows] == ["1", "0.5", "1", "1", "1", "1"]
+    assert rows[1]["good: mostly taken for"] == "(unreadable)" and rows[0]["good: mostly taken for"] == ""
+    assert rows[0]["runs/bad: recall"] == "0" and rows[0]["runs/bad: mostly taken for"] == "blue"
+
+
+def test_clip_benchmarks_schema_goes_through_its_build(tmp_path: Path) -> None:
+    data = Labels(["red", "blue"], classnames=["red", "blue"])
+    results = evaluate({"m": ColourModel()}, [data], [Pairs(NAMES)])
+    files = write_clip_benchmark(tmp_path, results, {"m": "runs/m"})
+    rows = []
+    for file in files:  # what `clip_benchmark build` does with each file
+        content = json.loads(file.read_text(encoding="utf-8"))
+        row = {**content["metrics"], **content}
+        del row["metrics"]
+        rows.append({**row, "model_fullname": row["model"] + " " + row["pretrained"]})
+    assert rows[0] == {
+        "acc1": 1.0,
+        "acc5": None,
+        "mean_per_class_recall": 1.0,
+        "dataset": "solid",
+        "model": "m",
+        "pretrained": "runs/m",
+        "task": "zeroshot_classification",
+        "language": "en",
+        "model_fullname": "m runs/m",
+    }
+    assert rows[1]["task"] == "zeroshot_retrieval" and rows[1]["image_retrieval_recall@5"] == 1.0
+
+
+def test_a_confusion_matrix_counts_each_image_once_and_agrees_with_the_ranks() -> None:
+    classes = torch.eye(3)
+    images = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [torch.nan] * 3, [0.6, 0.6, 0]])
+    labels = torch.tensor([0, 1, 2, 2, 0])
+    matrix = confusion_matrix(images, labels, classes)
+    assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1]]  # the tie in the last row is no hit
+
+
+def test_a_class_without_images_has_no_recall(tmp_path: Path) -> None:
+    write_per_class(tmp_path / "a.csv", ["x,y", "z"], {"m": torch.tensor([[0, 0, 0], [1, 2, 0]])})
+    text = (tmp_path / "a.csv").read_text(encoding="utf-8")
+    assert text == 'label,class,images,m: recall,m: mostly taken for\n0,"x,y",0,,\n1,z,3,0.666667,"x,y"\n'
+
+
+@pytest.mark.parametrize("n_classes", [2, 60, 1100])
+def test_a_confusion_picture_shows_its_diagonal(n_classes: int, tmp_path: Path) -> None:
+    matrix = torch.cat([torch.eye(n_classes, dtype=torch.int64), torch.zeros(n_classes, 1, dtype=torch.int64)], 1)
+    draw_confusion(tmp_path / "sub" / "a.png", matrix, [f"${i}" for i in range(n_classes)], "set, model")
+    with Image.open(tmp_path / "sub" / "a.png") as image:
+        colours = {colour[:3] for _, colour in image.convert("RGB").getcolors(10**6)}
+    assert (68, 1, 84) in colours and (253, 231, 36) in colours  # viridis at 0 and at 1
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        draw_confusion(tmp_path / "file" / "a.png", matrix, [""] * n_classes, "")
