@@ -69,8 +69,15 @@ class Stage:
         self.data: Any = None
 
     def go(self) -> None:
-        """Until nothing is left that another process has not claimed; the list is made anew after each run."""
+        """Until nothing is left; the list is made anew after each run, and what others are at is waited for.
+
+        What comes next may depend on it: a round of the search on the one before, the cells on the whole search.
+        """
         failed: set[str] = set()
+        unchosen = [m for m in plan.METHODS if plan.chosen_setting(m, records.search_scores())[1] != "finalists"]
+        if self.stage == "cells" and unchosen and not self.options.provisional:
+            say(f"cells: the search is not complete for {', '.join(unchosen)}; finish it, or give --provisional")
+            return
         while not self.stop():
             done = records.read(self.stage)
             for cell in open_cells(self.stage, self.options):
@@ -82,7 +89,9 @@ class Stage:
                             failed.add(cell.id)
                         break
             else:
-                return
+                if all(c.id in done or c.id in failed for c in open_cells(self.stage, self.options)):
+                    return
+                time.sleep(10)
 
     def _run(self, cell: Cell) -> bool:
         from benchmarks.pictograms import cache
@@ -150,6 +159,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tower", default="", help="only these")
     parser.add_argument("--seed", default="", help="only these")
     parser.add_argument("--epochs", type=int, default=0, help="length of the cells, instead of the study's")
+    parser.add_argument("--provisional", action="store_true", help="run cells with what is best before the search ends")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", default="cpu")
     return parser.parse_args(arguments)

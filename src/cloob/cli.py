@@ -16,7 +16,8 @@ COMMANDS = {
     "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
     "train": "train on your own image-caption pairs, or a named recipe",
     "recipes": "list the named training set-ups",
-    "eval": "zero-shot classification, retrieval and geometry of one or several models",
+    "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
+    "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
     "models": "list the towers by name",
 }
 

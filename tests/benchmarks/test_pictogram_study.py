@@ -208,3 +208,37 @@ def test_a_claim_keeps_others_out_and_dies_with_its_process(tmp_path: Path, monk
     path.write_text("4194305")  # above the largest process number there can be
     with study.claimed(cell) as mine:
         assert mine
+
+
+def test_no_cell_is_run_before_every_method_is_tuned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.pictograms import records, study
+
+    monkeypatch.setattr(records.search_scores, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(study.Stage, "_run", lambda self, cell: pytest.fail("a cell was run"))
+    study.Stage("cells", study.parse(["cells"]), lambda: False).go()
+    assert "the search is not complete for clip, infoloob, infonce-hopfield, cloob" in capsys.readouterr().out
+
+
+def test_a_stage_does_what_is_open_once_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.pictograms import records, study
+
+    monkeypatch.setattr(records, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(records.read, "__defaults__", (tmp_path / "results",))
+    monkeypatch.setattr(records.search_scores, "__defaults__", (tmp_path / "results",))
+    monkeypatch.setattr(study, "WORK", tmp_path / "work")
+    ran: list[str] = []
+
+    def run(self: Any, cell: Any) -> bool:
+        ran.append(cell.id)
+        if cell.method == "infoloob":
+            return False  # a run that fails is not tried again, and does not hold up the others
+        records.write(tmp_path / "results" / "search" / f"{cell.id}.json", {"val": {"mean_recall": len(ran) / 1000}})
+        return True
+
+    monkeypatch.setattr(study.Stage, "_run", run)
+    study.Stage("search", study.parse(["search"]), lambda: False).go()
+    from benchmarks.pictograms import cells
+
+    assert len(ran) == len(set(ran)) == 3 * (cells.RUNS_A_METHOD + cells.FINALISTS) + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,17 @@ def test_a_confusion_picture_shows_its_diagonal(n_classes: int, tmp_path: Path) 
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written"):
         draw_confusion(tmp_path / "file" / "a.png", matrix, [""] * n_classes, "")
+
+
+def test_a_picture_is_drawn_again_only_when_it_would_differ(tmp_path: Path) -> None:
+    path, matrix = tmp_path / "a.png", torch.tensor([[1, 0, 0], [1, 1, 0]])
+    draw_confusion(path, matrix, ["a", "b"], "t")
+    path.touch()
+    os.utime(path, (1, 1))
+    draw_confusion(path, matrix, ["a", "b"], "t")
+    assert path.stat().st_mtime == 1
+    draw_confusion(path, matrix + 1, ["a", "b"], "t")
+    assert path.stat().st_mtime > 1
+    path.write_bytes(b"cut")
+    draw_confusion(path, matrix, ["a", "b"], "t")
+    assert path.stat().st_size > 1000

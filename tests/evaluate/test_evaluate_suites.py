@@ -63,10 +63,10 @@ def country211(root: Path) -> list[int]:
 
 def flowers102(root: Path) -> list[int]:
     home = root / "flowers-102"
-    for number in range(1, 6):
+    for number in range(1, 7):
         put(home / "jpg" / f"image_{number:05d}.jpg")
-    savemat(home / "imagelabels.mat", {"labels": np.array([[77, 1, 102, 3, 4]])})
-    savemat(home / "setid.mat", {"trnid": np.array([[4, 2]]), "valid": np.array([[5]]), "tstid": np.array([[3, 1]])})
+    savemat(home / "imagelabels.mat", {"labels": np.array([[77, 1, 102, 3, 4, 5]])})
+    savemat(home / "setid.mat", {"trnid": np.array([[4, 2]]), "valid": np.array([[5, 6]]), "tstid": np.array([[3, 1]])})
     return [101, 76]
 
 
@@ -159,7 +159,7 @@ def test_a_set_in_its_own_layout(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "labels"),
-    [("birdsnap", None), ("flowers102", [2, 0, 3]), ("gtsrb", [0, 1]), ("ucf101", [100]), ("stanford_cars", [1, 2])],
+    [("birdsnap", None), ("flowers102", [2, 0, 3, 4]), ("gtsrb", [0, 1]), ("ucf101", [100]), ("stanford_cars", [1, 2])],
 )
 def test_training_images(name: str, labels: list[int] | None, tmp_path: Path) -> None:
     first = MAKERS[name](tmp_path)[:1]
@@ -242,7 +242,7 @@ def test_suites_and_folders_pair_up(tmp_path: Path) -> None:
         (["paper"], "no folder; write --suite paper DIR"),
         (["paper", str(tmp_path / "nowhere")], "is no folder"),
         (["pictograms", str(tmp_path / "a"), str(tmp_path / "b")], "no suite '/"),
-        (["vtab+", str(tmp_path / "a" / "one" / "test")], "holds no folder with test/nshards.txt"),
+        (["vtab+", str(tmp_path / "a" / "one" / "test")], "holds no test/nshards.txt"),
     ):
         with pytest.raises(InputError, match=said):
             open_suites(words)

@@ -79,7 +79,7 @@ def main(words: Sequence[str]) -> int:
         raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
     check_writable(arguments.out)
     results = judge(
-        _named(arguments.models),
+        named(arguments.models),
         sets.sets,
         pairs,
         arguments.out,
@@ -116,7 +116,7 @@ def _open(arguments: EvalArguments) -> SuiteSets:
     return found
 
 
-def _named(sources: Sequence[str]) -> dict[str, str]:
+def named(sources: Sequence[str]) -> dict[str, str]:
     """The models by the last part of where they are, or by the whole where that would be two names alike."""
     short = [Path(source).name or source for source in sources]
     return {source if short.count(name) > 1 else name: source for source, name in zip(sources, short, strict=True)}

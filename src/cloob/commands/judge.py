@@ -67,7 +67,7 @@ def judge(
     from cloob.evaluate.store import Embeddings
     from cloob.evaluate.suite import evaluate, write_results
 
-    with _Progress() as progress:
+    with EmbeddingProgress() as progress:
         embeddings = Embeddings(
             models,
             device=device,
@@ -113,7 +113,7 @@ def _curve(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
 
-class _Progress:
+class EmbeddingProgress:
     """One bar for whatever is being embedded."""
 
     def __init__(self) -> None:
@@ -124,7 +124,7 @@ class _Progress:
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._tasks: dict[str, Any] = {}
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> EmbeddingProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -132,6 +132,7 @@ class _Progress:
             self._bar.stop()
 
     def update(self, what: str, done: int, total: int) -> None:
+        """Moves the bar of ``what`` to ``done`` of ``total``."""
         if not self._bar.live.is_started and sys.stderr.isatty():
             self._bar.start()
         if what not in self._tasks:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError, require
+from cloob.evaluate.cache import fingerprint
 from cloob.evaluate.store import Embeddings, Labelled, short_name
 from cloob.evaluate.suite import write_results
 
 _MOST_TICKS = 50  # class names along the sides of a confusion picture; more would not be readable
 _MOST_CELLS = 1000
+_PICTURE_KEY = "cloob"
 
 
 def write_set_files(
@@ -153,6 +156,8 @@ def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: T
 def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title: str) -> None:
     """Draws a confusion matrix, each row as shares of its images; classes without images are left out.
 
+    A picture that is there already and shows the same is left as it is: drawing takes most of a repeated evaluation.
+
     Args:
         path: A .png; its folder is created.
         matrix: (C, C + 1), see :func:`confusion_matrix`. Above 1000 classes, neighbours are drawn as one.
@@ -162,6 +167,9 @@ def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title:
     Raises:
         InputError: The file cannot be written.
     """
+    key = fingerprint(title, *classnames, json.dumps(matrix.tolist()))
+    if _drawn(path, key):
+        return
     require("matplotlib", "train")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -187,7 +195,7 @@ def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title:
         axes.set_yticks(range(len(kept)), names, fontsize=7)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
+        figure.savefig(path, format="png", metadata={_PICTURE_KEY: key})
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
@@ -209,6 +217,16 @@ def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
         metrics |= {"fewshot_k": -1 if numbers["shots"] is None else numbers["shots"], "seed": numbers["seeds"][0]}
         found.append(("linear_probe", name, metrics))
     return found
+
+
+def _drawn(path: Path, key: str) -> bool:
+    """Whether the file is a picture that :func:`draw_confusion` made of the same."""
+    pil = require("PIL.Image", "train")
+    try:
+        with pil.open(path) as image:
+            return bool(image.info.get(_PICTURE_KEY) == key)
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 def _slug(name: str) -> str:

@@ -283,7 +283,7 @@ class Embeddings:
     def _model_key(self, model: str) -> str | None:
         """What the disk knows a model by; None for an encoder that is no module, whose weights nobody can see."""
         if model not in self._model_keys:
-            folder = _folder_of(self._source(model))
+            folder = model_folder(self._source(model))
             if folder is not None:
                 self._model_keys[model] = folder_key(folder, self._device)
             else:
@@ -336,7 +336,7 @@ def _facts(encoder: Encoder) -> ModelFacts:
     )
 
 
-def _folder_of(source: Encoder | str | Path) -> Path | None:
+def model_folder(source: Encoder | str | Path) -> Path | None:
     """The model folder that a source leads to, None for a source that is no folder or a model in memory."""
     if not isinstance(source, str | Path):
         return None

@@ -1,0 +1,111 @@
+"""``cloob analyze``: how the embeddings of runs lie on the sphere, at the end and over their checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from cloob.commands.arguments import parse
+from cloob.errors import InputError
+
+
+@dataclass(frozen=True)
+class AnalyzeArguments:
+    """Geometry of models on image-caption pairs, effective eigenvalues by epoch, similar pictures and duplicates."""
+
+    models: tyro.conf.Positional[tuple[str, ...]]
+    """Run folders (all their checkpoints count), checkpoint or model folders, open_clip NAME/TAG, hf-hub:…"""
+    pairs: str = "demo:val"
+    """Image-caption pairs to measure on: whatever `cloob train --data` reads."""
+    limit: int = 10_000
+    """Pairs to measure on at most (time grows with their square)."""
+    similar: int = 20
+    """Most similar pictures to list for each model."""
+    duplicate: float = 0.999
+    """Cosine from which two pictures count as one."""
+    out: Path = Path("runs/analyze")
+    """Folder of analysis.json and eigenvalues.png."""
+    cache: Path | None = None
+    """Folder of embeddings for later runs; OUT/cache when left out."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    batch_size: int = 256
+    """Images or texts a forward pass."""
+    workers: int = 2
+    """Decoding threads."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Analyses; exit code 1 when a checkpoint could not be measured, with what there is written."""
+    arguments = parse(AnalyzeArguments, words, "cloob analyze")
+    if not arguments.models:
+        raise InputError("no model given: name a run folder, or NAME/TAG of open_clip (cloob analyze --help)")
+    if not 0 < arguments.duplicate <= 1:
+        raise InputError(f"duplicate is {arguments.duplicate}; a cosine above 0 and up to 1 is wanted")
+    if arguments.similar < 0 or arguments.limit < 2:
+        raise InputError("similar must be 0 or more, and limit 2 or more")
+
+    from cloob.commands.eval import named
+    from cloob.commands.judge import EmbeddingProgress, check_writable
+    from cloob.data.sources import open_source
+    from cloob.evaluate.analysis import analyze, draw_eigenvalues
+    from cloob.evaluate.suite import write_results
+    from cloob.train.build import resolve_device
+
+    source = open_source(arguments.pairs)
+    check_writable(arguments.out)
+    with EmbeddingProgress() as progress:
+        analysis = analyze(
+            named(arguments.models),
+            source,
+            similar=arguments.similar,
+            duplicate=arguments.duplicate,
+            limit=arguments.limit,
+            device=str(resolve_device(arguments.device)),
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            progress=progress.update,
+            cache=arguments.cache or arguments.out / "cache",
+        )
+    write_results(arguments.out / "analysis.json", analysis)
+    print(f"{arguments.out / 'analysis.json'}")
+    if any(len(run["checkpoints"]) > 1 for run in analysis["runs"]):
+        draw_eigenvalues(arguments.out / "eigenvalues.png", analysis["runs"])
+        print(f"{arguments.out / 'eigenvalues.png'}")
+    _print_table(analysis)
+    for failure in analysis.get("failures", ()):
+        print(f"cloob: {failure['model']}: {failure['error']}", file=sys.stderr)
+    return 1 if analysis.get("failures") else 0
+
+
+_ROWS = {
+    "effective_eigenvalues_image": "effective eigenvalues, images",
+    "effective_eigenvalues_text": "effective eigenvalues, texts",
+    "effective_eigenvalues_image_retrieved": "… images, retrieved",
+    "effective_eigenvalues_text_retrieved": "… texts, retrieved",
+    "ajne_image": "Ajne, images",
+    "ajne_text": "Ajne, texts",
+    "alignment": "alignment",
+    "uniformity_image": "uniformity, images",
+    "uniformity_text": "uniformity, texts",
+    "modality_gap": "modality gap",
+    "saturation": "InfoNCE saturation",
+    "n": "pairs",
+}
+
+
+def _print_table(analysis: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", *(run["model"] for run in analysis["runs"]), title=analysis["pairs"], title_justify="left")
+    for key, label in _ROWS.items():
+        values = (run["geometry"].get(key) for run in analysis["runs"])
+        table.add_row(label, *("–" if v is None else f"{v:,d}" if isinstance(v, int) else f"{v:.3f}" for v in values))
+    table.add_row("groups of duplicates", *(f"{len(run['duplicates'])}" for run in analysis["runs"]))
+    Console().print(table)

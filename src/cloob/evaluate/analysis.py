@@ -1,0 +1,211 @@
+"""Geometry of models on pairs: at the end, over the checkpoints of a run, and which pictures a model cannot tell apart.
+
+Legend: n pictures, D the embedding dimension.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloob.errors import InputError, require
+from cloob.evaluate.embed import Reader
+from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluate.store import Embeddings, short_name
+
+_CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
+
+
+class SimilarPair(NamedTuple):
+    """Two pictures, the first before the second in the set, and the cosine of their embeddings."""
+
+    first: int
+    second: int
+    cosine: float
+
+
+def analyze(
+    models: Mapping[str, str | Path],
+    source: Reader,
+    *,
+    similar: int = 20,
+    duplicate: float = 0.999,
+    limit: int = DEFAULT_LIMIT,
+    progress: Callable[[str, int, int], None] | None = None,
+    **embedding: Any,
+) -> dict[str, Any]:
+    """Measures models on pairs; of a run folder every checkpoint.
+
+    Args:
+        models: Where each model is, by its name: what ``load_model`` takes.
+        source: The pairs.
+        similar: Most similar pictures to list, for the last checkpoint.
+        duplicate: Cosine from which two pictures count as one.
+        limit: Pairs measured at most.
+        progress: As for :class:`cloob.evaluate.store.Embeddings`.
+        **embedding: ``device``, ``batch_size``, ``workers``, ``cache`` of :class:`cloob.evaluate.store.Embeddings`.
+
+    Returns:
+        ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its last checkpoint, see
+        ``geometry.geometry``), ``checkpoints`` (``step``, ``epoch`` (None if the run does not say), effective
+        eigenvalues and Ajne of images and texts), ``similar`` (``keys``, ``captions``, ``cosine``) and ``duplicates``
+        (lists of keys). ``failures`` lists ``model`` and ``error`` of what could not be measured.
+
+    Raises:
+        InputError: No models, or nothing could be measured.
+    """
+    runs: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    for name, place in models.items():
+        checkpoints: list[dict[str, Any]] = []
+        last: tuple[Embeddings, str, dict[str, Any]] | None = None
+        for checkpoint, step in _checkpoints(place):
+            label = name if step is None else f"{name}, step {step}"
+            try:
+                embeddings = Embeddings({label: checkpoint}, progress=progress, **embedding)
+                images, texts, _ = embeddings.pairs(label, source)
+                facts = embeddings.facts(label)
+                found = geometry(images.features, texts, facts.inv_tau, facts.beta, limit)
+            except (InputError, ValueError) as error:
+                failures.append({"model": label, "error": str(error)})
+                continue
+            epoch = None if step is None else _epoch(Path(place), step)
+            checkpoints.append({"step": step, "epoch": epoch, **{key: found[key] for key in _CURVES}})
+            last = (embeddings, label, found)
+        if last is not None:
+            pictures = _pictures(*last[:2], source, similar, duplicate)
+            runs.append({"model": name, "geometry": last[2], "checkpoints": checkpoints, **pictures})
+    if not runs:
+        raise InputError(failures[0]["error"] if failures else "no model to analyze")
+    result: dict[str, Any] = {"pairs": short_name(source), "runs": runs}
+    return {**result, "failures": failures} if failures else result
+
+
+def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPair]:
+    """The k pairs of pictures of largest cosine, the most similar first.
+
+    Args:
+        features: (n, D) unit rows; NaN rows are in no pair.
+        k: How many.
+        chunk: Rows a block; memory is chunk × n.
+
+    Returns:
+        Up to k pairs; of equal cosines the earlier pictures come first.
+    """
+    found: list[SimilarPair] = []
+    for start in range(0, len(features), chunk):
+        block = features[start : start + chunk]
+        scores = (block @ features.T).nan_to_num(nan=-torch.inf)
+        scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf)
+        best = scores.flatten().topk(min(k, scores.numel()))
+        rows, columns = best.indices // len(features) + start, best.indices % len(features)
+        cells = zip(rows.tolist(), columns.tolist(), best.values.tolist(), strict=True)
+        found += [SimilarPair(*cell) for cell in cells if cell[2] > -torch.inf]
+        found = sorted(found, key=lambda pair: (-pair.cosine, pair.first, pair.second))[:k]
+    return found
+
+
+def duplicate_groups(features: Tensor, threshold: float = 0.999, chunk: int = 1024) -> list[list[int]]:
+    """Groups of pictures that are linked by cosines of ``threshold`` or more.
+
+    Args:
+        features: (n, D) unit rows; NaN rows are in no group.
+        threshold: The least cosine of a link.
+        chunk: Rows a block; memory is chunk × n.
+
+    Returns:
+        Groups of two pictures or more, ascending, in the order of their first picture.
+    """
+    leader = list(range(len(features)))
+
+    def find(i: int) -> int:
+        while leader[i] != i:
+            leader[i] = leader[leader[i]]
+            i = leader[i]
+        return i
+
+    for start in range(0, len(features), chunk):
+        scores = features[start : start + chunk] @ features.T
+        links = ((scores >= threshold) & torch.ones_like(scores, dtype=torch.bool).triu(start + 1)).nonzero()
+        for row, column in links.tolist():
+            a, b = sorted((find(row + start), find(column)))
+            leader[b] = a
+    groups: dict[int, list[int]] = {}
+    for i in range(len(features)):
+        groups.setdefault(find(i), []).append(i)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def draw_eigenvalues(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Draws the paper's figure: effective eigenvalues of images and of texts over training, a line a run.
+
+    Args:
+        path: A .png; its folder is created.
+        runs: ``runs`` of :func:`analyze`. The axis is in epochs if all runs say theirs, else in steps.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    require("matplotlib", "train")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    points = [point for run in runs for point in run["checkpoints"] if point["step"] is not None]
+    unit = "epoch" if all(point["epoch"] is not None for point in points) else "step"
+    for axes, side in zip(figure.subplots(1, 2, sharey=True), ("image", "text"), strict=True):
+        for run in runs:
+            line = [point for point in run["checkpoints"] if point["step"] is not None]
+            values = [point[f"effective_eigenvalues_{side}"] for point in line]
+            axes.plot([point[unit] for point in line], values, marker="o", markersize=3, label=run["model"])
+        axes.set_title(f"{side}s")
+        axes.set_xlabel(unit)
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("effective eigenvalues (99 %)")
+    figure.axes[0].legend()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", dpi=150)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, duplicate: float) -> dict[str, Any]:
+    images, _, captions = embeddings.pairs(label, source)
+    pairs = [
+        {
+            "keys": [images.keys[pair.first], images.keys[pair.second]],
+            "captions": [captions[pair.first], captions[pair.second]],
+            "cosine": pair.cosine,
+        }
+        for pair in similar_pairs(images.features, similar)
+    ]
+    groups = duplicate_groups(images.features, duplicate)
+    return {"similar": pairs, "duplicates": [[images.keys[i] for i in group] for group in groups]}
+
+
+def _checkpoints(place: str | Path) -> list[tuple[str | Path, int | None]]:
+    """The complete checkpoints of a run with their steps, or the model itself."""
+    from cloob.models.store import list_checkpoints
+
+    found = list_checkpoints(Path(place)) if Path(place).is_dir() else []
+    return [(path, int(path.name.removeprefix("step-"))) for path in found] or [(place, None)]
+
+
+def _epoch(run: Path, step: int) -> float | None:
+    """Epochs done at a step, by the run's epochs.jsonl (a line at each epoch's end), in between by proportion."""
+    try:
+        lines = [json.loads(line) for line in (run / "epochs.jsonl").read_text(encoding="utf-8").splitlines()]
+        ends = sorted((int(line["step"]), int(line["epoch"])) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not ends:
+        return None
+    steps_per_epoch = ends[0][0] / ends[0][1]
+    return round(step / steps_per_epoch, 3)

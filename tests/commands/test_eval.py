@@ -1,0 +1,105 @@
+"""``cloob eval`` from end to end on a tiny model: suites with missing sets, probes, the files, and a repeated run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cloob import cli
+from cloob.models.store import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+
+COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+
+
+def images(folder: Path, n: int) -> None:
+    for name, colour in COLOURS.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            Image.new("RGB", (20 + i, 20), colour).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
+    images(tmp_path / "sets" / "one" / "test", 3)
+    images(tmp_path / "sets" / "one" / "train", 6)
+    images(tmp_path / "sets" / "two", 2)
+    return tmp_path
+
+
+def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe", "--device", "cpu"]
+    words += ["--out", str(work / "out"), "--probe-seeds", "0", "1", "--shots", "2"]
+    assert cli.main(words) == 0
+    assert "probe, top-1 %" in capsys.readouterr().out
+    text = (work / "out" / "results.json").read_text(encoding="utf-8")
+    row = json.loads(text)["rows"][0]
+    assert list(row["zeroshot"]) == ["one", "two"] and list(row["probe"]) == ["one"]
+    assert row["probe"]["one"]["acc1"] == 1.0 and row["probe"]["one"]["n_train"] == 4
+    names = {path.relative_to(work / "out").as_posix() for path in (work / "out").rglob("*") if path.is_file()}
+    assert {
+        "report.html",
+        "clip_benchmark/one_model_en_linear_probe.json",
+        "clip_benchmark/two_model_en_zeroshot_classification.json",
+        "per_class/one.csv",
+        "confusion/two--model.png",
+    } <= names
+    assert "Linear probe" in (work / "out" / "report.html").read_text(encoding="utf-8")
+
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr("cloob.models.store.load_model", refuse)
+    monkeypatch.setattr("cloob.evaluate.store.fit_probe", refuse)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", refuse)
+    assert cli.main(words) == 0
+    assert (work / "out" / "results.json").read_text(encoding="utf-8") == text
+
+
+def test_missing_sets_are_named_and_the_others_run(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "sets" / "empty").mkdir()
+    words = ["eval", str(work / "model"), "--suite", "pictograms", "paper", "--root", str(work / "sets")]
+    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 9 and all(line.startswith("cloob: ") for line in lines)
+    assert sum("put there" in line for line in lines) == 8
+    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
+    assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
+    assert [failure["model"] for failure in results["failures"]] == [None] * 9
+    assert results["failures"][0]["set"] == "empty"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--suite", "papper"], "no suite 'papper'"),
+        (["--suite", "paper"], "--root DIR"),
+        (["--suite", "pictograms", "nowhere"], "nowhere is no folder"),
+        (["--zeroshot", "sets/two", "--probe"], "none of the sets has training images"),
+        (["--zeroshot", "sets/two", "--shots", "3"], "add --probe"),
+        (["--zeroshot", "sets/one", "--probe", "--shots", "0"], "shots is 0"),
+    ],
+)
+def test_mistakes(
+    words: list[str], said: str, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    assert cli.main(["eval", "model", *words]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("cloob: ") and said in line and line.count("\n") == 1
+
+
+def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["eval", str(work / "model"), "--suite", "paper", str(work), "--out", str(work / "out")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 9 and "none of the 8 sets" in lines[-1]
+    assert not (work / "out").exists()

@@ -1,0 +1,115 @@
+"""Geometry over checkpoints, similar pictures and duplicates, against hand-made features and plain loops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from evaluate_fakes import COLOURS, Pairs
+from PIL import Image
+
+from cloob import cli
+from cloob.errors import InputError
+from cloob.evaluate.analysis import analyze, duplicate_groups, similar_pairs
+from cloob.evaluate.embed import embed_pairs
+from cloob.evaluate.geometry import geometry
+from cloob.models.store import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+
+NAMES = list(COLOURS)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs of 5 steps, with checkpoints at steps 5 and 10 that are two untrained models."""
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    for seed, step in enumerate((5, 10)):
+        place = folder / "checkpoints" / f"step-{step:08d}" / "model"
+        save_model(place, create_model("tiny-convnext", seed=seed), make_objective("cloob", beta=6.0).config())
+    lines = [json.dumps({"epoch": epoch, "step": 5 * epoch, "samples": 10}) for epoch in (1, 2)]
+    (folder / "epochs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+def test_every_checkpoint_of_a_run_is_measured(run: Path) -> None:
+    source = Pairs([*NAMES, "red"])
+    found = analyze({"mine": run, "alone": run / "checkpoints" / "step-00000005"}, source, similar=2)
+    mine, alone = found["runs"]
+    assert [(c["step"], c["epoch"]) for c in mine["checkpoints"]] == [(5, 1.0), (10, 2.0)]
+    assert [(c["step"], c["epoch"]) for c in alone["checkpoints"]] == [(None, None)]
+    pairs = embed_pairs(create_model("tiny-convnext", seed=1), source)
+    expected = geometry(pairs.images.features, pairs.texts, 30.0, 6.0)
+    assert mine["geometry"]["ajne_image"] == pytest.approx(expected["ajne_image"], rel=1e-4)
+    assert mine["geometry"]["effective_eigenvalues_text"] == expected["effective_eigenvalues_text"]
+    assert mine["checkpoints"][0]["ajne_image"] == alone["checkpoints"][0]["ajne_image"]
+    assert mine["similar"][0]["keys"] == ["p0", "p6"] and mine["similar"][0]["captions"] == ["red", "red"]
+    assert ["p0", "p6"] in [group[:1] + group[-1:] for group in mine["duplicates"]]
+    assert len(mine["similar"]) == 2 and "failures" not in found
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_and_the_rest_is_there(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    weights = copy / "checkpoints" / "step-00000005" / "model" / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    found = analyze({"copy": copy}, Pairs(NAMES))
+    assert [c["step"] for c in found["runs"][0]["checkpoints"]] == [10]
+    assert found["failures"][0]["model"] == "copy, step 5" and "damaged" in found["failures"][0]["error"]
+    with pytest.raises(InputError, match="nowhere"):
+        analyze({"x": "nowhere"}, Pairs(NAMES))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_similar_pairs_against_a_loop(chunk: int) -> None:
+    x = torch.nn.functional.normalize(torch.randn(11, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    x[4] = torch.nan
+    cells = [(i, j) for i in range(11) for j in range(i + 1, 11) if 4 not in (i, j)]
+    expected = sorted(cells, key=lambda cell: -float(x[cell[0]] @ x[cell[1]]))
+    for k in (0, 1, 9, 1000):
+        assert [pair[:2] for pair in similar_pairs(x, k, chunk)] == expected[:k]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 100])
+def test_duplicates_are_linked_through_others(chunk: int) -> None:
+    angles = torch.tensor([0.0, 2.0, 0.02, 1.0, 0.04, 2.01, torch.nan])
+    x = torch.stack([angles.cos(), angles.sin()], 1)
+    # cos 0.02 = 0.9998, cos 0.04 = 0.9992: 0 and 4 are linked by 2 alone.
+    assert duplicate_groups(x, 0.9995, chunk) == [[0, 2, 4], [1, 5]]
+    assert duplicate_groups(x, 0.99999, chunk) == []
+
+
+def test_the_command_writes_figure_and_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i, name in enumerate(NAMES):
+        Image.new("RGB", (40, 40), COLOURS[name]).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(name, encoding="utf-8")
+    out = tmp_path / "out"
+    words = ["analyze", str(run), "--pairs", str(tmp_path), "--out", str(out), "--device", "cpu"]
+    assert cli.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "effective eigenvalues, images" in printed and "eigenvalues.png" in printed
+    found = json.loads((out / "analysis.json").read_text(encoding="utf-8"))
+    assert len(found["runs"][0]["checkpoints"]) == 2 and found["runs"][0]["geometry"]["n"] == 6
+    with Image.open(out / "eigenvalues.png") as image:
+        assert image.width > 800 and len(image.convert("RGB").getcolors(10**6)) > 20
+    first = (out / "analysis.json").read_bytes()
+    assert cli.main(words) == 0 and (out / "analysis.json").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "no model given"),
+        (["x", "--pairs", "nowhere.csv"], "nowhere.csv"),
+        (["x", "--duplicate", "2"], "duplicate is 2.0"),
+        (["nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert cli.main(["analyze", *words, "--out", str(tmp_path / "out")]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("cloob: ") and said in line and line.count("\n") == 1
