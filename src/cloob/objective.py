@@ -19,7 +19,8 @@ from cloob.functional.reference import Contrast, Scale, by_name, check_pairs, co
 
 Backend = Literal["auto", "reference", "streamed"]
 
-# The paths switch where they were measured to take equal time (benchmarks/objective.py).
+# From about here the streamed path was no slower than the reference, in a first measurement on a busy machine
+# (benchmarks/objective.py; 2 CPU cores, D = 512).
 STREAM_FROM = 1024
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
