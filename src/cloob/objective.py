@@ -19,9 +19,9 @@ from cloob.functional.reference import Contrast, Scale, by_name, check_pairs, co
 
 Backend = Literal["auto", "reference", "streamed"]
 
-# From about here the streamed path was no slower than the reference, in a first measurement on a busy machine
-# (benchmarks/objective.py; 2 CPU cores, D = 512).
-STREAM_FROM = 1024
+# At 64 to 256 pairs both paths take equal time, above the streamed one is faster (benchmarks/objective.py; 2 CPU cores,
+# D = 512).
+STREAM_FROM = 256
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0

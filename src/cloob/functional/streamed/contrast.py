@@ -52,7 +52,7 @@ class _Contrast(torch.autograd.Function):
             d_candidates[own].addcmul_(pull, scaled[rows])
         if d_anchors is not None and d_candidates is not None:
             # The logits are τ⁻¹ a·c: what a gains along itself, τ⁻¹ gains.
-            d_inv_tau = (d_anchors * anchors).sum().div_(n)
+            d_inv_tau = (d_anchors * anchors).sum().div_(n) if ctx.needs_input_grad[2] else torch.zeros_like(inv_tau)
             ctx.save_for_backward(d_anchors.mul_(inv_tau / n), d_candidates.div_(n), d_inv_tau)
         return losses.mean()
 

@@ -26,17 +26,16 @@ _UNSHIFTED_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
 
 def _unit(sums: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and (N, 1) norms of ``sums``, without squaring what may be as large as exp(60)."""
-    scale = sums.abs().amax(dim=1, keepdim=True)
-    scale = torch.where(scale > 0, scale, 1.0)
-    rows = sums / scale
-    norms = rows.norm(dim=1, keepdim=True)
-    return rows / torch.where(norms > 0, norms, 1.0), norms * scale
+    scale = torch.linalg.vector_norm(sums, torch.inf, dim=1, keepdim=True)
+    rows = sums / torch.where(scale > 0, scale, 1.0)
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows.div_(torch.where(norms > 0, norms, 1.0)), norms * scale
 
 
 def _through_unit(grad: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
     """The gradient of the sums from that of their unit rows; zero where the sum is zero."""
-    projected = grad - (grad * rows).sum(dim=1, keepdim=True) * rows
-    return torch.where(norms > 0, projected / norms, 0.0)
+    projected = torch.addcmul(grad, (grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
+    return projected.mul_(torch.where(norms > 0, 1 / norms, 0.0))
 
 
 class _MutualRetrieval(torch.autograd.Function):
