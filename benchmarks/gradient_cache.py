@@ -2,7 +2,8 @@
 
 ``python benchmarks/gradient_cache.py [--model tiny-resnet] [--batch-size 512]`` takes a CLOOB step on random pixels
 and tokens: as a whole batch, and with micro-batches of decreasing size. ``activations`` is what autograd keeps for the
-backward pass at most at a time; ``peak`` is the peak memory of a fresh process less what it held before the step.
+backward pass at most at a time; ``peak`` is the peak memory of a fresh process less what it held before the step,
+which is its first: ``seconds`` has the warm-up in it.
 Prints a table and writes it to ``benchmarks/results/gradient_cache/results.json``.
 """
 

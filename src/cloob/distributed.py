@@ -18,11 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.distributed.rendezvous import rendezvous
 
-# torch 2.13 renamed both; the former names warn there.
-_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
-_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+from cloob.errors import InputError
 
 
 def is_initialized() -> bool:
@@ -40,6 +37,40 @@ def world_size() -> int:
     return dist.get_world_size() if is_initialized() else 1
 
 
+def resolve_device(name: str | torch.device) -> torch.device:
+    """The device a name stands for; under torchrun, ``cuda`` is this rank's own.
+
+    Args:
+        name: ``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``, or a
+            device.
+
+    Raises:
+        InputError: No such device, on this machine or at all.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device is {name!r}; it must be auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees no CUDA device; use cpu or auto")
+        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
+        if index >= count:
+            raise InputError(f"device is cuda:{index}, but there are {count} CUDA devices (cuda:0 … cuda:{count - 1})")
+        return torch.device("cuda", index)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device is 'mps', but this machine has no Metal device; use cpu or auto")
+    return device
+
+
+def _collective(name: str, former: str) -> Any:
+    """A collective of ``torch.distributed`` by its name, or by that before torch 2.13, which warns there."""
+    return getattr(dist, name, None) or getattr(dist, former)
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
@@ -52,6 +83,8 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    from torch.distributed.rendezvous import rendezvous  # a torch built without distributed has none
+
     store, own_rank, ranks = next(rendezvous("env://"))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(
@@ -102,7 +135,7 @@ def agree(facts: dict[str, int], fault: Exception | None, device: torch.device) 
     """
     own = torch.tensor([fault is not None, *facts.values()], dtype=torch.int64, device=device)
     table = own.new_empty(world_size(), len(own))
-    _all_gather(table.view(-1), own)
+    _collective("all_gather_single", "all_gather_into_tensor")(table.view(-1), own)
     columns = table.T.tolist()
     if any(columns[0]):
         faults: list[Exception | None] = [None] * world_size()
@@ -138,7 +171,7 @@ class _GatherRows(torch.autograd.Function):
         padded = rows.new_zeros(most, *rows.shape[1:])
         padded[: len(rows)] = rows
         parts = rows.new_empty(len(layout.sizes) * most, *rows.shape[1:])
-        _all_gather(parts, padded)
+        _collective("all_gather_single", "all_gather_into_tensor")(parts, padded)
         if layout.total == len(parts):
             return parts
         return torch.cat([part[:n] for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)])
@@ -150,7 +183,7 @@ class _GatherRows(torch.autograd.Function):
         equal = len(set(layout.sizes)) == 1
         if equal and dist.get_backend() == "nccl":
             own = grad.new_empty(layout.sizes[0], *grad.shape[1:])
-            _reduce_scatter(own, grad.contiguous())
+            _collective("reduce_scatter_single", "reduce_scatter_tensor")(own, grad.contiguous())
             return own, None
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)

@@ -19,8 +19,8 @@ from cloob.functional.reference import Contrast, Scale, by_name, check_pairs, co
 
 Backend = Literal["auto", "reference", "streamed"]
 
-# At 64 to 256 pairs both paths take equal time, above the streamed one is faster (benchmarks/objective.py; 2 CPU cores,
-# D = 512).
+# At 64 to 256 pairs both paths take about equal time, above the streamed one is faster (benchmarks/objective.py --sizes
+# 64 128 256 512 1024; 2 CPU cores, D = 512).
 STREAM_FROM = 256
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).

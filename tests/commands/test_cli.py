@@ -94,6 +94,8 @@ def test_no_command_shows_the_usage_and_fails(capsys: pytest.CaptureFixture[str]
         (["eval", "runs/x"], ["nothing to evaluate on"]),
         (["eval", "nowhere", "--zeroshot", "nowhere-either"], ["nowhere-either"]),
         (["eval", "nowhere", "--zeroshot", "demo:noto-emoji"], ["nowhere"]),
+        (["eval", "x", "--zeroshot", "demo:noto-emoji", "--device", "gpu"], ["device is 'gpu'", "cuda:N"]),
+        (["analyze", "x", "--device", "gpu"], ["device is 'gpu'", "cuda:N"]),
         (["models", "--contains", "ViT-B-23"], ["ViT-B-23"]),
         (["demo", "--objectives", "cloob", "cloob"], ["objectives"]),
         (["demo", "--objectives"], ["objectives"]),

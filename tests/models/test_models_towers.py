@@ -10,8 +10,9 @@ import sys
 import pytest
 import torch
 
+from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.models.towers import TINY_MODELS, create_model, list_models, open_clip, resolve_device
+from cloob.models.towers import TINY_MODELS, create_model, list_models, open_clip
 
 
 def test_list_models_has_ours_and_open_clips() -> None:

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from train_helpers import Recorder, Trained, exact, lines
 
+from cloob.distributed import resolve_device
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.store import list_checkpoints, load_model
-from cloob.train.build import JoinedSource, resolve_device
+from cloob.train.build import JoinedSource
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train

@@ -53,9 +53,9 @@ def main(words: Sequence[str]) -> int:
     from cloob.commands.eval import named
     from cloob.commands.judge import EmbeddingProgress, check_writable
     from cloob.data.sources import open_source
+    from cloob.distributed import resolve_device
     from cloob.evaluate.analysis import analyze, draw_eigenvalues
     from cloob.evaluate.suite import write_results
-    from cloob.train.build import resolve_device
 
     source = open_source(arguments.pairs)
     check_writable(arguments.out)

@@ -54,7 +54,7 @@ def main(words: Sequence[str]) -> int:
     from cloob.commands.judge import check_writable, judge
     from cloob.data.labelled import open_labelled
     from cloob.data.sources import open_source
-    from cloob.train.build import resolve_device
+    from cloob.distributed import resolve_device
     from cloob.train.log import ProgressDisplay
     from cloob.train.loop import train
 

@@ -61,8 +61,8 @@ def main(words: Sequence[str]) -> int:
 
     from cloob.commands.judge import check_writable, judge
     from cloob.data.sources import open_source
+    from cloob.distributed import resolve_device
     from cloob.evaluate.probe import ProbeOptions
-    from cloob.train.build import resolve_device
 
     probe = ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds)
     sets = _open(arguments)

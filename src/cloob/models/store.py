@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
+from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
-from cloob.models.towers import create_model, list_models, one_line, open_clip, resolve_device, translated
+from cloob.models.towers import create_model, list_models, one_line, open_clip, translated
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cloob.distributed import resolve_device
 from cloob.errors import InputError, nearest, require
 from cloob.models.encoder import DualEncoder
 
@@ -96,26 +97,6 @@ def create_model(
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
     return DualEncoder(name, model, tokenizer, config).to(place)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        InputError: No such device, here or at all.
-    """
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise InputError(f"device {device!r} is not one of cpu, cuda, cuda:N, mps") from None
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        found = torch.cuda.device_count()
-        raise InputError(
-            f"device {str(place)!r} asked for, and {found} CUDA devices found; use cpu or install a CUDA build"
-        )
-    if place.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device 'mps' asked for, and this machine has none; use cpu")
-    return place
 
 
 @contextmanager

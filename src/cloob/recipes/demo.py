@@ -6,7 +6,7 @@ from cloob.train.config import ObjectiveName, TrainConfig
 
 
 def _demo(objective: ObjectiveName) -> TrainConfig:
-    """Sized for under two minutes on two CPU cores: 6,000 pairs of 64 pixels, seven passes."""
+    """Sized for under two minutes on two CPU cores: 6,000 pairs of 64 pixels, six passes."""
     return TrainConfig().override(
         data=("demo",),
         workers=0,  # decoding 64-pixel images costs little, and two cores have none to spare
@@ -16,7 +16,7 @@ def _demo(objective: ObjectiveName) -> TrainConfig:
         weight_decay=0.1,
         warmup=40,
         schedule="cosine",
-        epochs=7,
+        epochs=6,
         batch_size=128,
         log_every=10,
         out=f"runs/demo/{objective}",

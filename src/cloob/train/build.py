@@ -6,7 +6,6 @@ import bisect
 import itertools
 import logging
 import math
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,28 +31,6 @@ DEFAULT_MODEL = "RN50"
 _RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "checkpoints")
 # Changing these between a run and its resumption changes no number of the training.
 _FREE_KEYS = {"save", "log", "run.device", "pairs.workers", "pairs.val_data", "run.max_nonfinite"}
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device a name stands for; under torchrun, ``cuda`` is this rank's own.
-
-    Raises:
-        InputError: This machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise InputError(f"device is {name!r}, but torch {torch.__version__} sees no CUDA device; use cpu or auto")
-        index = int(os.environ.get("LOCAL_RANK", "0")) if device.index is None else device.index
-        if index >= count:
-            raise InputError(f"device is cuda:{index}, but there are {count} CUDA devices (cuda:0 … cuda:{count - 1})")
-        return torch.device("cuda", index)
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise InputError("device is 'mps', but this machine has no Metal device; use cpu or auto")
-    return device
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from cloob.data.batch import Batch
-from cloob.distributed import process_group, rank, world_size
+from cloob.distributed import process_group, rank, resolve_device, world_size
 from cloob.errors import TrainingFailed
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import NonFiniteFeaturesError
@@ -57,7 +57,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         InputError: Something the user gave is wrong, too many samples are bad, or the disk is full.
         TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row.
     """
-    device = build.resolve_device(config.run.device)
+    device = resolve_device(config.run.device)
     with process_group(device):
         run = _Run(config, device, callbacks)
         with StopSignal() as stop:
