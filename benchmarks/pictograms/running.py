@@ -17,7 +17,7 @@ from benchmarks.pictograms.cells import Cell
 from benchmarks.pictograms.scoring import score_pairs, score_probe, score_zeroshot
 from benchmarks.pictograms.variants import Variant, build_objective
 
-from cloob.data.loader import epoch_order
+from cloob.data.order import epoch_order
 from cloob.models.store import save_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective

@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
-from cloob.data.loader import PairLoader, epoch_order, local_part, sample_generator
+from cloob.data.loader import PairLoader
+from cloob.data.order import epoch_order, local_part, sample_generator
 from cloob.data.sources import open_source
 from cloob.data.transforms import train_transform
 from cloob.errors import InputError

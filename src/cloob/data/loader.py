@@ -6,115 +6,29 @@ index).
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import signal
-import struct
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from cloob.data.batch import BadSample, Batch, Skip, caption_id
-from cloob.data.decode import decode
+from cloob.data.batch import Batch
+from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
+from cloob.data.order import epoch_order, local_part
 from cloob.data.sources import Source
 from cloob.errors import InputError
-
-__all__ = ["PairLoader", "decode", "epoch_order", "local_part", "sample_generator"]
-
-Transform = Callable[..., Tensor]
-Tokenizer = Callable[[list[str]], Tensor]
-
-_U64 = 2**64 - 1
-
-
-def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
-    """The order in which an epoch visits n pairs: ``(n,)`` int64, a permutation drawn from (seed, epoch)."""
-    if not shuffle:
-        return np.arange(n)
-    return np.random.Generator(np.random.PCG64([seed & _U64, epoch])).permutation(n)
-
-
-def local_part(indices: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The contiguous part of a global batch that a rank takes; sizes differ by at most one."""
-    n = len(indices)
-    return indices[n * rank // world_size : n * (rank + 1) // world_size]
-
-
-def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """A generator of its own for one sample in one epoch (4 µs; numpy's cost 8 to 11)."""
-    digest = hashlib.blake2b(struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
-
-
-class _Request(NamedTuple):
-    """One local batch that is asked for."""
-
-    epoch: int
-    indices: np.ndarray
-
-
-class _BatchBuilder(Dataset[Batch]):
-    """Reads, decodes, augments and tokenises the samples of a request; lives in each worker."""
-
-    def __init__(self, source: Source, transform: Transform, tokenizer: Tokenizer, seed: int) -> None:
-        self._source = source
-        self._transform = transform
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._random = _takes_generator(transform)
-        # What an empty batch looks like has to be known before the first good sample.
-        blank = self._pixels(Image.new("RGB", (32, 32)), 0, 0)
-        self._image_shape, self._image_dtype = blank.shape, blank.dtype
-        self._token_length = self._tokens(["a"]).shape[1]
-
-    def __getitems__(self, request: _Request) -> Batch:
-        images = torch.empty((len(request.indices), *self._image_shape), dtype=self._image_dtype)
-        keys: list[str] = []
-        captions: list[str] = []
-        skipped: list[Skip] = []
-        for index in request.indices.tolist():
-            try:
-                sample = self._source.read(index)
-                image = decode(sample.image, sample.key)
-            except BadSample as bad:
-                skipped.append(bad.skip)
-                continue
-            pixels = self._pixels(image, request.epoch, index)
-            if pixels.shape != self._image_shape:  # assignment would broadcast
-                raise ValueError(
-                    f"{sample.key}: the transform gave {tuple(pixels.shape)}, {tuple(self._image_shape)} before; "
-                    "it must give one shape for all images"
-                )
-            images[len(keys)] = pixels
-            keys.append(sample.key)
-            captions.append(sample.caption)
-        tokens = self._tokens(captions) if captions else torch.empty((0, self._token_length), dtype=torch.int64)
-        ids = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
-        return Batch(images[: len(keys)], tokens, ids, tuple(keys), tuple(skipped))
-
-    def _pixels(self, image: Image.Image, epoch: int, index: int) -> Tensor:
-        if self._random:
-            return self._transform(image, sample_generator(self._seed, epoch, index))
-        return self._transform(image)
-
-    def _tokens(self, captions: list[str]) -> Tensor:
-        return self._tokenizer(captions).to(torch.int64)
 
 
 @dataclass
 class _Plan:
     """The batch sampler of the worker pool: what the next iteration will ask for."""
 
-    requests: Iterable[_Request] = field(default=())
+    requests: Iterable[Request] = field(default=())
 
-    def __iter__(self) -> Iterator[_Request]:
+    def __iter__(self) -> Iterator[Request]:
         return iter(self.requests)
 
 
@@ -175,7 +89,7 @@ class PairLoader:
         self._drop_last = drop_last
         self._rank = rank
         self._world_size = world_size
-        self._builder = _BatchBuilder(source, transform, tokenizer, seed)
+        self._builder = BatchBuilder(source, transform, tokenizer, seed)
         self._pin = pin_memory and torch.cuda.is_available()
         self._plan = _Plan()
         self._pool = self._make_pool(workers) if workers else None
@@ -212,18 +126,18 @@ class PairLoader:
                 iterator._shutdown_workers()
             self._pool = None
 
-    def _requests(self, epoch: int, start_step: int) -> Iterator[_Request]:
+    def _requests(self, epoch: int, start_step: int) -> Iterator[Request]:
         order = epoch_order(len(self.source), self._seed, epoch, self._shuffle)
         for step in range(start_step, self.steps_per_epoch):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield _Request(epoch, local_part(batch, self._rank, self._world_size))
+            yield Request(epoch, local_part(batch, self._rank, self._world_size))
 
-    def _in_process(self, requests: Iterable[_Request]) -> Iterator[Batch]:
+    def _in_process(self, requests: Iterable[Request]) -> Iterator[Batch]:
         for request in requests:
             batch = self._builder.__getitems__(request)
             yield batch.pin_memory() if self._pin else batch
 
-    def _from_workers(self, pool: DataLoader[Any], requests: Iterable[_Request]) -> Iterator[Batch]:
+    def _from_workers(self, pool: DataLoader[Any], requests: Iterable[Request]) -> Iterator[Batch]:
         self._epochs_begun += 1
         mine = self._epochs_begun
         self._plan.requests = requests
@@ -260,13 +174,3 @@ def _begin_worker(_: int) -> None:
     # training loop has set for SIGTERM must not keep a forked worker alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _takes_generator(transform: Transform) -> bool:
-    """Whether a transform asks for a second argument."""
-    try:
-        parameters: Sequence[inspect.Parameter] = list(inspect.signature(transform).parameters.values())
-    except (TypeError, ValueError):  # some builtins have no signature
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in positional and p.default is p.empty for p in parameters) >= 2
