@@ -33,24 +33,32 @@ class _Contrast(torch.autograd.Function):
     ) -> Tensor:
         n = len(anchors)
         # A shift of all candidates moves whole rows of logits, which a softmax ignores: without their mean, close
-        # candidates differ in more of the digits that low precision keeps.
+        # candidates differ in more of the digits that low precision keeps. In a candidate's gradient what the anchors
+        # have in common all but cancels, so it is kept apart too.
         centred, scaled = candidates - candidates.mean(dim=0), inv_tau * anchors
-        c, a = centred.to(matmul), scaled.to(matmul)
+        common = scaled.mean(dim=0)
+        own_part = scaled - common
+        c, a, a_own = centred.to(matmul), scaled.to(matmul), own_part.to(matmul)
         positive = (scaled * centred[offset : offset + n]).sum(dim=1, keepdim=True)
         losses = torch.empty_like(positive)
         d_anchors, d_candidates = (torch.zeros_like(t) if differentiable else None for t in (anchors, candidates))
+        share = candidates.new_zeros(len(candidates), 1)
         for rows in strips(anchors):
             p = product(a[rows], c.T, anchors)
             _exclude(p, rows, offset, ids)
             losses[rows], pull = _to_softmax(p, positive[rows], leave_out)
             if d_anchors is None or d_candidates is None:
                 continue
-            own, p = slice(rows.start + offset, rows.stop + offset), p.to(matmul)
+            own = slice(rows.start + offset, rows.stop + offset)
+            share += p.sum(dim=0)[:, None]
+            share[own] += pull
+            p = p.to(matmul)
             accumulate(d_anchors[rows], p, c)
-            accumulate(d_candidates, p.T, a[rows])
+            accumulate(d_candidates, p.T, a_own[rows])
             d_anchors[rows].addcmul_(pull, centred[own])
-            d_candidates[own].addcmul_(pull, scaled[rows])
+            d_candidates[own].addcmul_(pull, own_part[rows])
         if d_anchors is not None and d_candidates is not None:
+            d_candidates.addcmul_(share, common)
             # The logits are τ⁻¹ a·c: what a gains along itself, τ⁻¹ gains.
             d_inv_tau = (d_anchors * anchors).sum().div_(n) if ctx.needs_input_grad[2] else torch.zeros_like(inv_tau)
             ctx.save_for_backward(d_anchors.mul_(inv_tau / n), d_candidates.div_(n), d_inv_tau)

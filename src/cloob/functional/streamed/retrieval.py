@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,54 @@ from cloob.functional.streamed.tiles import (
 _UNSHIFTED_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
 
 
+class _Patterns(NamedTuple):
+    """Stored patterns as they are, or, for products in low precision, without what they have in common.
+
+    Embeddings lie in a cone, a narrow one early in training. Low-precision products of patterns that share a mean lose
+    what tells them apart; with the mean kept aside, rounding is relative to the difference.
+
+    Attributes:
+        rows: (N, D); or (N, D + 8): patterns without their mean, a column of ones, which counts how often the mean is
+            in a sum, and zeros (a product with one column more would be a fifth slower).
+        mean: (D,); None if the rows are whole.
+        weight: (N, 1) what is left of exp(β s) beside the exponential of the centred product: that of a centred
+            pattern's product with the mean of the queries. The rest is constant over the patterns, and cancels.
+    """
+
+    rows: Tensor
+    mean: Tensor | None = None
+    weight: Tensor | None = None
+
+    @property
+    def weighted(self) -> Tensor:
+        """The rows times their weights."""
+        return self.rows if self.weight is None else self.weight * self.rows
+
+    def whole(self, sums: Tensor) -> Tensor:
+        """(M, D) sums of patterns from sums of ``rows``."""
+        if self.mean is None:
+            return sums
+        d = len(self.mean)
+        return torch.addcmul(sums[:, :d], sums[:, d : d + 1], self.mean)
+
+    def along(self, grad: Tensor) -> Tensor:
+        """What, multiplied with ``rows``, is the product of an (M, D) gradient with the patterns."""
+        return grad if self.mean is None else _widened(grad, (grad @ self.mean)[:, None])
+
+
+def _patterns(stored: Tensor, queries_mean: Tensor, beta: Tensor, matmul: torch.dtype) -> _Patterns:
+    if matmul == stored.dtype:
+        return _Patterns(stored)
+    mean = stored.mean(dim=0)
+    centred = stored - mean
+    weight = (beta * (centred @ queries_mean)).exp_()[:, None]
+    return _Patterns(_widened(centred, torch.ones_like(weight)), mean, weight)
+
+
+def _widened(matrix: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([matrix, column, matrix.new_zeros(len(matrix), 7)], dim=1)
+
+
 def _unit(sums: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows and (N, 1) norms of ``sums``, without squaring what may be as large as exp(60)."""
     scale = torch.linalg.vector_norm(sums, torch.inf, dim=1, keepdim=True)
@@ -41,22 +89,24 @@ def _through_unit(grad: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
 class _MutualRetrieval(torch.autograd.Function):
     """``norm(E right)`` and ``norm(Eᵀ left)`` from one pass over E = exp(β left rightᵀ).
 
-    With ``right`` None it is ``left``; E is symmetric then, both retrievals are one, and half of the tiles do.
+    With ``right`` None it is ``left``; E is symmetric then, both retrievals are one, and half of the tiles do. In the
+    tiles stands ``e``, the exponential of the centred product: E_ij is e_ij · weight_j for the queries of the left, and
+    e_ij · weight_i for those of the right, up to a factor of the query's that normalisation takes away.
     """
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype) -> Any:
-        stored = left if right is None else right
-        l, r = left.to(matmul), stored.to(matmul)
-        sums_l = torch.zeros_like(left)
-        sums_r = sums_l if right is None else torch.zeros_like(stored)
+        a, b, (l, l_weighted, r, r_weighted) = _sides(left, right, beta, matmul)
+        d = left.shape[1]
+        sums_l = torch.zeros_like(a.rows)
+        sums_r = sums_l if right is None else torch.zeros_like(b.rows)
         for rows, columns in tile_pairs(left, right):
-            e = product(l[rows], r[columns].T, left).mul_(beta).exp_().to(matmul)
-            accumulate(sums_l[rows], e, r[columns])
+            e = product(l[rows, :d], r[columns, :d].T, left).mul_(beta).exp_().to(matmul)
+            accumulate(sums_l[rows], e, r_weighted[columns])
             if right is not None or rows != columns:
-                accumulate(sums_r[columns], e.T, l[rows])
-        found_l, norms_l = _unit(sums_l)
-        found_r, norms_r = (None, None) if right is None else _unit(sums_r)
+                accumulate(sums_r[columns], e.T, l_weighted[rows])
+        found_l, norms_l = _unit(b.whole(sums_l))
+        found_r, norms_r = (None, None) if right is None else _unit(a.whole(sums_r))
         ctx.save_for_backward(left, right, beta, found_l, norms_l, found_r, norms_r)
         ctx.matmul = matmul
         return found_l if found_r is None else (found_l, found_r)
@@ -67,29 +117,56 @@ class _MutualRetrieval(torch.autograd.Function):
     def backward(ctx: Any, grad_l: Tensor, *grad_r: Tensor) -> Any:
         left, right, beta, found_l, norms_l, found_r, norms_r = ctx.saved_tensors
         matmul = ctx.matmul
-        stored = left if right is None else right
-        l, r = left.to(matmul), stored.to(matmul)
-        g_l = _through_unit(grad_l, found_l, norms_l).to(matmul)
-        g_r = g_l if right is None else _through_unit(grad_r[0], found_r, norms_r).to(matmul)
-        d_left = torch.zeros_like(left)
-        d_right = d_left if right is None else torch.zeros_like(stored)
+        a, b, (l, l_weighted, r, r_weighted) = _sides(left, right, beta, matmul)
+        d = left.shape[1]
+        g_l = b.along(_through_unit(grad_l, found_l, norms_l)).to(matmul)
+        g_r = g_l if right is None else a.along(_through_unit(grad_r[0], found_r, norms_r)).to(matmul)
+        # Through the softmax, and as a term of the sum, which the weights are still to be taken with if there are any.
+        soft_l, term_l = _buffers(a)
+        soft_r, term_r = (soft_l, term_l) if right is None else _buffers(b)
         d_beta = torch.zeros_like(beta)
         for rows, columns in tile_pairs(left, right):
-            s = product(l[rows], r[columns].T, left)
+            s = product(l[rows, :d], r[columns, :d].T, left)
             e = (beta * s).exp_()
-            t = product(g_l[rows], r[columns].T, left)
-            accumulate(t, l[rows], g_r[columns].T)
+            t = product(g_l[rows], r_weighted[columns].T, left)
+            accumulate(t, l_weighted[rows], g_r[columns].T)
             t.mul_(e)
             if ctx.needs_input_grad[2]:
                 # A diagonal tile of a symmetric E holds each pair twice.
                 d_beta += (t * s).sum() / (2 if right is None and rows == columns else 1)
             t, e = t.mul_(beta).to(matmul), e.to(matmul)
-            accumulate(d_left[rows], t, r[columns])
-            accumulate(d_left[rows], e, g_r[columns])
+            accumulate(soft_l[rows], t, r[columns])
+            accumulate(term_l[rows], e, g_r[columns, :d])
             if right is not None or rows != columns:
-                accumulate(d_right[columns], t.T, l[rows])
-                accumulate(d_right[columns], e.T, g_l[rows])
-        return d_left, None if right is None else d_right, d_beta, None
+                accumulate(soft_r[columns], t.T, l[rows])
+                accumulate(term_r[columns], e.T, g_l[rows, :d])
+        if ctx.needs_input_grad[2]:
+            # What the centred product lacks of s; what is constant over a query's patterns adds up to nothing.
+            for patterns, soft in ((a, soft_l), (b, soft_r))[: 1 if right is None else 2]:
+                if patterns.weight is not None:
+                    d_beta += (soft[:, d : d + 1] * patterns.weight.log()).sum() / beta**2
+        d_left = _gradient(a, b, soft_l, term_l)
+        return d_left, None if right is None else _gradient(b, a, soft_r, term_r), d_beta, None
+
+
+def _sides(
+    left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype
+) -> tuple[_Patterns, _Patterns, list[Tensor]]:
+    """The patterns of both sides, and of each the rows and the weighted rows in the dtype to multiply in."""
+    a = _patterns(left, (left if right is None else right).mean(dim=0), beta, matmul)
+    b = a if right is None else _patterns(right, left.mean(dim=0), beta, matmul)
+    own = [a.rows.to(matmul), a.weighted.to(matmul)]
+    return a, b, own + (own if right is None else [b.rows.to(matmul), b.weighted.to(matmul)])
+
+
+def _buffers(own: _Patterns) -> tuple[Tensor, Tensor]:
+    """Zeros for the two parts of a side's gradient; one buffer for both where no weights keep them apart."""
+    soft = torch.zeros_like(own.rows)
+    return soft, soft if own.mean is None else soft.new_zeros(len(soft), len(own.mean))
+
+
+def _gradient(own: _Patterns, others: _Patterns, soft: Tensor, term: Tensor) -> Tensor:
+    return soft if own.weight is None else others.whole(soft).addcmul_(own.weight, term)
 
 
 class _Retrieval(torch.autograd.Function):
@@ -97,17 +174,18 @@ class _Retrieval(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, state: Tensor, stored: Tensor, beta: Tensor, matmul: torch.dtype) -> Tensor:
-        q, m = state.to(matmul), stored.to(matmul)
-        sums = torch.zeros_like(state)
+        patterns = _patterns(stored, torch.zeros_like(stored[0]), beta, matmul)
+        q, m, d = state.to(matmul), patterns.rows.to(matmul), state.shape[1]
+        sums = state.new_zeros(len(state), m.shape[1])
         shift = state.new_full((len(state), 1), -torch.inf)
         for rows in blocks(state):
             for columns in blocks(stored):
-                s = product(q[rows], m[columns].T, state).mul_(beta)
+                s = product(q[rows], m[columns, :d].T, state).mul_(beta)
                 highest = torch.maximum(shift[rows], s.amax(dim=1, keepdim=True))
                 sums[rows] *= (shift[rows] - highest).exp()
                 accumulate(sums[rows], s.sub_(highest).exp_().to(matmul), m[columns])
                 shift[rows] = highest
-        found, norms = _unit(sums)
+        found, norms = _unit(patterns.whole(sums))
         ctx.save_for_backward(state, stored, beta, shift, found, norms)
         ctx.matmul = matmul
         return found
@@ -118,20 +196,21 @@ class _Retrieval(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         state, stored, beta, shift, found, norms = ctx.saved_tensors
         matmul = ctx.matmul
-        q, m = state.to(matmul), stored.to(matmul)
-        g = _through_unit(grad, found, norms).to(matmul)
+        patterns = _patterns(stored, torch.zeros_like(stored[0]), beta, matmul)
+        q, m, d = state.to(matmul), patterns.rows.to(matmul), state.shape[1]
+        g = patterns.along(_through_unit(grad, found, norms)).to(matmul)
         d_state, d_stored, d_beta = torch.zeros_like(state), torch.zeros_like(stored), torch.zeros_like(beta)
         for rows in blocks(state):
             for columns in blocks(stored):
-                s = product(q[rows], m[columns].T, state)
+                s = product(q[rows], m[columns, :d].T, state)
                 e = (beta * s).sub_(shift[rows]).exp_()
                 t = product(g[rows], m[columns].T, state).mul_(e)
                 if ctx.needs_input_grad[2]:
                     d_beta += (t * s).sum()
                 t, e = t.mul_(beta).to(matmul), e.to(matmul)
-                accumulate(d_state[rows], t, m[columns])
+                accumulate(d_state[rows], t, m[columns, :d])
                 accumulate(d_stored[columns], t.T, q[rows])
-                accumulate(d_stored[columns], e.T, g[rows])
+                accumulate(d_stored[columns], e.T, g[rows, :d])
         return d_state, d_stored, d_beta, None
 
 
@@ -181,7 +260,7 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype 
     x, y = as_rows(x=x, y=y)
     beta = positive_scalar("beta", beta, x)
     dtype = matmul_dtype(matmul, x)
-    if not _unshifted_is_safe(x, y, beta):
+    if not _unshifted_is_safe(x, y, beta, dtype):
         return Retrieved(*(apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y)))
     v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)
     return Retrieved(
@@ -192,6 +271,13 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype 
     )
 
 
-def _unshifted_is_safe(x: Tensor, y: Tensor, beta: Tensor) -> bool:
-    longest = max(float(rows.detach().norm(dim=1).max()) for rows in (x, y))
-    return float(beta.detach()) * longest**2 <= _UNSHIFTED_LIMIT[x.dtype]
+def _unshifted_is_safe(x: Tensor, y: Tensor, beta: Tensor, matmul: torch.dtype) -> bool:
+    """Whether no exponential leaves the range of the type: not of a centred product, nor times weights and summed."""
+    both = [x.detach(), y.detach()]
+    longest = max(float(rows.norm(dim=1).max()) for rows in both)
+    bound = longest**2
+    if matmul != x.dtype:
+        means = [rows.mean(dim=0) for rows in both]
+        centred = max(float((rows - mean).norm(dim=1).max()) for rows, mean in zip(both, means, strict=True))
+        bound = centred * (max(longest, centred) + max(float(mean.norm()) for mean in means))
+    return float(beta.detach()) * bound <= _UNSHIFTED_LIMIT[x.dtype]
