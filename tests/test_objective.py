@@ -77,16 +77,18 @@ def test_members_by_name() -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_config_is_json_and_builds_the_same_objective(name: str) -> None:
-    objective = make_objective(name, learnable_inv_tau=True, learnable_beta=True, matmul="bfloat16")
+    retrieves = name in ("cloob", "infonce-hopfield")
+    objective = make_objective(name, learnable_inv_tau=True, learnable_beta=retrieves, matmul="bfloat16")
     with torch.no_grad():
         objective.log_inv_tau += 0.5
-        objective.log_beta -= 0.25
+        if retrieves:
+            objective.log_beta -= 0.25
     config = json.loads(json.dumps(objective.config()))
     assert config["inv_tau"] == pytest.approx(make_objective(name).inv_tau.item() * math.exp(0.5), rel=1e-6)
     again = ContrastiveObjective(**config)
     assert again.config().keys() == config.keys()
     torch.testing.assert_close(again.state_dict(), objective.state_dict())
-    assert "beta=6.23" in repr(objective)
+    assert f"beta={'6.23' if retrieves else '8.0'}" in repr(objective)
 
 
 def test_scales_are_tensors_and_only_learnable_ones_parameters() -> None:
@@ -228,6 +230,7 @@ def test_bad_rows_are_named(contrast: str, hopfield: bool, value: float, what: s
         ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
         ({"beta": math.nan}, "beta is nan"),
         ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
+        ({"hopfield": False, "learnable_beta": True}, "learnable_beta=True needs hopfield=True"),
     ],
 )
 def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> None:

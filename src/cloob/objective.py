@@ -31,7 +31,7 @@ class NonFiniteFeaturesError(ValueError):
     """A row of the embeddings is NaN, infinite or zero: training diverged, or a tower is broken."""
 
 
-class _Path(NamedTuple):
+class Path(NamedTuple):
     """One way to compute the objective: as a whole, and in the parts that a gather over ranks comes between."""
 
     whole: Callable[..., Tensor]
@@ -40,8 +40,8 @@ class _Path(NamedTuple):
     info_nce: Callable[..., Tensor]
 
 
-_REFERENCE = _Path(functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce)
-_STREAMED = _Path(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
+_REFERENCE = Path(functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce)
+_STREAMED = Path(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ContrastiveObjective(nn.Module):
         inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast; the start value if it is learnable.
         beta: Inverse temperature β > 0 of the retrieval; likewise.
         learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as in CLIP.
-        learnable_beta: Learn ln β (parameter ``log_beta``).
+        learnable_beta: Learn ln β (parameter ``log_beta``); with retrieval only.
         scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean: paper = unit · 2τ.
         backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster.
         gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
@@ -102,6 +102,8 @@ class ContrastiveObjective(nn.Module):
         _one_of("matmul", matmul, ("float32", "bfloat16"))
         if matmul == "bfloat16" and backend == "reference":
             raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'; the reference has no such path")
+        if learnable_beta and not hopfield:
+            raise ValueError("learnable_beta=True needs hopfield=True: without retrieval β has no gradient")
         self.contrast: Contrast = contrast
         self.hopfield = hopfield
         self.scale: Scale = scale
@@ -207,12 +209,16 @@ class ContrastiveObjective(nn.Module):
         if self.training:
             self.clamp_()
         inv_tau = self._scalar("inv_tau") if logit_scale is None else logit_scale
-        if self.gather:
+        if self.gather and not distributed.is_initialized():
+            raise RuntimeError(
+                "gather=True needs a process group: start with torchrun, or call init_process_group first"
+            )
+        if self.gather and distributed.world_size() > 1:
             loss = self._over_ranks(image_features, text_features, inv_tau, ids)
         else:
             x, y = check_pairs(image_features, text_features)
             check_finite(image_features=x, text_features=y)
-            loss = self._path(len(x)).whole(
+            loss = self.path(len(x)).whole(
                 x,
                 y,
                 inv_tau,
@@ -224,11 +230,12 @@ class ContrastiveObjective(nn.Module):
             )
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _path(self, n_candidates: int) -> _Path:
+    def path(self, n_candidates: int) -> Path:
+        """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``."""
         streams = self.matmul is not None or n_candidates >= STREAM_FROM
         if self.backend == "reference" or (self.backend == "auto" and not streams):
             return _REFERENCE
-        return _Path(*(partial(function, matmul=self.matmul) for function in _STREAMED))
+        return Path(*(partial(function, matmul=self.matmul) for function in _STREAMED))
 
     @outside_autocast
     def _over_ranks(
@@ -237,7 +244,7 @@ class ContrastiveObjective(nn.Module):
         """This rank's rows against those of all ranks; see :mod:`cloob.distributed` for the gradient contract."""
         beta = self._scalar("beta")
         x, y, ids, layout = _agreed_rows(image_features, text_features, ids, inv_tau=inv_tau, beta=beta)
-        path = self._path(layout.total)
+        path = self.path(layout.total)
         all_x, all_y = _gather_both(x, y, layout)
         if self.hopfield:
             u_x, u_y, v_x, v_y = (path.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
@@ -292,8 +299,6 @@ def _agreed_rows(
     image_features: Tensor, text_features: Tensor, ids: Tensor | None, **scales: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Layout]:
     """This rank's rows, their ids and everybody's layout, once every rank found its own arguments in order."""
-    if not distributed.is_initialized():
-        raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group first")
     fault, x, y = None, image_features, text_features
     facts = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
     try:

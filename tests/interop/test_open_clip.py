@@ -283,9 +283,12 @@ def test_clip_equals_open_clip_trains_own_loss(
 
 def launch(processes: int, ours: Sequence[str], theirs: Sequence[str]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command += [str(Path(__file__).with_name("open_clip_worker.py"))]
+    if processes == 1:
+        command = [sys.executable, "-m", "cloob.interop.open_clip"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [*command, str(Path(__file__).with_name("open_clip_worker.py")), *ours, "--", *theirs],
+        [*command, *ours, "--", *theirs],
         env=environment,
         capture_output=True,
         text=True,
@@ -315,3 +318,40 @@ def test_two_processes_that_accumulate_equal_one(
         assert abs(float(found[1]["logit_scale"]) - math.log(1 / 0.07)) > 1e-3
     else:
         assert float(found[1]["logit_scale"]) == pytest.approx(math.log(25.0))
+
+
+# The demo data
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_trains_on_the_demo_shards(processes: int, tmp_path: Path) -> None:
+    """What a user does: open_clip_train's own WebDataset pipeline on tars, with accumulation."""
+    from cloob.data.sources import DEMO
+
+    batch, accumulate, steps = 16, 2, 3
+    n = processes * batch * accumulate
+    values = {
+        "train-data": f"{DEMO / 'train'}/{{00000..00002}}.tar.xz",
+        "dataset-type": "webdataset",
+        "train-num-samples": steps * n,
+        "model": "tiny-vit",
+        "logs": tmp_path,
+        "name": "run",
+        "epochs": EPOCHS,
+        "save-frequency": EPOCHS,
+        "batch-size": batch,
+        "accum-freq": accumulate,
+        "lr": 1e-3,
+        "warmup": 0,
+        "workers": 1,
+        "device": "cpu",
+        "precision": "fp32",
+        "dist-backend": "gloo",
+        "log-every-n-steps": 1,
+    }
+    launch(processes, ["--cloob-objective=cloob"], [f"--{key}={value}" for key, value in values.items()])
+    losses, _ = outcome(tmp_path)
+    assert losses and all(math.isfinite(value) for value in losses)
+    # Untrained embeddings: a positive is as near as any of the others, in both directions.
+    assert losses[0] == pytest.approx(2 * math.log(n - 1) / 30, rel=0.1)
+    assert "Logit Scale: 30.000" in (tmp_path / "run" / "out.log").read_text()

@@ -15,11 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cloob import distributed, functional
+from cloob import distributed
 from cloob.distributed import Layout
-from cloob.functional import streamed
-from cloob.functional.reference import combine
-from cloob.objective import STREAM_FROM, ContrastiveObjective, check_finite
+from cloob.functional.reference import by_name, combine
+from cloob.objective import ContrastiveObjective, check_finite
 
 
 def contrast_with_negatives(
@@ -28,7 +27,7 @@ def contrast_with_negatives(
     """The objective of N pairs with M further candidates for the anchors.
 
     Args:
-        objective: Any of the family; its ``backend`` and ``matmul`` have no effect.
+        objective: Any of the family.
         anchors: (N, D) unit rows.
         positives: (N, D) unit rows.
         negatives: (M, D) unit rows.
@@ -41,8 +40,8 @@ def contrast_with_negatives(
     """
     x, y, z = anchors, positives, negatives
     pairs, extra = _layouts(x, y, z, objective.gather)
-    library = streamed if pairs.total + extra.total >= STREAM_FROM else functional
-    direction = library.info_loob if objective.contrast == "infoloob" else library.info_nce
+    path = objective.path(pairs.total + extra.total)
+    direction = by_name({"infoloob": path.info_loob, "infonce": path.info_nce}, objective.contrast)
     inv_tau, beta = objective.inv_tau, objective.beta
 
     def everywhere(rows: Tensor, layout: Layout) -> Tensor:
@@ -50,8 +49,8 @@ def contrast_with_negatives(
 
     if objective.hopfield:
         all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
-        u_x, u_y, u_z = (library.hopfield_retrieval(query, all_x, beta) for query in (x, y, z))
-        v_x, v_y = (library.hopfield_retrieval(query, all_y, beta) for query in (x, y))
+        u_x, u_y, u_z = (path.retrieval(query, all_x, beta) for query in (x, y, z))
+        v_x, v_y = (path.retrieval(query, all_y, beta) for query in (x, y))
     else:
         u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
     offset = pairs.own.start if objective.gather else 0
