@@ -25,8 +25,14 @@ install: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/objective.py
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/towers.py
+	$(BIN)/python benchmarks/train_cost.py
+	$(BIN)/python benchmarks/data.py --data ../shared/data/pictograms/train
+	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/gradient_cache.py
+	$(BIN)/python benchmarks/evaluate.py
+	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/mutual_information.py
 
 $(VENV)/bin/python:

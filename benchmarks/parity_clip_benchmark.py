@@ -1,9 +1,9 @@
 """The same model on the same set through CLIP_benchmark's evaluator and through ours: same accuracy to the last image?
 
-CLIP_benchmark 1.6.2 needs `requests`, which it does not declare, and numpy < 2.4, so it gets an environment of its own:
+    python benchmarks/parity_clip_benchmark.py MODEL SET
 
-    python -m venv /tmp/parity && /tmp/parity/bin/pip install clip-benchmark==1.6.2 requests "numpy<2.4"
-    python benchmarks/parity_clip_benchmark.py MODEL SET --python /tmp/parity/bin/python
+CLIP_benchmark 1.6.2 needs `requests`, which it does not declare, and numpy < 2.4: benchmarks/overlay.py makes it an
+environment of its own with the same torch and open_clip, unless --python names one that has it.
 
 MODEL is a run, checkpoint or model folder of ours; SET a WebDataset folder in CLIP_benchmark's layout. Prints both
 results as JSON and exits with 1 where they differ by an image or more.
@@ -19,6 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.overlay import CLIP_BENCHMARK, overlay
 
 THEIRS = """
 import json, sys, time
@@ -77,9 +81,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("set", type=Path)
-    parser.add_argument("--python", required=True, help="the interpreter of the environment with clip-benchmark")
+    parser.add_argument("--python", help="the interpreter of an environment with clip-benchmark; made when left out")
     arguments = parser.parse_args()
-    from cloob.evaluate.store import model_folder
+    python = arguments.python or overlay(CLIP_BENCHMARK)
+    from cloob.evaluate.facts import model_folder
 
     folder = arguments.set.resolve()
     model = model_folder(arguments.model)
@@ -87,7 +92,7 @@ def main() -> int:
         raise SystemExit(f"{arguments.model}: a run, checkpoint or model folder is wanted")
     metrics = ("acc1", "acc5", "mean_per_class_recall")
     try:
-        found = {"clip_benchmark": theirs(arguments.python, model.resolve(), folder), "cloob": ours(model, folder)}
+        found = {"clip_benchmark": theirs(python, model.resolve(), folder), "cloob": ours(model, folder)}
     except subprocess.CalledProcessError as error:
         sys.stderr.write(error.stderr.decode(errors="replace")[-2000:])
         return 2

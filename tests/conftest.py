@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ import pytest
 # Nothing may reach a hub, and one thread a test is fastest on small tensors; both before torch is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What is cached goes where no user's cache is; xdist's workers have one each.
+_cache = tempfile.TemporaryDirectory(prefix="cloob-tests-")
+os.environ["CLOOB_CACHE"] = _cache.name
 
 
 @pytest.fixture(scope="session")

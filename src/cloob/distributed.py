@@ -71,6 +71,11 @@ def _collective(name: str, former: str) -> Any:
     return getattr(dist, name, None) or getattr(dist, former)
 
 
+# A group whose last reference is DDP's is freed with the interpreter's lock held, and joins gloo threads that wait for
+# that lock to free a tensor: now and then a run hangs after its end. Freed from Python, torch lets the lock go first.
+_ENDED: list[Any] = []
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
@@ -93,6 +98,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         rank=own_rank,
         world_size=ranks,
     )
+    _ENDED.append(dist.group.WORLD)
     try:
         yield
     finally:

@@ -96,6 +96,88 @@ def test_mistakes(
     assert line.startswith("cloob: ") and said in line and line.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("two/green/readme", b"", "two/green: no image in this class folder"),
+        ("two/classnames.txt", b"a\nb\nc\n", "classnames.txt names 3 classes, but sets/two has 2 sub-folders"),
+        ("two/templates.txt", b"{c}\na photo of {}\n", "templates.txt: line 2 has no {c} for the class name"),
+    ],
+)
+def test_a_set_with_a_mistake_in_it(
+    file: str,
+    content: bytes,
+    said: str,
+    work: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (work / "sets" / file).parent.mkdir(exist_ok=True)
+    (work / "sets" / file).write_bytes(content)
+    monkeypatch.chdir(work)
+    assert cli.main(["eval", "model", "--zeroshot", "sets/two", "--out", "out"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("cloob: sets/two") and said in line and line.count("\n") == 1
+    assert not (work / "out").exists()
+
+
+def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "sets" / "two" / "red" / "1.png").write_bytes(b"no picture")
+    words = ["eval", str(work / "model"), "--zeroshot", str(work / "sets" / "two"), "--device", "cpu"]
+    assert cli.main([*words, "--out", str(work / "out")]) == 0
+    said = "1 of 4 images could not be read (corrupt image × 1); they count as wrong"
+    assert f"cloob: two: {said}\n" in capsys.readouterr().err
+    found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]["zeroshot"]["two"]
+    assert found["n"] == 4 and found["unreadable"] == {"corrupt image": 1} and found["acc5"] == 3 / 4
+    assert said in (work / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_what_fails_for_one_model_or_set_leaves_the_rest(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model of NaN, and a set whose training images are of one class."""
+    broken = create_model("tiny-convnext", seed=0)
+    next(broken.model.visual.parameters()).data.fill_(float("nan"))
+    save_model(work / "nan", broken, make_objective("cloob").config())
+    for part in ("train", "test"):
+        (work / "sets" / "single" / part / "red").mkdir(parents=True)
+        Image.new("RGB", (20, 20), COLOURS["red"]).save(work / "sets" / "single" / part / "red" / "0.png")
+    words = ["eval", str(work / "nan"), str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe"]
+    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("cloob: ") for line in lines)
+    assert (
+        sum(line.startswith("cloob: nan on two: ") and "not finite" in line and ".png" in line for line in lines) == 1
+    )
+    assert [line for line in lines if line.startswith("cloob: model on ")] == [
+        "cloob: model on single: a linear probe needs training images of two classes or more, "
+        "and there are those of one class only, number 0"
+    ]
+    nan, good = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"]
+    assert (
+        nan["zeroshot"] == {} and list(good["zeroshot"]) == ["one", "single", "two"] and list(good["probe"]) == ["one"]
+    )
+    page = (work / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Could not be measured" in page and "not finite" in page
+
+
+def test_several_captions_from_the_command_line(work: Path) -> None:
+    table = work / "sets" / "t.jsonl"
+    rows = [{"image": f"two/{name}/0.png", "texts": [f"{name} one", f"{name} two"]} for name in COLOURS]
+    table.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    words = [
+        "eval",
+        str(work / "model"),
+        "--retrieval",
+        str(table),
+        "--image-column",
+        "image",
+        "--caption-column",
+        "texts",
+    ]
+    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 0
+    found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]["retrieval"]["t.jsonl"]
+    assert (found["n_images"], found["n"]) == (2, 4) and found["text_to_image@5"] == 1.0
+
+
 def test_a_suite_of_which_nothing_is_there_ends_with_one_line_more(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 import cloob.data.decode as module
 from cloob.data.batch import BadSample
-from cloob.data.decode import decode, read_image_file
+from cloob.data.decode import Encoded, decode, read_image_file
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -83,6 +83,61 @@ def test_too_many_pixels_are_refused_before_decoding_and_without_a_warning(size:
 def test_below_the_limit_pillows_own_warning_is_not_ours() -> None:
     with pytest.raises(BadSample, match="corrupt image"):  # 95 MP: Pillow would warn, we try and find the data missing
         decode(png_header(9_500, 10_000))
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """A picture that has the same look at every size."""
+    small = np.random.default_rng(0).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("size", [(160, 96), (101, 77), (13, 9), (1, 1)])
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_a_jpeg_comes_out_smaller_by_the_factor(
+    size: tuple[int, int], reduction: int, options: dict[str, object]
+) -> None:
+    data = saved(smooth(*size), "JPEG", quality=95, **options)
+    encoded = Encoded(data, "k")
+    assert encoded.size == size
+    image = encoded.rgb(reduction)
+    assert image.mode == "RGB" and image.size == (-(-size[0] // reduction), -(-size[1] // reduction))
+    if min(size) >= 64:  # each pixel is the mean of those it stands for; the rim may be a part of a block
+        means = np.asarray(decode(data).reduce(reduction), dtype=int)
+        assert np.abs(np.asarray(image, dtype=int) - means)[:-1, :-1].mean() < 1.5
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpegs_of_other_modes_are_reduced_too(mode: str) -> None:
+    image = Encoded(saved(Image.new("RGB", (64, 48), (255, 255, 255)).convert(mode), "JPEG")).rgb(2)
+    assert image.mode == "RGB" and image.size == (32, 24) and image.getpixel((1, 1)) == (255, 255, 255)
+
+
+def test_a_jpeg_of_several_pictures_is_its_first() -> None:
+    first, second = Image.new("RGB", (64, 48), (250, 0, 0)), Image.new("RGB", (64, 48), (0, 0, 250))
+    data = saved(first, "MPO", save_all=True, append_images=[second])
+    for reduction, size in ((1, (64, 48)), (4, (16, 12))):
+        image = Encoded(data).rgb(reduction)
+        assert image.size == size and image.getpixel((2, 2))[0] > 200
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "GIF"])
+def test_other_formats_come_out_whole(kind: str) -> None:
+    assert Encoded(saved(smooth(64, 48), kind)).rgb(4).size == (64, 48)
+
+
+@pytest.mark.parametrize("reduction", [2, 8])
+def test_a_cut_jpeg_is_corrupt_at_reduced_size_too(image: Callable[..., bytes], reduction: int) -> None:
+    data = image(0, 64, 64, "JPEG")
+    encoded = Encoded(data[: len(data) // 2], "k")
+    with pytest.raises(BadSample, match="corrupt image"):
+        encoded.rgb(reduction)
+
+
+def test_the_limit_holds_before_a_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIXELS", 64 * 48 - 1)
+    with pytest.raises(BadSample, match="image too large"):
+        Encoded(saved(smooth(64, 48), "JPEG"), "k")
 
 
 def test_read_image_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from PIL import Image
 from torch.distributions import Uniform
 from torchvision.transforms import RandomResizedCrop
 
-from cloob.data.transforms import crop_box, resize, to_tensor, train_transform
+import cloob.data.transforms as module
+from cloob.data.decode import Encoded, decode
+from cloob.data.transforms import TrainTransform, crop_box, resize, to_tensor, train_transform
 
 unit = st.floats(0, 1, exclude_max=True)
 
@@ -96,3 +100,95 @@ def test_bad_scales_are_refused(options: dict[str, tuple[float, float]]) -> None
 def test_one_pixel_images_pass() -> None:
     assert train_transform(8)(picture(1, 1), torch.Generator()).shape == (3, 8, 8)
     assert train_transform(8)(picture(1, 700), torch.Generator()).shape == (3, 8, 8)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 300), st.floats(0.01, 1), st.integers(0, 9))
+def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
+    width: int, height: int, size: int, low: float, seed: int
+) -> None:
+    crop = TrainTransform(size, scale=(low, 1.0)).draw(width, height, seeded(seed))
+    exact = TrainTransform(size, scale=(low, 1.0), reduce=False).draw(width, height, seeded(seed))
+    r = crop.reduction
+    assert r in (1, 2, 4, 8) and exact.reduction == 1 and crop.whole == (width, height)
+    assert all(value % r == 0 for value in crop[:4])
+    if r > 1:
+        assert min(crop.height, crop.width) // r >= size
+    if r < 8:  # and the next factor would be too much
+        assert min(exact.height, exact.width) // (2 * r) < size
+    # Each edge moves by less than one pixel of the result.
+    for start, length in ((0, 2), (1, 3)):
+        pixel = exact[length] / size
+        assert 0 <= exact[start] - crop[start] < max(1, pixel)
+        assert 0 <= exact[length] - crop[length] < max(1, pixel)
+    assert crop.top + crop.height <= height and crop.left + crop.width <= width
+
+
+def photograph(width: int, height: int, seed: int = 0) -> bytes:
+    """A JPEG whose detail falls off as in photographs: octaves of noise."""
+    random = np.random.default_rng(seed)
+    pixels = np.zeros((height, width, 3))
+    for octave in range(1, 9):
+        noise = random.normal(0, 30 * 0.75**octave, (2**octave, 2**octave, 3)).astype(np.float32)
+        for c in range(3):
+            layer = Image.fromarray(noise[..., c]).resize((width, height), Image.Resampling.BICUBIC)
+            pixels[..., c] += np.asarray(layer)
+    file = io.BytesIO()
+    Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=88)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "size", "reduction"),
+    [(150, 145, 64, 2), (301, 255, 64, 2), (420, 380, 64, 4), (700, 640, 64, 8)],
+)
+def test_the_reduced_crop_looks_like_the_whole_ones(width: int, height: int, size: int, reduction: int) -> None:
+    data, transform = photograph(width, height), train_transform(size)
+    for seed in range(5):
+        crop = transform.draw(width, height, seeded(seed))
+        assert crop.reduction == reduction
+        whole = transform.take(decode(data), crop)
+        assert torch.equal(whole, transform(decode(data), seeded(seed)))  # the crop is the same for other formats
+        reduced = transform.take(Encoded(data).rgb(crop.reduction), crop)
+        assert reduced.shape == whole.shape == (3, size, size) and reduced.dtype == torch.uint8
+        difference = (reduced.int() - whole.int()).abs().float()
+        assert difference.mean() < 3 and difference.max() < 30
+        shifted = transform.take(decode(data), crop._replace(left=max(0, crop.left - 2 * reduction)))
+        if crop.left >= 2 * reduction:  # the bound can tell a crop that is two pixels of the reduced image off
+            assert (shifted.int() - whole.int()).abs().float().mean() > difference.mean()
+
+
+def test_flip_and_reduction_go_together() -> None:
+    data, transform = photograph(300, 260), train_transform(32, flip=True)
+    crops = [transform.draw(300, 260, seeded(seed)) for seed in range(8)]
+    assert {crop.flip for crop in crops} == {True, False}
+    for crop in crops:
+        plain = transform.take(Encoded(data).rgb(crop.reduction), crop._replace(flip=False))
+        taken = transform.take(Encoded(data).rgb(crop.reduction), crop)
+        assert torch.equal(taken, plain.flip(-1) if crop.flip else plain)
+
+
+def test_pixels_are_the_same_with_and_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, transform = picture(300, 250), train_transform(64, scale=(0.3, 0.9))
+    shared = module._view(image)
+    assert shared.shape == (4, 250, 300) and torch.equal(shared[:3], to_tensor(image))
+    result = transform(image, seeded(3))
+    assert result.shape == (3, 64, 64)
+    monkeypatch.setattr(module, "_WORTH_SHARING", 10**9)
+    assert module._view(image).shape == (3, 250, 300)
+    assert (transform(image, seeded(3)).int() - result.int()).abs().max() <= 1
+
+
+def test_pixels_outlive_their_image() -> None:
+    shared = module._view(picture(300, 250))
+    others = [picture(300, 250, seed) for seed in range(1, 6)]
+    assert torch.equal(shared[:3], to_tensor(picture(300, 250))) and others
+
+
+def test_an_image_in_several_pieces_passes() -> None:
+    """Pillow keeps more than 16 MB in blocks, which cannot be handed out as one."""
+    image = Image.new("RGB", (2400, 2000), (9, 8, 7))
+    assert train_transform(8)(image, seeded(0)).unique().tolist() == [7, 8, 9]

@@ -85,10 +85,13 @@ def test_duplicates_are_linked_through_others(chunk: int) -> None:
 
 def test_the_command_writes_figure_and_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i, name in enumerate(NAMES):
-        Image.new("RGB", (40, 40), COLOURS[name]).save(tmp_path / f"{i}.png")
-        (tmp_path / f"{i}.txt").write_text(name, encoding="utf-8")
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40), COLOURS[name]).save(tmp_path / "pairs" / f"{i}.png")
+        (tmp_path / "pairs" / f"{i}.txt").write_text(f"{name}\nmore of {name}\n", encoding="utf-8")
+    (tmp_path / "pairs" / "6.png").write_bytes(b"no picture")
+    (tmp_path / "pairs" / "6.txt").write_text("lost", encoding="utf-8")
     out = tmp_path / "out"
-    words = ["analyze", str(run), "--pairs", str(tmp_path), "--out", str(out), "--device", "cpu"]
+    words = ["analyze", str(run), "--pairs", str(tmp_path / "pairs"), "--out", str(out), "--device", "cpu"]
     assert cli.main(words) == 0
     printed = capsys.readouterr().out
     assert "effective eigenvalues, images" in printed and "eigenvalues.png" in printed
@@ -96,8 +99,14 @@ def test_the_command_writes_figure_and_json(run: Path, tmp_path: Path, capsys: p
     assert len(found["runs"][0]["checkpoints"]) == 2 and found["runs"][0]["geometry"]["n"] == 6
     with Image.open(out / "eigenvalues.png") as image:
         assert image.width > 800 and len(image.convert("RGB").getcolors(10**6)) > 20
-    first = (out / "analysis.json").read_bytes()
-    assert cli.main(words) == 0 and (out / "analysis.json").read_bytes() == first
+    assert found["runs"][0]["unreadable"] == {"corrupt image": 1}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Effective eigenvalues during training" in page and page.count('class="twin-images"') == 15
+    assert "1 images or captions could not be read (corrupt image × 1); they are in no measure" in page
+    names = ("analysis.json", "report.html", "eigenvalues.svg")
+    first = [(out / name).read_bytes() for name in names]
+    assert first[2].startswith(b"<?xml") and b"<svg" in first[2]
+    assert cli.main(words) == 0 and [(out / name).read_bytes() for name in names] == first
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 from cloob.errors import InputError
-from cloob.evaluate.cache import DiskCache, Stored, content_key, fingerprint, module_key
+from cloob.evaluate.cache import DEFAULT_LIMIT, DiskCache, Stored, content_key, fingerprint, module_key
 from cloob.evaluate.embed import Encoder
 from cloob.evaluate.store import Embeddings
 from cloob.evaluate.suite import evaluate
@@ -46,6 +50,10 @@ def test_a_finished_evaluation_needs_no_model(model: Path, monkeypatch: pytest.M
     assert run() == first
     assert sorted(cache.rglob("*")) == stored
     assert first["rows"][0]["zeroshot"]["solid"]["unreadable"] == {"corrupt image": 1}  # type: ignore[index]
+    # A run without probes finds what the run with them has left.
+    without = evaluate(Embeddings({"m": model}, cache=cache), [data], [pairs])
+    assert without["rows"][0]["zeroshot"] == first["rows"][0]["zeroshot"]  # type: ignore[index]
+    assert sorted(cache.rglob("*")) == stored
 
 
 def test_other_weights_or_other_data_are_other_embeddings(model: Path) -> None:
@@ -128,3 +136,89 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="embeddings cannot be kept here"):
         DiskCache(tmp_path / "file" / "cache").save("m", "k", "d", Stored({"x": torch.zeros(1)}, {}))
+
+
+def entry(cache: DiskCache, name: str, used_ago: float, numbers: int = 1000) -> Path:
+    cache.save("m", name, "d", Stored({"x": torch.zeros(numbers)}, {}))
+    path = cache.folder / "m" / f"{name}-d.safetensors"
+    os.utime(path, (time.time() - used_ago,) * 2)
+    return path
+
+
+def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
+    cache = DiskCache(tmp_path, limit=10_000_000)
+    size = entry(cache, "probe", 0).stat().st_size
+    paths = [entry(cache, f"k{day}", 86_400.0 * day) for day in (1, 2, 3, 4)]
+    (tmp_path / "m" / ".tmp-9-left").write_bytes(b"x" * size)
+    os.utime(tmp_path / "m" / ".tmp-9-left", (0, 0))
+    os.utime(tmp_path / "m" / "probe-d.safetensors", (time.time() - 9 * 86_400,) * 2)
+    assert cache.load("m", "probe", "d") is not None  # used just now
+    cache.limit = 4 * size
+    assert cache.evict() == [tmp_path / "m" / ".tmp-9-left", paths[3]]
+    cache.limit = 2 * size
+    entry(cache, "new", 0)  # whoever stores, tidies up
+    left = sorted(path.name for path in (tmp_path / "m").iterdir())
+    assert left == ["new-d.safetensors", "probe-d.safetensors"]
+    cache.limit = 0
+    assert cache.evict() == []  # both are young: another run may be about to read them
+
+
+def test_one_large_file_outstays_its_own_storing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloob.evaluate.cache._YOUNG", -60.0)
+    cache = DiskCache(tmp_path, limit=5000)
+    cache.save("m", "large", "d", Stored({"x": torch.zeros(9000)}, {}))
+    assert cache.load("m", "large", "d") is not None
+    cache.save("m", "small", "d", Stored({"x": torch.zeros(9)}, {}))
+    assert cache.load("m", "large", "d") is None and cache.load("m", "small", "d") is not None
+
+
+def test_the_limit_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CLOOB_CACHE_BYTES", raising=False)
+    assert DiskCache(tmp_path).limit == DEFAULT_LIMIT == 20_000_000_000
+    monkeypatch.setenv("CLOOB_CACHE_BYTES", "123")
+    assert DiskCache(tmp_path).limit == 123 and DiskCache(tmp_path, limit=7).limit == 7
+    monkeypatch.setenv("CLOOB_CACHE_BYTES", "20 GB")
+    with pytest.raises(InputError, match=r"CLOOB_CACHE_BYTES is '20 GB'; a number of bytes is wanted"):
+        DiskCache(tmp_path)
+
+
+_RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from evaluate_fakes import COLOURS, Labels, Pairs
+from cloob.evaluate.store import Embeddings
+from cloob.evaluate.suite import evaluate, write_results
+folder, out = Path(sys.argv[2]), Path(sys.argv[3])
+names = list(COLOURS)
+sets = [Labels(names * 3, name="a"), Labels(names[::-1] * 2, name="b")]
+sys.stdin.readline()  # both have their imports behind them
+results = evaluate(Embeddings({"m": folder / "model"}, cache=folder / "cache", tower=True), sets, [Pairs(names)])
+write_results(out, results)
+"""
+
+
+def test_runs_at_the_same_time_share_a_folder(model: Path) -> None:
+    folder = model.parent
+    outs = [folder / f"{i}.json" for i in range(2)]
+    command = [sys.executable, "-c", _RUN, str(Path(__file__).parent), str(folder)]
+    # The smallest folder of all: each storing also looks for what may go, while the other run stores and reads.
+    environment = {**os.environ, "CLOOB_CACHE_BYTES": "1"}
+    runs = [
+        subprocess.Popen(
+            [*command, str(out)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for out in outs
+    ]
+    for run in runs:
+        assert run.stdin is not None
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    said = [run.communicate()[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], said
+    contents = [out.read_bytes() for out in outs]
+    assert contents[0] == contents[1]
+    files = [path for path in (folder / "cache").rglob("*") if path.is_file()]
+    assert len(files) == 5 and not [path for path in files if path.name.startswith(".")]
+    again = Embeddings({"m": model}, cache=folder / "cache", tower=True)
+    assert torch.isfinite(again.labelled("m", Labels(list(COLOURS) * 3, name="a")).images.features).all()

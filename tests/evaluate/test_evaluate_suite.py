@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
 
+from cloob.data.captioned import open_captioned
 from cloob.data.labelled import open_labelled
 from cloob.data.sources import open_source
 from cloob.errors import InputError
@@ -152,6 +153,16 @@ def test_example_queries_of_a_labelled_set(models: dict[str, ColourModel]) -> No
     assert good[0].image == data.read(0)[1] and good[0].score > good[1].score - 1e-6
     assert not any(item.correct for item in bad)
     assert not any(item.label == "blue" for query in found for items in query.found.values() for item in items)
+
+
+def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
+    for stem, colour in (("r", "red"), ("b", "blue")):
+        (tmp_path / f"{stem}.png").write_bytes(picture(colour))
+    (tmp_path / "t.csv").write_text("filepath,title\nr.png,red\nb.png,blue\nr.png,magenta\n")
+    embeddings = Embeddings({"m": ColourModel()})
+    (query,) = example_queries(embeddings, open_captioned(tmp_path / "t.csv"), ["magenta"], k=2)
+    # Red is as near as blue but for the little that texts point to red; both are called by their first caption.
+    assert [(item.label, item.correct) for item in query.found["m"]] == [("red", True), ("blue", False)]
 
 
 def test_drawn_queries_are_answered_distinct_and_seeded(models: dict[str, ColourModel]) -> None:

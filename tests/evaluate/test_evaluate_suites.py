@@ -204,7 +204,7 @@ def webdataset(folder: Path, parts: tuple[str, ...] = ("test",)) -> None:
         put(folder / part / "nshards.txt", "1\n")
         with tarfile.open(folder / part / "0.tar", "w") as tar:
             for i, colour in enumerate(("red", "blue")):
-                for suffix, content in (("png", picture(colour)), ("cls", str(i).encode())):
+                for suffix, content in (("png", picture(colour)), ("cls", str(i).encode()), ("txt", b"one\ntwo")):
                     member = tarfile.TarInfo(f"s{i:07d}.{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
@@ -223,7 +223,8 @@ def test_folders_of_sets(tmp_path: Path) -> None:
     assert list(found.training) == ["one"] and len(found.training["one"]) == 2
     assert set(found.missing) == {"broken", "many"} and "classnames.txt" in found.missing["broken"]
     assert "multilabel" in found.missing["many"]
-    assert "--retrieval" in found.skipped["pairs"]
+    assert [data.name for data in found.pairs] == [str(tmp_path / "wds" / "pairs")]
+    assert found.pairs[0].read(1).captions == ("one", "two")
     put(tmp_path / "flat" / "plain" / "red" / "a.png")
     put(tmp_path / "flat" / "empty" / "readme.txt", "")
     webdataset(tmp_path / "flat" / "two")

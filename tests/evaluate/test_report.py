@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
 import re
@@ -13,11 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cloob.errors import InputError
-from cloob.evaluate.report import ExampleQuery, Found, headline, numbers, render_report, write_report
+from cloob.evaluate.report import (
+    Confusion,
+    ExampleQuery,
+    Found,
+    ReportExtras,
+    headline,
+    numbers,
+    render_report,
+    write_report,
+)
+from cloob.evaluate.report import confusion as report_confusion
 from cloob.evaluate.report import figures as report_figures
 from cloob.evaluate.report.plots import Series, line_chart, nice_ticks, thin
+from cloob.evaluate.report.problems import problems
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -75,9 +88,15 @@ def full_curves() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def full_confusions() -> list[Confusion]:
+    matrix = torch.tensor([[3, 1, 0], [0, 2, 2]])
+    return [Confusion("noto", model, ("cat", EVIL), matrix) for model in ("cloob", "clip")]
+
+
 def render(**changes: Any) -> str:
-    arguments: dict[str, Any] = {"results": full_results(), "curves": full_curves(), "queries": full_queries()}
-    return render_report(**(arguments | {"title": "T"} | changes))
+    extras = {"curves": full_curves(), "queries": full_queries(), "confusions": full_confusions()}
+    extras |= {key: changes.pop(key) for key in list(changes) if key in ReportExtras.__dataclass_fields__}
+    return render_report(**({"results": full_results(), "title": "T"} | changes), extras=ReportExtras(**extras))
 
 
 # --- numbers
@@ -271,6 +290,80 @@ def test_classes_best_worst_and_apart() -> None:
     assert report_figures.classes(rows, {"a": 0, "b": 1}) == []
 
 
+def test_eigenvalues_by_epoch_only_where_all_runs_say_theirs() -> None:
+    points = [{"step": 10 * e, "epoch": e, "effective_eigenvalues_image": 50 + e} for e in (1, 2, 3)]
+    (figure,) = report_figures.by_epoch({"a": points, "b": points[:1]}, {"a": 0, "b": 1})
+    assert figure.legend == [("a", 0, "51 → 53")] and ">epoch</text>" in figure.svg
+    assert figure.svg.count("<circle") == 3
+    other = [{**point, "epoch": None} for point in points]
+    (figure,) = report_figures.by_epoch({"a": points, "b": other}, {"a": 0, "b": 1})
+    assert len(figure.legend) == 2 and ">step</text>" in figure.svg
+    assert report_figures.by_epoch({"a": points[:1]}, {"a": 0}) == []
+
+
+def test_differences_say_whether_they_are_clear() -> None:
+    what = {"model": "b", "baseline": "a"}
+    entries = [
+        {**what, "metric": "acc1", "set": "s", "difference": 0.1, "low": 0.02, "high": 0.2},
+        {**what, "metric": "probe_acc1", "set": None, "difference": -0.1, "low": -0.3, "high": 0.1},
+    ]
+    table = numbers.differences({"differences": entries}, {"a": 0, "b": 1})
+    assert table is not None
+    shown = [[cell.text for cell in line] for line in table.rows]
+    assert shown == [
+        ["s", "b", "a", "zero-shot top-1", "+10.0", "yes"],
+        ["mean of the sets", "b", "a", "linear probe top-1", "−10.0", "no"],
+    ]
+    assert [line[4].best for line in table.rows] == [True, False]
+    assert table.rows[0][4].interval == "+2.0 to +20.0"
+    assert numbers.differences({}, {}) is None
+
+
+def test_what_is_missing_is_named_once() -> None:
+    rows = [
+        {"model": m, "zeroshot": {"s": {"n": 9, "unreadable": {"corrupt image": 2, "missing image": 1}}}} for m in "ab"
+    ]
+    rows[0]["retrieval"] = {"p": {"n_images": 5, "unreadable": {"missing caption": 1}}}
+    failures = [
+        {"model": None, "set": "ucf101", "error": "ucf101: put there frames/"},
+        {"model": "a", "set": "t", "error": "no"},
+    ]
+    found = problems({"rows": rows, "failures": failures})
+    assert [(p.set, p.model, p.said) for p in (*found.missing, *found.failed, *found.unreadable)] == [
+        ("ucf101", None, "put there frames/"),
+        ("t", "a", "no"),
+        ("s", None, "3 of 9 images could not be read (corrupt image × 2, missing image × 1); they count as wrong"),
+        ("p", "a", "1 of 5 images or captions could not be read (missing caption × 1); they count as not found"),
+    ]
+    assert found.summary == "1 set is not there; 1 measurement failed; 2 sets could not be read in full."
+    assert not problems({"rows": [{"model": "a"}]})
+    page = render(results={"rows": rows, "failures": failures}, curves={})
+    assert "What is missing" in page and "put there frames/" in page and 'href="#problems"' in page
+
+
+def test_confusion_pictures_hold_the_shares() -> None:
+    image = pytest.importorskip("PIL.Image")
+    # Class 1 has no image; of class 0 all are right, of class 2 a quarter is right, half unreadable.
+    matrix = torch.tensor([[4, 0, 0, 0], [0, 0, 0, 0], [1, 0, 1, 2]])
+    (panel,) = report_confusion.panels([Confusion("s", "m", ("x", "y", "z"), matrix)], {"m": 1})
+    (item,) = panel["models"]
+    with image.open(io.BytesIO(base64.b64decode(item["uri"].partition(",")[2]))) as opened:
+        picture = opened.convert("RGBA")
+    assert picture.size == (2, 2)
+    assert [picture.getpixel(at)[3] for at in ((0, 0), (1, 0), (0, 1), (1, 1))] == [255, 0, 128, 128]  # roots of ¼
+    assert picture.getpixel((0, 0))[:3] == (0xD0, 0x56, 0x0A)
+    assert item["worst"] == [
+        {"label": "z", "taken": "(unreadable)", "count": "2 of 4"},
+        {"label": "z", "taken": "x", "count": "1 of 4"},
+    ]
+    assert "62.5 % of 8 images" in item["alt"]
+    few = torch.tensor([[1, 1, 0], [0, 1, 0]])
+    assert report_confusion.panels([Confusion("s", "m", ("x", "y"), few)], {"m": 0}) == []
+    many = torch.cat([3 * torch.eye(600, dtype=torch.int64), torch.zeros(600, 1, dtype=torch.int64)], 1)
+    (panel,) = report_confusion.panels([Confusion("s", "m", [str(i) for i in range(600)], many)], {"m": 0})
+    assert panel["models"][0]["size"] == 200 and panel["models"][0]["worst"] == []
+
+
 # --- the page as text
 
 
@@ -311,6 +404,7 @@ def test_user_text_is_escaped_and_nothing_is_external() -> None:
     checker = _Checker()
     checker.feed(page)
     checker.close()
+    checker.addresses = [address for address in checker.addresses if not address.startswith("#")]
     assert checker.open == []
     assert checker.scripts == 1
     assert page.count("alert(1)") > 20 and "<script>alert" not in page
@@ -337,7 +431,8 @@ def test_the_least_results_make_a_page() -> None:
 
 
 def test_an_unknown_picture_becomes_its_label() -> None:
-    page = render(queries=[ExampleQuery("q", None, {"cloob": [Found(b"<svg onload=x>", "a label", True, 0.1)]})])
+    lost = ExampleQuery("q", None, {"cloob": [Found(b"<svg onload=x>", "a label", True, 0.1)]})
+    page = render(queries=[lost], confusions=[])
     assert '<span class="no-image">a label</span>' in page
     assert "<img" not in page
 
@@ -357,7 +452,7 @@ def test_size_stays_small() -> None:
 
 def test_write_is_whole_and_creates_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "new" / "report.html"
-    write_report(path, results=full_results(), curves={}, queries=[], title="A title", notes="One note.")
+    write_report(path, full_results(), title="A title", notes="One note.")
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     assert stat.S_ISREG(path.stat().st_mode)
@@ -412,7 +507,10 @@ def page(browser: Any, tmp_path: Path) -> Any:
     path = tmp_path / "report.html"
     results = full_results()
     results["rows"][0]["zeroshot"][EVIL] = {"acc1": 0.5}
-    write_report(path, results=results, curves=full_curves(), queries=full_queries(), title="A & B", notes=EVIL)
+    checkpoints = {"cloob": [{"step": s, "epoch": s / 2, "effective_eigenvalues_image": s} for s in (2, 4, 6)]}
+    twins = {"clip": [(Found(picture("red"), "one", False, 0.99), Found(picture("blue"), "two", False, 0.99))]}
+    extras = ReportExtras(full_curves(), checkpoints, full_queries(), full_confusions(), twins)
+    write_report(path, results, extras, title="A & B", notes=EVIL)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.get(path.as_uri())
     return browser
@@ -426,14 +524,21 @@ def test_page_loads_without_a_console_message(page: Any) -> None:
 
 
 def test_page_shows_every_image_with_alt_text(page: Any) -> None:
+    page.execute_async_script(  # what is shown lazily is asked for here
+        "const done = arguments[0], all = [...document.images]; all.forEach(i => { i.loading = 'eager'; });"
+        "Promise.all(all.map(i => i.decode())).then(done);"
+    )
     images = page.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth, i.alt])")
-    assert len(images) == 10
-    assert all(complete and width == 16 and alt for complete, width, alt in images)
+    assert len(images) == 14  # 10 found, 2 similar, 2 confusion pictures of two classes
+    assert all(complete and width in (2, 16) and alt for complete, width, alt in images)
+    assert [alt for _, width, alt in images if width == 2] == [
+        f"Confusion of {model} on noto: 62.5 % of 8 images on the diagonal" for model in ("cloob", "clip")
+    ]
     charts = page.execute_script(
         "return [...document.querySelectorAll('svg')].map(s => [s.getBoundingClientRect().height > 100,"
         " s.getAttribute('aria-label').length > 0, s.querySelectorAll('.line').length > 0])"
     )
-    assert len(charts) == 5 and all(all(chart) for chart in charts)  # 2 losses, 1 eigenvalues, 2 spectra
+    assert len(charts) == 6 and all(all(chart) for chart in charts)  # by epoch, 2 losses, 1 eigenvalues, 2 spectra
 
 
 def column(page: Any, table: str, header: int) -> list[str]:

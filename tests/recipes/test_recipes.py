@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import io
 import json
 import math
+import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from torch import nn
 
 from cloob.errors import InputError
 from cloob.recipes import RECIPES, describe, get_recipe
@@ -14,15 +17,23 @@ from cloob.train.config import TrainConfig
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_built(name: str) -> None:
-    from cloob.models.towers import list_models
+    from cloob.models.towers import list_models, open_clip
     from cloob.objective import make_objective
 
     config = get_recipe(name)
     assert TrainConfig.from_dict(json.loads(config.to_json())) == config
-    assert config.towers.model in list_models()
+    towers, align = config.towers, config.align
+    assert (towers.model is not None) + (towers.init is not None) + (align.image_encoder is not None) == 1
+    if towers.model is not None:
+        assert towers.model in list_models()
+    if towers.init is not None:  # a tag that open_clip knows, wherever its weights are
+        model, _, tag = towers.init.partition("/")
+        assert tag in open_clip().list_pretrained_tags_by_model(model)
+    assert (align.text_encoder is None) == (align.image_encoder is None)
     objective = make_objective(config.loss.objective, **config.loss.overrides())
     assert objective.name == config.loss.objective
     assert describe(name).endswith(".") and len(describe(name)) < 110
+    assert not any(Path(spec).is_absolute() for spec in (*config.pairs.data, *config.pairs.val_data))
     outs = [get_recipe(other).save.out for other in RECIPES]
     assert len(set(outs)) == len(outs)
 
@@ -32,6 +43,53 @@ def test_names() -> None:
     assert get_recipe("demo_cloob") == get_recipe("demo-cloob")
     with pytest.raises(InputError, match="unknown recipe 'demo-cloop'; did you mean demo-cloob"):
         get_recipe("demo-cloop")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "model", sorted({model for name in RECIPES if (model := get_recipe(name).towers.model) is not None})
+)
+def test_the_towers_of_every_recipe_can_be_made(model: str) -> None:
+    from cloob.train.build import make_encoder
+    from cloob.train.optim import parameter_groups
+
+    config = next(c for name in RECIPES if (c := get_recipe(name)).towers.model == model)
+    encoder = make_encoder(config)
+    assert encoder.image_size == (config.towers.image_size or encoder.image_size)
+    groups = parameter_groups(encoder, nn.Module(), config.optim.weight_decay, 0.75)
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in encoder.parameters())
+
+
+def test_families_differ_in_the_objective_alone() -> None:
+    for family in ("cc3m-", "pictograms-"):
+        members = [get_recipe(name) for name in RECIPES if name.startswith(family)]
+        assert {member.loss.objective for member in members} == {"cloob", "clip", "infoloob", "infonce-hopfield"}
+        assert len({(m.pairs, m.towers, m.optim, m.run, m.log, m.align) for m in members}) == 1
+    four = [get_recipe(f"cc3m-{name}").loss for name in ("cloob", "infoloob", "infonce-hopfield")]
+    assert {(loss.inv_tau, loss.beta, loss.scale) for loss in four} == {(30, 8, "paper")}
+
+
+@pytest.mark.parametrize("model", ["RN50", "RN101", "RN50x4", "ViT-B-32", "ViT-B-16"])
+def test_yfcc_is_cc3m_with_another_tower(model: str) -> None:
+    """All but τ⁻¹ is our choice, and the choice is CC3M's; vision transformers have AdamW's settings from CLIP."""
+    name = f"yfcc-{model.lower()}"
+    cloob, clip, cc3m = get_recipe(f"{name}-cloob"), get_recipe(f"{name}-clip"), get_recipe("cc3m-cloob")
+    assert cloob.towers.model == clip.towers.model == model and cloob.towers.image_size is None
+    assert (cloob.loss, clip.loss) == (cc3m.loss, get_recipe("cc3m-clip").loss)
+    assert (cloob.run, cloob.optim, cloob.pairs) == (clip.run, clip.optim, clip.pairs)
+    assert cloob.run == cc3m.run
+    adamw = {"lr": 5e-4, "weight_decay": 0.2, "beta2": 0.98, "eps": 1e-6} if model.startswith("ViT") else {}
+    assert cloob.override(**{key: getattr(cc3m.optim, key) for key in adamw}).optim == cc3m.optim
+    assert all(getattr(cloob.optim, key) == value for key, value in adamw.items())
+    assert "our choice" in (RECIPES[f"{name}-cloob"].__doc__ or "") or model.startswith("ViT")
+
+
+def test_start_from_trained_weights() -> None:
+    finetune, lit, align = (get_recipe(name) for name in ("finetune", "lit", "align"))
+    assert (finetune.optim.layer_decay, finetune.towers.average_with_start) == (0.75, 0.5)
+    assert finetune.towers.freeze == "none"
+    assert (lit.towers.freeze, lit.towers.unlocked) == ("image", 0)
+    assert align.run.patience > 0 and align.pairs.val_data and align.save.best == "val_recall"
 
 
 def test_the_papers_hyper_parameters() -> None:
@@ -81,3 +139,49 @@ def test_the_cc3m_recipe_trains_on_the_authors_table(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (result.run / "metrics.jsonl").read_text().splitlines()]
     assert [line["lr"] for line in lines] == pytest.approx([1e-3 / 20_000, 2e-3 / 20_000])
     assert all(math.isfinite(line["loss"]) for line in lines)
+
+
+def shards(folder: Path, sizes: dict[str, int]) -> Path:
+    """WebDataset tars of small pictures, with the sizes.json that the authors have beside theirs."""
+    folder.mkdir()
+    for shard, n in sizes.items():
+        with tarfile.open(folder / shard, "w") as tar:
+            for i in range(n):
+                picture = io.BytesIO()
+                Image.new("RGB", (70, 64), (20 * i, 200 - 20 * i, 90)).save(picture, "JPEG")
+                for ending, content in (("jpg", picture.getvalue()), ("txt", f"photo {i} of {shard}".encode())):
+                    member = tarfile.TarInfo(f"{shard[:-4]}-{i}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    (folder / "sizes.json").write_text(json.dumps(sizes))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes"),
+    [
+        ("yfcc-rn50-cloob", {"model": "tiny-resnet"}),
+        ("yfcc-vit-b-32-clip", {"model": "tiny-vit"}),
+        ("pictograms-infoloob", {}),
+        ("finetune", {"init": "INIT", "average_with_start": 0.5}),
+        ("lit", {"init": "INIT"}),
+    ],
+)
+def test_recipes_train_on_shards(recipe: str, changes: dict[str, object], tmp_path: Path) -> None:
+    """Two steps of each kind, on tiny towers."""
+    from cloob.models.store import load_model, save_model
+    from cloob.models.towers import create_model
+    from cloob.objective import make_objective
+    from cloob.train.loop import train
+
+    if "init" in changes:
+        save_model(tmp_path / "init", create_model("tiny-vit", seed=1), make_objective("clip").config())
+        changes = {**changes, "init": str(tmp_path / "init")}
+    data = shards(tmp_path / "data", {"00000.tar": 5, "00001.tar": 3})
+    config = get_recipe(recipe).override(
+        data=[str(data)], batch_size=4, epochs=1, workers=0, device="cpu", out=tmp_path / "run", **changes
+    )
+    result = train(config)
+    assert (result.steps, result.samples_seen) == (2, 8)
+    assert load_model(result.run).image_size == 64
+    assert (result.run / "averaged").is_dir() == (recipe == "finetune")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,26 @@ def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pairs_as(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same pairs in three forms: a folder, two shards with sizes.json, a table as the CLOOB authors have it."""
+    folder = tmp_path_factory.mktemp("forms")
+    stems = sorted({path.stem for path in pairs_folder.iterdir()})
+    (folder / "shards").mkdir()
+    sizes = {}
+    for number, part in enumerate((stems[:23], stems[23:])):
+        name = f"{number:05d}.tar"
+        with tarfile.open(folder / "shards" / name, "w") as tar:
+            for stem in part:
+                for ending in ("png", "txt"):
+                    tar.add(pairs_folder / f"{stem}.{ending}", f"{stem}.{ending}")
+        sizes[name] = len(part)
+    (folder / "shards" / "sizes.json").write_text(json.dumps(sizes))
+    rows = [f"{pairs_folder / stem}.png\t{(pairs_folder / stem).with_suffix('.txt').read_text()}" for stem in stems]
+    (folder / "train.csv").write_text("\n".join(["filepath\ttitle", *rows]) + "\n")
+    return {"folder": str(pairs_folder), "shards": str(folder / "shards"), "table": str(folder / "train.csv")}
+
+
+@pytest.fixture(scope="session")
 def nano_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """open_clip configurations of towers that train in milliseconds; one of them draws random numbers as it trains."""
     from cloob.models.towers import open_clip
@@ -46,6 +67,8 @@ def nano_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, more in {"nano-vit": {}, "nano-dropout": {"patch_dropout": 0.25}}.items():
         config = {"embed_dim": 16, "vision_cfg": vision | more, "text_cfg": text}
         (folder / f"{name}.json").write_text(json.dumps(config))
+    resnet = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "image_size": 32}
+    (folder / "nano-resnet.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text}))
     (folder / "nano-wide.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
     open_clip().add_model_config(folder)
     return folder

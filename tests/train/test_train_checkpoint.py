@@ -66,7 +66,7 @@ def save(nano_configs: Path, tmp_path: Path) -> Callable[..., Path]:
             run,
             encoder=encoder,
             objective=objective,
-            optimizer=optimizer,
+            optimizer=optimizer.state_dict(),
             progress=Progress(step=step, reasons={"corrupt image": 2}),
             rng=[rng_state(CPU)],
             batch_size=8,
@@ -231,3 +231,20 @@ def test_restore_takes_weights_and_keeps_the_configured_options(trained: Trained
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.7, 0.0]
     assert all(group["betas"] == (0.9, 0.5) for group in optimizer.param_groups)
     assert all(float(state["step"]) == 15 for state in optimizer.state.values())
+
+
+def test_a_checkpoint_of_the_first_format_is_read(save: Callable[..., Path]) -> None:
+    """Without stepper, average, weights and what Progress learned since."""
+    path = save(4)
+    state = torch.load(path / "trainer.pt", weights_only=True)
+    later = ("lanes", "stale")
+    state["progress"] = {key: value for key, value in state["progress"].items() if key not in later}
+    first = {key: state[key] for key in ("format", "optimizer", "objective", "progress", "rng", "batch_size")}
+    torch.save(first, path / "trainer.pt")
+    found = read_checkpoint(path)
+    encoder, objective = create_model("nano-vit", seed=5), make_objective("clip")
+    restore(
+        found, encoder=encoder, objective=objective, optimizer=make_optimizer(encoder, objective, OptimConfig(), CPU)
+    )
+    assert torch.equal(encoder.model.visual.proj, create_model("nano-vit", seed=0).model.visual.proj)
+    assert found.progress.step == 4

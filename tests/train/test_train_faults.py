@@ -2,63 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
 import shutil
 import signal
-import socket
+import struct
 import subprocess
+import tarfile
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import Trained, exact, lines
+from train_helpers import Trained, exact, fork, free_port, lines, wait_until
 
+from cloob.errors import InputError
 from cloob.models.store import list_checkpoints
+from cloob.train.checkpoint import find_checkpoint
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--master-port={port}")
 
 
-def wait_for_step(process: Any, run: Path, step: int, limit: float = 120) -> None:
-    """Returns as soon as the log of ``run`` has this step."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end and process.poll() is None:
-        log = run / "metrics.jsonl"
-        if log.is_file() and log.read_text().count("\n") >= step:
-            return
-        time.sleep(0.005)
-    process.kill()
-    pytest.fail(f"step {step} was not reached: {process.communicate()[0]}")
-
-
-def test_kill_9_and_resume_gives_the_same_numbers(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
-    config = trained.config.override(out=tmp_path / "run", keep=2)
-    chance = random.Random()
-    step, delay = chance.randint(2, 11), chance.uniform(0, 0.1)
-    print(f"killed after step {step} and {delay:.3f} s more")  # shown when the test fails
-    process = launch({"config": config.to_dict(), "slow": 0.05})
-    wait_for_step(process, config.save.out, step)
-    time.sleep(delay)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    process.stdout.close()
-    done = len((config.save.out / "metrics.jsonl").read_text().splitlines())
-    assert step <= done < 15
-    train(config.override(resume="auto"))
-    assert exact(config.save.out) == exact(trained.run)
-    assert not list((config.save.out / "checkpoints").glob(".tmp-*"))
-
-
 def test_sigterm_to_the_whole_process_group(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
     """What a scheduler sends reaches the data workers as well: checkpoint, exit code 0, and the numbers go on."""
     config = trained.config.override(out=tmp_path / "run", save_every=100, workers=1)
     process = launch({"config": config.to_dict(), "slow": 0.05}, new_group=True)
-    wait_for_step(process, config.save.out, 3)
+    log = config.save.out / "metrics.jsonl"
+    wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, process)
     os.killpg(process.pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -78,9 +54,8 @@ def test_two_ranks(trained: Trained, launch: Callable[..., Any], tmp_path: Path)
     def job(config: TrainConfig, **more: Any) -> dict[str, Any]:
         return {"config": config.override(resume="auto").to_dict(), **more}
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        launcher = [part.format(port=free.getsockname()[1]) for part in TORCHRUN]
+    port = free_port()
+    launcher = [part.format(port=port) for part in TORCHRUN]
     kill_at = random.Random().randint(3, 11)
     print(f"rank 1 killed after step {kill_at}")
     process = launch(
@@ -128,3 +103,132 @@ def test_two_ranks(trained: Trained, launch: Callable[..., Any], tmp_path: Path)
     shutil.rmtree(plain / "checkpoints" / "step-00000012")
     train(same.override(resume="auto"))
     assert [line["samples_seen"] for line in exact(plain)] == [line["samples_seen"] for line in exact(alone.run)]
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header promises a picture of this size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
+    packed = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.fixture
+def bad_shards(pairs_folder: Path, tmp_path: Path) -> Path:
+    """30 good pairs with everything bad among them in one shard, and a second shard cut in its middle."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    stems = [s for s in sorted({path.stem for path in pairs_folder.iterdir()}) if s not in ("13", "27")][:30]
+    good = [(f"{s}.{end}", (pairs_folder / f"{s}.{end}").read_bytes()) for s in stems for end in ("png", "txt")]
+    picture = good[0][1]
+    bad = {
+        "corrupt": (picture[: len(picture) // 2], b"a cut picture"),
+        "huge": (png_claiming(20_000, 10_000), b"200 megapixels"),
+        "uncaptioned": (picture, None),
+        "unpictured": (None, b"no picture"),
+        "empty": (picture, b" \n "),
+        "latin": (picture, "ein Käfer".encode("latin-1")),
+        "novel": (picture, b"word " * 200_000),
+    }
+    pairs = [
+        (f"{key}.{end}", data) for key, pair in bad.items() for end, data in zip(("png", "txt"), pair, strict=True)
+    ]
+    for number, files in enumerate((good[:40] + [p for p in pairs if p[1] is not None], good[40:])):
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+            for name, data in files:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)  # type: ignore[arg-type] # pairs of None are left out
+                tar.addfile(info, io.BytesIO(data))  # type: ignore[arg-type]
+    cut = folder / "00001.tar"
+    os.truncate(cut, cut.stat().st_size // 2)
+    return folder
+
+
+EXPECTED = {
+    "00000.tar/corrupt": "corrupt image",
+    "00000.tar/huge": "image too large",
+    "00000.tar/uncaptioned": "missing caption",
+    "00000.tar/unpictured": "missing image",
+    "00000.tar/empty": "empty caption",
+    "00000.tar/latin": "caption not UTF-8",
+    "00000.tar/novel": "caption too long",
+    "00001.tar": "truncated shard",
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_data_of_every_kind_is_left_out_and_named(
+    trained: Trained, bad_shards: Path, tmp_path: Path, workers: int
+) -> None:
+    config = trained.config.override(
+        data=[str(bad_shards)], out=tmp_path / "run", epochs=2, batch_size=3, workers=workers, max_bad_fraction=0.5
+    )
+    result = train(config)
+    steps = result.steps // 2
+    for epoch in (1, 2):
+        named = {x["key"]: x["reason"] for x in lines(result.run / "skipped.jsonl") if x["epoch"] == epoch}
+        assert named.items() <= EXPECTED.items()
+        missed = set(EXPECTED) - set(named)
+        assert len(missed) <= 2, missed  # in the incomplete last batch, which never reaches the loss
+        (told,) = (line["skipped"] for line in lines(result.run / "epochs.jsonl") if line["epoch"] == epoch)
+        assert told == dict.fromkeys(named.values(), 1)
+    details = {x["key"]: x["detail"] for x in lines(result.run / "skipped.jsonl")}
+    assert "200000000 pixels" in details.get("00000.tar/huge", "200000000 pixels")  # not one of them was decoded
+    assert all(
+        set(x) == {"step", "epoch", "rank", "key", "reason", "detail"} for x in lines(result.run / "skipped.jsonl")
+    )
+    assert all(line["step"] <= 2 * steps for line in lines(result.run / "metrics.jsonl"))
+    with pytest.raises(InputError) as error:
+        train(config.override(out=tmp_path / "strict", max_bad_fraction=0.05))
+    assert "\n" not in str(error.value) and "00001.tar" in str(error.value) and str(bad_shards) in str(error.value)
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the worker in Linux' /proc")
+def test_a_data_worker_that_dies(trained: Trained, tmp_path: Path) -> None:
+    """kill -9 to the data worker of one of two ranks: both end at once, in one line that names it, with exit code 1."""
+    from cloob.cli import main
+
+    run = tmp_path / "run"
+    config = trained.config.override(out=run, epochs=100_000, keep=2, workers=1, batch_size=10)
+    (tmp_path / "config.json").write_text(config.to_json())
+    ranks = fork(tmp_path, 2, lambda: main(["train", "--config", str(tmp_path / "config.json")]))
+    end = time.monotonic() + 120
+    while not ((run / "checkpoints").is_dir() and len(list_checkpoints(run)) >= 2):
+        assert not ranks.poll() and time.monotonic() < end, ranks.told()
+        time.sleep(0.01)
+    (worker,) = children(ranks.pids[1])
+    os.kill(worker, signal.SIGKILL)
+    assert ranks.wait(60) == [1, 1], ranks.told()
+    for output in ranks.outputs:
+        (said,) = [line for line in output.read_text().splitlines() if line.startswith("cloob: ") and "worker" in line]
+        assert f"rank 1: data worker {worker} died" in said and "the last checkpoint is" in said
+        assert "go on with --resume auto" in said and "Traceback" not in output.read_text()
+    found = find_checkpoint(run, "auto")
+    assert found is not None and str(found.path) in said
+
+
+def test_another_rank_s_defect_ends_all_with_its_name(trained: Trained, tmp_path: Path) -> None:
+    """An error in one rank's loader (a defect, so with its traceback there) reaches the others as one line."""
+    from cloob.data.loader import PairLoader
+
+    def broken() -> None:
+        epoch = PairLoader.epoch
+
+        def failing(self: PairLoader, *arguments: int) -> Any:
+            for n, batch in enumerate(epoch(self, *arguments)):
+                if n == 3 and os.environ["RANK"] == "1":
+                    raise ValueError("the transform gave (3, 31, 31)")
+                yield batch
+
+        PairLoader.epoch = failing  # type: ignore[method-assign] # in a process of its own
+        train(trained.config.override(out=tmp_path / "run"))
+
+    ranks = fork(tmp_path, 2, broken)
+    assert ranks.wait() == [1, 1], ranks.told()
+    first, second = (path.read_text() for path in ranks.outputs)
+    assert "TrainingFailed: rank 1: ValueError: the transform gave (3, 31, 31); the last checkpoint is " in first
+    assert "Traceback" in second and "in failing" in second

@@ -69,7 +69,8 @@ def test_progress(mode: str, rank: int, capsys: pytest.CaptureFixture[str]) -> N
     if rank == 1 or mode == "none":
         assert told == ""
         return
-    assert "cloob: epoch 1 done, mean loss 0.2500, validation loss 0.5000; skipped samples: 3 corrupt image" in told
+    assert "cloob: epoch 1 done, mean loss 0.2500, validation loss 0.5000; skipped samples (named in " in told
+    assert "in skipped.jsonl): 3 corrupt image\n" in told
     if mode != "bar":  # "auto" takes lines, since the tests have no terminal
         assert "cloob: step 1/4, epoch 1, loss 0.2500, 100 images/s, 0:00 left\n" in told
         assert "step 2/4, epoch 1, loss skipped, 100 images/s" in told

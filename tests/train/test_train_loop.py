@@ -15,13 +15,15 @@ import torch
 from PIL import Image
 from train_helpers import Recorder, Trained, exact, lines
 
+from cloob.data.mix import MixedSource
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.store import list_checkpoints, load_model
-from cloob.train.build import JoinedSource
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+
+RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
 
 
 class At(Callback):
@@ -45,7 +47,7 @@ def same_weights(a: Path, b: Path) -> bool:
 
 
 def test_the_run_folder(trained: Trained) -> None:
-    assert {p.name for p in trained.run.iterdir()} == {"config.json", "metrics.jsonl", "epochs.jsonl", "checkpoints"}
+    assert {p.name for p in trained.run.iterdir()} == RUN_FOLDER
     # Every second step, never the last of an epoch twice, and the end.
     names = [p.name for p in list_checkpoints(trained.run)]
     assert names == [f"step-{n:08d}" for n in (2, 4, 6, 8, 10, 12, 14, 15)]
@@ -176,13 +178,7 @@ def test_an_earlier_run_is_not_overwritten_unasked(trained: Trained, tmp_path: P
     (out / "notes.txt").write_text("mine")
     result = train(trained.config.override(out=out, overwrite=True, epochs=1))
     assert result.steps == 5 and len(list_checkpoints(out)) == 3
-    assert {p.name for p in out.iterdir()} == {
-        "config.json",
-        "metrics.jsonl",
-        "epochs.jsonl",
-        "checkpoints",
-        "notes.txt",
-    }
+    assert {p.name for p in out.iterdir()} == RUN_FOLDER | {"notes.txt"}
 
 
 def test_sigterm_checkpoints_and_ends(trained: Trained, tmp_path: Path) -> None:
@@ -323,7 +319,7 @@ def test_joined_sources_read_as_one(pairs_folder: Path) -> None:
     from cloob.data.sources import open_source
 
     one = open_source(str(pairs_folder))
-    both = JoinedSource((one, one))
+    both = MixedSource((one, one))
     assert len(both) == 2 * len(one) and sum(both.shard_sizes) == len(both)
     assert [both.read(i).key for i in (0, 39, 40, 79)] == [one.read(i).key for i in (0, 39, 0, 39)]
 

@@ -27,7 +27,7 @@ class Towers(nn.Module):
 
 def test_groups_follow_clips_rule() -> None:
     towers = Towers()
-    objective = make_objective("clip", learnable_beta=True)
+    objective = make_objective("infonce-hopfield", learnable_inv_tau=True, learnable_beta=True)
     names = {id(p): name for name, p in [*towers.named_parameters(), *objective.named_parameters()]}
     groups = parameter_groups(towers, objective, 0.3)
     found = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in groups}  # type: ignore[attr-defined]

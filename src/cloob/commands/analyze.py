@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
+
+if TYPE_CHECKING:
+    from cloob.data.captioned import CaptionedSet
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class AnalyzeArguments:
     models: tyro.conf.Positional[tuple[str, ...]]
     """Run folders (all their checkpoints count), checkpoint or model folders, open_clip NAME/TAG, hf-hub:…"""
     pairs: str = "demo:val"
-    """Image-caption pairs to measure on: whatever `cloob train --data` reads."""
+    """Image-caption pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first)."""
     limit: int = 10_000
     """Pairs to measure on at most (time grows with their square)."""
     similar: int = 20
@@ -29,7 +32,7 @@ class AnalyzeArguments:
     duplicate: float = 0.999
     """Cosine from which two pictures count as one."""
     out: Path = Path("runs/analyze")
-    """Folder of analysis.json and eigenvalues.png."""
+    """Folder of analysis.json, report.html, and eigenvalues.png and .svg if there are several checkpoints."""
     cache: Path | None = None
     """Folder of embeddings for later runs; OUT/cache when left out."""
     device: str = "auto"
@@ -52,16 +55,17 @@ def main(words: Sequence[str]) -> int:
 
     from cloob.commands.eval import named
     from cloob.commands.judge import EmbeddingProgress, check_writable
-    from cloob.data.sources import open_source
+    from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
     from cloob.evaluate.analysis import analyze, draw_eigenvalues
     from cloob.evaluate.suite import write_results
 
-    source = open_source(arguments.pairs)
+    source = open_captioned(arguments.pairs)
     check_writable(arguments.out)
+    models = named(arguments.models)
     with EmbeddingProgress() as progress:
         analysis = analyze(
-            named(arguments.models),
+            models,
             source,
             similar=arguments.similar,
             duplicate=arguments.duplicate,
@@ -73,14 +77,56 @@ def main(words: Sequence[str]) -> int:
             cache=arguments.cache or arguments.out / "cache",
         )
     write_results(arguments.out / "analysis.json", analysis)
-    print(f"{arguments.out / 'analysis.json'}")
+    written = [arguments.out / "analysis.json", arguments.out / "report.html"]
     if any(len(run["checkpoints"]) > 1 for run in analysis["runs"]):
-        draw_eigenvalues(arguments.out / "eigenvalues.png", analysis["runs"])
-        print(f"{arguments.out / 'eigenvalues.png'}")
+        for suffix in ("png", "svg"):
+            draw_eigenvalues(arguments.out / f"eigenvalues.{suffix}", analysis["runs"])
+            written.append(arguments.out / f"eigenvalues.{suffix}")
+    _write_page(written[1], analysis, models, source)
+    print("\n".join(str(path) for path in written))
     _print_table(analysis)
     for failure in analysis.get("failures", ()):
         print(f"cloob: {failure['model']}: {failure['error']}", file=sys.stderr)
     return 1 if analysis.get("failures") else 0
+
+
+def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str], source: CaptionedSet) -> None:
+    from cloob.commands.judge import curve
+    from cloob.data.batch import BadSample
+    from cloob.evaluate.report import Found, ReportExtras, write_report
+
+    place = {}  # of a picture in the source, by its key
+    wanted = {key for run in analysis["runs"] for pair in run["similar"] for key in pair["keys"]}
+    for index in range(len(source) if wanted else 0):
+        try:
+            sample = source.read(index)
+        except BadSample:
+            continue
+        if sample.key in wanted:
+            place[sample.key] = sample.image
+
+    def twins(pair: Mapping[str, Any]) -> tuple[Found, Found]:
+        first, second = (
+            Found(place[key], caption, False, pair["cosine"])
+            for key, caption in zip(pair["keys"], pair["captions"], strict=True)
+        )
+        return first, second
+
+    curves = {name: curve(model) for name, model in models.items()}
+    extras = ReportExtras(
+        {name: lines for name, lines in curves.items() if lines},
+        {run["model"]: run["checkpoints"] for run in analysis["runs"]},
+        similar={run["model"]: [twins(pair) for pair in run["similar"]] for run in analysis["runs"]},
+    )
+    rows = [
+        {
+            "model": run["model"],
+            "geometry": {analysis["pairs"]: {**run["geometry"], "unreadable": run.get("unreadable")}},
+        }
+        for run in analysis["runs"]
+    ]
+    failures = [{**failure, "set": analysis["pairs"]} for failure in analysis.get("failures", ())]
+    write_report(path, {"rows": rows, "failures": failures}, extras, title="Geometry of the embeddings")
 
 
 _ROWS = {

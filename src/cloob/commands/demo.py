@@ -66,7 +66,7 @@ def main(words: Sequence[str]) -> int:
         [open_labelled("demo:noto-emoji")],
         [open_source("demo:val")],
         arguments.out,
-        device=device,
+        embedding={"device": device},
         title="CLOOB and CLIP side by side",
         notes=_NOTES,
         train_seconds={name: result.seconds for name, result in runs.items()},

@@ -30,7 +30,12 @@ class EvalArguments:
     root: Path | None = None
     """Folder of the suites that have no folder of their own."""
     retrieval: tuple[str, ...] = ()
-    """Image-caption pairs: whatever `cloob train --data` reads, or demo:val."""
+    """Pictures and captions: whatever `cloob train --data` reads, CLIP_benchmark's retrieval folders, or demo:val.
+    Several captions of a picture are rows of one path, a list in JSON lines, or lines of a .txt."""
+    image_column: str = "filepath"
+    """Column of a table of --retrieval with the path of the picture."""
+    caption_column: str = "title"
+    """Column of a table of --retrieval with the caption."""
     probe: bool = False
     """Also fit a linear probe for each labelled set that has training images (train/ beside test/)."""
     shots: int | None = None
@@ -60,21 +65,19 @@ def main(words: Sequence[str]) -> int:
         raise InputError("--shots and --probe-seeds are those of a linear probe; add --probe")
 
     from cloob.commands.judge import check_writable, judge
-    from cloob.data.sources import open_source
+    from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
     from cloob.evaluate.probe import ProbeOptions
+    from cloob.evaluate.report.problems import problems
 
     probe = ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds)
     sets = _open(arguments)
-    pairs = [open_source(path) for path in arguments.retrieval]
-    for line in sets.skipped.values():
-        print(f"cloob: left out {line}", file=sys.stderr)
+    columns = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
+    pairs = [*sets.pairs, *(open_captioned(path, **columns) for path in arguments.retrieval)]
     for line in sets.missing.values():
         print(f"cloob: {line}", file=sys.stderr)
     if not sets.sets and not pairs:
-        raise InputError(
-            f"nothing to evaluate on: none of the {len(sets.missing) or len(sets.skipped)} sets can be used"
-        )
+        raise InputError(f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used")
     if arguments.probe and not sets.training:
         raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
     check_writable(arguments.out)
@@ -83,21 +86,26 @@ def main(words: Sequence[str]) -> int:
         sets.sets,
         pairs,
         arguments.out,
-        device=str(resolve_device(arguments.device)),
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
         title="Evaluation",
+        embedding={
+            "device": str(resolve_device(arguments.device)),
+            "batch_size": arguments.batch_size,
+            "workers": arguments.workers,
+            "cache": arguments.cache or arguments.out / "cache",
+        },
         training=sets.training,
-        probe=probe,
         missing=sets.missing,
-        cache=arguments.cache or arguments.out / "cache",
         set_files=True,
+        probe=probe,
     )
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
+    for problem in problems(results).unreadable:
+        print(f"cloob: {problem.set}: {problem.said}", file=sys.stderr)
     failures = results.get("failures", ())
     for failure in failures:
         if failure["model"] is not None:  # the others were named before the work
-            print(f"cloob: {failure['model']} on {failure['set']}: {failure['error']}", file=sys.stderr)
+            error = failure["error"].removeprefix(f"{failure['set']}: ")
+            print(f"cloob: {failure['model']} on {failure['set']}: {error}", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -8,52 +8,44 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cloob.data.labelled import LabelledSet
-from cloob.data.sources import Source
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
-    from cloob.evaluate.probe import ProbeOptions
+    from cloob.data.captioned import CaptionedSet
+    from cloob.data.labelled import LabelledSet
+    from cloob.data.sources import Source
+    from cloob.evaluate.report import ReportExtras
+    from cloob.evaluate.store import Embeddings
 
 
 def judge(
     models: Mapping[str, str | Path],
     zeroshot: Sequence[LabelledSet],
-    retrieval: Sequence[Source],
+    retrieval: Sequence[Source | CaptionedSet],
     out: Path,
     *,
-    device: str = "cpu",
-    batch_size: int = 256,
-    workers: int = 2,
     title: str,
     notes: Sequence[str] = (),
-    train_seconds: Mapping[str, float] | None = None,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    embedding: Mapping[str, Any] | None = None,
     training: Mapping[str, LabelledSet] | None = None,
-    probe: ProbeOptions | None = None,
     missing: Mapping[str, str] | None = None,
-    cache: Path | None = None,
     set_files: bool = False,
+    **evaluation: Any,
 ) -> dict[str, Any]:
     """Evaluates and reports.
 
     Args:
         models: Where each model is, by the name it has in results.
         zeroshot: Labelled sets.
-        retrieval: Sources of pairs.
+        retrieval: Sources of pairs, or pictures with several captions each.
         out: Folder of results.json and report.html.
-        device: Where models are evaluated.
-        batch_size: Images or texts a forward pass.
-        workers: Decoding threads.
         title: Headline of the report.
         notes: Paragraphs under it.
-        train_seconds: Model name -> seconds its training took.
-        settings: Model name -> more settings for its row.
+        embedding: ``device``, ``batch_size``, ``workers``, ``cache`` of :class:`cloob.evaluate.store.Embeddings`.
         training: Set name -> its training images; these sets get a linear probe too.
-        probe: How probes are fitted.
         missing: Set name -> why it is not among the sets; listed under ``failures`` with ``model`` None.
-        cache: Folder of embeddings that outlive the process; None keeps none.
         set_files: Whether to write CLIP_benchmark's JSON, the classes' CSV and the confusion pictures as well.
+        **evaluation: ``probe``, ``train_seconds``, ``settings`` of :func:`cloob.evaluate.suite.evaluate`.
 
     Returns:
         What was written to results.json.
@@ -61,7 +53,6 @@ def judge(
     Raises:
         InputError: A model or a set that cannot be opened, or ``out`` that cannot be written.
     """
-    from cloob.evaluate.examples import example_queries
     from cloob.evaluate.files import write_set_files
     from cloob.evaluate.report import write_report
     from cloob.evaluate.store import Embeddings
@@ -69,48 +60,59 @@ def judge(
 
     with EmbeddingProgress() as progress:
         embeddings = Embeddings(
-            models,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress.update,
-            cache=cache,
-            tower=bool(training),
+            models, progress=progress.update, tower=bool(training), **{"workers": 2, **(embedding or {})}
         )
-        results = evaluate(
-            embeddings,
-            zeroshot,
-            retrieval,
-            training=training,
-            probe=probe,
-            train_seconds=train_seconds,
-            settings=settings,
-        )
+        results = evaluate(embeddings, zeroshot, retrieval, training=training, **evaluation)
         absent = [{"model": None, "set": name, "error": error} for name, error in (missing or {}).items()]
         if absent:
             results["failures"] = [*absent, *results.get("failures", ())]
-        queries = example_queries(embeddings, zeroshot[0], n=8) if zeroshot else []
-        queries += example_queries(embeddings, retrieval[0], n=4) if retrieval else []
-    write_results(out / "results.json", results)
+        # First of all the numbers: whatever happens to pictures and pages, the work is not lost.
+        write_results(out / "results.json", results)
+        extras = _extras(embeddings, results, zeroshot, retrieval)
     if set_files:
         write_set_files(out, results, embeddings, zeroshot)
-    curves = {name: _curve(Path(source)) for name, source in models.items()}
-    write_report(
-        out / "report.html",
-        results=results,
-        curves={name: curve for name, curve in curves.items() if curve},
-        queries=queries,
-        title=title,
-        notes=notes,
-    )
+    write_report(out / "report.html", results, extras, title=title, notes=notes)
     print_table(results)
     return results
 
 
-def _curve(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if the model is not a run."""
-    file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+def _extras(
+    embeddings: Embeddings,
+    results: Mapping[str, Any],
+    zeroshot: Sequence[LabelledSet],
+    retrieval: Sequence[Source | CaptionedSet],
+) -> ReportExtras:
+    """Curves of the runs, example queries on the first set of each kind that all models have, confusion pictures."""
+    from cloob.evaluate.examples import example_queries
+    from cloob.evaluate.facts import short_name
+    from cloob.evaluate.files import confusion_matrix
+    from cloob.evaluate.report import Confusion, ReportExtras
+
+    rows = results["rows"]
+    measured = [data for data in zeroshot if all(short_name(data) in row["zeroshot"] for row in rows)]
+    pairs = [source for source in retrieval if all(short_name(source) in row["retrieval"] for row in rows)]
+    queries = example_queries(embeddings, measured[0], n=8) if measured else []
+    queries += example_queries(embeddings, pairs[0], n=4) if pairs else []
+    confusions = []
+    for data in measured:
+        for model in embeddings.models:
+            images, labels, classes = embeddings.labelled(model, data)
+            matrix = confusion_matrix(images.features, labels, classes)
+            confusions.append(Confusion(short_name(data), model, data.classnames, matrix))
+    curves = {name: curve(source) for name, source in embeddings.models.items() if isinstance(source, str | Path)}
+    return ReportExtras({name: lines for name, lines in curves.items() if lines}, {}, queries, confusions)
+
+
+def curve(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none if the model is not a run, or of a line that a crash has cut off."""
+    file = Path(run) / "metrics.jsonl"
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
 
 
 class EmbeddingProgress:

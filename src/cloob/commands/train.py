@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
+
+if TYPE_CHECKING:
+    from cloob.train.callbacks import RunResult
 
 _HELP = """usage: cloob train [RECIPE] [--config FILE] [options]
 
@@ -28,11 +33,25 @@ def main(words: Sequence[str]) -> int:
     from cloob.train.loop import train
 
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
+    logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the encoders are
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
+    if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have nothing to add
+        _report(config, result)
+    return 0
+
+
+def _report(config: TrainConfig, result: RunResult) -> None:
+    """What the run came to, and where it is."""
+    from cloob.models.store import find_best
+
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
-    return 0
+    best = find_best(result.run, config.save.best) if config.pairs.val_data else None
+    if best is not None:
+        print(f"{result.run}:best: {config.save.best} {best[1]:.4g} ({best[0].name})")
+    if result.stopped is None and config.towers.average_with_start is not None:
+        print(f"{result.run / 'averaged'}: averaged with {config.towers.init}")
 
 
 def _start(words: list[str]) -> tuple[TrainConfig | None, list[str]]:

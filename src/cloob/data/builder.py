@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cloob.data.batch import BadSample, Batch, Skip, caption_id
-from cloob.data.decode import decode
+from cloob.data.decode import Encoded
 from cloob.data.order import sample_generator
 from cloob.data.sources import Source
+from cloob.data.transforms import TrainTransform
 
 Transform = Callable[..., Tensor]
 Tokenizer = Callable[[list[str]], Tensor]
@@ -38,7 +39,7 @@ class BatchBuilder(Dataset[Batch]):
         self._seed = seed
         self._random = _takes_generator(transform)
         # What an empty batch looks like has to be known before the first good sample.
-        blank = self._pixels(Image.new("RGB", (32, 32)), 0, 0)
+        blank = self._transformed(Image.new("RGB", (32, 32)), 0, 0)
         self._image_shape, self._image_dtype = blank.shape, blank.dtype
         self._token_length = self._tokens(["a"]).shape[1]
 
@@ -50,11 +51,10 @@ class BatchBuilder(Dataset[Batch]):
         for index in request.indices.tolist():
             try:
                 sample = self._source.read(index)
-                image = decode(sample.image, sample.key)
+                pixels = self._pixels(Encoded(sample.image, sample.key), request.epoch, index)
             except BadSample as bad:
                 skipped.append(bad.skip)
                 continue
-            pixels = self._pixels(image, request.epoch, index)
             if pixels.shape != self._image_shape:  # assignment would broadcast
                 raise ValueError(
                     f"{sample.key}: the transform gave {tuple(pixels.shape)}, {tuple(self._image_shape)} before; "
@@ -67,7 +67,14 @@ class BatchBuilder(Dataset[Batch]):
         ids = torch.tensor([caption_id(caption) for caption in captions], dtype=torch.int64)
         return Batch(images[: len(keys)], tokens, ids, tuple(keys), tuple(skipped))
 
-    def _pixels(self, image: Image.Image, epoch: int, index: int) -> Tensor:
+    def _pixels(self, encoded: Encoded, epoch: int, index: int) -> Tensor:
+        if not isinstance(self._transform, TrainTransform):
+            return self._transformed(encoded.rgb(), epoch, index)
+        # The crop comes first: then a JPEG need not be decoded in more detail than it takes.
+        crop = self._transform.draw(*encoded.size, sample_generator(self._seed, epoch, index))
+        return self._transform.take(encoded.rgb(crop.reduction), crop)
+
+    def _transformed(self, image: Image.Image, epoch: int, index: int) -> Tensor:
         if self._random:
             return self._transform(image, sample_generator(self._seed, epoch, index))
         return self._transform(image)

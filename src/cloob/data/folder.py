@@ -23,6 +23,8 @@ class FolderSource:
         folder: The folder; it is listed once, paths are kept as one arrow array.
     """
 
+    streamed = False
+
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
         self._folder = folder

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import pyarrow as pa
 
 from cloob.data.batch import BadSample
 from cloob.data.decode import read_image_file
@@ -102,7 +101,7 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
 class _TarPictures:
     def __init__(self, reader: TarReader, keys: list[str], shards: list[int], places: list[Member]) -> None:
         self._reader = reader
-        self._keys = pa.array(keys, pa.large_string())
+        self._keys = tuple(keys)  # no Arrow array: making one imports pandas where it is installed (0.5 s)
         self._shards = np.array(shards, np.int32)
         self._places = np.array([(m.offset, m.size) for m in places], np.int64).reshape(-1, 2)
 
@@ -113,7 +112,7 @@ class _TarPictures:
         shard = int(self._shards[index])
         offset, size = self._places[index].tolist()
         try:
-            return self._keys[index].as_py(), self._reader.read(shard, offset, size)
+            return self._keys[index], self._reader.read(shard, offset, size)
         except OSError as error:
             raise InputError(f"{self._reader.paths[shard]}: {error.strerror or error}") from None
 
@@ -176,13 +175,13 @@ def _label(raw: bytes, n_classes: int, where: str) -> int:
 class _FilePictures:
     def __init__(self, root: Path, paths: list[str]) -> None:
         self._root = root
-        self._paths = pa.array(paths, pa.large_string())
+        self._paths = tuple(paths)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def read(self, index: int) -> tuple[str, bytes]:
-        key = self._paths[index].as_py()
+        key = self._paths[index]
         try:
             return key, read_image_file(self._root / key, key)
         except BadSample as bad:

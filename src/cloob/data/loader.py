@@ -1,7 +1,7 @@
 """From a source to batches: the same batches for every number of workers and ranks, and after every resume.
 
-The order of an epoch depends on (seed, epoch, number of pairs) alone; a sample's augmentation on (seed, epoch, its
-index).
+The order of an epoch depends on (seed, epoch, number of pairs) alone, for streamed sources also on the shards' sizes,
+the batch size and the number of lanes; a sample's augmentation on (seed, epoch, its index).
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from cloob.data.batch import Batch
 from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
-from cloob.data.order import epoch_order, local_part
+from cloob.data.mix import parts_of
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder, local_part
 from cloob.data.sources import Source
 from cloob.errors import InputError
 
@@ -35,9 +37,9 @@ class _Plan:
 class PairLoader:
     """Batches of a source, epoch by epoch.
 
-    Global batch b of an epoch is ``order[b·B : (b+1)·B]``; each rank takes a contiguous part of it (``local_part``), so
-    a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used leave a batch smaller,
-    even empty, and are listed in its ``skipped``.
+    Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of ``EpochOrder``; each rank takes a contiguous part of it
+    (``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
+    leave a batch smaller, even empty, and are listed in its ``skipped``.
 
     Args:
         source: The pairs.
@@ -52,6 +54,8 @@ class PairLoader:
         world_size: Number of processes that share each global batch.
         workers: Processes that read and decode; 0: in this one. They live as long as the loader.
         pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
+        shuffle_buffer: Read shard by shard and shuffle within a window of this many pairs on each lane, see
+            ``EpochOrder``; 0: one permutation of everything. None: 10,000 when a source is streamed, else 0.
 
     Raises:
         InputError: ``drop_last`` and fewer pairs than a batch holds, or an empty source.
@@ -72,20 +76,31 @@ class PairLoader:
         world_size: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        shuffle_buffer: int | None = None,
     ) -> None:
         if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size {batch_size}, workers {workers}, rank {rank} of {world_size}: out of range")
         if len(source) == 0:
             raise InputError(f"{source.name} holds no pairs")
-        if drop_last and len(source) < batch_size:
+        if shuffle_buffer is None:
+            shuffle_buffer = DEFAULT_BUFFER if getattr(source, "streamed", False) else 0
+        if shuffle_buffer < 0:
+            raise ValueError(f"shuffle_buffer {shuffle_buffer}: out of range")
+        self._order = EpochOrder(
+            parts_of(source),
+            seed=seed,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            buffer=shuffle_buffer,
+        )
+        if drop_last and len(self._order) < batch_size:
             raise InputError(
-                f"{source.name} holds {len(source):,} pairs, fewer than one batch of {batch_size:,}: "
-                f"a batch size of {len(source):,} or less is right"
+                f"{source.name} holds {len(self._order):,} pairs, fewer than one batch of {batch_size:,}: "
+                f"a batch size of {len(self._order):,} or less is right"
             )
         self.source = source
         self.batch_size = batch_size
-        self._seed = seed
-        self._shuffle = shuffle
+        self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
         self._drop_last = drop_last
         self._rank = rank
         self._world_size = world_size
@@ -96,12 +111,22 @@ class PairLoader:
         self._epochs_begun = 0
 
     @property
+    def lanes(self) -> int:
+        """Sequences of shards that an epoch is made of unless ``epoch`` is told another number: one for each rank."""
+        return self._world_size
+
+    @property
+    def pairs_per_epoch(self) -> int:
+        """Pairs in the order of an epoch, before ``drop_last``; the same for each epoch."""
+        return len(self._order)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Number of global batches in an epoch."""
-        full, rest = divmod(len(self.source), self.batch_size)
+        full, rest = divmod(len(self._order), self.batch_size)
         return full + (rest > 0 and not self._drop_last)
 
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start_step: int = 0, lanes: int | None = None) -> Iterator[Batch]:
         """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
 
         With workers, one epoch can be iterated at a time: beginning another ends the one before.
@@ -109,13 +134,18 @@ class PairLoader:
         Args:
             epoch: Number of the epoch, from 0.
             start_step: Batches to leave out at the start, for a resume.
+            lanes: The number the epoch was begun with, when it goes on with another number of ranks. Of effect only
+                for sources that are read shard by shard.
 
         Yields:
             ``steps_per_epoch - start_step`` batches.
         """
-        if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch:
-            raise ValueError(f"epoch {epoch}, start_step {start_step} of {self.steps_per_epoch}: out of range")
-        requests = self._requests(epoch, start_step)
+        lanes = lanes or self.lanes
+        if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch or lanes < 1:
+            raise ValueError(
+                f"epoch {epoch}, start_step {start_step} of {self.steps_per_epoch}, lanes {lanes}: out of range"
+            )
+        requests = self._requests(epoch, start_step, lanes)
         return self._from_workers(self._pool, requests) if self._pool is not None else self._in_process(requests)
 
     def close(self) -> None:
@@ -126,11 +156,22 @@ class PairLoader:
                 iterator._shutdown_workers()
             self._pool = None
 
-    def _requests(self, epoch: int, start_step: int) -> Iterator[Request]:
-        order = epoch_order(len(self.source), self._seed, epoch, self._shuffle)
+    def _requests(self, epoch: int, start_step: int, lanes: int) -> Iterator[Request]:
+        order = self._order.epoch(epoch, lanes)
+        prefetch = getattr(self.source, "prefetch", None) if getattr(self.source, "streamed", False) else None
+        asked = start_step
         for step in range(start_step, self.steps_per_epoch):
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            yield Request(epoch, local_part(batch, self._rank, self._world_size))
+            if prefetch is not None:  # streamed shards: have those fetched that this rank will soon read
+                until = min(step + 1 + self._ahead, self.steps_per_epoch)
+                for later in range(asked, until):
+                    prefetch(self._local(order, later))
+                asked = until
+            yield Request(epoch, self._local(order, step))
+
+    def _local(self, order: np.ndarray, step: int) -> np.ndarray:
+        """This rank's part of a global batch."""
+        batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+        return local_part(batch, self._rank, self._world_size)
 
     def _in_process(self, requests: Iterable[Request]) -> Iterator[Batch]:
         for request in requests:
@@ -145,7 +186,14 @@ class PairLoader:
             # Python 3.12+ warns of any fork with threads about; the workers only run our code, which takes no locks.
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             batches = iter(pool)
-        for batch in batches:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except InputError as error:  # a worker's comes with its traceback: the last line is the message
+                said = str(error).strip().rsplit("\n", 1)[-1]
+                raise InputError(said.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
             yield batch
             if mine != self._epochs_begun:
                 raise RuntimeError("another epoch of this loader was begun while this one was being read")

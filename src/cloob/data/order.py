@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+DEFAULT_BUFFER = 10_000
+"""Window of the shuffle of streamed sources, in pairs on each lane."""
+
 _U64 = 2**64 - 1
+_STREAM = 0x5354524D  # sets the draws below apart from those of ``epoch_order``
 
 
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
@@ -28,3 +34,178 @@ def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
     """A generator of its own for one sample in one epoch (4 µs; numpy's cost 8 to 11)."""
     digest = hashlib.blake2b(struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """One source among those of a run.
+
+    Attributes:
+        shard_sizes: Rows of each file.
+        weight: Passes over the source in an epoch.
+        streamed: Costly to read in random order.
+    """
+
+    shard_sizes: tuple[int, ...]
+    weight: float = 1.0
+    streamed: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Pairs stored."""
+        return sum(self.shard_sizes)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Whole passes of an epoch, and how many rows of one more: (k, m) with k·rows + m = round(weight·rows)."""
+        return divmod(round(self.weight * self.rows), self.rows) if self.rows else (0, 0)
+
+
+class EpochOrder:
+    """The order of the pairs in each epoch, a pure function of the arguments and the epoch's number.
+
+    Rows are numbered over all parts, one part after the other; copy c of row i is ``i + c·N``, N being the rows of all
+    parts. In an epoch each row of a part with weight w occurs floor(w) or floor(w)+1 times: the rows of the fraction
+    are the next ``m`` of a fixed random order of the part, going around, so that over the epochs all rows come equally
+    often.
+
+    Without a buffer the whole epoch is one permutation. With a buffer shards are read one after the other:
+
+    - the shards of each part are shuffled, and their rows, in order, spread evenly through those of the other parts, so
+      that each stretch holds every source in its proportion (a part that is neither streamed nor in several files is
+      shuffled in itself);
+    - this sequence is cut into ``lanes`` pieces, in proportion to what each lane gives to a batch, so that neighbours
+      share at most one shard of each part;
+    - within its lane a pair moves by less than ``buffer`` places;
+    - global batch b is the b-th part of lane 0, then of lane 1, and so on. With as many lanes as ranks, rank r's part
+      of a batch (``local_part``) is lane r's: it reads the shards of its lane only. Any other number of ranks gives the
+      same batches, with more shards shared.
+
+    Args:
+        parts: The sources.
+        seed: Of all draws.
+        batch_size: Pairs per global batch.
+        shuffle: False: rows in order, without weights.
+        buffer: Window of the shuffle in pairs; 0: one permutation of everything.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        *,
+        seed: int,
+        batch_size: int,
+        shuffle: bool = True,
+        buffer: int = 0,
+    ) -> None:
+        self._parts = tuple(parts) if shuffle else tuple(Part(p.shard_sizes, 1.0, p.streamed) for p in parts)
+        self._seed = seed & _U64
+        self._batch_size = batch_size
+        self._shuffle = shuffle
+        self._buffer = buffer
+        self._rows = sum(part.rows for part in self._parts)
+        self._plain = all(part.passes == (1, 0) for part in self._parts)
+
+    def __len__(self) -> int:
+        """Pairs an epoch visits, the same for each epoch."""
+        return sum(copies * part.rows + rest for part in self._parts for copies, rest in [part.passes])
+
+    def epoch(self, epoch: int, lanes: int = 1) -> np.ndarray:
+        """The pairs of an epoch; global batch b is ``[b·batch_size : (b+1)·batch_size]``.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            lanes: Sequences of shards that make up a batch; without a buffer of no effect.
+
+        Returns:
+            ``(len,)`` int64.
+        """
+        if self._shuffle and self._buffer:
+            return self._streamed(epoch, lanes)
+        order = epoch_order(len(self), self._seed, epoch, self._shuffle)
+        if self._plain:
+            return order
+        pieces = [piece for part in self._pieces(epoch, by_shard=False) for piece in part]
+        return np.concatenate(pieces)[order] if pieces else order
+
+    def _pieces(self, epoch: int, by_shard: bool) -> list[list[np.ndarray]]:
+        """For each part its rows of an epoch, in pieces that may be shuffled against each other."""
+        found: list[list[np.ndarray]] = []
+        start = 0
+        for i, part in enumerate(self._parts):
+            pieces: list[np.ndarray] = []
+            shards = by_shard and (part.streamed or len(part.shard_sizes) > 1)
+            copies, rest = part.passes
+            for copy in range(copies + (rest > 0)):
+                shift = start + copy * self._rows
+                if shards:
+                    ranges = _shard_ranges(part.shard_sizes)
+                    if copy == copies:
+                        ranges = _take([ranges[j] for j in self._fixed(i, len(ranges))], epoch * rest, rest)
+                    pieces += [np.arange(a + shift, b + shift) for a, b in ranges if b > a]
+                else:
+                    rows = np.arange(part.rows)
+                    if copy == copies:
+                        rows = np.take(
+                            self._fixed(i, part.rows), np.arange(epoch * rest, (epoch + 1) * rest), mode="wrap"
+                        )
+                    if by_shard:
+                        rows = self._generator(epoch, 1 + i, copy).permutation(rows)
+                    pieces.append(rows + shift)
+            found.append(pieces)
+            start += part.rows
+        return found
+
+    def _streamed(self, epoch: int, lanes: int) -> np.ndarray:
+        generator = self._generator(epoch, 0, 0)
+        sequence = _interleave(self._pieces(epoch, by_shard=True), generator)
+        size = self._batch_size
+        steps, rest = divmod(len(sequence), size)
+        full, last = np.empty((steps, size), np.int64), np.empty(rest, np.int64)
+        at = 0
+        for lane in range(lanes):
+            begin, end = size * lane // lanes, size * (lane + 1) // lanes
+            last_begin, last_end = rest * lane // lanes, rest * (lane + 1) // lanes
+            count = steps * (end - begin) + last_end - last_begin
+            rows = sequence[at : at + count]
+            rows = rows[np.argsort(np.arange(count) + generator.random(count) * self._buffer, kind="stable")]
+            full[:, begin:end] = rows[: steps * (end - begin)].reshape(steps, end - begin)
+            last[last_begin:last_end] = rows[steps * (end - begin) :]
+            at += count
+        return np.concatenate([full.ravel(), last])
+
+    def _fixed(self, part: int, n: int) -> np.ndarray:
+        """The order in which the epochs take their fractions of a part: the same in every epoch."""
+        return np.random.Generator(np.random.PCG64([self._seed, _STREAM, part])).permutation(n)
+
+    def _generator(self, epoch: int, stream: int, copy: int) -> np.random.Generator:
+        return np.random.Generator(np.random.PCG64([self._seed, _STREAM, epoch, stream, copy]))
+
+
+def _interleave(parts: Sequence[Sequence[np.ndarray]], generator: np.random.Generator) -> np.ndarray:
+    """The pieces of each part in random order, and the parts, row by row, spread evenly through each other."""
+    rows = [np.concatenate([part[i] for i in generator.permutation(len(part))] or [np.arange(0)]) for part in parts]
+    together = np.concatenate(rows or [np.arange(0)])
+    if len(rows) < 2:
+        return together
+    places = np.concatenate([(np.arange(len(each)) + 0.5) / max(len(each), 1) for each in rows])
+    return together[np.argsort(places, kind="stable")]
+
+
+def _shard_ranges(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    ends = np.cumsum(sizes).tolist()
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _take(ranges: Sequence[tuple[int, int]], start: int, count: int) -> list[tuple[int, int]]:
+    """The ``count`` rows from the ``start``-th on of the rows of some ranges, going around at the end."""
+    total = sum(b - a for a, b in ranges)
+    start %= total
+    taken: list[tuple[int, int]] = []
+    at = 0
+    for a, b in [*ranges, *ranges]:
+        low, high = max(at, start), min(at + b - a, start + count)
+        if high > low:
+            taken.append((a + low - at, a + high - at))
+        at += b - a
+    return taken

@@ -5,10 +5,13 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cloob.data.batch import BadSample, RawSample
 from cloob.errors import InputError, nearest, require
+
+if TYPE_CHECKING:
+    from cloob.data.spool import ShardCache
 
 DEMO = Path(__file__).parent / "demo"
 """The demo set that comes with the package; see NOTICE there."""
@@ -20,7 +23,8 @@ _PROBES = 1000
 class Source(Protocol):
     """Pairs by number. Picklable, cheap to copy into a worker, and safe to read from several processes.
 
-    ``shard_sizes`` are the numbers of consecutive rows that lie in one file; they add up to ``len``.
+    ``shard_sizes`` are the numbers of consecutive rows that lie in one file; they add up to ``len``. A source may also
+    have ``prefetch(indices)``: the loader calls it with the numbers of pairs that will be read soon.
     """
 
     @property
@@ -31,13 +35,23 @@ class Source(Protocol):
     def shard_sizes(self) -> tuple[int, ...]:
         """Rows per file, in order."""
 
+    @property
+    def streamed(self) -> bool:
+        """Whether reading in random order is costly: the loader then reads file by file."""
+
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
 
 
-def open_source(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> Source:
+def open_source(
+    spec: str | Path,
+    *,
+    image_column: str = "filepath",
+    caption_column: str = "title",
+    cache: ShardCache | None = None,
+) -> Source:
     """Opens image-caption pairs.
 
     Args:
@@ -46,10 +60,15 @@ def open_source(spec: str | Path, *, image_column: str = "filepath", caption_col
             - ``"demo"`` or ``"demo:val"``: the set inside the package;
             - a table: ``.csv``, ``.tsv``, ``.parquet``, ``.jsonl``;
             - WebDataset shards: a ``.tar`` (also compressed), a brace pattern (``"cc3m/{00000..00331}.tar"``), a glob
-              (``"cc3m/*.tar"``), or a folder that holds tars;
+              (``"cc3m/*.tar"``), a folder that holds tars, or its ``sizes.json``;
+            - streamed shards: a brace pattern behind ``pipe:COMMAND``, ``s3://``, ``gs://``, ``http(s)://``, with
+              ``sizes.json`` beside the shards, or that ``sizes.json`` itself;
+            - a Hugging Face ``datasets`` folder (``save_to_disk``), Arrow or Parquet files with the images inside, a
+              folder or a glob of them;
             - a folder of images with a .txt beside each.
-        image_column: Column of a table with the path of the image.
+        image_column: Column of a table with the image or its path.
         caption_column: Column of a table with the caption.
+        cache: Where streamed shards are kept; None: 50 GiB in the user's cache folder.
 
     Returns:
         The source, of which at least two pairs could be read.
@@ -57,38 +76,76 @@ def open_source(spec: str | Path, *, image_column: str = "filepath", caption_col
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two usable pairs; one line.
     """
-    source = _open(str(spec), image_column, caption_column)
+    source = _open(str(spec), image_column, caption_column, cache)
     _check_usable(source)
     return source
 
 
-def _open(spec: str, image_column: str, caption_column: str) -> Source:
+def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache | None) -> Source:
     require("PIL", "train")
     require("pyarrow", "train")
+    from cloob.data.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
     from cloob.data.folder import FolderSource
+    from cloob.data.opener import is_remote, local_path
+    from cloob.data.remote import from_sizes, open_remote
     from cloob.data.shards import ShardSource
+    from cloob.data.sizes import read_sizes
+    from cloob.data.spool import ShardCache
     from cloob.data.table import TABLE_SUFFIXES, TableSource
     from cloob.data.tarindex import TAR_SUFFIXES, is_tar
 
+    cache = cache or ShardCache()
     if spec in _DEMO_SPLITS:
         return ShardSource(spec, _tars_in(DEMO / _DEMO_SPLITS[spec]))
     if spec.startswith("demo:"):
         raise InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
+    if is_remote(spec):
+        return open_remote(spec, cache)
+    spec = local_path(spec)
     path = Path(spec)
-    if path.suffix.lower() in TABLE_SUFFIXES:
+    inside = (image_column, caption_column, cache)
+    if path.suffix.lower() == ".json" and path.is_file():
+        sizes = read_sizes(path)
+        if any(is_remote(name) for name in sizes):
+            return from_sizes(spec, sizes, None, cache)
+        return ShardSource(spec, _all_there(spec, [path.parent / name for name in sizes]))
+    pattern = _is_pattern(spec) and not path.exists()
+    if (path.suffix.lower() == ".arrow" and path.is_file()) or (
+        path.suffix.lower() == ".parquet" and holds_images(path, image_column)
+    ):
+        return ArrowSource(spec, [path], *inside)
+    if path.suffix.lower() in TABLE_SUFFIXES and not pattern:
         return TableSource(path, image_column, caption_column)
     if path.is_dir():
-        tars = _tars_in(path)
-        return ShardSource(spec, tars) if tars else FolderSource(path)
+        if tars := _tars_in(path):
+            return ShardSource(spec, tars)
+        files = arrow_files(path)
+        return ArrowSource(spec, files, *inside) if files else FolderSource(path)
     if path.is_file() and is_tar(path):
         return ShardSource(spec, [path])
-    if any(c in spec for c in "{*?["):
-        return ShardSource(spec, _expand(spec))
+    if pattern:
+        paths = _expand(spec)
+        if all(each.suffix.lower() in ARROW_SUFFIXES for each in paths):
+            return ArrowSource(spec, paths, *inside)
+        return ShardSource(spec, paths)
     if path.exists():
         raise InputError(
             f"{spec}: expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
         )
     raise InputError(f"{spec}: no such file or folder{_hint(path)}")
+
+
+def local_shards(spec: str) -> list[Path]:
+    """The tars that a local path, folder or pattern names.
+
+    Raises:
+        InputError: There are none.
+    """
+    path = Path(spec)
+    tars = _tars_in(path) if path.is_dir() else _expand(spec)
+    if not tars:
+        raise InputError(f"{spec}: no tar shard found")
+    return tars
 
 
 def _tars_in(folder: Path) -> list[Path]:
@@ -97,21 +154,27 @@ def _tars_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if is_tar(path) and path.is_file())
 
 
+def _is_pattern(spec: str) -> bool:
+    return any(c in spec for c in "{*?[")
+
+
 def _expand(pattern: str) -> list[Path]:
-    """The shards of a brace pattern or glob; every file that the braces name must exist."""
-    try:
-        expanded = list(require("braceexpand", "train").braceexpand(pattern))
-    except ValueError as error:
-        raise InputError(f"{pattern}: not a brace pattern: {error}") from None
+    """The files of a brace pattern or glob; every file that the braces name must exist."""
+    from cloob.data.opener import expand
+
     paths: list[Path] = []
-    for item in expanded:
+    for item in expand(pattern):
         matches = sorted(glob.glob(item)) if any(c in item for c in "*?[") else [item]  # noqa: PTH207
         if not matches:
             raise InputError(f"{item}: no file matches")
         paths += [Path(match) for match in matches]
+    return _all_there(pattern, paths)
+
+
+def _all_there(spec: str, paths: list[Path]) -> list[Path]:
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise InputError(f"{missing[0]}: no such file ({len(missing)} of the {len(paths)} files in {pattern})")
+        raise InputError(f"{missing[0]}: no such file ({len(missing)} of the {len(paths)} files in {spec})")
     return paths
 
 

@@ -36,6 +36,8 @@ class TableSource:
         InputError: No such file, not a table, or a column is missing (those that are there are listed).
     """
 
+    streamed = False
+
     def __init__(self, path: Path, image_column: str = "filepath", caption_column: str = "title") -> None:
         self.name = str(path)
         self._path = path
@@ -49,10 +51,16 @@ class TableSource:
             raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
         self._images = _as_bytes(table.column(image_column), path)
         self._captions = _as_bytes(table.column(caption_column), path)
+        del table
+        pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
         self.shard_sizes = (len(self._images),)
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def row(self, index: int) -> tuple[bytes | None, bytes | None]:
+        """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
+        return self._images[index].as_py(), self._captions[index].as_py()
 
     def read(self, index: int) -> RawSample:
         """The pair in row ``index`` (from 0); its key is the image path as the table has it.

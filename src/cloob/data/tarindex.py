@@ -1,8 +1,8 @@
 """Random access into tar archives: where each member lies, and how to read it there.
 
-A tar is scanned once, header by header, with the standard library; afterwards a member is one ``pread``. A compressed
-tar (gzip, bzip2, xz; told by its first bytes, as WebDataset and GNU tar do) is unpacked into memory once, up to
-``MAX_UNPACKED_BYTES``.
+A tar is scanned once, header by header: plain files here, anything else by the standard library. Afterwards a member
+is one ``pread``. A compressed tar (gzip, bzip2, xz; told by its first bytes, as WebDataset and GNU tar do) is unpacked
+into memory once, up to ``MAX_UNPACKED_BYTES``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -111,10 +111,11 @@ class TarReader:
             self._unpacked[tar] = data
             if data is None:
                 with path.open("rb") as file:
-                    return _scan(path, file)
+                    number = file.fileno()
+                    return _scan(path, file, lambda at: os.pread(number, _BLOCK, at))
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
-        listing = _scan(path, io.BytesIO(data))
+        listing = _scan(path, io.BytesIO(data), lambda at: data[at : at + _BLOCK])
         return TarListing(listing.members, cut or listing.cut)
 
     def _handle(self, tar: int) -> int:
@@ -169,7 +170,8 @@ def _unpack(path: Path) -> tuple[bytes | None, str | None]:
     return bytes(data), cut
 
 
-def _scan(path: Path, file: IO[bytes]) -> TarListing:
+def _scan(path: Path, file: IO[bytes], block: Callable[[int], bytes]) -> TarListing:
+    """Lists an archive; ``block`` gives the 512 bytes at an offset."""
     file.seek(0, io.SEEK_END)
     size = file.tell()
     file.seek(0)
@@ -183,9 +185,13 @@ def _scan(path: Path, file: IO[bytes]) -> TarListing:
         raise InputError(f"{path} is not a tar archive: {error}") from None
     members: list[Member] = []
     try:
-        for info in _headers(tar):
+        while (info := tar.next()) is not None:
+            tar.members = []  # type: ignore[attr-defined] # tarfile keeps every header otherwise, a kilobyte each
             if info.isreg() and info.offset_data + info.size <= size:
-                members.append(Member(info.name, info.offset_data, info.size))  # noqa: PERF401 - kept when it raises
+                members.append(Member(info.name, info.offset_data, info.size))
+            while (member := _plain_member(block(tar.offset), tar.offset, size)) is not None:
+                members.append(member)
+                tar.offset = member.offset + -(-member.size // _BLOCK) * _BLOCK
         end = tar.offset
     except tarfile.ReadError:
         return TarListing(tuple(members), f"cut after {size:,} bytes")
@@ -196,7 +202,21 @@ def _scan(path: Path, file: IO[bytes]) -> TarListing:
     return TarListing(tuple(members))
 
 
-def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    while (info := tar.next()) is not None:
-        yield info
-        tar.members = []  # type: ignore[attr-defined] # tarfile keeps every header otherwise, a kilobyte each
+def _plain_member(header: bytes, at: int, end: int) -> Member | None:
+    """The member of a header that needs no more than a glance, three times faster than tarfile; None: ask tarfile.
+
+    That is a regular file with a short ASCII name, a right checksum and all its data before ``end``.
+    """
+    if len(header) < _BLOCK or header[156] not in b"0\0" or header[257:262] != b"ustar" or header[345]:
+        return None
+    length = header.find(0, 0, 100)
+    name = header[: length if length >= 0 else 100]
+    try:
+        size, checksum = int(header[124:136].rstrip(b" \0"), 8), int(header[148:156].strip(b" \0"), 8)
+    except ValueError:  # a number in base 256, or damage
+        return None
+    if not name or not name.isascii() or name.endswith(b"/") or size < 0 or at + _BLOCK + size > end:
+        return None
+    if sum(header) - sum(header[148:156]) + 8 * ord(" ") != checksum:
+        return None
+    return Member(name.decode(), at + _BLOCK, size)

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from cloob.errors import InputError, require
 from cloob.evaluate.embed import Reader
+from cloob.evaluate.facts import short_name
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluate.store import Embeddings, short_name
+from cloob.evaluate.store import Embeddings
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
 
@@ -53,8 +54,10 @@ def analyze(
     Returns:
         ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its last checkpoint, see
         ``geometry.geometry``), ``checkpoints`` (``step``, ``epoch`` (None if the run does not say), effective
-        eigenvalues and Ajne of images and texts), ``similar`` (``keys``, ``captions``, ``cosine``) and ``duplicates``
-        (lists of keys). ``failures`` lists ``model`` and ``error`` of what could not be measured.
+        eigenvalues and Ajne of images and texts), ``similar`` (``keys``, ``captions``, ``cosine``), ``duplicates``
+        (lists of keys) and, if some images could not be used, ``unreadable`` ({reason: count}); those are in no
+        measure, and ``geometry``'s ``n`` is without them. ``failures`` lists ``model`` and ``error`` of what could not
+        be measured.
 
     Raises:
         InputError: No models, or nothing could be measured.
@@ -68,9 +71,10 @@ def analyze(
             label = name if step is None else f"{name}, step {step}"
             try:
                 embeddings = Embeddings({label: checkpoint}, progress=progress, **embedding)
-                images, texts, _ = embeddings.pairs(label, source)
+                pairs = embeddings.pairs(label, source)
                 facts = embeddings.facts(label)
-                found = geometry(images.features, texts, facts.inv_tau, facts.beta, limit)
+                texts = pairs.texts[pairs.first_texts]
+                found = geometry(pairs.images.features, texts, facts.inv_tau, facts.beta, limit)
             except (InputError, ValueError) as error:
                 failures.append({"model": label, "error": str(error)})
                 continue
@@ -145,18 +149,21 @@ def draw_eigenvalues(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """Draws the paper's figure: effective eigenvalues of images and of texts over training, a line a run.
 
     Args:
-        path: A .png; its folder is created.
+        path: A .png or .svg; its folder is created.
         runs: ``runs`` of :func:`analyze`. The axis is in epochs if all runs say theirs, else in steps.
 
     Raises:
         InputError: The file cannot be written.
     """
     require("matplotlib", "train")
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
+    svg = path.suffix == ".svg"
     points = [point for run in runs for point in run["checkpoints"] if point["step"] is not None]
     unit = "epoch" if all(point["epoch"] is not None for point in points) else "step"
     for axes, side in zip(figure.subplots(1, 2, sharey=True), ("image", "text"), strict=True):
@@ -167,17 +174,22 @@ def draw_eigenvalues(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
         axes.set_title(f"{side}s")
         axes.set_xlabel(unit)
         axes.grid(alpha=0.3)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(bottom=0)
     figure.axes[0].set_ylabel("effective eigenvalues (99 %)")
     figure.axes[0].legend()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", dpi=150)
+        with rc_context({"svg.hashsalt": "cloob"}):  # equal figures give equal files
+            figure.savefig(path, format="svg" if svg else "png", dpi=150, metadata={"Date": None} if svg else None)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, duplicate: float) -> dict[str, Any]:
-    images, _, captions = embeddings.pairs(label, source)
+    found = embeddings.pairs(label, source)
+    images = found.images
+    captions = [found.captions[text] for text in found.first_texts.tolist()]
     pairs = [
         {
             "keys": [images.keys[pair.first], images.keys[pair.second]],
@@ -187,7 +199,8 @@ def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, 
         for pair in similar_pairs(images.features, similar)
     ]
     groups = duplicate_groups(images.features, duplicate)
-    return {"similar": pairs, "duplicates": [[images.keys[i] for i in group] for group in groups]}
+    twins = {"similar": pairs, "duplicates": [[images.keys[i] for i in group] for group in groups]}
+    return {**twins, "unreadable": found.unreadable} if found.unreadable else twins
 
 
 def _checkpoints(place: str | Path) -> list[tuple[str | Path, int | None]]:

@@ -1,7 +1,11 @@
 """Embeddings on the disk, found again by what the model's weights and the data's bytes are.
 
 A file appears under its name only when it is whole, so that any number of runs may share a folder. A file that cannot
-be read counts as absent and is written anew. Nothing is ever removed; the folder may be deleted at any time.
+be read counts as absent and is written anew.
+
+The folder is bounded (:data:`DEFAULT_LIMIT`, 20 GB, or CLOOB_CACHE_BYTES): whoever stores something above it removes
+what was used longest ago, never what is younger than an hour, which another run may be about to read. It may be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +28,12 @@ from cloob.data.batch import BadSample
 from cloob.errors import InputError, require
 from cloob.evaluate.embed import Reader
 
-_VERSION = "1"  # of what is stored and how it is computed; a new number makes all files of the old one unused
+DEFAULT_LIMIT = 20_000_000_000
+"""Bytes that a folder of embeddings may hold (a million images at D = 512 take 2 GB)."""
+
+_LIMIT_VARIABLE = "CLOOB_CACHE_BYTES"
+_YOUNG = 3600.0  # seconds since its last use for which no file is removed
+_VERSION = "2"  # of what is stored and how it is computed; a new number makes all files of the old one unused
 _BLOCK = 1 << 20
 
 
@@ -44,10 +54,15 @@ class DiskCache:
 
     Args:
         folder: It is made when something is first stored.
+        limit: Bytes that it may hold; None takes CLOOB_CACHE_BYTES of the environment, else :data:`DEFAULT_LIMIT`.
+
+    Raises:
+        InputError: CLOOB_CACHE_BYTES is no number of bytes.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, limit: int | None = None) -> None:
         self.folder = Path(folder)
+        self.limit = _limit() if limit is None else limit
 
     def load(self, model: str, kind: str, data: str) -> Stored | None:
         """What is stored under the keys; None if nothing is, or it cannot be read."""
@@ -58,7 +73,10 @@ class DiskCache:
         try:
             with library.safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                return Stored(tensors, json.loads((file.metadata() or {})["facts"]))
+                found = Stored(tensors, json.loads((file.metadata() or {})["facts"]))
+            with contextlib.suppress(OSError):  # a folder that can only be read
+                os.utime(path)  # the time of its last use, by which evict() chooses
+            return found
         except (library.SafetensorError, OSError, KeyError, ValueError):
             return None
 
@@ -81,9 +99,48 @@ class DiskCache:
             with contextlib.suppress(OSError):  # the folder itself may be what is wrong
                 temporary.unlink()
             raise InputError(f"{self.folder}: embeddings cannot be kept here ({error.strerror or error})") from error
+        self.evict(keep=path)
+
+    def evict(self, keep: Path | None = None) -> list[Path]:
+        """Removes what was used longest ago until the folder holds no more than its limit.
+
+        Several runs may do so at once: a file that is gone already is nobody's loss, and whoever looks for it
+        computes it anew. What a run that was killed left half written is removed like everything else.
+
+        Args:
+            keep: A file that stays in any case.
+
+        Returns:
+            What was removed, in order.
+        """
+        files: list[tuple[float, int, Path]] = []
+        for path in (*self.folder.glob("*/*.safetensors"), *self.folder.glob("*/.tmp-*")):
+            with contextlib.suppress(OSError):  # another run has removed it, or given it its name
+                status = path.stat()
+                files.append((status.st_mtime, status.st_size, path))
+        excess = sum(size for _, size, _ in files) - self.limit
+        removed: list[Path] = []
+        oldest = time.time() - _YOUNG
+        for used, size, path in sorted(files):
+            if excess <= 0 or used > oldest:
+                break
+            if path == keep:
+                continue
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed.append(path)
+            excess -= size
+        return removed
 
     def _path(self, model: str, kind: str, data: str) -> Path:
         return self.folder / model / f"{kind}-{data}.safetensors"
+
+
+def _limit() -> int:
+    text = os.environ.get(_LIMIT_VARIABLE, "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise InputError(f"{_LIMIT_VARIABLE} is {text!r}; a number of bytes is wanted, such as {DEFAULT_LIMIT}")
+    return int(text) if text else DEFAULT_LIMIT
 
 
 def fingerprint(*parts: str) -> str:
@@ -104,7 +161,8 @@ def content_key(reader: Reader) -> str:
         try:
             sample = reader.read(index)
         except BadSample as bad:
-            _add(state, f"{bad.key}\0{bad.reason}".encode("utf-8", "surrogatepass"))
+            lost = "\0".join((bad.key, bad.reason, *getattr(bad, "captions", ())))
+            _add(state, lost.encode("utf-8", "surrogatepass"))
             continue
         key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
         caption = getattr(sample, "caption", "")

@@ -7,7 +7,7 @@ denominator and counts as wrong.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from cloob.data.batch import BadSample, Skip
 from cloob.data.decode import decode
 from cloob.errors import InputError
+from cloob.evaluate.texts import encode_texts
 from cloob.evaluate.tower import capture_tower
 
 if TYPE_CHECKING:
@@ -72,22 +73,39 @@ class ImageEmbeddings(NamedTuple):
 
 
 class PairEmbeddings(NamedTuple):
-    """The images and captions of a set of pairs.
+    """The images and captions of a set of pairs; an image has one caption or several.
 
     Attributes:
-        images: The images.
-        texts: (n, D) of the captions; NaN rows where the caption could not be read.
-        captions: The n captions, empty where unreadable.
+        images: The n images.
+        texts: (T, D) of the captions, image by image; NaN rows where the caption could not be read.
+        captions: The T captions, empty where unreadable.
+        image_of_text: (T,) int64, ascending: the image that each caption describes.
     """
 
     images: ImageEmbeddings
     texts: Tensor
     captions: tuple[str, ...]
+    image_of_text: Tensor
+
+    @property
+    def first_texts(self) -> Tensor:
+        """(n,) int64, the first caption of each image: what is measured on pairs takes this one."""
+        return torch.searchsorted(self.image_of_text, torch.arange(len(self.images.keys)))
+
+    @property
+    def unreadable(self) -> dict[str, int]:
+        """How many images and how many captions of readable images could not be used, by reason."""
+        counts = Counter(skip.reason for skip in self.images.bad)
+        readable = torch.isfinite(self.images.features).all(1).tolist()
+        pairs = zip(self.image_of_text.tolist(), self.captions, strict=True)
+        if empty := sum(not caption and readable[image] for image, caption in pairs):
+            counts["missing caption"] += empty
+        return dict(sorted(counts.items()))
 
 
 class _Loaded(NamedTuple):
     key: str
-    caption: str
+    captions: tuple[str, ...]
     pixels: Tensor | Skip
 
 
@@ -146,17 +164,20 @@ def embed_pairs(
     """Embeds the images and captions of a source, reading each pair once; arguments as in :func:`embed_images`.
 
     Returns:
-        The images, the caption features and the captions. A pair that cannot be read at all has NaN in both.
+        The images, the caption features and the captions. A pair that cannot be read at all has NaN in both. A
+        sample with ``captions`` (:mod:`cloob.data.captioned`) has as many texts.
 
     Raises:
         InputError: As :func:`embed_images`.
     """
-    images, captions = _embed(encoder, source, batch_size, workers, progress)
+    images, of_images = _embed(encoder, source, batch_size, workers, progress)
+    captions = tuple(caption for group in of_images for caption in group)
+    image_of_text = torch.arange(len(of_images)).repeat_interleave(torch.tensor([len(group) for group in of_images]))
     readable = torch.tensor([bool(caption) for caption in captions])
     features = embed_texts(encoder, [caption for caption in captions if caption], batch_size)
     texts = torch.full((len(captions), features.shape[1]), torch.nan)
     texts[readable] = features
-    return PairEmbeddings(images, texts, captions)
+    return PairEmbeddings(images, texts, captions, image_of_text)
 
 
 def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -175,11 +196,13 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -
     """
     if not texts:
         raise InputError(f"{encoder.name}: no texts to embed")
-    place = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    distinct = list(place)
+    # Texts of similar length together: a batch costs what its longest text does (cloob.evaluate.texts).
+    distinct = sorted(dict.fromkeys(texts), key=len)
+    place = {text: i for i, text in enumerate(distinct)}
     with evaluating(encoder):
         parts = [
-            encoder.encode_text(distinct[i : i + batch_size]).float().cpu() for i in range(0, len(distinct), batch_size)
+            encode_texts(encoder, distinct[i : i + batch_size]).float().cpu()
+            for i in range(0, len(distinct), batch_size)
         ]
     features = torch.cat(parts)
     _check_finite(encoder, features, distinct)
@@ -213,8 +236,8 @@ def _embed(
     workers: int,
     progress: Progress | None,
     tower: list[Tensor] | None = None,
-) -> tuple[ImageEmbeddings, tuple[str, ...]]:
-    """The images and captions; the tower's features of each batch are appended to ``tower`` if there is one."""
+) -> tuple[ImageEmbeddings, tuple[tuple[str, ...], ...]]:
+    """The images and the captions of each; ``tower``, if there is one, gets the tower's features of each batch."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     total = len(reader)
@@ -226,7 +249,7 @@ def _embed(
     with evaluating(encoder), nullcontext() if tower is None else capture_tower(encoder) as captured:
         for index, sample in enumerate(_load_all(encoder, reader, workers, ahead=2 * batch_size)):
             keys.append(sample.key)
-            captions.append(sample.caption)
+            captions.append(sample.captions)
             if isinstance(sample.pixels, Skip):
                 bad.append(sample.pixels)
             else:
@@ -276,13 +299,13 @@ def _load(encoder: Encoder, reader: Reader, index: int) -> _Loaded:
     try:
         sample = reader.read(index)
     except BadSample as error:
-        return _Loaded(error.key, "", error.skip)
+        return _Loaded(error.key, getattr(error, "captions", ("",)), error.skip)
     key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
-    caption = getattr(sample, "caption", "")
+    captions = getattr(sample, "captions", None) or (getattr(sample, "caption", ""),)
     try:
-        return _Loaded(key, caption, encoder.preprocess(decode(data, key)))
+        return _Loaded(key, captions, encoder.preprocess(decode(data, key)))
     except BadSample as error:
-        return _Loaded(key, caption, error.skip)
+        return _Loaded(key, captions, error.skip)
 
 
 def _check_finite(encoder: Encoder, features: Tensor, names: Sequence[str]) -> None:

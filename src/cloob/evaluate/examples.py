@@ -11,15 +11,20 @@ from torch import Tensor
 from cloob.data.batch import caption_id
 from cloob.errors import InputError, nearest
 from cloob.evaluate.embed import Reader
+from cloob.evaluate.facts import short_name
 from cloob.evaluate.report import ExampleQuery, Found
-from cloob.evaluate.store import Embeddings, Labelled, short_name
+from cloob.evaluate.store import Embeddings, Labelled
 
 
 class _Gallery(NamedTuple):
-    """A set as one model sees it: (n, D) images and what they show, (T, D) texts and what they say."""
+    """A set as one model sees it: (n, D) images and what they show, (T, D) texts and what they say.
+
+    An image shows a class, or what each of its captions says; its label is the class's name or its first caption.
+    """
 
     images: Tensor
-    shown: Sequence[int]
+    shown: Sequence[frozenset[int]]
+    labels: Sequence[str]
     texts: Tensor
     said: Sequence[int]
     words: Sequence[str]
@@ -76,11 +81,17 @@ def example_queries(
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
     if _is_labelled(data):
         images, labels, classes = embeddings.labelled(model, data)
-        return _Gallery(images.features, labels.tolist(), classes, range(len(classes)), data.classnames)
-    images, texts, captions = embeddings.pairs(model, data)
+        shown = [frozenset([label]) for label in labels.tolist()]
+        names = [data.classnames[label] for label in labels.tolist()]
+        return _Gallery(images.features, shown, names, classes, range(len(classes)), data.classnames)
+    pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
-    ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(captions)]
-    return _Gallery(images.features, ids, texts, ids, captions)
+    ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
+    groups: list[set[int]] = [set() for _ in pairs.images.keys]
+    for image, said in zip(pairs.image_of_text.tolist(), ids, strict=True):
+        groups[image].add(said)
+    firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
+    return _Gallery(pairs.images.features, [frozenset(g) for g in groups], firsts, pairs.texts, ids, pairs.captions)
 
 
 def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
@@ -90,7 +101,7 @@ def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
 def _draw(gallery: _Gallery, n: int, seed: int) -> list[int]:
     """Rows of ``n`` different texts that a readable image answers."""
     readable = torch.isfinite(gallery.images).all(1).tolist()
-    answered = {shown for shown, good in zip(gallery.shown, readable, strict=True) if good}
+    answered = {said for shown, good in zip(gallery.shown, readable, strict=True) if good for said in shown}
     rows: dict[int, int] = {}
     for row, said in enumerate(gallery.said):
         if said in answered and gallery.words[row]:
@@ -110,5 +121,4 @@ def _find(gallery: _Gallery, query: str, name: str) -> int:
 def _found(data: Labelled | Reader, gallery: _Gallery, row: int, image: int, score: float) -> Found:
     sample = data.read(image)
     content = sample[1] if isinstance(sample, tuple) else sample.image
-    label = gallery.words[gallery.shown[image]] if _is_labelled(data) else gallery.words[image]
-    return Found(content, label, gallery.shown[image] == gallery.said[row], score)
+    return Found(content, gallery.labels[image], gallery.said[row] in gallery.shown[image], score)

@@ -6,8 +6,8 @@ Legend: n images, C classes.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from cloob.errors import InputError, require
 from cloob.evaluate.cache import fingerprint
-from cloob.evaluate.store import Embeddings, Labelled, short_name
+from cloob.evaluate.facts import short_name
+from cloob.evaluate.store import Embeddings, Labelled
 from cloob.evaluate.suite import write_results
 
 _MOST_TICKS = 50  # class names along the sides of a confusion picture; more would not be readable
@@ -167,7 +168,7 @@ def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title:
     Raises:
         InputError: The file cannot be written.
     """
-    key = fingerprint(title, *classnames, json.dumps(matrix.tolist()))
+    key = fingerprint(title, *classnames, hashlib.sha256(matrix.contiguous().numpy().tobytes()).hexdigest())
     if _drawn(path, key):
         return
     require("matplotlib", "train")
@@ -179,18 +180,24 @@ def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title:
     if len(kept) > _MOST_CELLS:
         size = -(-len(kept) // _MOST_CELLS)
         shares = torch.nn.functional.avg_pool2d(shares[None, None], size, ceil_mode=True)[0, 0] * size
-    side = 3.5 + 0.16 * min(len(kept), _MOST_TICKS)
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    names = [classnames[label].replace("$", r"\$") for label in kept] if len(kept) <= _MOST_TICKS else []
+    # Inches, set by hand: matplotlib's own layouts draw everything twice, which took half of the time.
+    side = 3.0 + 0.16 * min(len(kept), _MOST_TICKS)
+    margin = 0.75 + 0.06 * max((len(name) for name in names), default=0)
+    width, height = margin + side + 1.1, margin + side + 0.4
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="share of the class's images", shrink=0.8)
+    axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
+    bar = figure.add_axes(
+        ((margin + side + 0.15) / width, (margin + side / 10) / height, 0.15 / width, side * 0.8 / height)
+    )
+    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest", aspect="auto")
+    figure.colorbar(image, cax=bar, label="share of the class's images")
     accuracy = float(matrix.diagonal().sum() / matrix.sum())
-    axes.set_title(f"{title}: {100 * accuracy:.1f} % right")
+    axes.set_title(f"{title}: {100 * accuracy:.1f} % right", fontsize=10)
     axes.set_xlabel("taken for")
     axes.set_ylabel("is")
-    if len(kept) <= _MOST_TICKS:
-        names = [classnames[label].replace("$", r"\$") for label in kept]
+    if names:
         axes.set_xticks(range(len(kept)), names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(kept)), names, fontsize=7)
     try:

@@ -111,7 +111,8 @@ def _torchvision(name: str, kind: str, root: Path, split: str) -> Any:
     try:
         return getattr(datasets, kind)(root, split=split, download=False)
     except (RuntimeError, FileNotFoundError) as error:
-        raise _missing(name, root, _first_line(error)) from error
+        said = _first_line(error).partition(" You can use")[0].rstrip(".")  # download=True is no option here
+        raise _missing(name, root, said) from error
 
 
 def _country211(root: Path, split: str) -> list[Sample]:

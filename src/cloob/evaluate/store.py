@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path, PurePath
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -23,14 +23,10 @@ from cloob.evaluate.embed import (
     embed_images,
     embed_images_and_tower,
     embed_pairs,
-    set_name,
 )
+from cloob.evaluate.facts import ModelFacts, model_facts, model_folder, short_name
 from cloob.evaluate.probe import Probe, ProbeOptions, fit_probe
 from cloob.evaluate.zeroshot import class_embeddings
-from cloob.objective import OBJECTIVES, make_objective
-
-PAPER_BETA = 8.0
-"""β of the retrievals that are measured for a model that has none of its own."""
 
 
 class Labelled(Reader, Protocol):
@@ -81,23 +77,6 @@ class TowerFeatures(NamedTuple):
 
     features: Tensor
     labels: Tensor
-
-
-@dataclass(frozen=True)
-class ModelFacts:
-    """What evaluation reports of a model besides its numbers.
-
-    Attributes:
-        objective: Name of the family's member that it was trained with, None if unknown.
-        settings: Its ``objective.json``; empty if unknown.
-        inv_tau: τ⁻¹ of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07.
-        beta: β of its objective if it retrieves, else the paper's 8.
-    """
-
-    objective: str | None
-    settings: Mapping[str, Any]
-    inv_tau: float
-    beta: float
 
 
 class Embeddings:
@@ -164,7 +143,7 @@ class Embeddings:
         if model not in self._facts:
 
             def compute() -> Stored:
-                return Stored({}, asdict(_facts(self.encoder(model))))
+                return Stored({}, asdict(model_facts(self.encoder(model))))
 
             self._facts[model] = ModelFacts(**self._stored(model, "facts", lambda: "model", compute).facts)
         return self._facts[model]
@@ -239,13 +218,15 @@ class Embeddings:
                 encoder = self.encoder(model)
                 found = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*key))
                 stored = _store_images(found.images)
-                return Stored(
-                    {**stored.tensors, "texts": found.texts}, {**stored.facts, "captions": list(found.captions)}
-                )
+                texts = {"texts": found.texts, "image_of_text": found.image_of_text}
+                return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(found.captions)})
 
-            found = self._stored(model, "pairs", lambda: self._content_key(source), compute)
+            found = self._stored(model, "captioned", lambda: self._content_key(source), compute)
             self._pairs[key] = PairEmbeddings(
-                _read_images(found), found.tensors["texts"], tuple(found.facts["captions"])
+                _read_images(found),
+                found.tensors["texts"],
+                tuple(found.facts["captions"]),
+                found.tensors["image_of_text"],
             )
         return self._pairs[key]
 
@@ -262,22 +243,32 @@ class Embeddings:
             stored = _store_images(images)
             return Stored({**stored.tensors, "tower": features}, stored.facts)
 
-        kind = "images-tower" if tower else "images"
-        found = self._stored(model, kind, lambda: self._content_key(data), compute)
+        # A run with probes has left the embeddings too, which a run without them takes from there.
+        kinds = ("images-tower",) if tower else ("images", "images-tower")
+        found = self._stored(model, kinds[0], lambda: self._content_key(data), compute, kinds[1:])
         if tower and known is None:
             self._towers[model, id(data)] = (data, TowerFeatures(found.tensors["tower"], _labels(data)))
         return _read_images(found), found.tensors.get("tower")
 
-    def _stored(self, model: str, kind: str, data_key: Callable[[], str], compute: Callable[[], Stored]) -> Stored:
-        """What the disk has, else what ``compute`` gives, which the disk then has."""
+    def _stored(
+        self,
+        model: str,
+        kind: str,
+        data_key: Callable[[], str],
+        compute: Callable[[], Stored],
+        also: Sequence[str] = (),
+    ) -> Stored:
+        """What the disk has, under ``also`` as well, else what ``compute`` gives, which the disk then has."""
         model_key = None if self._cache is None else self._model_key(model)
         if self._cache is None or model_key is None:
             return compute()
         key = data_key()
-        found = self._cache.load(model_key, kind, key)
-        if found is None:
-            found = compute()
-            self._cache.save(model_key, kind, key, found)
+        for name in (kind, *also):
+            found = self._cache.load(model_key, name, key)
+            if found is not None:
+                return found
+        found = compute()
+        self._cache.save(model_key, kind, key, found)
         return found
 
     def _model_key(self, model: str) -> str | None:
@@ -307,47 +298,6 @@ class Embeddings:
     def _report(self, model: str, name: str) -> Progress | None:
         call = self._progress
         return None if call is None else lambda done, total: call(f"{model}: {name}", done, total)
-
-
-def short_name(data: object) -> str:
-    """A set's name without the folders that lead to it, which are the machine's and not the set's.
-
-    Of a pattern of shards the folder stays: ``/data/cc3m/*.tar`` is ``cc3m/*.tar``.
-    """
-    path = PurePath(set_name(data))
-    is_pattern = any(sign in path.name for sign in "*?[{")
-    return "/".join(path.parts[-2:]) if is_pattern else path.name
-
-
-def _facts(encoder: Encoder) -> ModelFacts:
-    settings: Mapping[str, Any] = getattr(encoder, "objective", None) or {}
-    members = {}
-    for name in OBJECTIVES:
-        config = make_objective(name).config()
-        members[config["contrast"], config["hopfield"]] = name
-    objective = members.get((settings.get("contrast"), settings.get("hopfield")))
-    scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
-    return ModelFacts(
-        objective=objective,
-        settings=settings,
-        inv_tau=float(settings.get("inv_tau", trained_scale)),
-        beta=float(settings["beta"]) if settings.get("hopfield") else PAPER_BETA,
-    )
-
-
-def model_folder(source: Encoder | str | Path) -> Path | None:
-    """The model folder that a source leads to, None for a source that is no folder or a model in memory."""
-    if not isinstance(source, str | Path):
-        return None
-    from cloob.models.store import CONFIG_FILE, latest_checkpoint
-
-    folder = Path(str(source).removeprefix("local-dir:"))
-    if (folder / CONFIG_FILE).is_file():
-        return folder
-    if (folder / "model" / CONFIG_FILE).is_file():
-        return folder / "model"
-    return latest_checkpoint(folder) / "model" if (folder / "checkpoints").is_dir() else None
 
 
 def _store_images(images: ImageEmbeddings) -> Stored:

@@ -23,9 +23,10 @@ from cloob.evaluate import probe as probing
 from cloob.evaluate import retrieval as retrieving
 from cloob.evaluate import zeroshot as classifying
 from cloob.evaluate.embed import Encoder, Reader
+from cloob.evaluate.facts import short_name
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
 from cloob.evaluate.probe import ProbeOptions
-from cloob.evaluate.store import Embeddings, Labelled, short_name
+from cloob.evaluate.store import Embeddings, Labelled
 from cloob.functional import ranking
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
@@ -206,15 +207,17 @@ def _probe(
 
 def _retrieve(embeddings: Embeddings, source: Reader, row: dict[str, Any], hits: Hits, options: _Options) -> None:
     name, model = short_name(source), row["model"]
-    images, texts, captions = embeddings.pairs(model, source)
-    ranks = retrieving.retrieval_ranks(images.features, texts, captions=captions)
+    pairs = embeddings.pairs(model, source)
+    images = pairs.images.features
+    ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
     numbers = retrieving.summarise(ranks, level=options.level, seed=options.seed)
-    row["retrieval"][name] = {**numbers, **_unreadable(images.bad)}
+    row["retrieval"][name] = {**numbers, **({"unreadable": pairs.unreadable} if pairs.unreadable else {})}
     for direction, values in ranks._asdict().items():
         hits.setdefault((f"{direction}@1", name), {})[model] = values < 1
     facts = embeddings.facts(model)
     try:
-        found = geometry(images.features, texts, facts.inv_tau, facts.beta, options.geometry_limit)
+        texts = pairs.texts[pairs.first_texts]
+        found = geometry(images, texts, facts.inv_tau, facts.beta, options.geometry_limit)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
     row["geometry"][name] = found

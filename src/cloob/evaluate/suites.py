@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloob.data.captioned import CaptionedSet, open_captioned
 from cloob.data.labelled import LabelledSet, open_labelled
 from cloob.errors import InputError, nearest
 from cloob.evaluate.paper_sets import LAYOUTS, open_paper_set
@@ -27,14 +28,14 @@ class SuiteSets:
     Attributes:
         sets: Labelled sets to classify.
         training: Set name -> its training images, where there are such and they were asked for.
+        pairs: Sets for retrieval, which CLIP_benchmark's folders may be as well.
         missing: Set name -> why it is not among them; one line.
-        skipped: Set name -> why it is none of a suite's business (retrieval sets); one line.
     """
 
     sets: list[LabelledSet] = field(default_factory=list)
     training: dict[str, LabelledSet] = field(default_factory=dict)
+    pairs: list[CaptionedSet] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
@@ -116,10 +117,10 @@ def _open_one(folder: Path, name: str, found: SuiteSets, probe: bool) -> None:
     try:
         what = kind.read_text(encoding="utf-8").strip().lower() if kind.is_file() else "classification"
         if what == "retrieval":
-            found.skipped[name] = f"{name}: a set of pairs; give it as --retrieval {folder / 'test'}"
+            found.pairs.append(open_captioned(folder))
             return
         if what != "classification":
-            raise InputError(f"{kind} says {what!r}, and only classification can be evaluated")
+            raise InputError(f"{kind} says {what!r}; only classification and retrieval can be evaluated")
         data = open_labelled(folder)
         found.sets.append(data)
         train = training_split(folder) if probe else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError, require
+from cloob.models.tokenizer import FastTokenizer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +52,7 @@ class DualEncoder(nn.Module):
     Attributes:
         name: The configuration's name, or where the model came from.
         model: The open_clip module; its ``logit_scale`` and ``logit_bias`` are frozen: the scales are the objective's.
-        tokenizer: list of n strings -> int64 (n, L).
+        tokenizer: list of n strings -> int64 (n, L); ``FastTokenizer`` in place of open_clip's own.
         preprocess: PIL image -> uint8 (3, H, W), see ``EvalTransform``.
         config: open_clip's ``model_cfg``.
         preprocess_cfg: open_clip's ``preprocess_cfg``.
@@ -89,7 +90,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.name = name
         self.model: Any = model
-        self.tokenizer = tokenizer
+        self.tokenizer = FastTokenizer(tokenizer) if FastTokenizer.can_replace(tokenizer) else tokenizer
         self.config = config
         self.objective = objective or {}
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
@@ -105,8 +106,17 @@ class DualEncoder(nn.Module):
         for scale in (self.model.logit_scale, getattr(self.model, "logit_bias", None)):
             if scale is not None:
                 scale.requires_grad_(False)
-        # Convolutions run 1.2 to 1.5 times as fast in this layout on a CPU, and on GPUs with tensor cores.
-        self.model.visual.to(memory_format=torch.channels_last)
+        self.set_channels_last(True)
+
+    def set_channels_last(self, enabled: bool) -> None:
+        """Chooses the memory layout of the image tower's weights and input; names, shapes and values stay.
+
+        Args:
+            enabled: Channels last, the layout of a new encoder: convolutions run 1.2 to 1.5 times as fast in it on a
+                CPU, and on GPUs with tensor cores. Else torch's default, channels first.
+        """
+        self._layout = torch.channels_last if enabled else torch.contiguous_format
+        self.model.visual.to(memory_format=self._layout)
 
     @property
     def device(self) -> torch.device:
@@ -182,9 +192,9 @@ class DualEncoder(nn.Module):
                 f"images: {images.dtype} {tuple(images.shape)} found, uint8 or float (n, 3, {size}, {size}) wanted"
             )
         if images.dtype == torch.uint8:
-            images = (images.float() / 255 - self._mean) / self._std
+            images = images.float().div_(255).sub_(self._mean).div_(self._std)  # in place: half the time on a CPU
         weight = next(self.model.visual.parameters())
-        images = images.to(weight.dtype, memory_format=torch.channels_last)
+        images = images.to(weight.dtype, memory_format=self._layout)
         return _unit_rows(self.model.encode_image(images))
 
     def _text_features(self, tokens: Tensor) -> Tensor:

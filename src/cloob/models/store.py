@@ -1,7 +1,8 @@
 """Model folders: written so that open_clip's ``local-dir:`` reads them, and read from wherever a model may be.
 
 A run folder holds ``checkpoints/step-00000100/model/``; the innermost is the model folder, with
-``open_clip_config.json``, ``open_clip_model.safetensors`` and ``objective.json``.
+``open_clip_config.json``, ``open_clip_model.safetensors`` and ``objective.json``. Beside it ``validation.json`` says
+how good a checkpoint is, where the run had held-out pairs.
 """
 
 from __future__ import annotations
@@ -12,19 +13,25 @@ import math
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
+from cloob.models.aligned.model import ALIGNED_FILE, aligned_files, load_aligned
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model, list_models, one_line, open_clip, translated
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 OBJECTIVE_FILE = "objective.json"
+VALIDATION_FILE = "validation.json"
+BEST = ":best"
+_LESS_IS_BETTER = {"val_loss": True, "val_recall": False}
 _STEP = re.compile(r"step-(\d+)")
 _WEIGHTS = re.compile(r".+\.(safetensors|bin|pth)")
 _PREFERRED = (
@@ -39,7 +46,9 @@ _PREFERRED = (
 )
 
 
-def save_model(folder: Path, encoder: DualEncoder, objective: dict[str, Any]) -> None:
+def save_model(
+    folder: Path, encoder: DualEncoder, objective: dict[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> None:
     """Writes a model folder, synced to the disk; the caller makes it atomic by renaming the folder.
 
     Args:
@@ -47,13 +56,25 @@ def save_model(folder: Path, encoder: DualEncoder, objective: dict[str, Any]) ->
         encoder: The towers.
         objective: JSON-able ``ContrastiveObjective.config()``; its ``inv_tau`` is stored as open_clip's
             ``logit_scale``, ln(inv_tau), so that open_clip's logits have the trained temperature.
+        weights: The encoder's ``state_dict`` where the encoder itself holds only a part of it (shards).
 
     Raises:
         ValueError: ``objective`` is not JSON-able or its ``inv_tau`` is not positive.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if "aligned" in encoder.config:  # heads on frozen encoders: the encoders by name alone
+        for name, content in aligned_files(encoder).items():
+            _write(folder / name, content)
+        _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
+        _sync(folder)
+        return
     # A copy: what shares memory (tied weights) or is in channels_last cannot be stored as it is.
-    state = {key: value.detach().to("cpu", copy=True) for key, value in encoder.model.state_dict().items()}
+    own = encoder.state_dict() if weights is None else weights
+    state = {
+        key.removeprefix("model."): value.detach().to("cpu", copy=True)
+        for key, value in own.items()
+        if key.startswith("model.")
+    }
     state = {key: value.contiguous() for key, value in state.items()}
     if "inv_tau" in objective:
         state["logit_scale"].fill_(math.log(objective["inv_tau"]))
@@ -70,8 +91,9 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> DualEn
     """Loads two towers, in eval mode.
 
     Args:
-        source: A run folder (its newest complete checkpoint), a checkpoint folder, a model folder, or as a string
-            open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``, ``"local-dir:…"``.
+        source: A run folder (its newest complete checkpoint; ``"RUN:best"`` its best), a checkpoint folder, a model
+            folder, or as a string open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``, ``"local-dir:…"``. Of a run with
+            ``ema`` these are the averaged weights.
         device: Where the towers go.
 
     Returns:
@@ -83,15 +105,28 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> DualEn
     """
     place = resolve_device(device)
     text = str(source)
-    if text.startswith("hf-hub:"):
-        encoder = _load_hub(text)
-    elif text.startswith("local-dir:"):
-        encoder = _load_folder(_model_folder(Path(text.removeprefix("local-dir:"))))
-    elif Path(source).is_dir():
-        encoder = _load_folder(_model_folder(Path(source)))
+    folder = find_model_folder(text)
+    if folder is not None:
+        encoder = _load_folder(folder)
     else:
-        encoder = _load_tag(text)
+        encoder = _load_hub(text) if text.startswith("hf-hub:") else _load_tag(text)
     return encoder.to(place).eval()
+
+
+def find_model_folder(source: str | Path) -> Path | None:
+    """The model folder that a source of ``load_model`` leads to; None when it is no folder.
+
+    Raises:
+        InputError: A folder without a model, or ``local-dir:`` or ``:best`` of something that is no folder.
+    """
+    text = str(source)
+    if text.startswith("hf-hub:"):
+        return None
+    if text.startswith("local-dir:"):
+        return _model_folder(Path(text.removeprefix("local-dir:")))
+    if text.endswith(BEST) and not Path(text).exists():
+        return best_checkpoint(Path(text.removesuffix(BEST))) / "model"
+    return _model_folder(Path(text)) if Path(text).is_dir() else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -104,7 +139,7 @@ def list_checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     for path in folder.iterdir() if folder.is_dir() else ():
         step = _STEP.fullmatch(path.name)
-        if step and (path / "model" / CONFIG_FILE).is_file() and _weights(path / "model") is not None:
+        if step and _config_file(path / "model").is_file() and _weights(path / "model") is not None:
             found.append((int(step[1]), path))
     return [path for _, path in sorted(found)]
 
@@ -128,11 +163,55 @@ def latest_checkpoint(run: Path) -> Path:
     )
 
 
+def read_validation(checkpoint: Path) -> dict[str, Any] | None:
+    """What ``validation.json`` of a checkpoint says: ``metric``, ``val_loss``, ``val_recall``; None without."""
+    try:
+        return _read_json(checkpoint / VALIDATION_FILE)
+    except InputError:  # none, as most checkpoints; one that was cut short makes its checkpoint no candidate either
+        return None
+
+
+def is_better(metric: str, value: float, than: float) -> bool:
+    """Whether a value of ``"val_loss"`` or ``"val_recall"`` is better than another."""
+    return value < than if _LESS_IS_BETTER[metric] else value > than
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run folder that is best by the run's ``best`` metric; of equal ones the earliest.
+
+    Raises:
+        InputError: No checkpoint there says how good it is.
+    """
+    best = find_best(run)
+    if best is None:
+        raise InputError(
+            f"{run}: no checkpoint with a {VALIDATION_FILE} found in {run / 'checkpoints'}; "
+            f"training with --val-data writes it"
+        )
+    return best[0]
+
+
+def find_best(run: Path, metric: str | None = None) -> tuple[Path, float] | None:
+    """The best readable checkpoint and its value, None without any; by default by the newest one's metric."""
+    judged = [(path, told) for path in list_checkpoints(run) if (told := read_validation(path)) is not None]
+    if not judged:
+        return None
+    metric = metric or str(judged[-1][1].get("metric"))
+    best: tuple[Path, float] | None = None
+    for path, told in judged:
+        value = told.get(metric)
+        if metric not in _LESS_IS_BETTER or not isinstance(value, int | float) or _damage(path / "model"):
+            continue
+        if best is None or is_better(metric, value, best[1]):
+            best = path, float(value)
+    return best
+
+
 def _model_folder(folder: Path) -> Path:
     """The model folder in a run folder, a checkpoint folder or a model folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    if (folder / CONFIG_FILE).is_file():
+    if _config_file(folder).is_file():
         return folder
     if (folder / "model").is_dir():
         return folder / "model"
@@ -145,7 +224,9 @@ def _model_folder(folder: Path) -> Path:
 
 def _load_folder(folder: Path) -> DualEncoder:
     """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads."""
-    config = _read_json(folder / CONFIG_FILE)
+    config = _read_json(_config_file(folder))
+    if (folder / ALIGNED_FILE).is_file():
+        return load_aligned(folder, config, _objective(folder))
     model_cfg = config.get("model_cfg")
     if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
         raise InputError(
@@ -166,8 +247,17 @@ def _load_folder(folder: Path) -> DualEncoder:
             library.load_checkpoint(model, str(weights))
         except RuntimeError as error:
             raise InputError(f"{weights}: weights do not fit {folder / CONFIG_FILE}: {_misfit(error)}") from error
-    objective = _read_json(folder / OBJECTIVE_FILE) if (folder / OBJECTIVE_FILE).is_file() else {}
-    return DualEncoder(str(config.get("name", folder.name)), model, tokenizer, model_cfg, objective)
+    return DualEncoder(str(config.get("name", folder.name)), model, tokenizer, model_cfg, _objective(folder))
+
+
+def _config_file(folder: Path) -> Path:
+    """The file that says what a model folder holds: open_clip's, or that of heads on frozen encoders."""
+    return folder / (ALIGNED_FILE if (folder / ALIGNED_FILE).is_file() else CONFIG_FILE)
+
+
+def _objective(folder: Path) -> dict[str, Any]:
+    """What the model was trained with; nothing when the folder does not say."""
+    return _read_json(folder / OBJECTIVE_FILE) if (folder / OBJECTIVE_FILE).is_file() else {}
 
 
 def _load_hub(source: str) -> DualEncoder:
@@ -211,7 +301,7 @@ def _weights(folder: Path) -> Path | None:
 def _damage(folder: Path) -> str | None:
     """What is wrong with the files of a model folder, or None; reads the headers only."""
     try:
-        _read_json(folder / CONFIG_FILE)
+        _read_json(_config_file(folder))
     except InputError as error:
         return str(error)
     weights = _weights(folder)

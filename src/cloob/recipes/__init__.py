@@ -8,15 +8,40 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cloob.errors import InputError, nearest
-from cloob.recipes.demo import demo_clip, demo_cloob, demo_infoloob, demo_infonce_hopfield
-from cloob.recipes.paper import cc3m_clip, cc3m_cloob
+from cloob.recipes import demo, paper, pictograms, trained
 from cloob.train.config import TrainConfig
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
     recipe.__name__.replace("_", "-"): recipe
-    for recipe in (demo_cloob, demo_clip, demo_infoloob, demo_infonce_hopfield, cc3m_cloob, cc3m_clip)
+    for recipe in (
+        demo.demo_cloob,
+        demo.demo_clip,
+        demo.demo_infoloob,
+        demo.demo_infonce_hopfield,
+        paper.cc3m_cloob,
+        paper.cc3m_clip,
+        paper.cc3m_infoloob,
+        paper.cc3m_infonce_hopfield,
+        paper.yfcc_rn50_cloob,
+        paper.yfcc_rn50_clip,
+        paper.yfcc_rn101_cloob,
+        paper.yfcc_rn101_clip,
+        paper.yfcc_rn50x4_cloob,
+        paper.yfcc_rn50x4_clip,
+        paper.yfcc_vit_b_32_cloob,
+        paper.yfcc_vit_b_32_clip,
+        paper.yfcc_vit_b_16_cloob,
+        paper.yfcc_vit_b_16_clip,
+        trained.finetune,
+        trained.lit,
+        trained.align,
+        pictograms.pictograms_cloob,
+        pictograms.pictograms_clip,
+        pictograms.pictograms_infoloob,
+        pictograms.pictograms_infonce_hopfield,
+    )
 }
 """Every recipe by its name."""
 

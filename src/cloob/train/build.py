@@ -2,83 +2,63 @@
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import logging
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from cloob.data.batch import RawSample
 from cloob.data.loader import PairLoader
+from cloob.data.mix import mix
 from cloob.data.sources import Source, open_source
+from cloob.data.spool import ShardCache
 from cloob.data.transforms import train_transform
 from cloob.distributed import rank, world_size
-from cloob.errors import InputError
+from cloob.errors import InputError, require
+from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.store import list_checkpoints, load_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
+from cloob.train import align, sharding
 from cloob.train.checkpoint import Checkpoint
 from cloob.train.config import TrainConfig
+from cloob.train.recompute import enable_recomputation
 
 logger = logging.getLogger(__name__)
+Loader = PairLoader | align.FeatureLoader
 DEFAULT_MODEL = "RN50"
-_RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "checkpoints")
+_RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
 # Changing these between a run and its resumption changes no number of the training.
-_FREE_KEYS = {"save", "log", "run.device", "pairs.workers", "pairs.val_data", "run.max_nonfinite"}
+_FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
+    f"pairs.{leaf}" for leaf in ("workers", "val_data", "cache_dir", "cache_gb")
+}
+_FREE_KEYS |= {"run.patience", "towers.average_with_start", "align.features"}
 
 
-@dataclass(frozen=True)
-class JoinedSource:
-    """Several sources, one after the other, read as one."""
-
-    parts: tuple[Source, ...]
-
-    @property
-    def name(self) -> str:
-        """The names of the parts."""
-        return " + ".join(part.name for part in self.parts)
-
-    @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        """Rows per file, over all parts."""
-        return tuple(itertools.chain.from_iterable(part.shard_sizes for part in self.parts))
-
-    def __len__(self) -> int:
-        return sum(len(part) for part in self.parts)
-
-    def read(self, index: int) -> RawSample:
-        """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
-        ends = list(itertools.accumulate(len(part) for part in self.parts))
-        place = bisect.bisect_right(ends, index)
-        return self.parts[place].read(index - (ends[place - 1] if place else 0))
-
-
-def open_pairs(specs: Sequence[str], config: TrainConfig) -> Source:
-    """Opens one source or several as one.
+def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
+    """Opens one source or several as one, each with its weight if there are any.
 
     Raises:
         InputError: As ``open_source``.
     """
     pairs = config.pairs
-    parts = tuple(
-        open_source(spec, image_column=pairs.image_column, caption_column=pairs.caption_column) for spec in specs
-    )
-    return parts[0] if len(parts) == 1 else JoinedSource(parts)
+    cache = ShardCache(pairs.cache_dir, int(pairs.cache_gb * 1024**3))
+    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
+    return mix([open_source(spec, **columns, cache=cache) for spec in specs], weights)
 
 
 def make_encoder(config: TrainConfig) -> DualEncoder:
-    """The towers to start from, on the CPU: created by name, or loaded from ``init``.
+    """The towers to start from, on the CPU: created by name, loaded from ``init``, or frozen encoders with heads.
 
     Raises:
         InputError: Unknown model or weights, or ``model`` and ``image_size`` contradict ``init``.
     """
     towers = config.towers
+    if align.aligns(config):
+        return align.make_aligned(config)
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
@@ -91,6 +71,58 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
             f"image_size is {towers.image_size}, but init {towers.init!r} holds a model for {encoder.image_size} pixels"
         )
     return encoder
+
+
+def prepare_towers(encoder: DualEncoder, config: TrainConfig, device: torch.device) -> None:
+    """Readies the towers, in place: layout, batch norm over ranks, recomputation, compilation, shards.
+
+    Names and shapes of parameters stay, so checkpoints are the same for all; the optimiser has to be made afterwards.
+
+    Raises:
+        InputError: The towers, the device or this machine cannot do what the configuration asks for.
+    """
+    run = config.run
+    encoder.set_channels_last(run.channels_last)
+    if run.sync_bn and world_size() > 1:
+        if device.type != "cuda":
+            raise InputError(f"sync_bn is True, but torch synchronises batch norm on CUDA only, not on {device.type}")
+        require("timm.layers", "train").convert_sync_batchnorm(encoder)
+    if run.grad_checkpointing:
+        enable_recomputation(encoder)
+    if run.compile:
+        compile_towers(encoder, run.compile_backend, device, same_randomness=run.micro_batch_size > 0)
+    if run.fsdp:
+        if world_size() == 1:
+            raise InputError("fsdp is True, but there is one process; start several with torchrun, or leave it out")
+        sharding.shard(encoder, device)
+
+
+def compile_towers(encoder: DualEncoder, backend: str, device: torch.device, *, same_randomness: bool = False) -> None:
+    """Compiles the encoder's forward pass in place, from pixels and tokens to unit rows; the objective stays as it is.
+
+    Args:
+        encoder: The towers; ``encode_image`` and ``encode_text`` stay uncompiled.
+        backend: Of ``torch.compile``.
+        device: Where they run.
+        same_randomness: Draw random numbers as uncompiled towers do: the two passes of gradient caching are compiled
+            apart and must draw the same.
+
+    Raises:
+        InputError: inductor finds no C++ compiler for the CPU.
+    """
+    if backend == "inductor" and device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise InputError(
+                "compile is True, but no C++ compiler is found; install g++, or leave --compile out"
+            ) from None
+    options = {"fallback_random": True} if backend == "inductor" and same_randomness else None
+    # In place: a wrapper would put its name into every key of the checkpoint.
+    encoder.compile(backend=backend, options=options)
 
 
 def make_loss(config: TrainConfig) -> ContrastiveObjective:
@@ -106,7 +138,7 @@ def make_loss(config: TrainConfig) -> ContrastiveObjective:
         raise InputError(f"objective {config.loss.objective!r}: {error}") from error
 
 
-def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, device: torch.device) -> PairLoader:
+def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, device: torch.device) -> Loader:
     """The training batches of this rank.
 
     Raises:
@@ -115,6 +147,8 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
     size = config.run.batch_size
     if size < 2 * world_size():
         raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
+    if isinstance(encoder, AlignedEncoder):
+        return align.feature_loader(source, encoder, config, device, train=True)
     transform = train_transform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
     return PairLoader(
         source,
@@ -126,11 +160,14 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
         world_size=world_size(),
         workers=config.pairs.workers,
         pin_memory=device.type == "cuda",
+        shuffle_buffer=config.pairs.shuffle_buffer,
     )
 
 
-def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> PairLoader:
+def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> Loader:
     """The held-out pairs, whole, in order and without augmentation."""
+    if isinstance(encoder, AlignedEncoder):
+        return align.feature_loader(source, encoder, config, encoder.device, train=False)
     return PairLoader(
         source,
         transform=encoder.preprocess,
@@ -150,7 +187,7 @@ def resolved(config: TrainConfig, encoder: DualEncoder, objective: ContrastiveOb
     chosen = objective.config()
     names = ("inv_tau", "beta", "learnable_inv_tau", "learnable_beta", "scale")
     leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
-    if config.towers.init is None:
+    if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
         leaves |= {"model": config.towers.model or DEFAULT_MODEL, "image_size": encoder.image_size}
     return config.override(**leaves)
 
@@ -174,7 +211,8 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         raise InputError(f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out")
     try:
         if save.overwrite:
-            for path in [*held, *out.glob("nonfinite-step-*.json"), out / "tensorboard", out / "results.json"]:
+            beside = [out / name for name in ("tensorboard", "averaged", "results.json")]
+            for path in [*held, *out.glob("nonfinite-step-*.json"), *beside]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (out / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:

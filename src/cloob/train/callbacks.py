@@ -27,6 +27,7 @@ class RunInfo:
         device: Where the towers are.
         total_steps: Steps of the whole run.
         steps_per_epoch: Steps of an epoch.
+        average: The towers with the running average of the weights, which checkpoints export; None without ``ema``.
         start_step: Steps done before this process took over; 0 unless resumed.
         rank: This process's rank; callbacks are called on every rank.
         resumed_from: The checkpoint, or None.
@@ -39,6 +40,7 @@ class RunInfo:
     device: torch.device
     total_steps: int
     steps_per_epoch: int
+    average: DualEncoder | None = None
     start_step: int = 0
     rank: int = 0
     resumed_from: Path | None = None

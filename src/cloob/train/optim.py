@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
+from cloob.errors import InputError
 from cloob.train.config import OptimConfig
+from cloob.train.finetune import layer_depths
 
 # Norm layers by type. Their weights have one dimension nearly everywhere; the types settle the rest.
 _NORMS = (
@@ -20,46 +23,74 @@ _NORMS = (
 )
 
 
-def parameter_groups(encoder: nn.Module, objective: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups, by CLIP's rule: matrices and kernels decay; norms, biases, gains, τ⁻¹ and β do not.
+def parameter_groups(
+    encoder: nn.Module, objective: nn.Module, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups by two rules: what decays, and how fast it learns.
 
-    A parameter decays when it has two dimensions or more, is no bias and belongs to no norm layer. Embeddings
-    of tokens and positions are matrices and decay, as in CLIP. No parameter of the objective decays.
+    CLIP's rule for the decay: matrices and kernels decay; norms, biases, gains, τ⁻¹ and β do not. A parameter decays
+    when it has two dimensions or more, is no bias and belongs to no norm layer. Embeddings of tokens and positions are
+    matrices and decay, as in CLIP. No parameter of the objective decays.
+
+    Layer-wise learning rates (as in ELECTRA and BEiT): a parameter at depth d of a tower of depths 0 … top learns
+    with ``layer_decay ** (top − d)`` times the schedule's rate; the objective's temperatures with the whole of it.
 
     Args:
         encoder: The two towers.
         objective: The objective, with its temperatures.
-        weight_decay: Decay of the first group.
+        weight_decay: Decay of the groups that decay.
+        layer_decay: Factor from a layer to the one below it, in (0, 1]; 1 gives two groups at most.
 
     Returns:
-        Groups for ``torch.optim.AdamW``, without frozen parameters; an empty group is left out.
+        Groups for ``torch.optim.AdamW``, each with its ``lr_scale``, the largest first; without frozen parameters and
+        without empty groups.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    depths = layer_depths(name for name, _ in encoder.named_parameters())
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()
-    for owner in encoder.modules():
+    for path, owner in encoder.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             if not parameter.requires_grad or id(parameter) in seen:
                 continue
             seen.add(id(parameter))
             decays = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(owner, _NORMS)
-            (decayed if decays else plain).append(parameter)
-    plain += [p for p in objective.parameters() if p.requires_grad]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            depth = depths[f"{path}.{name}" if path else name]
+            groups.setdefault((layer_decay ** (depth.top - depth.depth), decays), []).append(parameter)
+    own = [p for p in objective.parameters() if p.requires_grad]
+    if own:
+        groups.setdefault((1.0, False), []).extend(own)
+    return [
+        {"params": groups[scale, decays], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
+        for scale, decays in sorted(groups, reverse=True)
+    ]
 
 
 def make_optimizer(
     encoder: nn.Module, objective: nn.Module, config: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW over ``parameter_groups``, fused where the device has it."""
+    """AdamW over ``parameter_groups``, fused where the device has it.
+
+    Raises:
+        InputError: Nothing is left to train.
+    """
+    groups = parameter_groups(encoder, objective, config.weight_decay, config.layer_decay)
+    if not groups:
+        raise InputError("nothing to train: every parameter is frozen")
+    for group in groups:
+        group["lr"] = config.lr * group["lr_scale"]
     return torch.optim.AdamW(
-        parameter_groups(encoder, objective, config.weight_decay),
+        groups,
         lr=config.lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         fused=device.type in ("cpu", "cuda"),
     )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives each group its share of the schedule's rate: ``lr`` times the group's ``lr_scale``, if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: str, restarts: int = 1) -> float:

@@ -22,28 +22,30 @@ class Tally:
     smallest: int
     bad: int
     stop: bool
+    fault: bool = False
 
 
-def tally(samples: int, bad: int, stop: bool, device: torch.device) -> Tally:
-    """Adds up the ranks' batches and agrees on whether to stop: every rank gets the same answer.
+def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool = False) -> Tally:
+    """Adds up the ranks' batches and agrees on whether to go on: every rank gets the same answer.
 
     Args:
         samples: Usable samples in this rank's part of the batch.
         bad: Samples this rank could not use.
         stop: Whether this rank was asked to stop.
         device: Where the process group can send tensors from.
+        fault: Whether this rank could not get its batch.
 
     Returns:
-        Sums over the ranks, the smallest part, and whether any rank was asked to stop.
+        Sums over the ranks, the smallest part, and whether any rank was asked to stop or has a fault.
     """
     if world_size() == 1:
-        return Tally(samples, samples, bad, stop)
-    own = torch.tensor([samples, bad, int(stop)], device=device)
+        return Tally(samples, samples, bad, stop, fault)
+    own = torch.tensor([samples, bad, int(stop), int(fault)], device=device)
     parts = [torch.empty_like(own) for _ in range(world_size())]
     dist.all_gather(parts, own)
     rows = torch.stack(parts).tolist()
-    counts = [row[0] for row in rows]
-    return Tally(sum(counts), min(counts), sum(row[1] for row in rows), any(row[2] for row in rows))
+    counts, bads, stops, faults = zip(*rows, strict=True)
+    return Tally(sum(counts), min(counts), sum(bads), any(stops), any(faults))
 
 
 def gather_objects(value: T) -> list[T]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cloob.distributed import world_size
 from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
+from cloob.train import sharding
 from cloob.train.gradcache import cached_backward
+from cloob.train.optim import set_learning_rate
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TowersWithLoss(nn.Module):
@@ -22,7 +27,7 @@ class TowersWithLoss(nn.Module):
     Args:
         encoder: The two towers; ``encoder(images, tokens)`` returns unit rows.
         objective: Called as ``objective(image_features, text_features, ids=…)``.
-        precision: ``"fp32"`` or ``"bf16"``.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
     """
 
     def __init__(self, encoder: nn.Module, objective: ContrastiveObjective, precision: str = "fp32") -> None:
@@ -46,7 +51,8 @@ class TowersWithLoss(nn.Module):
             The 0-d float32 loss, and the detached (n, D) float32 image and text features; without loss the features
             with their graph.
         """
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+        low = _AUTOCAST.get(self.precision)
+        with torch.autocast(images.device.type, dtype=low, enabled=low is not None):
             image_features, text_features = self.encoder(images, tokens)
         # The encoder returns float32 unit rows whatever autocast says; other towers may not.
         image_features, text_features = image_features.float(), text_features.float()
@@ -63,10 +69,13 @@ class StepResult:
 
     Attributes:
         loss: The loss over all ranks; may be NaN or infinite.
-        grad_norm: Global gradient norm before clipping; NaN when there was no backward pass.
-        finite: Whether loss and gradient were finite; if not, the step changed nothing.
+        grad_norm: Global gradient norm before clipping, without the loss scale; NaN when there was no backward pass.
+        finite: Whether loss and gradient were finite; if not, the step changed no weight.
         image_features: (n, D) of this rank, detached.
         text_features: (n, D) of this rank, detached.
+        overflow: A step in fp16 was skipped because its gradient overflowed, and the loss scale was lowered. That is
+            how the scale is found, not a fault.
+        loss_scale: What the loss was multiplied by for the backward pass; 1 but for fp16.
     """
 
     loss: float
@@ -74,15 +83,19 @@ class StepResult:
     finite: bool
     image_features: Tensor
     text_features: Tensor
+    overflow: bool = False
+    loss_scale: float = 1.0
 
 
 class Stepper:
     """Takes optimiser steps on a ``TowersWithLoss``; one with a non-finite loss or gradient leaves no trace.
 
-    The decision to skip is the same on every rank, as the loss is the global one and gradients are averaged.
+    The decision to skip is the same on every rank, as the loss is the global one and gradients are averaged. In fp16
+    the loss is scaled (``torch.amp.GradScaler``), gradients are unscaled before they are measured and clipped, and one
+    that overflowed lowers the scale; once the scale is down at 1, a gradient that is not finite is a fault as in fp32.
 
     Args:
-        module: The towers with the loss; wrapped in DDP here when there are several ranks.
+        module: The towers with the loss; with several ranks wrapped in DDP here, unless its towers are sharded.
         optimizer: Over the module's trainable parameters.
         clip_grad_norm: Largest global gradient norm; 0 for no clipping.
         micro_batch_size: Pairs of this rank whose activations are held at a time (gradient caching); 0 for all.
@@ -100,9 +113,11 @@ class Stepper:
         self.clip_grad_norm = clip_grad_norm
         self.micro_batch_size = micro_batch_size
         self._parameters = [p for p in module.parameters() if p.requires_grad]
+        device = self._parameters[0].device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
+        self._sharded = sharding.is_sharded(module.encoder)
         self._wrapped: nn.Module = module
-        if world_size() > 1:
-            device = self._parameters[0].device
+        if world_size() > 1 and not self._sharded:
             self._wrapped = nn.parallel.DistributedDataParallel(
                 module, device_ids=[device] if device.type == "cuda" else None
             )
@@ -110,37 +125,58 @@ class Stepper:
         self._buffers = [b for b in module.buffers() if b.is_floating_point() or b.dtype == torch.int64]
         self._backup = [b.detach().clone() for b in self._buffers]
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside weights and optimiser: the loss scale; tensors and plain types only."""
+        return {"scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a loss scale, if there is one on both sides: precision may change between a run and the next."""
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+
     def __call__(self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float) -> StepResult:
         """Takes one step at learning rate ``lr``; shapes as ``TowersWithLoss.forward``."""
-        self._copy(self._backup, self._buffers)
-        value = norm = math.nan
-        image_features = text_features = images.new_empty(0, 0, dtype=torch.float32)
-        try:
-            if self.micro_batch_size:
-                loss, image_features, text_features = self._cached_backward(images, tokens, ids)
-            else:
-                loss, image_features, text_features = self._wrapped(images, tokens, ids)
-            value = float(loss.detach())
-        except NonFiniteFeaturesError:
-            pass  # the objective refuses such rows, on every rank when one has them
+        _copy(self._backup, self._buffers)
+        scale = self.scaler.get_scale()
+        value, features = self._backward(images, tokens, ids)
+        norm = math.nan
         if math.isfinite(value):
-            if not self.micro_batch_size:
-                torch.autograd.backward(loss)
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            total = nn.utils.get_total_norm(gradients)
+            self.scaler.unscale_(self.optimizer)
+            total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
             norm = float(total)
         finite = math.isfinite(value) and math.isfinite(norm)
         if finite:
             if 0 < self.clip_grad_norm < norm:
-                nn.utils.clip_grads_with_norm_(self._parameters, self.clip_grad_norm, total)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
+                sharding.clip(self._parameters, self.clip_grad_norm, total)
+            set_learning_rate(self.optimizer, lr)
             self.optimizer.step()
             self.module.objective.clamp_()
         else:
-            self._copy(self._buffers, self._backup)
+            _copy(self._buffers, self._backup)
+        if math.isfinite(value):
+            self.scaler.update()
+        overflow = not finite and scale > 1.0 and self.scaler.get_scale() < scale
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(value, norm, finite, image_features, text_features)
+        return StepResult(value, norm, finite, *features, overflow=overflow, loss_scale=scale)
+
+    def _backward(self, images: Tensor, tokens: Tensor, ids: Tensor | None) -> tuple[float, tuple[Tensor, Tensor]]:
+        """The loss and this rank's features; leaves the (scaled) gradients of a finite loss in the parameters."""
+        if self._sharded:
+            sharding.share_buffers(self.module)
+        try:
+            if self.micro_batch_size:
+                loss, *features = self._cached_backward(images, tokens, ids)
+            else:
+                loss, *features = self._wrapped(images, tokens, ids)
+        except NonFiniteFeaturesError:  # the objective refuses such rows, on every rank when one has them
+            nothing = images.new_empty(0, 0, dtype=torch.float32)
+            return math.nan, (nothing, nothing)
+        value = float(loss.detach())
+        if math.isfinite(value) and not self.micro_batch_size:
+            torch.autograd.backward(self.scaler.scale(loss))
+        if self._sharded:
+            sharding.average_gradients(self._parameters)
+        return value, (features[0], features[1])
 
     def _cached_backward(self, images: Tensor, tokens: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of the batch, its loss and its features, a micro-batch at a time."""
@@ -159,12 +195,13 @@ class Stepper:
             towers=self.module.encoder,
             ids=ids,
             no_sync=getattr(self._wrapped, "no_sync", nullcontext),
+            scale=self.scaler.scale,
         )
         image_features, text_features = (torch.cat(side) for side in zip(*features, strict=True))
         return loss, image_features, text_features
 
-    @staticmethod
-    def _copy(into: list[Tensor], source: list[Tensor]) -> None:
-        with torch.no_grad():
-            for target, tensor in zip(into, source, strict=True):
-                target.copy_(tensor)
+
+@torch.no_grad()
+def _copy(into: list[Tensor], source: list[Tensor]) -> None:
+    for target, tensor in zip(into, source, strict=True):
+        target.copy_(tensor)

@@ -1,8 +1,10 @@
 """The report: one self-contained HTML page from results.json, metrics.jsonl and example queries.
 
-``page`` assembles it from ``headline`` (who is ahead), ``numbers`` (tables) and ``figures``.
+``page`` assembles it from ``headline`` (who is ahead), ``numbers`` (tables), ``problems`` (what is missing),
+``figures`` and ``confusion``.
 """
 
-from cloob.evaluate.report.page import ExampleQuery, Found, render_report, write_report
+from cloob.evaluate.report.confusion import Confusion
+from cloob.evaluate.report.page import ExampleQuery, Found, ReportExtras, render_report, write_report
 
-__all__ = ["ExampleQuery", "Found", "render_report", "write_report"]
+__all__ = ["Confusion", "ExampleQuery", "Found", "ReportExtras", "render_report", "write_report"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cloob.evaluate.report import numbers
+from cloob.evaluate.report.numbers import count, number
 from cloob.evaluate.report.plots import Point, Series, line_chart, thin
 
 CLASSES_SHOWN = 8
@@ -74,6 +75,34 @@ def training_geometry(curves: Mapping[str, Sequence[Mapping[str, Any]]], colours
             legend = [(s.name, s.colour, f"last {numbers.count(round(s.points[-1][1], 1))}") for s in series]
             figures.append(Figure(heading, svg, legend))
     return figures
+
+
+def by_epoch(runs: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, int]) -> list[Figure]:
+    """The paper's figure: effective eigenvalues over the checkpoints of runs, images and texts on one scale each.
+
+    Args:
+        runs: Model -> its checkpoints, see :func:`cloob.evaluate.analysis.analyze`; a run needs two that have a step.
+        colours: Of the models.
+    """
+    lines = {model: [c for c in found if number(c.get("step")) is not None] for model, found in runs.items()}
+    lines = {model: found for model, found in lines.items() if len(found) > 1}
+    points = [checkpoint for found in lines.values() for checkpoint in found]
+    unit = "epoch" if points and all(number(point.get("epoch")) is not None for point in points) else "step"
+    drawn = []
+    for side, heading in (("image", "Image embeddings"), ("text", "Text embeddings")):
+        series, legend = [], []
+        for model, found in lines.items():
+            key = f"effective_eigenvalues_{side}"
+            pairs = [(number(point[unit]), number(point.get(key))) for point in found]
+            line = sorted((x, y) for x, y in pairs if x is not None and y is not None)
+            if line:
+                series.append(Series(model, colours[model], line, dots=True))
+                legend.append((model, colours[model], f"{count(line[0][1])} → {count(line[-1][1])}"))
+        label = f"Effective eigenvalues of the {heading.lower()} by {unit}"
+        svg = line_chart(series, label=label, x_label=unit, y_label="effective eigenvalues", from_zero=True)
+        if svg:
+            drawn.append(Figure(heading, svg, legend))
+    return drawn
 
 
 def spectra(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int]) -> list[tuple[str, list[Figure]]]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloob.evaluate.report.numbers import Row, interval, number, part, percent, points
+from cloob.evaluate.report.numbers import Row, count, interval, number, part, percent, points
 from cloob.evaluate.report.plots import nice_ticks, tick_text
 
 
@@ -93,8 +93,7 @@ class Verdict:
 def verdict(results: Mapping[str, Any], what: Measure | None) -> Verdict:
     """Who is ahead, by how much, and whether the interval allows to say so."""
     if what is None:
-        detail = "The results hold neither zero-shot nor retrieval numbers."
-        return Verdict("Nothing to compare yet", detail, None, None)
+        return _geometry_verdict(results["rows"])
     sets = what.sets
     where = f"on {sets[0]}" if len(sets) == 1 else f"on average over {len(sets)} sets"
     order = sorted(what.values, key=what.mean, reverse=True)
@@ -118,6 +117,28 @@ def verdict(results: Mapping[str, Any], what: Measure | None) -> Verdict:
         wins = sum(what.values[a][s][0] > what.values[b][s][0] for s in sets)
         detail += f". Ahead of {b} on {wins} of {len(sets)} sets"
     return Verdict(title, f"{detail}.", a, b)
+
+
+def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
+    """Whose image embeddings use most directions, where nothing but the geometry was measured."""
+    found: dict[str, tuple[str, float]] = {}
+    for row in rows:
+        for name, values in part(row, "geometry").items():
+            value = number(values.get("effective_eigenvalues_image"))
+            if value is not None:
+                found.setdefault(str(row["model"]), (name, value))
+    if not found:
+        detail = "The results hold neither zero-shot nor retrieval numbers."
+        return Verdict("Nothing to compare yet", detail, None, None)
+    order = sorted(found, key=lambda model: -found[model][1])
+    first = order[0]
+    title = f"{first}: {count(found[first][1])} effective eigenvalues"
+    if len(order) > 1:
+        title = f"{first}’s image embeddings use the most directions"
+        if found[first][1] == found[order[1]][1]:
+            title = f"{first} and {order[1]} use equally many directions"
+    counts = ", ".join(f"{model} {count(found[model][1])}" for model in order)
+    return Verdict(title, f"Effective eigenvalues of the image embeddings on {found[first][0]}: {counts}.", None, None)
 
 
 def _level(results: Mapping[str, Any]) -> str:

@@ -170,6 +170,41 @@ def tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table]:
     return [table for table in found if table.rows]
 
 
+_METRICS = {
+    "acc1": "zero-shot top-1",
+    "probe_acc1": "linear probe top-1",
+    "image_to_text@1": "image → text recall@1",
+    "text_to_image@1": "text → image recall@1",
+}
+
+
+def differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> Table | None:
+    """Every paired difference of results.json with its interval; the number in bold where that is clear of zero."""
+    body = []
+    for entry in results.get("differences") or ():
+        value, low, high = (number(entry.get(key)) for key in ("difference", "low", "high"))
+        if value is None or str(entry.get("model")) not in colours:
+            continue
+        metric = str(entry.get("metric", "acc1"))
+        clear = low is not None and high is not None and (low > 0 or high < 0)
+        span = f"{points(low)} to {points(high)}" if low is not None and high is not None else ""
+        body.append(
+            (
+                Cell(str(entry["set"]) if entry.get("set") is not None else "mean of the sets"),
+                Cell(str(entry["model"]), colour=colours[str(entry["model"])]),
+                Cell(str(entry["baseline"]), colour=colours.get(str(entry["baseline"]))),
+                Cell(_METRICS.get(metric, metric)),
+                Cell(points(value), value, span, best=clear),
+                Cell("–" if not span else "yes" if clear else "no"),
+            )
+        )
+    if not body:
+        return None
+    headers = ("Set", "Model", "Minus", "Measure", "Difference, points", "Clear of zero")
+    numeric = (False, False, False, False, True, False)
+    return Table("differences", "Differences, image by image", (), headers, numeric, tuple(body))
+
+
 def _geometry_columns(rows: Sequence[Row]) -> tuple[_Column, ...]:
     """The known columns, then every other scalar that some row has, under its own name."""
     known = {column.key for column in _GEOMETRY}

@@ -4,14 +4,16 @@ The numbers come from results.json (DESIGN.md's form) with optional extras, each
 
 - a row's zero-shot, retrieval or geometry set: ``"<key>_interval": [low, high]`` beside any ``"<key>"``;
 - a zero-shot set: ``"n_classes": int`` (draws the level of guessing), ``"per_class": {class name: recall}``;
-- a retrieval set: ``"image_to_text_median_rank"``, ``"text_to_image_median_rank"``, ``"n"``;
+- a zero-shot or retrieval set: ``"unreadable": {reason: count}``;
+- a retrieval set: ``"image_to_text_median_rank"``, ``"text_to_image_median_rank"``, ``"n"``, ``"n_images"``;
 - a geometry set: ``"spectrum_image"``, ``"spectrum_text"`` (descending eigenvalues), ``"ajne_image"``,
   ``"ajne_text"``, ``"modality_gap"``, ``"alignment"``, ``"uniformity_image"``, ``"uniformity_text"``,
   ``"saturation"``; any other scalar becomes a column of its own;
 - a row: ``"settings": {…}`` (flat: ``inv_tau``, ``beta``, ``steps``, ``seed``, …) and ``"train_seconds"``;
 - the top level: ``"differences": [{"metric": "acc1", "set": name, or None for the mean over the sets,
   "model": …, "baseline": …, "difference": …, "low": …, "high": …}]`` (model − baseline, as fractions), and
-  ``"level": 0.95``, the level of all intervals.
+  ``"level": 0.95``, the level of all intervals; ``"failures": [{"set": …, "model": … or None, "error": …}]``, where
+  None stands for a set that is not there for any model.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, require
-from cloob.evaluate.report import figures, headline, numbers
+from cloob.evaluate.report import confusion, figures, headline, numbers
+from cloob.evaluate.report.confusion import Confusion
+from cloob.evaluate.report.problems import problems
 
 HERE = Path(__file__).parent
 
@@ -77,12 +81,32 @@ class ExampleQuery:
     found: Mapping[str, Sequence[Found]]
 
 
+@dataclass(frozen=True)
+class ReportExtras:
+    """What a report shows beside the numbers; each may be left out.
+
+    Attributes:
+        curves: Model name -> the objects of its metrics.jsonl (``step``, ``loss``, and where they were logged
+            ``effective_eigenvalues_image`` / ``_text``).
+        checkpoints: Model name -> what was measured of each checkpoint (``step``, ``epoch``, and
+            ``effective_eigenvalues_image`` / ``_text``).
+        queries: Example queries, shown in the order given.
+        confusions: Of labelled sets.
+        similar: Model name -> pairs of pictures that it takes for much the same, the most similar first.
+    """
+
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    checkpoints: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    queries: Sequence[ExampleQuery] = ()
+    confusions: Sequence[Confusion] = ()
+    similar: Mapping[str, Sequence[tuple[Found, Found]]] = field(default_factory=dict)
+
+
 def write_report(
     path: str | Path,
-    *,
     results: Mapping[str, Any],
-    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    queries: Sequence[ExampleQuery] = (),
+    extras: ReportExtras | None = None,
+    *,
     title: str = "Report",
     notes: str | Sequence[str] = (),
 ) -> None:
@@ -90,17 +114,15 @@ def write_report(
 
     Args:
         path: The file to write; its folder is created. It appears complete or not at all.
-        results: The content of results.json; see the module's docstring for the optional extras.
-        curves: Model name -> the objects of its metrics.jsonl (``step``, ``loss``, and where they were logged
-            ``effective_eigenvalues_image`` / ``_text``).
-        queries: Example queries, shown in the order given.
+        results: The content of results.json; see the module's docstring for what is optional in it.
+        extras: What else to show.
         title: The page's title.
         notes: Paragraphs under the title: what was trained on what.
 
     Raises:
         InputError: ``results`` is not in the form of results.json, or ``path`` cannot be written.
     """
-    page = render_report(results=results, curves=curves, queries=queries, title=title, notes=notes)
+    page = render_report(results, extras, title=title, notes=notes)
     path = Path(path)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -114,24 +136,19 @@ def write_report(
 
 
 def render_report(
-    *,
     results: Mapping[str, Any],
-    curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    queries: Sequence[ExampleQuery] = (),
+    extras: ReportExtras | None = None,
+    *,
     title: str = "Report",
     notes: str | Sequence[str] = (),
 ) -> str:
     """The report's HTML as a string; arguments as in ``write_report``."""
     jinja2 = require("jinja2", "train")
-    curves = curves or {}
+    markup = require("markupsafe", "train").Markup
     rows = _rows(results)
-    colours = _colours(rows, curves, queries)
-    what = headline.measure(rows)
-    verdict = headline.verdict(results, what)
-    picture = headline.forest(results, what, colours, verdict) if what else None
+    content = _content(results, rows, extras or ReportExtras(), markup)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    markup = require("markupsafe", "train").Markup
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -145,23 +162,44 @@ def render_report(
         css=markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=markup(script),
         script_digest=digest,
-        colours=colours,
-        models=[str(row["model"]) for row in rows],
-        verdict=verdict,
-        tiles=_tiles(rows, what, colours),
-        measure=what,
-        forest=picture,
-        tables=numbers.tables(rows, colours),
-        queries=[_query(query, colours) for query in queries],
-        losses=[_with_markup(figure, markup) for figure in figures.losses(curves, colours)],
-        training=[_with_markup(figure, markup) for figure in figures.training_geometry(curves, colours)],
-        spectra=[
-            (name, [_with_markup(figure, markup) for figure in drawn]) for name, drawn in figures.spectra(rows, colours)
-        ],
-        classes=figures.classes(rows, colours),
-        settings=_settings(rows),
+        **content,
     )
     return page
+
+
+def _content(
+    results: Mapping[str, Any], rows: list[Mapping[str, Any]], extras: ReportExtras, markup: type[str]
+) -> dict[str, Any]:
+    """What the template shows."""
+    colours = _colours(rows, extras)
+    what = headline.measure(rows)
+    verdict = headline.verdict(results, what)
+    tables = numbers.tables(rows, colours)
+    if differences := numbers.differences(results, colours):
+        tables.append(differences)
+
+    def drawn(found: Sequence[figures.Figure]) -> list[dict[str, Any]]:
+        return [_with_markup(figure, markup) for figure in found]
+
+    return {
+        "colours": colours,
+        "models": [str(row["model"]) for row in rows],
+        "verdict": verdict,
+        "tiles": _tiles(rows, what, colours),
+        "measure": what,
+        "forest": headline.forest(results, what, colours, verdict) if what else None,
+        "problems": problems(results),
+        "tables": tables,
+        "queries": [_query(query, colours) for query in extras.queries],
+        "by_epoch": drawn(figures.by_epoch(extras.checkpoints, colours)),
+        "losses": drawn(figures.losses(extras.curves, colours)),
+        "training": drawn(figures.training_geometry(extras.curves, colours)),
+        "spectra": [(name, drawn(found)) for name, found in figures.spectra(rows, colours)],
+        "classes": figures.classes(rows, colours),
+        "confusions": confusion.panels(extras.confusions, colours),
+        "similar": _similar(extras.similar, colours),
+        "settings": _settings(rows),
+    }
 
 
 def _rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -175,14 +213,11 @@ def _rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return rows
 
 
-def _colours(
-    rows: Sequence[Mapping[str, Any]],
-    curves: Mapping[str, Any],
-    queries: Sequence[ExampleQuery],
-) -> dict[str, int]:
+def _colours(rows: Sequence[Mapping[str, Any]], extras: ReportExtras) -> dict[str, int]:
     """A colour index for every model that occurs anywhere, in order of appearance."""
     names = [str(row["model"]) for row in rows]
-    names += [*curves, *(name for query in queries for name in query.found)]
+    names += [*extras.curves, *extras.checkpoints, *extras.similar, *(item.model for item in extras.confusions)]
+    names += [name for query in extras.queries for name in query.found]
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 
@@ -208,7 +243,7 @@ def _tiles(
             {
                 "model": model,
                 "colour": colours[model],
-                "value": numbers.percent(what.mean(model) if what and has else None),
+                "value": numbers.percent(what.mean(model) if what and has else None) if what else "",
                 "facts": facts,
             }
         )
@@ -257,6 +292,21 @@ def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
         right = sum(item.correct for item in found)
         models.append({"name": name, "colour": colours[name], "images": images, "right": right})
     return {"text": query.query, "target": query.target, "models": models}
+
+
+def _similar(similar: Mapping[str, Sequence[tuple[Found, Found]]], colours: Mapping[str, int]) -> list[dict[str, Any]]:
+    shown = []
+    for model, pairs in similar.items():
+        items = [
+            {
+                "cosine": numbers.decimal(numbers.number(first.score)),
+                "images": [{"uri": _data_uri(item.image), "label": item.label} for item in (first, second)],
+            }
+            for first, second in pairs
+        ]
+        if items:
+            shown.append({"model": model, "colour": colours[model], "pairs": items})
+    return shown
 
 
 def _data_uri(image: bytes) -> str | None:

@@ -30,6 +30,7 @@ class Series:
         points: (x, y) in data units, x ascending, all finite (and y > 0 on a log scale).
         band: (x, low, high) around the line, or empty.
         mark: A point to stress, with its label.
+        dots: Whether each point is drawn as a dot on the line.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Series:
     points: Sequence[Point]
     band: Sequence[tuple[float, float, float]] = ()
     mark: tuple[float, float, str] | None = None
+    dots: bool = False
 
 
 def nice_ticks(low: float, high: float, n: int = 5) -> list[float]:
@@ -180,6 +182,8 @@ def _line(series: Series, px: Callable[[float], float], py: Callable[[float], fl
         dash = ' stroke-dasharray="7 4"' if series.colour >= COLOURS else ""
         path = "L".join(f"{px(x)} {py(y)}" for x, y in series.points)
         parts.append(f'<path class="line {colour}"{dash} d="M{path}">{name}</path>')
+        if series.dots:
+            parts += [f'<circle class="dot {colour}" cx="{px(x)}" cy="{py(y)}" r="3"/>' for x, y in series.points]
     return parts
 
 

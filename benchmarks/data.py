@@ -1,0 +1,297 @@
+"""Samples per second of the training data path, beside open_clip_train's, on the same shards and workers.
+
+``python benchmarks/data.py --data FOLDER [--quick]``, FOLDER being WebDataset shards of image-caption pairs (the
+pictograms: 64-pixel WebP). Three forms of data: those shards at 64 pixels, and two sets of JPEG made on the spot with
+the captions of the shards, at 224 pixels: 500×400 (about 60 kB each, quality 87: what CC3M and LAION look like) and
+1024×768. Their pictures are noise with the spectrum of photographs (amplitude ~ 1/f^1.3), as no photographs come with
+the project; the cost of decoding goes by the bytes and the pixels, and both are photographs'.
+
+Three contenders, one after the other in each repeat, so that what slows the machine slows all of them:
+
+- ``open_clip_train``: its ``get_wds_dataset`` with open_clip's training transform (random crop of the same scale,
+  bicubic, to float, normalised) and ``SimpleTokenizer``;
+- ``cloob``: ``PairLoader`` with ``TrainTransform`` and the tokeniser that ``DualEncoder`` has; uint8, as the encoder
+  normalises on its device;
+- ``cloob + float``: the same, and the encoder's normalisation of each batch on this CPU: the same work.
+
+A run counts from the making of the loader to the end of its last process. Ours lists the members of all shards before,
+once for all epochs: that is measured by itself. Samples per CPU-second (user and system, of this process and its
+workers) are samples per second and core; torch has one thread. Then the tokens: ours and SimpleTokenizer's on the
+captions of the shards, equal or not, and what one caption takes. Writes results.json to ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import io
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transform import image_transform
+from open_clip_train.data import get_wds_dataset
+from PIL import Image
+from torch import Tensor
+
+from cloob.data.loader import PairLoader
+from cloob.data.sources import Source, open_source
+from cloob.data.transforms import TrainTransform
+from cloob.models.tokenizer import FastTokenizer
+
+SCALE = (0.9, 1.0)
+SPECTRUM = 1.3
+QUALITY = 87
+THEIRS, OURS, OURS_FLOAT = CONTENDERS = ("open_clip_train", "cloob", "cloob + float")
+MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+
+
+@dataclass(frozen=True)
+class Form:
+    """Shards of one kind: two tars at least, so that two workers of open_clip_train have one each."""
+
+    name: str
+    shards: tuple[Path, ...]
+    image_size: int
+    batch_size: int
+    batches: int
+
+    def open(self) -> Source:
+        names = ",".join(path.name for path in self.shards)
+        return open_source(f"{self.shards[0].parent}/{{{names}}}")
+
+
+def photograph(random: np.random.Generator, width: int, height: int) -> bytes:
+    """A JPEG of noise with the spectrum of photographs, its colours less varied than its brightness."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = np.inf
+    shape = (3, *frequency.shape)
+    waves = (random.standard_normal(shape) + 1j * random.standard_normal(shape)) / frequency**SPECTRUM
+    planes = np.fft.irfft2(waves, (height, width))
+    light, warm, cold = planes / planes.std(axis=(1, 2), keepdims=True)
+    rgb = np.stack([light + 0.35 * warm, light - 0.2 * warm - 0.1 * cold, light + 0.4 * cold], axis=-1) * 50 + 125
+    file = io.BytesIO()
+    Image.fromarray(rgb.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
+
+
+def write_jpegs(folder: Path, size: tuple[int, int], captions: list[str], pictures: int) -> tuple[Path, ...]:
+    """Two shards with a JPEG for each caption, of which ``pictures`` are different."""
+    random = np.random.default_rng(0)
+    images = [photograph(random, *size) for _ in range(pictures)]
+    folder.mkdir(parents=True)
+    paths = (folder / "00000.tar", folder / "00001.tar")
+    for number, path in enumerate(paths):
+        with tarfile.open(path, "w") as tar:
+            for i in range(number, len(captions), 2):
+                for suffix, data in (("jpg", images[i % pictures]), ("txt", captions[i].encode())):
+                    member = tarfile.TarInfo(f"{i:06d}.{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    return paths
+
+
+def forms(data: Path, folder: Path, captions: list[str], quick: bool) -> list[Form]:
+    """The three forms of data; ``quick``: a tenth of each."""
+    shards = tuple(sorted(data.glob("*.tar")))[:2]
+    short = 10 if quick else 1
+
+    def jpegs(width: int, height: int, batches: int, pictures: int) -> Form:
+        batches = max(2, batches // short // 2 * 2)
+        some = [captions[i % len(captions)] for i in range(64 * batches)]
+        paths = write_jpegs(folder / f"{width}", (width, height), some, max(2, pictures // short))
+        return Form(f"JPEG {width}×{height} to 224", paths, 224, 64, batches)
+
+    batch = min(256, len(open_source(shards[0])) // 2)
+    pictograms = Form("WebP 64×64 to 64", shards, 64, batch, max(2, 32 // short // 2 * 2))
+    return [pictograms, jpegs(500, 400, 16, 200), jpegs(1024, 768, 6, 60)]
+
+
+@contextlib.contextmanager
+def ours(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    pairs = PairLoader(
+        source,
+        transform=TrainTransform(form.image_size, scale=SCALE),
+        tokenizer=FastTokenizer(TOKENIZER),
+        batch_size=form.batch_size,
+        seed=0,
+        workers=workers,
+    )
+    first = max(0, pairs.steps_per_epoch - form.batches)
+    yield ((batch.images, batch.tokens) for batch in pairs.epoch(0, start_step=first))
+    pairs.close()
+
+
+@contextlib.contextmanager
+def ours_float(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    with ours(form, source, workers) as batches:
+        yield ((images.float().div_(255).sub_(MEAN).div_(STD), tokens) for images, tokens in batches)
+
+
+@contextlib.contextmanager
+def theirs(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    options = SimpleNamespace(
+        train_data="::".join(map(str, form.shards)),
+        train_num_samples=form.batches * form.batch_size,
+        train_data_upsampling_factors=None,
+        batch_size=form.batch_size,
+        workers=workers,
+        world_size=1,
+        seed=0,
+    )
+    transform = image_transform(
+        form.image_size, is_train=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD, aug_cfg={"scale": SCALE}
+    )
+    loader = get_wds_dataset(options, transform, is_train=True, tokenizer=TOKENIZER).dataloader
+    yield iter(loader)
+    inner = getattr(loader.pipeline[0], "_iterator", None)
+    if inner is not None:
+        inner._shutdown_workers()
+
+
+TOKENIZER = SimpleTokenizer()
+MAKERS: dict[str, Callable[[Form, Source, int], Any]] = {THEIRS: theirs, OURS: ours, OURS_FLOAT: ours_float}
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of its children that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, kinds))
+
+
+def run(name: str, form: Form, source: Source, workers: int) -> dict[str, Any]:
+    """One run of one contender: the rates."""
+    gc.collect()
+    wall, cpu, samples = time.perf_counter(), cpu_seconds(), 0
+    with MAKERS[name](form, source, workers) as batches:
+        for images, tokens in batches:
+            assert len(images) == len(tokens) and images.shape[1:] == (3, form.image_size, form.image_size)
+            samples += len(images)
+        wall = time.perf_counter() - wall
+    for child in multiprocessing.active_children():
+        child.join()
+    cpu = cpu_seconds() - cpu
+    assert samples >= form.batches * form.batch_size, (name, form, samples)
+    return {"samples": samples, "per_second": samples / wall, "per_cpu_second": samples / cpu}
+
+
+def measure(form: Form, workers: int, repeats: int) -> list[dict[str, Any]]:
+    """A row for each contender; ratios are medians of the repeats' own."""
+    listing = cpu_seconds()
+    source = form.open()
+    listing = cpu_seconds() - listing
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTENDERS}
+    for _ in range(repeats):
+        for name in CONTENDERS:
+            runs[name].append(run(name, form, source, workers))
+    rows = []
+    for name, found in runs.items():
+        row: dict[str, Any] = {"data": form.name, "workers": workers, "name": name, "samples": found[0]["samples"]}
+        for key in ("per_second", "per_cpu_second"):
+            row[key] = statistics.median(one[key] for one in found)
+            ratios = [one[key] / other[key] for one, other in zip(found, runs[THEIRS], strict=True)]
+            row[f"{key}_ratio"] = statistics.median(ratios)
+        row["repeats"] = found
+        if name != THEIRS:
+            row["listing_us"] = listing / len(source) * 1e6
+        rows.append(row)
+    return rows
+
+
+def compare_tokens(captions: list[str]) -> dict[str, Any]:
+    """Equality of all tokens, and CPU time a caption for a fresh tokeniser and for one that has seen them."""
+    original, fast = SimpleTokenizer(), FastTokenizer(SimpleTokenizer())
+    row: dict[str, Any] = {"captions": len(captions), "distinct": len(set(captions))}
+    for moment in ("first", "again"):
+        tokens = []
+        for name, tokenizer in ((THEIRS, original), (OURS, fast)):
+            start = time.process_time()
+            tokens.append(tokenizer(captions))
+            row[f"{name}_{moment}_us"] = (time.process_time() - start) / len(captions) * 1e6
+        row["identical"] = row.get("identical", True) and torch.equal(*tokens)
+    return row
+
+
+def machine() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = models[0] if models else cpu
+    from PIL import __version__ as pillow
+
+    return {"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__, "pillow": pillow}
+
+
+def print_table(rows: list[dict[str, Any]], tokens: dict[str, Any], about: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=", ".join(f"{key} {value}" for key, value in about.items()))
+    for head in ("data", "workers", "what", "samples/s", "ratio", "samples/CPU-s", "ratio"):
+        table.add_column(head, justify="left" if head in ("data", "what") else "right")
+    for row in rows:
+        shown = [f"{row[key]:,.0f}" if unit else f"{row[key]:.2f}" for key, unit in (
+            ("per_second", 1), ("per_second_ratio", 0), ("per_cpu_second", 1), ("per_cpu_second_ratio", 0)
+        )]  # fmt: skip
+        table.add_row(row["data"], str(row["workers"]), row["name"], *shown, end_section=row["name"] == CONTENDERS[-1])
+    Console(width=120).print(table)
+    times = ", ".join(f"{key.removesuffix('_us')} {value:.1f} µs" for key, value in tokens.items() if "_us" in key)
+    same = "identical" if tokens["identical"] else "NOT identical"
+    listing = statistics.median(row["listing_us"] for row in rows if row["name"] == OURS)
+    print(f"listing the shards' members, once for all epochs: {listing:.0f} µs a sample")
+    print(f"tokens of {tokens['captions']:,} captions ({tokens['distinct']:,} distinct): {same}; {times} a caption")
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of WebDataset shards, two at least")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--captions", type=int, default=10_000, help="of which the tokens are compared")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the data: to see that it runs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "data")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = parse(arguments)
+    warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+    logging.getLogger().setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    source = open_source(args.data)
+    captions = [source.read(i).caption for i in range(min(args.captions, len(source)))]
+    tokens, rows = compare_tokens(captions), []
+    with tempfile.TemporaryDirectory() as folder:
+        for form in forms(args.data, Path(folder), captions, args.quick):
+            for workers in args.workers:
+                print(f"{form.name}, {workers} workers …", file=sys.stderr, flush=True)
+                rows += measure(form, workers, args.repeats)
+    about = machine() | {"quick": args.quick}
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = {"machine": about, "tokens": tokens, "rows": rows}
+    (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
+    print_table(rows, tokens, about)
+    print(f"written: {args.out}/results.json")
+
+
+if __name__ == "__main__":
+    main()

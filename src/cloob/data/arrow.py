@@ -1,0 +1,267 @@
+"""Pairs with the images inside the table: Hugging Face ``datasets`` folders, Arrow and Parquet files.
+
+Arrow files are mapped and read in place. Parquet is compressed in groups of rows, so a single row is costly: each file
+is turned into an Arrow file in the shard cache when it is first needed, and the source is read file by file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cloob.data.batch import BadSample, RawSample, clean_caption
+from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
+from cloob.data.spool import Ahead, ShardCache
+from cloob.errors import InputError
+
+ARROW_SUFFIXES = (".arrow", ".parquet")
+
+_DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
+_MAX_OPEN_FILES = 32
+_ROWS = 64  # of a converted record batch: few images have to be in memory at a time
+
+
+class ArrowSource:
+    """A random-access source over Arrow or Parquet files with one column of images and one of captions.
+
+    An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder. The
+    columns default to the only one of their kind. No row becomes a Python object before it is read.
+
+    Args:
+        name: What reports call this source.
+        paths: The files, in order, all ``.arrow`` or all ``.parquet``.
+        image_column: Column with the images.
+        caption_column: Column with the captions.
+        cache: Where Parquet files are unpacked.
+
+    Raises:
+        InputError: No file, a file that is not what its name says, or no such column.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        image_column: str = _DEFAULTS[0],
+        caption_column: str = _DEFAULTS[1],
+        cache: ShardCache | None = None,
+    ) -> None:
+        if not paths:
+            raise InputError(f"{name}: no .arrow or .parquet file found")
+        self.name = name
+        self._paths = tuple(paths)
+        self._cache = cache or ShardCache()
+        self.streamed = any(path.suffix.lower() == ".parquet" for path in paths)
+        schemas, sizes = zip(*(_facts(path) for path in paths), strict=True)
+        self._columns = _choose(paths[0], schemas[0], image_column, caption_column)
+        for path, schema in zip(paths, schemas, strict=True):
+            missing = [column for column in self._columns if column not in schema.names]
+            if missing:
+                raise InputError(f"{path} has no column {missing[0]!r}, which {paths[0].name} has")
+        self.shard_sizes: tuple[int, ...] = sizes
+        self._forget()
+
+    def _forget(self) -> None:
+        self._ends = np.cumsum(self.shard_sizes)
+        self._opened: OrderedDict[int, pa.Table] = OrderedDict()
+        self._ahead: Ahead | None = None
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, index: int) -> RawSample:
+        """The pair at ``index``; its key is ``file/row``, rows counted from 0 in each file.
+
+        Raises:
+            BadSample: It cannot be used.
+        """
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[shard]) + self.shard_sizes[shard]
+        path = self._paths[shard]
+        key = f"{path.name}/{row}"
+        table = self._open(shard)
+        caption = clean_caption(_bytes(table.column(1)[row]), key, str(path))
+        image = table.column(0)[row]
+        stored = None
+        if isinstance(image, pa.StructScalar):
+            names = {field.name for field in image.type}
+            data = _bytes(image["bytes"]) if "bytes" in names else None
+            stored = _bytes(image["path"]) if "path" in names else None
+        elif pa.types.is_binary(image.type) or pa.types.is_large_binary(image.type):
+            data = _bytes(image)
+        else:
+            data, stored = None, _bytes(image)
+        if data is None:
+            if not stored:
+                raise BadSample("missing image", key, f"{path}: neither bytes nor a path")
+            data = read_image_file(path.parent / stored.decode("utf-8", "surrogateescape"), key)
+        if len(data) > MAX_IMAGE_BYTES:
+            raise BadSample("image too large", key, f"{len(data):,} bytes")
+        return RawSample(key, data, caption)
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Has the Parquet files of these pairs unpacked in the background."""
+        if self._pid != os.getpid():
+            self._forget()
+        if self._ahead is None:
+            self._ahead = Ahead(self._file)
+        for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
+            self._ahead.want(shard)
+
+    def _open(self, shard: int) -> pa.Table:
+        if shard in self._opened:
+            self._opened.move_to_end(shard)
+            return self._opened[shard]
+        if len(self._opened) >= _MAX_OPEN_FILES and self.streamed:
+            self._opened.popitem(last=False)
+        for last in (False, False, True):
+            try:
+                table = _map(self._file(shard)).select(list(self._columns))
+                break
+            except FileNotFoundError:  # another process has made room in between
+                if last:
+                    raise
+        self._opened[shard] = table
+        return table
+
+    def _file(self, shard: int) -> Path:
+        path = self._paths[shard]
+        if path.suffix.lower() != ".parquet":
+            return path
+        stat = path.stat()
+        name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self._columns} {path.stem}.arrow"
+        return self._cache.get(name, lambda target: _convert(path, target, self._columns))
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_out = ("_opened", "_ahead", "_ends", "_pid")
+        return {key: value for key, value in vars(self).items() if key not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+
+def arrow_files(folder: Path) -> list[Path]:
+    """The data files of a Hugging Face ``datasets`` folder or of a folder of Arrow or Parquet files; [] if it is none.
+
+    Raises:
+        InputError: The folder holds several splits, or a file is missing.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        raise InputError(f"{folder} holds the splits {', '.join(splits)}; name one: {folder / splits[0]}")
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        paths = [folder / file["filename"] for file in state["_data_files"]]
+        missing = [path for path in paths if not path.is_file()]
+        if missing:
+            raise InputError(f"{missing[0]}: no such file, but {folder / 'state.json'} names it")
+        return paths
+    for place in (folder, folder / "data"):
+        if place.is_dir():
+            paths = sorted(path for path in place.iterdir() if path.suffix.lower() in ARROW_SUFFIXES)
+            splits = sorted({path.name.partition("-")[0] for path in paths if "-of-" in path.name})
+            if len(splits) > 1:
+                raise InputError(
+                    f"{place} holds the splits {', '.join(splits)}; name the files of one: "
+                    f"{place / splits[0]}-*{paths[0].suffix}"
+                )
+            if paths:
+                return paths
+    return []
+
+
+def holds_images(path: Path, image_column: str) -> bool:
+    """Whether a Parquet file has its images inside, and not as paths."""
+    from pyarrow import parquet
+
+    try:
+        schema = parquet.read_schema(path)
+    except (OSError, pa.ArrowException):
+        return False  # the reader of tables says what is wrong
+    if image_column in schema.names:
+        return _is_image(schema.field(image_column).type)
+    return image_column == _DEFAULTS[0] and any(_is_image(field.type) for field in schema)
+
+
+def _facts(path: Path) -> tuple[pa.Schema, int]:
+    """Columns and number of rows of a file."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            from pyarrow import parquet
+
+            about = parquet.read_metadata(path)
+            return about.schema.to_arrow_schema(), about.num_rows
+        table = _map(path)
+        return table.schema, table.num_rows
+    except (OSError, pa.ArrowException) as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}") from None
+
+
+def _map(path: Path) -> pa.Table:
+    """An Arrow file of either kind, mapped."""
+    with pa.memory_map(str(path)) as source:
+        if source.read(6) == b"ARROW1":
+            return pa.ipc.open_file(source).read_all()
+        source.seek(0)
+        return pa.ipc.open_stream(source).read_all()
+
+
+def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
+        schema = pa.schema([file.schema_arrow.field(column) for column in columns])
+        with pa.ipc.new_file(sink, schema) as writer:
+            for batch in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(columns))):
+                writer.write_batch(batch.select(list(columns)))
+
+
+def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:
+    """The two columns: those named, or the only ones of their kind when the defaults are not there."""
+    found: list[str] = []
+    kinds = (("image", image_column, _is_image), ("caption", caption_column, _is_text))
+    for (kind, column, fits), default in zip(kinds, _DEFAULTS, strict=True):
+        if column not in schema.names:
+            options = [field.name for field in schema if fits(field.type)]
+            if column != default or len(options) != 1:
+                raise InputError(
+                    f"{path} has no column {column!r}; its columns: {', '.join(schema.names)} "
+                    f"(name the one of the {kind}s with --{kind}-column)"
+                )
+            column = options[0]
+        kept = schema.field(column).type
+        if not (_is_text(kept) or (kind == "image" and _is_image(kept))):
+            right = "text" if kind == "caption" else "images ({bytes, path}, bytes or paths)"
+            raise InputError(f"{path}: column {column!r} holds {kept}, not {right}")
+        found.append(column)
+    return found[0], found[1]
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _bytes(value: Any) -> bytes | None:
+    """Text or bytes as bytes, whether they are UTF-8 or not."""
+    buffer = value.as_buffer()
+    return None if buffer is None else buffer.to_pybytes()

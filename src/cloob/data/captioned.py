@@ -1,0 +1,192 @@
+"""Pictures with one caption or several each, for retrieval: a picture counts once, and each of its captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from cloob.data.batch import BadSample, RawSample, clean_caption
+from cloob.data.decode import read_image_file
+from cloob.data.sources import Source, open_source
+from cloob.errors import InputError, nearest
+
+_JSON_SUFFIXES = (".jsonl", ".ndjson")
+_TYPE_FILE = "dataset_type.txt"
+
+
+@dataclass(frozen=True)
+class CaptionedSample:
+    """One picture: ``image`` is the encoded file; a caption that cannot be used is empty and keeps its place."""
+
+    key: str
+    image: bytes
+    captions: tuple[str, ...]
+
+    @property
+    def caption(self) -> str:
+        """The caption, or all of them in one text."""
+        return "\0".join(self.captions)
+
+
+class BadPicture(BadSample):
+    """A picture cannot be read, but its captions are known and stay queries."""
+
+    def __init__(self, bad: BadSample, captions: tuple[str, ...]) -> None:
+        super().__init__(bad.reason, bad.key, bad.detail)
+        self.captions = captions
+
+
+class CaptionedSet(Protocol):
+    """Pictures by number."""
+
+    @property
+    def name(self) -> str:
+        """What results call the set."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> CaptionedSample:
+        """The picture at ``index`` in [0, len); raises ``BadSample`` (``BadPicture`` where captions are known)."""
+
+
+def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> CaptionedSet:
+    """Opens pictures and captions for retrieval.
+
+    Args:
+        spec: What :func:`cloob.data.sources.open_source` takes, where several captions of a picture are
+
+            - in a table (.csv, .tsv, .parquet, .jsonl): rows that name the same picture;
+            - in JSON lines also: a list in place of the caption;
+            - in shards and folders: lines of the picture's .txt, as CLIP_benchmark writes them;
+
+            or CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), whose ``test`` part is taken.
+        image_column: Column of a table with the path of the picture.
+        caption_column: Column of a table with the caption.
+
+    Returns:
+        The set, in the order in which the pictures first appear.
+
+    Raises:
+        InputError: Nothing there, not readable as what it is, or fewer than two pictures; one line.
+    """
+    from cloob.data.table import TABLE_SUFFIXES, TableSource
+
+    path = Path(spec)
+    suffix = path.suffix.lower()
+    if suffix in _JSON_SUFFIXES and path.is_file():
+        return _group(path, _json_rows(path, image_column, caption_column))
+    if suffix in TABLE_SUFFIXES:
+        table = TableSource(path, image_column, caption_column)
+        return _group(path, ((image, [caption]) for image, caption in (table.row(i) for i in range(len(table)))))
+    if (path / "test" / "nshards.txt").is_file():
+        _check_type(path)
+        return _Lines(str(path), open_source(path / "test"))
+    return _Lines(str(spec), open_source(spec))
+
+
+def is_retrieval_folder(folder: Path) -> bool:
+    """Whether a folder says of itself that it is one of CLIP_benchmark's retrieval sets.
+
+    Raises:
+        OSError: The file that says it cannot be read.
+    """
+    kind = folder / _TYPE_FILE
+    return kind.is_file() and kind.read_text(encoding="utf-8").strip().lower() == "retrieval"
+
+
+def _check_type(folder: Path) -> None:
+    kind = folder / _TYPE_FILE
+    if not is_retrieval_folder(folder):
+        said = f"says {kind.read_text(encoding='utf-8').strip()!r}" if kind.is_file() else "is not there"
+        raise InputError(f"{folder} is no set for retrieval: {kind} {said}, 'retrieval' would be right")
+
+
+class _Lines:
+    """A source whose captions are taken line by line."""
+
+    def __init__(self, name: str, source: Source) -> None:
+        self.name = name
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, index: int) -> CaptionedSample:
+        sample: RawSample = self._source.read(index)
+        lines = (line.strip() for line in sample.caption.splitlines())
+        return CaptionedSample(sample.key, sample.image, tuple(line for line in lines if line))
+
+
+class _Rows:
+    """Pictures of a table, each with the captions of all rows that name it."""
+
+    def __init__(self, path: Path, captions: dict[str, list[str]]) -> None:
+        self.name = str(path)
+        self._folder = path.parent
+        self._keys = list(captions)
+        self._captions = captions
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def read(self, index: int) -> CaptionedSample:
+        key = self._keys[index]
+        captions = tuple(self._captions[key])
+        if not any(captions):
+            raise BadSample("missing caption", key, f"no row of {Path(self.name).name} has one")
+        try:
+            return CaptionedSample(key, read_image_file(self._folder / key, key), captions)
+        except BadSample as bad:
+            raise BadPicture(bad, captions) from None
+
+
+def _group(path: Path, rows: Iterable[tuple[bytes | None, Sequence[bytes | None]]]) -> _Rows:
+    """Rows by picture; a row without a picture's path is a mistake, since its caption would belong to nothing."""
+    found: dict[str, list[str]] = {}
+    for number, (image, captions) in enumerate(rows, 1):
+        key = (image or b"").decode("utf-8", "surrogateescape").strip()
+        if not key:
+            raise InputError(f"{path}: row {number:,} has no path of a picture")
+        found.setdefault(key, []).extend(_usable(caption, key) for caption in captions)
+    if len(found) < 2:
+        raise InputError(f"{path}: {len(found)} picture{'s' * (len(found) != 1)}, at least 2 are needed")
+    return _Rows(path, found)
+
+
+def _usable(caption: bytes | None, key: str) -> str:
+    """The caption, or an empty one that keeps the place of what cannot be used."""
+    try:
+        return " ".join(clean_caption(caption, key).split())
+    except BadSample:
+        return ""
+
+
+def _json_rows(path: Path, image_column: str, caption_column: str) -> Iterable[tuple[bytes, list[bytes | None]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row: Any = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:
+                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
+            for column, option in ((image_column, "--image-column"), (caption_column, "--caption-column")):
+                if column not in row:
+                    hint = nearest(column, row)
+                    raise InputError(f"{path}: line {number:,} has no {column!r}; {hint} name one with {option}")
+            captions = row[caption_column]
+            texts = captions if isinstance(captions, list) else [captions]
+            if not texts or not all(text is None or isinstance(text, str) for text in texts):
+                raise InputError(
+                    f"{path}: line {number:,}: {caption_column!r} is {json.dumps(captions)[:60]}; a text or a list of "
+                    "texts would be right"
+                )
+            if not isinstance(row[image_column], str):
+                raise InputError(f"{path}: line {number:,}: {image_column!r} is no text")
+            encoded = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
+            yield row[image_column].encode("utf-8", "surrogatepass"), encoded

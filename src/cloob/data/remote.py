@@ -1,0 +1,190 @@
+"""Pairs in tar shards that lie elsewhere: each shard is fetched whole into a bounded cache when it is first needed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloob.data.batch import BadSample, RawSample
+from cloob.data.opener import expand, fetch, fetch_json, shard_name, sibling
+from cloob.data.shards import ShardSource
+from cloob.data.sizes import SIZES, parse_sizes
+from cloob.data.spool import INDEX_SUFFIX, Ahead, ShardCache, touch
+from cloob.errors import InputError
+
+logger = logging.getLogger(__name__)
+_MAX_OPEN_SHARDS = 32
+_TOUCH_EVERY = 1000  # reads
+
+
+class RemoteShardSource:
+    """A random-access source over WebDataset tars behind commands or URLs.
+
+    The number of samples in each shard has to be known beforehand (``sizes.json``), so that the order of an epoch is
+    known without reading anything. A row that a shard turns out not to hold raises ``"truncated shard"``; samples
+    beyond the told number are left out, with one warning. Read it shard by shard (``streamed`` is True: the loader
+    does): in random order each sample would cost a shard.
+
+    Args:
+        name: What reports call this source.
+        urls: What ``opener.fetch`` opens, one a shard.
+        counts: Samples in each shard.
+        cache: Where the shards are kept.
+    """
+
+    streamed = True
+
+    def __init__(self, name: str, urls: Sequence[str], counts: Sequence[int], cache: ShardCache) -> None:
+        self.name = name
+        self.shard_sizes = tuple(counts)
+        self._urls = tuple(urls)
+        self._cache = cache
+        self._ends = np.cumsum(counts)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._opened: OrderedDict[int, ShardSource] = OrderedDict()
+        self._paths: dict[int, Path] = {}
+        self._reads = 0
+        self._told: set[int] = set()
+        self._ahead: Ahead | None = None
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def read(self, index: int) -> RawSample:
+        """The pair at ``index``; its key is ``shard file/key in the shard``. May fetch the shard first.
+
+        Raises:
+            BadSample: It cannot be used.
+            InputError: The shard cannot be fetched; names it and the exit status of its command.
+        """
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        row = index - int(self._ends[shard]) + self.shard_sizes[shard]
+        source = self._open(shard)
+        if row >= source.complete[0]:
+            url, cut = self._urls[shard], f": {source.cuts[0]}" if 0 in source.cuts else ""
+            counts = f"holds {source.complete[0]:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
+            raise BadSample("truncated shard", f"{shard_name(url)}/{row}", f"{url} {counts}{cut}")
+        return source.read(row)
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Has the shards of these pairs fetched in the background; failures show when a pair is read."""
+        if self._pid != os.getpid():
+            self._forget()
+        if self._ahead is None:
+            self._ahead = Ahead(self.fetch_shard)
+        for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
+            self._ahead.want(shard)
+
+    def fetch_shard(self, shard: int) -> Path:
+        """The shard's file in the cache, fetched now if it is not there."""
+        url = self._urls[shard]
+        return self._cache.get(url, lambda path: fetch(url, path))
+
+    def _open(self, shard: int) -> ShardSource:
+        if self._pid != os.getpid():  # forked: the parent's handles are closed here, and its files may be gone
+            self._forget()
+        self._reads += 1
+        if shard in self._opened:
+            self._opened.move_to_end(shard)
+            if self._reads % _TOUCH_EVERY == 0:
+                for path in self._paths.values():
+                    touch(path)
+            return self._opened[shard]
+        for last in (False, False, True):
+            path = self.fetch_shard(shard)
+            try:
+                source = self._index(shard, path)
+                source.hold()
+                break
+            except OSError:  # another process has made room in between
+                if last:
+                    raise
+        while len(self._opened) >= _MAX_OPEN_SHARDS:
+            self._paths.pop(self._opened.popitem(last=False)[0])
+        self._opened[shard], self._paths[shard] = source, path
+        if source.complete[0] > self.shard_sizes[shard] and not self._told:
+            logger.warning(
+                "%s holds %s samples, %s says %s: the others are left out (said once)",
+                self._urls[shard],
+                f"{source.complete[0]:,}",
+                SIZES,
+                f"{self.shard_sizes[shard]:,}",
+            )
+            self._told.add(shard)
+        return source
+
+    def _index(self, shard: int, path: Path) -> ShardSource:
+        url = self._urls[shard]
+        try:
+            index_file = path.with_name(path.name + INDEX_SUFFIX)
+            return ShardSource(url, [path], labels=[shard_name(url)], index_file=index_file)
+        except InputError as error:
+            if not path.exists():
+                raise FileNotFoundError(str(path)) from None
+            self._cache.drop(path)
+            raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{path} ')})") from None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "urls": self._urls, "counts": self.shard_sizes, "cache": self._cache}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def open_remote(spec: str, cache: ShardCache) -> RemoteShardSource:
+    """Opens streamed shards: a brace pattern of them, or their ``sizes.json``.
+
+    Raises:
+        InputError: No counts, or they cannot be fetched.
+    """
+    if spec.rstrip("/- ").lower().endswith(".json"):
+        return from_sizes(spec, parse_sizes(spec, fetch_json(spec)), spec, cache)
+    urls = expand(spec, escape=False)
+    told: dict[str | None, dict[str, int]] = {None: {}}
+    counts: list[int] = []
+    for url in urls:
+        place = sibling(url, SIZES)
+        if place not in told:
+            assert place is not None
+            try:
+                told[place] = parse_sizes(place, fetch_json(place))
+            except InputError as error:
+                raise InputError(f"{spec}: the number of samples in each shard must be known; {error}{_HOW}") from None
+        count = told[place].get(shard_name(url))
+        if count is None:
+            raise InputError(f"{place or url}: has no count for {shard_name(url)}{_HOW}")
+        counts.append(count)
+    return RemoteShardSource(spec, urls, counts, cache)
+
+
+_HOW = (
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.sizes FOLDER" writes it where '
+    "they are local, or with a pattern and --out FILE fetches and counts them, and FILE is then given as --data"
+)
+
+
+def from_sizes(name: str, sizes: dict[str, int], base: str | None, cache: ShardCache) -> RemoteShardSource:
+    """The shards that a ``sizes.json`` names: in full, or as file names beside it when ``base`` is its own address."""
+    from cloob.data.opener import is_remote
+
+    if not sizes:
+        raise InputError(f"{name}: names no shard")
+    urls = []
+    for shard in sizes:
+        if is_remote(shard):
+            urls.append(shard)
+        elif base is None or SIZES not in base:
+            raise InputError(f"{name}: {shard!r} is a bare file name; only a {SIZES} beside its shards may hold such")
+        else:
+            head, _, tail = base.rpartition(SIZES)
+            urls.append(f"{head}{shard}{tail}")
+    return RemoteShardSource(name, urls, list(sizes.values()), cache)

@@ -1,0 +1,205 @@
+"""Where each sample lies in its tar, as arrow columns: scanned once, then mapped from a saved file.
+
+Scanning reads each header; for millions of members that takes minutes. The result is saved in the cache folder under
+a name made of path, size and modification time of every tar, and used by later runs and by the other ranks of a host.
+Folders that cannot be written cost the scan and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cloob.data.spool import cache_root, locked
+from cloob.data.tarindex import Member, TarListing, TarReader, split_name
+from cloob.errors import InputError
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+CAPTION_EXTENSIONS = ("txt", "caption")
+ABSENT = -1
+"""Offset of a part that a sample does not have."""
+CUT = -2
+"""Offset of the image in the row that stands for what a truncated shard has lost."""
+
+_FORMAT = 1
+_MIN_SAVED_BYTES = 64 * 1024 * 1024  # tars smaller than this together are scanned faster than it is worth a file
+_COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
+
+
+def group_members(members: Sequence[Member], extensions: Sequence[Sequence[str]]) -> dict[str, list[Member | None]]:
+    """Sorts the members of a tar into samples.
+
+    Unlike a WebDataset stream, the files of a sample need not be neighbours.
+
+    Args:
+        members: The members of one tar.
+        extensions: For each part of a sample the extensions it may have, the preferred one first.
+
+    Returns:
+        For each key that has any of the parts, in order of appearance, the member of each part or None.
+    """
+    place = {ext: (part, rank) for part, group in enumerate(extensions) for rank, ext in enumerate(group)}
+    samples: dict[str, list[Member | None]] = {}
+    ranks: dict[tuple[str, int], int] = {}
+    for member in members:
+        names = split_name(member.name)
+        if names is None or names[1] not in place:
+            continue
+        key, (part, rank) = names[0], place[names[1]]
+        sample = samples.setdefault(key, [None] * len(extensions))
+        if rank < ranks.get((key, part), len(place)):
+            sample[part], ranks[key, part] = member, rank
+    return samples
+
+
+@dataclass(frozen=True, eq=False)
+class ShardIndex:
+    """One row a sample over several tars; a truncated tar has one more, whose image offset is ``CUT``.
+
+    Attributes:
+        sizes: Rows of each tar.
+        cuts: By tar, what is missing at its end.
+        keys: The samples' keys, ``large_string``.
+        places: ``(N,)`` int64 each: offset and size of the image, offset and size of the caption, in bytes.
+        file: The file that the arrays are mapped from; None when they are in memory.
+    """
+
+    sizes: tuple[int, ...]
+    cuts: dict[int, str]
+    keys: pa.Array
+    places: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    file: Path | None = None
+    _ends: np.ndarray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_ends", np.cumsum(self.sizes))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def shard(self, row: int) -> int:
+        """The tar that holds a row."""
+        return int(np.searchsorted(self._ends, row, side="right"))
+
+    def complete(self, shard: int) -> int:
+        """Samples of one tar, without the row that stands for a loss."""
+        return self.sizes[shard] - (shard in self.cuts)
+
+    def __reduce__(self) -> Any:
+        if self.file is not None:  # to a spawned worker goes the name of the file, not its content
+            return _read, (self.file,)
+        return ShardIndex, (self.sizes, self.cuts, self.keys, self.places)
+
+
+def open_index(reader: TarReader, file: Path | None = None) -> ShardIndex:
+    """The index of some tars: the saved one if it is of these very files, else a new one, which is saved if it can be.
+
+    Args:
+        reader: The tars.
+        file: Where it is saved; None: in the cache folder, for tars of 64 MiB or more together.
+
+    Raises:
+        InputError: A tar is missing or is no tar.
+    """
+    facts: list[tuple[str, int, int]] = []
+    for path in reader.paths:
+        try:
+            stat = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror}") from None
+        facts.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
+    if file is None and sum(size for _, size, _ in facts) < _MIN_SAVED_BYTES:
+        return _scan(reader)
+    key = hashlib.blake2b(json.dumps([_FORMAT, facts]).encode(), digest_size=16).hexdigest()
+    file = file or cache_root() / "tars" / f"{key}.arrow"
+    saved = _saved(file, key)
+    if saved is not None:
+        return saved
+    with contextlib.ExitStack() as stack:
+        # One process of a host scans, the others wait for what it writes.
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if os.access(file.parent, os.W_OK):
+                stack.enter_context(locked(file.with_name(f"lock-{key[:2]}-index")))
+                saved = _saved(file, key)
+                if saved is not None:
+                    return saved
+        index = _scan(reader)
+        with contextlib.suppress(OSError):
+            _write(index, file, key)
+    return index
+
+
+def _scan(reader: TarReader) -> ShardIndex:
+    keys: list[pa.Array] = []
+    places: list[np.ndarray] = []
+    cuts: dict[int, str] = {}
+    for i in range(len(reader.paths)):
+        listing = reader.listing(i)
+        shard_keys, shard_places = _index_one(listing)
+        if listing.cut is not None:
+            cuts[i] = listing.cut
+        keys.append(pa.array(shard_keys, pa.large_string()))
+        places.append(shard_places)
+    a, b, c, d = np.ascontiguousarray(np.concatenate(places).T)
+    return ShardIndex(tuple(len(k) for k in keys), cuts, pa.concat_arrays(keys), (a, b, c, d))
+
+
+def _index_one(listing: TarListing) -> tuple[list[str], np.ndarray]:
+    samples = group_members(listing.members, (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS))
+    if listing.cut is not None and samples:
+        # The last sample of a cut shard may have lost its second file: it is part of the loss, not one more.
+        last = next(reversed(samples))
+        if None in samples[last]:
+            del samples[last]
+    keys = list(samples)
+    rows = [
+        [number for member in sample for number in ((member.offset, member.size) if member else (ABSENT, 0))]
+        for sample in samples.values()
+    ]
+    if listing.cut is not None:
+        keys.append("")
+        rows.append([CUT, 0, CUT, 0])
+    return keys, np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _write(index: ShardIndex, file: Path, key: str) -> None:
+    about = {"key": key, "sizes": index.sizes, "cuts": list(index.cuts.items())}
+    table = pa.table(
+        {"key": index.keys, **{name: pa.array(column) for name, column in zip(_COLUMNS, index.places, strict=True)}}
+    ).replace_schema_metadata({"cloob": json.dumps(about)})
+    temporary = file.with_name(f".tmp-{file.name}-{os.getpid()}")
+    try:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _saved(file: Path, key: str) -> ShardIndex | None:
+    """What a file holds if it is whole and has this key."""
+    try:
+        return _read(file, key)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return None
+
+
+def _read(file: Path, key: str | None = None) -> ShardIndex:
+    with pa.memory_map(str(file)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    about = json.loads(table.schema.metadata[b"cloob"])
+    if key not in (None, about["key"]):
+        raise KeyError(key)
+    columns = [table.column(name).combine_chunks() for name in ("key", *_COLUMNS)]
+    a, b, c, d = (column.to_numpy(zero_copy_only=False) for column in columns[1:])
+    return ShardIndex(tuple(about["sizes"]), {int(i): cut for i, cut in about["cuts"]}, columns[0], (a, b, c, d), file)

@@ -1,0 +1,75 @@
+"""What evaluation knows of a model besides its embeddings, and what it calls a set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from torch import Tensor
+
+from cloob.evaluate.embed import Encoder, set_name
+from cloob.objective import OBJECTIVES, make_objective
+
+PAPER_BETA = 8.0
+"""β of the retrievals that are measured for a model that has none of its own."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What evaluation reports of a model besides its numbers.
+
+    Attributes:
+        objective: Name of the family's member that it was trained with, None if unknown.
+        settings: Its ``objective.json``; empty if unknown.
+        inv_tau: τ⁻¹ of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07.
+        beta: β of its objective if it retrieves, else the paper's 8.
+    """
+
+    objective: str | None
+    settings: Mapping[str, Any]
+    inv_tau: float
+    beta: float
+
+
+def model_facts(encoder: Encoder) -> ModelFacts:
+    """Objective, τ⁻¹ and β of a loaded model."""
+    settings: Mapping[str, Any] = getattr(encoder, "objective", None) or {}
+    members = {}
+    for name in OBJECTIVES:
+        config = make_objective(name).config()
+        members[config["contrast"], config["hopfield"]] = name
+    objective = members.get((settings.get("contrast"), settings.get("hopfield")))
+    scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
+    trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
+    return ModelFacts(
+        objective=objective,
+        settings=settings,
+        inv_tau=float(settings.get("inv_tau", trained_scale)),
+        beta=float(settings["beta"]) if settings.get("hopfield") else PAPER_BETA,
+    )
+
+
+def model_folder(source: Encoder | str | Path) -> Path | None:
+    """The model folder that a source leads to, None for a source that is no folder or a model in memory."""
+    if not isinstance(source, str | Path):
+        return None
+    from cloob.models.store import CONFIG_FILE, latest_checkpoint
+
+    folder = Path(str(source).removeprefix("local-dir:"))
+    if (folder / CONFIG_FILE).is_file():
+        return folder
+    if (folder / "model" / CONFIG_FILE).is_file():
+        return folder / "model"
+    return latest_checkpoint(folder) / "model" if (folder / "checkpoints").is_dir() else None
+
+
+def short_name(data: object) -> str:
+    """A set's name without the folders that lead to it, which are the machine's and not the set's.
+
+    Of a pattern of shards the folder stays: ``/data/cc3m/*.tar`` is ``cc3m/*.tar``.
+    """
+    path = PurePath(set_name(data))
+    is_pattern = any(sign in path.name for sign in "*?[{")
+    return "/".join(path.parts[-2:]) if is_pattern else path.name

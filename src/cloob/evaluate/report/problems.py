@@ -1,0 +1,91 @@
+"""What is not as it should be: sets that are not there, what could not be measured, what could not be read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cloob.evaluate.report import numbers
+
+# results.json's part -> what its count is of, where the total stands, and what became of those
+_PARTS = {
+    "zeroshot": ("images", "n", "they count as wrong"),
+    "retrieval": ("images or captions", "n_images", "they count as not found"),
+    "geometry": ("images or captions", "", "they are in no measure"),
+}
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One line: the set, the model (None: all of them), and what happened."""
+
+    set: str
+    model: str | None
+    said: str
+
+
+@dataclass(frozen=True)
+class Problems:
+    """All of them, by kind."""
+
+    missing: tuple[Problem, ...]
+    failed: tuple[Problem, ...]
+    unreadable: tuple[Problem, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.failed or self.unreadable)
+
+    @property
+    def summary(self) -> str:
+        """One line for the head of the page."""
+        kinds = (
+            (self.missing, "set is not there", "sets are not there"),
+            (self.failed, "measurement failed", "measurements failed"),
+            (self.unreadable, "set could not be read in full", "sets could not be read in full"),
+        )
+        said = [f"{len(found)} {one if len(found) == 1 else many}" for found, one, many in kinds if found]
+        return "; ".join(said) + "."
+
+
+def problems(results: Mapping[str, Any]) -> Problems:
+    """Reads them out of results.json; what could not be read is the same for every model and is told once."""
+    entries = [entry for entry in results.get("failures") or () if isinstance(entry, Mapping)]
+    found = [
+        Problem(str(entry.get("set") or "–"), entry.get("model"), _without(str(entry.get("error")), entry.get("set")))
+        for entry in entries
+    ]
+    return Problems(
+        tuple(problem for problem in found if problem.model is None),
+        tuple(problem for problem in found if problem.model is not None),
+        _unreadable(results["rows"]),
+    )
+
+
+def _without(said: str, name: object) -> str:
+    """The error without the set's name in front, which stands in a column of its own."""
+    return said.removeprefix(f"{name}: ")
+
+
+def _unreadable(rows: Sequence[Mapping[str, Any]]) -> tuple[Problem, ...]:
+    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for row in rows:
+        for key, (what, total_key, fate) in _PARTS.items():
+            for name, values in numbers.part(row, key).items():
+                counts = values.get("unreadable")
+                if not isinstance(counts, Mapping) or not counts:
+                    continue
+                total = numbers.count(float(sum(int(n) for n in counts.values())))
+                n = numbers.number(values.get(total_key))
+                of = "" if n is None else f" of {numbers.count(n)}"
+                reasons = ", ".join(f"{reason} × {number}" for reason, number in sorted(counts.items()))
+                said = f"{total}{of} {what} could not be read ({reasons}); {fate}"
+                found.setdefault((name, said), []).append((str(row["model"]), key))
+    models = {str(row["model"]) for row in rows}
+    result = []
+    for (name, said), where in found.items():
+        if {model for model, _ in where} == models:
+            result.append(Problem(name, None, said))
+        else:
+            result += [Problem(name, model, said) for model, _ in where]
+    return tuple(result)

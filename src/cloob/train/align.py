@@ -1,0 +1,249 @@
+"""Heads on two frozen encoders: the encoders' features are computed once and kept, and training goes over them.
+
+All else is the ordinary loop's: a ``FeatureLoader`` takes the place of the ``PairLoader``; its batches hold features
+where the others hold pixels and tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloob.data.batch import Batch
+from cloob.data.loader import PairLoader
+from cloob.data.order import epoch_order, local_part
+from cloob.data.sources import Source
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError, require
+from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
+from cloob.models.aligned import open_text_encoder as open_text
+from cloob.train.config import TrainConfig
+from cloob.train.ranks import on_rank_zero
+
+logger = logging.getLogger(__name__)
+_VERSION = "1"  # of what is computed; another number makes the files of the old one unused
+_BATCH = 128
+
+
+class Features(NamedTuple):
+    """The usable pairs of a source as the frozen encoders see them.
+
+    Attributes:
+        images: (N, F) float32.
+        texts: (N, F') float32.
+        ids: (N,) int64 caption ids.
+        keys: The N pairs' keys.
+    """
+
+    images: Tensor
+    texts: Tensor
+    ids: Tensor
+    keys: tuple[str, ...]
+
+
+def aligns(config: TrainConfig) -> bool:
+    """Whether a configuration is about heads on frozen encoders.
+
+    Raises:
+        InputError: One encoder is given without the other, or with what makes no sense for heads.
+    """
+    align, towers, run = config.align, config.towers, config.run
+    given = (align.image_encoder, align.text_encoder)
+    if not any(given):
+        return False
+    if not all(given):
+        missing = "text_encoder" if align.image_encoder else "image_encoder"
+        raise InputError(f"{missing} is missing: heads need both --image-encoder and --text-encoder")
+    for key, value in (("model", towers.model), ("init", towers.init)):
+        if value is not None:
+            raise InputError(f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder")
+    for key in ("fsdp", "compile", "grad_checkpointing"):
+        if getattr(run, key):
+            raise InputError(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
+    if towers.freeze != "none":
+        raise InputError(f"freeze is {towers.freeze!r}, but both encoders are frozen anyway; leave it out")
+    return True
+
+
+def make_aligned(config: TrainConfig) -> AlignedEncoder:
+    """The two encoders with fresh heads, whose weights depend on the seed alone.
+
+    Raises:
+        InputError: An encoder cannot be opened.
+    """
+    align = config.align
+    assert align.image_encoder is not None and align.text_encoder is not None
+    image = open_image_encoder(align.image_encoder, config.towers.image_size)
+    text = open_text(align.text_encoder)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.run.seed)
+        heads = [Head(side.features, align.embed_dim, align.head, align.head_dropout) for side in (image, text)]
+    names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
+    return aligned_encoder(image, text, heads[0], heads[1], names)
+
+
+def feature_loader(
+    source: Source, encoder: AlignedEncoder, config: TrainConfig, device: torch.device, *, train: bool
+) -> FeatureLoader:
+    """The features of a source in batches; computed here unless they are on the disk. Fits fresh heads when training.
+
+    Raises:
+        InputError: Too many pairs cannot be used, the source holds less than one batch, or the folder of the features
+            cannot be written.
+    """
+    folder = config.align.features or config.save.out / "features"
+    specs = config.pairs.data if train else config.pairs.val_data
+    path = folder / f"{_key(source, specs, encoder, config)}.safetensors"
+    features = _read(path)
+    if features is None:
+        computed = on_rank_zero(lambda: _compute_and_keep(source, encoder.to(device), config, path))
+        features = computed if isinstance(computed, Features) else _read(path)
+    if features is None:
+        raise InputError(f"{path}: the features that were just written cannot be read back")
+    if train and config.towers.init is None:  # heads that were trained before keep their standardisation
+        encoder.fit(features.images, features.texts)
+    return FeatureLoader(
+        features,
+        source.name,
+        batch_size=config.run.batch_size,
+        seed=config.run.seed,
+        train=train,
+    )
+
+
+class FeatureLoader:
+    """Batches of features, with the calls of a ``PairLoader`` that training uses.
+
+    Args:
+        features: Of the whole source.
+        name: What the source is called.
+        batch_size: Pairs per global batch, over all ranks.
+        seed: Of the order.
+        train: A new order in each epoch, without the last, smaller batch; else all pairs in their order.
+
+    Raises:
+        InputError: Fewer pairs than a training batch.
+    """
+
+    def __init__(self, features: Features, name: str, *, batch_size: int, seed: int, train: bool) -> None:
+        n = len(features.keys)
+        if train and n < batch_size:
+            raise InputError(f"{name} holds {n:,} usable pairs, fewer than one batch of {batch_size:,}")
+        self.features = features
+        self.batch_size = batch_size
+        self.pairs_per_epoch = n
+        self.lanes = world_size()
+        self.steps_per_epoch = n // batch_size if train else -(-n // batch_size)
+        self._seed = seed
+        self._train = train
+
+    def epoch(self, epoch: int, start_step: int = 0, lanes: int | None = None) -> Iterator[Batch]:
+        """This rank's batches of one epoch, from ``start_step`` on; the order is the same for any ``lanes``."""
+        order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)
+        for step in range(start_step, self.steps_per_epoch):
+            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
+            index = torch.from_numpy(local_part(whole, rank(), world_size()))
+            images, texts, ids = (part[index] for part in self.features[:3])
+            yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def _compute_and_keep(source: Source, encoder: AlignedEncoder, config: TrainConfig, path: Path) -> bool:
+    """Embeds the source and writes the file; on rank 0 alone, as the others wait."""
+    features = _compute(source, encoder, config)
+    tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
+    content = require("safetensors.torch", "train").save(tensors, metadata={"keys": json.dumps(features.keys)})
+    temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig) -> Features:
+    """Every pair through both encoders, in order and without augmentation."""
+    loader = PairLoader(
+        source,
+        transform=encoder.preprocess,
+        tokenizer=encoder.tokenizer,
+        batch_size=_BATCH,
+        seed=0,
+        shuffle=False,
+        drop_last=False,
+        workers=config.pairs.workers,
+    )
+    parts: list[tuple[Tensor, ...]] = []
+    keys: list[str] = []
+    place, bad, said = 0, 0, 0
+    try:
+        for batch in loader.epoch(0):
+            bad += len(batch.skipped)
+            place += len(batch) + len(batch.skipped)
+            if len(batch):
+                images, texts = encoder.features(batch.images, batch.tokens)
+                parts.append((images.cpu(), texts.cpu(), batch.ids))
+                keys += batch.keys
+            if place * 10 // len(source) > said:
+                said = place * 10 // len(source)
+                logger.info("%s: features of %d of %d pairs", source.name, place, len(source))
+    finally:
+        loader.close()
+    if bad > config.pairs.max_bad_fraction * place or not parts:
+        raise InputError(
+            f"{source.name}: {bad:,} of {place:,} pairs cannot be used, more than --max-bad-fraction "
+            f"{config.pairs.max_bad_fraction} allows"
+        )
+    images, texts, ids = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Features(images, texts, ids, tuple(keys))
+
+
+def _read(path: Path) -> Features | None:
+    """The features in a file; None if there is none, or it is not whole."""
+    if not path.is_file():
+        return None
+    library = require("safetensors", "train")
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            images, texts, ids = (file.get_tensor(name) for name in ("images", "texts", "ids"))
+            return Features(images, texts, ids, tuple(json.loads(file.metadata()["keys"])))
+    except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:  # as if there were none
+        logger.warning("%s: not readable (%s); the features are computed anew", path, error)
+        return None
+
+
+def _key(source: Source, specs: tuple[str, ...], encoder: AlignedEncoder, config: TrainConfig) -> str:
+    """A name for the features: of the encoders' weights, their preprocessing, and the source as far as it is known.
+
+    A local file of the source counts with its size and time of change; of a folder its entries count, but not what is
+    in folders below it.
+    """
+    facts = {
+        "version": _VERSION,
+        "image": [fingerprint(encoder.model.visual), encoder.preprocess_cfg],
+        "text": [fingerprint(encoder.model.text), encoder.context_length],
+        "source": [list(specs), len(source), [_stat(Path(spec)) for spec in specs]],
+        "columns": [config.pairs.image_column, config.pairs.caption_column],
+    }
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def _stat(path: Path) -> list[list[object]]:
+    """Name, size and time of a file, or of what a folder holds; nothing for what is neither."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]

@@ -1,0 +1,226 @@
+"""Training that starts from trained towers: how deep a parameter lies, what is frozen, and averaging with the start.
+
+Depth of a parameter in its tower: 0 for what first touches pixels or tokens (stem, patch and token embeddings,
+positions), 1, 2, … for the blocks in their order, and one more than the last block for what comes after them (final
+norm, attention pool, projection).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.store import load_model, save_model
+from cloob.train.config import TrainConfig
+
+Tower = Literal["image", "text"]
+AVERAGED = "averaged"
+# `resblocks.3`, `encoder.layer.3`, `blocks.2.0`, `stages.2.blocks.0`, `layer4.2`, `h.3`: a stack and what follows it.
+_STACK = re.compile(r"(?:resblocks|blocks|layers?|stages?|h)(\d*)")
+_TOP = re.compile(r"head|attn_?pool|pooler|(.*_)?proj(ection)?")
+_BOTTOM = re.compile(r".*embed.*|stem|conv_stem|(cls|dist|reg|mask)_token|cls_emb")
+
+
+class Depth(NamedTuple):
+    """Where a parameter lies.
+
+    Attributes:
+        depth: 0 for the input, ``top`` for what comes after the last block.
+        top: Number of blocks of the tower, plus one.
+    """
+
+    depth: int
+    top: int
+
+
+def tower_of(name: str) -> Tower:
+    """The tower of a parameter of a ``DualEncoder``, by its name; what wraps the encoder does not count."""
+    parts = [part for part in name.split(".") if part not in ("module", "model", "encoder", "_orig_mod")]
+    return "image" if parts and parts[0] == "visual" else "text"
+
+
+def layer_depths(names: Iterable[str]) -> dict[str, Depth]:
+    """The depth of every parameter of two towers, from the names alone.
+
+    Known are the stacks of open_clip's vision and text transformers and ModifiedResNets, of timm's towers (ViT,
+    ConvNeXt, EfficientNet, ResNet, Swin) and of Hugging Face's text towers. Stages that hold blocks count each block. A
+    tower without a stack has two depths, 0 and 1.
+
+    Args:
+        names: As ``named_parameters()`` lists them; the order matters for what is in no stack: what comes before the
+            tower's first block belongs to the input.
+
+    Returns:
+        For each name its depth.
+    """
+    ordered = list(names)
+    blocks = {name: _block(name) for name in ordered}
+    depths: dict[str, Depth] = {}
+    for tower in ("image", "text"):
+        own = [name for name in ordered if tower_of(name) == tower]
+        known = sorted({block for name in own if (block := blocks[name]) is not None})
+        place = {block: i + 1 for i, block in enumerate(known)}
+        top, begun = len(known) + 1, False
+        for name in own:
+            block = blocks[name]
+            begun = begun or block is not None
+            outside = 0 if _is_input(name, begun) else top
+            depth = outside if block is None else place[block]
+            depths[name] = Depth(depth, top)
+    return depths
+
+
+def _block(name: str) -> tuple[int, ...] | None:
+    """The numbers of the block that a name lies in: (3,) or, in a stage, (2, 0); None outside of all stacks."""
+    parts = name.split(".")
+    for i, part in enumerate(parts):
+        stack = _STACK.fullmatch(part)
+        if stack is None:
+            continue
+        rest = parts[i + 1 :]
+        numbers = [int(stack[1])] if stack[1] else []
+        while rest and (rest[0].isdigit() or (numbers and rest[0] in ("blocks", "layers") and len(rest) > 1)):
+            word = rest.pop(0)
+            if word.isdigit():
+                numbers.append(int(word))
+            if len(numbers) == 2:
+                break
+        if numbers:
+            return tuple(numbers)
+    return None
+
+
+def _is_input(name: str, begun: bool) -> bool:
+    """Whether a parameter outside of all blocks comes before them."""
+    parts = name.split(".")
+    if any(part in ("head", "attnpool", "attn_pool", "pooler") for part in parts):
+        return False
+    if any(_BOTTOM.fullmatch(part) for part in parts):
+        return True
+    return not begun and not any(_TOP.fullmatch(part) for part in parts)
+
+
+def freeze(encoder: DualEncoder, tower: str, unlocked: int = 0) -> None:
+    """Takes a tower out of the training: no gradients, no optimiser state; ``keep_frozen`` does the rest.
+
+    Args:
+        encoder: The towers.
+        tower: ``"image"``, ``"text"`` or ``"none"``.
+        unlocked: The topmost depths of the frozen tower that learn all the same; 1: final norm and projection.
+
+    Raises:
+        InputError: ``unlocked`` is more depths than the tower has.
+    """
+    if tower == "none":
+        return
+    named = dict(encoder.named_parameters())
+    depths = {name: depth for name, depth in layer_depths(named).items() if tower_of(name) == tower}
+    top = max(depth.top for depth in depths.values())
+    if unlocked > top:
+        found = f"the {tower} tower of {encoder.name} has {top + 1} depths, 0 to {top}"
+        raise InputError(f"unlocked is {unlocked}; {found}")
+    for name, depth in depths.items():
+        if depth.depth <= depth.top - unlocked:
+            named[name].requires_grad_(False)
+
+
+def keep_frozen(encoder: DualEncoder, tower: str) -> None:
+    """Puts a frozen tower into evaluation mode, after ``train()`` put everything into training mode.
+
+    Its dropout is off and its batch norms use and keep their statistics. Modules that still hold a learning parameter
+    (``unlocked``) stay in training mode.
+    """
+    if tower == "none":
+        return
+    for name, child in encoder.model.named_children():
+        if tower_of(name) != tower:
+            continue
+        child.eval()
+        for module in child.modules():
+            if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+                module.training = True
+
+
+@torch.no_grad()
+def interpolate(start: DualEncoder, tuned: DualEncoder, share: float) -> None:
+    """Moves ``tuned`` to the straight line between two models (WiSE-FT, Wortsman et al. 2022), in place.
+
+    Every floating-point tensor becomes (1 − share) · start + share · tuned, running statistics of batch norms included
+    (those of the averaged weights would need a pass over data). Whole numbers stay those of ``tuned``.
+
+    Args:
+        start: The model that the fine-tuning began with.
+        tuned: The fine-tuned model, of the same architecture.
+        share: 0 gives the start, 1 the fine-tuned model, both exactly.
+
+    Raises:
+        InputError: The architectures differ.
+    """
+    before, after = start.model.state_dict(), tuned.model.state_dict()
+    for name in sorted(before.keys() | after.keys()):
+        here, there = (tuple(state[name].shape) if name in state else "nothing" for state in (after, before))
+        if here != there:
+            raise InputError(
+                f"{start.name}: cannot be averaged with {tuned.name}: {name} has {there} there and {here} here"
+            )
+    for name, value in after.items():
+        if value.is_floating_point():
+            value.copy_(_between(before[name].to(value), value, share))
+
+
+def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
+    return torch.lerp(start, end, share)  # exact at both ends
+
+
+def check_start(config: TrainConfig) -> None:
+    """Refuses what needs trained weights, held-out pairs or a frozen tower, when there are none.
+
+    Raises:
+        InputError: ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
+            ``freeze``.
+    """
+    towers = config.towers
+    if towers.unlocked and towers.freeze == "none":
+        raise InputError(f"unlocked is {towers.unlocked}, but no tower is frozen; add --freeze image or --freeze text")
+    if config.run.patience and not config.pairs.val_data:
+        raise InputError(f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data")
+    if towers.average_with_start is not None and towers.init is None:
+        raise InputError("average_with_start needs the trained weights of a start; give --init")
+
+
+def write_average(config: TrainConfig, checkpoint: Path) -> Path:
+    """Writes ``OUT/averaged``, a model folder: the checkpoint's weights averaged with those of ``--init``.
+
+    Args:
+        config: With ``towers.init`` and ``towers.average_with_start``.
+        checkpoint: The run's last checkpoint; it stays as it is.
+
+    Returns:
+        The folder; it appears under its name only when it is whole.
+
+    Raises:
+        InputError: The start or the checkpoint cannot be read, or the folder cannot be written.
+    """
+    assert config.towers.init is not None and config.towers.average_with_start is not None
+    tuned = load_model(checkpoint)
+    interpolate(load_model(config.towers.init), tuned, config.towers.average_with_start)
+    final = config.save.out / AVERAGED
+    temporary = final.with_name(f".tmp-{AVERAGED}-{os.getpid()}")
+    try:
+        save_model(temporary, tuned, tuned.objective)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+    except OSError as error:
+        raise InputError(f"{final}: cannot be written ({error.strerror})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final

@@ -1,0 +1,104 @@
+"""When a run writes a checkpoint and what goes into it; on every rank, as each holds a part of the state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cloob.models.encoder import DualEncoder
+from cloob.models.store import find_best, is_better
+from cloob.objective import ContrastiveObjective
+from cloob.train.average import WeightAverage
+from cloob.train.checkpoint import Checkpoint, Progress, save_checkpoint, whole_state
+from cloob.train.config import TrainConfig
+from cloob.train.ranks import gather_objects, on_rank_zero
+from cloob.train.rng import rng_state
+from cloob.train.step import Stepper
+from cloob.train.validate import Validation
+
+
+class Saver:
+    """Writes the checkpoints of one run, and knows the last and the best.
+
+    Args:
+        config: The run's.
+        encoder: The towers.
+        objective: The objective.
+        stepper: Holds the optimiser.
+        average: The running average of the weights, if there is one.
+        device: Where they are.
+        resumed: The checkpoint that the run goes on from, if any.
+
+    Attributes:
+        last: The newest checkpoint of this run, or what it was resumed from.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        encoder: DualEncoder,
+        objective: ContrastiveObjective,
+        stepper: Stepper,
+        average: WeightAverage | None,
+        device: torch.device,
+        resumed: Checkpoint | None,
+    ) -> None:
+        self.config = config
+        self.encoder = encoder
+        self.objective = objective
+        self.stepper = stepper
+        self.average = average
+        self.device = device
+        self.last: Path | None = resumed.path if resumed else None
+        self._step = resumed.progress.step if resumed else -1
+        found = on_rank_zero(lambda: find_best(config.save.out, config.save.best))
+        self._best: float | None = found[1] if found else None
+        self._validation: tuple[int, Validation] | None = None
+
+    def judged(self, step: int, validation: Validation) -> bool:
+        """Takes note of how good the weights after ``step`` are. Returns whether they are the best so far."""
+        self._validation = step, validation
+        value = validation.metrics()[self.config.save.best]
+        if value is None or (self._best is not None and not is_better(self.config.save.best, value, self._best)):
+            return False
+        self._best = value
+        return True
+
+    def save(self, progress: Progress) -> Path | None:
+        """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
+
+        If it stays so, the weights may be at fault: they must not push the good checkpoints out.
+
+        Returns:
+            The checkpoint, None when none was written.
+
+        Raises:
+            InputError: The disk is full or not writable.
+        """
+        if progress.step == self._step or progress.nonfinite:
+            return None
+        states = gather_objects(rng_state(self.device))
+        weights, moments = whole_state(self.encoder, self.stepper.optimizer)
+        validation: dict[str, Any] | None = None
+        if self._validation is not None and self._validation[0] == progress.step:
+            validation = {"metric": self.config.save.best, **self._validation[1].metrics()}
+        self.last = on_rank_zero(
+            lambda: save_checkpoint(
+                self.config.save.out,
+                encoder=self.encoder,
+                weights=weights,
+                objective=self.objective,
+                optimizer=moments,
+                progress=progress,
+                rng=states,
+                batch_size=self.config.run.batch_size,
+                keep=self.config.save.keep,
+                average=self.average,
+                stepper=self.stepper.state_dict(),
+                validation=validation,
+            )
+        )
+        self._step = progress.step
+        return self.last

@@ -1,0 +1,149 @@
+"""FSDP2: weights, gradients and optimiser state in shards over the ranks, and whole again for a checkpoint.
+
+A sharded weight is a ``DTensor`` of which each rank holds a part. What is written to a checkpoint is always the whole,
+in the same format as without sharding, so a run may go on with or without it, on any number of ranks. Scalars cannot be
+sharded: open_clip's frozen ``logit_scale`` and the objective's τ⁻¹ and β stay whole on each rank. Buffers do too; like
+DDP, :func:`share_buffers` hands rank 0's to all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from cloob.distributed import rank, world_size
+
+
+def shard(encoder: nn.Module, device: torch.device) -> None:
+    """Shards the towers' parameters over all ranks, in place; each residual block is gathered by itself.
+
+    Parameters become ``DTensor``: the optimiser has to be made afterwards. ``encode_image`` and ``encode_text`` keep
+    working, on all ranks at once.
+
+    Args:
+        encoder: The towers, equal on every rank.
+        device: Where they are.
+    """
+    mesh = init_device_mesh(device.type, (world_size(),))
+    whole = {p for p in encoder.parameters() if p.ndim == 0}
+    for parameter in encoder.parameters():
+        # Shards are flat: weights lose the channels-last layout here, activations keep it.
+        parameter.data = parameter.data.contiguous()
+    for block in list(_blocks(encoder)):
+        fully_shard(block, mesh=mesh, ignored_params=whole)
+    # Resharded after a forward pass, so that the parameters are shards whenever nobody computes with them.
+    fully_shard(encoder, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    for method in ("encode_image", "encode_text"):
+        if hasattr(encoder, method):
+            register_fsdp_forward_method(encoder, method)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether :func:`shard` has been here."""
+    return isinstance(module, FSDPModule)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """Residual blocks, or stages of them: the outermost items of lists that have modules of their own."""
+    for child in module.children():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and any(True for _ in child.children()):
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def share_buffers(module: nn.Module) -> None:
+    """Rank 0's buffers (running statistics) on every rank, as DDP does before each forward pass."""
+    for buffer in module.buffers():
+        dist.broadcast(buffer, src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """The mean over the ranks of the gradients of parameters that are whole on each."""
+    for parameter in parameters:
+        if parameter.grad is not None and not isinstance(parameter.grad, DTensor):
+            dist.all_reduce(parameter.grad)
+            parameter.grad.div_(world_size())
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """0-d 2-norm of all gradients together, the same on every rank; 0 without gradients."""
+    norms = [nn.utils.get_total_norm(kind) for kind in _by_kind(gradients) if kind]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([*norms, norms[0].new_zeros(())]))
+
+
+def clip(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
+    """Scales the gradients by limit/norm, whose 2-norm is ``norm`` > ``limit``."""
+    for kind in _by_kind([p for p in parameters if p.grad is not None]):
+        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+
+
+def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
+    """Sharded tensors and plain ones: torch's operations on lists take no mixture."""
+    kinds: tuple[list[Any], list[Any]] = ([], [])
+    for tensor in tensors:
+        kinds[isinstance(tensor, DTensor)].append(tensor)
+    return kinds
+
+
+def whole(value: Any) -> Any:
+    """A state dict with every shard replaced by the whole tensor, on the CPU; called on every rank at once.
+
+    Args:
+        value: Nested dicts, lists and tensors: the state of a module or of an optimiser.
+
+    Returns:
+        The same, on rank 0; elsewhere the sharded tensors are None, as only rank 0 writes.
+    """
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(whole(item) for item in value)
+    if isinstance(value, DTensor):
+        gathered = value.full_tensor()
+        return gathered.cpu() if rank() == 0 else None
+    return value
+
+
+@torch.no_grad()
+def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """``module.load_state_dict`` of a whole state into sharded parameters, without communication."""
+    module.load_state_dict({name: _like(state[name], own) for name, own in module.state_dict().items()})
+
+
+def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """``optimizer.load_state_dict`` of a whole state, for sharded parameters and others, without communication.
+
+    Moments get the memory layout of their parameters: torch's fused AdamW goes through memory in order and, without a
+    word, would pair numbers of other elements when one is channels-last and the other is not.
+
+    Raises:
+        ValueError: As ``load_state_dict``.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = {}
+    for index, entry in state["state"].items():
+        parameter = parameters[index] if index < len(parameters) else None
+        entries[index] = {
+            key: _like(value, parameter) if isinstance(value, Tensor) and value.ndim else value
+            for key, value in entry.items()
+        }
+    optimizer.load_state_dict({**state, "state": entries})
+
+
+def _like(value: Tensor, own: Tensor | None) -> Tensor:
+    """A whole tensor laid out as ``own``: in its memory format, or this rank's shard."""
+    if isinstance(own, DTensor):
+        whole = value.to(own.device).contiguous()
+        return distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)
+    if own is None or own.shape != value.shape:
+        return value
+    return torch.empty_like(own, dtype=value.dtype, requires_grad=False).copy_(value)

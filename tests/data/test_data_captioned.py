@@ -1,0 +1,152 @@
+"""Several captions a picture from every documented layout, and recalls against ranks by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cloob.data.batch import BadSample
+from cloob.data.captioned import BadPicture, CaptionedSample, open_captioned
+from cloob.errors import InputError
+
+EXPECTED = [
+    ("a.png", ("red one", "red two")),
+    ("b.png", ("blue",)),
+    ("c.png", ("green one", "green two", "green three")),
+]
+
+
+def picture(colour: str) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        (tmp_path / f"{name}.png").write_bytes(picture(colour))
+    return tmp_path
+
+
+def table(folder: Path) -> Path:
+    # Rows of a picture need not be neighbours.
+    rows = ["a.png,red one", "b.png,blue", "c.png,green one", "a.png,red two", "c.png,green two", "c.png,green three"]
+    (folder / "t.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
+    return folder / "t.csv"
+
+
+def json_lists(folder: Path) -> Path:
+    lines = [{"filepath": key, "title": list(texts) if len(texts) > 1 else texts[0]} for key, texts in EXPECTED]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    return folder / "t.jsonl"
+
+
+def json_rows(folder: Path) -> Path:
+    lines = [{"filepath": key, "title": text} for key, texts in EXPECTED for text in texts]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    return folder / "t.jsonl"
+
+
+def parquet(folder: Path) -> Path:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pairs = [(key, text) for key, texts in EXPECTED for text in texts]
+    columns = {"filepath": [key for key, _ in pairs], "title": [text for _, text in pairs]}
+    pq.write_table(pa.table(columns), folder / "t.parquet")
+    return folder / "t.parquet"
+
+
+def lines_beside(folder: Path) -> Path:
+    for key, texts in EXPECTED:
+        (folder / key).with_suffix(".txt").write_text("\n".join(texts) + "\n\n")
+    return folder
+
+
+def clip_benchmark(folder: Path) -> Path:
+    home = folder / "wds" / "three"
+    (home / "test").mkdir(parents=True)
+    (home / "dataset_type.txt").write_text("retrieval\n")
+    (home / "test" / "nshards.txt").write_text("1\n")
+    with tarfile.open(home / "test" / "0.tar", "w") as tar:
+        for key, texts in EXPECTED:
+            stem = key.removesuffix(".png")
+            for name, content in ((key, (folder / key).read_bytes()), (f"{stem}.txt", "\n".join(texts).encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return home
+
+
+LAYOUTS = [table, json_lists, json_rows, parquet, lines_beside, clip_benchmark]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_pictures(layout: Callable[[Path], Path], folder: Path) -> None:
+    place = layout(folder)
+    found = open_captioned(place)
+    samples = [found.read(i) for i in range(len(found))]
+    assert [(Path(s.key).name.replace("0.tar/", ""), s.captions) for s in samples] == [
+        (key if layout is not clip_benchmark else key.removesuffix(".png"), texts) for key, texts in EXPECTED
+    ]
+    assert [s.image for s in samples] == [(folder / key).read_bytes() for key, _ in EXPECTED]
+    assert found.name == str(place)
+
+
+def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: Path) -> None:
+    path = table(folder)
+    path.write_text(path.read_text() + "b.png,\n,x\n".replace(",x\n", ""))
+    (folder / "a.png").unlink()
+    found = open_captioned(path)
+    with pytest.raises(BadPicture) as caught:
+        found.read(0)
+    assert caught.value.captions == ("red one", "red two") and caught.value.reason == "missing image"
+    assert found.read(1).captions == ("blue", "")
+    path.write_text("filepath,title\nb.png,\nc.png,x\n")
+    with pytest.raises(BadSample, match="missing caption"):
+        open_captioned(path).read(0)
+
+
+def test_other_columns(folder: Path) -> None:
+    (folder / "t.tsv").write_text("image\tcaption\na.png\tx\na.png\ty\nb.png\tz\n")
+    found = open_captioned(folder / "t.tsv", image_column="image", caption_column="caption")
+    assert [found.read(i).captions for i in range(2)] == [("x", "y"), ("z",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("t.jsonl", '{"filepath": "a.png"}\n', r"line 1 has no 'title'; .*--caption-column"),
+        ("t.jsonl", '{"filepath": "a.png", "title": [1]}\n', "'title' is \\[1\\]; a text or a list"),
+        ("t.jsonl", '{"filepath": "a.png", "title": []}\n', "a list of texts would be right"),
+        ("t.jsonl", "[1]\n", "line 1 is not a JSON object but a list"),
+        ("t.jsonl", "{\n", "line 1 is not JSON"),
+        ("t.jsonl", '{"filepath": 3, "title": "x"}\n', "'filepath' is no text"),
+        ("t.csv", "filepath,title\na.png,x\na.png,y\n", "1 picture, at least 2 are needed"),
+        ("t.csv", "filepath,title\n,x\na.png,y\n", "row 1 has no path"),
+    ],
+)
+def test_mistakes(name: str, text: str, said: str, folder: Path) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(InputError, match=said) as caught:
+        open_captioned(folder / name)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_folder_of_classes_is_no_retrieval_set(folder: Path) -> None:
+    home = clip_benchmark(folder)
+    (home / "dataset_type.txt").write_text("classification\n")
+    with pytest.raises(InputError, match="says 'classification', 'retrieval' would be right"):
+        open_captioned(home)
+
+
+def test_all_captions_in_one_text_tell_samples_apart() -> None:
+    assert CaptionedSample("k", b"", ("a b",)).caption == "a b"
+    assert CaptionedSample("k", b"", ("a", "b")).caption != CaptionedSample("k", b"", ("a b",)).caption

