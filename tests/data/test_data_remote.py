@@ -274,6 +274,7 @@ def test_a_cache_that_cannot_be_written(shards: Path, tmp_path: Path) -> None:
 def test_the_default_cache_follows_the_environment(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("CLOOB_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     open_source(simple(shards))
     assert len(list((tmp_path / "xdg" / "cloob" / "shards").glob("*.tar"))) == 1

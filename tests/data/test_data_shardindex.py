@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cloob.data import shardindex
@@ -132,6 +132,7 @@ def test_one_of_several_processes_scans(shards: Path, saved: Path, tmp_path: Pat
 
 
 @settings(deadline=None, max_examples=60)
+@example(names=["\x80"], sizes=[0] * 9, kind=tarfile.PAX_FORMAT, cut=512)  # within the first extended header
 @given(
     names=st.lists(
         st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=120), max_size=9

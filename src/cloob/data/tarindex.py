@@ -170,6 +170,14 @@ def _unpack(path: Path) -> tuple[bytes | None, str | None]:
     return bytes(data), cut
 
 
+def _is_header(block: bytes) -> bool:
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
 def _scan(path: Path, file: IO[bytes], block: Callable[[int], bytes]) -> TarListing:
     """Lists an archive; ``block`` gives the 512 bytes at an offset."""
     file.seek(0, io.SEEK_END)
@@ -180,7 +188,7 @@ def _scan(path: Path, file: IO[bytes], block: Callable[[int], bytes]) -> TarList
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closing it would do nothing: the file is ours
     except tarfile.ReadError as error:
-        if size < _BLOCK:
+        if size < _BLOCK or _is_header(block(0)):  # cut in the first member's extended header
             return TarListing((), f"cut after {size:,} bytes")
         raise InputError(f"{path} is not a tar archive: {error}") from None
     members: list[Member] = []
