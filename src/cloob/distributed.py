@@ -9,6 +9,7 @@ what the optimiser sees is the gradient of one process with the whole batch, for
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -71,11 +72,6 @@ def _collective(name: str, former: str) -> Any:
     return getattr(dist, name, None) or getattr(dist, former)
 
 
-# A group whose last reference is DDP's is freed with the interpreter's lock held, and joins gloo threads that wait for
-# that lock to free a tensor: now and then a run hangs after its end. Freed from Python, torch lets the lock go first.
-_ENDED: list[Any] = []
-
-
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
@@ -98,7 +94,9 @@ def process_group(device: torch.device) -> Iterator[None]:
         rank=own_rank,
         world_size=ranks,
     )
-    _ENDED.append(dist.group.WORLD)
+    # A group whose last reference is DDP's is freed with the interpreter's lock held, and joins gloo threads that wait
+    # for that lock to free a tensor: now and then a run hangs after its end. So it is never freed.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
     try:
         yield
     finally:

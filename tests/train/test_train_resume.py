@@ -22,7 +22,11 @@ def run(folder: Path, processes: int, config: TrainConfig, killed: KilledAfter |
     callbacks = [killed] if killed else []
     ranks = fork(folder, processes, lambda: train(config, callbacks=callbacks) and None)
     codes = ranks.wait(together=killed is not None)
-    assert set(codes) == {-9 if killed else 0}, ranks.told()
+    if killed:
+        # A rank may have seen that the killed one is gone before it was killed itself.
+        assert -9 in codes and set(codes) <= {-9, 1}, ranks.told()
+    else:
+        assert set(codes) == {0}, ranks.told()
 
 
 @pytest.fixture(scope="session")
