@@ -103,10 +103,9 @@ def feature_loader(
     folder = config.align.features or config.save.out / "features"
     specs = config.pairs.data if train else config.pairs.val_data
     path = folder / f"{_key(source, specs, encoder, config)}.safetensors"
+    # Every rank comes here: one that looked for itself might find what rank 0 has just written, and leave it alone.
+    on_rank_zero(lambda: _read(path) is None and _compute_and_keep(source, encoder.to(device), config, path))
     features = _read(path)
-    if features is None:
-        computed = on_rank_zero(lambda: _compute_and_keep(source, encoder.to(device), config, path))
-        features = computed if isinstance(computed, Features) else _read(path)
     if features is None:
         raise InputError(f"{path}: the features that were just written cannot be read back")
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
