@@ -165,6 +165,13 @@ def test_two_processes_share_the_features(heads: TrainConfig, launch: Callable[.
         assert b == pytest.approx(a, rel=2e-4)
 
 
+def test_a_file_in_the_place_of_the_folder_is_one_line(heads: TrainConfig, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("not a folder")
+    with pytest.raises(InputError, match=r"taken.*: cannot be written \(") as caught:
+        train(heads.override(features=tmp_path / "taken" / "inside"))
+    assert "\n" not in str(caught.value)
+
+
 def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> None:
     """``init`` takes such a run as any other: a step of next to no length leaves its embeddings as they were."""
     first = train(heads.override(epochs=1))

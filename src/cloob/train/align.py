@@ -6,6 +6,7 @@ where the others hold pixels and tokens.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -104,7 +105,7 @@ def feature_loader(
     specs = config.pairs.data if train else config.pairs.val_data
     path = folder / f"{_key(source, specs, encoder, config)}.safetensors"
     # Every rank comes here: one that looked for itself might find what rank 0 has just written, and leave it alone.
-    on_rank_zero(lambda: _read(path) is None and _compute_and_keep(source, encoder.to(device), config, path))
+    on_rank_zero(lambda: _compute_and_keep(source, encoder.to(device), config, path))
     features = _read(path)
     if features is None:
         raise InputError(f"{path}: the features that were just written cannot be read back")
@@ -158,8 +159,10 @@ class FeatureLoader:
         """Nothing to end."""
 
 
-def _compute_and_keep(source: Source, encoder: AlignedEncoder, config: TrainConfig, path: Path) -> bool:
-    """Embeds the source and writes the file; on rank 0 alone, as the others wait."""
+def _compute_and_keep(source: Source, encoder: AlignedEncoder, config: TrainConfig, path: Path) -> None:
+    """Embeds the source and writes the file, unless it is there; on rank 0 alone, as the others wait."""
+    if _read(path) is not None:
+        return
     features = _compute(source, encoder, config)
     tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
     content = require("safetensors.torch", "train").save(tensors, metadata={"keys": json.dumps(features.keys)})
@@ -169,10 +172,9 @@ def _compute_and_keep(source: Source, encoder: AlignedEncoder, config: TrainConf
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink()
         raise InputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return True
 
 
 def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig) -> Features:
