@@ -159,12 +159,11 @@ def short_search(method: str, scores: Scores) -> Iterator[tuple[str, Cell]]:
 
 
 def long_search(method: str, scores: Scores) -> list[Cell]:
-    """The finalists at greater length: the best two of the short runs, and the published setting."""
+    """The finalists at greater length: the published setting, and once they are all there the best two short runs."""
     cells = [cell for _, cell in short_search(method, scores)]
-    if len(cells) < RUNS_A_METHOD or any(cell.id not in scores for cell in cells):
-        return []
-    ranked = sorted(cells[1:], key=lambda cell: -scores[cell.id])
-    chosen = [cells[0], *ranked[: FINALISTS - 1]]
+    chosen = cells[:1]
+    if len(cells) == RUNS_A_METHOD and all(cell.id in scores for cell in cells):
+        chosen += sorted(cells[1:], key=lambda cell: -scores[cell.id])[: FINALISTS - 1]
     return [search_cell(method, cell.setting, FINAL_EPOCHS) for cell in chosen]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -140,6 +141,14 @@ def yield_to_others() -> None:
         Path("/proc/self/autogroup").write_text("19")
 
 
+def keep_memory() -> None:
+    """Lets glibc keep what is freed for the next step: fresh pages took a tenth of a step's CPU time."""
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the highest there is; a token table's gradient is 25 MB
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 def say(text: str) -> None:
     """A line of the log, with the time."""
     print(f"{time.strftime('%H:%M:%S')} [{os.getpid()}] {text}", flush=True)
@@ -180,6 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.stage != "tables":
         yield_to_others()
+        keep_memory()
         # Threads that wait must not spin on a machine that is shared; before torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
