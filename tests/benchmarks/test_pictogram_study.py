@@ -241,4 +241,6 @@ def test_a_stage_does_what_is_open_once_and_ends(tmp_path: Path, monkeypatch: py
     study.Stage("search", study.parse(["search"]), lambda: False).go()
     from benchmarks.pictograms import cells
 
-    assert len(ran) == len(set(ran)) == 3 * (cells.RUNS_A_METHOD + cells.FINALISTS) + 2  # its published setting, short and long
+    assert (
+        len(ran) == len(set(ran)) == 3 * (cells.RUNS_A_METHOD + cells.FINALISTS) + 2
+    )  # its published setting, short and long
