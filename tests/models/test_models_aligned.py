@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -174,6 +175,24 @@ def test_damaged_folders_get_one_line(whole: AlignedEncoder, tmp_path: Path) -> 
         file.write_text(text)
         with pytest.raises(InputError, match=said):
             load_model(tmp_path)
+
+
+def test_an_encoder_that_is_gone_is_named_with_its_key(
+    bert: Path, tower: Path, whole: AlignedEncoder, tmp_path: Path
+) -> None:
+    copy, folder = tmp_path / "bert", tmp_path / "model"
+    shutil.copytree(bert, copy)
+    save_model(folder, whole, CONFIG)
+    names = {"image_encoder": str(tower), "text_encoder": f"hf:{copy}"}
+    content = json.loads((folder / "aligned.json").read_text()) | names
+    (folder / "aligned.json").write_text(json.dumps(content))
+    load_model(folder)
+    (copy / "tokenizer.json").unlink()  # transformers then makes a tokeniser that knows no word
+    with pytest.raises(InputError, match=r"aligned.json: text_encoder cannot be opened; hf:.*bert: its tokenizer: it knows no word"):
+        load_model(folder)
+    (folder / "aligned.json").write_text(json.dumps(content | {"image_encoder": "timm:resnet17"}))
+    with pytest.raises(InputError, match=r"aligned.json: image_encoder cannot be opened; timm:resnet17: "):
+        load_model(folder)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import torch
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.models.towers import TINY_MODELS, create_model, list_models, open_clip
+from cloob.models.towers import TINY_MODELS, create_model, list_models, load_tokenizer, open_clip
 
 
 def test_list_models_has_ours_and_open_clips() -> None:
@@ -128,6 +128,23 @@ def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="laion2b") as caught:
         create_model("ViT-B-32", pretrained="laion2b_s34b_b79k")
     assert "\n" not in str(caught.value) and "no route" in str(caught.value)
+
+
+def test_an_unreachable_tokenizer_is_named_with_what_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: str, **_: object) -> None:
+        raise OSError(f"no\nroute to {source}")
+
+    config = open_clip().get_model_config("ViT-B-16-SigLIP")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
+    with pytest.raises(InputError) as caught:
+        load_tokenizer("ViT-B-16-SigLIP", config, "model 'ViT-B-16-SigLIP'")
+    assert str(caught.value) == (
+        "model 'ViT-B-16-SigLIP': text_cfg.hf_tokenizer_name asks for the tokenizer 'timm/ViT-B-16-SigLIP': "
+        "no route to timm/ViT-B-16-SigLIP"
+    )
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(InputError, match=r'pip install "cloob\[align\]"'):
+        load_tokenizer("ViT-B-16-SigLIP", config, "x")
 
 
 def test_tag_brings_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:

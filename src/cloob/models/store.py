@@ -24,7 +24,7 @@ from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
 from cloob.models.aligned.model import ALIGNED_FILE, aligned_files, load_aligned
 from cloob.models.encoder import DualEncoder
-from cloob.models.towers import create_model, list_models, one_line, open_clip, translated
+from cloob.models.towers import create_model, list_models, load_tokenizer, one_line, open_clip, translated
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -239,9 +239,9 @@ def _load_folder(folder: Path) -> DualEncoder:
     if damage is not None:
         raise InputError(damage)
     library, source = open_clip(), f"local-dir:{folder}"
+    tokenizer = load_tokenizer(source, model_cfg, str(folder / CONFIG_FILE))
     with translated(f"{folder / CONFIG_FILE}"), torch.random.fork_rng(devices=[]):
         model = library.create_model(source, load_weights=False, pretrained_text=False)
-        tokenizer = library.get_tokenizer(source)
     with translated(str(weights)):
         try:
             library.load_checkpoint(model, str(weights))
@@ -266,8 +266,7 @@ def _load_hub(source: str) -> DualEncoder:
     with translated(source), torch.random.fork_rng(devices=[]):
         config = library.get_model_config(source)
         model = library.create_model(source, require_pretrained=True)
-        tokenizer = library.get_tokenizer(source)
-    return DualEncoder(source, model, tokenizer, config)
+    return DualEncoder(source, model, load_tokenizer(source, config, source), config)
 
 
 def _load_tag(source: str) -> DualEncoder:

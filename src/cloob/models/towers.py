@@ -22,6 +22,7 @@ from cloob.errors import InputError, nearest, require
 from cloob.models.encoder import DualEncoder
 
 _CONFIGS = Path(__file__).parent / "configs"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
 
 
@@ -93,10 +94,56 @@ def create_model(
             force_image_size=image_size,
             pretrained_text=False,
         )
-        tokenizer = library.get_tokenizer(name)
+    tokenizer = load_tokenizer(name, config, f"model {name!r}")
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
     return DualEncoder(name, model, tokenizer, config).to(place)
+
+
+def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:
+    """open_clip's tokeniser of a model.
+
+    Args:
+        source: What ``open_clip.get_tokenizer`` takes; of a ``local-dir:`` it reads the tokeniser from that folder
+            alone, whatever name the configuration gives.
+        config: The ``model_cfg``.
+        where: Where that is written, for the error.
+
+    Raises:
+        InputError: It is not there or damaged; the line says which tokeniser, and what asks for it.
+    """
+    text = config["text_cfg"]
+    key = next((key for key in ("hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)), None)
+    asked = f"text_cfg.{key} asks for the tokenizer {text[key]!r}" if key else "its tokenizer cannot be loaded"
+    try:
+        if key == "hf_tokenizer_name":
+            require("transformers", "align")
+        with translated(f"{where}: {asked}"):
+            tokenizer = open_clip().get_tokenizer(source)
+            if key == "hf_tokenizer_name":
+                check_words(tokenizer.tokenizer)
+            return tokenizer
+    except InputError as error:
+        folder = Path(source.removeprefix("local-dir:")) if source.startswith("local-dir:") else None
+        if key != "hf_tokenizer_name" or folder is None or any(any(folder.glob(p)) for p in _TOKENIZER_FILES):
+            raise
+        raise InputError(
+            f"{where}: {asked}, whose files must lie beside it, and there is no tokenizer.json (nor vocab.txt, "
+            "vocab.json or *.model); save_pretrained of that tokenizer writes them"
+        ) from error
+
+
+def check_words(tokenizer: Any) -> None:
+    """Refuses a Hugging Face tokeniser that knows nothing but its special tokens.
+
+    transformers 5 makes such a one, without a warning, where a folder has lost its vocabulary: every text is then the
+    same row of unknown words.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # T5's knows the space as well
+        raise ValueError("it knows no word, so that its vocabulary (tokenizer.json) must be missing")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob.errors import InputError, nearest, require
-from cloob.models.towers import one_line, translated
+from cloob.models.towers import check_words, one_line, translated
 
 E = TypeVar("E", bound=nn.Module)
 _TIMM, _HF, _PYPI = "timm:", "hf:", "pypi:"
@@ -217,7 +217,9 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     transformers.utils.logging.disable_progress_bar()
     with translated(spec):
         network = transformers.AutoModel.from_pretrained(source)
+    with translated(f"{spec}: its tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        check_words(tokenizer)
     if tokenizer.pad_token_id is None:
         raise InputError(f"{spec}: its tokenizer has no padding token")
     tokenizer.padding_side = "right"

@@ -155,7 +155,13 @@ def load_aligned(folder: Path, config: dict[str, Any], objective: dict[str, Any]
         if isinstance(error, InputError):
             raise
         raise InputError(f"{file}: not what cloob train align writes ({one_line(error)})") from None
-    image, text = open_image_encoder(names["image_encoder"], size), open_text_encoder(names["text_encoder"])
+    try:
+        key = "image_encoder"
+        image = open_image_encoder(names[key], size)
+        key = "text_encoder"
+        text = open_text_encoder(names[key])
+    except InputError as error:
+        raise InputError(f"{file}: {key} cannot be opened; {error}") from error
     for side, opened in (("image", image), ("text", text)):
         if fingerprint(opened) != known[side]:
             raise InputError(
