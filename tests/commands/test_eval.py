@@ -148,8 +148,8 @@ def test_what_fails_for_one_model_or_set_leaves_the_rest(work: Path, capsys: pyt
         sum(line.startswith("cloob: nan on two: ") and "not finite" in line and ".png" in line for line in lines) == 1
     )
     assert [line for line in lines if line.startswith("cloob: model on ")] == [
-        "cloob: model on single: a linear probe needs training images of two classes or more, "
-        "and there are those of one class only, number 0"
+        "cloob: model on single: a linear probe needs two classes or more, "
+        "and the only training image that can be read is of class 'red'"
     ]
     nan, good = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"]
     assert (
@@ -157,6 +157,18 @@ def test_what_fails_for_one_model_or_set_leaves_the_rest(work: Path, capsys: pyt
     )
     page = (work / "out" / "report.html").read_text(encoding="utf-8")
     assert "Could not be measured" in page and "not finite" in page
+
+
+def test_training_images_with_a_mistake_leave_the_set_to_be_classified(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "sets" / "one" / "train" / "green").mkdir()
+    words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe"]
+    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 1
+    assert "one/train/green: no image in this class folder" in capsys.readouterr().err
+    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
+    assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
+    assert [failure["set"] for failure in results["failures"]] == ["one (training)"]
 
 
 def test_several_captions_from_the_command_line(work: Path) -> None:

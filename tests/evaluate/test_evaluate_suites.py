@@ -230,7 +230,11 @@ def test_folders_of_sets(tmp_path: Path) -> None:
     webdataset(tmp_path / "flat" / "two")
     found = open_suites(["pictograms", str(tmp_path / "flat")])
     assert [data.name for data in found.sets] == ["plain", "two"] and list(found.missing) == ["empty"]
-    assert found.training == {}
+    assert found.training == {} and not found.training_failed
+    (tmp_path / "flat" / "two" / "train").mkdir()
+    found = open_suites(["pictograms", str(tmp_path / "flat")], probe=True)
+    assert [data.name for data in found.sets] == ["plain", "two"] and found.training_failed
+    assert list(found.missing) == ["empty", "two (training)"]
 
 
 def test_suites_and_folders_pair_up(tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_an_encoder_that_is_gone_is_named_with_its_key(
     (folder / "aligned.json").write_text(json.dumps(content))
     load_model(folder)
     (copy / "tokenizer.json").unlink()  # transformers then makes a tokeniser that knows no word
-    with pytest.raises(InputError, match=r"aligned.json: text_encoder cannot be opened; hf:.*bert: its tokenizer: it knows no word"):
+    with pytest.raises(InputError, match=r"text_encoder cannot be opened; hf:.*bert: its tokenizer: it knows no word"):
         load_model(folder)
     (folder / "aligned.json").write_text(json.dumps(content | {"image_encoder": "timm:resnet17"}))
     with pytest.raises(InputError, match=r"aligned.json: image_encoder cannot be opened; timm:resnet17: "):

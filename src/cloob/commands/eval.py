@@ -78,7 +78,7 @@ def main(words: Sequence[str]) -> int:
         print(f"cloob: {line}", file=sys.stderr)
     if not sets.sets and not pairs:
         raise InputError(f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used")
-    if arguments.probe and not sets.training:
+    if arguments.probe and not sets.training and not sets.training_failed:
         raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
     check_writable(arguments.out)
     results = judge(

@@ -71,7 +71,13 @@ class Probe(NamedTuple):
 
 
 def fit_probe(
-    features: Tensor, labels: Tensor, n_classes: int, *, options: ProbeOptions | None = None, seed: int = 0
+    features: Tensor,
+    labels: Tensor,
+    n_classes: int,
+    *,
+    options: ProbeOptions | None = None,
+    seed: int = 0,
+    classnames: Sequence[str] | None = None,
 ) -> Probe:
     """Fits a probe, the strength of its penalty chosen on images that are held out.
 
@@ -85,6 +91,7 @@ def fit_probe(
         n_classes: C.
         options: How to fit; None takes the defaults.
         seed: Draws the split.
+        classnames: C names, for the errors; None names a class by its number.
 
     Returns:
         The probe.
@@ -96,8 +103,15 @@ def fit_probe(
     readable = torch.isfinite(features).all(1).nonzero()[:, 0]
     present: Tensor = torch.unique(labels[readable])
     if len(present) < 2:
-        what = "no class" if len(present) == 0 else f"one class only, number {int(present[0])}"
-        raise InputError(f"a linear probe needs training images of two classes or more, and there are those of {what}")
+        if len(present) == 0:
+            what = "no training image can be read"
+        else:
+            label = int(present[0])
+            name = f"number {label}" if classnames is None else repr(classnames[label])
+            n = len(readable)
+            what = f"all {n} training images" if n > 1 else "the only training image"
+            what += f" that can be read {'are' if n > 1 else 'is'} of class {name}"
+        raise InputError(f"a linear probe needs two classes or more, and {what}")
     fitted, held_out = _split(readable, labels, options, seed)
     if len(held_out) == 0:
         raise InputError(

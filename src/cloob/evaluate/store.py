@@ -198,7 +198,8 @@ class Embeddings:
             return fingerprint(self._content_key(train), how)
 
         def compute() -> Stored:
-            fitted = fit_probe(*self.tower(model, train), n_classes, options=options, seed=seed)
+            features = self.tower(model, train)
+            fitted = fit_probe(*features, n_classes, options=options, seed=seed, classnames=train.classnames)
             facts = {name: value for name, value in fitted._asdict().items() if name != "weight"}
             return Stored({"weight": fitted.weight}, facts)
 

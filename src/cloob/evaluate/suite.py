@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import combinations
+from itertools import combinations, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +189,7 @@ def _probe(
     embeddings: Embeddings, data: Labelled, train: Labelled, row: dict[str, Any], hits: Hits, options: _Options
 ) -> None:
     name, model, how = short_name(data), row["model"], options.probe
-    if len(train.classnames) != len(data.classnames):
-        raise InputError(f"{name}: {len(data.classnames)} classes to test, but {len(train.classnames)} to train")
+    _check_classes(data, train)
     tested_on = embeddings.tower(model, data)
     n_classes = len(data.classnames)
     fits = []
@@ -203,6 +202,20 @@ def _probe(
     numbers = probing.summarise(fits, tested_on.labels, n_classes, how, level=options.level, seed=options.seed)
     row["probe"][name] = numbers
     hits.setdefault(("probe_acc1", name), {})[model] = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
+
+
+def _check_classes(data: Labelled, train: Labelled) -> None:
+    """Raises InputError where a label is not the same class to test as to train, which no number would show."""
+    pairs = enumerate(zip_longest(data.classnames, train.classnames))
+    different = next(((label, pair) for label, pair in pairs if pair[0] != pair[1]), None)
+    if different is None:
+        return
+    label, pair = different
+    tested, trained = ("no class" if name is None else repr(name) for name in pair)
+    n_tested, n_trained = len(data.classnames), len(train.classnames)
+    counts = f"{n_tested} classes to test, but {n_trained} to train"
+    what = counts if n_tested != n_trained else "other classes to train than to test"
+    raise InputError(f"{short_name(data)}: {what}; label {label} is {tested} to test, but {trained} to train")
 
 
 def _retrieve(embeddings: Embeddings, source: Reader, row: dict[str, Any], hits: Hits, options: _Options) -> None:

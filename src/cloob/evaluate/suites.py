@@ -18,6 +18,7 @@ SUITES = {
 }
 
 _TRAIN_SPLIT = "train"
+_TRAINING = " (training)"
 _DEEPEST = 3
 
 
@@ -29,13 +30,19 @@ class SuiteSets:
         sets: Labelled sets to classify.
         training: Set name -> its training images, where there are such and they were asked for.
         pairs: Sets for retrieval, which CLIP_benchmark's folders may be as well.
-        missing: Set name -> why it is not among them; one line.
+        missing: Set name -> why it is not among them; one line. ``"NAME (training)"`` is a set that is among them, but
+            whose training images cannot be used.
     """
 
     sets: list[LabelledSet] = field(default_factory=list)
     training: dict[str, LabelledSet] = field(default_factory=dict)
     pairs: list[CaptionedSet] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def training_failed(self) -> bool:
+        """Whether there are training images that cannot be used."""
+        return any(name.endswith(_TRAINING) for name in self.missing)
 
 
 def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
@@ -109,7 +116,7 @@ def _open_paper(root: Path, found: SuiteSets, probe: bool) -> None:
             try:
                 found.training[name] = open_paper_set(name, root, _TRAIN_SPLIT)
             except InputError as error:
-                found.missing[f"{name} (training)"] = str(error)
+                found.missing[name + _TRAINING] = str(error)
 
 
 def _open_one(folder: Path, name: str, found: SuiteSets, probe: bool) -> None:
@@ -122,10 +129,14 @@ def _open_one(folder: Path, name: str, found: SuiteSets, probe: bool) -> None:
         if what != "classification":
             raise InputError(f"{kind} says {what!r}; only classification and retrieval can be evaluated")
         data = open_labelled(folder)
-        found.sets.append(data)
-        train = training_split(folder) if probe else None
     except (InputError, OSError, UnicodeDecodeError) as error:
         found.missing[name] = str(error)
+        return
+    found.sets.append(data)
+    try:
+        train = training_split(folder) if probe else None
+    except (InputError, OSError, UnicodeDecodeError) as error:
+        found.missing[name + _TRAINING] = str(error)
         return
     if train is not None:
         found.training[data.name] = train
