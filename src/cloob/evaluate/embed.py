@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from cloob.data.batch import BadSample, Skip
 from cloob.data.decode import decode
 from cloob.errors import InputError
-from cloob.evaluate.texts import encode_texts
 from cloob.evaluate.tower import capture_tower
 
 if TYPE_CHECKING:
@@ -196,12 +195,12 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -
     """
     if not texts:
         raise InputError(f"{encoder.name}: no texts to embed")
-    # Texts of similar length together: a batch costs what its longest text does (cloob.evaluate.texts).
+    # Texts of similar length together: a batch costs what its longest text does (cloob.models.texts).
     distinct = sorted(dict.fromkeys(texts), key=len)
     place = {text: i for i, text in enumerate(distinct)}
     with evaluating(encoder):
         parts = [
-            encode_texts(encoder, distinct[i : i + batch_size]).float().cpu()
+            encoder.encode_text(distinct[i : i + batch_size]).float().cpu()
             for i in range(0, len(distinct), batch_size)
         ]
     features = torch.cat(parts)

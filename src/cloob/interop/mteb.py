@@ -32,7 +32,6 @@ from cloob.errors import InputError, require
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import Encoder, evaluating
 from cloob.evaluate.facts import model_folder
-from cloob.evaluate.texts import encode_texts
 from cloob.models.store import CONFIG_FILE, load_model
 
 require("mteb", "mteb")
@@ -82,7 +81,7 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
     def _embed(self, batch: Mapping[str, Any]) -> Tensor:
         found = []
         if "text" in batch:
-            found.append(encode_texts(self.encoder, list(batch["text"])))
+            found.append(self.encoder.encode_text(list(batch["text"])))
         if "image" in batch:
             pixels = torch.stack([self.encoder.preprocess(image.convert("RGB")) for image in batch["image"]])
             found.append(self.encoder.encode_image(pixels.to(getattr(self.encoder, "device", "cpu"))))

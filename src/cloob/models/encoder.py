@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError, require
+from cloob.models.texts import causal_tower, encode_short, trimmed
 from cloob.models.tokenizer import FastTokenizer
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class DualEncoder(nn.Module):
         self.std = tuple(float(value) for value in self.preprocess_cfg["std"])
         self.embed_dim = int(config["embed_dim"])
         self.context_length = int(config["text_cfg"].get("context_length", 77))
+        self._causal_tower = causal_tower(self.model, self.context_length)
         self.preprocess = EvalTransform(self.preprocess_cfg)
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
@@ -107,6 +109,11 @@ class DualEncoder(nn.Module):
             if scale is not None:
                 scale.requires_grad_(False)
         self.set_channels_last(True)
+
+    @property
+    def trims_texts(self) -> bool:
+        """Whether tokens may come without the padding that all rows of a batch share, see ``cloob.models.texts``."""
+        return self._causal_tower is not None
 
     def set_channels_last(self, enabled: bool) -> None:
         """Chooses the memory layout of the image tower's weights and input; names, shapes and values stay.
@@ -128,7 +135,7 @@ class DualEncoder(nn.Module):
 
         Args:
             images: (n, 3, H, W) on the towers' device: uint8 raw pixels, or float already normalised.
-            tokens: (n, L) int64.
+            tokens: (n, L) int64; (n, L') with L' < L too for an encoder that ``trims_texts``.
 
         Returns:
             ``(image_features, text_features)``, (n, D) unit rows each, float32 (float64 for float64 towers)
@@ -167,8 +174,9 @@ class DualEncoder(nn.Module):
         """Embeds texts. Mode (train, eval) and autograd are the caller's.
 
         Args:
-            texts: Strings, or (n, L) int64 tokens (moved to the towers' device).
-            batch_size: Texts that go through the tower at once.
+            texts: Strings, or (n, L) int64 tokens as in ``forward`` (moved to the towers' device).
+            batch_size: Texts that go through the tower at once; where the encoder ``trims_texts``, such a batch costs
+                what its longest text does.
 
         Returns:
             (n, D) unit rows.
@@ -182,6 +190,9 @@ class DualEncoder(nn.Module):
         for start in range(0, len(texts), batch_size):
             some = texts[start : start + batch_size]
             tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
+            self._check_tokens(tokens)
+            if self.trims_texts and tokens.device.type == "cpu":
+                tokens = trimmed(tokens)
             parts.append(self._text_features(tokens.to(self.device)))
         return torch.cat(parts) if parts else self._no_rows()
 
@@ -198,11 +209,18 @@ class DualEncoder(nn.Module):
         return _unit_rows(self.model.encode_image(images))
 
     def _text_features(self, tokens: Tensor) -> Tensor:
-        if tokens.shape[1:] != (self.context_length,) or tokens.dtype not in (torch.int64, torch.int32):
+        self._check_tokens(tokens)
+        if self._causal_tower is not None and tokens.shape[1] < self.context_length:
+            return _unit_rows(encode_short(self.model, self._causal_tower, tokens))
+        return _unit_rows(self.model.encode_text(tokens))
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        length = tokens.shape[1] if tokens.ndim == 2 else 0
+        fits = 0 < length <= self.context_length if self.trims_texts else length == self.context_length
+        if not fits or tokens.dtype not in (torch.int64, torch.int32):
             raise ValueError(
                 f"tokens: {tokens.dtype} {tuple(tokens.shape)} found, int64 (n, {self.context_length}) wanted"
             )
-        return _unit_rows(self.model.encode_text(tokens))
 
     def _no_rows(self) -> Tensor:
         return torch.zeros(0, self.embed_dim, device=self.device)

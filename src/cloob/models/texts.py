@@ -1,0 +1,104 @@
+"""Captions through a causal text tower at their own length: the same embeddings for a fraction of the work.
+
+open_clip pads each text to the context length (77 tokens), and a caption has about ten to twenty. In a tower whose
+attention is causal, and whose embedding is that of the end-of-text token, nothing behind that token has a part in the
+result or in a gradient. So the padding that all texts of a batch share can go: in training, where the tokens are made;
+in evaluation, where texts of similar length go together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+_STEP = 8
+"""Lengths are multiples of this, so that a run meets few shapes and the kernels even ones."""
+
+
+def causal_tower(model: nn.Module, context_length: int) -> str | None:
+    """The name of the module in an open_clip model that holds the text tower's positions and mask.
+
+    Args:
+        model: What ``open_clip.create_model`` returned.
+        context_length: L.
+
+    Returns:
+        ``""`` for the model itself, ``"text"`` for its text tower; None where padding may have a part in the result:
+        for towers without a causal mask, with a class token, or with another pooling than by the token of highest
+        number (CLIP's).
+    """
+    text = getattr(model, "text", None)
+    tower: Any = text if isinstance(text, nn.Module) else model
+    pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    mask = getattr(tower, "attn_mask", None)
+    positions = getattr(tower, "positional_embedding", None)
+    if pool != "argmax" or getattr(tower, "cls_emb", None) is not None or not isinstance(mask, Tensor):
+        return None
+    if not isinstance(positions, nn.Parameter) or not len(positions) == context_length == len(mask):
+        return None
+    if not torch.equal(mask, torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)):
+        return None
+    return "" if tower is model else "text"
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """Tokens without the columns that are padding in every row, up to a multiple of 8.
+
+    Args:
+        tokens: (n, L) integers for a causal tower; on the CPU, as a device would have to be waited for.
+
+    Returns:
+        (n, L') with L' ≤ L: a contiguous copy, or the same tensor if nothing can go.
+    """
+    longest = int(tokens.argmax(1).max()) + 1 if len(tokens) else 1
+    length = -(-longest // _STEP) * _STEP
+    return tokens if length >= tokens.shape[1] else tokens[:, :length].contiguous()
+
+
+class TrimmedTokenizer:
+    """A tokeniser whose batches come without the padding that all their rows share; goes to a loader's workers."""
+
+    def __init__(self, tokenizer: Callable[[list[str]], Tensor]) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of n texts, (n, L') integers; see ``trimmed``."""
+        return trimmed(self._tokenizer(list(texts)))
+
+
+class _Text(nn.Module):
+    """A model's ``encode_text`` as a forward pass, which is what ``functional_call`` takes."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        features: Tensor = self.model.encode_text(tokens)
+        return features
+
+
+def encode_short(model: Any, tower: str, tokens: Tensor) -> Tensor:
+    """``model.encode_text`` with as many positions as the tokens have; differentiable.
+
+    Args:
+        model: An open_clip model.
+        tower: Its causal tower's name, from ``causal_tower``.
+        tokens: (n, L') integers, L' at most the context length.
+
+    Returns:
+        (n, D), equal up to rounding to what the padded tokens give.
+    """
+    holder = model.get_submodule(tower)
+    length = tokens.shape[1]
+    prefix = ".".join(filter(None, ("model", tower)))
+    shorter = {
+        f"{prefix}.positional_embedding": holder.positional_embedding[:length],
+        f"{prefix}.attn_mask": holder.attn_mask[:length, :length],
+    }
+    features: Tensor = functional_call(_Text(model), shorter, (tokens,))
+    return features
