@@ -1,7 +1,7 @@
 """What is tried beside the published forms: each attempt changes one thing of a published setting, with a reason.
 
-They are as long as the search's short runs, whose published settings are what to compare with, and like these they are
-judged on the validation pairs alone; ``docs/log.md`` says what came out.
+They are as long as the search's short runs, or as its finalists', whose published settings are what to compare with,
+and like these they are judged on the validation pairs alone; ``docs/log.md`` says what came out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from benchmarks.pictograms.cells import DEFAULTS, SEARCH_EPOCHS, SEARCH_SEED, TOWERS, Cell
+from benchmarks.pictograms.cells import DEFAULTS, FINAL_EPOCHS, SEARCH_EPOCHS, SEARCH_SEED, TOWERS, Cell
 
 ATTEMPTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("cloob", "retrieval slows the start: spread the image embeddings before the first step", {"start": "centred"}),
@@ -31,12 +31,18 @@ ATTEMPTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ),
 )
 
+LONGER: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("cloob", "after a warm start retrieval has to show what it is worth", {"option": "warm"}),
+    ("cloob", "both terms together, as long", {"option": "sum"}),
+    ("cloob", "the warm start with the search's best scales", {"option": "warm", "inv_tau": 15.0, "beta": 16.0}),
+)
+"""What promised something in three epochs, in as many as a finalist has."""
+
 
 def attempts() -> list[Cell]:
     """The runs, with the search's tower and seed."""
     return [
-        Cell(
-            "attempts", method, TOWERS[0], SEARCH_SEED, SEARCH_EPOCHS, dataclasses.replace(DEFAULTS[method], **changes)
-        )
-        for method, _, changes in ATTEMPTS
+        Cell("attempts", method, TOWERS[0], SEARCH_SEED, epochs, dataclasses.replace(DEFAULTS[method], **changes))
+        for listed, epochs in ((ATTEMPTS, SEARCH_EPOCHS), (LONGER, FINAL_EPOCHS))
+        for method, _, changes in listed
     ]

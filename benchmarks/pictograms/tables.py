@@ -265,10 +265,12 @@ def attempts_table(results: Path) -> str:
     found = records.read("attempts", results)
     if not found:
         return ""
-    baselines = [search_cell(method, DEFAULTS[method], SEARCH_EPOCHS).id for method in METHODS]
+    lengths = (SEARCH_EPOCHS, FINAL_EPOCHS)
+    baselines = [search_cell(method, DEFAULTS[method], epochs).id for epochs in lengths for method in METHODS]
     tried = records.read("search", results)
+    listed = [*(tried[name] for name in baselines if name in tried), *found.values()]
     lines = []
-    for record in [*(tried[name] for name in baselines if name in tried), *found.values()]:
+    for record in sorted(listed, key=lambda record: record["config"]["epochs"]):
         config, val = record["config"], record["val"]
         row = [NAMES[config["method"]], f"`{Setting(**config['setting']).slug}`", str(config["epochs"])]
         row += [percent(val["mean_recall"], 2), str(val["effective_eigenvalues_image"]), f"{val['ajne_image']:.1f}"]
