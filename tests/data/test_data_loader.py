@@ -154,6 +154,29 @@ def test_a_resumed_epoch_is_the_rest_of_the_uninterrupted_one(
     assert_same(whole[start:], list(make().epoch(epoch, start_step=start)))
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@settings(deadline=None, max_examples=40)
+@given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.data())
+def test_an_epoch_goes_on_with_another_batch_size_where_it_was(
+    streamed: bool, n: int, before: int, now: int, lanes: int, data: st.DataObject
+) -> None:
+    """The pairs that are left, in the order of the epoch as it was begun; read shard by shard too."""
+
+    def make(batch: int, rank: int = 0) -> PairLoader:
+        options = {"shuffle_buffer": 5 if streamed else 0, "drop_last": False, "rank": rank, "world_size": lanes}
+        return loader(Numbers(n), lambda captions: torch.tensor([[len(c)] for c in captions]), batch, **options)
+
+    begun = [list(make(before, rank).epoch(1)) for rank in range(lanes)]
+    whole = [key for step in range(len(begun[0])) for rank in begun for key in keys([rank[step]])]
+    passed = min(data.draw(st.integers(0, len(begun[0]))) * before, n)
+    start, offset = divmod(passed, now)
+    resumed = [make(now, rank) for rank in range(lanes)]
+    rest = [list(r.epoch(1, start, lanes, offset=offset, order_batch_size=before)) for r in resumed]
+    assert {len(batches) for batches in rest} == {resumed[0].steps(offset) - start}
+    assert [key for step in range(len(rest[0])) for rank in rest for key in keys([rank[step]])] == whole[passed:]
+    assert sorted(whole) == list(range(n))
+
+
 def test_augmentation_depends_on_seed_epoch_and_sample_alone(tokenizer: Callable[[list[str]], Tensor]) -> None:
     def drawn(seed: int, epoch: int, **options: object) -> dict[str, tuple[int, ...]]:
         batches = loader(

@@ -218,8 +218,8 @@ def test_another_rank_s_defect_ends_all_with_its_name(trained: Trained, tmp_path
     def broken() -> None:
         epoch = PairLoader.epoch
 
-        def failing(self: PairLoader, *arguments: int) -> Any:
-            for n, batch in enumerate(epoch(self, *arguments)):
+        def failing(self: PairLoader, *arguments: Any, **more: Any) -> Any:
+            for n, batch in enumerate(epoch(self, *arguments, **more)):
                 if n == 3 and os.environ["RANK"] == "1":
                     raise ValueError("the transform gave (3, 31, 31)")
                 yield batch

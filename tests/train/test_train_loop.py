@@ -345,9 +345,9 @@ def test_loaders_callbacks_and_validation_do_not_move_the_training(
 ) -> None:
     from cloob.data.loader import PairLoader
 
-    def drawing(self: PairLoader, *arguments: int) -> Any:
+    def drawing(self: PairLoader, *arguments: Any, **more: Any) -> Any:
         torch.rand(3)
-        for batch in epoch(self, *arguments):
+        for batch in epoch(self, *arguments, **more):
             np.random.rand(), torch.rand(1)  # noqa: NPY002
             yield batch
 

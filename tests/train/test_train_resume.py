@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from train_helpers import KilledAfter, exact, fork, lines
+from train_helpers import KilledAfter, Recorder, exact, fork, lines
 
+from cloob.data.batch import Batch
+from cloob.data.loader import PairLoader
 from cloob.models.store import latest_checkpoint, list_checkpoints, load_model
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
@@ -110,3 +115,70 @@ def test_another_number_of_processes_goes_on_at_the_same_samples(
     ]
     # The samples are the same, so the loss of the first step is, but for dropout, which draws by rank.
     assert here[0]["lr"] == there[0]["lr"] and here[0]["loss"] == pytest.approx(there[0]["loss"], rel=0.2)
+
+
+@pytest.fixture
+def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
+    """The epoch and the samples of each training batch that was asked for, bad ones included."""
+    seen: list[tuple[int, list[str]]] = []
+    epoch = PairLoader.epoch
+
+    def noted(self: PairLoader, number: int, *arguments: Any, **more: Any) -> Iterator[Batch]:
+        for batch in epoch(self, number, *arguments, **more):
+            seen.append((number, [*batch.keys, *(skip.key for skip in batch.skipped)]))
+            yield batch
+
+    monkeypatch.setattr(PairLoader, "epoch", noted)
+    return seen
+
+
+@pytest.mark.parametrize(("size", "form"), [(4, "folder"), (12, "folder"), (4, "shards")])
+def test_another_batch_size_goes_on_at_the_same_samples(
+    base: TrainConfig,
+    pairs_as: dict[str, str],
+    tmp_path: Path,
+    visited: list[tuple[int, list[str]]],
+    caplog: pytest.LogCaptureFixture,
+    size: int,
+    form: str,
+) -> None:
+    """After 16 of an epoch's 40 samples: each of the others once, at the rates of a run of the new size, and told."""
+    common = base.override(data=[pairs_as[form]], shuffle_buffer=6 if form == "shards" else 0, keep=0, epochs=2)
+    before = common.override(out=tmp_path / "before", epochs=1)
+    train(before)
+    order = [key for _, keys in visited for key in keys]
+    (first,) = [path for path in list_checkpoints(before.save.out) if path.name == "step-00000002"]
+    visited.clear()
+    config = common.override(out=tmp_path / "run", resume=str(first), batch_size=size)
+    recorder = Recorder()
+    with caplog.at_level(logging.WARNING):
+        train(config, callbacks=[recorder])
+    said = [message for message in caplog.messages if "batch" in message]
+    assert said == [
+        f"resumed with batch size {size} instead of 8: the data go on where they were, "
+        f"the learning rate where a run of that batch size would be"
+    ]
+    batches = [keys for number, keys in visited if number == 0]
+    rest = [key for keys in batches for key in keys]
+    assert sorted(rest) == sorted(order[16:]) and len(order) == len(set(order)) == 40
+    steps = 24 // size
+    assert [len(keys) for keys in batches] == [size] * steps
+    again = Counter(key for number, keys in visited if number == 1 for key in keys)
+    assert set(again.values()) == {1} and len(again) == 40 // size * size
+
+    found = lines(config.save.out / "metrics.jsonl")
+    assert [line["step"] for line in found] == list(range(3, 3 + steps + 40 // size))
+    assert recorder.of("start")[0].total_steps == found[-1]["step"]
+    visited.clear()
+    alone = common.override(out=tmp_path / "alone", batch_size=size)
+    train(alone)
+    rates = [line["lr"] for line in lines(alone.save.out / "metrics.jsonl")]
+    assert [line["lr"] for line in found] == rates[16 // size : 16 // size + steps] + rates[40 // size :]
+
+    # A second stop, within the epoch that went on with the other size, finds its place as well.
+    middle = list_checkpoints(config.save.out)[0]
+    visited.clear()
+    train(config.override(out=tmp_path / "later", resume=str(middle)))
+    done = int(middle.name[5:]) - 2
+    assert [keys for number, keys in visited if number == 0] == batches[done:]
+    assert exact(tmp_path / "later") == exact(config.save.out)[done:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +23,11 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int | None]]:
     calls: list[tuple[int, int, int | None]] = []
     epoch = PairLoader.epoch
 
-    def noted(self: PairLoader, number: int, start_step: int = 0, lanes: int | None = None) -> Iterator[Batch]:
+    def noted(
+        self: PairLoader, number: int, start_step: int = 0, lanes: int | None = None, **more: Any
+    ) -> Iterator[Batch]:
         calls.append((number, start_step, lanes))
-        return epoch(self, number, start_step, lanes)
+        return epoch(self, number, start_step, lanes, **more)
 
     monkeypatch.setattr(PairLoader, "epoch", noted)
     return calls

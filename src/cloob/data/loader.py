@@ -123,10 +123,22 @@ class PairLoader:
     @property
     def steps_per_epoch(self) -> int:
         """Number of global batches in an epoch."""
-        full, rest = divmod(len(self._order), self.batch_size)
+        return self.steps()
+
+    def steps(self, offset: int = 0) -> int:
+        """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
+        full, rest = divmod(len(self._order) - offset, self.batch_size)
         return full + (rest > 0 and not self._drop_last)
 
-    def epoch(self, epoch: int, start_step: int = 0, lanes: int | None = None) -> Iterator[Batch]:
+    def epoch(
+        self,
+        epoch: int,
+        start_step: int = 0,
+        lanes: int | None = None,
+        *,
+        offset: int = 0,
+        order_batch_size: int | None = None,
+    ) -> Iterator[Batch]:
         """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
 
         With workers, one epoch can be iterated at a time: beginning another ends the one before.
@@ -136,16 +148,22 @@ class PairLoader:
             start_step: Batches to leave out at the start, for a resume.
             lanes: The number the epoch was begun with, when it goes on with another number of ranks. Of effect only
                 for sources that are read shard by shard.
+            offset: Pairs to leave out before the first batch: where the epoch goes on with another batch size, its
+                place need not be a multiple of this one.
+            order_batch_size: The batch size that the epoch was begun with. Of effect as ``lanes``.
 
         Yields:
-            ``steps_per_epoch - start_step`` batches.
+            ``steps(offset) - start_step`` batches.
         """
-        lanes = lanes or self.lanes
-        if epoch < 0 or not 0 <= start_step <= self.steps_per_epoch or lanes < 1:
+        lanes, order_batch_size = lanes or self.lanes, order_batch_size or self.batch_size
+        steps = self.steps(offset)
+        if epoch < 0 or offset < 0 or not 0 <= start_step <= steps or lanes < 1 or order_batch_size < 1:
             raise ValueError(
-                f"epoch {epoch}, start_step {start_step} of {self.steps_per_epoch}, lanes {lanes}: out of range"
+                f"epoch {epoch}, start_step {start_step} of {steps}, lanes {lanes}, offset {offset}, "
+                f"order_batch_size {order_batch_size}: out of range"
             )
-        requests = self._requests(epoch, start_step, lanes)
+        order = self._order.epoch(epoch, lanes, order_batch_size)[offset:]
+        requests = self._requests(epoch, order, range(start_step, steps))
         return self._from_workers(self._pool, requests) if self._pool is not None else self._in_process(requests)
 
     def close(self) -> None:
@@ -156,13 +174,12 @@ class PairLoader:
                 iterator._shutdown_workers()
             self._pool = None
 
-    def _requests(self, epoch: int, start_step: int, lanes: int) -> Iterator[Request]:
-        order = self._order.epoch(epoch, lanes)
+    def _requests(self, epoch: int, order: np.ndarray, steps: range) -> Iterator[Request]:
         prefetch = getattr(self.source, "prefetch", None) if getattr(self.source, "streamed", False) else None
-        asked = start_step
-        for step in range(start_step, self.steps_per_epoch):
+        asked = steps.start
+        for step in steps:
             if prefetch is not None:  # streamed shards: have those fetched that this rank will soon read
-                until = min(step + 1 + self._ahead, self.steps_per_epoch)
+                until = min(step + 1 + self._ahead, steps.stop)
                 for later in range(asked, until):
                     prefetch(self._local(order, later))
                 asked = until

@@ -110,18 +110,19 @@ class EpochOrder:
         """Pairs an epoch visits, the same for each epoch."""
         return sum(copies * part.rows + rest for part in self._parts for copies, rest in [part.passes])
 
-    def epoch(self, epoch: int, lanes: int = 1) -> np.ndarray:
+    def epoch(self, epoch: int, lanes: int = 1, batch_size: int | None = None) -> np.ndarray:
         """The pairs of an epoch; global batch b is ``[b·batch_size : (b+1)·batch_size]``.
 
         Args:
             epoch: Number of the epoch, from 0.
             lanes: Sequences of shards that make up a batch; without a buffer of no effect.
+            batch_size: Another than the order's own; without a buffer of no effect.
 
         Returns:
             ``(len,)`` int64.
         """
         if self._shuffle and self._buffer:
-            return self._streamed(epoch, lanes)
+            return self._streamed(epoch, lanes, batch_size or self._batch_size)
         order = epoch_order(len(self), self._seed, epoch, self._shuffle)
         if self._plain:
             return order
@@ -156,10 +157,9 @@ class EpochOrder:
             start += part.rows
         return found
 
-    def _streamed(self, epoch: int, lanes: int) -> np.ndarray:
+    def _streamed(self, epoch: int, lanes: int, size: int) -> np.ndarray:
         generator = self._generator(epoch, 0, 0)
         sequence = _interleave(self._pieces(epoch, by_shard=True), generator)
-        size = self._batch_size
         steps, rest = divmod(len(sequence), size)
         full, last = np.empty((steps, size), np.int64), np.empty(rest, np.int64)
         at = 0

@@ -142,14 +142,31 @@ class FeatureLoader:
         self.batch_size = batch_size
         self.pairs_per_epoch = n
         self.lanes = world_size()
-        self.steps_per_epoch = n // batch_size if train else -(-n // batch_size)
         self._seed = seed
         self._train = train
 
-    def epoch(self, epoch: int, start_step: int = 0, lanes: int | None = None) -> Iterator[Batch]:
-        """This rank's batches of one epoch, from ``start_step`` on; the order is the same for any ``lanes``."""
-        order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)
-        for step in range(start_step, self.steps_per_epoch):
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches in an epoch."""
+        return self.steps()
+
+    def steps(self, offset: int = 0) -> int:
+        """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
+        pairs = self.pairs_per_epoch - offset
+        return pairs // self.batch_size if self._train else -(-pairs // self.batch_size)
+
+    def epoch(
+        self,
+        epoch: int,
+        start_step: int = 0,
+        lanes: int | None = None,
+        *,
+        offset: int = 0,
+        order_batch_size: int | None = None,
+    ) -> Iterator[Batch]:
+        """As ``PairLoader.epoch``; the order is the same for any ``lanes`` and ``order_batch_size``."""
+        order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)[offset:]
+        for step in range(start_step, self.steps(offset)):
             whole = order[step * self.batch_size : (step + 1) * self.batch_size]
             index = torch.from_numpy(local_part(whole, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])

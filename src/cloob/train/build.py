@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ _FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
     f"pairs.{leaf}" for leaf in ("workers", "val_data", "cache_dir", "cache_gb")
 }
 _FREE_KEYS |= {"run.patience", "towers.average_with_start", "align.features"}
+_FREE_KEYS |= {"run.batch_size"}  # has a line of its own
 
 
 def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
@@ -219,14 +220,36 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
 
 
-def check_same_run(checkpoint: Checkpoint, config: TrainConfig, batch_size: int) -> None:
+def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
     """Compares the configuration with the one the checkpoint was trained with.
 
-    What only changes the course of the training is allowed and said in the log; another objective is not.
+    What only changes the course of the training is allowed and said in the log of rank 0; another objective is not.
 
     Raises:
         InputError: The objective differs.
     """
+    said = [
+        f"resumed with another {key}: {now!r} instead of {before!r}"
+        for key, before, now in _changes(checkpoint, config)
+    ]
+    processes = len(checkpoint.state["rng"])
+    if processes != world_size():
+        said.append(
+            f"resumed with {world_size()} processes instead of {processes}: the data go on where they were, "
+            f"sums may round differently"
+        )
+    size = checkpoint.state["batch_size"]
+    if size != config.run.batch_size:
+        said.append(
+            f"resumed with batch size {config.run.batch_size} instead of {size}: the data go on where they were, "
+            f"the learning rate where a run of that batch size would be"
+        )
+    for line in said if rank() == 0 else ():
+        logger.warning(line)
+
+
+def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
+    """What changes the course of the training and differs from the checkpoint's run: key, its value, the one now."""
     file = checkpoint.path.parent.parent / "config.json"
     if not file.is_file():
         return
@@ -240,16 +263,7 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig, batch_size: int)
                 f"{checkpoint.path}: was trained with {key} = {before[key]!r}, not {now[key]!r}; "
                 f"resume with the same objective, or start from the weights with --init {checkpoint.path}"
             )
-        logger.warning("resumed with another %s: %r instead of %r", key, now[key], before[key])
-    processes = len(checkpoint.state["rng"])
-    if processes != world_size():
-        logger.warning(
-            "resumed with %d processes instead of %d: the data go on where they were, sums may round differently",
-            world_size(),
-            processes,
-        )
-    if checkpoint.progress.position % batch_size:
-        logger.warning("batch size changed within an epoch: some samples of this epoch are passed twice")
+        yield key, before[key], now[key]
 
 
 def _same(a: object, b: object) -> bool:

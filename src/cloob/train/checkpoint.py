@@ -45,6 +45,7 @@ class Progress:
         epoch: Epochs completed.
         position: Samples of the current epoch's order already passed, whether usable or not.
         lanes: Sequences of shards that the current epoch's order is made of; 0: not begun, one for each process.
+        order_batch_size: Batch size that the current epoch's order is made for; 0: not begun, this run's.
         samples_seen: Usable samples trained on.
         nonfinite: Steps in a row skipped for a non-finite loss or gradient.
         seconds: Training time so far.
@@ -60,6 +61,7 @@ class Progress:
     epoch: int = 0
     position: int = 0
     lanes: int = 0
+    order_batch_size: int = 0
     samples_seen: int = 0
     nonfinite: int = 0
     seconds: float = 0.0

@@ -92,7 +92,7 @@ class _Run:
         optimizer = make_optimizer(self.encoder, self.objective, config.optim, device)
         self.progress = Progress()
         if checkpoint is not None:
-            build.check_same_run(checkpoint, self.config, config.run.batch_size)
+            build.check_same_run(checkpoint, self.config)
             restore(
                 checkpoint, encoder=self.encoder, objective=self.objective, optimizer=optimizer, average=self.average
             )
@@ -111,11 +111,11 @@ class _Run:
             self.stepper.load_state_dict(checkpoint.state.get("stepper", {}))
         self._seed(checkpoint.state["rng"] if checkpoint else [])
 
-        self.total_steps = config.run.epochs * self.loader.steps_per_epoch
-        self.schedule = make_schedule(config.optim, self.total_steps)
-        warmup = warmup_steps(config.optim, self.total_steps)
-        if self.main and warmup >= self.total_steps:
-            logger.warning("the warm-up takes %d steps, the whole run has %d", warmup, self.total_steps)
+        whole = config.run.epochs * self.loader.steps_per_epoch
+        self.schedule = make_schedule(config.optim, whole)
+        warmup = warmup_steps(config.optim, whole)
+        if self.main and warmup >= whole:
+            logger.warning("the warm-up takes %d steps, the whole run has %d", warmup, whole)
         self.callbacks = [*callbacks, *([TensorBoard()] if config.log.tensorboard else []), *make_trackers(config.log)]
         self.resumed_from = checkpoint.path if checkpoint else None
         self.saver = Saver(self.config, self.encoder, self.objective, self.stepper, self.average, device, checkpoint)
@@ -156,7 +156,7 @@ class _Run:
             encoder=self.encoder,
             objective=self.objective,
             device=self.device,
-            total_steps=self.total_steps,
+            total_steps=self.progress.step + self._steps_left(),
             steps_per_epoch=self.loader.steps_per_epoch,
             start_step=self.progress.step,
             average=self.average.encoder if self.average else None,
@@ -203,13 +203,18 @@ class _Run:
 
     def _epoch(self, stop: StopSignal) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
-        progress, save_every = self.progress, self.config.save.save_every
-        start = progress.position // self.config.run.batch_size
-        progress.lanes = progress.lanes or self.loader.lanes  # an epoch keeps its order at another world size
-        batches = self.loader.epoch(progress.epoch, start, progress.lanes)
+        progress, save_every, size = self.progress, self.config.save.save_every, self.config.run.batch_size
+        start, offset = divmod(progress.position, size)
+        # An epoch keeps its order at another world size and batch size.
+        progress.lanes = progress.lanes or self.loader.lanes
+        progress.order_batch_size = progress.order_batch_size or size
+        batches = self.loader.epoch(
+            progress.epoch, start, progress.lanes, offset=offset, order_batch_size=progress.order_batch_size
+        )
+        steps = self.loader.steps(offset)
         self.towers.train()
         finetune.keep_frozen(self.encoder, self.config.towers.freeze)
-        for index in range(start, self.loader.steps_per_epoch):
+        for index in range(start, steps):
             began = time.perf_counter()
             with preserved_rng(_CPU):
                 batch, fault = faults.fetch(batches, stop)
@@ -224,14 +229,26 @@ class _Run:
             assert batch is not None
             self.bad.count(batch, counts)
             self._step(batch, counts, began, waited)
-            progress.position = (index + 1) * self.config.run.batch_size
-            last = index + 1 == self.loader.steps_per_epoch
+            progress.position = offset + (index + 1) * size
+            last = index + 1 == steps
             if save_every and progress.step % save_every == 0 and not last:
                 self._save()
         best = self._end_epoch()
         if best or not save_every or progress.step % save_every == 0:
             self._save()
         return False
+
+    def _place(self) -> int:
+        """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
+        return self.progress.epoch * self.loader.steps_per_epoch + self.progress.position // self.config.run.batch_size
+
+    def _steps_left(self) -> int:
+        """Steps from here to the end of the last epoch."""
+        later = self.config.run.epochs - self.progress.epoch - 1
+        if later < 0:
+            return 0
+        start, offset = divmod(self.progress.position, self.config.run.batch_size)
+        return self.loader.steps(offset) - start + later * self.loader.steps_per_epoch
 
     def _out_of_patience(self) -> bool:
         """Whether the held-out pairs have found nothing better for ``patience`` epochs."""
@@ -240,7 +257,7 @@ class _Run:
     def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
         """One optimiser step, or one that is left out, and its line in the log."""
         progress = self.progress
-        lr = self.schedule(progress.step)
+        lr = self.schedule(self._place())
         progress.step += 1
         result, why = None, None
         if counts.samples < 2 or counts.smallest < 1:
@@ -270,8 +287,6 @@ class _Run:
         }
         if self.config.optim.layer_decay < 1:
             line["lr_lowest"] = lr * min(group["lr_scale"] for group in self.stepper.optimizer.param_groups)
-        if result is not None and self.config.run.precision == "fp16":
-            line["loss_scale"] = result.loss_scale
         if result is not None and self.config.run.precision == "fp16":
             line["loss_scale"] = result.loss_scale
         if result is not None and result.finite and progress.step % self.config.log.log_every == 0:
@@ -320,7 +335,7 @@ class _Run:
         progress = self.progress
         self.bad.check()
         self.skipped = self.bad.reasons()
-        progress.epoch, progress.position, progress.lanes = progress.epoch + 1, 0, 0
+        progress.epoch, progress.position, progress.lanes, progress.order_batch_size = progress.epoch + 1, 0, 0, 0
         validation = self._validate()
         best = validation is not None and self.saver.judged(progress.step, validation)
         progress.stale = 0 if best else progress.stale + 1
