@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import sys
@@ -13,6 +15,8 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.train.callbacks import Callback, RunInfo, RunResult
+
+logger = logging.getLogger(__name__)
 
 
 def finite(value: float) -> float | None:
@@ -50,6 +54,8 @@ class JsonLines:
             self._file.write(json.dumps(values, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
+            with contextlib.suppress(OSError):  # what is still in its buffer would be refused again, without a name
+                self._file.close()
             raise self._error(error) from error
 
     def close(self) -> None:
@@ -130,13 +136,23 @@ class TensorBoard(Callback):
 
     def on_end(self, result: RunResult | None) -> None:
         """Closes the event file."""
-        if self._writer is not None:
-            self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        try:
+            writer.close()
+        except OSError as error:  # an error here would hide the one that ended the training
+            logger.warning("%s: the last events could not be written (%s)", writer.log_dir, error.strerror)
 
     def _add(self, group: str, metrics: Mapping[str, Any]) -> None:
-        for name, value in metrics.items():
-            if name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(f"{group}/{name}", value, metrics["step"])
+        try:
+            for name, value in metrics.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(f"{group}/{name}", value, metrics["step"])
+        except OSError as error:  # its own thread writes, and tells at one of the next events
+            where, why = self._writer.log_dir, error.strerror
+            logger.warning("%s: TensorBoard's events cannot be written (%s) and are left out from here on", where, why)
+            self._writer = None
 
 
 class ProgressDisplay(Callback):
