@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from cloob.data.builder import Tokenizer
 from cloob.data.loader import PairLoader
 from cloob.data.mix import mix
 from cloob.data.sources import Source, open_source
@@ -20,6 +21,7 @@ from cloob.errors import InputError, require
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.store import list_checkpoints, load_model
+from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.train import align, sharding
@@ -154,7 +156,7 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
     return PairLoader(
         source,
         transform=transform,
-        tokenizer=encoder.tokenizer,
+        tokenizer=_tokenizer(encoder, config),
         batch_size=size,
         seed=config.run.seed,
         rank=rank(),
@@ -172,7 +174,7 @@ def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -
     return PairLoader(
         source,
         transform=encoder.preprocess,
-        tokenizer=encoder.tokenizer,
+        tokenizer=_tokenizer(encoder, config),
         batch_size=config.run.batch_size,
         seed=config.run.seed,
         shuffle=False,
@@ -181,6 +183,12 @@ def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -
         world_size=world_size(),
         workers=config.pairs.workers,
     )
+
+
+def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:
+    """The encoder's, without shared padding where that is exact; a compiled tower wants one shape."""
+    trims = encoder.trims_texts and not config.run.compile
+    return TrimmedTokenizer(encoder.tokenizer) if trims else encoder.tokenizer
 
 
 def resolved(config: TrainConfig, encoder: DualEncoder, objective: ContrastiveObjective) -> TrainConfig:
