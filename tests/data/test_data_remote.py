@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import logging
 import multiprocessing
 import os
 import pickle
+import shutil
+import ssl
+import subprocess
 import sys
 import tarfile
 import threading
@@ -98,18 +103,33 @@ def test_a_shard_is_fetched_once_and_kept(stream: str, shards: Path, cache: Shar
     assert (shards / "asked").read_text().count("\n") == 5
 
 
-@pytest.fixture
-def server(shards: Path) -> Iterator[str]:
+@contextlib.contextmanager
+def served(folder: Path, context: ssl.SSLContext | None = None) -> Iterator[str]:
+    """A web server over a folder, on loopback; its address."""
+
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(shards))) as httpd:
+    class Patient(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:  # a client that does not trust us breaks off
+            pass
+
+    with Patient(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as httpd:
+        if context is not None:
+            httpd.socket = context.wrap_socket(httpd.socket, server_side=True)
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        port = httpd.server_address[1]
+        yield f"http://127.0.0.1:{port}" if context is None else f"https://localhost:{port}"
         httpd.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server(shards: Path) -> Iterator[str]:
+    with served(shards) as url:
+        yield url
 
 
 def test_http(server: str, shards: Path, cache: ShardCache) -> None:
@@ -122,17 +142,66 @@ def test_http(server: str, shards: Path, cache: ShardCache) -> None:
         open_source(f"{server}/absent/0.tar", cache=cache)
 
 
-def test_s3_goes_through_the_aws_command(
-    shards: Path, cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a shell script of some name first on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    def make(name: str, script: str) -> None:
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("scheme", "name", "called"), [("s3", "aws", "s3 cp {} - --only-show-errors"), ("gs", "gsutil", "cat {}")]
+)
+def test_a_store_s_own_command_gives_the_bytes(
+    shards: Path, cache: ShardCache, command: Callable[[str, str], None], scheme: str, name: str, called: str
 ) -> None:
+    """sizes.json and every shard come through the command, called as its makers document; a failing one is told."""
     simple(shards)
-    fake = tmp_path / "bin" / "aws"
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/sh\ntest "$1 $2 $4" = "s3 cp -" || exit 9\ncat "{shards}/${{3#s3://bucket/cc3m/}}"\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
-    source = open_source("s3://bucket/cc3m/{00000..00002}.tar", cache=cache)
-    assert source.read(8).caption == "pair 8"
+    store = f"{scheme}://bucket/a b"
+    checks = f'test "$*" = "{called.format("$url")}" && cat "{shards}/${{url#{store}/}}"'
+    command(name, f'for url in "$@"; do case $url in {scheme}:*) break;; esac; done\n{checks}')
+    source = open_source(f"{store}/{{00000..00002}}.tar", cache=cache)
+    assert [source.read(i).caption for i in range(len(source))] == [f"pair {i}" for i in range(12)]
+    kept = sorted((cache.folder or Path()).glob("*.tar"))
+    originals = sorted(path.read_bytes() for path in shards.glob("*.tar"))
+    assert sorted(path.read_bytes() for path in kept) == originals
+    command(name, "exit 7")
+    with pytest.raises(InputError, match=rf"{scheme}://.*ended with exit status 7 \(3 attempts\)"):
+        open_source(f"{store}/other/sizes.json", cache=cache)
+
+
+def test_https(shards: Path, cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server with a certificate that curl is told to trust; without that curl refuses, and so do we."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    simple(shards)
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+    subprocess.run(["openssl", *words.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with served(shards, context) as url:
+        assert url.startswith("https://")
+        with pytest.raises(InputError, match=r"sizes\.json: its command ended with exit status 60 \(3 attempts\)"):
+            open_source(f"{url}/sizes.json", cache=cache)
+        monkeypatch.setenv("CURL_CA_BUNDLE", str(certificate))
+        source = open_source(f"{url}/{{00000..00002}}.tar", cache=cache)
+        assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
+
+
+def test_what_else_webdataset_opens_is_read(shards: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    simple(shards)
+    schemes = importlib.import_module("webdataset.gopen").gopen_schemes
+    monkeypatch.setitem(schemes, "mine", lambda url, *_, **__: (shards / url.rpartition("/")[2]).open("rb"))
+    source = open_source("mine://anywhere/{00000..00002}.tar", cache=cache)
+    assert source.read(11).caption == "pair 11"
 
 
 def test_a_failed_fetch_names_shard_status_and_attempts(shards: Path, cache: ShardCache) -> None:
