@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from cloob import __version__
-from cloob.errors import InputError, TrainingFailed, nearest
+from cloob.errors import InputError, TrainingFailed, message, nearest
 
 COMMANDS = {
     "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, OSError, TrainingFailed) as error:
         if debug:
             raise
-        print(f"cloob: {_one_line(error)}", file=sys.stderr)
+        print(f"cloob: {message(error)}", file=sys.stderr)
         return 1 if isinstance(error, TrainingFailed) else 2
 
 
@@ -75,12 +75,6 @@ def usage() -> str:
         "Train, judge and use image-text models by CLOOB (arXiv:2110.11316).\n\n"
         f"{rows}\n\n  --version  the version\n  --debug    show the traceback of an error"
     )
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, InputError):
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
 
 
 if __name__ == "__main__":

@@ -19,6 +19,13 @@ class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a
     """Training cannot go on: one line that says at which step and with which samples. Exit code 1."""
 
 
+def message(error: Exception) -> str:
+    """An error as a user reads it; of the system's errors the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None and not isinstance(error, InputError):
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
 def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
     """A clause that names the options nearest to ``name``, or lists a few of them when none is near.
 

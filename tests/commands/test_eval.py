@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from cloob import cli
-from cloob.models.store import save_model
+from cloob.commands.eval import named
+from cloob.models.store import CONFIG_FILE, save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 
@@ -169,6 +171,76 @@ def test_training_images_with_a_mistake_leave_the_set_to_be_classified(
     results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
     assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
     assert [failure["set"] for failure in results["failures"]] == ["one (training)"]
+
+
+def without_tokenizer(model: Path, name: str) -> Path:
+    """A copy of a model folder that asks for a tokenizer which is not there."""
+    folder = model.with_name(name)
+    shutil.copytree(model, folder)
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/words"
+    (folder / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def test_a_model_without_its_tokenizer_leaves_the_others(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = without_tokenizer(work / "model", "wordless")
+    words = ["--zeroshot", str(work / "sets" / "two"), "--device", "cpu", "--out", str(work / "out")]
+    assert cli.main(["eval", str(bad), str(work / "model"), *words]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("cloob: wordless could not be loaded: ") and line.count("\n") == 1
+    assert f"{CONFIG_FILE}: text_cfg.hf_tokenizer_name asks for the tokenizer 'nobody/words'" in line
+    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
+    assert [row["model"] for row in results["rows"]] == ["model"] and results["rows"][0]["zeroshot"]["two"]["n"] == 4
+    assert [(failure["model"], failure["set"]) for failure in results["failures"]] == [("wordless", None)]
+    page = (work / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Models that could not be loaded" in page and "<dt>wordless</dt>" in page
+    shutil.rmtree(work / "out")
+    other = without_tokenizer(work / "model", "other")
+    for models, said in (([bad], "wordless: "), ([bad, other], "none of 2 models can be loaded; wordless: ")):
+        assert cli.main(["eval", *map(str, models), *words]) == 2
+        line = capsys.readouterr().err
+        assert line.startswith(f"cloob: {said}") and line.count("nobody/words") == len(models)
+        assert line.count("\n") == 1 and not any((work / "out").glob("*.*"))
+
+
+def test_what_is_written_does_not_say_where_it_was(work: Path) -> None:
+    """Every kind of failure, with absolute paths on the command line; a folder with a space in its name."""
+    (work / "sets").rename(work / "my sets")
+    sets, broken = work / "my sets", create_model("tiny-convnext", seed=0)
+    next(broken.model.visual.parameters()).data.fill_(float("nan"))
+    save_model(work / "a" / "model", broken, make_objective("cloob").config())
+    (sets / "empty").mkdir()
+    (sets / "one" / "train" / "green").mkdir()
+    table = work / "pairs of mine.csv"
+    table.write_text("filepath,title\n" + "".join(f"{sets}/two/{name}/0.png,{name}\n" for name in COLOURS))
+    gone = work / "gone.csv"
+    gone.write_text(f"filepath,title\n{work}/x y/1.png,a\n{work}/x y/2.png,b\n")
+    models = [work / "model", work / "a" / "model", without_tokenizer(work / "model", "wordless"), work / "nowhere"]
+    words = ["--suite", "pictograms", str(sets), "paper", str(work), "--probe", "--out", str(work / "out")]
+    words += ["--retrieval", str(table), str(gone), "--device", "cpu"]
+    assert cli.main(["eval", *map(str, models), *words]) == 1
+    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
+    assert [row["model"] for row in results["rows"]] == [f"{work.name}/model", "a/model"]
+    said = {(failure["model"], failure["set"]): failure["error"] for failure in results["failures"]}
+    assert said[None, "empty"].startswith("my sets/empty has no sub-folder")
+    assert said[None, "one (training)"].startswith("my sets/one/train/green: no image in this class folder")
+    assert f"not found under {work.name} (" in said[None, "country211"]
+    assert said["wordless", None].startswith(f"wordless/{CONFIG_FILE}: ")
+    assert said["nowhere", None].startswith("nowhere: no such folder")
+    assert "is that of 'my sets/two/red/0.png'" in said["a/model", "pairs of mine.csv"]
+    assert f"{work.name}/x y/1.png: missing image" in said["a/model", "gone.csv"]
+    assert len(said) == len(results["failures"]) == 17
+    for path in (work / "out").rglob("*"):
+        if path.suffix in (".json", ".html", ".csv"):
+            assert str(work) not in path.read_text(encoding="utf-8"), path
+
+
+def test_models_are_called_by_the_least_that_tells_them_apart() -> None:
+    assert list(named(["runs/a", "/x/b/", "RN50/openai", "."])) == ["a", "b", "openai", "."]
+    sources = ["/runs/one/m", "/runs/two/m", "other/two/m", "m", "RN50/openai", "ViT-B-32/openai", "z", "z/"]
+    names = ["one/m", "runs/two/m", "other/two/m", "m", "RN50/openai", "ViT-B-32/openai", "z", "z/"]
+    assert named(sources) == dict(zip(names, sources, strict=True))
 
 
 def test_several_captions_from_the_command_line(work: Path) -> None:

@@ -60,8 +60,16 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_rest_is_there(run: Pa
     found = analyze({"copy": copy}, Pairs(NAMES))
     assert [c["step"] for c in found["runs"][0]["checkpoints"]] == [10]
     assert found["failures"][0]["model"] == "copy, step 5" and "damaged" in found["failures"][0]["error"]
-    with pytest.raises(InputError, match="nowhere"):
+    assert found["failures"][0]["error"].startswith("copy/checkpoints/step-00000005/model/")
+    assert str(tmp_path) not in json.dumps(found)
+
+
+def test_nothing_measured_is_one_line_that_names_every_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^x: nowhere: no such folder"):
         analyze({"x": "nowhere"}, Pairs(NAMES))
+    long = str(tmp_path / ("y" * 300))  # the system's own error
+    with pytest.raises(InputError, match=r"^none of 2 models can be measured; nowhere: no such.*; y: .*name too long$"):
+        analyze({"nowhere": "nowhere", "y": long}, Pairs(NAMES))
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])

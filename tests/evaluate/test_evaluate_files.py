@@ -53,6 +53,14 @@ def test_all_files_of_an_evaluation(tmp_path: Path) -> None:
     assert rows[0]["runs/bad: recall"] == "0" and rows[0]["runs/bad: mostly taken for"] == "blue"
 
 
+def test_where_a_model_lies_is_not_written(tmp_path: Path) -> None:
+    results = evaluate({name: ColourModel() for name in "abcd"}, [Labels(NAMES)])
+    sources = {"a": "RN50/openai", "b": tmp_path / "run", "c": f"local-dir:{tmp_path}/run", "d": "runs/d"}
+    write_set_files(tmp_path, results, Embeddings(sources), [])
+    files = sorted((tmp_path / "clip_benchmark").iterdir())
+    assert [json.loads(file.read_text())["pretrained"] for file in files] == ["RN50/openai", "b", "c", "runs/d"]
+
+
 def test_clip_benchmarks_schema_goes_through_its_build(tmp_path: Path) -> None:
     data = Labels(["red", "blue"], classnames=["red", "blue"])
     results = evaluate({"m": ColourModel()}, [data], [Pairs(NAMES)])

@@ -108,6 +108,25 @@ def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, Colo
     assert list(results["rows"][1]["retrieval"]) == ["one"]
 
 
+def test_a_model_that_cannot_be_loaded_leaves_the_others(models: dict[str, ColourModel], tmp_path: Path) -> None:
+    (tmp_path / "no model").mkdir()
+    too_long = str(tmp_path / ("x" * 300))  # the system's own error
+    wrong = {"empty": tmp_path / "no model", "long": too_long}
+    results = evaluate({"empty": wrong["empty"], **models, "long": too_long}, [Labels(NAMES)])
+    assert [row["model"] for row in results["rows"]] == ["bad", "good"]
+    assert [(entry["model"], entry["baseline"]) for entry in results["differences"]] == [("good", "bad")]
+    empty, long = results["failures"]
+    assert (empty["model"], empty["set"]) == ("empty", None) and empty["error"].startswith(
+        "empty: neither a run folder"
+    )
+    assert (long["model"], long["set"]) == ("long", None) and long["error"] == "long: File name too long"
+    assert str(tmp_path) not in json.dumps(results)
+    with pytest.raises(InputError, match=r"^empty: /.*no model: neither a run folder"):
+        evaluate({"empty": wrong["empty"]}, [Labels(NAMES)])
+    with pytest.raises(InputError, match=r"^none of 2 models can be loaded; empty: .*neither.*; long: .*too long$"):
+        evaluate(wrong, [Labels(NAMES)])
+
+
 def test_mistakes(models: dict[str, ColourModel]) -> None:
     with pytest.raises(InputError, match="nothing to evaluate"):
         evaluate(models)

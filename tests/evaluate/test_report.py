@@ -327,18 +327,24 @@ def test_what_is_missing_is_named_once() -> None:
     failures = [
         {"model": None, "set": "ucf101", "error": "ucf101: put there frames/"},
         {"model": "a", "set": "t", "error": "no"},
+        {"model": "c", "set": None, "error": "c: no weights"},
     ]
     found = problems({"rows": rows, "failures": failures})
-    assert [(p.set, p.model, p.said) for p in (*found.missing, *found.failed, *found.unreadable)] == [
+    assert [(p.set, p.model, p.said) for p in (*found.missing, *found.unloaded, *found.failed, *found.unreadable)] == [
         ("ucf101", None, "put there frames/"),
+        (None, "c", "no weights"),
         ("t", "a", "no"),
         ("s", None, "3 of 9 images could not be read (corrupt image × 2, missing image × 1); they count as wrong"),
         ("p", "a", "1 of 5 images or captions could not be read (missing caption × 1); they count as not found"),
     ]
-    assert found.summary == "1 set is not there; 1 measurement failed; 2 sets could not be read in full."
+    assert found.summary == (
+        "1 set is not there; 1 model could not be loaded; 1 measurement failed; 2 sets could not be read in full."
+    )
     assert not problems({"rows": [{"model": "a"}]})
     page = render(results={"rows": rows, "failures": failures}, curves={})
     assert "What is missing" in page and "put there frames/" in page and 'href="#problems"' in page
+    assert "<h3>Models that could not be loaded</h3>" in page and "<dt>c</dt><dd>no weights</dd>" in page
+    assert '<dt>t <span class="quiet">a</span></dt><dd>no</dd>' in page and "<dt>ucf101</dt>" in page
 
 
 def test_confusion_pictures_hold_the_shares() -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from cloob.commands.arguments import parse
+from cloob.commands.arguments import check_amounts, parse
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,12 +52,14 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"duplicate is {arguments.duplicate}; a cosine above 0 and up to 1 is wanted")
     if arguments.similar < 0 or arguments.limit < 2:
         raise InputError("similar must be 0 or more, and limit 2 or more")
+    check_amounts(arguments.batch_size, arguments.workers)
 
     from cloob.commands.eval import named
     from cloob.commands.judge import EmbeddingProgress, check_writable
     from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
     from cloob.evaluate.analysis import analyze, draw_eigenvalues
+    from cloob.evaluate.places import places_of
     from cloob.evaluate.suite import write_results
 
     source = open_captioned(arguments.pairs)
@@ -70,6 +72,7 @@ def main(words: Sequence[str]) -> int:
             similar=arguments.similar,
             duplicate=arguments.duplicate,
             limit=arguments.limit,
+            places=places_of([arguments.out, *filter(None, [arguments.cache])], pairs=[arguments.pairs]),
             device=str(resolve_device(arguments.device)),
             batch_size=arguments.batch_size,
             workers=arguments.workers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -39,6 +40,14 @@ def parse(kind: type[T], words: Sequence[str], prog: str, default: T | None = No
     return parsed
 
 
+def check_amounts(batch_size: int, workers: int) -> None:
+    """Raises InputError for options that no embedding can be computed with."""
+    if batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}; 1 or more is wanted")
+    if workers < 0:
+        raise InputError(f"--workers is {workers}; 0 or more is wanted")
+
+
 def _first_paragraph(box: str) -> str:
     """What tyro says is wrong, and what it thinks was meant, out of the box that it draws around it.
 
@@ -49,7 +58,7 @@ def _first_paragraph(box: str) -> str:
     while text and not text[0].strip("─-"):
         text.pop(0)
     rule = next((i for i, line in enumerate(text) if not line.strip("─-")), len(text))
-    said = " ".join(text[:rule])
+    said = re.sub(r"^Error parsing \w+: ", "", " ".join(text[:rule]))  # a component's own check says it all
     meant = [line.split()[0] for line in text[rule:] if line.startswith("--") and line.strip("-")]
     if said.startswith("Unrecognized options") and meant:
         return f"{said}; did you mean {', '.join(dict.fromkeys(meant))}?"

@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> int:
         for objective in arguments.objectives
     }
 
-    from cloob.commands.judge import check_writable, judge
+    from cloob.commands.judge import check_writable, judge, tell
     from cloob.data.labelled import open_labelled
     from cloob.data.sources import open_source
     from cloob.distributed import resolve_device
@@ -61,7 +61,7 @@ def main(words: Sequence[str]) -> int:
     device = str(resolve_device(arguments.device))
     check_writable(arguments.out)
     runs = {name: train(config, callbacks=[ProgressDisplay(title=name)]) for name, config in configs.items()}
-    judge(
+    results = judge(
         {name: result.run for name, result in runs.items()},
         [open_labelled("demo:noto-emoji")],
         [open_source("demo:val")],
@@ -82,4 +82,4 @@ def main(words: Sequence[str]) -> int:
         },
     )
     print(f"{arguments.out}/  one run folder per objective, results.json\n{arguments.out / 'report.html'}")
-    return 0
+    return tell(results)

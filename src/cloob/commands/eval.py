@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from cloob.commands.arguments import parse
+from cloob.commands.arguments import check_amounts, parse
 from cloob.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ def main(words: Sequence[str]) -> int:
         raise InputError("nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR or --retrieval SOURCE …")
     if not arguments.probe and (arguments.shots is not None or arguments.probe_seeds != (0,)):
         raise InputError("--shots and --probe-seeds are those of a linear probe; add --probe")
+    check_amounts(arguments.batch_size, arguments.workers)
 
-    from cloob.commands.judge import check_writable, judge
+    from cloob.commands.judge import check_writable, judge, tell
     from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
     from cloob.evaluate.probe import ProbeOptions
-    from cloob.evaluate.report.problems import problems
 
     probe = ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds)
     sets = _open(arguments)
@@ -95,18 +95,20 @@ def main(words: Sequence[str]) -> int:
         },
         training=sets.training,
         missing=sets.missing,
+        places=_places(arguments),
         set_files=True,
         probe=probe,
     )
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
-    for problem in problems(results).unreadable:
-        print(f"cloob: {problem.set}: {problem.said}", file=sys.stderr)
-    failures = results.get("failures", ())
-    for failure in failures:
-        if failure["model"] is not None:  # the others were named before the work
-            error = failure["error"].removeprefix(f"{failure['set']}: ")
-            print(f"cloob: {failure['model']} on {failure['set']}: {error}", file=sys.stderr)
-    return 1 if failures else 0
+    return tell(results)
+
+
+def _places(arguments: EvalArguments) -> dict[str, str]:
+    """The files and folders that an error may name."""
+    from cloob.evaluate.places import places_of
+
+    folders = [Path(path).expanduser() for path in (*arguments.suite, arguments.root, arguments.cache) if path]
+    return places_of([*folders, *arguments.zeroshot, arguments.out], pairs=arguments.retrieval)
 
 
 def _open(arguments: EvalArguments) -> SuiteSets:
@@ -125,6 +127,15 @@ def _open(arguments: EvalArguments) -> SuiteSets:
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:
-    """The models by the last part of where they are, or by the whole where that would be two names alike."""
-    short = [Path(source).name or source for source in sources]
-    return {source if short.count(name) > 1 else name: source for source, name in zip(sources, short, strict=True)}
+    """The models by the last parts of where they are: one, or as many as no other model's place ends in."""
+    parts = {source: Path(source).parts or (source,) for source in sources}
+
+    def name(source: str) -> str:
+        others = [other for each, other in parts.items() if each != source]
+        for n in range(1, len(parts[source]) + 1):
+            tail = parts[source][-n:]
+            if all(other[-n:] != tail for other in others):
+                return Path(*tail).as_posix()
+        return source  # one place, written in two ways
+
+    return {name(source): source for source in sources}

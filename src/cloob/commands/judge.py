@@ -29,6 +29,7 @@ def judge(
     embedding: Mapping[str, Any] | None = None,
     training: Mapping[str, LabelledSet] | None = None,
     missing: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
     set_files: bool = False,
     **evaluation: Any,
 ) -> dict[str, Any]:
@@ -44,6 +45,7 @@ def judge(
         embedding: ``device``, ``batch_size``, ``workers``, ``cache`` of :class:`cloob.evaluate.store.Embeddings`.
         training: Set name -> its training images; these sets get a linear probe too.
         missing: Set name -> why it is not among the sets; listed under ``failures`` with ``model`` None.
+        places: Files and folders that errors may name -> what results call them.
         set_files: Whether to write CLIP_benchmark's JSON, the classes' CSV and the confusion pictures as well.
         **evaluation: ``probe``, ``train_seconds``, ``settings`` of :func:`cloob.evaluate.suite.evaluate`.
 
@@ -51,9 +53,10 @@ def judge(
         What was written to results.json.
 
     Raises:
-        InputError: A model or a set that cannot be opened, or ``out`` that cannot be written.
+        InputError: No model that can be loaded, two sets of one name, or ``out`` that cannot be written.
     """
     from cloob.evaluate.files import write_set_files
+    from cloob.evaluate.places import without_places
     from cloob.evaluate.report import write_report
     from cloob.evaluate.store import Embeddings
     from cloob.evaluate.suite import evaluate, write_results
@@ -62,8 +65,11 @@ def judge(
         embeddings = Embeddings(
             models, progress=progress.update, tower=bool(training), **{"workers": 2, **(embedding or {})}
         )
-        results = evaluate(embeddings, zeroshot, retrieval, training=training, **evaluation)
-        absent = [{"model": None, "set": name, "error": error} for name, error in (missing or {}).items()]
+        results = evaluate(embeddings, zeroshot, retrieval, training=training, places=places, **evaluation)
+        absent = [
+            {"model": None, "set": name, "error": without_places(error, places or {})}
+            for name, error in (missing or {}).items()
+        ]
         if absent:
             results["failures"] = [*absent, *results.get("failures", ())]
         # First of all the numbers: whatever happens to pictures and pages, the work is not lost.
@@ -91,15 +97,17 @@ def _extras(
     rows = results["rows"]
     measured = [data for data in zeroshot if all(short_name(data) in row["zeroshot"] for row in rows)]
     pairs = [source for source in retrieval if all(short_name(source) in row["retrieval"] for row in rows)]
-    queries = example_queries(embeddings, measured[0], n=8) if measured else []
-    queries += example_queries(embeddings, pairs[0], n=4) if pairs else []
+    models = [row["model"] for row in rows]
+    queries = example_queries(embeddings, measured[0], n=8, models=models) if measured else []
+    queries += example_queries(embeddings, pairs[0], n=4, models=models) if pairs else []
     confusions = []
     for data in measured:
-        for model in embeddings.models:
+        for model in models:
             images, labels, classes = embeddings.labelled(model, data)
             matrix = confusion_matrix(images.features, labels, classes)
             confusions.append(Confusion(short_name(data), model, data.classnames, matrix))
-    curves = {name: curve(source) for name, source in embeddings.models.items() if isinstance(source, str | Path)}
+    sources = {name: embeddings.models[name] for name in models}
+    curves = {name: curve(source) for name, source in sources.items() if isinstance(source, str | Path)}
     return ReportExtras({name: lines for name, lines in curves.items() if lines}, {}, queries, confusions)
 
 
@@ -113,6 +121,24 @@ def curve(run: str | Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return found
+
+
+def tell(results: Mapping[str, Any]) -> int:
+    """Says on stderr what could not be read, loaded or measured; sets that are not there were named before the work.
+
+    Returns:
+        The exit code: 1 if something is missing from the results, else 0.
+    """
+    from cloob.evaluate.report.problems import problems
+
+    found = problems(results)
+    for problem in found.unreadable:
+        print(f"cloob: {problem.set}: {problem.said}", file=sys.stderr)
+    for problem in found.unloaded:
+        print(f"cloob: {problem.model} could not be loaded: {problem.said}", file=sys.stderr)
+    for problem in found.failed:
+        print(f"cloob: {problem.model} on {problem.set}: {problem.said}", file=sys.stderr)
+    return 1 if results.get("failures") else 0
 
 
 class EmbeddingProgress:

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError, message, require
 from cloob.evaluate.embed import Reader
 from cloob.evaluate.facts import short_name
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluate.places import without_places
 from cloob.evaluate.store import Embeddings
+from cloob.evaluate.suite import all_failed
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
 
@@ -38,6 +40,7 @@ def analyze(
     duplicate: float = 0.999,
     limit: int = DEFAULT_LIMIT,
     progress: Callable[[str, int, int], None] | None = None,
+    places: Mapping[str, str] | None = None,
     **embedding: Any,
 ) -> dict[str, Any]:
     """Measures models on pairs; of a run folder every checkpoint.
@@ -49,6 +52,7 @@ def analyze(
         duplicate: Cosine from which two pictures count as one.
         limit: Pairs measured at most.
         progress: As for :class:`cloob.evaluate.store.Embeddings`.
+        places: Files and folders that errors may name -> what results call them, beside those of the models.
         **embedding: ``device``, ``batch_size``, ``workers``, ``cache`` of :class:`cloob.evaluate.store.Embeddings`.
 
     Returns:
@@ -75,8 +79,8 @@ def analyze(
                 facts = embeddings.facts(label)
                 texts = pairs.texts[pairs.first_texts]
                 found = geometry(pairs.images.features, texts, facts.inv_tau, facts.beta, limit)
-            except (InputError, ValueError) as error:
-                failures.append({"model": label, "error": str(error)})
+            except (ValueError, OSError) as error:
+                failures.append({"model": label, "error": message(error)})
                 continue
             epoch = None if step is None else _epoch(Path(place), step)
             checkpoints.append({"step": step, "epoch": epoch, **{key: found[key] for key in _CURVES}})
@@ -85,9 +89,11 @@ def analyze(
             pictures = _pictures(*last[:2], source, similar, duplicate)
             runs.append({"model": name, "geometry": last[2], "checkpoints": checkpoints, **pictures})
     if not runs:
-        raise InputError(failures[0]["error"] if failures else "no model to analyze")
+        raise InputError(all_failed(failures, "measured") if failures else "no model to analyze")
     result: dict[str, Any] = {"pairs": short_name(source), "runs": runs}
-    return {**result, "failures": failures} if failures else result
+    known = {**(places or {}), **{str(place): name for name, place in models.items()}}
+    told = [{**failure, "error": without_places(failure["error"], known)} for failure in failures]
+    return {**result, "failures": told} if told else result
 
 
 def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPair]:
@@ -207,7 +213,10 @@ def _checkpoints(place: str | Path) -> list[tuple[str | Path, int | None]]:
     """The complete checkpoints of a run with their steps, or the model itself."""
     from cloob.models.store import list_checkpoints
 
-    found = list_checkpoints(Path(place)) if Path(place).is_dir() else []
+    try:
+        found = list_checkpoints(Path(place)) if Path(place).is_dir() else []
+    except OSError:  # loading it says what is wrong
+        found = []
     return [(path, int(path.name.removeprefix("step-"))) for path in found] or [(place, None)]
 
 

@@ -38,6 +38,7 @@ def example_queries(
     n: int = 8,
     k: int = 5,
     seed: int = 0,
+    models: Sequence[str] | None = None,
 ) -> list[ExampleQuery]:
     """What each model finds for a few queries among the images of a set.
 
@@ -50,6 +51,7 @@ def example_queries(
         n: How many queries to draw.
         k: Images a query.
         seed: Seed of the draw.
+        models: Names of the models to ask; None asks all.
 
     Returns:
         The queries in order, with the encoded images, their labels, scores (cosines) and whether they are
@@ -58,7 +60,7 @@ def example_queries(
     Raises:
         InputError: A query that is no class name or caption of the set, or what embedding raises.
     """
-    galleries = {model: _gallery(embeddings, model, data) for model in embeddings.models}
+    galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
     chosen = _draw(first, n, seed) if queries is None else [_find(first, q, short_name(data)) for q in queries]
     found: dict[str, list[list[Found]]] = {}

@@ -44,7 +44,12 @@ def write_set_files(
     Raises:
         InputError: A file cannot be written.
     """
-    sources = {model: str(source) for model, source in embeddings.models.items() if isinstance(source, str | Path)}
+    sources = {
+        # A place on this machine says nothing elsewhere.
+        model: model if Path(str(source).removeprefix("local-dir:")).is_absolute() else str(source)
+        for model, source in embeddings.models.items()
+        if isinstance(source, str | Path)
+    }
     write_clip_benchmark(out / "clip_benchmark", results, sources)
     for data in zeroshot:
         name = short_name(data)

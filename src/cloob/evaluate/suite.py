@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, zip_longest
@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import Skip
-from cloob.errors import InputError
+from cloob.errors import InputError, message
 from cloob.evaluate import probe as probing
 from cloob.evaluate import retrieval as retrieving
 from cloob.evaluate import zeroshot as classifying
 from cloob.evaluate.embed import Encoder, Reader
 from cloob.evaluate.facts import short_name
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluate.places import without_places
 from cloob.evaluate.probe import ProbeOptions
 from cloob.evaluate.store import Embeddings, Labelled
 from cloob.functional import ranking
@@ -53,6 +54,7 @@ def evaluate(
     geometry_limit: int = DEFAULT_LIMIT,
     level: float = 0.95,
     seed: int = 0,
+    places: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
 
@@ -68,6 +70,8 @@ def evaluate(
         geometry_limit: Pairs that the geometry is measured on, at most.
         level: Level of all intervals.
         seed: Seed of the bootstrap.
+        places: Files and folders that errors may name -> what results call them, beside those of the models; see
+            :func:`cloob.evaluate.places.without_places`.
 
     Returns:
         ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has
@@ -77,20 +81,27 @@ def evaluate(
         given); with ``training`` also ``probe`` (by set; see ``probe.summarise``). ``differences`` holds the
         paired bootstrap of every two models: ``metric``, ``set`` (None: mean over the sets that all models
         have), ``model``, ``baseline``, ``difference`` (model − baseline), ``low``, ``high``. If something could not be
-        evaluated, ``failures`` lists ``model``, ``set`` and ``error``, and the rest is there.
+        evaluated, ``failures`` lists ``model``, ``set`` and ``error``, and the rest is there; a model that cannot be
+        loaded has no row, and its failure has no ``set`` (None).
 
     Raises:
-        InputError: Nothing to evaluate, two sets of one name, or a model that cannot be loaded.
+        InputError: Nothing to evaluate, two sets of one name, or no model that can be loaded.
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
     options = _Options(geometry_limit, level, seed, probe or ProbeOptions())
     _check_sets(zeroshot, retrieval)
+    sources = {str(source): name for name, source in embeddings.models.items() if isinstance(source, str | Path)}
+    places = {**(places or {}), **sources}
     rows: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
+    failures: list[dict[str, Any]] = []
     hits: Hits = {}
     for model in embeddings.models:
-        facts = embeddings.facts(model)
+        try:
+            facts = embeddings.facts(model)
+        except (InputError, OSError) as error:
+            failures.append({"model": model, "set": None, "error": message(error)})
+            continue
         row: dict[str, Any] = {
             "model": model,
             "objective": facts.objective,
@@ -101,22 +112,42 @@ def evaluate(
             **({"probe": {}} if training else {}),
             "train_seconds": (train_seconds or {}).get(model),
         }
-        tasks: list[tuple[Reader, Callable[[dict[str, Any], Hits, _Options], None]]]
-        tasks = [(data, partial(_classify, embeddings, data)) for data in zeroshot]
-        tasks += [
-            (data, partial(_probe, embeddings, data, training[short_name(data)]))
-            for data in zeroshot
-            if short_name(data) in training
-        ]
-        tasks += [(source, partial(_retrieve, embeddings, source)) for source in retrieval]
-        for data, measure in tasks:
+        for data, measure in _tasks(embeddings, zeroshot, retrieval, training):
             try:
                 measure(row, hits, options)
             except InputError as error:
                 failures.append({"model": model, "set": short_name(data), "error": str(error)})
         rows.append(row)
+    if not rows:
+        raise InputError(all_failed(failures, "loaded"))
     results = {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
-    return {**results, "failures": failures} if failures else results
+    told = [{**failure, "error": without_places(failure["error"], places)} for failure in failures]
+    return {**results, "failures": told} if told else results
+
+
+def _tasks(
+    embeddings: Embeddings,
+    zeroshot: Sequence[Labelled],
+    retrieval: Sequence[Reader],
+    training: Mapping[str, Labelled],
+) -> Iterator[tuple[Reader, Callable[[dict[str, Any], Hits, _Options], None]]]:
+    """What is measured of each model, by set, in the order of the results."""
+    for data in zeroshot:
+        yield data, partial(_classify, embeddings, data)
+    for data in zeroshot:
+        if short_name(data) in training:
+            yield data, partial(_probe, embeddings, data, training[short_name(data)])
+    for source in retrieval:
+        yield source, partial(_retrieve, embeddings, source)
+
+
+def all_failed(failures: Sequence[Mapping[str, Any]], what: str) -> str:
+    """One line for models of which not one could be ``what`` ("loaded"); each failure has ``model`` and ``error``."""
+    told = []
+    for failure in failures:
+        model, error = failure["model"], failure["error"]
+        told.append(error if error.startswith(model) else f"{model}: {error}")
+    return told[0] if len(told) == 1 else f"none of {len(told)} models can be {what}; {'; '.join(told)}"
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ The numbers come from results.json (DESIGN.md's form) with optional extras, each
 - a row: ``"settings": {…}`` (flat: ``inv_tau``, ``beta``, ``steps``, ``seed``, …) and ``"train_seconds"``;
 - the top level: ``"differences": [{"metric": "acc1", "set": name, or None for the mean over the sets,
   "model": …, "baseline": …, "difference": …, "low": …, "high": …}]`` (model − baseline, as fractions), and
-  ``"level": 0.95``, the level of all intervals; ``"failures": [{"set": …, "model": … or None, "error": …}]``, where
-  None stands for a set that is not there for any model.
+  ``"level": 0.95``, the level of all intervals; ``"failures": [{"set": … or None, "model": … or None, "error": …}]``:
+  a model None stands for a set that is not there for any model, and a set None for a model that could not be loaded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is not as it should be: sets that are not there, what could not be measured, what could not be read."""
+"""What is not as it should be: what is not there, could not be loaded, not be measured, or not be read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _PARTS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One line: the set, the model (None: all of them), and what happened."""
+    """One line: the set (None: the model could not be loaded), the model (None: all of them), and what happened."""
 
-    set: str
+    set: str | None
     model: str | None
     said: str
 
@@ -30,17 +30,19 @@ class Problems:
     """All of them, by kind."""
 
     missing: tuple[Problem, ...]
+    unloaded: tuple[Problem, ...]
     failed: tuple[Problem, ...]
     unreadable: tuple[Problem, ...]
 
     def __bool__(self) -> bool:
-        return bool(self.missing or self.failed or self.unreadable)
+        return bool(self.missing or self.unloaded or self.failed or self.unreadable)
 
     @property
     def summary(self) -> str:
         """One line for the head of the page."""
         kinds = (
             (self.missing, "set is not there", "sets are not there"),
+            (self.unloaded, "model could not be loaded", "models could not be loaded"),
             (self.failed, "measurement failed", "measurements failed"),
             (self.unreadable, "set could not be read in full", "sets could not be read in full"),
         )
@@ -51,20 +53,19 @@ class Problems:
 def problems(results: Mapping[str, Any]) -> Problems:
     """Reads them out of results.json; what could not be read is the same for every model and is told once."""
     entries = [entry for entry in results.get("failures") or () if isinstance(entry, Mapping)]
-    found = [
-        Problem(str(entry.get("set") or "–"), entry.get("model"), _without(str(entry.get("error")), entry.get("set")))
-        for entry in entries
-    ]
+    found = [Problem(entry.get("set"), entry.get("model"), _said(entry)) for entry in entries]
     return Problems(
-        tuple(problem for problem in found if problem.model is None),
-        tuple(problem for problem in found if problem.model is not None),
-        _unreadable(results["rows"]),
+        missing=tuple(problem for problem in found if problem.model is None),
+        unloaded=tuple(problem for problem in found if problem.model is not None and problem.set is None),
+        failed=tuple(problem for problem in found if problem.model is not None and problem.set is not None),
+        unreadable=_unreadable(results["rows"]),
     )
 
 
-def _without(said: str, name: object) -> str:
-    """The error without the set's name in front, which stands in a column of its own."""
-    return said.removeprefix(f"{name}: ")
+def _said(entry: Mapping[str, Any]) -> str:
+    """The error without the set's or the model's name in front, which stands in a column of its own."""
+    name = entry.get("set") or entry.get("model")
+    return str(entry.get("error")).removeprefix(f"{name}: ")
 
 
 def _unreadable(rows: Sequence[Mapping[str, Any]]) -> tuple[Problem, ...]:
