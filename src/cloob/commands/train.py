@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
+from cloob.train.preflight import preflight
 
 if TYPE_CHECKING:
     from cloob.train.callbacks import RunResult
@@ -28,6 +29,7 @@ def main(words: Sequence[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(_HELP)
     config = parse(TrainConfig, rest, "cloob train", start)
+    preflight(config)
 
     from cloob.train.log import ProgressDisplay
     from cloob.train.loop import train

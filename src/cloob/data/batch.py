@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # sources are opened, and refused, before torch is imported
+    import torch
+    from torch import Tensor
 
 Reason = Literal[
     "missing image",

@@ -81,6 +81,37 @@ def open_source(
     return source
 
 
+def check_there(spec: str, *, image_column: str = "filepath", caption_column: str = "title") -> None:
+    """Looks whether local data are there, and a table's columns: what opening them would refuse, in no time.
+
+    Streamed shards are not asked for, and no more than the headers of tables are read.
+
+    Raises:
+        InputError: As ``open_source``.
+    """
+    from cloob.data.opener import is_remote, local_path
+
+    if spec in _DEMO_SPLITS or is_remote(spec):
+        return
+    if spec.startswith("demo:"):
+        raise _no_demo(spec)
+    path = Path(local_path(spec))
+    if _is_pattern(str(path)) and not path.exists():
+        _expand(str(path))
+        return
+    if not path.exists():
+        raise InputError(f"{spec}: no such file or folder{_hint(path)}")
+    if path.is_dir():
+        return
+    require("pyarrow", "train")
+    from cloob.data.arrow import holds_images
+    from cloob.data.table import TABLE_SUFFIXES, check_columns
+
+    inside = path.suffix.lower() == ".parquet" and holds_images(path, image_column)
+    if path.suffix.lower() in TABLE_SUFFIXES and not inside:
+        check_columns(path, image_column, caption_column)
+
+
 def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache | None) -> Source:
     require("PIL", "train")
     require("pyarrow", "train")
@@ -98,7 +129,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     if spec in _DEMO_SPLITS:
         return ShardSource(spec, _tars_in(DEMO / _DEMO_SPLITS[spec]))
     if spec.startswith("demo:"):
-        raise InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
+        raise _no_demo(spec)
     if is_remote(spec):
         return open_remote(spec, cache)
     spec = local_path(spec)
@@ -133,6 +164,10 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
             f"{spec}: expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
         )
     raise InputError(f"{spec}: no such file or folder{_hint(path)}")
+
+
+def _no_demo(spec: str) -> InputError:
+    return InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
 
 
 def local_shards(spec: str) -> list[Path]:

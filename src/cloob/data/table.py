@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import difflib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pyarrow as pa
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
@@ -42,13 +45,9 @@ class TableSource:
         self.name = str(path)
         self._path = path
         columns = (image_column, caption_column)
-        if not path.is_file():
-            raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
-        try:
+        check_columns(path, *columns)
+        with _one_line(path):
             table = _READERS[path.suffix.lower()](path, columns)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            said = " ".join(str(error).split())[:300]
-            raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
         self._images = _as_bytes(table.column(image_column), path)
         self._captions = _as_bytes(table.column(caption_column), path)
         del table
@@ -87,23 +86,39 @@ def _as_bytes(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
     return column
 
 
-def _check_columns(path: Path, found: list[str], wanted: tuple[str, str]) -> None:
-    for column in wanted:
+def check_columns(path: Path, image_column: str, caption_column: str) -> None:
+    """Looks for a table's two columns, in its header alone.
+
+    Raises:
+        InputError: No such file, not a table, or a column is missing (those that are there are listed).
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
+    wanted = (image_column, caption_column)
+    with _one_line(path):
+        found = _NAMES[path.suffix.lower()](path, wanted)
+    for column, option in zip(wanted, ("--image-column", "--caption-column"), strict=True):
         if column not in found:
-            option = "--image-column" if column == wanted[0] else "--caption-column"
-            raise InputError(
-                f"{path} has no column {column!r}; its columns: {', '.join(found) or 'none'} "
-                f"({nearest(column, found)} name one with {option})"
-                if found
-                else f"{path} has no column {column!r}; it has no columns at all"
-            )
+            near = difflib.get_close_matches(column, found, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            names = f"its columns: {', '.join(found)} ({hint}{option} names one)"
+            raise InputError(f"{path} has no column {column!r}; {names if found else 'it has no columns at all'}")
+
+
+@contextlib.contextmanager
+def _one_line(path: Path) -> Iterator[None]:
+    """What the readers complain of, as one line that names the table."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
 
 
 def _read_text(path: Path, columns: tuple[str, str]) -> pa.Table:
     from pyarrow import csv as arrow_csv
 
-    delimiter, found = _sniff(path, columns)
-    _check_columns(path, found, columns)
+    delimiter, _ = _sniff(path, columns)
     return arrow_csv.read_csv(
         path,
         read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
@@ -130,13 +145,17 @@ def _sniff(path: Path, columns: tuple[str, str]) -> tuple[str, list[str]]:
 def _read_parquet(path: Path, columns: tuple[str, str]) -> pa.Table:
     from pyarrow import parquet
 
-    _check_columns(path, parquet.read_schema(path).names, columns)
     return parquet.read_table(path, columns=list(columns))
 
 
-def _read_json(path: Path, columns: tuple[str, str]) -> pa.Table:
-    from pyarrow import json as arrow_json
+def _parquet_names(path: Path, columns: tuple[str, str]) -> list[str]:
+    from pyarrow import parquet
 
+    return list(parquet.read_schema(path).names)
+
+
+def _json_names(path: Path, columns: tuple[str, str]) -> list[str]:
+    """The keys of the first line."""
     with path.open("rb") as file:
         line = file.readline()
     if not line.strip():
@@ -147,7 +166,12 @@ def _read_json(path: Path, columns: tuple[str, str]) -> pa.Table:
         raise InputError(f"{path}: line 1 is not JSON: {error}") from None
     if not isinstance(first, dict):
         raise InputError(f"{path}: line 1 is not a JSON object but a {type(first).__name__}")
-    _check_columns(path, list(first), columns)
+    return list(first)
+
+
+def _read_json(path: Path, columns: tuple[str, str]) -> pa.Table:
+    from pyarrow import json as arrow_json
+
     return arrow_json.read_json(
         path,
         read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
@@ -158,6 +182,17 @@ def _read_json(path: Path, columns: tuple[str, str]) -> pa.Table:
     )
 
 
+def _text_names(path: Path, columns: tuple[str, str]) -> list[str]:
+    return _sniff(path, columns)[1]
+
+
+_NAMES = {
+    ".csv": _text_names,
+    ".tsv": _text_names,
+    ".parquet": _parquet_names,
+    ".jsonl": _json_names,
+    ".ndjson": _json_names,
+}
 _READERS = {
     ".csv": _read_text,
     ".tsv": _read_text,

@@ -51,30 +51,6 @@ class Features(NamedTuple):
     keys: tuple[str, ...]
 
 
-def aligns(config: TrainConfig) -> bool:
-    """Whether a configuration is about heads on frozen encoders.
-
-    Raises:
-        InputError: One encoder is given without the other, or with what makes no sense for heads.
-    """
-    align, towers, run = config.align, config.towers, config.run
-    given = (align.image_encoder, align.text_encoder)
-    if not any(given):
-        return False
-    if not all(given):
-        missing = "text_encoder" if align.image_encoder else "image_encoder"
-        raise InputError(f"{missing} is missing: heads need both --image-encoder and --text-encoder")
-    for key, value in (("model", towers.model), ("init", towers.init)):
-        if value is not None:
-            raise InputError(f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder")
-    for key in ("fsdp", "compile", "grad_checkpointing"):
-        if getattr(run, key):
-            raise InputError(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
-    if towers.freeze != "none":
-        raise InputError(f"freeze is {towers.freeze!r}, but both encoders are frozen anyway; leave it out")
-    return True
-
-
 def make_aligned(config: TrainConfig) -> AlignedEncoder:
     """The two encoders with fresh heads, whose weights depend on the seed alone.
 

@@ -24,7 +24,7 @@ from cloob.models.store import list_checkpoints, load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.train import align, sharding
+from cloob.train import align, preflight, sharding
 from cloob.train.checkpoint import Checkpoint
 from cloob.train.config import TrainConfig
 from cloob.train.recompute import enable_recomputation
@@ -32,7 +32,6 @@ from cloob.train.recompute import enable_recomputation
 logger = logging.getLogger(__name__)
 Loader = PairLoader | align.FeatureLoader
 DEFAULT_MODEL = "RN50"
-_RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
 # Changing these between a run and its resumption changes no number of the training.
 _FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
     f"pairs.{leaf}" for leaf in ("workers", "val_data", "cache_dir", "cache_gb")
@@ -60,7 +59,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
         InputError: Unknown model or weights, or ``model`` and ``image_size`` contradict ``init``.
     """
     towers = config.towers
-    if align.aligns(config):
+    if preflight.aligns(config):
         return align.make_aligned(config)
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
@@ -96,7 +95,7 @@ def prepare_towers(encoder: DualEncoder, config: TrainConfig, device: torch.devi
         compile_towers(encoder, run.compile_backend, device, same_randomness=run.micro_batch_size > 0)
     if run.fsdp:
         if world_size() == 1:
-            raise InputError("fsdp is True, but there is one process; start several with torchrun, or leave it out")
+            raise preflight.fsdp_alone()
         sharding.shard(encoder, device)
 
 
@@ -208,7 +207,7 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         InputError: The folder cannot be written, or holds a run that this one would spoil.
     """
     out, save = config.save.out, config.save
-    held = [out / name for name in _RUN_FILES if (out / name).exists()]
+    held = preflight.held_files(out)
     if checkpoint is not None and checkpoint.path.parent.parent.resolve() == out.resolve():
         newest = list_checkpoints(out)[-1]
         if save.resume != "auto" and newest.name > checkpoint.path.name:
@@ -217,7 +216,7 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
                 f"resume that one, or into another --out"
             )
     elif held and save.resume != "auto" and not save.overwrite:
-        raise InputError(f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out")
+        raise preflight.already_holds(out)
     try:
         if save.overwrite:
             beside = [out / name for name in ("tensorboard", "averaged", "results.json")]

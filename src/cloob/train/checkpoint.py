@@ -31,6 +31,7 @@ from cloob.models.store import VALIDATION_FILE, find_best, list_checkpoints, loa
 from cloob.objective import ContrastiveObjective
 from cloob.train import sharding
 from cloob.train.average import WeightAverage
+from cloob.train.preflight import check_resume
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -286,8 +287,7 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
         return None
     if resume != "auto":
         path = Path(resume)
-        if not path.is_dir():
-            raise InputError(f"resume is {resume!r}: no such folder; give none, auto, a checkpoint or a run")
+        check_resume(path)
         if (path / "trainer.pt").is_file():
             return read_checkpoint(path)
         run = path

@@ -181,22 +181,6 @@ def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
     return torch.lerp(start, end, share)  # exact at both ends
 
 
-def check_start(config: TrainConfig) -> None:
-    """Refuses what needs trained weights, held-out pairs or a frozen tower, when there are none.
-
-    Raises:
-        InputError: ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
-            ``freeze``.
-    """
-    towers = config.towers
-    if towers.unlocked and towers.freeze == "none":
-        raise InputError(f"unlocked is {towers.unlocked}, but no tower is frozen; add --freeze image or --freeze text")
-    if config.run.patience and not config.pairs.val_data:
-        raise InputError(f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data")
-    if towers.average_with_start is not None and towers.init is None:
-        raise InputError("average_with_start needs the trained weights of a start; give --init")
-
-
 def write_average(config: TrainConfig, checkpoint: Path) -> Path:
     """Writes ``OUT/averaged``, a model folder: the checkpoint's weights averaged with those of ``--init``.
 

@@ -24,6 +24,7 @@ from cloob.train.config import TrainConfig
 from cloob.train.faults import StopSignal
 from cloob.train.log import RunLog, TensorBoard, finite
 from cloob.train.optim import make_optimizer, make_schedule, warmup_steps
+from cloob.train.preflight import check_combination
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
 from cloob.train.rng import preserved_rng, set_rng_state
 from cloob.train.saver import Saver
@@ -71,7 +72,7 @@ class _Run:
         self.device = device
         self.main = rank() == 0
         out = config.save.out
-        finetune.check_start(config)
+        check_combination(config)
         self.encoder = build.make_encoder(config)
         finetune.freeze(self.encoder, config.towers.freeze, config.towers.unlocked)
         self.objective = build.make_loss(config)
