@@ -1,0 +1,116 @@
+"""What can be refused at once, before torch is imported: what does not go together, and what is not there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from cloob.data.sources import check_there
+from cloob.errors import InputError
+from cloob.train.config import TrainConfig
+
+_RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
+
+
+def preflight(config: TrainConfig) -> None:
+    """Refuses a run that cannot begin, as far as that is quick to see; all else is found while the run is built.
+
+    Of the processes that torchrun starts only the first looks at files: by the time that another one looks, the run
+    folder may be there.
+
+    Raises:
+        InputError: Two values exclude each other, local data, a column or what is to be resumed is not there, or the
+            run folder cannot be written or holds another run.
+    """
+    check_combination(config)
+    if config.run.fsdp and os.environ.get("WORLD_SIZE", "1") == "1":
+        raise fsdp_alone()
+    if os.environ.get("RANK", "0") != "0":
+        return
+    for spec in (*config.pairs.data, *config.pairs.val_data):
+        check_there(spec, image_column=config.pairs.image_column, caption_column=config.pairs.caption_column)
+    save = config.save
+    if save.resume not in ("none", "auto"):
+        check_resume(Path(save.resume))
+    elif save.resume == "none" and not save.overwrite and held_files(save.out):
+        raise already_holds(save.out)
+    _check_writable(save.out)
+
+
+def check_combination(config: TrainConfig) -> None:
+    """Refuses what needs trained weights, held-out pairs or a frozen tower, when there are none; and ``aligns``.
+
+    Raises:
+        InputError: ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
+            ``freeze``; or as ``aligns``.
+    """
+    towers = config.towers
+    if towers.unlocked and towers.freeze == "none":
+        raise InputError(f"unlocked is {towers.unlocked}, but no tower is frozen; add --freeze image or --freeze text")
+    if config.run.patience and not config.pairs.val_data:
+        raise InputError(f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data")
+    if towers.average_with_start is not None and towers.init is None:
+        raise InputError("average_with_start needs the trained weights of a start; give --init")
+    aligns(config)
+
+
+def aligns(config: TrainConfig) -> bool:
+    """Whether a configuration is about heads on frozen encoders.
+
+    Raises:
+        InputError: One encoder is given without the other, or with what makes no sense for heads.
+    """
+    align, towers, run = config.align, config.towers, config.run
+    given = (align.image_encoder, align.text_encoder)
+    if not any(given):
+        return False
+    if not all(given):
+        missing = "text_encoder" if align.image_encoder else "image_encoder"
+        raise InputError(f"{missing} is missing: heads need both --image-encoder and --text-encoder")
+    for key, value in (("model", towers.model), ("init", towers.init)):
+        if value is not None:
+            raise InputError(f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder")
+    for key in ("fsdp", "compile", "grad_checkpointing"):
+        if getattr(run, key):
+            raise InputError(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
+    if towers.freeze != "none":
+        raise InputError(f"freeze is {towers.freeze!r}, but both encoders are frozen anyway; leave it out")
+    return True
+
+
+def fsdp_alone() -> InputError:
+    """The error of shards for one process."""
+    return InputError("fsdp is True, but there is one process; start several with torchrun, or leave it out")
+
+
+def held_files(out: Path) -> list[Path]:
+    """The files of a run that a folder holds."""
+    return [out / name for name in _RUN_FILES if (out / name).exists()]
+
+
+def already_holds(out: Path) -> InputError:
+    """The error of a run folder that another run is in."""
+    return InputError(f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out")
+
+
+def check_resume(path: Path) -> None:
+    """Looks whether a folder is a checkpoint or a run with one; whether they are whole is not looked at.
+
+    Raises:
+        InputError: It is neither.
+    """
+    if not path.is_dir():
+        raise InputError(f"resume is {str(path)!r}: no such folder; give none, auto, a checkpoint or a run")
+    if not (path / "trainer.pt").is_file() and not any((path / "checkpoints").glob("step-*")):
+        raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
+
+
+def _check_writable(out: Path) -> None:
+    """Writes a file without a name where the run folder is or would be made, and leaves nothing behind."""
+    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None

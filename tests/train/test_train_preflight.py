@@ -1,0 +1,131 @@
+"""A wrong command line: one line, exit code 2, at once. torch is kept from being imported at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloob.errors import InputError
+from cloob.train.config import TrainConfig
+from cloob.train.preflight import preflight
+
+CASES: dict[str, str] = {
+    "nosuch": "unknown recipe 'nosuch'; known: align, ",
+    "cc3m-clop": "unknown recipe 'cc3m-clop'; did you mean cc3m-clip",
+    "--config no.json": "no.json: cannot be read (No such file or directory)",
+    "cc3m-cloob --config x.json": "both a recipe (cc3m-cloob) and --config x.json",
+    "--foo 1": "Unrecognized options: --foo",
+    "--lr abc": "--lr: could not convert string to float: 'abc'",
+    "--lr -1": "lr is -1.0; it must be a positive number",
+    "--epochs -1": "epochs is -1; it must be 1 or more",
+    "--batch-size -8": "batch_size is -8; it must be 2 or more",
+    "--save-every -1": "save_every is -1; it must be a number of steps",
+    "--workers -1": "workers is -1; it must be 0 or more",
+    "--objective clop": "invalid choice 'clop'",
+    "--fsdp --precision fp16": "fsdp is True; it must be left out with --precision fp16",
+    "--fsdp": "fsdp is True, but there is one process; start several with torchrun",
+    "--overwrite --resume auto": "overwrite is True; it must be left out with --resume auto",
+    "--patience 3": "patience is 3, but there are no held-out pairs; give --val-data",
+    "--unlocked 2": "unlocked is 2, but no tower is frozen",
+    "--average-with-start 0.5": "average_with_start needs the trained weights of a start; give --init",
+    "--image-encoder timm:x": "text_encoder is missing: heads need both",
+    "--weights 1 2": "weights is (1.0, 2.0); it must be a positive number for each of the 1 sources",
+    "--data no.csv": "no.csv: no such file or folder (did you mean t.csv",
+    "--data nowhere/in/here": "nowhere/in/here: no such file or folder (nor is there a folder nowhere/in)",
+    "--data shards/{0..2}.tar": "shards/0.tar: no such file (3 of the 3 files in shards/{0..2}.tar)",
+    "--data demo:test": "no demo set 'demo:test': did you mean demo:train",
+    "--val-data no.csv": "no.csv: no such file or folder",
+    "--data t.csv --image-column file_path": "t.csv has no column 'file_path'; its columns: filepath, title "
+    "(did you mean filepath? --image-column names one)",
+    "--data t.csv --caption-column xyz": "t.csv has no column 'xyz'; its columns: filepath, title (--caption-column",
+    "--data lines.jsonl": "lines.jsonl has no column 'filepath'; its columns: image, caption",
+    "--data table.parquet": "table.parquet has no column 'title'; its columns: filepath, text",
+    "--data broken.parquet": "broken.parquet cannot be read as a parquet table",
+    "--resume no": "resume is 'no': no such folder; give none, auto, a checkpoint or a run",
+    "--resume file": "resume is 'file': no such folder",
+    "--resume empty": "empty: holds no whole checkpoint; resuming needs a checkpoint or a run folder",
+    "--out file": "file: the run folder cannot be written (Not a directory)",
+    "--out file/run": "file/run: the run folder cannot be written (Not a directory)",
+    "--out /proc/run": "/proc/run: the run folder cannot be written (",
+    "--out run": "run: already holds a run; go on with --resume auto, or give --overwrite or another --out",
+}
+SCRIPT = """
+import contextlib, io, json, sys
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        assert name != "torch", "torch is imported"
+sys.meta_path.insert(0, Guard())
+from cloob.cli import main
+found = []
+for words in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main(["train", *words])
+    found.append([code, said.getvalue()])
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
+    """Exit code and what is said, for each case; the folder is afterwards what it was."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "t.csv").write_text("filepath\ttitle\na.png\tx\n")
+    (folder / "lines.jsonl").write_text('{"image": "a.png", "caption": "x"}\n')
+    parquet.write_table(pa.table({"filepath": ["a.png"], "text": ["x"]}), folder / "table.parquet")
+    (folder / "broken.parquet").write_bytes(b"PAR1 and no more")
+    (folder / "file").write_text("")
+    (folder / "empty").mkdir()
+    (folder / "run").mkdir()
+    (folder / "run" / "metrics.jsonl").write_text("")
+    before = sorted(folder.rglob("*"))
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    words = json.dumps([case.split() for case in CASES])
+    command = [sys.executable, "-c", SCRIPT]
+    done = subprocess.run(command, input=words, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert sorted(folder.rglob("*")) == before
+    return {case: (code, said) for case, (code, said) in zip(CASES, json.loads(done.stdout), strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_wrong_command_line_is_refused_before_torch_is_imported(told: dict[str, tuple[int, str]], case: str) -> None:
+    code, said = told[case]
+    assert code == 2 and said.count("\n") == 1, said
+    assert said.startswith("cloob: ") and CASES[case] in said
+    assert "Error parsing" not in said or "--lr" in case
+
+
+def test_what_may_be_right_is_let_through(tmp_path: Path, pairs_as: dict[str, str]) -> None:
+    """Streams are not asked for, ranks but the first do not look, and a run that goes on or is replaced is meant."""
+    base = TrainConfig().override(out=tmp_path / "new" / "run")
+    checkpoint = tmp_path / "old" / "checkpoints" / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "trainer.pt").write_bytes(b"")
+    for leaves in (
+        {"data": [*pairs_as.values(), "demo"], "val_data": ["demo:val", f"{pairs_as['shards']}/*.tar"]},
+        {"data": ["s3://nowhere/{0..9}.tar", "pipe:exit 1"]},
+        {"resume": str(checkpoint)},
+        {"resume": str(tmp_path / "old")},
+        {"out": tmp_path / "old", "resume": "auto"},
+        {"out": tmp_path / "old", "overwrite": True},
+    ):
+        preflight(base.override(**leaves))
+    assert not (tmp_path / "new").exists()
+
+
+def test_only_the_first_process_looks_at_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    config = TrainConfig().override(out=tmp_path)
+    with pytest.raises(InputError, match="already holds a run"):
+        preflight(config)
+    monkeypatch.setenv("RANK", "1")
+    preflight(config)
