@@ -24,7 +24,7 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train import checkpoint as module
 from cloob.train.checkpoint import Progress, find_checkpoint, read_checkpoint, restore, save_checkpoint
-from cloob.train.config import OptimConfig
+from cloob.train.components import OptimConfig
 from cloob.train.optim import make_optimizer
 from cloob.train.rng import preserved_rng, rng_state, set_rng_state
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from cloob.objective import make_objective
-from cloob.train.config import OptimConfig, TrainConfig
+from cloob.train.components import OptimConfig
+from cloob.train.config import TrainConfig
 from cloob.train.optim import learning_rate, make_optimizer, make_schedule, parameter_groups, warmup_steps
 
 

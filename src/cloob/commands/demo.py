@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
-from cloob.train.config import ObjectiveName
+from cloob.train.components import ObjectiveName
 
 _NOTES = (
     "The same towers, data, seed, steps and augmentation; only the objective differs. Trained on pictograms of other"

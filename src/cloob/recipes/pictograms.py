@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cloob.train.config import ObjectiveName, TrainConfig
+from cloob.train.components import ObjectiveName
+from cloob.train.config import TrainConfig
 
 
 def _pictograms(objective: ObjectiveName) -> TrainConfig:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cloob.errors import InputError
-from cloob.train.config import OptimConfig
+from cloob.train.components import OptimConfig
 from cloob.train.finetune import layer_depths
 
 # Norm layers by type. Their weights have one dimension nearly everywhere; the types settle the rest.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from cloob.errors import require
 from cloob.train.build import write_text
 from cloob.train.callbacks import Callback, RunInfo, RunResult
-from cloob.train.config import LogConfig
+from cloob.train.components import LogConfig
 
 logger = logging.getLogger(__name__)
 
