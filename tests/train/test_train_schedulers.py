@@ -1,0 +1,169 @@
+"""The Slurm script and the Kubernetes job of docs/scale-out.md: they parse, hang together, and start real runs here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from train_helpers import free_port, lines, wait_until
+
+from cloob.models.store import list_checkpoints
+
+TEXT = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text()
+OPTIONS = "--model tiny-vit --image-size 64 --batch-size 8 --max-bad-fraction 0.2 --device cpu --no-tensorboard"
+# Starts what it is given once for each node, hands SIGTERM on to all of them, and ends with the worst of their codes.
+SRUN = f"""#!{sys.executable}
+import os, signal, subprocess, sys
+tasks = [subprocess.Popen(sys.argv[1:]) for _ in range(int(os.environ["SLURM_NNODES"]))]
+signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
+sys.exit(max(abs(task.wait()) for task in tasks))
+"""
+SCONTROL = """#!/bin/sh
+case "$1" in
+  show) echo 127.0.0.1; echo elsewhere;;
+  requeue) echo "$2" >> "$REQUEUED";;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def script() -> str:
+    (found,) = re.findall(r"```sh\n(#!/bin/bash\n#SBATCH.*?)```", TEXT, re.DOTALL)
+    return found
+
+
+@pytest.fixture(scope="module")
+def service_and_job() -> tuple[dict[str, Any], dict[str, Any]]:
+    (found,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+    service, job = yaml.safe_load_all(found)
+    return service, job
+
+
+def replaced(text: str, *pairs: tuple[str, str]) -> str:
+    """The text with what belongs to a cluster replaced; each of it has to be there."""
+    for before, after in pairs:
+        assert before in text, before
+        text = text.replace(before, after)
+    return text
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"} | more
+
+
+def test_the_slurm_script_is_a_script(script: str, tmp_path: Path) -> None:
+    (tmp_path / "train.sh").write_text(script)
+    checked = subprocess.run(["bash", "-n", str(tmp_path / "train.sh")], capture_output=True, text=True)
+    assert checked.returncode == 0 and not checked.stderr, checked.stderr
+    told = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script, re.MULTILINE))
+    # One launcher a node, which starts a process for each GPU; the signal goes to this shell alone, which requeues.
+    assert told["ntasks-per-node"] == "1" and f"--nproc-per-node {told['gpus-per-node']} " in script
+    assert told["signal"].startswith("B:TERM@") and "#SBATCH --requeue\n" in script
+    assert int(told["cpus-per-task"]) >= int(told["gpus-per-node"]) * 9  # eight data workers each
+
+
+def test_the_kubernetes_job_hangs_together(service_and_job: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    """Names, numbers and volumes that torchrun's rendezvous needs and that refer to each other."""
+    service, job = service_and_job
+    name, spec = job["metadata"]["name"], job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    (args,) = container["args"]
+    assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
+    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
+    # Pod i of an Indexed Job has the host name NAME-i, which a headless Service of the subdomain's name makes known.
+    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
+    assert service["spec"] == {"clusterIP": "None", "selector": {"job-name": name}}
+    assert pod["subdomain"] == service["metadata"]["name"] and pod["restartPolicy"] == "OnFailure"
+    assert f"--rdzv-endpoint {name}-0.{pod['subdomain']}:" in args
+    assert f"--nnodes {spec['completions']} " in args and args.startswith("exec torchrun ") and "\n" not in args
+    assert f"--nproc-per-node {container['resources']['limits']['nvidia.com/gpu']} " in args
+    assert container["command"] == ["sh", "-c"]
+    assert subprocess.run(["sh", "-n", "-c", args], capture_output=True).returncode == 0
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert len(volumes) == len(pod["volumes"]) == len(mounts) and mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+    for option in ("--data", "--out"):
+        (path,) = re.findall(rf"{option} (\S+)", args)
+        assert any(path.startswith(f"{place}/") for place in mounts)
+
+
+@pytest.mark.nightly
+def test_the_slurm_script_requeues_itself_and_goes_on(script: str, pairs_as: dict[str, str], tmp_path: Path) -> None:
+    """Two launchers from a stand-in for srun: SIGTERM to the shell, the job requeued, and done at the second start."""
+    (tmp_path / "bin").mkdir()
+    for name, content in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / "bin" / name).write_text(content)
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "cc3m").mkdir()
+    shutil.copy(pairs_as["table"], tmp_path / "cc3m")
+    requeued = tmp_path / "requeued"
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node-[a-b]", "REQUEUED": str(requeued)}
+    setting = environment(**slurm)
+    setting["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{setting['PATH']}"
+    log = tmp_path / "runs" / "cc3m" / "metrics.jsonl"
+
+    def start(epochs: int) -> Any:
+        changes = (
+            ("--nproc-per-node 8", "--nproc-per-node 1"),
+            (":29500", f":{free_port()}"),
+            ("--workers 8", "--workers 0"),
+            ("--save-every 500", f"--save-every 500 --epochs {epochs} {OPTIONS}"),
+        )
+        (tmp_path / "train.sh").write_text(replaced(script, *changes))
+        command, output = ["bash", "train.sh"], subprocess.PIPE
+        return subprocess.Popen(command, cwd=tmp_path, env=setting, stdout=output, stderr=subprocess.STDOUT, text=True)
+
+    first = start(1000)
+    wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, first, 300)
+    first.send_signal(signal.SIGTERM)
+    output, _ = first.communicate(timeout=120)
+    assert first.returncode == 0 and requeued.read_text() == "7\n", output
+    (saved,) = list_checkpoints(log.parent)
+    step = int(saved.name[5:])
+    assert f"stopped by SIGTERM after step {step}; go on with --resume auto" in output
+    epochs = step // 5 + 2
+    second = start(epochs)
+    output, _ = second.communicate(timeout=300)
+    assert second.returncode == 0 and requeued.read_text() == "7\n", output
+    assert [line["step"] for line in lines(log)] == list(range(1, 5 * epochs + 1))
+
+
+@pytest.mark.nightly
+def test_the_pods_of_the_kubernetes_job_train_together(
+    service_and_job: tuple[dict[str, Any], dict[str, Any]], pairs_as: dict[str, str], tmp_path: Path
+) -> None:
+    """What each container runs, by sh -c, with paths and addresses of this machine."""
+    (args,) = service_and_job[1]["spec"]["template"]["spec"]["containers"][0]["args"]
+    (tmp_path / "data" / "cc3m").mkdir(parents=True)
+    shutil.copy(pairs_as["table"], tmp_path / "data" / "cc3m")
+    changed = replaced(
+        args,
+        ("--nproc-per-node 8", "--nproc-per-node 1"),
+        ("cc3m-0.cc3m:29500", f"127.0.0.1:{free_port()}"),
+        ("--data /data", f"--data {tmp_path}/data"),
+        ("--out /runs", f"--out {tmp_path}/runs"),
+        ("--save-every 500", f"--save-every 500 --epochs 1 --workers 0 {OPTIONS}"),
+    )
+    pods = [
+        subprocess.Popen(
+            ["sh", "-c", changed],
+            env=environment(JOB_COMPLETION_INDEX=str(i)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    outputs = [pod.communicate(timeout=300)[0] for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], outputs
+    assert [line["step"] for line in lines(tmp_path / "runs" / "cc3m" / "metrics.jsonl")] == [1, 2, 3, 4, 5]
