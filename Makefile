@@ -30,6 +30,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/train_cost.py
 	$(BIN)/python benchmarks/data.py --data ../shared/data/pictograms/train
 	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/text_padding.py
 	$(BIN)/python benchmarks/gradient_cache.py
 	$(BIN)/python benchmarks/evaluate.py
 	$(BIN)/python benchmarks/retrieval.py

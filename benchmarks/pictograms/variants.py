@@ -35,7 +35,7 @@ def build_objective(method: str, setting: Setting) -> nn.Module:
     overrides: dict[str, Any] = {"inv_tau": setting.inv_tau, "learnable_inv_tau": setting.learnable_inv_tau}
     if setting.beta is not None:
         overrides |= {"beta": setting.beta, "learnable_beta": setting.option == "learned-beta"}
-    objective = make_objective(method, **overrides)
+    objective = make_objective(method.removesuffix("-warm"), **overrides)  # what is warm is the option
     return objective if setting.option in ("", "learned-beta") else Variant(objective, setting.option)
 
 

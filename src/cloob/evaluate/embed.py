@@ -200,8 +200,7 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -
     place = {text: i for i, text in enumerate(distinct)}
     with evaluating(encoder):
         parts = [
-            encoder.encode_text(distinct[i : i + batch_size]).float().cpu()
-            for i in range(0, len(distinct), batch_size)
+            encoder.encode_text(distinct[i : i + batch_size]).float().cpu() for i in range(0, len(distinct), batch_size)
         ]
     features = torch.cat(parts)
     _check_finite(encoder, features, distinct)
