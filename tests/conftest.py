@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What is cached goes where no user's cache is; xdist's workers have one each.
 _cache = tempfile.TemporaryDirectory(prefix="cloob-tests-")
+atexit.register(_cache.cleanup)  # left to the collector it would warn, and warnings are errors
 os.environ["CLOOB_CACHE"] = _cache.name
 
 

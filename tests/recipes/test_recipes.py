@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -65,6 +66,8 @@ def test_families_differ_in_the_objective_alone() -> None:
         members = [get_recipe(name) for name in RECIPES if name.startswith(family)]
         assert {member.loss.objective for member in members} == {"cloob", "clip", "infoloob", "infonce-hopfield"}
         assert len({(m.pairs, m.towers, m.optim, m.run, m.log, m.align) for m in members}) == 1
+    warm, cloob = get_recipe("pictograms-cloob-warm").loss, get_recipe("pictograms-cloob").loss
+    assert (warm.retrieval_from, dataclasses.replace(warm, retrieval_from=0.0)) == (0.5, cloob)
     four = [get_recipe(f"cc3m-{name}").loss for name in ("cloob", "infoloob", "infonce-hopfield")]
     assert {(loss.inv_tau, loss.beta, loss.scale) for loss in four} == {(30, 8, "paper")}
 

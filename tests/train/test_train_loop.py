@@ -357,3 +357,29 @@ def test_loaders_callbacks_and_validation_do_not_move_the_training(
     result = train(config, callbacks=[At(3, lambda: torch.rand(7))])
     assert exact(result.run) == exact(trained.run)
     assert all(line["val_loss"] is not None for line in lines(result.run / "epochs.jsonl"))
+
+
+def test_retrieval_joins_where_it_is_told_to(base: TrainConfig, trained: Trained, tmp_path: Path) -> None:
+    """Before, the losses are those of InfoLOOB bit for bit; from there on CLOOB's; a run that goes on is the same."""
+    warm = base.override(retrieval_from=0.5, out=tmp_path / "warm", keep=0)
+    plain = base.override(objective="infoloob", out=tmp_path / "plain")
+    for config in (warm, plain):
+        train(config)
+    found, other = (lines(tmp_path / name / "metrics.jsonl") for name in ("warm", "plain"))
+    assert [line["beta"] for line in found] == [None] * 8 + [8.0] * 7  # 15 steps: half of the run is over after 7.5
+    assert [line["loss"] for line in found[:8]] == [line["loss"] for line in other[:8]]
+    assert all(a["loss"] != b["loss"] for a, b in zip(found[8:], other[8:], strict=True))
+    assert found[0]["loss"] != lines(trained.run / "metrics.jsonl")[0]["loss"]
+    saved = [
+        json.loads((c / "model" / "objective.json").read_text())["hopfield"]
+        for c in list_checkpoints(tmp_path / "warm")
+    ]
+    assert saved == [False] * 4 + [True] * 4  # after 2, 4, 6, 8 and 10, 12, 14, 15 steps
+    for step in (6, 10):
+        again = tmp_path / f"again-{step}"
+        shutil.copytree(tmp_path / "warm", again)
+        for checkpoint in list_checkpoints(again):
+            if int(checkpoint.name.removeprefix("step-")) > step:
+                shutil.rmtree(checkpoint)
+        train(warm.override(out=again, resume="auto"))
+        assert [line["loss"] for line in lines(again / "metrics.jsonl")] == [line["loss"] for line in found]

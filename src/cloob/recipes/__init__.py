@@ -38,6 +38,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         trained.lit,
         trained.align,
         pictograms.pictograms_cloob,
+        pictograms.pictograms_cloob_warm,
         pictograms.pictograms_clip,
         pictograms.pictograms_infoloob,
         pictograms.pictograms_infonce_hopfield,

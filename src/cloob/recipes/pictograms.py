@@ -30,6 +30,11 @@ def pictograms_cloob() -> TrainConfig:
     return _pictograms("cloob")
 
 
+def pictograms_cloob_warm() -> TrainConfig:
+    """CLOOB whose retrieval joins after half of the run, alike in everything else (why: docs/log.md)."""
+    return _pictograms("cloob").override(retrieval_from=0.5, out="runs/pictograms/cloob-warm")
+
+
 def pictograms_clip() -> TrainConfig:
     """CLIP on small pictures on a CPU, alike in everything else."""
     return _pictograms("clip")

@@ -110,6 +110,9 @@ class LossConfig:
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: float | None = None
     """Inverse temperature of the Hopfield retrieval."""
+    retrieval_from: float = 0.0
+    """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
+    0 retrieves from the first step, as published; 0.5 did much better in short runs (docs/log.md)."""
     learnable_inv_tau: bool | None = None
     """Learn the contrast's inverse temperature."""
     learnable_beta: bool | None = None
@@ -124,6 +127,15 @@ class LossConfig:
         for key in ("inv_tau", "beta"):
             value = getattr(self, key)
             check(value is None or _positive(value), key, value, "a positive number")
+        check(
+            0 <= self.retrieval_from < 1, "retrieval_from", self.retrieval_from, "a share of the run, from 0 to below 1"
+        )
+        if self.retrieval_from:
+            retrieves = self.objective in ("cloob", "infonce-hopfield")
+            check(retrieves, "retrieval_from", self.retrieval_from, f"left out with {self.objective}, which has none")
+            check(
+                not self.learnable_beta, "learnable_beta", True, "left out with --retrieval-from: it would have no part"
+            )
         if self.scale is not None:
             check_choice("scale", self.scale, Literal["paper", "unit"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -114,6 +115,7 @@ class _Run:
 
         whole = config.run.epochs * self.loader.steps_per_epoch
         self.schedule = make_schedule(config.optim, whole)
+        self.retrieval_start = config.loss.retrieval_from * whole if self.objective.hopfield else math.inf
         warmup = warmup_steps(config.optim, whole)
         if self.main and warmup >= whole:
             logger.warning("the warm-up takes %d steps, the whole run has %d", warmup, whole)
@@ -258,7 +260,10 @@ class _Run:
     def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
         """One optimiser step, or one that is left out, and its line in the log."""
         progress = self.progress
-        lr = self.schedule(self._place())
+        place = self._place()
+        lr = self.schedule(place)
+        # A function of the place alone: a run that goes on finds the objective as one that was not stopped.
+        self.objective.hopfield = place >= self.retrieval_start
         progress.step += 1
         result, why = None, None
         if counts.samples < 2 or counts.smallest < 1:

@@ -43,9 +43,13 @@ def check_combination(config: TrainConfig) -> None:
 
     Raises:
         InputError: ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
-            ``freeze``; or as ``aligns``.
+            ``freeze``, ``retrieval_from`` with held-out pairs judged by the loss, which it changes; or as ``aligns``.
     """
     towers = config.towers
+    if config.loss.retrieval_from and config.pairs.val_data and config.save.best == "val_loss":
+        raise InputError(
+            "the loss is another from retrieval_from on, so it cannot tell the best; give --best val_recall"
+        )
     if towers.unlocked and towers.freeze == "none":
         raise InputError(f"unlocked is {towers.unlocked}, but no tower is frozen; add --freeze image or --freeze text")
     if config.run.patience and not config.pairs.val_data:
