@@ -20,7 +20,7 @@ from cloob.evaluate.places import places_of, without_places
         ("not under /data/my sets; put it there", "not under my sets; put it there"),
         ("/data/my sets/twofold/x", "my sets/twofold/x"),  # another folder, which begins alike
         ("local-dir:/runs/m/model/c.json: no", "local-dir:run m/model/c.json: no"),
-        ("no '/root/.cache/hub/models--a/config.json' there", "no 'config.json' there"),
+        ("no '/home/anna/.cache/hub/models--a/config.json' there", "no 'config.json' there"),
         (r"no C:\Users\me\c.json there", "no c.json there"),
         ("see https://host/a/b; 3/4, and/or, a/b/c.png, ~/x/y", "see https://host/a/b; 3/4, and/or, a/b/c.png, ~/x/y"),
         ("put val/<wnid>/*.JPEG, test/<i>/{c}/a/b.png there", "put val/<wnid>/*.JPEG, test/<i>/{c}/a/b.png there"),

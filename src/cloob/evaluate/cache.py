@@ -16,7 +16,6 @@ import importlib.metadata
 import json
 import os
 import time
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, require
 from cloob.evaluate.embed import Reader
+from cloob.files import write_whole
 
 DEFAULT_LIMIT = 20_000_000_000
 """Bytes that a folder of embeddings may hold (a million images at D = 512 take 2 GB)."""
@@ -90,15 +90,7 @@ class DiskCache:
         tensors = {name: value.contiguous() for name, value in stored.tensors.items()}
         facts = json.dumps(stored.facts, ensure_ascii=False)
         content = require("safetensors.torch", "train").save(tensors, metadata={"facts": facts})
-        temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-                temporary.unlink()
-            raise InputError(f"{self.folder}: embeddings cannot be kept here ({error.strerror or error})") from error
+        write_whole(path, content, f"{self.folder}: embeddings cannot be kept here")
         self.evict(keep=path)
 
     def evict(self, keep: Path | None = None) -> list[Path]:

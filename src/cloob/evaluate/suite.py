@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
 from cloob.evaluate.places import without_places
 from cloob.evaluate.probe import ProbeOptions
 from cloob.evaluate.store import Embeddings, Labelled
+from cloob.files import write_whole
 from cloob.functional import ranking
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
@@ -194,15 +193,7 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     text = json.dumps(_jsonable(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            temporary.unlink()
-        raise InputError(f"{path}: results cannot be written here ({error.strerror or error})") from error
+    write_whole(path, text, f"{path}: results cannot be written here")
 
 
 def _classify(embeddings: Embeddings, data: Labelled, row: dict[str, Any], hits: Hits, options: _Options) -> None:

@@ -6,12 +6,9 @@ where the others hold pixels and tokens.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +22,7 @@ from cloob.data.order import epoch_order, local_part
 from cloob.data.sources import Source
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
+from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.train.config import TrainConfig
@@ -159,15 +157,7 @@ def _compute_and_keep(source: Source, encoder: AlignedEncoder, config: TrainConf
     features = _compute(source, encoder, config)
     tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
     content = require("safetensors.torch", "train").save(tensors, metadata={"keys": json.dumps(features.keys)})
-    temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            temporary.unlink()
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    write_whole(path, content)
 
 
 def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig) -> Features:

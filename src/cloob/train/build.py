@@ -6,7 +6,6 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -282,17 +281,3 @@ def _same(a: object, b: object) -> bool:
 
 def _flat(config: TrainConfig) -> dict[str, object]:
     return {f"{part}.{leaf}": value for part, leaves in config.to_dict().items() for leaf, value in leaves.items()}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file of the run folder in one go.
-
-    Raises:
-        InputError: The folder cannot be written.
-    """
-    temporary = path.with_name(f".tmp-{path.name}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None

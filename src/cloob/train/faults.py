@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from cloob.data.batch import Batch
 from cloob.errors import InputError, TrainingFailed
-from cloob.train.build import write_text
+from cloob.files import write_whole
 from cloob.train.checkpoint import Progress
 from cloob.train.log import RunLog
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero
@@ -181,5 +181,5 @@ def report_nonfinite(
     everywhere = list(itertools.chain.from_iterable(gather_objects(keys)))
     path = run / f"nonfinite-step-{step}.json"
     numbers = {"step": step, "epoch": epoch, "loss": str(result.loss), "grad_norm": str(result.grad_norm), "lr": lr}
-    on_rank_zero(lambda: write_text(path, json.dumps(numbers | {"keys": everywhere}, indent=2) + "\n"))
+    on_rank_zero(lambda: write_whole(path, json.dumps(numbers | {"keys": everywhere}, indent=2) + "\n"))
     return path, everywhere

@@ -16,6 +16,7 @@ import torch
 from cloob.data.batch import Batch
 from cloob.distributed import process_group, rank, resolve_device, world_size
 from cloob.errors import TrainingFailed
+from cloob.files import write_whole
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.train import build, faults, finetune
 from cloob.train.average import make_average
@@ -126,7 +127,7 @@ class _Run:
         self.skipped: dict[str, int] = {}
         if self.main:
             remove_leftovers(out)
-            build.write_text(out / "config.json", self.config.to_json())
+            write_whole(out / "config.json", self.config.to_json())
         self.log = RunLog(out, self.progress.step if config.save.resume != "none" else None, writes=self.main)
         self.bad = faults.BadSamples(self.progress, source.name, config.pairs.max_bad_fraction, self.log)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cloob.errors import require
-from cloob.train.build import write_text
+from cloob.files import write_whole
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.components import LogConfig
 
@@ -100,5 +100,5 @@ def _run_id(file: Path, resumed: bool) -> str:
     if resumed and file.is_file():
         return str(json.loads(file.read_text(encoding="utf-8"))["id"])
     token = secrets.token_hex(4)
-    write_text(file, json.dumps({"id": token}) + "\n")
+    write_whole(file, json.dumps({"id": token}) + "\n")
     return token

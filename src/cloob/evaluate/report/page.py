@@ -19,10 +19,8 @@ The numbers come from results.json (DESIGN.md's form) with optional extras, each
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +30,7 @@ from cloob.errors import InputError, require
 from cloob.evaluate.report import confusion, figures, headline, numbers
 from cloob.evaluate.report.confusion import Confusion
 from cloob.evaluate.report.problems import problems
+from cloob.files import write_whole
 
 HERE = Path(__file__).parent
 
@@ -124,15 +123,7 @@ def write_report(
     """
     page = render_report(results, extras, title=title, notes=notes)
     path = Path(path)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
-            temporary.unlink()
-        raise InputError(f"{path}: the report cannot be written here ({error.strerror or error})") from error
+    write_whole(path, page, f"{path}: the report cannot be written here")
 
 
 def render_report(

@@ -1,0 +1,32 @@
+"""Whole files or none: what is written appears under its name in one go."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from cloob.errors import InputError
+
+
+def write_whole(path: Path, content: str | bytes, refused: str | None = None) -> None:
+    """Writes a file, and its folder where that is missing; who reads it sees all of it or what was there before.
+
+    Args:
+        path: The file.
+        content: Bytes, or text that is written as UTF-8 with line feeds as they are.
+        refused: What the error says before the reason; left out, that the file cannot be written.
+
+    Raises:
+        InputError: The file or its folder cannot be written.
+    """
+    temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+            temporary.unlink()
+        raise InputError(f"{refused or f'{path}: cannot be written'} ({error.strerror or error})") from error
