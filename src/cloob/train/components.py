@@ -112,7 +112,7 @@ class LossConfig:
     """Inverse temperature of the Hopfield retrieval."""
     retrieval_from: float = 0.0
     """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
-    0 retrieves from the first step, as published; 0.5 did much better in short runs (docs/log.md)."""
+    0 retrieves from the first step, as published, which short runs do badly with (docs/log.md)."""
     learnable_inv_tau: bool | None = None
     """Learn the contrast's inverse temperature."""
     learnable_beta: bool | None = None
