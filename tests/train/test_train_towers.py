@@ -14,7 +14,7 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.train.build import prepare_towers
+from cloob.train.build import make_loader, open_pairs, prepare_towers
 from cloob.train.config import TrainConfig
 from cloob.train.step import Stepper, TowersWithLoss
 
@@ -212,3 +212,21 @@ def test_sharding_needs_processes(nano_configs: Path) -> None:
     with pytest.raises(InputError, match="fsdp is True, but there is one process"):
         prepared("nano-vit", fsdp=True)
     prepared("nano-vit", sync_bn=True)  # over one process there is nothing to do
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_loaders_leave_shared_padding_out_but_for_compiled_towers(
+    pairs_folder: Path, tmp_path: Path, compiled: bool
+) -> None:
+    """The same pairs, and the same step from them: what goes is padding alone."""
+    encoder = create_model("tiny-vit", seed=0).train()
+    config = TrainConfig().override(
+        data=[str(pairs_folder)], batch_size=8, workers=0, device="cpu", compile=compiled, out=tmp_path
+    )
+    source = open_pairs(config.pairs.data, config)
+    given = next(iter(make_loader(source, encoder, config, torch.device("cpu")).epoch(0)))
+    assert given.tokens.shape[1] == (24 if compiled else 8)
+    whole = torch.nn.functional.pad(given.tokens, (0, 24 - given.tokens.shape[1]))
+    objective = make_objective("cloob")
+    losses = [objective(*encoder(given.images, tokens)) for tokens in (given.tokens, whole)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
