@@ -85,7 +85,7 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     assert "p = 0.00781" in text  # 2 / 2⁸
     assert "| tiny-resnet | InfoLOOB | – | 56.0 ± 11.1 |" in text
     assert f"6 of {len(cells.METHODS) * 9} cells" in text
-    assert "| tiny-resnet | CLOOB | 28.0 (10 s) | 28.0 (240 s) |" in text
+    assert "| tiny-resnet | CLOOB | 28.0 (10 s) | 28.0 (120 s) |" in text
     assert "99.0" not in text
 
 
