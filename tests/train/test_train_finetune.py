@@ -167,8 +167,9 @@ def test_a_frozen_image_tower_keeps_weights_and_statistics(few: TrainConfig, mic
     assert len(state["state"]) == sum(len(group["params"]) for group in state["param_groups"]) == len(text)
 
 
-def test_a_frozen_text_tower_and_an_unlocked_top(few: TrainConfig) -> None:
+def test_a_frozen_text_tower_and_an_unlocked_top(few: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
     result = train(few.override(freeze="text", unlocked=1))
+    assert "the text tower is frozen with random weights; --init gives trained ones" in caplog.text
     start, end = weights(create_model("nano-resnet", seed=0)), weights(load_model(result.run))
     changed = {name for name, equal in same(start, end, "text").items() if not equal}
     assert changed == {"ln_final.weight", "ln_final.bias", "text_projection"}

@@ -120,6 +120,9 @@ class _Run:
         warmup = warmup_steps(config.optim, whole)
         if self.main and warmup >= whole:
             logger.warning("the warm-up takes %d steps, the whole run has %d", warmup, whole)
+        if self.main and config.towers.freeze != "none" and config.towers.init is None:
+            frozen = config.towers.freeze
+            logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)
         self.callbacks = [*callbacks, *([TensorBoard()] if config.log.tensorboard else []), *make_trackers(config.log)]
         self.resumed_from = checkpoint.path if checkpoint else None
         self.saver = Saver(self.config, self.encoder, self.objective, self.stepper, self.average, device, checkpoint)

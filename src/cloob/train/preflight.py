@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
 
 from cloob.data.sources import check_there
 from cloob.errors import InputError
-from cloob.train.config import TrainConfig
+from cloob.train.config import AlignConfig, OptimConfig, TrainConfig
 
 _RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
 
@@ -43,7 +44,8 @@ def check_combination(config: TrainConfig) -> None:
 
     Raises:
         InputError: ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
-            ``freeze``, ``retrieval_from`` with held-out pairs judged by the loss, which it changes; or as ``aligns``.
+            ``freeze``, ``restarts`` without their schedule, ``retrieval_from`` with held-out pairs judged by the loss,
+            which it changes; or as ``aligns``.
     """
     towers = config.towers
     if config.loss.retrieval_from and config.pairs.val_data and config.save.best == "val_loss":
@@ -52,6 +54,11 @@ def check_combination(config: TrainConfig) -> None:
         )
     if towers.unlocked and towers.freeze == "none":
         raise InputError(f"unlocked is {towers.unlocked}, but no tower is frozen; add --freeze image or --freeze text")
+    if config.optim.restarts != OptimConfig.restarts and config.optim.schedule != "cosine-restarts":
+        raise InputError(
+            f"restarts is {config.optim.restarts}, but the schedule is {config.optim.schedule!r}; "
+            "add --schedule cosine-restarts"
+        )
     if config.run.patience and not config.pairs.val_data:
         raise InputError(f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data")
     if towers.average_with_start is not None and towers.init is None:
@@ -63,11 +70,18 @@ def aligns(config: TrainConfig) -> bool:
     """Whether a configuration is about heads on frozen encoders.
 
     Raises:
-        InputError: One encoder is given without the other, or with what makes no sense for heads.
+        InputError: One encoder is given without the other, or with what makes no sense for heads; or none, but
+            something of the heads.
     """
     align, towers, run = config.align, config.towers, config.run
     given = (align.image_encoder, align.text_encoder)
     if not any(given):
+        for key, value in dataclasses.asdict(align).items():
+            if value != getattr(AlignConfig, key):
+                raise InputError(
+                    f"{key} is {value}, but there are no heads; give --image-encoder and --text-encoder, "
+                    "or leave it out"
+                )
         return False
     if not all(given):
         missing = "text_encoder" if align.image_encoder else "image_encoder"
