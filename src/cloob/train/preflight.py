@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cloob.data.sources import check_there
 from cloob.errors import InputError
-from cloob.train.config import AlignConfig, OptimConfig, TrainConfig
+from cloob.train.components import AlignConfig, OptimConfig
+from cloob.train.config import TrainConfig
 
 _RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
 
