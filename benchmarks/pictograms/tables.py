@@ -42,6 +42,8 @@ NAMES = {
     "cloob": "CLOOB",
     "cloob-warm": "CLOOB, InfoLOOB first",
 }
+COMPARED = (("cloob", "clip"), ("cloob-warm", "clip"), ("infoloob", "clip"), ("cloob-warm", "infoloob"))
+"""The claim, the claim for the form that retrieves later, what InfoLOOB alone does, and what retrieval adds to it."""
 Record = Mapping[str, Any]
 Runs = dict[tuple[str, str], dict[int, Record]]
 """(method, tower) -> seed -> record."""
@@ -70,7 +72,7 @@ def render(results: Path = records.RESULTS) -> str:
     parts = [progress(results, runs, scores), search_table(results, scores)]
     if runs:
         parts += [zeroshot_table(runs, tower) for tower in TOWERS if any(t == tower for _, t in runs)]
-        parts += [differences(runs, method) for method in ("cloob", "cloob-warm")]
+        parts += [differences(runs, *pair) for pair in COMPARED]
         parts += [ablation(runs), other_scores(runs), over_time(runs), geometry_table(runs)]
     if published:
         parts.append("### As published, nothing tuned\n\n" + zeroshot_table(published, TOWERS[0]))
@@ -139,11 +141,11 @@ def zeroshot_table(runs: Runs, tower: str) -> str:
     return f"#### Zero-shot top-1, %, {tower}\n\n" + table(head, lines)
 
 
-def differences(runs: Runs, method: str) -> str:
-    """A method − CLIP, by cell and by tower, over the seeds that both have, and the sign test over the cells."""
+def differences(runs: Runs, method: str, baseline: str) -> str:
+    """A method − another, by cell and by tower, over the seeds that both have, and the sign test over the cells."""
     lines, wins, losses, ties, untold = [], 0, 0, 0, 0
     for tower in TOWERS:
-        ours, theirs = runs.get((method, tower), {}), runs.get(("clip", tower), {})
+        ours, theirs = runs.get((method, tower), {}), runs.get((baseline, tower), {})
         seeds = sorted(ours.keys() & theirs.keys())
         if not seeds:
             continue
@@ -179,7 +181,7 @@ def differences(runs: Runs, method: str) -> str:
     head = [
         "tower",
         "set",
-        f"{NAMES[method]} − CLIP, points",
+        f"{NAMES[method]} − {NAMES[baseline]}, points",
         "95 %, over seeds",
         "95 %, over pictures",
         "above chance",
@@ -190,7 +192,7 @@ def differences(runs: Runs, method: str) -> str:
         f"{NAMES[method]} is ahead in {share} of the (tower, set) cells above chance ({ties} ties; {untold} cells are "
         f"not above chance for either method); two-sided sign test p = {sign_test(wins, losses):.3g}."
     )
-    return f"### {NAMES[method]} against CLIP, paired by seed\n\n" + table(head, lines) + "\n\n" + verdict
+    return f"### {NAMES[method]} against {NAMES[baseline]}, paired by seed\n\n" + table(head, lines) + "\n\n" + verdict
 
 
 def picture_differences(pairs: Sequence[tuple[Record, Record]]) -> np.ndarray:

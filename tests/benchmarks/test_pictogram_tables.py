@@ -69,7 +69,7 @@ def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> N
 def test_tables_of_known_records(tmp_path: Path) -> None:
     from benchmarks.pictograms import cells, records, tables
 
-    for method, rights in (("clip", (40, 50, 60)), ("cloob", (46, 54, 68))):
+    for method, rights in (("clip", (40, 50, 60)), ("cloob", (46, 54, 68)), ("infoloob", (50, 60, 70))):
         for seed, right in enumerate(rights):
             record = cell_record(method, seed, right, cells.DEFAULTS[method])
             records.write(tmp_path / "cells" / f"{record['id']}.json", record)
@@ -77,14 +77,17 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     records.write(tmp_path / "cells" / f"{other['id']}.json", other)
 
     text = tables.render(tmp_path)
-    assert "| flags | 50.0 ± 10.0 | 56.0 ± 11.1 |" in text
+    assert "| flags | 50.0 ± 10.0 | 60.0 ± 10.0 | 56.0 ± 11.1 |" in text
     # Differences 6, 4, 8 points: mean 6, sd 2, t(2) = 4.303: 6 ± 4.303 · 2 / √3 = 6 ± 4.97.
     assert "| tiny-resnet | flags | +6.0 | +1.0 … +11.0 |" in text
     assert "| **tiny-resnet** | **mean of the sets above chance** | +6.0 | +1.0 … +11.0 |" in text
     assert "ahead in 8 of 8 (100 %)" in text
     assert "p = 0.00781" in text  # 2 / 2⁸
-    assert "| tiny-resnet | InfoLOOB | – | 56.0 ± 11.1 |" in text
-    assert f"6 of {len(cells.METHODS) * 9} cells" in text
+    assert "| tiny-resnet | InfoLOOB | 60.0 ± 10.0 | 56.0 ± 11.1 |" in text
+    assert "### InfoLOOB against CLIP, paired by seed" in text
+    assert "| tiny-resnet | flags | +10.0 | +10.0 … +10.0 |" in text
+    assert "against InfoLOOB" not in text  # no cell of the other
+    assert f"9 of {len(cells.METHODS) * 9} cells" in text
     assert "| tiny-resnet | CLOOB | 28.0 (10 s) | 28.0 (120 s) |" in text
     assert "99.0" not in text
 
