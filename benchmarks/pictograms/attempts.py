@@ -33,6 +33,7 @@ ATTEMPTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 
 LONGER: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("cloob", "after a warm start retrieval has to show what it is worth", {"option": "warm"}),
+    ("cloob", "a batch of 128 is a small memory: retrieve from the last 1,024 pairs as well", {"option": "queue"}),
     ("cloob", "both terms together, as long", {"option": "sum"}),
     ("cloob", "the warm start with the search's best scales", {"option": "warm", "inv_tau": 15.0, "beta": 16.0}),
 )

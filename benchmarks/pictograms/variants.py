@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.functional import info_loob
+from cloob.functional.hopfield import hopfield_retrieval
 from cloob.functional.reference import cloob_reference
 from cloob.objective import ContrastiveObjective, make_objective
 
@@ -25,9 +26,12 @@ OPTIONS = {
     "sum": "the mean of InfoLOOB on plain and on retrieved embeddings",
     "learned-beta": "beta is trained",
     "perplexity": "beta is set anew in each step so that a query retrieves e^H = 8 patterns on average",
+    "queue": "as warm, and what is retrieved from are the batch and the last 1,024 pairs before it",
     "grown-beta": "beta rises geometrically over the run, from its value to four times that",
 }
 PERPLEXITY = 8.0
+QUEUE = 1024
+"""Patterns kept from the batches before."""
 
 
 def build_objective(method: str, setting: Setting) -> nn.Module:
@@ -50,6 +54,8 @@ class Variant(nn.Module):
         self.option = option
         self.progress = 0.0
         self.last_beta = float(objective.beta)
+        if option == "queue":
+            self.memory = Memory()
 
     def clamp_(self) -> None:
         """As the objective's own."""
@@ -60,16 +66,26 @@ class Variant(nn.Module):
         x, y = image_features, text_features
         if self.option in ("perplexity", "grown-beta"):
             return self._retrieved(x, y, ids)
+        if self.option == "queue" and self.progress >= 0.5:
+            return self._queued(x, y, ids)
         if self.option == "centring":
             loss: Tensor = self.objective(*(F.normalize(rows - rows.mean(0), dim=1) for rows in (x, y)), ids=ids)
             return loss
-        share = {"warm": float(self.progress >= 0.5), "ramp": self.progress, "sum": 0.5}[self.option]
+        share = {"warm": float(self.progress >= 0.5), "queue": 0.0, "ramp": self.progress, "sum": 0.5}[self.option]
         loss = x.new_zeros(())
         if share < 1:
             tau_inverse = self.objective.inv_tau.to(x)
             plain = info_loob(x, y, tau_inverse, ids=ids) + info_loob(y, x, tau_inverse, ids=ids)
             loss = loss + (1 - share) * plain / tau_inverse
         return loss + share * self.objective(x, y, ids=ids) if share > 0 else loss
+
+    def _queued(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
+        """CLOOB with a memory larger than the batch; the older patterns have no gradient and are no negatives."""
+        objective, tau_inverse = self.objective, self.objective.inv_tau.to(x)
+        memory = self.memory(torch.stack([x, y]))
+        u_x, u_y, v_x, v_y = (hopfield_retrieval(query, m, objective.beta.to(x)) for m in memory for query in (x, y))
+        loss = info_loob(u_x, u_y, tau_inverse, ids=ids) + info_loob(v_y, v_x, tau_inverse, ids=ids)
+        return loss / tau_inverse
 
     def _retrieved(self, x: Tensor, y: Tensor, ids: Tensor | None) -> Tensor:
         start = float(self.objective.beta)
@@ -79,6 +95,28 @@ class Variant(nn.Module):
             self.last_beta = beta_of_perplexity(torch.cat([x, y]).detach(), x.shape[0], PERPLEXITY)
         contrast, scale = self.objective.contrast, self.objective.scale
         return cloob_reference(x, y, self.objective.inv_tau, self.last_beta, contrast=contrast, scale=scale, ids=ids)
+
+
+class Memory(nn.Module):
+    """The last ``QUEUE`` pairs before a batch; part of the state that a stopped run goes on from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: Tensor | None = None
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """(2, N, D) images and texts of a batch, with the kept pairs (no gradient) behind them; keeps the batch."""
+        whole = batch if self.kept is None else torch.cat([batch, self.kept], 1)
+        self.kept = whole.detach()[:, :QUEUE].clone()
+        return whole
+
+    def get_extra_state(self) -> dict[str, Tensor | None]:
+        """For ``state_dict``."""
+        return {"kept": self.kept}
+
+    def set_extra_state(self, state: dict[str, Tensor | None]) -> None:
+        """From ``load_state_dict``."""
+        self.kept = state["kept"]
 
 
 def beta_of_perplexity(rows: Tensor, split: int, perplexity: float) -> float:

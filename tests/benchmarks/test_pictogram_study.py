@@ -163,6 +163,40 @@ def test_variants_meet_the_published_forms_at_their_ends() -> None:
     assert float(Variant(cloob, "centring")(x, y)) == pytest.approx(float(cloob(*shifted)), rel=1e-5)
 
 
+def test_a_queue_is_retrieved_from_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.pictograms import variants
+
+    from cloob.objective import make_objective
+
+    monkeypatch.setattr(variants, "QUEUE", 5)
+    generator = torch.Generator().manual_seed(0)
+    batches = [torch.nn.functional.normalize(torch.randn(2, 4, 3, generator=generator), dim=2) for _ in range(3)]
+    cloob = make_objective("cloob", inv_tau=20.0, beta=6.0)
+    variant = variants.Variant(cloob, "queue")
+    assert float(variant(*batches[0])) == pytest.approx(float(make_objective("infoloob", inv_tau=20.0)(*batches[0])))
+    variant.progress = 0.5
+    assert float(variant(*batches[0])) == pytest.approx(float(cloob(*batches[0])), rel=1e-5)  # nothing is kept yet
+    variant(*batches[1])
+    again = variants.Variant(cloob, "queue")
+    again.load_state_dict(variant.state_dict())
+    again.progress = 0.5
+
+    # By loops: batch 2 in front of the whole of batch 1 and the first pair of batch 0.
+    memories = [torch.cat([batches[2][side], batches[1][side], batches[0][side][:1]]) for side in (0, 1)]
+    found = []
+    for side, memory in enumerate(memories):
+        rows = []
+        for query in (batches[2][side], batches[2][1 - side]):  # the anchor's own kind first
+            weights = [torch.softmax(torch.stack([6.0 * (q @ m) for m in memory]), 0) for q in query]
+            rows.append([torch.nn.functional.normalize(w @ memory, dim=0) for w in weights])
+        for i, anchor in enumerate(rows[0]):
+            scores = [20.0 * float(anchor @ other) for other in rows[1]]
+            found.append(np.log(sum(np.exp(s) for j, s in enumerate(scores) if j != i)) - scores[i])
+    expected = sum(found) / 4 / 20.0
+    assert float(variant(*batches[2])) == pytest.approx(expected, rel=1e-4)
+    assert float(again(*batches[2])) == pytest.approx(expected, rel=1e-4)
+
+
 def test_settings_reach_the_objective() -> None:
     from benchmarks.pictograms.cells import DEFAULTS
     from benchmarks.pictograms.variants import Variant, build_objective
