@@ -2,7 +2,8 @@
 
 The search is coordinate descent with the same number of runs for each method. Round by round one coordinate is varied
 around the method's best setting so far; what is best is decided by the mean recall on the validation pairs alone
-(``tiny-resnet``, one seed). The lists below are fixed beforehand, so the search is a function of its records.
+(``tiny-resnet``, one seed). Three settings go on to the length of the cells, and for the two other towers the learning
+rate is chosen anew. The lists below are fixed beforehand, so the search is a function of its records.
 """
 
 from __future__ import annotations
@@ -132,14 +133,25 @@ _TEMPERATURES: dict[str, list[dict[str, Any]]] = {
     "cloob": _RETRIEVING,
     "cloob-warm": _RETRIEVING,
 }
+_FURTHER: dict[str, list[dict[str, Any]]] = {
+    "clip": [{"inv_tau": 100.0, "learnable_inv_tau": False}],
+    "infoloob": [{"inv_tau": 40.0}],
+    "infonce-hopfield": [{"inv_tau": 8.0, "beta": 32.0}],
+    "cloob": [{"inv_tau": 8.0, "beta": 32.0}],
+    "cloob-warm": [{"inv_tau": 8.0, "beta": 32.0}],
+}
+"""Beyond the edge of the first round's list."""
 _ROUNDS: tuple[tuple[str, Callable[[str], list[dict[str, Any]]]], ...] = (
     ("temperature", lambda method: _TEMPERATURES[method]),
     ("learning rate", lambda _: [{"lr": lr} for lr in (5e-4, 2e-3, 4e-3)]),
-    ("batch", lambda _: [{"batch_size": n} for n in (256, 512)]),
+    ("batch", lambda _: [{"batch_size": n} for n in (64, 256)]),
     ("weight decay", lambda _: [{"weight_decay": w} for w in (0.02, 0.5)]),
+    ("further temperature", lambda method: _FURTHER[method]),
 )
-RUNS_A_METHOD = 1 + 4 + 3 + 2 + 2
-FINALISTS = 2
+RUNS_A_METHOD = 1 + 4 + 3 + 2 + 2 + 1
+FINALISTS = 3
+RATES = 2
+"""Learning rates tried for each of the other towers."""
 
 Scores = Mapping[str, float]
 """Search cell's id -> mean recall on the validation pairs."""
@@ -166,12 +178,30 @@ def short_search(method: str, scores: Scores) -> Iterator[tuple[str, Cell]]:
 
 
 def long_search(method: str, scores: Scores) -> list[Cell]:
-    """The finalists at greater length: the published setting, and once they are all there the best of the others."""
+    """The finalists at greater length: the published setting, and once they are all there two of the short runs.
+
+    These are the best one, and the published temperatures with the best one's learning rate, batch and weight decay:
+    how sharp a contrast is best depends on the length of a run. If that is one of the two already, the second best.
+    """
     cells = [cell for _, cell in short_search(method, scores)]
-    chosen = cells[:1]
+    chosen = [DEFAULTS[method]]
     if len(cells) == RUNS_A_METHOD and all(cell.id in scores for cell in cells):
-        chosen.append(max(cells[1:], key=lambda cell: scores[cell.id]))
-    return [search_cell(method, cell.setting, FINAL_EPOCHS) for cell in chosen]
+        best, second, *_ = (cell.setting for cell in sorted(cells[1:], key=lambda cell: -scores[cell.id]))
+        tuned = {key: getattr(best, key) for key in ("lr", "batch_size", "weight_decay")}
+        published = dataclasses.replace(DEFAULTS[method], **tuned)
+        chosen += [best, second if published in (best, DEFAULTS[method]) else published]
+    return [search_cell(method, setting, FINAL_EPOCHS) for setting in chosen]
+
+
+def rate_search(method: str, tower: str, scores: Scores) -> list[Cell]:
+    """Short runs of another tower: the chosen setting, and the same with another learning rate."""
+    final = long_search(method, scores)
+    if len(final) < FINALISTS or any(cell.id not in scores for cell in final):
+        return []
+    setting = max(final, key=lambda cell: scores[cell.id]).setting
+    other = 1e-3 if setting.lr != 1e-3 else 2e-3
+    settings = (setting, dataclasses.replace(setting, lr=other))
+    return [Cell("search", method, tower, SEARCH_SEED, SEARCH_EPOCHS, each) for each in settings]
 
 
 def search_cells(scores: Scores) -> Iterator[Cell]:
@@ -182,16 +212,28 @@ def search_cells(scores: Scores) -> Iterator[Cell]:
     final = {method: long_search(method, scores) for method in METHODS}
     for place in range(FINALISTS):
         yield from (cells[place] for cells in final.values() if place < len(cells))
+    for tower in TOWERS[1:]:
+        for method in METHODS:
+            yield from rate_search(method, tower, scores)
 
 
-def chosen_setting(method: str, scores: Scores) -> tuple[Setting, str]:
-    """The setting of the cells, and on what it rests: ``"finalists"``, ``"short runs"`` or ``"published"``.
+def chosen_setting(method: str, scores: Scores, tower: str = TOWERS[0]) -> tuple[Setting, str]:
+    """The setting of a tower's cells, and on what it rests.
 
     Until the search is complete the best of what there is stands in, and tables say so.
+
+    Returns:
+        The setting; and ``"finalists"`` where the search is complete, else ``"short runs"`` or ``"published"``.
     """
     final = [cell for cell in long_search(method, scores) if cell.id in scores]
     if len(final) == FINALISTS:
-        return max(final, key=lambda cell: scores[cell.id]).setting, "finalists"
+        chosen = max(final, key=lambda cell: scores[cell.id]).setting
+        if tower == TOWERS[0]:
+            return chosen, "finalists"
+        rates = rate_search(method, tower, scores)
+        if all(cell.id in scores for cell in rates):
+            return max(rates, key=lambda cell: scores[cell.id]).setting, "finalists"
+        return chosen, "short runs"
     short = [cell for _, cell in short_search(method, scores) if cell.id in scores]
     if short:
         return max(short, key=lambda cell: scores[cell.id]).setting, "short runs"
@@ -200,9 +242,8 @@ def chosen_setting(method: str, scores: Scores) -> tuple[Setting, str]:
 
 def grid(scores: Scores, epochs: int = CELL_EPOCHS) -> list[Cell]:
     """Seed × tower × method with the chosen settings, so that a part of it compares all; then what is as published."""
-    settings = {method: chosen_setting(method, scores)[0] for method in METHODS}
     chosen = [
-        Cell("cells", method, tower, seed, epochs, settings[method])
+        Cell("cells", method, tower, seed, epochs, chosen_setting(method, scores, tower)[0])
         for seed in SEEDS
         for tower in TOWERS
         for method in METHODS
@@ -211,6 +252,6 @@ def grid(scores: Scores, epochs: int = CELL_EPOCHS) -> list[Cell]:
         Cell("cells", method, TOWERS[0], seed, epochs, DEFAULTS[method])
         for seed in SEEDS
         for method in ("clip", "cloob")
-        if settings[method] != DEFAULTS[method]
+        if chosen_setting(method, scores)[0] != DEFAULTS[method]
     ]
     return chosen + published

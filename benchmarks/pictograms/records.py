@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path(__file__).parent / "results"
+TEST_SETS = "test-sets.json"
+"""The labels of the test sets' pictures, which all cells share."""
 
 
 def read(stage: str, results: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -25,6 +27,13 @@ def search_scores(results: Path = RESULTS) -> dict[str, float]:
     return {name: record["val"]["mean_recall"] for name, record in read("search", results).items()}
 
 
+def labels_by_set(results: Path = RESULTS) -> dict[str, tuple[np.ndarray, int]]:
+    """Of each test set the (n,) labels and the number of classes; nothing before the first cell."""
+    path = results / TEST_SETS
+    sets = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {name: (unpack(found["labels"]), found["n_classes"]) for name, found in sets.items()}
+
+
 def write(path: Path, record: dict[str, Any]) -> None:
     """Writes a record in one go; equal records give equal bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,11 +42,11 @@ def write(path: Path, record: dict[str, Any]) -> None:
     temporary.replace(path)
 
 
-def pack(hits: np.ndarray) -> str:
-    """(n,) bool as text, eight samples a byte."""
-    return base64.b64encode(np.packbits(hits).tobytes()).decode("ascii")
+def pack(numbers: np.ndarray) -> str:
+    """(n,) integers below 65,536 as text, two bytes each."""
+    return base64.b64encode(numbers.astype("<u2").tobytes()).decode("ascii")
 
 
-def unpack(text: str, n: int) -> np.ndarray:
-    """The inverse of ``pack``."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool)
+def unpack(text: str) -> np.ndarray:
+    """The inverse of ``pack``: (n,) int64."""
+    return np.frombuffer(base64.b64decode(text), "<u2").astype(np.int64)

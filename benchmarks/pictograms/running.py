@@ -20,12 +20,13 @@ from benchmarks.pictograms.variants import Variant, build_objective
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cloob.data.order import epoch_order
+from cloob.functional.geometry import saturation
 from cloob.models.store import save_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import OptimConfig
 from cloob.train.optim import make_optimizer, make_schedule
-from cloob.train.step import Stepper, TowersWithLoss
+from cloob.train.step import Stepper, StepResult, TowersWithLoss
 
 CURVE_POINTS = 8
 """How often a cell's test scores are taken along the run (never looked at by the search)."""
@@ -83,6 +84,7 @@ class Run:
         self.skipped = 0
         self.wall = self.cpu = 0.0
         self.losses: list[float] = []
+        self.last: StepResult | None = None
         self.curve: list[dict[str, Any]] = []
         torch.manual_seed(cell.seed)
         if state.is_file():
@@ -141,6 +143,7 @@ class Run:
         self.step += 1
         if result.finite:
             self.losses.append(result.loss)
+            self.last = result
         else:
             self.skipped += 1
         self.wall += time.perf_counter() - wall
@@ -158,6 +161,7 @@ class Run:
             "cpu_seconds": round(self.cpu, 1),
             "loss": round(sum(recent) / len(recent), 5) if recent else None,
             **self._scales(),
+            "train_saturation": self._saturation(),
             "val": score_pairs(self.encoder, self.data.pairs["val"]),
         }
         every = max(1, math.ceil(self.cell.epochs / CURVE_POINTS))
@@ -173,6 +177,13 @@ class Run:
         beta = self.objective.last_beta if isinstance(self.objective, Variant) else float(inner.beta.detach())
         scales = {"inv_tau": round(float(inner.inv_tau.detach()), 4)}
         return scales | ({"beta": round(beta, 4)} if inner.hopfield else {})
+
+    def _saturation(self) -> float | None:
+        """1 − p of the last training batch, at the run's own temperature: what is left of InfoNCE's gradient."""
+        if self.last is None:
+            return None
+        scale = self._scales()["inv_tau"]
+        return round(float(saturation(self.last.image_features, self.last.text_features, scale)), 6)
 
     def _record(self) -> dict[str, Any]:
         """Everything that tables are made from; no name of this machine, no path."""

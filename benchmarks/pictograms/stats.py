@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_DEALS, _LEVEL = 2000, 0.01
+
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation (NaN for one value)."""
@@ -26,17 +28,24 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return mean - half, mean + half
 
 
-def picture_interval(groups: Sequence[np.ndarray], level: float = 0.95) -> tuple[float, float]:
-    """Normal interval of the mean of the groups' means: what other test pictures would give.
+def picture_interval(groups: Sequence[tuple[np.ndarray, np.ndarray]], level: float = 0.95) -> tuple[float, float]:
+    """Normal interval of the mean of the groups' means: what other classes and pictures would give.
+
+    The pictures of a class share one embedding of its name, so it is the classes that are independent: the variance of
+    a mean of n pictures in C classes is C / (C − 1) · Σ_c (Σ_{i in c} (d_i − d̄))² / n².
 
     Args:
-        groups: For each test set, each picture's difference between two methods, averaged over the seeds.
+        groups: For each test set, each picture's difference between two methods, averaged over the seeds; its class.
         level: Coverage.
     """
     from scipy.stats import norm
 
-    mean = float(np.mean([g.mean() for g in groups]))
-    variance = sum(float(g.var(ddof=1)) / len(g) for g in groups) / len(groups) ** 2
+    mean = float(np.mean([d.mean() for d, _ in groups]))
+    variance = 0.0
+    for d, labels in groups:
+        _, classes = np.unique(labels, return_inverse=True)
+        sums = np.bincount(classes, d - d.mean())
+        variance += len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(d) ** 2 / len(groups) ** 2
     half = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
     return mean - half, mean + half
 
@@ -50,7 +59,20 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2.0 * tail / 2.0**n)
 
 
-def above_chance(accuracy: float, n: int, n_classes: int) -> bool:
-    """Whether an accuracy is more than three binomial standard errors above 1/C."""
-    chance = 1 / n_classes
-    return accuracy > chance + 3 * math.sqrt(chance * (1 - chance) / n)
+def above_chance(predictions: Sequence[np.ndarray], labels: np.ndarray, n_classes: int) -> bool:
+    """Whether an accuracy says that pictures and names belong together, at the level 0.01.
+
+    The names of the classes are dealt anew 2,000 times: an answer that is always the same, or classes told apart but
+    called by each other's names, are no better than that.
+
+    Args:
+        predictions: For each seed, (n,) the class that each picture is taken for.
+        labels: (n,) classes in [0, C).
+        n_classes: C.
+    """
+    generator = np.random.default_rng(0)
+    asked, taken = np.tile(labels, len(predictions)), np.concatenate(list(predictions))
+    found = int((taken == asked).sum())
+    dealt = (generator.permutation(n_classes)[taken] == asked for _ in range(_DEALS))
+    as_good = sum(int(hits.sum()) >= found for hits in dealt)
+    return (1 + as_good) / (1 + _DEALS) <= _LEVEL

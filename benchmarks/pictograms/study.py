@@ -75,7 +75,9 @@ class Stage:
         What comes next may depend on it: a round of the search on the one before, the cells on the whole search.
         """
         failed: set[str] = set()
-        unchosen = [m for m in plan.METHODS if plan.chosen_setting(m, records.search_scores())[1] != "finalists"]
+        scores = records.search_scores()
+        chosen = {m: [plan.chosen_setting(m, scores, t)[1] for t in plan.TOWERS] for m in plan.METHODS}
+        unchosen = [method for method, bases in chosen.items() if set(bases) != {"finalists"}]
         if self.stage == "cells" and unchosen and not self.options.provisional:
             say(f"cells: the search is not complete for {', '.join(unchosen)}; finish it, or give --provisional")
             return
@@ -97,6 +99,7 @@ class Stage:
     def _run(self, cell: Cell) -> bool:
         from benchmarks.pictograms import cache
         from benchmarks.pictograms.running import Run
+        from benchmarks.pictograms.scoring import labels_to_keep
 
         from cloob.models.towers import create_model
 
@@ -114,6 +117,7 @@ class Stage:
             return False
         records.write(records.RESULTS / cell.stage / f"{cell.id}.json", record)
         if self.stage == "cells":
+            records.write(records.RESULTS / records.TEST_SETS, labels_to_keep(self.data))
             folder = WORK / "models" / cell.id
             shutil.rmtree(folder, ignore_errors=True)
             run.save_towers(folder)
@@ -162,8 +166,9 @@ def status(options: argparse.Namespace) -> None:
         print(f"{stage}: {len(done)} records; {sum(name not in done for name in listed)} of {len(listed)} listed open")
     scores = records.search_scores()
     for method in plan.METHODS:
-        setting, basis = plan.chosen_setting(method, scores)
-        print(f"{method}: {setting.slug} ({basis})")
+        for tower in plan.TOWERS:
+            setting, basis = plan.chosen_setting(method, scores, tower)
+            print(f"{method}, {tower}: {setting.slug} ({basis})")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -14,13 +14,13 @@ from benchmarks.pictograms.cells import Setting
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.functional import info_loob
+from cloob.functional import info_loob, info_nce
 from cloob.functional.hopfield import hopfield_retrieval
 from cloob.functional.reference import cloob_reference
 from cloob.objective import ContrastiveObjective, make_objective
 
 OPTIONS = {
-    "warm": "InfoLOOB without retrieval for the first half of the run, CLOOB for the second",
+    "warm": "no retrieval in the first half of the run: InfoLOOB (InfoNCE), then CLOOB (InfoNCE with retrieval)",
     "ramp": "the loss goes linearly from InfoLOOB without retrieval to CLOOB over the run",
     "centring": "the batch's mean is taken off images and off texts before retrieval and contrast, in training only",
     "sum": "the mean of InfoLOOB on plain and on retrieved embeddings",
@@ -75,7 +75,8 @@ class Variant(nn.Module):
         loss = x.new_zeros(())
         if share < 1:
             tau_inverse = self.objective.inv_tau.to(x)
-            plain = info_loob(x, y, tau_inverse, ids=ids) + info_loob(y, x, tau_inverse, ids=ids)
+            contrast = info_nce if self.objective.contrast == "infonce" else info_loob
+            plain = contrast(x, y, tau_inverse, ids=ids) + contrast(y, x, tau_inverse, ids=ids)
             loss = loss + (1 - share) * plain / tau_inverse
         return loss + share * self.objective(x, y, ids=ids) if share > 0 else loss
 

@@ -49,12 +49,13 @@ def test_every_method_gets_the_same_number_of_runs_and_only_validation_decides()
     from benchmarks.pictograms import cells
 
     scores: dict[str, float] = {}
-    for _ in range(100):
+    for _ in range(200):
         todo = [cell for cell in cells.search_cells(scores) if cell.id not in scores]
         if not todo:
             break
         scores[todo[0].id] = (len(todo[0].id) * 37 % 101) / 101
-    assert len(scores) == len(cells.METHODS) * (cells.RUNS_A_METHOD + cells.FINALISTS)
+    rates = cells.RATES * (len(cells.TOWERS) - 1)
+    assert len(scores) == len(cells.METHODS) * (cells.RUNS_A_METHOD + cells.FINALISTS + rates)
     for method in cells.METHODS:
         short = [cell for _, cell in cells.short_search(method, scores)]
         assert len({cell.id for cell in short}) == cells.RUNS_A_METHOD
@@ -63,6 +64,12 @@ def test_every_method_gets_the_same_number_of_runs_and_only_validation_decides()
         assert len({cell.id for cell in final}) == cells.FINALISTS
         best = max(final, key=lambda cell: scores[cell.id])
         assert cells.chosen_setting(method, scores) == (best.setting, "finalists")
+        for tower in cells.TOWERS[1:]:
+            tried = cells.rate_search(method, tower, scores)
+            assert len({cell.setting.lr for cell in tried}) == cells.RATES
+            assert {dataclasses.replace(cell.setting, lr=best.setting.lr) for cell in tried} == {best.setting}
+            chosen = max(tried, key=lambda cell: scores[cell.id]).setting
+            assert cells.chosen_setting(method, scores, tower) == (chosen, "finalists")
 
 
 def test_a_round_starts_from_the_best_of_the_one_before() -> None:
@@ -159,6 +166,10 @@ def test_variants_meet_the_published_forms_at_their_ends() -> None:
         variant = Variant(cloob, option)
         variant.progress = progress
         assert float(variant(x, y)) == pytest.approx(expected, rel=1e-5), (option, progress)
+    nce = Variant(make_objective("infonce-hopfield", inv_tau=20.0), "warm")
+    assert float(nce(x, y)) == pytest.approx(
+        float(make_objective("clip", inv_tau=20.0, learnable_inv_tau=False, scale="paper")(x, y)), rel=1e-5
+    )
     shifted = [torch.nn.functional.normalize(rows - rows.mean(0), dim=1) for rows in (x, y)]
     assert float(Variant(cloob, "centring")(x, y)) == pytest.approx(float(cloob(*shifted)), rel=1e-5)
 
@@ -195,6 +206,55 @@ def test_a_queue_is_retrieved_from_and_comes_back(monkeypatch: pytest.MonkeyPatc
     expected = sum(found) / 4 / 20.0
     assert float(variant(*batches[2])) == pytest.approx(expected, rel=1e-4)
     assert float(again(*batches[2])) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_cell_ends_with_the_scores_of_the_librarys_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero-shot top-1 by its definition, the labels beside the predictions, probe and curve; the tables take it."""
+    from benchmarks.pictograms import records, tables
+    from benchmarks.pictograms.cache import Data, Labelled
+    from benchmarks.pictograms.cells import DEFAULTS, PROBED, TOWERS, ZEROSHOT
+    from benchmarks.pictograms.running import Run
+    from benchmarks.pictograms.scoring import labels_to_keep
+
+    random = np.random.default_rng(1)
+
+    def labelled(n: int) -> Labelled:
+        images = random.integers(0, 256, (n, 64, 64, 3), dtype=np.uint8)
+        return Labelled(images, np.arange(n) % 3, ("dog", "cat", "cat"), ("a {c}", "one {c}."))
+
+    plain = tiny_data()
+    pairs = plain.pairs | {"tuxpaint-captions": plain.pairs["val"]}
+    data = Data(pairs, {name: labelled(9) for name in ZEROSHOT}, {name: labelled(15) for name in PROBED})
+    setting = dataclasses.replace(DEFAULTS["clip"], batch_size=16)
+    cell = dataclasses.replace(tiny_cell(), stage="cells", method="clip", tower=TOWERS[2], seed=0, setting=setting)
+    run = Run(cell, data, tmp_path / "state.pt")
+    record = run.go(lambda: False)
+
+    encoder = run.encoder.eval()
+    tests = data.test["flags"]
+    with torch.no_grad():
+        prompts = [encoder.encode_text([f"a {name}", f"one {name}."]).mean(0) for name in tests.classnames]
+        classes = torch.nn.functional.normalize(torch.stack(prompts).double(), dim=1)
+        images = encoder.encode_image(torch.from_numpy(tests.images).permute(0, 3, 1, 2)).double()
+    expected = (images @ classes.T)[:, :2].argmax(1).numpy()  # classes 1 and 2 have one name
+    predictions = records.unpack(record["zeroshot"]["flags"]["predictions"])
+    assert (np.minimum(predictions, 1) == expected).all()
+    # Neither of two classes of one name is ever found.
+    hits = (predictions == tests.labels).mean()
+    assert hits == pytest.approx(((expected == 0) & (tests.labels == 0)).mean())
+    assert record["zeroshot"]["flags"]["acc1"] == pytest.approx(hits, abs=1e-6)
+    assert [("zeroshot" in line, 0 < line["train_saturation"] < 1) for line in record["curve"]] == [(True, True)] * 2
+    assert set(record["probe"]) == set(PROBED)
+
+    records.write(tmp_path / records.TEST_SETS, labels_to_keep(data))
+    labels, n_classes = records.labels_by_set(tmp_path)["flags"]
+    assert (labels.tolist(), n_classes) == (tests.labels.tolist(), 3)
+    records.write(tmp_path / "cells" / f"{cell.id}.json", record)
+    monkeypatch.setattr(tables, "CELL_EPOCHS", 2)
+    monkeypatch.setitem(DEFAULTS, "clip", setting)
+    assert f"| flags | {100 * hits:.1f} |" in tables.render(tmp_path)
 
 
 def test_settings_reach_the_objective() -> None:
@@ -281,5 +341,8 @@ def test_a_stage_does_what_is_open_once_and_ends(tmp_path: Path, monkeypatch: py
     from benchmarks.pictograms import cells
 
     assert (
-        len(ran) == len(set(ran)) == (len(cells.METHODS) - 1) * (cells.RUNS_A_METHOD + cells.FINALISTS) + 2
+        len(ran)
+        == len(set(ran))
+        == (len(cells.METHODS) - 1) * (cells.RUNS_A_METHOD + cells.FINALISTS + cells.RATES * (len(cells.TOWERS) - 1))
+        + 2
     )  # its published setting, short and long

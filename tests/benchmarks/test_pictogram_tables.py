@@ -18,16 +18,26 @@ def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-def hits(right: int, n: int) -> np.ndarray:
-    return np.arange(n) < right
+LABELS = np.arange(100) % 20
+
+
+def taken(right: int) -> np.ndarray:
+    """Predictions of which the first ``right`` are right."""
+    return np.where(np.arange(100) < right, LABELS, (LABELS + 1) % 20)
+
+
+def write_test_sets(results: Path) -> None:
+    from benchmarks.pictograms import cells, records
+
+    found = {"n": 100, "n_classes": 20, "labels": records.pack(LABELS)}
+    records.write(results / records.TEST_SETS, dict.fromkeys(cells.ZEROSHOT, found))
 
 
 def cell_record(method: str, seed: int, right: int, setting: Any, tower: str = "tiny-resnet") -> dict[str, Any]:
     from benchmarks.pictograms import cells, records
 
-    n = 100
     cell = cells.Cell("cells", method, tower, seed, cells.CELL_EPOCHS, setting)
-    scores = {"acc1": right / n, "n": n, "n_classes": 20, "hits": records.pack(hits(right, n))}
+    scores = {"acc1": right / 100, "predictions": records.pack(taken(right))}
     val = {"mean_recall": 0.5, "image_to_text@1": 0.25, "text_to_image@1": 0.25, "effective_eigenvalues_image": 9}
     val |= {"effective_eigenvalues_text": 8, "ajne_image": 3.0, "ajne_text": 2.0}
     zeroshot = dict.fromkeys(cells.ZEROSHOT, scores)
@@ -76,13 +86,14 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     other = cell_record("cloob", 0, 99, dataclasses.replace(cells.DEFAULTS["cloob"], beta=3.0))
     records.write(tmp_path / "cells" / f"{other['id']}.json", other)
 
+    write_test_sets(tmp_path)
     text = tables.render(tmp_path)
     assert "| flags | 50.0 ± 10.0 | 60.0 ± 10.0 | 56.0 ± 11.1 |" in text
     # Differences 6, 4, 8 points: mean 6, sd 2, t(2) = 4.303: 6 ± 4.303 · 2 / √3 = 6 ± 4.97.
     assert "| tiny-resnet | flags | +6.0 | +1.0 … +11.0 |" in text
     assert "| **tiny-resnet** | **mean of the sets above chance** | +6.0 | +1.0 … +11.0 |" in text
-    assert "ahead in 8 of 8 (100 %)" in text
-    assert "p = 0.00781" in text  # 2 / 2⁸
+    assert "ahead in 8 of 8 (100 %, p = 0.00781) (tower, set) cells above chance; 0 cells are not" in text  # 2 / 2⁸
+    assert "averaged over the towers it is ahead in 8 of 8 (100 %, p = 0.00781) sets" in text
     assert "| tiny-resnet | InfoLOOB | 60.0 ± 10.0 | 56.0 ± 11.1 |" in text
     assert "### InfoLOOB against CLIP, paired by seed" in text
     assert "| tiny-resnet | flags | +10.0 | +10.0 … +10.0 |" in text
@@ -92,14 +103,16 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     assert "99.0" not in text
 
 
-def test_picture_differences_average_over_seeds(tmp_path: Path) -> None:
-    from benchmarks.pictograms import records, tables
+def test_picture_differences_average_over_seeds() -> None:
+    from benchmarks.pictograms import tables
 
-    pairs = [
-        tuple({"hits": records.pack(np.array(h, bool)), "n": 3} for h in of_seed)
-        for of_seed in (([1, 1, 0], [0, 1, 0]), ([1, 0, 0], [1, 0, 1]))
-    ]
-    assert tables.picture_differences(pairs).tolist() == [0.5, 0.0, -0.5]
+    labels = np.array([0, 1, 2])
+    ours, theirs = (
+        [np.where(h, labels, 7) for h in np.array(of, bool)] for of in ([[1, 1, 0], [1, 0, 0]], [[0, 1, 0], [1, 0, 1]])
+    )
+    found, beside = tables.picture_differences(ours, theirs, labels)
+    assert found.tolist() == [0.5, 0.0, -0.5]
+    assert beside is labels
 
 
 def test_statistics_by_hand() -> None:
@@ -113,21 +126,46 @@ def test_statistics_by_hand() -> None:
     # t(1) at 97.5 % is 12.7062, and sd/√2 of these is 1.
     assert stats.t_interval([1.0, 3.0]) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-3)
     assert all(map(math.isnan, stats.t_interval([1.0])))
-    groups = [np.array([0.0, 1.0]), np.array([0.0, 0.0, 3.0])]
-    # Means 1/2 and 1, variances 1/2 and 3: se² = (1/4 + 1) / 4.
-    half = 1.959964 * math.sqrt(1.25 / 4)
-    assert stats.picture_interval(groups) == pytest.approx((0.75 - half, 0.75 + half), abs=1e-5)
-    # Chance 1/10 with 100 pictures: standard error 0.03.
-    assert not stats.above_chance(0.19, 100, 10)
-    assert stats.above_chance(0.191, 100, 10)
+    groups = [
+        (np.array([0.0, 1.0]), np.array([4, 9])),
+        (np.array([0.0, 2.0, 1.0, 1.0, 6.0]), np.array([0, 0, 1, 1, 2])),
+    ]
+    # Means 1/2 and 2. Sums of the deviations by class ∓1/2, and −2, −2, 4: 2 (1/2) / 2² = 1/4; 3/2 · 24 / 5² = 1.44.
+    half = 1.959964 * math.sqrt((0.25 + 1.44) / 4)
+    assert stats.picture_interval(groups) == pytest.approx((1.25 - half, 1.25 + half), abs=1e-5)
 
 
-@pytest.mark.parametrize("n", [1, 7, 8, 9, 17])
-def test_packed_hits_come_back(n: int) -> None:
+def test_an_interval_counts_classes_and_not_their_pictures() -> None:
+    """A hundred copies of each picture tell nothing new."""
+    from benchmarks.pictograms import stats
+
+    d, labels = np.array([1.0, 0.0, 0.0, -1.0, 1.0]), np.arange(5)
+    once = stats.picture_interval([(d, labels)])
+    assert stats.picture_interval([(np.repeat(d, 100), np.repeat(labels, 100))]) == pytest.approx(once)
+
+
+def test_above_chance_wants_the_right_names() -> None:
+    from benchmarks.pictograms import stats
+
+    labels = np.repeat(np.arange(10), 20)
+    skewed = np.repeat(np.arange(10), [110, *[10] * 9])
+    guessed = np.random.default_rng(3).integers(10, size=200)
+    half = np.where(np.arange(200) % 2 == 0, labels, guessed)
+    assert stats.above_chance([half], labels, 10)
+    assert stats.above_chance([guessed, half], labels, 10)
+    assert not stats.above_chance([guessed], labels, 10)
+    # More than half of the pictures right, and nothing known.
+    assert not stats.above_chance([np.zeros(200, int)], skewed, 10)
+    # Every class told apart, two called by their names: 20 % right, as in a quarter of all deals of ten names.
+    swapped = np.array([0, 1, 3, 4, 5, 6, 7, 8, 9, 2])[labels]
+    assert not stats.above_chance([swapped], labels, 10)
+
+
+def test_packed_numbers_come_back() -> None:
     from benchmarks.pictograms import records
 
-    original = np.random.default_rng(n).random(n) < 0.5
-    assert (records.unpack(records.pack(original), n) == original).all()
+    numbers = np.array([0, 1, 255, 256, 65_535])
+    assert records.unpack(records.pack(numbers)).tolist() == numbers.tolist()
 
 
 def test_markers_must_be_there() -> None:
