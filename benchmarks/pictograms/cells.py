@@ -140,15 +140,18 @@ _FURTHER: dict[str, list[dict[str, Any]]] = {
     "cloob": [{"inv_tau": 8.0, "beta": 32.0}],
     "cloob-warm": [{"inv_tau": 8.0, "beta": 32.0}],
 }
-"""Beyond the edge of the first round's list."""
-_ROUNDS: tuple[tuple[str, Callable[[str], list[dict[str, Any]]]], ...] = (
-    ("temperature", lambda method: _TEMPERATURES[method]),
-    ("learning rate", lambda _: [{"lr": lr} for lr in (5e-4, 2e-3, 4e-3)]),
-    ("batch", lambda _: [{"batch_size": n} for n in (64, 256)]),
-    ("weight decay", lambda _: [{"weight_decay": w} for w in (0.02, 0.5)]),
-    ("further temperature", lambda method: _FURTHER[method]),
+"""Beyond the edge of the temperatures."""
+_NEXT_RATE = {5e-4: 2.5e-4, 1e-3: 7e-4, 2e-3: 1.4e-3, 4e-3: 8e-3}
+"""Beyond the edge of the learning rates, or between two of them."""
+_ROUNDS: tuple[tuple[str, Callable[[str, Setting], list[dict[str, Any]]]], ...] = (
+    ("temperature", lambda method, _: _TEMPERATURES[method]),
+    ("learning rate", lambda *_: [{"lr": lr} for lr in (5e-4, 2e-3, 4e-3)]),
+    ("further learning rate", lambda _, best: [{"lr": _NEXT_RATE[best.lr]}]),
+    ("batch", lambda *_: [{"batch_size": n} for n in (64, 256)]),
+    ("weight decay", lambda *_: [{"weight_decay": w} for w in (0.02, 0.5)]),
+    ("further temperature", lambda method, _: _FURTHER[method]),
 )
-RUNS_A_METHOD = 1 + 4 + 3 + 2 + 2 + 1
+RUNS_A_METHOD = 1 + 4 + 3 + 1 + 2 + 2 + 1
 FINALISTS = 3
 RATES = 2
 """Learning rates tried for each of the other towers."""
@@ -170,7 +173,7 @@ def short_search(method: str, scores: Scores) -> Iterator[tuple[str, Cell]]:
         return
     for name, values in _ROUNDS:
         around = best.setting
-        tried = [search_cell(method, dataclasses.replace(around, **v), SEARCH_EPOCHS) for v in values(method)]
+        tried = [search_cell(method, dataclasses.replace(around, **v), SEARCH_EPOCHS) for v in values(method, around)]
         yield from ((name, cell) for cell in tried)
         if any(cell.id not in scores for cell in tried):
             return
