@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class AnalyzeArguments:
     """Geometry of models on image-caption pairs, effective eigenvalues by epoch, similar pictures and duplicates."""
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL …")]
     """Run folders (all their checkpoints count), checkpoint or model folders, open_clip NAME/TAG, hf-hub:…"""
     pairs: str = "demo:val"
     """Image-caption pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first)."""

@@ -13,7 +13,15 @@ from cloob.errors import InputError, require
 T = TypeVar("T")
 
 
-def parse(kind: type[T], words: Sequence[str], prog: str, default: T | None = None) -> T:
+def parse(
+    kind: type[T],
+    words: Sequence[str],
+    prog: str,
+    default: T | None = None,
+    *,
+    usage: str = "",
+    description: str | None = None,
+) -> T:
     """The dataclass that the words describe; its fields appear by their leaf names.
 
     Args:
@@ -21,6 +29,8 @@ def parse(kind: type[T], words: Sequence[str], prog: str, default: T | None = No
         words: The command line after the command.
         prog: How the command is called in its help.
         default: Where the values start that the words do not set.
+        usage: What the help shows between the command and its options.
+        description: What the help says of the command; the dataclass's docstring when left out.
 
     Raises:
         InputError: A word is unknown or a value wrong; one line.
@@ -32,7 +42,14 @@ def parse(kind: type[T], words: Sequence[str], prog: str, default: T | None = No
     flat = (tyro.conf.OmitArgPrefixes,)
     try:
         with contextlib.redirect_stderr(complaint):
-            parsed: T = tyro.cli(kind, args=list(words), prog=prog, config=flat, **extra)
+            parsed: T = tyro.cli(
+                kind,
+                args=list(words),
+                prog=f"{prog} {usage}".rstrip(),
+                description=description,
+                config=flat,
+                **extra,
+            )
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise

@@ -26,7 +26,7 @@ class DemoArguments:
     seed: int = 0
     """Seed of weights, order and augmentation."""
     epochs: int | None = None
-    """Passes over the 6,000 pairs; the recipe's when left out."""
+    """Passes over the 6,110 pairs; the recipe's when left out."""
     out: Path = Path("runs/demo")
     """Folder of one run per objective, results.json and report.html; an earlier demo there is replaced."""
     device: str = "auto"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class EvalArguments:
     """Zero-shot classification, linear probes, retrieval and geometry of one or several models, side by side."""
 
-    models: tyro.conf.Positional[tuple[str, ...]]
+    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL …")]
     """Run or checkpoint folders, open_clip NAME/TAG, hf-hub:… or local-dir:…"""
     zeroshot: tuple[str, ...] = ()
     """Labelled sets: CLIP_benchmark WebDataset folders, folders with one sub-folder a class, or demo:noto-emoji."""

@@ -16,19 +16,17 @@ from cloob.train.preflight import preflight
 if TYPE_CHECKING:
     from cloob.train.callbacks import RunResult
 
-_HELP = """usage: cloob train [RECIPE] [--config FILE] [options]
-
-Starts from a recipe (`cloob recipes` lists them), from the config.json of a run, or from the defaults below.
-Under torchrun it trains with one process a device: torchrun --nproc-per-node 8 -m cloob.cli train …
-"""
+_USAGE = "[RECIPE | --config FILE]"
+_DESCRIPTION = (
+    "Trains two towers, starting from a recipe (`cloob recipes` lists them), from the config.json of a run, or from "
+    "the defaults below. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob.cli train …"
+)
 
 
 def main(words: Sequence[str]) -> int:
     """Trains; exit code 0 when the run reached its end or was asked to stop by SIGTERM."""
     start, rest = _start(list(words))
-    if "-h" in rest or "--help" in rest:
-        print(_HELP)
-    config = parse(TrainConfig, rest, "cloob train", start)
+    config = parse(TrainConfig, rest, "cloob train", start, usage=_USAGE, description=_DESCRIPTION)
     preflight(config)
 
     from cloob.train.log import ProgressDisplay

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 from torch import Tensor
@@ -49,20 +49,6 @@ def model_facts(encoder: Encoder) -> ModelFacts:
         inv_tau=float(settings.get("inv_tau", trained_scale)),
         beta=float(settings["beta"]) if settings.get("hopfield") else PAPER_BETA,
     )
-
-
-def model_folder(source: Encoder | str | Path) -> Path | None:
-    """The model folder that a source leads to, None for a source that is no folder or a model in memory."""
-    if not isinstance(source, str | Path):
-        return None
-    from cloob.models.store import CONFIG_FILE, latest_checkpoint
-
-    folder = Path(str(source).removeprefix("local-dir:"))
-    if (folder / CONFIG_FILE).is_file():
-        return folder
-    if (folder / "model" / CONFIG_FILE).is_file():
-        return folder / "model"
-    return latest_checkpoint(folder) / "model" if (folder / "checkpoints").is_dir() else None
 
 
 def short_name(data: object) -> str:

@@ -24,7 +24,7 @@ from cloob.evaluate.embed import (
     embed_images_and_tower,
     embed_pairs,
 )
-from cloob.evaluate.facts import ModelFacts, model_facts, model_folder, short_name
+from cloob.evaluate.facts import ModelFacts, model_facts, short_name
 from cloob.evaluate.probe import Probe, ProbeOptions, fit_probe
 from cloob.evaluate.zeroshot import class_embeddings
 
@@ -275,7 +275,10 @@ class Embeddings:
     def _model_key(self, model: str) -> str | None:
         """What the disk knows a model by; None for an encoder that is no module, whose weights nobody can see."""
         if model not in self._model_keys:
-            folder = model_folder(self._source(model))
+            from cloob.models.store import find_model_folder
+
+            source = self._source(model)
+            folder = find_model_folder(source) if isinstance(source, str | Path) else None
             if folder is not None:
                 self._model_keys[model] = folder_key(folder, self._device)
             else:

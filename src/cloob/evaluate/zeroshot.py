@@ -1,8 +1,7 @@
 """Zero-shot classification: the class whose prompts lie nearest to the image.
 
 Legend: N images, C classes, D the embedding dimension. Protocol of CLIP and CLOOB: normalise the embedding of
-    each
-prompt, average over the templates, normalise again, take the class of largest cosine.
+each prompt, average over the templates, normalise again, take the class of largest cosine.
 """
 
 from __future__ import annotations

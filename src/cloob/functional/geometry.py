@@ -1,8 +1,7 @@
 """How embeddings lie on the sphere: the measures by which the CLOOB paper explains itself, and their kin.
 
 Legend: N rows (samples), D columns (dimensions). Every function takes (N, D) rows, computes in float64, and
-    returns a
-tensor in the input's dtype (float32 for a lower precision). Nothing of size N × N is kept: pairs are visited
+returns a tensor in the input's dtype (float32 for a lower precision). Nothing of size N × N is kept: pairs are visited
 in blocks of ``chunk`` rows.
 """
 

@@ -1,8 +1,7 @@
 """Where the right answer lands: ranks, the accuracies read off them, and how sure they are.
 
 Legend: Q queries, G gallery rows, D dimensions, P positives (query, gallery row). A rank is 0-based. All
-    measures are
-fractions in [0, 1]. A rank is computed once and serves every k.
+measures are fractions in [0, 1]. A rank is computed once and serves every k.
 """
 
 from __future__ import annotations

@@ -31,8 +31,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError, require
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import Encoder, evaluating
-from cloob.evaluate.facts import model_folder
-from cloob.models.store import CONFIG_FILE, load_model
+from cloob.models.store import CONFIG_FILE, find_model_folder, load_model
 
 require("mteb", "mteb")
 from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found, unused-ignore] # noqa: E402
@@ -115,9 +114,9 @@ def meta(model_name: str) -> ModelMeta:
     Raises:
         InputError: A folder without a readable model.
     """
-    folder = model_folder(model_name.removeprefix(PREFIX))
+    folder = find_model_folder(model_name.removeprefix(PREFIX))
     facts: dict[str, Any] = {}
-    if folder is not None:
+    if folder is not None and (folder / CONFIG_FILE).is_file():  # heads on frozen encoders have none
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
         facts = {"embed_dim": config["embed_dim"], "max_tokens": config["text_cfg"].get("context_length", 77)}
     unknown = dict.fromkeys(

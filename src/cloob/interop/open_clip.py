@@ -232,7 +232,7 @@ def run(argv: Sequence[str]) -> int:
         params = require("open_clip_train.params", "train")
     except ModuleNotFoundError as error:
         raise InputError(
-            f'{error.name} is not installed; pip install "open_clip_torch[training]" brings what open_clip_train needs'
+            f'{error.name} is not installed; pip install "cloob[open-clip-train]" brings what open_clip_train needs'
         ) from error
     if not hasattr(main, "create_loss"):
         raise InputError("this open_clip_train has no create_loss to replace: version 3.3 is expected")

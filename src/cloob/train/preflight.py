@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cloob.data.sources import check_there
 from cloob.errors import InputError
-from cloob.train.components import AlignConfig, OptimConfig
+from cloob.train.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
 from cloob.train.config import TrainConfig
 
 _RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
@@ -45,8 +45,8 @@ def check_combination(config: TrainConfig) -> None:
 
     Raises:
         InputError: ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
-            ``freeze``, ``restarts`` without their schedule, ``retrieval_from`` with held-out pairs judged by the loss,
-            which it changes; or as ``aligns``.
+            ``freeze``, ``restarts`` without their schedule, ``compile_backend`` without ``compile``, ``retrieval_from``
+            with held-out pairs judged by the loss, which it changes; or as ``aligns``.
     """
     towers = config.towers
     if config.loss.retrieval_from and config.pairs.val_data and config.save.best == "val_loss":
@@ -62,6 +62,8 @@ def check_combination(config: TrainConfig) -> None:
         )
     if config.run.patience and not config.pairs.val_data:
         raise InputError(f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data")
+    if config.run.compile_backend != RunConfig.compile_backend and not config.run.compile:
+        raise InputError(f"compile_backend is {config.run.compile_backend!r}, but nothing is compiled; add --compile")
     if towers.average_with_start is not None and towers.init is None:
         raise InputError("average_with_start needs the trained weights of a start; give --init")
     aligns(config)
@@ -93,6 +95,10 @@ def aligns(config: TrainConfig) -> bool:
     for key in ("fsdp", "compile", "grad_checkpointing"):
         if getattr(run, key):
             raise InputError(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
+    unused = [(config.pairs, PairsConfig, key) for key in ("weights", "shuffle_buffer", "flip", "crop_scale")]
+    for part, kind, key in (*unused, (config.optim, OptimConfig, "layer_decay")):
+        if getattr(part, key) != getattr(kind, key):
+            raise InputError(f"{key} is {getattr(part, key)}, but heads train on features made once; leave it out")
     if towers.freeze != "none":
         raise InputError(f"freeze is {towers.freeze!r}, but both encoders are frozen anyway; leave it out")
     return True
