@@ -141,17 +141,17 @@ _FURTHER: dict[str, list[dict[str, Any]]] = {
     "cloob-warm": [{"inv_tau": 8.0, "beta": 32.0}],
 }
 """Beyond the edge of the temperatures."""
-_NEXT_RATE = {5e-4: 2.5e-4, 1e-3: 7e-4, 2e-3: 1.4e-3, 4e-3: 8e-3}
+_NEXT_RATE = {5e-4: 2.5e-4, 1e-3: 7e-4, 2e-3: 4e-3}
 """Beyond the edge of the learning rates, or between two of them."""
 _ROUNDS: tuple[tuple[str, Callable[[str, Setting], list[dict[str, Any]]]], ...] = (
     ("temperature", lambda method, _: _TEMPERATURES[method]),
-    ("learning rate", lambda *_: [{"lr": lr} for lr in (5e-4, 2e-3, 4e-3)]),
+    ("learning rate", lambda *_: [{"lr": lr} for lr in (5e-4, 2e-3)]),
     ("further learning rate", lambda _, best: [{"lr": _NEXT_RATE[best.lr]}]),
     ("batch", lambda *_: [{"batch_size": n} for n in (64, 256)]),
     ("weight decay", lambda *_: [{"weight_decay": w} for w in (0.02, 0.5)]),
     ("further temperature", lambda method, _: _FURTHER[method]),
 )
-RUNS_A_METHOD = 1 + 4 + 3 + 1 + 2 + 2 + 1
+RUNS_A_METHOD = 1 + 4 + 2 + 1 + 2 + 2 + 1
 FINALISTS = 3
 RATES = 2
 """Learning rates tried for each of the other towers."""

@@ -84,7 +84,7 @@ def test_a_round_starts_from_the_best_of_the_one_before() -> None:
     ]
     scores |= {cell.id: 0.2 if cell.setting.inv_tau == 20 else 0.05 for cell in temperatures}
     rates = [cell for name, cell in cells.short_search("clip", scores) if name == "learning rate"]
-    assert [(c.setting.inv_tau, c.setting.lr) for c in rates] == [(20.0, 5e-4), (20.0, 2e-3), (20.0, 4e-3)]
+    assert [(c.setting.inv_tau, c.setting.lr) for c in rates] == [(20.0, 5e-4), (20.0, 2e-3)]
 
 
 def test_cells_and_records_name_each_other() -> None:
