@@ -13,6 +13,8 @@ import numpy as np
 RESULTS = Path(__file__).parent / "results"
 TEST_SETS = "test-sets.json"
 """The labels of the test sets' pictures, which all cells share."""
+TIMING = "timing.json"
+"""What a step of each method costs, measured side by side."""
 
 
 def read(stage: str, results: Path = RESULTS) -> dict[str, dict[str, Any]]:
@@ -32,6 +34,15 @@ def labels_by_set(results: Path = RESULTS) -> dict[str, tuple[np.ndarray, int]]:
     path = results / TEST_SETS
     sets = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {name: (unpack(found["labels"]), found["n_classes"]) for name, found in sets.items()}
+
+
+def timing(results: Path = RESULTS) -> dict[str, dict[str, float]]:
+    """Tower -> method -> seconds a step; nothing before the ``timing`` stage has run."""
+    path = results / TIMING
+    found: dict[str, dict[str, float]] = (
+        json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else {}
+    )
+    return found
 
 
 def write(path: Path, record: dict[str, Any]) -> None:

@@ -119,7 +119,7 @@ class Run:
             if epoch != ordered:
                 order, ordered = epoch_order(len(self.data.pairs["train"]), self.cell.seed, epoch), epoch
             size = self.cell.setting.batch_size
-            bad = 0 if self._one(epoch, order[place * size : (place + 1) * size]) else bad + 1
+            bad = 0 if self.train_on(epoch, order[place * size : (place + 1) * size]) else bad + 1
             if bad >= _BAD_STEPS:
                 raise RuntimeError(f"{self.cell.id}: {bad} steps in a row were not finite")
             if self.step % self.steps_an_epoch == 0:
@@ -130,7 +130,8 @@ class Run:
                 raise Interrupted
         return self._record()
 
-    def _one(self, epoch: int, indices: np.ndarray) -> bool:
+    def train_on(self, epoch: int, indices: np.ndarray) -> bool:
+        """One step on these pairs, as augmented in this epoch. Returns whether it was finite."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.encoder.train()
         if isinstance(self.objective, Variant):

@@ -1,4 +1,4 @@
-"""Runs the study, or any part of it: ``python -m benchmarks.pictograms {search|cells|attempts|tables|all|status}``.
+"""Runs the study, or a part: ``python -m benchmarks.pictograms {search|cells|attempts|timing|tables|all|status}``.
 
 Every run ends as one record under ``results/``; what has a record is not run again, and a run that was stopped goes on
 where it was. Several of these may work on one list at a time (``--threads 1`` each): a run is claimed by a file.
@@ -128,6 +128,17 @@ class Stage:
         return True
 
 
+def time_steps(options: argparse.Namespace) -> None:
+    """Measures the methods' steps and keeps the result; wants a quiet machine."""
+    from benchmarks.pictograms import cache, timing
+
+    from cloob.models.towers import create_model
+
+    data = cache.load(options.data, WORK / "cache", create_model(plan.TOWERS[0], seed=0), tests=False)
+    found = timing.time_steps(data, records.search_scores(), say)
+    records.write(records.RESULTS / records.TIMING, found)
+
+
 def refresh() -> None:
     """Brings the page up to date with the records, so that the two never disagree for long."""
     from benchmarks.pictograms import tables
@@ -139,10 +150,14 @@ def refresh() -> None:
 
 
 def yield_to_others() -> None:
-    """Lowest priority; Linux may weigh whole sessions against each other first, so this one's is lowered as well."""
+    """Lowest priority; Linux may weigh whole sessions against each other first, so that goes down as well.
+
+    Not the session of a terminal, whose shell would stay slow: only one of this process's own (``setsid``).
+    """
     os.nice(19)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19")
 
 
 def keep_memory() -> None:
@@ -174,7 +189,7 @@ def status(options: argparse.Namespace) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictograms", description=__doc__)
-    parser.add_argument("stage", choices=("search", "cells", "attempts", "tables", "status", "all"))
+    parser.add_argument("stage", choices=("search", "cells", "attempts", "timing", "tables", "status", "all"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the benchmark's folder")
     parser.add_argument("--method", default="", help="only these, separated by commas")
     parser.add_argument("--tower", default="", help="only these")
@@ -206,14 +221,18 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: asked.append(n))
         try:
-            for stage in ("search", "cells", "attempts") if options.stage == "all" else (options.stage,):
-                Stage(stage, options, lambda: bool(asked)).go()
+            stages = ("search", "cells", "attempts", "timing") if options.stage == "all" else (options.stage,)
+            for stage in stages:
+                if stage == "timing":
+                    time_steps(options)
+                else:
+                    Stage(stage, options, lambda: bool(asked)).go()
         except Interrupted:
             say("stopped; the run's state is kept")
             return 0
         if asked:
             return 0
-    if options.stage in ("tables", "all"):
+    if options.stage in ("timing", "tables", "all"):
         refresh()
     return 0
 

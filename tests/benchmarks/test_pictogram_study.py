@@ -257,6 +257,31 @@ def test_a_cell_ends_with_the_scores_of_the_librarys_evaluation(
     assert f"| flags | {100 * hits:.1f} |" in tables.render(tmp_path)
 
 
+def test_timing_takes_every_method_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.pictograms import timing
+    from benchmarks.pictograms.cells import DEFAULTS
+    from benchmarks.pictograms.running import Run
+
+    methods = ("clip", "cloob-warm")
+    monkeypatch.setattr(timing, "TOWERS", ("tiny-convnext",))
+    monkeypatch.setattr(timing, "METHODS", methods)
+    monkeypatch.setattr(timing, "ROUNDS", 2)
+    for method in methods:
+        monkeypatch.setitem(DEFAULTS, method, dataclasses.replace(DEFAULTS[method], batch_size=8))
+    taken: list[tuple[str, bool]] = []
+    train_on = Run.train_on
+
+    def watched(self: Run, *arguments: Any) -> bool:
+        taken.append((self.cell.method, self.step >= self.total / 2))
+        return train_on(self, *arguments)
+
+    monkeypatch.setattr(Run, "train_on", watched)
+    found = timing.time_steps(tiny_data(), {}, lambda _: None)
+    assert taken == [(method, late) for method in methods for late in (False, True)] * 3
+    assert set(found["seconds"]["tiny-convnext"]) == set(methods)
+    assert all(0 < value < 60 for value in found["seconds"]["tiny-convnext"].values())
+
+
 def test_settings_reach_the_objective() -> None:
     from benchmarks.pictograms.cells import DEFAULTS
     from benchmarks.pictograms.variants import Variant, build_objective

@@ -42,7 +42,13 @@ def cell_record(method: str, seed: int, right: int, setting: Any, tower: str = "
     val |= {"effective_eigenvalues_text": 8, "ajne_image": 3.0, "ajne_text": 2.0}
     zeroshot = dict.fromkeys(cells.ZEROSHOT, scores)
     curve = [
-        {"epoch": e, "cpu_seconds": 10.0 * e, "val": val, "zeroshot": dict.fromkeys(cells.ZEROSHOT, right / 200)}
+        {
+            "epoch": e,
+            "step": 338 * e,
+            "cpu_seconds": 10.0 * e,
+            "val": val,
+            "zeroshot": dict.fromkeys(cells.ZEROSHOT, right / 200),
+        }
         for e in (1, cells.CELL_EPOCHS)
     ]
     return {
@@ -101,6 +107,9 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     assert f"9 of {len(cells.METHODS) * 9} cells" in text
     assert "| tiny-resnet | CLOOB | 28.0 (10 s) | 28.0 (120 s) |" in text
     assert "99.0" not in text
+    records.write(tmp_path / records.TIMING, {"seconds": {"tiny-resnet": {"cloob": 0.5}}})
+    text = tables.render(tmp_path)
+    assert "| tiny-resnet | CLOOB | 28.0 (169 s) | 28.0 (2028 s) |" in text  # 338 steps of half a second an epoch
 
 
 def test_picture_differences_average_over_seeds() -> None:
