@@ -38,6 +38,7 @@ def info_loob(
         its id has no negative; it adds 0 to the sum and counts in N.
 
     Raises:
+        TypeError: Not tensors.
         ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not positive and finite.
     """
     logits, positive, own = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)

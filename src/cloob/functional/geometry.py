@@ -37,6 +37,7 @@ def covariance_spectrum(embeddings: Tensor) -> Tensor:
         (D,) eigenvalues, non-negative, descending.
 
     Raises:
+        TypeError: Not a tensor.
         ValueError: Not a finite floating (N ≥ 2, D) matrix.
     """
     return _like(_spectrum(_rows(2, embeddings=embeddings)[0]), embeddings)
@@ -56,6 +57,7 @@ def effective_eigenvalues(embeddings: Tensor, threshold: float = 0.99) -> Tensor
         0-d int64 tensor in [0, min(N − 1, D)]; 0 when all rows are equal.
 
     Raises:
+        TypeError: Not a tensor.
         ValueError: Not a finite floating (N ≥ 2, D) matrix, or a threshold outside (0, 1].
     """
     if not 0 < threshold <= 1:
@@ -86,7 +88,8 @@ def ajne(embeddings: Tensor, chunk: int = 1024) -> Tensor:
         0-d tensor in [0, N/4].
 
     Raises:
-        ValueError: Not a finite floating (N ≥ 2, D) matrix, or a zero row, which has no direction.
+        TypeError: Not a tensor.
+        ValueError: Not a finite floating (N ≥ 2, D) matrix, or a zero row, which has no direction; ``chunk`` below 1.
     """
     x = _rows(2, embeddings=embeddings)[0]
     length = x.norm(dim=1, keepdim=True)
@@ -112,6 +115,7 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> Tensor:
         0-d tensor, in [0, 2^α] for unit rows.
 
     Raises:
+        TypeError: Not tensors.
         ValueError: Not two finite floating matrices of one shape.
     """
     a, b = _rows(1, x=x, y=y)
@@ -132,7 +136,8 @@ def uniformity(x: Tensor, t: float = 2.0, chunk: int = 1024) -> Tensor:
         0-d tensor in [−4t, 0] for unit rows; 0 when all rows are equal.
 
     Raises:
-        ValueError: Not a finite floating (N ≥ 2, D) matrix.
+        TypeError: Not a tensor.
+        ValueError: Not a finite floating (N ≥ 2, D) matrix; ``chunk`` below 1.
     """
     rows = _rows(2, x=x)[0]
     rows = rows - rows[:1]  # distances do not depend on the origin, and equal rows get distances of exact zero
@@ -157,6 +162,7 @@ def modality_gap(x: Tensor, y: Tensor) -> Tensor:
         0-d tensor in [0, 2] for unit rows.
 
     Raises:
+        TypeError: Not tensors.
         ValueError: Not two finite floating matrices of equal width.
     """
     a, b = _rows(1, same_rows=False, x=x, y=y)
@@ -179,8 +185,9 @@ def saturation(anchors: Tensor, candidates: Tensor, inv_tau: float | Tensor, chu
         0-d tensor in [0, 1].
 
     Raises:
+        TypeError: Not tensors.
         ValueError: Not two finite floating matrices of one shape with N ≥ 2, or τ⁻¹ is not positive and
-            finite.
+            finite; ``chunk`` below 1.
     """
     a, c = _rows(2, anchors=anchors, candidates=candidates)
     scale = positive_scalar("inv_tau", inv_tau, a)

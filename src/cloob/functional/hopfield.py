@@ -26,6 +26,7 @@ def hopfield_retrieval(state: Tensor, stored: Tensor, beta: float | Tensor) -> T
         (antipodal stored patterns under equal weights) stays zero, with zero gradient.
 
     Raises:
+        TypeError: Not tensors.
         ValueError: Shapes, dtypes or devices do not fit, M = 0, or β is not positive and finite.
     """
     state, stored = as_rows(state=state, stored=stored)

@@ -54,6 +54,7 @@ def cloob_reference(
         0-d loss, float32 (float64 for float64 input).
 
     Raises:
+        TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``.
     """
     direction = by_name({"infoloob": info_loob, "infonce": info_nce}, contrast)
@@ -78,7 +79,8 @@ def check_pairs(image_features: Tensor, text_features: Tensor) -> list[Tensor]:
     """Both sides of the batch as float32 or float64 matrices of equal shape.
 
     Raises:
-        ValueError: As :func:`cloob.functional.checks.as_rows`; unequal numbers of rows; fewer than two pairs.
+        TypeError: As :func:`cloob.functional.checks.as_rows`.
+        ValueError: As that; unequal numbers of rows; fewer than two pairs.
     """
     x, y = as_rows(image_features=image_features, text_features=text_features)
     if len(x) != len(y):

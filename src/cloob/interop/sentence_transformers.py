@@ -105,6 +105,9 @@ class InfoLOOBLoss(nn.Module):
             reps: For each column its embeddings, in parts of (n, D).
             labels: Without effect.
             with_backward: Also run the backward pass, and return the loss without graph.
+
+        Raises:
+            ValueError: Fewer than two columns.
         """
         if len(reps) < 2:
             raise ValueError(f"{len(reps)} column: an anchor and a positive are expected at least")

@@ -158,6 +158,7 @@ class DualEncoder(nn.Module):
 
         Raises:
             InputError: A file that is missing or not an image.
+            TypeError: One image instead of a list.
             ValueError: A tensor of another shape or dtype.
         """
         if isinstance(images, str | Path) or not isinstance(images, Tensor | Sequence):
