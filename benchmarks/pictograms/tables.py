@@ -19,6 +19,7 @@ from benchmarks.pictograms.cells import (
     DEFAULTS,
     FINAL_EPOCHS,
     FINALISTS,
+    LONG_EPOCHS,
     METHODS,
     PROBED,
     RATES,
@@ -72,27 +73,29 @@ def replaced(text: str, tables: str) -> str:
 def render(results: Path = records.RESULTS) -> str:
     """All tables as Markdown."""
     scores = records.search_scores(results)
-    runs, published = select(records.read("cells", results), scores)
+    cells = records.read("cells", results)
+    runs, published = select(cells, scores)
     parts = [progress(results, runs, scores), search_table(results, scores)]
     if runs:
         parts += [zeroshot_table(runs, tower) for tower in TOWERS if any(t == tower for _, t in runs)]
         labels = records.labels_by_set(results)
         parts += [differences(runs, labels, *pair) for pair in COMPARED]
         parts += [ablation(runs), other_scores(runs), over_time(runs, records.timing(results)), geometry_table(runs)]
+        parts.append(lengths(runs, select(cells, scores, LONG_EPOCHS)[0]))
     if published:
         parts.append("### As published, nothing tuned\n\n" + zeroshot_table(published, TOWERS[0]))
     parts.append(attempts_table(results))
     return "\n\n".join(part for part in parts if part)
 
 
-def select(cells: Mapping[str, Record], scores: Mapping[str, float]) -> tuple[Runs, Runs]:
-    """The runs of the study's length with the chosen settings, and those with the published ones."""
+def select(cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int | None = None) -> tuple[Runs, Runs]:
+    """The runs of a length (the study's) with the chosen settings, and those with the published ones."""
     chosen: Runs = defaultdict(dict)
     published: Runs = defaultdict(dict)
     for record in cells.values():
         config = record["config"]
         method, setting = config["method"], Setting(**config["setting"])
-        if config["epochs"] != CELL_EPOCHS:
+        if config["epochs"] != (epochs or CELL_EPOCHS):
             continue
         if setting == chosen_setting(method, scores, config["tower"])[0]:
             chosen[method, config["tower"]][config["seed"]] = record
@@ -256,6 +259,26 @@ def over_time(runs: Runs, timing: Mapping[str, Mapping[str, float]]) -> str:
     how = "steps times what a step takes, measured side by side" if timing else "of each run, whatever else went on"
     title = f"### Accuracy against epochs and time: mean zero-shot top-1, % (seconds of one core: {how})"
     return f"{title}\n\n{table(head, lines)}"
+
+
+def lengths(short: Runs, long: Runs) -> str:
+    """Longer runs beside those of the study's length, for the seeds that both have."""
+    lines = []
+    for (method, tower), of_seed in ordered(long):
+        seeds = sorted(of_seed.keys() & short.get((method, tower), {}).keys())
+        if not seeds:
+            continue
+        row = [tower, NAMES[method]]
+        for runs in (short, long):
+            found = [runs[method, tower][seed] for seed in seeds]
+            row += [spread([zeroshot_mean(r) for r in found]), spread([r["val"]["mean_recall"] for r in found])]
+            row.append(f"{np.mean([r['val']['effective_eigenvalues_image'] for r in found]):.0f}")
+        lines.append(row)
+    head = ["tower", "method"]
+    for epochs in (CELL_EPOCHS, LONG_EPOCHS):
+        head += [f"zero-shot, {epochs} epochs", "val mean recall", "effective eigenvalues"]
+    title = f"### Training for longer: {LONG_EPOCHS} epochs with the same settings, %"
+    return f"{title}\n\n{table(head, lines)}" if lines else ""
 
 
 def geometry_table(runs: Runs) -> str:

@@ -33,10 +33,12 @@ def write_test_sets(results: Path) -> None:
     records.write(results / records.TEST_SETS, dict.fromkeys(cells.ZEROSHOT, found))
 
 
-def cell_record(method: str, seed: int, right: int, setting: Any, tower: str = "tiny-resnet") -> dict[str, Any]:
+def cell_record(method: str, seed: int, right: int, setting: Any, epochs: int | None = None) -> dict[str, Any]:
     from benchmarks.pictograms import cells, records
 
-    cell = cells.Cell("cells", method, tower, seed, cells.CELL_EPOCHS, setting)
+    epochs = epochs or cells.CELL_EPOCHS
+
+    cell = cells.Cell("cells", method, "tiny-resnet", seed, epochs, setting)
     scores = {"acc1": right / 100, "predictions": records.pack(taken(right))}
     val = {"mean_recall": 0.5, "image_to_text@1": 0.25, "text_to_image@1": 0.25, "effective_eigenvalues_image": 9}
     val |= {"effective_eigenvalues_text": 8, "ajne_image": 3.0, "ajne_text": 2.0}
@@ -49,7 +51,7 @@ def cell_record(method: str, seed: int, right: int, setting: Any, tower: str = "
             "val": val,
             "zeroshot": dict.fromkeys(cells.ZEROSHOT, right / 200),
         }
-        for e in (1, cells.CELL_EPOCHS)
+        for e in (1, epochs)
     ]
     return {
         "id": cell.id,
@@ -92,6 +94,9 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     other = cell_record("cloob", 0, 99, dataclasses.replace(cells.DEFAULTS["cloob"], beta=3.0))
     records.write(tmp_path / "cells" / f"{other['id']}.json", other)
 
+    longer = cell_record("cloob", 1, 63, cells.DEFAULTS["cloob"], cells.LONG_EPOCHS)
+    records.write(tmp_path / "cells" / f"{longer['id']}.json", longer)
+
     write_test_sets(tmp_path)
     text = tables.render(tmp_path)
     assert "| flags | 50.0 ± 10.0 | 60.0 ± 10.0 | 56.0 ± 11.1 |" in text
@@ -107,6 +112,7 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     assert f"9 of {len(cells.METHODS) * 9} cells" in text
     assert "| tiny-resnet | CLOOB | 28.0 (10 s) | 28.0 (120 s) |" in text
     assert "99.0" not in text
+    assert "| tiny-resnet | CLOOB | 54.0 | 50.0 | 9 | 63.0 | 50.0 | 9 |" in text  # seed 1 alone has both lengths
     records.write(tmp_path / records.TIMING, {"seconds": {"tiny-resnet": {"cloob": 0.5}}})
     text = tables.render(tmp_path)
     assert "| tiny-resnet | CLOOB | 28.0 (169 s) | 28.0 (2028 s) |" in text  # 338 steps of half a second an epoch
