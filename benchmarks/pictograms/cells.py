@@ -246,7 +246,7 @@ def chosen_setting(method: str, scores: Scores, tower: str = TOWERS[0]) -> tuple
 
 
 def grid(scores: Scores, epochs: int = CELL_EPOCHS) -> list[Cell]:
-    """Seed × tower × method with the chosen settings, so that a part compares all; then the published and the long ones."""
+    """Seed × tower × method with the chosen settings, so that a part compares all; then published and long runs."""
     chosen = [
         Cell("cells", method, tower, seed, epochs, chosen_setting(method, scores, tower)[0])
         for seed in SEEDS
