@@ -36,7 +36,7 @@ def open_cells(stage: str, options: argparse.Namespace) -> Iterable[Cell]:
     else:
         from benchmarks.pictograms.attempts import attempts
 
-        listed = attempts()
+        listed = attempts(scores)
     wanted = {"method": options.method, "tower": options.tower, "seed": options.seed}
     return [c for c in listed if all(not v or str(getattr(c, k)) in v.split(",") for k, v in wanted.items())]
 

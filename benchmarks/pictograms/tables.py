@@ -310,8 +310,10 @@ def attempts_table(results: Path) -> str:
         return ""
     lengths = (SEARCH_EPOCHS, FINAL_EPOCHS)
     baselines = [search_cell(method, DEFAULTS[method], epochs).id for epochs in lengths for method in METHODS]
+    scores = records.search_scores(results)
+    baselines += [search_cell(method, chosen_setting(method, scores)[0], FINAL_EPOCHS).id for method in METHODS]
     tried = records.read("search", results)
-    listed = [*(tried[name] for name in baselines if name in tried), *found.values()]
+    listed = [*(tried[name] for name in dict.fromkeys(baselines) if name in tried), *found.values()]
     lines = []
     for record in sorted(listed, key=lambda record: record["config"]["epochs"]):
         config, val = record["config"], record["val"]

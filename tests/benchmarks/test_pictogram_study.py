@@ -72,6 +72,23 @@ def test_every_method_gets_the_same_number_of_runs_and_only_validation_decides()
             assert cells.chosen_setting(method, scores, tower) == (chosen, "finalists")
 
 
+def test_attempts_change_the_chosen_settings_once_there_are_any() -> None:
+    from benchmarks.pictograms import cells
+    from benchmarks.pictograms.attempts import CHOSEN, attempts
+
+    first = attempts({})
+    scores: dict[str, float] = {}
+    while todo := [cell for cell in cells.search_cells(scores) if cell.id not in scores]:
+        scores[todo[0].id] = (len(scores) * 37 % 101) / 101
+    later = attempts(scores)
+    assert later[: len(first)] == first
+    assert len({cell.id for cell in later}) == len(later) == len(first) + len(CHOSEN)
+    for cell in later[len(first) :]:
+        chosen = cells.chosen_setting(cell.method, scores)[0]
+        changed = {k for k, v in dataclasses.asdict(cell.setting).items() if v != getattr(chosen, k)}
+        assert len(changed) == 1 and changed <= {"option", "start", "mask_duplicates"}
+
+
 def test_a_round_starts_from_the_best_of_the_one_before() -> None:
     from benchmarks.pictograms import cells
 
