@@ -1,8 +1,8 @@
 """What is tried beside the published forms: each attempt changes one thing of a setting, with a reason.
 
 The first ones changed the published settings, in three epochs or twelve; since the search the chosen ones are changed,
-for as long as a finalist runs, and each is to be compared with its finalist. All are judged on the validation pairs alone;
-``docs/log.md`` says what came out.
+for as long as a finalist runs, and each is to be compared with its finalist. All are judged on the validation pairs
+alone; ``docs/log.md`` says what came out.
 """
 
 from __future__ import annotations
@@ -67,4 +67,5 @@ def attempts(scores: Scores) -> list[Cell]:
     ]
     published = [cell(attempt, DEFAULTS[attempt[0]], epochs) for epochs, attempt in PUBLISHED]
     chosen = ((attempt, *chosen_setting(attempt[0], scores)) for attempt in CHOSEN)
-    return repeated + published + [cell(a, base, FINAL_EPOCHS) for a, base, basis in chosen if basis == "finalists"]
+    changed = [cell(attempt, base, FINAL_EPOCHS) for attempt, base, basis in chosen if basis == "finalists"]
+    return list(dict.fromkeys(repeated + published + changed))
