@@ -74,13 +74,13 @@ def aligns(config: TrainConfig) -> bool:
 
     Raises:
         InputError: One encoder is given without the other, or with what makes no sense for heads; or none, but
-            something of the heads.
+            something of the heads, and no run to start from, whose configuration may speak of them.
     """
     align, towers, run = config.align, config.towers, config.run
     given = (align.image_encoder, align.text_encoder)
     if not any(given):
         for key, value in dataclasses.asdict(align).items():
-            if value != getattr(AlignConfig, key):
+            if value != getattr(AlignConfig, key) and towers.init is None:
                 raise InputError(
                     f"{key} is {value}, but there are no heads; give --image-encoder and --text-encoder, "
                     "or leave it out"
