@@ -140,13 +140,13 @@ def time_steps(options: argparse.Namespace) -> None:
 
 
 def refresh() -> None:
-    """Brings the page up to date with the records, so that the two never disagree for long."""
+    """Brings the pages up to date with the records, so that they never disagree for long."""
     from benchmarks.pictograms import tables
 
     try:
-        tables.write(records.RESULTS, ROOT / "docs" / "results.md")
+        tables.write(records.RESULTS, ROOT)
     except (OSError, ValueError) as error:
-        say(f"docs/results.md is as it was: {error}")
+        say(f"the pages are as they were: {error}")
 
 
 def yield_to_others() -> None:

@@ -1,4 +1,4 @@
-"""All tables of ``docs/results.md``, recomputed from the records between two marker lines.
+"""All tables of ``docs/results.md``, and README's, recomputed from the records between two marker lines.
 
 Cells count when they were run with the setting that the search chooses from the records as they are; CLIP and CLOOB
 with their published settings stand beside them.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from benchmarks.pictograms import records
@@ -35,7 +34,8 @@ from benchmarks.pictograms.cells import (
     search_cell,
     short_search,
 )
-from benchmarks.pictograms.stats import above_chance, mean_sd, picture_interval, sign_test, t_interval
+from benchmarks.pictograms.comparison import Record, Sets, compared, counted, together
+from benchmarks.pictograms.markdown import percent, points, span, spread, table
 
 BEGIN, END = "<!-- pictograms:begin -->", "<!-- pictograms:end -->"
 NAMES = {
@@ -47,16 +47,14 @@ NAMES = {
 }
 COMPARED = (("cloob", "clip"), ("cloob-warm", "clip"), ("infoloob", "clip"), ("cloob-warm", "infoloob"))
 """The claim, the claim for the form that retrieves later, what InfoLOOB alone does, and what retrieval adds to it."""
-Record = Mapping[str, Any]
-Sets = Mapping[str, tuple[np.ndarray, int]]
-"""Test set -> its labels and the number of its classes."""
 Runs = dict[tuple[str, str], dict[int, Record]]
 """(method, tower) -> seed -> record."""
 
 
-def write(results: Path, page: Path) -> None:
-    """Puts the tables between the markers of the page."""
-    page.write_text(replaced(page.read_text(encoding="utf-8"), render(results)), encoding="utf-8")
+def write(results: Path, root: Path) -> None:
+    """Puts the tables between the markers of ``docs/results.md`` and of README."""
+    for page, tables in ((root / "docs" / "results.md", render(results)), (root / "README.md", summary(results))):
+        page.write_text(replaced(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 def replaced(text: str, tables: str) -> str:
@@ -86,6 +84,28 @@ def render(results: Path = records.RESULTS) -> str:
         parts.append("### As published, nothing tuned\n\n" + zeroshot_table(published, TOWERS[0]))
     parts.append(attempts_table(results))
     return "\n\n".join(part for part in parts if part)
+
+
+def summary(results: Path = records.RESULTS) -> str:
+    """README's table: the mean zero-shot top-1 of each method on each tower, and the differences to CLIP."""
+    runs, _ = select(records.read("cells", results), records.search_scores(results))
+    if not runs:
+        return "No cell has been run yet."
+    sets = records.labels_by_set(results)
+    lines = []
+    for method in METHODS:
+        found = [list(runs.get((method, tower), {}).values()) for tower in TOWERS]
+        lines.append([NAMES[method], *(spread([zeroshot_mean(r) for r in of_tower]) for of_tower in found)])
+    for method, baseline in COMPARED[:3]:
+        row = [f"{NAMES[method]} − {NAMES[baseline]}, points"]
+        for tower in TOWERS:
+            mean = together(compared(runs.get((method, tower), {}), runs.get((baseline, tower), {}), sets).values())
+            row.append(f"{points(mean.mean)} ({span(mean.over_classes)})" if mean else "–")
+        lines.append(row)
+    done = {tower: min(len(runs.get((method, tower), {})) for method in METHODS) for tower in TOWERS}
+    seeds = ", ".join(f"{tower} {n} of {len(SEEDS)}" for tower, n in done.items())
+    head = ["zero-shot top-1, mean of the eight sets, %", *TOWERS]
+    return f"{table(head, lines)}\n\nSeeds that all methods have: {seeds}."
 
 
 def select(cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int | None = None) -> tuple[Runs, Runs]:
@@ -157,58 +177,28 @@ def differences(runs: Runs, sets: Sets, method: str, baseline: str) -> str:
     """A method − another, by cell and by tower, over the seeds that both have, and the sign tests."""
     lines: list[list[str]] = []
     told: dict[str, list[float]] = {}
-    untold = 0
+    cells = 0
     for tower in TOWERS:
-        ours, theirs = runs.get((method, tower), {}), runs.get((baseline, tower), {})
-        seeds = sorted(ours.keys() & theirs.keys())
-        if not seeds:
-            continue
-        kept = {}
-        for name in ZEROSHOT:
-            labels, n_classes = sets[name]
-            taken = [[records.unpack(of[s]["zeroshot"][name]["predictions"]) for s in seeds] for of in (ours, theirs)]
-            values = [float((a == labels).mean() - (b == labels).mean()) for a, b in zip(*taken, strict=True)]
-            pictures = picture_differences(*taken, labels)
-            if any(above_chance(predictions, labels, n_classes) for predictions in taken):
-                kept[name] = (values, pictures)
-                told.setdefault(name, []).append(float(np.mean(values)))
-            intervals = (t_interval(values), picture_interval([pictures]))
-            shown = [points(float(np.mean(values))), *map(span, intervals), "yes" if name in kept else "no"]
-            lines.append([tower, name, *shown])
-            untold += name not in kept
-        if kept:
-            means = np.mean([values for values, _ in kept.values()], axis=0)
-            both = (t_interval(list(means)), picture_interval([pictures for _, pictures in kept.values()]))
-            shown = [points(float(means.mean())), *map(span, both), ""]
-            lines.append([f"**{tower}**", "**mean of the sets above chance**", *shown])
+        found = compared(runs.get((method, tower), {}), runs.get((baseline, tower), {}), sets)
+        cells += len(found)
+        for name, difference in found.items():
+            lines.append([tower, name, *difference.shown(), "yes" if difference.told else "no"])
+            if difference.told:
+                told.setdefault(name, []).append(difference.mean)
+        if mean := together(found.values()):
+            lines.append([f"**{tower}**", "**mean of the sets above chance**", *mean.shown(), ""])
     if not lines:
         return ""
     head = ["tower", "set", f"{NAMES[method]} − {NAMES[baseline]}, points"]
     head += ["95 %, over seeds", "95 %, over classes", "above chance"]
-    cells = [value for values in told.values() for value in values]
+    above = [value for values in told.values() for value in values]
     verdict = (
-        f"{NAMES[method]} is ahead in {counted(cells)} (tower, set) cells above chance; {untold} cells are not above "
-        "chance for either. Sets are not independent from tower to tower: averaged over the towers it is ahead in "
-        f"{counted([float(np.mean(values)) for values in told.values()])} sets."
+        f"{NAMES[method]} is ahead in {counted(above)} (tower, set) cells above chance; {cells - len(above)} cells are "
+        "not above chance for either. Sets are not independent from tower to tower: averaged over the towers it is "
+        f"ahead in {counted([float(np.mean(values)) for values in told.values()])} sets."
     )
     title = f"### {NAMES[method]} against {NAMES[baseline]}, paired by seed"
     return f"{title}\n\n{table(head, lines)}\n\n{verdict}"
-
-
-def counted(differences: Sequence[float]) -> str:
-    """How many are positive, as text, with the sign test's p."""
-    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    share = f" ({100 * wins / len(differences):.0f} %, p = {sign_test(wins, losses):.3g})" if differences else ""
-    return f"{wins} of {len(differences)}{share}"
-
-
-def picture_differences(
-    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) difference of the hits of each picture, averaged over the seeds; and the labels beside it."""
-    rows = [(a == labels).astype(float) - (b == labels) for a, b in zip(ours, theirs, strict=True)]
-    mean: np.ndarray = np.mean(rows, axis=0)
-    return mean, labels
 
 
 def ablation(runs: Runs) -> str:
@@ -351,32 +341,3 @@ def ordered(runs: Runs) -> list[tuple[tuple[str, str], dict[int, Record]]]:
 def every(runs: Runs) -> Iterable[Record]:
     """All records."""
     return (record for of_seed in runs.values() for record in of_seed.values())
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def percent(value: float, digits: int = 1) -> str:
-    """A fraction as per cent."""
-    return f"{100 * value:.{digits}f}"
-
-
-def points(value: float) -> str:
-    """A difference of fractions in points, with its sign."""
-    return f"{100 * value:+.1f}"
-
-
-def span(interval: tuple[float, float]) -> str:
-    """An interval in points."""
-    return "–" if math.isnan(interval[0]) else f"{points(interval[0])} … {points(interval[1])}"
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± sd of fractions, in per cent."""
-    if not values:
-        return "–"
-    mean, sd = mean_sd(values)
-    return percent(mean) if math.isnan(sd) else f"{percent(mean)} ± {percent(sd)}"

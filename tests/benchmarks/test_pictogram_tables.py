@@ -65,11 +65,12 @@ def cell_record(method: str, seed: int, right: int, setting: Any, epochs: int | 
     }
 
 
-def test_the_page_holds_what_the_records_give() -> None:
+def test_the_pages_hold_what_the_records_give() -> None:
     from benchmarks.pictograms import tables
 
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert tables.replaced(page, tables.render()) == page, "run: python -m benchmarks.pictograms tables"
+    for name, rendered in (("docs/results.md", tables.render()), ("README.md", tables.summary())):
+        page = (ROOT / name).read_text(encoding="utf-8")
+        assert tables.replaced(page, rendered) == page, "run: python -m benchmarks.pictograms tables"
 
 
 def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> None:
@@ -113,19 +114,24 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     assert "| tiny-resnet | CLOOB | 28.0 (10 s) | 28.0 (120 s) |" in text
     assert "99.0" not in text
     assert "| tiny-resnet | CLOOB | 54.0 | 50.0 | 9 | 63.0 | 50.0 | 9 |" in text  # seed 1 alone has both lengths
+    small = tables.summary(tmp_path)
+    assert "| CLOOB | 56.0 ± 11.1 | – | – |" in small
+    assert "| CLOOB − CLIP, points | +6.0 (" in small
+    assert "| CLOOB, InfoLOOB first − CLIP, points | – | – | – |" in small
+    assert "tiny-resnet 0 of 3" in small
     records.write(tmp_path / records.TIMING, {"seconds": {"tiny-resnet": {"cloob": 0.5}}})
     text = tables.render(tmp_path)
     assert "| tiny-resnet | CLOOB | 28.0 (169 s) | 28.0 (2028 s) |" in text  # 338 steps of half a second an epoch
 
 
 def test_picture_differences_average_over_seeds() -> None:
-    from benchmarks.pictograms import tables
+    from benchmarks.pictograms import comparison
 
     labels = np.array([0, 1, 2])
     ours, theirs = (
         [np.where(h, labels, 7) for h in np.array(of, bool)] for of in ([[1, 1, 0], [1, 0, 0]], [[0, 1, 0], [1, 0, 1]])
     )
-    found, beside = tables.picture_differences(ours, theirs, labels)
+    found, beside = comparison.picture_differences(ours, theirs, labels)
     assert found.tolist() == [0.5, 0.0, -0.5]
     assert beside is labels
 

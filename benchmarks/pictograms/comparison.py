@@ -1,0 +1,96 @@
+"""One method − another on the test sets, paired by seed and by picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from benchmarks.pictograms import records
+from benchmarks.pictograms.cells import ZEROSHOT
+from benchmarks.pictograms.markdown import points, span
+from benchmarks.pictograms.stats import above_chance, picture_interval, sign_test, t_interval
+
+Record = Mapping[str, Any]
+Sets = Mapping[str, tuple[np.ndarray, int]]
+"""Test set -> its labels and the number of its classes."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of the top-1 on a set, or of its mean over several.
+
+    Attributes:
+        seeds: The difference with each seed.
+        pictures: For each set the difference of each picture's hits, averaged over the seeds; and the labels beside it.
+        told: Whether one of the two methods is above chance.
+    """
+
+    seeds: list[float]
+    pictures: list[tuple[np.ndarray, np.ndarray]]
+    told: bool = True
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(self.seeds))
+
+    @property
+    def over_seeds(self) -> tuple[float, float]:
+        """95 % interval: what other seeds would give."""
+        return t_interval(self.seeds)
+
+    @property
+    def over_classes(self) -> tuple[float, float]:
+        """95 % interval: what other classes and pictures would give."""
+        return picture_interval(self.pictures)
+
+    def shown(self) -> list[str]:
+        """The mean and both intervals, in points."""
+        return [points(self.mean), span(self.over_seeds), span(self.over_classes)]
+
+
+def compared(ours: Mapping[int, Record], theirs: Mapping[int, Record], sets: Sets) -> dict[str, Difference]:
+    """The difference on each set, over the seeds that both have; nothing without any.
+
+    Args:
+        ours: Seed -> the record of a method, one tower.
+        theirs: Those of the other method.
+        sets: The test sets' labels.
+    """
+    seeds = sorted(ours.keys() & theirs.keys())
+    return {name: _on_set(name, [[of[s] for s in seeds] for of in (ours, theirs)], sets) for name in ZEROSHOT if seeds}
+
+
+def _on_set(name: str, pairs: Sequence[Sequence[Record]], sets: Sets) -> Difference:
+    labels, n_classes = sets[name]
+    ours, theirs = ([records.unpack(r["zeroshot"][name]["predictions"]) for r in of] for of in pairs)
+    values = [float((a == labels).mean() - (b == labels).mean()) for a, b in zip(ours, theirs, strict=True)]
+    told = any(above_chance(predictions, labels, n_classes) for predictions in (ours, theirs))
+    return Difference(values, [picture_differences(ours, theirs, labels)], told)
+
+
+def picture_differences(
+    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) difference of the hits of each picture, averaged over the seeds; and the labels beside it."""
+    rows = [(a == labels).astype(float) - (b == labels) for a, b in zip(ours, theirs, strict=True)]
+    mean: np.ndarray = np.mean(rows, axis=0)
+    return mean, labels
+
+
+def together(differences: Iterable[Difference]) -> Difference | None:
+    """The mean of those that are told from chance, if there are any."""
+    kept = [d for d in differences if d.told]
+    if not kept:
+        return None
+    seeds = np.mean([d.seeds for d in kept], axis=0)
+    return Difference(list(seeds), [pictures for d in kept for pictures in d.pictures])
+
+
+def counted(differences: Sequence[float]) -> str:
+    """How many are positive, as text, with the sign test's p."""
+    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    share = f" ({100 * wins / len(differences):.0f} %, p = {sign_test(wins, losses):.3g})" if differences else ""
+    return f"{wins} of {len(differences)}{share}"
