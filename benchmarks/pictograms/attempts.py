@@ -37,10 +37,12 @@ CHOSEN: tuple[Attempt, ...] = (
     ("cloob", "both terms together", {"option": "sum"}),
     ("cloob", "spread the image embeddings before the first step", {"start": "centred"}),
     ("cloob", "beta is learned", {"option": "learned-beta"}),
+    ("cloob", "beta rises: a wide retrieval for the start, a sharp one at the end", {"option": "grown-beta"}),
     ("cloob", "duplicate captions are false negatives", {"mask_duplicates": True}),
     ("infoloob", "masked duplicates without retrieval", {"mask_duplicates": True}),
     ("clip", "masked duplicates for CLIP", {"mask_duplicates": True}),
     ("cloob-warm", "InfoLOOB first, without a jump", {"option": "ramp"}),
+    ("cloob-warm", "InfoLOOB only until the embeddings have left the cone", {"option": "early"}),
     ("cloob-warm", "a batch is a small memory: retrieve from the last 1,024 pairs as well", {"option": "queue"}),
     ("infonce-hopfield", "the warm start without leaving the positive out", {"option": "warm"}),
 )

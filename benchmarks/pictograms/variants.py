@@ -21,6 +21,7 @@ from cloob.objective import ContrastiveObjective, make_objective
 
 OPTIONS = {
     "warm": "no retrieval in the first half of the run: InfoLOOB (InfoNCE), then CLOOB (InfoNCE with retrieval)",
+    "early": "as warm, but the retrieval joins after a sixth of the run",
     "ramp": "the loss goes linearly from InfoLOOB without retrieval to CLOOB over the run",
     "centring": "the batch's mean is taken off images and off texts before retrieval and contrast, in training only",
     "sum": "the mean of InfoLOOB on plain and on retrieved embeddings",
@@ -29,6 +30,8 @@ OPTIONS = {
     "queue": "as warm, and what is retrieved from are the batch and the last 1,024 pairs before it",
     "grown-beta": "beta rises geometrically over the run, from its value to four times that",
 }
+_JOINS = {"warm": 1 / 2, "early": 1 / 6, "queue": 1 / 2}
+"""The part of the run after which retrieval joins."""
 PERPLEXITY = 8.0
 QUEUE = 1024
 """Patterns kept from the batches before."""
@@ -66,12 +69,14 @@ class Variant(nn.Module):
         x, y = image_features, text_features
         if self.option in ("perplexity", "grown-beta"):
             return self._retrieved(x, y, ids)
-        if self.option == "queue" and self.progress >= 0.5:
-            return self._queued(x, y, ids)
         if self.option == "centring":
             loss: Tensor = self.objective(*(F.normalize(rows - rows.mean(0), dim=1) for rows in (x, y)), ids=ids)
             return loss
-        share = {"warm": float(self.progress >= 0.5), "queue": 0.0, "ramp": self.progress, "sum": 0.5}[self.option]
+        share = {"ramp": self.progress, "sum": 0.5}.get(self.option)
+        if share is None:
+            share = float(self.progress >= _JOINS[self.option])
+        if self.option == "queue" and share > 0:
+            return self._queued(x, y, ids)
         loss = x.new_zeros(())
         if share < 1:
             tau_inverse = self.objective.inv_tau.to(x)

@@ -175,6 +175,8 @@ def test_variants_meet_the_published_forms_at_their_ends() -> None:
     for option, progress, expected in (
         ("warm", 0.49, plain),
         ("warm", 0.5, retrieved),
+        ("early", 0.16, plain),
+        ("early", 0.17, retrieved),
         ("ramp", 0.0, plain),
         ("ramp", 0.25, 0.75 * plain + 0.25 * retrieved),
         ("ramp", 1.0, retrieved),
