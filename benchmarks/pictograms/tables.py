@@ -73,7 +73,7 @@ def render(results: Path = records.RESULTS) -> str:
     scores = records.search_scores(results)
     cells = records.read("cells", results)
     runs, published = select(cells, scores)
-    parts = [progress(results, runs, scores), search_table(results, scores)]
+    parts = [progress(results, runs, scores)]
     if runs:
         parts += [zeroshot_table(runs, tower) for tower in TOWERS if any(t == tower for _, t in runs)]
         labels = records.labels_by_set(results)
@@ -82,7 +82,7 @@ def render(results: Path = records.RESULTS) -> str:
         parts.append(lengths(runs, select(cells, scores, LONG_EPOCHS)[0]))
     if published:
         parts.append("### As published, nothing tuned\n\n" + zeroshot_table(published, TOWERS[0]))
-    parts.append(attempts_table(results))
+    parts += [search_table(results, scores), attempts_table(results)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -105,7 +105,10 @@ def summary(results: Path = records.RESULTS) -> str:
     done = {tower: min(len(runs.get((method, tower), {})) for method in METHODS) for tower in TOWERS}
     seeds = ", ".join(f"{tower} {n} of {len(SEEDS)}" for tower, n in done.items())
     head = ["zero-shot top-1, mean of the eight sets, %", *TOWERS]
-    return f"{table(head, lines)}\n\nSeeds that all methods have: {seeds}."
+    return (
+        f"{table(head, lines)}\n\nDifferences: paired, mean of the sets above chance for one of the two, with the 95 % "
+        f"interval over classes and pictures. Seeds that all methods have: {seeds}."
+    )
 
 
 def select(cells: Mapping[str, Record], scores: Mapping[str, float], epochs: int | None = None) -> tuple[Runs, Runs]:
