@@ -14,8 +14,7 @@ import torch
 from benchmarks.pictograms import cache
 from benchmarks.pictograms.cells import DEFAULTS, SEARCH_EPOCHS, SEARCH_SEED, TOWERS, Cell, Setting
 from benchmarks.pictograms.running import Run
-from benchmarks.pictograms.study import WORK
-from torch.nn import functional as F
+from benchmarks.pictograms.study import ROOT, WORK
 
 from cloob.functional.geometry import uniformity
 from cloob.functional.hopfield import hopfield_retrieval
@@ -29,11 +28,8 @@ def measured(data: cache.Data, setting: Setting) -> list[float]:
     """The uniformity of one batch's images, texts and of both retrieved from the images."""
     assert setting.beta is not None
     run = Run(Cell("search", "cloob", TOWERS[0], SEARCH_SEED, SEARCH_EPOCHS, setting), data, Path("never-written"))
-    run.encoder.train()
     images, tokens, _ = run.batches.batch(0, np.arange(setting.batch_size))
-    pixels = (images.float() / 255 - run.encoder._mean) / run.encoder._std
-    model = run.encoder.model
-    x, y = F.normalize(model.encode_image(pixels), dim=1), F.normalize(model.encode_text(tokens), dim=1)
+    x, y = run.encoder.train()(images, tokens)
     retrieved = [hopfield_retrieval(queries, x, setting.beta) for queries in (x, y)]
     return [float(uniformity(rows)) for rows in (x, y, *retrieved)]
 
@@ -41,7 +37,7 @@ def measured(data: cache.Data, setting: Setting) -> list[float]:
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the study's pictures")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the study's pictures")
     folder = parser.parse_args().data
     data = cache.load(folder, WORK / "cache", create_model(TOWERS[0], seed=0), tests=False)
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")

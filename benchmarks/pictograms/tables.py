@@ -96,7 +96,7 @@ def summary(results: Path = records.RESULTS) -> str:
     for method in METHODS:
         found = [list(runs.get((method, tower), {}).values()) for tower in TOWERS]
         lines.append([NAMES[method], *(spread([zeroshot_mean(r) for r in of_tower]) for of_tower in found)])
-    for method, baseline in COMPARED[:3]:
+    for method, baseline in (pair for pair in COMPARED if pair[1] == "clip"):
         row = [f"{NAMES[method]} − {NAMES[baseline]}, points"]
         for tower in TOWERS:
             mean = together(compared(runs.get((method, tower), {}), runs.get((baseline, tower), {}), sets).values())

@@ -163,6 +163,19 @@ def test_a_centred_start_moves_the_mean_of_the_image_embeddings_alone(tmp_path: 
     assert torch.equal(before[1], after[1])
 
 
+def test_what_retrieval_sees_in_fresh_towers() -> None:
+    from benchmarks.pictograms.cells import DEFAULTS
+    from benchmarks.pictograms.fresh import measured
+
+    setting = dataclasses.replace(DEFAULTS["cloob"], batch_size=40)
+    before, after = (measured(tiny_data(), dataclasses.replace(setting, start=start)) for start in ("", "centred"))
+    assert before[1] == after[1]  # texts
+    assert all(-4 <= value <= 0 for value in before + after)
+    assert after[0] < before[0] - 0.5  # images spread
+    assert before[0] < before[2]  # retrieval narrows them
+    assert after[2] < before[2] and after[3] < before[3]
+
+
 def test_variants_meet_the_published_forms_at_their_ends() -> None:
     from benchmarks.pictograms.variants import Variant
 

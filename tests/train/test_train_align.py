@@ -186,6 +186,12 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
         assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01
 
 
+def test_settings_of_heads_want_a_start_with_heads(heads: TrainConfig, towers: list[str]) -> None:
+    config = heads.override(image_encoder=None, text_encoder=None, init=towers[0])
+    with pytest.raises(InputError, match="embed_dim is 12, but there are no heads"):
+        build.make_encoder(config)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

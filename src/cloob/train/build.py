@@ -55,7 +55,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     """The towers to start from, on the CPU: created by name, loaded from ``init``, or frozen encoders with heads.
 
     Raises:
-        InputError: Unknown model or weights, or ``model`` and ``image_size`` contradict ``init``.
+        InputError: Unknown model or weights, or ``model``, ``image_size`` or settings of heads contradict ``init``.
     """
     towers = config.towers
     if preflight.aligns(config):
@@ -63,6 +63,8 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
+    if not isinstance(encoder, AlignedEncoder):
+        preflight.check_no_heads(config.align)
     if towers.model not in (None, encoder.name):
         raise InputError(
             f"model is {towers.model!r}, but init {towers.init!r} holds {encoder.name!r}; leave --model out"

@@ -74,17 +74,13 @@ def aligns(config: TrainConfig) -> bool:
 
     Raises:
         InputError: One encoder is given without the other, or with what makes no sense for heads; or none, but
-            something of the heads, and no run to start from, whose configuration may speak of them.
+            something of the heads and no ``init``, which may hold some.
     """
     align, towers, run = config.align, config.towers, config.run
     given = (align.image_encoder, align.text_encoder)
     if not any(given):
-        for key, value in dataclasses.asdict(align).items():
-            if value != getattr(AlignConfig, key) and towers.init is None:
-                raise InputError(
-                    f"{key} is {value}, but there are no heads; give --image-encoder and --text-encoder, "
-                    "or leave it out"
-                )
+        if towers.init is None:
+            check_no_heads(align)
         return False
     if not all(given):
         missing = "text_encoder" if align.image_encoder else "image_encoder"
@@ -102,6 +98,19 @@ def aligns(config: TrainConfig) -> bool:
     if towers.freeze != "none":
         raise InputError(f"freeze is {towers.freeze!r}, but both encoders are frozen anyway; leave it out")
     return True
+
+
+def check_no_heads(align: AlignConfig) -> None:
+    """Refuses settings of heads where there are none.
+
+    Raises:
+        InputError: A setting is not its default.
+    """
+    for key, value in dataclasses.asdict(align).items():
+        if value != getattr(AlignConfig, key):
+            raise InputError(
+                f"{key} is {value}, but there are no heads; give --image-encoder and --text-encoder, or leave it out"
+            )
 
 
 def fsdp_alone() -> InputError:
