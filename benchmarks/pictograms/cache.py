@@ -6,8 +6,8 @@ these pixels (the training pictures are stored at the size they are trained at, 
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from cloob.data.labelled import open_labelled
 from cloob.data.order import sample_generator
 from cloob.data.sources import open_source
 from cloob.data.transforms import TrainTransform
+from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 
 PAIRS = {"train": "pictograms/train", "val": "pictograms/val", "tuxpaint-captions": "retrieval/tuxpaint-captions/0.tar"}
@@ -143,12 +144,11 @@ def _cached(
     folder = cache / name
     if not (folder / "texts.json").is_file():
         arrays, texts = build()
-        folder.mkdir(parents=True, exist_ok=True)
         for kind, array in arrays.items():
-            np.save(folder / f"{kind}.npy", array)
-        # Written last and renamed: its presence says that the rest is whole.
-        temporary = folder / f".tmp-{os.getpid()}"
-        temporary.write_text(json.dumps(texts), encoding="utf-8")
-        temporary.replace(folder / "texts.json")
+            whole = io.BytesIO()
+            np.save(whole, array)
+            write_whole(folder / f"{kind}.npy", whole.getvalue())
+        # Written last: its presence says that the rest is there. Two builders at once only replace each other's files.
+        write_whole(folder / "texts.json", json.dumps(texts))
     arrays = {kind: np.load(folder / f"{kind}.npy", mmap_mode="c") for kind in kinds}
     return arrays, json.loads((folder / "texts.json").read_text(encoding="utf-8"))

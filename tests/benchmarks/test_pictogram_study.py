@@ -129,6 +129,25 @@ def test_a_stopped_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
     assert comparable(Run(cell, data, state, full=False).go(lambda: False)) == comparable(whole)
 
 
+def test_two_builders_of_the_cache_do_not_write_into_each_others_files(tmp_path: Path) -> None:
+    from benchmarks.pictograms.cache import _cached
+
+    def build(value: int) -> Any:
+        return {"images": np.full((64, 64), value, np.uint8)}, {"captions": [str(value)]}
+
+    quick = []
+
+    def slow() -> Any:
+        quick.append(_cached(tmp_path, "train", ("images",), lambda: build(1)))  # another process was faster
+        return build(2)
+
+    _cached(tmp_path, "train", ("images",), slow)
+    arrays, texts = quick[0]
+    assert (arrays["images"] == 1).all()
+    assert texts == {"captions": ["1"]}
+    assert not list((tmp_path / "train").glob(".tmp-*"))
+
+
 def test_all_methods_start_alike_and_see_the_same_pairs(tmp_path: Path) -> None:
     from benchmarks.pictograms.cache import Augmented
     from benchmarks.pictograms.cells import DEFAULTS
