@@ -84,10 +84,10 @@ def main() -> int:
     parser.add_argument("--python", help="the interpreter of an environment with clip-benchmark; made when left out")
     arguments = parser.parse_args()
     python = arguments.python or overlay(CLIP_BENCHMARK)
-    from cloob.evaluate.facts import model_folder
+    from cloob.models.store import find_model_folder
 
     folder = arguments.set.resolve()
-    model = model_folder(arguments.model)
+    model = find_model_folder(arguments.model)
     if model is None:
         raise SystemExit(f"{arguments.model}: a run, checkpoint or model folder is wanted")
     metrics = ("acc1", "acc5", "mean_per_class_recall")

@@ -144,6 +144,7 @@ def faults() -> dict[str, tuple[str, str]]:
         "ids in a list": ((x, y), {"ids": [0, 1, 2, 3]}),
         "no ids": ((x, y), {}),
         "no scale": ((x, y), {"logit_scale": 0.0}),
+        "other scale": ((x, y), {"logit_scale": 31.0}),
     }
     raised: dict[str, tuple[str, str]] = {}
     for backend, (name, (arguments, options)) in itertools.product(("reference", "streamed"), mistakes.items()):
@@ -301,6 +302,7 @@ def test_torch_compile_around_it(ranks: list[dict[str, Any]]) -> None:
         ("ids in a list", "TypeError", "rank {last}: ids is a list"),
         ("no ids", "ValueError", "ranks differ in ids: rank 0 has 1"),
         ("no scale", "ValueError", "rank {last}: inv_tau is 0.0"),
+        ("other scale", "ValueError", "ranks differ in inv_tau: rank 0 has 30.0"),
     ],
 )
 def test_a_mistake_on_one_rank_is_raised_on_all(

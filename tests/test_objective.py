@@ -103,19 +103,37 @@ def test_scales_are_tensors_and_only_learnable_ones_parameters() -> None:
 @pytest.mark.parametrize("scale", ["paper", "unit"])
 def test_gradients_of_learnable_scales(backend: str, scale: str) -> None:
     x, y = pairs(6, 5)
-    objective = ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True, scale=scale, backend=backend).double()
-    objective(x, y).backward()
+    objective = ContrastiveObjective(learnable_beta=True, scale=scale, backend=backend).double()
+    log_inv_tau = torch.tensor(math.log(30.0), dtype=torch.float64, requires_grad=True)
+    objective(x, y, logit_scale=log_inv_tau.exp()).backward()
 
     def value(inv_tau: float, beta: float) -> float:
         return objective_loop(x.tolist(), y.tolist(), inv_tau, beta, scale=scale)
 
-    inv_tau, beta, h = objective.inv_tau.item(), objective.beta.item(), 1e-5
+    inv_tau, beta, h = 30.0, objective.beta.item(), 1e-5
     slopes = (
         (value(inv_tau * math.exp(h), beta) - value(inv_tau * math.exp(-h), beta)) / (2 * h),
         (value(inv_tau, beta * math.exp(h)) - value(inv_tau, beta * math.exp(-h))) / (2 * h),
     )
-    assert objective.log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
+    assert log_inv_tau.grad is not None and log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
     assert objective.log_beta.grad.item() == pytest.approx(slopes[1], rel=1e-6)
+    if scale == "unit":
+        own = ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True, backend=backend).double()
+        own(x, y).backward()
+        assert own.log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_learned_temperature_takes_the_mean_since_the_papers_scale_only_raises_it(name: str) -> None:
+    assert make_objective(name, learnable_inv_tau=True).scale == "unit"
+    with pytest.raises(ValueError, match="learnable_inv_tau=True needs scale='unit'"):
+        make_objective(name, learnable_inv_tau=True, scale="paper")
+    x, y = pairs(8, 5)  # pairs that have nothing to do with each other: the temperature should fall
+    for scale, rises in (("paper", True), ("unit", False)):
+        log_inv_tau = torch.tensor(math.log(30.0), requires_grad=True)
+        objective = make_objective(name, learnable_inv_tau=False, scale=scale)
+        objective(x, y, logit_scale=log_inv_tau.exp()).backward()
+        assert log_inv_tau.grad is not None and (log_inv_tau.grad.item() < 0) == rises
 
 
 def test_a_learnable_scale_is_bounded_by_100_in_training_alone() -> None:
@@ -227,6 +245,7 @@ def test_bad_rows_are_named(contrast: str, hopfield: bool, value: float, what: s
         ({"matmul": "float16"}, "matmul is 'float16'; one of 'float32', 'bfloat16'"),
         ({"matmul": "bfloat16", "backend": "reference"}, "matmul='bfloat16' needs backend='streamed' or 'auto'"),
         ({"inv_tau": 0.0}, r"inv_tau is 0\.0; a positive"),
+        ({"inv_tau": 1e-320}, r"inv_tau is 1e-320; a positive"),
         ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
         ({"beta": math.nan}, "beta is nan"),
         ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, Self
@@ -67,12 +68,15 @@ class ContrastiveObjective(nn.Module):
         hopfield: Contrast embeddings retrieved from the batch (Eq. 4, 5) instead of the plain ones.
         inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast; the start value if it is learnable.
         beta: Inverse temperature β > 0 of the retrieval; likewise.
-        learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as in CLIP.
+        learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as in CLIP; with ``"unit"`` only.
         learnable_beta: Learn ln β (parameter ``log_beta``); with retrieval only.
-        scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean: paper = unit · 2τ.
+        scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean: paper = unit · 2τ. None is
+            ``"paper"``, but ``"unit"`` where τ⁻¹ is learned: the derivative of τ · loss by τ⁻¹ is −τ² H, H ≥ 0 the
+            entropy of the softmax over the denominator, so that τ⁻¹ would rise to its bound whatever the embeddings.
         backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster.
         gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
-            gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then).
+            gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then), so
+            a learnable scale has to be inside what DDP wraps.
         matmul: ``"bfloat16"`` lets the streamed path multiply in bfloat16 with float32 accumulation.
 
     Raises:
@@ -90,12 +94,14 @@ class ContrastiveObjective(nn.Module):
         beta: float = 8.0,
         learnable_inv_tau: bool = False,
         learnable_beta: bool = False,
-        scale: Scale = "paper",
+        scale: Scale | None = None,
         backend: Backend = "auto",
         gather: bool = False,
         matmul: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         super().__init__()
+        if scale is None:
+            scale = "unit" if learnable_inv_tau else "paper"
         _one_of("contrast", contrast, ("infoloob", "infonce"))
         _one_of("scale", scale, ("paper", "unit"))
         _one_of("backend", backend, ("auto", "reference", "streamed"))
@@ -104,6 +110,8 @@ class ContrastiveObjective(nn.Module):
             raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'; the reference has no such path")
         if learnable_beta and not hopfield:
             raise ValueError("learnable_beta=True needs hopfield=True: without retrieval β has no gradient")
+        if learnable_inv_tau and scale == "paper":
+            raise ValueError("learnable_inv_tau=True needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings")
         self.contrast: Contrast = contrast
         self.hopfield = hopfield
         self.scale: Scale = scale
@@ -192,7 +200,8 @@ class ContrastiveObjective(nn.Module):
         Args:
             image_features: (N, D) image embeddings, unit rows.
             text_features: (N, D) text embeddings, unit rows; row i belongs to image i.
-            logit_scale: Takes the place of τ⁻¹ if given: that is how open_clip hands a learnable one over.
+            logit_scale: Takes the place of τ⁻¹ if given: that is how open_clip hands a learnable one over (which wants
+                ``scale="unit"``, see above).
             logit_bias: Without effect: a constant added to all logits cancels in both contrasts.
             ids: (N,) integer ids; pairs of equal id are not each other's negatives.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
@@ -203,7 +212,7 @@ class ContrastiveObjective(nn.Module):
         Raises:
             NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it.
             ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length. With ``gather`` every
-                rank raises, and the message names the rank.
+                rank raises, and the message names the rank; also where the ranks' τ⁻¹ or β have drifted apart.
             RuntimeError: ``gather=True`` without a process group.
         """
         if self.training:
@@ -300,7 +309,7 @@ def _agreed_rows(
 ) -> tuple[Tensor, Tensor, Tensor | None, Layout]:
     """This rank's rows, their ids and everybody's layout, once every rank found its own arguments in order."""
     fault, x, y = None, image_features, text_features
-    facts = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
+    facts = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids", *scales), 0)
     try:
         x, y = as_rows(image_features=image_features, text_features=text_features)
         if len(x) != len(y) or len(x) < 1:
@@ -310,17 +319,33 @@ def _agreed_rows(
         both = check_ids(ids, None, len(x), len(x), x.device)
         ids = None if both is None else both[0].to(torch.int64)
         check_finite(image_features=x, text_features=y)
-        for name, value in scales.items():
-            positive_scalar(name, value, x)
-        facts = dict(zip(facts, (len(x), x.shape[1], x.element_size(), int(ids is not None)), strict=True))
+        values = [_bits(float(positive_scalar(name, value, x))) for name, value in scales.items()]
+        facts = dict(zip(facts, (len(x), x.shape[1], x.element_size(), int(ids is not None), *values), strict=True))
     except (TypeError, ValueError) as error:
         fault = error
     device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
     everywhere = distributed.agree(facts, fault, device)
-    for name, values in everywhere.items():
-        if name != "rows" and len(set(values)) > 1:
-            raise ValueError(f"ranks differ in {name}: {', '.join(f'rank {r} has {v}' for r, v in enumerate(values))}")
+    for name, found in everywhere.items():
+        values: Sequence[float] = found
+        tolerance, advice = 0.0, ""
+        if name in scales:
+            values = [_number(bits) for bits in found]
+            # Processors that differ may give other last bits for the exponential of the same parameter.
+            tolerance, advice = 1e-3 * min(values), "; a learnable one has to be inside what DDP wraps"
+        if name != "rows" and max(values) - min(values) > tolerance:
+            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(values))
+            raise ValueError(f"ranks differ in {name}: {named}{advice}")
     return x, y, ids, Layout(everywhere["rows"])
+
+
+def _bits(number: float) -> int:
+    """The 64 bits of a number as an integer, in which ranks tell their facts."""
+    return int(struct.unpack("q", struct.pack("d", number))[0])
+
+
+def _number(bits: int) -> float:
+    """The inverse of ``_bits``."""
+    return float(struct.unpack("d", struct.pack("q", bits))[0])
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

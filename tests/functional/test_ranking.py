@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from cloob.functional import ranking as r
 
@@ -54,6 +55,14 @@ def test_ranks_are_the_loop_for_any_chunk(data: st.DataObject, q: int, n: int, s
 def test_a_tie_ranks_behind_its_copies_in_every_precision(dtype: torch.dtype, chunk: int) -> None:
     gallery = rows(1, 67, dtype=dtype).repeat(33, 1)
     assert r.ranks(rows(7, 67, 1, dtype), gallery, torch.arange(7), chunk=chunk).tolist() == [32] * 7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_in_half_precision_rank_as_their_values_do(dtype: torch.dtype) -> None:
+    queries, noise = rows(60, 64), rows(60, 64, 1)
+    x, y = (F.normalize(t, dim=1).to(dtype) for t in (queries, queries + 2.5 * noise))
+    exact = r.ranks(x.double(), y.double(), torch.arange(60))
+    assert torch.equal(r.ranks(x, y, torch.arange(60)), exact) and exact.max() > 0
 
 
 def test_ranks_follow_a_permutation_of_queries_and_gallery() -> None:
@@ -112,10 +121,11 @@ def test_ranking_ignores_autocast() -> None:
         (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0]), "targets for 2 queries, got 1"),
         (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([[0], [1]]), r"\(Q,\)"),
         (torch.ones(2, 3), torch.ones(0, 3), torch.tensor([0, 0]), "non-empty"),
+        (torch.ones(2, 3), torch.ones(2, 3), [0, 1], "a sequence of gallery rows for each query"),
     ],
 )
 def test_ranking_errors(query: Tensor, gallery: Tensor, targets: Tensor, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, TypeError), match=said):
         r.ranks(query, gallery, targets)
 
 

@@ -67,7 +67,8 @@ def test_what_a_command_line_leaves_out(adapter: Any) -> None:
     assert words[5:] == ["--model_type", "cloob", "--pretrained", "cloob", "--output", output]
     given = ["eval", "--model_type=open_clip", "--model", "a", "--pretrained", "b", "--output", "c"]
     assert adapter.with_defaults(given) == given
-    for other in ([], ["build", "x.json"], ["eval", "--help"]):
+    theirs = ["eval", "--model", "ViT-B-32", "--model_type", "open_clip", "--dataset", "x"]
+    for other in ([], ["build", "x.json"], ["eval", "--help"], theirs, ["eval", "--pretrained_model", "RN50,openai"]):
         assert adapter.with_defaults(other) == other
     with pytest.raises(InputError, match="--output: name the results of 2 models yourself"):
         adapter.with_defaults(["eval", "--model", "runs/a", "runs/b", "--dataset", "x"])

@@ -305,7 +305,7 @@ def test_two_processes_that_accumulate_equal_one(
     if learned:
         ours, loss = (
             ["--cloob-beta=6", "--cloob-temperature=learned"],
-            lambda x, y, scale: cloob_reference(x, y, scale, 6.0),
+            lambda x, y, scale: cloob_reference(x, y, scale, 6.0, scale="unit"),
         )
     else:
         ours, loss = ["--cloob-inv-tau=25", "--cloob-beta=6"], cloob_loss

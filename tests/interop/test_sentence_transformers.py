@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -84,6 +85,14 @@ def test_the_trainer_trains(model: Any, kind: Any, tmp_path: Path) -> None:
     assert len(losses) == 6
     assert losses[-1] < losses[0] - 0.02
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.grad is not None)
+
+
+def test_one_pair_that_is_not_finite_is_an_error_too(model: Any) -> None:
+    one = torch.ones(1, 3, requires_grad=True)
+    loss = CLOOBLoss(model)
+    assert loss.calculate_loss([[one], [one], [one]]).item() == 0.0
+    with pytest.raises(ValueError, match="anchors: 1 of 1 rows are bad"):
+        loss.calculate_loss([[one * math.nan], [one]])
 
 
 def test_a_last_batch_of_one_pair_does_not_stop_the_training(model: Any, tmp_path: Path) -> None:

@@ -76,8 +76,6 @@ def test_many_texts_in_groups_of_equal_length_are_each_text_alone(bert: Path) ->
 
 
 def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(bert, folder)
     pooling = folder / "1_Pooling" / "config.json"
@@ -94,6 +92,24 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
     (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
     with pytest.raises(InputError, match=r"has a module Dense"):
         open_text(str(folder))
+
+
+def test_a_model_of_the_hub_is_pooled_as_its_files_say(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--some--bert" / "snapshots" / ("0" * 40)
+    shutil.copytree(bert, snapshot)
+    refs = tmp_path / "models--some--bert" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (snapshot / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
+    there, here = open_text("hf:some/bert"), open_text(str(snapshot))
+    assert there.pooling == "cls" and there.context_length == here.context_length
+    torch.testing.assert_close(there(there.tokenizer(TEXTS)), here(here.tokenizer(TEXTS)))
+    (snapshot / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    with pytest.raises(InputError, match=r"^hf:some/bert: has a module Dense"):
+        open_text("hf:some/bert")
 
 
 def test_towers_of_a_model_folder_are_encoders(tower: Path) -> None:
@@ -133,6 +149,20 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
         torch.testing.assert_close(by_features[0], expected)
         torch.testing.assert_close(by_features, whole(pixels, tokens))
         torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
+
+
+def test_training_mode_leaves_the_frozen_encoders_alone(bert: Path, tmp_path: Path) -> None:
+    save_model(tmp_path, create_model("tiny-resnet", seed=3), CONFIG)
+    image, text = open_image_encoder(str(tmp_path)), open_text(str(bert))
+    heads = [Head(side.features, 12, "linear", 0.5) for side in (image, text)]
+    names = {"image_encoder": str(tmp_path), "text_encoder": str(bert)}
+    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
+    before = fingerprint(encoder.model.visual)
+    encoder.train()
+    assert all(module.training for module in heads)
+    assert not any(module.training for side in (image, text) for module in side.modules())
+    encoder.encode_image(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
+    assert fingerprint(encoder.model.visual) == before
 
 
 def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) -> None:

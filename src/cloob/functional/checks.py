@@ -69,12 +69,13 @@ def positive_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     """A positive, finite scalar as a 0-d tensor of ``like``'s dtype and device; keeps its graph if it has one.
 
     Raises:
-        ValueError: Not a single number, not finite or not positive.
+        ValueError: Not a single number, not finite or not positive, or too large or small for the dtype.
     """
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; a single positive number is expected")
     number = float(value.detach() if isinstance(value, Tensor) else value)
-    if not 0.0 < number < float("inf"):
+    range_ = torch.finfo(like.dtype)
+    if not range_.tiny <= number <= range_.max:
         raise ValueError(f"{name} is {number}; a positive, finite number is expected")
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
 

@@ -6,7 +6,7 @@ measures are fractions in [0, 1]. A rank is computed once and serves every k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[in
     """Ranks the best positive of each query among the gallery by scalar product.
 
     Args:
-        query: (Q, D) rows.
+        query: (Q, D) rows; scores are computed in float32 (float64 for float64 rows).
         gallery: (G, D) rows, of the same dtype.
         targets: The positives of each query: a (Q,) int64 tensor of gallery rows, or Q non-empty sequences of
             them.
@@ -46,10 +46,13 @@ def ranks(query: Tensor, gallery: Tensor, targets: Tensor | Sequence[Sequence[in
         (Q,) int64 ranks, see :func:`ranks_of_pairs`.
 
     Raises:
+        TypeError: ``targets`` is neither.
         ValueError: Shapes that do not fit, a query without a positive, or a target outside the gallery.
     """
     if len(targets) != len(query):
         raise ValueError(f"expected targets for {len(query)} queries, got {len(targets)}")
+    if not isinstance(targets, Tensor) and not all(isinstance(positives, Iterable) for positives in targets):
+        raise TypeError("targets: expected a (Q,) tensor, or a sequence of gallery rows for each query")
     if isinstance(targets, Tensor):
         if targets.ndim != 1:
             raise ValueError(f"targets: expected a (Q,) tensor, got shape {tuple(targets.shape)}")
@@ -279,7 +282,8 @@ def grouped_bootstrap(
 def _count_ahead(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool) -> tuple[Tensor, Tensor | None]:
     """The ranks of the queries' positives in the gallery, and if ``both`` of the gallery's among the queries."""
     _check_ranking(query, gallery, pairs, chunk, both)
-    query, gallery = _nan_unless_finite(query), _nan_unless_finite(gallery)
+    # Within the rounding of half precision whole neighbourhoods would tie.
+    query, gallery = (_nan_unless_finite(t if t.dtype == torch.float64 else t.float()) for t in (query, gallery))
     pairs = torch.unique(pairs.to(query.device), dim=0)  # sorted: the pairs of a block of queries are a slice
     best, least = _best_positive(query, gallery, pairs, chunk)
     ahead = torch.zeros_like(best, dtype=torch.int64)

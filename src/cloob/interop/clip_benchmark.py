@@ -2,10 +2,10 @@
 
     python -m cloob.interop.clip_benchmark eval --model runs/demo/cloob --dataset wds/flags --dataset_root data/flags
 
-is CLIP_benchmark's command line with the model type there; all options are its own (1.6). Where they are left out,
-``--model_type`` is ``cloob``, ``--pretrained`` ``cloob`` (a mere label here), and ``--output`` a name without the path
-of the model, which its own default would take for a folder. ``--model`` is what :func:`cloob.load_model` takes, except
-``hf-hub:`` and ``NAME/TAG``, which its type ``open_clip`` reads as well.
+is CLIP_benchmark's command line with the model type there; all options are its own (1.6). Where they are left out and
+no other model type is asked for, ``--model_type`` is ``cloob``, ``--pretrained`` ``cloob`` (a mere label here), and
+``--output`` a name without the path of the model, which its own default would take for a folder. ``--model`` is what
+:func:`cloob.load_model` takes, except ``hf-hub:`` and ``NAME/TAG``, which its type ``open_clip`` reads as well.
 
 Images reach the model as raw pixels, a quarter of the bytes that its workers hand over otherwise; the model normalises
 them. The results are those of ``--model_type open_clip --model local-dir:…`` on the same folder.
@@ -65,12 +65,15 @@ def register() -> None:
 
 
 def with_defaults(words: Sequence[str]) -> list[str]:
-    """The words of a command line of CLIP_benchmark, with what they leave out filled in."""
+    """The words of a command line of CLIP_benchmark, with what they leave out filled in, unless for other types."""
     words = list(words)
     if not words or words[0] != "eval" or {"-h", "--help"} & set(words):
         return words
     given = {word.partition("=")[0] for word in words if word.startswith("--")}
     label = "cloob"
+    types = _values(words, "--model_type")
+    if "--pretrained_model" in given or (types and types != [MODEL_TYPE]):
+        return words
     if "--model" in given and "--output" not in given:
         models = _values(words, "--model")
         if len(models) > 1:

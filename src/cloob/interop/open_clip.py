@@ -103,7 +103,7 @@ class Options:
         inv_tau: τ⁻¹; None takes the objective's own (fixed), or the model's ``logit_scale`` (learned).
         beta: β of the retrieval.
         temperature: ``"fixed"`` or ``"learned"``; None learns for ``clip`` alone.
-        scale: ``"paper"`` or ``"unit"``; None takes the objective's own.
+        scale: ``"paper"`` or ``"unit"``; None takes the objective's own, and ``"unit"`` for a learned τ⁻¹.
         backend: As :class:`ContrastiveObjective`.
         matmul: As :class:`ContrastiveObjective`.
     """
@@ -127,7 +127,9 @@ class Options:
         Raises:
             ValueError: A value is out of range.
         """
-        given = {"inv_tau": self.inv_tau, "scale": self.scale}
+        if self.learned and self.scale == "paper":
+            raise ValueError("a learned temperature needs scale 'unit'; τ · loss falls with τ⁻¹ for all embeddings")
+        given = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
         return make_objective(
             self.objective,
             beta=self.beta,
@@ -196,7 +198,10 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
     add("--cloob-beta", dest="beta", type=float, default=8.0, help="of the Hopfield retrieval; default: 8")
     add("--cloob-temperature", dest="temperature", choices=("fixed", "learned"), help="default: fixed (clip: learned)")
     add(
-        "--cloob-scale", dest="scale", choices=("paper", "unit"), help="tau * sum, or mean; default: paper (clip: unit)"
+        "--cloob-scale",
+        dest="scale",
+        choices=("paper", "unit"),
+        help="tau * sum, or mean; default: paper (clip, learned temperature: unit)",
     )
     add("--cloob-backend", dest="backend", choices=("auto", "reference", "streamed"), default="auto")
     add("--cloob-matmul", dest="matmul", choices=("float32", "bfloat16"), default="float32")

