@@ -15,7 +15,8 @@ def write_whole(path: Path, content: str | bytes, refused: str | None = None) ->
 
     Args:
         path: The file.
-        content: Bytes, or text that is written as UTF-8 with line feeds as they are.
+        content: Bytes, or text that is written as UTF-8 with line feeds as they are; what UTF-8 does not have (the
+            bytes of a file name that is not UTF-8) as an escape, which JSON reads back.
         refused: What the error says before the reason; left out, that the file cannot be written.
 
     Raises:
@@ -24,7 +25,7 @@ def write_whole(path: Path, content: str | bytes, refused: str | None = None) ->
     temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        temporary.write_bytes(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
         temporary.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong

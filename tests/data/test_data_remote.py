@@ -323,12 +323,16 @@ def test_the_cache_is_bounded_and_the_least_used_goes(
 ) -> None:
     together = sum((shards / name).stat().st_size for name in SIZES)
     cache = ShardCache(tmp_path / "cache", max_bytes=together - 1)
+    (tmp_path / "cache" / "folder").mkdir(parents=True)
+    (tmp_path / "cache" / "precious.bin").write_bytes(bytes(together))  # of somebody else: neither counted nor removed
+    os.utime(tmp_path / "cache" / "precious.bin", (0, 0))
     source = open_source(simple(shards), cache=cache)
     with caplog.at_level(logging.WARNING):
         source.read(0), source.read(5), source.read(11)
     kept = sorted(path.name[-9:] for path in (tmp_path / "cache").glob("*.tar"))
     assert kept == ["00001.tar", "00002.tar"]
     assert not list((tmp_path / "cache").glob("*00000.tar.index"))
+    assert (tmp_path / "cache" / "precious.bin").is_file()
     assert "raise --cache-gb" in caplog.text  # all three were in use within seconds
     assert source.read(1).caption == "pair 1"  # still open, though its name is gone
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "pair 1"  # fetched again

@@ -84,8 +84,12 @@ def test_compressed_shards(tmp_path: Path, image: MakeImage, write_tar: WriteTar
 def test_compressed_shards_have_a_limit(tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tarindex, "MAX_UNPACKED_BYTES", 2_000_000)
     path = write_tar(tmp_path / "0.tar.gz", {"a.png": bytes(3_000_000), "a.txt": b"a"})
-    with pytest.raises(InputError, match="unpacks to more than 2,000,000 bytes"):
+    with pytest.raises(InputError, match=r"0\.tar\.gz unpacks to more than 2,000,000 bytes"):
         open_source(path)
+    for i in range(2):
+        write_tar(tmp_path / f"{i}.tar.gz", {"a.png": bytes(1_500_000), "a.txt": b"a"})
+    with pytest.raises(InputError, match=r"1\.tar\.gz and the tars before it unpack to more than 2,000,000 bytes"):
+        open_source(tmp_path)
 
 
 def test_names_are_split_as_webdataset_splits_them() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,6 +68,22 @@ def test_what_cannot_be_opened_gets_one_line(folder: Path, spec: str, said: str)
 def test_a_mistyped_name_gets_the_nearest(folder: Path) -> None:
     with pytest.raises(InputError, match=r"did you mean sub\?"):
         open_source(folder / "subb")
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, image: Callable[..., bytes]) -> None:
+    """As old data sets have them, in folders and in tars."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for i in range(2):
+        stem = os.fsdecode(b"%d-caf\xe9" % i)
+        (folder / f"{stem}.png").write_bytes(image(i))
+        (folder / f"{stem}.txt").write_text(f"pair {i}")
+    with tarfile.open(tmp_path / "set.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        tar.add(folder, ".")
+    for place in (folder, tmp_path / "set.tar"):
+        sample = open_source(place).read(1)
+        assert sample.key.endswith("1-caf\ufffd" + (".png" if place == folder else "")), sample.key
+        assert (sample.image, sample.caption) == (image(1), "pair 1")
 
 
 def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes]) -> None:

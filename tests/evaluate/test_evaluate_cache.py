@@ -138,9 +138,12 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         DiskCache(tmp_path / "file" / "cache").save("m", "k", "d", Stored({"x": torch.zeros(1)}, {}))
 
 
+M, D = fingerprint("m"), fingerprint("d")
+
+
 def entry(cache: DiskCache, name: str, used_ago: float, numbers: int = 1000) -> Path:
-    cache.save("m", name, "d", Stored({"x": torch.zeros(numbers)}, {}))
-    path = cache.folder / "m" / f"{name}-d.safetensors"
+    cache.save(M, name, D, Stored({"x": torch.zeros(numbers)}, {}))
+    path = cache.folder / M / f"{name}-{D}.safetensors"
     os.utime(path, (time.time() - used_ago,) * 2)
     return path
 
@@ -149,16 +152,16 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, limit=10_000_000)
     size = entry(cache, "probe", 0).stat().st_size
     paths = [entry(cache, f"k{day}", 86_400.0 * day) for day in (1, 2, 3, 4)]
-    (tmp_path / "m" / ".tmp-9-left").write_bytes(b"x" * size)
-    os.utime(tmp_path / "m" / ".tmp-9-left", (0, 0))
-    os.utime(tmp_path / "m" / "probe-d.safetensors", (time.time() - 9 * 86_400,) * 2)
-    assert cache.load("m", "probe", "d") is not None  # used just now
+    (tmp_path / M / ".tmp-9-left").write_bytes(b"x" * size)
+    os.utime(tmp_path / M / ".tmp-9-left", (0, 0))
+    os.utime(tmp_path / M / f"probe-{D}.safetensors", (time.time() - 9 * 86_400,) * 2)
+    assert cache.load(M, "probe", D) is not None  # used just now
     cache.limit = 4 * size
-    assert cache.evict() == [tmp_path / "m" / ".tmp-9-left", paths[3]]
+    assert cache.evict() == [tmp_path / M / ".tmp-9-left", paths[3]]
     cache.limit = 2 * size
     entry(cache, "new", 0)  # whoever stores, tidies up
-    left = sorted(path.name for path in (tmp_path / "m").iterdir())
-    assert left == ["new-d.safetensors", "probe-d.safetensors"]
+    left = sorted(path.name for path in (tmp_path / M).iterdir())
+    assert left == [f"new-{D}.safetensors", f"probe-{D}.safetensors"]
     cache.limit = 0
     assert cache.evict() == []  # both are young: another run may be about to read them
 
@@ -166,10 +169,21 @@ def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
 def test_one_large_file_outstays_its_own_storing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloob.evaluate.cache._YOUNG", -60.0)
     cache = DiskCache(tmp_path, limit=5000)
-    cache.save("m", "large", "d", Stored({"x": torch.zeros(9000)}, {}))
-    assert cache.load("m", "large", "d") is not None
-    cache.save("m", "small", "d", Stored({"x": torch.zeros(9)}, {}))
-    assert cache.load("m", "large", "d") is None and cache.load("m", "small", "d") is not None
+    cache.save(M, "large", D, Stored({"x": torch.zeros(9000)}, {}))
+    assert cache.load(M, "large", D) is not None
+    cache.save(M, "small", D, Stored({"x": torch.zeros(9)}, {}))
+    assert cache.load(M, "large", D) is None and cache.load(M, "small", D) is not None
+
+
+def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:
+    theirs = [tmp_path / name for name in ("llama/model.safetensors", "run/.tmp-5", f"{M}/notes.safetensors")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(5000))
+        os.utime(path, (0, 0))
+    ours = entry(DiskCache(tmp_path, limit=10_000_000), "old", 86_400.0)
+    assert DiskCache(tmp_path, limit=0).evict() == [ours]
+    assert all(path.is_file() for path in theirs)
 
 
 def test_the_limit_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +73,27 @@ def test_features_are_the_encoders_and_computed_once(
     file.write_bytes(file.read_bytes()[:1000])  # cut short: counts as none
     with pytest.raises(AssertionError, match="computed again"):
         build.make_loader(open_source(pairs_folder), build.make_encoder(heads), heads, torch.device("cpu"))
+
+
+def test_other_shards_behind_the_same_pattern_are_other_features(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path
+) -> None:
+    for i in range(2):
+        with tarfile.open(tmp_path / f"{i}.tar", "w") as tar:
+            for name in (f"{i}0.png", f"{i}0.txt", f"{i}1.png", f"{i}1.txt"):
+                tar.add(pairs_folder / name, name)
+    spec = f"{tmp_path}/{{0..1}}.tar"
+    config = heads.override(data=[spec])
+    encoder = build.make_encoder(config)
+    assert isinstance(encoder, AlignedEncoder)
+
+    def key() -> str:
+        return align._key(open_source(spec), (spec,), encoder, config)
+
+    before = key()
+    assert key() == before
+    os.utime(tmp_path / "1.tar", ns=(0, (tmp_path / "1.tar").stat().st_mtime_ns + 1))
+    assert key() != before
 
 
 def _never(*arguments: object) -> None:
@@ -176,11 +200,19 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
     """``init`` takes such a run as any other: a step of next to no length leaves its embeddings as they were."""
     first = train(heads.override(epochs=1))
     again = heads.override(image_encoder=None, text_encoder=None, init=str(first.run), out=tmp_path / "again", lr=1e-30)
-    second = train(again.override(epochs=1, crop_scale=(0.5, 1.0)))
+    second = train(again.override(epochs=1))
     texts = ["a red disc", "a blue bar"]
     with torch.no_grad():
         before, after = (load_model(run).encode_text(texts) for run in (first.run, second.run))
     torch.testing.assert_close(after, before)
+    assert TrainConfig.from_json(second.run / "config.json").align.embed_dim == 12
+    for change, said in (
+        ({"flip": True}, "flip is True, but heads train on features made once"),
+        ({"freeze": "image"}, "freeze is 'image', but both encoders are frozen anyway"),
+        ({"embed_dim": 16}, f"embed_dim is 16, but init {str(first.run)!r} holds heads with 12"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            train(again.override(out=tmp_path / "refused", **change))
     fresh = build.make_encoder(heads)
     with torch.no_grad():
         assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01

@@ -11,10 +11,14 @@ import pytest
 import torch
 from train_helpers import Trained, lines
 
+from cloob.data.sources import open_source
 from cloob.errors import InputError
 from cloob.models.store import best_checkpoint, find_best, find_model_folder, list_checkpoints, load_model
+from cloob.objective import make_objective
+from cloob.train.build import make_val_loader
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from cloob.train.step import TowersWithLoss
 from cloob.train.validate import validate
 
 
@@ -82,11 +86,6 @@ def test_an_improvement_is_saved_even_when_no_checkpoint_is_due(
 
 
 def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) -> None:
-    from cloob.data.sources import open_source
-    from cloob.objective import make_objective
-    from cloob.train.build import make_val_loader
-    from cloob.train.step import TowersWithLoss
-
     encoder = load_model(trained.run)
     loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config)
     found = validate(
@@ -105,6 +104,34 @@ def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) ->
             total += sum(hits) / len(hits)
     assert len(scores) == 38 and 0 < total < 6
     assert found.recall == pytest.approx(total / 6, abs=1.01 / 38 / 6)  # a tie may fall either way
+
+
+def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
+    trained: Trained, pairs_folder: Path, tmp_path: Path
+) -> None:
+    """Two of the folder's forty are bad: one in twenty is allowed, less is not."""
+    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=2)
+    train(config)
+    named = [line for line in lines(tmp_path / "run" / "skipped.jsonl") if line.get("held_out")]
+    assert sorted(Path(line["key"]).stem for line in named) == ["13", "27"]  # once, not in each epoch
+    for line in lines(tmp_path / "run" / "epochs.jsonl"):
+        assert line["val_skipped"] == {line["reason"]: 1 for line in named} and line["val_recall"] is not None
+    (tmp_path / "val.csv").write_text(
+        "filepath,title\n" + "".join(f"{pairs_folder}/{name},x\n" for name in ("00.png", "01.png", "gone.png"))
+    )
+    with pytest.raises(InputError, match=r"val\.csv: 1 of 3 held-out pairs cannot be used, .*1 missing image \(e\.g\."):
+        train(config.override(out=tmp_path / "other", val_data=[str(tmp_path / "val.csv")]))
+
+
+def test_a_last_batch_of_one_pair_counts_for_the_recall(trained: Trained, pairs_folder: Path) -> None:
+    encoder = load_model(trained.run)
+    config = trained.config.override(batch_size=37)
+    loader = make_val_loader(open_source(str(pairs_folder)), encoder, config)
+    towers = TowersWithLoss(encoder, make_objective("cloob"))
+    found = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
+    assert found.pairs == 40 and len(found.skipped) == 2
+    whole = make_val_loader(open_source(str(pairs_folder)), encoder, config.override(batch_size=64))
+    assert found.recall == pytest.approx(validate(towers, whole, torch.device("cpu"), mask_duplicates=False).recall)
 
 
 def test_no_word_of_it_without_held_out_pairs(trained: Trained) -> None:

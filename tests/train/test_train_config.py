@@ -55,6 +55,8 @@ def test_what_is_left_out_takes_its_default() -> None:
         ({"pairs": {"max_bad_fraction": 5}}, r"max_bad_fraction is 5\.0; it must be between 0 and 1"),
         ({"loss": {"objective": "cloop"}}, r"loss\.objective is 'cloop'; it must be one of clip"),
         ({"loss": {"inv_tau": 0}}, r"inv_tau is 0\.0; it must be a positive number"),
+        ({"loss": {"objective": "infoloob", "beta": 4}}, r"beta is 4\.0; it must be left out with infoloob"),
+        ({"loss": {"learnable_inv_tau": True, "scale": "paper"}}, r"learnable_inv_tau is True; it must be left out"),
         ({"save": {"overwrite": True, "resume": "auto"}}, r"overwrite is True; it must be left out with --resume auto"),
         ({"optim": 3}, r"optim is 3; it must be an object"),
         ([], r"the whole is \[\]"),
@@ -86,10 +88,10 @@ def test_leaf_names_are_unique() -> None:
 
 
 def test_command_line_is_flat() -> None:
-    arguments = ["--data", "a", "b", "--lr", "0.1", "--objective", "clip", "--resume", "auto", "--out", "k"]
-    arguments += ["--beta", "4", "--beta2", "0.98", "--warmup", "7"]
+    arguments = ["--data", "a", "b", "--lr", "0.1", "--objective", "infonce-hopfield", "--resume", "auto"]
+    arguments += ["--out", "k", "--beta", "4", "--beta2", "0.98", "--warmup", "7"]
     config = tyro.cli(tyro.conf.OmitArgPrefixes[TrainConfig], args=arguments)
-    wanted = {"data": ("a", "b"), "lr": 0.1, "objective": "clip", "resume": "auto", "out": "k", "warmup": 7}
+    wanted = {"data": ("a", "b"), "lr": 0.1, "objective": "infonce-hopfield", "resume": "auto", "out": "k", "warmup": 7}
     assert config == TrainConfig().override(**wanted, beta=4.0, beta2=0.98)
 
 

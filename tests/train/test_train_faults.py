@@ -46,7 +46,8 @@ def test_sigterm_to_the_whole_process_group(trained: Trained, launch: Callable[.
 
 def test_two_ranks(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
     """Under torchrun: one rank killed and the run restarted; the numbers of one process; bad numbers on one rank."""
-    common = trained.config.override(batch_size=10, epochs=3, keep=0, learnable_inv_tau=True)  # 4 steps an epoch
+    learned = {"learnable_inv_tau": True, "scale": "unit"}
+    common = trained.config.override(batch_size=10, epochs=3, keep=0, **learned)  # 4 steps an epoch
     names = ("whole", "killed", "stopped", "plain", "poisoned")
     whole, killed, stopped, plain, poisoned = (tmp_path / name for name in names)
     same = common.override(out=plain, model="nano-vit")

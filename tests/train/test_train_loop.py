@@ -18,10 +18,12 @@ from train_helpers import Recorder, Trained, exact, lines
 from cloob.data.mix import MixedSource
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, TrainingFailed
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.store import best_checkpoint, list_checkpoints, load_model
+from cloob.train import loop
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from cloob.train.validate import Validation
 
 RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
 
@@ -235,6 +237,18 @@ def test_nonfinite_steps_are_skipped_and_written_down(trained: Trained, tmp_path
     assert not set(report["keys"]) & set(other["keys"])
     assert found[-1]["samples_seen"] == 76 - len(report["keys"]) - len(other["keys"])
     assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(np.mean([x["loss"] for x in found[:3]]))
+
+
+def test_weights_after_a_step_that_was_not_finite_cannot_be_the_best(
+    trained: Trained, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not saved; so the next epoch's, better than all saved ones, are the best and are kept."""
+    losses = iter((3.0, 1.0, 2.0, 2.5))
+    monkeypatch.setattr(loop, "validate", lambda *_, **__: Validation(next(losses), 0.5, 38))
+    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=4)
+    train(config.override(save_every=100, keep=1), callbacks=[Poison(9, 10)])
+    assert [int(path.name[5:]) for path in list_checkpoints(tmp_path / "run")] == [15, 20]
+    assert best_checkpoint(tmp_path / "run").name == "step-00000015"
 
 
 def test_too_many_nonfinite_steps_end_the_run(trained: Trained, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ CASES: dict[str, str] = {
     "--overwrite --resume auto": "overwrite is True; it must be left out with --resume auto",
     "--patience 3": "patience is 3, but there are no held-out pairs; give --val-data",
     "--retrieval-from 1": "retrieval_from is 1.0; it must be a share of the run, from 0 to below 1",
-    "--retrieval-from 0.5 --objective clip": "retrieval_from is 0.5; it must be left out with clip, which has none",
+    "--retrieval-from 0.5 --objective clip": "retrieval_from is 0.5; it must be left out with clip, which has no",
     "--retrieval-from 0.5 --learnable-beta True": "learnable_beta is True; it must be left out with --retrieval-from",
     "--retrieval-from 0.5 --val-data t.csv": "the loss is another from retrieval_from on, so it cannot tell the best",
     "--compile-backend eager": "compile_backend is 'eager', but nothing is compiled; add --compile",

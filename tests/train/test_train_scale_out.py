@@ -27,7 +27,7 @@ def launcher(endpoint: str, *more: str) -> tuple[str, ...]:
 
 def two_hosts(trained: Trained, tmp_path: Path, start: Callable[[dict[str, Any], int], Any]) -> None:
     """The numbers of one host with two processes; SIGTERM to both launchers ends the ranks with a checkpoint."""
-    common = trained.config.override(batch_size=10, epochs=1, learnable_inv_tau=True, save_every=100)
+    common = trained.config.override(batch_size=10, epochs=1, learnable_inv_tau=True, scale="unit", save_every=100)
     job = {"config": common.override(out=tmp_path / "here").to_dict()}
     stopped = common.override(out=tmp_path / "stopped", epochs=1000)
     hosts = [start({"runs": [job, {"config": stopped.to_dict(), "slow": 0.02}]}, rank) for rank in range(2)]

@@ -26,7 +26,8 @@ class AnalyzeArguments:
     pairs: str = "demo:val"
     """Image-caption pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first)."""
     limit: int = 10_000
-    """Pairs to measure on at most (time grows with their square)."""
+    """Pairs whose geometry is measured at most; similar pictures and duplicates are sought among all of them, in time
+    that grows with their square."""
     similar: int = 20
     """Most similar pictures to list for each model."""
     duplicate: float = 0.999

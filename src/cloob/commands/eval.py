@@ -116,6 +116,8 @@ def _open(arguments: EvalArguments) -> SuiteSets:
     from cloob.data.labelled import open_labelled
     from cloob.evaluate.suites import open_suites, training_split
 
+    if arguments.root is not None and not arguments.suite:
+        raise InputError(f"root is {str(arguments.root)!r}, but no suite is asked for; add --suite, or leave it out")
     found = open_suites(arguments.suite, arguments.root, probe=arguments.probe)
     for path in arguments.zeroshot:
         data = open_labelled(path)

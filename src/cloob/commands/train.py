@@ -64,7 +64,10 @@ def _start(words: list[str]) -> tuple[TrainConfig | None, list[str]]:
         from cloob.recipes import get_recipe
 
         return get_recipe(recipe), words
-    return (None if file is None else TrainConfig.from_json(Path(file))), words
+    if file is None:
+        return None, words
+    # How that run began is not how this one is to: it must not replace, or go on with, what is in the folder unasked.
+    return TrainConfig.from_json(Path(file)).override(overwrite=False, resume="none"), words
 
 
 def _take_option(words: list[str], name: str) -> str | None:

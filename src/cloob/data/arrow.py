@@ -263,5 +263,4 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _bytes(value: Any) -> bytes | None:
     """Text or bytes as bytes, whether they are UTF-8 or not."""
-    buffer = value.as_buffer()
-    return None if buffer is None else buffer.to_pybytes()
+    return value.as_buffer().to_pybytes() if value.is_valid else None

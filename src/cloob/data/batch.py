@@ -30,6 +30,11 @@ MAX_CAPTION_BYTES = 64 * 1024
 """A caption above this many UTF-8 bytes is not a caption but a file in the wrong place."""
 
 
+def printable(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8, which Python keeps as surrogates, become U+FFFD."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 @dataclass(frozen=True)
 class Skip:
     """One sample that was left out.

@@ -63,7 +63,7 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
             - in shards and folders: lines of the picture's .txt, as CLIP_benchmark writes them;
 
             or CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), whose ``test`` part is taken.
-        image_column: Column of a table with the path of the picture.
+        image_column: Column of a table with the path of the picture, or the picture.
         caption_column: Column of a table with the caption.
 
     Returns:
@@ -72,19 +72,21 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two pictures; one line.
     """
+    from cloob.data.arrow import holds_images
     from cloob.data.table import TABLE_SUFFIXES, TableSource
 
     path = Path(spec)
     suffix = path.suffix.lower()
     if suffix in _JSON_SUFFIXES and path.is_file():
         return _group(path, _json_rows(path, image_column, caption_column))
-    if suffix in TABLE_SUFFIXES:
+    inside = suffix == ".parquet" and path.is_file() and holds_images(path, image_column)
+    if suffix in TABLE_SUFFIXES and not inside:
         table = TableSource(path, image_column, caption_column)
         return _group(path, ((image, [caption]) for image, caption in (table.row(i) for i in range(len(table)))))
     if (path / "test" / "nshards.txt").is_file():
         _check_type(path)
         return _Lines(str(path), open_source(path / "test"))
-    return _Lines(str(spec), open_source(spec))
+    return _Lines(str(spec), open_source(spec, image_column=image_column, caption_column=caption_column))
 
 
 def is_retrieval_folder(folder: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
 from cloob.data.shards import IMAGE_EXTENSIONS
 
@@ -28,7 +28,7 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
         self._folder = folder
-        self._paths = pa.array(_list(folder), pa.large_string())
+        self._paths = pa.array([os.fsencode(path) for path in _list(folder)], pa.large_binary())
         self.shard_sizes = (len(self._paths),)
 
     def __len__(self) -> int:
@@ -40,8 +40,8 @@ class FolderSource:
         Raises:
             BadSample: It cannot be used.
         """
-        key = self._paths[index].as_py()
-        path = self._folder / key
+        below = os.fsdecode(self._paths[index].as_py())
+        key, path = printable(below), self._folder / below
         if path.suffix.lower() == ".txt":
             raise BadSample("missing image", key, f"no image beside {path}")
         return RawSample(key, read_image_file(path, key), _read_caption(path.with_suffix(".txt"), key))

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cloob.data.batch import BadSample
+from cloob.data.batch import BadSample, printable
 from cloob.data.decode import read_image_file
 from cloob.data.shards import IMAGE_EXTENSIONS, group_members
 from cloob.data.sources import DEMO
@@ -19,6 +19,7 @@ from cloob.errors import InputError, nearest
 
 DEFAULT_TEMPLATES = ("{c}",)
 _DEMO_SETS = {"demo:noto-emoji": "noto-emoji"}
+_SPLITS = {"train", "val", "valid", "validation", "test"}
 _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
 
 
@@ -181,15 +182,20 @@ class _FilePictures:
         return len(self._paths)
 
     def read(self, index: int) -> tuple[str, bytes]:
-        key = self._paths[index]
+        path = self._paths[index]
+        key = printable(path)
         try:
-            return key, read_image_file(self._root / key, key)
+            return key, read_image_file(self._root / path, key)
         except BadSample as bad:
             raise InputError(f"{self._root}: {bad}") from None
 
 
 def _open_folders(folder: Path, root: Path) -> LabelledSet:
     names = _subfolders(root)
+    if names and set(names) <= _SPLITS:
+        raise InputError(
+            f"{root} holds splits ({', '.join(names)}), not classes; give the folder of one, such as {root / names[-1]}"
+        )
     if not names:
         raise InputError(
             f"{root} has no sub-folder: expected one a class, or classnames.txt and <split>/<i>.tar shards"

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cloob.data.batch import printable
 from cloob.data.spool import cache_root, locked
 from cloob.data.tarindex import Member, TarListing, TarReader, split_name
 from cloob.errors import InputError
@@ -161,7 +162,7 @@ def _index_one(listing: TarListing) -> tuple[list[str], np.ndarray]:
         last = next(reversed(samples))
         if None in samples[last]:
             del samples[last]
-    keys = list(samples)
+    keys = [printable(key) for key in samples]
     rows = [
         [number for member in sample for number in ((member.offset, member.size) if member else (ABSENT, 0))]
         for sample in samples.values()

@@ -24,6 +24,8 @@ DEFAULT_CACHE_BYTES = 50 * 1024**3
 INDEX_SUFFIX = ".index"
 
 _TEMPORARY = ".tmp-"
+# What get() may have written; a folder that holds something else keeps it.
+_OWN = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")
 _STALE_SECONDS = 24 * 3600
 _IN_USE_SECONDS = 30
 _REMEMBERED = 64
@@ -122,10 +124,12 @@ class ShardCache:
             for entry in os.scandir(folder):
                 with contextlib.suppress(FileNotFoundError):
                     stat, path = entry.stat(), Path(entry.path)
+                    if not _OWN.match(entry.name) or not entry.is_file():
+                        continue
                     if entry.name.startswith(_TEMPORARY):
                         if now - stat.st_mtime > _STALE_SECONDS:
                             path.unlink()
-                    elif not entry.name.startswith("lock-") and path.suffix != INDEX_SUFFIX:
+                    elif path.suffix != INDEX_SUFFIX:
                         total += stat.st_size
                         entries.append((stat.st_atime, stat.st_size, path))
             for used, size, path in sorted(entries):

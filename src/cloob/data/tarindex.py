@@ -109,6 +109,8 @@ class TarReader:
         try:
             data, cut = _unpack(path)
             self._unpacked[tar] = data
+            if data is not None and sum(len(each or b"") for each in self._unpacked.values()) > MAX_UNPACKED_BYTES:
+                raise _too_large(f"{path} and the tars before it unpack")
             if data is None:
                 with path.open("rb") as file:
                     number = file.fileno()
@@ -159,15 +161,18 @@ def _unpack(path: Path) -> tuple[bytes | None, str | None]:
             while chunk := file.read1(1 << 16):  # read() would withhold what precedes a cut
                 data += chunk
                 if len(data) > MAX_UNPACKED_BYTES:
-                    raise InputError(
-                        f"{path} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes: "
-                        "unpack it to a plain .tar, which is read in place"
-                    )
+                    raise _too_large(f"{path} unpacks")
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if not data:
                 raise InputError(f"{path} cannot be unpacked: {error}") from None
             cut = f"the compressed data ends after {len(data):,} unpacked bytes: {error}"
     return bytes(data), cut
+
+
+def _too_large(what: str) -> InputError:
+    return InputError(
+        f"{what} to more than {MAX_UNPACKED_BYTES:,} bytes: unpack what is compressed to plain .tar, read in place"
+    )
 
 
 def _is_header(block: bytes) -> bool:

@@ -50,7 +50,7 @@ def analyze(
         source: The pairs.
         similar: Most similar pictures to list, for the last checkpoint.
         duplicate: Cosine from which two pictures count as one.
-        limit: Pairs measured at most.
+        limit: Pairs whose geometry is measured at most; ``similar`` and ``duplicates`` are sought among all.
         progress: As for :class:`cloob.evaluate.store.Embeddings`.
         places: Files and folders that errors may name -> what results call them, beside those of the models.
         **embedding: ``device``, ``batch_size``, ``workers``, ``cache`` of :class:`cloob.evaluate.store.Embeddings`.

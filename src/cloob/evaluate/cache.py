@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,6 +36,7 @@ _LIMIT_VARIABLE = "CLOOB_CACHE_BYTES"
 _YOUNG = 3600.0  # seconds since its last use for which no file is removed
 _VERSION = "2"  # of what is stored and how it is computed; a new number makes all files of the old one unused
 _BLOCK = 1 << 20
+_OWN = re.compile(r"[0-9a-f]{32}/([^/]+-[0-9a-f]{32}\.safetensors|\.tmp-[^/]+)")
 
 
 class Stored(NamedTuple):
@@ -88,7 +90,7 @@ class DiskCache:
         """
         path = self._path(model, kind, data)
         tensors = {name: value.contiguous() for name, value in stored.tensors.items()}
-        facts = json.dumps(stored.facts, ensure_ascii=False)
+        facts = json.dumps(stored.facts)  # escaped: a key may come from a file name that is not UTF-8
         content = require("safetensors.torch", "train").save(tensors, metadata={"facts": facts})
         write_whole(path, content, f"{self.folder}: embeddings cannot be kept here")
         self.evict(keep=path)
@@ -97,7 +99,7 @@ class DiskCache:
         """Removes what was used longest ago until the folder holds no more than its limit.
 
         Several runs may do so at once: a file that is gone already is nobody's loss, and whoever looks for it
-        computes it anew. What a run that was killed left half written is removed like everything else.
+        computes it anew. What a run that was killed left half written is removed too; what is not of this cache stays.
 
         Args:
             keep: A file that stays in any case.
@@ -107,6 +109,8 @@ class DiskCache:
         """
         files: list[tuple[float, int, Path]] = []
         for path in (*self.folder.glob("*/*.safetensors"), *self.folder.glob("*/.tmp-*")):
+            if not _OWN.fullmatch(path.relative_to(self.folder).as_posix()):
+                continue
             with contextlib.suppress(OSError):  # another run has removed it, or given it its name
                 status = path.stat()
                 files.append((status.st_mtime, status.st_size, path))

@@ -56,7 +56,7 @@ def cc3m_infoloob() -> TrainConfig:
 
     The ablation's own settings are not published; these are CLOOB's.
     """
-    return _cc3m(**{**_CLOOB, "objective": "infoloob"}, out="runs/cc3m-infoloob")
+    return _cc3m(**{**_CLOOB, "objective": "infoloob", "beta": None}, out="runs/cc3m-infoloob")
 
 
 def cc3m_infonce_hopfield() -> TrainConfig:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,12 +19,13 @@ from torch import Tensor
 from cloob.data.batch import Batch
 from cloob.data.loader import PairLoader
 from cloob.data.order import epoch_order, local_part
-from cloob.data.sources import Source
+from cloob.data.sources import Source, local_files
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
+from cloob.train.components import AlignConfig
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import on_rank_zero
 
@@ -92,6 +93,24 @@ def feature_loader(
         seed=config.run.seed,
         train=train,
     )
+
+
+def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
+    """What ``AlignConfig`` would have to say for these heads."""
+    options = encoder.model.image_head.options
+    return {"head": options["kind"], "embed_dim": options["embed_dim"], "head_dropout": options["dropout"]}
+
+
+def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
+    """Refuses settings of heads that are not those of the heads to start from.
+
+    Raises:
+        InputError: One differs.
+    """
+    for key, held in head_settings(encoder).items():
+        asked = getattr(config.align, key)
+        if asked not in (held, getattr(AlignConfig, key)):
+            raise InputError(f"{key} is {asked}, but init {config.towers.init!r} holds heads with {held}; leave it out")
 
 
 class FeatureLoader:
@@ -214,20 +233,19 @@ def _read(path: Path) -> Features | None:
 def _key(source: Source, specs: tuple[str, ...], encoder: AlignedEncoder, config: TrainConfig) -> str:
     """A name for the features: of the encoders' weights, their preprocessing, and the source as far as it is known.
 
-    A local file of the source counts with its size and time of change; of a folder its entries count, but not what is
-    in folders below it.
+    The local files of the source count with their size and time of change, also those that a pattern names; of a folder
+    its entries count, but not what is in folders below it.
     """
     facts = {
         "version": _VERSION,
         "image": [fingerprint(encoder.model.visual), encoder.preprocess_cfg],
         "text": [fingerprint(encoder.model.text), encoder.context_length],
-        "source": [list(specs), len(source), [_stat(Path(spec)) for spec in specs]],
+        "source": [list(specs), len(source), [_stat(local_files(spec)) for spec in specs]],
         "columns": [config.pairs.image_column, config.pairs.caption_column],
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()
 
 
-def _stat(path: Path) -> list[list[object]]:
-    """Name, size and time of a file, or of what a folder holds; nothing for what is neither."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
+def _stat(files: Sequence[Path]) -> list[list[object]]:
+    """Name, size and time of each."""
     return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]

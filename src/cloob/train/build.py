@@ -63,7 +63,10 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
-    if not isinstance(encoder, AlignedEncoder):
+    if isinstance(encoder, AlignedEncoder):
+        preflight.check_heads_alone(config)
+        align.check_same_heads(encoder, config)
+    else:
         preflight.check_no_heads(config.align)
     if towers.model not in (None, encoder.name):
         raise InputError(
@@ -198,8 +201,10 @@ def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:
 def resolved(config: TrainConfig, encoder: DualEncoder, objective: ContrastiveObjective) -> TrainConfig:
     """The configuration with every default that was chosen while building filled in."""
     chosen = objective.config()
-    names = ("inv_tau", "beta", "learnable_inv_tau", "learnable_beta", "scale")
+    names = ["inv_tau", "learnable_inv_tau", "learnable_beta", "scale", *(["beta"] if objective.hopfield else [])]
     leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
+    if isinstance(encoder, AlignedEncoder):
+        leaves |= align.head_settings(encoder)
     if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
         leaves |= {"model": config.towers.model or DEFAULT_MODEL, "image_size": encoder.image_size}
     return config.override(**leaves)

@@ -130,9 +130,11 @@ class LossConfig:
         check(
             0 <= self.retrieval_from < 1, "retrieval_from", self.retrieval_from, "a share of the run, from 0 to below 1"
         )
+        retrieves = self.objective in ("cloob", "infonce-hopfield")
+        alone = f"left out with {self.objective}, which has no retrieval"
+        check(retrieves or self.beta is None, "beta", self.beta, alone)
         if self.retrieval_from:
-            retrieves = self.objective in ("cloob", "infonce-hopfield")
-            check(retrieves, "retrieval_from", self.retrieval_from, f"left out with {self.objective}, which has none")
+            check(retrieves, "retrieval_from", self.retrieval_from, alone)
             check(
                 not self.learnable_beta, "learnable_beta", True, "left out with --retrieval-from: it would have no part"
             )

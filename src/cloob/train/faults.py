@@ -20,6 +20,7 @@ from cloob.train.checkpoint import Progress
 from cloob.train.log import RunLog
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero
 from cloob.train.step import StepResult
+from cloob.train.validate import Validation
 
 # A handful of bad samples says nothing yet about the fraction.
 _ENOUGH_BAD = 20
@@ -165,6 +166,44 @@ class BadSamples:
         for part in gather_objects(self.progress.reasons):
             total.update(part)
         return dict(total.most_common())
+
+
+class BadHeldOut:
+    """Names the held-out pairs that cannot be used, once in a run, and ends it if there are too many.
+
+    Args:
+        source: Their name, for the error.
+        limit: Largest fraction of bad ones.
+        log: Where they are named, the first thousand.
+    """
+
+    def __init__(self, source: str, limit: float, log: RunLog) -> None:
+        self.source = source
+        self.limit = limit
+        self.log = log
+        self._named = False
+
+    def check(self, found: Validation, progress: Progress) -> None:
+        """Looks at a validation; every rank comes to the same answer.
+
+        Raises:
+            InputError: The fraction is above the limit; the message gives each reason, how often, and an example.
+        """
+        if not self._named:
+            place = {"step": progress.step, "epoch": progress.epoch, "held_out": True}
+            for rank, skip in found.skipped[:_NAMED]:
+                told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
+                self.log.write("skipped", place | told)
+            self._named = True
+        bad = len(found.skipped)
+        if bad <= self.limit * found.pairs:
+            return
+        examples: dict[str, str] = {skip.reason: skip.key for _, skip in reversed(found.skipped)}
+        told_all = "; ".join(f"{n} {reason} (e.g. {examples[reason]})" for reason, n in found.reasons().items())
+        raise InputError(
+            f"{self.source}: {bad} of {found.pairs} held-out pairs cannot be used, "
+            f"more than max_bad_fraction = {self.limit:g} allows: {told_all}"
+        )
 
 
 def report_nonfinite(

@@ -217,6 +217,8 @@ class ProgressDisplay(Callback):
         validation = "" if metrics.get("val_loss") is None else f", validation loss {metrics['val_loss']:.4f}"
         if metrics.get("val_recall") is not None:
             validation += f", mean recall {100 * metrics['val_recall']:.1f} %"
+        if lost := sum(metrics.get("val_skipped", {}).values()):
+            validation += f" (without {lost} held-out pairs, named in skipped.jsonl)"
         mean = "-" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
         skipped = ", ".join(f"{count} {reason}" for reason, count in metrics["skipped"].items())
         if self.mode == "lines" or validation or skipped:

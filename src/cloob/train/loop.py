@@ -82,8 +82,8 @@ class _Run:
         source = build.open_pairs(config.pairs.data, config, config.pairs.weights)
         self.loader = build.make_loader(source, self.encoder, config, device)
         self.val_loader = None
-        if config.pairs.val_data:
-            held_out = build.open_pairs(config.pairs.val_data, config)
+        held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
+        if held_out is not None:
             self.val_loader = build.make_val_loader(held_out, self.encoder, config)
 
         checkpoint = find_checkpoint(out, self._checkpoint_choice(config))
@@ -132,7 +132,9 @@ class _Run:
             remove_leftovers(out)
             write_whole(out / "config.json", self.config.to_json())
         self.log = RunLog(out, self.progress.step if config.save.resume != "none" else None, writes=self.main)
-        self.bad = faults.BadSamples(self.progress, source.name, config.pairs.max_bad_fraction, self.log)
+        limit = config.pairs.max_bad_fraction
+        self.bad = faults.BadSamples(self.progress, source.name, limit, self.log)
+        self.bad_held_out = faults.BadHeldOut(held_out.name if held_out is not None else "", limit, self.log)
 
     @staticmethod
     def _checkpoint_choice(config: TrainConfig) -> str:
@@ -347,7 +349,8 @@ class _Run:
         self.skipped = self.bad.reasons()
         progress.epoch, progress.position, progress.lanes, progress.order_batch_size = progress.epoch + 1, 0, 0, 0
         validation = self._validate()
-        best = validation is not None and self.saver.judged(progress.step, validation)
+        # Weights after a step that was not finite are not saved, so they cannot be the best.
+        best = validation is not None and not progress.nonfinite and self.saver.judged(progress.step, validation)
         progress.stale = 0 if best else progress.stale + 1
         line = {
             "epoch": progress.epoch,
@@ -356,6 +359,7 @@ class _Run:
             "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
             **(validation or Validation(None, None)).metrics(),
             "skipped": self.skipped,
+            **({"val_skipped": validation.reasons()} if validation and validation.skipped else {}),
             "seconds": time.perf_counter() - self.began,
         }
         progress.epoch_good = progress.epoch_bad = progress.loss_steps = 0
@@ -368,10 +372,11 @@ class _Run:
         """What the held-out pairs say of the weights that are exported; None without such pairs."""
         if self.val_loader is None:
             return None
+        masked = self.config.loss.mask_duplicates
         with preserved_rng(self.device):
-            return validate(
-                self.judged_towers, self.val_loader, self.device, mask_duplicates=self.config.loss.mask_duplicates
-            )
+            found = validate(self.judged_towers, self.val_loader, self.device, mask_duplicates=masked)
+        self.bad_held_out.check(found, self.progress)
+        return found
 
     def _save(self) -> None:
         """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""

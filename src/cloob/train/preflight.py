@@ -76,7 +76,7 @@ def aligns(config: TrainConfig) -> bool:
         InputError: One encoder is given without the other, or with what makes no sense for heads; or none, but
             something of the heads and no ``init``, which may hold some.
     """
-    align, towers, run = config.align, config.towers, config.run
+    align, towers = config.align, config.towers
     given = (align.image_encoder, align.text_encoder)
     if not any(given):
         if towers.init is None:
@@ -88,6 +88,17 @@ def aligns(config: TrainConfig) -> bool:
     for key, value in (("model", towers.model), ("init", towers.init)):
         if value is not None:
             raise InputError(f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder")
+    check_heads_alone(config)
+    return True
+
+
+def check_heads_alone(config: TrainConfig) -> None:
+    """Refuses what makes no sense where nothing but heads is trained.
+
+    Raises:
+        InputError: It is asked for.
+    """
+    run, towers = config.run, config.towers
     for key in ("fsdp", "compile", "grad_checkpointing"):
         if getattr(run, key):
             raise InputError(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
@@ -97,7 +108,6 @@ def aligns(config: TrainConfig) -> bool:
             raise InputError(f"{key} is {getattr(part, key)}, but heads train on features made once; leave it out")
     if towers.freeze != "none":
         raise InputError(f"freeze is {towers.freeze!r}, but both encoders are frozen anyway; leave it out")
-    return True
 
 
 def check_no_heads(align: AlignConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from cloob.data.batch import Batch
+from cloob.data.batch import Batch, Skip
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
 from cloob.train.log import finite
@@ -27,14 +28,22 @@ class Validation:
         loss: Mean loss in batches of the training's size; None when there was no batch or it was not finite.
         recall: Mean of recall at 1, 5 and 10 in both directions among all held-out pairs, a fraction; an image's only
             right answer is its own caption. None when nothing could be embedded.
+        pairs: Held-out pairs over all ranks, usable or not.
+        skipped: Those that could not be used, with the rank that read them.
     """
 
     loss: float | None
     recall: float | None
+    pairs: int = 0
+    skipped: tuple[tuple[int, Skip], ...] = ()
 
     def metrics(self) -> dict[str, float | None]:
         """Both by the names that logs and checkpoints use."""
         return {"val_loss": self.loss, "val_recall": self.recall}
+
+    def reasons(self) -> dict[str, int]:
+        """The unusable pairs by reason, the most frequent first."""
+        return dict(Counter(skip.reason for _, skip in self.skipped).most_common())
 
 
 class Batches(Protocol):
@@ -54,23 +63,33 @@ def validate(towers: nn.Module, loader: Batches, device: torch.device, *, mask_d
         mask_duplicates: Whether pairs of the same caption are no negatives of each other.
 
     Returns:
-        Loss and recall.
+        Loss and recall, and what could not be used. A batch of one pair counts for the recall alone, one that leaves a
+        rank without any for neither.
     """
     towers.eval()
-    total, samples = 0.0, 0
+    total, samples, pairs = 0.0, 0, 0
     features: list[tuple[Tensor, Tensor]] = []
+    skipped: list[Skip] = []
     with torch.no_grad():
         for batch in loader.epoch(0):
             counts = tally(len(batch), len(batch.skipped), False, device)
-            if counts.samples < 2 or counts.smallest < 1:
+            pairs += counts.samples + counts.bad
+            skipped += batch.skipped
+            if counts.smallest < 1:
                 continue
             batch = batch.to(device)
+            if counts.samples < 2:
+                images, texts = towers(batch.images, batch.tokens, loss=False)
+                features.append((images.cpu(), texts.cpu()))
+                continue
             with contextlib.suppress(NonFiniteFeaturesError):
                 loss, images, texts = towers(batch.images, batch.tokens, batch.ids if mask_duplicates else None)
                 total += counts.samples * float(loss)
                 samples += counts.samples
                 features.append((images.cpu(), texts.cpu()))
-    return Validation(finite(total / samples) if samples else None, _recall(features, device))
+    everywhere = [(rank, skip) for rank, part in enumerate(gather_objects(skipped)) for skip in part]
+    loss = finite(total / samples) if samples else None
+    return Validation(loss, _recall(features, device), pairs, tuple(everywhere))
 
 
 def _recall(features: list[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
