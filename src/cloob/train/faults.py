@@ -169,7 +169,7 @@ class BadSamples:
 
 
 class BadHeldOut:
-    """Names the held-out pairs that cannot be used, once in a run, and ends it if there are too many.
+    """Names the held-out pairs that cannot be used, in the first epoch, and ends the run if there are too many.
 
     Args:
         source: Their name, for the error.
@@ -181,7 +181,6 @@ class BadHeldOut:
         self.source = source
         self.limit = limit
         self.log = log
-        self._named = False
 
     def check(self, found: Validation, progress: Progress) -> None:
         """Looks at a validation; every rank comes to the same answer.
@@ -189,12 +188,11 @@ class BadHeldOut:
         Raises:
             InputError: The fraction is above the limit; the message gives each reason, how often, and an example.
         """
-        if not self._named:
+        if progress.epoch == 1:
             place = {"step": progress.step, "epoch": progress.epoch, "held_out": True}
             for rank, skip in found.skipped[:_NAMED]:
                 told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
                 self.log.write("skipped", place | told)
-            self._named = True
         bad = len(found.skipped)
         if bad <= self.limit * found.pairs:
             return
