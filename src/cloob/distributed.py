@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
 
 from cloob.errors import InputError
 
@@ -72,12 +75,15 @@ def _collective(name: str, former: str) -> Any:
     return getattr(dist, name, None) or getattr(dist, former)
 
 
+_joined = itertools.count()
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
 
-    Each restart of torchrun gets keys of its own in the store: torch keeps the store over restarts, and a rank that
-    reads the address of a dead one there waits for it for ever.
+    Each restart of torchrun, and each group that a process joins, gets keys of its own in the store: torch keeps the
+    store over all of them, and a rank that reads the address of a dead one there waits for it for ever.
     """
     if "WORLD_SIZE" not in os.environ or is_initialized():
         yield
@@ -87,20 +93,25 @@ def process_group(device: torch.device) -> Iterator[None]:
     from torch.distributed.rendezvous import rendezvous  # a torch built without distributed has none
 
     store, own_rank, ranks = next(rendezvous("env://"))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_joined)}"
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
         rank=own_rank,
         world_size=ranks,
     )
-    # A group whose last reference is DDP's is freed with the interpreter's lock held, and joins gloo threads that wait
-    # for that lock to free a tensor: now and then a run hangs after its end. So it is never freed.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(dist.group.WORLD))
+    group = dist.group.WORLD
     try:
         yield
     finally:
         dist.destroy_process_group()
+        # A group whose last reference is DDP's is freed with the interpreter's lock held, and joins gloo threads that
+        # wait for that lock to free a tensor: now and then a run hangs after its end. One that is never freed now and
+        # then aborts the process at its very end, which is the lesser evil where a DDP is left, as after an error.
+        gc.collect()
+        if any(issubclass(type(each), DistributedDataParallel) for each in gc.get_objects()):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+        del group
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,14 @@ def test_parquet_with_images_is_unpacked_once(
     assert open_source(tmp_path, cache=cache).read(7).image == image(20)
 
 
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, image: MakeImage, cache: ShardCache) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table(image, range(3)), path)
+    path.write_bytes(b"PAR1" + b"\xff" * 200 + path.read_bytes()[204:])  # the footer is whole
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet \("):
+        open_source(path, cache=cache)
+
+
 def test_splits_side_by_side_are_not_mixed(tmp_path: Path, image: MakeImage) -> None:
     for name in ("train-00000-of-00001", "test-00000-of-00001"):
         parquet.write_table(table(image, range(3)), tmp_path / f"{name}.parquet")

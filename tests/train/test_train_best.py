@@ -109,7 +109,7 @@ def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) ->
 def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
     trained: Trained, pairs_folder: Path, tmp_path: Path
 ) -> None:
-    """Two of the folder's forty are bad: one in twenty is allowed, less is not."""
+    """Two of the folder's forty are bad: one in five is allowed, one in three is not."""
     config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=2)
     train(config)
     named = [line for line in lines(tmp_path / "run" / "skipped.jsonl") if line.get("held_out")]

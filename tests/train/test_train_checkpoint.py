@@ -70,6 +70,7 @@ def save(nano_configs: Path, tmp_path: Path) -> Callable[..., Path]:
             progress=Progress(step=step, reasons={"corrupt image": 2}),
             rng=[rng_state(CPU)],
             batch_size=8,
+            pairs=40,
             keep=keep,
         )
 

@@ -251,6 +251,89 @@ def test_weights_after_a_step_that_was_not_finite_cannot_be_the_best(
     assert best_checkpoint(tmp_path / "run").name == "step-00000015"
 
 
+def test_sigterm_while_it_validates(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
+    """The epoch's checkpoint is written; what goes on from it validates first, and ends like a run without a stop."""
+    from cloob.train import build
+
+    class Ends:
+        """Held-out pairs; SIGTERM comes with the second batch of the second epoch."""
+
+        def __init__(self, loader: Any) -> None:
+            self.loader, self.count = loader, 0
+
+        def epoch(self, epoch: int) -> Any:
+            for batch in self.loader.epoch(epoch):
+                self.count += 1
+                if self.count == 7:
+                    signal.raise_signal(signal.SIGTERM)
+                yield batch
+
+        def close(self) -> None:
+            self.loader.close()
+
+    config = trained.config.override(val_data=[str(pairs_folder)], save_every=0, keep=0, out=tmp_path / "whole")
+    train(config)
+    stopped = config.override(out=tmp_path / "stopped")
+    made = build.make_val_loader
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "make_val_loader", lambda *arguments: Ends(made(*arguments)))
+        result = train(stopped)
+    assert result.stopped == "SIGTERM" and result.checkpoint is not None
+    assert (result.checkpoint.name, len(lines(result.run / "epochs.jsonl"))) == ("step-00000010", 1)
+    train(stopped.override(resume="auto"))
+    assert exact(stopped.save.out) == exact(config.save.out)
+    for run in (stopped.save.out, config.save.out):
+        assert (best_checkpoint(run).name, [p.name for p in list_checkpoints(run)]) == (
+            best_checkpoint(config.save.out).name,
+            [f"step-{step:08d}" for step in (5, 10, 15)],
+        )
+        assert all((path / "validation.json").is_file() for path in list_checkpoints(run))
+    told = [[line["val_loss"] for line in lines(c.save.out / "epochs.jsonl")] for c in (stopped, config)]
+    assert told[0] == told[1] and len(told[0]) == 3
+
+
+def test_data_that_changed_between_two_runs_begin_the_epoch_anew(
+    trained: Trained, pairs_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [f"{c}{t}" for c in (0, 2, 3) for t in range(8) if (pairs_folder / f"{c}{t}.png").is_file()]
+    names = [name for name in names if name != "27"]
+
+    def table(count: int) -> None:
+        rows = [f"{pairs_folder}/{name}.png,{name}" for name in names[:count]]
+        (tmp_path / "t.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
+
+    table(16)
+    config = trained.config.override(data=[str(tmp_path / "t.csv")], batch_size=4, epochs=1, out=tmp_path / "run")
+    stop = At(3, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train(config, callbacks=[stop]).steps == 3
+    table(12)
+    assert train(config.override(resume="auto")).steps == 3 + 3
+    assert "resumed with 12 pairs an epoch instead of 16: the epoch begins anew" in caplog.text
+
+
+def test_an_unreadable_newest_checkpoint_does_not_push_out_good_ones(trained: Trained, tmp_path: Path) -> None:
+    config = trained.config.override(out=tmp_path / "run", save_every=1, keep=1)
+    train(config, callbacks=[At(4, lambda: signal.raise_signal(signal.SIGTERM))])
+    shutil.copytree(tmp_path / "run" / "checkpoints" / "step-00000004", tmp_path / "four")
+    train(config.override(resume="auto"), callbacks=[At(8, lambda: signal.raise_signal(signal.SIGTERM))])
+    (newest,) = list_checkpoints(tmp_path / "run")
+    (newest / "trainer.pt").write_bytes((newest / "trainer.pt").read_bytes()[:1000])
+    (tmp_path / "four").rename(newest.with_name("step-00000004"))
+    written: list[Path] = []
+
+    class Kept(Callback):
+        """Whether what was just written is there."""
+
+        def on_checkpoint(self, path: Path) -> None:
+            written.append(path)
+            assert path.is_dir()
+
+    train(config.override(resume="auto"), callbacks=[Kept(), At(6, lambda: signal.raise_signal(signal.SIGTERM))])
+    assert [path.name for path in written] == ["step-00000005", "step-00000006"]
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000006"]
+    assert (newest.with_name(f"unreadable-{newest.name}") / "model").is_dir()
+
+
 def test_too_many_nonfinite_steps_end_the_run(trained: Trained, tmp_path: Path) -> None:
     config = trained.config.override(out=tmp_path / "run", max_nonfinite=3, keep=1)
     with pytest.raises(

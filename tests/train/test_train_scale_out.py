@@ -7,17 +7,24 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import Trained, exact, fork, free_port, wait_until
+import torch
+from train_helpers import Trained, exact, fork, free_port, lines, wait_until
 
+from cloob.data.sources import open_source
 from cloob.errors import InputError
-from cloob.models.store import list_checkpoints
+from cloob.models.store import list_checkpoints, load_model
+from cloob.objective import make_objective
+from cloob.train.build import make_val_loader
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from cloob.train.step import TowersWithLoss
+from cloob.train.validate import validate
 
 
 def launcher(endpoint: str, *more: str) -> tuple[str, ...]:
@@ -61,6 +68,44 @@ def test_two_launchers_on_loopback(trained: Trained, launch: Callable[..., Any],
             *job["runs"], launcher=launcher(endpoint, f"--node-rank={rank}", "--local-addr=127.0.0.1")
         ),
     )
+
+
+def test_a_process_can_join_group_after_group(tmp_path: Path) -> None:
+    """As two calls of ``train`` do: the launcher's store remembers the addresses of the first group."""
+    script = tmp_path / "twice.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\n"
+        "from cloob.distributed import process_group\n"
+        "for i in range(3):\n"
+        "    with process_group(torch.device('cpu')):\n"
+        "        one = torch.ones(())\n"
+        "        dist.all_reduce(one)\n"
+        "    assert one == 2\n"
+        "print('joined')\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0 and done.stdout.count("joined") == 2, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("leaves", [{"micro_batch_size": 3}, {"ema": 0.9}], ids=str)
+def test_two_ranks_judge_one_model(
+    leaves: dict[str, Any], trained: Trained, pairs_folder: Path, tmp_path: Path
+) -> None:
+    """Running statistics are each rank's own in training; held-out pairs are judged by those that are exported."""
+    own = {"model": "nano-resnet", "epochs": 2, "batch_size": 12, "save_every": 0, "keep": 0}
+    config = trained.config.override(**own, **leaves, val_data=[str(pairs_folder)], out=tmp_path / "run")
+    ranks = fork(tmp_path / "ranks", 2, lambda: train(config) and None)
+    assert ranks.wait() == [0, 0], ranks.told()
+    for line, checkpoint in zip(
+        lines(config.save.out / "epochs.jsonl"), list_checkpoints(config.save.out), strict=True
+    ):
+        model = load_model(checkpoint)
+        loader = make_val_loader(open_source(str(pairs_folder)), model, config)
+        towers = TowersWithLoss(model, make_objective("cloob"))
+        alone = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
+        assert line["val_loss"] == pytest.approx(alone.loss, rel=1e-5)
+        assert line["val_recall"] == pytest.approx(alone.recall)
 
 
 @pytest.fixture

@@ -105,6 +105,27 @@ def test_recomputation_keeps_fewer_activations(nano_configs: Path, name: str) ->
     assert saved_bytes(prepared(name, grad_checkpointing=True)) < 0.7 * saved_bytes(towers(name))
 
 
+def test_a_batch_norm_that_ends_a_recomputed_block_moves_its_statistics_once() -> None:
+    """torch breaks the second pass off inside such a layer, as it needs no more of it."""
+    from torch.utils.checkpoint import checkpoint
+
+    from cloob.train import recompute
+
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)) for _ in range(2)]
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    norm = blocks[1][1]
+    norm.register_forward_pre_hook(recompute._hold_statistics)
+    norm.register_forward_hook(recompute._release_statistics, always_call=True)
+    for _ in range(2):
+        x = torch.randn(4, 2, 8, 8)
+        blocks[0](x).square().sum().backward()
+        checkpoint(blocks[1], x, use_reentrant=False).square().sum().backward()
+    for (name, plain), (_, twice) in zip(blocks[0].named_buffers(), blocks[1].named_buffers(), strict=True):
+        torch.testing.assert_close(twice, plain, msg=name)
+    assert norm.momentum == 0.1
+
+
 def test_a_tower_that_cannot_recompute_is_refused(nano_configs: Path) -> None:
     encoder = towers("tiny-convnext")
     encoder.model.visual.trunk.set_grad_checkpointing = None

@@ -19,7 +19,7 @@ import pyarrow as pa
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
 from cloob.data.spool import Ahead, ShardCache
-from cloob.errors import InputError
+from cloob.errors import InputError, message
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
 
@@ -219,11 +219,17 @@ def _map(path: Path) -> pa.Table:
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
     from pyarrow import parquet
 
-    with parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
-        schema = pa.schema([file.schema_arrow.field(column) for column in columns])
-        with pa.ipc.new_file(sink, schema) as writer:
-            for batch in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(columns))):
-                writer.write_batch(batch.select(list(columns)))
+    try:
+        path.stat()  # Arrow's own error would not have the file's name
+        with parquet.ParquetFile(path) as file:
+            schema = pa.schema([file.schema_arrow.field(column) for column in columns])
+            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for batch in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(columns))):
+                    writer.write_batch(batch.select(list(columns)))
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None and getattr(error, "filename", None) != str(path):
+            raise  # of the disk that is written to
+        raise InputError(f"{path}: cannot be read as Parquet ({message(error)})") from error
 
 
 def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:

@@ -24,7 +24,7 @@ from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import MAX_INV_TAU, ContrastiveObjective, make_objective
 from cloob.train import align, preflight, sharding
-from cloob.train.checkpoint import Checkpoint
+from cloob.train.checkpoint import Checkpoint, set_aside
 from cloob.train.config import TrainConfig
 from cloob.train.recompute import enable_recomputation
 
@@ -225,6 +225,7 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
                 f"{out}: holds {newest.name}, which is newer than {checkpoint.path.name}; "
                 f"resume that one, or into another --out"
             )
+        set_aside(checkpoint.path)
     elif held and save.resume != "auto" and not save.overwrite:
         raise preflight.already_holds(out)
     try:
@@ -237,10 +238,13 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
 
 
-def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
-    """Compares the configuration with the one the checkpoint was trained with.
+def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> bool:
+    """Compares the configuration, and the pairs of an epoch, with those the checkpoint was trained with.
 
     What only changes the course of the training is allowed and said in the log of rank 0; another objective is not.
+
+    Returns:
+        Whether the current epoch can go on: with another number of pairs its order is another.
 
     Raises:
         InputError: The objective differs.
@@ -261,8 +265,13 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig) -> None:
             f"resumed with batch size {config.run.batch_size} instead of {size}: the data go on where they were, "
             f"the learning rate where a run of that batch size would be"
         )
+    held = checkpoint.state.get("pairs", pairs)
+    if held != pairs:
+        begun = ": the epoch begins anew" if checkpoint.progress.position else ""
+        said.append(f"resumed with {pairs:,} pairs an epoch instead of {held:,}{begun}")
     for line in said if rank() == 0 else ():
         logger.warning(line)
+    return bool(held == pairs)
 
 
 def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:

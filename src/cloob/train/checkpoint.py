@@ -73,6 +73,12 @@ class Progress:
     loss_steps: int = 0
     stale: int = 0
 
+    def begin_epoch(self) -> None:
+        """Forgets what there is of the current epoch, so that it begins, or begins anew."""
+        self.position = self.lanes = self.order_batch_size = 0
+        self.epoch_good = self.epoch_bad = self.loss_steps = 0
+        self.loss_sum, self.reasons = 0.0, {}
+
 
 def whole_state(
     encoder: nn.Module, optimizer: torch.optim.Optimizer
@@ -92,6 +98,7 @@ def save_checkpoint(
     progress: Progress,
     rng: list[dict[str, Any]],
     batch_size: int,
+    pairs: int,
     keep: int,
     weights: dict[str, Tensor] | None = None,
     average: WeightAverage | None = None,
@@ -108,6 +115,7 @@ def save_checkpoint(
         progress: Where the run stands.
         rng: ``rng_state`` of every rank.
         batch_size: Global batch size, to say when it changed.
+        pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
         keep: Checkpoints to keep beside the best, 0 for all.
         weights: The encoder's whole ``state_dict``, where it is in shards.
         average: The running average of the weights, which goes into the model folder in their place.
@@ -130,6 +138,7 @@ def save_checkpoint(
         "progress": dict(vars(progress)),
         "rng": rng,
         "batch_size": batch_size,
+        "pairs": pairs,
     }
     if average is not None:
         state |= {"weights": encoder.state_dict(), "average": {"updates": average.updates}}
@@ -145,7 +154,7 @@ def save_checkpoint(
         with (temporary / "trainer.pt").open("wb") as file:
             torch.save(state, file)
         _flush(temporary)
-        if final.exists():  # one that could not be read, found while resuming
+        if final.exists():  # of a run that was stopped while it validated, or one that could not be read
             final.rename(folder / f".tmp-replaced-{final.name}-{os.getpid()}")
         temporary.rename(final)
         _flush_folder(folder)
@@ -169,6 +178,15 @@ def _prune(run: Path, keep: int) -> None:
     for old in list_checkpoints(run)[:-keep]:
         if best is None or old != best[0]:
             _remove(old)
+
+
+def set_aside(checkpoint: Path) -> None:
+    """Renames the checkpoints of a run that come after this one: unreadable ones must not count as the newest."""
+    for path in list_checkpoints(checkpoint.parent.parent):
+        if path.name > checkpoint.name:
+            aside = path.with_name(f"unreadable-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
 
 
 def remove_leftovers(run: Path) -> None:

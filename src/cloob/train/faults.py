@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cloob.data.batch import Batch
 from cloob.errors import InputError, TrainingFailed
@@ -20,13 +20,19 @@ from cloob.train.checkpoint import Progress
 from cloob.train.log import RunLog
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero
 from cloob.train.step import StepResult
-from cloob.train.validate import Validation
+
+if TYPE_CHECKING:
+    from cloob.train.validate import Validation
 
 # A handful of bad samples says nothing yet about the fraction.
 _ENOUGH_BAD = 20
 # So many are named in each epoch: in a set of millions a fraction that is allowed would be a large file.
 _NAMED = 1000
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
+
+
+class StopRequested(Exception):  # noqa: N818 - a request, not an error
+    """Some rank was told to end; raised on all of them at once."""
 
 
 class StopSignal:
@@ -65,8 +71,9 @@ def fetch(batches: Iterator[Batch], stop: StopSignal) -> tuple[Batch | None, Exc
     try:
         return next(batches), None
     except Exception as error:
-        # A scheduler's SIGTERM reaches the data workers as well.
-        return None, None if stop.requested and isinstance(error, RuntimeError) else error
+        # A scheduler's SIGTERM reaches the data workers as well; the pipe to a dying one may break before it is dead.
+        ended = stop.requested and isinstance(error, RuntimeError | EOFError | OSError)
+        return None, None if ended else error
 
 
 def raise_on_every_rank(fault: Exception | None, last_checkpoint: Path | None) -> NoReturn:
@@ -169,7 +176,7 @@ class BadSamples:
 
 
 class BadHeldOut:
-    """Names the held-out pairs that cannot be used, in the first epoch, and ends the run if there are too many.
+    """Names the held-out pairs that cannot be used, after the first epoch, and ends the run if there are too many.
 
     Args:
         source: Their name, for the error.
@@ -188,8 +195,8 @@ class BadHeldOut:
         Raises:
             InputError: The fraction is above the limit; the message gives each reason, how often, and an example.
         """
-        if progress.epoch == 1:
-            place = {"step": progress.step, "epoch": progress.epoch, "held_out": True}
+        if progress.epoch == 0:
+            place = {"step": progress.step, "epoch": 1, "held_out": True}
             for rank, skip in found.skipped[:_NAMED]:
                 told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
                 self.log.write("skipped", place | told)

@@ -18,12 +18,12 @@ from cloob.distributed import process_group, rank, resolve_device, world_size
 from cloob.errors import TrainingFailed
 from cloob.files import write_whole
 from cloob.functional.geometry import effective_eigenvalues, saturation
-from cloob.train import build, faults, finetune
+from cloob.train import build, faults, finetune, sharding
 from cloob.train.average import make_average
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.checkpoint import Progress, find_checkpoint, remove_leftovers, restore
 from cloob.train.config import TrainConfig
-from cloob.train.faults import StopSignal
+from cloob.train.faults import StopRequested, StopSignal
 from cloob.train.log import RunLog, TensorBoard, finite
 from cloob.train.optim import make_optimizer, make_schedule, warmup_steps
 from cloob.train.preflight import check_combination
@@ -61,6 +61,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         run = _Run(config, device, callbacks)
         with StopSignal() as stop:
             result = run.go(stop)
+        del run  # and with it DDP, before the group that it holds
         if config.towers.average_with_start is not None and result.stopped is None and result.checkpoint is not None:
             averaged = result.checkpoint
             on_rank_zero(lambda: finetune.write_average(config, averaged))
@@ -95,11 +96,13 @@ class _Run:
         optimizer = make_optimizer(self.encoder, self.objective, config.optim, device)
         self.progress = Progress()
         if checkpoint is not None:
-            build.check_same_run(checkpoint, self.config)
+            goes_on = build.check_same_run(checkpoint, self.config, self.loader.pairs_per_epoch)
             restore(
                 checkpoint, encoder=self.encoder, objective=self.objective, optimizer=optimizer, average=self.average
             )
             self.progress = checkpoint.progress
+            if not goes_on:
+                self.progress.begin_epoch()
             if not self.main:
                 self.progress.reasons = {}
         self.towers = TowersWithLoss(self.encoder, self.objective, config.run.precision)
@@ -125,7 +128,16 @@ class _Run:
             logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)
         self.callbacks = [*callbacks, *([TensorBoard()] if config.log.tensorboard else []), *make_trackers(config.log)]
         self.resumed_from = checkpoint.path if checkpoint else None
-        self.saver = Saver(self.config, self.encoder, self.objective, self.stepper, self.average, device, checkpoint)
+        self.saver = Saver(
+            self.config,
+            self.encoder,
+            self.objective,
+            self.stepper,
+            self.average,
+            device,
+            self.loader.pairs_per_epoch,
+            checkpoint,
+        )
         self.last_loss: float | None = None
         self.skipped: dict[str, int] = {}
         if self.main:
@@ -242,7 +254,10 @@ class _Run:
             last = index + 1 == steps
             if save_every and progress.step % save_every == 0 and not last:
                 self._save()
-        best = self._end_epoch()
+        try:
+            best = self._end_epoch(stop)
+        except StopRequested:  # the epoch's checkpoint is written without its validation, which resuming makes good
+            return True
         if best or not save_every or progress.step % save_every == 0:
             self._save()
         return False
@@ -338,17 +353,20 @@ class _Run:
         if self.main:
             logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", step, path)
 
-    def _end_epoch(self) -> bool:
+    def _end_epoch(self, stop: StopSignal) -> bool:
         """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next.
 
         Returns:
             Whether the held-out pairs say that these weights are the best so far.
+
+        Raises:
+            StopRequested: The run was told to end while it validated; the epoch is not over then.
         """
         progress = self.progress
         self.bad.check()
         self.skipped = self.bad.reasons()
-        progress.epoch, progress.position, progress.lanes, progress.order_batch_size = progress.epoch + 1, 0, 0, 0
-        validation = self._validate()
+        validation = self._validate(stop)
+        progress.epoch += 1
         # Weights after a step that was not finite are not saved, so they cannot be the best.
         best = validation is not None and not progress.nonfinite and self.saver.judged(progress.step, validation)
         progress.stale = 0 if best else progress.stale + 1
@@ -362,19 +380,27 @@ class _Run:
             **({"val_skipped": validation.reasons()} if validation and validation.skipped else {}),
             "seconds": time.perf_counter() - self.began,
         }
-        progress.epoch_good = progress.epoch_bad = progress.loss_steps = 0
-        progress.loss_sum, progress.reasons = 0.0, {}
+        progress.begin_epoch()
         self.log.write("epochs", line)
         self._call("on_epoch_end", line)
         return best
 
-    def _validate(self) -> Validation | None:
+    def _validate(self, stop: StopSignal) -> Validation | None:
         """What the held-out pairs say of the weights that are exported; None without such pairs."""
         if self.val_loader is None:
             return None
+        if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
+            sharding.share_buffers(self.judged_towers)
         masked = self.config.loss.mask_duplicates
         with preserved_rng(self.device):
-            found = validate(self.judged_towers, self.val_loader, self.device, mask_duplicates=masked)
+            found = validate(
+                self.judged_towers,
+                self.val_loader,
+                self.device,
+                mask_duplicates=masked,
+                stop=stop,
+                last_checkpoint=self.saver.last,
+            )
         self.bad_held_out.check(found, self.progress)
         return found
 

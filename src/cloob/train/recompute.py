@@ -38,7 +38,8 @@ def enable_recomputation(encoder: DualEncoder) -> None:
     for module in encoder.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
             module.register_forward_pre_hook(_hold_statistics)
-            module.register_forward_hook(_release_statistics)
+            # Also when the pass is broken off, which is how torch ends the recomputation of a block at its last layer.
+            module.register_forward_hook(_release_statistics, always_call=True)
 
 
 def _timm_can(trunk: Any) -> bool:

@@ -29,6 +29,7 @@ class Saver:
         stepper: Holds the optimiser.
         average: The running average of the weights, if there is one.
         device: Where they are.
+        pairs: Pairs of an epoch.
         resumed: The checkpoint that the run goes on from, if any.
 
     Attributes:
@@ -43,6 +44,7 @@ class Saver:
         stepper: Stepper,
         average: WeightAverage | None,
         device: torch.device,
+        pairs: int,
         resumed: Checkpoint | None,
     ) -> None:
         self.config = config
@@ -51,8 +53,9 @@ class Saver:
         self.stepper = stepper
         self.average = average
         self.device = device
+        self.pairs = pairs
         self.last: Path | None = resumed.path if resumed else None
-        self._step = resumed.progress.step if resumed else -1
+        self._saved = (resumed.progress.step, resumed.progress.epoch) if resumed else None
         found = on_rank_zero(lambda: find_best(config.save.out, config.save.best))
         self._best: float | None = found[1] if found else None
         self._validation: tuple[int, Validation] | None = None
@@ -69,7 +72,8 @@ class Saver:
     def save(self, progress: Progress) -> Path | None:
         """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
 
-        If it stays so, the weights may be at fault: they must not push the good checkpoints out.
+        If it stays so, the weights may be at fault: they must not push the good checkpoints out. One that was written
+        at the end of an epoch before the held-out pairs were looked at is written again.
 
         Returns:
             The checkpoint, None when none was written.
@@ -77,7 +81,7 @@ class Saver:
         Raises:
             InputError: The disk is full or not writable.
         """
-        if progress.step == self._step or progress.nonfinite:
+        if (progress.step, progress.epoch) == self._saved or progress.nonfinite:
             return None
         states = gather_objects(rng_state(self.device))
         weights, moments = whole_state(self.encoder, self.stepper.optimizer)
@@ -94,11 +98,12 @@ class Saver:
                 progress=progress,
                 rng=states,
                 batch_size=self.config.run.batch_size,
+                pairs=self.pairs,
                 keep=self.config.save.keep,
                 average=self.average,
                 stepper=self.stepper.state_dict(),
                 validation=validation,
             )
         )
-        self._step = progress.step
+        self._saved = progress.step, progress.epoch
         return self.last

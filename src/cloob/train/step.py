@@ -161,7 +161,8 @@ class Stepper:
 
     def _backward(self, images: Tensor, tokens: Tensor, ids: Tensor | None) -> tuple[float, tuple[Tensor, Tensor]]:
         """The loss and this rank's features; leaves the (scaled) gradients of a finite loss in the parameters."""
-        if self._sharded:
+        # Gradient caching puts the buffers back after its first pass, and with them what DDP had handed out.
+        if self._sharded or (self.micro_batch_size and world_size() > 1):
             sharding.share_buffers(self.module)
         try:
             if self.micro_batch_size:

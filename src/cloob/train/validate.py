@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from cloob.data.batch import Batch, Skip
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
+from cloob.train.faults import StopRequested, StopSignal, fetch, raise_on_every_rank
 from cloob.train.log import finite
 from cloob.train.ranks import gather_objects, on_rank_zero, tally
 
@@ -53,7 +55,15 @@ class Batches(Protocol):
         """This rank's batches."""
 
 
-def validate(towers: nn.Module, loader: Batches, device: torch.device, *, mask_duplicates: bool) -> Validation:
+def validate(
+    towers: nn.Module,
+    loader: Batches,
+    device: torch.device,
+    *,
+    mask_duplicates: bool,
+    stop: StopSignal | None = None,
+    last_checkpoint: Path | None = None,
+) -> Validation:
     """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
 
     Args:
@@ -61,18 +71,31 @@ def validate(towers: nn.Module, loader: Batches, device: torch.device, *, mask_d
         loader: The held-out pairs.
         device: Where the towers are.
         mask_duplicates: Whether pairs of the same caption are no negatives of each other.
+        stop: Ends it when it is set, on whatever rank.
+        last_checkpoint: What the error of a batch that a rank could not get tells to go on from.
 
     Returns:
         Loss and recall, and what could not be used. A batch of one pair counts for the recall alone, one that leaves a
         rank without any for neither.
+
+    Raises:
+        StopRequested: ``stop`` was set.
+        TrainingFailed: As ``faults.raise_on_every_rank``.
     """
+    stop = stop or StopSignal()
     towers.eval()
     total, samples, pairs = 0.0, 0, 0
     features: list[tuple[Tensor, Tensor]] = []
     skipped: list[Skip] = []
     with torch.no_grad():
-        for batch in loader.epoch(0):
-            counts = tally(len(batch), len(batch.skipped), False, device)
+        for batch, fault in _drawn(loader.epoch(0), stop):
+            good, bad = (len(batch), len(batch.skipped)) if batch else (0, 0)
+            counts = tally(good, bad, stop.requested, device, fault is not None)
+            if counts.fault:
+                raise_on_every_rank(fault, last_checkpoint)
+            if counts.stop:
+                raise StopRequested
+            assert batch is not None
             pairs += counts.samples + counts.bad
             skipped += batch.skipped
             if counts.smallest < 1:
@@ -90,6 +113,15 @@ def validate(towers: nn.Module, loader: Batches, device: torch.device, *, mask_d
     everywhere = [(rank, skip) for rank, part in enumerate(gather_objects(skipped)) for skip in part]
     loss = finite(total / samples) if samples else None
     return Validation(loss, _recall(features, device), pairs, tuple(everywhere))
+
+
+def _drawn(batches: Iterator[Batch], stop: StopSignal) -> Iterator[tuple[Batch | None, Exception | None]]:
+    """Each batch, or why there is none."""
+    while True:
+        batch, fault = fetch(batches, stop)
+        if isinstance(fault, StopIteration):
+            return
+        yield batch, fault
 
 
 def _recall(features: list[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
