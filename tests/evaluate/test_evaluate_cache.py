@@ -138,6 +138,33 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         DiskCache(tmp_path / "file" / "cache").save("m", "k", "d", Stored({"x": torch.zeros(1)}, {}))
 
 
+def test_two_sets_of_one_name_are_two(model: Path) -> None:
+    embeddings = Embeddings({"m": model})
+    first, second = Labels(NAMES), Labels(NAMES[::-1])
+    assert first.name == second.name
+    one, other = (embeddings.labelled("m", data).images.features for data in (first, second))
+    torch.testing.assert_close(other, one.flip(0))
+    sources = [Pairs(NAMES), Pairs(NAMES[:4])]
+    assert [len(embeddings.pairs("m", source).texts) for source in sources] == [len(NAMES), 4]
+
+
+def test_a_run_that_goes_on_while_it_is_judged(model: Path, tmp_path: Path) -> None:
+    """What is the newest checkpoint at first stays the model: else newer weights would be kept under its key."""
+    run = tmp_path / "run"
+    for step in (1, 2):
+        place = run / "checkpoints" / f"step-{step:08d}"
+        save_model(place / "model", create_model("tiny-vit", seed=step), make_objective("cloob").config())
+    later = (run / "checkpoints" / "step-00000002").rename(tmp_path / "later")
+    embeddings = Embeddings({"m": run}, cache=tmp_path / "cache")
+    embeddings.facts("m")
+    embeddings = Embeddings({"m": run}, cache=tmp_path / "cache")
+    embeddings.facts("m")  # from the disk: nothing is loaded yet
+    later.rename(run / "checkpoints" / "step-00000002")
+    found = embeddings.labelled("m", Labels(NAMES)).images.features
+    old = Embeddings({"m": run / "checkpoints" / "step-00000001"}).labelled("m", Labels(NAMES)).images.features
+    assert torch.equal(found, old)
+
+
 M, D = fingerprint("m"), fingerprint("d")
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cloob.data.captioned import open_captioned
-from cloob.evaluate.retrieval import correct_pairs, retrieval, retrieval_ranks
+from cloob.evaluate.retrieval import by_picture, correct_pairs, retrieval, retrieval_ranks
 from cloob.evaluate.suite import evaluate
+from cloob.functional.ranking import bootstrap_interval
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:
@@ -108,6 +109,25 @@ def test_order_of_pairs_does_not_matter() -> None:
     images, texts = unit(30, 5, 0), unit(30, 5, 1)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(0))
     assert retrieval(images, texts) == retrieval(images[order], texts[order], chunk=7)
+
+
+@pytest.mark.parametrize("counts", [[2, 2, 2], [1, 3, 2]])
+def test_captions_of_a_picture_are_resampled_together(counts: list[int]) -> None:
+    """As close to the bootstrap of Σ hits / Σ captions over pictures as its linear form is."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.arange(len(counts) * 50).repeat_interleave(torch.tensor(counts * 50))
+    hits = torch.rand(len(counts) * 50, generator=generator)[image] > 0.6  # a picture's captions all hit or none does
+    values = by_picture(hits, image)
+    assert values.mean().item() == pytest.approx(hits.double().mean().item())
+    drawn = torch.randint(0, len(values), (2000, len(values)), generator=generator)
+    captions = torch.bincount(image)
+    right = torch.zeros(len(values)).index_add_(0, image, hits.float())
+    recalls = right[drawn].sum(1) / captions[drawn].sum(1)
+    expected = torch.quantile(recalls, torch.tensor([0.025, 0.975]))
+    found = bootstrap_interval(values)
+    assert found == pytest.approx(expected.tolist(), abs=0.015)
+    alone = bootstrap_interval(hits)
+    assert found[1] - found[0] > 1.2 * (alone[1] - alone[0])  # captions by themselves would claim to know more
 
 
 def test_errors() -> None:

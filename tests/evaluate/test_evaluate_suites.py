@@ -15,7 +15,7 @@ from scipy.io import savemat
 from cloob.errors import InputError
 from cloob.evaluate.embed import embed_images
 from cloob.evaluate.paper_sets import LAYOUTS, open_paper_set, prompts_of
-from cloob.evaluate.suites import open_suites
+from cloob.evaluate.suites import open_suites, training_split
 from cloob.models.towers import create_model
 
 COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-shot evaluation)
@@ -33,6 +33,15 @@ COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-sho
 def put(path: Path, content: bytes | str = picture("red")) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def test_a_class_called_train_is_no_training_split(tmp_path: Path) -> None:
+    for name in ("bus", "train"):
+        put(tmp_path / "vehicles" / name / "1.png")
+        put(tmp_path / "split" / "train" / name / "1.png")
+    assert training_split(tmp_path / "vehicles") is None
+    found = training_split(tmp_path / "split")
+    assert found is not None and found.classnames == ("bus", "train")
 
 
 def birdsnap(root: Path) -> list[int]:

@@ -151,9 +151,11 @@ _ROWS = {
 
 def _print_table(analysis: dict[str, Any]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", *(run["model"] for run in analysis["runs"]), title=analysis["pairs"], title_justify="left")
+    names = [escape(run["model"]) for run in analysis["runs"]]
+    table = Table("", *names, title=escape(analysis["pairs"]), title_justify="left")
     for key, label in _ROWS.items():
         values = (run["geometry"].get(key) for run in analysis["runs"])
         table.add_row(label, *("–" if v is None else f"{v:,d}" if isinstance(v, int) else f"{v:.3f}" for v in values))

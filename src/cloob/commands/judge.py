@@ -164,26 +164,29 @@ class EmbeddingProgress:
         if not self._bar.live.is_started and sys.stderr.isatty():
             self._bar.start()
         if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(f"embed {what}", total=total)
+            from rich.markup import escape
+
+            self._tasks[what] = self._bar.add_task(escape(f"embed {what}"), total=total)
         self._bar.update(self._tasks[what], completed=done, visible=done < total)
 
 
 def print_table(results: Mapping[str, Any]) -> None:
     """Prints a row per number and a column per model, intervals in brackets."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     rows = results["rows"]
     table = Table(title=None, pad_edge=False)
     table.add_column("")
     for row in rows:
-        table.add_column(row["model"], justify="right")
+        table.add_column(escape(row["model"]), justify="right")
     for section, keys in _SECTIONS.items():
         for name in dict.fromkeys(name for row in rows for name in row.get(section, ())):
             table.add_section()
             for key, label in keys.items():
                 cells = [_cell(row.get(section, {}).get(name, {}), key) for row in rows]
-                table.add_row(f"{name}  {label}", *cells)
+                table.add_row(escape(f"{name}  {label}"), *cells)
     if any(row["train_seconds"] is not None for row in rows):
         table.add_section()
         table.add_row("training, seconds", *(_number(row["train_seconds"]) for row in rows))

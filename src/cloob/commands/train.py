@@ -66,8 +66,8 @@ def _start(words: list[str]) -> tuple[TrainConfig | None, list[str]]:
         return get_recipe(recipe), words
     if file is None:
         return None, words
-    # How that run began is not how this one is to: it must not replace, or go on with, what is in the folder unasked.
-    return TrainConfig.from_json(Path(file)).override(overwrite=False, resume="none"), words
+    # A run that replaced another says so in its config.json, which is not to replace that run in turn.
+    return TrainConfig.from_json(Path(file)).override(overwrite=False), words
 
 
 def _take_option(words: list[str], name: str) -> str | None:

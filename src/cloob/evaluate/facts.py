@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cloob.errors import InputError
 from cloob.evaluate.embed import Encoder, set_name
 from cloob.objective import OBJECTIVES, make_objective
 
@@ -34,7 +35,11 @@ class ModelFacts:
 
 
 def model_facts(encoder: Encoder) -> ModelFacts:
-    """Objective, τ⁻¹ and β of a loaded model."""
+    """Objective, τ⁻¹ and β of a loaded model.
+
+    Raises:
+        InputError: Its settings say something else than a number for one of them.
+    """
     settings: Mapping[str, Any] = getattr(encoder, "objective", None) or {}
     members = {}
     for name in OBJECTIVES:
@@ -43,12 +48,12 @@ def model_facts(encoder: Encoder) -> ModelFacts:
     objective = members.get((settings.get("contrast"), settings.get("hopfield")))
     scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
     trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
-    return ModelFacts(
-        objective=objective,
-        settings=settings,
-        inv_tau=float(settings.get("inv_tau", trained_scale)),
-        beta=float(settings["beta"]) if settings.get("hopfield") else PAPER_BETA,
-    )
+    try:
+        inv_tau = float(settings.get("inv_tau", trained_scale))
+        beta = float(settings["beta"]) if settings.get("hopfield") else PAPER_BETA
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the settings of its objective are not readable ({error})") from None
+    return ModelFacts(objective=objective, settings=settings, inv_tau=inv_tau, beta=beta)
 
 
 def short_name(data: object) -> str:

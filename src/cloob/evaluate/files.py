@@ -21,6 +21,7 @@ from cloob.evaluate.cache import fingerprint
 from cloob.evaluate.facts import short_name
 from cloob.evaluate.store import Embeddings, Labelled
 from cloob.evaluate.suite import write_results
+from cloob.files import write_whole
 
 _MOST_TICKS = 50  # class names along the sides of a confusion picture; more would not be readable
 _MOST_CELLS = 1000
@@ -125,11 +126,7 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
             taken_for = "" if int(row[worst]) == 0 else [*classnames, "(unreadable)"][worst]
             cells += [f"{right / images:.6g}" if images else "", taken_for]
         writer.writerow([label, name, images, *cells])
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.getvalue(), encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_whole(path, text.getvalue())
 
 
 def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ class ProbeOptions:
             raise InputError(f"shots is {self.shots}; it must be 1 or more images a class")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise InputError(f"seeds is {self.seeds}; one or several different numbers are wanted")
+        if not all(0 <= seed < 2**63 for seed in self.seeds):
+            raise InputError(f"seeds is {self.seeds}; numbers from 0 to below 2^63 are wanted")
         if not 0 < self.validation < 1:
             raise InputError(f"validation is {self.validation}; it must lie between 0 and 1")
 

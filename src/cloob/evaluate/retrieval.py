@@ -62,7 +62,7 @@ def retrieval(
         ValueError: Shapes that do not fit, an index out of range, or an image without text.
     """
     ranks = retrieval_ranks(image_features, text_features, image_of_text, captions, chunk=chunk)
-    return summarise(ranks, level=level, seed=seed)
+    return summarise(ranks, image_of_text, level=level, seed=seed)
 
 
 def retrieval_ranks(
@@ -116,11 +116,41 @@ def correct_pairs(image_of_text: Tensor, captions: Sequence[str] | None = None) 
     return distinct
 
 
-def summarise(ranks: RetrievalRanks, *, level: float = 0.95, seed: int = 0) -> dict[str, Any]:
+def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:
+    """One value a picture whose mean is the mean of its captions' hits, for intervals over the choice of pictures.
+
+    A picture's captions stand or fall together, so it is pictures that are resampled. With c_i captions, s_i of them
+    hits, and the recall R = Σs/Σc, the values are R + (s_i − R c_i) / mean(c): the linearised ratio, s_i / c where all
+    have c captions.
+
+    Args:
+        hits: (T,) whether each text is right.
+        image_of_text: (T,) int64.
+
+    Returns:
+        (I,) float64.
+    """
+    hits, image = hits.double(), torch.as_tensor(image_of_text)
+    captions = torch.bincount(image).double()
+    right = torch.zeros_like(captions).index_add_(0, image, hits)
+    if bool((captions == captions[0]).all()):
+        return right / captions
+    recall = hits.mean()
+    return recall + (right - recall * captions) / captions.mean()
+
+
+def summarise(
+    ranks: RetrievalRanks,
+    image_of_text: Tensor | Sequence[int] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
     """The numbers of one set from its ranks.
 
     Args:
         ranks: See :func:`retrieval_ranks`.
+        image_of_text: (T,) int64; None where each image has one text.
         level: Level of the bootstrap intervals.
         seed: Seed of the bootstrap.
 
@@ -136,6 +166,9 @@ def summarise(ranks: RetrievalRanks, *, level: float = 0.95, seed: int = 0) -> d
         result[f"{direction}_median_rank"] = ranking.median_rank(values)
     for direction, values in ranks._asdict().items():
         for k in RECALLS:
-            interval = ranking.bootstrap_interval(values < k, level=level, seed=seed)
-            result[f"{direction}@{k}_interval"] = list(interval)
+            hits = values < k
+            if direction == "text_to_image" and image_of_text is not None:
+                hits = by_picture(hits, image_of_text)
+            low, high = ranking.bootstrap_interval(hits, level=level, seed=seed)
+            result[f"{direction}@{k}_interval"] = [max(low, 0.0), min(high, 1.0)]
     return {**result, "n": len(ranks.text_to_image), "n_images": len(ranks.image_to_text)}

@@ -122,8 +122,10 @@ class Embeddings:
         self._facts: dict[str, ModelFacts] = {}
         self._model_keys: dict[str, str | None] = {}
         self._content_keys: dict[int, tuple[Reader, str]] = {}
-        self._labelled: dict[tuple[str, str], LabelledEmbeddings] = {}
-        self._pairs: dict[tuple[str, str], PairEmbeddings] = {}
+        self._folders: dict[str, Path | None] = {}
+        # By the set itself, which is kept, so that its id stays its own: two sets may have one name.
+        self._labelled: dict[tuple[str, int], tuple[Labelled, LabelledEmbeddings]] = {}
+        self._pairs: dict[tuple[str, int], tuple[Reader, PairEmbeddings]] = {}
         self._towers: dict[tuple[str, int], tuple[Labelled, TowerFeatures]] = {}
 
     def encoder(self, model: str) -> Encoder:
@@ -135,7 +137,7 @@ class Embeddings:
             from cloob.models.store import load_model
 
             self._loaded = None  # let go of the other one first
-            self._loaded = (model, load_model(found, device=self._device))
+            self._loaded = (model, load_model(self._folder(model) or found, device=self._device))
         return self._loaded[1]
 
     def facts(self, model: str) -> ModelFacts:
@@ -155,7 +157,7 @@ class Embeddings:
             InputError: See ``embed_images`` and ``class_embeddings``; a label without a class; labels that
                 are not one an image.
         """
-        key = (model, short_name(data))
+        key = (model, id(data))
         if key not in self._labelled:
             labels = _labels(data)
 
@@ -168,8 +170,8 @@ class Embeddings:
 
             prompts = self._stored(model, "classes", prompts_key, classes)
             images, _ = self._images(model, data, self._with_tower)
-            self._labelled[key] = LabelledEmbeddings(images, labels, prompts.tensors["classes"])
-        return self._labelled[key]
+            self._labelled[key] = data, LabelledEmbeddings(images, labels, prompts.tensors["classes"])
+        return self._labelled[key][1]
 
     def tower(self, model: str, data: Labelled) -> TowerFeatures:
         """The image tower's features of a labelled set, for probes; the names of the classes play no part.
@@ -212,24 +214,28 @@ class Embeddings:
         Raises:
             InputError: See ``embed_pairs``.
         """
-        key = (model, short_name(source))
+        key = (model, id(source))
         if key not in self._pairs:
+            told = model, short_name(source)
 
             def compute() -> Stored:
                 encoder = self.encoder(model)
-                found = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*key))
+                found = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*told))
                 stored = _store_images(found.images)
                 texts = {"texts": found.texts, "image_of_text": found.image_of_text}
                 return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(found.captions)})
 
             found = self._stored(model, "captioned", lambda: self._content_key(source), compute)
-            self._pairs[key] = PairEmbeddings(
-                _read_images(found),
-                found.tensors["texts"],
-                tuple(found.facts["captions"]),
-                found.tensors["image_of_text"],
+            self._pairs[key] = (
+                source,
+                PairEmbeddings(
+                    _read_images(found),
+                    found.tensors["texts"],
+                    tuple(found.facts["captions"]),
+                    found.tensors["image_of_text"],
+                ),
             )
-        return self._pairs[key]
+        return self._pairs[key][1]
 
     def _images(self, model: str, data: Labelled, tower: bool) -> tuple[ImageEmbeddings, Tensor | None]:
         """The images of a labelled set, and the tower's features if they are wanted."""
@@ -275,10 +281,7 @@ class Embeddings:
     def _model_key(self, model: str) -> str | None:
         """What the disk knows a model by; None for an encoder that is no module, whose weights nobody can see."""
         if model not in self._model_keys:
-            from cloob.models.store import find_model_folder
-
-            source = self._source(model)
-            folder = find_model_folder(source) if isinstance(source, str | Path) else None
+            folder = self._folder(model)
             if folder is not None:
                 self._model_keys[model] = folder_key(folder, self._device)
             else:
@@ -288,6 +291,15 @@ class Embeddings:
                 key = module_key(encoder, towers, device) if isinstance(encoder, nn.Module) else None
                 self._model_keys[model] = key
         return self._model_keys[model]
+
+    def _folder(self, model: str) -> Path | None:
+        """The model folder, the same one however long a run goes on to write newer checkpoints; None for others."""
+        if model not in self._folders:
+            from cloob.models.store import find_model_folder
+
+            source = self._source(model)
+            self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None
+        return self._folders[model]
 
     def _content_key(self, data: Reader) -> str:
         if id(data) not in self._content_keys:

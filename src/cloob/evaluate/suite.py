@@ -153,7 +153,7 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
     """Compares every two models by paired bootstrap, on each set and on the mean over the sets.
 
     Args:
-        hits: (metric, set) -> model -> (n,) whether each sample is right.
+        hits: (metric, set) -> model -> (n,) whether each sample is right (of texts, see ``retrieval.by_picture``).
         level: Level of the intervals.
         seed: Seed of the bootstrap.
 
@@ -245,10 +245,12 @@ def _retrieve(embeddings: Embeddings, source: Reader, row: dict[str, Any], hits:
     pairs = embeddings.pairs(model, source)
     images = pairs.images.features
     ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
-    numbers = retrieving.summarise(ranks, level=options.level, seed=options.seed)
+    numbers = retrieving.summarise(ranks, pairs.image_of_text, level=options.level, seed=options.seed)
     row["retrieval"][name] = {**numbers, **({"unreadable": pairs.unreadable} if pairs.unreadable else {})}
     for direction, values in ranks._asdict().items():
-        hits.setdefault((f"{direction}@1", name), {})[model] = values < 1
+        right = values < 1
+        right = retrieving.by_picture(right, pairs.image_of_text) if direction == "text_to_image" else right
+        hits.setdefault((f"{direction}@1", name), {})[model] = right
     facts = embeddings.facts(model)
     try:
         texts = pairs.texts[pairs.first_texts]

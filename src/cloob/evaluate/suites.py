@@ -8,13 +8,14 @@ from pathlib import Path
 
 from cloob.data.captioned import CaptionedSet, open_captioned
 from cloob.data.labelled import LabelledSet, open_labelled
+from cloob.data.tarindex import is_tar
 from cloob.errors import InputError, nearest
 from cloob.evaluate.paper_sets import LAYOUTS, open_paper_set
 
 SUITES = {
     "paper": "the paper's eight sets, under one root",
     "pictograms": "every labelled set in a folder, each in a folder of its own",
-    "vtab+": "every CLIP_benchmark WebDataset folder in a folder, at any depth",
+    "vtab+": "every CLIP_benchmark WebDataset folder in a folder, up to three deep",
 }
 
 _TRAIN_SPLIT = "train"
@@ -82,8 +83,13 @@ def training_split(path: str | Path) -> LabelledSet | None:
     Raises:
         InputError: It has one, with a mistake in it.
     """
-    folder = Path(path)
-    return open_labelled(folder, _TRAIN_SPLIT) if (folder / _TRAIN_SPLIT).is_dir() else None
+    part = Path(path) / _TRAIN_SPLIT
+    if not part.is_dir():
+        return None
+    inside = list(part.iterdir())
+    if inside and not any(each.is_dir() or is_tar(each) or each.name == "nshards.txt" for each in inside):
+        return None  # pictures alone: a class of that name
+    return open_labelled(path, _TRAIN_SPLIT)
 
 
 def _pairs(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
