@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -203,6 +204,25 @@ def test_a_model_without_its_tokenizer_leaves_the_others(work: Path, capsys: pyt
         line = capsys.readouterr().err
         assert line.startswith(f"cloob: {said}") and line.count("nobody/words") == len(models)
         assert line.count("\n") == 1 and not any((work / "out").glob("*.*"))
+
+
+def test_a_model_whose_objective_is_no_number_leaves_the_others(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = work / "odd"
+    shutil.copytree(work / "model", bad)
+    settings = json.loads((bad / "objective.json").read_text())
+    (bad / "objective.json").write_text(json.dumps({**settings, "inv_tau": "x"}))
+    # A name in brackets is no markup, and a class may have a name that is not UTF-8.
+    folder = work / "sets" / "two [new]"
+    shutil.copytree(work / "sets" / "two", folder)
+    (folder / "red").rename(folder / os.fsdecode(b"caf\xe9"))
+    words = ["--zeroshot", str(folder), "--device", "cpu", "--out", str(work / "out")]
+    assert cli.main(["eval", str(bad), str(work / "model"), *words]) == 1
+    told = capsys.readouterr()
+    assert "the settings of its objective are not readable" in told.err and told.err.count("\n") == 1
+    assert "two [new]" in told.out
+    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
+    assert [row["model"] for row in results["rows"]] == ["model"]
+    assert (work / "out" / "report.html").is_file()
 
 
 def test_what_is_written_does_not_say_where_it_was(work: Path) -> None:

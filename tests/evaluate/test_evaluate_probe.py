@@ -84,6 +84,8 @@ def test_ties_go_to_the_stronger_penalty() -> None:
 
 def test_a_probe_in_the_suite_with_shots_and_seeds() -> None:
     test, train = Labels(NAMES * 2, broken=[0]), Labels(NAMES * 6)
+    with pytest.raises(InputError, match=r"numbers from 0 to below 2\^63"):
+        ProbeOptions(seeds=(2**64,))
     options = ProbeOptions(shots=2, seeds=(0, 1, 2))
     models = {"a": ColourModel("a"), "b": ColourModel("b")}
     results = evaluate(models, [test, Labels(NAMES, name="none")], training={"solid": train}, probe=options)

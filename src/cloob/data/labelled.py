@@ -202,7 +202,7 @@ def _open_folders(folder: Path, root: Path) -> LabelledSet:
         )
     classnames = _read_lines(folder / "classnames.txt")
     if classnames is None:
-        classnames = tuple(name.replace("_", " ") for name in names)
+        classnames = tuple(printable(name).replace("_", " ") for name in names)
     elif len(classnames) != len(names):
         raise InputError(
             f"{folder / 'classnames.txt'} names {len(classnames)} classes, but {root} has {len(names)} sub-folders"
