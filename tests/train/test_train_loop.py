@@ -197,8 +197,12 @@ def test_sigterm_checkpoints_and_ends(trained: Trained, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_the_last_checkpoint(trained: Trained, tmp_path: Path) -> None:
     config = trained.config.override(out=tmp_path / "run")
     recorder = Recorder()
-    with pytest.raises(KeyboardInterrupt):
-        train(config, callbacks=[recorder, At(7, lambda: signal.raise_signal(signal.SIGINT))])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, callbacks=[recorder, At(7, lambda: signal.raise_signal(signal.SIGINT))])
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert recorder.of("end") == [None]
     assert load_model(str(tmp_path / "run")).name == "nano-dropout"
     train(config.override(resume="auto"))
