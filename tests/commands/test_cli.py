@@ -141,6 +141,22 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(
     assert str(blocked / "demo") in line
 
 
+def test_a_demo_that_is_stopped_does_not_begin_the_next_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import types
+
+    asked: list[object] = []
+
+    def stopped(config: object, **_: object) -> object:
+        asked.append(config)
+        return types.SimpleNamespace(stopped="SIGTERM")
+
+    monkeypatch.setattr("cloob.train.loop.train", stopped)
+    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 1
+    assert len(asked) == 1 and "was stopped by SIGTERM" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback() -> None:
     done = run("--debug", "trian")
     assert done.returncode != 0 and "Traceback" in done.stderr

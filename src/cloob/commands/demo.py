@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,12 @@ def main(words: Sequence[str]) -> int:
 
     device = str(resolve_device(arguments.device))
     check_writable(arguments.out)
-    runs = {name: train(config, callbacks=[ProgressDisplay(title=name)]) for name, config in configs.items()}
+    runs = {}
+    for name, config in configs.items():
+        runs[name] = train(config, callbacks=[ProgressDisplay(title=name)])
+        if runs[name].stopped:  # what is asked to end does not begin the next training
+            print(f"cloob: {name} was stopped by {runs[name].stopped}; nothing is compared", file=sys.stderr)
+            return 1
     results = judge(
         {name: result.run for name, result in runs.items()},
         [open_labelled("demo:noto-emoji")],
