@@ -29,6 +29,7 @@ from cloob.evaluate.report import (
 )
 from cloob.evaluate.report import confusion as report_confusion
 from cloob.evaluate.report import figures as report_figures
+from cloob.evaluate.report.pictures import data_uri
 from cloob.evaluate.report.plots import Series, line_chart, nice_ticks, thin
 from cloob.evaluate.report.problems import problems
 
@@ -441,6 +442,44 @@ def test_an_unknown_picture_becomes_its_label() -> None:
     page = render(queries=[lost], confusions=[])
     assert '<span class="no-image">a label</span>' in page
     assert "<img" not in page
+
+
+def shown(image: bytes) -> Any:
+    """The picture that the page shows for a file, decoded."""
+    pil = pytest.importorskip("PIL.Image")
+    uri = data_uri(image)
+    assert uri is not None
+    return pil.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+
+
+def test_a_small_picture_is_shown_as_it_is() -> None:
+    for kind, name in (("WEBP", "webp"), ("PNG", "png"), ("JPEG", "jpeg"), ("GIF", "gif")):
+        data = picture("red", kind)
+        assert data_uri(data) == f"data:image/{name};base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF"])
+def test_a_large_picture_is_made_small(kind: str) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    noise = torch.randint(0, 256, (150, 200, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    stream = io.BytesIO()
+    pil.fromarray(noise.numpy()).resize((1600, 1200)).save(stream, kind)
+    found = shown(stream.getvalue())
+    assert found.size == (320, 240) and found.format == "WEBP"
+    uri = data_uri(stream.getvalue())
+    assert uri is not None and len(uri) < 100_000 < len(stream.getvalue())
+
+
+def test_transparency_stays() -> None:
+    pil = pytest.importorskip("PIL.Image")
+    stream = io.BytesIO()
+    pil.new("RGBA", (64, 64), (255, 0, 0, 0)).save(stream, "TIFF")
+    assert shown(stream.getvalue()).convert("RGBA").getpixel((5, 5))[3] == 0
+
+
+def test_damaged_pictures_have_none() -> None:
+    assert data_uri(b"") is None
+    assert data_uri(picture("red", "PNG")[:40] + bytes(20_000)) is None
 
 
 def test_target_is_named_only_when_the_query_does_not() -> None:

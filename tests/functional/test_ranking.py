@@ -98,6 +98,28 @@ def test_mutual_ranks_are_both_directions(data: st.DataObject, n: int, m: int, s
     assert backward.tolist() == r.ranks_of_pairs(y, x, pairs.flip(1)).tolist()
 
 
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), n=st.integers(1, 12), m=st.integers(1, 12), seed=st.integers(0, 999), chunk=st.integers(1, 12))
+def test_groups_are_their_pairs_spelt_out(data: st.DataObject, n: int, m: int, seed: int, chunk: int) -> None:
+    x, y = rows(n, 3, seed), rows(m, 3, seed + 1)
+    group = torch.tensor(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
+    more = data.draw(st.lists(st.tuples(st.integers(0, int(group.max())), st.integers(0, m - 1)), max_size=5))
+    pairs = torch.tensor([(int(group[i % n]), i % m) for i in range(max(n, m))] + more)
+    spelt = torch.tensor([(i, j) for i in range(n) for of, j in pairs.tolist() if of == group[i]])
+    found = r.mutual_ranks(x, y, pairs, chunk, group)
+    assert [f.tolist() for f in found] == [f.tolist() for f in r.mutual_ranks(x, y, spelt, chunk)]
+    assert found[0].tolist() == rank_loop(x, y, [[j for i, j in spelt.tolist() if i == q] for q in range(n)])
+
+
+def test_groups_that_do_not_fit() -> None:
+    x, pairs = torch.ones(2, 3), torch.tensor([[0, 0], [1, 1]])
+    for group in (torch.tensor([0]), torch.tensor([0, -1]), torch.tensor([0.0, 1.0])):
+        with pytest.raises(ValueError, match=r"group: expected \(2,\) int64 from 0 on"):
+            r.mutual_ranks(x, x, pairs, group=group)
+    with pytest.raises(ValueError, match="0 to 1 is out of range for 1 queries"):
+        r.mutual_ranks(x, x, pairs, group=torch.tensor([0, 0]))
+
+
 def test_mutual_ranks_need_a_positive_on_both_sides() -> None:
     with pytest.raises(ValueError, match="gallery row 2 has no positive"):
         r.mutual_ranks(torch.ones(2, 3), torch.ones(3, 3), torch.tensor([[0, 0], [1, 1]]))

@@ -1,6 +1,6 @@
 """Image–text retrieval, both ways, with several captions an image and captions that occur more than once.
 
-Legend: I images, T texts, D the embedding dimension, P correct (text, image) pairs.
+Legend: I images, T texts, D the embedding dimension, P correct (caption, image) pairs.
 """
 
 from __future__ import annotations
@@ -81,15 +81,13 @@ def retrieval_ranks(
         image_of_text = torch.arange(n_texts)
     if len(image_of_text) != n_texts or (captions is not None and len(captions) != n_texts):
         raise ValueError(f"expected an image and a caption for each of the {n_texts} texts")
-    pairs = correct_pairs(torch.as_tensor(image_of_text), captions)
-    text_to_image, image_to_text = ranking.mutual_ranks(text_features, image_features, pairs, chunk)
+    group, pairs = correct_answers(torch.as_tensor(image_of_text), captions)
+    text_to_image, image_to_text = ranking.mutual_ranks(text_features, image_features, pairs, chunk, group)
     return RetrievalRanks(image_to_text, text_to_image)
 
 
-def correct_pairs(image_of_text: Tensor, captions: Sequence[str] | None = None) -> Tensor:
-    """All (text, image) pairs that count as correct.
-
-    Text t is correct for image i if some text of equal caption describes i.
+def correct_answers(image_of_text: Tensor, captions: Sequence[str] | None = None) -> tuple[Tensor, Tensor]:
+    """Which texts are one caption, and which images it is correct for: those that any of its texts describes.
 
     Args:
         image_of_text: (T,) int64.
@@ -97,23 +95,14 @@ def correct_pairs(image_of_text: Tensor, captions: Sequence[str] | None = None) 
             could not be read and equals no other.
 
     Returns:
-        (P, 2) int64, distinct. A caption on k images brings k² pairs.
+        (T,) int64 group of each text, and (P, 2) int64, P ≤ T: the distinct (group, image) pairs that count as correct.
     """
-    texts = torch.arange(len(image_of_text))
-    if captions is None:
-        return torch.stack([texts, image_of_text], 1)
-    # Ids are positive; the negative ones below cannot meet them.
-    ids = torch.tensor([caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)])
-    _, group, size = torch.unique(ids, return_inverse=True, return_counts=True)
-    members = group.argsort(stable=True)  # the texts of each group, one group after the other
-    first = size.cumsum(0) - size
-    # Each text meets every text of its group: text t, repeated, beside the images of the group's members.
-    repeats = size[group]
-    text = texts.repeat_interleave(repeats)
-    within = torch.arange(len(text)) - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
-    image = image_of_text[members[first[group].repeat_interleave(repeats) + within]]
-    distinct: Tensor = torch.unique(torch.stack([text, image], 1), dim=0)
-    return distinct
+    group = torch.arange(len(image_of_text))
+    if captions is not None:
+        # Ids are positive; the negative ones cannot meet them.
+        ids = torch.tensor([caption_id(c) if c.strip() else -1 - i for i, c in enumerate(captions)])
+        group = torch.unique(ids, return_inverse=True)[1]
+    return group, torch.unique(torch.stack([group, image_of_text], 1), dim=0)
 
 
 def by_picture(hits: Tensor, image_of_text: Tensor | Sequence[int]) -> Tensor:

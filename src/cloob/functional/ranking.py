@@ -6,7 +6,7 @@ measures are fractions in [0, 1]. A rank is computed once and serves every k.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -90,7 +90,9 @@ def ranks_of_pairs(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int = 4
 
 
 @outside_autocast
-def mutual_ranks(x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+def mutual_ranks(
+    x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096, group: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Ranks in both directions from one sweep over the scores: half the work of two calls of `ranks_of_pairs`.
 
     Args:
@@ -98,6 +100,8 @@ def mutual_ranks(x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096) -> tupl
         y: (M, D) rows, of the same dtype.
         pairs: (P, 2) int64 rows of x and y that belong together; each row of x and of y at least once.
         chunk: Rows a block.
+        group: (N,) int64 group of each row of x. With it ``pairs`` name a group and a row of y, and a pair holds for
+            all rows of its group: k rows that share k positives take 2k numbers, not k².
 
     Returns:
         The (N,) ranks of x's positives among y, and the (M,) ranks of y's positives among x.
@@ -105,7 +109,7 @@ def mutual_ranks(x: Tensor, y: Tensor, pairs: Tensor, chunk: int = 4096) -> tupl
     Raises:
         ValueError: As `ranks_of_pairs`.
     """
-    forward, backward = _count_ahead(x, y, pairs, chunk, both=True)
+    forward, backward = _count_ahead(x, y, pairs, chunk, both=True, group=group)
     assert backward is not None
     return forward, backward
 
@@ -279,50 +283,85 @@ def grouped_bootstrap(
     return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])
 
 
-def _count_ahead(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool) -> tuple[Tensor, Tensor | None]:
+def _count_ahead(
+    query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool, group: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """The ranks of the queries' positives in the gallery, and if ``both`` of the gallery's among the queries."""
-    _check_ranking(query, gallery, pairs, chunk, both)
+    group = torch.arange(len(query), device=query.device) if group is None else group.to(query.device)
+    pairs = pairs.to(query.device)
+    _check_ranking(query, gallery, pairs, group, chunk, both)
     # Within the rounding of half precision whole neighbourhoods would tie.
     query, gallery = (_nan_unless_finite(t if t.dtype == torch.float64 else t.float()) for t in (query, gallery))
-    pairs = torch.unique(pairs.to(query.device), dim=0)  # sorted: the pairs of a block of queries are a slice
-    best, least = _best_positive(query, gallery, pairs, chunk)
-    ahead = torch.zeros_like(best, dtype=torch.int64)
-    if both:
-        best_back, least_back = _best_positive(gallery, query, pairs.flip(1), chunk)
-        ahead_back = torch.zeros_like(best_back, dtype=torch.int64)
-    bounds = torch.searchsorted(pairs[:, 0].contiguous(), torch.arange(0, len(query) + chunk, chunk).to(pairs))
-    for block, start in enumerate(range(0, len(query), chunk)):
-        rows = slice(start, start + chunk)
-        positives = pairs[bounds[block] : bounds[block + 1]]
-        for first in range(0, len(gallery), chunk):
-            columns = slice(first, first + chunk)
-            scores = query[rows] @ gallery[columns].T
-            inside = positives[(positives[:, 1] >= first) & (positives[:, 1] < first + chunk)]
-            scores[inside[:, 0] - start, inside[:, 1] - first] = torch.nan  # no negative; NaN is ahead of nobody
-            ahead[rows] += (scores >= least[rows, None]).sum(1)
-            if both:
-                ahead_back[columns] += (scores >= least_back[None, columns]).sum(0)
-    forward = torch.where(best > -torch.inf, ahead, UNRANKED)
-    return forward, torch.where(best_back > -torch.inf, ahead_back, UNRANKED) if both else None
+    positives = _Positives(pairs, group, chunk, -(-len(gallery) // chunk))
+    blocks = [(rows, columns) for rows in _blocks(len(query), chunk) for columns in _blocks(len(gallery), chunk)]
+    best, best_back = (rows.new_full((len(rows),), -torch.inf) for rows in (query, gallery))
+    for rows, columns in blocks:
+        if (inside := positives.inside(rows, columns)) is not None:
+            _raise_best(best[rows], best_back[columns], query[rows], gallery[columns], inside)
+    least, least_back = _least_tie(best, query, gallery), _least_tie(best_back, gallery, query)
+    ahead, ahead_back = (torch.zeros_like(b, dtype=torch.int64) for b in (best, best_back))
+    for rows, columns in blocks:
+        scores = query[rows] @ gallery[columns].T
+        if (inside := positives.inside(rows, columns)) is not None:
+            scores.masked_fill_(inside, torch.nan)  # no negatives; NaN is ahead of nobody
+        ahead[rows] += (scores >= least[rows, None]).sum(1)
+        if both:
+            ahead_back[columns] += (scores >= least_back[None, columns]).sum(0)
+    forward, backward = (torch.where(b > -torch.inf, a, UNRANKED) for a, b in ((ahead, best), (ahead_back, best_back)))
+    return forward, backward if both else None
 
 
-def _best_positive(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int) -> tuple[Tensor, Tensor]:
-    """The score of each query's best positive, −∞ if none is finite, and the least score that ties with it."""
-    best = query.new_full((len(query),), -torch.inf)
-    for part in _slices(pairs, chunk):
-        scores = (query[part[:, 0]] * gallery[part[:, 1]]).sum(1)
-        best.scatter_reduce_(0, part[:, 0], scores.nan_to_num(nan=-torch.inf), "amax")
+class _Positives:
+    """Which queries and gallery rows belong together, spelt out for one block at a time."""
+
+    def __init__(self, pairs: Tensor, group: Tensor, chunk: int, n_blocks: int) -> None:
+        block = pairs[:, 1] // chunk
+        self._group, self._chunk = group, chunk
+        self._groups, self._rows = pairs[block.argsort()].T.contiguous()
+        self._bounds = [0, *torch.bincount(block, minlength=n_blocks).cumsum(0).tolist()]
+
+    def inside(self, rows: slice, columns: slice) -> Tensor | None:
+        """(rows, columns) bool; None where nothing of the block belongs together."""
+        part = slice(*self._bounds[columns.start // self._chunk :][:2])
+        groups, members = self._groups[part], self._rows[part] - columns.start
+        present, place = torch.unique(self._group[rows], return_inverse=True)
+        of = torch.searchsorted(present, groups).clamp_max(len(present) - 1)
+        kept = present[of] == groups
+        if not kept.any():
+            return None
+        belongs = torch.zeros(len(present), columns.stop - columns.start, dtype=torch.bool, device=present.device)
+        belongs[of[kept], members[kept]] = True
+        inside: Tensor = belongs[place]
+        return inside
+
+
+def _raise_best(best: Tensor, best_back: Tensor, query: Tensor, gallery: Tensor, inside: Tensor) -> None:
+    """Raises the best positive scores, in place, to those of a block; few are computed one by one, many all at once."""
+    if int(inside.sum()) <= 4 * max(inside.shape):
+        row, column = inside.nonzero(as_tuple=True)
+        scores = (query[row] * gallery[column]).sum(1).nan_to_num(nan=-torch.inf)
+        best.scatter_reduce_(0, row, scores, "amax")
+        best_back.scatter_reduce_(0, column, scores, "amax")
+    else:
+        scores = (query @ gallery.T).nan_to_num_(nan=-torch.inf).masked_fill_(~inside, -torch.inf)
+        torch.maximum(best, scores.amax(1), out=best)
+        torch.maximum(best_back, scores.amax(0), out=best_back)
+
+
+def _least_tie(best: Tensor, query: Tensor, gallery: Tensor) -> Tensor:
+    """The least score that ties with each query's best positive."""
     rounding = 8 * torch.finfo(query.dtype).eps * gallery.norm(dim=1).nan_to_num(nan=0.0).max()
-    return best, best - rounding * query.norm(dim=1)
+    least: Tensor = best - rounding * query.norm(dim=1)
+    return least
+
+
+def _blocks(n: int, chunk: int) -> list[slice]:
+    return [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
 
 
 def _nan_unless_finite(rows: Tensor) -> Tensor:
     finite = torch.isfinite(rows).all(1)
     return rows if finite.all() else rows.masked_fill(~finite[:, None], torch.nan)
-
-
-def _slices(x: Tensor, size: int) -> Iterator[Tensor]:
-    return (x[start : start + size] for start in range(0, len(x), size))
 
 
 def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -350,7 +389,7 @@ def _vector(x: Tensor, name: str) -> Tensor:
     return x
 
 
-def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool) -> None:
+def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, chunk: int, both: bool) -> None:
     shapes = f"{query.dtype} {tuple(query.shape)} and {gallery.dtype} {tuple(gallery.shape)}"
     if query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
         raise ValueError(f"expected (Q, D) queries and a (G, D) gallery, got {shapes}")
@@ -360,11 +399,15 @@ def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, bo
         raise ValueError(f"expected a chunk ≥ 1 and non-empty matrices, got chunk={chunk}, {shapes}")
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype != torch.int64:
         raise ValueError(f"pairs: expected a (P, 2) int64 tensor, got {pairs.dtype} {tuple(pairs.shape)}")
-    for column, size, what in ((0, len(query), "queries"), (1, len(gallery), "gallery rows")):
+    if group.shape != query.shape[:1] or group.dtype != torch.int64 or int(group.min()) < 0:
+        raise ValueError(f"group: expected ({len(query)},) int64 from 0 on, got {group.dtype} {tuple(group.shape)}")
+    sides = ((0, int(group.max()) + 1, "queries"), (1, len(gallery), "gallery rows"))
+    for column, size, what in sides:
         index = pairs[:, column]
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= size):
             raise ValueError(f"targets: {int(index.min())} to {int(index.max())} is out of range for {size} {what}")
-    for column, size, what in ((0, len(query), "query"), (1, len(gallery), "gallery row"))[: 1 + both]:
-        lonely = torch.bincount(pairs[:, column], minlength=size) == 0
-        if lonely.any():
-            raise ValueError(f"{what} {int(lonely.nonzero()[0])} has no positive")
+    answered = [torch.bincount(pairs[:, column], minlength=size) > 0 for column, size, _ in sides]
+    answered[0] = answered[0][group]
+    for has, what in list(zip(answered, ("query", "gallery row"), strict=True))[: 1 + both]:
+        if not has.all():
+            raise ValueError(f"{what} {int((~has).nonzero()[0])} has no positive")

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page from results.json, metrics.jsonl and example queries.
 
 ``page`` assembles it from ``headline`` (who is ahead), ``numbers`` (tables), ``problems`` (what is missing),
-``figures`` and ``confusion``.
+``figures``, ``confusion`` and ``pictures``.
 """
 
 from cloob.evaluate.report.confusion import Confusion

@@ -29,6 +29,7 @@ from typing import Any
 from cloob.errors import InputError, require
 from cloob.evaluate.report import confusion, figures, headline, numbers
 from cloob.evaluate.report.confusion import Confusion
+from cloob.evaluate.report.pictures import data_uri
 from cloob.evaluate.report.problems import problems
 from cloob.files import write_whole
 
@@ -53,7 +54,7 @@ class Found:
     """One image that a model found for a query.
 
     Attributes:
-        image: The encoded picture (WebP, PNG, JPEG or GIF).
+        image: The encoded picture.
         label: Its class or caption.
         correct: Whether it answers the query.
         score: The similarity that ranked it.
@@ -273,7 +274,7 @@ def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
     for name, found in query.found.items():
         images = [
             {
-                "uri": _data_uri(item.image),
+                "uri": data_uri(item.image),
                 "label": item.label,
                 "correct": item.correct,
                 "score": numbers.decimal(numbers.number(item.score)),
@@ -291,19 +292,10 @@ def _similar(similar: Mapping[str, Sequence[tuple[Found, Found]]], colours: Mapp
         items = [
             {
                 "cosine": numbers.decimal(numbers.number(first.score)),
-                "images": [{"uri": _data_uri(item.image), "label": item.label} for item in (first, second)],
+                "images": [{"uri": data_uri(item.image), "label": item.label} for item in (first, second)],
             }
             for first, second in pairs
         ]
         if items:
             shown.append({"model": model, "colour": colours[model], "pairs": items})
     return shown
-
-
-def _data_uri(image: bytes) -> str | None:
-    """The picture as a data: URI; None when the bytes are of no kind that every browser shows."""
-    kinds = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg", b"GIF8": "gif"}
-    kind = next((kind for magic, kind in kinds.items() if image.startswith(magic)), None)
-    if image[:4] == b"RIFF" and image[8:12] == b"WEBP":
-        kind = "webp"
-    return kind and f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
