@@ -141,10 +141,15 @@ def test_a_learnable_scale_is_bounded_by_100_in_training_alone() -> None:
     x, y = pairs(4, 3)
     with torch.no_grad():
         objective.log_inv_tau.fill_(math.log(250.0))
-    assert objective.eval()(x, y) == ContrastiveObjective.clip(inv_tau=250.0).eval()(x, y)
+    fixed = ContrastiveObjective.clip(inv_tau=250.0, learnable_inv_tau=False)
+    assert objective.eval()(x, y).item() == pytest.approx(fixed(x, y).item(), rel=1e-5)
     assert objective.inv_tau.item() == pytest.approx(250.0)
     objective.train()(x, y)
     assert objective.inv_tau.item() == pytest.approx(100.0)
+    again = ContrastiveObjective(**objective.config())  # a float32 logarithm of 100 is a little above it
+    assert again.inv_tau.item() == pytest.approx(100.0)
+    with pytest.raises(ValueError, match="inv_tau is 250; a learnable one is kept at 100 or below"):
+        ContrastiveObjective.clip(inv_tau=250.0)
     ContrastiveObjective.cloob(inv_tau=250.0).clamp_()  # fixed ones stay as they were asked for
 
 

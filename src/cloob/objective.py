@@ -112,6 +112,8 @@ class ContrastiveObjective(nn.Module):
             raise ValueError("learnable_beta=True needs hopfield=True: without retrieval β has no gradient")
         if learnable_inv_tau and scale == "paper":
             raise ValueError("learnable_inv_tau=True needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings")
+        if learnable_inv_tau and inv_tau > MAX_INV_TAU * (1 + 1e-5):  # exp(ln 100) in float32 is a little above 100
+            raise ValueError(f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or below")
         self.contrast: Contrast = contrast
         self.hopfield = hopfield
         self.scale: Scale = scale

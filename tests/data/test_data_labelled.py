@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cloob.data.batch import BadSample
 from cloob.data.labelled import open_labelled
 from cloob.errors import InputError
 
@@ -160,11 +161,12 @@ def test_names_that_are_not_utf8(tmp_path: Path, image: MakeImage) -> None:
     assert open_labelled(tmp_path).read(0) == ("a/caf\ufffd.png", image(1))
 
 
-def test_a_file_that_vanishes_is_named(folders: Path) -> None:
+def test_a_file_that_vanishes_is_one_bad_sample(folders: Path) -> None:
     labelled = open_labelled(folders)
     (folders / "ant" / "1.png").unlink()
-    with pytest.raises(InputError, match=r"ant/1\.png"):
+    with pytest.raises(BadSample, match=r"ant/1\.png") as caught:
         labelled.read(0)
+    assert caught.value.reason == "missing image" and labelled.read(1)[1]
 
 
 def test_an_unknown_demo_set() -> None:

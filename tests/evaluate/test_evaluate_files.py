@@ -53,6 +53,21 @@ def test_all_files_of_an_evaluation(tmp_path: Path) -> None:
     assert rows[0]["runs/bad: recall"] == "0" and rows[0]["runs/bad: mostly taken for"] == "blue"
 
 
+def test_names_that_are_alike_as_file_names_keep_their_files(tmp_path: Path) -> None:
+    """Also on systems that do not tell ``A`` from ``a``."""
+    models = {"runs/a": ColourModel(), "runs-A": ColourModel(confused=[("red", "blue")])}
+    sets = [Labels(NAMES, name="my set"), Labels(NAMES[:2], name="my-set", classnames=NAMES[:2])]
+    embeddings = Embeddings(models)
+    results = evaluate(embeddings, sets)
+    folders = write_set_files(tmp_path, results, embeddings, sets)
+    names = [sorted(path.name.casefold() for path in folder.iterdir()) for folder in folders]
+    assert [len(set(found)) for found in names] == [4, 2, 4]
+    contents = [json.loads(path.read_text()) for path in (tmp_path / "clip_benchmark").iterdir()]
+    assert len({(content["model"], content["dataset"]) for content in contents}) == 4
+    lengths = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "per_class").iterdir()}
+    assert lengths == {"my-set.csv": 7, "my-set-2.csv": 3}
+
+
 def test_where_a_model_lies_is_not_written(tmp_path: Path) -> None:
     results = evaluate({name: ColourModel() for name in "abcd"}, [Labels(NAMES)])
     sources = {"a": "RN50/openai", "b": tmp_path / "run", "c": f"local-dir:{tmp_path}/run", "d": "runs/d"}

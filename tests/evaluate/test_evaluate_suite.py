@@ -214,6 +214,7 @@ def folder(tmp_path: Path) -> Path:
             image.save(place / f"{i}.png")
         (tmp_path / "pairs" / f"{i}.txt").write_text(f"number {i} {name}", encoding="utf-8")
     (tmp_path / "set" / "red" / "9.png").write_bytes(b"no image")
+    (tmp_path / "set" / "red" / "lost.png").symlink_to(tmp_path / "nowhere.png")
     return tmp_path
 
 
@@ -235,15 +236,16 @@ def test_real_towers_and_real_sets(folder: Path) -> None:
     assert loaded["settings"]["inv_tau"] == pytest.approx(20.0)
     for part in ("zeroshot", "retrieval"):
         assert fresh[part] == loaded[part]
-    assert fresh["zeroshot"]["set"]["n"] == 7 and fresh["zeroshot"]["set"]["unreadable"] == {"corrupt image": 1}
-    assert ("fresh: set", 7, 7) in seen and ("loaded: pairs", 6, 6) in seen
+    assert fresh["zeroshot"]["set"]["n"] == 8
+    assert fresh["zeroshot"]["set"]["unreadable"] == {"corrupt image": 1, "missing image": 1}
+    assert ("fresh: set", 8, 8) in seen and ("loaded: pairs", 6, 6) in seen
     features, keys, bad = embeddings.labelled("fresh", data).images
-    row = next(i for i in range(7) if keys[i].endswith("0.png"))
+    row = next(i for i in range(8) if keys[i].endswith("0.png"))
     encoder.eval()
     with torch.no_grad():
         alone = encoder.encode_image([folder / "set" / "red" / "0.png"])[0]
     assert torch.allclose(features[row], alone, atol=1e-5)
-    assert len(bad) == 1
+    assert [skip.key for skip in bad] == ["red/9.png", "red/lost.png"]
     assert str(folder) not in json.dumps(results)
     queries = example_queries(embeddings, data, k=5)
     assert {query.query for query in queries} == {"red", "blue"}

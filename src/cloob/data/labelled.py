@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from cloob.data.batch import BadSample, printable
+from cloob.data.batch import printable
 from cloob.data.decode import read_image_file
 from cloob.data.shards import IMAGE_EXTENSIONS, group_members
 from cloob.data.sources import DEMO
@@ -55,7 +55,8 @@ class LabelledSet:
         """Key and encoded image of picture ``index``.
 
         Raises:
-            InputError: The file is gone since the set was opened.
+            BadSample: The picture's file cannot be read, or is too large; it stays in the set and counts as wrong.
+            InputError: The shard is gone since the set was opened.
         """
         return self.pictures.read(index)
 
@@ -184,10 +185,7 @@ class _FilePictures:
     def read(self, index: int) -> tuple[str, bytes]:
         path = self._paths[index]
         key = printable(path)
-        try:
-            return key, read_image_file(self._root / path, key)
-        except BadSample as bad:
-            raise InputError(f"{self._root}: {bad}") from None
+        return key, read_image_file(self._root / path, key)
 
 
 def _open_folders(folder: Path, root: Path) -> LabelledSet:

@@ -52,6 +52,7 @@ def write_set_files(
         if isinstance(source, str | Path)
     }
     write_clip_benchmark(out / "clip_benchmark", results, sources)
+    taken: set[str] = set()
     for data in zeroshot:
         name = short_name(data)
         models = [row["model"] for row in results["rows"] if name in row["zeroshot"]]
@@ -61,10 +62,11 @@ def write_set_files(
         for model in models:
             images, labels, classes = embeddings.labelled(model, data)
             matrices[model] = confusion_matrix(images.features, labels, classes)
-        write_per_class(out / "per_class" / f"{_slug(name)}.csv", data.classnames, matrices)
+        table = out / "per_class" / f"{_free(_slug(name), taken)}.csv"
+        write_per_class(table, data.classnames, matrices)
         for model, matrix in matrices.items():
-            picture = out / "confusion" / f"{_slug(name)}--{_slug(model)}.png"
-            draw_confusion(picture, matrix, data.classnames, f"{name}, {model}")
+            picture = _free(f"{table.stem}--{_slug(model)}", taken)
+            draw_confusion(out / "confusion" / f"{picture}.png", matrix, data.classnames, f"{name}, {model}")
     return [folder for folder in (out / "clip_benchmark", out / "per_class", out / "confusion") if folder.is_dir()]
 
 
@@ -79,11 +81,11 @@ def write_clip_benchmark(
         sources: Where each model came from, for the field ``pretrained``.
 
     Returns:
-        The files, ``<set>_<model>_en_<task>.json``. Fields: ``dataset``, ``model``, ``pretrained``, ``task``,
-        ``metrics``, ``language``. As there, ``image_retrieval_recall`` is that of images for a text, and acc5 of fewer
-        than five classes has no value.
+        The files, ``<set>_<model>_en_<task>.json``, numbered where two names are alike as file names. Fields:
+        ``dataset``, ``model``, ``pretrained``, ``task``, ``metrics``, ``language``. As there,
+        ``image_retrieval_recall`` is that of images for a text, and acc5 of fewer than five classes has no value.
     """
-    files = []
+    files, taken = [], set[str]()
     for row in results["rows"]:
         for task, name, metrics in _tasks(row):
             content = {
@@ -94,7 +96,7 @@ def write_clip_benchmark(
                 "metrics": metrics,
                 "language": "en",
             }
-            path = folder / f"{_slug(name)}_{_slug(row['model'])}_en_{task}.json"
+            path = folder / (_free(f"{_slug(name)}_{_slug(row['model'])}_en_{task}", taken) + ".json")
             write_results(path, content)
             files.append(path)
     return files
@@ -241,3 +243,13 @@ def _drawn(path: Path, key: str) -> bool:
 def _slug(name: str) -> str:
     """A name that is a file's name on every system."""
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "set"
+
+
+def _free(stem: str, taken: set[str]) -> str:
+    """``stem``, with a number where another file has it already; notes that it is taken. Case makes no difference."""
+    free, number = stem, 1
+    while free.casefold() in taken:
+        number += 1
+        free = f"{stem}-{number}"
+    taken.add(free.casefold())
+    return free

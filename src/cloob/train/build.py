@@ -22,7 +22,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.store import list_checkpoints, load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
-from cloob.objective import MAX_INV_TAU, ContrastiveObjective, make_objective
+from cloob.objective import ContrastiveObjective, make_objective
 from cloob.train import align, preflight, sharding
 from cloob.train.checkpoint import Checkpoint, set_aside
 from cloob.train.config import TrainConfig
@@ -139,13 +139,9 @@ def make_loss(config: TrainConfig) -> ContrastiveObjective:
     """
     overrides = config.loss.overrides()
     try:
-        objective = make_objective(config.loss.objective, gather=world_size() > 1, **overrides)
+        return make_objective(config.loss.objective, gather=world_size() > 1, **overrides)
     except (ValueError, TypeError) as error:
         raise InputError(f"objective {config.loss.objective!r}: {error}") from error
-    start = config.loss.inv_tau
-    if start is not None and start > MAX_INV_TAU and objective.config()["learnable_inv_tau"]:
-        raise InputError(f"inv_tau is {start}; a learnable one is kept at {MAX_INV_TAU:g} or below")
-    return objective
 
 
 def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, device: torch.device) -> Loader:
