@@ -113,6 +113,7 @@ def test_formats() -> None:
     assert numbers.percent(0.1724) == "17.2"
     assert numbers.points(0.023) == "+2.3"
     assert numbers.points(-0.0234) == "−2.3"
+    assert numbers.points(-0.0001) == numbers.points(-0.0) == "+0.0"
     assert numbers.count(12345.0) == "12\u202f345"
     assert numbers.count(30.5) == "30.5"
     assert numbers.decimal(-2.91) == "−2.910"
@@ -480,6 +481,14 @@ def test_transparency_stays() -> None:
 def test_damaged_pictures_have_none() -> None:
     assert data_uri(b"") is None
     assert data_uri(picture("red", "PNG")[:40] + bytes(20_000)) is None
+
+
+def test_beta_is_not_a_setting_without_retrieval() -> None:
+    rows = [row(m, s=0.5) | {"settings": {"hopfield": m == "cloob", "beta": 8.0, "seed": 3}} for m in ("cloob", "clip")]
+    page = render_report({"rows": rows})
+    cells = re.search(r"<th[^>]*>β</th>(.*?)</tr>", page, re.S)
+    assert cells is not None
+    assert re.findall(r"<td[^>]*>(.*?)</td>", cells[1]) == ["8", "–"]
 
 
 def test_target_is_named_only_when_the_query_does_not() -> None:

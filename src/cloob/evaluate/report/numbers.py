@@ -41,7 +41,7 @@ def percent(value: float | None) -> str:
 
 def points(value: float | None) -> str:
     """A difference of fractions in signed percentage points: 0.023 -> ``+2.3``."""
-    return MISSING if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    return MISSING if value is None else f"{100 * value:+z.1f}".replace("-", "−")
 
 
 def decimal(value: float | None) -> str:

@@ -245,6 +245,9 @@ def _tiles(
 def _settings(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Settings as (name, value per model), the known ones first; those that no model has are left out."""
     per_model = [{"objective": row.get("objective"), **(row.get("settings") or {})} for row in rows]
+    for settings in per_model:
+        if settings.get("hopfield") is False:  # β is without effect
+            settings |= {"beta": None, "learnable_beta": None}
     keys = list(dict.fromkeys([*_SETTINGS, *(key for settings in per_model for key in settings)]))
     return [
         (
