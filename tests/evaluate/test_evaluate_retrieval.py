@@ -16,7 +16,7 @@ from torch import Tensor
 from cloob.data.captioned import open_captioned
 from cloob.evaluate.retrieval import by_picture, correct_answers, retrieval, retrieval_ranks
 from cloob.evaluate.suite import evaluate
-from cloob.functional.ranking import bootstrap_interval
+from cloob.functional.bootstrap import bootstrap_interval
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ranking against plain loops and hand-computed numbers; the bootstrap against the distribution it claims."""
+"""Ranking against plain loops and hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -175,72 +175,3 @@ def test_per_class_recall() -> None:
         r.per_class_recall(correct, labels, 3)
     with pytest.raises(ValueError, match="differ in shape"):
         r.per_class_recall(correct[:2], labels, 5)
-
-
-# --- bootstrap ----------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_agrees_with_drawing_indices() -> None:
-    values = torch.tensor([0.0] * 30 + [1.0] * 50 + [4.0] * 20)
-    index = torch.randint(0, 100, (20_000, 100), generator=torch.Generator().manual_seed(1))
-    expected = torch.quantile(values[index].mean(1), torch.tensor([0.05, 0.95])).tolist()
-    assert r.bootstrap_interval(values, n=20_000, level=0.9) == pytest.approx(expected, abs=0.02)
-
-
-def test_bootstrap_of_a_share_is_close_to_the_normal_interval() -> None:
-    values = (torch.arange(1000) < 300).double()
-    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
-    assert r.bootstrap_interval(values) == pytest.approx((0.3 - half, 0.3 + half), abs=0.004)
-
-
-def test_bootstrap_is_a_function_of_its_seed() -> None:
-    values = torch.rand(50, generator=torch.Generator().manual_seed(0))
-    state = torch.random.get_rng_state()
-    assert r.bootstrap_interval(values, seed=3) == r.bootstrap_interval(values, seed=3)
-    assert r.bootstrap_interval(values, seed=3) != r.bootstrap_interval(values, seed=4)
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=1, max_size=30), st.integers(0, 99))
-def test_interval_lies_within_the_values_and_ignores_their_order(values: list[float], seed: int) -> None:
-    low, high = r.bootstrap_interval(torch.tensor(values), n=100, seed=seed)
-    assert min(values) - 1e-12 <= low <= high <= max(values) + 1e-12
-    assert (low, high) == r.bootstrap_interval(torch.tensor(sorted(values)), n=100, seed=seed)
-    if len(set(values)) == 1:
-        assert low == high == pytest.approx(values[0])
-
-
-def test_paired_bootstrap_is_tighter_than_two_intervals() -> None:
-    a = torch.arange(200) % 2 == 0
-    b = a.clone()
-    b[:10] = False  # five samples lost
-    difference, low, high = r.paired_bootstrap(a, b)
-    assert difference == pytest.approx(5 / 200)
-    assert 0 < low < difference < high < 0.06
-    assert r.paired_bootstrap(b, a)[0] == pytest.approx(-5 / 200)
-    with pytest.raises(ValueError, match="differ in shape"):
-        r.paired_bootstrap(a, b[:9])
-
-
-def test_grouped_bootstrap_weighs_groups_alike() -> None:
-    small, large = torch.tensor([1.0, 0.0]), torch.zeros(1000)
-    mean, low, high = r.grouped_bootstrap([small, large])
-    assert mean == pytest.approx(0.25)
-    assert (low, high) == pytest.approx((0.0, 0.5))  # the small group's resamples are 0, ½ or 1, halved
-    assert r.grouped_bootstrap([small])[1:] == r.bootstrap_interval(small)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: r.bootstrap_interval(torch.ones(0)),
-        lambda: r.bootstrap_interval(torch.tensor([1.0, float("nan")])),
-        lambda: r.bootstrap_interval(torch.ones(3), level=1.0),
-        lambda: r.bootstrap_interval(torch.ones(3), n=0),
-        lambda: r.grouped_bootstrap([]),
-    ],
-)
-def test_bootstrap_errors(call) -> None:
-    with pytest.raises(ValueError, match="expected"):
-        call()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cloob.errors import InputError, require
 from cloob.functional import ranking
+from cloob.functional.bootstrap import bootstrap_interval
 
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 _FINEST = 0.125
@@ -187,8 +188,8 @@ def summarise(
         "acc1": float(accuracies.mean()),
         "acc5": float(hits[5].mean()),
         "mean_per_class_recall": sum(recalls) / len(recalls),
-        "acc1_interval": list(ranking.bootstrap_interval(hits[1].mean(0), level=level, seed=seed)),
-        "acc5_interval": list(ranking.bootstrap_interval(hits[5].mean(0), level=level, seed=seed)),
+        "acc1_interval": list(bootstrap_interval(hits[1].mean(0), level=level, seed=seed)),
+        "acc5_interval": list(bootstrap_interval(hits[5].mean(0), level=level, seed=seed)),
         "acc1_sd": float(accuracies.std()) if len(fits) > 1 else None,
         "n": len(labels),
         "n_classes": n_classes,

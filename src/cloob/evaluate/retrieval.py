@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cloob.data.batch import caption_id
 from cloob.functional import ranking
+from cloob.functional.bootstrap import bootstrap_interval
 
 RECALLS = (1, 5, 10)
 
@@ -158,6 +159,6 @@ def summarise(
             hits = values < k
             if direction == "text_to_image" and image_of_text is not None:
                 hits = by_picture(hits, image_of_text)
-            low, high = ranking.bootstrap_interval(hits, level=level, seed=seed)
+            low, high = bootstrap_interval(hits, level=level, seed=seed)
             result[f"{direction}@{k}_interval"] = [max(low, 0.0), min(high, 1.0)]
     return {**result, "n": len(ranks.text_to_image), "n_images": len(ranks.image_to_text)}

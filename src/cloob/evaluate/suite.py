@@ -27,7 +27,7 @@ from cloob.evaluate.places import without_places
 from cloob.evaluate.probe import ProbeOptions
 from cloob.evaluate.store import Embeddings, Labelled
 from cloob.files import write_whole
-from cloob.functional import ranking
+from cloob.functional.bootstrap import grouped_bootstrap
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
 """(metric, set) -> model -> (n,) whether each sample is right (its mean over the seeds of a probe)."""
@@ -173,7 +173,7 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
         for name, groups in of_sets.items():
             for baseline, model in combinations(groups[0], 2):
                 values = [found[model].double() - found[baseline].double() for found in groups]
-                mean, low, high = ranking.grouped_bootstrap(values, level=level, seed=seed)
+                mean, low, high = grouped_bootstrap(values, level=level, seed=seed)
                 what = {"metric": metric, "set": name, "model": model, "baseline": baseline}
                 entries.append({**what, "difference": mean, "low": low, "high": high})
     return entries

@@ -17,6 +17,7 @@ from torch import Tensor
 from cloob.errors import InputError
 from cloob.evaluate.embed import Encoder, embed_texts
 from cloob.functional import ranking
+from cloob.functional.bootstrap import bootstrap_interval
 
 
 def class_embeddings(
@@ -132,8 +133,8 @@ def summarise(
         "mean_per_class_recall": float(recalls.nanmean()),
         "n": len(ranks),
         "n_classes": n_classes,
-        "acc1_interval": list(ranking.bootstrap_interval(ranks < 1, level=level, seed=seed)),
-        "acc5_interval": list(ranking.bootstrap_interval(ranks < 5, level=level, seed=seed)),
+        "acc1_interval": list(bootstrap_interval(ranks < 1, level=level, seed=seed)),
+        "acc5_interval": list(bootstrap_interval(ranks < 5, level=level, seed=seed)),
     }
     if classnames is not None:
         uses = Counter(classnames)

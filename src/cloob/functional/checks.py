@@ -120,3 +120,14 @@ def check_ids(
         if vector.device != device:
             raise ValueError(f"{name} has device {vector.device}, but the embeddings have {device}")
     return ids, candidate_ids
+
+
+def as_vector(x: Tensor, name: str) -> Tensor:
+    """``x``, if it is a vector that holds something.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if x.ndim != 1 or len(x) == 0:
+        raise ValueError(f"{name}: expected a non-empty vector, got shape {tuple(x.shape)}")
+    return x

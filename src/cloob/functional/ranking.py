@@ -1,4 +1,4 @@
-"""Where the right answer lands: ranks, the accuracies read off them, and how sure they are.
+"""Where the right answer lands: ranks, and the accuracies read off them.
 
 Legend: Q queries, G gallery rows, D dimensions, P positives (query, gallery row). A rank is 0-based. All
 measures are fractions in [0, 1]. A rank is computed once and serves every k.
@@ -11,16 +11,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import outside_autocast
+from cloob.functional.checks import as_vector, outside_autocast
 
 __all__ = [
     "UNRANKED",
-    "bootstrap_interval",
-    "grouped_bootstrap",
     "mean_per_class_recall",
     "median_rank",
     "mutual_ranks",
-    "paired_bootstrap",
     "per_class_recall",
     "ranks",
     "ranks_of_pairs",
@@ -129,7 +126,7 @@ def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    return float((_vector(ranks, "ranks") < k).double().mean())
+    return float((as_vector(ranks, "ranks") < k).double().mean())
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
@@ -163,7 +160,7 @@ def median_rank(ranks: Tensor) -> float:
     Raises:
         ValueError: No ranks.
     """
-    ordered = _vector(ranks, "ranks").sort().values
+    ordered = as_vector(ranks, "ranks").sort().values
     middle = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]]
     return float("inf") if (middle == UNRANKED).any() else float(middle.double().mean()) + 1
 
@@ -182,7 +179,7 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
     Raises:
         ValueError: Shapes that differ, or a label out of range.
     """
-    _vector(labels, "labels")
+    as_vector(labels, "labels")
     if correct.shape != labels.shape:
         raise ValueError(f"correct and labels differ in shape: {tuple(correct.shape)}, {tuple(labels.shape)}")
     if int(labels.min()) < 0 or int(labels.max()) >= n_classes:
@@ -206,81 +203,6 @@ def mean_per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> fl
         ValueError: Shapes that differ, or a label out of range.
     """
     return float(per_class_recall(correct, labels, n_classes).nanmean())
-
-
-def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean (Efron 1979).
-
-    Args:
-        values: (N,) per-sample values, e.g. 0/1 correctness.
-        n: Number of resamples.
-        level: Coverage, in (0, 1).
-        seed: Seed of the resampling; equal seeds give equal intervals.
-
-    Returns:
-        (low, high).
-
-    Raises:
-        ValueError: No values, a value that is not finite, n < 1, or a level outside (0, 1).
-    """
-    return grouped_bootstrap([values], n, level, seed)[1:]
-
-
-def paired_bootstrap(
-    a: Tensor, b: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-    """Difference of two means over the same samples, with its bootstrap interval.
-
-    Pairing removes what the samples have in common, which two separate intervals do not.
-
-    Args:
-        a: (N,) per-sample values of one model.
-        b: (N,) per-sample values of the other, in the same order.
-        n: Number of resamples.
-        level: Coverage, in (0, 1).
-        seed: Seed of the resampling.
-
-    Returns:
-        (mean a − mean b, low, high).
-
-    Raises:
-        ValueError: Shapes that differ, or what :func:`bootstrap_interval` raises.
-    """
-    if a.shape != b.shape:
-        raise ValueError(f"paired values differ in shape: {tuple(a.shape)}, {tuple(b.shape)}")
-    return grouped_bootstrap([a.double() - b.double()], n, level, seed)
-
-
-def grouped_bootstrap(
-    groups: Sequence[Tensor], n: int = 2000, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of the groups' means, each group weighing the same, with its bootstrap interval.
-
-    The groups are resampled apart: they are test sets, of which there are no others to be drawn.
-
-    Args:
-        groups: (N_g,) per-sample values, e.g. of each test set.
-        n: Number of resamples.
-        level: Coverage, in (0, 1).
-        seed: Seed of the resampling.
-
-    Returns:
-        (mean, low, high).
-
-    Raises:
-        ValueError: No groups, or what :func:`bootstrap_interval` raises.
-    """
-    if not 0 < level < 1 or n < 1:
-        raise ValueError(f"expected n ≥ 1 and a level in (0, 1), got n={n}, level={level}")
-    if not groups:
-        raise ValueError("expected at least one group of values")
-    generator = torch.Generator().manual_seed(seed)
-    samples = [_vector(values, "values").detach().cpu().double() for values in groups]
-    if not all(torch.isfinite(sample).all() for sample in samples):
-        raise ValueError("values: expected finite numbers")
-    means = torch.stack([_resampled_means(sample, n, generator) for sample in samples]).mean(0)
-    ends = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype))
-    return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])
 
 
 def _count_ahead(
@@ -362,31 +284,6 @@ def _blocks(n: int, chunk: int) -> list[slice]:
 def _nan_unless_finite(rows: Tensor) -> Tensor:
     finite = torch.isfinite(rows).all(1)
     return rows if finite.all() else rows.masked_fill(~finite[:, None], torch.nan)
-
-
-def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """(n,) means of resamples with replacement.
-
-    A resample's mean depends only on how often it draws each distinct value, and these counts are
-    multinomial. They are drawn directly, as a chain of conditional binomials: the same distribution as
-    drawing N indices n times, at a cost of n times the number of distinct values (two for accuracies, three
-    for their differences) in place of n·N.
-    """
-    distinct, counts = torch.unique(sample, return_counts=True)
-    open_draws = torch.full((n,), float(len(sample)), dtype=torch.float64)
-    open_count, sums = float(len(sample)), torch.zeros(n, dtype=torch.float64)
-    for value, count in zip(distinct.tolist(), counts.tolist(), strict=True):
-        share = torch.full_like(open_draws, count / open_count)
-        drawn = torch.binomial(open_draws, share, generator=generator)
-        sums += value * drawn
-        open_draws, open_count = open_draws - drawn, open_count - count
-    return sums / len(sample)
-
-
-def _vector(x: Tensor, name: str) -> Tensor:
-    if x.ndim != 1 or len(x) == 0:
-        raise ValueError(f"{name}: expected a non-empty vector, got shape {tuple(x.shape)}")
-    return x
 
 
 def _check_ranking(query: Tensor, gallery: Tensor, pairs: Tensor, group: Tensor, chunk: int, both: bool) -> None:

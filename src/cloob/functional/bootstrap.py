@@ -1,0 +1,106 @@
+"""How sure a mean is: bootstrap intervals over the samples that it was taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cloob.functional.checks import as_vector
+
+__all__ = ["bootstrap_interval", "grouped_bootstrap", "paired_bootstrap"]
+
+
+def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (Efron 1979).
+
+    Args:
+        values: (N,) per-sample values, e.g. 0/1 correctness.
+        n: Number of resamples.
+        level: Coverage, in (0, 1).
+        seed: Seed of the resampling; equal seeds give equal intervals.
+
+    Returns:
+        (low, high).
+
+    Raises:
+        ValueError: No values, a value that is not finite, n < 1, or a level outside (0, 1).
+    """
+    return grouped_bootstrap([values], n, level, seed)[1:]
+
+
+def paired_bootstrap(
+    a: Tensor, b: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Difference of two means over the same samples, with its bootstrap interval.
+
+    Pairing removes what the samples have in common, which two separate intervals do not.
+
+    Args:
+        a: (N,) per-sample values of one model.
+        b: (N,) per-sample values of the other, in the same order.
+        n: Number of resamples.
+        level: Coverage, in (0, 1).
+        seed: Seed of the resampling.
+
+    Returns:
+        (mean a − mean b, low, high).
+
+    Raises:
+        ValueError: Shapes that differ, or what :func:`bootstrap_interval` raises.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"paired values differ in shape: {tuple(a.shape)}, {tuple(b.shape)}")
+    return grouped_bootstrap([a.double() - b.double()], n, level, seed)
+
+
+def grouped_bootstrap(
+    groups: Sequence[Tensor], n: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of the groups' means, each group weighing the same, with its bootstrap interval.
+
+    The groups are resampled apart: they are test sets, of which there are no others to be drawn.
+
+    Args:
+        groups: (N_g,) per-sample values, e.g. of each test set.
+        n: Number of resamples.
+        level: Coverage, in (0, 1).
+        seed: Seed of the resampling.
+
+    Returns:
+        (mean, low, high).
+
+    Raises:
+        ValueError: No groups, or what :func:`bootstrap_interval` raises.
+    """
+    if not 0 < level < 1 or n < 1:
+        raise ValueError(f"expected n ≥ 1 and a level in (0, 1), got n={n}, level={level}")
+    if not groups:
+        raise ValueError("expected at least one group of values")
+    generator = torch.Generator().manual_seed(seed)
+    samples = [as_vector(values, "values").detach().cpu().double() for values in groups]
+    if not all(torch.isfinite(sample).all() for sample in samples):
+        raise ValueError("values: expected finite numbers")
+    means = torch.stack([_resampled_means(sample, n, generator) for sample in samples]).mean(0)
+    ends = torch.quantile(means, torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype))
+    return float(torch.stack([sample.mean() for sample in samples]).mean()), float(ends[0]), float(ends[1])
+
+
+def _resampled_means(sample: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """(n,) means of resamples with replacement.
+
+    A resample's mean depends only on how often it draws each distinct value, and these counts are
+    multinomial. They are drawn directly, as a chain of conditional binomials: the same distribution as
+    drawing N indices n times, at a cost of n times the number of distinct values (two for accuracies, three
+    for their differences) in place of n·N.
+    """
+    distinct, counts = torch.unique(sample, return_counts=True)
+    open_draws = torch.full((n,), float(len(sample)), dtype=torch.float64)
+    open_count, sums = float(len(sample)), torch.zeros(n, dtype=torch.float64)
+    for value, count in zip(distinct.tolist(), counts.tolist(), strict=True):
+        share = torch.full_like(open_draws, count / open_count)
+        drawn = torch.binomial(open_draws, share, generator=generator)
+        sums += value * drawn
+        open_draws, open_count = open_draws - drawn, open_count - count
+    return sums / len(sample)
