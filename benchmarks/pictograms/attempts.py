@@ -8,7 +8,7 @@ alone; ``docs/log.md`` says what came out.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.pictograms.cells import (
     DEFAULTS,
@@ -18,7 +18,9 @@ from benchmarks.pictograms.cells import (
     TOWERS,
     Cell,
     Scores,
+    Setting,
     chosen_setting,
+    search_cell,
 )
 
 Attempt = tuple[str, str, dict[str, Any]]
@@ -51,23 +53,42 @@ REPEATS = ("clip", "infoloob")
 REPEAT_SEEDS = (101, 102)
 
 
-def attempts(scores: Scores) -> list[Cell]:
+class Attempted(NamedTuple):
+    """A run, what it is to be compared with, and why it was made."""
+
+    cell: Cell
+    baseline: Cell
+    why: str
+
+
+def planned(scores: Scores) -> list[Attempted]:
     """The runs, on the search's tower, with the search's seed if it is not the seed that they are about.
 
     Args:
         scores: What the search knows; what changes a chosen setting waits for it.
     """
 
-    def cell(attempt: Attempt, base: Any, epochs: int) -> Cell:
-        method, _, changes = attempt
-        return Cell("attempts", method, TOWERS[0], SEARCH_SEED, epochs, dataclasses.replace(base, **changes))
+    def attempted(method: str, why: str, base: Setting, epochs: int, seed: int, **changes: Any) -> Attempted:
+        cell = Cell("attempts", method, TOWERS[0], seed, epochs, dataclasses.replace(base, **changes))
+        return Attempted(cell, search_cell(method, base, epochs), why)
 
-    repeated = [
-        Cell("attempts", method, TOWERS[0], seed, SEARCH_EPOCHS, DEFAULTS[method])
+    found = [
+        attempted(method, "another seed", DEFAULTS[method], SEARCH_EPOCHS, seed)
         for method in REPEATS
         for seed in REPEAT_SEEDS
     ]
-    published = [cell(attempt, DEFAULTS[attempt[0]], epochs) for epochs, attempt in PUBLISHED]
-    chosen = ((attempt, *chosen_setting(attempt[0], scores)) for attempt in CHOSEN)
-    changed = [cell(attempt, base, FINAL_EPOCHS) for attempt, base, basis in chosen if basis == "finalists"]
-    return list(dict.fromkeys(repeated + published + changed))
+    for epochs, (method, why, changes) in PUBLISHED:
+        found.append(attempted(method, why, DEFAULTS[method], epochs, SEARCH_SEED, **changes))
+    for method, why, changes in CHOSEN:
+        base, basis = chosen_setting(method, scores)
+        if basis == "finalists":
+            found.append(attempted(method, why, base, FINAL_EPOCHS, SEARCH_SEED, **changes))
+    first: dict[Cell, Attempted] = {}
+    for each in found:
+        first.setdefault(each.cell, each)
+    return list(first.values())
+
+
+def attempts(scores: Scores) -> list[Cell]:
+    """The runs of `planned`."""
+    return [each.cell for each in planned(scores)]

@@ -12,6 +12,8 @@ from benchmarks.pictograms.cells import ZEROSHOT
 from benchmarks.pictograms.markdown import points, span
 from benchmarks.pictograms.stats import above_chance, picture_interval, sign_test, t_interval
 
+_TIE = 1e-9
+"""Below it a difference is zero: a mean over seeds or towers need not cancel to the last bit."""
 Record = Mapping[str, Any]
 Sets = Mapping[str, tuple[np.ndarray, int]]
 """Test set -> its labels and the number of its classes."""
@@ -66,9 +68,9 @@ def compared(ours: Mapping[int, Record], theirs: Mapping[int, Record], sets: Set
 def _on_set(name: str, pairs: Sequence[Sequence[Record]], sets: Sets) -> Difference:
     labels, n_classes = sets[name]
     ours, theirs = ([records.unpack(r["zeroshot"][name]["predictions"]) for r in of] for of in pairs)
-    values = [float((a == labels).mean() - (b == labels).mean()) for a, b in zip(ours, theirs, strict=True)]
+    hits = [int((a == labels).sum()) - int((b == labels).sum()) for a, b in zip(ours, theirs, strict=True)]
     told = any(above_chance(predictions, labels, n_classes) for predictions in (ours, theirs))
-    return Difference(values, [picture_differences(ours, theirs, labels)], told)
+    return Difference([n / len(labels) for n in hits], [picture_differences(ours, theirs, labels)], told)
 
 
 def picture_differences(
@@ -80,17 +82,24 @@ def picture_differences(
     return mean, labels
 
 
-def together(differences: Iterable[Difference]) -> Difference | None:
-    """The mean of those that are told from chance, if there are any."""
-    kept = [d for d in differences if d.told]
+def together(differences: Iterable[Difference], everything: bool = False) -> Difference | None:
+    """The mean of those that are told from chance (or of ``everything``), if there are any."""
+    kept = [d for d in differences if d.told or everything]
     if not kept:
         return None
     seeds = np.mean([d.seeds for d in kept], axis=0)
     return Difference(list(seeds), [pictures for d in kept for pictures in d.pictures])
 
 
+def won_and_lost(differences: Sequence[float]) -> tuple[int, int]:
+    """How many are above zero and how many below; what is level is neither."""
+    return sum(d > _TIE for d in differences), sum(d < -_TIE for d in differences)
+
+
 def counted(differences: Sequence[float]) -> str:
     """How many are positive, as text, with the sign test's p."""
-    wins, losses = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    share = f" ({100 * wins / len(differences):.0f} %, p = {sign_test(wins, losses):.3g})" if differences else ""
-    return f"{wins} of {len(differences)}{share}"
+    if not differences:
+        return "0 of 0"
+    n, (wins, losses) = len(differences), won_and_lost(differences)
+    level = f", {n - wins - losses} level" if wins + losses < n else ""
+    return f"{wins} of {n} ({100 * wins / n:.0f} %{level}, p = {sign_test(wins, losses):.3g})"

@@ -21,7 +21,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 def points(value: float) -> str:
     """A difference of fractions in points, with its sign."""
-    return f"{100 * value:+.1f}"
+    return f"{100 * value:+z.1f}"
 
 
 def span(interval: tuple[float, float]) -> str:

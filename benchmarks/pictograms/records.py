@@ -36,10 +36,10 @@ def labels_by_set(results: Path = RESULTS) -> dict[str, tuple[np.ndarray, int]]:
     return {name: (unpack(found["labels"]), found["n_classes"]) for name, found in sets.items()}
 
 
-def timing(results: Path = RESULTS) -> dict[str, dict[str, float]]:
-    """Tower -> method -> seconds a step; nothing before the ``timing`` stage has run."""
+def timing(results: Path = RESULTS) -> dict[str, dict[str, list[float]]]:
+    """Tower -> method -> seconds a step in the first and in the second half; nothing before the ``timing`` stage."""
     path = results / TIMING
-    found: dict[str, dict[str, float]] = (
+    found: dict[str, dict[str, list[float]]] = (
         json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else {}
     )
     return found

@@ -30,24 +30,30 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 
 
 def picture_interval(groups: Sequence[tuple[np.ndarray, np.ndarray]], level: float = 0.95) -> tuple[float, float]:
-    """Normal interval of the mean of the groups' means: what other classes and pictures would give.
+    """Student's interval of the mean of the groups' means: what other classes and pictures would give.
 
     The pictures of a class share one embedding of its name, so it is the classes that are independent: the variance of
-    a mean of n pictures in C classes is C / (C − 1) · Σ_c (Σ_{i in c} (d_i − d̄))² / n².
+    a mean of n pictures in C classes is C / (C − 1) · Σ_c (Σ_{i in c} (d_i − d̄))² / n², with C − 1 degrees of freedom;
+    those of a sum of such variances are Satterthwaite's, (Σ v)² / Σ v² / (C − 1).
 
     Args:
         groups: For each test set, each picture's difference between two methods, averaged over the seeds; its class.
         level: Coverage.
     """
-    from scipy.stats import norm
+    from scipy.stats import t
 
     mean = float(np.mean([d.mean() for d, _ in groups]))
-    variance = 0.0
+    variances, freedoms = [], []
     for d, labels in groups:
         _, classes = np.unique(labels, return_inverse=True)
         sums = np.bincount(classes, d - d.mean())
-        variance += len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(d) ** 2 / len(groups) ** 2
-    half = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
+        freedoms.append(len(sums) - 1)
+        variances.append(len(sums) / (len(sums) - 1) * float((sums**2).sum()) / len(d) ** 2 / len(groups) ** 2)
+    variance = sum(variances)
+    if variance == 0:
+        return mean, mean
+    freedom = variance**2 / sum(v**2 / f for v, f in zip(variances, freedoms, strict=True))
+    half = float(t.ppf((1 + level) / 2, freedom)) * math.sqrt(variance)
     return mean - half, mean + half
 
 

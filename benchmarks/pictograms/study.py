@@ -224,7 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
             stages = ("search", "cells", "attempts", "timing") if options.stage == "all" else (options.stage,)
             for stage in stages:
                 if stage == "timing":
-                    time_steps(options)
+                    # Other figures each time: `all`, which may be started again and again, measures once.
+                    if options.stage == stage or not (records.RESULTS / records.TIMING).is_file():
+                        time_steps(options)
                 else:
                     Stage(stage, options, lambda: bool(asked)).go()
         except Interrupted:

@@ -24,10 +24,11 @@ def time_steps(data: Data, scores: Scores, report: Callable[[str], None]) -> dic
     joined; the first round does not count.
 
     Returns:
-        ``seconds``: tower -> method -> median over the rounds of the mean of both steps, CPU seconds of one core with
-        one thread; ``settings`` likewise, as slugs; ``machine``.
+        ``seconds``: tower -> method -> medians over the rounds of a step of the first and of the second half, CPU
+        seconds of one core with one thread; ``settings`` likewise, as slugs; ``machine``.
     """
-    seconds: dict[str, dict[str, float]] = {}
+    torch.set_num_threads(1)  # two wait for each other, and process_time counts the waiting
+    seconds: dict[str, dict[str, list[float]]] = {}
     settings: dict[str, dict[str, str]] = {}
     for tower in TOWERS:
         runs = {}
@@ -35,13 +36,16 @@ def time_steps(data: Data, scores: Scores, report: Callable[[str], None]) -> dic
             setting = chosen_setting(method, scores, tower)[0]
             cell = Cell("cells", method, tower, SEARCH_SEED, CELL_EPOCHS, setting)
             runs[method] = Run(cell, data, Path("never-written"), full=False)
-        times: dict[str, list[float]] = {method: [] for method in METHODS}
+        times: dict[str, list[tuple[float, ...]]] = {method: [] for method in METHODS}
         for round_ in range(ROUNDS + 1):
             for method, run in runs.items():
-                spent = sum(_step(run, place, round_) for place in (0, run.total // 2)) / 2
+                spent = tuple(_step(run, place, round_) for place in (0, run.total // 2))
                 if round_:
                     times[method].append(spent)
-        seconds[tower] = {method: round(statistics.median(found), 4) for method, found in times.items()}
+        seconds[tower] = {
+            method: [round(statistics.median(half), 4) for half in zip(*found, strict=True)]
+            for method, found in times.items()
+        }
         settings[tower] = {method: run.cell.setting.slug for method, run in runs.items()}
         report(f"{tower}: " + ", ".join(f"{method} {value} s" for method, value in seconds[tower].items()))
     machine = {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}

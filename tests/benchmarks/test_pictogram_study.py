@@ -74,7 +74,7 @@ def test_every_method_gets_the_same_number_of_runs_and_only_validation_decides()
 
 def test_attempts_change_the_chosen_settings_once_there_are_any() -> None:
     from benchmarks.pictograms import cells
-    from benchmarks.pictograms.attempts import CHOSEN, attempts
+    from benchmarks.pictograms.attempts import CHOSEN, attempts, planned
 
     first = attempts({})
     scores: dict[str, float] = {}
@@ -88,6 +88,9 @@ def test_attempts_change_the_chosen_settings_once_there_are_any() -> None:
         chosen = cells.chosen_setting(cell.method, scores)[0]
         changed = {k for k, v in dataclasses.asdict(cell.setting).items() if v != getattr(chosen, k)}
         assert len(changed) == 1 and changed <= {"option", "start", "mask_duplicates"}
+    for cell, baseline, why in planned(scores):
+        assert baseline.stage == "search" and baseline.id in scores and why
+        assert (cell.method, cell.tower, cell.epochs) == (baseline.method, baseline.tower, baseline.epochs)
 
 
 def test_a_round_starts_from_the_best_of_the_one_before() -> None:
@@ -265,7 +268,7 @@ def test_a_cell_ends_with_the_scores_of_the_librarys_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Zero-shot top-1 by its definition, the labels beside the predictions, probe and curve; the tables take it."""
-    from benchmarks.pictograms import records, tables
+    from benchmarks.pictograms import records, selection, tables
     from benchmarks.pictograms.cache import Data, Labelled
     from benchmarks.pictograms.cells import DEFAULTS, PROBED, TOWERS, ZEROSHOT
     from benchmarks.pictograms.running import Run
@@ -305,7 +308,7 @@ def test_a_cell_ends_with_the_scores_of_the_librarys_evaluation(
     labels, n_classes = records.labels_by_set(tmp_path)["flags"]
     assert (labels.tolist(), n_classes) == (tests.labels.tolist(), 3)
     records.write(tmp_path / "cells" / f"{cell.id}.json", record)
-    monkeypatch.setattr(tables, "CELL_EPOCHS", 2)
+    monkeypatch.setattr(selection, "CELL_EPOCHS", 2)
     monkeypatch.setitem(DEFAULTS, "clip", setting)
     assert f"| flags | {100 * hits:.1f} |" in tables.render(tmp_path)
 
@@ -332,7 +335,8 @@ def test_timing_takes_every_method_in_turn(monkeypatch: pytest.MonkeyPatch) -> N
     found = timing.time_steps(tiny_data(), {}, lambda _: None)
     assert taken == [(method, late) for method in methods for late in (False, True)] * 3
     assert set(found["seconds"]["tiny-convnext"]) == set(methods)
-    assert all(0 < value < 60 for value in found["seconds"]["tiny-convnext"].values())
+    assert all(len(halves) == 2 for halves in found["seconds"]["tiny-convnext"].values())
+    assert all(0 < value < 60 for halves in found["seconds"]["tiny-convnext"].values() for value in halves)
 
 
 def test_settings_reach_the_objective() -> None:
