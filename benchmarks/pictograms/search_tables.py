@@ -84,7 +84,6 @@ def attempts_table(results: Path) -> str:
     lines = []
     for baseline in dict.fromkeys(each.baseline for each in listed):
         record = found.get(baseline.id)
-        # By the score as well: equal published and chosen settings are one baseline.
         kind = "as published" if baseline.setting == DEFAULTS[baseline.method] else "as chosen"
         if record is not None:
             name = f"**{NAMES[baseline.method]}**, {kind}: `{baseline.setting.slug}`"
