@@ -11,8 +11,8 @@ from cloob.models.store import list_checkpoints, load_model
 from cloob.models.towers import create_model
 from cloob.train.average import WeightAverage, decay_of_update
 from cloob.train.callbacks import Callback, RunInfo
-from cloob.train.checkpoint import find_checkpoint
 from cloob.train.loop import train
+from cloob.train.resume import find_checkpoint
 
 
 def test_the_decay_rises() -> None:

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 from train_helpers import exact, lines
 
 from cloob.objective import make_objective
-from cloob.train.checkpoint import read_checkpoint
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from cloob.train.resume import read_checkpoint
 from cloob.train.step import Stepper, TowersWithLoss
 
 

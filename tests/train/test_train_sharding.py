@@ -20,9 +20,9 @@ from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
 from cloob.train import sharding
 from cloob.train.build import prepare_towers
-from cloob.train.checkpoint import read_checkpoint
 from cloob.train.config import TrainConfig
 from cloob.train.optim import make_optimizer
+from cloob.train.resume import read_checkpoint
 from cloob.train.step import Stepper, TowersWithLoss
 
 CPU = torch.device("cpu")

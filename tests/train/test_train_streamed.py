@@ -12,9 +12,9 @@ import torch
 from cloob.data.batch import Batch
 from cloob.data.loader import PairLoader
 from cloob.models.store import list_checkpoints
-from cloob.train.checkpoint import read_checkpoint
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from cloob.train.resume import read_checkpoint
 
 
 @pytest.fixture

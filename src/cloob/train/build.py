@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -19,24 +17,17 @@ from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.store import load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.train import align, preflight, sharding
-from cloob.train.checkpoint import Checkpoint, set_aside
 from cloob.train.config import TrainConfig
 from cloob.train.recompute import enable_recomputation
 
 logger = logging.getLogger(__name__)
 Loader = PairLoader | align.FeatureLoader
 DEFAULT_MODEL = "RN50"
-# Changing these between a run and its resumption changes no number of the training.
-_FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
-    f"pairs.{leaf}" for leaf in ("workers", "val_data", "cache_dir", "cache_gb")
-}
-_FREE_KEYS |= {"run.patience", "towers.average_with_start", "align.features"}
-_FREE_KEYS |= {"run.batch_size"}  # has a line of its own
 
 
 def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
@@ -204,96 +195,3 @@ def resolved(config: TrainConfig, encoder: DualEncoder, objective: ContrastiveOb
     if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
         leaves |= {"model": config.towers.model or DEFAULT_MODEL, "image_size": encoder.image_size}
     return config.override(**leaves)
-
-
-def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    """Makes the run folder, and sees to it that no earlier run is mixed up with this one.
-
-    Raises:
-        InputError: The folder cannot be written, or holds a run that this one would spoil.
-    """
-    out, save = config.save.out, config.save
-    held = preflight.held_files(out)
-    if checkpoint is not None and checkpoint.path.parent.parent.resolve() == out.resolve():
-        newest = list_checkpoints(out)[-1]
-        if save.resume != "auto" and newest.name > checkpoint.path.name:
-            raise InputError(
-                f"{out}: holds {newest.name}, which is newer than {checkpoint.path.name}; "
-                f"resume that one, or into another --out"
-            )
-        set_aside(checkpoint.path)
-    elif held and save.resume != "auto" and not save.overwrite:
-        raise preflight.already_holds(out)
-    try:
-        if save.overwrite:
-            beside = [out / name for name in ("tensorboard", "averaged", "results.json")]
-            for path in [*held, *out.glob("nonfinite-step-*.json"), *beside]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
-
-
-def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> bool:
-    """Compares the configuration, and the pairs of an epoch, with those the checkpoint was trained with.
-
-    What only changes the course of the training is allowed and said in the log of rank 0; another objective is not.
-
-    Returns:
-        Whether the current epoch can go on: with another number of pairs its order is another.
-
-    Raises:
-        InputError: The objective differs.
-    """
-    said = [
-        f"resumed with another {key}: {now!r} instead of {before!r}"
-        for key, before, now in _changes(checkpoint, config)
-    ]
-    processes = len(checkpoint.state["rng"])
-    if processes != world_size():
-        said.append(
-            f"resumed with {world_size()} processes instead of {processes}: the data go on where they were, "
-            f"sums may round differently"
-        )
-    size = checkpoint.state["batch_size"]
-    if size != config.run.batch_size:
-        said.append(
-            f"resumed with batch size {config.run.batch_size} instead of {size}: the data go on where they were, "
-            f"the learning rate where a run of that batch size would be"
-        )
-    held = checkpoint.state.get("pairs", pairs)
-    if held != pairs:
-        begun = ": the epoch begins anew" if checkpoint.progress.position else ""
-        said.append(f"resumed with {pairs:,} pairs an epoch instead of {held:,}{begun}")
-    for line in said if rank() == 0 else ():
-        logger.warning(line)
-    return bool(held == pairs)
-
-
-def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
-    """What changes the course of the training and differs from the checkpoint's run: key, its value, the one now."""
-    file = checkpoint.path.parent.parent / "config.json"
-    if not file.is_file():
-        return
-    before, now = _flat(TrainConfig.from_json(file)), _flat(config)
-    for key in now:
-        part = key.partition(".")[0]
-        if _same(before[key], now[key]) or part in _FREE_KEYS or key in _FREE_KEYS:
-            continue
-        if part == "loss":
-            raise InputError(
-                f"{checkpoint.path}: was trained with {key} = {before[key]!r}, not {now[key]!r}; "
-                f"resume with the same objective, or start from the weights with --init {checkpoint.path}"
-            )
-        yield key, before[key], now[key]
-
-
-def _same(a: object, b: object) -> bool:
-    # A temperature is kept as its logarithm: read back, it may differ in the last digit.
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6)
-    return a == b
-
-
-def _flat(config: TrainConfig) -> dict[str, object]:
-    return {f"{part}.{leaf}": value for part, leaves in config.to_dict().items() for leaf, value in leaves.items()}

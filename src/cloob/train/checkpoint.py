@@ -27,11 +27,10 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import VALIDATION_FILE, find_best, list_checkpoints, load_model, save_model
+from cloob.models.store import VALIDATION_FILE, find_best, list_checkpoints, save_model
 from cloob.objective import ContrastiveObjective
 from cloob.train import sharding
 from cloob.train.average import WeightAverage
-from cloob.train.preflight import check_resume
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
@@ -238,125 +237,3 @@ def _disk_reason(error: BaseException, folder: Path) -> str | None:
     if isinstance(error, RuntimeError) and shutil.disk_usage(existing).free < 2**20:
         return os.strerror(errno.ENOSPC)
     return None
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
-
-    path: Path
-    encoder: DualEncoder
-    state: dict[str, Any]
-
-    @property
-    def progress(self) -> Progress:
-        """Where the run stood."""
-        return Progress(**self.state["progress"])
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The weights to go on from: those of ``model/``, unless these are an average."""
-        weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
-        return weights
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint folder.
-
-    Raises:
-        InputError: A file is missing, cut short or of another format.
-    """
-    file = path / "trainer.pt"
-    if not file.is_file():
-        raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file}: cannot be read ({first[:200]}); use an earlier checkpoint") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
-    try:
-        encoder = load_model(str(path / "model"), device="cpu")
-    except InputError:
-        raise
-    except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path / 'model'}: cannot be read ({first[:200]})") from error
-    return Checkpoint(path, encoder, state)
-
-
-def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint to resume from.
-
-    Args:
-        run: The run folder that is written to.
-        resume: ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are
-            passed over with a warning), or the path of a checkpoint or a run folder.
-
-    Returns:
-        The checkpoint, or None to start afresh.
-
-    Raises:
-        InputError: The path holds no readable checkpoint, or ``auto`` finds checkpoints but can read none.
-    """
-    if resume == "none":
-        return None
-    if resume != "auto":
-        path = Path(resume)
-        check_resume(path)
-        if (path / "trainer.pt").is_file():
-            return read_checkpoint(path)
-        run = path
-        if not list_checkpoints(run):
-            raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
-    found = list_checkpoints(run)
-    for path in reversed(found):
-        try:
-            return read_checkpoint(path)
-        except InputError as error:
-            logger.warning("%s; trying the checkpoint before it", error)
-    if found:
-        raise InputError(f"{run}: none of its {len(found)} checkpoints can be read; start anew with --overwrite")
-    return None
-
-
-def restore(
-    checkpoint: Checkpoint,
-    *,
-    encoder: nn.Module,
-    objective: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: WeightAverage | None = None,
-) -> None:
-    """Loads weights, optimiser and objective of a checkpoint into freshly built ones.
-
-    An average goes on from the checkpoint's, or starts from its weights when it has none.
-
-    Raises:
-        InputError: The checkpoint is of another architecture or objective.
-    """
-    wanted, found = encoder.state_dict(), checkpoint.weights
-    for name in wanted.keys() | found.keys():
-        here = tuple(wanted[name].shape) if name in wanted else "nothing"
-        there = tuple(found[name].shape) if name in found else "nothing"
-        if here != there:
-            raise InputError(
-                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
-                f"resume with the model it was trained with"
-            )
-    sharded = sharding.is_sharded(encoder)
-    (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, found)
-    if average is not None:
-        averaged = checkpoint.state.get("average")
-        average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)
-    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    try:
-        objective.load_state_dict(checkpoint.state["objective"])
-        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error
-    for group, configured in zip(optimizer.param_groups, options, strict=True):
-        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's

@@ -1,0 +1,142 @@
+"""What a run is made of, built from its configuration and taken up from a checkpoint if there is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cloob.distributed import rank, world_size
+from cloob.files import write_whole
+from cloob.models.encoder import DualEncoder
+from cloob.objective import ContrastiveObjective
+from cloob.train import build, faults, finetune, resume
+from cloob.train.average import WeightAverage, make_average
+from cloob.train.checkpoint import Progress, remove_leftovers
+from cloob.train.config import TrainConfig
+from cloob.train.log import RunLog
+from cloob.train.optim import make_optimizer
+from cloob.train.preflight import check_combination
+from cloob.train.ranks import on_rank_zero
+from cloob.train.saver import Saver
+from cloob.train.step import Stepper, TowersWithLoss
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that the loop works with, on this rank.
+
+    Attributes:
+        config: The run's, with every default filled in.
+        device: Where the towers are.
+        encoder: The towers.
+        objective: The objective.
+        loader: The training batches.
+        val_loader: The held-out pairs, if there are any.
+        average: The running average of the weights, if there is one.
+        towers: Towers and objective in one module, as the steps train them.
+        judged: The same with the weights that are exported: ``towers``, or on the average.
+        stepper: Takes the steps; holds the optimiser.
+        progress: Where the run stands.
+        resumed_from: The checkpoint that it goes on from, if any.
+        saver: Writes the checkpoints.
+        log: Writes the lines of ``metrics.jsonl`` and its siblings.
+        bad: Counts the samples that cannot be used.
+        bad_held_out: The same for the held-out pairs.
+    """
+
+    config: TrainConfig
+    device: torch.device
+    encoder: DualEncoder
+    objective: ContrastiveObjective
+    loader: build.Loader
+    val_loader: build.Loader | None
+    average: WeightAverage | None
+    towers: TowersWithLoss
+    judged: TowersWithLoss
+    stepper: Stepper
+    progress: Progress
+    resumed_from: Path | None
+    saver: Saver
+    log: RunLog
+    bad: faults.BadSamples
+    bad_held_out: faults.BadHeldOut
+
+    def close(self) -> None:
+        """Ends the loaders' workers and closes the log."""
+        for loader in (self.loader, self.val_loader):
+            if loader is not None:
+                loader.close()
+        self.log.close()
+
+
+def assemble(config: TrainConfig, device: torch.device) -> Parts:
+    """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
+
+    The order matters: nothing is written before all that can be wrong with the input has been looked at, and the
+    optimiser is made after everything that replaces parameters.
+
+    Raises:
+        InputError: Something the user gave is wrong, or the run folder cannot be written.
+    """
+    check_combination(config)
+    encoder = build.make_encoder(config)
+    finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
+    objective = build.make_loss(config)
+    config = build.resolved(config, encoder, objective)
+    source = build.open_pairs(config.pairs.data, config, config.pairs.weights)
+    loader = build.make_loader(source, encoder, config, device)
+    held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
+    val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
+
+    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
+    on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
+    encoder.to(device)
+    objective.to(device)
+    average = make_average(encoder, config)
+    build.prepare_towers(encoder, config, device)
+    optimizer = make_optimizer(encoder, objective, config.optim, device)
+    progress = Progress()
+    if checkpoint is not None:
+        goes_on = resume.check_same_run(checkpoint, config, loader.pairs_per_epoch)
+        resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
+        progress = checkpoint.progress
+        if not goes_on:
+            progress.begin_epoch()
+        if rank() != 0:
+            progress.reasons = {}
+    towers = TowersWithLoss(encoder, objective, config.run.precision)
+    judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
+    # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
+    micro = config.run.micro_batch_size
+    micro = micro if micro < -(-config.run.batch_size // world_size()) else 0
+    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro)
+    if checkpoint is not None:
+        stepper.load_state_dict(checkpoint.state.get("stepper", {}))
+    resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
+
+    saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, checkpoint)
+    if rank() == 0:
+        remove_leftovers(config.save.out)
+        write_whole(config.save.out / "config.json", config.to_json())
+    log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
+    limit = config.pairs.max_bad_fraction
+    return Parts(
+        config=config,
+        device=device,
+        encoder=encoder,
+        objective=objective,
+        loader=loader,
+        val_loader=val_loader,
+        average=average,
+        towers=towers,
+        judged=judged,
+        stepper=stepper,
+        progress=progress,
+        resumed_from=checkpoint.path if checkpoint else None,
+        saver=saver,
+        log=log,
+        bad=faults.BadSamples(progress, source.name, limit, log),
+        bad_held_out=faults.BadHeldOut(held_out.name if held_out is not None else "", limit, log),
+    )

@@ -1,0 +1,276 @@
+"""Where a run goes on: a checkpoint found, read, compared with the configuration and loaded into what was built."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.store import list_checkpoints, load_model
+from cloob.train import preflight, sharding
+from cloob.train.average import WeightAverage
+from cloob.train.checkpoint import FORMAT, Progress, set_aside
+from cloob.train.config import TrainConfig
+from cloob.train.ranks import on_rank_zero
+from cloob.train.rng import set_rng_state
+
+logger = logging.getLogger(__name__)
+# Changing these between a run and its resumption changes no number of the training.
+_FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
+    f"pairs.{leaf}" for leaf in ("workers", "val_data", "cache_dir", "cache_gb")
+}
+_FREE_KEYS |= {"run.patience", "towers.average_with_start", "align.features"}
+_FREE_KEYS |= {"run.batch_size"}  # has a line of its own
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
+
+    path: Path
+    encoder: DualEncoder
+    state: dict[str, Any]
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stood."""
+        return Progress(**self.state["progress"])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to go on from: those of ``model/``, unless these are an average."""
+        weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
+        return weights
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a checkpoint folder.
+
+    Raises:
+        InputError: A file is missing, cut short or of another format.
+    """
+    file = path / "trainer.pt"
+    if not file.is_file():
+        raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{file}: cannot be read ({first[:200]}); use an earlier checkpoint") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
+    try:
+        encoder = load_model(str(path / "model"), device="cpu")
+    except InputError:
+        raise
+    except Exception as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path / 'model'}: cannot be read ({first[:200]})") from error
+    return Checkpoint(path, encoder, state)
+
+
+def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
+    """The checkpoint to resume from.
+
+    Args:
+        run: The run folder that is written to.
+        resume: ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are
+            passed over with a warning), or the path of a checkpoint or a run folder.
+
+    Returns:
+        The checkpoint, or None to start afresh.
+
+    Raises:
+        InputError: The path holds no readable checkpoint, or ``auto`` finds checkpoints but can read none.
+    """
+    if resume == "none":
+        return None
+    if resume != "auto":
+        path = Path(resume)
+        preflight.check_resume(path)
+        if (path / "trainer.pt").is_file():
+            return read_checkpoint(path)
+        run = path
+        if not list_checkpoints(run):
+            raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
+    found = list_checkpoints(run)
+    for path in reversed(found):
+        try:
+            return read_checkpoint(path)
+        except InputError as error:
+            logger.warning("%s; trying the checkpoint before it", error)
+    if found:
+        raise InputError(f"{run}: none of its {len(found)} checkpoints can be read; start anew with --overwrite")
+    return None
+
+
+def find_checkpoint_on_every_rank(run: Path, resume: str) -> Checkpoint | None:
+    """As ``find_checkpoint``, with rank 0's choice on all ranks: they must read the same one.
+
+    Raises:
+        InputError: As ``find_checkpoint``.
+    """
+    if resume != "none" and world_size() > 1:
+
+        def choose() -> str:
+            found = find_checkpoint(run, resume)
+            return "none" if found is None else str(found.path)
+
+        resume = str(on_rank_zero(choose))
+    return find_checkpoint(run, resume)
+
+
+def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
+    """Makes the run folder, and sees to it that no earlier run is mixed up with this one.
+
+    Raises:
+        InputError: The folder cannot be written, or holds a run that this one would spoil.
+    """
+    out, save = config.save.out, config.save
+    held = preflight.held_files(out)
+    if checkpoint is not None and checkpoint.path.parent.parent.resolve() == out.resolve():
+        newest = list_checkpoints(out)[-1]
+        if save.resume != "auto" and newest.name > checkpoint.path.name:
+            raise InputError(
+                f"{out}: holds {newest.name}, which is newer than {checkpoint.path.name}; "
+                f"resume that one, or into another --out"
+            )
+        set_aside(checkpoint.path)
+    elif held and save.resume != "auto" and not save.overwrite:
+        raise preflight.already_holds(out)
+    try:
+        if save.overwrite:
+            beside = [out / name for name in ("tensorboard", "averaged", "results.json")]
+            for path in [*held, *out.glob("nonfinite-step-*.json"), *beside]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
+
+
+def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> bool:
+    """Compares the configuration, and the pairs of an epoch, with those the checkpoint was trained with.
+
+    What only changes the course of the training is allowed and said in the log of rank 0; another objective is not.
+
+    Returns:
+        Whether the current epoch can go on: with another number of pairs its order is another.
+
+    Raises:
+        InputError: The objective differs.
+    """
+    said = [
+        f"resumed with another {key}: {now!r} instead of {before!r}"
+        for key, before, now in _changes(checkpoint, config)
+    ]
+    processes = len(checkpoint.state["rng"])
+    if processes != world_size():
+        said.append(
+            f"resumed with {world_size()} processes instead of {processes}: the data go on where they were, "
+            f"sums may round differently"
+        )
+    size = checkpoint.state["batch_size"]
+    if size != config.run.batch_size:
+        said.append(
+            f"resumed with batch size {config.run.batch_size} instead of {size}: the data go on where they were, "
+            f"the learning rate where a run of that batch size would be"
+        )
+    held = checkpoint.state.get("pairs", pairs)
+    if held != pairs:
+        begun = ": the epoch begins anew" if checkpoint.progress.position else ""
+        said.append(f"resumed with {pairs:,} pairs an epoch instead of {held:,}{begun}")
+    for line in said if rank() == 0 else ():
+        logger.warning(line)
+    return bool(held == pairs)
+
+
+def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
+    """What changes the course of the training and differs from the checkpoint's run: key, its value, the one now."""
+    file = checkpoint.path.parent.parent / "config.json"
+    if not file.is_file():
+        return
+    before, now = _flat(TrainConfig.from_json(file)), _flat(config)
+    for key in now:
+        part = key.partition(".")[0]
+        if _same(before[key], now[key]) or part in _FREE_KEYS or key in _FREE_KEYS:
+            continue
+        if part == "loss":
+            raise InputError(
+                f"{checkpoint.path}: was trained with {key} = {before[key]!r}, not {now[key]!r}; "
+                f"resume with the same objective, or start from the weights with --init {checkpoint.path}"
+            )
+        yield key, before[key], now[key]
+
+
+def _same(a: object, b: object) -> bool:
+    # A temperature is kept as its logarithm: read back, it may differ in the last digit.
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-6)
+    return a == b
+
+
+def _flat(config: TrainConfig) -> dict[str, object]:
+    return {f"{part}.{leaf}": value for part, leaves in config.to_dict().items() for leaf, value in leaves.items()}
+
+
+def restore(
+    checkpoint: Checkpoint,
+    *,
+    encoder: nn.Module,
+    objective: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None = None,
+) -> None:
+    """Loads weights, optimiser and objective of a checkpoint into freshly built ones.
+
+    An average goes on from the checkpoint's, or starts from its weights when it has none.
+
+    Raises:
+        InputError: The checkpoint is of another architecture or objective.
+    """
+    wanted, found = encoder.state_dict(), checkpoint.weights
+    for name in wanted.keys() | found.keys():
+        here = tuple(wanted[name].shape) if name in wanted else "nothing"
+        there = tuple(found[name].shape) if name in found else "nothing"
+        if here != there:
+            raise InputError(
+                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
+                f"resume with the model it was trained with"
+            )
+    sharded = sharding.is_sharded(encoder)
+    (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, found)
+    if average is not None:
+        averaged = checkpoint.state.get("average")
+        average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)
+    options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        objective.load_state_dict(checkpoint.state["objective"])
+        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+    except (RuntimeError, ValueError, KeyError) as error:
+        first = str(error).splitlines()[0]
+        raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error
+    for group, configured in zip(optimizer.param_groups, options, strict=True):
+        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
+
+
+def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:
+    """Sets this rank's generators to its checkpoint's ``states``, or freshly to ``seed`` + rank if there are none."""
+    seed += rank()
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (whatever a tower may draw from)
+    if rank() < len(states):
+        set_rng_state(states[rank()], device)
