@@ -113,6 +113,15 @@ def test_not_installed_or_not_named(monkeypatch: pytest.MonkeyPatch, library: st
         LogConfig(**{library: ""})  # type: ignore[arg-type]
 
 
+def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(InputError, match="wandb is not installed"):
+        train(trained.config.override(out=tmp_path / "run", wandb="x"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_only_rank_zero_logs(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 

@@ -74,7 +74,7 @@ class Parts:
 def assemble(config: TrainConfig, device: torch.device) -> Parts:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
-    The order matters: nothing is written before all that can be wrong with the input has been looked at, and the
+    The order matters: the run folder is touched only once towers, data and checkpoint could be opened, and the
     optimiser is made after everything that replaces parameters.
 
     Raises:
