@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.reduction
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +283,40 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(tokenizer: Callable[[list
     pool = loader(Suicidal(8), tokenizer, 2, workers=1, shuffle=False)
     with pytest.raises(RuntimeError, match="worker"):
         list(pool.epoch(0))
+    pool.close()
+
+
+class Breaking(Numbers):
+    """Its worker breaks off while the main process fetches a tensor from it, and is dead only half a second later."""
+
+    parent = os.getpid()
+
+    def read(self, index: int) -> RawSample:
+        if index == 4 and os.getpid() != self.parent:
+            multiprocessing.reduction.send_handle = self._break_off
+        return super().read(index)
+
+    @staticmethod
+    def _break_off(connection: Connection, *_: object) -> None:
+        connection.close()
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_breaks_off_before_it_dies_is_named(
+    tokenizer: Callable[[list[str]], Tensor],
+) -> None:
+    """As a kill between the announcement of a batch and its tensors; torch itself lets the broken pipe's error pass."""
+    pool = loader(Breaking(8), tokenizer, 2, workers=1, shuffle=False)
+    batches = pool.epoch(0)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # as the training loop does
+    try:
+        with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {worker.pid}\) exited unexpectedly"):
+            list(batches)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
     pool.close()
 
 

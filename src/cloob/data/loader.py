@@ -10,6 +10,7 @@ import signal
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from cloob.data.mix import parts_of
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder, local_part
 from cloob.data.sources import Source
 from cloob.errors import InputError
+
+# Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
+_DYING = 10
 
 
 @dataclass
@@ -211,6 +215,9 @@ class PairLoader:
             except InputError as error:  # a worker's comes with its traceback: the last line is the message
                 said = str(error).strip().rsplit("\n", 1)[-1]
                 raise InputError(said.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
+            except (EOFError, OSError, RuntimeError) as error:
+                _name_the_dead(batches, error)
+                raise
             yield batch
             if mine != self._epochs_begun:
                 raise RuntimeError("another epoch of this loader was begun while this one was being read")
@@ -227,6 +234,25 @@ class PairLoader:
             # Its own generator: else the pool would draw from the global one, and runs would depend on `workers`.
             generator=torch.Generator(),
         )
+
+
+def _name_the_dead(batches: Any, error: Exception) -> None:
+    """Says of an error whose cause is a dying worker which one it is, where torch does not.
+
+    torch asks who is dead at the moment when a pipe breaks, and a killed process breaks its pipes before it is dead;
+    where batches are pinned, a broken pipe ends the thread that pins them, and that alone is told.
+
+    Raises:
+        RuntimeError: In torch's own words, once a worker has ended; nothing is raised for other errors.
+    """
+    said = str(error)
+    # A worker's own error comes with its traceback ("Caught …").
+    if said.startswith("Caught ") or (isinstance(error, RuntimeError) and not said.startswith("Pin memory thread")):
+        return
+    workers = {worker.sentinel: worker.pid for worker in batches._workers}
+    dead = ", ".join(str(workers[ended]) for ended in wait(workers, timeout=_DYING))
+    if dead:
+        raise RuntimeError(f"DataLoader worker (pid(s) {dead}) exited unexpectedly") from error
 
 
 def _as_is(batch: Any) -> Any:
