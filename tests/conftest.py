@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Nothing may reach a hub, and one thread a test is fastest on small tensors; both before torch is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -16,6 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 _cache = tempfile.TemporaryDirectory(prefix="cloob-tests-")
 atexit.register(_cache.cleanup)  # left to the collector it would warn, and warnings are errors
 os.environ["CLOOB_CACHE"] = _cache.name
+# A busy machine is no failure.
+settings.register_profile("cloob", deadline=None)
+settings.load_profile("cloob")
 
 
 @pytest.fixture(scope="session")

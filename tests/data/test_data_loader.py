@@ -5,7 +5,7 @@ import multiprocessing.reduction
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -91,7 +91,7 @@ def test_local_parts_cut_a_batch_without_gap_or_overlap(n: int, world: int) -> N
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(2, 60), st.integers(1, 5), st.integers(1, 20), st.booleans(), st.booleans(), st.integers(0, 3))
 def test_each_sample_exactly_once_over_all_ranks(
     n: int, world: int, batch: int, drop_last: bool, shuffle: bool, epoch: int
@@ -143,7 +143,7 @@ def test_workers_change_nothing(shards: Path, tokenizer: Callable[[list[str]], T
         there.close()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 40), st.integers(1, 9), st.integers(0, 2), st.data())
 def test_a_resumed_epoch_is_the_rest_of_the_uninterrupted_one(
     n: int, batch: int, epoch: int, data: st.DataObject
@@ -158,7 +158,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_uninterrupted_one(
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 60), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.data())
 def test_an_epoch_goes_on_with_another_batch_size_where_it_was(
     streamed: bool, n: int, before: int, now: int, lanes: int, data: st.DataObject
@@ -286,6 +286,23 @@ def test_a_worker_that_dies_is_an_error_and_not_a_hang(tokenizer: Callable[[list
     pool.close()
 
 
+@pytest.fixture
+def deaf() -> Iterator[None]:
+    """torch's own handler of a worker's death is off, as in the training loop after the first batch."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+def begun(pool: PairLoader) -> tuple[Iterator[Batch], multiprocessing.Process]:
+    """An epoch after its first batch, and the pool's only worker."""
+    batches = pool.epoch(0)
+    next(batches)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    (worker,) = pool._pool._iterator._workers
+    return batches, worker
+
+
 class Breaking(Numbers):
     """Its worker breaks off while the main process fetches a tensor from it, and is dead only half a second later."""
 
@@ -303,20 +320,34 @@ class Breaking(Numbers):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_breaks_off_before_it_dies_is_named(
-    tokenizer: Callable[[list[str]], Tensor],
-) -> None:
+@pytest.mark.usefixtures("deaf")
+def test_a_worker_that_breaks_off_before_it_dies_is_named(tokenizer: Callable[[list[str]], Tensor]) -> None:
     """As a kill between the announcement of a batch and its tensors; torch itself lets the broken pipe's error pass."""
     pool = loader(Breaking(8), tokenizer, 2, workers=1, shuffle=False)
-    batches = pool.epoch(0)
-    next(batches)
-    (worker,) = multiprocessing.active_children()
-    before = signal.signal(signal.SIGCHLD, lambda *_: None)  # as the training loop does
-    try:
-        with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {worker.pid}\) exited unexpectedly"):
-            list(batches)
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+    batches, worker = begun(pool)
+    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {worker.pid}\) exited unexpectedly"):
+        list(batches)
+    assert not worker.is_alive()
+    pool.close()
+
+
+class Wordy(Numbers):
+    """Keys so long that a batch does not fit into a pipe."""
+
+    def read(self, index: int) -> RawSample:
+        return RawSample("x" * 200_000, _PIXEL, str(index))
+
+
+@pytest.mark.usefixtures("deaf")
+def test_a_worker_killed_in_the_middle_of_a_message_is_named(tokenizer: Callable[[list[str]], Tensor]) -> None:
+    """The rest of the message never comes: to begin reading it would be to wait for ever."""
+    pool = loader(Wordy(8), tokenizer, 2, workers=1, shuffle=False)
+    batches, worker = begun(pool)
+    time.sleep(0.5)  # the next batch waits for its place in the pipe
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    with pytest.raises(RuntimeError, match=rf"DataLoader worker \(pid\(s\) {worker.pid}\) exited unexpectedly"):
+        next(batches)
     pool.close()
 
 

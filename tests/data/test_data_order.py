@@ -25,7 +25,7 @@ def lanes_of(order: np.ndarray, batch: int, lanes: int) -> list[np.ndarray]:
     return [np.array(part, np.int64) for part in parts]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(SHARDS, st.integers(1, 33), st.integers(1, 7), st.integers(1, 300), st.integers(0, 5), st.integers(0, 9))
 def test_each_pair_exactly_once_in_any_lanes(
     sizes: list[int], batch: int, lanes: int, buffer: int, epoch: int, seed: int
@@ -39,7 +39,7 @@ def test_each_pair_exactly_once_in_any_lanes(
     assert max(map(len, parts)) - min(map(len, parts)) <= len(rows) // batch + 1
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(SHARDS, st.integers(1, 33), st.integers(1, 7), st.integers(1, 60), st.integers(0, 5))
 def test_a_lane_shares_at_most_one_shard_with_its_neighbour_and_moves_pairs_within_the_buffer(
     sizes: list[int], batch: int, lanes: int, buffer: int, epoch: int
@@ -97,7 +97,7 @@ def test_without_a_buffer_one_source_has_the_plain_order() -> None:
 
 
 @pytest.mark.parametrize("buffer", [0, 6])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(SHARDS, st.floats(0.05, 3.0), st.booleans()), min_size=1, max_size=3),
     st.integers(1, 9),

@@ -131,7 +131,7 @@ def test_one_of_several_processes_scans(shards: Path, saved: Path, tmp_path: Pat
     assert (tmp_path / "scanned").read_text() == "xxx"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @example(names=["\x80"], sizes=[0] * 9, kind=tarfile.PAX_FORMAT, cut=512)  # within the first extended header
 @given(
     names=st.lists(

@@ -58,7 +58,7 @@ def test_pairs_by_hand() -> None:
     assert low < 2 / 3 < high
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), n_images=st.integers(1, 6), more=st.integers(0, 6), seed=st.integers(0, 999))
 def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed: int) -> None:
     extra = data.draw(st.lists(st.integers(0, n_images - 1), min_size=more, max_size=more))
@@ -74,7 +74,7 @@ def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed:
         assert result[f"image_to_text@{k}"] == pytest.approx(recall_loop(images, texts, flipped, k))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["x", "X ", "y z", "y  z", ""])), min_size=1, max_size=9))
 def test_correct_answers_are_the_loop(rows: list[tuple[int, str]]) -> None:
     image_of_text, captions = [image for image, _ in rows], [caption for _, caption in rows]

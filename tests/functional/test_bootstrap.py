@@ -33,7 +33,7 @@ def test_bootstrap_is_a_function_of_its_seed() -> None:
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=1, max_size=30), st.integers(0, 99))
 def test_interval_lies_within_the_values_and_ignores_their_order(values: list[float], seed: int) -> None:
     low, high = bootstrap_interval(torch.tensor(values), n=100, seed=seed)

@@ -45,7 +45,7 @@ def test_equals_the_loop(name: str, direction: Direction, inv_tau: float, n: int
     seed=st.integers(0, 10**6),
     inv_tau=st.sampled_from([0.5, 30.0]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_equals_the_loop_with_ids(name: str, direction: Direction, ids: list[int], seed: int, inv_tau: float) -> None:
     anchors, candidates = unit(len(ids), 4, seed), unit(len(ids), 4, seed + 1)
     expected = contrast_loop(name, anchors.tolist(), candidates.tolist(), inv_tau, 0, ids)
@@ -121,7 +121,7 @@ def test_gradcheck(name: str, direction: Direction) -> None:
 
 @each_direction
 @given(n=st.integers(2, 6), seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_joint_order_is_no_matter(name: str, direction: Direction, n: int, seed: int) -> None:
     anchors, candidates = unit(n, 4, seed), unit(n, 4, seed + 1)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))

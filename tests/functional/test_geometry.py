@@ -152,7 +152,7 @@ def test_saturation_keeps_its_digits_where_p_is_one() -> None:
 
 
 @pytest.mark.parametrize("name", MEASURES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(n=st.integers(2, 12), d=st.integers(2, 6), seed=st.integers(0, 1000))
 def test_order_of_rows_does_not_matter(name: str, n: int, d: int, seed: int) -> None:
     x = unit(n, d, seed)
@@ -160,7 +160,7 @@ def test_order_of_rows_does_not_matter(name: str, n: int, d: int, seed: int) -> 
     assert torch.allclose(MEASURES[name](x).double(), MEASURES[name](shuffled).double(), atol=1e-12)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(2, 12), d=st.integers(1, 6), seed=st.integers(0, 1000), repeats=st.integers(1, 3))
 def test_values_stay_in_their_ranges(n: int, d: int, seed: int, repeats: int) -> None:
     x = unit(n, d, seed).repeat(repeats, 1)  # duplicate rows

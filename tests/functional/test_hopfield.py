@@ -47,7 +47,7 @@ def test_beta_leads_from_the_mean_to_the_nearest_pattern(retrieve: Retrieval) ->
 
 @both_backends
 @given(n=st.integers(1, 6), m=st.integers(1, 6), seed=st.integers(0, 10**6), beta=st.floats(1e-2, 100.0))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_order_of_the_memory_is_no_matter_and_order_of_the_queries_is_kept(
     retrieve: Retrieval, n: int, m: int, seed: int, beta: float
 ) -> None:

@@ -39,7 +39,7 @@ def test_ranks_by_hand() -> None:
     assert r.ranks(query, gallery, [(2, 3), (1, 2), (0,)]).tolist() == [1, 2, 3]  # query 2: row 2 ties with row 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), q=st.integers(1, 9), n=st.integers(1, 9), seed=st.integers(0, 999))
 def test_ranks_are_the_loop_for_any_chunk(data: st.DataObject, q: int, n: int, seed: int) -> None:
     query, gallery = rows(q, 3, seed), rows(n, 3, seed + 1)
@@ -84,7 +84,7 @@ def test_rows_that_are_not_finite() -> None:
     assert r.median_rank(ranks) == float("inf")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), n=st.integers(1, 7), m=st.integers(1, 7), seed=st.integers(0, 999), chunk=st.integers(1, 9))
 def test_mutual_ranks_are_both_directions(data: st.DataObject, n: int, m: int, seed: int, chunk: int) -> None:
     x, y = rows(n, 3, seed), rows(m, 3, seed + 1)
@@ -98,7 +98,7 @@ def test_mutual_ranks_are_both_directions(data: st.DataObject, n: int, m: int, s
     assert backward.tolist() == r.ranks_of_pairs(y, x, pairs.flip(1)).tolist()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data(), n=st.integers(1, 12), m=st.integers(1, 12), seed=st.integers(0, 999), chunk=st.integers(1, 12))
 def test_groups_are_their_pairs_spelt_out(data: st.DataObject, n: int, m: int, seed: int, chunk: int) -> None:
     x, y = rows(n, 3, seed), rows(m, 3, seed + 1)

@@ -78,7 +78,7 @@ def test_paper_is_unit_times_two_tau(objective: Objective, contrast: str, hopfie
 @both_backends
 @each_member
 @given(n=st.integers(2, 6), seed=st.integers(0, 10**6))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_order_of_pairs_and_names_of_sides_are_no_matter(
     objective: Objective, contrast: str, hopfield: bool, n: int, seed: int
 ) -> None:

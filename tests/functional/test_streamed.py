@@ -72,7 +72,7 @@ def test_equals_the_reference_with_tiles_of_the_real_size() -> None:
 
 @pytest.mark.usefixtures("small_tiles")
 @given(n=st.integers(4, 30), tile=st.integers(1, 12), strip=st.integers(1, 12), seed=st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_any_tile_will_do(n: int, tile: int, strip: int, seed: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiles, "tile_rows", lambda device: tile)

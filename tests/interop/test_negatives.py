@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from pathlib import Path
 
 import pytest
@@ -83,9 +82,9 @@ def test_bad_input_is_named() -> None:
 PAIRS, EXTRA = (3, 2), (3, 4)  # rows of the two ranks
 
 
-def _worker(rank: int, port: int, folder: str) -> None:
+def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     own = [side.split(sizes)[rank] for side, sizes in zip(rows(N, N, M), (PAIRS, PAIRS, EXTRA), strict=True)]
     found = {}
     for name in ("cloob", "infoloob"):
@@ -112,10 +111,7 @@ def _tower() -> nn.Linear:
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     """Unequal numbers of pairs and of negatives, through DDP; an error of one rank is everybody's."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = int(server.getsockname()[1])
-    mp.spawn(_worker, (port, str(tmp_path)), nprocs=2)
+    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in ("cloob", "infoloob"):
         tower = _tower()

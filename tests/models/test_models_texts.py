@@ -105,7 +105,7 @@ def test_towers_that_look_at_the_padding_get_it(monkeypatch: pytest.MonkeyPatch)
 
 
 @given(st.lists(st.integers(1, 24), min_size=1, max_size=6))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_only_padding_goes(lengths: list[int]) -> None:
     tokens = torch.zeros(len(lengths), 24, dtype=torch.int64)
     for row, length in enumerate(lengths):

@@ -84,14 +84,14 @@ texts = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(texts)
 def test_every_text_has_open_clips_tokens(text: str) -> None:
     assert FAST.encode(text) == ORIGINAL.encode(text)
     assert torch.equal(FAST([text]), ORIGINAL([text]))
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.lists(texts, max_size=4), st.integers(2, 12))
 def test_rows_are_cut_and_filled_as_open_clips(some: list[str], length: int) -> None:
     ours = FAST(some, length)
@@ -99,7 +99,7 @@ def test_rows_are_cut_and_filled_as_open_clips(some: list[str], length: int) -> 
     assert torch.equal(FAST("one text", length), ORIGINAL("one text", length))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E, exclude_characters="&")))
 def test_ftfy_leaves_printable_ascii_without_ampersand_alone(text: str) -> None:
     """What the short cut rests on."""
@@ -135,7 +135,7 @@ def scan(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
 pairs = st.tuples(st.text("ab", min_size=1, max_size=3), st.text("ab", min_size=1, max_size=3))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.text("ab", min_size=1, max_size=24), st.lists(pairs, unique=True, max_size=14))
 def test_merging_is_repeated_scans(word: str, merges: list[tuple[str, str]]) -> None:
     """Also for merges that no training would give: a pair before the pairs that its halves come from."""

@@ -73,10 +73,11 @@ def test_pictograms_killed_and_resumed(
     ranks = fork(tmp_path / "a", 2, lambda: train(runs["whole"]) and None)
     assert ranks.wait(280) == [0, 0], ranks.told()
     chance = random.Random()
-    killed = KilledAfter(chance.randint(3, last - 2), chance.uniform(0, 0.1))
+    killed = KilledAfter(chance.randint(3, last - 4), chance.uniform(0, 0.095))
     print(killed)
     ranks = fork(tmp_path / "b", 2, lambda: train(runs["killed"], callbacks=[killed]) and None)
-    assert set(ranks.wait(280, together=True)) == {-9}, ranks.told()
+    codes = ranks.wait(280, together=True)
+    assert -9 in codes and set(codes) <= {-9, 1}, ranks.told()  # the other rank may notice before it is killed
     ranks = fork(tmp_path / "c", 2, lambda: train(runs["killed"].override(resume="auto")) and None)
     assert ranks.wait(280) == [0, 0], ranks.told()
     found = exact(runs["killed"].save.out)

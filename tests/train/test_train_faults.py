@@ -32,7 +32,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts
 def test_sigterm_to_the_whole_process_group(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
     """What a scheduler sends reaches the data workers as well: checkpoint, exit code 0, and the numbers go on."""
     config = trained.config.override(out=tmp_path / "run", save_every=100, workers=1)
-    process = launch({"config": config.to_dict(), "slow": 0.05}, new_group=True)
+    process = launch({"config": config.to_dict(), "slow": 0.25}, new_group=True)
     log = config.save.out / "metrics.jsonl"
     wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, process)
     os.killpg(process.pid, signal.SIGTERM)

@@ -78,10 +78,11 @@ def test_killed_and_resumed(
     before = whole(processes, form)
     config = before.override(out=tmp_path / "run", workers=workers)
     chance = random.Random()
-    killed = KilledAfter(chance.randint(1, 13), chance.uniform(0, 0.08))
+    killed = KilledAfter(chance.randint(1, 12), chance.uniform(0, 0.055))
     print(killed)  # shown when the test fails
     run(tmp_path, processes, config, killed)
-    assert killed.step <= len(lines(config.save.out / "metrics.jsonl")) < 15 or killed.step == 13
+    # Rank 1 is killed, and rank 0, which writes, may be a line behind it.
+    assert killed.step - (processes > 1) <= len(lines(config.save.out / "metrics.jsonl")) < 15
     run(tmp_path, processes, config.override(resume="auto"))
     assert exact(config.save.out) == exact(before.save.out)
     here, there = (c.save.out for c in (config, before))

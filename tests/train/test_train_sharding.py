@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +99,11 @@ def roundtrip(encoder: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     return all(same) and len(same) > 10
 
 
-def worker(rank: int, port: int, folder: str, configs: str) -> None:
+def worker(rank: int, folder: str, configs: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     open_clip().add_model_config(Path(configs))
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     found = {name: [run(name, fsdp) for fsdp in (False, True)] for name in SETTINGS}
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
@@ -113,10 +112,7 @@ def worker(rank: int, port: int, folder: str, configs: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = int(server.getsockname()[1])
-    mp.spawn(worker, (port, str(folder), str(nano_configs)), nprocs=RANKS)
+    mp.spawn(worker, (str(folder), str(nano_configs)), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -208,6 +208,7 @@ class PairLoader:
             warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
             batches = iter(pool)
         while True:
+            _raise_if_dead(batches)  # torch would wait for ever where a death left half a message in the pipe
             try:
                 batch = next(batches)
             except StopIteration:
@@ -216,7 +217,8 @@ class PairLoader:
                 said = str(error).strip().rsplit("\n", 1)[-1]
                 raise InputError(said.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
             except (EOFError, OSError, RuntimeError) as error:
-                _name_the_dead(batches, error)
+                if _worker_lost(error):
+                    _raise_if_dead(batches, _DYING, error)
                 raise
             yield batch
             if mine != self._epochs_begun:
@@ -236,23 +238,36 @@ class PairLoader:
         )
 
 
-def _name_the_dead(batches: Any, error: Exception) -> None:
-    """Says of an error whose cause is a dying worker which one it is, where torch does not.
+def _worker_lost(error: Exception) -> bool:
+    """Whether an error may mean that a worker is dying, where torch does not say so.
 
-    torch asks who is dead at the moment when a pipe breaks, and a killed process breaks its pipes before it is dead;
-    where batches are pinned, a broken pipe ends the thread that pins them, and that alone is told.
-
-    Raises:
-        RuntimeError: In torch's own words, once a worker has ended; nothing is raised for other errors.
+    torch asks who is dead at the moment when a pipe breaks, and a killed process breaks its pipes before it is dead.
+    Where batches are pinned, a broken pipe ends the thread that pins them, and that alone is told.
     """
     said = str(error)
-    # A worker's own error comes with its traceback ("Caught …").
-    if said.startswith("Caught ") or (isinstance(error, RuntimeError) and not said.startswith("Pin memory thread")):
-        return
-    workers = {worker.sentinel: worker.pid for worker in batches._workers}
-    dead = ", ".join(str(workers[ended]) for ended in wait(workers, timeout=_DYING))
+    if "in DataLoader worker process" in said or "in pin memory thread" in said:  # an error of the worker's own
+        return False
+    return not isinstance(error, RuntimeError) or said.startswith("Pin memory thread")
+
+
+def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
+    """Ends the wait for a worker that is no more; all of them live as long as the loader.
+
+    Args:
+        batches: torch's iterator over a pool.
+        seconds: How long to wait for one to end.
+        cause: What made one ask.
+
+    Raises:
+        RuntimeError: In torch's own words.
+    """
+    workers = {worker.sentinel: worker for worker in batches._workers}
+    dead = [workers[ended] for ended in wait(workers, timeout=seconds)]
+    for worker in dead:
+        worker.join(_DYING)  # its SIGCHLD is over then: torch's handler of it would raise wherever we are by that time
     if dead:
-        raise RuntimeError(f"DataLoader worker (pid(s) {dead}) exited unexpectedly") from error
+        pids = ", ".join(str(worker.pid) for worker in dead)
+        raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from cause
 
 
 def _as_is(batch: Any) -> Any:
