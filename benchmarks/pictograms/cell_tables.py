@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from benchmarks.pictograms.cells import (
     CELL_EPOCHS,
-    LONG_EPOCHS,
     METHODS,
     PROBED,
     SEEDS,
@@ -158,7 +157,9 @@ def retrieval_tables(runs: Runs) -> list[str]:
     return parts
 
 
-def over_time(runs: Runs, timing: Mapping[str, Mapping[str, Sequence[float]]], level: str = "### ") -> str:
+def over_time(
+    runs: Runs, timing: Mapping[str, Mapping[str, Sequence[float]]], title: str = "### Accuracy against epochs"
+) -> str:
     """Mean zero-shot top-1 along the run, with the training's seconds up to there where steps were timed."""
     epochs = sorted({line["epoch"] for r in every(runs) for line in r["curve"] if "zeroshot" in line})
     lines = []
@@ -182,7 +183,7 @@ def over_time(runs: Runs, timing: Mapping[str, Mapping[str, Sequence[float]]], l
     head = ["tower", "method", *(f"epoch {epoch}" for epoch in epochs)]
     how = " and time" if timing else ""
     note = " (seconds of one core: steps times what a step takes, all methods measured side by side)" if timing else ""
-    return f"{level}Accuracy against epochs{how}: mean zero-shot top-1, %{note}\n\n{table(head, lines)}"
+    return f"{title}{how}: mean zero-shot top-1, %{note}\n\n{table(head, lines)}"
 
 
 def _seconds(step: int, whole: int, halves: Sequence[float]) -> float:
@@ -191,22 +192,23 @@ def _seconds(step: int, whole: int, halves: Sequence[float]) -> float:
     return min(step, half) * halves[0] + max(0, step - half) * halves[1]
 
 
-def lengths(short: Runs, long: Runs) -> str:
+def lengths(short: Runs, longer: Mapping[int, Runs]) -> str:
     """Longer runs beside those of the study's length, for the seeds that both have."""
     lines = []
-    for (method, tower), of_seed in ordered(long):
-        seeds = sorted(of_seed.keys() & short.get((method, tower), {}).keys())
-        if not seeds:
-            continue
-        row = [tower, NAMES[method], ", ".join(map(str, seeds))]
-        for runs in (short, long):
-            found = [runs[method, tower][seed] for seed in seeds]
-            row += [spread([zeroshot_mean(r) for r in found]), spread([r["val"]["mean_recall"] for r in found])]
-            row.append(f"{np.mean([r['val']['effective_eigenvalues_image'] for r in found]):.0f}")
-        lines.append(row)
-    head = ["tower", "method", "seed"]
-    for epochs in (CELL_EPOCHS, LONG_EPOCHS):
-        head += [f"{epochs} epochs: zero-shot, %", f"{epochs}: val mean recall, %", f"{epochs}: effective eigenvalues"]
+    for epochs, long in longer.items():
+        for (method, tower), of_seed in ordered(long):
+            seeds = sorted(of_seed.keys() & short.get((method, tower), {}).keys())
+            if not seeds:
+                continue
+            pairs = [[runs[method, tower][seed] for seed in seeds] for runs in (short, long)]
+            row = [tower, NAMES[method], str(epochs), ", ".join(map(str, seeds))]
+            row += [spread([zeroshot_mean(r) for r in found]) for found in pairs]
+            row += [spread([r["val"]["mean_recall"] for r in found]) for found in pairs]
+            row += [f"{np.mean([r['val']['effective_eigenvalues_image'] for r in found]):.0f}" for found in pairs]
+            lines.append(row)
+    head = ["tower", "method", "epochs", "seeds"]
+    for what in ("zero-shot, %", "val mean recall, %", "effective eigenvalues"):
+        head += [f"{what}: {CELL_EPOCHS} epochs", "so many"]
     return table(head, lines) if lines else ""
 
 

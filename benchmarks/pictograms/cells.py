@@ -38,7 +38,10 @@ FINAL_EPOCHS = 12
 CELL_EPOCHS = 12
 """As long as the finalists: what was chosen at a length is used at that length."""
 LONG_EPOCHS = 36
-"""The paper's gain grows with training: one seed and one tower for three times as long."""
+LONGEST_EPOCHS = 108
+"""The paper's gain grows with training: one tower for three times and for nine times as long."""
+COMPARED_LONG = ("clip", "cloob")
+"""The claim's two methods: further seeds, and the greatest length."""
 IMAGE_SIZE = 64
 
 
@@ -259,5 +262,9 @@ def grid(scores: Scores, epochs: int = CELL_EPOCHS) -> list[Cell]:
         for method in ("clip", "cloob")
         if chosen_setting(method, scores)[0] != DEFAULTS[method]
     ]
-    long = [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in chosen[: len(METHODS)]]
-    return chosen + published + long
+    first = chosen[: len(METHODS)]
+    long = [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in first]
+    further = [cell for cell in chosen if cell.tower == TOWERS[0] and cell.seed != SEEDS[0]]
+    long += [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in further if cell.method in COMPARED_LONG]
+    longest = [dataclasses.replace(cell, epochs=LONGEST_EPOCHS) for cell in first if cell.method in COMPARED_LONG]
+    return chosen + published + long + longest

@@ -26,6 +26,7 @@ from benchmarks.pictograms.cell_tables import (
 from benchmarks.pictograms.cells import (
     FINALISTS,
     LONG_EPOCHS,
+    LONGEST_EPOCHS,
     METHODS,
     RATES,
     RUNS_A_METHOD,
@@ -73,9 +74,9 @@ def render(results: Path = records.RESULTS) -> str:
     parts = [progress(results, runs, scores)]
     if runs:
         parts += _of_cells(runs, records.labels_by_set(results), results, scores)
-    long = select(cells, scores, LONG_EPOCHS)[0]
-    if long:
-        parts += _of_long(runs, long, records.labels_by_set(results))
+    longer = {epochs: select(cells, scores, epochs)[0] for epochs in (LONG_EPOCHS, LONGEST_EPOCHS)}
+    if any(longer.values()):
+        parts += _of_longer(runs, longer, records.labels_by_set(results))
     if published:
         parts.append("### As published, nothing tuned")
         parts.append(zeroshot_table(published, TOWERS[0], ", as published"))
@@ -98,18 +99,18 @@ def _of_cells(runs: Runs, sets: Sets, results: Path, scores: Mapping[str, float]
     return [*parts, geometry_table(runs)]
 
 
-def _of_long(runs: Runs, long: Runs, sets: Sets) -> list[str]:
+def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
     """The longer runs beside those of the study's length, and against each other."""
-    tower = TOWERS[0]
-    parts = [
-        f"### Training for longer: {LONG_EPOCHS} epochs with the same settings, one seed",
-        lengths(runs, long),
-        zeroshot_table(long, tower, f", {LONG_EPOCHS} epochs"),
-    ]
-    for method, baseline in COMPARED:
-        title = f"#### {NAMES[method]} against {NAMES[baseline]}, {LONG_EPOCHS} epochs"
-        parts.append(differences(long, sets, method, baseline, title))
-    return [*parts, over_time(long, {}, "#### ")]
+    parts = ["### Training for longer, with the same settings", lengths(runs, longer)]
+    for epochs, of_length in longer.items():
+        if not of_length:
+            continue
+        parts.append(zeroshot_table(of_length, TOWERS[0], f", {epochs} epochs"))
+        for method, baseline in COMPARED:
+            title = f"#### {NAMES[method]} against {NAMES[baseline]}, {epochs} epochs"
+            parts.append(differences(of_length, sets, method, baseline, title))
+        parts.append(over_time(of_length, {}, f"#### Accuracy along {epochs} epochs"))
+    return parts
 
 
 def summary(results: Path = records.RESULTS) -> str:

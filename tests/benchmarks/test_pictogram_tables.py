@@ -120,7 +120,9 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     assert f"9 of {len(cells.METHODS) * 9} cells" in text
     assert "| tiny-resnet | CLOOB | 28.0 | 28.0 |" in text
     assert "99.0" not in text
-    assert "| tiny-resnet | CLOOB | 1 | 54.0 | 50.0 | 9 | 63.0 | 50.0 | 9 |" in text  # seed 1 alone has both lengths
+    assert (
+        "| tiny-resnet | CLOOB | 36 | 1 | 54.0 | 63.0 | 50.0 | 50.0 | 9 | 9 |" in text
+    )  # seed 1 alone has both lengths
     assert "| tiny-resnet | CLOOB | 25.0 ± 0.0 | 25.0 ± 0.0 | 50.0 ± 0.0 | 25.0 ± 0.0 |" in text
     assert all(f"| tiny-resnet | CLOOB | {v} | – | – | – | {v} |" in text for v in ("0.75", "0.50"))
     small = tables.summary(tmp_path)
@@ -162,18 +164,24 @@ def test_published_and_longer_runs_stay_out_of_the_grid(tmp_path: Path) -> None:
         )
     for cell in cells.grid(scores):
         if cell.tower == "tiny-resnet":
-            right = {cells.LONG_EPOCHS: 70}.get(cell.epochs, 20 if cell.setting == cells.DEFAULTS[cell.method] else 50)
+            right = {cells.LONG_EPOCHS: 70, cells.LONGEST_EPOCHS: 90}.get(
+                cell.epochs, 20 if cell.setting == cells.DEFAULTS[cell.method] else 50
+            )
             record = cell_record(cell.method, cell.seed, right, cell.setting, cell.epochs)
             records.write(tmp_path / "cells" / f"{record['id']}.json", record)
     write_test_sets(tmp_path)
     text = tables.render(tmp_path)
-    assert "15 of 45 cells, 11 of 11 published and longer ones, 0 of 20 attempts" in text
-    grid, longer = text.split("### Training for longer: 36 epochs")
+    assert "15 of 45 cells, 17 of 17 published and longer ones, 0 of 20 attempts" in text
+    grid, longer = text.split("### Training for longer")
     longer, published = longer.split("### As published, nothing tuned")
     five = " | ".join(["{0}.0 ± 0.0"] * 5)
     assert f"| flags | {five.format(50)} |" in grid and "70.0" not in grid.replace("70.0 %", "")
-    assert "| flags | 70.0 | 70.0 | 70.0 | 70.0 | 70.0 |" in longer
-    assert "#### CLOOB against CLIP, 36 epochs" in longer and "| tiny-resnet | flags | +0.0 | – |" in longer
+    assert "| tiny-resnet | CLOOB | 36 | 0, 1, 2 | 50.0 ± 0.0 | 70.0 ± 0.0 |" in longer
+    assert "| tiny-resnet | CLIP | 108 | 0 | 50.0 | 90.0 |" in longer
+    long, longest = longer.split("#### Zero-shot top-1, %, tiny-resnet, 108 epochs")
+    assert "| flags | 70.0 ± 0.0 | 70.0 | 70.0 | 70.0 ± 0.0 | 70.0 |" in long and "| flags | 90.0 | 90.0 |" in longest
+    for epochs, part in ((36, long), (108, longest)):
+        assert f"#### CLOOB against CLIP, {epochs} epochs" in part and f"#### Accuracy along {epochs} epochs" in part
     assert "| flags | 20.0 ± 0.0 | 20.0 ± 0.0 |" in published
     assert "#### CLOOB against CLIP, both as published" in published
 
