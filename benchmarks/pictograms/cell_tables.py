@@ -212,12 +212,13 @@ def lengths(short: Runs, longer: Mapping[int, Runs]) -> str:
     return table(head, lines) if lines else ""
 
 
-def geometry_table(runs: Runs) -> str:
+def geometry_table(runs: Runs, title: str = "### Geometry on the validation pairs") -> str:
     """Effective eigenvalues, Ajne and saturation, by epoch."""
+    below = "#" + title.split()[0]
     last = max(line["epoch"] for r in every(runs) for line in r["curve"])
     epochs = sorted({1, *(max(1, last * k // 4) for k in range(1, 5))})
     parts = []
-    for title, key, digits in (
+    for name, key, digits in (
         ("Effective eigenvalues of the images (99 % of the variance)", "effective_eigenvalues_image", 0),
         ("Effective eigenvalues of the texts", "effective_eigenvalues_text", 0),
         ("Ajne of the images (1,000 pairs; lower is more uniform)", "ajne_image", 1),
@@ -230,8 +231,8 @@ def geometry_table(runs: Runs) -> str:
             of_epoch = [[line for r in of_seed.values() for line in r["curve"] if line["epoch"] == e] for e in epochs]
             at = [[line[key] if key in line else line["val"][key] for line in found] for found in of_epoch]
             lines.append([tower, NAMES[method], *(f"{np.mean(v):.{digits}f}" if v else "–" for v in at)])
-        parts.append(f"#### {title}\n\n" + table(["tower", "method", *(f"epoch {e}" for e in epochs)], lines))
-    return "### Geometry on the validation pairs\n\n" + "\n\n".join(parts)
+        parts.append(f"{below} {name}\n\n" + table(["tower", "method", *(f"epoch {e}" for e in epochs)], lines))
+    return f"{title}\n\n" + "\n\n".join(parts)
 
 
 def _by_tower(runs: Runs, sets: Sets, method: str, baseline: str) -> dict[str, dict[str, Difference]]:

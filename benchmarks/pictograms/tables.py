@@ -110,6 +110,7 @@ def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
             title = f"#### {NAMES[method]} against {NAMES[baseline]}, {epochs} epochs"
             parts.append(differences(of_length, sets, method, baseline, title))
         parts.append(over_time(of_length, {}, f"#### Accuracy along {epochs} epochs"))
+        parts.append(geometry_table(of_length, f"#### Geometry along {epochs} epochs, on the validation pairs"))
     return parts
 
 

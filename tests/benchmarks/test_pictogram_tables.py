@@ -182,6 +182,7 @@ def test_published_and_longer_runs_stay_out_of_the_grid(tmp_path: Path) -> None:
     assert "| flags | 70.0 ± 0.0 | 70.0 | 70.0 | 70.0 ± 0.0 | 70.0 |" in long and "| flags | 90.0 | 90.0 |" in longest
     for epochs, part in ((36, long), (108, longest)):
         assert f"#### CLOOB against CLIP, {epochs} epochs" in part and f"#### Accuracy along {epochs} epochs" in part
+        assert f"#### Geometry along {epochs} epochs" in part
     assert "| flags | 20.0 ± 0.0 | 20.0 ± 0.0 |" in published
     assert "#### CLOOB against CLIP, both as published" in published
 
