@@ -40,8 +40,8 @@ CELL_EPOCHS = 12
 LONG_EPOCHS = 36
 LONGEST_EPOCHS = 108
 """The paper's gain grows with training: one tower for three times and for nine times as long."""
-COMPARED_LONG = ("clip", "cloob")
-"""The claim's two methods: further seeds, and the greatest length."""
+CLAIMED = ("clip", "cloob")
+"""The claim's two methods: also as published, at length with every seed, and at the greatest length."""
 IMAGE_SIZE = 64
 
 
@@ -259,12 +259,12 @@ def grid(scores: Scores, epochs: int = CELL_EPOCHS) -> list[Cell]:
     published = [
         Cell("cells", method, TOWERS[0], seed, epochs, DEFAULTS[method])
         for seed in SEEDS
-        for method in ("clip", "cloob")
+        for method in CLAIMED
         if chosen_setting(method, scores)[0] != DEFAULTS[method]
     ]
     first = chosen[: len(METHODS)]
     long = [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in first]
     further = [cell for cell in chosen if cell.tower == TOWERS[0] and cell.seed != SEEDS[0]]
-    long += [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in further if cell.method in COMPARED_LONG]
-    longest = [dataclasses.replace(cell, epochs=LONGEST_EPOCHS) for cell in first if cell.method in COMPARED_LONG]
+    long += [dataclasses.replace(cell, epochs=LONG_EPOCHS) for cell in further if cell.method in CLAIMED]
+    longest = [dataclasses.replace(cell, epochs=LONGEST_EPOCHS) for cell in first if cell.method in CLAIMED]
     return chosen + published + long + longest

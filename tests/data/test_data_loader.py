@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
-from cloob.data.loader import PairLoader
+from cloob.data.loader import PairLoader, _worker_lost
 from cloob.data.order import epoch_order, local_part, sample_generator
 from cloob.data.sources import open_source
 from cloob.data.transforms import train_transform
@@ -329,6 +329,21 @@ def test_a_worker_that_breaks_off_before_it_dies_is_named(tokenizer: Callable[[l
         list(batches)
     assert not worker.is_alive()
     pool.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (EOFError(), True),
+        (ConnectionResetError(104, "Connection reset by peer"), True),
+        (RuntimeError("Pin memory thread exited unexpectedly"), True),
+        (OSError("Caught OSError in DataLoader worker process 0.\nOriginal Traceback"), False),
+        (RuntimeError("Caught RuntimeError in pin memory thread for device 0."), False),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), False),
+    ],
+)
+def test_which_errors_may_mean_a_lost_worker(error: Exception, lost: bool) -> None:
+    assert _worker_lost(error) is lost
 
 
 class Wordy(Numbers):
