@@ -112,7 +112,7 @@ def test_cells_and_records_name_each_other() -> None:
     from benchmarks.pictograms import cells
 
     grid = cells.grid({})
-    longer = len(cells.METHODS) + len(cells.CLAIMED) * len(cells.SEEDS)  # 36 epochs; seeds beside the first, 108
+    longer = len(cells.METHODS) + len(cells.CLAIMED) * len(cells.SEEDS)  # 36 epochs; seeds beside the first, 60
     whole = len(cells.METHODS) * len(cells.TOWERS) * len(cells.SEEDS)
     assert len({cell.id for cell in grid}) == len(grid) == whole + longer
     assert all(cells.Cell.from_config(cell.config()) == cell for cell in grid)
