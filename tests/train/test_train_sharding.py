@@ -26,7 +26,8 @@ from cloob.train.step import Stepper, TowersWithLoss
 
 CPU = torch.device("cpu")
 RANKS = 2
-CONFIG = TrainConfig().override(lr=1e-2, device="cpu", weight_decay=0.1)
+# The gradient of a key's bias is rounding alone, which AdamW's default eps would make as long a step of as of any other.
+CONFIG = TrainConfig().override(lr=1e-2, device="cpu", weight_decay=0.1, eps=1e-4)
 SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw": {"clip": 0.3},
@@ -130,7 +131,7 @@ def test_fsdp_takes_the_steps_of_ddp(found: list[dict[str, Any]], setting: str) 
             fsdp["weights"][name],
             value,
             rtol=1e-2 if setting == "bf16" else 1e-4,
-            atol=1e-2 if setting == "bf16" else 1e-4,
+            atol=1e-2 if setting == "bf16" else 5e-5,
             msg=lambda m, k=name: f"{k}: {m}",
         )
     assert fsdp["moments"]["param_groups"] == ddp["moments"]["param_groups"]
