@@ -26,7 +26,7 @@ from cloob.train.step import Stepper, TowersWithLoss
 
 CPU = torch.device("cpu")
 RANKS = 2
-# The gradient of a key's bias is rounding alone, which AdamW's default eps would make as long a step of as of any other.
+# The gradient of a key's bias is rounding alone, of which AdamW's default eps would make a step of full length.
 CONFIG = TrainConfig().override(lr=1e-2, device="cpu", weight_decay=0.1, eps=1e-4)
 SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {},
