@@ -33,7 +33,7 @@ class AnalyzeArguments:
     duplicate: float = 0.999
     """Cosine from which two pictures count as one."""
     out: Path = Path("runs/analyze")
-    """Folder of analysis.json, report.html, and eigenvalues.png and .svg if there are several checkpoints."""
+    """Folder of analysis.json and report.html."""
     cache: Path | None = None
     """Folder of embeddings for later runs; OUT/cache when left out."""
     device: str = "auto"
@@ -59,8 +59,7 @@ def main(words: Sequence[str]) -> int:
     from cloob.commands.judge import EmbeddingProgress, check_writable
     from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
-    from cloob.evaluate.analysis import analyze, draw_eigenvalues
-    from cloob.evaluate.places import places_of
+    from cloob.evaluate.analysis import analyze
     from cloob.evaluate.suite import write_results
 
     source = open_captioned(arguments.pairs)
@@ -73,7 +72,6 @@ def main(words: Sequence[str]) -> int:
             similar=arguments.similar,
             duplicate=arguments.duplicate,
             limit=arguments.limit,
-            places=places_of([arguments.out, *filter(None, [arguments.cache])], pairs=[arguments.pairs]),
             device=str(resolve_device(arguments.device)),
             batch_size=arguments.batch_size,
             workers=arguments.workers,
@@ -81,13 +79,8 @@ def main(words: Sequence[str]) -> int:
             cache=arguments.cache or arguments.out / "cache",
         )
     write_results(arguments.out / "analysis.json", analysis)
-    written = [arguments.out / "analysis.json", arguments.out / "report.html"]
-    if any(len(run["checkpoints"]) > 1 for run in analysis["runs"]):
-        for suffix in ("png", "svg"):
-            draw_eigenvalues(arguments.out / f"eigenvalues.{suffix}", analysis["runs"])
-            written.append(arguments.out / f"eigenvalues.{suffix}")
-    _write_page(written[1], analysis, models, source)
-    print("\n".join(str(path) for path in written))
+    _write_page(arguments.out / "report.html", analysis, models, source)
+    print(f"{arguments.out / 'analysis.json'}\n{arguments.out / 'report.html'}")
     _print_table(analysis)
     for failure in analysis.get("failures", ()):
         print(f"cloob: {failure['model']}: {failure['error']}", file=sys.stderr)

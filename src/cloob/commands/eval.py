@@ -43,7 +43,7 @@ class EvalArguments:
     probe_seeds: tuple[int, ...] = (0,)
     """One probe a seed, which draws its shots and its validation images."""
     out: Path = Path("runs/eval")
-    """Folder of results.json, report.html, clip_benchmark/, per_class/ and confusion/."""
+    """Folder of results.json, report.html, clip_benchmark/ and per_class/."""
     cache: Path | None = None
     """Folder of embeddings for later runs; OUT/cache when left out."""
     device: str = "auto"
@@ -95,20 +95,11 @@ def main(words: Sequence[str]) -> int:
         },
         training=sets.training,
         missing=sets.missing,
-        places=_places(arguments),
         set_files=True,
         probe=probe,
     )
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
     return tell(results)
-
-
-def _places(arguments: EvalArguments) -> dict[str, str]:
-    """The files and folders that an error may name."""
-    from cloob.evaluate.places import places_of
-
-    folders = [Path(path).expanduser() for path in (*arguments.suite, arguments.root, arguments.cache) if path]
-    return places_of([*folders, *arguments.zeroshot, arguments.out], pairs=arguments.retrieval)
 
 
 def _open(arguments: EvalArguments) -> SuiteSets:

@@ -29,7 +29,6 @@ def judge(
     embedding: Mapping[str, Any] | None = None,
     training: Mapping[str, LabelledSet] | None = None,
     missing: Mapping[str, str] | None = None,
-    places: Mapping[str, str] | None = None,
     set_files: bool = False,
     **evaluation: Any,
 ) -> dict[str, Any]:
@@ -45,8 +44,7 @@ def judge(
         embedding: ``device``, ``batch_size``, ``workers``, ``cache`` of :class:`cloob.evaluate.store.Embeddings`.
         training: Set name -> its training images; these sets get a linear probe too.
         missing: Set name -> why it is not among the sets; listed under ``failures`` with ``model`` None.
-        places: Files and folders that errors may name -> what results call them.
-        set_files: Whether to write CLIP_benchmark's JSON, the classes' CSV and the confusion pictures as well.
+        set_files: Whether to write CLIP_benchmark's JSON and the classes' CSV as well.
         **evaluation: ``probe``, ``train_seconds``, ``settings`` of :func:`cloob.evaluate.suite.evaluate`.
 
     Returns:
@@ -56,7 +54,6 @@ def judge(
         InputError: No model that can be loaded, two sets of one name, or ``out`` that cannot be written.
     """
     from cloob.evaluate.files import write_set_files
-    from cloob.evaluate.places import without_places
     from cloob.evaluate.report import write_report
     from cloob.evaluate.store import Embeddings
     from cloob.evaluate.suite import evaluate, write_results
@@ -65,11 +62,8 @@ def judge(
         embeddings = Embeddings(
             models, progress=progress.update, tower=bool(training), **{"workers": 2, **(embedding or {})}
         )
-        results = evaluate(embeddings, zeroshot, retrieval, training=training, places=places, **evaluation)
-        absent = [
-            {"model": None, "set": name, "error": without_places(error, places or {})}
-            for name, error in (missing or {}).items()
-        ]
+        results = evaluate(embeddings, zeroshot, retrieval, training=training, **evaluation)
+        absent = [{"model": None, "set": name, "error": error} for name, error in (missing or {}).items()]
         if absent:
             results["failures"] = [*absent, *results.get("failures", ())]
         # First of all the numbers: whatever happens to pictures and pages, the work is not lost.

@@ -23,7 +23,6 @@ from cloob.evaluate import zeroshot as classifying
 from cloob.evaluate.embed import Encoder, Reader
 from cloob.evaluate.facts import short_name
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluate.places import without_places
 from cloob.evaluate.probe import ProbeOptions
 from cloob.evaluate.store import Embeddings, Labelled
 from cloob.files import write_whole
@@ -53,7 +52,6 @@ def evaluate(
     geometry_limit: int = DEFAULT_LIMIT,
     level: float = 0.95,
     seed: int = 0,
-    places: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
 
@@ -69,8 +67,6 @@ def evaluate(
         geometry_limit: Pairs that the geometry is measured on, at most.
         level: Level of all intervals.
         seed: Seed of the bootstrap.
-        places: Files and folders that errors may name -> what results call them, beside those of the models; see
-            :func:`cloob.evaluate.places.without_places`.
 
     Returns:
         ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has
@@ -90,8 +86,6 @@ def evaluate(
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
     options = _Options(geometry_limit, level, seed, probe or ProbeOptions())
     _check_sets(zeroshot, retrieval)
-    sources = {str(source): name for name, source in embeddings.models.items() if isinstance(source, str | Path)}
-    places = {**(places or {}), **sources}
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     hits: Hits = {}
@@ -120,8 +114,7 @@ def evaluate(
     if not rows:
         raise InputError(all_failed(failures, "loaded"))
     results = {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
-    told = [{**failure, "error": without_places(failure["error"], places)} for failure in failures]
-    return {**results, "failures": told} if told else results
+    return {**results, "failures": failures} if failures else results
 
 
 def _tasks(
