@@ -23,7 +23,7 @@ NAMES = list(COLOURS)
 
 def test_all_files_of_an_evaluation(tmp_path: Path) -> None:
     models = {"good": ColourModel(), "runs/bad": ColourModel(confused=[("red", "blue")])}
-    data = Labels(NAMES * 2, broken=[1], name="so/lid")
+    data = Labels(NAMES * 2, broken=[1], name="lid")
     embeddings = Embeddings(models, tower=True)
     results = evaluate(embeddings, [data], [Pairs(NAMES)], training={"lid": Labels(NAMES * 6)})
     folders = write_set_files(tmp_path, results, embeddings, [data])

@@ -55,28 +55,33 @@ def main(words: Sequence[str]) -> int:
         raise InputError("similar must be 0 or more, and limit 2 or more")
     check_amounts(arguments.batch_size, arguments.workers)
 
+    from cloob.commands.console import EmbeddingProgress
     from cloob.commands.eval import named
-    from cloob.commands.judge import EmbeddingProgress, check_writable
+    from cloob.commands.judge import check_writable
     from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
     from cloob.evaluate.analysis import analyze
+    from cloob.evaluate.store import EmbedOptions
     from cloob.evaluate.suite import write_results
 
     source = open_captioned(arguments.pairs)
     check_writable(arguments.out)
     models = named(arguments.models)
+    options = EmbedOptions(
+        device=resolve_device(arguments.device),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        cache=arguments.cache or arguments.out / "cache",
+    )
     with EmbeddingProgress() as progress:
         analysis = analyze(
             models,
             source,
+            options,
             similar=arguments.similar,
             duplicate=arguments.duplicate,
             limit=arguments.limit,
-            device=str(resolve_device(arguments.device)),
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
             progress=progress.update,
-            cache=arguments.cache or arguments.out / "cache",
         )
     write_results(arguments.out / "analysis.json", analysis)
     _write_page(arguments.out / "report.html", analysis, models, source)

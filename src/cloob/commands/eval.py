@@ -65,12 +65,14 @@ def main(words: Sequence[str]) -> int:
         raise InputError("--shots and --probe-seeds are those of a linear probe; add --probe")
     check_amounts(arguments.batch_size, arguments.workers)
 
-    from cloob.commands.judge import check_writable, judge, tell
+    from cloob.commands.console import print_table, tell
+    from cloob.commands.judge import Comparison, check_writable, measure, write_page
     from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
+    from cloob.evaluate.files import write_set_files
     from cloob.evaluate.probe import ProbeOptions
+    from cloob.evaluate.store import EmbedOptions
 
-    probe = ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds)
     sets = _open(arguments)
     columns = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
     pairs = [*sets.pairs, *(open_captioned(path, **columns) for path in arguments.retrieval)]
@@ -81,23 +83,24 @@ def main(words: Sequence[str]) -> int:
     if arguments.probe and not sets.training and not sets.training_failed:
         raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
     check_writable(arguments.out)
-    results = judge(
-        named(arguments.models),
-        sets.sets,
-        pairs,
-        arguments.out,
-        title="Evaluation",
-        embedding={
-            "device": str(resolve_device(arguments.device)),
-            "batch_size": arguments.batch_size,
-            "workers": arguments.workers,
-            "cache": arguments.cache or arguments.out / "cache",
-        },
+    comparison = Comparison(
+        models=named(arguments.models),
+        zeroshot=sets.sets,
+        retrieval=pairs,
         training=sets.training,
+        probe=ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds),
         missing=sets.missing,
-        set_files=True,
-        probe=probe,
     )
+    options = EmbedOptions(
+        device=resolve_device(arguments.device),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        cache=arguments.cache or arguments.out / "cache",
+    )
+    embeddings, results = measure(comparison, options, arguments.out)
+    write_set_files(arguments.out, results, embeddings, comparison.zeroshot)
+    write_page(arguments.out / "report.html", comparison, embeddings, results, title="Evaluation")
+    print_table(results)
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
     return tell(results)
 

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from cloob.errors import InputError, message
 from cloob.evaluate.embed import Reader
-from cloob.evaluate.facts import short_name
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluate.store import Embeddings
+from cloob.evaluate.store import Embeddings, EmbedOptions
 from cloob.evaluate.suite import all_failed
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
@@ -34,23 +33,23 @@ class SimilarPair(NamedTuple):
 def analyze(
     models: Mapping[str, str | Path],
     source: Reader,
+    options: EmbedOptions | None = None,
     *,
     similar: int = 20,
     duplicate: float = 0.999,
     limit: int = DEFAULT_LIMIT,
     progress: Callable[[str, int, int], None] | None = None,
-    **embedding: Any,
 ) -> dict[str, Any]:
     """Measures models on pairs; of a run folder every checkpoint.
 
     Args:
         models: Where each model is, by its name: what ``load_model`` takes.
         source: The pairs.
+        options: How they are embedded; None takes the defaults.
         similar: Most similar pictures to list, for the last checkpoint.
         duplicate: Cosine from which two pictures count as one.
         limit: Pairs whose geometry is measured at most; ``similar`` and ``duplicates`` are sought among all.
         progress: As for :class:`cloob.evaluate.store.Embeddings`.
-        **embedding: ``device``, ``batch_size``, ``workers``, ``cache`` of :class:`cloob.evaluate.store.Embeddings`.
 
     Returns:
         ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its last checkpoint, see
@@ -71,7 +70,7 @@ def analyze(
         for checkpoint, step in _checkpoints(place):
             label = name if step is None else f"{name}, step {step}"
             try:
-                embeddings = Embeddings({label: checkpoint}, progress=progress, **embedding)
+                embeddings = Embeddings({label: checkpoint}, options, progress=progress)
                 pairs = embeddings.pairs(label, source)
                 facts = embeddings.facts(label)
                 texts = pairs.texts[pairs.first_texts]
@@ -87,7 +86,7 @@ def analyze(
             runs.append({"model": name, "geometry": last[2], "checkpoints": checkpoints, **pictures})
     if not runs:
         raise InputError(all_failed(failures, "measured") if failures else "no model to analyze")
-    result: dict[str, Any] = {"pairs": short_name(source), "runs": runs}
+    result: dict[str, Any] = {"pairs": source.name, "runs": runs}
     return {**result, "failures": failures} if failures else result
 
 

@@ -50,6 +50,11 @@ class Encoder(Protocol):
 class Reader(Protocol):
     """Samples by index. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
 
+    @property
+    def name(self) -> str:
+        """What results and errors call the set."""
+        ...
+
     def __len__(self) -> int: ...
 
     def read(self, index: int, /) -> Any:
@@ -222,11 +227,6 @@ def evaluating(encoder: Encoder) -> Iterator[None]:
             module.training = mode
 
 
-def set_name(reader: object) -> str:
-    """What a set is called in results and errors."""
-    return str(getattr(reader, "name", type(reader).__name__))
-
-
 def _embed(
     encoder: Encoder,
     reader: Reader,
@@ -240,7 +240,7 @@ def _embed(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     total = len(reader)
     if total == 0:
-        raise InputError(f"{set_name(reader)}: the set is empty")
+        raise InputError(f"{reader.name}: the set is empty")
     keys, captions, bad, rows = [], [], [], []
     parts: list[Tensor] = []
     pixels: list[Tensor] = []
@@ -265,7 +265,7 @@ def _embed(
                 progress(index + 1, total)
     if not parts:
         first = f"{bad[0].key}: {bad[0].reason} ({bad[0].detail})"
-        raise InputError(f"{set_name(reader)}: none of the {total} images can be read; the first is {first}")
+        raise InputError(f"{reader.name}: none of the {total} images can be read; the first is {first}")
     readable = torch.cat(parts)
     _check_finite(encoder, readable, [keys[row] for row in rows])
     features = torch.full((total, readable.shape[1]), torch.nan)

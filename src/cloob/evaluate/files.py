@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.evaluate.facts import short_name
 from cloob.evaluate.store import Embeddings, Labelled
 from cloob.evaluate.suite import write_results
 from cloob.files import write_whole
@@ -47,7 +46,7 @@ def write_set_files(
     write_clip_benchmark(out / "clip_benchmark", results, sources)
     taken: set[str] = set()
     for data in zeroshot:
-        name = short_name(data)
+        name = data.name
         models = [row["model"] for row in results["rows"] if name in row["zeroshot"]]
         if not models:
             continue
