@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloob
 from cloob import objective as module
@@ -314,3 +315,71 @@ def test_importing_it_does_not_import_the_compiler_or_the_towers() -> None:
     code = f"import sys; from cloob import ContrastiveObjective; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.strip() == "[]"
+
+
+class _Reads(TorchDispatchMode):
+    """Counts the values that are read one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def reads(monkeypatch: pytest.MonkeyPatch, objective: ContrastiveObjective, n: int) -> int:
+    """How often a call waits for the device."""
+    x, y = pairs(n, 8, dtype=torch.float32)
+    counted, lists = _Reads(), []
+    tolist = Tensor.tolist
+    with monkeypatch.context() as patch, counted:
+        patch.setattr(Tensor, "tolist", lambda t: (lists.append(t), tolist(t))[1])
+        objective(x, y)
+    return counted.count + len(lists)
+
+
+def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reads(monkeypatch, ContrastiveObjective(), 6) == 1
+    assert reads(monkeypatch, ContrastiveObjective(check=False), 6) == 0
+    # The streamed path looks once more, whether exponentials stay in range.
+    assert reads(monkeypatch, ContrastiveObjective(backend="streamed"), 6) == 2
+    assert reads(monkeypatch, ContrastiveObjective(backend="streamed", check=False), 6) == 1
+
+
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+def test_check_false_looks_at_no_row(backend: str) -> None:
+    x, y = pairs(5, 4)
+    objective = ContrastiveObjective(backend=backend, check=False, hopfield=False)
+    assert objective.config()["check"] is False
+    assert not objective(spoil(x, 1, math.nan), y).isfinite()
+    assert objective(3 * x, y).isfinite()
+
+
+def test_rows_that_are_no_unit_vectors_are_told_of_once() -> None:
+    x, y = pairs(6, 5)
+    objective = ContrastiveObjective()
+    with pytest.warns(UserWarning, match=r"text_features has rows of length 3 to 3, but .* unit rows"):
+        objective(x, 3 * y)
+    objective(x, 3 * y)  # warnings are errors here
+    with pytest.warns(UserWarning, match=r"image_features has rows of length 0\.5 to 0\.5"):
+        ContrastiveObjective()(0.5 * x, y)
+    for low in (torch.bfloat16, torch.float16):
+        ContrastiveObjective()(F.normalize(x.to(low), dim=1), F.normalize(y.to(low), dim=1))
+
+
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) -> None:
+    x, y = pairs(6, 5, dtype=torch.float32)
+    objective = ContrastiveObjective(backend=backend)
+    expected = value_and_gradients(objective, x.to(low).float(), y)
+    found = value_and_gradients(objective, x.to(low), y)
+    assert found[0].dtype == torch.float32 and found[0] == expected[0]
+    assert torch.equal(found[1], expected[1].to(low)) and torch.equal(found[2], expected[2])
+
+
+def test_options_are_named() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        ContrastiveObjective("infonce")

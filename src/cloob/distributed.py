@@ -136,7 +136,7 @@ class Layout:
 
 def agree(
     facts: Mapping[str, int | float], fault: Exception | None, device: torch.device
-) -> dict[str, tuple[int | float, ...]]:
+) -> dict[str, tuple[Any, ...]]:
     """Tells every rank's facts to every rank, or raises the same error on all of them.
 
     A rank that raised alone would leave the others waiting in their next collective call. Needs torch alone: its own
@@ -170,7 +170,7 @@ def agree(
 def _joint(told: bytes, layout: Layout, device: torch.device) -> Exception:
     """The pickled errors of all ranks, of which some are empty, as one error."""
     own = torch.tensor(list(told), dtype=torch.uint8, device=device)
-    parts = torch.split(gather_rows(own, layout).cpu(), layout.sizes)
+    parts = torch.split(gather_rows(own, layout).cpu(), list(layout.sizes))
     faults = {r: pickle.loads(bytes(part.tolist())) for r, part in enumerate(parts) if len(part)}
     error: Exception = type(next(iter(faults.values())))("; ".join(f"rank {r}: {each}" for r, each in faults.items()))
     return error

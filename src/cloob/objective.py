@@ -388,7 +388,7 @@ class ContrastiveObjective(ScaledModule):
                 named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(told))
                 advice = "; a learnable one has to be inside what DDP wraps" if name in scales else ""
                 raise ValueError(f"ranks differ in {name}: {named}{advice}")
-        return x, y, ids, scales, Layout(tuple(int(n) for n in everywhere["rows"]))
+        return x, y, ids, scales, Layout(everywhere["rows"])
 
 
 def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:

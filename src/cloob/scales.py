@@ -64,12 +64,14 @@ class ScaledModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves the fixed scalars with the module, but casts them only where float64 does not exist (MPS)."""
         for name in self._fixed:
-            self._buffers[f"fixed_{name}"] = torch.empty((), device=self._buffers[f"fixed_{name}"].device)
-        super()._apply(fn, recurse)
+            key = f"fixed_{name}"
+            self._buffers[key] = torch.empty((), device=self.get_buffer(key).device)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, number in self._fixed.items():
-            device = self._buffers[f"fixed_{name}"].device
+            key = f"fixed_{name}"
+            device = self.get_buffer(key).device
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            self._buffers[f"fixed_{name}"] = torch.full((), number, dtype=dtype, device=device)
+            self._buffers[key] = torch.full((), number, dtype=dtype, device=device)
         return self
 
     def _load_from_state_dict(
