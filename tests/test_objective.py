@@ -150,7 +150,9 @@ def test_a_logit_scale_that_learns_is_refused_by_the_papers_scale(name: str) -> 
     with pytest.raises(ValueError, match="logit_scale learns"):
         objective(x, y, logit_scale=scale.log().exp())
     with torch.no_grad():  # an evaluation of the same model
-        assert objective(x, y, logit_scale=scale) == objective(x, y, logit_scale=scale.detach()) == objective(x, y, 30.0)
+        assert (
+            objective(x, y, logit_scale=scale) == objective(x, y, logit_scale=scale.detach()) == objective(x, y, 30.0)
+        )
 
 
 def test_a_learnable_scale_is_bounded_by_100_in_training_alone() -> None:

@@ -46,7 +46,7 @@ def test_a_state_from_before_fixed_scales_were_in_it_leaves_them() -> None:
 def test_a_state_with_a_scale_that_is_none_is_refused(value: float) -> None:
     state = ContrastiveObjective().state_dict()
     state["fixed_beta"] = torch.tensor(value)
-    with pytest.raises(RuntimeError, match="fixed_beta is .*; a positive, finite number"):
+    with pytest.raises(RuntimeError, match=r"fixed_beta is .*; a positive, finite number"):
         ContrastiveObjective().load_state_dict(state)
 
 

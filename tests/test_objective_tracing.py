@@ -1,4 +1,4 @@
-"""torch.compile, torch.export and torch.func: the reference goes through each, the streamed path says that it does not."""
+"""torch.compile, torch.export, torch.func: the reference goes through each, the streamed path says that it does not."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_a_whole_compiled_graph_equals_eager(contrast: str, hopfield: bool, lear
     compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
     ids = torch.tensor([0, 1, 2, 0, 3, 4])
     for options in ({}, {"ids": ids}):
-        for got, expected in zip(gradients(compiled, *batch(), **options), gradients(objective, *batch(), **options)):
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        got, expected = (gradients(module, *batch(), **options) for module in (compiled, objective))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
     if learnable:
         found = []
         for module in (objective, compiled):

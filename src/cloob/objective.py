@@ -86,8 +86,8 @@ OBJECTIVES = tuple(_MEMBERS)
 class ContrastiveObjective(ScaledModule):
     """The family {InfoLOOB, InfoNCE} × {Hopfield retrieval, none}; CLOOB and CLIP are two of its four members.
 
-    The state holds τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``): a state with another fixed value
-    is taken up with a ``FixedScaleWarning``.
+    The state holds τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``): a state with another fixed
+    value is taken up with a ``FixedScaleWarning``.
 
     Args:
         contrast: ``"infoloob"`` or ``"infonce"``.
@@ -104,9 +104,9 @@ class ContrastiveObjective(ScaledModule):
             gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then), so
             a learnable scale has to be inside what DDP wraps.
         matmul: ``"bfloat16"`` lets the streamed path multiply in bfloat16 with float32 accumulation.
-        check: Look at the values: rows that are NaN, infinite or zero and learned scales that are no positive number are
-            refused, rows that are no unit vectors told of once. That waits once for the device; False spares it. Nothing
-            is looked at while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
+        check: Look at the values: rows that are NaN, infinite or zero and learned scales that are no positive number
+            are refused, rows that are no unit vectors told of once. That waits once for the device; False spares it.
+            Nothing is looked at while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
 
     Raises:
         ValueError: A value is not one of the above.
@@ -415,7 +415,8 @@ def check_finite(**named: Tensor) -> None:
     Raises:
         NonFiniteFeaturesError: Names the matrix, how many of its rows, and the first.
     """
-    check_lengths(extremes(**named), **named)
+    some = {name: rows for name, rows in named.items() if len(rows)}
+    check_lengths(extremes(**some), **some)
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:

@@ -170,7 +170,7 @@ def test_more_epochs_continue_and_another_objective_does_not(
     (out / "aside.json").rename(out / "config.json")
     state = torch.load(list_checkpoints(out)[-1] / "trainer.pt", weights_only=True)
     assert sorted(state["objective"]) == ["fixed_beta", "fixed_inv_tau"]
-    torch.save({**state, "objective": {}}, list_checkpoints(out)[-1] / "trainer.pt")  # as versions wrote it without them
+    torch.save({**state, "objective": {}}, list_checkpoints(out)[-1] / "trainer.pt")  # as before they were
     with caplog.at_level(logging.WARNING):
         result = train(trained.config.override(out=out, resume="auto", epochs=4, lr=1e-4))
     assert result.steps == 20 and len(lines(out / "metrics.jsonl")) == 20

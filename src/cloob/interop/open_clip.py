@@ -46,7 +46,8 @@ class OpenClipLoss(nn.Module):
 
     Args:
         objective: Without learnable parameters of its own: open_clip's optimisers hold the model's only.
-        learn_inv_tau: Take τ⁻¹ from ``logit_scale`` with its gradient, for ``scale="unit"``; else the objective's fixed τ⁻¹ holds.
+        learn_inv_tau: Take τ⁻¹ from ``logit_scale`` with its gradient, which needs ``scale="unit"``; else the
+            objective's fixed τ⁻¹ holds.
         evaluations: How often the trainer evaluates the loss on one batch (``--accum-freq``): each evaluation carries
             1/evaluations of the gradient of ``logit_scale``.
 
