@@ -6,13 +6,20 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test nightly lint install bench bench-data clean
+.PHONY: demo test torch-alone nightly lint install bench bench-data clean
 
 demo: $(VENV)/.train
 	$(BIN)/cloob demo $(ARGS)
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not nightly" $(ARGS)
+
+# The objective, ranks included, where nothing but torch is installed.
+torch-alone: $(VENV)/.dev
+	$(BIN)/python tests/torch_alone.py $(VENV)/torch-alone
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)/torch-alone/bin/python -m pytest -p no:cacheprovider -m "not nightly" \
+	  -W "ignore:Failed to initialize NumPy:UserWarning" tests/functional tests/test_objective.py \
+	  tests/test_objective_state.py tests/test_objective_tracing.py tests/test_distributed.py $(ARGS)
 
 nightly: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 $(ARGS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,3 +128,46 @@ def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str
     assert cli.main(["analyze", *words, "--out", str(tmp_path / "out")]) == 2
     line = capsys.readouterr().err
     assert line.startswith("cloob: ") and said in line and line.count("\n") == 1
+
+
+def groups_by_walking(features: torch.Tensor, threshold: float) -> list[list[int]]:
+    """Each picture in turn, and whatever can be reached from it link by link."""
+    linked = (features @ features.T >= threshold).tolist()
+    groups, seen = [], set()
+    for first in range(len(features)):
+        group, to_visit = set(), [first] if first not in seen else []
+        while to_visit:
+            i = to_visit.pop()
+            if i not in group:
+                group.add(i)
+                to_visit += [j for j, link in enumerate(linked[i]) if link]
+        seen |= group
+        groups += [sorted(group)] if len(group) > 1 else []
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_duplicate_groups_are_what_can_be_reached(seed: int, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    angles = torch.rand(60, generator=generator) * 6.28  # on a circle links make long chains
+    features = torch.stack([angles.cos(), angles.sin()], 1)
+    features[7] = torch.nan
+    for threshold in (0.9999, 0.998, 0.99):
+        assert duplicate_groups(features, threshold, chunk) == groups_by_walking(features, threshold)
+
+
+def test_the_work_of_grouping_does_not_grow_with_the_links() -> None:
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    features = torch.eye(1, 8).expand(2000, 8)
+    sys.setprofile(count)
+    try:
+        groups = duplicate_groups(features)
+    finally:
+        sys.setprofile(None)
+    assert groups == [list(range(2000))] and calls < 2000  # two million links

@@ -125,24 +125,27 @@ def duplicate_groups(features: Tensor, threshold: float = 0.999, chunk: int = 10
     Returns:
         Groups of two pictures or more, ascending, in the order of their first picture.
     """
-    leader = list(range(len(features)))
+    n = len(features)
+    leader = torch.arange(n)  # the first picture of each one's group
+    for start in range(0, n, chunk):
+        rows, columns = (features[start : start + chunk] @ features.T >= threshold).cpu().nonzero(as_tuple=True)
+        leader = _joined(leader, rows + start, columns)
+    groups = torch.split(leader.argsort(stable=True), torch.unique(leader, return_counts=True)[1].tolist())
+    return [group.tolist() for group in groups if len(group) > 1]
 
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
 
-    for start in range(0, len(features), chunk):
-        scores = features[start : start + chunk] @ features.T
-        links = ((scores >= threshold) & torch.ones_like(scores, dtype=torch.bool).triu(start + 1)).nonzero()
-        for row, column in links.tolist():
-            a, b = sorted((find(row + start), find(column)))
-            leader[b] = a
-    groups: dict[int, list[int]] = {}
-    for i in range(len(features)):
-        groups.setdefault(find(i), []).append(i)
-    return [group for group in groups.values() if len(group) > 1]
+def _joined(leader: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """(n,) leaders once each picture of ``a`` is in one group with that of ``b`` beside it."""
+    while True:
+        ends = torch.stack([leader[a], leader[b]])
+        apart = ends[0] != ends[1]
+        if not apart.any():
+            return leader
+        a, b, ends = a[apart], b[apart], ends[:, apart]
+        # A leader follows the first of the leaders that it is linked to, and all their followers with it.
+        leader = leader.scatter_reduce(0, ends.amax(0), ends.amin(0), "amin")
+        while not torch.equal(leader, leader[leader]):
+            leader = leader[leader]
 
 
 def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, duplicate: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from cloob.distributed import rank, world_size
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.store import list_checkpoints, load_model
+from cloob.scales import FixedScaleWarning
 from cloob.train import preflight, sharding
 from cloob.train.average import WeightAverage
 from cloob.train.checkpoint import FORMAT, Progress, set_aside
@@ -257,8 +259,12 @@ def restore(
         average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        objective.load_state_dict(checkpoint.state["objective"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FixedScaleWarning)
+            objective.load_state_dict(checkpoint.state["objective"])
         sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+    except FixedScaleWarning as error:
+        raise InputError(f"{checkpoint.path}: is of another objective ({error}); resume with the same one") from None
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error
