@@ -17,6 +17,7 @@ Reason = Literal[
     "missing image",
     "corrupt image",
     "image too large",
+    "no decoder",
     "missing caption",
     "empty caption",
     "caption not UTF-8",
