@@ -6,10 +6,12 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
-from cloob.data.sources import open_source
+from cloob import cli
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample
+from cloob.data.sources import _check_usable, open_source
 from cloob.errors import InputError
 
 
@@ -101,3 +103,63 @@ def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes]) -> 
 def test_an_unknown_demo_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no demo set 'demo:vall': did you mean demo:val"):
         open_source("demo:vall")
+
+
+class Numbered:
+    """Pairs by number, of which a few can be read; remembers what was asked for."""
+
+    name = "numbered"
+
+    def __init__(self, sizes: tuple[int, ...], good: set[int], picture: bytes, streamed: bool = False) -> None:
+        self.shard_sizes, self.streamed = sizes, streamed
+        self.good, self.picture = good, picture
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return sum(self.shard_sizes)
+
+    def read(self, index: int) -> RawSample:
+        self.asked.append(index)
+        if index not in self.good:
+            raise BadSample("missing image", f"pair {index}")
+        return RawSample(f"pair {index}", self.picture, "a caption")
+
+
+def test_probes_are_spread_over_the_whole_source(image: Callable[..., bytes]) -> None:
+    source = Numbered((1_000_000,), set(range(990_000, 1_000_000)), image())
+    _check_usable(source)  # its first 990,000 rows are bad
+    assert len(source.asked) < 1000
+    nothing = Numbered((1_000_000,), set(), image())
+    with pytest.raises(
+        InputError, match=r"0 of 1,000 pairs looked at, spread over all 1,000,000, usable.*1,000 × miss"
+    ):
+        _check_usable(nothing)
+    assert (nothing.asked[0], nothing.asked[-1]) == (0, 999_999) and max(np.diff(nothing.asked)) == 1001
+
+
+def test_of_a_streamed_source_few_files_are_fetched(image: Callable[..., bytes]) -> None:
+    good = Numbered((5000,) * 40, set(range(200_000)), image(), streamed=True)
+    _check_usable(good)
+    assert max(good.asked) < 5000  # the first file alone
+    nothing = Numbered((5000,) * 40, set(), image(), streamed=True)
+    with pytest.raises(InputError, match="0 of 1,000 pairs looked at"):
+        _check_usable(nothing)
+    assert sorted({index // 5000 for index in nothing.asked}) == [0, 13, 26, 39]
+
+
+def test_a_pair_whose_picture_does_not_decode_is_no_usable_one(image: Callable[..., bytes]) -> None:
+    with pytest.raises(InputError, match=r"0 of 50 pairs usable, at least 2 are needed; 50 × corrupt image"):
+        _check_usable(Numbered((50,), set(range(50)), image()[:40]))
+
+
+def test_1500_rows_without_one_picture_do_not_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"img/{i}.png,caption {i}\n" for i in range(1500))
+    (tmp_path / "t.csv").write_text(f"filepath,title\n{rows}")
+    words = "--data t.csv --model tiny-vit --device cpu --workers 0 --out run"
+    assert cli.main(["train", *words.split()]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("cloob: t.csv: 0 of 1,000 pairs looked at, spread over all 1,500, usable")
+    assert "missing image" in told and not (tmp_path / "run").exists()

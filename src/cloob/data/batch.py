@@ -23,6 +23,7 @@ Reason = Literal[
     "caption not UTF-8",
     "caption too long",
     "truncated shard",
+    "stray quote",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 """Every reason for which a sample can be left out; counts by reason use these words."""

@@ -82,6 +82,8 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     inside = suffix == ".parquet" and path.is_file() and holds_images(path, image_column)
     if suffix in TABLE_SUFFIXES and not inside:
         table = TableSource(path, image_column, caption_column)
+        if table.swallowed:  # a test set must be whole
+            raise InputError(f"{path}: {table.swallowed[0]}; close it, or double it")
         return _group(path, ((image, [caption]) for image, caption in (table.row(i) for i in range(len(table)))))
     if (path / "test" / "nshards.txt").is_file():
         _check_type(path)
