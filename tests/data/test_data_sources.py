@@ -11,7 +11,8 @@ import pytest
 
 from cloob import cli
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample
-from cloob.data.sources import _check_usable, open_source
+from cloob.data.captioned import open_captioned
+from cloob.data.sources import Source, _check_usable, open_source
 from cloob.errors import InputError
 
 
@@ -48,6 +49,80 @@ def test_a_folders_bad_samples(folder: Path, image: Callable[..., bytes]) -> Non
         except BadSample as bad:
             found[bad.key] = bad.reason
     assert found == {"alone.txt": "missing image", "bare.png": "missing caption", "huge.png": "caption too long"}
+
+
+def outcomes(source: Source) -> dict[str, str]:
+    found = {}
+    for i in range(len(source)):
+        try:
+            sample = source.read(i)
+            found[sample.key] = sample.caption
+        except BadSample as bad:
+            found[bad.key] = f"{bad.reason}: {bad.detail}"
+    return found
+
+
+def test_endings_in_capitals_and_of_phones(tmp_path: Path, image: Callable[..., bytes]) -> None:
+    for picture, caption in (("a.HEIC", "a.txt"), ("K.jpg", "K.TXT"), ("l.AVIF", "l.Caption"), ("m.png", "m.txt")):
+        (tmp_path / picture).write_bytes(image())
+        (tmp_path / caption).write_text(f"caption of {picture}")
+    (tmp_path / "m.caption").write_text("not this one")
+    source = open_source(tmp_path)
+    names = ["K.jpg", "a.HEIC", "l.AVIF", "m.png"]
+    assert outcomes(source) == {name: f"caption of {name}" for name in names} and source.pairs == 4
+    assert outcomes(pickle.loads(pickle.dumps(source))) == outcomes(source)
+
+
+def test_what_is_there_in_place_of_an_image_is_named(folder: Path) -> None:
+    (folder / "raw.TXT").write_text("a caption")
+    (folder / "raw.CR2").write_bytes(b"x")
+    said = outcomes(open_source(folder))["raw.TXT"]
+    assert said == f"missing image: no image beside {folder}/raw.TXT but raw.CR2, which is of no kind that is read here"
+
+
+def test_pairs_of_a_tar_with_endings_in_capitals(
+    tmp_path: Path, image: Callable[..., bytes], write_tar: Callable[..., Path]
+) -> None:
+    files = {f"{name}": image() for name in ("a.HEIC", "b.JPG", "c.avif")}
+    write_tar(tmp_path / "t.tar", files | {"a.TXT": b"a", "b.txt": b"b", "c.Txt": b"c"})
+    assert outcomes(open_source(tmp_path / "t.tar")) == {f"t.tar/{key}": key for key in "abc"}
+
+
+IMAGEFOLDERS = {
+    "text": ("metadata.csv", 'file_name,label,text\nsub/0.png,1,"zero, and"\n1.png,2,one\n'),
+    "caption": ("metadata.csv", 'file_name,caption,n\nsub/0.png,"zero, and",1\n1.png,one,2\n'),
+    "the only other": (
+        "metadata.jsonl",
+        '{"file_name": "sub/0.png", "x": "zero, and"}\n{"file_name": "1.png", "x": "one"}\n',
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGEFOLDERS)
+def test_an_imagefolder_is_read_by_its_table(tmp_path: Path, image: Callable[..., bytes], kind: str) -> None:
+    name, content = IMAGEFOLDERS[kind]
+    for split in ("train", "val"):
+        (tmp_path / split / "sub").mkdir(parents=True)
+        for i, path in enumerate(("sub/0.png", "1.png")):
+            (tmp_path / split / path).write_bytes(image(i))
+        (tmp_path / split / name).write_text(content)
+    source = open_source(tmp_path / "train")
+    assert outcomes(source) == {"sub/0.png": "zero, and", "1.png": "one"} and source.read(1).image == image(1)
+    assert open_captioned(tmp_path / "train").read(0).captions == ("zero, and",)
+    with pytest.raises(InputError) as caught:
+        open_source(tmp_path)
+    assert str(caught.value).endswith(f"tables of captions: train, val; name one: {tmp_path / 'train'}")
+
+
+def test_an_imagefolder_of_labels_has_no_captions(folder: Path) -> None:
+    for path in folder.rglob("*.txt"):
+        path.unlink()
+    (folder / "metadata.csv").write_text("file_name,label,split\nb.png,1,train\nc.d.webp,2,train\n")
+    with pytest.raises(
+        InputError, match=r"metadata\.csv has no column 'title'; its columns: file_name, label, split.*-c"
+    ):
+        open_source(folder)
+    assert outcomes(open_source(folder, caption_column="label"))["b.png"] == "1"
 
 
 @pytest.mark.parametrize(

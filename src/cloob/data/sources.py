@@ -71,7 +71,7 @@ def open_source(
               ``sizes.json`` beside the shards, or that ``sizes.json`` itself;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), Arrow or Parquet files with the images inside, a
               folder or a glob of them;
-            - a folder of images with a .txt beside each.
+            - a folder of images with a .txt beside each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
         caption_column: Column of a table with the caption.
         cache: Where streamed shards are kept; None: 50 GiB in the user's cache folder.
@@ -123,7 +123,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     require("PIL", "train")
     require("pyarrow", "train")
     from cloob.data.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
-    from cloob.data.folder import FolderSource
+    from cloob.data.folder import open_folder
     from cloob.data.opener import is_remote, local_path
     from cloob.data.remote import from_sizes, open_remote
     from cloob.data.shards import ShardSource
@@ -158,7 +158,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
         if tars := _tars_in(path):
             return ShardSource(spec, tars)
         files = arrow_files(path)
-        return ArrowSource(spec, files, *inside) if files else FolderSource(path)
+        return ArrowSource(spec, files, *inside) if files else open_folder(path, caption_column)
     if path.is_file() and is_tar(path):
         return ShardSource(spec, [path])
     if pattern:
@@ -291,13 +291,13 @@ def _spread(start: int, stop: int, most: int) -> Iterator[int]:
 
 def _tell(source: Source) -> None:
     """One line on what was opened: rows, pairs, and the rows that a stray quote hides."""
+    from cloob.data.folder import FolderSource
     from cloob.data.table import TableSource
 
-    if not isinstance(source, TableSource):
-        _log.info("%s: %s pairs", source.name, f"{len(source):,}")
-        return
-    line = f"{source.name}: {len(source):,} rows, {source.pairs:,} pairs"
-    if not source.swallowed:
+    line = f"{source.name}: {len(source):,} rows"
+    if isinstance(source, TableSource | FolderSource):
+        line += f", {source.pairs:,} pairs"
+    if not isinstance(source, TableSource) or not source.swallowed:
         _log.info(line)
         return
     lost = len(source.swallowed) + sum(field.rows for field in source.swallowed)

@@ -130,14 +130,23 @@ def check_columns(path: Path, image_column: str, caption_column: str) -> None:
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
     wanted = (image_column, caption_column)
-    with _one_line(path):
-        found = _NAMES[path.suffix.lower()](path, wanted)
+    found = column_names(path, wanted)
     for column, option in zip(wanted, ("--image-column", "--caption-column"), strict=True):
         if column not in found:
             near = difflib.get_close_matches(column, found, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             names = f"its columns: {', '.join(found)} ({hint}{option} names one)"
             raise InputError(f"{path} has no column {column!r}; {names if found else 'it has no columns at all'}")
+
+
+def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
+    """The columns of a table, from its header alone; ``wanted`` tells which delimiter is meant.
+
+    Raises:
+        InputError: Not a table.
+    """
+    with _one_line(path):
+        return _NAMES[path.suffix.lower()](path, wanted)
 
 
 @contextlib.contextmanager
