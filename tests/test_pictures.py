@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageCms, features
 from torch import Tensor
 
-from cloob import pictures
+from cloob import cli, pictures
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.builder import BatchBuilder, Request
 from cloob.data.transforms import TrainTransform
@@ -148,10 +148,11 @@ def zoo() -> dict[str, tuple[bytes, np.ndarray, float]]:
         found[f"PNG turned {orientation}"] = (turned(rgb, orientation, "PNG"), colours, 0)
         found[f"TIFF turned {orientation}"] = (turned(rgb, orientation, "TIFF"), colours, 0)
         found[f"WebP turned {orientation}"] = (turned(rgb, orientation, "WEBP", lossless=True), colours, 0)
-    xmp = b"<x:xmpmeta><rdf:RDF><tiff:Orientation>6</tiff:Orientation></rdf:RDF></x:xmpmeta>"
-    stored = rgb.transpose(Image.Transpose.ROTATE_90)
-    found["JPEG turned by XMP"] = (saved(stored, "JPEG", quality=98, subsampling=0, xmp=xmp), colours, 8)
-    if features.check("avif"):
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf:RDF><tiff:Orientation>6</tiff:Orientation></rdf:RDF>"
+    stored = saved(rgb.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=98, subsampling=0)
+    marked = stored[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + stored[2:]
+    found["JPEG turned by XMP"] = (marked, colours, 8)
+    if "avif" in features.modules and features.check("avif"):
         found["AVIF turned 6"] = (turned(rgb, 6, "AVIF", quality=100, subsampling="4:4:4"), colours, 8)
     return found
 
@@ -346,3 +347,20 @@ def test_heic(orientation: int, encoder: DualEncoder, tmp_path: Path) -> None:
     with torch.no_grad():
         expected = encoder.encode_image(encoder.preprocess(pictures.decode(data))[None])
         assert torch.equal(encoder.encode_image([tmp_path / "a.heic"]), expected)
+
+
+def test_a_folder_of_heic_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phone").mkdir()
+    for i in range(30):
+        (tmp_path / "phone" / f"IMG_{i}.HEIC").write_bytes(HEIC)
+        (tmp_path / "phone" / f"IMG_{i}.txt").write_text(f"picture {i}")
+    words = "--data phone --model tiny-vit --device cpu --workers 0 --out run"
+    assert cli.main(["train", *words.split()]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("cloob: phone: 0 of 30 pairs usable") and "30 × no decoder; first: IMG_0.HEIC" in told
+    assert "cloob[heif]" in told and not (tmp_path / "run").exists()
