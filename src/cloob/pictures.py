@@ -48,7 +48,6 @@ _OTHERS = (
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 _ORIENTATION = 0x0112  # the EXIF tag
-_SAYS_ORIENTATION = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow looks for it
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -104,8 +103,7 @@ class Encoded:
                 if self._image.format == "PNG" and b"eXIf" in data:
                     self._image.load()  # that chunk may come last
                 # Pillow turns a TIFF itself while it loads it.
-                asked = self._image.format != "TIFF" and not _SAYS_ORIENTATION.isdisjoint(self._image.info)
-                self.orientation = _orientation(self._image) if asked else 1
+                self.orientation = 1 if self._image.format == "TIFF" else _orientation(self._image)
             except Unreadable:
                 raise
             except Exception as error:  # the decoders raise nearly anything on damaged bytes
@@ -241,9 +239,16 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1 where there is none, where it is not one of eight, and where EXIF itself is damaged."""
+    """EXIF's orientation; 1 where there is none, where it is not one of eight, and where EXIF itself is damaged.
+
+    Not ``getexif()``, which in later Pillows also looks into XMP; browsers do not.
+    """
+    if "exif" not in image.info:
+        return 1
+    exif = Image.Exif()
     try:
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        exif.load(image.info["exif"])
+        orientation = exif.get(_ORIENTATION, 1)
     except Exception:  # whatever stands there, the pixels are not concerned
         return 1
     return orientation if orientation in _TURNS else 1
