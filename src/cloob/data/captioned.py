@@ -6,12 +6,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
 from cloob.data.sources import Source, open_source
 from cloob.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from cloob.data.table import TableSource
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _TYPE_FILE = "dataset_type.txt"
@@ -81,13 +84,12 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
         return _Rows(path, _group(path, _json_rows(path, image_column, caption_column)))
     inside = suffix == ".parquet" and path.is_file() and holds_images(path, image_column)
     if suffix in TABLE_SUFFIXES and not inside:
-        table = TableSource(path, image_column, caption_column)
-        rows = (table.row(i) for i in range(len(table)))
-        return _Rows(path, _group(path, ((image, [caption]) for image, caption in rows)))
+        return _of_table(TableSource(path, image_column, caption_column))
     if (path / "test" / "nshards.txt").is_file():
         _check_type(path)
         return _Lines(_short_name(path), open_source(path / "test"))
-    return _Lines(_short_name(spec), open_source(spec, image_column=image_column, caption_column=caption_column))
+    source = open_source(spec, image_column=image_column, caption_column=caption_column)
+    return _of_table(source) if isinstance(source, TableSource) else _Lines(_short_name(spec), source)
 
 
 def _short_name(spec: str | Path) -> str:
@@ -151,6 +153,14 @@ class _Rows:
             return CaptionedSample(key, read_image_file(self._folder / key, key), captions)
         except BadSample as bad:
             raise BadPicture(bad, captions) from None
+
+
+def _of_table(table: TableSource) -> _Rows:
+    path = Path(table.name)
+    if table.swallowed:  # a test set must be whole
+        raise InputError(f"{path}: {table.swallowed[0]}; close it, or double it")
+    rows = (table.row(i) for i in range(len(table)))
+    return _Rows(path, _group(path, ((image, [caption]) for image, caption in rows)))
 
 
 def _group(path: Path, rows: Iterable[tuple[bytes | None, Sequence[bytes | None]]]) -> dict[str, list[str]]:

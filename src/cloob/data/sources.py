@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import glob
+import logging
 from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +21,9 @@ DEMO = Path(__file__).parent / "demo"
 
 _DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
 _PROBES = 1000
+_PROBED_FILES = 4  # of a streamed source: each is fetched for it
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -65,7 +71,7 @@ def open_source(
               ``sizes.json`` beside the shards, or that ``sizes.json`` itself;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), Arrow or Parquet files with the images inside, a
               folder or a glob of them;
-            - a folder of images with a .txt beside each.
+            - a folder of images with a .txt beside each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
         caption_column: Column of a table with the caption.
         cache: Where streamed shards are kept; None: 50 GiB in the user's cache folder.
@@ -77,6 +83,7 @@ def open_source(
         InputError: Nothing there, not readable as what it is, or fewer than two usable pairs; one line.
     """
     source = _open(str(spec), image_column, caption_column, cache)
+    _tell(source)
     _check_usable(source)
     return source
 
@@ -116,7 +123,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     require("PIL", "train")
     require("pyarrow", "train")
     from cloob.data.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
-    from cloob.data.folder import FolderSource
+    from cloob.data.folder import open_folder
     from cloob.data.opener import is_remote, local_path
     from cloob.data.remote import from_sizes, open_remote
     from cloob.data.shards import ShardSource
@@ -151,7 +158,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
         if tars := _tars_in(path):
             return ShardSource(spec, tars)
         files = arrow_files(path)
-        return ArrowSource(spec, files, *inside) if files else FolderSource(path)
+        return ArrowSource(spec, files, *inside) if files else open_folder(path, caption_column)
     if path.is_file() and is_tar(path):
         return ShardSource(spec, [path])
     if pattern:
@@ -241,22 +248,58 @@ def _hint(path: Path) -> str:
 
 def _check_usable(source: Source) -> None:
     """Reads until two pairs are good, so that a wrong folder or an empty table fails here and not an hour later."""
+    from cloob.data.decode import decode
+
     good, seen = 0, 0
     reasons: Counter[str] = Counter()
     first = ""
-    for index in range(min(len(source), _PROBES)):
+    for index in _probes(source):
         seen += 1
         try:
-            source.read(index)
+            sample = source.read(index)
+            decode(sample.image, sample.key)
             good += 1
         except BadSample as bad:
             first = first or str(bad)
             reasons[bad.reason] += 1
         if good == 2:
             return
-    if seen < len(source):
-        return  # the run counts bad samples as it meets them
     if not reasons:
         raise InputError(f"{source.name}: {good} usable pair{'s' * (good != 1)}, at least 2 are needed")
     told = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
-    raise InputError(f"{source.name}: {good} of {seen:,} pairs usable, at least 2 are needed; {told}; first: {first}")
+    spread = f" looked at, spread over all {len(source):,}," if seen < len(source) else ""
+    raise InputError(
+        f"{source.name}: {good} of {seen:,} pairs{spread} usable, at least 2 are needed; {told}; first: {first}"
+    )
+
+
+def _probes(source: Source) -> Iterator[int]:
+    """Pairs to look at: all, or as many spread evenly over the source; of a streamed one in a few of its files only."""
+    if not source.streamed:
+        yield from _spread(0, len(source), _PROBES)
+        return
+    ends = list(accumulate(source.shard_sizes))
+    for shard in _spread(0, len(ends), _PROBED_FILES):
+        yield from _spread(ends[shard] - source.shard_sizes[shard], ends[shard], _PROBES // _PROBED_FILES)
+
+
+def _spread(start: int, stop: int, most: int) -> Iterator[int]:
+    """At most so many numbers from a range, the first and the last among them."""
+    count = min(stop - start, most)
+    return (start + i * (stop - start - 1) // max(1, count - 1) for i in range(count))
+
+
+def _tell(source: Source) -> None:
+    """One line on what was opened: rows, pairs, and the rows that a stray quote hides."""
+    from cloob.data.folder import FolderSource
+    from cloob.data.table import TableSource
+
+    line = f"{source.name}: {len(source):,} rows"
+    if isinstance(source, TableSource | FolderSource):
+        line += f", {source.pairs:,} pairs"
+    if not isinstance(source, TableSource) or not source.swallowed:
+        _log.info(line)
+        return
+    lost = len(source.swallowed) + sum(field.rows for field in source.swallowed)
+    more = f" (and {len(source.swallowed) - 1:,} quotes like it)" if len(source.swallowed) > 1 else ""
+    _log.warning("%s; %s%s: these %s rows are left out; close it, or double it", line, source.swallowed[0], more, lost)

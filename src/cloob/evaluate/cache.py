@@ -34,7 +34,7 @@ DEFAULT_LIMIT = 20_000_000_000
 
 _LIMIT_VARIABLE = "CLOOB_CACHE_BYTES"
 _YOUNG = 3600.0  # seconds since its last use for which no file is removed
-_VERSION = "2"  # of what is stored and how it is computed; a new number makes all files of the old one unused
+_VERSION = "3"  # of what is stored and how it is computed; a new number makes all files of the old one unused
 _BLOCK = 1 << 20
 _OWN = re.compile(r"[0-9a-f]{32}/([^/]+-[0-9a-f]{32}\.safetensors|\.tmp-[^/]+)")
 

@@ -255,19 +255,19 @@ def _square(name: str, size: int | Sequence[int]) -> int:
 
 
 def _open_image(image: Image | str | Path) -> Image:
-    """The image itself, or the one that a path leads to."""
+    """The upright RGB image of an opened image or of the file that a path leads to, see ``cloob.pictures``."""
     pil = require("PIL.Image", "train")
-    if isinstance(image, pil.Image):
-        found: Image = image
-        return found
-    if not isinstance(image, str | Path):
+    from cloob.pictures import Unreadable, decode, read_file, upright
+
+    if not isinstance(image, pil.Image | str | Path):
         raise TypeError(f"images: PIL images or paths, not {type(image).__name__}; pixels go in as one tensor")
+    name = str(image) if isinstance(image, str | Path) else f"an image of {image.width}×{image.height} pixels"
     try:
-        with pil.open(image) as opened:
-            opened.load()
-            loaded: Image = opened.copy()
-        return loaded
+        return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
     except FileNotFoundError:
-        raise InputError(f"{image}: no such file") from None
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-        raise InputError(f"{image}: not a readable image ({' '.join(str(error).split())})") from None
+        raise InputError(f"{name}: no such file") from None
+    except Unreadable as error:
+        said = "not a readable image" if error.reason == "corrupt image" else error.reason
+        raise InputError(f"{name}: {said} ({' '.join(error.detail.split())})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a readable image ({' '.join(str(error).split())})") from None
