@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob.data.batch import BadSample, Skip
+from cloob.data.content import Reader as Reader
 from cloob.data.decode import decode
 from cloob.errors import InputError
 from cloob.evaluate.tower import capture_tower
@@ -44,16 +45,6 @@ class Encoder(Protocol):
 
     def encode_text(self, texts: Sequence[str], /) -> Tensor:
         """T texts to (T, D) unit rows."""
-        ...
-
-
-class Reader(Protocol):
-    """Samples by index. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int, /) -> Any:
-        """The sample; raises :class:`cloob.data.batch.BadSample` where there is none to be had."""
         ...
 
 

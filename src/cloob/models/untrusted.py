@@ -132,7 +132,7 @@ def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
             known = ", ".join(_TOKENIZER_ARGUMENTS)
             raise InputError(f"{where}: text_cfg.tokenizer_kwargs has {key!r}; {known} alone may be there")
         if not isinstance(value, str | bool):
-            raise InputError(f"{where}: text_cfg.tokenizer_kwargs.{key} is {value!r}; a word or a truth value is wanted")
+            raise InputError(f"{where}: text_cfg.tokenizer_kwargs.{key} is {value!r}; a word, true or false wanted")
     for part, key in (("text_cfg", "hf_tokenizer_name"), ("text_cfg", "hf_model_name")):
         _check_name(text.get(key), _HUB_NAME, "the name of a model on the hub", f"{where}: {part}.{key}")
     _check_name(vision.get("timm_model_name"), _TIMM_NAME, "a name of timm", f"{where}: vision_cfg.timm_model_name")

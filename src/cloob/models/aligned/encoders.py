@@ -7,6 +7,7 @@ and ``features``. Both come in evaluation mode without gradients.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +69,10 @@ class TextEncoder(nn.Module):
         self.pad = int(tokenizer.pad_token_id)
         self.features = _width(self, self.tokenizer(["a"]))
 
+    def options(self) -> list[str]:
+        """What decides over the features beside the weights and layers: pooling, and how texts become tokens."""
+        return [self.pooling, str(self.network.config.to_json_string()), self.tokenizer.description()]
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
         lengths = (tokens != self.pad).sum(1)
@@ -90,6 +95,12 @@ class PaddedTokenizer:
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer = tokenizer
         self._length = context_length
+
+    def description(self) -> str:
+        """The vocabulary and the rules, as one text."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
+        return f"{type(self._tokenizer).__name__} {words}"
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Tokenises n texts."""
@@ -116,6 +127,10 @@ class TowerText(nn.Module):
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.features = _width(self, tokenizer(["a"]))
+
+    def options(self) -> list[str]:
+        """As of a ``TextEncoder``; the tokens of a sentence stand for the tokeniser, which is open_clip's."""
+        return [str(self.tokenizer(["Rules & words: 3 cats, élan — naïve!"]).tolist())]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, F)."""
