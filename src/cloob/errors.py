@@ -83,4 +83,4 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise InputError(f'{module} is not installed; {install(extra)} brings it') from None
+        raise InputError(f"{module} is not installed; {install(extra)} brings it") from None

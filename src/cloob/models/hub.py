@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, require
+from cloob.models.names import known_models
 from cloob.models.untrusted import CONFIG_FILES, check_folder
 
 _PATIENCE = 2.0  # seconds for a first answer
 _OFFLINE = (
-    "a model folder on this disk, a model that was fetched before, `cloob demo` and training from scratch need no network"
+    "a model folder on this disk, a model that was fetched before, `cloob demo` and "
+    "training from scratch need no network"
 )
 
 
@@ -37,6 +39,31 @@ def answers(url: str) -> bool:
     asking.start()
     asking.join(_PATIENCE)
     return result == [True]
+
+
+def check_fetchable(source: str) -> None:
+    """Refuses a model that would have to be fetched where nothing was fetched before and nobody answers.
+
+    Quick, and without importing torch; what is only partly there is found when it is loaded.
+
+    Args:
+        source: What ``load_model`` takes, or a frozen encoder's ``timm:NAME`` or ``hf:NAME``.
+
+    Raises:
+        InputError: It is no path, there is nothing of it in the hub's cache, and the hub cannot be asked.
+    """
+    text = source.removesuffix(":best")
+    kind, _, name = text.rpartition(":")
+    tag = not kind and name.rpartition("/")[0].replace("/", "-") in known_models()
+    if Path(name).expanduser().exists() or not (tag or kind in ("hf-hub", "hf", "timm", "timm:hf-hub")):
+        return
+    constants: Any = require("huggingface_hub.constants", "train")
+    cache = Path(constants.HF_HUB_CACHE)
+    fetched = f"models--{name.replace('/', '--')}" if "/" in name and not tag else "models--*"
+    there = any(cache.glob(fetched)) or (tag and Path("~/.cache/clip").expanduser().is_dir())
+    if not there and (constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT)):
+        asked = constants.HF_HUB_OFFLINE
+        raise not_there(source, "HF_HUB_OFFLINE is set" if asked else no_answer(constants.ENDPOINT))
 
 
 @contextmanager

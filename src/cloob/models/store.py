@@ -172,7 +172,8 @@ def latest_checkpoint(run: Path) -> Path:
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
     """What ``validation.json`` of a checkpoint says: ``metric``, ``val_loss``, ``val_recall``; None without."""
     try:
-        return read_json(checkpoint / VALIDATION_FILE)
+        told: dict[str, Any] = read_json(checkpoint / VALIDATION_FILE)
+        return told
     except InputError:  # none, as most checkpoints; one that was cut short makes its checkpoint no candidate either
         return None
 
@@ -265,7 +266,7 @@ def _config_file(folder: Path) -> Path:
 
 def _objective(folder: Path) -> dict[str, Any]:
     """What the model was trained with; nothing when the folder does not say."""
-    return read_json(folder / OBJECTIVE_FILE) if (folder / OBJECTIVE_FILE).is_file() else {}
+    return dict(read_json(folder / OBJECTIVE_FILE)) if (folder / OBJECTIVE_FILE).is_file() else {}
 
 
 def _load_hub(source: str) -> DualEncoder:

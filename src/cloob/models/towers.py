@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cloob.distributed import resolve_device
-from cloob.errors import InputError, nearest, one_line, require
+from cloob.errors import InputError, one_line, require
 from cloob.models.encoder import DualEncoder
 from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
 from cloob.models.names import CONFIGS, TINY_MODELS, check_name, known_models

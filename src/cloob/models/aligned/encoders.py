@@ -71,7 +71,8 @@ class TextEncoder(nn.Module):
 
     def options(self) -> list[str]:
         """What decides over the features beside the weights and layers: pooling, and how texts become tokens."""
-        return [self.pooling, str(self.network.config.to_json_string()), self.tokenizer.description()]
+        config: Any = self.network.config
+        return [self.pooling, config.to_json_string(), self.tokenizer.description()]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
