@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from cloob import __version__
-from cloob.errors import InputError, TrainingFailed, message, nearest
+from cloob.errors import InputError, TrainingFailed, install, message, nearest
 
 COMMANDS = {
     "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
@@ -46,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # Whoever read our output has left; Python would complain at exit.
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if debug or package in ("", "cloob"):
+            raise
+        print(f"cloob: {package} is not installed; {install('train')} brings it", file=sys.stderr)
+        return 2
     except (InputError, OSError, TrainingFailed) as error:
         if debug:
             raise

@@ -13,8 +13,9 @@ import pytest
 import torch
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
+from cloob.data.content import content_key
 from cloob.errors import InputError
-from cloob.evaluate.cache import DEFAULT_LIMIT, DiskCache, Stored, content_key, fingerprint, module_key
+from cloob.evaluate.cache import DEFAULT_LIMIT, DiskCache, Stored, fingerprint, module_key
 from cloob.evaluate.embed import Encoder
 from cloob.evaluate.store import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate

@@ -26,7 +26,7 @@ from cloob.functional import cloob_reference, info_nce
 from cloob.interop.open_clip import OpenClipLoss, Options, parse, run, set_inv_tau
 
 for package in ("open_clip", "pandas", "webdataset"):
-    pytest.importorskip(package, reason='open_clip_train needs pip install "cloob[open-clip-train]"')
+    pytest.importorskip(package, reason='open_clip_train needs pip install -e ".[open-clip-train]"')
 
 N, EPOCHS, LR = 8, 3, 0.3
 ANIMALS = ("cat", "dog", "horse", "snail")

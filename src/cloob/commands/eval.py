@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from cloob.commands.arguments import check_amounts, parse
-from cloob.errors import InputError
+from cloob.errors import InputError, require
 
 if TYPE_CHECKING:
+    import tyro
+
     from cloob.evaluate.suites import SuiteSets
+else:  # the annotations below are read when the words are parsed
+    tyro = require("tyro", "train")
 
 
 @dataclass(frozen=True)

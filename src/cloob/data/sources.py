@@ -190,25 +190,6 @@ def local_shards(spec: str) -> list[Path]:
     return tars
 
 
-def local_files(spec: str) -> list[Path]:
-    """What a local source reads, as far as that is quick to see: the file, a pattern's files, a folder's entries.
-
-    Returns:
-        The paths, sorted; none for the demo set, streamed shards and what is not there.
-
-    Raises:
-        InputError: A pattern names a file that is missing.
-    """
-    from cloob.data.opener import is_remote, local_path
-
-    if (spec.startswith("demo") and not Path(spec).exists()) or is_remote(spec):
-        return []
-    path = Path(local_path(spec))
-    if _is_pattern(str(path)) and not path.exists():
-        return sorted(_expand(str(path)))
-    return sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
-
-
 def _tars_in(folder: Path) -> list[Path]:
     from cloob.data.tarindex import is_tar
 

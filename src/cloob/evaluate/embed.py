@@ -11,13 +11,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from warnings import catch_warnings
 
 import torch
 from torch import Tensor, nn
 
 from cloob.data.batch import BadSample, Skip
+from cloob.data.content import Reader as Reader
 from cloob.data.decode import decode
 from cloob.errors import InputError
 from cloob.evaluate.tower import capture_tower
@@ -44,21 +45,6 @@ class Encoder(Protocol):
 
     def encode_text(self, texts: Sequence[str], /) -> Tensor:
         """T texts to (T, D) unit rows."""
-        ...
-
-
-class Reader(Protocol):
-    """Samples by index. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
-
-    @property
-    def name(self) -> str:
-        """What results and errors call the set."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int, /) -> Any:
-        """The sample; raises :class:`cloob.data.batch.BadSample` where there is none to be had."""
         ...
 
 

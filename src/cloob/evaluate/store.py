@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cloob.data.batch import Skip
+from cloob.data.content import content_key
 from cloob.errors import InputError, nearest
-from cloob.evaluate.cache import DiskCache, Stored, content_key, fingerprint, folder_key, module_key
+from cloob.evaluate.cache import DiskCache, Stored, fingerprint, folder_key, module_key
 from cloob.evaluate.embed import (
     Encoder,
     ImageEmbeddings,

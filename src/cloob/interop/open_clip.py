@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.errors import InputError, require
+from cloob.errors import InputError, install, require
 from cloob.models.towers import open_clip
 from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
 
@@ -240,7 +240,7 @@ def run(argv: Sequence[str]) -> int:
         params = require("open_clip_train.params", "train")
     except ModuleNotFoundError as error:
         raise InputError(
-            f'{error.name} is not installed; pip install "cloob[open-clip-train]" brings what open_clip_train needs'
+            f"{error.name} is not installed; {install('open-clip-train')} brings what open_clip_train needs"
         ) from error
     if not hasattr(main, "create_loss"):
         raise InputError("this open_clip_train has no create_loss to replace: version 3.3 is expected")

@@ -6,6 +6,7 @@ Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +147,15 @@ class DualEncoder(nn.Module):
         """
         return self._image_features(images), self._text_features(tokens)
 
-    def encode_image(self, images: Sequence[Image | str | Path] | Tensor, *, batch_size: int = 256) -> Tensor:
-        """Embeds images. Mode (train, eval) and autograd are the caller's; ``load_model`` gives eval mode.
+    def encode_image(
+        self, images: Sequence[Image | str | Path] | Tensor, *, batch_size: int = 256, grad: bool = False
+    ) -> Tensor:
+        """Embeds images, without a gradient unless asked for. Mode (train, eval) is the caller's.
 
         Args:
             images: PIL images, paths, or a tensor as in ``forward`` (moved to the towers' device).
             batch_size: Images that go through the tower at once.
+            grad: Whether autograd records the way to the rows; then memory grows with n.
 
         Returns:
             (n, D) unit rows.
@@ -169,16 +173,18 @@ class DualEncoder(nn.Module):
             some = images[start : start + batch_size]
             if not isinstance(some, Tensor):
                 some = torch.stack([self.preprocess(_open_image(image)) for image in some])
-            parts.append(self._image_features(some.to(self.device)))
+            with _autograd(grad):
+                parts.append(self._image_features(some.to(self.device)))
         return torch.cat(parts) if parts else self._no_rows()
 
-    def encode_text(self, texts: Sequence[str] | Tensor, *, batch_size: int = 1024) -> Tensor:
-        """Embeds texts. Mode (train, eval) and autograd are the caller's.
+    def encode_text(self, texts: Sequence[str] | Tensor, *, batch_size: int = 1024, grad: bool = False) -> Tensor:
+        """Embeds texts, without a gradient unless asked for. Mode (train, eval) is the caller's.
 
         Args:
             texts: Strings, or (n, L) int64 tokens as in ``forward`` (moved to the towers' device).
             batch_size: Texts that go through the tower at once; where the encoder ``trims_texts``, such a batch costs
                 what its longest text does.
+            grad: As in ``encode_image``.
 
         Returns:
             (n, D) unit rows.
@@ -201,7 +207,8 @@ class DualEncoder(nn.Module):
             self._check_tokens(tokens)
             if self.trims_texts and tokens.device.type == "cpu":
                 tokens = trimmed(tokens)
-            parts.append(self._text_features(tokens.to(self.device)))
+            with _autograd(grad):
+                parts.append(self._text_features(tokens.to(self.device)))
         return torch.cat(parts) if parts else self._no_rows()
 
     def _image_features(self, images: Tensor) -> Tensor:
@@ -234,6 +241,11 @@ class DualEncoder(nn.Module):
         """What no images or texts embed to, in the dtype that some would have."""
         rows = torch.zeros(0, self.embed_dim, device=self.device, dtype=next(self.model.parameters()).dtype)
         return _unit_rows(rows)
+
+
+def _autograd(wanted: bool) -> AbstractContextManager[None]:
+    """Autograd as the caller has it where a gradient is wanted, else off."""
+    return nullcontext() if wanted else torch.no_grad()
 
 
 def _check_batch_size(size: int) -> None:
