@@ -2,8 +2,8 @@
 
 A thing has F factors (shape, colour, place, …) of V values each. Every value has a code in pictures and another one
 in captions: fixed random directions. A picture is the sum of the codes of all its factors, mixed by a fixed random
-layer, with noise. A caption is the sum of the codes of the factors that it names, mixed by a layer of its own. The first
-factor is loud in pictures and the last one faint, so that some are easy to see and some are hard.
+layer, with noise. A caption is the sum of the codes of the factors that it names, mixed by a layer of its own. The
+first factor is loud in pictures and the last one faint, so that some are easy to see and some are hard.
 
     values   (n, F)   what is so          pictures (n, P)   how it looks
     named    (n, F)   what is said        captions (n, C)   how it is said
