@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from benchmarks.factors.encoders import Encoders
 from benchmarks.factors.world import FACTORS, VALUES, Sample
 from torch import Tensor
 from torch.nn import functional as F
@@ -81,7 +82,7 @@ def unfit(x: Tensor, y: Tensor, wrong: Tensor, objective: ContrastiveObjective, 
 
     p is the softmax probability of the own caption or picture. 1 − p is the factor that InfoNCE's gradient carries.
     """
-    inv_tau, beta = float(objective.inv_tau), float(objective.beta)
+    inv_tau, beta = (float(scale.detach()) for scale in (objective.inv_tau, objective.beta))
     left = []
     for a, b in zip(batches(x, batch), batches(y, batch), strict=True):
         if objective.hopfield:
@@ -104,24 +105,24 @@ def by_truth(name: str, values: Tensor, wrong: Tensor) -> dict[str, float]:
     return {f"{name}_{which}": float(part.double().mean()) for which, part in parts.items() if len(part)}
 
 
-def all_of_it(sample: Sample, embedded: Any, objective: ContrastiveObjective, batch: int) -> dict[str, Any]:
+def all_of_it(sample: Sample, encoders: Encoders, objective: ContrastiveObjective, batch: int) -> dict[str, Any]:
     """Everything that a cell's record holds about the encoders.
 
     Args:
         sample: The drawing.
-        embedded: Embeds pictures (``embedded.pictures``) and captions (``embedded.captions``).
+        encoders: Of pictures and of captions.
         objective: For the scales.
         batch: Pairs a step.
     """
     n, values = len(sample.held_out), sample.test[1]
-    x_probe, x_test = embedded.pictures(sample.probe[0]), embedded.pictures(sample.test[0])
-    held_x, held_y = embedded.pictures(sample.held_out.pictures), embedded.captions(sample.held_out.captions)
-    train_x, train_y = embedded.pictures(sample.train.pictures[:n]), embedded.captions(sample.train.captions[:n])
+    x_probe, x_test = encoders.pictures(sample.probe[0]), encoders.pictures(sample.test[0])
+    held_x, held_y = encoders.pictures(sample.held_out.pictures), encoders.captions(sample.held_out.captions)
+    train_x, train_y = encoders.pictures(sample.train.pictures[:n]), encoders.captions(sample.train.captions[:n])
     wrong = sample.train.wrong[:n]
     first = torch.stack([r < 1 for r in ranks(train_x, train_y)]).double().mean(0)
     beta = float(objective.beta) if objective.hopfield else COMMON_BETA
     return {
-        "zero_shot": zero_shot(x_test, values, embedded.captions(sample.prompts)),
+        "zero_shot": zero_shot(x_test, values, encoders.captions(sample.prompts)),
         "probe": probe(x_probe, sample.probe[1], x_test, values),
         "held_out_recall": mean_recall(held_x, held_y),
         "train_recall": mean_recall(train_x, train_y),

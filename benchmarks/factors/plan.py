@@ -156,6 +156,11 @@ def is_side(world: World) -> bool:
     return world != World(wrong=world.wrong)
 
 
+def seeds(world: World) -> tuple[int, ...]:
+    """Of the cells of a world."""
+    return SIDE_SEEDS if is_side(world) else SEEDS
+
+
 @dataclass(frozen=True)
 class Search:
     """The search of one method in one world, as far as the records determine it.
@@ -200,24 +205,23 @@ def search(method: str, world: World, scores: Scores) -> Search:
 
 def search_runs(method: str, world: World, setting: Setting) -> list[Run]:
     """The runs that a setting is judged by."""
-    seeds = SIDE_SEARCH_SEEDS if is_side(world) else SEARCH_SEEDS
-    return [Run("search", method, world, seed, setting) for seed in seeds]
+    of_search = SIDE_SEARCH_SEEDS if is_side(world) else SEARCH_SEEDS
+    return [Run("search", method, world, seed, setting) for seed in of_search]
 
 
 def _score(method: str, world: World, setting: Setting, scores: Scores) -> float | None:
-    found = [scores.get(run.id) for run in search_runs(method, world, setting)]
-    known = [score for score in found if score is not None]
-    return sum(known) / len(known) if len(known) == len(found) else None
+    by_seed = [scores.get(run.id) for run in search_runs(method, world, setting)]
+    known = [score for score in by_seed if score is not None]
+    return sum(known) / len(known) if len(known) == len(by_seed) else None
 
 
 def runs(scores: Scores) -> Iterator[Run]:
     """All runs that are known by now, in the order in which they are to be done: by world, the search before cells."""
     for world in worlds():
         searches = {method: search(method, world, scores) for method in METHODS}
-        for method, found in searches.items():
-            for setting in found.tried:
+        for method in METHODS:
+            for setting in searches[method].tried:
                 yield from search_runs(method, world, setting)
-        if all(found.complete for found in searches.values()):
-            for seed in SIDE_SEEDS if is_side(world) else SEEDS:
-                for method, found in searches.items():
-                    yield Run("cells", method, world, seed, found.best)
+        if all(each.complete for each in searches.values()):
+            for seed in seeds(world):
+                yield from (Run("cells", method, world, seed, searches[method].best) for method in METHODS)

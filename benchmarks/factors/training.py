@@ -9,37 +9,13 @@ from typing import Any
 
 import torch
 from benchmarks.factors import measures
+from benchmarks.factors.encoders import Encoders
 from benchmarks.factors.plan import Run, Setting
-from benchmarks.factors.world import LETTERS, PIXELS, Sample, draw
-from torch import Tensor, nn
-from torch.nn import functional as F
+from benchmarks.factors.world import Sample, draw
 
 from cloob.objective import ContrastiveObjective, make_objective
 
-HIDDEN, EMBEDDING = 256, 64
 LOOKS = 10
-
-
-class Encoders(nn.Module):
-    """A multilayer perceptron for pictures and one for captions; both give unit rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.of_pictures, self.of_captions = perceptron(PIXELS), perceptron(LETTERS)
-
-    def pictures(self, pictures: Tensor) -> Tensor:
-        """(…, P) to (…, D)."""
-        return F.normalize(self.of_pictures(pictures), dim=-1)
-
-    def captions(self, captions: Tensor) -> Tensor:
-        """(…, C) to (…, D)."""
-        return F.normalize(self.of_captions(captions), dim=-1)
-
-
-def perceptron(inputs: int) -> nn.Module:
-    """Two hidden layers."""
-    layers = (nn.Linear(inputs, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, HIDDEN), nn.GELU(), nn.Linear(HIDDEN, EMBEDDING))
-    return nn.Sequential(*layers)
 
 
 def objective_of(method: str, setting: Setting) -> ContrastiveObjective:
@@ -88,7 +64,7 @@ def train(run: Run) -> dict[str, Any]:
     if run.stage == "cells":
         with torch.no_grad():
             record |= measures.all_of_it(sample, best[2], best[3], world.batch)
-        record |= {"inv_tau": float(best[3].inv_tau), "curve": curve}
+        record |= {"inv_tau": float(best[3].inv_tau.detach()), "curve": curve}
     return rounded(record) | {"cpu_seconds": round(time.process_time() - started, 1)}
 
 
@@ -96,14 +72,13 @@ def train(run: Run) -> dict[str, Any]:
 def look(encoders: Encoders, sample: Sample, full: bool) -> dict[str, Any]:
     """The recall on held-out pairs; of a cell the zero-shot accuracy as well, which chooses nothing."""
     pairs = sample.held_out
-    found = {
-        "held_out_recall": measures.mean_recall(encoders.pictures(pairs.pictures), encoders.captions(pairs.captions))
-    }
+    recall = measures.mean_recall(encoders.pictures(pairs.pictures), encoders.captions(pairs.captions))
+    line = {"held_out_recall": recall}
     if full:
         pictures, values = sample.test
         by_factor = measures.zero_shot(encoders.pictures(pictures), values, encoders.captions(sample.prompts))
-        found["zero_shot"] = sum(by_factor) / len(by_factor)
-    return found
+        line["zero_shot"] = sum(by_factor) / len(by_factor)
+    return line
 
 
 def rounded(value: Any) -> Any:
