@@ -121,10 +121,14 @@ Scores = Mapping[str, float]
 Round = Callable[[str, Setting], Sequence[Mapping[str, Any]]]
 
 
-def _further(method: str, best: Setting) -> list[dict[str, Any]]:
+def _finer(name: str, factor: float) -> Round:
+    """The best value of a coordinate, divided and multiplied by a factor."""
+    return lambda _, best: [{name: getattr(best, name) * by} for by in (1 / factor, factor)]
+
+
+def _further(method: str, best: Setting) -> Sequence[Mapping[str, Any]]:
     """A half octave to both sides: of β where there is retrieval, else of τ⁻¹, whose learned form starts below 100."""
-    name = "beta" if method in RETRIEVING else "inv_tau"
-    return [{name: getattr(best, name) * factor} for factor in (math.sqrt(0.5), math.sqrt(2))]
+    return _finer("beta" if method in RETRIEVING else "inv_tau", math.sqrt(2))(method, best)
 
 
 _MAIN: tuple[Round, ...] = (
@@ -133,14 +137,15 @@ _MAIN: tuple[Round, ...] = (
     lambda *_: [{"weight_decay": w} for w in (1.0, 3.0, 10.0)],
     lambda *_: [{"length": length} for length in (0.5, 0.125)],
     _further,
-    lambda _, best: [{"lr": best.lr * factor} for factor in (1 / math.sqrt(3), math.sqrt(3))],
+    _finer("lr", math.sqrt(3)),
+    _finer("weight_decay", math.sqrt(10)),
 )
-"""Temperature with length, learning rate, weight decay, further lengths, further temperatures, further rates."""
+"""Temperature with length, learning rate, weight decay, other lengths; then each but the length more finely."""
 _SIDE: tuple[Round, ...] = (
     lambda method, best: [t for t in _TEMPERATURES[method] if any(getattr(best, k) != v for k, v in t.items())][:5],
     lambda *_: [{"length": length} for length in (1.0, 0.5, 0.25, 0.125)],
-    lambda _, best: [{"lr": best.lr * factor} for factor in (1 / math.sqrt(3), math.sqrt(3))],
-    lambda _, best: [{"weight_decay": best.weight_decay * factor} for factor in (1 / math.sqrt(10), math.sqrt(10))],
+    _finer("lr", math.sqrt(3)),
+    _finer("weight_decay", math.sqrt(10)),
 )
 """The same in short, around what was chosen in the base world with as many wrong captions."""
 
