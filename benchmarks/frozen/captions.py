@@ -20,6 +20,7 @@ _FORMS = (
     "{m}/{d}/{y}",
     "{y}{m:02d}{d:02d}_{n:04d}.jpg",
 )
+_NUMBERS = {"y": (2001, 2025), "m": (1, 13), "d": (1, 29), "k": (1, 100), "n": (1, 10_000)}
 
 
 def cut(caption: str, generator: np.random.Generator) -> str:
@@ -44,10 +45,8 @@ def file_names(n: int, seed: int) -> list[str]:
     found: dict[str, None] = {}
     while len(found) < n:
         form = _FORMS[generator.integers(len(_FORMS))]
-        y, m, d, k, count = (
-            int(generator.integers(*b)) for b in ((2001, 2025), (1, 13), (1, 29), (1, 100), (1, 10000))
-        )
-        found[form.format(y=y, m=m, d=d, k=k, n=count)] = None
+        numbers = {name: int(generator.integers(*bounds)) for name, bounds in _NUMBERS.items()}
+        found[form.format(**numbers)] = None
     return list(found)
 
 

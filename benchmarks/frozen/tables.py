@@ -171,11 +171,12 @@ def recalls(runs: Runs) -> str:
 
 def settings(scores: Mapping[str, float]) -> str:
     """What the cells take."""
-    lines = []
-    for world in WORLDS:
-        for method in METHODS:
-            if best := chosen(method, world, scores):
-                lines.append([name_of(world), NAMES[method], f"`{best.setting.slug}`", str(best.epochs)])
+    lines = [
+        [name_of(world), NAMES[method], f"`{best.setting.slug}`", str(best.epochs)]
+        for world in WORLDS
+        for method in METHODS
+        if (best := chosen(method, world, scores))
+    ]
     note = "`lr` learning rate, `wd` weight decay, `n` batch, `t` τ⁻¹, `b` β."
     return f"### Settings of the cells\n\n{note}\n\n" + table(["captions", "method", "setting", "epochs"], lines)
 
