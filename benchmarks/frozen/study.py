@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.frozen import cells as plan
 from benchmarks.pictograms import records
+from benchmarks.pictograms.selection import zeroshot_mean
 from benchmarks.pictograms.study import ROOT, keep_memory, say, yield_to_others
 
 RESULTS = Path(__file__).parent / "results"
@@ -26,7 +27,7 @@ def scores(results: Path = RESULTS) -> dict[str, float]:
 
 def run(options: argparse.Namespace) -> None:
     """Until nothing is left, or until a signal asks to stop: then the present run ends first."""
-    from benchmarks.frozen import features, tables
+    from benchmarks.frozen import features
     from benchmarks.frozen.running import run as run_cell
 
     asked: list[int] = []
@@ -47,8 +48,7 @@ def run(options: argparse.Namespace) -> None:
             known[cell.id] = record["score"]
         else:
             done.add(cell.id)
-            tables.write(RESULTS, ROOT)
-        shown = f" zero-shot {tables.zeroshot_mean(record):.4f}" if "zeroshot" in record else ""
+        shown = f" zero-shot {zeroshot_mean(record):.4f}" if "zeroshot" in record else ""
         say(f"held-out {record['score']:.4f} in epoch {record['best_epoch']}{shown}, {record['cpu_seconds']:.0f} CPU s")
 
 

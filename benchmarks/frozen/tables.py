@@ -32,6 +32,8 @@ WRONG = 0.4
 _KINDS = {"swap": "swapped", "name": "file names", "cut": "cut"}
 Runs = dict[tuple[str, World], dict[int, Record]]
 """(method, world) -> seed -> record."""
+Differences = dict[World, dict[str, Difference]]
+"""World -> test set -> the difference of two methods."""
 
 
 def write(results: Path, root: Path) -> None:
@@ -47,8 +49,13 @@ def render(results: Path) -> str:
     runs = select(records.read("cells", results), scores)
     parts = [progress(runs, scores)]
     if runs:
-        parts += [verdict(runs, sets), accuracy(runs), *(effect(runs, sets, *pair) for pair in COMPARED)]
-        parts += [by_set(runs, sets, "cloob", "clip"), recalls(runs), settings(scores)]
+        found = {pair: differences(runs, sets, *pair) for pair in COMPARED}
+        parts += [
+            verdict(runs, found["cloob", "clip"]),
+            accuracy(runs),
+            *(effect(*pair, found[pair]) for pair in found),
+        ]
+        parts += [by_set(runs, "cloob", "clip", found["cloob", "clip"]), recalls(runs), settings(scores)]
     if searched:
         parts.append(tried(searched, scores))
     return "\n\n".join(part for part in parts if part)
@@ -86,18 +93,20 @@ def progress(runs: Runs, scores: Mapping[str, float]) -> str:
     return f"State: {state(CORE)} of the claim's worlds; {state(WORLDS)} of all."
 
 
-def _differences(runs: Runs, sets: Sets, method: str, baseline: str, world: World) -> dict[str, Difference]:
-    return compared(runs.get((method, world), {}), runs.get((baseline, world), {}), sets)
+def differences(runs: Runs, sets: Sets, method: str, baseline: str) -> Differences:
+    """A method − another on each set of each world, where they have a seed in common."""
+    found = {w: compared(runs.get((method, w), {}), runs.get((baseline, w), {}), sets) for w in WORLDS}
+    return {world: of_sets for world, of_sets in found.items() if of_sets}
 
 
-def verdict(runs: Runs, sets: Sets) -> str:
+def verdict(runs: Runs, differences: Differences) -> str:
     """What became of the claim, which was declared before the first run."""
     lines = []
     for title, worlds, share in (
         (f"at least {percent(WRONG, 0)} % swapped captions", [w for w in CORE if w.share >= WRONG], TARGET),
         ("clean captions", [w for w in CORE if not w.share], 0.0),
     ):
-        found = {world: _differences(runs, sets, "cloob", "clip", world) for world in worlds}
+        found = {world: differences[world] for world in worlds if world in differences}
         told = [d.mean for of_sets in found.values() for d in of_sets.values() if d.told]
         means = {world: together(of_sets.values()) for world, of_sets in found.items()}
         clear = [w for w, m in means.items() if m is not None and m.over_seeds[0] > 0 and m.over_classes[0] > 0]
@@ -123,12 +132,11 @@ def accuracy(runs: Runs) -> str:
     )
 
 
-def effect(runs: Runs, sets: Sets, method: str, baseline: str) -> str:
+def effect(method: str, baseline: str, differences: Differences) -> str:
     """The mean difference of two methods in each world."""
     lines = []
-    for world in WORLDS:
-        found = _differences(runs, sets, method, baseline, world)
-        told = [d for d in found.values() if d.told]
+    for world, of_sets in differences.items():
+        told = [d for d in of_sets.values() if d.told]
         if mean := together(told):
             ahead = f"{won_and_lost([d.mean for d in told])[0]} of {len(told)}"
             lines.append([name_of(world), *mean.shown(), ahead, str(len(mean.seeds))])
@@ -137,11 +145,11 @@ def effect(runs: Runs, sets: Sets, method: str, baseline: str) -> str:
     return f"{title}\n\n{table(head, lines)}" if lines else ""
 
 
-def by_set(runs: Runs, sets: Sets, method: str, baseline: str) -> str:
+def by_set(runs: Runs, method: str, baseline: str, differences: Differences) -> str:
     """The difference on each set."""
     lines = []
-    for world in WORLDS:
-        for name, difference in _differences(runs, sets, method, baseline, world).items():
+    for world, of_sets in differences.items():
+        for name, difference in of_sets.items():
             accuracies = [
                 spread([r["zeroshot"][name]["acc1"] for r in runs[m, world].values()]) for m in (baseline, method)
             ]
