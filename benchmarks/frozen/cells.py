@@ -114,14 +114,30 @@ def _between(best: Cell) -> list[Changes]:
     return [{"inv_tau": round(setting.inv_tau * f, 2)} for f in (1 / math.sqrt(2), math.sqrt(2))]
 
 
+_NEXT_RATE = {3e-4: 1e-4, 1e-3: 6e-4, 3e-3: 6e-3}
+_NEXT_EPOCHS = {0.5: 0.25, 1.0: 1.5, 2.0: 4.0}
+"""Beyond the edge of what was tried, or between two of them; the epochs as parts of the start's."""
+
+
+def _epochs(world: World, part: float) -> Changes:
+    return {"epochs": max(1, round(part * world.start_epochs))}
+
+
+def _further_epochs(best: Cell) -> list[Changes]:
+    part = min(_NEXT_EPOCHS, key=lambda p: abs(_epochs(best.world, p)["epochs"] - best.epochs))
+    return [_epochs(best.world, _NEXT_EPOCHS[part])]
+
+
 _ROUNDS: tuple[tuple[str, Callable[[Cell], list[Changes]]], ...] = (
     ("temperature", lambda best: _TEMPERATURES[best.method]),
     ("learning rate", lambda _: [{"lr": lr} for lr in (3e-4, 3e-3)]),
+    ("further learning rate", lambda best: [{"lr": _NEXT_RATE[best.setting.lr]}]),
     ("batch", lambda _: [{"batch_size": n} for n in (128, 512)]),
-    ("epochs", lambda best: [{"epochs": max(1, round(best.epochs * f))} for f in (0.5, 2.0)]),
+    ("epochs", lambda best: [_epochs(best.world, part) for part in (0.5, 2.0)]),
+    ("further epochs", _further_epochs),
     ("further temperature", _between),
 )
-RUNS_A_METHOD = 1 + 4 + 2 + 2 + 2 + 2
+RUNS_A_METHOD = 1 + 4 + 2 + 1 + 2 + 2 + 1 + 2
 Scores = Mapping[str, float]
 """Search cell's id -> its score, the mean recall on held-out pairs of the best epoch."""
 
