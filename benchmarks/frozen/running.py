@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from cloob.data.order import epoch_order
 from cloob.models.aligned import Head
 from cloob.objective import ContrastiveObjective
+from cloob.train.components import AlignConfig
 from cloob.train.config import OptimConfig
 from cloob.train.optim import make_optimizer, make_schedule
 from cloob.train.step import Stepper, TowersWithLoss
 
 EMBED_DIM = 256
+DROPOUT = AlignConfig.head_dropout
 _ROWS = 4096
 _TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
 
@@ -36,7 +38,7 @@ class Heads(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             known = cast(Literal["linear", "mlp"], kind)
-            self.image, self.text = (Head(n, embed_dim, known) for n in features)
+            self.image, self.text = (Head(n, embed_dim, known, DROPOUT) for n in features)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
@@ -67,11 +69,7 @@ class View:
 
 
 def run(cell: Cell, data: Data) -> dict[str, Any]:
-    """Trains a cell and scores the epoch that is best by the held-out pairs; test sets for the stage ``cells`` alone.
-
-    Raises:
-        RuntimeError: A step was not finite.
-    """
+    """Trains a cell and scores the epoch that is best by the held-out pairs; test sets for ``cells`` alone."""
     began = time.process_time()
     view, images = View(data, cell), data.pairs["train"].images
     heads, objective, curve = train(cell, view, data)
@@ -88,7 +86,7 @@ def run(cell: Cell, data: Data) -> dict[str, Any]:
     return record | {"cpu_seconds": round(time.process_time() - began, 1)}
 
 
-def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[dict[str, float]]]:
+def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[dict[str, Any]]]:
     """The heads of the best epoch, the objective, and loss and held-out recall by epoch."""
     setting, images, val = cell.setting, data.pairs["train"].images, data.pairs["val"]
     heads = Heads((images.shape[1], data.table.shape[1]), cell.world.head, cell.seed)
@@ -103,10 +101,12 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
     steps = n // size
     total = cell.epochs * steps
     schedule = make_schedule(optim, total)
-    curve: list[dict[str, float]] = []
+    torch.manual_seed(cell.seed)
+    curve: list[dict[str, Any]] = []
     best: dict[str, Any] = {}
     for epoch in range(cell.epochs):
         order, losses = epoch_order(n, cell.seed, epoch), []
+        heads.train()
         for place in range(steps):
             step = epoch * steps + place
             if isinstance(objective, Variant):
@@ -114,16 +114,17 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
             rows = order[place * size : (place + 1) * size]
             pair = images[view.pictures[rows]], data.table[view.rows[rows]]
             result = stepper(*pair, None, schedule(step))
-            if not result.finite:
-                raise RuntimeError(f"{cell.id}: step {step} was not finite")
-            losses.append(result.loss)
+            if result.finite:  # else it left no trace
+                losses.append(result.loss)
+        heads.eval()
         held_out = _embedded(heads.image, val.images), _embedded(heads.text, data.table[view.held_out])
         recall = round(recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6)
         if recall > max((line["recall"] for line in curve), default=-1.0):
             best = copy.deepcopy(heads.state_dict())
-        curve.append({"loss": round(float(np.mean(losses)), 5), "recall": recall})
+        loss = round(float(np.mean(losses)), 5) if losses else None
+        curve.append({"loss": loss, "recall": recall, "skipped_steps": steps - len(losses)})
     heads.load_state_dict(best)
-    return heads, objective, curve
+    return heads.eval(), objective, curve
 
 
 def _tested(heads: Heads, data: Data) -> dict[str, Any]:
