@@ -193,10 +193,8 @@ WORLDS = [*CORE, *BESIDE]
 def blocks() -> Iterator[tuple[World, tuple[str, ...]]]:
     """Worlds and methods in the order in which they are run: the claim's first, then what explains it."""
     others = tuple(method for method in METHODS if method not in CLAIMED)
-    for head in ("linear", "mlp"):
-        core = [world for world in CORE if world.head == head]
-        yield from ((world, CLAIMED) for world in core)
-        yield from ((world, others) for world in core)
+    for methods in (CLAIMED, others):
+        yield from ((world, methods) for world in CORE)
     for world in BESIDE:
         yield from ((world, methods) for methods in (CLAIMED, others))
 

@@ -95,8 +95,9 @@ def test_each_method_gets_as_many_runs_and_the_claim_comes_first() -> None:
     worlds = [world for world in cells.WORLDS if world.head == "mlp"]
     assert len(scores) == len(worlds) * 5 * cells.RUNS_A_METHOD and cells.RUNS_A_METHOD >= 12
     assert len(done) == len(worlds) * 5 * len(cells.SEEDS)
-    assert [c.world.share for c in order[:: len(order) // 12][:3]] == [0.4, 0.0, 0.6]
-    assert {c.method for c in order[: 2 * (cells.RUNS_A_METHOD + 5)]} == {"clip", "cloob"}
+    block = 2 * (cells.RUNS_A_METHOD + len(cells.SEEDS))
+    assert [c.world.share for c in order[: 3 * block : block]] == [0.4, 0.0, 0.6]
+    assert {c.method for c in order[: 3 * block]} == {"clip", "cloob"}
     for world in worlds:
         for method in cells.METHODS:
             runs = [cell for _, cell in cells.search(method, world, scores)]
