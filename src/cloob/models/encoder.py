@@ -31,7 +31,8 @@ class EvalTransform:
         """Builds open_clip's transform.
 
         Args:
-            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``interpolation`` (``"lanczos"`` too), ``resize_mode``.
+            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``resize_mode``, and ``interpolation``,
+                which may be ``"lanczos"`` as well.
         """
         transform = require("open_clip.transform", "train")
         vision = require("torchvision.transforms", "train")

@@ -24,11 +24,11 @@ from cloob.distributed import resolve_device
 from cloob.errors import InputError, require
 from cloob.models.aligned.model import ALIGNED_FILE, aligned_files, load_aligned
 from cloob.models.encoder import DualEncoder
+from cloob.models.towers import create_model, list_models, load_tokenizer, one_line, open_clip, translated
 from cloob.models.weights import load as foreign
 from cloob.models.weights import open_clip_folder
 from cloob.models.weights.formats.json_files import read_json as _read_json
 from cloob.models.weights.towers_folder import TOWERS_FILE, towers_files
-from cloob.models.towers import create_model, list_models, load_tokenizer, one_line, open_clip, translated
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -260,8 +260,10 @@ def _load_folder(folder: Path) -> DualEncoder:
 
 
 def _config_file(folder: Path) -> Path:
-    """The file that says what a model folder holds: open_clip's, that of heads on frozen encoders, or of other towers."""
-    return next((folder / name for name in (ALIGNED_FILE, TOWERS_FILE) if (folder / name).is_file()), folder / CONFIG_FILE)
+    """The file that says what a model folder holds: open_clip's, of heads on frozen encoders, or of other towers."""
+    return next(
+        (folder / name for name in (ALIGNED_FILE, TOWERS_FILE) if (folder / name).is_file()), folder / CONFIG_FILE
+    )
 
 
 def _objective(folder: Path) -> dict[str, Any]:

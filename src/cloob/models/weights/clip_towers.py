@@ -125,7 +125,11 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: s
 
 
 def filled(
-    model: Any, path: Path, tensors: Mapping[str, Stored], plan: Mapping[str, Part], ignored: frozenset[str] = frozenset()
+    model: Any,
+    path: Path,
+    tensors: Mapping[str, Stored],
+    plan: Mapping[str, Part],
+    ignored: frozenset[str] = frozenset(),
 ) -> Any:
     """The module with a file's weights, and with the causal mask that no file holds.
 

@@ -167,7 +167,9 @@ def _tensors(path: Path, value: Any) -> dict[str, Stored]:
     """The arrays by ``module path/name``; each array belongs to one name."""
     params = value.get("params") if isinstance(value, dict) else None
     if not isinstance(params, tuple) or len(params) != 2:
-        raise InputError(f"{path}: 'params' with the parameters of two towers is wanted, as crowsonkb's training writes")
+        raise InputError(
+            f"{path}: 'params' with the parameters of two towers is wanted, as crowsonkb's training writes"
+        )
     found: dict[str, Stored] = {}
     for tower in params:
         if not isinstance(tower, dict):

@@ -13,7 +13,7 @@ from cloob.errors import InputError
 from cloob.models.weights.formats.pickles import printable
 from cloob.models.weights.formats.stored import Stored
 
-_NAMED = 6
+_NAMED = 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ def same_names(module: nn.Module) -> dict[str, Part]:
 
 
 def fill(
-    module: nn.Module, path: Path, tensors: Mapping[str, Stored], plan: Mapping[str, Part], ignored: frozenset[str] = frozenset()
+    module: nn.Module,
+    path: Path,
+    tensors: Mapping[str, Stored],
+    plan: Mapping[str, Part],
+    ignored: frozenset[str] = frozenset(),
 ) -> None:
     """Gives a module, built on the meta device, the weights of a file as float32.
 
@@ -65,9 +69,10 @@ def fill(
             lists them.
     """
     wanted = module.state_dict()
-    complaints = _misfits(wanted, tensors, plan, ignored)
-    if complaints:
-        raise InputError(f"{path}: its weights do not fit: {listed(complaints)}")
+    misfits = _misfits(wanted, tensors, plan, ignored)
+    if any(misfits):
+        raise InputError(f"{path}: its weights do not fit: {listed(misfits)}")
+    broken: list[str] = []
     state: dict[str, Tensor] = {key: value for key, value in wanted.items() if key not in plan}
     assert not any(value.is_meta for value in state.values()), list(state)
     with path.open("rb") as file:
@@ -78,30 +83,35 @@ def fill(
                 if value.is_floating_point():
                     value = value.float()
                     if not torch.isfinite(value).all():
-                        complaints.append(f"{printable(name)} holds NaN or infinite values")
+                        broken.append(f"{printable(name)} holds NaN or infinite values")
                 values.append(part.turned(value))
             state[key] = values[0] if len(values) == 1 else torch.cat(values)
-    if complaints:
-        raise InputError(f"{path}: its weights cannot be used: {listed(complaints)}")
+    if broken:
+        raise InputError(f"{path}: its weights cannot be used: {listed([broken])}")
     trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
     module.load_state_dict(state, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trained[name])
 
 
-def listed(complaints: list[str]) -> str:
-    """Some of many complaints, and how many more there are."""
-    more = len(complaints) - _NAMED
-    return "; ".join(complaints[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+def listed(kinds: list[list[str]]) -> str:
+    """Some complaints of each kind, and how many more of it there are."""
+    parts = []
+    for complaints in kinds:
+        more = len(complaints) - _NAMED
+        parts += complaints[:_NAMED] + ([f"and {more} more like this"] if more > 0 else [])
+    return "; ".join(parts)
 
 
 def _misfits(
     wanted: Mapping[str, Tensor], tensors: Mapping[str, Stored], plan: Mapping[str, Part], ignored: frozenset[str]
-) -> list[str]:
+) -> list[list[str]]:
     used = [name for part in plan.values() for name in part.names]
     known = set(used) | ignored
-    complaints = [f"{printable(name)} is missing" for name in used if name not in tensors]
-    complaints += [f"{printable(name)} is unknown" for name in tensors if name not in known]
+    missing = [f"{printable(name)} is missing" for name in used if name not in tensors]
+    unknown = [f"{printable(name)} is unknown" for name in tensors if name not in known]
+    shapes: list[str] = []
+    dtypes: list[str] = []
     for key, part in plan.items():
         shape, floating = part.stored_shape(tuple(wanted[key].shape)), wanted[key].is_floating_point()
         for name in part.names:
@@ -109,8 +119,8 @@ def _misfits(
             if found is None:
                 continue
             if found.shape != shape:
-                complaints.append(f"{printable(name)} has shape {found.shape}, {shape} is wanted")
+                shapes.append(f"{printable(name)} has shape {found.shape}, {shape} is wanted")
             elif found.dtype.is_floating_point != floating or (not floating and found.dtype != wanted[key].dtype):
                 kind = "floating-point numbers" if floating else str(wanted[key].dtype)
-                complaints.append(f"{printable(name)} has dtype {found.dtype}, {kind} is wanted")
-    return complaints
+                dtypes.append(f"{printable(name)} has dtype {found.dtype}, {kind} is wanted")
+    return [missing, unknown, shapes, dtypes]

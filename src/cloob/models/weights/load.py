@@ -58,9 +58,12 @@ def _load_folder(folder: Path) -> DualEncoder:
     config = read_json(file)
     if file.name == towers_folder.TOWERS_FILE:
         return towers_folder.load(folder, config)
-    for family in (rinna, hf_clip):
-        if family.matches(config):
-            return family.load(folder, config)
+    if "auto_map" in config:
+        raise InputError(f"{file}: auto_map asks for code of its own, which is never run")
+    if rinna.matches(config):
+        return rinna.load(folder, config)
+    if hf_clip.matches(config):
+        return hf_clip.load(folder, config)
     kind = str(config.get("model_type", "nothing"))[:40]
     raise InputError(f"{file}: model_type is {kind!r}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted")
 
@@ -76,9 +79,10 @@ def _load_file(path: Path, *, port: bool) -> DualEncoder:
             return crowsonkb.load(path, None, None, gelu)
         raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays, so not weights that are known")
     content = read_torch(path)
-    for family in (mljku, openai):
-        if family.matches(content):
-            return family.load(content)
+    if mljku.matches(content):
+        return mljku.load(content)
+    if openai.matches(content):
+        return openai.load(content)
     raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
 
 

@@ -50,7 +50,9 @@ def load(file: TorchFile) -> DualEncoder:
     beta = None
     if beta_tensor is not None:
         if beta_tensor.shape != () or not beta_tensor.dtype.is_floating_point:
-            raise InputError(f"{path}: {_BETA} has shape {beta_tensor.shape} and {beta_tensor.dtype}; a number is wanted")
+            raise InputError(
+                f"{path}: {_BETA} has shape {beta_tensor.shape} and {beta_tensor.dtype}; a number is wanted"
+            )
         with path.open("rb") as opened:
             beta = scale_of(path, _BETA, beta_tensor.read(opened))
     text = config["text_cfg"]
@@ -74,13 +76,17 @@ def _config_beside(path: Path, named: Any) -> tuple[Path, dict[str, Any]] | None
     """The JSON file that says the sizes: the named one, or the one beside the checkpoint that looks like one."""
     if named is not None:
         if not isinstance(named, str) or named != Path(named).name or named in ("", ".", "..") or "\\" in named:
-            raise InputError(f"{path}: model_config_file is {printable(str(named))!r}; the name of a file beside it is wanted")
+            raise InputError(
+                f"{path}: model_config_file is {printable(str(named))!r}; the name of a file beside it is wanted"
+            )
         beside = path.parent / named
         if beside.is_file():
             return beside, read_json(beside)
         if named in _PUBLISHED:
             return None
-        raise InputError(f"{path}: its configuration {printable(named)} must lie beside it (the heads are not in the weights)")
+        raise InputError(
+            f"{path}: its configuration {printable(named)} must lie beside it (the heads are not in the weights)"
+        )
     own = path.with_suffix(".json")
     if own.is_file():
         return own, read_json(own)

@@ -102,8 +102,6 @@ def build(where: Path, config: dict[str, Any], known: int) -> Towers:
         InputError: A field is missing or out of its range, or asks for code or towers that no published model has.
     """
     fields = Fields(where, config)
-    if "auto_map" in config:
-        raise InputError(f"{where}: auto_map asks for code of its own, which is never run")
     text, image = fields.inside("text_config"), fields.inside("vision_config")
     if text.values.get("model_type") == "cloob_text_model":
         raise InputError(f"{where}: text_config is a cloob_text_model, which has one embedding for all texts")

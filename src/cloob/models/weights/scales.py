@@ -15,7 +15,7 @@ _MOST = 1e4
 
 
 def scale_of(path: Path, name: str, logarithm: Tensor) -> float:
-    """exp of a stored logarithm.
+    """Exp of a stored logarithm.
 
     Raises:
         InputError: It is no scale that a model was trained with.

@@ -72,7 +72,9 @@ def clip_tokenizer(
     """CLIP's tokenizer for a model with CLIP's vocabulary; for another one what says that there is none."""
     if vocabulary == CLIP_VOCABULARY:
         return ClipTokenizer(specials, ending, context_length)
-    return NoTokenizer(f"{path}: its vocabulary has {vocabulary} words, not CLIP's {CLIP_VOCABULARY}; give tokens, not texts")
+    return NoTokenizer(
+        f"{path}: its vocabulary has {vocabulary} words, not CLIP's {CLIP_VOCABULARY}; give tokens, not texts"
+    )
 
 
 class RinnaTokenizer:
@@ -101,7 +103,9 @@ class RinnaTokenizer:
         try:
             processor = library.SentencePieceProcessor(model_proto=self.content)
         except Exception as error:
-            raise InputError(f"{self.path}: not a model of sentencepiece ({' '.join(str(error).split())[:100]})") from None
+            raise InputError(
+                f"{self.path}: not a model of sentencepiece ({' '.join(str(error).split())[:100]})"
+            ) from None
         return processor
 
     def __getstate__(self) -> dict[str, Any]:

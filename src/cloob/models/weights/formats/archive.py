@@ -1,7 +1,8 @@
 """torch's zip archive: a directory that must be true in every field before a record is looked at.
 
-Records are stored, never compressed (but for the code in a TorchScript archive, which nobody reads); each has one name, one place and a right CRC-32; nothing lies before the first one
-or after the directory. The local headers say what the directory says. So a file means one thing to every reader.
+Records are stored, never compressed (but for the code in a TorchScript archive, which nobody reads). Each has one name,
+one place and a right CRC-32; nothing lies before the first one or after the directory. The local headers say what the
+directory says. So a file means one thing to every reader.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> _Buffer:
 def _jax_array(function: Any, arguments: Any, state: Any, aval: Any) -> Holder:
     if not isinstance(function, Name) or function.call is not _reconstruct or not isinstance(arguments, tuple):
         raise TypeError
-    made = _reconstruct(*arguments)
+    made: Holder = _reconstruct(*arguments)
     made.state = state
     return made
 

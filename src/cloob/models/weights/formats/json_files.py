@@ -1,4 +1,4 @@
-"""JSON from strangers: one value a key, finite numbers, bounded in size and depth; and fields of a config in their ranges."""
+"""JSON from strangers: one value a key, finite numbers, bounded size and depth; a config's fields in their ranges."""
 
 from __future__ import annotations
 
@@ -114,9 +114,9 @@ class Fields:
         kinds = isinstance(value, list | tuple) and all(
             isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in value
         )
-        if not kinds or len(value) != 3 or (positive and min(value) <= 0):  # type: ignore[arg-type]
+        if not kinds or len(value) != 3 or (positive and min(value) <= 0):
             raise self.wrong(key, "three positive numbers" if positive else "three numbers")
-        return tuple(float(item) for item in value)  # type: ignore[union-attr]
+        return tuple(float(item) for item in value)
 
     def wrong(self, key: str, wanted: str) -> InputError:
         """The error for a field."""

@@ -56,7 +56,7 @@ class Stored:
         span = _span(self.shape, self.strides)
         flat = torch.empty(span, dtype=self.dtype)
         file.seek(self.start)
-        into = memoryview(flat.view(torch.uint8).numpy()) if span else memoryview(bytearray())
+        into = memoryview(flat.view(torch.uint8).numpy().data) if span else memoryview(b"")
         done = 0
         while done < len(into):
             count = file.readinto(into[done:])  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""torch's files: zip archives, TorchScript archives and the older form without a zip; read without running any of them."""
+"""torch's files, read without running any: zip archives, TorchScript archives and the older form without a zip."""
 
 from __future__ import annotations
 
@@ -162,7 +162,12 @@ def _read_legacy(path: Path, file: BinaryIO, size: int) -> tuple[TorchFile, list
     magic = read_pickle(path, file, size, plain)
     protocol = read_pickle(path, file, size, plain)
     system = read_pickle(path, file, size, plain)
-    if magic != _MAGIC or protocol != _PROTOCOL or not isinstance(system, dict) or system.get("little_endian") is not True:
+    if (
+        magic != _MAGIC
+        or protocol != _PROTOCOL
+        or not isinstance(system, dict)
+        or system.get("little_endian") is not True
+    ):
         raise InputError(f"{path}: not a file that torch wrote on a little-endian machine")
     value = read_pickle(path, file, size, rules)
     keys = read_pickle(path, file, size, plain)
