@@ -28,6 +28,7 @@ from cloob.models.towers import create_model, list_models, load_tokenizer, one_l
 from cloob.models.weights import load as foreign
 from cloob.models.weights import open_clip_folder
 from cloob.models.weights.formats.json_files import read_json as _read_json
+from cloob.models.weights.tokens import stored_tokenizer
 from cloob.models.weights.towers_folder import TOWERS_FILE, towers_files
 
 CONFIG_FILE = "open_clip_config.json"
@@ -89,6 +90,9 @@ def save_model(
         _sync(folder)
         return
     config = {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
+    settings = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
+    if settings is not None:
+        config["tokenizer"] = settings
     _write(folder / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False).encode())
     _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
     _write(folder / WEIGHTS_FILE, require("safetensors.torch", "train").save(state, metadata={"format": "pt"}))
@@ -255,7 +259,10 @@ def _load_folder(folder: Path) -> DualEncoder:
     if damage is not None:
         raise InputError(damage)
     model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
-    tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(folder / CONFIG_FILE))
+    if "tokenizer" in config:
+        tokenizer = stored_tokenizer(folder / CONFIG_FILE, config["tokenizer"], model_cfg["text_cfg"])
+    else:
+        tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(folder / CONFIG_FILE))
     return DualEncoder(str(config.get("name", folder.name)), model, tokenizer, model_cfg, _objective(folder))
 
 

@@ -2,75 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.towers import one_line
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS, build, filled
 from cloob.models.weights.folders import folder_weights
 from cloob.models.weights.formats.json_files import Fields, read_json
 from cloob.models.weights.keymap import Part
 from cloob.models.weights.scales import clip_objective, scale_of
-from cloob.models.weights.tokens import NoTokenizer
+from cloob.models.weights.tokens import hub_tokenizer
 
 _MOST = 1 << 16
 _IGNORED = frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"})
 _TEXT = {"width": 512, "hidden": 2048, "layers": 12, "heads": 8}
 _IMAGE = {"width": 768, "hidden": 3072, "layers": 12, "heads": 12}
-
-
-class HubTokenizer:
-    """The tokens of a ``tokenizer.json`` as transformers makes them: nothing of a text is cleaned.
-
-    Args:
-        path: ``tokenizer.json``.
-        context_length: L.
-        pad: What rows are filled up with.
-        end: What a text that is too long ends with.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-
-    def __init__(self, path: Path, context_length: int, pad: int, end: int) -> None:
-        self.path, self.context_length, self._pad, self._end = path, context_length, pad, end
-        library = require("tokenizers", "align")
-        try:
-            self._tokenizer: Any = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # whatever the library raises for a damaged file
-            raise InputError(f"{path}: not a tokenizer ({one_line(error, 100)})") from None
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """Tokens of n texts, (n, L) int64."""
-        texts = [texts] if isinstance(texts, str) else texts
-        length = context_length or self.context_length
-        rows = torch.full((len(texts), length), self._pad)
-        for row, encoded in zip(rows, self._tokenizer.encode_batch(list(texts)), strict=True):
-            ids = encoded.ids
-            if len(ids) > length:
-                ids = [*ids[: length - 1], self._end]
-            row[: len(ids)] = torch.tensor(ids)
-        return rows
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Writes what a tokenizer of transformers needs into a folder."""
-        (folder / "tokenizer.json").write_text(self._tokenizer.to_str(), encoding="utf-8")
-        names = {"pad_token": self._pad, "eos_token": self._end}
-        words = {key: self._tokenizer.id_to_token(number) for key, number in names.items()}
-        (folder / "tokenizer_config.json").write_text(_tokenizer_config(words, self.context_length), encoding="utf-8")
-
-
-def _tokenizer_config(words: dict[str, str], length: int) -> str:
-    return json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": length, **words}, indent=2)
 
 
 def matches(config: Mapping[str, Any]) -> bool:
@@ -94,10 +42,7 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     model = filled(model, weights, tensors, plan, _IGNORED)
     end = _end(fields, text["vocab_size"])
     pad = fields.inside("text_config").whole("pad_token_id", end, least=0, most=text["vocab_size"] - 1)
-    pieces = folder / "tokenizer.json"
-    tokenizer: Any = NoTokenizer(f"{folder}: no tokenizer.json in it; give tokens, or save the tokenizer there")
-    if pieces.is_file():
-        tokenizer = HubTokenizer(pieces, text["context_length"], pad, end)
+    tokenizer = hub_tokenizer(folder, text["context_length"], pad, end)
     objective = clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
     return DualEncoder(folder.name, model, tokenizer, model_cfg, objective)
 
