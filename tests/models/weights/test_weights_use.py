@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cloob import cli, load_model
 
@@ -90,20 +91,34 @@ def test_a_converted_rinna_has_its_tokenizer(shared_weights: Path, tmp_path: Pat
     assert load_model(tmp_path / "m").tokenizer(inputs["texts"].tolist()).tolist() == inputs["tokens"].tolist()
 
 
+def make_pictures(place: Path) -> Path:
+    """Sixteen pictures of two colours in ``sets/COLOUR/``, and the table that names them."""
+    lines = ["filepath\ttitle"]
+    for number in range(16):
+        name, colour = ("red", (200, 0, number)) if number % 2 else ("blue", (0, number, 200))
+        path = place / "sets" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 70), colour).save(path)
+        lines.append(f"{path}\ta {name} picture, number {number}")
+    (place / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    return place / "pairs.tsv"
+
+
 @pytest.mark.parametrize("source", SOURCES[:3:2])
 def test_trains_on_and_is_judged(
     shared_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
     start, run = str(shared_weights / source), tmp_path / "run"
-    options = ["--batch-size", "8", "--max-steps", "2", "--device", "cpu", "--workers", "0", "--out", str(run)]
-    assert cli.main(["train", "--data", "demo:train", "--init", start, *options]) == 0, capsys.readouterr().err
+    table = make_pictures(tmp_path)
+    options = ["--batch-size", "8", "--epochs", "1", "--device", "cpu", "--workers", "0", "--out", str(run)]
+    assert cli.main(["train", "--data", str(table), "--init", start, *options]) == 0, capsys.readouterr().err
     before, after = load_model(start), load_model(run)
     assert type(after.model) is type(before.model)
     changed = [
         name for name, value in after.model.named_parameters() if not torch.equal(value, before.model.get_parameter(name))
     ]
     assert any(name.startswith("visual") for name in changed) and any(not n.startswith("visual") for n in changed)
-    judged = ["eval", start, str(run), "--zeroshot", "demo:noto-emoji", "--device", "cpu", "--out", str(tmp_path / "e")]
+    judged = ["eval", start, str(run), "--zeroshot", str(tmp_path / "sets"), "--device", "cpu", "--out", str(tmp_path / "e")]
     assert cli.main(judged) == 0, capsys.readouterr().err
     rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
     assert [row["objective"] for row in rows] == ["cloob", "cloob"]
