@@ -53,7 +53,7 @@ def _check_target(target: Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     names = ("open_clip_config.json", "towers.json")
-    if not target.is_dir() or not any((target / name).is_file() for name in names) and any(target.iterdir()):
+    if not target.is_dir() or (not any((target / name).is_file() for name in names) and any(target.iterdir())):
         raise InputError(f"{target}: exists and is no model folder; give another place")
     if not overwrite and any(target.iterdir()):
         raise InputError(f"{target}: exists; --overwrite replaces it")

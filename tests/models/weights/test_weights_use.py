@@ -115,10 +115,22 @@ def test_trains_on_and_is_judged(
     before, after = load_model(start), load_model(run)
     assert type(after.model) is type(before.model)
     changed = [
-        name for name, value in after.model.named_parameters() if not torch.equal(value, before.model.get_parameter(name))
+        name
+        for name, value in after.model.named_parameters()
+        if not torch.equal(value, before.model.get_parameter(name))
     ]
     assert any(name.startswith("visual") for name in changed) and any(not n.startswith("visual") for n in changed)
-    judged = ["eval", start, str(run), "--zeroshot", str(tmp_path / "sets"), "--device", "cpu", "--out", str(tmp_path / "e")]
+    judged = [
+        "eval",
+        start,
+        str(run),
+        "--zeroshot",
+        str(tmp_path / "sets"),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "e"),
+    ]
     assert cli.main(judged) == 0, capsys.readouterr().err
     rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
     assert [row["objective"] for row in rows] == ["cloob", "cloob"]

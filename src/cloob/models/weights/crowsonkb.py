@@ -77,13 +77,13 @@ def matches(path: Path) -> bool:
         return file.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
-def load(path: Path, config_file: Path | None, config: dict[str, Any] | None, gelu: Gelu = "tanh") -> DualEncoder:
+def load(path: Path, config: dict[str, Any] | None, gelu: Gelu = "tanh") -> DualEncoder:
     """The encoder.
 
     Args:
         path: The pickle.
-        config_file: Its configuration; None: the JSON file of its name or ``config.json`` beside it.
-        config: The configuration itself, where a registry knows it.
+        config: Its configuration, where a registry knows it; None: the JSON file of its name or ``config.json``
+            beside it.
         gelu: ``"exact"`` computes as the port to torch does.
 
     Raises:
@@ -92,7 +92,7 @@ def load(path: Path, config_file: Path | None, config: dict[str, Any] | None, ge
     value = read_arrays(path)
     where = path
     if config is None:
-        where = config_file or _beside(path)
+        where = _beside(path)
         config = read_json(where)
     tensors = _tensors(path, value)
     towers = build(where, config, gelu, len(tensors))

@@ -7,7 +7,8 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, rinna, towers_folder
+from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna, towers_folder
+from cloob.models.weights.fetch import fetch_model, show_progress
 from cloob.models.weights.formats.json_files import read_json
 from cloob.models.weights.formats.torchfile import is_legacy, read_torch
 
@@ -16,23 +17,31 @@ PORT = ":port"
 
 
 def is_foreign(source: str) -> bool:
-    """Whether a source of ``load_model`` is a file, or a folder that another program wrote."""
-    path = Path(source.removesuffix(PORT))
+    """Whether a source of ``load_model`` is a file, a folder that another program wrote, or a public name."""
+    name = source.removesuffix(PORT)
+    path = Path(name)
     if path.is_file():
         return True
+    if not path.exists():
+        return name in registry.MODELS or registry.suggestion(name) is not None
     return path.is_dir() and _folder_config(path) is not None
 
 
 def load_foreign(source: str) -> DualEncoder:
-    """The encoder of a file or folder for which ``is_foreign`` holds.
+    """The encoder of a file, folder or name for which ``is_foreign`` holds.
 
     Raises:
-        InputError: It is of no known family, or damaged, or not to be trusted.
+        InputError: It is of no known family, or damaged, or not to be trusted; or cannot be fetched.
     """
-    path = Path(source.removesuffix(PORT))
-    port = source.endswith(PORT)
+    name, port = source.removesuffix(PORT), source.endswith(PORT)
+    path, config = Path(name), None
+    if not path.exists():
+        if (meant := registry.suggestion(name)) is not None:
+            raise InputError(f"{name}: no such public model; {meant}")
+        model = registry.MODELS[name]
+        path, config = fetch_model(name, model, show_progress), model.config
     try:
-        encoder = _load_folder(path) if path.is_dir() else _load_file(path, port=port)
+        encoder = _load_folder(path) if path.is_dir() else _load_file(path, config, port=port)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     if port and encoder.config.get("towers", {}).get("family") != crowsonkb.FAMILY:
@@ -68,7 +77,7 @@ def _load_folder(folder: Path) -> DualEncoder:
     raise InputError(f"{file}: model_type is {kind!r}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted")
 
 
-def _load_file(path: Path, *, port: bool) -> DualEncoder:
+def _load_file(path: Path, config: dict[str, Any] | None, *, port: bool) -> DualEncoder:
     if path.suffix in (".safetensors", ".json", ".npz", ".npy"):
         raise InputError(f"{path}: {_beside(path)}")
     with path.open("rb") as file:
@@ -76,7 +85,7 @@ def _load_file(path: Path, *, port: bool) -> DualEncoder:
     if start != b"PK\x03\x04" and not is_legacy(path):
         if crowsonkb.matches(path):
             gelu: Any = "exact" if port else "tanh"
-            return crowsonkb.load(path, None, None, gelu)
+            return crowsonkb.load(path, config, gelu)
         raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays, so not weights that are known")
     content = read_torch(path)
     if mljku.matches(content):

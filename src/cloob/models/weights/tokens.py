@@ -149,9 +149,7 @@ class HubTokenizer:
     def save_pretrained(self, folder: Path) -> None:
         """Writes what a tokenizer of transformers needs into a folder."""
         (folder / HUB_FILE).write_text(self._tokenizer.to_str(), encoding="utf-8")
-        words = {
-            key: self._tokenizer.id_to_token(number) for key, number in (("pad", self._pad), ("eos", self._end))
-        }
+        words = {key: self._tokenizer.id_to_token(number) for key, number in (("pad", self._pad), ("eos", self._end))}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context_length,
