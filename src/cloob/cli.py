@@ -18,6 +18,7 @@ COMMANDS = {
     "recipes": "list the named training set-ups",
     "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
     "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
+    "convert": "write other people's weights as a model folder",
     "models": "list the towers by name",
 }
 

@@ -156,12 +156,12 @@ def fails(source: str | Path, *parts: str) -> None:
 def test_weights_of_another_architecture(saved: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "vit", create_model("tiny-vit", seed=0), OBJECTIVE)
     shutil.copy(saved / WEIGHTS_FILE, tmp_path / "vit" / WEIGHTS_FILE)
-    fails(tmp_path / "vit", WEIGHTS_FILE, "do not fit", CONFIG_FILE)
+    fails(tmp_path / "vit", WEIGHTS_FILE, "do not fit", "is missing", "is unknown")
     shutil.copytree(saved, tmp_path / "wide")
     config = json.loads((saved / CONFIG_FILE).read_text())
     config["model_cfg"]["vision_cfg"]["width"] = 32
     (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
-    fails(tmp_path / "wide", "do not fit", "size mismatch")
+    fails(tmp_path / "wide", "do not fit", "has shape", "is wanted")
     config["model_cfg"]["vision_cfg"] = {"widht": 32}
     (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
     fails(tmp_path / "wide", CONFIG_FILE, "widht")
@@ -208,7 +208,7 @@ def test_sources_that_are_none(saved: Path, tmp_path: Path) -> None:
     fails(tmp_path / "none", "none", "no such folder")
     fails("local-dir:" + str(tmp_path / "none"), "no such folder")
     fails(tmp_path, "checkpoints/", CONFIG_FILE)
-    fails(saved / WEIGHTS_FILE, "this is a file")
+    fails(saved / WEIGHTS_FILE, "give the folder")
     fails("RN5O/openai", "RN50")
     fails("RN50", "RN50/TAG", "openai")
     fails("RN50/opnai", "opnai", "yfcc15m")

@@ -321,7 +321,7 @@ def test_a_refused_pickle_is_not_said_to_be_safe_to_load(tower: Path, tmp_path: 
         with pytest.raises(InputError) as caught:
             load()
         text = str(caught.value)
-        assert file in text and "holds something else than tensors and plain values (posix.mkdir)" in text
+        assert file in text and "posix.mkdir" in text
         assert not any(word in text for word in ("weights_only", "succeed", "\n"))
     assert not marker.exists()
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cloob.cache import cache_root, locked
 from cloob.data.batch import printable
-from cloob.data.spool import cache_root, locked
 from cloob.data.tarindex import Member, TarListing, TarReader, split_name
 from cloob.errors import InputError
 

@@ -13,11 +13,12 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloob.errors import InputError, require
+from cloob.cache import cache_root, locked
+from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
 DEFAULT_CACHE_BYTES = 50 * 1024**3
@@ -29,24 +30,6 @@ _OWN = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")
 _STALE_SECONDS = 24 * 3600
 _IN_USE_SECONDS = 30
 _REMEMBERED = 64
-
-
-def cache_root() -> Path:
-    """Where this package keeps what it can make again: ``$CLOOB_CACHE``, else ``cloob`` in the user's cache folder."""
-    if root := os.environ.get("CLOOB_CACHE"):
-        return Path(root)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloob"
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / f"cloob-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file against every other process of this host; threads of one process wait for each other too."""
-    # Its own object each time: filelock's are re-entrant, which would let two threads in at once.
-    with require("filelock", "train").FileLock(path, thread_local=False, is_singleton=False):
-        yield
 
 
 @dataclass(frozen=True)

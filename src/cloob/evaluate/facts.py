@@ -24,7 +24,7 @@ class ModelFacts:
         objective: Name of the family's member that it was trained with, None if unknown.
         settings: Its ``objective.json``; empty if unknown.
         inv_tau: τ⁻¹ of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07.
-        beta: β of its objective if it retrieves, else the paper's 8.
+        beta: β of its objective if it retrieves and says so, else the paper's 8.
     """
 
     objective: str | None
@@ -49,7 +49,7 @@ def model_facts(encoder: Encoder) -> ModelFacts:
     trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
     try:
         inv_tau = float(settings.get("inv_tau", trained_scale))
-        beta = float(settings["beta"]) if settings.get("hopfield") else PAPER_BETA
+        beta = float(settings.get("beta", PAPER_BETA)) if settings.get("hopfield") else PAPER_BETA
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the settings of its objective are not readable ({error})") from None
     return ModelFacts(objective=objective, settings=settings, inv_tau=inv_tau, beta=beta)

@@ -32,11 +32,18 @@ class EvalTransform:
         """Builds open_clip's transform.
 
         Args:
-            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``interpolation``, ``resize_mode``.
+            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``resize_mode``, and ``interpolation``,
+                which may be ``"lanczos"`` as well.
         """
         transform = require("open_clip.transform", "train")
         vision = require("torchvision.transforms", "train")
-        whole = transform.image_transform_v2(transform.PreprocessCfg(**preprocess_cfg), is_train=False)
+        lanczos = preprocess_cfg.get("interpolation") == "lanczos"  # open_clip has no such transform
+        known = preprocess_cfg | {"interpolation": "bicubic"} if lanczos else preprocess_cfg
+        whole = transform.image_transform_v2(transform.PreprocessCfg(**known), is_train=False)
+        if lanczos:
+            resize = whole.transforms[0]
+            assert isinstance(resize, vision.Resize), resize
+            resize.interpolation = vision.InterpolationMode.LANCZOS
         *geometry, to_tensor, normalize = whole.transforms
         assert isinstance(to_tensor, vision.ToTensor), to_tensor
         assert isinstance(normalize, vision.Normalize), normalize

@@ -29,6 +29,10 @@ from cloob.models.hub import check_hub_model, reachable_hub
 from cloob.models.names import check_path, known_models
 from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
+from cloob.models.weights import load as foreign
+from cloob.models.weights import open_clip_folder
+from cloob.models.weights.tokens import stored_tokenizer
+from cloob.models.weights.towers_folder import TOWERS_FILE, towers_files
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -82,7 +86,16 @@ def save_model(
     state = {key: value.contiguous() for key, value in state.items()}
     if "inv_tau" in objective:
         state["logit_scale"].fill_(math.log(objective["inv_tau"]))
+    if "towers" in encoder.config:  # towers that open_clip does not have
+        for name, content in towers_files(encoder, state).items():
+            _write(folder / name, content)
+        _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
+        _sync(folder)
+        return
     config = {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
+    settings = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
+    if settings is not None:
+        config["tokenizer"] = settings
     _write(folder / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False).encode())
     _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
     _write(folder / WEIGHTS_FILE, require("safetensors.torch", "train").save(state, metadata={"format": "pt"}))
@@ -110,8 +123,12 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> DualEn
     place = resolve_device(device)
     text = str(source)
     folder = find_model_folder(source)
-    if folder is not None:
+    if folder is not None and (folder / TOWERS_FILE).is_file():
+        encoder = foreign.load_foreign(str(folder))
+    elif folder is not None:
         encoder = _load_folder(folder)
+    elif foreign.is_foreign(text):
+        encoder = foreign.load_foreign(text)
     else:
         encoder = _load_hub(text) if text.startswith("hf-hub:") else _load_tag(text)
     return encoder.to(place).eval()
@@ -130,6 +147,8 @@ def find_model_folder(source: str | Path) -> Path | None:
     text = check_path(text.removeprefix("local-dir:"))
     if local:
         return _model_folder(Path(text))
+    if foreign.is_foreign(text) and not (Path(text) / TOWERS_FILE).is_file():
+        return None
     if text.endswith(BEST) and not Path(text).exists():
         return best_checkpoint(Path(text.removesuffix(BEST))) / "model"
     return _model_folder(Path(text)) if Path(text).is_dir() else None
@@ -247,21 +266,20 @@ def _load_folder(folder: Path) -> DualEncoder:
     damage = _damage(folder)
     if damage is not None:
         raise InputError(damage)
-    library, source = open_clip(), f"local-dir:{folder}"
-    tokenizer = load_tokenizer(source, model_cfg, str(folder / CONFIG_FILE))
-    with translated(f"{folder / CONFIG_FILE}"), _text_tower(model_cfg), torch.random.fork_rng(devices=[]):
-        model = library.create_model(source, load_weights=False, pretrained_text=False)
-    with translated(str(weights)):
-        try:
-            library.load_checkpoint(model, str(weights))
-        except RuntimeError as error:
-            raise InputError(f"{weights}: weights do not fit {folder / CONFIG_FILE}: {_misfit(error)}") from error
+    with _text_tower(model_cfg):
+        model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
+    if "tokenizer" in config:
+        tokenizer = stored_tokenizer(folder / CONFIG_FILE, config["tokenizer"], model_cfg["text_cfg"])
+    else:
+        tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(folder / CONFIG_FILE))
     return DualEncoder(str(config.get("name", folder.name)), model, tokenizer, model_cfg, _objective(folder))
 
 
 def _config_file(folder: Path) -> Path:
-    """The file that says what a model folder holds: open_clip's, or that of heads on frozen encoders."""
-    return folder / (ALIGNED_FILE if (folder / ALIGNED_FILE).is_file() else CONFIG_FILE)
+    """The file that says what a model folder holds: open_clip's, of heads on frozen encoders, or of other towers."""
+    return next(
+        (folder / name for name in (ALIGNED_FILE, TOWERS_FILE) if (folder / name).is_file()), folder / CONFIG_FILE
+    )
 
 
 def _objective(folder: Path) -> dict[str, Any]:
@@ -305,8 +323,6 @@ def _load_tag(source: str) -> DualEncoder:
         tags = open_clip().list_pretrained_tags_by_model(source.replace("/", "-"))
         right = f"write {source}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
         raise InputError(f"{source}: a model's name without its weights; {right}")
-    if Path(source).exists():
-        raise InputError(f"{source}: a folder is wanted (run, checkpoint or model), this is a file")
     near = difflib.get_close_matches(name or source, names, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
     raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})")
@@ -338,14 +354,6 @@ def _damage(folder: Path) -> str | None:
             return None
     except (safetensors.SafetensorError, OSError) as error:
         return f"{weights}: cut short or damaged ({one_line(error)})"
-
-
-def _misfit(error: RuntimeError) -> str:
-    """The first of load_state_dict's complaints."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    complaints = [line for line in lines if not line.startswith("Error(s) in loading")]
-    first = " ".join((complaints or lines or [type(error).__name__])[0].split())
-    return first if len(first) <= 200 else f"{first[:199]}…"
 
 
 def _write(path: Path, content: bytes) -> None:

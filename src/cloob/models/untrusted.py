@@ -26,33 +26,47 @@ _TIMM_NAME = re.compile(r"\w[\w.-]*")
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """The object (or ``list``) in a JSON file of unknown origin.
+    """What a JSON file of unknown origin holds.
+
+    Args:
+        path: The file.
+        kind: What it has to be: ``dict``, ``list``, or ``object`` for anything.
 
     Raises:
-        InputError: It cannot be read, is no JSON, or of another kind; it has a key twice, NaN or an infinity, is nested
-            more than 100 deep, or larger than 16 MB.
+        InputError: It cannot be read, or as :func:`parse_json`.
     """
-    content = _read(path)
+    try:
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise InputError(f"{path}: {size:,} bytes are too many for a configuration")
+        return parse_json(path, path.read_bytes(), kind)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def parse_json(path: Path, text: bytes, kind: type = dict) -> Any:
+    """The value of JSON of unknown origin.
+
+    Args:
+        path: Where it stands, for errors.
+        text: UTF-8.
+        kind: As in :func:`read_json`.
+
+    Raises:
+        InputError: It is no JSON, or of another kind; it has a key twice, NaN or an infinity, or is nested more than
+            100 deep.
+    """
+    try:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_no_key_twice, parse_constant=_no_number)
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply for a configuration") from None
+    except ValueError as error:
+        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
+    if any(depth > _DEEPEST for depth, _, _ in _walk(content)):
+        raise InputError(f"{path}: nested too deeply for a configuration")
     if not isinstance(content, kind):
         wanted = "object" if kind is dict else kind.__name__
         raise InputError(f"{path}: a JSON {wanted} wanted, {type(content).__name__} found")
-    return content
-
-
-def _read(path: Path) -> Any:
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise InputError(f"{path}: {path.stat().st_size:,} bytes are too many for a configuration")
-        content = json.loads(path.read_text("utf-8"), object_pairs_hook=_no_key_twice, parse_constant=_no_number)
-    except InputError:
-        raise
-    except RecursionError:
-        raise InputError(f"{path}: nested too deeply for a configuration") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
-    for depth, _, _ in _walk(content):
-        if depth > _DEEPEST:
-            raise InputError(f"{path}: nested too deeply for a configuration")
     return content
 
 
@@ -91,7 +105,7 @@ def check_folder(folder: Path) -> None:
         InputError: One does, or cannot be read.
     """
     for path in sorted({path for pattern in CONFIG_FILES for path in folder.glob(pattern)}):
-        content = _read(path)
+        content = read_json(path, object)
         for _, key, value in _walk(content):
             if key in _CODE_KEYS and value not in (None, False):
                 raise InputError(f"{path}: {key} asks for Python code of the model's own, which is never run")
