@@ -137,7 +137,7 @@ def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pyt
 def test_what_fails_for_one_model_or_set_leaves_the_rest(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A model of NaN, and a set whose training images are of one class."""
     broken = create_model("tiny-convnext", seed=0)
-    next(broken.model.visual.parameters()).data.fill_(float("nan"))
+    next(broken.model.visual.parameters()).data.fill_(1e38)
     save_model(work / "nan", broken, make_objective("cloob").config())
     for part in ("train", "test"):
         (work / "sets" / "single" / part / "red").mkdir(parents=True)
@@ -227,7 +227,7 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path) -> Non
     """Also in a folder with a space in its name."""
     (work / "sets").rename(work / "my sets")
     sets, broken = work / "my sets", create_model("tiny-convnext", seed=0)
-    next(broken.model.visual.parameters()).data.fill_(float("nan"))
+    next(broken.model.visual.parameters()).data.fill_(1e38)
     save_model(work / "a" / "model", broken, make_objective("cloob").config())
     (sets / "empty").mkdir()
     (sets / "one" / "train" / "green").mkdir()

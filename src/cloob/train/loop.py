@@ -236,10 +236,14 @@ class _Run:
         }
         due = result is not None and result.finite and progress.step % parts.config.log.log_every == 0
         for name in ("inv_tau", "beta"):
-            value = parts.objective.scale_value(name)
-            # A learned one is on the device, which would have to be waited for in each step.
-            read = isinstance(value, float) or (due and rank() == 0)
-            line[name] = float(value) if read and (name != "beta" or parts.objective.hopfield) else None
+            scale = parts.objective.scale_value(name)
+            if isinstance(scale, float):
+                line[name] = scale
+            else:  # a learned one is on the device, which would have to be waited for in each step
+                read = parts.device.type == "cpu" or (due and rank() == 0)
+                line[name] = float(scale.detach()) if read else None
+        if not parts.objective.hopfield:
+            line["beta"] = None
         if parts.config.optim.layer_decay < 1:
             line["lr_lowest"] = lr * min(group["lr_scale"] for group in parts.stepper.optimizer.param_groups)
         if result is not None and parts.config.run.precision == "fp16":
