@@ -103,6 +103,9 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
         raise InputError(f"{spec}: no such file or folder{_hint(path)}")
     if path.is_dir():
         return
+    if path.suffix.lower() == ".json":
+        _listed(path)
+        return
     require("pyarrow", "train")
     from cloob.data.arrow import holds_images
     from cloob.data.table import TABLE_SUFFIXES, check_columns
@@ -118,9 +121,8 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     from cloob.data.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
     from cloob.data.folder import FolderSource
     from cloob.data.opener import is_remote, local_path
-    from cloob.data.remote import from_sizes, open_remote
+    from cloob.data.remote import open_remote
     from cloob.data.shards import ShardSource
-    from cloob.data.sizes import read_sizes
     from cloob.data.spool import ShardCache
     from cloob.data.table import TABLE_SUFFIXES, TableSource
     from cloob.data.tarindex import TAR_SUFFIXES, is_tar
@@ -136,10 +138,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     path = Path(spec)
     inside = (image_column, caption_column, cache)
     if path.suffix.lower() == ".json" and path.is_file():
-        sizes = read_sizes(path)
-        if any(is_remote(name) for name in sizes):
-            return from_sizes(spec, sizes, None, cache)
-        return ShardSource(spec, _all_there(spec, [path.parent / name for name in sizes]))
+        return ShardSource(spec, _listed(path))
     pattern = _is_pattern(spec) and not path.exists()
     if (path.suffix.lower() == ".arrow" and path.is_file()) or (
         path.suffix.lower() == ".parquet" and holds_images(path, image_column)
@@ -168,6 +167,13 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
 
 def _no_demo(spec: str) -> InputError:
     return InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
+
+
+def _listed(path: Path) -> list[Path]:
+    """The shards that a list on disk names, which lie beside it."""
+    from cloob.data.sizes import check_bare, read_sizes
+
+    return _all_there(str(path), [path.parent / check_bare(str(path), name) for name in read_sizes(path)])
 
 
 def local_shards(spec: str) -> list[Path]:
