@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cloob.cli import main
-from cloob.data import opener, sizes
+from cloob.data import opener, sizes, spool
 from cloob.data.opener import fetch
 from cloob.data.sources import open_source
 from cloob.data.spool import ShardCache
@@ -114,7 +114,8 @@ def test_a_list_runs_no_command(
 @pytest.mark.parametrize(
     "name",
     [
-        "../x.tar", "/etc/x.tar", "a/b.tar", "..", "-rf", "~/x.tar", "x.tar;id", "$(id).tar", "x\n.tar", " pipe:id", "PIPE:id",
+        "../x.tar", "/etc/x.tar", "a/b.tar", "..", "-rf", "~/x.tar", "x.tar;id", "$(id).tar", "x\n.tar", " pipe:id",
+        "PIPE:id",
         "file:///etc/passwd", "http://127.0.0.1:1/x.tar", "http://127.0.0.1@evil/x.tar", "s3://b/x.tar", "HTTP://h/x",
         "simplecache::http://h/x.tar", "", "x.tar\0", "{a,b}.tar", "*.tar",
     ],
@@ -270,3 +271,61 @@ def test_what_stands_still_is_given_up(web: Web, tmp_path: Path, monkeypatch: py
         deadline = time.monotonic() + 10
         while Path(f"/proc/{pid}").exists():
             assert time.monotonic() < deadline
+
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from cloob.data.spool import ShardCache
+
+def make(path):
+    print("making", flush=True)
+    time.sleep(1000)
+
+ShardCache(Path(sys.argv[1])).get("shard", make)
+"""
+
+
+def test_a_holder_that_hangs_is_passed_over(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process is stopped in the middle of a fetch: the shard is fetched here all the same."""
+    monkeypatch.setattr(spool, "_PATIENCE_SECONDS", 0.2)
+    assert cache.folder is not None
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(cache.folder)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"making\n"
+        path = cache.get("shard", lambda path: path.write_bytes(b"content") and None)
+        assert path.read_bytes() == b"content"
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert "its holder has done nothing" in caplog.text
+
+
+def test_a_holder_that_gets_on_is_waited_for(cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "_PATIENCE_SECONDS", 0.2)
+    begun, made = threading.Event(), []
+
+    def slowly(path: Path) -> None:
+        for count in range(1, 12):
+            path.write_bytes(b"x" * count)
+            begun.set()
+            threading.Event().wait(0.05)
+        made.append(path)
+
+    first = threading.Thread(target=cache.get, args=("shard", slowly))
+    first.start()
+    assert begun.wait(20)
+    cache.get("shard", lambda path: pytest.fail("fetched twice"))
+    first.join()
+    assert len(made) == 1
+
+
+def test_a_cache_that_others_can_write_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = spool._private_folder()
+    assert folder.parent == tmp_path and spool._private_folder() == folder
+    folder.chmod(0o777)
+    with pytest.raises(InputError, match="not yours alone.*CLOOB_CACHE"):
+        spool._private_folder()

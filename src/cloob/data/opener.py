@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -60,6 +59,21 @@ def local_path(spec: str) -> str:
     if parts.netloc not in ("", "localhost"):
         raise InputError(f"{spec}: names a host, {parts.netloc!r}; a file of this machine is file:///PATH")
     return url2pathname(parts.path)
+
+
+def local_folder(spec: str | Path, what: str) -> Path:
+    """A folder that has to be on this machine; ``file:`` URLs and ``~`` as ``local_path`` reads them.
+
+    Args:
+        spec: What the user wrote.
+        what: What is read from it, for the error.
+
+    Raises:
+        InputError: It is an address or a command.
+    """
+    if is_remote(str(spec)):
+        raise InputError(f"{spec}: {what} are read from a folder of this machine; download them first")
+    return Path(local_path(str(spec)))
 
 
 def expand(pattern: str, *, escape: bool = True) -> list[str]:
@@ -117,7 +131,7 @@ def fetch(url: str, target: Path, *, max_bytes: int | None = None) -> None:
     raise InputError(f"{url}: {wrong} ({len(_PAUSES) + 1} attempts)")
 
 
-class _Progress(Callback):
+class _Progress(Callback):  # type: ignore[misc] # fsspec is not typed
     """Counts what arrives, and ends a transfer that is too large or all but stands still."""
 
     def __init__(self, url: str, max_bytes: int | None) -> None:

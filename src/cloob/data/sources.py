@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -182,6 +183,9 @@ def local_shards(spec: str) -> list[Path]:
     Raises:
         InputError: There are none.
     """
+    from cloob.data.opener import local_path
+
+    spec = local_path(spec)
     path = Path(spec)
     tars = _tars_in(path) if path.is_dir() else _expand(spec)
     if not tars:
@@ -223,7 +227,7 @@ def _expand(pattern: str) -> list[Path]:
     from cloob.data.opener import expand
 
     paths: list[Path] = []
-    for item in expand(pattern):
+    for item in expand(pattern, escape=os.sep == "/"):  # elsewhere a backslash parts folders
         matches = sorted(glob.glob(item)) if any(c in item for c in "*?[") else [item]  # noqa: PTH207
         if not matches:
             raise InputError(f"{item}: no file matches")
@@ -239,6 +243,8 @@ def _all_there(spec: str, paths: list[Path]) -> list[Path]:
 
 
 def _hint(path: Path) -> str:
+    if "\\" in str(path) and os.sep == "/":
+        return f" (folders are parted by '/' here: {str(path).replace(chr(92), '/')})"
     if not path.parent.is_dir():
         return f" (nor is there a folder {path.parent})"
     beside = [other.name for other in path.parent.iterdir()]

@@ -29,6 +29,8 @@ _OWN = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")
 _STALE_SECONDS = 24 * 3600
 _IN_USE_SECONDS = 30
 _REMEMBERED = 64
+# Longer than any fetch may stand still (``cloob.data.opener``).
+_PATIENCE_SECONDS = 900.0
 
 
 def cache_root() -> Path:
@@ -38,15 +40,36 @@ def cache_root() -> Path:
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloob"
     except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / f"cloob-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+        return _private_folder()
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file against every other process of this host; threads of one process wait for each other too."""
+def locked(path: Path, progress: Callable[[], object] = bool) -> Iterator[None]:
+    """Holds a lock file against every other process of this host; threads of one process wait for each other too.
+
+    It only saves double work: a holder that hangs or was stopped is passed over, with a warning.
+
+    Args:
+        path: The lock file.
+        progress: Gives something else each time that the holder gets on; when it does not, patience ends.
+    """
+    library = require("filelock", "train")
     # Its own object each time: filelock's are re-entrant, which would let two threads in at once.
-    with require("filelock", "train").FileLock(path, thread_local=False, is_singleton=False):
+    lock = library.FileLock(path, thread_local=False, is_singleton=False)
+    before = progress()
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=_PATIENCE_SECONDS)
+        except library.Timeout:
+            now = progress()
+            if now == before:
+                logger.warning("%s: its holder has done nothing for %g s; going on without it", path, _PATIENCE_SECONDS)
+                break
+            before = now
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -82,10 +105,10 @@ class ShardCache:
             path = folder / f"{digest}-{tail}"
             if touch(path):
                 return path
-            with locked(folder / f"lock-{digest[:2]}"):
+            with locked(folder / f"lock-{digest[:2]}", lambda: _unfinished(folder, digest[:2])):
                 if touch(path):
                     return path
-                temporary = folder / f"{_TEMPORARY}{digest}-{os.getpid()}"
+                temporary = folder / f"{_TEMPORARY}{digest}-{os.getpid()}-{threading.get_ident()}"
                 try:
                     make(temporary)
                     with temporary.open("rb") as file:
@@ -113,8 +136,7 @@ class ShardCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
-            folder = Path(tempfile.gettempdir()) / f"cloob-{os.getuid() if hasattr(os, 'getuid') else 'shards'}"
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder = _private_folder()
         return folder
 
     def _evict(self, folder: Path, kept: Path) -> None:
@@ -187,6 +209,30 @@ def touch(path: Path) -> bool:
     except PermissionError:
         return path.is_file()
     return True
+
+
+def _unfinished(folder: Path, start: str) -> list[tuple[str, int, int]]:
+    """What is being made under one lock, and how far it is."""
+    found = []
+    for path in sorted(folder.glob(f"{_TEMPORARY}{start}*")):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.name, (stat := path.stat()).st_size, stat.st_mtime_ns))
+    return found
+
+
+def _private_folder() -> Path:
+    """A folder in the place for temporary files, where others may write too, that is this user's alone.
+
+    Raises:
+        InputError: Somebody else has made or can change it.
+    """
+    user = os.getuid() if hasattr(os, "getuid") else None
+    folder = Path(tempfile.gettempdir()) / f"cloob-{'cache' if user is None else user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    stat = folder.lstat()
+    if user is not None and (stat.st_uid != user or stat.st_mode & 0o022 or folder.is_symlink()):
+        raise InputError(f"{folder}: is not yours alone, so what it holds is not trusted; set CLOOB_CACHE to a folder")
+    return folder
 
 
 def _index(path: Path) -> Path:
