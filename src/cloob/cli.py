@@ -69,7 +69,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _at_home(word: str) -> str:
-    """A word with ``~`` at its start, or behind ``--option=``, as the home folder: shells leave some of them as typed."""
+    """A word with ``~`` at its start, or behind ``--option=``, as the home folder; shells leave some."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - a word need not be a path
 

@@ -1,8 +1,8 @@
 """Random access into tar archives: where each member lies, and how to read it there.
 
 A tar is scanned once, header by header: plain files here, anything else by the standard library. Afterwards a member
-is one read at its place. A compressed tar (gzip, bzip2, xz; told by its first bytes, as WebDataset and GNU tar do) is unpacked
-into memory once, up to ``MAX_UNPACKED_BYTES``.
+is one read. A compressed tar (gzip, bzip2, xz; told by its first bytes, as WebDataset and GNU tar do) is unpacked into
+memory once, up to ``MAX_UNPACKED_BYTES``.
 """
 
 from __future__ import annotations
