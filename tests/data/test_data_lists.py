@@ -104,7 +104,7 @@ def test_a_list_runs_no_command(
         ("eval", "x", "--retrieval", spec),
         ("analyze", "x", "--pairs", spec),
     ):
-        tries.append((main(words), capsys.readouterr().err))
+        tries.append((main(words), capsys.readouterr().err))  # noqa: PERF401
     for code, said in tries:
         assert code == 2 and said.count("\n") == 1, said
         assert f"{spec}: names 'pipe:touch" in said and "beside" in said
@@ -327,5 +327,24 @@ def test_a_cache_that_others_can_write_is_not_trusted(tmp_path: Path, monkeypatc
     folder = spool._private_folder()
     assert folder.parent == tmp_path and spool._private_folder() == folder
     folder.chmod(0o777)
-    with pytest.raises(InputError, match="not yours alone.*CLOOB_CACHE"):
+    with pytest.raises(InputError, match=r"not yours alone.*CLOOB_CACHE"):
         spool._private_folder()
+
+
+def test_paths_as_people_write_them(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(shards.parent))
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("~/shards/{00000..00002}.tar")) == len(open_source(f"file://{shards}")) == 12
+    for words, told in (
+        (("train", "--data", "demo", "--out=s3://bucket/run"), "--out is an address (s3:…)"),
+        (("train", "--data", "file://data/train.csv"), "names a host, 'data'"),
+        (("train", "--data", "some\\train.csv"), "(folders are parted by '/' here: some/train.csv)"),
+        (("train", "--data=~/absent.csv"), f"{shards.parent}/absent.csv: no such file"),
+        (("eval", "x", "--zeroshot", "https://host/set"), "https://host/set: labelled pictures are read from a folder"),
+        (("eval", "x", "--suite", "paper", "https://host/sets"), "https://host/sets: the sets of a suite are read"),
+        (("eval", "x", "--zeroshot", "demo:noto-emoji", "--cache", "file:///x"), "--cache is an address (file:…)"),
+    ):
+        code, said = main(words), capsys.readouterr().err
+        assert code == 2 and said.count("\n") == 1 and told in said, said
