@@ -6,6 +6,7 @@ Nothing heavy is imported before a command's arguments are known to be right.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -72,6 +73,12 @@ def _dispatch(words: list[str]) -> int:
         raise InputError(f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)")
     result: int = importlib.import_module(f"cloob.commands.{name}").main(rest)
     return result
+
+
+def _at_home(word: str) -> str:
+    """A word with ``~`` at its start, or behind ``--option=``, as the home folder; shells leave some."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - a word need not be a path
 
 
 def usage() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
+from cloob.data.opener import is_remote, local_path
 from cloob.data.sources import Source, open_source
 from cloob.errors import InputError, nearest
 
@@ -78,6 +79,7 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     from cloob.data.arrow import holds_images
     from cloob.data.table import TABLE_SUFFIXES, TableSource
 
+    spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
     path = Path(spec)
     suffix = path.suffix.lower()
     if suffix in _JSON_SUFFIXES and path.is_file():

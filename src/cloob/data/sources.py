@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
@@ -110,6 +111,9 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
         raise InputError(f"{spec}: no such file or folder{_hint(path)}")
     if path.is_dir():
         return
+    if path.suffix.lower() == ".json":
+        _listed(path)
+        return
     require("pyarrow", "train")
     from cloob.data.arrow import holds_images
     from cloob.data.table import TABLE_SUFFIXES, check_columns
@@ -125,9 +129,8 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     from cloob.data.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
     from cloob.data.folder import open_folder
     from cloob.data.opener import is_remote, local_path
-    from cloob.data.remote import from_sizes, open_remote
+    from cloob.data.remote import open_remote
     from cloob.data.shards import ShardSource
-    from cloob.data.sizes import read_sizes
     from cloob.data.spool import ShardCache
     from cloob.data.table import TABLE_SUFFIXES, TableSource
     from cloob.data.tarindex import TAR_SUFFIXES, is_tar
@@ -143,10 +146,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     path = Path(spec)
     inside = (image_column, caption_column, cache)
     if path.suffix.lower() == ".json" and path.is_file():
-        sizes = read_sizes(path)
-        if any(is_remote(name) for name in sizes):
-            return from_sizes(spec, sizes, None, cache)
-        return ShardSource(spec, _all_there(spec, [path.parent / name for name in sizes]))
+        return ShardSource(spec, _listed(path))
     pattern = _is_pattern(spec) and not path.exists()
     if (path.suffix.lower() == ".arrow" and path.is_file()) or (
         path.suffix.lower() == ".parquet" and holds_images(path, image_column)
@@ -177,12 +177,22 @@ def _no_demo(spec: str) -> InputError:
     return InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
 
 
+def _listed(path: Path) -> list[Path]:
+    """The shards that a list on disk names, which lie beside it."""
+    from cloob.data.sizes import check_bare, read_sizes
+
+    return _all_there(str(path), [path.parent / check_bare(str(path), name) for name in read_sizes(path)])
+
+
 def local_shards(spec: str) -> list[Path]:
     """The tars that a local path, folder or pattern names.
 
     Raises:
         InputError: There are none.
     """
+    from cloob.data.opener import local_path
+
+    spec = local_path(spec)
     path = Path(spec)
     tars = _tars_in(path) if path.is_dir() else _expand(spec)
     if not tars:
@@ -205,7 +215,7 @@ def _expand(pattern: str) -> list[Path]:
     from cloob.data.opener import expand
 
     paths: list[Path] = []
-    for item in expand(pattern):
+    for item in expand(pattern, escape=os.sep == "/"):  # elsewhere a backslash parts folders
         matches = sorted(glob.glob(item)) if any(c in item for c in "*?[") else [item]  # noqa: PTH207
         if not matches:
             raise InputError(f"{item}: no file matches")
@@ -221,6 +231,8 @@ def _all_there(spec: str, paths: list[Path]) -> list[Path]:
 
 
 def _hint(path: Path) -> str:
+    if "\\" in str(path) and os.sep == "/":
+        return f" (folders are parted by '/' here: {str(path).replace(chr(92), '/')})"
     if not path.parent.is_dir():
         return f" (nor is there a folder {path.parent})"
     beside = [other.name for other in path.parent.iterdir()]

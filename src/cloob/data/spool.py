@@ -9,7 +9,6 @@ import logging
 import os
 import queue
 import re
-import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloob.cache import cache_root, locked
+from cloob.cache import cache_root, locked, private_folder
 from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -65,10 +64,10 @@ class ShardCache:
             path = folder / f"{digest}-{tail}"
             if touch(path):
                 return path
-            with locked(folder / f"lock-{digest[:2]}"):
+            with locked(folder / f"lock-{digest[:2]}", lambda: _unfinished(folder, digest[:2])):
                 if touch(path):
                     return path
-                temporary = folder / f"{_TEMPORARY}{digest}-{os.getpid()}"
+                temporary = folder / f"{_TEMPORARY}{digest}-{os.getpid()}-{threading.get_ident()}"
                 try:
                     make(temporary)
                     with temporary.open("rb") as file:
@@ -96,8 +95,7 @@ class ShardCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
-            folder = Path(tempfile.gettempdir()) / f"cloob-{os.getuid() if hasattr(os, 'getuid') else 'shards'}"
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder = private_folder()
         return folder
 
     def _evict(self, folder: Path, kept: Path) -> None:
@@ -170,6 +168,15 @@ def touch(path: Path) -> bool:
     except PermissionError:
         return path.is_file()
     return True
+
+
+def _unfinished(folder: Path, start: str) -> list[tuple[str, int, int]]:
+    """What is being made under one lock, and how far it is."""
+    found = []
+    for path in sorted(folder.glob(f"{_TEMPORARY}{start}*")):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.name, (stat := path.stat()).st_size, stat.st_mtime_ns))
+    return found
 
 
 def _index(path: Path) -> Path:

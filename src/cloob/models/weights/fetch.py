@@ -86,7 +86,9 @@ def fetch_file(file: PublicFile, folder: Path, progress: Progress | None = None)
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder / f".{file.name}.lock"):
+        part = _part(target)
+        # A large file takes its time: who waits for the lock looks at whether it grows.
+        with locked(folder / f".{file.name}.lock", lambda: part.stat().st_size if part.is_file() else None):
             if not target.is_file():  # another process may have fetched it meanwhile
                 _fetch(file, target, progress)
     except OSError as error:
@@ -102,7 +104,7 @@ def show_progress(name: str, done: int, total: int | None) -> None:
 
 
 def _fetch(file: PublicFile, target: Path, progress: Progress | None) -> None:
-    part = target.with_name(f"{target.name}.part")
+    part = _part(target)
     for pause in (*_PAUSES, None):
         try:
             _continue(file, part, progress)
@@ -116,6 +118,11 @@ def _fetch(file: PublicFile, target: Path, progress: Progress | None) -> None:
     _check(file, part)
     _tag(part).unlink(missing_ok=True)
     part.replace(target)
+
+
+def _part(target: Path) -> Path:
+    """Where a file grows until it is whole."""
+    return target.with_name(f"{target.name}.part")
 
 
 def _continue(file: PublicFile, part: Path, progress: Progress | None) -> None:
