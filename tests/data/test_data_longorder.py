@@ -1,4 +1,4 @@
-"""Orders that are computed as they are needed: permutations, evenly spread, and the same whoever asks for which part."""
+"""Orders that are computed as they are needed: permutations, evenly spread, and the same whoever asks for what."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_any_two_places_hold_any_two_numbers_equally_often(n: int) -> None:
 
 
 def test_a_large_permutation_is_spread_evenly() -> None:
-    """Of two million numbers: by place, from a number to the next one, and against the permutation of the next epoch."""
+    """Of two million numbers: by place, from a number to the next one, and against the next epoch."""
     n, bins = 2_000_003, 64
     here, there = (KeyedPermutation(n, [0, epoch])(np.arange(n)) for epoch in (0, 1))
     for a, b in ((np.arange(n), here), (here, there), (here[:-1], here[1:]), (here[:-2], here[2:])):

@@ -26,7 +26,9 @@ def mount(pairs_folder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def trained_until(folder: Path, config: TrainConfig, step: int, then: Callable[[], object], processes: int = 1) -> Ranks:
+def trained_until(
+    folder: Path, config: TrainConfig, step: int, then: Callable[[], object], processes: int = 1
+) -> Ranks:
     """``cloob train``, in which something happens after a step."""
     from cloob.cli import main
 
@@ -65,7 +67,9 @@ def test_a_mount_that_dies_ends_the_run(base: TrainConfig, mount: Path, tmp_path
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
 
 
-def test_held_out_pairs_that_are_gone_end_the_run(base: TrainConfig, mount: Path, pairs_folder: Path, tmp_path: Path) -> None:
+def test_held_out_pairs_that_are_gone_end_the_run(
+    base: TrainConfig, mount: Path, pairs_folder: Path, tmp_path: Path
+) -> None:
     config = base.override(data=[str(pairs_folder)], val_data=[str(mount)], out=tmp_path / "run", epochs=30)
     ranks = trained_until(tmp_path / "first", config, 3, lambda: shutil.rmtree(mount))
     assert ranks.codes == {0: 2}, ranks.told()

@@ -43,7 +43,7 @@ class PairLoader:
     """Batches of a source, epoch by epoch.
 
     Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of ``EpochOrder``; each rank takes a contiguous part of it
-    (``order.local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
+    (as ``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
     leave a batch smaller, even empty, and are listed in its ``skipped``.
 
     Args:

@@ -96,7 +96,8 @@ class Track:
         piece = np.searchsorted(self._ends, places, side="right")
         inside = places - (self._ends - self.sizes)[piece]
         if self.starts is not None:
-            return self.starts[piece] + inside
+            found: np.ndarray = self.starts[piece] + inside
+            return found
         found = np.empty(len(places), np.int64)
         for i in np.unique(piece).tolist():
             mine = piece == i
