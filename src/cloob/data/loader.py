@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader
 
 from cloob.data.batch import Batch
 from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
+from cloob.data.longorder import Order
 from cloob.data.mix import parts_of
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder, local_part
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder
 from cloob.data.sources import Source
 from cloob.errors import InputError
 
@@ -42,7 +43,7 @@ class PairLoader:
     """Batches of a source, epoch by epoch.
 
     Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of ``EpochOrder``; each rank takes a contiguous part of it
-    (``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
+    (as ``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
     leave a batch smaller, even empty, and are listed in its ``skipped``.
 
     Args:
@@ -166,8 +167,8 @@ class PairLoader:
                 f"epoch {epoch}, start_step {start_step} of {steps}, lanes {lanes}, offset {offset}, "
                 f"order_batch_size {order_batch_size}: out of range"
             )
-        order = self._order.epoch(epoch, lanes, order_batch_size)[offset:]
-        requests = self._requests(epoch, order, range(start_step, steps))
+        order = self._order.epoch(epoch, lanes, order_batch_size)
+        requests = self._requests(epoch, order, range(start_step, steps), offset)
         return self._from_workers(self._pool, requests) if self._pool is not None else self._in_process(requests)
 
     def close(self) -> None:
@@ -178,21 +179,21 @@ class PairLoader:
                 iterator._shutdown_workers()
             self._pool = None
 
-    def _requests(self, epoch: int, order: np.ndarray, steps: range) -> Iterator[Request]:
+    def _requests(self, epoch: int, order: Order, steps: range, offset: int) -> Iterator[Request]:
         prefetch = getattr(self.source, "prefetch", None) if getattr(self.source, "streamed", False) else None
         asked = steps.start
         for step in steps:
             if prefetch is not None:  # streamed shards: have those fetched that this rank will soon read
                 until = min(step + 1 + self._ahead, steps.stop)
                 for later in range(asked, until):
-                    prefetch(self._local(order, later))
+                    prefetch(self._local(order, offset + later * self.batch_size))
                 asked = until
-            yield Request(epoch, self._local(order, step))
+            yield Request(epoch, self._local(order, offset + step * self.batch_size))
 
-    def _local(self, order: np.ndarray, step: int) -> np.ndarray:
-        """This rank's part of a global batch."""
-        batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-        return local_part(batch, self._rank, self._world_size)
+    def _local(self, order: Order, start: int) -> np.ndarray:
+        """This rank's part, as ``local_part`` cuts it, of the global batch that begins at ``start``."""
+        n = min(self.batch_size, len(order) - start)
+        return order[start + n * self._rank // self._world_size : start + n * (self._rank + 1) // self._world_size]
 
     def _in_process(self, requests: Iterable[Request]) -> Iterator[Batch]:
         for request in requests:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from cloob.data.longorder import KeyedPermutation, Order, Shuffled, Straight, Streamed, Track
+
 DEFAULT_BUFFER = 10_000
 """Window of the shuffle of streamed sources, in pairs on each lane."""
+
+LONG = 2**22
+"""From so many pairs on an order is computed as it is needed. Below, holding it costs each rank less than a second and
+150 MB at its start, and it is drawn as it always was, so that runs and records reproduce."""
 
 _U64 = 2**64 - 1
 _STREAM = 0x5354524D  # sets the draws below apart from those of ``epoch_order``
@@ -81,12 +87,16 @@ class EpochOrder:
       of a batch (``local_part``) is lane r's: it reads the shards of its lane only. Any other number of ranks gives the
       same batches, with more shards shared.
 
+    With ``long_from`` rows or more nothing is held: the same rules with other draws, of which any stretch can be
+    computed (``longorder``).
+
     Args:
         parts: The sources.
         seed: Of all draws.
         batch_size: Pairs per global batch.
         shuffle: False: rows in order, without weights.
         buffer: Window of the shuffle in pairs; 0: one permutation of everything.
+        long_from: Rows, stored or in an epoch, from which on the order is computed as it is needed.
     """
 
     def __init__(
@@ -97,6 +107,7 @@ class EpochOrder:
         batch_size: int,
         shuffle: bool = True,
         buffer: int = 0,
+        long_from: int = LONG,
     ) -> None:
         self._parts = tuple(parts) if shuffle else tuple(Part(p.shard_sizes, 1.0, p.streamed) for p in parts)
         self._seed = seed & _U64
@@ -105,12 +116,13 @@ class EpochOrder:
         self._buffer = buffer
         self._rows = sum(part.rows for part in self._parts)
         self._plain = all(part.passes == (1, 0) for part in self._parts)
+        self._long = max(self._rows, len(self)) >= long_from and len(self) > 0
 
     def __len__(self) -> int:
         """Pairs an epoch visits, the same for each epoch."""
         return sum(copies * part.rows + rest for part in self._parts for copies, rest in [part.passes])
 
-    def epoch(self, epoch: int, lanes: int = 1, batch_size: int | None = None) -> np.ndarray:
+    def epoch(self, epoch: int, lanes: int = 1, batch_size: int | None = None) -> Order:
         """The pairs of an epoch; global batch b is ``[b·batch_size : (b+1)·batch_size]``.
 
         Args:
@@ -119,8 +131,10 @@ class EpochOrder:
             batch_size: Another than the order's own; without a buffer of no effect.
 
         Returns:
-            ``(len,)`` int64.
+            ``(len,)`` int64, or what computes a slice of it.
         """
+        if self._long:
+            return self._computed(epoch, lanes, batch_size or self._batch_size)
         if self._shuffle and self._buffer:
             return self._streamed(epoch, lanes, batch_size or self._batch_size)
         order = epoch_order(len(self), self._seed, epoch, self._shuffle)
@@ -156,6 +170,56 @@ class EpochOrder:
             found.append(pieces)
             start += part.rows
         return found
+
+    def _computed(self, epoch: int, lanes: int, size: int) -> Order:
+        """The order of an epoch that is not held."""
+        if not self._shuffle:
+            return Straight(len(self))
+        if not self._buffer:
+            return Shuffled(self._tracks(epoch, by_shard=False), [self._seed, _STREAM, epoch])
+        tracks = self._tracks(epoch, by_shard=True)
+        key = int(self._generator(epoch, 0, 0).bit_generator.random_raw())
+        return Streamed(tracks, key, lanes=lanes, batch_size=size, buffer=self._buffer)
+
+    def _tracks(self, epoch: int, by_shard: bool) -> list[Track]:
+        """As ``_pieces``, without the rows; by shard the pieces of each part are shuffled."""
+        tracks: list[Track] = []
+        start = 0
+        for i, part in enumerate(self._parts):
+            copies, rest = part.passes
+            shifts = [start + copy * self._rows for copy in range(copies + (rest > 0))]
+            if by_shard and (part.streamed or len(part.shard_sizes) > 1):
+                one = _shard_ranges(part.shard_sizes)
+                ranges = [(a + shift, b + shift) for shift in shifts[:copies] for a, b in one]
+                if rest:
+                    some = _take([one[j] for j in self._fixed(i, len(one))], epoch * rest, rest)
+                    ranges += [(a + shifts[-1], b + shifts[-1]) for a, b in some]
+                starts, ends = self._generator(epoch, 1 + i, 0).permutation(np.array(ranges, np.int64).reshape(-1, 2)).T
+                tracks.append(Track(ends - starts, starts))
+            else:
+                sizes = [part.rows] * copies + [rest] * (rest > 0)
+                maps = tuple(
+                    self._copy(i, epoch, copy, shift, size, permuted=by_shard)
+                    for copy, (shift, size) in enumerate(zip(shifts, sizes, strict=True))
+                )
+                tracks.append(Track(np.array(sizes, np.int64), maps=maps))
+            start += part.rows
+        return tracks
+
+    def _copy(
+        self, i: int, epoch: int, copy: int, shift: int, size: int, *, permuted: bool
+    ) -> Callable[[np.ndarray], np.ndarray]:
+        """What makes rows of the places in one copy of a part, whole or the fraction at the end."""
+        rows = self._parts[i].rows
+        shuffle = KeyedPermutation(size, [self._seed, _STREAM, epoch, 1 + i, copy]) if permuted else None
+        # The fraction goes around a fixed order, which is the same in every epoch.
+        fixed = KeyedPermutation(rows, [self._seed, _STREAM, i]) if copy == self._parts[i].passes[0] else None
+
+        def numbers(places: np.ndarray) -> np.ndarray:
+            places = shuffle(places) if shuffle is not None else places
+            return (fixed((epoch * size + places) % rows) if fixed is not None else places) + shift
+
+        return numbers
 
     def _streamed(self, epoch: int, lanes: int, size: int) -> np.ndarray:
         generator = self._generator(epoch, 0, 0)

@@ -150,7 +150,7 @@ class _Run:
                 batch, fault = faults.fetch(batches, stop)
             stop.ignore_children()  # only now: torch sets its own handler when the workers begin
             waited = time.perf_counter() - began
-            good, bad = (len(batch), len(batch.skipped)) if batch else (0, 0)
+            good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
             counts = tally(good, bad, stop.requested, parts.device, fault is not None)
             if counts.fault:
                 faults.raise_on_every_rank(fault, parts.saver.last)

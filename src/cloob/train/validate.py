@@ -89,7 +89,7 @@ def validate(
     skipped: list[Skip] = []
     with torch.no_grad():
         for batch, fault in _drawn(loader.epoch(0), stop):
-            good, bad = (len(batch), len(batch.skipped)) if batch else (0, 0)
+            good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
             counts = tally(good, bad, stop.requested, device, fault is not None)
             if counts.fault:
                 raise_on_every_rank(fault, last_checkpoint)
