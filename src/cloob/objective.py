@@ -375,7 +375,8 @@ class ContrastiveObjective(ScaledModule):
             ids = None if both is None else both[0].to(torch.int64)
             scales = self._scales(logit_scale, x)
             self._look(x, y, scales)
-            numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *map(float, scales.values()))
+            values = (float(scale.detach()) if isinstance(scale, Tensor) else scale for scale in scales.values())
+            numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *values)
             facts = dict(zip(facts, numbers, strict=True))
         except (TypeError, ValueError) as error:
             fault = error
