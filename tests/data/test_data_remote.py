@@ -165,7 +165,7 @@ def test_https(shards: Path, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     script = (
-        "import sys\nfrom cloob.data import opener\nopener._PAUSES = (0, 0)\n"
+        "import sys\nfrom cloob.data.shards import spec as opener\nopener._PAUSES = (0, 0)\n"
         "from cloob.data.open import open_source\nprint(open_source(sys.argv[1]).read(11).caption)"
     )
     with served(shards, context) as url:
@@ -268,7 +268,7 @@ def test_what_is_no_tar_is_not_kept(shards: Path, cache: ShardCache) -> None:
 def test_without_counts_it_says_how_to_make_them(shards: Path, cache: ShardCache) -> None:
     spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
     with pytest.raises(
-        InputError, match=r"number of samples .* must be known; .*python -m cloob\.data\.sizes"
+        InputError, match=r"number of samples .* must be known; .*python -m cloob\.data\.shards\.sizes"
     ) as caught:
         open_source(spec, cache=cache)
     assert "\n" not in str(caught.value)
