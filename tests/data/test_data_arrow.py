@@ -74,8 +74,8 @@ def test_what_datasets_itself_writes(tmp_path: Path, image: MakeImage) -> None:
         "caption": [f"pair {i}" for i in range(6)],
     }
     made = datasets.Dataset.from_dict(rows, features=features)
-    made.save_to_disk(tmp_path / "one", num_shards=2)
-    datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(tmp_path / "splits")
+    made.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(str(tmp_path / "splits"))
     made.to_parquet(tmp_path / "p" / "train-00000-of-00001.parquet")
     for place, order in (("one", range(6)), ("splits/test", (4, 1)), ("p", range(6))):
         source = open_source(tmp_path / place, cache=ShardCache(tmp_path / "cache"))
