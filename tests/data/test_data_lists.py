@@ -17,9 +17,9 @@ import pytest
 from cloob import cache as cache_files
 from cloob.cli import main
 from cloob.data.open import open_source
+from cloob.data.shards import fetch as opener
 from cloob.data.shards import sizes
-from cloob.data.shards import spec as opener
-from cloob.data.shards.spec import fetch
+from cloob.data.shards.fetch import fetch
 from cloob.data.shards.spool import ShardCache
 from cloob.errors import InputError
 

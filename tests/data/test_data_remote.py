@@ -25,14 +25,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cloob.cli import main
 from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
-from cloob.data.open import Source, open_source
-from cloob.data.shards import sizes
-from cloob.data.shards import spec as opener
+from cloob.data.open import open_source
+from cloob.data.shards import fetch as opener
 from cloob.data.shards.remote import RemoteShardSource
 from cloob.data.shards.spec import is_remote, shard_name, sibling
 from cloob.data.shards.spool import ShardCache
+from cloob.data.source import Source
 from cloob.errors import InputError
 
 MakeImage = Callable[..., bytes]
@@ -165,7 +166,7 @@ def test_https(shards: Path, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     script = (
-        "import sys\nfrom cloob.data import opener\nopener._PAUSES = (0, 0)\n"
+        "import sys\nfrom cloob.data.shards import fetch as opener\nopener._PAUSES = (0, 0)\n"
         "from cloob.data.open import open_source\nprint(open_source(sys.argv[1]).read(11).caption)"
     )
     with served(shards, context) as url:
@@ -267,9 +268,7 @@ def test_what_is_no_tar_is_not_kept(shards: Path, cache: ShardCache) -> None:
 
 def test_without_counts_it_says_how_to_make_them(shards: Path, cache: ShardCache) -> None:
     spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
-    with pytest.raises(
-        InputError, match=r"number of samples .* must be known; .*python -m cloob\.data\.sizes"
-    ) as caught:
+    with pytest.raises(InputError, match=r"number of samples .* must be known; .*cloob data FOLDER --count") as caught:
         open_source(spec, cache=cache)
     assert "\n" not in str(caught.value)
     (shards / "sizes.json").write_text('{"00000.tar": 5}')
@@ -287,19 +286,19 @@ def test_sizes_are_counted_for_local_and_for_streamed_shards(
     shards: Path, cache: ShardCache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (shards / "sizes.json").write_text('{"00000.tar": 99}')  # a stale one is no obstacle
-    assert sizes.main([str(shards)]) == 0
+    assert main(["data", str(shards), "--count"]) == 0
     assert json.loads((shards / "sizes.json").read_text()) == SIZES
     assert "3 shards, 12 samples" in capsys.readouterr().out
     assert open_source(shards / "sizes.json").shard_sizes == (5, 4, 3)  # local shards by their list
     spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
     written = shards.parent / "sizes.json"
-    assert sizes.main([spec, "--out", str(written)]) == 0
+    assert main(["data", spec, "--count", "--out", str(written)]) == 0
     assert json.loads(written.read_text()) == SIZES  # to be put beside the shards
     (shards / "sizes.json").unlink()
     source = open_source(spec, cache=cache)  # by what was counted on this host
     assert source.streamed and source.shard_sizes == (5, 4, 3) and source.read(11).caption == "pair 11"
     os.truncate(shards / "00001.tar", 2000)
-    assert sizes.main([str(shards)]) == 2 and sizes.main([f"{shards}/*.tar"]) == 2
+    assert main(["data", str(shards), "--count"]) == 2 and main(["data", f"{shards}/*.tar", "--count"]) == 2
     told = capsys.readouterr().err
     assert "00001.tar: cut after 2,000 bytes" in told and "--out is missing" in told
 

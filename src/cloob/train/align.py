@@ -19,8 +19,8 @@ from torch import Tensor
 from cloob.data.batch import Batch
 from cloob.data.content import content_key
 from cloob.data.loader import PairLoader
-from cloob.data.open import Source
 from cloob.data.order import epoch_order, local_part
+from cloob.data.source import Source
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole

@@ -22,10 +22,9 @@ import pyarrow as pa
 from cloob.cache import cache_root, locked
 from cloob.data.batch import printable
 from cloob.data.shards.tar import Member, TarListing, TarReader, split_name
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
-CAPTION_EXTENSIONS = ("txt", "caption")
 ABSENT = -1
 """Offset of a part that a sample does not have."""
 CUT = -2

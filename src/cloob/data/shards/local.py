@@ -7,12 +7,11 @@ from pathlib import Path
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES
-from cloob.data.shards.index import ABSENT, CAPTION_EXTENSIONS, CUT, IMAGE_EXTENSIONS, group_members, open_index
+from cloob.data.shards.index import ABSENT, CUT, open_index
 from cloob.data.shards.sizes import SIZES, read_sizes
 from cloob.data.shards.tar import TarReader
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
-
-__all__ = ["CAPTION_EXTENSIONS", "IMAGE_EXTENSIONS", "ShardSource", "group_members"]
 
 
 class ShardSource:

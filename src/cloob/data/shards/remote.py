@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from cloob.data.batch import BadSample, RawSample
+from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.sizes import SIZES, fetch_sizes, listed_url, remembered
-from cloob.data.shards.spec import expand, fetch, shard_name, sibling
+from cloob.data.shards.spec import expand, shard_name, sibling
 from cloob.data.shards.spool import INDEX_SUFFIX, Ahead, ShardCache, touch
 from cloob.errors import InputError
 
@@ -33,7 +34,7 @@ class RemoteShardSource:
 
     Args:
         name: What reports call this source.
-        urls: What ``opener.fetch`` opens, one a shard.
+        urls: What ``fetch`` opens, one a shard.
         counts: Samples in each shard.
         cache: Where the shards are kept.
     """
@@ -178,7 +179,6 @@ def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
 
 
 _HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.shards.sizes FOLDER" writes it '
-    "where they are local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the "
-    "counts"
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
+    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
 )

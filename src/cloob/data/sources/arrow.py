@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import parquet
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
@@ -181,8 +182,6 @@ def arrow_files(folder: Path) -> list[Path]:
 
 def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
-    from pyarrow import parquet
-
     try:
         schema = parquet.read_schema(path)
     except (OSError, pa.ArrowException):
@@ -196,8 +195,6 @@ def _facts(path: Path) -> tuple[pa.Schema, int]:
     """Columns and number of rows of a file."""
     try:
         if path.suffix.lower() == ".parquet":
-            from pyarrow import parquet
-
             about = parquet.read_metadata(path)
             return about.schema.to_arrow_schema(), about.num_rows
         table = _map(path)
@@ -217,8 +214,6 @@ def _map(path: Path) -> pa.Table:
 
 
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
-    from pyarrow import parquet
-
     try:
         path.stat()  # Arrow's own error would not have the file's name
         with parquet.ParquetFile(path) as file:

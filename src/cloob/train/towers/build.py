@@ -10,8 +10,9 @@ import torch
 from cloob.data.builder import Tokenizer
 from cloob.data.loader import PairLoader
 from cloob.data.mix import mix
-from cloob.data.open import Source, open_source
+from cloob.data.open import open_source
 from cloob.data.shards.spool import ShardCache
+from cloob.data.source import Source
 from cloob.data.transforms import train_transform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
