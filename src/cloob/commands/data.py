@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cloob.commands.arguments import parse
+from cloob.commands.arguments import CacheArguments, parse
 from cloob.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class DataArguments:
     """Column of a table with the caption."""
     workers: int = 2
     """Decoding threads."""
+    cache: CacheArguments = field(default_factory=CacheArguments)
 
 
 def main(words: Sequence[str]) -> int:
@@ -51,6 +52,7 @@ def main(words: Sequence[str]) -> int:
     for name, least in (("most", 0), ("pictures", 1), ("workers", 1)):
         if getattr(arguments, name) < least:
             raise InputError(f"--{name} is {getattr(arguments, name)}; {least} or more is wanted")
+    arguments.cache.use()
     return _count(arguments) if arguments.count else _look(arguments)
 
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
 
+from cloob.cache import Cache
 from cloob.data.batch import BadSample
 from cloob.data.decode import decode
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.paths import is_pattern, listed_shards, matching_files, tars_in
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import is_remote, local_path
-from cloob.data.shards.spool import ShardCache
 from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
 from cloob.data.source import Source
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
@@ -38,7 +38,7 @@ def open_source(
     *,
     image_column: str = "filepath",
     caption_column: str = "title",
-    cache: ShardCache | None = None,
+    cache: Cache | None = None,
 ) -> Source:
     """Opens image-caption pairs.
 
@@ -56,7 +56,7 @@ def open_source(
             - a folder of images with a .txt beside each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
         caption_column: Column of a table with the caption.
-        cache: Where streamed shards are kept; None: 50 GiB in the user's cache folder.
+        cache: Where streamed shards, unpacked Parquet and the places of samples are kept; None: ``Cache()``.
 
     Returns:
         The source, of which at least two pairs could be read.
@@ -99,11 +99,11 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
         check_columns(path, image_column, caption_column)
 
 
-def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache | None) -> Source:
+def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None) -> Source:
 
-    cache = cache or ShardCache()
+    cache = cache or Cache()
     if spec in _DEMO_SPLITS:
-        return ShardSource(spec, tars_in(DEMO / _DEMO_SPLITS[spec]))
+        return ShardSource(spec, tars_in(DEMO / _DEMO_SPLITS[spec]), cache=cache)
     if spec.startswith("demo:"):
         raise _no_demo(spec)
     if is_remote(spec):
@@ -112,7 +112,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     path = Path(spec)
     inside = (image_column, caption_column, cache)
     if path.suffix.lower() == ".json" and path.is_file():
-        return ShardSource(spec, listed_shards(path))
+        return ShardSource(spec, listed_shards(path), cache=cache)
     pattern = is_pattern(spec) and not path.exists()
     if (path.suffix.lower() == ".arrow" and path.is_file()) or (
         path.suffix.lower() == ".parquet" and holds_images(path, image_column)
@@ -122,16 +122,16 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
         return TableSource(path, image_column, caption_column)
     if path.is_dir():
         if tars := tars_in(path):
-            return ShardSource(spec, tars)
+            return ShardSource(spec, tars, cache=cache)
         files = arrow_files(path)
         return ArrowSource(spec, files, *inside) if files else open_folder(path, caption_column)
     if path.is_file() and is_tar(path):
-        return ShardSource(spec, [path])
+        return ShardSource(spec, [path], cache=cache)
     if pattern:
         paths = matching_files(spec)
         if all(each.suffix.lower() in ARROW_SUFFIXES for each in paths):
             return ArrowSource(spec, paths, *inside)
-        return ShardSource(spec, paths)
+        return ShardSource(spec, paths, cache=cache)
     if path.exists():
         raise InputError(
             f"{spec}: expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"

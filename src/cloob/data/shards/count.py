@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from cloob.cache import Cache
 from cloob.data.shards.fetch import fetch
 from cloob.data.shards.index import open_index
 from cloob.data.shards.paths import local_shards
@@ -31,7 +32,7 @@ def count_samples(spec: str) -> dict[str, int]:
             if remote:
                 path = Path(folder) / "shard.tar"
                 fetch(str(item), path)
-            index = open_index(TarReader((path,)))
+            index = open_index(TarReader((path,)), Cache())
             if index.cuts:
                 raise InputError(f"{item}: {index.cuts[0]}; {index.complete(0):,} samples are complete")
             sizes[str(item) if remote else path.name] = index.complete(0)
