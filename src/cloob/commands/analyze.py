@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cloob.commands.arguments import check_amounts, parse
+from cloob.cache import Cache
+from cloob.commands.arguments import CacheArguments, check_amounts, parse
 from cloob.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -36,14 +37,13 @@ class AnalyzeArguments:
     """Cosine from which two pictures count as one."""
     out: Path = Path("runs/analyze")
     """Folder of analysis.json and report.html."""
-    cache: Path | None = None
-    """Folder of embeddings for later runs; OUT/cache when left out."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     batch_size: int = 256
     """Images or texts a forward pass."""
     workers: int = 2
     """Decoding threads."""
+    cache: CacheArguments = field(default_factory=CacheArguments)
 
 
 def main(words: Sequence[str]) -> int:
@@ -56,6 +56,7 @@ def main(words: Sequence[str]) -> int:
     if arguments.similar < 0 or arguments.limit < 2:
         raise InputError("similar must be 0 or more, and limit 2 or more")
     check_amounts(arguments.batch_size, arguments.workers)
+    arguments.cache.use()
 
     from cloob.commands.console import EmbeddingProgress
     from cloob.commands.eval import named
@@ -73,7 +74,7 @@ def main(words: Sequence[str]) -> int:
         device=resolve_device(arguments.device),
         batch_size=arguments.batch_size,
         workers=arguments.workers,
-        cache=arguments.cache or arguments.out / "cache",
+        cache=Cache(),
     )
     with EmbeddingProgress() as progress:
         analysis = analyze(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cloob.commands.arguments import check_amounts, parse
+from cloob.cache import Cache
+from cloob.commands.arguments import CacheArguments, check_amounts, parse
 from cloob.errors import InputError, require
 
 if TYPE_CHECKING:
@@ -46,14 +47,13 @@ class EvalArguments:
     """One probe a seed, which draws its shots and its validation images."""
     out: Path = Path("runs/eval")
     """Folder of results.json, report.html, clip_benchmark/ and per_class/."""
-    cache: Path | None = None
-    """Folder of embeddings for later runs; OUT/cache when left out."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     batch_size: int = 256
     """Images or texts a forward pass."""
     workers: int = 2
     """Decoding threads."""
+    cache: CacheArguments = field(default_factory=CacheArguments)
 
 
 def main(words: Sequence[str]) -> int:
@@ -66,6 +66,7 @@ def main(words: Sequence[str]) -> int:
     if not arguments.probe and (arguments.shots is not None or arguments.probe_seeds != (0,)):
         raise InputError("--shots and --probe-seeds are those of a linear probe; add --probe")
     check_amounts(arguments.batch_size, arguments.workers)
+    arguments.cache.use()
 
     from cloob.commands.console import print_table, tell
     from cloob.commands.judge import Comparison, check_writable, measure, write_page
@@ -97,7 +98,7 @@ def main(words: Sequence[str]) -> int:
         device=resolve_device(arguments.device),
         batch_size=arguments.batch_size,
         workers=arguments.workers,
-        cache=arguments.cache or arguments.out / "cache",
+        cache=Cache(),
     )
     embeddings, results = measure(comparison, options, arguments.out)
     write_set_files(arguments.out, results, embeddings, comparison.zeroshot)

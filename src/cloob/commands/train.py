@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cloob.cache import use_cache
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
@@ -28,6 +29,7 @@ def main(words: Sequence[str]) -> int:
     start, rest = _start(list(words))
     config = parse(TrainConfig, rest, "cloob train", start, usage=_USAGE, description=_DESCRIPTION)
     preflight(config)
+    use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
 
     from cloob.train.loop import train
     from cloob.train.watch.log import ProgressDisplay

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
-from cloob.data.open import Source, open_source
+from cloob.data.open import open_source
 from cloob.data.shards.spec import is_remote, local_path
+from cloob.data.source import Source
 from cloob.errors import InputError, nearest
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from cloob.data.open import check_there
 from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
 from cloob.models.names import check_name
@@ -32,6 +31,8 @@ def preflight(config: TrainConfig) -> None:
         raise fsdp_alone()
     if os.environ.get("RANK", "0") != "0":
         return
+    from cloob.data.open import check_there  # brings pyarrow, which no --help waits for
+
     for spec in (*config.pairs.data, *config.pairs.val_data):
         check_there(spec, image_column=config.pairs.image_column, caption_column=config.pairs.caption_column)
     for source in (config.towers.init, config.align.image_encoder, config.align.text_encoder):

@@ -41,9 +41,10 @@ class PairsConfig:
     """Read shard by shard, shuffled within a window of this many pairs a process; 0 shuffles everything. Left out:
     10,000 for streamed shards, 0 for local data."""
     cache_dir: Path | None = None
-    """Where streamed shards are kept; left out, the user's cache folder. Processes of one host share it."""
-    cache_gb: float = 50.0
-    """Room for streamed shards in GiB; those used longest ago go first."""
+    """Where what can be made again is kept: streamed shards, encoders' features and the like; left out, $CLOOB_CACHE
+    or the user's cache folder. Runs and processes of one host share it."""
+    cache_gb: float | None = None
+    """Room for it in GiB; what was used longest ago goes first. Left out, $CLOOB_CACHE_BYTES or 50."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Range of the area kept by the random crop of the training images."""
     flip: bool = False
@@ -64,7 +65,7 @@ class PairsConfig:
         )
         buffer = self.shuffle_buffer
         check(buffer is None or buffer >= 0, "shuffle_buffer", buffer, "a number of pairs, or 0 for a full shuffle")
-        check(_positive(self.cache_gb), "cache_gb", self.cache_gb, "a positive number of GiB")
+        check(self.cache_gb is None or _positive(self.cache_gb), "cache_gb", self.cache_gb, "a positive number of GiB")
         check(bool(self.image_column), "image_column", self.image_column, "the name of a column")
         check(bool(self.caption_column), "caption_column", self.caption_column, "the name of a column")
         low, high = self.crop_scale
@@ -341,8 +342,6 @@ class AlignConfig:
     """Dimension of the space that both heads lead to."""
     head_dropout: float = 0.1
     """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp."""
-    features: Path | None = None
-    """Folder of the encoders' features, computed once for all runs that share it; OUT/features when left out."""
 
     def __post_init__(self) -> None:
         for key in ("image_encoder", "text_encoder"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cloob.errors import InputError, nearest
+from cloob.renamed import RETIRED
 
 
 def check(ok: bool, key: str, found: object, right: str) -> None:
@@ -55,6 +56,8 @@ def build(cls: type, values: Any, prefix: str = "") -> Any:
     known = hints(cls)
     arguments = {}
     for key, value in values.items():
+        if f"{prefix}{key}" in RETIRED:
+            continue
         if key not in known:
             raise InputError(f"unknown key {prefix + str(key)!r}; {_where(cls, str(key), prefix)}")
         if dataclasses.is_dataclass(known[key]):

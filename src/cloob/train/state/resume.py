@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
     f"pairs.{leaf}" for leaf in ("workers", "val_data", "cache_dir", "cache_gb")
 }
-_FREE_KEYS |= {"run.patience", "towers.average_with_start", "align.features"}
+_FREE_KEYS |= {"run.patience", "towers.average_with_start"}
 _FREE_KEYS |= {"run.batch_size"}  # has a line of its own
 
 
