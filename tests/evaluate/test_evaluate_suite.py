@@ -15,7 +15,7 @@ from cloob.evaluate.examples import example_queries
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.evaluate.suite import differences, evaluate, write_results
-from cloob.models.store import save_model
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 

@@ -16,7 +16,9 @@ import torch
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints, load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints
 from cloob.models.towers import TINY_MODELS, create_model
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}

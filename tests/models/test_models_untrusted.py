@@ -18,7 +18,9 @@ import torch
 from cloob import cli
 from cloob.errors import InputError, one_line
 from cloob.models.aligned import open_image_encoder, open_text_encoder
-from cloob.models.store import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
 from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
 from cloob.train.state.resume import read_checkpoint
@@ -96,7 +98,7 @@ def test_a_model_folder_runs_none_of_its_python(
     for source in (hostile, f"local-dir:{hostile}"):
         refused(lambda source=source: load_model(source), said)
     for open_it in (open_image_encoder, open_text_encoder):
-        refused(lambda open_it=open_it: open_it(str(hostile)), said)
+        refused(lambda open_it=open_it: open_it(str(hostile), load_model), said)
     change(hostile / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].pop("tokenizer_kwargs"))
     refused(lambda: load_model(hostile), "tokenizer_config.json: auto_map asks for Python code")
     assert not marker.exists()
@@ -157,9 +159,9 @@ def test_an_encoder_of_align_runs_none_of_its_python(
     never_asked(monkeypatch)
     folder = plant(shutil.copytree(bert, tmp_path / "bert"), marker, name)
     for spec in (str(folder), f"hf:{folder}"):
-        refused(lambda spec=spec: open_text_encoder(spec), name, "auto_map")
+        refused(lambda spec=spec: open_text_encoder(spec, load_model), name, "auto_map")
     plant(folder, marker, "config.json")
-    refused(lambda: open_image_encoder(f"timm:local-dir:{folder}"), "auto_map")
+    refused(lambda: open_image_encoder(f"timm:local-dir:{folder}", load_model), "auto_map")
     assert not marker.exists()
 
 
@@ -194,8 +196,8 @@ def test_a_model_of_the_hub_runs_none_of_its_python(
     cached(hostile, hub_cache, "some", "hostile")
     refused(lambda: load_model("hf-hub:some/hostile"), "Python code of the model's own")
     cached(plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"), hub_cache, "some", "bert")
-    refused(lambda: open_text_encoder("hf:some/bert"), "some--bert", "auto_map")
-    refused(lambda: open_image_encoder("timm:hf-hub:some/bert"), "auto_map")
+    refused(lambda: open_text_encoder("hf:some/bert", load_model), "some--bert", "auto_map")
+    refused(lambda: open_image_encoder("timm:hf-hub:some/bert", load_model), "auto_map")
     for key in ("hf_tokenizer_name", "hf_model_name"):  # a good model that names a bad one
         other = shutil.copytree(tower, tmp_path / key)
         change(other / CONFIG_FILE, lambda c, key=key: c["model_cfg"]["text_cfg"].update({key: "some/bert"}))
@@ -240,7 +242,7 @@ def test_arguments_of_open_clip_s_own_configs_are_taken(tower: Path, tmp_path: P
 def test_an_index_of_shards_stays_in_its_folder(name: str, shard: str, bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(bert, tmp_path / "bert")
     (folder / name).write_text(json.dumps({"weight_map": {"a": "model-1.bin", "b": shard}}))
-    refused(lambda: open_text_encoder(str(folder)), name, "outside of its folder")
+    refused(lambda: open_text_encoder(str(folder), load_model), name, "outside of its folder")
 
 
 def test_a_vocabulary_outside_of_the_folder_is_not_read(bert: Path, tmp_path: Path) -> None:
@@ -248,7 +250,7 @@ def test_a_vocabulary_outside_of_the_folder_is_not_read(bert: Path, tmp_path: Pa
     secret = tmp_path / "secret"
     secret.write_text("word")
     change(folder / "tokenizer_config.json", lambda config: config.update(vocab_file=str(secret)))
-    refused(lambda: open_text_encoder(str(folder)), "vocab_file", "outside of its folder")
+    refused(lambda: open_text_encoder(str(folder), load_model), "vocab_file", "outside of its folder")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from train_helpers import KilledAfter, exact, fork, lines
 
 from cloob.cli import main
-from cloob.models.store import load_model
+from cloob.models.load import load_model
 from cloob.recipes import get_recipe
 from cloob.train.loop import train
 

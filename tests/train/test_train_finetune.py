@@ -13,7 +13,7 @@ from train_helpers import exact
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import load_model
+from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig

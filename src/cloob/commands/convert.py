@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
+from cloob.models.runs import CONFIG_FILE, TOWERS_FILE
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"SRC and DEST are wanted, {len(places)} given (cloob convert --help)")
     source, target = places[0], Path(places[1])
     _check_target(target, overwrite=options.overwrite)
-    from cloob.models.store import load_model, save_model
+    from cloob.models.folder import save_model
+    from cloob.models.load import load_model
 
     encoder = load_model(source)
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
@@ -52,7 +54,7 @@ def main(words: Sequence[str]) -> int:
 def _check_target(target: Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
-    names = ("open_clip_config.json", "towers.json")
+    names = (CONFIG_FILE, TOWERS_FILE)
     if not target.is_dir() or (not any((target / name).is_file() for name in names) and any(target.iterdir())):
         raise InputError(f"{target}: exists and is no model folder; give another place")
     if not overwrite and any(target.iterdir()):

