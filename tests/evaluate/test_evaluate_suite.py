@@ -25,8 +25,8 @@ NAMES = list(COLOURS)
 @pytest.fixture
 def models() -> dict[str, ColourModel]:
     good, bad = ColourModel("good"), ColourModel("bad", confused=[("red", "blue")])
-    good.objective = make_objective("cloob").config()
-    bad.objective = make_objective("clip").config()
+    good.objective_config = make_objective("cloob").config()
+    bad.objective_config = make_objective("clip").config()
     return {"bad": bad, "good": good}
 
 

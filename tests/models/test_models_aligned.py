@@ -161,7 +161,7 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
         expected = F.normalize(head.matrix(rows) + last(act(first(norm(rows)))), dim=1)
         torch.testing.assert_close(whole.encode_image(pixels), expected)
         tokens = whole.tokenizer(TEXTS[:3])
-        by_features = whole(*whole.features(pixels, tokens))
+        by_features = whole.project(*whole.features(pixels, tokens))
         torch.testing.assert_close(by_features[0], expected)
         torch.testing.assert_close(by_features, whole(pixels, tokens))
         torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
@@ -196,7 +196,7 @@ def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) 
     with torch.no_grad():
         assert torch.equal(loaded.encode_image(pixels), whole.encode_image(pixels))
         assert torch.equal(loaded.encode_text(TEXTS), whole.encode_text(TEXTS))
-    assert (loaded.name, loaded.objective, loaded.embed_dim) == (whole.name, CONFIG, 12)
+    assert (loaded.name, loaded.objective_config, loaded.embed_dim) == (whole.name, CONFIG, 12)
 
 
 def test_another_encoder_under_the_same_name_is_noticed(
@@ -313,3 +313,16 @@ def test_lite0_of_its_package_knows_photographs(shared_data: Path) -> None:
     with torch.no_grad():
         logits = encoder(pixels / 255 * 2 - 1) @ weights["_fc.weight"].T + weights["_fc.bias"]
     assert [IMAGENET_CLASSNAMES[i] for i in logits.argmax(1).tolist()] == list(names.values())
+
+
+def test_forward_takes_features_only_when_told(whole: AlignedEncoder) -> None:
+    pixels, tokens = torch.zeros(2, 3, 64, 64), whole.tokenizer(TEXTS[:2])
+    features = whole.features(pixels.byte(), tokens)
+    with pytest.raises(ValueError, match="images"):
+        whole(*features)
+    whole.on_features = True
+    try:
+        with torch.no_grad():
+            assert all(map(torch.equal, whole(*features), whole.project(*features)))
+    finally:
+        whole.on_features = False

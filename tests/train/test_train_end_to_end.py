@@ -35,8 +35,8 @@ def test_the_paper_s_recipes_on_their_formats(
     for line in lines(tmp_path / "run" / "epochs.jsonl"):
         assert line["skipped"] == {"corrupt image": 1, "empty caption": 1}
     encoder = load_model(tmp_path / "run")
-    assert encoder.objective["hopfield"] == recipe.endswith("cloob")
-    assert encoder.objective["learnable_inv_tau"] == recipe.endswith("clip")
+    assert encoder.objective_config["hopfield"] == recipe.endswith("cloob")
+    assert encoder.objective_config["learnable_inv_tau"] == recipe.endswith("clip")
 
 
 def first_pairs(shard: Path, folder: Path, pairs: int) -> str:

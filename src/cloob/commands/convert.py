@@ -35,10 +35,10 @@ def main(words: Sequence[str]) -> int:
     from cloob.models.folder import save_model
     from cloob.models.load import load_model
 
-    encoder = load_model(source)
+    encoder = load_model(source, device="cpu")
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
     try:
-        save_model(temporary, encoder, encoder.objective)
+        save_model(temporary, encoder, encoder.objective_config)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
@@ -46,7 +46,8 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    kind = "cloob alone reads it" if "towers" in encoder.config else f"open_clip reads it as local-dir:{target}"
+    theirs = encoder.config.kind == "open_clip"
+    kind = f"open_clip reads it as local-dir:{target}" if theirs else "cloob alone reads it"
     print(f"{target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {kind}")
     return 0
 

@@ -294,7 +294,9 @@ class Embeddings:
                 self._model_keys[model] = folder_key(folder, self._device)
             else:
                 encoder = self.encoder(model)
-                towers = {name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective")}
+                towers = {
+                    name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective_config")
+                }
                 device = getattr(encoder, "device", self._device)
                 key = module_key(encoder, towers, device) if isinstance(encoder, nn.Module) else None
                 self._model_keys[model] = key

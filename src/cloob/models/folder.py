@@ -18,7 +18,7 @@ from torch import Tensor
 from cloob.errors import InputError, require
 from cloob.models.aligned.encoders import LoadModel
 from cloob.models.aligned.model import aligned_files, load_aligned
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model, reachable_hub
 from cloob.models.runs import (
     ALIGNED_FILE,
@@ -52,16 +52,16 @@ def save_model(
         ValueError: ``objective`` is not JSON-able or its ``inv_tau`` is not positive.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if "aligned" in encoder.config:  # heads on frozen encoders: the encoders by name alone
+    if encoder.config.kind == "aligned":  # heads on frozen encoders: the encoders by name alone
         files = aligned_files(encoder)
     else:
         state = _stored_state(encoder.state_dict() if weights is None else weights, objective)
-        towers = "towers" in encoder.config
-        files = towers_folder.towers_files(encoder, state) if towers else _open_clip_files(encoder, state)
+        others = encoder.config.kind == "towers"
+        files = towers_folder.towers_files(encoder, state) if others else _open_clip_files(encoder, state)
     for name, content in files.items():
         _write(folder / name, content)
     _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
-    if encoder.config["text_cfg"].get("hf_tokenizer_name"):
+    if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     _sync(folder)
 
@@ -111,7 +111,7 @@ def _stored_state(weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -
 
 def _open_clip_files(encoder: DualEncoder, state: dict[str, Tensor]) -> dict[str, bytes]:
     """The files of a folder of open_clip's towers by their names."""
-    config = {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
+    config = {"model_cfg": encoder.config.settings, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
     settings = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
     if settings is not None:
         config["tokenizer"] = settings
@@ -140,7 +140,8 @@ def _read_open_clip(folder: Path, config: dict[str, Any], objective: dict[str, A
         tokenizer = stored_tokenizer(file, config["tokenizer"], model_cfg["text_cfg"])
     else:
         tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(file))
-    return DualEncoder(str(config.get("name", folder.name)), model, tokenizer, model_cfg, objective)
+    name = str(config.get("name", folder.name))
+    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -9,21 +9,23 @@ import torch
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import read_model, readied_text_tower
-from cloob.models.hub import check_hub_model, reachable_hub
+from cloob.models.hub import check_hub_model, fetch_first
 from cloob.models.names import check_path, known_models
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
+    HUB_WEIGHTS_FILES,
     MODEL_FOLDER,
     best_checkpoint,
     config_file,
     latest_checkpoint,
+    weights_file,
 )
 from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
 from cloob.models.untrusted import check_model_cfg, read_json
-from cloob.models.weights import families
+from cloob.models.weights import families, open_clip_folder
 
 BEST = ":best"
 
@@ -38,7 +40,7 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
         device: Where the towers go; ``"auto"`` is CUDA where there is one, else the CPU.
 
     Returns:
-        The encoder; its ``objective`` is what ``objective.json`` says.
+        The encoder; ``make_objective()`` gives the objective that it was trained with.
 
     Raises:
         InputError: Nothing there, not a model, weights that are missing, damaged or of another architecture, an unknown
@@ -98,16 +100,21 @@ def _model_folder(folder: Path) -> Path:
 
 
 def _load_hub(source: str) -> DualEncoder:
-    """Towers from the Hugging Face hub, or from its cache."""
+    """Towers from the Hugging Face hub, or from its cache, read as a folder's are."""
+    name = source.removeprefix("hf-hub:")
     with translated(source):
-        config = read_json(check_hub_model(source.removeprefix("hf-hub:"), source) / CONFIG_FILE).get("model_cfg")
-        if not isinstance(config, dict):
+        config = read_json(check_hub_model(name, source) / CONFIG_FILE)
+        model_cfg = config.get("model_cfg")
+        if not isinstance(model_cfg, dict):
             raise InputError(f"{source}: {CONFIG_FILE} has no 'model_cfg'")
-        check_model_cfg(config, f"{source}: {CONFIG_FILE}")
-    tokenizer = load_tokenizer(source, config, source)
-    with translated(source), readied_text_tower(config), reachable_hub(source), torch.random.fork_rng(devices=[]):
-        model = open_clip().create_model(source, require_pretrained=True)
-    return DualEncoder(source, model, tokenizer, config)
+        check_model_cfg(model_cfg, f"{source}: {CONFIG_FILE}")
+        folder = fetch_first(name, source, [[file] for file in HUB_WEIGHTS_FILES])
+    tokenizer = load_tokenizer(source, model_cfg, source)
+    with readied_text_tower(model_cfg):
+        weights = weights_file(folder)
+        assert weights is not None, folder
+        model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
+    return DualEncoder(source, model, tokenizer, EncoderConfig.open_clip(model_cfg))
 
 
 def _load_tag(source: str) -> DualEncoder:

@@ -41,6 +41,8 @@ TOWERS_WEIGHTS_FILE = "model.safetensors"
 ALIGNED_FILE = "aligned.json"
 HEADS_FILE = "heads.safetensors"
 OBJECTIVE_FILE = "objective.json"
+HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+"""The weights that open_clip fetches from a hub: the first of these that is there."""
 
 _LESS_IS_BETTER = {"val_loss": True, "val_recall": False}
 _STEP = re.compile(r"step-(\d+)")

@@ -66,7 +66,9 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
         torch.default_generator.manual_seed(config.run.seed)
         heads = [Head(side.features, align.embed_dim, align.head, align.head_dropout) for side in (image, text)]
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
-    return aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder.on_features = True
+    return encoder
 
 
 def feature_loader(

@@ -26,7 +26,7 @@ from cloob.models.aligned.encoders import (
     open_text_encoder,
 )
 from cloob.models.aligned.heads import Head
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 
 _FORMAT = 1
@@ -62,14 +62,24 @@ class AlignedTowers(nn.Module):
 
 
 class AlignedEncoder(DualEncoder):
-    """A ``DualEncoder`` whose encoders are frozen, so that it can also be called with their features."""
+    """A ``DualEncoder`` whose encoders are frozen, so that training goes over their features.
+
+    Attributes:
+        on_features: Whether ``forward`` takes the features of both encoders in the place of pixels and tokens.
+    """
+
+    on_features = False
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``DualEncoder.forward``; or, given the (n, F) features of both encoders, the heads alone."""
-        if images.ndim != 2:
-            return super().forward(images, tokens)
+        """As ``DualEncoder.forward``; of an encoder that is ``on_features`` as ``project``."""
+        return self.project(images, tokens) if self.on_features else super().forward(images, tokens)
+
+    def project(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads alone: the (n, F) features of both encoders to (n, D) unit rows; differentiable."""
         towers: AlignedTowers = self.model
-        return F.normalize(towers.image_head(images), dim=1), F.normalize(towers.text_head(tokens), dim=1)
+        return F.normalize(towers.image_head(image_features), dim=1), F.normalize(
+            towers.text_head(text_features), dim=1
+        )
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but for the encoders: training mode would move the statistics of their norms."""
@@ -118,11 +128,8 @@ def aligned_encoder(
         names: ``image_encoder`` and ``text_encoder`` as they were opened.
         objective: ``ContrastiveObjective.config()``, if the heads were trained.
     """
-    config = {
-        "embed_dim": image_head.options["embed_dim"],
-        "text_cfg": {"context_length": text.context_length},
-        "aligned": {"format": _FORMAT, **names, "image_size": image.preprocess_cfg["size"]},
-    }
+    settings = {"format": _FORMAT, **names, "image_size": image.preprocess_cfg["size"]}
+    config = EncoderConfig("aligned", image_head.options["embed_dim"], text.context_length, settings)
     name = f"{_short(names['image_encoder'])}+{_short(names['text_encoder'])}"
     return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
 
@@ -132,7 +139,7 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes]:
     towers: AlignedTowers = encoder.model
     heads = {"image": towers.image_head, "text": towers.text_head}
     content = {
-        **encoder.config["aligned"],
+        **encoder.config.settings,
         "image_fingerprint": fingerprint(towers.visual),
         "text_fingerprint": fingerprint(towers.text),
         "heads": {side: head.options for side, head in heads.items()},

@@ -43,7 +43,7 @@ def load_foreign(source: str) -> DualEncoder:
         model = registry.MODELS[name]
         path, config = fetch_model(name, model, show_progress), model.config
     encoder = _load_folder(path) if path.is_dir() else _load_file(path, config, port=port)
-    if port and encoder.config.get("towers", {}).get("family") != crowsonkb.FAMILY:
+    if port and encoder.config.settings.get("family") != crowsonkb.FAMILY:
         raise InputError(f"{path}: {PORT} is for files of crowsonkb/cloob-training alone")
     return encoder
 

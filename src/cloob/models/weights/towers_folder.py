@@ -28,7 +28,7 @@ def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[st
         encoder: With towers of ``crowsonkb`` or ``rinna``.
         weights: The towers' ``state_dict``, on the CPU.
     """
-    content = {"format": _FORMAT, "name": encoder.name, **encoder.config["towers"]}
+    content = {"format": _FORMAT, "name": encoder.name, **encoder.config.settings}
     files = {
         TOWERS_FILE: json.dumps(content, indent=2, allow_nan=False).encode(),
         TOWERS_WEIGHTS_FILE: require("safetensors.torch", "train").save(dict(weights), metadata={"format": "pt"}),
@@ -70,5 +70,5 @@ def load(folder: Path, content: dict[str, Any], objective: dict[str, Any]) -> Du
     else:
         encoder = rinna.encoder(name, folder, where, towers, config)
     if objective:
-        encoder.objective = objective
+        encoder.objective_config = objective
     return encoder

@@ -59,6 +59,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if isinstance(encoder, AlignedEncoder):
         preflight.check_heads_alone(config)
         align.check_same_heads(encoder, config)
+        encoder.on_features = True
     else:
         preflight.check_no_heads(config.align)
     if towers.model not in (None, encoder.name):

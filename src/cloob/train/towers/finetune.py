@@ -201,7 +201,7 @@ def write_average(config: TrainConfig, checkpoint: Path) -> Path:
     final = config.save.out / AVERAGED_FOLDER
     temporary = final.with_name(f".tmp-{AVERAGED_FOLDER}-{os.getpid()}")
     try:
-        save_model(temporary, tuned, tuned.objective)
+        save_model(temporary, tuned, tuned.objective_config)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     except OSError as error:

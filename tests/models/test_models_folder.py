@@ -96,7 +96,7 @@ def test_round_trip(name: str, tmp_path: Path, lively: Callable[..., DualEncoder
     before = torch.get_rng_state()
     loaded = load_model(tmp_path / "m")
     assert torch.equal(torch.get_rng_state(), before)
-    assert not loaded.training and loaded.name == name and loaded.objective == OBJECTIVE
+    assert not loaded.training and loaded.name == name and loaded.objective_config == OBJECTIVE
     assert loaded.config == encoder.config
     for ours, theirs in zip(embeddings(encoder.eval()), embeddings(loaded), strict=True):
         assert torch.equal(ours, theirs)
