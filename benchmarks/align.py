@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from cloob.models.store import find_best, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import find_best
 from cloob.objective import make_objective
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig

@@ -8,7 +8,6 @@ import grimp
 
 # What is still tied and may only become less.
 KNOWN = [
-    frozenset({"cloob.models.aligned.encoders", "cloob.models.aligned.model", "cloob.models.store"}),
     frozenset({"cloob.train.faults", "cloob.train.validate"}),
 ]
 

@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cloob.models.store import load_model
+    from cloob.models.load import load_model
     from cloob.objective import ContrastiveObjective
 
 __version__ = "0.1.0"
 __all__ = ["ContrastiveObjective", "__version__", "load_model"]
 
-_HOME = {"ContrastiveObjective": "cloob.objective", "load_model": "cloob.models.store"}
+_HOME = {"ContrastiveObjective": "cloob.objective", "load_model": "cloob.models.load"}
 
 
 def __getattr__(name: str) -> Any:

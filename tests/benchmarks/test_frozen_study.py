@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from cloob.data.open import open_source
-from cloob.models.store import load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
 from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig

@@ -69,7 +69,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
 def test_a_run_says_where_the_best_and_the_average_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cloob.models.store import save_model
+    from cloob.models.folder import save_model
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
 

@@ -18,7 +18,8 @@ from train_helpers import Recorder, Trained, exact, lines
 from cloob.data.mix import MixedSource
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, TrainingFailed
-from cloob.models.store import best_checkpoint, list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import best_checkpoint, list_checkpoints
 from cloob.train import loop
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig

@@ -11,7 +11,7 @@ import torch
 
 from cloob.data.batch import Batch
 from cloob.data.loader import PairLoader
-from cloob.models.store import list_checkpoints
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state.resume import read_checkpoint

@@ -96,9 +96,9 @@ def main(words: Sequence[str]) -> int:
 
 
 def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str], source: CaptionedSet) -> None:
-    from cloob.commands.judge import curve
     from cloob.data.batch import BadSample
     from cloob.evaluate.report import Found, ReportExtras, write_report
+    from cloob.models.runs import curve
 
     place = {}  # of a picture in the source, by its key
     wanted = {key for run in analysis["runs"] for pair in run["similar"] for key in pair["keys"]}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloob.cache import use_cache
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
+from cloob.models.runs import AVERAGED_FOLDER, find_best
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
 
@@ -46,8 +47,6 @@ def main(words: Sequence[str]) -> int:
 
 def _report(config: TrainConfig, result: RunResult) -> None:
     """What the run came to, and where it is."""
-    from cloob.models.store import find_best
-
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
@@ -55,7 +54,7 @@ def _report(config: TrainConfig, result: RunResult) -> None:
     if best is not None:
         print(f"{result.run}:best: {config.save.best} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and config.towers.average_with_start is not None:
-        print(f"{result.run / 'averaged'}: averaged with {config.towers.init}")
+        print(f"{result.run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
 
 
 def _start(words: list[str]) -> tuple[TrainConfig | None, list[str]]:

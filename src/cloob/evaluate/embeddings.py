@@ -143,7 +143,7 @@ class Embeddings:
         if not isinstance(found, str | Path):
             return found
         if self._loaded is None or self._loaded[0] != model:
-            from cloob.models.store import load_model
+            from cloob.models.load import load_model
 
             self._loaded = None  # let go of the other one first
             self._loaded = (model, load_model(self._folder(model) or found, device=self._device))
@@ -294,7 +294,9 @@ class Embeddings:
                 self._model_keys[model] = folder_key(folder, self._device)
             else:
                 encoder = self.encoder(model)
-                towers = {name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective")}
+                towers = {
+                    name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective_config")
+                }
                 device = getattr(encoder, "device", self._device)
                 key = module_key(encoder, towers, device) if isinstance(encoder, nn.Module) else None
                 self._model_keys[model] = key
@@ -303,7 +305,7 @@ class Embeddings:
     def _folder(self, model: str) -> Path | None:
         """The model folder, the same one however long a run goes on to write newer checkpoints; None for others."""
         if model not in self._folders:
-            from cloob.models.store import find_model_folder
+            from cloob.models.load import find_model_folder
 
             source = self._source(model)
             self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None

@@ -26,6 +26,7 @@ from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
+from cloob.models.load import load_model
 from cloob.train.config import TrainConfig
 from cloob.train.config.components import AlignConfig
 from cloob.train.ranks import on_rank_zero
@@ -59,13 +60,15 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     """
     align = config.align
     assert align.image_encoder is not None and align.text_encoder is not None
-    image = open_image_encoder(align.image_encoder, config.towers.image_size)
-    text = open_text(align.text_encoder)
+    image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
+    text = open_text(align.text_encoder, load_model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         heads = [Head(side.features, align.embed_dim, align.head, align.head_dropout) for side in (image, text)]
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
-    return aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder.on_features = True
+    return encoder
 
 
 def feature_loader(

@@ -10,6 +10,7 @@ import torch
 from cloob.distributed import rank, world_size
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
+from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.train import faults
 from cloob.train.config import TrainConfig
@@ -121,7 +122,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, checkpoint)
     if rank() == 0:
         remove_leftovers(config.save.out)
-        write_whole(config.save.out / "config.json", config.to_json())
+        write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
     log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
     limit = config.pairs.max_bad_fraction
     return Parts(

@@ -96,8 +96,9 @@ def fuzz(shared: Path, name: str, home: Path, copies: int) -> tuple[int, int]:
         loaded += 1
         assert {key: value.shape for key, value in found.items()} == {key: v.shape for key, v in good.items()}, seed
         different = sum(not torch.equal(found[key], good[key]) for key in good)
-        assert different <= (0 if target.suffix in CHECKSUMMED else 6), seed  # three changes, two neighbours each
-        if target.stat().st_size == len(content):  # else the bytes of one array may have moved
+        # Three changes, each of them perhaps on the border of two tensors.
+        assert different <= (0 if target.suffix in CHECKSUMMED else 6), seed
+        if different:
             assert sum(changed_bytes(good[key], found[key]) for key in good) <= 24, seed
     assert not [line for line in lines if "\n" in line]
     return len(lines), loaded
@@ -114,4 +115,4 @@ def test_a_few_mutated_copies(shared_weights: Path, tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", FILES)
 def test_two_thousand_mutated_copies(shared_weights: Path, tmp_path: Path, name: str) -> None:
     refused, loaded = fuzz(shared_weights, name, tmp_path / "f", 2000)
-    assert refused > 500 and refused + loaded == 2000
+    assert refused > 200 and refused + loaded == 2000

@@ -10,10 +10,18 @@ from pathlib import Path
 from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
 from cloob.models.names import check_name
+from cloob.models.runs import (
+    CHECKPOINTS_FOLDER,
+    EPOCHS_FILE,
+    METRICS_FILE,
+    RUN_CONFIG_FILE,
+    SKIPPED_FILE,
+    TRAINER_FILE,
+)
 from cloob.train.config import TrainConfig
 from cloob.train.config.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
 
-_RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
+_RUN_FILES = (RUN_CONFIG_FILE, METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE, CHECKPOINTS_FOLDER)
 
 
 def preflight(config: TrainConfig) -> None:
@@ -154,7 +162,7 @@ def check_resume(path: Path) -> None:
     """
     if not path.is_dir():
         raise InputError(f"resume is {str(path)!r}: no such folder; give none, auto, a checkpoint or a run")
-    if not (path / "trainer.pt").is_file() and not any((path / "checkpoints").glob("step-*")):
+    if not (path / TRAINER_FILE).is_file() and not any((path / CHECKPOINTS_FOLDER).glob("step-*")):
         raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
 
 

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, one_line
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import (
+    AVERAGED_FOLDER,
+    CHECKPOINTS_FOLDER,
+    MODEL_FOLDER,
+    RUN_CONFIG_FILE,
+    TRAINER_FILE,
+    list_checkpoints,
+)
 from cloob.models.untrusted import check_folder
 from cloob.scales import FixedScaleWarning
 from cloob.train.config import TrainConfig
@@ -65,10 +73,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: A file is missing, cut short or of another format.
     """
-    file = path / "trainer.pt"
+    file = path / TRAINER_FILE
     if not file.is_file():
         raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
-    check_folder(path / "model")
+    check_folder(path / MODEL_FOLDER)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -77,7 +85,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
     try:
-        encoder = load_model(str(path / "model"), device="cpu")
+        encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
     except InputError:
         raise
     except Exception as error:
@@ -104,7 +112,7 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
     if resume != "auto":
         path = Path(resume)
         preflight.check_resume(path)
-        if (path / "trainer.pt").is_file():
+        if (path / TRAINER_FILE).is_file():
             return read_checkpoint(path)
         run = path
         if not list_checkpoints(run):
@@ -156,10 +164,10 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         raise preflight.already_holds(out)
     try:
         if save.overwrite:
-            beside = [out / name for name in ("tensorboard", "averaged", "results.json")]
+            beside = [out / name for name in ("tensorboard", AVERAGED_FOLDER, "results.json")]
             for path in [*held, *out.glob("nonfinite-step-*.json"), *beside]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (out / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
 
@@ -202,7 +210,7 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> b
 
 def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
     """What changes the course of the training and differs from the checkpoint's run: key, its value, the one now."""
-    file = checkpoint.path.parent.parent / "config.json"
+    file = checkpoint.path.parent.parent / RUN_CONFIG_FILE
     if not file.is_file():
         return
     before, now = _flat(TrainConfig.from_json(file)), _flat(config)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import find_best, is_better
+from cloob.models.runs import find_best, is_better
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects, on_rank_zero

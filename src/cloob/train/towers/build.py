@@ -18,7 +18,7 @@ from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import load_model
+from cloob.models.load import load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
@@ -65,6 +65,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if isinstance(encoder, AlignedEncoder):
         preflight.check_heads_alone(config)
         align.check_same_heads(encoder, config)
+        encoder.on_features = True
     else:
         preflight.check_no_heads(config.align)
     if towers.model not in (None, encoder.name):
