@@ -80,6 +80,14 @@ def evaluate(
 
     Raises:
         InputError: Nothing to evaluate, two sets of one name, or no model that can be loaded.
+
+    Example:
+        >>> import cloob
+        >>> model = cloob.create_model("tiny-vit", seed=0)
+        >>> results = cloob.evaluate({"untrained": model}, retrieval=[cloob.open_source("demo:val")])
+        >>> recall = results["rows"][0]["retrieval"]["demo:val"]
+        >>> recall["n"], recall["image_to_text@10"] < 0.1
+        (500, True)
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))

@@ -109,7 +109,7 @@ def check_heads_alone(config: TrainConfig) -> None:
     for key in ("fsdp", "compile", "grad_checkpointing"):
         if getattr(run, key):
             raise InputError(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
-    unused = [(config.pairs, PairsConfig, key) for key in ("weights", "shuffle_buffer", "flip", "crop_scale")]
+    unused = [(config.pairs, PairsConfig, key) for key in ("data_weights", "shuffle_buffer", "flip", "crop_scale")]
     for part, kind, key in (*unused, (config.optim, OptimConfig, "layer_decay")):
         if getattr(part, key) != getattr(kind, key):
             raise InputError(f"{key} is {getattr(part, key)}, but heads train on features made once; leave it out")

@@ -1,0 +1,9 @@
+"""Options that have another name since the last release, by command; the next release forgets them.
+
+On the command line an old name is answered with the new one. In a ``config.json``, which an earlier run may have
+written, it is read as the new one.
+"""
+
+RENAMED = {
+    "train": {"weights": "data_weights"},
+}
