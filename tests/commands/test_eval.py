@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from cloob import cli
-from cloob.commands.eval import named
+from cloob.commands.work.evaluate import named
 from cloob.models.store import CONFIG_FILE, save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image
 
 from cloob import cli
-from cloob.recipes import RECIPES
+from cloob.commands.arguments import parse
+from cloob.commands.train import read_start
+from cloob.recipes import RECIPES, get_recipe
 from cloob.train.config import TrainConfig
 
 
@@ -57,6 +59,34 @@ def test_the_config_of_a_run_that_overwrote_another_overwrites_nothing(
     assert cli.main(["train", "--config", str(tmp_path / "config.json")]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert (tmp_path / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "finetune --epochs 3 --data a b --flip",
+        "--epochs 3 finetune --data a b --flip",
+        "--epochs 3 --data a b --flip finetune",
+        "--epochs=3 --flip --data a b finetune",
+        "--flip --data a b --epochs 3 --no-tensorboard finetune --tensorboard",
+    ],
+)
+def test_a_recipe_is_found_anywhere_in_the_words(words: str) -> None:
+    start, rest = read_start(words.split())
+    config = parse(TrainConfig, rest, "cloob train", start)
+    assert config == get_recipe("finetune").override(epochs=3, data=["a", "b"], flip=True)
+
+
+def test_a_value_that_is_called_like_a_recipe_is_a_value() -> None:
+    start, rest = read_start(["--data", "align", "--wandb", "lit", "--lr", "-1"])
+    assert start == TrainConfig() and rest == ["--data", "align", "--wandb", "lit", "--lr", "-1"]
+
+
+def test_a_length_takes_the_place_of_the_recipes_own() -> None:
+    for words, length in (("--steps 5", (None, None, 5)), ("--samples 640", (None, 640, None))):
+        start, rest = read_start(["demo-cloob", *words.split()])
+        run = parse(TrainConfig, rest, "cloob train", start).run
+        assert (run.epochs, run.samples, run.steps) == length
 
 
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

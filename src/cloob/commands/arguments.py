@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cloob.errors import InputError, require
+from cloob.renamed import RENAMED
 
 T = TypeVar("T")
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
@@ -40,6 +41,7 @@ def parse(
         SystemExit: ``--help`` was asked for and printed.
     """
     tyro: Any = require("tyro", "train")
+    _check_renamed(words, prog)
     complaint = io.StringIO()
     extra = {} if default is None else {"default": default}
     flat = (tyro.conf.OmitArgPrefixes,)
@@ -59,6 +61,16 @@ def parse(
         raise InputError(f"{_first_paragraph(complaint.getvalue())} ({prog} --help)") from None
     _check_local(parsed)
     return parsed
+
+
+def _check_renamed(words: Sequence[str], prog: str) -> None:
+    """Answers an option's old name with its new one."""
+    new_names = RENAMED.get(prog.removeprefix("cloob "), {})
+    for word in words:
+        option = word.partition("=")[0]
+        old = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and old in new_names:
+            raise InputError(f"{option} is called --{new_names[old].replace('_', '-')} now ({prog} --help)")
 
 
 def _check_local(arguments: object) -> None:

@@ -31,7 +31,7 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"SRC and DEST are wanted, {len(places)} given (cloob convert --help)")
     source, target = places[0], Path(places[1])
     _check_target(target, overwrite=options.overwrite)
-    from cloob.models.store import load_model, save_model
+    from cloob.models.store import load_model, save_model  # torch: only for words that are right
 
     encoder = load_model(source)
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloob.commands.console import EmbeddingProgress
+from cloob.commands.work.console import EmbeddingProgress
 from cloob.errors import InputError
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.examples import example_queries
