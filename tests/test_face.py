@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 
 import cloob
+from support import run_script
 
 NAMES = [name for name in cloob.__all__ if not name.startswith("__")]
 
 
 def modules_after(statement: str) -> set[str]:
     """The modules that a fresh Python has imported after a statement."""
-    script = f"{statement}; import sys; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    done = run_script(f"{statement}; import sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
 
@@ -57,7 +58,8 @@ def test_train_and_evaluate_are_packages_and_functions_in_any_order() -> None:
         "assert inspect.signature(cloob.train) == inspect.signature(cloob.train.loop.train);"
         "assert inspect.signature(cloob.evaluate) == inspect.signature(cloob.evaluate.suite.evaluate)"
     )
-    subprocess.run([sys.executable, "-c", script], timeout=120, check=True)
+    done = run_script(script)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.nightly

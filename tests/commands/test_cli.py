@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cloob import cli
-
-
-def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cloob", *words],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
+from support import run_cloob, run_script
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -35,13 +21,8 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "cloob", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = run_cloob("--help", python=("-X", "importtime"))
+    assert done.returncode == 0
     for name in cli.COMMANDS:
         assert f"\n  {name} " in done.stdout
     modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
@@ -50,13 +31,8 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_help_of_each_command_needs_no_torch(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "cloob", command, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = run_cloob(command, "--help", python=("-X", "importtime"))
+    assert done.returncode == 0
     assert "usage: cloob " + command in done.stdout
     modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert not modules & {"torch", "open_clip"}
@@ -78,7 +54,7 @@ def test_help_of_each_command_needs_no_torch(command: str) -> None:
 )
 def test_a_mistake_in_the_words_needs_no_torch(words: list[str]) -> None:
     script = "import sys; from cloob import cli; code = cli.main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60)
+    done = run_script(script, *words)
     assert done.stdout == "2 False\n", done.stderr
     assert done.stderr.startswith("cloob: ") and done.stderr.count("\n") == 1
 
@@ -186,9 +162,9 @@ def test_a_demo_that_is_stopped_does_not_begin_the_next_training(
 
 
 def test_debug_shows_the_traceback() -> None:
-    done = run("--debug", "trian")
+    done = run_cloob("--debug", "trian")
     assert done.returncode != 0 and "Traceback" in done.stderr
-    assert "Traceback" not in run("trian").stderr
+    assert "Traceback" not in run_cloob("trian").stderr
 
 
 def test_ctrl_c_ends_with_130_and_a_sentence(
@@ -216,6 +192,6 @@ def test_a_missing_package_is_named_with_an_install_that_works_in_a_clone(
     module: str, words: list[str], tmp_path: Path
 ) -> None:
     script = f"import sys; sys.modules[{module!r}] = None; from cloob import cli; sys.exit(cli.main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
+    done = run_script(script, *words, cwd=tmp_path)
     said = f'cloob: {module} is not installed; pip install -e ".[train]" in a clone of cloob brings it\n'
     assert done.returncode == 2 and done.stderr == said

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from cloob import cli
 from cloob.commands.arguments import parse
 from cloob.commands.train import read_start
 from cloob.recipes import RECIPES, get_recipe
 from cloob.train.config import TrainConfig
+from support import write_pairs
 
 
 @pytest.mark.parametrize(
@@ -105,10 +105,7 @@ def test_a_run_says_where_the_best_and_the_average_are(
 
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "start", create_model("tiny-vit", seed=0), make_objective("clip").config())
-    (tmp_path / "pairs").mkdir()
-    for n in range(4):
-        Image.new("RGB", (64, 64), (60 * n, 255 - 60 * n, 90)).save(tmp_path / "pairs" / f"{n}.png")
-        (tmp_path / "pairs" / f"{n}.txt").write_text(f"colour number {n}")
+    write_pairs(tmp_path / "pairs", {f"{n}": ((60 * n, 255 - 60 * n, 90), f"colour number {n}") for n in range(4)})
     words = "train finetune --init start --data pairs --val-data pairs --epochs 1 --batch-size 4 --workers 0"
     assert cli.main([*words.split(), "--device", "cpu", "--out", "run"]) == 0
     out = capsys.readouterr().out

@@ -22,6 +22,7 @@ from cloob.models.store import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
 from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
 from cloob.train.state.resume import read_checkpoint
+from support import write_pairs
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
@@ -132,14 +133,7 @@ def test_commands_refuse_it_in_one_line(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    from PIL import Image
-
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    for i in range(4):
-        Image.new("RGB", (64, 64), (60 * i, 0, 0)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"shade {i}")
-    return folder
+    return write_pairs(tmp_path / "pairs", {f"{i}": ((60 * i, 0, 0), f"shade {i}") for i in range(4)})
 
 
 def test_a_checkpoint_is_resumed_from_only_without_code(hostile: Path, tmp_path: Path, marker: Path) -> None:

@@ -12,11 +12,11 @@ from cloob.commands.work.judge import Comparison, check_writable, measure, write
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.evaluate.embeddings import EmbedOptions
-from cloob.evaluate.files import write_set_files
 from cloob.evaluate.measures.probe import ProbeOptions
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.evaluate.sets.suites import SuiteSets, open_suites, training_split
+from cloob.evaluate.tables import write_set_files
 
 
 def run(arguments: EvalArguments) -> int:

@@ -29,7 +29,7 @@ class Confusion:
         set: The set's name.
         model: The model's name.
         classnames: C names.
-        matrix: (C, C + 1) counts, a row a class, see :func:`cloob.evaluate.files.confusion_matrix`.
+        matrix: (C, C + 1) counts, a row a class, see :func:`cloob.evaluate.measures.confusion.confusion_matrix`.
     """
 
     set: str

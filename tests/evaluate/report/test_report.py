@@ -32,15 +32,9 @@ from cloob.evaluate.report import figures as report_figures
 from cloob.evaluate.report.pictures import data_uri
 from cloob.evaluate.report.plots import Series, line_chart, nice_ticks, thin
 from cloob.evaluate.report.problems import problems
+from support import picture
 
 EVIL = "<script>alert(1)</script>\"'&"
-
-
-def picture(colour: str, kind: str = "WEBP") -> bytes:
-    image = pytest.importorskip("PIL.Image")
-    buffer = io.BytesIO()
-    image.new("RGB", (16, 16), colour).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def row(model: str, **sets: float) -> dict[str, Any]:
@@ -78,7 +72,7 @@ def full_results() -> dict[str, Any]:
 
 def full_queries() -> list[ExampleQuery]:
     found = [Found(picture("red"), "a cat", i == 0, 0.5 - i / 10) for i in range(4)]
-    found.append(Found(picture("blue", "PNG"), EVIL, False, math.nan))
+    found.append(Found(picture("blue"), EVIL, False, math.nan))
     return [ExampleQuery(f"a drawing of {EVIL}", "cat", {"cloob": found, "clip": found[::-1]})]
 
 
@@ -489,7 +483,7 @@ def test_nothing_of_a_file_but_its_pixels_gets_into_the_page(kind: str, side: in
 
 def test_a_small_picture_keeps_its_size_and_colours() -> None:
     for kind in ("WEBP", "PNG", "JPEG", "GIF"):
-        found = shown(picture("red", kind))
+        found = shown(picture("red", kind=kind))
         assert found.size == (16, 16) and found.format == "WEBP"
         assert max(abs(a - b) for a, b in zip(found.getpixel((8, 8)), (255, 0, 0), strict=True)) < 12
 
@@ -515,7 +509,7 @@ def test_transparency_is_white_as_the_models_see_it() -> None:
 
 def test_damaged_pictures_have_none() -> None:
     assert data_uri(b"") is None
-    assert data_uri(picture("red", "PNG")[:40] + bytes(20_000)) is None
+    assert data_uri(picture("red")[:40] + bytes(20_000)) is None
 
 
 def test_beta_is_not_a_setting_without_retrieval() -> None:
