@@ -248,7 +248,9 @@ def test_line_chart_maps_the_corners_and_escapes() -> None:
     height = 264 - 26 - 40
     assert (y0 - y1) == pytest.approx(height / 1.1, abs=0.2)  # 5 % of the range is left above and below
     assert line_chart([Series("empty", 0, [])], label="", x_label="", y_label="") == ""
-    assert "<circle" in line_chart([Series("one", 0, [(1.0, 1.0)])], label="", x_label="", y_label="")
+    dot = Series("one", 0, [(1.0, 1.0)])
+    assert line_chart([dot], label="", x_label="", y_label="") == ""
+    assert "<circle" in line_chart([dot, Series("two", 1, [(1.0, 1.0), (2.0, 1.0)])], label="", x_label="", y_label="")
 
 
 def test_spectrum_marks_the_given_count_or_computes_it() -> None:
@@ -428,7 +430,7 @@ def test_same_arguments_give_the_same_bytes() -> None:
 def test_the_least_results_make_a_page() -> None:
     for results in ({"rows": []}, {"rows": [{"model": "a"}]}, {"rows": [row("a", s=0.5) | {"geometry": None}]}):
         page = render_report(results=results)
-        assert "<h1>Report</h1>" in page
+        assert '<p class="title">Report</p>' in page
         assert "<svg" not in page and "<img" not in page
 
 
@@ -562,6 +564,34 @@ def test_two_rows_of_one_model_are_an_input_error() -> None:
         render_report(results={"rows": [row("a", s=0.1), row("a", s=0.2)]})
 
 
+def test_a_single_logged_step_is_a_number_and_no_dot() -> None:
+    curves = {"cloob": [{"step": 1, "loss": 4.25, "effective_eigenvalues_image": 9}]}
+    page = render(results={"rows": [row("cloob", s=0.5)]}, curves=curves)
+    assert "one step: 4.250" in page and "one step: 9" in page and "<svg" not in page
+    assert "The loss of the one step that was logged." in page
+
+
+def test_a_long_caption_is_cut_where_it_is_shown() -> None:
+    caption = "a red square and what is around it, " * 80
+    found = {"cloob": [Found(picture("red"), caption, True, 0.1)]}
+    page = render(queries=[ExampleQuery(caption, None, found)])
+    heading = re.search(r"<h3 title[^>]*>([^<]*)</h3>", page)
+    assert heading is not None and heading[1].endswith("…") and 80 < len(heading[1]) <= 160
+    assert page.count(caption) == 1  # whole where the pointer rests on the query
+    assert numbers.shortened("x" * 500) == "x" * 159 + "…"
+    assert numbers.shortened(" two\nlines ") == "two lines"
+
+
+def test_the_headline_is_the_first_heading_of_the_page_and_the_only_one_of_its_kind() -> None:
+    levels = re.findall(r"<h([1-6])[ >]", render())
+    assert levels[0] == "1" and levels.count("1") == 1
+
+
+def test_a_card_does_not_read_like_another_model() -> None:
+    page = render(results={"rows": [row("cloob", s=0.5), row("a", s=0.4) | {"objective": "cloob"}]})
+    assert "<span>objective: cloob</span>" in page and "<span>cloob</span>" not in page
+
+
 # --- the page in a browser
 
 
@@ -671,6 +701,25 @@ def test_page_fits_a_phone(page: Any) -> None:
         "const s = document.querySelector('#table-zeroshot').parentElement; return s.scrollWidth > s.clientWidth"
     )
     assert scrolls  # the wide table scrolls in its own container
+
+
+def test_a_table_that_is_cut_says_so(page: Any) -> None:
+    """Its hint comes and goes with the width of the window."""
+    hints = (
+        "return Object.fromEntries([...document.querySelectorAll('.scroll')].filter(s => s.querySelector('caption'))"
+        ".map(s => [s.getAttribute('aria-label'), [s.scrollWidth > s.clientWidth,"
+        " getComputedStyle(s.querySelector('caption'), '::after').content !== 'none']]))"
+    )
+    seen = set()
+    for width in (390, 1280):
+        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        page.refresh()
+        page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        for cut, hint in page.execute_script(hints).values():
+            assert cut == hint
+            seen.add(cut)
+    assert seen == {True, False}
 
 
 def test_print_opens_what_is_folded(page: Any) -> None:

@@ -16,7 +16,7 @@ SPECTRUM_POINTS = 200
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its heading, legend (name, colour, remark)."""
+    """A chart with its heading and legend (name, colour, remark); ``svg`` is empty where the legend says it all."""
 
     heading: str
     svg: str
@@ -45,8 +45,8 @@ def losses(curves: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[s
         label = f"Training loss of {model} by step"
         series = Series(model, colours[model], line, band)
         svg = line_chart([series], label=label, x_label="step", y_label="loss")
-        if svg:
-            remark = f"last {numbers.decimal(line[-1][1])}"
+        if line:
+            remark = f"last {numbers.decimal(line[-1][1])}" if svg else f"one step: {numbers.decimal(line[0][1])}"
             remark += f", {broken} skipped or not finite" if broken else ""
             figures.append(Figure(model, svg, [(model, colours[model], remark)], binned=bool(band)))
     return figures
@@ -71,8 +71,9 @@ def training_geometry(curves: Mapping[str, Sequence[Mapping[str, Any]]], colours
             y_label="effective eigenvalues",
             from_zero=True,
         )
-        if svg:
-            legend = [(s.name, s.colour, f"last {numbers.count(round(s.points[-1][1], 1))}") for s in series]
+        if series:
+            last = "last" if svg else "one step:"
+            legend = [(s.name, s.colour, f"{last} {numbers.count(round(s.points[-1][1], 1))}") for s in series]
             figures.append(Figure(heading, svg, legend))
     return figures
 

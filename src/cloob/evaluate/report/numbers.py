@@ -73,6 +73,16 @@ def duration(value: float | None) -> str:
     return f"{hours}\u00a0h {rest}\u00a0min" if hours else f"{minutes}\u00a0min {seconds}\u00a0s"
 
 
+def shortened(text: str, limit: int = 160) -> str:
+    """A text of at most ``limit`` characters, cut between words where it has some, with ``…`` at its end."""
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    head = text[: limit - 1]
+    words = head.rpartition(" ")[0]
+    return f"{words if len(words) > limit // 2 else head}…"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell: its text, the number it sorts by, a second line, and whether it is the best of its set."""

@@ -226,7 +226,8 @@ def _tiles(
         geometry = next(iter(numbers.part(row, "geometry").values()), {})
         eigenvalues = numbers.number(geometry.get("effective_eigenvalues_image"))
         seconds = numbers.number(row.get("train_seconds"))
-        facts = [str(row["objective"])] if row.get("objective") not in (None, model) else []
+        # By itself an objective's name would read like that of another model.
+        facts = [f"objective: {row['objective']}"] if row.get("objective") not in (None, model) else []
         if eigenvalues is not None:
             facts.append(f"{numbers.count(eigenvalues)} effective eigenvalues (image)")
         if seconds is not None:
@@ -278,7 +279,7 @@ def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
         images = [
             {
                 "uri": data_uri(item.image),
-                "label": item.label,
+                "label": numbers.shortened(item.label),
                 "correct": item.correct,
                 "score": numbers.decimal(numbers.number(item.score)),
             }
@@ -286,7 +287,7 @@ def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
         ]
         right = sum(item.correct for item in found)
         models.append({"name": name, "colour": colours[name], "images": images, "right": right})
-    return {"text": query.query, "target": query.target, "models": models}
+    return {"text": query.query, "shown": numbers.shortened(query.query), "target": query.target, "models": models}
 
 
 def _similar(similar: Mapping[str, Sequence[tuple[Found, Found]]], colours: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -295,7 +296,9 @@ def _similar(similar: Mapping[str, Sequence[tuple[Found, Found]]], colours: Mapp
         items = [
             {
                 "cosine": numbers.decimal(numbers.number(first.score)),
-                "images": [{"uri": data_uri(item.image), "label": item.label} for item in (first, second)],
+                "images": [
+                    {"uri": data_uri(item.image), "label": numbers.shortened(item.label)} for item in (first, second)
+                ],
             }
             for first, second in pairs
         ]
