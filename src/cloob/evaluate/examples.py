@@ -62,11 +62,11 @@ def example_queries(
     galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
     chosen = _draw(first, n, seed) if queries is None else [_find(first, q, data.name) for q in queries]
-    found: dict[str, list[list[Found]]] = {}
+    answers: dict[str, list[list[Found]]] = {}
     for model, gallery in galleries.items():
         scores = (gallery.texts[chosen] @ gallery.images.T).nan_to_num(nan=-torch.inf)
         best = scores.topk(min(k, int(torch.isfinite(scores[0]).sum())), dim=1)
-        found[model] = [
+        answers[model] = [
             [
                 _found(data, gallery, row, image, score)
                 for image, score in zip(images.tolist(), values.tolist(), strict=True)
@@ -74,7 +74,7 @@ def example_queries(
             for row, images, values in zip(chosen, best.indices, best.values, strict=True)
         ]
     return [
-        ExampleQuery(first.words[row], None, {model: lists[i] for model, lists in found.items()})
+        ExampleQuery(first.words[row], None, {model: lists[i] for model, lists in answers.items()})
         for i, row in enumerate(chosen)
     ]
 
@@ -89,8 +89,8 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
     # An unreadable caption has no words and equals no other.
     ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
     groups: list[set[int]] = [set() for _ in pairs.images.keys]
-    for image, said in zip(pairs.image_of_text.tolist(), ids, strict=True):
-        groups[image].add(said)
+    for image, caption in zip(pairs.image_of_text.tolist(), ids, strict=True):
+        groups[image].add(caption)
     firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
     return _Gallery(pairs.images.features, [frozenset(g) for g in groups], firsts, pairs.texts, ids, pairs.captions)
 
@@ -102,11 +102,11 @@ def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
 def _draw(gallery: _Gallery, n: int, seed: int) -> list[int]:
     """Rows of ``n`` different texts that a readable image answers."""
     readable = torch.isfinite(gallery.images).all(1).tolist()
-    answered = {said for shown, good in zip(gallery.shown, readable, strict=True) if good for said in shown}
+    answered = {group for shown, good in zip(gallery.shown, readable, strict=True) if good for group in shown}
     rows: dict[int, int] = {}
-    for row, said in enumerate(gallery.said):
-        if said in answered and gallery.words[row]:
-            rows.setdefault(said, row)
+    for row, group in enumerate(gallery.said):
+        if group in answered and gallery.words[row]:
+            rows.setdefault(group, row)
     candidates = list(rows.values())
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
     return [candidates[i] for i in order[:n].tolist()]

@@ -57,14 +57,14 @@ def _open(arguments: EvalArguments) -> SuiteSets:
     """The sets of all suites, then those that are named one by one; a mistake in the latter ends the command."""
     if arguments.root is not None and not arguments.suite:
         raise InputError(f"root is {str(arguments.root)!r}, but no suite is asked for; add --suite, or leave it out")
-    found = open_suites(arguments.suite, arguments.root, probe=arguments.probe)
+    sets = open_suites(arguments.suite, arguments.root, probe=arguments.probe)
     for path in arguments.zeroshot:
         data = open_labelled(path)
-        found.sets.append(data)
+        sets.sets.append(data)
         train = training_split(path) if arguments.probe else None
         if train is not None:
-            found.training[data.name] = train
-    return found
+            sets.training[data.name] = train
+    return sets
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:
@@ -72,7 +72,7 @@ def named(sources: Sequence[str]) -> dict[str, str]:
     parts = {source: Path(source).parts or (source,) for source in sources}
 
     def name(source: str) -> str:
-        others = [other for each, other in parts.items() if each != source]
+        others = [other for place, other in parts.items() if place != source]
         for n in range(1, len(parts[source]) + 1):
             tail = parts[source][-n:]
             if all(other[-n:] != tail for other in others):

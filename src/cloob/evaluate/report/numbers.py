@@ -171,13 +171,13 @@ def tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table]:
     A line of a table is one set and one model, grouped by set; sets keep the order of their first appearance.
     """
     geometry = _geometry_columns(rows)
-    found = [
+    parts = [
         _table("zeroshot", "Zero-shot classification", _ZEROSHOT, rows, colours),
         _table("probe", "Linear probe", _PROBE, rows, colours),
         _table("retrieval", "Retrieval", _RETRIEVAL, rows, colours),
         _table("geometry", "Geometry of the embeddings, and cost", geometry, rows, colours),
     ]
-    return [table for table in found if table.rows]
+    return [table for table in parts if table.rows]
 
 
 _METRICS = {

@@ -170,8 +170,8 @@ def _content(
     if differences := numbers.differences(results, colours):
         tables.append(differences)
 
-    def drawn(found: Sequence[figures.Figure]) -> list[dict[str, Any]]:
-        return [_with_markup(figure, markup) for figure in found]
+    def drawn(shown: Sequence[figures.Figure]) -> list[dict[str, Any]]:
+        return [_with_markup(figure, markup) for figure in shown]
 
     return {
         "colours": colours,
@@ -186,7 +186,7 @@ def _content(
         "by_epoch": drawn(figures.by_epoch(extras.checkpoints, colours)),
         "losses": drawn(figures.losses(extras.curves, colours)),
         "training": drawn(figures.training_geometry(extras.curves, colours)),
-        "spectra": [(name, drawn(found)) for name, found in figures.spectra(rows, colours)],
+        "spectra": [(name, drawn(shown)) for name, shown in figures.spectra(rows, colours)],
         "classes": figures.classes(rows, colours),
         "confusions": confusion.panels(extras.confusions, colours),
         "similar": _similar(extras.similar, colours),
@@ -275,7 +275,7 @@ def _with_markup(figure: figures.Figure, markup: type[str]) -> dict[str, Any]:
 
 def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
     models = []
-    for name, found in query.found.items():
+    for name, answers in query.found.items():
         images = [
             {
                 "uri": data_uri(item.image),
@@ -283,15 +283,15 @@ def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
                 "correct": item.correct,
                 "score": numbers.decimal(numbers.number(item.score)),
             }
-            for item in found
+            for item in answers
         ]
-        right = sum(item.correct for item in found)
+        right = sum(item.correct for item in answers)
         models.append({"name": name, "colour": colours[name], "images": images, "right": right})
     return {"text": query.query, "shown": numbers.shortened(query.query), "target": query.target, "models": models}
 
 
 def _similar(similar: Mapping[str, Sequence[tuple[Found, Found]]], colours: Mapping[str, int]) -> list[dict[str, Any]]:
-    shown = []
+    models = []
     for model, pairs in similar.items():
         items = [
             {
@@ -303,5 +303,5 @@ def _similar(similar: Mapping[str, Sequence[tuple[Found, Found]]], colours: Mapp
             for first, second in pairs
         ]
         if items:
-            shown.append({"model": model, "colour": colours[model], "pairs": items})
-    return shown
+            models.append({"model": model, "colour": colours[model], "pairs": items})
+    return models
