@@ -20,8 +20,8 @@ from cloob.errors import InputError
 from cloob.evaluate.report import (
     Confusion,
     ExampleQuery,
-    Found,
     ReportExtras,
+    ShownPicture,
     headline,
     numbers,
     render_report,
@@ -71,8 +71,8 @@ def full_results() -> dict[str, Any]:
 
 
 def full_queries() -> list[ExampleQuery]:
-    found = [Found(picture("red"), "a cat", i == 0, 0.5 - i / 10) for i in range(4)]
-    found.append(Found(picture("blue"), EVIL, False, math.nan))
+    found = [ShownPicture(picture("red"), "a cat", i == 0, 0.5 - i / 10) for i in range(4)]
+    found.append(ShownPicture(picture("blue"), EVIL, False, math.nan))
     return [ExampleQuery(f"a drawing of {EVIL}", "cat", {"cloob": found, "clip": found[::-1]})]
 
 
@@ -328,7 +328,9 @@ def test_what_is_missing_is_named_once() -> None:
         {"model": "c", "set": None, "error": "c: no weights"},
     ]
     found = problems({"rows": rows, "failures": failures})
-    assert [(p.set, p.model, p.said) for p in (*found.missing, *found.unloaded, *found.failed, *found.unreadable)] == [
+    assert [
+        (p.set, p.model, p.message) for p in (*found.missing, *found.unloaded, *found.failed, *found.unreadable)
+    ] == [
         ("ucf101", None, "put there frames/"),
         (None, "c", "no weights"),
         ("t", "a", "no"),
@@ -435,7 +437,7 @@ def test_the_least_results_make_a_page() -> None:
 
 
 def test_an_unknown_picture_becomes_its_label() -> None:
-    lost = ExampleQuery("q", None, {"cloob": [Found(b"<svg onload=x>", "a label", True, 0.1)]})
+    lost = ExampleQuery("q", None, {"cloob": [ShownPicture(b"<svg onload=x>", "a label", True, 0.1)]})
     page = render(queries=[lost], confusions=[])
     assert '<span class="no-image">a label</span>' in page
     assert "<img" not in page
@@ -473,7 +475,9 @@ def test_nothing_of_a_file_but_its_pixels_gets_into_the_page(kind: str, side: in
     image.save(stream, kind, **extra)
     data = stream.getvalue() + (b"SECRET trailer" if kind == "JPEG" else b"")
     assert b"SECRET" in data
-    page = render(queries=[ExampleQuery("q", None, {"cloob": [Found(data, "a label", True, 0.1)]})], confusions=[])
+    page = render(
+        queries=[ExampleQuery("q", None, {"cloob": [ShownPicture(data, "a label", True, 0.1)]})], confusions=[]
+    )
     pictures = [base64.b64decode(found) for found in re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page)]
     assert pictures and not any(b"SECRET" in found for found in pictures)
     found = shown(data)
@@ -523,13 +527,13 @@ def test_beta_is_not_a_setting_without_retrieval() -> None:
 
 
 def test_target_is_named_only_when_the_query_does_not() -> None:
-    found = {"cloob": [Found(picture("red"), "cat", True, 0.1)]}
+    found = {"cloob": [ShownPicture(picture("red"), "cat", True, 0.1)]}
     assert "looking for" not in render(queries=[ExampleQuery("an icon of a Cat", "cat", found)])
     assert "looking for: cat" in render(queries=[ExampleQuery("a feline", "cat", found)])
 
 
 def test_size_stays_small() -> None:
-    queries = [ExampleQuery(f"q{i}", None, {m: [Found(bytes(picture("red")) + bytes(3000), "x", True, 0.1)] * 5
+    queries = [ExampleQuery(f"q{i}", None, {m: [ShownPicture(bytes(picture("red")) + bytes(3000), "x", True, 0.1)] * 5
                for m in ("cloob", "clip")}) for i in range(12)]  # fmt: skip
     long = {m: [{"step": s, "loss": 1 / (s + 1)} for s in range(20_000)] for m in ("cloob", "clip")}
     assert len(render(queries=queries, curves=long).encode()) < 1_000_000
@@ -573,7 +577,7 @@ def test_a_single_logged_step_is_a_number_and_no_dot() -> None:
 
 def test_a_long_caption_is_cut_where_it_is_shown() -> None:
     caption = "a red square and what is around it, " * 80
-    found = {"cloob": [Found(picture("red"), caption, True, 0.1)]}
+    found = {"cloob": [ShownPicture(picture("red"), caption, True, 0.1)]}
     page = render(queries=[ExampleQuery(caption, None, found)])
     heading = re.search(r"<h3 title[^>]*>([^<]*)</h3>", page)
     assert heading is not None and heading[1].endswith("…") and 80 < len(heading[1]) <= 160
@@ -621,7 +625,9 @@ def page(browser: Any, tmp_path: Path) -> Any:
     results = full_results()
     results["rows"][0]["zeroshot"][EVIL] = {"acc1": 0.5}
     checkpoints = {"cloob": [{"step": s, "epoch": s / 2, "effective_eigenvalues_image": s} for s in (2, 4, 6)]}
-    twins = {"clip": [(Found(picture("red"), "one", False, 0.99), Found(picture("blue"), "two", False, 0.99))]}
+    twins = {
+        "clip": [(ShownPicture(picture("red"), "one", False, 0.99), ShownPicture(picture("blue"), "two", False, 0.99))]
+    }
     extras = ReportExtras(full_curves(), checkpoints, full_queries(), full_confusions(), twins)
     write_report(path, results, extras, title="A & B", notes=EVIL)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

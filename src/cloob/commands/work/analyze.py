@@ -19,7 +19,7 @@ from cloob.data.batch import BadSample
 from cloob.distributed import resolve_device
 from cloob.evaluate.analysis import analyze
 from cloob.evaluate.embeddings import EmbedOptions
-from cloob.evaluate.report import Found, ReportExtras, write_report
+from cloob.evaluate.report import ReportExtras, ShownPicture, write_report
 from cloob.evaluate.sets.captioned import CaptionedSet, open_captioned
 from cloob.evaluate.suite import write_results
 
@@ -65,9 +65,9 @@ def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str],
         if sample.key in wanted:
             place[sample.key] = sample.image
 
-    def twins(pair: Mapping[str, Any]) -> tuple[Found, Found]:
+    def similar_pictures(pair: Mapping[str, Any]) -> tuple[ShownPicture, ShownPicture]:
         first, second = (
-            Found(place[key], caption, False, pair["cosine"])
+            ShownPicture(place[key], caption, False, pair["cosine"])
             for key, caption in zip(pair["keys"], pair["captions"], strict=True)
         )
         return first, second
@@ -76,7 +76,7 @@ def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str],
     extras = ReportExtras(
         {name: lines for name, lines in curves.items() if lines},
         {run["model"]: run["checkpoints"] for run in analysis["runs"]},
-        similar={run["model"]: [twins(pair) for pair in run["similar"]] for run in analysis["runs"]},
+        similar={run["model"]: [similar_pictures(pair) for pair in run["similar"]] for run in analysis["runs"]},
     )
     rows = [
         {

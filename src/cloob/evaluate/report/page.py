@@ -50,8 +50,8 @@ _SETTINGS = {  # how a setting is called on the page, in the order in which they
 
 
 @dataclass(frozen=True)
-class Found:
-    """One image that a model found for a query.
+class ShownPicture:
+    """One picture beside a query or another picture.
 
     Attributes:
         image: The encoded picture.
@@ -73,12 +73,12 @@ class ExampleQuery:
     Attributes:
         query: The text.
         target: What would be right, when that is not the query itself.
-        found: Model name -> its best images, best first.
+        answers: Model name -> its best images, best first.
     """
 
     query: str
     target: str | None
-    found: Mapping[str, Sequence[Found]]
+    answers: Mapping[str, Sequence[ShownPicture]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ReportExtras:
     checkpoints: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     queries: Sequence[ExampleQuery] = ()
     confusions: Sequence[Confusion] = ()
-    similar: Mapping[str, Sequence[tuple[Found, Found]]] = field(default_factory=dict)
+    similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]] = field(default_factory=dict)
 
 
 def write_report(
@@ -209,7 +209,7 @@ def _colours(rows: Sequence[Mapping[str, Any]], extras: ReportExtras) -> dict[st
     """A colour index for every model that occurs anywhere, in order of appearance."""
     names = [str(row["model"]) for row in rows]
     names += [*extras.curves, *extras.checkpoints, *extras.similar, *(item.model for item in extras.confusions)]
-    names += [name for query in extras.queries for name in query.found]
+    names += [name for query in extras.queries for name in query.answers]
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 
@@ -275,7 +275,7 @@ def _with_markup(figure: figures.Figure, markup: type[str]) -> dict[str, Any]:
 
 def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
     models = []
-    for name, answers in query.found.items():
+    for name, answers in query.answers.items():
         images = [
             {
                 "uri": data_uri(item.image),
@@ -290,7 +290,9 @@ def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
     return {"text": query.query, "shown": numbers.shortened(query.query), "target": query.target, "models": models}
 
 
-def _similar(similar: Mapping[str, Sequence[tuple[Found, Found]]], colours: Mapping[str, int]) -> list[dict[str, Any]]:
+def _similar(
+    similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]], colours: Mapping[str, int]
+) -> list[dict[str, Any]]:
     models = []
     for model, pairs in similar.items():
         items = [

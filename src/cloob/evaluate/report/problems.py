@@ -22,7 +22,7 @@ class Problem:
 
     set: str | None
     model: str | None
-    said: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Problems:
 def problems(results: Mapping[str, Any]) -> Problems:
     """Reads them out of results.json; what could not be read is the same for every model and is told once."""
     entries = [entry for entry in results.get("failures") or () if isinstance(entry, Mapping)]
-    failures = [Problem(entry.get("set"), entry.get("model"), _said(entry)) for entry in entries]
+    failures = [Problem(entry.get("set"), entry.get("model"), _message(entry)) for entry in entries]
     return Problems(
         missing=tuple(problem for problem in failures if problem.model is None),
         unloaded=tuple(problem for problem in failures if problem.model is not None and problem.set is None),
@@ -62,7 +62,7 @@ def problems(results: Mapping[str, Any]) -> Problems:
     )
 
 
-def _said(entry: Mapping[str, Any]) -> str:
+def _message(entry: Mapping[str, Any]) -> str:
     """The error without the set's or the model's name in front, which stands in a column of its own."""
     name = entry.get("set") or entry.get("model")
     return str(entry.get("error")).removeprefix(f"{name}: ")
@@ -80,13 +80,13 @@ def _unreadable(rows: Sequence[Mapping[str, Any]]) -> tuple[Problem, ...]:
                 n = numbers.number(values.get(total_key))
                 of = "" if n is None else f" of {numbers.count(n)}"
                 reasons = ", ".join(f"{reason} × {number}" for reason, number in sorted(counts.items()))
-                said = f"{total}{of} {what} could not be read ({reasons}); {fate}"
-                where_by_problem.setdefault((name, said), []).append((str(row["model"]), key))
+                message = f"{total}{of} {what} could not be read ({reasons}); {fate}"
+                where_by_problem.setdefault((name, message), []).append((str(row["model"]), key))
     models = {str(row["model"]) for row in rows}
     result = []
-    for (name, said), where in where_by_problem.items():
+    for (name, message), where in where_by_problem.items():
         if {model for model, _ in where} == models:
-            result.append(Problem(name, None, said))
+            result.append(Problem(name, None, message))
         else:
-            result += [Problem(name, model, said) for model, _ in where]
+            result += [Problem(name, model, message) for model, _ in where]
     return tuple(result)
