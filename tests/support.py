@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import pytest
 from PIL import Image
+
+from cloob import cli
 
 Colour = tuple[int, int, int] | str
 
@@ -30,6 +33,16 @@ def run_cloob(
         env={**os.environ, "HF_HUB_OFFLINE": "1", **environment},
         check=False,
     )
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line on stderr of a command, run in this process, that must exit with 2 and print nothing else."""
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("cloob: ") and err.count("\n") == 1, err
+    assert "Traceback" not in err
+    return err
 
 
 def run_script(script: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

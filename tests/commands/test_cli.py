@@ -7,17 +7,7 @@ from pathlib import Path
 import pytest
 
 from cloob import cli
-from support import run_cloob, run_script
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line on stderr of a command that must exit with 2 and print nothing else."""
-    assert cli.main(words) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("cloob: ") and err.count("\n") == 1, err
-    assert "Traceback" not in err
-    return err
+from support import refused, run_cloob, run_script
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:

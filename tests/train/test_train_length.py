@@ -12,6 +12,7 @@ from train_helpers import Trained, exact, lines
 from cloob.errors import InputError
 from cloob.train.callbacks import Callback
 from cloob.train.config import TrainConfig
+from cloob.train.config.checks import check_combination
 from cloob.train.config.components import RunConfig
 from cloob.train.loop import train
 
@@ -53,6 +54,23 @@ def test_a_run_that_ends_inside_an_epoch_validates_there_and_is_resumed_to_the_b
         assert resumed.steps == 7 and exact(resumed.run) == exact(whole.run)
     again = train(cut.override(resume="auto"))
     assert again.steps == 7 and len(lines(again.run / "metrics.jsonl")) == 7
+
+
+def test_validation_every_other_epoch_and_at_the_end(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+    config = base.override(val_data=[str(pairs_folder)], out=tmp_path / "run")
+    result = train(config.override(epochs=5, val_every=2))
+    losses = [line["val_loss"] for line in lines(result.run / "epochs.jsonl")]
+    assert [loss is not None for loss in losses] == [False, True, False, True, True]
+    assert not train(config.override(val_every=3, resume="auto")).stopped  # the run is over: nothing is looked at
+    with pytest.raises(InputError, match="val_every is 2, but there are no held-out pairs"):
+        check_combination(TrainConfig().override(val_every=2))
+
+
+def test_patience_counts_the_looks_at_the_held_out_pairs(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+    """With a learning rate of nearly nothing no look after the first finds a better recall."""
+    config = base.override(val_data=[str(pairs_folder)], best="val_recall", lr=1e-12, warmup=0, ema=0.0)
+    result = train(config.override(epochs=9, val_every=2, patience=2, out=tmp_path / "run"))
+    assert result.epochs == 6
 
 
 def test_exactly_one_length_has_a_value() -> None:

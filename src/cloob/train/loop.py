@@ -295,11 +295,13 @@ class _Run:
         parts, progress = self.parts, self.parts.progress
         parts.bad.check()
         self.skipped = parts.bad.reasons()
-        validation = self._validate(stop)
+        due = (progress.epoch + 1) % parts.config.pairs.val_every == 0 or progress.epoch + 1 == self.epochs
+        validation = self._validate(stop) if due else None
         progress.epoch += 1
         # Weights after a step that was not finite are not saved, so they cannot be the best.
         best = validation is not None and not progress.nonfinite and parts.saver.judged(progress.step, validation)
-        progress.stale = 0 if best else progress.stale + 1
+        if validation is not None:
+            progress.stale = 0 if best else progress.stale + 1
         line = {
             "epoch": progress.epoch,
             "step": progress.step,

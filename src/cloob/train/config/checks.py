@@ -69,6 +69,8 @@ def check_combination(config: TrainConfig) -> None:
         )
     if config.run.patience and not config.pairs.val_data:
         raise InputError(f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data")
+    if config.pairs.val_every > 1 and not config.pairs.val_data:
+        raise InputError(f"val_every is {config.pairs.val_every}, but there are no held-out pairs; give --val-data")
     if config.run.compile_backend != RunConfig.compile_backend and not config.run.compile:
         raise InputError(f"compile_backend is {config.run.compile_backend!r}, but nothing is compiled; add --compile")
     if towers.average_with_start is not None and towers.init is None:

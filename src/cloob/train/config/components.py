@@ -36,7 +36,9 @@ class PairsConfig:
     data_weights: tuple[float, ...] = ()
     """Passes over each source of --data in an epoch, one number a source; a fraction takes another part each time."""
     val_data: tuple[str, ...] = ()
-    """Held-out pairs for a validation loss at the end of each epoch; the same forms as --data."""
+    """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data."""
+    val_every: int = 1
+    """Epochs from one look at --val-data to the next; the end of the run has one anyway."""
     image_column: str = "filepath"
     """Column of a table that holds the image path."""
     caption_column: str = "title"
@@ -60,6 +62,7 @@ class PairsConfig:
     def __post_init__(self) -> None:
         check(len(self.data) > 0 and all(self.data), "data", self.data, "one source or more")
         check(all(self.val_data), "val_data", self.val_data, "sources without empty names")
+        check(self.val_every >= 1, "val_every", self.val_every, "a number of epochs, 1 or more")
         check(
             len(self.data_weights) in (0, len(self.data)) and all(_positive(weight) for weight in self.data_weights),
             "data_weights",
@@ -218,7 +221,7 @@ class RunConfig:
     steps: int | None = None
     """Length of the run in place of --epochs: steps."""
     patience: int = 0
-    """Stop after this many epochs in which --val-data gave no better --best; 0 trains to the end."""
+    """Stop after this many looks at --val-data that gave no better --best; 0 trains to the end."""
     batch_size: int = 256
     """Pairs per step over all ranks together."""
     micro_batch_size: int = 0
@@ -249,7 +252,9 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         self._check_length()
-        check(self.patience >= 0, "patience", self.patience, "a number of epochs, or 0 for no early stopping")
+        check(
+            self.patience >= 0, "patience", self.patience, "a number of looks at --val-data, or 0 for no early stopping"
+        )
         check(
             self.batch_size >= 2,
             "batch_size",
