@@ -112,6 +112,16 @@ class ContrastiveObjective(ScaledModule):
 
     Raises:
         ValueError: A value is not one of the above.
+
+    Example:
+        >>> import torch
+        >>> from cloob import ContrastiveObjective
+        >>> objective = ContrastiveObjective(inv_tau=30.0, beta=8.0)
+        >>> images = torch.eye(4, 8, requires_grad=True)  # four pairs, each embedding a unit vector
+        >>> loss = objective(images, torch.eye(4, 8))
+        >>> loss.backward()
+        >>> images.grad.shape
+        torch.Size([4, 8])
     """
 
     log_inv_tau: nn.Parameter
@@ -404,6 +414,14 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
 
     Raises:
         ValueError: Another name.
+
+    Example:
+        >>> from cloob import make_objective
+        >>> clip = make_objective("clip")
+        >>> clip.contrast, clip.hopfield, round(clip.inv_tau.item(), 2)
+        ('infonce', False, 14.29)
+        >>> make_objective("cloob", beta=14.3).name
+        'cloob'
     """
     _one_of("objective", name, OBJECTIVES)
     if name == "clip":

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 from cloob.cache import Cache
 from cloob.data.content import content_key
@@ -23,6 +22,7 @@ from cloob.models import load as model_loading
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 NAMES = list(COLOURS)
 
@@ -197,10 +197,11 @@ write_results(out, results)
 """
 
 
+@pytest.mark.nightly
 def test_runs_at_the_same_time_share_a_folder(model: Path) -> None:
     folder = model.parent
     outs = [folder / f"{i}.json" for i in range(2)]
-    command = [sys.executable, "-c", _RUN, str(Path(__file__).parent), str(folder)]
+    command = [sys.executable, "-c", _RUN, str(Path(__file__).parents[1]), str(folder)]
     # The smallest folder of all: each storing also looks for what may go, while the other run stores and reads.
     environment = {**os.environ, "CLOOB_CACHE_BYTES": "1"}
     runs = [

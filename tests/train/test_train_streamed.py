@@ -38,7 +38,7 @@ def test_an_epoch_keeps_its_lanes_and_the_next_has_its_own(
 ) -> None:
     config = base.override(
         data=(f"pipe:cat {pairs_as['shards']}/{{00000..00001}}.tar", pairs_as["table"]),
-        weights=(1.0, 0.5),
+        data_weights=(1.0, 0.5),
         cache_dir=tmp_path / "cache",
         shuffle_buffer=10,
         out=tmp_path / "run",

@@ -81,9 +81,9 @@ def _check_local(arguments: object) -> None:
         value = getattr(arguments, field.name)
         if dataclasses.is_dataclass(value):
             _check_local(value)
-        elif isinstance(value, Path) and (found := _ADDRESS.match(value.as_posix())):
-            mend = "write it as a path" if found[1] == "file" else "a file or folder of this machine is wanted"
-            raise InputError(f"--{field.name.replace('_', '-')} is an address ({found[1]}:…); {mend}")
+        elif isinstance(value, Path) and (address := _ADDRESS.match(value.as_posix())):
+            mend = "write it as a path" if address[1] == "file" else "a file or folder of this machine is wanted"
+            raise InputError(f"--{field.name.replace('_', '-')} is an address ({address[1]}:…); {mend}")
 
 
 @dataclasses.dataclass(frozen=True)

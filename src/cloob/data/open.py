@@ -63,6 +63,12 @@ def open_source(
 
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two usable pairs; one line.
+
+    Example:
+        >>> from cloob import open_source
+        >>> source = open_source("demo")
+        >>> len(source), source.read(0).caption
+        (6110, 'seek step')
     """
     source = _open(str(spec), image_column, caption_column, cache)
     _tell(source)

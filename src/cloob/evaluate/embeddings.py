@@ -139,14 +139,14 @@ class Embeddings:
 
     def encoder(self, model: str) -> Encoder:
         """The model, loaded."""
-        found = self._source(model)
-        if not isinstance(found, str | Path):
-            return found
+        source = self._source(model)
+        if not isinstance(source, str | Path):
+            return source
         if self._loaded is None or self._loaded[0] != model:
             from cloob.models.load import load_model
 
             self._loaded = None  # let go of the other one first
-            self._loaded = (model, load_model(self._folder(model) or found, device=self._device))
+            self._loaded = (model, load_model(self._folder(model) or source, device=self._device))
         return self._loaded[1]
 
     def facts(self, model: str) -> ModelFacts:
@@ -214,8 +214,8 @@ class Embeddings:
             facts = {name: value for name, value in fitted._asdict().items() if name != "weight"}
             return Stored({"weight": fitted.weight}, facts)
 
-        found = self._stored(model, "probe", key, compute)
-        return Probe(weight=found.tensors["weight"], **found.facts)
+        fit = self._stored(model, "probe", key, compute)
+        return Probe(weight=fit.tensors["weight"], **fit.facts)
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
         """The images and captions of a source through a model.
@@ -225,11 +225,11 @@ class Embeddings:
         """
         key = (model, id(source))
         if key not in self._pairs:
-            told = model, source.name
+            label = model, source.name
 
             def compute() -> Stored:
                 encoder = self.encoder(model)
-                found = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*told))
+                found = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*label))
                 stored = _store_images(found.images)
                 texts = {"texts": found.texts, "image_of_text": found.image_of_text}
                 return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(found.captions)})

@@ -230,13 +230,13 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _images_below(root: Path, name: str) -> list[str]:
     suffixes = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
-    found = [
+    members = [
         (Path(at).relative_to(root) / file).as_posix()
         for at, _, files in os.walk(root / name)
         for file in files
         if file.lower().endswith(suffixes) and not file.startswith(".")
     ]
-    return sorted(found)
+    return sorted(members)
 
 
 # Text files of both
