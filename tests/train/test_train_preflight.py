@@ -43,7 +43,7 @@ CASES: dict[str, str] = {
     "--unlocked 2": "unlocked is 2, but no tower is frozen",
     "--average-with-start 0.5": "average_with_start needs the trained weights of a start; give --init",
     "--image-encoder timm:x": "text_encoder is missing: heads need both",
-    "--weights 1 2": "weights is (1.0, 2.0); it must be a positive number for each of the 1 sources",
+    "--data-weights 1 2": "data_weights is (1.0, 2.0); it must be a positive number for each of the 1 sources",
     "--data no.csv": "no.csv: no such file or folder (did you mean t.csv",
     "--data nowhere/in/here": "nowhere/in/here: no such file or folder (nor is there a folder nowhere/in)",
     "--data shards/{0..2}.tar": "shards/0.tar: no such file (3 of the 3 files in shards/{0..2}.tar)",
