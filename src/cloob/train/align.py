@@ -166,8 +166,8 @@ class FeatureLoader:
         """As ``PairLoader.epoch``; the order is the same for any ``lanes`` and ``order_batch_size``."""
         order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)[offset:]
         for step in range(start_step, self.steps(offset)):
-            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            index = torch.from_numpy(local_part(whole, rank(), world_size()))
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            index = torch.from_numpy(local_part(batch, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])
             yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()))
 
