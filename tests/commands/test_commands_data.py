@@ -68,7 +68,7 @@ def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["data", str(folder), "--out", str(sheet), "--pictures", "3"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"missing caption +1, such as g\.jpg", said) and re.search(
-        r"cut +1 captions have more than 77", said
+        r"cut captions +1 with more than 77", said
     )
     assert "3 say 'A dog'" in said
     page = sheet.read_text()
