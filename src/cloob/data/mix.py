@@ -98,6 +98,5 @@ def parts_of(source: Source) -> tuple[Part, ...]:
     sources = source.parts if isinstance(source, MixedSource) else (source,)
     weights = (source.weights if isinstance(source, MixedSource) else ()) or (1.0,) * len(sources)
     return tuple(
-        Part(tuple(each.shard_sizes), weight, getattr(each, "streamed", False))
-        for each, weight in zip(sources, weights, strict=True)
+        Part(tuple(part.shard_sizes), weight, part.streamed) for part, weight in zip(sources, weights, strict=True)
     )

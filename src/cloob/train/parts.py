@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from cloob.data.loader import Loader
 from cloob.distributed import rank, world_size
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
@@ -53,8 +54,8 @@ class Parts:
     device: torch.device
     encoder: DualEncoder
     objective: ContrastiveObjective
-    loader: build.Loader
-    val_loader: build.Loader | None
+    loader: Loader
+    val_loader: Loader | None
     average: WeightAverage | None
     towers: TowersWithLoss
     judged: TowersWithLoss

@@ -80,9 +80,9 @@ class ShardSource:
         path, label = self._reader.paths[shard], self._labels[shard]
         image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self._index.places)
         if image_at == CUT:
-            told = f", sizes.json says {self._expected[shard]:,}" if shard in self._expected else ""
-            whole = f"{self._index.complete(shard):,} samples are complete"
-            raise BadSample("truncated shard", label, f"{path}: {self._index.cuts[shard]}; {whole}{told}")
+            listed = f", sizes.json says {self._expected[shard]:,}" if shard in self._expected else ""
+            complete = f"{self._index.complete(shard):,} samples are complete"
+            raise BadSample("truncated shard", label, f"{path}: {self._index.cuts[shard]}; {complete}{listed}")
         key = f"{label}/{self._index.keys[index].as_py()}"
         if image_at == ABSENT:
             raise BadSample("missing image", key, f"no {'/'.join(IMAGE_EXTENSIONS)} member of this name in {path}")
@@ -101,10 +101,10 @@ class ShardSource:
 
 def _check_sizes(paths: Sequence[Path], cuts: dict[int, str], complete: Callable[[int], int]) -> dict[int, int]:
     """By shard, what ``sizes.json`` beside it says; for whole shards it must be what they hold."""
-    told = {folder: read_sizes(folder / SIZES) for folder in {path.parent for path in paths}}
+    listed = {folder: read_sizes(folder / SIZES) for folder in {path.parent for path in paths}}
     expected: dict[int, int] = {}
     for i, path in enumerate(paths):
-        count = told[path.parent].get(path.name)
+        count = listed[path.parent].get(path.name)
         if count is None:
             continue
         expected[i] = count

@@ -230,7 +230,7 @@ def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
 
 def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:
     """The two columns: those named, or the only ones of their kind when the defaults are not there."""
-    found: list[str] = []
+    columns: list[str] = []
     kinds = (("image", image_column, _is_image), ("caption", caption_column, _is_text))
     for (kind, column, fits), default in zip(kinds, _DEFAULTS, strict=True):
         if column not in schema.names:
@@ -245,8 +245,8 @@ def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: st
         if not (_is_text(kept) or (kind == "image" and _is_image(kept))):
             right = "text" if kind == "caption" else "images ({bytes, path}, bytes or paths)"
             raise InputError(f"{path}: column {column!r} holds {kept}, not {right}")
-        found.append(column)
-    return found[0], found[1]
+        columns.append(column)
+    return columns[0], columns[1]
 
 
 def _is_image(kind: pa.DataType) -> bool:

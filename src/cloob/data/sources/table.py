@@ -133,13 +133,13 @@ def check_columns(path: Path, image_column: str, caption_column: str) -> None:
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
     wanted = (image_column, caption_column)
-    found = column_names(path, wanted)
+    columns = column_names(path, wanted)
     for column, option in zip(wanted, ("--image-column", "--caption-column"), strict=True):
-        if column not in found:
-            near = difflib.get_close_matches(column, found, n=1)
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            names = f"its columns: {', '.join(found)} ({hint}{option} names one)"
-            raise InputError(f"{path} has no column {column!r}; {names if found else 'it has no columns at all'}")
+            names = f"its columns: {', '.join(columns)} ({hint}{option} names one)"
+            raise InputError(f"{path} has no column {column!r}; {names if columns else 'it has no columns at all'}")
 
 
 def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
