@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def fill(
 
     Args:
         module: Its parameters and persistent buffers are replaced.
-        path: The file.
+        path: The file, or the index of several.
         tensors: What it holds.
         plan: For each of the module's keys, where it comes from; what it leaves out stays as it is.
         ignored: Keys of the file that nothing needs.
@@ -90,11 +91,12 @@ def fill(
     broken: list[str] = []
     state: dict[str, Tensor] = {key: value for key, value in wanted.items() if key not in plan}
     assert not any(value.is_meta for value in state.values()), list(state)
-    with path.open("rb") as file:
+    with ExitStack() as stack:
+        files = {place: stack.enter_context(place.open("rb")) for place in {tensor.path for tensor in tensors.values()}}
         for key, part in plan.items():
             values = []
             for name in part.names:
-                value = tensors[name].read(file)
+                value = tensors[name].read(files[tensors[name].path])
                 if value.is_floating_point():
                     value = value.float()
                     if not torch.isfinite(value).all():
