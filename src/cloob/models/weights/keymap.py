@@ -99,7 +99,7 @@ def fill(
                 value = tensors[name].read(files[tensors[name].path])
                 if value.is_floating_point():
                     value = value.float()
-                    if not torch.isfinite(value).all():
+                    if not _is_finite(value):
                         broken.append(f"{printable(name)} holds NaN or infinite values")
                 values.append(part.turned(value))
             state[key] = values[0] if len(values) == 1 else torch.cat(values)
@@ -109,6 +109,11 @@ def fill(
     module.load_state_dict(state, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trained[name])
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all of a tensor is finite; its extremes say so, without another tensor of its size."""
+    return value.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
 
 
 def listed(kinds: list[list[str]]) -> str:
