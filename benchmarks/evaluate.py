@@ -118,7 +118,7 @@ def make_model(name: str, folder: Path) -> Path:
 
 def our_command(model: Path, sets: list[Path], out: Path) -> list[str]:
     options = ["--out", str(out), "--batch-size", str(BATCH), "--workers", str(WORKERS), "--device", "cpu"]
-    return [sys.executable, "-m", "cloob.cli", "eval", str(model), "--zeroshot", *map(str, sets), *options]
+    return [sys.executable, "-m", "cloob", "eval", str(model), "--zeroshot", *map(str, sets), *options]
 
 
 def their_options(model: Path, sets: list[Path], out: Path) -> list[str]:

@@ -160,7 +160,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         data=[str(folder / "pairs")],
         image_encoder=str(folder / "towers"),
         text_encoder=str(folder / "towers"),
-        features=folder / "features",
+        cache_dir=folder / "cache",
         out=folder / "run",
         batch_size=8,
         epochs=3,

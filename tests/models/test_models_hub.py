@@ -6,9 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from cloob.models.hub import answers
 from cloob.models.load import load_model
 from cloob.models.names import check_path, known_models
 from cloob.models.towers import create_model, open_clip
+from support import served, serving
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -37,13 +37,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(serving(Hub)) as address:
+        yield address
 
 
 @pytest.fixture

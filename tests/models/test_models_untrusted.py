@@ -25,6 +25,7 @@ from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
 from cloob.train.config import TrainConfig
 from cloob.train.state.resume import read_checkpoint
+from support import write_pairs
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
@@ -135,14 +136,7 @@ def test_commands_refuse_it_in_one_line(
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    from PIL import Image
-
-    folder = tmp_path / "pairs"
-    folder.mkdir()
-    for i in range(4):
-        Image.new("RGB", (64, 64), (60 * i, 0, 0)).save(folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"shade {i}")
-    return folder
+    return write_pairs(tmp_path / "pairs", {f"{i}": ((60 * i, 0, 0), f"shade {i}") for i in range(4)})
 
 
 def test_a_checkpoint_is_resumed_from_only_without_code(hostile: Path, tmp_path: Path, marker: Path) -> None:

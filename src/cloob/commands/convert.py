@@ -32,7 +32,7 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"SRC and DEST are wanted, {len(places)} given (cloob convert --help)")
     source, target = places[0], Path(places[1])
     _check_target(target, overwrite=options.overwrite)
-    from cloob.models.folder import save_model
+    from cloob.models.folder import save_model  # torch: only for words that are right
     from cloob.models.load import load_model
 
     encoder = load_model(source, device="cpu")

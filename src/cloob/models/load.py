@@ -45,6 +45,13 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
     Raises:
         InputError: Nothing there, not a model, weights that are missing, damaged or of another architecture, an unknown
             name or tag, or weights that cannot be fetched.
+
+    Example:
+        >>> import cloob
+        >>> config = cloob.get_recipe("demo-cloob").override(steps=2, device="cpu", out="runs/example")
+        >>> model = cloob.load_model(cloob.train(config).run)
+        >>> model.encode_text(["a red heart", "an elephant"]).shape
+        torch.Size([2, 256])
     """
     place = resolve_device(device)
     return _load(source).to(place).eval()

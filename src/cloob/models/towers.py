@@ -69,6 +69,13 @@ def create_model(
     Raises:
         InputError: Unknown name, tag or device; an image size that the tower cannot take; weights that cannot be
             fetched or do not fit.
+
+    Example:
+        >>> import cloob
+        >>> from PIL import Image
+        >>> model = cloob.create_model("tiny-vit", seed=0)
+        >>> model.encode_image([Image.new("RGB", (64, 64), "red")]).shape
+        torch.Size([1, 256])
     """
     name = check_name(name)
     place = resolve_device(device)

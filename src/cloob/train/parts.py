@@ -88,7 +88,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config)
     config = build.resolved(config, encoder, objective)
-    source = build.open_pairs(config.pairs.data, config, config.pairs.weights)
+    source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
     loader = build.make_loader(source, encoder, config, device)
     held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None

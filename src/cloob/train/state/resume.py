@@ -41,9 +41,9 @@ from cloob.train.towers.average import WeightAverage
 logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training.
 _FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
-    f"pairs.{leaf}" for leaf in ("workers", "val_data", "cache_dir", "cache_gb")
+    f"pairs.{leaf}" for leaf in ("workers", "val_data", "val_every", "cache_dir", "cache_gb")
 }
-_FREE_KEYS |= {"run.patience", "towers.average_with_start", "align.features"}
+_FREE_KEYS |= {"run.patience", "towers.average_with_start"}
 _FREE_KEYS |= {"run.batch_size"}  # has a line of its own
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloob.commands.console import EmbeddingProgress
+from cloob.commands.work.console import EmbeddingProgress
 from cloob.errors import InputError
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.examples import example_queries
-from cloob.evaluate.files import confusion_matrix
+from cloob.evaluate.measures.confusion import confusion_matrix
 from cloob.evaluate.measures.probe import ProbeOptions
 from cloob.evaluate.report import Confusion, ReportExtras, write_report
 from cloob.evaluate.sets.captioned import CaptionedSet
