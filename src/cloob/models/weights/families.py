@@ -8,9 +8,10 @@ from typing import Any
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.runs import ALIGNED_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER, TOWERS_FILE
-from cloob.models.untrusted import read_json
+from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna
 from cloob.models.weights.fetch import fetch_model, show_progress
+from cloob.models.weights.folders import INDEX, WEIGHTS_FILES
 from cloob.models.weights.formats.torchfile import is_legacy, read_torch
 
 _OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
@@ -53,17 +54,15 @@ def _folder_config(folder: Path) -> Path | None:
     if any((folder / name).exists() for name in _OURS):
         return None
     config = folder / "config.json"
-    weights = ("model.safetensors", "pytorch_model.bin")
-    names = [name for weight in weights for name in (weight, f"{weight}.index.json")]
+    names = [name for weights in WEIGHTS_FILES for name in (weights, f"{weights}{INDEX}")]
     return config if config.is_file() or any((folder / name).is_file() for name in names) else None
 
 
 def _load_folder(folder: Path) -> DualEncoder:
     file = _folder_config(folder)
     assert file is not None, folder
+    check_folder(folder)
     config = read_json(file)
-    if "auto_map" in config:
-        raise InputError(f"{file}: auto_map asks for code of its own, which is never run")
     if rinna.matches(config):
         return rinna.load(folder, config)
     if hf_clip.matches(config):

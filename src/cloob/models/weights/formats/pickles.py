@@ -25,7 +25,8 @@ _MAX_TEXT = 1 << 16
 _MAX_LONG = 16
 _FRAME = b"\x95"
 _LARGE = frozenset({b"B", b"X", b"\x8e", b"\x96"})  # opcodes of what may stand outside of frames
-_UNFRAMED = 3  # other opcodes that may, before the end: a frame would be longer than its content
+_UNFRAMED = 3  # other opcodes that may, behind a full frame or large bytes: a frame would be longer than its content
+_FULL_FRAME = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class _Machine:
     place: int = 0
     frame_end: int | None = None
     framed: bool = False
-    unframed: int = 0
+    loose: int = 0
+    kept_at: int = -2
 
     def refuse(self, why: str) -> InputError:
         return InputError(f"{self.path}: not a file of weights that can be trusted: {why} (byte {self.place})")
@@ -196,8 +198,9 @@ class _Machine:
     def put(self, place: int) -> None:
         if not self.stack:
             raise self.refuse("an empty stack")
-        if self.rules.numbered and place != len(self.memo):
-            raise self.refuse(f"the value {len(self.memo)} kept as {place}")
+        if self.rules.numbered and (place != len(self.memo) or self.kept_at == self.place - 1):
+            raise self.refuse(f"a value kept as {place}, which is not its turn")
+        self.kept_at = self.place
         self.memo[place] = self.stack[-1]
 
     def begin_frame(self) -> None:
@@ -205,6 +208,7 @@ class _Machine:
         if self.frame_end is not None or size > self.end - self.file.tell():
             raise self.refuse("a frame that does not fit")
         self.framed, self.frame_end = True, self.file.tell() + size
+        self.loose = _UNFRAMED if size >= _FULL_FRAME else 0
 
     def check_frame(self, code: bytes) -> None:
         """Looks at where an opcode stands, the file's position being behind it."""
@@ -214,13 +218,12 @@ class _Machine:
             self.frame_end = None
         if not self.framed or self.frame_end is not None:
             return
-        if code == _FRAME or code in _LARGE:
-            fits = self.unframed == 0
-        else:
-            self.unframed += 1
-            fits = self.unframed <= _UNFRAMED
-        if not fits:
-            raise self.refuse("what belongs into a frame stands outside")
+        if code in _LARGE:
+            self.loose = _UNFRAMED
+        elif code != _FRAME:
+            self.loose -= 1
+            if self.loose < 0:
+                raise self.refuse("what belongs into a frame stands outside")
 
     def run(self) -> Any:
         for _ in range(_MAX_OPS):
