@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ def main(words: Sequence[str]) -> int:
     start, rest = _start(list(words))
     config = parse(TrainConfig, rest, "cloob train", start, usage=_USAGE, description=_DESCRIPTION)
     preflight(config)
+    if os.environ.get("RANK", "0") == "0":
+        print("cloob: opening data …", file=sys.stderr, flush=True)  # the imports alone take seconds
 
     from cloob.train.log import ProgressDisplay
     from cloob.train.loop import train
@@ -44,6 +47,12 @@ def _report(config: TrainConfig, result: RunResult) -> None:
     """What the run came to, and where it is."""
     from cloob.models.store import find_best
 
+    if result.already_finished:
+        print(
+            f"{result.run}: already finished ({result.epochs} epochs, {result.steps:,} steps); nothing was written; "
+            "more --epochs go on, --overwrite or another --out starts anew"
+        )
+        return
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
@@ -66,8 +75,8 @@ def _start(words: list[str]) -> tuple[TrainConfig | None, list[str]]:
         return get_recipe(recipe), words
     if file is None:
         return None, words
-    # A run that replaced another says so in its config.json, which is not to replace that run in turn.
-    return TrainConfig.from_json(Path(file)).override(overwrite=False), words
+    # What was allowed to one run, which says so in its config.json, is not allowed to the next.
+    return TrainConfig.from_json(Path(file)).override(overwrite=False, accept_changed_data=False), words
 
 
 def _take_option(words: list[str], name: str) -> str | None:

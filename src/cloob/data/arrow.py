@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
+from cloob.data.fingerprint import digest, of_column
 from cloob.data.spool import Ahead, ShardCache
 from cloob.errors import InputError, message
 
@@ -106,6 +107,17 @@ class ArrowSource:
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("image too large", key, f"{len(data):,} bytes")
         return RawSample(key, data, caption)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The files' names and sizes, and their captions: of Arrow files by content, of Parquet by its end."""
+        files = [f"{path.name} {path.stat().st_size}" for path in self._paths]
+        captions = []
+        for path in self._paths:
+            if path.suffix.lower() == ".parquet":  # its end holds the size and the statistics of each column
+                captions.append(_parquet_end(path))
+            else:
+                captions.append(of_column(_map(path).column(self._columns[1])).encode())
+        return {"rows": f"{len(self):,}", "files": digest(files), "captions": digest(captions)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the Parquet files of these pairs unpacked in the background."""
@@ -205,6 +217,15 @@ def _facts(path: Path) -> tuple[pa.Schema, int]:
     except (OSError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}") from None
+
+
+def _parquet_end(path: Path) -> bytes:
+    """The footer of a Parquet file, whose length is in front of the magic word that ends it."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - size, os.SEEK_END)
+        return file.read(size)
 
 
 def _map(path: Path) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
+from cloob.data.fingerprint import digest, of_column, spread
 from cloob.data.shards import IMAGE_EXTENSIONS
 
 _IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
@@ -33,6 +35,22 @@ class FolderSource:
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The paths, the captions, and the sizes of the pictures; of large folders a hundred thousand of the latter."""
+        captions, sizes = [], []
+        for index in spread(len(self)):
+            path = self._folder / os.fsdecode(self._paths[index].as_py())
+            with contextlib.suppress(OSError):
+                captions.append(path.with_suffix(".txt").read_bytes()[: MAX_CAPTION_BYTES + 1])
+            with contextlib.suppress(OSError):
+                sizes.append(str(path.stat().st_size))
+        return {
+            "pairs": f"{len(self):,}",
+            "file names": of_column(pa.chunked_array([self._paths])),
+            "captions": digest(captions),
+            "sizes of pictures": digest(sizes),
+        }
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is the image's path below the folder.

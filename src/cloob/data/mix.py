@@ -68,6 +68,14 @@ class MixedSource:
         part, row = self._place(index)
         return self.parts[part].read(row)
 
+    def fingerprint(self) -> dict[str, str]:
+        """Those of the parts."""
+        return {
+            f"source {i + 1}, {key}": value
+            for i, part in enumerate(self.parts)
+            for key, value in part.fingerprint().items()
+        }
+
     def prefetch(self, indices: np.ndarray) -> None:
         """Passes on to the streamed parts what will be read soon."""
         indices = indices % len(self)

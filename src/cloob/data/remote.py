@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cloob.data.batch import BadSample, RawSample
+from cloob.data.fingerprint import digest
 from cloob.data.opener import expand, fetch, fetch_json, shard_name, sibling
 from cloob.data.shards import ShardSource
 from cloob.data.sizes import SIZES, parse_sizes
@@ -74,6 +75,11 @@ class RemoteShardSource:
             counts = f"holds {source.complete[0]:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
             raise BadSample("truncated shard", f"{shard_name(url)}/{row}", f"{url} {counts}{cut}")
         return source.read(row)
+
+    def fingerprint(self) -> dict[str, str]:
+        """The shards' names and counts; nothing is fetched. What is before a name (a bucket, a token) is left out."""
+        told = zip(map(shard_name, self._urls), self.shard_sizes, strict=True)
+        return {"samples": f"{len(self):,}", "shards": digest(f"{name} {n}" for name, n in told)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the shards of these pairs fetched in the background; failures show when a pair is read."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES
+from cloob.data.fingerprint import digest, of_column
 from cloob.data.shardindex import ABSENT, CAPTION_EXTENSIONS, CUT, IMAGE_EXTENSIONS, group_members, open_index
 from cloob.data.sizes import SIZES, read_sizes
 from cloob.data.tarindex import TarReader
@@ -63,6 +66,15 @@ class ShardSource:
     def cuts(self) -> dict[int, str]:
         """By shard, what is missing at the end of a truncated one."""
         return self._index.cuts
+
+    def fingerprint(self) -> dict[str, str]:
+        """The shards' names, and the names, places and sizes of their members; the members are not read."""
+        keys = of_column(pa.chunked_array([self._index.keys]))
+        return {
+            "samples": f"{len(self):,}",
+            "shards": digest(f"{label} {n}" for label, n in zip(self._labels, self.shard_sizes, strict=True)),
+            "members": digest([keys, *self._index.places]),
+        }
 
     def hold(self) -> None:
         """Opens the first shard, so that this process can read it even when its name is gone."""

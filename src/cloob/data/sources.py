@@ -41,6 +41,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def fingerprint(self) -> dict[str, str]:
+        """What the source holds, in a few named digests and counts: equal for equal data, wherever they lie."""
+
     def read(self, index: int) -> RawSample:
         """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
 

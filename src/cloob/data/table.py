@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
+from cloob.data.fingerprint import of_column
 from cloob.errors import InputError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -56,6 +57,14 @@ class TableSource:
 
     def __len__(self) -> int:
         return len(self._images)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Both columns by their content; the pictures behind the paths are not looked at."""
+        return {
+            "rows": f"{len(self):,}",
+            "image paths": of_column(self._images),
+            "captions": of_column(self._captions),
+        }
 
     def row(self, index: int) -> tuple[bytes | None, bytes | None]:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""

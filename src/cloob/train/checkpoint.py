@@ -99,6 +99,7 @@ def save_checkpoint(
     batch_size: int,
     pairs: int,
     keep: int,
+    data: dict[str, str] | None = None,
     weights: dict[str, Tensor] | None = None,
     average: WeightAverage | None = None,
     stepper: dict[str, Any] | None = None,
@@ -116,6 +117,7 @@ def save_checkpoint(
         batch_size: Global batch size, to say when it changed.
         pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
         keep: Checkpoints to keep beside the best, 0 for all.
+        data: The training data's fingerprint, to say when they changed.
         weights: The encoder's whole ``state_dict``, where it is in shards.
         average: The running average of the weights, which goes into the model folder in their place.
         stepper: State of the stepper, e.g. of its gradient scaler.
@@ -139,6 +141,8 @@ def save_checkpoint(
         "batch_size": batch_size,
         "pairs": pairs,
     }
+    if data is not None:
+        state["data"] = data
     if average is not None:
         state |= {"weights": encoder.state_dict(), "average": {"updates": average.updates}}
     if stepper:

@@ -181,6 +181,14 @@ def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
     return torch.lerp(start, end, share)  # exact at both ends
 
 
+def make_good_average(config: TrainConfig, checkpoint: Path) -> None:
+    """As ``write_average`` for a run that had ended before, unless its average is there."""
+    file = config.save.out / "config.json"
+    share = TrainConfig.from_json(file).towers.average_with_start if file.is_file() else None
+    if share != config.towers.average_with_start or not (config.save.out / AVERAGED).is_dir():
+        write_average(config, checkpoint)
+
+
 def write_average(config: TrainConfig, checkpoint: Path) -> Path:
     """Writes ``OUT/averaged``, a model folder: the checkpoint's weights averaged with those of ``--init``.
 

@@ -79,18 +79,24 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
 
     Raises:
         InputError: Something the user gave is wrong, or the run folder cannot be written.
+        AlreadyFinished: There is nothing left to do.
     """
     check_combination(config)
     encoder = build.make_encoder(config)
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config)
     config = build.resolved(config, encoder, objective)
+    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
+    if checkpoint is not None:
+        resume.stop_if_finished(checkpoint, config)
     source = build.open_pairs(config.pairs.data, config, config.pairs.weights)
     loader = build.make_loader(source, encoder, config, device)
     held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
 
-    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
+    data = on_rank_zero(source.fingerprint)
+    if checkpoint is not None:
+        resume.check_same_data(checkpoint, source.name, data, accept=config.save.accept_changed_data)
     on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
     encoder.to(device)
     objective.to(device)
@@ -116,7 +122,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         stepper.load_state_dict(checkpoint.state.get("stepper", {}))
     resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
-    saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, checkpoint)
+    saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, data, checkpoint)
     if rank() == 0:
         remove_leftovers(config.save.out)
         write_whole(config.save.out / "config.json", config.to_json())

@@ -11,6 +11,7 @@ from cloob.data.sources import check_there
 from cloob.errors import InputError
 from cloob.train.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
 from cloob.train.config import TrainConfig
+from cloob.train.runlock import refuse_held
 
 _RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
 
@@ -23,7 +24,7 @@ def preflight(config: TrainConfig) -> None:
 
     Raises:
         InputError: Two values exclude each other, local data, a column or what is to be resumed is not there, or the
-            run folder cannot be written or holds another run.
+            run folder cannot be written, holds another run, or is being written by another process.
     """
     check_combination(config)
     if config.run.fsdp and os.environ.get("WORLD_SIZE", "1") == "1":
@@ -33,6 +34,7 @@ def preflight(config: TrainConfig) -> None:
     for spec in (*config.pairs.data, *config.pairs.val_data):
         check_there(spec, image_column=config.pairs.image_column, caption_column=config.pairs.caption_column)
     save = config.save
+    refuse_held(save.out)
     if save.resume not in ("none", "auto"):
         check_resume(Path(save.resume))
     elif save.resume == "none" and not save.overwrite and held_files(save.out):
@@ -41,10 +43,10 @@ def preflight(config: TrainConfig) -> None:
 
 
 def check_combination(config: TrainConfig) -> None:
-    """Refuses what needs trained weights, held-out pairs or a frozen tower, when there are none; and ``aligns``.
+    """Refuses a run without data, and what needs trained weights, held-out pairs or a frozen tower without them.
 
     Raises:
-        InputError: ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
+        InputError: No ``data``, ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
             ``freeze``, ``restarts`` without their schedule, ``compile_backend`` without ``compile``, ``retrieval_from``
             with held-out pairs judged by the loss, which it changes; or as ``aligns``.
     """
@@ -67,6 +69,11 @@ def check_combination(config: TrainConfig) -> None:
     if towers.average_with_start is not None and towers.init is None:
         raise InputError("average_with_start needs the trained weights of a start; give --init")
     aligns(config)
+    if not config.pairs.data:
+        raise InputError(
+            "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images with "
+            ".txt files beside them), or --data demo for the set that comes along"
+        )
 
 
 def aligns(config: TrainConfig) -> bool:

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.store import list_checkpoints, load_model
 from cloob.train import preflight, sharding
 from cloob.train.average import WeightAverage
+from cloob.train.callbacks import RunResult
 from cloob.train.checkpoint import FORMAT, Progress, set_aside
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import on_rank_zero
@@ -53,6 +54,43 @@ class Checkpoint:
         """The weights to go on from: those of ``model/``, unless these are an average."""
         weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
         return weights
+
+
+class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
+    """The run that was to go on has reached its end; raised on all ranks, before anything is written."""
+
+    def __init__(self, checkpoint: Path, progress: Progress) -> None:
+        super().__init__(str(checkpoint))
+        self.checkpoint = checkpoint
+        self.progress = progress
+
+    def result(self, run: Path) -> RunResult:
+        """What the run had come to."""
+        progress = self.progress
+        return RunResult(
+            run=run,
+            steps=progress.step,
+            epochs=progress.epoch,
+            samples_seen=progress.samples_seen,
+            seconds=progress.seconds,
+            loss=None,
+            checkpoint=self.checkpoint,
+            already_finished=True,
+        )
+
+
+def stop_if_finished(checkpoint: Checkpoint, config: TrainConfig) -> None:
+    """Looks whether a checkpoint leaves anything to do.
+
+    Raises:
+        InputError: The objective differs from the checkpoint's.
+        AlreadyFinished: All epochs are done, or the patience was used up.
+    """
+    for _ in _changes(checkpoint, config):
+        pass
+    progress = checkpoint.progress
+    if progress.epoch >= config.run.epochs or 0 < config.run.patience <= progress.stale:
+        raise AlreadyFinished(checkpoint.path, progress)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -195,6 +233,27 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> b
     for line in said if rank() == 0 else ():
         logger.warning(line)
     return bool(held == pairs)
+
+
+def check_same_data(checkpoint: Checkpoint, name: str, data: Mapping[str, str], *, accept: bool) -> None:
+    """Compares the fingerprint of the training data with that of the data the checkpoint was trained on.
+
+    Raises:
+        InputError: They differ, and that is not accepted; says in what.
+    """
+    before = checkpoint.state.get("data")
+    if before is None or before == data:
+        return
+    changed = [
+        f"{key}: {before.get(key, 'none')} before, {data.get(key, 'none')} now"
+        for key in dict.fromkeys([*before, *data])
+        if before.get(key) != data.get(key)
+    ]
+    told = f"{name}: not the data that {checkpoint.path} was trained on ({'; '.join(changed)})"
+    if not accept:
+        raise InputError(f"{told}; --accept-changed-data goes on with these")
+    if rank() == 0:
+        logger.warning("%s; accepted", told)
 
 
 def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
