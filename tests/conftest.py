@@ -22,6 +22,10 @@ settings.register_profile("cloob", deadline=None)
 settings.load_profile("cloob")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden loss curves anew")
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of the pictogram benchmark beside the checkout; absent for most users."""

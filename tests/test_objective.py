@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloob
 from cloob import objective as module
@@ -36,7 +37,8 @@ def test_equals_the_loop(contrast: str, hopfield: bool, scale: str, backend: str
     expected = objective_loop(
         x.tolist(), y.tolist(), 20.0, 4.0, contrast=contrast, hopfield=hopfield, scale=scale, ids=ids
     )
-    objective = ContrastiveObjective(contrast, hopfield, 20.0, 4.0, scale=scale, backend=backend)
+    options = {"contrast": contrast, "hopfield": hopfield, "scale": scale, "backend": backend}
+    objective = ContrastiveObjective(inv_tau=20.0, beta=4.0, **options)
     assert objective(x, y, ids=torch.tensor(ids)).item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -93,22 +95,25 @@ def test_config_is_json_and_builds_the_same_objective(name: str) -> None:
 
 def test_scales_are_tensors_and_only_learnable_ones_parameters() -> None:
     fixed, learnable = ContrastiveObjective(), ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True)
-    assert not fixed.state_dict() and fixed.inv_tau.item() == 30.0 and fixed.beta.item() == 8.0
+    assert not list(fixed.parameters()) and fixed.inv_tau.item() == 30.0 and fixed.beta.item() == 8.0
+    assert {name: (value.dtype, value.item()) for name, value in fixed.state_dict().items()} == {
+        "fixed_inv_tau": (torch.float64, 30.0),
+        "fixed_beta": (torch.float64, 8.0),
+    }
     assert sorted(learnable.state_dict()) == ["log_beta", "log_inv_tau"]
     assert learnable.inv_tau.requires_grad and learnable.beta.requires_grad
     assert learnable.inv_tau.item() == pytest.approx(30.0) and learnable.beta.item() == pytest.approx(8.0)
 
 
 @pytest.mark.parametrize("backend", ["reference", "streamed"])
-@pytest.mark.parametrize("scale", ["paper", "unit"])
-def test_gradients_of_learnable_scales(backend: str, scale: str) -> None:
+def test_gradients_of_learnable_scales(backend: str) -> None:
     x, y = pairs(6, 5)
-    objective = ContrastiveObjective(learnable_beta=True, scale=scale, backend=backend).double()
+    objective = ContrastiveObjective(learnable_beta=True, scale="unit", backend=backend).double()
     log_inv_tau = torch.tensor(math.log(30.0), dtype=torch.float64, requires_grad=True)
     objective(x, y, logit_scale=log_inv_tau.exp()).backward()
 
     def value(inv_tau: float, beta: float) -> float:
-        return objective_loop(x.tolist(), y.tolist(), inv_tau, beta, scale=scale)
+        return objective_loop(x.tolist(), y.tolist(), inv_tau, beta, scale="unit")
 
     inv_tau, beta, h = 30.0, objective.beta.item(), 1e-5
     slopes = (
@@ -117,10 +122,9 @@ def test_gradients_of_learnable_scales(backend: str, scale: str) -> None:
     )
     assert log_inv_tau.grad is not None and log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
     assert objective.log_beta.grad.item() == pytest.approx(slopes[1], rel=1e-6)
-    if scale == "unit":
-        own = ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True, backend=backend).double()
-        own(x, y).backward()
-        assert own.log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
+    own = ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True, backend=backend).double()
+    own(x, y).backward()
+    assert own.log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -130,10 +134,25 @@ def test_a_learned_temperature_takes_the_mean_since_the_papers_scale_only_raises
         make_objective(name, learnable_inv_tau=True, scale="paper")
     x, y = pairs(8, 5)  # pairs that have nothing to do with each other: the temperature should fall
     for scale, rises in (("paper", True), ("unit", False)):
-        log_inv_tau = torch.tensor(math.log(30.0), requires_grad=True)
-        objective = make_objective(name, learnable_inv_tau=False, scale=scale)
-        objective(x, y, logit_scale=log_inv_tau.exp()).backward()
+        log_inv_tau = torch.tensor(math.log(30.0), dtype=torch.float64, requires_grad=True)
+        member = {"contrast": make_objective(name).contrast, "hopfield": make_objective(name).hopfield}
+        cloob_reference(x, y, log_inv_tau.exp(), scale=scale, **member).backward()
         assert log_inv_tau.grad is not None and (log_inv_tau.grad.item() < 0) == rises
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_logit_scale_that_learns_is_refused_by_the_papers_scale(name: str) -> None:
+    x, y = pairs(8, 5, dtype=torch.float32)
+    scale = torch.tensor(30.0, requires_grad=True)
+    objective = make_objective(name, learnable_inv_tau=False, scale="paper")
+    with pytest.raises(ValueError, match="logit_scale learns, which needs scale='unit'"):
+        objective(x, y, logit_scale=scale)
+    with pytest.raises(ValueError, match="logit_scale learns"):
+        objective(x, y, logit_scale=scale.log().exp())
+    with torch.no_grad():  # an evaluation of the same model
+        assert (
+            objective(x, y, logit_scale=scale) == objective(x, y, logit_scale=scale.detach()) == objective(x, y, 30.0)
+        )
 
 
 def test_a_learnable_scale_is_bounded_by_100_in_training_alone() -> None:
@@ -156,10 +175,11 @@ def test_a_learnable_scale_is_bounded_by_100_in_training_alone() -> None:
 def test_a_given_logit_scale_takes_the_place_of_inv_tau_and_learns() -> None:
     x, y = pairs(6, 5, dtype=torch.float32)
     scale = torch.tensor(12.0, requires_grad=True)
-    objective = ContrastiveObjective.cloob()
+    objective = ContrastiveObjective.cloob(scale="unit")
     found = objective(x, y, scale, output_dict=True)
     assert list(found) == ["contrastive_loss"]
-    assert found["contrastive_loss"] == ContrastiveObjective.cloob(inv_tau=12.0)(x, y) == objective(x, y, 12.0)
+    same = ContrastiveObjective.cloob(inv_tau=12.0, scale="unit")
+    assert found["contrastive_loss"] == same(x, y) == objective(x, y, 12.0)
     found["contrastive_loss"].backward()
     assert scale.grad.isfinite() and scale.grad != 0
     assert objective(x, y, logit_scale=12.0, logit_bias=torch.tensor(-10.0)) == objective(x, y, 12.0)
@@ -234,7 +254,7 @@ def spoil(rows: Tensor, row: int, value: float) -> Tensor:
 @pytest.mark.parametrize(("value", "what"), [(math.nan, "not finite"), (-math.inf, "not finite"), (0.0, "zero")])
 def test_bad_rows_are_named(contrast: str, hopfield: bool, value: float, what: str) -> None:
     x, y = pairs(5, 4)
-    objective = ContrastiveObjective(contrast, hopfield)
+    objective = ContrastiveObjective(contrast=contrast, hopfield=hopfield)
     with pytest.raises(NonFiniteFeaturesError, match=f"text_features: 2 of 5 rows are bad; row 1 is {what}"):
         objective(x, spoil(spoil(y, 3, value), 1, value))
     with pytest.raises(ValueError, match=f"image_features: 1 of 5 rows are bad; row 4 is {what}"):
@@ -268,7 +288,8 @@ def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> No
         ({"image_features": torch.ones(1, 3), "text_features": torch.ones(1, 3)}, ValueError, "1 pairs in the batch"),
         ({"text_features": torch.ones(3, 3)}, ValueError, "4 image_features, but 3 text_features"),
         ({"text_features": torch.ones(4, 2)}, ValueError, "text_features has embedding dimension 2"),
-        ({"text_features": torch.ones(4, 3).double()}, ValueError, "text_features has dtype torch.float64"),
+        ({"text_features": torch.ones(4, 3).double()}, ValueError, "text_features has dtype torch.float64, but image"),
+        ({"image_features": torch.ones(4, 3).double()}, ValueError, "text_features has dtype torch.float32, but image"),
         ({"text_features": torch.ones(4, 3, device="meta")}, ValueError, "text_features has device meta"),
         ({"image_features": torch.ones(4, 3, 1)}, ValueError, "image_features has shape"),
         ({"text_features": None}, TypeError, "text_features is a NoneType"),
@@ -280,7 +301,8 @@ def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> No
 )
 @pytest.mark.parametrize("backend", ["reference", "streamed"])
 def test_wrong_batches_are_refused(backend: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
-    arguments = {"image_features": torch.ones(4, 3), "text_features": torch.ones(4, 3)} | change
+    rows = F.normalize(torch.ones(4, 3), dim=1)
+    arguments = {"image_features": rows, "text_features": rows} | change
     with pytest.raises(error, match=message):
         ContrastiveObjective(backend=backend)(**arguments)
 
@@ -295,3 +317,71 @@ def test_importing_it_does_not_import_the_compiler_or_the_towers() -> None:
     code = f"import sys; from cloob import ContrastiveObjective; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert found.stdout.strip() == "[]"
+
+
+class _Reads(TorchDispatchMode):
+    """Counts the values that are read one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def reads(monkeypatch: pytest.MonkeyPatch, objective: ContrastiveObjective, n: int) -> int:
+    """How often a call waits for the device."""
+    x, y = pairs(n, 8, dtype=torch.float32)
+    counted, lists = _Reads(), []
+    tolist = Tensor.tolist
+    with monkeypatch.context() as patch, counted:
+        patch.setattr(Tensor, "tolist", lambda t: (lists.append(t), tolist(t))[1])
+        objective(x, y)
+    return counted.count + len(lists)
+
+
+def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert reads(monkeypatch, ContrastiveObjective(), 6) == 1
+    assert reads(monkeypatch, ContrastiveObjective(check=False), 6) == 0
+    # The streamed path looks once more, whether exponentials stay in range.
+    assert reads(monkeypatch, ContrastiveObjective(backend="streamed"), 6) == 2
+    assert reads(monkeypatch, ContrastiveObjective(backend="streamed", check=False), 6) == 1
+
+
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+def test_check_false_looks_at_no_row(backend: str) -> None:
+    x, y = pairs(5, 4)
+    objective = ContrastiveObjective(backend=backend, check=False, hopfield=False)
+    assert objective.config()["check"] is False
+    assert not objective(spoil(x, 1, math.nan), y).isfinite()
+    assert objective(3 * x, y).isfinite()
+
+
+def test_rows_that_are_no_unit_vectors_are_told_of_once() -> None:
+    x, y = pairs(6, 5)
+    objective = ContrastiveObjective()
+    with pytest.warns(UserWarning, match=r"text_features has rows of length 3 to 3, but .* unit rows"):
+        objective(x, 3 * y)
+    objective(x, 3 * y)  # warnings are errors here
+    with pytest.warns(UserWarning, match=r"image_features has rows of length 0\.5 to 0\.5"):
+        ContrastiveObjective()(0.5 * x, y)
+    for low in (torch.bfloat16, torch.float16):
+        ContrastiveObjective()(F.normalize(x.to(low), dim=1), F.normalize(y.to(low), dim=1))
+
+
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) -> None:
+    x, y = pairs(6, 5, dtype=torch.float32)
+    objective = ContrastiveObjective(backend=backend)
+    expected = value_and_gradients(objective, x.to(low).float(), y)
+    found = value_and_gradients(objective, x.to(low), y)
+    assert found[0].dtype == torch.float32 and found[0] == expected[0]
+    assert torch.equal(found[1], expected[1].to(low)) and torch.equal(found[2], expected[2])
+
+
+def test_options_are_named() -> None:
+    with pytest.raises(TypeError, match="positional"):
+        ContrastiveObjective("infonce")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,36 +32,47 @@ def embed_images(encoder: DualEncoder, images: np.ndarray) -> Tensor:
 
 
 def score_pairs(encoder: DualEncoder, pairs: Pairs) -> dict[str, float]:
-    """Recall@k both ways, its mean, and the paper's measures of geometry, on held-out pairs."""
-    images = embed_images(encoder, pairs.images)
-    texts = embed_texts(encoder, pairs.captions)
-    ranks = retrieval_ranks(images, texts, captions=pairs.captions)
-    scores = {f"{way}@{k}": ranking.recall_at_k(r, k) for way, r in ranks._asdict().items() for k in RECALLS}
-    scores["mean_recall"] = sum(scores.values()) / len(scores)
+    """As ``score_rows``, of held-out pairs."""
+    return score_rows(embed_images(encoder, pairs.images), embed_texts(encoder, pairs.captions), pairs.captions)
+
+
+def score_rows(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """Recall@k both ways, its mean, and the paper's measures of geometry, from (n, D) unit rows of n pairs."""
+    scores = recalls(images, texts, captions)
     measures = geometry(images, texts, GEOMETRY_INV_TAU, GEOMETRY_BETA)
     scores |= {key: value for key, value in measures.items() if not key.startswith("spectrum") and key != "n"}
     return {key: round(value, 6) for key, value in scores.items()}
 
 
+def recalls(images: Tensor, texts: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """Recall@k both ways and ``mean_recall``, the mean of all."""
+    ranks = retrieval_ranks(images, texts, captions=captions)
+    scores = {f"{way}@{k}": ranking.recall_at_k(r, k) for way, r in ranks._asdict().items() for k in RECALLS}
+    return scores | {"mean_recall": sum(scores.values()) / len(scores)}
+
+
 def score_zeroshot(encoder: DualEncoder, sets: Mapping[str, Labelled]) -> dict[str, dict[str, Any]]:
-    """Zero-shot accuracies by set; ``predictions`` packs the class that each picture is taken for."""
+    """As ``score_set``, by set."""
     scores = {}
     for name, data in sets.items():
         classes = class_embeddings(encoder, data.classnames, data.templates)
-        labels = torch.from_numpy(np.array(data.labels))
-        images = embed_images(encoder, data.images)
-        ranks = zeroshot_ranks(images, labels, classes)
-        cosines = images.double() @ classes.double().T
-        # As the ranks count a tie: against the right class.
-        cosines[torch.arange(len(labels)), labels] -= 1e-12
-        recall = ranking.mean_per_class_recall(ranks < 1, labels, len(classes))
-        scores[name] = {
-            "acc1": round(ranking.topk_accuracy(ranks, 1), 6),
-            "acc5": round(ranking.topk_accuracy(ranks, 5), 6),
-            "mean_per_class_recall": round(recall, 6),
-            "predictions": pack(cosines.argmax(1).numpy()),
-        }
+        scores[name] = score_set(embed_images(encoder, data.images), np.array(data.labels), classes)
     return scores
+
+
+def score_set(images: Tensor, labels: np.ndarray, classes: Tensor) -> dict[str, Any]:
+    """Zero-shot accuracies from unit rows; ``predictions`` packs the class that each picture is taken for."""
+    right = torch.from_numpy(labels)
+    ranks = zeroshot_ranks(images, right, classes)
+    cosines = images.double() @ classes.double().T
+    # As the ranks count a tie: against the right class.
+    cosines[torch.arange(len(right)), right] -= 1e-12
+    return {
+        "acc1": round(ranking.topk_accuracy(ranks, 1), 6),
+        "acc5": round(ranking.topk_accuracy(ranks, 5), 6),
+        "mean_per_class_recall": round(ranking.mean_per_class_recall(ranks < 1, right, len(classes)), 6),
+        "predictions": pack(cosines.argmax(1).numpy()),
+    }
 
 
 def score_probe(encoder: DualEncoder, data: Data) -> dict[str, dict[str, Any]]:

@@ -55,15 +55,15 @@ def write(results: Path, root: Path) -> None:
         page.write_text(replaced(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
-def replaced(text: str, tables: str) -> str:
-    """The page's text with other tables.
+def replaced(text: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
+    """The page's text with other tables between two markers.
 
     Raises:
         ValueError: It does not have both markers, once each and in order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the page must hold {BEGIN} and {END}, once each and in order")
-    return f"{text[: text.index(BEGIN)]}{BEGIN}\n{tables}\n{text[text.index(END) :]}"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the page must hold {begin} and {end}, once each and in order")
+    return f"{text[: text.index(begin)]}{begin}\n{tables}\n{text[text.index(end) :]}"
 
 
 def render(results: Path = records.RESULTS) -> str:

@@ -6,11 +6,12 @@ Nothing heavy is imported before a command's arguments are known to be right.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from cloob import __version__
-from cloob.errors import InputError, TrainingFailed, message, nearest
+from cloob.errors import InputError, TrainingFailed, install, message, nearest
 
 COMMANDS = {
     "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
@@ -18,6 +19,7 @@ COMMANDS = {
     "recipes": "list the named training set-ups",
     "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
     "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
+    "convert": "write other people's weights as a model folder",
     "models": "list the towers by name",
 }
 
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -46,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # Whoever read our output has left; Python would complain at exit.
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if debug or package in ("", "cloob"):
+            raise
+        print(f"cloob: {package} is not installed; {install('train')} brings it", file=sys.stderr)
+        return 2
     except (InputError, OSError, TrainingFailed) as error:
         if debug:
             raise
@@ -65,6 +73,12 @@ def _dispatch(words: list[str]) -> int:
         raise InputError(f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)")
     result: int = importlib.import_module(f"cloob.commands.{name}").main(rest)
     return result
+
+
+def _at_home(word: str) -> str:
+    """A word with ``~`` at its start, or behind ``--option=``, as the home folder; shells leave some."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - a word need not be a path
 
 
 def usage() -> str:

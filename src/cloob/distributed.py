@@ -13,7 +13,9 @@ import ctypes
 import gc
 import itertools
 import os
-from collections.abc import Iterator
+import pickle
+import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -132,13 +134,16 @@ class Layout:
         return slice(start, start + self.sizes[rank()])
 
 
-def agree(facts: dict[str, int], fault: Exception | None, device: torch.device) -> dict[str, tuple[int, ...]]:
+def agree(
+    facts: Mapping[str, int | float], fault: Exception | None, device: torch.device
+) -> dict[str, tuple[Any, ...]]:
     """Tells every rank's facts to every rank, or raises the same error on all of them.
 
-    A rank that raised alone would leave the others waiting in their next collective call.
+    A rank that raised alone would leave the others waiting in their next collective call. Needs torch alone: its own
+    collectives for objects go through numpy.
 
     Args:
-        facts: Named integers; the same names on every rank.
+        facts: Named numbers; the same names and kinds of number on every rank.
         fault: The error of this rank, if any.
         device: Where the process group can send tensors from.
 
@@ -148,16 +153,37 @@ def agree(facts: dict[str, int], fault: Exception | None, device: torch.device) 
     Raises:
         Exception: Some rank has a fault; of the first one's type, the message names each and its rank.
     """
-    own = torch.tensor([fault is not None, *facts.values()], dtype=torch.int64, device=device)
+    told = b"" if fault is None else pickle.dumps(fault)
+    numbers = [len(told), *(_bits(fact) if isinstance(fact, float) else fact for fact in facts.values())]
+    own = torch.tensor(numbers, dtype=torch.int64, device=device)
     table = own.new_empty(world_size(), len(own))
     _collective("all_gather_single", "all_gather_into_tensor")(table.view(-1), own)
-    columns = table.T.tolist()
-    if any(columns[0]):
-        faults: list[Exception | None] = [None] * world_size()
-        dist.all_gather_object(faults, fault)
-        named = [(r, error) for r, error in enumerate(faults) if error is not None]
-        raise type(named[0][1])("; ".join(f"rank {r}: {error}" for r, error in named))
-    return {name: tuple(values) for name, values in zip(facts, columns[1:], strict=True)}
+    lengths, *columns = table.T.tolist()
+    if any(lengths):
+        raise _joint(told, Layout(tuple(lengths)), device)
+    return {
+        name: tuple(map(_number, values) if isinstance(fact, float) else values)
+        for (name, fact), values in zip(facts.items(), columns, strict=True)
+    }
+
+
+def _joint(told: bytes, layout: Layout, device: torch.device) -> Exception:
+    """The pickled errors of all ranks, of which some are empty, as one error."""
+    own = torch.tensor(list(told), dtype=torch.uint8, device=device)
+    parts = torch.split(gather_rows(own, layout).cpu(), list(layout.sizes))
+    faults = {r: pickle.loads(bytes(part.tolist())) for r, part in enumerate(parts) if len(part)}
+    error: Exception = type(next(iter(faults.values())))("; ".join(f"rank {r}: {each}" for r, each in faults.items()))
+    return error
+
+
+def _bits(number: float) -> int:
+    """The 64 bits of a number as an integer, so that it goes in one tensor with integers."""
+    return int(struct.unpack("q", struct.pack("d", number))[0])
+
+
+def _number(bits: int) -> float:
+    """The inverse of ``_bits``."""
+    return float(struct.unpack("d", struct.pack("q", bits))[0])
 
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -26,6 +27,21 @@ def message(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """An exception's message without line breaks, cut to ``limit`` characters; its type when it has none.
+
+    Of a pickle that is more than tensors and plain values it says what that is, and leaves out the advice of torch and
+    other libraries to run it all the same.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    if "weights_only" in text:
+        named = re.search(r"GLOBAL ([\w.]+)", text)
+        more = f" ({named[1]})" if named else ""
+        text = f"holds something else than tensors and plain values{more}, or is damaged, and is not read"
+    text = re.sub(r"[^.;]*trust_remote_code=True[^.;]*[.;]?", "", text).strip() or "asks for code of its own"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
 def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
     """A clause that names the options nearest to ``name``, or lists a few of them when none is near.
 
@@ -42,6 +58,11 @@ def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
     if close:
         return f"did you mean {', '.join(close)}?"
     return f"known: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}"
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra of this package, as it works in a clone."""
+    return f'pip install -e ".[{extra}]" in a clone of cloob'
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -62,4 +83,4 @@ def require(module: str, extra: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise InputError(f'{module} is not installed; pip install "cloob[{extra}]" brings it') from None
+        raise InputError(f"{module} is not installed; {install(extra)} brings it") from None

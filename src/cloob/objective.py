@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import struct
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,31 @@ from torch import Tensor, nn
 from cloob import distributed, functional
 from cloob.distributed import Layout
 from cloob.functional import streamed
-from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
+from cloob.functional.checks import (
+    NonFiniteFeaturesError,
+    as_rows,
+    check_ids,
+    check_lengths,
+    check_positive,
+    extremes,
+    outside_autocast,
+    positive_scalar,
+    readable,
+)
 from cloob.functional.reference import Contrast, Scale, by_name, check_pairs, combine
+from cloob.scales import ScaledModule
+
+__all__ = [
+    "MAX_INV_TAU",
+    "OBJECTIVES",
+    "STREAM_FROM",
+    "Backend",
+    "ContrastiveObjective",
+    "NonFiniteFeaturesError",
+    "Path",
+    "check_finite",
+    "make_objective",
+]
 
 Backend = Literal["auto", "reference", "streamed"]
 
@@ -28,8 +51,8 @@ STREAM_FROM = 256
 MAX_INV_TAU = 100.0
 
 
-class NonFiniteFeaturesError(ValueError):
-    """A row of the embeddings is NaN, infinite or zero: training diverged, or a tower is broken."""
+# Lengths further than this from one are told of: rows made unit in bfloat16 are within half of it.
+UNIT_TOLERANCE = 0.01
 
 
 class Path(NamedTuple):
@@ -60,8 +83,11 @@ _MEMBERS = {
 OBJECTIVES = tuple(_MEMBERS)
 
 
-class ContrastiveObjective(nn.Module):
+class ContrastiveObjective(ScaledModule):
     """The family {InfoLOOB, InfoNCE} × {Hopfield retrieval, none}; CLOOB and CLIP are two of its four members.
+
+    The state holds τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``): a state with another fixed
+    value is taken up with a ``FixedScaleWarning``.
 
     Args:
         contrast: ``"infoloob"`` or ``"infonce"``.
@@ -78,6 +104,9 @@ class ContrastiveObjective(nn.Module):
             gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then), so
             a learnable scale has to be inside what DDP wraps.
         matmul: ``"bfloat16"`` lets the streamed path multiply in bfloat16 with float32 accumulation.
+        check: Look at the values: rows that are NaN, infinite or zero and learned scales that are no positive number
+            are refused, rows that are no unit vectors told of once. That waits once for the device; False spares it.
+            Nothing is looked at while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
 
     Raises:
         ValueError: A value is not one of the above.
@@ -88,6 +117,7 @@ class ContrastiveObjective(nn.Module):
 
     def __init__(
         self,
+        *,
         contrast: Contrast = "infoloob",
         hopfield: bool = True,
         inv_tau: float = 30.0,
@@ -98,6 +128,7 @@ class ContrastiveObjective(nn.Module):
         backend: Backend = "auto",
         gather: bool = False,
         matmul: Literal["float32", "bfloat16"] = "float32",
+        check: bool = True,
     ) -> None:
         super().__init__()
         if scale is None:
@@ -120,13 +151,10 @@ class ContrastiveObjective(nn.Module):
         self.backend: Backend = backend
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
-        self._fixed: dict[str, float] = {}
-        for name, value, learnable in (("inv_tau", inv_tau, learnable_inv_tau), ("beta", beta, learnable_beta)):
-            start = positive_scalar(name, value, torch.empty((), dtype=torch.float64))
-            if learnable:
-                self.register_parameter(f"log_{name}", nn.Parameter(start.log().float()))
-            else:
-                self._fixed[name] = float(start)
+        self.check = check
+        self._lengths_told = False
+        self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
+        self.add_scale("beta", beta, learnable=learnable_beta)
 
     @classmethod
     def cloob(cls, **overrides: Any) -> Self:
@@ -147,20 +175,13 @@ class ContrastiveObjective(nn.Module):
 
     @property
     def inv_tau(self) -> Tensor:
-        """0-d τ⁻¹: float32 with its graph if it is learnable, else float64."""
-        return _as_tensor(self._scalar("inv_tau"))
+        """0-d τ⁻¹: float32 with its graph if it is learnable, else float64 on the CPU."""
+        return _as_tensor(self.scale_value("inv_tau"))
 
     @property
     def beta(self) -> Tensor:
         """0-d β, likewise."""
-        return _as_tensor(self._scalar("beta"))
-
-    def _scalar(self, name: str) -> float | Tensor:
-        """A fixed scale as a number, so that no device waits for it; a learnable one with its graph."""
-        if name in self._fixed:
-            return self._fixed[name]
-        logarithm: Tensor = getattr(self, f"log_{name}")
-        return logarithm.exp()
+        return _as_tensor(self.scale_value("beta"))
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, τ⁻¹ and β at their present values; serialisable as JSON."""
@@ -169,12 +190,13 @@ class ContrastiveObjective(nn.Module):
             "hopfield": self.hopfield,
             "inv_tau": float(self.inv_tau.detach()),
             "beta": float(self.beta.detach()),
-            "learnable_inv_tau": "inv_tau" not in self._fixed,
-            "learnable_beta": "beta" not in self._fixed,
+            "learnable_inv_tau": self.learns("inv_tau"),
+            "learnable_beta": self.learns("beta"),
             "scale": self.scale,
             "backend": self.backend,
             "gather": self.gather,
             "matmul": "float32" if self.matmul is None else "bfloat16",
+            "check": self.check,
         }
 
     def extra_repr(self) -> str:
@@ -184,8 +206,32 @@ class ContrastiveObjective(nn.Module):
     @torch.no_grad()
     def clamp_(self) -> None:
         """Bounds a learnable τ⁻¹ by 100 in place; the forward pass in training mode does so too."""
-        if "inv_tau" not in self._fixed:
+        if self.learns("inv_tau"):
             self.log_inv_tau.clamp_(max=math.log(MAX_INV_TAU))
+
+    @overload
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        output_dict: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor | None = None,
+        logit_bias: Tensor | None = None,
+        *,
+        ids: Tensor | None = None,
+        output_dict: Literal[True],
+    ) -> dict[str, Tensor]: ...
 
     def forward(
         self,
@@ -200,10 +246,10 @@ class ContrastiveObjective(nn.Module):
         """The loss of a batch of pairs.
 
         Args:
-            image_features: (N, D) image embeddings, unit rows.
+            image_features: (N, D) image embeddings, unit rows; float64 with float64, lower precisions as they come.
             text_features: (N, D) text embeddings, unit rows; row i belongs to image i.
-            logit_scale: Takes the place of τ⁻¹ if given: that is how open_clip hands a learnable one over (which wants
-                ``scale="unit"``, see above).
+            logit_scale: Takes the place of τ⁻¹ if given: that is how open_clip hands a learnable one over, which needs
+                ``scale="unit"`` (see above).
             logit_bias: Without effect: a constant added to all logits cancels in both contrasts.
             ids: (N,) integer ids; pairs of equal id are not each other's negatives.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
@@ -212,34 +258,65 @@ class ContrastiveObjective(nn.Module):
             0-d loss, float32 (float64 for float64 input), or the dictionary.
 
         Raises:
-            NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it.
-            ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length. With ``gather`` every
-                rank raises, and the message names the rank; also where the ranks' τ⁻¹ or β have drifted apart.
-            RuntimeError: ``gather=True`` without a process group.
+            NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it. Not with ``check=False``.
+            ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
+                learns with ``scale="paper"``. With ``gather`` every rank raises, and the message names the rank; also
+                where the ranks' τ⁻¹ or β have drifted apart.
+            RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
+                path, where ``backend="reference"`` is asked for.
         """
         if self.training:
             self.clamp_()
-        inv_tau = self._scalar("inv_tau") if logit_scale is None else logit_scale
         if self.gather and not distributed.is_initialized():
             raise RuntimeError(
                 "gather=True needs a process group: start with torchrun, or call init_process_group first"
             )
         if self.gather and distributed.world_size() > 1:
-            loss = self._over_ranks(image_features, text_features, inv_tau, ids)
+            loss = self._over_ranks(image_features, text_features, logit_scale, ids)
         else:
             x, y = check_pairs(image_features, text_features)
-            check_finite(image_features=x, text_features=y)
+            scales = self._scales(logit_scale, x)
+            self._look(x, y, scales)
             loss = self.path(len(x)).whole(
-                x,
-                y,
-                inv_tau,
-                self._scalar("beta"),
-                contrast=self.contrast,
-                hopfield=self.hopfield,
-                scale=self.scale,
-                ids=ids,
+                x, y, **scales, contrast=self.contrast, hopfield=self.hopfield, scale=self.scale, ids=ids
             )
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def _scales(self, logit_scale: float | Tensor | None, like: Tensor) -> dict[str, float | Tensor]:
+        """τ⁻¹ and β of a call: numbers where they are fixed, else 0-d tensors of the rows' dtype and device."""
+        learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
+        if learns and self.scale == "paper":
+            raise ValueError(
+                "logit_scale learns, which needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings; "
+                "detach it to use its value alone"
+            )
+        inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
+        both = {"inv_tau": inv_tau, "beta": self.scale_value("beta")}
+        for name, value in both.items():
+            if isinstance(value, Tensor):
+                both[name] = positive_scalar(name, value, like)
+            else:
+                check_positive(name, value, like.dtype)
+        return both
+
+    def _look(self, x: Tensor, y: Tensor, scales: dict[str, float | Tensor]) -> None:
+        """Refuses bad rows and scales, and tells of rows that are no unit vectors; waits for the device once."""
+        if not (self.check and readable()):
+            return
+        sides, learned = {"image_features": x, "text_features": y}, _tensors(scales)
+        found = extremes(**sides, **learned)
+        for name in learned:
+            check_positive(name, found[name][0], x.dtype)
+        check_lengths(found, **sides)
+        for name in sides:
+            least, greatest = found[name]
+            if not self._lengths_told and max(1 - least, greatest - 1) > UNIT_TOLERANCE:
+                self._lengths_told = True
+                warnings.warn(
+                    f"{name} has rows of length {least:.3g} to {greatest:.3g}, but the objective is one of unit rows: "
+                    "torch.nn.functional.normalize makes them (said once; check=False says nothing)",
+                    stacklevel=2,
+                )
 
     def path(self, n_candidates: int) -> Path:
         """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``."""
@@ -250,11 +327,15 @@ class ContrastiveObjective(nn.Module):
 
     @outside_autocast
     def _over_ranks(
-        self, image_features: Tensor, text_features: Tensor, inv_tau: float | Tensor, ids: Tensor | None
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor | None,
+        ids: Tensor | None,
     ) -> Tensor:
         """This rank's rows against those of all ranks; see :mod:`cloob.distributed` for the gradient contract."""
-        beta = self._scalar("beta")
-        x, y, ids, layout = _agreed_rows(image_features, text_features, ids, inv_tau=inv_tau, beta=beta)
+        x, y, ids, scales, layout = self._agreed(image_features, text_features, logit_scale, ids)
+        inv_tau, beta = scales["inv_tau"], scales["beta"]
         path = self.path(layout.total)
         all_x, all_y = _gather_both(x, y, layout)
         if self.hopfield:
@@ -271,6 +352,44 @@ class ContrastiveObjective(nn.Module):
         images, texts = direction(u_x, all_u_y, inv_tau, **own), direction(v_y, all_v_x, inv_tau, **own)
         share = len(x) / layout.total
         return distributed.global_sum(combine(images, texts, inv_tau, self.scale) * share)
+
+    def _agreed(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor | None,
+        ids: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, float | Tensor], Layout]:
+        """This rank's rows, ids and scales, and everybody's layout, once every rank found its arguments in order."""
+        fault, x, y = None, image_features, text_features
+        scales: dict[str, float | Tensor] = {"inv_tau": 1.0, "beta": 1.0}
+        facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
+        facts |= dict.fromkeys(scales, 1.0)
+        try:
+            x, y = as_rows(image_features=image_features, text_features=text_features)
+            if len(x) != len(y) or len(x) < 1:
+                raise ValueError(
+                    f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected"
+                )
+            both = check_ids(ids, None, len(x), len(x), x.device)
+            ids = None if both is None else both[0].to(torch.int64)
+            scales = self._scales(logit_scale, x)
+            self._look(x, y, scales)
+            values = (float(scale.detach()) if isinstance(scale, Tensor) else scale for scale in scales.values())
+            numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *values)
+            facts = dict(zip(facts, numbers, strict=True))
+        except (TypeError, ValueError) as error:
+            fault = error
+        device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
+        everywhere = distributed.agree(facts, fault, device)
+        for name, told in everywhere.items():
+            # Processors that differ may give other last bits for the exponential of the same parameter.
+            tolerance = 1e-3 * min(told) if name in scales else 0.0
+            if name != "rows" and max(told) - min(told) > tolerance:
+                named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(told))
+                advice = "; a learnable one has to be inside what DDP wraps" if name in scales else ""
+                raise ValueError(f"ranks differ in {name}: {named}{advice}")
+        return x, y, ids, scales, Layout(everywhere["rows"])
 
 
 def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
@@ -292,68 +411,23 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
 
 
 def check_finite(**named: Tensor) -> None:
-    """Refuses rows that are NaN, infinite or zero; costs one synchronisation with the device.
+    """Refuses rows that are NaN, infinite or zero; waits once for the device.
 
     Raises:
         NonFiniteFeaturesError: Names the matrix, how many of its rows, and the first.
     """
-    for name, rows in named.items():
-        norms = rows.detach().norm(dim=1)
-        bad = ~(norms.isfinite() & (norms > 0))
-        if bad.any():
-            first = int(bad.nonzero()[0])
-            what = "zero" if norms[first] == 0 else "not finite"
-            raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
-
-
-def _agreed_rows(
-    image_features: Tensor, text_features: Tensor, ids: Tensor | None, **scales: float | Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Layout]:
-    """This rank's rows, their ids and everybody's layout, once every rank found its own arguments in order."""
-    fault, x, y = None, image_features, text_features
-    facts = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids", *scales), 0)
-    try:
-        x, y = as_rows(image_features=image_features, text_features=text_features)
-        if len(x) != len(y) or len(x) < 1:
-            raise ValueError(
-                f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected"
-            )
-        both = check_ids(ids, None, len(x), len(x), x.device)
-        ids = None if both is None else both[0].to(torch.int64)
-        check_finite(image_features=x, text_features=y)
-        values = [_bits(positive_scalar(name, value, x).item()) for name, value in scales.items()]
-        facts = dict(zip(facts, (len(x), x.shape[1], x.element_size(), int(ids is not None), *values), strict=True))
-    except (TypeError, ValueError) as error:
-        fault = error
-    device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
-    everywhere = distributed.agree(facts, fault, device)
-    for name, found in everywhere.items():
-        told: Sequence[float] = found
-        tolerance, advice = 0.0, ""
-        if name in scales:
-            told = [_number(bits) for bits in found]
-            # Processors that differ may give other last bits for the exponential of the same parameter.
-            tolerance, advice = 1e-3 * min(told), "; a learnable one has to be inside what DDP wraps"
-        if name != "rows" and max(told) - min(told) > tolerance:
-            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(told))
-            raise ValueError(f"ranks differ in {name}: {named}{advice}")
-    return x, y, ids, Layout(everywhere["rows"])
-
-
-def _bits(number: float) -> int:
-    """The 64 bits of a number as an integer, in which ranks tell their facts."""
-    return int(struct.unpack("q", struct.pack("d", number))[0])
-
-
-def _number(bits: int) -> float:
-    """The inverse of ``_bits``."""
-    return float(struct.unpack("d", struct.pack("q", bits))[0])
+    some = {name: rows for name, rows in named.items() if len(rows)}
+    check_lengths(extremes(**some), **some)
 
 
 def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """Both matrices from all ranks in one exchange."""
     both = distributed.gather_rows(torch.cat([left, right], dim=1), layout)
     return both[:, : left.shape[1]], both[:, left.shape[1] :]
+
+
+def _tensors(scales: dict[str, float | Tensor]) -> dict[str, Tensor]:
+    return {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
 
 
 def _as_tensor(scalar: float | Tensor) -> Tensor:

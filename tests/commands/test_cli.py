@@ -172,3 +172,22 @@ def test_ctrl_c_ends_with_130_and_a_sentence(
     monkeypatch.setattr("cloob.commands.models.main", interrupted)
     assert cli.main(["models"]) == 130
     assert "checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("tyro", ["eval", "runs/none"]),
+        ("tyro", ["analyze", "runs/none"]),
+        ("tyro", ["train", "--data", "x.csv"]),
+        ("tyro", ["models"]),
+        ("rich", ["analyze", "runs/none"]),
+    ],
+)
+def test_a_missing_package_is_named_with_an_install_that_works_in_a_clone(
+    module: str, words: list[str], tmp_path: Path
+) -> None:
+    script = f"import sys; sys.modules[{module!r}] = None; from cloob import cli; sys.exit(cli.main(sys.argv[1:]))"
+    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
+    said = f'cloob: {module} is not installed; pip install -e ".[train]" in a clone of cloob brings it\n'
+    assert done.returncode == 2 and done.stderr == said

@@ -97,7 +97,7 @@ def test_every_layout_gives_the_same_pictures(layout: Callable[[Path], Path], fo
         (key if layout is not clip_benchmark else key.removesuffix(".png"), texts) for key, texts in EXPECTED
     ]
     assert [s.image for s in samples] == [(folder / key).read_bytes() for key, _ in EXPECTED]
-    assert found.name == str(place)
+    assert found.name == place.name
 
 
 def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: Path) -> None:

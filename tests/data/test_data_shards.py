@@ -8,6 +8,7 @@ import os
 import pickle
 import tarfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -200,7 +201,7 @@ def test_sizes_json_is_checked(shards: Path) -> None:
     with pytest.raises(BadSample, match=r"sizes\.json says 7"):
         source.read(source.shard_sizes[0] - 1)
     (shards / "sizes.json").write_text("{oops")
-    with pytest.raises(InputError, match=r"sizes\.json cannot be read"):
+    with pytest.raises(InputError, match=r"sizes\.json: is not JSON"):
         open_source(shards)
 
 
@@ -279,3 +280,26 @@ def test_gzip_of_an_empty_tar_is_no_crash(tmp_path: Path) -> None:
     (tmp_path / "0.tar.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(InputError, match="0 of 1 pairs usable"):
         open_source(tmp_path / "0.tar.gz")
+
+
+@pytest.mark.parametrize("positional", [True, False])
+def test_threads_read_more_tars_than_are_open(
+    tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch, positional: bool
+) -> None:
+    """Each gets the bytes of its own tar, also without ``pread``, and while handles are let go of under its hands."""
+    monkeypatch.setattr(tarindex, "_MAX_OPEN_FILES", 2)
+    if not positional:
+        monkeypatch.setattr(tarindex, "_pread", None)
+    content = [bytes([number]) * 4096 for number in range(8)]
+    paths = tuple(write_tar(tmp_path / f"{i}.tar", {"a.txt": data}) for i, data in enumerate(content))
+    reader = tarindex.TarReader(paths)
+    places = [reader.listing(i).members[0] for i in range(8)]
+
+    def read(number: int) -> bool:
+        tar = number % 8
+        return reader.read(tar, places[tar].offset, places[tar].size) == content[tar]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(4000)))
+    with pytest.raises(OSError, match="Invalid argument"):
+        reader.read(0, 0, -1)

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
-from cloob.data.sources import open_source
+from cloob.data.sources import check_there, open_source
 from cloob.data.table import TableSource
 from cloob.errors import InputError
 
@@ -61,6 +61,27 @@ def test_column_names_can_be_chosen_and_a_byte_order_mark_is_no_part_of_them(fol
     path = folder / "t.csv"
     path.write_bytes(b"\xef\xbb\xbfcap;img\r\nw\xc3\xbcrfel;img/0.png\r\nb;img/1.png\r\n")
     assert open_source(path, image_column="img", caption_column="cap").read(0).caption == "würfel"
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+def test_old_mac_line_ends(folder: Path, name: str) -> None:
+    path = write(folder / name, ROWS)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r"))
+    source = open_source(path)
+    assert [source.read(i).caption for i in range(len(source))] == [f"caption {i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_called_so(folder: Path, name: str, encoding: str) -> None:
+    path = write(folder / name, ROWS)
+    path.write_bytes(path.read_text().encode(encoding))
+    for look in (open_source, check_there):
+        with pytest.raises(InputError) as caught:
+            look(str(path))
+        said = str(caught.value)
+        assert f"{path} is UTF-16, not UTF-8" in said and f"iconv -f UTF-16 -t UTF-8 {name} > utf8-{name}" in said
+        assert said.isprintable()
 
 
 def test_absolute_paths_are_taken_as_they_are(folder: Path, image: Callable[..., bytes]) -> None:

@@ -13,10 +13,11 @@ import pytest
 import torch
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
+from cloob.data.content import content_key
 from cloob.errors import InputError
-from cloob.evaluate.cache import DEFAULT_LIMIT, DiskCache, Stored, content_key, fingerprint, module_key
+from cloob.evaluate.cache import DEFAULT_LIMIT, DiskCache, Stored, fingerprint, module_key
 from cloob.evaluate.embed import Encoder
-from cloob.evaluate.store import Embeddings
+from cloob.evaluate.store import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate
 from cloob.models import store as model_store
 from cloob.models.store import save_model
@@ -41,7 +42,9 @@ def test_a_finished_evaluation_needs_no_model(model: Path, monkeypatch: pytest.M
     data, train, pairs = Labels(NAMES, broken=[2]), Labels(NAMES * 5), Pairs(NAMES, broken=[1], missing=[3])
 
     def run() -> dict[str, object]:
-        return evaluate(Embeddings({"m": model}, cache=cache, tower=True), [data], [pairs], training={"solid": train})
+        return evaluate(
+            Embeddings({"m": model}, EmbedOptions(cache=cache), tower=True), [data], [pairs], training={"solid": train}
+        )
 
     first = run()
     assert first == evaluate(Embeddings({"m": model}, tower=True), [data], [pairs], training={"solid": train})
@@ -51,7 +54,7 @@ def test_a_finished_evaluation_needs_no_model(model: Path, monkeypatch: pytest.M
     assert sorted(cache.rglob("*")) == stored
     assert first["rows"][0]["zeroshot"]["solid"]["unreadable"] == {"corrupt image": 1}  # type: ignore[index]
     # A run without probes finds what the run with them has left.
-    without = evaluate(Embeddings({"m": model}, cache=cache), [data], [pairs])
+    without = evaluate(Embeddings({"m": model}, EmbedOptions(cache=cache)), [data], [pairs])
     assert without["rows"][0]["zeroshot"] == first["rows"][0]["zeroshot"]  # type: ignore[index]
     assert sorted(cache.rglob("*")) == stored
 
@@ -61,7 +64,7 @@ def test_other_weights_or_other_data_are_other_embeddings(model: Path) -> None:
     data = Labels(NAMES)
 
     def features(where: Path, what: Labels) -> torch.Tensor:
-        return Embeddings({"m": where}, cache=cache).labelled("m", what).images.features
+        return Embeddings({"m": where}, EmbedOptions(cache=cache)).labelled("m", what).images.features
 
     before = features(model, data)
     assert not torch.equal(features(model, Labels(NAMES[::-1])), before)
@@ -92,21 +95,23 @@ def test_module_keys_see_each_weight_and_buffer() -> None:
 
 def test_models_in_memory(tmp_path: Path) -> None:
     encoder, data = create_model("tiny-vit", seed=0), Labels(NAMES)
-    a = Embeddings({"m": encoder}, cache=tmp_path / "cache").labelled("m", data)
-    b = Embeddings({"m": create_model("tiny-vit", seed=0)}, cache=tmp_path / "cache").labelled("m", data)
+    a = Embeddings({"m": encoder}, EmbedOptions(cache=tmp_path / "cache")).labelled("m", data)
+    b = Embeddings({"m": create_model("tiny-vit", seed=0)}, EmbedOptions(cache=tmp_path / "cache")).labelled("m", data)
     assert torch.equal(a.images.features, b.images.features) and len(list((tmp_path / "cache").iterdir())) == 1
-    Embeddings({"m": ColourModel()}, cache=tmp_path / "none").labelled("m", data)  # weights that nobody can see
+    Embeddings({"m": ColourModel()}, EmbedOptions(cache=tmp_path / "none")).labelled(
+        "m", data
+    )  # weights that nobody can see
     assert not (tmp_path / "none").exists()
 
 
 def test_a_damaged_file_is_computed_anew(model: Path) -> None:
     cache, data = model.parent / "cache", Labels(NAMES)
-    first = Embeddings({"m": model}, cache=cache).labelled("m", data)
+    first = Embeddings({"m": model}, EmbedOptions(cache=cache)).labelled("m", data)
     files = [path for path in cache.rglob("*") if path.is_file()]
     assert len(files) == 2
     for path, content in zip(files, (b"", b"garbage" * 99), strict=True):
         path.write_bytes(content)
-    again = Embeddings({"m": model}, cache=cache).labelled("m", data)
+    again = Embeddings({"m": model}, EmbedOptions(cache=cache)).labelled("m", data)
     assert torch.equal(again.images.features, first.images.features) and torch.equal(again.classes, first.classes)
     assert all(path.stat().st_size > 700 for path in files)
 
@@ -155,9 +160,9 @@ def test_a_run_that_goes_on_while_it_is_judged(model: Path, tmp_path: Path) -> N
         place = run / "checkpoints" / f"step-{step:08d}"
         save_model(place / "model", create_model("tiny-vit", seed=step), make_objective("cloob").config())
     later = (run / "checkpoints" / "step-00000002").rename(tmp_path / "later")
-    embeddings = Embeddings({"m": run}, cache=tmp_path / "cache")
+    embeddings = Embeddings({"m": run}, EmbedOptions(cache=tmp_path / "cache"))
     embeddings.facts("m")
-    embeddings = Embeddings({"m": run}, cache=tmp_path / "cache")
+    embeddings = Embeddings({"m": run}, EmbedOptions(cache=tmp_path / "cache"))
     embeddings.facts("m")  # from the disk: nothing is loaded yet
     later.rename(run / "checkpoints" / "step-00000002")
     found = embeddings.labelled("m", Labels(NAMES)).images.features
@@ -228,13 +233,14 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from evaluate_fakes import COLOURS, Labels, Pairs
-from cloob.evaluate.store import Embeddings
+from cloob.evaluate.store import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate, write_results
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
 names = list(COLOURS)
 sets = [Labels(names * 3, name="a"), Labels(names[::-1] * 2, name="b")]
 sys.stdin.readline()  # both have their imports behind them
-results = evaluate(Embeddings({"m": folder / "model"}, cache=folder / "cache", tower=True), sets, [Pairs(names)])
+embeddings = Embeddings({"m": folder / "model"}, EmbedOptions(cache=folder / "cache"), tower=True)
+results = evaluate(embeddings, sets, [Pairs(names)])
 write_results(out, results)
 """
 
@@ -261,5 +267,5 @@ def test_runs_at_the_same_time_share_a_folder(model: Path) -> None:
     assert contents[0] == contents[1]
     files = [path for path in (folder / "cache").rglob("*") if path.is_file()]
     assert len(files) == 5 and not [path for path in files if path.name.startswith(".")]
-    again = Embeddings({"m": model}, cache=folder / "cache", tower=True)
+    again = Embeddings({"m": model}, EmbedOptions(cache=folder / "cache"), tower=True)
     assert torch.isfinite(again.labelled("m", Labels(list(COLOURS) * 3, name="a")).images.features).all()

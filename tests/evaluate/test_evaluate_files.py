@@ -1,21 +1,16 @@
-"""The files beside results.json: CLIP_benchmark's schema, the classes' CSV and the confusion pictures."""
+"""The files beside results.json: CLIP_benchmark's schema and the classes' CSV."""
 
 from __future__ import annotations
 
 import csv
 import json
-import os
 from pathlib import Path
 
-import pytest
 import torch
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
-from PIL import Image
 
-from cloob.errors import InputError
 from cloob.evaluate.files import (
     confusion_matrix,
-    draw_confusion,
     write_clip_benchmark,
     write_per_class,
     write_set_files,
@@ -28,11 +23,11 @@ NAMES = list(COLOURS)
 
 def test_all_files_of_an_evaluation(tmp_path: Path) -> None:
     models = {"good": ColourModel(), "runs/bad": ColourModel(confused=[("red", "blue")])}
-    data = Labels(NAMES * 2, broken=[1], name="so/lid")
+    data = Labels(NAMES * 2, broken=[1], name="lid")
     embeddings = Embeddings(models, tower=True)
     results = evaluate(embeddings, [data], [Pairs(NAMES)], training={"lid": Labels(NAMES * 6)})
     folders = write_set_files(tmp_path, results, embeddings, [data])
-    assert [folder.name for folder in folders] == ["clip_benchmark", "per_class", "confusion"]
+    assert [folder.name for folder in folders] == ["clip_benchmark", "per_class"]
     assert sorted(path.name for path in (tmp_path / "clip_benchmark").iterdir()) == [
         f"{name}_{model}_en_{task}.json"
         for name, model, task in (
@@ -44,7 +39,6 @@ def test_all_files_of_an_evaluation(tmp_path: Path) -> None:
             ("pairs", "runs-bad", "zeroshot_retrieval"),
         )
     ]
-    assert sorted(path.name for path in (tmp_path / "confusion").iterdir()) == ["lid--good.png", "lid--runs-bad.png"]
     text = (tmp_path / "per_class" / "lid.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
     assert [row["class"] for row in rows] == NAMES and {row["images"] for row in rows} == {"2"}
@@ -61,7 +55,7 @@ def test_names_that_are_alike_as_file_names_keep_their_files(tmp_path: Path) -> 
     results = evaluate(embeddings, sets)
     folders = write_set_files(tmp_path, results, embeddings, sets)
     names = [sorted(path.name.casefold() for path in folder.iterdir()) for folder in folders]
-    assert [len(set(found)) for found in names] == [4, 2, 4]
+    assert [len(set(found)) for found in names] == [4, 2]
     contents = [json.loads(path.read_text()) for path in (tmp_path / "clip_benchmark").iterdir()]
     assert len({(content["model"], content["dataset"]) for content in contents}) == 4
     lengths = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "per_class").iterdir()}
@@ -112,29 +106,3 @@ def test_a_class_without_images_has_no_recall(tmp_path: Path) -> None:
     write_per_class(tmp_path / "a.csv", ["x,y", "z"], {"m": torch.tensor([[0, 0, 0], [1, 2, 0]])})
     text = (tmp_path / "a.csv").read_text(encoding="utf-8")
     assert text == 'label,class,images,m: recall,m: mostly taken for\n0,"x,y",0,,\n1,z,3,0.666667,"x,y"\n'
-
-
-@pytest.mark.parametrize("n_classes", [2, 60, 1100])
-def test_a_confusion_picture_shows_its_diagonal(n_classes: int, tmp_path: Path) -> None:
-    matrix = torch.cat([torch.eye(n_classes, dtype=torch.int64), torch.zeros(n_classes, 1, dtype=torch.int64)], 1)
-    draw_confusion(tmp_path / "sub" / "a.png", matrix, [f"${i}" for i in range(n_classes)], "set, model")
-    with Image.open(tmp_path / "sub" / "a.png") as image:
-        colours = {colour[:3] for _, colour in image.convert("RGB").getcolors(10**6)}
-    assert (68, 1, 84) in colours and (253, 231, 36) in colours  # viridis at 0 and at 1
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"):
-        draw_confusion(tmp_path / "file" / "a.png", matrix, [""] * n_classes, "")
-
-
-def test_a_picture_is_drawn_again_only_when_it_would_differ(tmp_path: Path) -> None:
-    path, matrix = tmp_path / "a.png", torch.tensor([[1, 0, 0], [1, 1, 0]])
-    draw_confusion(path, matrix, ["a", "b"], "t")
-    path.touch()
-    os.utime(path, (1, 1))
-    draw_confusion(path, matrix, ["a", "b"], "t")
-    assert path.stat().st_mtime == 1
-    draw_confusion(path, matrix + 1, ["a", "b"], "t")
-    assert path.stat().st_mtime > 1
-    path.write_bytes(b"cut")
-    draw_confusion(path, matrix, ["a", "b"], "t")
-    assert path.stat().st_size > 1000

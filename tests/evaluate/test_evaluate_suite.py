@@ -11,10 +11,9 @@ from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
 
 from cloob.data.captioned import open_captioned
 from cloob.data.labelled import open_labelled
-from cloob.data.sources import open_source
 from cloob.errors import InputError
 from cloob.evaluate.examples import example_queries
-from cloob.evaluate.store import Embeddings, short_name
+from cloob.evaluate.store import Embeddings, EmbedOptions
 from cloob.evaluate.suite import differences, evaluate, write_results
 from cloob.models.store import save_model
 from cloob.models.towers import create_model
@@ -52,7 +51,7 @@ def test_results_have_the_documented_form(models: dict[str, ColourModel]) -> Non
 
 def test_each_picture_and_text_is_embedded_once(models: dict[str, ColourModel]) -> None:
     data, pairs = Labels(NAMES), Pairs(NAMES)
-    embeddings = Embeddings(models, batch_size=4)
+    embeddings = Embeddings(models, EmbedOptions(batch_size=4))
     first = evaluate(embeddings, [data], [pairs])
     example_queries(embeddings, data)
     example_queries(embeddings, pairs)
@@ -117,10 +116,9 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(models: dict[str, Colou
     assert [(entry["model"], entry["baseline"]) for entry in results["differences"]] == [("good", "bad")]
     empty, long = results["failures"]
     assert (empty["model"], empty["set"]) == ("empty", None) and empty["error"].startswith(
-        "empty: neither a run folder"
+        f"{wrong['empty']}: neither a run folder"
     )
-    assert (long["model"], long["set"]) == ("long", None) and long["error"] == "long: File name too long"
-    assert str(tmp_path) not in json.dumps(results)
+    assert (long["model"], long["set"]) == ("long", None) and long["error"] == f"{too_long}: File name too long"
     with pytest.raises(InputError, match=r"^empty: /.*no model: neither a run folder"):
         evaluate({"empty": wrong["empty"]}, [Labels(NAMES)])
     with pytest.raises(InputError, match=r"^none of 2 models can be loaded; empty: .*neither.*; long: .*too long$"):
@@ -152,11 +150,6 @@ def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str
     assert sorted(path.name for path in (tmp_path / "sub").iterdir()) == ["a.json", "b.json"]
     with pytest.raises(InputError, match=r"a\.json.x: results cannot be written"):
         write_results(tmp_path / "sub" / "a.json" / "x", {})
-
-
-def test_names_do_not_tell_where_a_set_lies() -> None:
-    for name, short in (("/data/a/val.csv", "val.csv"), ("demo:val", "demo:val"), ("/data/cc3m/*.tar", "cc3m/*.tar")):
-        assert short_name(Pairs([], name=name)) == short
 
 
 # --- example queries
@@ -221,12 +214,11 @@ def folder(tmp_path: Path) -> Path:
 def test_real_towers_and_real_sets(folder: Path) -> None:
     encoder = create_model("tiny-vit", seed=0)
     save_model(folder / "saved", encoder, make_objective("infoloob", inv_tau=20.0).config())
-    data, source = open_labelled(folder / "set"), open_source(str(folder / "pairs"))
+    data, source = open_labelled(folder / "set"), open_captioned(folder / "pairs")
     seen: list[tuple[str, int, int]] = []
     embeddings = Embeddings(
         {"fresh": encoder, "loaded": str(folder / "saved")},
-        batch_size=4,
-        workers=2,
+        EmbedOptions(batch_size=4, workers=2),
         progress=lambda *x: seen.append(x),
     )
     results = evaluate(embeddings, [data], [source])

@@ -232,7 +232,7 @@ def test_folders_of_sets(tmp_path: Path) -> None:
     assert list(found.training) == ["one"] and len(found.training["one"]) == 2
     assert set(found.missing) == {"broken", "many"} and "classnames.txt" in found.missing["broken"]
     assert "multilabel" in found.missing["many"]
-    assert [data.name for data in found.pairs] == [str(tmp_path / "wds" / "pairs")]
+    assert [data.name for data in found.pairs] == ["pairs"]
     assert found.pairs[0].read(1).captions == ("one", "two")
     put(tmp_path / "flat" / "plain" / "red" / "a.png")
     put(tmp_path / "flat" / "empty" / "readme.txt", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cloob.functional import ranking as r
 
@@ -175,3 +177,22 @@ def test_per_class_recall() -> None:
         r.per_class_recall(correct, labels, 3)
     with pytest.raises(ValueError, match="differ in shape"):
         r.per_class_recall(correct[:2], labels, 5)
+
+
+class _NoFloat64(TorchDispatchMode):
+    """Refuses what Metal refuses."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            raise TypeError(f"{func}: MPS has no float64")
+        return result
+
+
+def test_recalls_need_no_float64() -> None:
+    rows = F.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    pairs = torch.arange(9).repeat(2, 1).T
+    with _NoFloat64():
+        both = r.mutual_ranks(rows, rows, pairs)
+        assert [r.recall_at_k(ranks, 1) for ranks in both] == [1.0, 1.0]
+        assert r.median_rank(both[0]) == 1.0

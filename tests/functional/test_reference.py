@@ -138,7 +138,7 @@ def test_ids_that_are_all_different_change_nothing(objective: Objective) -> None
             ValueError,
             "text_features has embedding dimension 5, but image_features",
         ),
-        ({"text_features": torch.ones(3, 4).bfloat16()}, ValueError, "text_features has dtype torch.bfloat16"),
+        ({"text_features": torch.ones(3, 4).double()}, ValueError, "text_features has dtype torch.float64"),
         ({"image_features": "cat.png"}, TypeError, "image_features is a str"),
         ({"contrast": "infonoc"}, ValueError, "contrast is 'infonoc'; 'infoloob' or 'infonce' is expected"),
         ({"scale": "mean"}, ValueError, "scale is 'mean'; 'paper' or 'unit' is expected"),

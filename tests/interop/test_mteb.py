@@ -69,5 +69,5 @@ def test_a_set_through_mteb_in_its_own_environment(tmp_path: Path, shared_data: 
 
 @pytest.mark.skipif(importlib.util.find_spec("mteb") is not None, reason="mteb is installed")
 def test_without_mteb_the_extra_is_named() -> None:
-    with pytest.raises(InputError, match=r'mteb is not installed; pip install "cloob\[mteb\]" brings it'):
+    with pytest.raises(InputError, match=r'mteb is not installed; pip install -e "\.\[mteb\]" in a clone'):
         import cloob.interop.mteb  # noqa: F401

@@ -26,7 +26,7 @@ from cloob.functional import cloob_reference, info_nce
 from cloob.interop.open_clip import OpenClipLoss, Options, parse, run, set_inv_tau
 
 for package in ("open_clip", "pandas", "webdataset"):
-    pytest.importorskip(package, reason='open_clip_train needs pip install "cloob[open-clip-train]"')
+    pytest.importorskip(package, reason='open_clip_train needs pip install -e ".[open-clip-train]"')
 
 N, EPOCHS, LR = 8, 3, 0.3
 ANIMALS = ("cat", "dog", "horse", "snail")
@@ -63,7 +63,7 @@ def test_fixed_inv_tau_leaves_logit_scale_alone() -> None:
 def test_learned_inv_tau_is_exact_under_accumulation(k: int) -> None:
     x, y = (side.detach() for side in features())
     log_scale = nn.Parameter(torch.tensor(2.0))
-    loss = OpenClipLoss(ContrastiveObjective.cloob(), learn_inv_tau=True, evaluations=k)
+    loss = OpenClipLoss(ContrastiveObjective.cloob(scale="unit"), learn_inv_tau=True, evaluations=k)
     live = [side.clone().requires_grad_() for side in (x, y)]
     parts = [side.chunk(k) for side in live]
     for j in range(k):  # what open_clip_train does: all features, the graph of the j-th batch
@@ -71,7 +71,7 @@ def test_learned_inv_tau_is_exact_under_accumulation(k: int) -> None:
         loss(*inputs, log_scale.exp(), output_dict=True)["contrastive_loss"].backward(retain_graph=True)
     expected_scale = nn.Parameter(torch.tensor(2.0))
     expected = [side.clone().requires_grad_() for side in (x, y)]
-    cloob_reference(*expected, expected_scale.exp()).backward()
+    cloob_reference(*expected, expected_scale.exp(), scale="unit").backward()
     torch.testing.assert_close(log_scale.grad, expected_scale.grad)
     for side, right in zip(live, expected, strict=True):
         torch.testing.assert_close(side.grad, right.grad)
@@ -80,6 +80,8 @@ def test_learned_inv_tau_is_exact_under_accumulation(k: int) -> None:
 def test_objectives_with_parameters_are_refused() -> None:
     with pytest.raises(ValueError, match="learn_inv_tau"):
         OpenClipLoss(ContrastiveObjective.clip())
+    with pytest.raises(ValueError, match="learn_inv_tau=True needs scale='unit'"):
+        OpenClipLoss(ContrastiveObjective.cloob(), learn_inv_tau=True)
 
 
 def test_set_inv_tau_looks_through_wrappers() -> None:

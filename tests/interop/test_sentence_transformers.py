@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 for package in ("sentence_transformers", "datasets", "accelerate"):
-    pytest.importorskip(package, reason='pip install "cloob[sentence-transformers]" brings what is missing')
+    pytest.importorskip(package, reason='pip install -e ".[sentence-transformers]" brings what is missing')
 
 from cloob import ContrastiveObjective  # noqa: E402
 from cloob.functional import cloob_reference  # noqa: E402

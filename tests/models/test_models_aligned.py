@@ -151,6 +151,13 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
         torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
 
 
+def test_heads_give_no_gradient_unless_asked_for(whole: AlignedEncoder) -> None:
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    for encode, given in ((whole.encode_image, pixels), (whole.encode_text, TEXTS)):
+        assert not encode(given).requires_grad and encode(given).numpy().shape[1] == 12
+        assert encode(given, grad=True).requires_grad
+
+
 def test_training_mode_leaves_the_frozen_encoders_alone(bert: Path, tmp_path: Path) -> None:
     save_model(tmp_path, create_model("tiny-resnet", seed=3), CONFIG)
     image, text = open_image_encoder(str(tmp_path)), open_text(str(bert))

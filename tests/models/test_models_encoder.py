@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
@@ -80,10 +81,37 @@ def test_rows_are_unit_float32_under_autocast(encoder: DualEncoder) -> None:
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(3))
 
 
-def test_autograd_is_the_callers(resnet: DualEncoder) -> None:
-    assert resnet.encode_text(TEXTS).requires_grad
-    with torch.no_grad():
-        assert not resnet.encode_text(TEXTS).requires_grad
+def test_no_graph_is_kept_unless_asked_for(resnet: DualEncoder) -> None:
+    """A row that holds its graph holds every activation on the way to it."""
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    for encode, given in ((resnet.encode_image, pixels), (resnet.encode_text, TEXTS)):
+        rows = encode(given)
+        assert rows.grad_fn is None and not rows.requires_grad
+        assert rows.numpy().shape == (3, 256)
+        recorded = encode(given, grad=True)
+        assert torch.equal(recorded, rows) and recorded.requires_grad
+        recorded.sum().backward()
+        with torch.no_grad():
+            assert not encode(given, grad=True).requires_grad
+    assert all(p.grad is not None for p in (resnet.model.visual.conv1.weight, resnet.model.text_projection))
+    resnet.zero_grad()
+
+
+def test_no_activation_outlives_its_batch(resnet: DualEncoder) -> None:
+    """Memory stays flat over any number of pictures: nothing that a batch made is alive in the next one."""
+    alive: list[weakref.ref[Tensor]] = []
+    counts = []
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        counts.append(sum(seen() is not None for seen in alive))
+        alive.append(weakref.ref(output))
+
+    handle = resnet.model.visual.conv1.register_forward_hook(count)
+    try:
+        resnet.encode_image(torch.zeros(6, 3, 64, 64, dtype=torch.uint8), batch_size=1)
+        assert counts == [0] * 6
+    finally:
+        handle.remove()
 
 
 @pytest.mark.parametrize(("width", "height", "mode"), [(64, 64, "RGB"), (200, 90, "RGB"), (31, 77, "L"), (70, 70, "P")])

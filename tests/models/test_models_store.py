@@ -156,12 +156,12 @@ def fails(source: str | Path, *parts: str) -> None:
 def test_weights_of_another_architecture(saved: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "vit", create_model("tiny-vit", seed=0), OBJECTIVE)
     shutil.copy(saved / WEIGHTS_FILE, tmp_path / "vit" / WEIGHTS_FILE)
-    fails(tmp_path / "vit", WEIGHTS_FILE, "do not fit", CONFIG_FILE)
+    fails(tmp_path / "vit", WEIGHTS_FILE, "do not fit", "is missing", "is unknown")
     shutil.copytree(saved, tmp_path / "wide")
     config = json.loads((saved / CONFIG_FILE).read_text())
     config["model_cfg"]["vision_cfg"]["width"] = 32
     (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
-    fails(tmp_path / "wide", "do not fit", "size mismatch")
+    fails(tmp_path / "wide", "do not fit", "has shape", "is wanted")
     config["model_cfg"]["vision_cfg"] = {"widht": 32}
     (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
     fails(tmp_path / "wide", CONFIG_FILE, "widht")
@@ -188,7 +188,8 @@ def test_a_missing_tokenizer_is_named_with_what_asks_for_it(saved: Path, tmp_pat
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     fails(folder, *asked, "there is no tokenizer.json")
     file = str(tmp_path / "none.gz")
-    fails(with_text("bpe", {"tokenizer_kwargs": {"bpe_path": file}}), CONFIG_FILE, "text_cfg.tokenizer_kwargs", file)
+    bpe = with_text("bpe", {"tokenizer_kwargs": {"bpe_path": file}})
+    fails(bpe, CONFIG_FILE, "text_cfg.tokenizer_kwargs has 'bpe_path'")
 
 
 def test_a_pickle_that_runs_code_is_refused(saved: Path, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_sources_that_are_none(saved: Path, tmp_path: Path) -> None:
     fails(tmp_path / "none", "none", "no such folder")
     fails("local-dir:" + str(tmp_path / "none"), "no such folder")
     fails(tmp_path, "checkpoints/", CONFIG_FILE)
-    fails(saved / WEIGHTS_FILE, "this is a file")
+    fails(saved / WEIGHTS_FILE, "give the folder")
     fails("RN5O/openai", "RN50")
     fails("RN50", "RN50/TAG", "openai")
     fails("RN50/opnai", "opnai", "yfcc15m")
@@ -219,17 +220,6 @@ def test_sources_that_are_none(saved: Path, tmp_path: Path) -> None:
     fails(tmp_path / "empty", "no weights", WEIGHTS_FILE)
     (tmp_path / "empty" / CONFIG_FILE).write_text("[1]")
     fails(tmp_path / "empty", CONFIG_FILE, "list found")
-
-
-def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**_: object) -> str:
-        raise OSError("no\nroute")
-
-    import open_clip.pretrained
-
-    monkeypatch.setattr(open_clip.pretrained, "hf_hub_download", refuse)
-    fails("hf-hub:nobody/nothing", "hf-hub:nobody/nothing", "no route")
-    fails("RN50/cc12m", "RN50")
 
 
 def test_objective_that_is_not_json(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import tarfile
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,25 +75,57 @@ def test_features_are_the_encoders_and_computed_once(
         build.make_loader(open_source(pairs_folder), build.make_encoder(heads), heads, torch.device("cpu"))
 
 
-def test_other_shards_behind_the_same_pattern_are_other_features(
-    heads: TrainConfig, pairs_folder: Path, tmp_path: Path
+def test_features_are_those_of_the_bytes_that_are_there(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for i in range(2):
-        with tarfile.open(tmp_path / f"{i}.tar", "w") as tar:
-            for name in (f"{i}0.png", f"{i}0.txt", f"{i}1.png", f"{i}1.txt"):
-                tar.add(pairs_folder / name, name)
-    spec = f"{tmp_path}/{{0..1}}.tar"
-    config = heads.override(data=[spec])
-    encoder = build.make_encoder(config)
-    assert isinstance(encoder, AlignedEncoder)
+    """Every picture replaced under its name, size and time: other features. The same bytes elsewhere: the same ones."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs_folder, folder)
+    config = heads.override(data=[str(folder)])
 
-    def key() -> str:
-        return align._key(open_source(spec), (spec,), encoder, config)
+    def features() -> torch.Tensor:
+        loader = build.make_loader(open_source(folder), build.make_encoder(config), config, torch.device("cpu"))
+        return loader.features.images  # type: ignore[union-attr]
 
-    before = key()
-    assert key() == before
-    os.utime(tmp_path / "1.tar", ns=(0, (tmp_path / "1.tar").stat().st_mtime_ns + 1))
-    assert key() != before
+    def swap(first: Path, second: Path) -> None:
+        """As an editor that keeps the time: in a table, too, neither name nor row says that a picture is another."""
+        bytes_, times = first.read_bytes(), (first.stat().st_atime_ns, first.stat().st_mtime_ns)
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(bytes_)
+        for path in (first, second):
+            os.utime(path, ns=times)
+
+    before = features()
+    swap(folder / "00.png", folder / "01.png")
+    after = features()
+    torch.testing.assert_close(after[[1, 0]], before[:2])
+    assert torch.equal(after[2:], before[2:]) and not torch.allclose(after[0], before[0])
+    captions = features()
+    (folder / "02.txt").write_text("another caption")
+    assert torch.equal(features(), captions) and len(list((tmp_path / "features").iterdir())) == 3
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder = tmp_path / "elsewhere"
+    monkeypatch.setattr(AlignedEncoder, "features", _never)
+    assert torch.equal(features(), captions)
+
+
+def test_features_are_those_of_the_tokeniser_and_the_pooling(towers: list[str]) -> None:
+    """Two text encoders with the same weights that read a caption differently share nothing."""
+    from cloob.models.aligned import open_text_encoder
+
+    encoder = open_text_encoder(towers[1])
+    before = encoder.options()
+    assert before == open_text_encoder(towers[1]).options()
+    encoder.tokenizer = lambda texts: torch.zeros(len(texts), encoder.context_length, dtype=torch.int64)
+    assert encoder.options() != before
+
+
+def test_a_batch_larger_than_the_data_is_refused_before_anything_is_computed(
+    heads: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AlignedEncoder, "features", _never)
+    with pytest.raises(InputError, match=r"holds 40 pairs, fewer than one batch of 64; give --batch-size 40 or less"):
+        train(heads.override(batch_size=64))
 
 
 def _never(*arguments: object) -> None:
@@ -234,7 +266,8 @@ def test_settings_of_heads_want_a_start_with_heads(heads: TrainConfig, towers: l
         ({"freeze": "image"}, "freeze is 'image', but both encoders are frozen anyway"),
         ({"compile": True}, "compile is True, but heads on frozen encoders are too small"),
         ({"image_encoder": "nowhere"}, "nowhere: no such folder"),
-        ({"batch_size": 64}, "holds 38 usable pairs, fewer than one batch of 64"),
+        ({"batch_size": 39}, "holds 38 usable pairs, fewer than one batch of 39"),
+        ({"batch_size": 64}, "holds 40 pairs, fewer than one batch of 64"),
         ({"max_bad_fraction": 0.01}, "2 of 40 pairs cannot be used, more than --max-bad-fraction 0.01"),
     ],
 )

@@ -164,6 +164,13 @@ def test_more_epochs_continue_and_another_objective_does_not(
         train(trained.config.override(out=out, resume="auto", objective="infoloob"))
     with pytest.raises(InputError, match=r"trained with loss\.inv_tau = 30\.\d*, not 20"):
         train(trained.config.override(out=out, resume="auto", inv_tau=20))
+    (out / "config.json").rename(out / "aside.json")  # then the checkpoint itself knows
+    with pytest.raises(InputError, match=r"step-00000015: is of another objective \(inv_tau was 20 and is 30 now"):
+        train(trained.config.override(out=out, resume="auto", inv_tau=20))
+    (out / "aside.json").rename(out / "config.json")
+    state = torch.load(list_checkpoints(out)[-1] / "trainer.pt", weights_only=True)
+    assert sorted(state["objective"]) == ["fixed_beta", "fixed_inv_tau"]
+    torch.save({**state, "objective": {}}, list_checkpoints(out)[-1] / "trainer.pt")  # as before they were
     with caplog.at_level(logging.WARNING):
         result = train(trained.config.override(out=out, resume="auto", epochs=4, lr=1e-4))
     assert result.steps == 20 and len(lines(out / "metrics.jsonl")) == 20

@@ -106,7 +106,9 @@ def test_a_run_that_breaks_off_is_marked(trained: Trained, tmp_path: Path, monke
 @pytest.mark.parametrize("library", ["wandb", "trackio"])
 def test_not_installed_or_not_named(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(InputError, match=rf'{library} is not installed; pip install "cloob\[{library}\]" brings it'):
+    with pytest.raises(
+        InputError, match=rf'{library} is not installed; pip install -e "\.\[{library}\]" in a clone of cloob brings it'
+    ):
         make_trackers(LogConfig(**{library: "project"}))  # type: ignore[arg-type]
     assert make_trackers(LogConfig()) == []
     with pytest.raises(InputError, match=f"{library} is ''; it must be the name of a project"):

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from cloob.commands.arguments import check_amounts, parse
-from cloob.errors import InputError
+from cloob.errors import InputError, require
 
 if TYPE_CHECKING:
+    import tyro
+
     from cloob.data.captioned import CaptionedSet
+else:  # the annotations below are read when the words are parsed
+    tyro = require("tyro", "train")
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class AnalyzeArguments:
     duplicate: float = 0.999
     """Cosine from which two pictures count as one."""
     out: Path = Path("runs/analyze")
-    """Folder of analysis.json, report.html, and eigenvalues.png and .svg if there are several checkpoints."""
+    """Folder of analysis.json and report.html."""
     cache: Path | None = None
     """Folder of embeddings for later runs; OUT/cache when left out."""
     device: str = "auto"
@@ -55,39 +57,37 @@ def main(words: Sequence[str]) -> int:
         raise InputError("similar must be 0 or more, and limit 2 or more")
     check_amounts(arguments.batch_size, arguments.workers)
 
+    from cloob.commands.console import EmbeddingProgress
     from cloob.commands.eval import named
-    from cloob.commands.judge import EmbeddingProgress, check_writable
+    from cloob.commands.judge import check_writable
     from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
-    from cloob.evaluate.analysis import analyze, draw_eigenvalues
-    from cloob.evaluate.places import places_of
+    from cloob.evaluate.analysis import analyze
+    from cloob.evaluate.store import EmbedOptions
     from cloob.evaluate.suite import write_results
 
     source = open_captioned(arguments.pairs)
     check_writable(arguments.out)
     models = named(arguments.models)
+    options = EmbedOptions(
+        device=resolve_device(arguments.device),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        cache=arguments.cache or arguments.out / "cache",
+    )
     with EmbeddingProgress() as progress:
         analysis = analyze(
             models,
             source,
+            options,
             similar=arguments.similar,
             duplicate=arguments.duplicate,
             limit=arguments.limit,
-            places=places_of([arguments.out, *filter(None, [arguments.cache])], pairs=[arguments.pairs]),
-            device=str(resolve_device(arguments.device)),
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
             progress=progress.update,
-            cache=arguments.cache or arguments.out / "cache",
         )
     write_results(arguments.out / "analysis.json", analysis)
-    written = [arguments.out / "analysis.json", arguments.out / "report.html"]
-    if any(len(run["checkpoints"]) > 1 for run in analysis["runs"]):
-        for suffix in ("png", "svg"):
-            draw_eigenvalues(arguments.out / f"eigenvalues.{suffix}", analysis["runs"])
-            written.append(arguments.out / f"eigenvalues.{suffix}")
-    _write_page(written[1], analysis, models, source)
-    print("\n".join(str(path) for path in written))
+    _write_page(arguments.out / "report.html", analysis, models, source)
+    print(f"{arguments.out / 'analysis.json'}\n{arguments.out / 'report.html'}")
     _print_table(analysis)
     for failure in analysis.get("failures", ()):
         print(f"cloob: {failure['model']}: {failure['error']}", file=sys.stderr)

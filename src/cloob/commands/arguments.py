@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from cloob.errors import InputError, require
 
 T = TypeVar("T")
+_ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
 
 
 def parse(
@@ -59,7 +60,19 @@ def parse(
         if exit_.code in (0, None):
             raise
         raise InputError(f"{_first_paragraph(complaint.getvalue())} ({prog} --help)") from None
+    _check_local(parsed)
     return parsed
+
+
+def _check_local(arguments: object) -> None:
+    """Refuses addresses where a local file or folder is wanted: as paths they would make folders called ``https:``."""
+    for field in dataclasses.fields(arguments):  # type: ignore[arg-type]
+        value = getattr(arguments, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_local(value)
+        elif isinstance(value, Path) and (found := _ADDRESS.match(value.as_posix())):
+            mend = "write it as a path" if found[1] == "file" else "a file or folder of this machine is wanted"
+            raise InputError(f"--{field.name.replace('_', '-')} is an address ({found[1]}:…); {mend}")
 
 
 def check_amounts(batch_size: int, workers: int) -> None:

@@ -52,14 +52,16 @@ def main(words: Sequence[str]) -> int:
         for objective in arguments.objectives
     }
 
-    from cloob.commands.judge import check_writable, judge, tell
+    from cloob.commands.console import print_table, tell
+    from cloob.commands.judge import Comparison, check_writable, measure, write_page
+    from cloob.data.captioned import open_captioned
     from cloob.data.labelled import open_labelled
-    from cloob.data.sources import open_source
     from cloob.distributed import resolve_device
+    from cloob.evaluate.store import EmbedOptions
     from cloob.train.log import ProgressDisplay
     from cloob.train.loop import train
 
-    device = str(resolve_device(arguments.device))
+    device = resolve_device(arguments.device)
     check_writable(arguments.out)
     runs = {}
     for name, config in configs.items():
@@ -67,14 +69,10 @@ def main(words: Sequence[str]) -> int:
         if runs[name].stopped:  # what is asked to end does not begin the next training
             print(f"cloob: {name} was stopped by {runs[name].stopped}; nothing is compared", file=sys.stderr)
             return 1
-    results = judge(
-        {name: result.run for name, result in runs.items()},
-        [open_labelled("demo:noto-emoji")],
-        [open_source("demo:val")],
-        arguments.out,
-        embedding={"device": device},
-        title="CLOOB and CLIP side by side",
-        notes=_NOTES,
+    comparison = Comparison(
+        models={name: result.run for name, result in runs.items()},
+        zeroshot=[open_labelled("demo:noto-emoji")],
+        retrieval=[open_captioned("demo:val")],
         train_seconds={name: result.seconds for name, result in runs.items()},
         settings={
             name: {
@@ -87,5 +85,9 @@ def main(words: Sequence[str]) -> int:
             for name, config in configs.items()
         },
     )
-    print(f"{arguments.out}/  one run folder per objective, results.json\n{arguments.out / 'report.html'}")
+    embeddings, results = measure(comparison, EmbedOptions(device, workers=2), arguments.out)
+    page = arguments.out / "report.html"
+    write_page(page, comparison, embeddings, results, title="CLOOB and CLIP side by side", notes=_NOTES)
+    print_table(results)
+    print(f"{arguments.out}/  one run folder per objective, results.json\n{page}")
     return tell(results)

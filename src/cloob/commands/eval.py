@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
-
 from cloob.commands.arguments import check_amounts, parse
-from cloob.errors import InputError
+from cloob.errors import InputError, require
 
 if TYPE_CHECKING:
+    import tyro
+
     from cloob.evaluate.suites import SuiteSets
+else:  # the annotations below are read when the words are parsed
+    tyro = require("tyro", "train")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class EvalArguments:
     probe_seeds: tuple[int, ...] = (0,)
     """One probe a seed, which draws its shots and its validation images."""
     out: Path = Path("runs/eval")
-    """Folder of results.json, report.html, clip_benchmark/, per_class/ and confusion/."""
+    """Folder of results.json, report.html, clip_benchmark/ and per_class/."""
     cache: Path | None = None
     """Folder of embeddings for later runs; OUT/cache when left out."""
     device: str = "auto"
@@ -65,12 +67,14 @@ def main(words: Sequence[str]) -> int:
         raise InputError("--shots and --probe-seeds are those of a linear probe; add --probe")
     check_amounts(arguments.batch_size, arguments.workers)
 
-    from cloob.commands.judge import check_writable, judge, tell
+    from cloob.commands.console import print_table, tell
+    from cloob.commands.judge import Comparison, check_writable, measure, write_page
     from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
+    from cloob.evaluate.files import write_set_files
     from cloob.evaluate.probe import ProbeOptions
+    from cloob.evaluate.store import EmbedOptions
 
-    probe = ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds)
     sets = _open(arguments)
     columns = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
     pairs = [*sets.pairs, *(open_captioned(path, **columns) for path in arguments.retrieval)]
@@ -81,34 +85,26 @@ def main(words: Sequence[str]) -> int:
     if arguments.probe and not sets.training and not sets.training_failed:
         raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
     check_writable(arguments.out)
-    results = judge(
-        named(arguments.models),
-        sets.sets,
-        pairs,
-        arguments.out,
-        title="Evaluation",
-        embedding={
-            "device": str(resolve_device(arguments.device)),
-            "batch_size": arguments.batch_size,
-            "workers": arguments.workers,
-            "cache": arguments.cache or arguments.out / "cache",
-        },
+    comparison = Comparison(
+        models=named(arguments.models),
+        zeroshot=sets.sets,
+        retrieval=pairs,
         training=sets.training,
+        probe=ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds),
         missing=sets.missing,
-        places=_places(arguments),
-        set_files=True,
-        probe=probe,
     )
+    options = EmbedOptions(
+        device=resolve_device(arguments.device),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        cache=arguments.cache or arguments.out / "cache",
+    )
+    embeddings, results = measure(comparison, options, arguments.out)
+    write_set_files(arguments.out, results, embeddings, comparison.zeroshot)
+    write_page(arguments.out / "report.html", comparison, embeddings, results, title="Evaluation")
+    print_table(results)
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
     return tell(results)
-
-
-def _places(arguments: EvalArguments) -> dict[str, str]:
-    """The files and folders that an error may name."""
-    from cloob.evaluate.places import places_of
-
-    folders = [Path(path).expanduser() for path in (*arguments.suite, arguments.root, arguments.cache) if path]
-    return places_of([*folders, *arguments.zeroshot, arguments.out], pairs=arguments.retrieval)
 
 
 def _open(arguments: EvalArguments) -> SuiteSets:

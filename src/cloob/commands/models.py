@@ -20,9 +20,9 @@ class ModelsArguments:
 def main(words: Sequence[str]) -> int:
     """Prints one name a line."""
     arguments = parse(ModelsArguments, words, "cloob models")
-    from cloob.models.towers import list_models
+    from cloob.models.names import known_models
 
-    known = list_models()
+    known = known_models()
     names = [name for name in known if arguments.contains.lower() in name.lower()]
     if not names:
         raise InputError(f"no model has {arguments.contains!r} in its name; {nearest(arguments.contains, known)}")

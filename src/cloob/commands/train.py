@@ -37,8 +37,10 @@ def main(words: Sequence[str]) -> int:
 
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the encoders are
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("cloob.data.sources").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
-    if os.environ.get("RANK", "0") == "0":  # torchrun's other processes have nothing to add
+    if first:  # torchrun's other processes have nothing to add
         _report(config, result)
     return 0
 

@@ -17,11 +17,13 @@ Reason = Literal[
     "missing image",
     "corrupt image",
     "image too large",
+    "no decoder",
     "missing caption",
     "empty caption",
     "caption not UTF-8",
     "caption too long",
     "truncated shard",
+    "stray quote",
 ]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 """Every reason for which a sample can be left out; counts by reason use these words."""

@@ -71,8 +71,9 @@ class BatchBuilder(Dataset[Batch]):
         if not isinstance(self._transform, TrainTransform):
             return self._transformed(encoded.rgb(), epoch, index)
         # The crop comes first: then a JPEG need not be decoded in more detail than it takes.
-        crop = self._transform.draw(*encoded.size, sample_generator(self._seed, epoch, index))
-        return self._transform.take(encoded.rgb(crop.reduction), crop)
+        generator = sample_generator(self._seed, epoch, index)
+        crop = self._transform.draw(*encoded.size, generator, encoded.orientation)
+        return self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
 
     def _transformed(self, image: Image.Image, epoch: int, index: int) -> Tensor:
         if self._random:

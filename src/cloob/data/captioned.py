@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
+from cloob.data.opener import is_remote, local_path
 from cloob.data.sources import Source, open_source
 from cloob.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from cloob.data.table import TableSource
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _TYPE_FILE = "dataset_type.txt"
@@ -75,18 +79,26 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     from cloob.data.arrow import holds_images
     from cloob.data.table import TABLE_SUFFIXES, TableSource
 
+    spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
     path = Path(spec)
     suffix = path.suffix.lower()
     if suffix in _JSON_SUFFIXES and path.is_file():
-        return _group(path, _json_rows(path, image_column, caption_column))
+        return _Rows(path, _group(path, _json_rows(path, image_column, caption_column)))
     inside = suffix == ".parquet" and path.is_file() and holds_images(path, image_column)
     if suffix in TABLE_SUFFIXES and not inside:
-        table = TableSource(path, image_column, caption_column)
-        return _group(path, ((image, [caption]) for image, caption in (table.row(i) for i in range(len(table)))))
+        return _of_table(TableSource(path, image_column, caption_column))
     if (path / "test" / "nshards.txt").is_file():
         _check_type(path)
-        return _Lines(str(path), open_source(path / "test"))
-    return _Lines(str(spec), open_source(spec, image_column=image_column, caption_column=caption_column))
+        return _Lines(_short_name(path), open_source(path / "test"))
+    source = open_source(spec, image_column=image_column, caption_column=caption_column)
+    return _of_table(source) if isinstance(source, TableSource) else _Lines(_short_name(spec), source)
+
+
+def _short_name(spec: str | Path) -> str:
+    """The last part of a path; of a pattern of shards the folder stays: ``/data/cc3m/*.tar`` is ``cc3m/*.tar``."""
+    path = PurePath(spec)
+    is_pattern = any(sign in path.name for sign in "*?[{")
+    return "/".join(path.parts[-2:]) if is_pattern else path.name
 
 
 def is_retrieval_folder(folder: Path) -> bool:
@@ -126,7 +138,7 @@ class _Rows:
     """Pictures of a table, each with the captions of all rows that name it."""
 
     def __init__(self, path: Path, captions: dict[str, list[str]]) -> None:
-        self.name = str(path)
+        self.name = path.name
         self._folder = path.parent
         self._keys = list(captions)
         self._captions = captions
@@ -138,24 +150,32 @@ class _Rows:
         key = self._keys[index]
         captions = tuple(self._captions[key])
         if not any(captions):
-            raise BadSample("missing caption", key, f"no row of {Path(self.name).name} has one")
+            raise BadSample("missing caption", key, f"no row of {self.name} has one")
         try:
             return CaptionedSample(key, read_image_file(self._folder / key, key), captions)
         except BadSample as bad:
             raise BadPicture(bad, captions) from None
 
 
-def _group(path: Path, rows: Iterable[tuple[bytes | None, Sequence[bytes | None]]]) -> _Rows:
-    """Rows by picture; a row without a picture's path is a mistake, since its caption would belong to nothing."""
-    found: dict[str, list[str]] = {}
+def _of_table(table: TableSource) -> _Rows:
+    path = Path(table.name)
+    if table.swallowed:  # a test set must be whole
+        raise InputError(f"{path}: {table.swallowed[0]}; close it, or double it")
+    rows = (table.row(i) for i in range(len(table)))
+    return _Rows(path, _group(path, ((image, [caption]) for image, caption in rows)))
+
+
+def _group(path: Path, rows: Iterable[tuple[bytes | None, Sequence[bytes | None]]]) -> dict[str, list[str]]:
+    """The captions of each picture; a row without a path is a mistake, since its caption would belong to nothing."""
+    captions_of: dict[str, list[str]] = {}
     for number, (image, captions) in enumerate(rows, 1):
         key = (image or b"").decode("utf-8", "surrogateescape").strip()
         if not key:
             raise InputError(f"{path}: row {number:,} has no path of a picture")
-        found.setdefault(key, []).extend(_usable(caption, key) for caption in captions)
-    if len(found) < 2:
-        raise InputError(f"{path}: {len(found)} picture{'s' * (len(found) != 1)}, at least 2 are needed")
-    return _Rows(path, found)
+        captions_of.setdefault(key, []).extend(_usable(caption, key) for caption in captions)
+    if len(captions_of) < 2:
+        raise InputError(f"{path}: {len(captions_of)} picture{'s' * (len(captions_of) != 1)}, at least 2 are needed")
+    return captions_of
 
 
 def _usable(caption: bytes | None, key: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from cloob.data.batch import printable
 from cloob.data.decode import read_image_file
+from cloob.data.opener import local_folder
 from cloob.data.shards import IMAGE_EXTENSIONS, group_members
 from cloob.data.sources import DEMO
 from cloob.data.tarindex import Member, TarReader, is_tar
@@ -85,7 +86,7 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
         if str(path) not in _DEMO_SETS:
             raise InputError(f"no labelled demo set {str(path)!r}: {nearest(str(path), _DEMO_SETS)}")
         path = DEMO / _DEMO_SETS[str(path)]
-    folder = Path(path)
+    folder = local_folder(path, "labelled pictures")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of labelled pictures")
     part = folder / split

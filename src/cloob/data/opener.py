@@ -1,23 +1,45 @@
-"""Bytes from elsewhere: ``pipe:COMMAND``, ``s3://``, ``gs://``, ``https://``, whatever WebDataset's opener knows."""
+"""Bytes from elsewhere: ``pipe:COMMAND`` that the user typed, and ``https://``, ``s3://``, ``gs://`` by fsspec.
+
+No URL reaches a shell, and no command comes out of a list (``cloob.data.sizes``).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import errno
+import os
 import re
-import shlex
-import tempfile
+import signal
+import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
 
-from cloob.errors import InputError, require
+import fsspec
+from fsspec.callbacks import Callback
+
+from cloob.errors import InputError, message, require
 
 _SCHEME = re.compile(r"(pipe|file):|[A-Za-z][A-Za-z0-9+.-]+://")
 _SHARD_NAME = re.compile(r"[^/\s'\"=]+\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz)(?=$|[\s'\"?#;|&)])", re.IGNORECASE)
 _PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
 _CHUNK = 1 << 20
+_NEEDS = {
+    "http": ("aiohttp", "train"),
+    "https": ("aiohttp", "train"),
+    "s3": ("s3fs", "s3"),
+    "gs": ("gcsfs", "gcs"),
+    "gcs": ("gcsfs", "gcs"),
+}
+_CONNECT_SECONDS = 30.0
+_SILENT_SECONDS = 60.0  # that a server may say nothing
+_STALL_SECONDS = 300.0  # in which less than this many bytes arrive: such a fetch would not end in any useful time
+_STALL_BYTES = 64 * 1024
+_STANDSTILL = "fewer than {:,} bytes came in {:g} s"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of the disk here, not of the source
 
 
 def is_remote(spec: str) -> bool:
@@ -26,8 +48,32 @@ def is_remote(spec: str) -> bool:
 
 
 def local_path(spec: str) -> str:
-    """``file:`` URLs as paths; anything else as it is."""
-    return unquote(urlsplit(spec).path) if spec.startswith("file:") else spec
+    """``file:`` URLs as paths, and ``~`` as the home folder; anything else as it is.
+
+    Raises:
+        InputError: The URL names a file of another host.
+    """
+    if not spec.startswith("file:"):
+        return os.path.expanduser(spec)  # noqa: PTH111 - a Path would drop the last slash and fold others
+    parts = urlsplit(spec)
+    if parts.netloc not in ("", "localhost"):
+        raise InputError(f"{spec}: names a host, {parts.netloc!r}; a file of this machine is file:///PATH")
+    return url2pathname(parts.path)
+
+
+def local_folder(spec: str | Path, what: str) -> Path:
+    """A folder that has to be on this machine; ``file:`` URLs and ``~`` as ``local_path`` reads them.
+
+    Args:
+        spec: What the user wrote.
+        what: What is read from it, for the error.
+
+    Raises:
+        InputError: It is an address or a command.
+    """
+    if is_remote(str(spec)):
+        raise InputError(f"{spec}: {what} are read from a folder of this machine; download them first")
+    return Path(local_path(str(spec)))
 
 
 def expand(pattern: str, *, escape: bool = True) -> list[str]:
@@ -58,79 +104,177 @@ def sibling(url: str, name: str) -> str | None:
     return f"{url[: found[-1].start()]}{name}{url[found[-1].end() :]}" if found else None
 
 
-def fetch(url: str, target: Path) -> None:
-    """Writes what a URL gives into a file; tries three times.
+def fetch(url: str, target: Path, *, max_bytes: int | None = None) -> None:
+    """Writes what a URL gives into a file; tries three times, unless the source says that there is nothing to get.
 
     Args:
         url: ``pipe:COMMAND`` or ``scheme://…``.
         target: The file; it is replaced.
+        max_bytes: More than this is refused.
 
     Raises:
-        InputError: It could not be opened, or its command failed; the message names the exit status.
+        InputError: It could not be opened, its command failed, it ended early, stood still or is too large.
         OSError: The file cannot be written.
     """
     wrong = None
     for attempt in range(len(_PAUSES) + 1):
         if attempt:
             time.sleep(_PAUSES[attempt - 1])
-        with target.open("wb") as file:
-            wrong = _copy(url, file)
+        target.write_bytes(b"")
+        progress = _Progress(url, max_bytes)
+        if url.startswith("pipe:"):
+            wrong = _run(url.removeprefix("pipe:"), target, progress)
+        else:
+            wrong = _download(url, target, progress)
         if wrong is None:
             return
     raise InputError(f"{url}: {wrong} ({len(_PAUSES) + 1} attempts)")
 
 
-def fetch_json(url: str) -> Any:
-    """What a URL gives, read as JSON.
+class _Progress(Callback):  # type: ignore[misc] # fsspec is not typed
+    """Counts what arrives, and ends a transfer that is too large or all but stands still."""
 
-    Raises:
-        InputError: As ``fetch``, or it is not JSON.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "fetched.json"
-        fetch(url, path)
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{url}: is not JSON ({error})") from None
+    def __init__(self, url: str, max_bytes: int | None) -> None:
+        super().__init__()
+        self._url = url
+        self._max_bytes = max_bytes
+        self._since, self._before = time.monotonic(), 0
+        self.given_up = False
+
+    def set_size(self, size: int | None) -> None:
+        super().set_size(size)
+        self._check(size or 0)
+
+    def relative_update(self, inc: int = 1) -> None:
+        super().relative_update(inc)
+        self._check(self.value)
+        if time.monotonic() - self._since > _STALL_SECONDS and self.stalled():
+            self.given_up = True
+            raise TimeoutError
+
+    def stalled(self) -> bool:
+        """Whether next to nothing has arrived since this was last asked."""
+        arrived = self.value - self._before
+        self._since, self._before = time.monotonic(), self.value
+        return bool(arrived < _STALL_BYTES)
+
+    def _check(self, size: int) -> None:
+        if self._max_bytes is not None and size > self._max_bytes:
+            raise InputError(f"{self._url}: more than {self._max_bytes:,} bytes, too much for what it should be")
 
 
-def _copy(url: str, file: Any) -> str | None:
-    """Copies a stream; returns what went wrong with its source."""
+def _run(command: str, target: Path, progress: _Progress) -> str | None:
+    """Copies what a command prints; returns what went wrong with it."""
+    done, stalled = threading.Event(), threading.Event()
+    # A group of its own: what the shell has started ends with it.
+    process = subprocess.Popen(command, shell=True, stdout=subprocess.PIPE, process_group=0)
+    assert process.stdout is not None
+
+    def watch() -> None:
+        while not done.wait(_STALL_SECONDS):
+            if progress.stalled():
+                stalled.set()
+                _kill(process)
+                return
+
+    watcher = threading.Thread(target=watch, name="cloob-watch", daemon=True)
+    watcher.start()
     try:
-        stream = _open(url)
-    except OSError as error:
-        return f"cannot be opened ({error.strerror or error})"
-    process = getattr(stream, "proc", None)
-    wrong: str | None = None
-    try:
-        while True:
-            try:
-                chunk = stream.read(_CHUNK)
-            except OSError as error:  # WebDataset's pipe raises this when its command has failed
-                wrong = f"cannot be read ({error.strerror or error})"
-                break
-            if not chunk:
-                break
-            file.write(chunk)
+        with process.stdout, target.open("wb") as file:
+            while chunk := os.read(process.stdout.fileno(), _CHUNK):
+                file.write(chunk)
+                progress.relative_update(len(chunk))
+        status = process.wait()  # with its output closed; the watcher ends one that lives on
+    except TimeoutError:
+        return _STANDSTILL.format(_STALL_BYTES, _STALL_SECONDS)
     finally:
-        with contextlib.suppress(OSError):
-            stream.close()
-    if process is None:
-        return wrong
-    # WebDataset takes a broken pipe inside the command for success; a whole shard is wanted here.
-    status = process.wait()
+        done.set()
+        watcher.join()
+        if process.poll() is None:
+            _kill(process)
+            process.wait()
+    if stalled.is_set():
+        return _STANDSTILL.format(_STALL_BYTES, _STALL_SECONDS)
     hint = " (command not found)" if status == 127 else ""
     return f"its command ended with exit status {status}{hint}" if status else None
 
 
-def _open(url: str) -> Any:
-    gopen = require("webdataset.gopen", "train")  # the package has a function of this name, which hides the module
-    url = gopen.rewrite_url(url)
-    scheme = url.partition(":")[0]
-    if scheme == "s3" and "s3" not in gopen.gopen_schemes:  # WebDataset leaves S3 to commands
-        url = f"pipe:aws s3 cp {shlex.quote(url)} - --only-show-errors"
-    elif "://" in url and scheme != "pipe" and scheme != "file" and scheme not in gopen.gopen_schemes:
-        known = ", ".join(sorted({*gopen.gopen_schemes, "s3"} - {"__default__"}))
-        raise InputError(f"{url}: nothing here opens {scheme}://; known: {known}; any command works as pipe:COMMAND")
-    return gopen.gopen(url)
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+
+
+def _download(url: str, target: Path, progress: _Progress) -> str | None:
+    """Copies a file by fsspec; returns what went wrong with its source, where trying again may help.
+
+    Raises:
+        InputError: The scheme is not known, or the source says that the file is not there or not for us.
+    """
+    files = _filesystem(url)
+    try:
+        files.get_file(url, str(target), callback=progress)
+    except InputError:
+        raise
+    except (FileNotFoundError, PermissionError) as error:
+        said = "no such file" if isinstance(error, FileNotFoundError) else message(error)
+        raise InputError(f"{url}: {said}") from None
+    except Exception as error:  # each kind of store has errors of its own, with no common base
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise
+        status = getattr(error, "status", None)
+        said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else _named(error)
+        if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+            raise InputError(f"{url}: {said}") from None
+        return _STANDSTILL.format(_STALL_BYTES, _STALL_SECONDS) if progress.given_up else said
+    size = target.stat().st_size
+    if progress.size is not None and size != progress.size:
+        return f"ended after {size:,} of {progress.size:,} bytes"
+    return None
+
+
+def _named(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"nothing came for {_SILENT_SECONDS:g} s"
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _filesystem(url: str) -> Any:
+    scheme = url.partition("://")[0].lower()
+    if scheme in _NEEDS:
+        require(*_NEEDS[scheme])
+    if scheme in ("http", "https"):
+        return _web(url)
+    try:
+        # By scheme alone: a whole URL would also be taken for a chain of file systems (``zip::…``).
+        return fsspec.filesystem(scheme)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"{url}: nothing here opens {scheme}:// ({error}); any command works as pipe:COMMAND"
+        ) from None
+
+
+def _web(url: str) -> Any:
+    aiohttp: Any = require("aiohttp", "train")
+
+    async def redirected(_session: object, _context: object, parameters: Any) -> None:
+        before = str(parameters.url)
+        after = urljoin(before, parameters.response.headers.get("Location", ""))
+        schemes = urlsplit(before).scheme, urlsplit(after).scheme
+        if schemes not in (("http", "http"), ("http", "https"), ("https", "https")):
+            raise InputError(f"{url}: leads from {schemes[0]}: to {schemes[1]}: ({after[:200]}), which is refused")
+
+    traces = aiohttp.TraceConfig()
+    traces.on_request_redirect.append(redirected)
+    options = {
+        "timeout": aiohttp.ClientTimeout(total=None, connect=_CONNECT_SECONDS, sock_read=_SILENT_SECONDS),
+        "trust_env": True,  # proxies
+        "trace_configs": [traces],
+        # The bytes as they lie there, so that their number can be compared with what was announced.
+        "auto_decompress": False,
+        "headers": {"Accept-Encoding": "identity"},
+    }
+    encoded = re.fullmatch("[!-~]+", url) is not None  # sent as it was typed, as signed addresses want it
+    return fsspec.filesystem("http", client_kwargs=options, encoded=encoded, skip_instance_cache=True)

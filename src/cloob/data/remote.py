@@ -13,9 +13,9 @@ import numpy as np
 
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import digest
-from cloob.data.opener import expand, fetch, fetch_json, shard_name, sibling
+from cloob.data.opener import expand, fetch, shard_name, sibling
 from cloob.data.shards import ShardSource
-from cloob.data.sizes import SIZES, parse_sizes
+from cloob.data.sizes import SIZES, fetch_sizes, listed_url, remembered
 from cloob.data.spool import INDEX_SUFFIX, Ahead, ShardCache, touch
 from cloob.errors import InputError
 
@@ -150,47 +150,40 @@ def open_remote(spec: str, cache: ShardCache) -> RemoteShardSource:
     """Opens streamed shards: a brace pattern of them, or their ``sizes.json``.
 
     Raises:
-        InputError: No counts, or they cannot be fetched.
+        InputError: No counts, they cannot be fetched, or the list names what it may not.
     """
     if spec.rstrip("/- ").lower().endswith(".json"):
-        return from_sizes(spec, parse_sizes(spec, fetch_json(spec)), spec, cache)
+        sizes = fetch_sizes(spec)
+        if not sizes:
+            raise InputError(f"{spec}: names no shard")
+        return RemoteShardSource(spec, [listed_url(spec, name) for name in sizes], list(sizes.values()), cache)
     urls = expand(spec, escape=False)
+    counted = remembered(spec)
+    if not all(url in counted for url in urls):
+        counted = _counts_beside(spec, urls)
+    return RemoteShardSource(spec, urls, [counted[url] for url in urls], cache)
+
+
+def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
+    """The count of each shard, from the ``sizes.json`` in its folder."""
     told: dict[str | None, dict[str, int]] = {None: {}}
-    counts: list[int] = []
+    counts: dict[str, int] = {}
     for url in urls:
         place = sibling(url, SIZES)
         if place not in told:
             assert place is not None
             try:
-                told[place] = parse_sizes(place, fetch_json(place))
+                told[place] = fetch_sizes(place)
             except InputError as error:
                 raise InputError(f"{spec}: the number of samples in each shard must be known; {error}{_HOW}") from None
         count = told[place].get(shard_name(url))
         if count is None:
             raise InputError(f"{place or url}: has no count for {shard_name(url)}{_HOW}")
-        counts.append(count)
-    return RemoteShardSource(spec, urls, counts, cache)
+        counts[url] = count
+    return counts
 
 
 _HOW = (
     '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.sizes FOLDER" writes it where '
-    "they are local, or with a pattern and --out FILE fetches and counts them, and FILE is then given as --data"
+    "they are local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
 )
-
-
-def from_sizes(name: str, sizes: dict[str, int], base: str | None, cache: ShardCache) -> RemoteShardSource:
-    """The shards that a ``sizes.json`` names: in full, or as file names beside it when ``base`` is its own address."""
-    from cloob.data.opener import is_remote
-
-    if not sizes:
-        raise InputError(f"{name}: names no shard")
-    urls = []
-    for shard in sizes:
-        if is_remote(shard):
-            urls.append(shard)
-        elif base is None or SIZES not in base:
-            raise InputError(f"{name}: {shard!r} is a bare file name; only a {SIZES} beside its shards may hold such")
-        else:
-            head, _, tail = base.rpartition(SIZES)
-            urls.append(f"{head}{shard}{tail}")
-    return RemoteShardSource(name, urls, list(sizes.values()), cache)

@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cloob.cache import cache_root, locked
 from cloob.data.batch import printable
-from cloob.data.spool import cache_root, locked
 from cloob.data.tarindex import Member, TarListing, TarReader, split_name
 from cloob.errors import InputError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
 CAPTION_EXTENSIONS = ("txt", "caption")
 ABSENT = -1
 """Offset of a part that a sample does not have."""
 CUT = -2
 """Offset of the image in the row that stands for what a truncated shard has lost."""
 
-_FORMAT = 1
+_FORMAT = 2
 _MIN_SAVED_BYTES = 64 * 1024 * 1024  # tars smaller than this together are scanned faster than it is worth a file
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import glob
+import logging
+import os
 from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +22,9 @@ DEMO = Path(__file__).parent / "demo"
 
 _DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
 _PROBES = 1000
+_PROBED_FILES = 4  # of a streamed source: each is fetched for it
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -68,7 +75,7 @@ def open_source(
               ``sizes.json`` beside the shards, or that ``sizes.json`` itself;
             - a Hugging Face ``datasets`` folder (``save_to_disk``), Arrow or Parquet files with the images inside, a
               folder or a glob of them;
-            - a folder of images with a .txt beside each.
+            - a folder of images with a .txt beside each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
         caption_column: Column of a table with the caption.
         cache: Where streamed shards are kept; None: 50 GiB in the user's cache folder.
@@ -80,6 +87,7 @@ def open_source(
         InputError: Nothing there, not readable as what it is, or fewer than two usable pairs; one line.
     """
     source = _open(str(spec), image_column, caption_column, cache)
+    _tell(source)
     _check_usable(source)
     return source
 
@@ -106,6 +114,9 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
         raise InputError(f"{spec}: no such file or folder{_hint(path)}")
     if path.is_dir():
         return
+    if path.suffix.lower() == ".json":
+        _listed(path)
+        return
     require("pyarrow", "train")
     from cloob.data.arrow import holds_images
     from cloob.data.table import TABLE_SUFFIXES, check_columns
@@ -119,11 +130,10 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     require("PIL", "train")
     require("pyarrow", "train")
     from cloob.data.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
-    from cloob.data.folder import FolderSource
+    from cloob.data.folder import open_folder
     from cloob.data.opener import is_remote, local_path
-    from cloob.data.remote import from_sizes, open_remote
+    from cloob.data.remote import open_remote
     from cloob.data.shards import ShardSource
-    from cloob.data.sizes import read_sizes
     from cloob.data.spool import ShardCache
     from cloob.data.table import TABLE_SUFFIXES, TableSource
     from cloob.data.tarindex import TAR_SUFFIXES, is_tar
@@ -139,10 +149,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     path = Path(spec)
     inside = (image_column, caption_column, cache)
     if path.suffix.lower() == ".json" and path.is_file():
-        sizes = read_sizes(path)
-        if any(is_remote(name) for name in sizes):
-            return from_sizes(spec, sizes, None, cache)
-        return ShardSource(spec, _all_there(spec, [path.parent / name for name in sizes]))
+        return ShardSource(spec, _listed(path))
     pattern = _is_pattern(spec) and not path.exists()
     if (path.suffix.lower() == ".arrow" and path.is_file()) or (
         path.suffix.lower() == ".parquet" and holds_images(path, image_column)
@@ -154,7 +161,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
         if tars := _tars_in(path):
             return ShardSource(spec, tars)
         files = arrow_files(path)
-        return ArrowSource(spec, files, *inside) if files else FolderSource(path)
+        return ArrowSource(spec, files, *inside) if files else open_folder(path, caption_column)
     if path.is_file() and is_tar(path):
         return ShardSource(spec, [path])
     if pattern:
@@ -173,36 +180,27 @@ def _no_demo(spec: str) -> InputError:
     return InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
 
 
+def _listed(path: Path) -> list[Path]:
+    """The shards that a list on disk names, which lie beside it."""
+    from cloob.data.sizes import check_bare, read_sizes
+
+    return _all_there(str(path), [path.parent / check_bare(str(path), name) for name in read_sizes(path)])
+
+
 def local_shards(spec: str) -> list[Path]:
     """The tars that a local path, folder or pattern names.
 
     Raises:
         InputError: There are none.
     """
+    from cloob.data.opener import local_path
+
+    spec = local_path(spec)
     path = Path(spec)
     tars = _tars_in(path) if path.is_dir() else _expand(spec)
     if not tars:
         raise InputError(f"{spec}: no tar shard found")
     return tars
-
-
-def local_files(spec: str) -> list[Path]:
-    """What a local source reads, as far as that is quick to see: the file, a pattern's files, a folder's entries.
-
-    Returns:
-        The paths, sorted; none for the demo set, streamed shards and what is not there.
-
-    Raises:
-        InputError: A pattern names a file that is missing.
-    """
-    from cloob.data.opener import is_remote, local_path
-
-    if (spec.startswith("demo") and not Path(spec).exists()) or is_remote(spec):
-        return []
-    path = Path(local_path(spec))
-    if _is_pattern(str(path)) and not path.exists():
-        return sorted(_expand(str(path)))
-    return sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
 
 
 def _tars_in(folder: Path) -> list[Path]:
@@ -220,7 +218,7 @@ def _expand(pattern: str) -> list[Path]:
     from cloob.data.opener import expand
 
     paths: list[Path] = []
-    for item in expand(pattern):
+    for item in expand(pattern, escape=os.sep == "/"):  # elsewhere a backslash parts folders
         matches = sorted(glob.glob(item)) if any(c in item for c in "*?[") else [item]  # noqa: PTH207
         if not matches:
             raise InputError(f"{item}: no file matches")
@@ -236,6 +234,8 @@ def _all_there(spec: str, paths: list[Path]) -> list[Path]:
 
 
 def _hint(path: Path) -> str:
+    if "\\" in str(path) and os.sep == "/":
+        return f" (folders are parted by '/' here: {str(path).replace(chr(92), '/')})"
     if not path.parent.is_dir():
         return f" (nor is there a folder {path.parent})"
     beside = [other.name for other in path.parent.iterdir()]
@@ -244,22 +244,58 @@ def _hint(path: Path) -> str:
 
 def _check_usable(source: Source) -> None:
     """Reads until two pairs are good, so that a wrong folder or an empty table fails here and not an hour later."""
+    from cloob.data.decode import decode
+
     good, seen = 0, 0
     reasons: Counter[str] = Counter()
     first = ""
-    for index in range(min(len(source), _PROBES)):
+    for index in _probes(source):
         seen += 1
         try:
-            source.read(index)
+            sample = source.read(index)
+            decode(sample.image, sample.key)
             good += 1
         except BadSample as bad:
             first = first or str(bad)
             reasons[bad.reason] += 1
         if good == 2:
             return
-    if seen < len(source):
-        return  # the run counts bad samples as it meets them
     if not reasons:
         raise InputError(f"{source.name}: {good} usable pair{'s' * (good != 1)}, at least 2 are needed")
     told = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
-    raise InputError(f"{source.name}: {good} of {seen:,} pairs usable, at least 2 are needed; {told}; first: {first}")
+    spread = f" looked at, spread over all {len(source):,}," if seen < len(source) else ""
+    raise InputError(
+        f"{source.name}: {good} of {seen:,} pairs{spread} usable, at least 2 are needed; {told}; first: {first}"
+    )
+
+
+def _probes(source: Source) -> Iterator[int]:
+    """Pairs to look at: all, or as many spread evenly over the source; of a streamed one in a few of its files only."""
+    if not source.streamed:
+        yield from _spread(0, len(source), _PROBES)
+        return
+    ends = list(accumulate(source.shard_sizes))
+    for shard in _spread(0, len(ends), _PROBED_FILES):
+        yield from _spread(ends[shard] - source.shard_sizes[shard], ends[shard], _PROBES // _PROBED_FILES)
+
+
+def _spread(start: int, stop: int, most: int) -> Iterator[int]:
+    """At most so many numbers from a range, the first and the last among them."""
+    count = min(stop - start, most)
+    return (start + i * (stop - start - 1) // max(1, count - 1) for i in range(count))
+
+
+def _tell(source: Source) -> None:
+    """One line on what was opened: rows, pairs, and the rows that a stray quote hides."""
+    from cloob.data.folder import FolderSource
+    from cloob.data.table import TableSource
+
+    line = f"{source.name}: {len(source):,} rows"
+    if isinstance(source, TableSource | FolderSource):
+        line += f", {source.pairs:,} pairs"
+    if not isinstance(source, TableSource) or not source.swallowed:
+        _log.info(line)
+        return
+    lost = len(source.swallowed) + sum(field.rows for field in source.swallowed)
+    more = f" (and {len(source.swallowed) - 1:,} quotes like it)" if len(source.swallowed) > 1 else ""
+    _log.warning("%s; %s%s: these %s rows are left out; close it, or double it", line, source.swallowed[0], more, lost)

@@ -9,15 +9,15 @@ import logging
 import os
 import queue
 import re
-import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloob.errors import InputError, require
+from cloob.cache import cache_root, locked, private_folder
+from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
 DEFAULT_CACHE_BYTES = 50 * 1024**3
@@ -29,24 +29,6 @@ _OWN = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")
 _STALE_SECONDS = 24 * 3600
 _IN_USE_SECONDS = 30
 _REMEMBERED = 64
-
-
-def cache_root() -> Path:
-    """Where this package keeps what it can make again: ``$CLOOB_CACHE``, else ``cloob`` in the user's cache folder."""
-    if root := os.environ.get("CLOOB_CACHE"):
-        return Path(root)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cloob"
-    except RuntimeError:  # a user without a home
-        return Path(tempfile.gettempdir()) / f"cloob-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a lock file against every other process of this host; threads of one process wait for each other too."""
-    # Its own object each time: filelock's are re-entrant, which would let two threads in at once.
-    with require("filelock", "train").FileLock(path, thread_local=False, is_singleton=False):
-        yield
 
 
 @dataclass(frozen=True)
@@ -82,10 +64,10 @@ class ShardCache:
             path = folder / f"{digest}-{tail}"
             if touch(path):
                 return path
-            with locked(folder / f"lock-{digest[:2]}"):
+            with locked(folder / f"lock-{digest[:2]}", lambda: _unfinished(folder, digest[:2])):
                 if touch(path):
                     return path
-                temporary = folder / f"{_TEMPORARY}{digest}-{os.getpid()}"
+                temporary = folder / f"{_TEMPORARY}{digest}-{os.getpid()}-{threading.get_ident()}"
                 try:
                     make(temporary)
                     with temporary.open("rb") as file:
@@ -113,8 +95,7 @@ class ShardCache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
-            folder = Path(tempfile.gettempdir()) / f"cloob-{os.getuid() if hasattr(os, 'getuid') else 'shards'}"
-            folder.mkdir(mode=0o700, exist_ok=True)
+            folder = private_folder()
         return folder
 
     def _evict(self, folder: Path, kept: Path) -> None:
@@ -187,6 +168,15 @@ def touch(path: Path) -> bool:
     except PermissionError:
         return path.is_file()
     return True
+
+
+def _unfinished(folder: Path, start: str) -> list[tuple[str, int, int]]:
+    """What is being made under one lock, and how far it is."""
+    found = []
+    for path in sorted(folder.glob(f"{_TEMPORARY}{start}*")):
+        with contextlib.suppress(FileNotFoundError):
+            found.append((path.name, (stat := path.stat()).st_size, stat.st_mtime_ns))
+    return found
 
 
 def _index(path: Path) -> Path:

@@ -7,19 +7,26 @@ import csv
 import difflib
 import io
 import json
+import re
+import shlex
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import of_column
+from cloob.data.quotes import Swallowed, find_swallowed, has_long_fields
 from cloob.errors import InputError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
+_TEXT_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ("\t", ",", ";", "|")
 _BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a megabyte is only a bad sample
 _MAX_HEADER_BYTES = 1024 * 1024
@@ -30,6 +37,10 @@ class TableSource:
 
     The two columns stay arrow arrays: a row costs its bytes and no Python object. Relative image paths are relative to
     the table's folder. The delimiter of a text table is read off its header line, whatever the file's ending is.
+    Rows that a stray quote takes into one field stay in the count, after all others, and raise ``BadSample``.
+
+    Attributes:
+        swallowed: The fields of a text table that hold rows, see ``cloob.data.quotes``.
 
     Args:
         path: The table; its ending says CSV/TSV, Parquet or JSON lines.
@@ -47,16 +58,29 @@ class TableSource:
         self._path = path
         columns = (image_column, caption_column)
         check_columns(path, *columns)
+        self.swallowed: tuple[Swallowed, ...] = ()
         with _one_line(path):
-            table = _READERS[path.suffix.lower()](path, columns)
+            if path.suffix.lower() in _TEXT_SUFFIXES:
+                table, self.swallowed = _read_text(path, columns)
+            else:
+                table = _READERS[path.suffix.lower()](path, columns)
         self._images = _as_bytes(table.column(image_column), path)
         self._captions = _as_bytes(table.column(caption_column), path)
         del table
         pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
-        self.shard_sizes = (len(self._images),)
+        self._spoilt = {field.row: field for field in self.swallowed}
+        self._lost_ends = list(accumulate(field.rows for field in self.swallowed))
+        self.shard_sizes = (len(self),)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._images) + (self._lost_ends[-1] if self._lost_ends else 0)
+
+    @property
+    def pairs(self) -> int:
+        """Rows with a path and a caption, and no stray quote; whether they can be used is seen when they are read."""
+        filled = [pc.greater(pc.fill_null(pc.binary_length(column), 0), 0) for column in (self._images, self._captions)]
+        spoilt = sum(bool(filled[0][row].as_py() and filled[1][row].as_py()) for row in self._spoilt)
+        return int(pc.sum(pc.and_(*filled)).as_py() or 0) - spoilt
 
     def fingerprint(self) -> dict[str, str]:
         """Both columns by their content; the pictures behind the paths are not looked at."""
@@ -76,13 +100,24 @@ class TableSource:
         Raises:
             BadSample: It cannot be used; the detail counts rows from 1, without the header.
         """
+        if index >= len(self._images):
+            raise self._lost(index - len(self._images))
         where = f"row {index + 1:,} of {self._path.name}"
+        if index in self._spoilt:
+            raise BadSample("stray quote", where, f"{where}: {self._spoilt[index]}")
         stored = (self._images[index].as_py() or b"").decode("utf-8", "surrogateescape").strip()
         key = stored or where
         caption = clean_caption(self._captions[index].as_py(), key, where)
         if not stored:
             raise BadSample("missing image", key, f"{where}: no path")
         return RawSample(key, read_image_file(self._path.parent / stored, key, where), caption)
+
+    def _lost(self, number: int) -> BadSample:
+        """What stands for a row that a field has taken in."""
+        place = bisect_right(self._lost_ends, number)
+        field = self.swallowed[place]
+        within = number - (self._lost_ends[place - 1] if place else 0) + 1
+        return BadSample("stray quote", f"line {field.line + within:,} of {self._path.name}", str(field))
 
 
 def _as_bytes(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
@@ -104,14 +139,23 @@ def check_columns(path: Path, image_column: str, caption_column: str) -> None:
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
     wanted = (image_column, caption_column)
-    with _one_line(path):
-        found = _NAMES[path.suffix.lower()](path, wanted)
+    found = column_names(path, wanted)
     for column, option in zip(wanted, ("--image-column", "--caption-column"), strict=True):
         if column not in found:
             near = difflib.get_close_matches(column, found, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             names = f"its columns: {', '.join(found)} ({hint}{option} names one)"
             raise InputError(f"{path} has no column {column!r}; {names if found else 'it has no columns at all'}")
+
+
+def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
+    """The columns of a table, from its header alone; ``wanted`` tells which delimiter is meant.
+
+    Raises:
+        InputError: Not a table.
+    """
+    with _one_line(path):
+        return _NAMES[path.suffix.lower()](path, wanted)
 
 
 @contextlib.contextmanager
@@ -124,24 +168,36 @@ def _one_line(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
 
 
-def _read_text(path: Path, columns: tuple[str, str]) -> pa.Table:
+def _read_text(path: Path, columns: tuple[str, str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
+    """The two columns, and the fields that hold rows."""
     from pyarrow import csv as arrow_csv
 
-    delimiter, _ = _sniff(path, columns)
-    return arrow_csv.read_csv(
-        path,
-        read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
-        parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=arrow_csv.ConvertOptions(
-            include_columns=list(columns), column_types=dict.fromkeys(columns, pa.binary()), check_utf8=False
-        ),
-    )
+    delimiter, names = _sniff(path, columns)
+    try:
+        table = arrow_csv.read_csv(
+            path,
+            read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(columns), column_types=dict.fromkeys(columns, pa.binary()), check_utf8=False
+            ),
+        )
+    except pa.ArrowInvalid:
+        _, swallowed = find_swallowed(path, delimiter, names, columns[0])
+        if swallowed:
+            raise InputError(f"{path}: {swallowed[0]}; close it, or double it") from None
+        raise
+    if not has_long_fields(path, len(table)):
+        return table, ()
+    rows, swallowed = find_swallowed(path, delimiter, names, columns[0])
+    if swallowed and rows != len(table):  # which rows they are cannot be told
+        raise InputError(f"{path}: {swallowed[0]}; close it, or double it")
+    return table, tuple(swallowed)
 
 
 def _sniff(path: Path, columns: tuple[str, str]) -> tuple[str, list[str]]:
     """The delimiter and the column names: the first that yields both columns, else the one with most fields."""
-    with path.open("rb") as file:
-        header = file.readline(_MAX_HEADER_BYTES).decode("utf-8-sig", "replace").rstrip("\r\n")
+    header = _first_line(path, _MAX_HEADER_BYTES).decode("utf-8-sig", "replace")
     if not header.strip():
         raise InputError(f"{path} is empty: the first line must name the columns")
     splits = [(d, next(csv.reader(io.StringIO(header), delimiter=d))) for d in _DELIMITERS]
@@ -149,6 +205,22 @@ def _sniff(path: Path, columns: tuple[str, str]) -> tuple[str, list[str]]:
         if all(column in names for column in columns):
             return delimiter, names
     return max(splits, key=lambda split: len(split[1]))
+
+
+def _first_line(path: Path, most: int) -> bytes:
+    """The first line, without its end: a line feed, a carriage return, or both.
+
+    Raises:
+        InputError: The file is UTF-16.
+    """
+    with path.open("rb") as file:
+        line = file.readline(most)
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line:
+        raise InputError(
+            f"{path} is UTF-16, not UTF-8: save it as UTF-8, or convert it: "
+            f"iconv -f UTF-16 -t UTF-8 {shlex.quote(path.name)} > {shlex.quote(f'utf8-{path.name}')}"
+        )
+    return re.split(rb"[\r\n]", line, maxsplit=1)[0]
 
 
 def _read_parquet(path: Path, columns: tuple[str, str]) -> pa.Table:
@@ -165,8 +237,7 @@ def _parquet_names(path: Path, columns: tuple[str, str]) -> list[str]:
 
 def _json_names(path: Path, columns: tuple[str, str]) -> list[str]:
     """The keys of the first line."""
-    with path.open("rb") as file:
-        line = file.readline()
+    line = _first_line(path, _BLOCK_BYTES)
     if not line.strip():
         raise InputError(f"{path} is empty: each line must be a JSON object")
     try:
@@ -203,8 +274,6 @@ _NAMES = {
     ".ndjson": _json_names,
 }
 _READERS = {
-    ".csv": _read_text,
-    ".tsv": _read_text,
     ".parquet": _read_parquet,
     ".jsonl": _read_json,
     ".ndjson": _read_json,

@@ -1,18 +1,20 @@
 """Random access into tar archives: where each member lies, and how to read it there.
 
 A tar is scanned once, header by header: plain files here, anything else by the standard library. Afterwards a member
-is one ``pread``. A compressed tar (gzip, bzip2, xz; told by its first bytes, as WebDataset and GNU tar do) is unpacked
-into memory once, up to ``MAX_UNPACKED_BYTES``.
+is one read. A compressed tar (gzip, bzip2, xz; told by its first bytes, as WebDataset and GNU tar do) is unpacked into
+memory once, up to ``MAX_UNPACKED_BYTES``.
 """
 
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
 import os
 import tarfile
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable
@@ -33,6 +35,7 @@ _MAGIC: tuple[tuple[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.L
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
 )
 _BLOCK = 512
+_pread: Callable[[int, int, int], bytes] | None = getattr(os, "pread", None)  # Windows has none
 _MAX_OPEN_FILES = 64
 
 
@@ -70,11 +73,37 @@ def split_name(name: str) -> tuple[str, str] | None:
     return (f"{folder}/{stem}" if folder else stem), extension.lower()
 
 
-class TarReader:
-    """Reads byte ranges of several tars: by ``pread`` on files, by slices of unpacked ones.
+class _Handle:
+    """An open file that several threads read at once; closed when the last of them has let go of it."""
 
-    Safe over fork and spawn: each process opens its own file handles, and unpacks compressed tars itself when it was
-    not forked from a process that had. At most 64 files are held open.
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._lock = threading.Lock()
+
+    def read(self, size: int, offset: int) -> bytes:
+        """The bytes at ``offset``; fewer where the file ends.
+
+        Raises:
+            OSError: They cannot be read, or size or offset is negative.
+        """
+        if size < 0 or offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if _pread is not None:
+            return _pread(self._file.fileno(), size, offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+class TarReader:
+    """Reads byte ranges of several tars: of files in place, of unpacked ones by slices.
+
+    Safe over fork and spawn, and in several threads: each process opens its own file handles, and unpacks compressed
+    tars itself when it was not forked from a process that had. At most 64 files are held open.
 
     Args:
         paths: The tars; they are addressed by their place in this tuple.
@@ -83,7 +112,11 @@ class TarReader:
     def __init__(self, paths: tuple[Path, ...]) -> None:
         self.paths = paths
         self._unpacked: dict[int, bytes | None] = {}  # None: not compressed
-        self._handles: OrderedDict[int, int] = OrderedDict()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._handles: OrderedDict[int, _Handle] = OrderedDict()
+        self._lock = threading.Lock()
         self._pid = os.getpid()
 
     def read(self, tar: int, offset: int, size: int) -> bytes:
@@ -97,7 +130,7 @@ class TarReader:
         unpacked = self._unpacked[tar]
         if unpacked is not None:
             return unpacked[offset : offset + size]
-        return os.pread(self._handle(tar), size, offset)
+        return self._handle(tar).read(size, offset)
 
     def listing(self, tar: int) -> TarListing:
         """Scans the headers of one archive.
@@ -112,34 +145,27 @@ class TarReader:
             if data is not None and sum(len(each or b"") for each in self._unpacked.values()) > MAX_UNPACKED_BYTES:
                 raise _too_large(f"{path} and the tars before it unpack")
             if data is None:
+                handle = _Handle(path)
                 with path.open("rb") as file:
-                    number = file.fileno()
-                    return _scan(path, file, lambda at: os.pread(number, _BLOCK, at))
+                    return _scan(path, file, lambda at: handle.read(_BLOCK, at))
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
         listing = _scan(path, io.BytesIO(data), lambda at: data[at : at + _BLOCK])
         return TarListing(listing.members, cut or listing.cut)
 
-    def _handle(self, tar: int) -> int:
-        if self._pid != os.getpid():  # after a fork: the parent's handles stay the parent's to close
-            self._handles, self._pid = OrderedDict(), os.getpid()
-        if tar in self._handles:
-            self._handles.move_to_end(tar)
-        else:
-            if len(self._handles) >= _MAX_OPEN_FILES:
-                os.close(self._handles.popitem(last=False)[1])
-            self._handles[tar] = os.open(self.paths[tar], os.O_RDONLY | os.O_CLOEXEC)
-        return self._handles[tar]
+    def _handle(self, tar: int) -> _Handle:
+        if self._pid != os.getpid():  # forked: another thread of the parent may have held the lock
+            self._forget()
+        with self._lock:
+            handle = self._handles.pop(tar, None) or _Handle(self.paths[tar])
+            self._handles[tar] = handle
+            if len(self._handles) > _MAX_OPEN_FILES:
+                self._handles.popitem(last=False)  # a thread that is reading keeps it open until it is done
+        return handle
 
     def close(self) -> None:
-        """Closes this process's file handles; the next read opens what it needs."""
-        if self._pid == os.getpid():
-            while self._handles:
-                os.close(self._handles.popitem()[1])
-
-    def __del__(self) -> None:
-        if hasattr(self, "_handles"):
-            self.close()
+        """Lets go of this process's file handles; the next read opens what it needs."""
+        self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"paths": self.paths}

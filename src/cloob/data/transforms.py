@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from cloob.pictures import axes
+
 _TRIES = 10
 _RATIO = (3 / 4, 4 / 3)
 _REDUCTIONS = (8, 4, 2)  # what a JPEG decoder can do
@@ -86,7 +88,7 @@ def crop_box(
 
 
 class Crop(NamedTuple):
-    """Where one sample's crop is taken: pixels of the whole image.
+    """Where one sample's crop is taken: pixels of the whole image as it is stored.
 
     Attributes:
         top: First row.
@@ -97,6 +99,7 @@ class Crop(NamedTuple):
             has. The four numbers above are multiples of it.
         flip: Whether the result is mirrored.
         whole: Width and height of the whole image.
+        orientation: EXIF's, 1 to 8: how the result is turned, before it is mirrored.
     """
 
     top: int
@@ -106,6 +109,7 @@ class Crop(NamedTuple):
     reduction: int
     flip: bool
     whole: tuple[int, int]
+    orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -147,38 +151,55 @@ class TrainTransform:
         """``(3, image_size, image_size)`` uint8; draws from ``generator`` only, always the same count of numbers."""
         return self.take(image, self.draw(*image.size, generator))
 
-    def draw(self, width: int, height: int, generator: torch.Generator) -> Crop:
+    def draw(self, width: int, height: int, generator: torch.Generator, orientation: int = 1) -> Crop:
         """Draws one sample's crop.
 
         Args:
-            width: Of the whole image, pixels.
-            height: Of the whole image, pixels.
+            width: Of the whole upright image, pixels.
+            height: Of the whole upright image, pixels.
             generator: Always gives the same count of numbers.
+            orientation: EXIF's, of an image that ``take`` will get as it is stored.
+
+        Returns:
+            The crop that is drawn of the upright image, where it lies in the stored one.
         """
         uniforms = torch.rand(2 * _TRIES + 3, generator=generator, dtype=torch.float64).tolist()
         top, left, h, w = crop_box(height, width, self.scale, self.ratio, uniforms)
+        swap, reverse_rows, reverse_columns = axes(orientation)
+        if reverse_rows:
+            top = height - top - h
+        if reverse_columns:
+            left = width - left - w
+        if swap:
+            top, left, h, w, width, height = left, top, w, h, height, width
         smaller = min(h, w) // self.image_size if self.reduce else 1
         r = next((r for r in _REDUCTIONS if r <= smaller), 1)
         flip = self.flip and uniforms[-1] < 0.5
-        return Crop(top - top % r, left - left % r, h - h % r, w - w % r, r, flip, (width, height))
+        return Crop(top - top % r, left - left % r, h - h % r, w - w % r, r, flip, (width, height), orientation)
 
     def take(self, image: Image.Image, crop: Crop) -> Tensor:
         """Takes a crop that was drawn.
 
         Args:
-            image: RGB; the whole image, or one smaller by ``crop.reduction``.
+            image: RGB, as it is stored; the whole image, or one smaller by a factor that divides ``crop.reduction``.
             crop: What ``draw`` gave for the whole image.
 
         Returns:
-            ``(3, image_size, image_size)`` uint8.
+            ``(3, image_size, image_size)`` uint8, upright.
         """
         top, left, h, w = crop[:4]
         if image.size != crop.whole:
-            r = crop.reduction
-            assert image.size == (-(-crop.whole[0] // r), -(-crop.whole[1] // r)), (image.size, crop)
+            sizes = {(-(-crop.whole[0] // r), -(-crop.whole[1] // r)): r for r in (2, 4, 8) if r <= crop.reduction}
+            assert image.size in sizes, (image.size, crop)
+            r = sizes[image.size]
             top, left, h, w = top // r, left // r, h // r, w // r
         pixels = resize(_view(image)[:, top : top + h, left : left + w], self.image_size)[:3]
-        return pixels.flip(-1) if crop.flip else pixels
+        swap, reverse_rows, reverse_columns = axes(crop.orientation)
+        if swap:
+            pixels = pixels.transpose(-1, -2)
+        if reverse_rows:
+            pixels = pixels.flip(-2)
+        return pixels.flip(-1) if reverse_columns != crop.flip else pixels
 
 
 def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), flip: bool = False) -> TrainTransform:

@@ -6,19 +6,17 @@ Legend: n pictures, D the embedding dimension.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, message, require
+from cloob.errors import InputError, message
 from cloob.evaluate.embed import Reader
-from cloob.evaluate.facts import short_name
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluate.places import without_places
-from cloob.evaluate.store import Embeddings
+from cloob.evaluate.store import Embeddings, EmbedOptions
 from cloob.evaluate.suite import all_failed
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
@@ -35,25 +33,23 @@ class SimilarPair(NamedTuple):
 def analyze(
     models: Mapping[str, str | Path],
     source: Reader,
+    options: EmbedOptions | None = None,
     *,
     similar: int = 20,
     duplicate: float = 0.999,
     limit: int = DEFAULT_LIMIT,
     progress: Callable[[str, int, int], None] | None = None,
-    places: Mapping[str, str] | None = None,
-    **embedding: Any,
 ) -> dict[str, Any]:
     """Measures models on pairs; of a run folder every checkpoint.
 
     Args:
         models: Where each model is, by its name: what ``load_model`` takes.
         source: The pairs.
+        options: How they are embedded; None takes the defaults.
         similar: Most similar pictures to list, for the last checkpoint.
         duplicate: Cosine from which two pictures count as one.
         limit: Pairs whose geometry is measured at most; ``similar`` and ``duplicates`` are sought among all.
         progress: As for :class:`cloob.evaluate.store.Embeddings`.
-        places: Files and folders that errors may name -> what results call them, beside those of the models.
-        **embedding: ``device``, ``batch_size``, ``workers``, ``cache`` of :class:`cloob.evaluate.store.Embeddings`.
 
     Returns:
         ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its last checkpoint, see
@@ -74,7 +70,7 @@ def analyze(
         for checkpoint, step in _checkpoints(place):
             label = name if step is None else f"{name}, step {step}"
             try:
-                embeddings = Embeddings({label: checkpoint}, progress=progress, **embedding)
+                embeddings = Embeddings({label: checkpoint}, options, progress=progress)
                 pairs = embeddings.pairs(label, source)
                 facts = embeddings.facts(label)
                 texts = pairs.texts[pairs.first_texts]
@@ -90,10 +86,8 @@ def analyze(
             runs.append({"model": name, "geometry": last[2], "checkpoints": checkpoints, **pictures})
     if not runs:
         raise InputError(all_failed(failures, "measured") if failures else "no model to analyze")
-    result: dict[str, Any] = {"pairs": short_name(source), "runs": runs}
-    known = {**(places or {}), **{str(place): name for name, place in models.items()}}
-    told = [{**failure, "error": without_places(failure["error"], known)} for failure in failures]
-    return {**result, "failures": told} if told else result
+    result: dict[str, Any] = {"pairs": source.name, "runs": runs}
+    return {**result, "failures": failures} if failures else result
 
 
 def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPair]:
@@ -131,65 +125,27 @@ def duplicate_groups(features: Tensor, threshold: float = 0.999, chunk: int = 10
     Returns:
         Groups of two pictures or more, ascending, in the order of their first picture.
     """
-    leader = list(range(len(features)))
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    for start in range(0, len(features), chunk):
-        scores = features[start : start + chunk] @ features.T
-        links = ((scores >= threshold) & torch.ones_like(scores, dtype=torch.bool).triu(start + 1)).nonzero()
-        for row, column in links.tolist():
-            a, b = sorted((find(row + start), find(column)))
-            leader[b] = a
-    groups: dict[int, list[int]] = {}
-    for i in range(len(features)):
-        groups.setdefault(find(i), []).append(i)
-    return [group for group in groups.values() if len(group) > 1]
+    n = len(features)
+    leader = torch.arange(n)  # the first picture of each one's group
+    for start in range(0, n, chunk):
+        rows, columns = (features[start : start + chunk] @ features.T >= threshold).cpu().nonzero(as_tuple=True)
+        leader = _joined(leader, rows + start, columns)
+    groups = torch.split(leader.argsort(stable=True), torch.unique(leader, return_counts=True)[1].tolist())
+    return [group.tolist() for group in groups if len(group) > 1]
 
 
-def draw_eigenvalues(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Draws the paper's figure: effective eigenvalues of images and of texts over training, a line a run.
-
-    Args:
-        path: A .png or .svg; its folder is created.
-        runs: ``runs`` of :func:`analyze`. The axis is in epochs if all runs say theirs, else in steps.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    require("matplotlib", "train")
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
-    svg = path.suffix == ".svg"
-    points = [point for run in runs for point in run["checkpoints"] if point["step"] is not None]
-    unit = "epoch" if all(point["epoch"] is not None for point in points) else "step"
-    for axes, side in zip(figure.subplots(1, 2, sharey=True), ("image", "text"), strict=True):
-        for run in runs:
-            line = [point for point in run["checkpoints"] if point["step"] is not None]
-            values = [point[f"effective_eigenvalues_{side}"] for point in line]
-            axes.plot([point[unit] for point in line], values, marker="o", markersize=3, label=run["model"])
-        axes.set_title(f"{side}s")
-        axes.set_xlabel(unit)
-        axes.grid(alpha=0.3)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(bottom=0)
-    figure.axes[0].set_ylabel("effective eigenvalues (99 %)")
-    figure.axes[0].legend()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with rc_context({"svg.hashsalt": "cloob"}):  # equal figures give equal files
-            figure.savefig(path, format="svg" if svg else "png", dpi=150, metadata={"Date": None} if svg else None)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+def _joined(leader: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """(n,) leaders once each picture of ``a`` is in one group with that of ``b`` beside it."""
+    while True:
+        ends = torch.stack([leader[a], leader[b]])
+        apart = ends[0] != ends[1]
+        if not apart.any():
+            return leader
+        a, b, ends = a[apart], b[apart], ends[:, apart]
+        # A leader follows the first of the leaders that it is linked to, and all their followers with it.
+        leader = leader.scatter_reduce(0, ends.amax(0), ends.amin(0), "amin")
+        while not torch.equal(leader, leader[leader]):
+            leader = leader[leader]
 
 
 def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, duplicate: float) -> dict[str, Any]:

@@ -24,9 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cloob.data.batch import BadSample
+from cloob.data.content import add_part
 from cloob.errors import InputError, require
-from cloob.evaluate.embed import Reader
 from cloob.files import write_whole
 
 DEFAULT_LIMIT = 20_000_000_000
@@ -34,7 +33,7 @@ DEFAULT_LIMIT = 20_000_000_000
 
 _LIMIT_VARIABLE = "CLOOB_CACHE_BYTES"
 _YOUNG = 3600.0  # seconds since its last use for which no file is removed
-_VERSION = "2"  # of what is stored and how it is computed; a new number makes all files of the old one unused
+_VERSION = "3"  # of what is stored and how it is computed; a new number makes all files of the old one unused
 _BLOCK = 1 << 20
 _OWN = re.compile(r"[0-9a-f]{32}/([^/]+-[0-9a-f]{32}\.safetensors|\.tmp-[^/]+)")
 
@@ -143,27 +142,7 @@ def fingerprint(*parts: str) -> str:
     """A short name for a list of strings, equal for equal lists only."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
-        _add(state, part.encode("utf-8", "surrogatepass"))
-    return str(state.hexdigest())
-
-
-def content_key(reader: Reader) -> str:
-    """The key of a set: everything that its samples consist of, in order, is hashed; names of folders do not count.
-
-    Reading is much cheaper than embedding: about 1 GB a second when the system has the files in memory.
-    """
-    state = hashlib.blake2b(digest_size=16)
-    for index in range(len(reader)):
-        try:
-            sample = reader.read(index)
-        except BadSample as bad:
-            lost = "\0".join((bad.key, bad.reason, *getattr(bad, "captions", ())))
-            _add(state, lost.encode("utf-8", "surrogatepass"))
-            continue
-        key, data, *_ = sample if isinstance(sample, tuple) else (sample.key, sample.image)
-        caption = getattr(sample, "caption", "")
-        for part in (key.encode("utf-8", "surrogatepass"), data, caption.encode("utf-8", "surrogatepass")):
-            _add(state, part)
+        add_part(state, part.encode("utf-8", "surrogatepass"))
     return str(state.hexdigest())
 
 
@@ -180,9 +159,9 @@ def folder_key(folder: Path, device: str | torch.device) -> str:
     state = _model_state(device)
     try:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            _add(state, path.relative_to(folder).as_posix().encode())
+            add_part(state, path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
-                _add(state, hashlib.file_digest(file, "sha256").digest())
+                add_part(state, hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise InputError(f"{error.filename}: {error.strerror}") from error
     return str(state.hexdigest())
@@ -197,9 +176,9 @@ def module_key(module: nn.Module, facts: Mapping[str, Any], device: str | torch.
         device: Where it runs.
     """
     state = _model_state(device)
-    _add(state, json.dumps(facts, sort_keys=True, default=str).encode())
+    add_part(state, json.dumps(facts, sort_keys=True, default=str).encode())
     for name, value in module.state_dict().items():
-        _add(state, f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        add_part(state, f"{name} {value.dtype} {tuple(value.shape)}".encode())
         flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         for part in torch.split(flat, _BLOCK):
             state.update(part.numpy().tobytes())
@@ -209,7 +188,7 @@ def module_key(module: nn.Module, facts: Mapping[str, Any], device: str | torch.
 def _model_state(device: str | torch.device) -> Any:
     state = hashlib.blake2b(digest_size=16)
     for part in (_VERSION, torch.device(device).type, *_versions(("torch", "open_clip_torch", "timm", "pillow"))):
-        _add(state, part.encode())
+        add_part(state, part.encode())
     return state
 
 
@@ -222,9 +201,3 @@ def _versions(packages: Iterable[str]) -> list[str]:
         except importlib.metadata.PackageNotFoundError:
             found.append("")
     return found
-
-
-def _add(state: Any, part: bytes) -> None:
-    """Adds a part with its length, so that no two lists of parts run together to the same bytes."""
-    state.update(len(part).to_bytes(8, "little"))
-    state.update(part)

@@ -11,13 +11,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 from warnings import catch_warnings
 
 import torch
 from torch import Tensor, nn
 
 from cloob.data.batch import BadSample, Skip
+from cloob.data.content import Reader as Reader
 from cloob.data.decode import decode
 from cloob.errors import InputError
 from cloob.evaluate.tower import capture_tower
@@ -44,16 +45,6 @@ class Encoder(Protocol):
 
     def encode_text(self, texts: Sequence[str], /) -> Tensor:
         """T texts to (T, D) unit rows."""
-        ...
-
-
-class Reader(Protocol):
-    """Samples by index. ``read`` gives a ``RawSample``, or a tuple that starts with key and image bytes."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int, /) -> Any:
-        """The sample; raises :class:`cloob.data.batch.BadSample` where there is none to be had."""
         ...
 
 
@@ -222,11 +213,6 @@ def evaluating(encoder: Encoder) -> Iterator[None]:
             module.training = mode
 
 
-def set_name(reader: object) -> str:
-    """What a set is called in results and errors."""
-    return str(getattr(reader, "name", type(reader).__name__))
-
-
 def _embed(
     encoder: Encoder,
     reader: Reader,
@@ -240,7 +226,7 @@ def _embed(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     total = len(reader)
     if total == 0:
-        raise InputError(f"{set_name(reader)}: the set is empty")
+        raise InputError(f"{reader.name}: the set is empty")
     keys, captions, bad, rows = [], [], [], []
     parts: list[Tensor] = []
     pixels: list[Tensor] = []
@@ -265,7 +251,7 @@ def _embed(
                 progress(index + 1, total)
     if not parts:
         first = f"{bad[0].key}: {bad[0].reason} ({bad[0].detail})"
-        raise InputError(f"{set_name(reader)}: none of the {total} images can be read; the first is {first}")
+        raise InputError(f"{reader.name}: none of the {total} images can be read; the first is {first}")
     readable = torch.cat(parts)
     _check_finite(encoder, readable, [keys[row] for row in rows])
     features = torch.full((total, readable.shape[1]), torch.nan)

@@ -11,7 +11,6 @@ from torch import Tensor
 from cloob.data.batch import caption_id
 from cloob.errors import InputError, nearest
 from cloob.evaluate.embed import Reader
-from cloob.evaluate.facts import short_name
 from cloob.evaluate.report import ExampleQuery, Found
 from cloob.evaluate.store import Embeddings, Labelled
 
@@ -62,7 +61,7 @@ def example_queries(
     """
     galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
-    chosen = _draw(first, n, seed) if queries is None else [_find(first, q, short_name(data)) for q in queries]
+    chosen = _draw(first, n, seed) if queries is None else [_find(first, q, data.name) for q in queries]
     found: dict[str, list[list[Found]]] = {}
     for model, gallery in galleries.items():
         scores = (gallery.texts[chosen] @ gallery.images.T).nan_to_num(nan=-torch.inf)

@@ -1,16 +1,15 @@
-"""What evaluation knows of a model besides its embeddings, and what it calls a set."""
+"""What evaluation knows of a model besides its embeddings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 from torch import Tensor
 
 from cloob.errors import InputError
-from cloob.evaluate.embed import Encoder, set_name
+from cloob.evaluate.embed import Encoder
 from cloob.objective import OBJECTIVES, make_objective
 
 PAPER_BETA = 8.0
@@ -25,7 +24,7 @@ class ModelFacts:
         objective: Name of the family's member that it was trained with, None if unknown.
         settings: Its ``objective.json``; empty if unknown.
         inv_tau: τ⁻¹ of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07.
-        beta: β of its objective if it retrieves, else the paper's 8.
+        beta: β of its objective if it retrieves and says so, else the paper's 8.
     """
 
     objective: str | None
@@ -50,17 +49,7 @@ def model_facts(encoder: Encoder) -> ModelFacts:
     trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
     try:
         inv_tau = float(settings.get("inv_tau", trained_scale))
-        beta = float(settings["beta"]) if settings.get("hopfield") else PAPER_BETA
+        beta = float(settings.get("beta", PAPER_BETA)) if settings.get("hopfield") else PAPER_BETA
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the settings of its objective are not readable ({error})") from None
     return ModelFacts(objective=objective, settings=settings, inv_tau=inv_tau, beta=beta)
-
-
-def short_name(data: object) -> str:
-    """A set's name without the folders that lead to it, which are the machine's and not the set's.
-
-    Of a pattern of shards the folder stays: ``/data/cc3m/*.tar`` is ``cc3m/*.tar``.
-    """
-    path = PurePath(set_name(data))
-    is_pattern = any(sign in path.name for sign in "*?[{")
-    return "/".join(path.parts[-2:]) if is_pattern else path.name

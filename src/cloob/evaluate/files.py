@@ -1,4 +1,4 @@
-"""What an evaluation leaves beside results.json: CLIP_benchmark's JSON, recalls of the classes, confusion pictures.
+"""What an evaluation leaves beside results.json: CLIP_benchmark's JSON and the recalls of the classes.
 
 Legend: n images, C classes.
 """
@@ -6,7 +6,6 @@ Legend: n images, C classes.
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -16,16 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, require
-from cloob.evaluate.cache import fingerprint
-from cloob.evaluate.facts import short_name
 from cloob.evaluate.store import Embeddings, Labelled
 from cloob.evaluate.suite import write_results
 from cloob.files import write_whole
-
-_MOST_TICKS = 50  # class names along the sides of a confusion picture; more would not be readable
-_MOST_CELLS = 1000
-_PICTURE_KEY = "cloob"
 
 
 def write_set_files(
@@ -34,7 +26,7 @@ def write_set_files(
     """Writes everything of this module.
 
     Args:
-        out: Folder of results.json; the files go to ``clip_benchmark/``, ``per_class/`` and ``confusion/`` in it.
+        out: Folder of results.json; the files go to ``clip_benchmark/`` and ``per_class/`` in it.
         results: What :func:`cloob.evaluate.suite.evaluate` returned.
         embeddings: What it was computed from.
         zeroshot: The labelled sets.
@@ -54,7 +46,7 @@ def write_set_files(
     write_clip_benchmark(out / "clip_benchmark", results, sources)
     taken: set[str] = set()
     for data in zeroshot:
-        name = short_name(data)
+        name = data.name
         models = [row["model"] for row in results["rows"] if name in row["zeroshot"]]
         if not models:
             continue
@@ -64,10 +56,7 @@ def write_set_files(
             matrices[model] = confusion_matrix(images.features, labels, classes)
         table = out / "per_class" / f"{_free(_slug(name), taken)}.csv"
         write_per_class(table, data.classnames, matrices)
-        for model, matrix in matrices.items():
-            picture = _free(f"{table.stem}--{_slug(model)}", taken)
-            draw_confusion(out / "confusion" / f"{picture}.png", matrix, data.classnames, f"{name}, {model}")
-    return [folder for folder in (out / "clip_benchmark", out / "per_class", out / "confusion") if folder.is_dir()]
+    return [folder for folder in (out / "clip_benchmark", out / "per_class") if folder.is_dir()]
 
 
 def write_clip_benchmark(
@@ -158,59 +147,6 @@ def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: T
     return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
 
 
-def draw_confusion(path: Path, matrix: Tensor, classnames: Sequence[str], title: str) -> None:
-    """Draws a confusion matrix, each row as shares of its images; classes without images are left out.
-
-    A picture that is there already and shows the same is left as it is: drawing takes most of a repeated evaluation.
-
-    Args:
-        path: A .png; its folder is created.
-        matrix: (C, C + 1), see :func:`confusion_matrix`. Above 1000 classes, neighbours are drawn as one.
-        classnames: C names; written along the sides up to 50.
-        title: Written above.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    key = fingerprint(title, *classnames, hashlib.sha256(matrix.contiguous().numpy().tobytes()).hexdigest())
-    if _drawn(path, key):
-        return
-    require("matplotlib", "train")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    kept = [label for label, row in enumerate(matrix) if int(row.sum())]
-    shares = matrix[kept][:, kept].double() / matrix[kept].sum(1, keepdim=True)
-    if len(kept) > _MOST_CELLS:
-        size = -(-len(kept) // _MOST_CELLS)
-        shares = torch.nn.functional.avg_pool2d(shares[None, None], size, ceil_mode=True)[0, 0] * size
-    names = [classnames[label].replace("$", r"\$") for label in kept] if len(kept) <= _MOST_TICKS else []
-    # Inches, set by hand: matplotlib's own layouts draw everything twice, which took half of the time.
-    side = 3.0 + 0.16 * min(len(kept), _MOST_TICKS)
-    margin = 0.75 + 0.06 * max((len(name) for name in names), default=0)
-    width, height = margin + side + 1.1, margin + side + 0.4
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((margin / width, margin / height, side / width, side / height))
-    bar = figure.add_axes(
-        ((margin + side + 0.15) / width, (margin + side / 10) / height, 0.15 / width, side * 0.8 / height)
-    )
-    image = axes.imshow(shares.numpy(), vmin=0, vmax=1, cmap="viridis", interpolation="nearest", aspect="auto")
-    figure.colorbar(image, cax=bar, label="share of the class's images")
-    accuracy = float(matrix.diagonal().sum() / matrix.sum())
-    axes.set_title(f"{title}: {100 * accuracy:.1f} % right", fontsize=10)
-    axes.set_xlabel("taken for")
-    axes.set_ylabel("is")
-    if names:
-        axes.set_xticks(range(len(kept)), names, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(kept)), names, fontsize=7)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", metadata={_PICTURE_KEY: key})
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-
-
 def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(task, set, metrics) under CLIP_benchmark's names."""
     found: list[tuple[str, str, dict[str, Any]]] = []
@@ -228,16 +164,6 @@ def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
         metrics |= {"fewshot_k": -1 if numbers["shots"] is None else numbers["shots"], "seed": numbers["seeds"][0]}
         found.append(("linear_probe", name, metrics))
     return found
-
-
-def _drawn(path: Path, key: str) -> bool:
-    """Whether the file is a picture that :func:`draw_confusion` made of the same."""
-    pil = require("PIL.Image", "train")
-    try:
-        with pil.open(path) as image:
-            return bool(image.info.get(_PICTURE_KEY) == key)
-    except (OSError, SyntaxError, ValueError):
-        return False
 
 
 def _slug(name: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cloob.data.batch import Skip
+from cloob.data.content import content_key
 from cloob.errors import InputError, nearest
-from cloob.evaluate.cache import DiskCache, Stored, content_key, fingerprint, folder_key, module_key
+from cloob.evaluate.cache import DiskCache, Stored, fingerprint, folder_key, module_key
 from cloob.evaluate.embed import (
     Encoder,
     ImageEmbeddings,
@@ -24,18 +25,13 @@ from cloob.evaluate.embed import (
     embed_images_and_tower,
     embed_pairs,
 )
-from cloob.evaluate.facts import ModelFacts, model_facts, short_name
+from cloob.evaluate.facts import ModelFacts, model_facts
 from cloob.evaluate.probe import Probe, ProbeOptions, fit_probe
 from cloob.evaluate.zeroshot import class_embeddings
 
 
 class Labelled(Reader, Protocol):
     """A set of labelled images; :class:`cloob.data.labelled.LabelledSet` is one."""
-
-    @property
-    def name(self) -> str:
-        """What results call the set."""
-        ...
 
     @property
     def classnames(self) -> Sequence[str]:
@@ -79,6 +75,23 @@ class TowerFeatures(NamedTuple):
     labels: Tensor
 
 
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How pictures and texts are embedded; no embedding depends on it but for rounding.
+
+    Attributes:
+        device: Where models are loaded to.
+        batch_size: Images or texts a forward pass.
+        workers: Decoding threads, see :func:`cloob.evaluate.embed.embed_images`.
+        cache: Folder of embeddings that outlive the process, see :mod:`cloob.evaluate.cache`; None keeps none.
+    """
+
+    device: str | torch.device = "cpu"
+    batch_size: int = 256
+    workers: int = 0
+    cache: Path | None = None
+
+
 class Embeddings:
     """The embeddings of all models and sets, computed on first use and kept, on the disk too if so wished.
 
@@ -89,23 +102,17 @@ class Embeddings:
     def __init__(
         self,
         models: Mapping[str, Encoder | str | Path],
+        options: EmbedOptions | None = None,
         *,
-        device: str | torch.device = "cpu",
-        batch_size: int = 256,
-        workers: int = 0,
         progress: Callable[[str, int, int], None] | None = None,
-        cache: str | Path | None = None,
         tower: bool = False,
     ) -> None:
         """Embeds nothing yet.
 
         Args:
             models: Models by the name they have in results: loaded, or what ``load_model`` takes.
-            device: Where models are loaded to.
-            batch_size: Images or texts a forward pass.
-            workers: Decoding threads, see :func:`cloob.evaluate.embed.embed_images`.
+            options: How; None takes the defaults.
             progress: Called with ("model: set", images done, images in all) after each batch.
-            cache: Folder of embeddings that outlive the process, see :mod:`cloob.evaluate.cache`; None keeps none.
             tower: Keep the image tower's features of labelled sets as well, for :meth:`tower`.
 
         Raises:
@@ -114,9 +121,10 @@ class Embeddings:
         if not models:
             raise InputError("no model to evaluate")
         self.models = dict(models)
-        self._device, self._batch_size, self._workers = device, batch_size, workers
+        options = options or EmbedOptions()
+        self._device, self._batch_size, self._workers = options.device, options.batch_size, options.workers
         self._progress = progress
-        self._cache = None if cache is None else DiskCache(cache)
+        self._cache = None if options.cache is None else DiskCache(options.cache)
         self._with_tower = tower
         self._loaded: tuple[str, Encoder] | None = None
         self._facts: dict[str, ModelFacts] = {}
@@ -216,7 +224,7 @@ class Embeddings:
         """
         key = (model, id(source))
         if key not in self._pairs:
-            told = model, short_name(source)
+            told = model, source.name
 
             def compute() -> Stored:
                 encoder = self.encoder(model)
@@ -240,7 +248,7 @@ class Embeddings:
     def _images(self, model: str, data: Labelled, tower: bool) -> tuple[ImageEmbeddings, Tensor | None]:
         """The images of a labelled set, and the tower's features if they are wanted."""
         known = self._towers.get((model, id(data)))
-        report = self._report(model, short_name(data))
+        report = self._report(model, data.name)
 
         def compute() -> Stored:
             encoder = self.encoder(model)
@@ -329,7 +337,7 @@ def _read_images(stored: Stored) -> ImageEmbeddings:
 
 def _labels(data: Labelled) -> Tensor:
     labels = torch.tensor([int(label) for label in data.labels], dtype=torch.int64)
-    name = short_name(data)
+    name = data.name
     if labels.shape != (len(data),):
         raise InputError(f"{name}: {len(data)} images, but labels of shape {tuple(labels.shape)}")
     wrong = ((labels < 0) | (labels >= len(data.classnames))).nonzero()[:, 0]

@@ -21,9 +21,7 @@ from cloob.evaluate import probe as probing
 from cloob.evaluate import retrieval as retrieving
 from cloob.evaluate import zeroshot as classifying
 from cloob.evaluate.embed import Encoder, Reader
-from cloob.evaluate.facts import short_name
 from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluate.places import without_places
 from cloob.evaluate.probe import ProbeOptions
 from cloob.evaluate.store import Embeddings, Labelled
 from cloob.files import write_whole
@@ -53,7 +51,6 @@ def evaluate(
     geometry_limit: int = DEFAULT_LIMIT,
     level: float = 0.95,
     seed: int = 0,
-    places: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
 
@@ -69,8 +66,6 @@ def evaluate(
         geometry_limit: Pairs that the geometry is measured on, at most.
         level: Level of all intervals.
         seed: Seed of the bootstrap.
-        places: Files and folders that errors may name -> what results call them, beside those of the models; see
-            :func:`cloob.evaluate.places.without_places`.
 
     Returns:
         ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has
@@ -90,8 +85,6 @@ def evaluate(
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
     options = _Options(geometry_limit, level, seed, probe or ProbeOptions())
     _check_sets(zeroshot, retrieval)
-    sources = {str(source): name for name, source in embeddings.models.items() if isinstance(source, str | Path)}
-    places = {**(places or {}), **sources}
     rows: list[dict[str, Any]] = []
     failures: list[dict[str, Any]] = []
     hits: Hits = {}
@@ -115,13 +108,12 @@ def evaluate(
             try:
                 measure(row, hits, options)
             except InputError as error:
-                failures.append({"model": model, "set": short_name(data), "error": str(error)})
+                failures.append({"model": model, "set": data.name, "error": str(error)})
         rows.append(row)
     if not rows:
         raise InputError(all_failed(failures, "loaded"))
     results = {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
-    told = [{**failure, "error": without_places(failure["error"], places)} for failure in failures]
-    return {**results, "failures": told} if told else results
+    return {**results, "failures": failures} if failures else results
 
 
 def _tasks(
@@ -134,8 +126,8 @@ def _tasks(
     for data in zeroshot:
         yield data, partial(_classify, embeddings, data)
     for data in zeroshot:
-        if short_name(data) in training:
-            yield data, partial(_probe, embeddings, data, training[short_name(data)])
+        if data.name in training:
+            yield data, partial(_probe, embeddings, data, training[data.name])
     for source in retrieval:
         yield source, partial(_retrieve, embeddings, source)
 
@@ -197,7 +189,7 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
 
 
 def _classify(embeddings: Embeddings, data: Labelled, row: dict[str, Any], hits: Hits, options: _Options) -> None:
-    name, model = short_name(data), row["model"]
+    name, model = data.name, row["model"]
     images, labels, classes = embeddings.labelled(model, data)
     ranks = classifying.zeroshot_ranks(images.features, labels, classes)
     numbers = classifying.summarise(
@@ -210,7 +202,7 @@ def _classify(embeddings: Embeddings, data: Labelled, row: dict[str, Any], hits:
 def _probe(
     embeddings: Embeddings, data: Labelled, train: Labelled, row: dict[str, Any], hits: Hits, options: _Options
 ) -> None:
-    name, model, how = short_name(data), row["model"], options.probe
+    name, model, how = data.name, row["model"], options.probe
     _check_classes(data, train)
     tested_on = embeddings.tower(model, data)
     n_classes = len(data.classnames)
@@ -237,11 +229,11 @@ def _check_classes(data: Labelled, train: Labelled) -> None:
     n_tested, n_trained = len(data.classnames), len(train.classnames)
     counts = f"{n_tested} classes to test, but {n_trained} to train"
     what = counts if n_tested != n_trained else "other classes to train than to test"
-    raise InputError(f"{short_name(data)}: {what}; label {label} is {tested} to test, but {trained} to train")
+    raise InputError(f"{data.name}: {what}; label {label} is {tested} to test, but {trained} to train")
 
 
 def _retrieve(embeddings: Embeddings, source: Reader, row: dict[str, Any], hits: Hits, options: _Options) -> None:
-    name, model = short_name(source), row["model"]
+    name, model = source.name, row["model"]
     pairs = embeddings.pairs(model, source)
     images = pairs.images.features
     ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
@@ -269,7 +261,7 @@ def _check_sets(zeroshot: Sequence[Labelled], retrieval: Sequence[Reader]) -> No
     if not zeroshot and not retrieval:
         raise InputError("nothing to evaluate: no labelled set and no pairs were given")
     for sets in (zeroshot, retrieval):
-        name, uses = Counter(short_name(data) for data in sets).most_common(1)[0] if sets else ("", 0)
+        name, uses = Counter(data.name for data in sets).most_common(1)[0] if sets else ("", 0)
         if uses > 1:
             raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
 

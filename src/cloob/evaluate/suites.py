@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cloob.data.captioned import CaptionedSet, open_captioned
 from cloob.data.labelled import LabelledSet, open_labelled
+from cloob.data.opener import local_folder
 from cloob.data.tarindex import is_tar
 from cloob.errors import InputError, nearest
 from cloob.evaluate.paper_sets import LAYOUTS, open_paper_set
@@ -83,7 +84,7 @@ def training_split(path: str | Path) -> LabelledSet | None:
     Raises:
         InputError: It has one, with a mistake in it.
     """
-    part = Path(path) / _TRAIN_SPLIT
+    part = local_folder(path, "labelled pictures") / _TRAIN_SPLIT
     if not part.is_dir():
         return None
     inside = list(part.iterdir())
@@ -99,7 +100,7 @@ def _pairs(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
         if word is not None and word not in SUITES:
             if waiting is None:
                 raise InputError(f"--suite: no suite {word!r}; {nearest(word, SUITES)}")
-            pairs.append((waiting, Path(word).expanduser()))
+            pairs.append((waiting, local_folder(word, "the sets of a suite")))
             waiting = None
             continue
         if waiting is not None:

@@ -2,7 +2,7 @@
 
 ``python -m cloob.evaluate.ucf101_frames UCF-101 ROOT/ucf101`` reads ``UCF-101/<class>/<video>.avi`` (the unpacked
 UCF101.rar) and writes ``ROOT/ucf101/frames/<class>/<video>.jpg``. Frames that are there already stay. It needs PyAV,
-``pip install "cloob[video]"``; with ffmpeg instead, see docs/evaluate.md.
+``pip install -e ".[video]"``; with ffmpeg instead, see docs/evaluate.md.
 """
 
 from __future__ import annotations

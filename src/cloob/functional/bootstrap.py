@@ -52,7 +52,7 @@ def paired_bootstrap(
     """
     if a.shape != b.shape:
         raise ValueError(f"paired values differ in shape: {tuple(a.shape)}, {tuple(b.shape)}")
-    return grouped_bootstrap([a.double() - b.double()], n, level, seed)
+    return grouped_bootstrap([a.cpu().double() - b.cpu().double()], n, level, seed)
 
 
 def grouped_bootstrap(

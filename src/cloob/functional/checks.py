@@ -6,7 +6,8 @@ Shapes: N anchors or states, M candidates or stored patterns, D the embedding di
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -14,6 +15,10 @@ from torch import Tensor
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class NonFiniteFeaturesError(ValueError):
+    """A row of the embeddings is NaN, infinite or zero: training diverged, or a tower is broken."""
 
 
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
@@ -34,7 +39,10 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def as_rows(**named: Tensor) -> list[Tensor]:
-    """Checks that all tensors are matrices of one dtype, device and width, and lifts half precision to float32.
+    """Checks that all tensors are matrices of one device and width, and lifts half precision to float32.
+
+    Matrices in float16, bfloat16 and float32 go together, lifted; float64 goes with float64 alone: beside float32 it
+    would promise digits that the other side does not have.
 
     Args:
         **named: The matrices by the name under which the caller knows them.
@@ -44,7 +52,7 @@ def as_rows(**named: Tensor) -> list[Tensor]:
 
     Raises:
         TypeError: An argument is not a tensor.
-        ValueError: Not a matrix, not floating point, or dtypes, devices or widths differ.
+        ValueError: Not a matrix, not floating point, float64 beside another dtype, or devices or widths differ.
     """
     first_name, first = next(iter(named.items()))
     for name, tensor in named.items():
@@ -56,28 +64,81 @@ def as_rows(**named: Tensor) -> list[Tensor]:
                 "a floating-point matrix (N, D) is expected"
             )
         for what, here, there in (
-            ("dtype", tensor.dtype, first.dtype),
+            ("dtype", _lifted(tensor), _lifted(first)),
             ("device", tensor.device, first.device),
             ("embedding dimension", tensor.shape[1], first.shape[1]),
         ):
             if here != there:
                 raise ValueError(f"{name} has {what} {here}, but {first_name} has {there}")
-    return [t if t.dtype == torch.float64 else t.float() for t in named.values()]
+    return [t.to(_lifted(t)) for t in named.values()]
+
+
+def _lifted(tensor: Tensor) -> torch.dtype:
+    """The dtype that is computed in."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def readable() -> bool:
+    """Whether tensors have values to look at: not while torch.compile or torch.export trace, nor inside vmap."""
+    if torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    return all(level.key() != functorch.TransformType.Vmap for level in functorch.get_interpreter_stack() or ())
 
 
 def positive_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     """A positive, finite scalar as a 0-d tensor of ``like``'s dtype and device; keeps its graph if it has one.
 
+    A tensor's value is checked where looking at it waits for no device: on the CPU, outside of traces.
+
     Raises:
         ValueError: Not a single number, not finite or not positive, or too large or small for the dtype.
     """
-    if isinstance(value, Tensor) and value.numel() != 1:
+    if not isinstance(value, Tensor):
+        check_positive(name, float(value), like.dtype)
+        return torch.full((), value, dtype=like.dtype, device=like.device)
+    if value.numel() != 1:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; a single positive number is expected")
-    number = float(value.detach() if isinstance(value, Tensor) else value)
-    range_ = torch.finfo(like.dtype)
+    if value.device.type == "cpu" and readable():
+        check_positive(name, float(value.detach()), like.dtype)
+    return value.to(dtype=like.dtype, device=like.device).reshape(())
+
+
+def check_positive(name: str, number: float, dtype: torch.dtype) -> None:
+    """Refuses a scale that is no positive, finite number of the dtype.
+
+    Raises:
+        ValueError: It is not.
+    """
+    range_ = torch.finfo(dtype)
     if not range_.tiny <= number <= range_.max:
         raise ValueError(f"{name} is {number}; a positive, finite number is expected")
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).reshape(())
+
+
+def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
+    """The least and the greatest length of each matrix' rows, and each 0-d tensor's value; waits for the device once.
+
+    A matrix that holds a NaN gives NaN.
+    """
+    each = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
+    numbers = torch.stack([end for pair in each for end in pair]).tolist()
+    return dict(zip(named, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
+
+
+def check_lengths(lengths: Mapping[str, tuple[float, float]], **named: Tensor) -> None:
+    """Refuses matrices with rows that are NaN, infinite or zero, by what :func:`extremes` says of them.
+
+    Raises:
+        NonFiniteFeaturesError: Names the matrix, how many of its rows, and the first.
+    """
+    for name, rows in named.items():
+        least, greatest = lengths[name]
+        if not 0 < least <= greatest < math.inf:
+            norms = rows.detach().norm(dim=1)
+            bad = ~(norms.isfinite() & (norms > 0))
+            first = int(bad.nonzero()[0])
+            what = "zero" if norms[first] == 0 else "not finite"
+            raise NonFiniteFeaturesError(f"{name}: {int(bad.sum())} of {len(rows)} rows are bad; row {first} is {what}")
 
 
 def check_memory(stored: Tensor) -> None:

@@ -230,8 +230,9 @@ def _rows(at_least: int, same_rows: bool = True, **named: Tensor) -> list[Tensor
     if same_rows and len({len(x) for x in matrices}) > 1:
         counts = " and ".join(f"{name} {len(x)}" for name, x in zip(named, matrices, strict=True))
         raise ValueError(f"the numbers of rows differ: {counts}")
-    return [x.double() for x in matrices]
+    # MPS has no float64.
+    return [(x.cpu() if x.device.type == "mps" else x).double() for x in matrices]
 
 
 def _like(value: Tensor, given: Tensor) -> Tensor:
-    return value if given.dtype == torch.float64 else value.float()
+    return (value if given.dtype == torch.float64 else value.float()).to(given.device)

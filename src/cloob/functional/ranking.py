@@ -126,7 +126,7 @@ def topk_accuracy(ranks: Tensor, k: int = 1) -> float:
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    return float((as_vector(ranks, "ranks") < k).double().mean())
+    return int((as_vector(ranks, "ranks") < k).sum()) / len(ranks)
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
@@ -161,8 +161,8 @@ def median_rank(ranks: Tensor) -> float:
         ValueError: No ranks.
     """
     ordered = as_vector(ranks, "ranks").sort().values
-    middle = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]]
-    return float("inf") if (middle == UNRANKED).any() else float(middle.double().mean()) + 1
+    low, high = ordered[[(len(ordered) - 1) // 2, len(ordered) // 2]].tolist()
+    return float("inf") if high == UNRANKED else (low + high) / 2 + 1
 
 
 def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
@@ -174,12 +174,13 @@ def per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> Tensor:
         n_classes: Number of classes.
 
     Returns:
-        (n_classes,) float64; NaN for a class without samples.
+        (n_classes,) float64 on the CPU; NaN for a class without samples.
 
     Raises:
         ValueError: Shapes that differ, or a label out of range.
     """
     as_vector(labels, "labels")
+    correct, labels = correct.cpu(), labels.cpu()  # MPS has no float64
     if correct.shape != labels.shape:
         raise ValueError(f"correct and labels differ in shape: {tuple(correct.shape)}, {tuple(labels.shape)}")
     if int(labels.min()) < 0 or int(labels.max()) >= n_classes:

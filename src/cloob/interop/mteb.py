@@ -32,6 +32,7 @@ from cloob.errors import InputError, require
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import Encoder, evaluating
 from cloob.models.store import CONFIG_FILE, find_model_folder, load_model
+from cloob.pictures import upright
 
 require("mteb", "mteb")
 from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found, unused-ignore] # noqa: E402
@@ -82,7 +83,7 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
         if "text" in batch:
             found.append(self.encoder.encode_text(list(batch["text"])))
         if "image" in batch:
-            pixels = torch.stack([self.encoder.preprocess(image.convert("RGB")) for image in batch["image"]])
+            pixels = torch.stack([self.encoder.preprocess(upright(image)) for image in batch["image"]])
             found.append(self.encoder.encode_image(pixels.to(getattr(self.encoder, "device", "cpu"))))
         if not found:
             raise ValueError(f"a batch of {', '.join(batch) or 'nothing'}; text or image is expected")

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.errors import InputError, require
+from cloob.errors import InputError, install, require
 from cloob.models.towers import open_clip
 from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
 
@@ -46,12 +46,13 @@ class OpenClipLoss(nn.Module):
 
     Args:
         objective: Without learnable parameters of its own: open_clip's optimisers hold the model's only.
-        learn_inv_tau: Take τ⁻¹ from ``logit_scale`` with its gradient; else the objective's fixed τ⁻¹ holds.
+        learn_inv_tau: Take τ⁻¹ from ``logit_scale`` with its gradient, which needs ``scale="unit"``; else the
+            objective's fixed τ⁻¹ holds.
         evaluations: How often the trainer evaluates the loss on one batch (``--accum-freq``): each evaluation carries
             1/evaluations of the gradient of ``logit_scale``.
 
     Raises:
-        ValueError: The objective has parameters.
+        ValueError: The objective has parameters, or scale="paper" where τ⁻¹ is learned.
     """
 
     def __init__(self, objective: ContrastiveObjective, *, learn_inv_tau: bool = False, evaluations: int = 1) -> None:
@@ -61,6 +62,8 @@ class OpenClipLoss(nn.Module):
                 "the objective has learnable scales, which open_clip's optimiser would not know; "
                 "learn_inv_tau=True learns the model's logit_scale instead"
             )
+        if learn_inv_tau and objective.scale == "paper":
+            raise ValueError("learn_inv_tau=True needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings")
         self.objective = objective
         self.learn_inv_tau = learn_inv_tau
         self.evaluations = evaluations
@@ -237,7 +240,7 @@ def run(argv: Sequence[str]) -> int:
         params = require("open_clip_train.params", "train")
     except ModuleNotFoundError as error:
         raise InputError(
-            f'{error.name} is not installed; pip install "cloob[open-clip-train]" brings what open_clip_train needs'
+            f"{error.name} is not installed; {install('open-clip-train')} brings what open_clip_train needs"
         ) from error
     if not hasattr(main, "create_loss"):
         raise InputError("this open_clip_train has no create_loss to replace: version 3.3 is expected")

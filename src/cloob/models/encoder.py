@@ -6,6 +6,7 @@ Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,18 @@ class EvalTransform:
         """Builds open_clip's transform.
 
         Args:
-            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``interpolation``, ``resize_mode``.
+            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``resize_mode``, and ``interpolation``,
+                which may be ``"lanczos"`` as well.
         """
         transform = require("open_clip.transform", "train")
         vision = require("torchvision.transforms", "train")
-        whole = transform.image_transform_v2(transform.PreprocessCfg(**preprocess_cfg), is_train=False)
+        lanczos = preprocess_cfg.get("interpolation") == "lanczos"  # open_clip has no such transform
+        known = preprocess_cfg | {"interpolation": "bicubic"} if lanczos else preprocess_cfg
+        whole = transform.image_transform_v2(transform.PreprocessCfg(**known), is_train=False)
+        if lanczos:
+            resize = whole.transforms[0]
+            assert isinstance(resize, vision.Resize), resize
+            resize.interpolation = vision.InterpolationMode.LANCZOS
         *geometry, to_tensor, normalize = whole.transforms
         assert isinstance(to_tensor, vision.ToTensor), to_tensor
         assert isinstance(normalize, vision.Normalize), normalize
@@ -146,12 +154,15 @@ class DualEncoder(nn.Module):
         """
         return self._image_features(images), self._text_features(tokens)
 
-    def encode_image(self, images: Sequence[Image | str | Path] | Tensor, *, batch_size: int = 256) -> Tensor:
-        """Embeds images. Mode (train, eval) and autograd are the caller's; ``load_model`` gives eval mode.
+    def encode_image(
+        self, images: Sequence[Image | str | Path] | Tensor, *, batch_size: int = 256, grad: bool = False
+    ) -> Tensor:
+        """Embeds images, without a gradient unless asked for. Mode (train, eval) is the caller's.
 
         Args:
             images: PIL images, paths, or a tensor as in ``forward`` (moved to the towers' device).
             batch_size: Images that go through the tower at once.
+            grad: Whether autograd records the way to the rows; then memory grows with n.
 
         Returns:
             (n, D) unit rows.
@@ -169,16 +180,18 @@ class DualEncoder(nn.Module):
             some = images[start : start + batch_size]
             if not isinstance(some, Tensor):
                 some = torch.stack([self.preprocess(_open_image(image)) for image in some])
-            parts.append(self._image_features(some.to(self.device)))
+            with _autograd(grad):
+                parts.append(self._image_features(some.to(self.device)))
         return torch.cat(parts) if parts else self._no_rows()
 
-    def encode_text(self, texts: Sequence[str] | Tensor, *, batch_size: int = 1024) -> Tensor:
-        """Embeds texts. Mode (train, eval) and autograd are the caller's.
+    def encode_text(self, texts: Sequence[str] | Tensor, *, batch_size: int = 1024, grad: bool = False) -> Tensor:
+        """Embeds texts, without a gradient unless asked for. Mode (train, eval) is the caller's.
 
         Args:
             texts: Strings, or (n, L) int64 tokens as in ``forward`` (moved to the towers' device).
             batch_size: Texts that go through the tower at once; where the encoder ``trims_texts``, such a batch costs
                 what its longest text does.
+            grad: As in ``encode_image``.
 
         Returns:
             (n, D) unit rows.
@@ -201,7 +214,8 @@ class DualEncoder(nn.Module):
             self._check_tokens(tokens)
             if self.trims_texts and tokens.device.type == "cpu":
                 tokens = trimmed(tokens)
-            parts.append(self._text_features(tokens.to(self.device)))
+            with _autograd(grad):
+                parts.append(self._text_features(tokens.to(self.device)))
         return torch.cat(parts) if parts else self._no_rows()
 
     def _image_features(self, images: Tensor) -> Tensor:
@@ -236,6 +250,11 @@ class DualEncoder(nn.Module):
         return _unit_rows(rows)
 
 
+def _autograd(wanted: bool) -> AbstractContextManager[None]:
+    """Autograd as the caller has it where a gradient is wanted, else off."""
+    return nullcontext() if wanted else torch.no_grad()
+
+
 def _check_batch_size(size: int) -> None:
     if size < 1:
         raise ValueError(f"batch_size is {size}; 1 or more is expected")
@@ -255,19 +274,19 @@ def _square(name: str, size: int | Sequence[int]) -> int:
 
 
 def _open_image(image: Image | str | Path) -> Image:
-    """The image itself, or the one that a path leads to."""
+    """The upright RGB image of an opened image or of the file that a path leads to, see ``cloob.pictures``."""
     pil = require("PIL.Image", "train")
-    if isinstance(image, pil.Image):
-        found: Image = image
-        return found
-    if not isinstance(image, str | Path):
+    from cloob.pictures import Unreadable, decode, read_file, upright
+
+    if not isinstance(image, pil.Image | str | Path):
         raise TypeError(f"images: PIL images or paths, not {type(image).__name__}; pixels go in as one tensor")
+    name = str(image) if isinstance(image, str | Path) else f"an image of {image.width}×{image.height} pixels"
     try:
-        with pil.open(image) as opened:
-            opened.load()
-            loaded: Image = opened.copy()
-        return loaded
+        return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
     except FileNotFoundError:
-        raise InputError(f"{image}: no such file") from None
-    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError) as error:
-        raise InputError(f"{image}: not a readable image ({' '.join(str(error).split())})") from None
+        raise InputError(f"{name}: no such file") from None
+    except Unreadable as error:
+        said = "not a readable image" if error.reason == "corrupt image" else error.reason
+        raise InputError(f"{name}: {said} ({' '.join(error.detail.split())})") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: not a readable image ({' '.join(str(error).split())})") from None

@@ -13,7 +13,8 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,17 @@ import torch
 from torch import Tensor
 
 from cloob.distributed import resolve_device
-from cloob.errors import InputError, require
+from cloob.errors import InputError, one_line, require
 from cloob.models.aligned.model import ALIGNED_FILE, aligned_files, load_aligned
 from cloob.models.encoder import DualEncoder
-from cloob.models.towers import create_model, list_models, load_tokenizer, one_line, open_clip, translated
+from cloob.models.hub import check_hub_model, reachable_hub
+from cloob.models.names import check_path, known_models
+from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
+from cloob.models.untrusted import check_folder, check_model_cfg, read_json
+from cloob.models.weights import load as foreign
+from cloob.models.weights import open_clip_folder
+from cloob.models.weights.tokens import stored_tokenizer
+from cloob.models.weights.towers_folder import TOWERS_FILE, towers_files
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -78,7 +86,16 @@ def save_model(
     state = {key: value.contiguous() for key, value in state.items()}
     if "inv_tau" in objective:
         state["logit_scale"].fill_(math.log(objective["inv_tau"]))
+    if "towers" in encoder.config:  # towers that open_clip does not have
+        for name, content in towers_files(encoder, state).items():
+            _write(folder / name, content)
+        _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
+        _sync(folder)
+        return
     config = {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
+    settings = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
+    if settings is not None:
+        config["tokenizer"] = settings
     _write(folder / CONFIG_FILE, json.dumps(config, indent=2, allow_nan=False).encode())
     _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
     _write(folder / WEIGHTS_FILE, require("safetensors.torch", "train").save(state, metadata={"format": "pt"}))
@@ -105,9 +122,13 @@ def load_model(source: str | Path, device: str | torch.device = "cpu") -> DualEn
     """
     place = resolve_device(device)
     text = str(source)
-    folder = find_model_folder(text)
-    if folder is not None:
+    folder = find_model_folder(source)
+    if folder is not None and (folder / TOWERS_FILE).is_file():
+        encoder = foreign.load_foreign(str(folder))
+    elif folder is not None:
         encoder = _load_folder(folder)
+    elif foreign.is_foreign(text):
+        encoder = foreign.load_foreign(text)
     else:
         encoder = _load_hub(text) if text.startswith("hf-hub:") else _load_tag(text)
     return encoder.to(place).eval()
@@ -122,8 +143,12 @@ def find_model_folder(source: str | Path) -> Path | None:
     text = str(source)
     if text.startswith("hf-hub:"):
         return None
-    if text.startswith("local-dir:"):
-        return _model_folder(Path(text.removeprefix("local-dir:")))
+    local = text.startswith("local-dir:")
+    text = check_path(text.removeprefix("local-dir:"))
+    if local:
+        return _model_folder(Path(text))
+    if foreign.is_foreign(text) and not (Path(text) / TOWERS_FILE).is_file():
+        return None
     if text.endswith(BEST) and not Path(text).exists():
         return best_checkpoint(Path(text.removesuffix(BEST))) / "model"
     return _model_folder(Path(text)) if Path(text).is_dir() else None
@@ -166,7 +191,8 @@ def latest_checkpoint(run: Path) -> Path:
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
     """What ``validation.json`` of a checkpoint says: ``metric``, ``val_loss``, ``val_recall``; None without."""
     try:
-        return _read_json(checkpoint / VALIDATION_FILE)
+        told: dict[str, Any] = read_json(checkpoint / VALIDATION_FILE)
+        return told
     except InputError:  # none, as most checkpoints; one that was cut short makes its checkpoint no candidate either
         return None
 
@@ -224,7 +250,8 @@ def _model_folder(folder: Path) -> Path:
 
 def _load_folder(folder: Path) -> DualEncoder:
     """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads."""
-    config = _read_json(_config_file(folder))
+    check_folder(folder)
+    config = read_json(_config_file(folder))
     if (folder / ALIGNED_FILE).is_file():
         return load_aligned(folder, config, _objective(folder))
     model_cfg = config.get("model_cfg")
@@ -232,55 +259,70 @@ def _load_folder(folder: Path) -> DualEncoder:
         raise InputError(
             f"{folder / CONFIG_FILE}: 'model_cfg' with embed_dim, vision_cfg and text_cfg wanted, not found"
         )
+    check_model_cfg(model_cfg, str(folder / CONFIG_FILE))
     weights = _weights(folder)
     if weights is None:
         raise InputError(f"{folder}: no weights found beside {CONFIG_FILE}; {WEIGHTS_FILE} would be right")
     damage = _damage(folder)
     if damage is not None:
         raise InputError(damage)
-    library, source = open_clip(), f"local-dir:{folder}"
-    tokenizer = load_tokenizer(source, model_cfg, str(folder / CONFIG_FILE))
-    with translated(f"{folder / CONFIG_FILE}"), torch.random.fork_rng(devices=[]):
-        model = library.create_model(source, load_weights=False, pretrained_text=False)
-    with translated(str(weights)):
-        try:
-            library.load_checkpoint(model, str(weights))
-        except RuntimeError as error:
-            raise InputError(f"{weights}: weights do not fit {folder / CONFIG_FILE}: {_misfit(error)}") from error
+    with _text_tower(model_cfg):
+        model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
+    if "tokenizer" in config:
+        tokenizer = stored_tokenizer(folder / CONFIG_FILE, config["tokenizer"], model_cfg["text_cfg"])
+    else:
+        tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(folder / CONFIG_FILE))
     return DualEncoder(str(config.get("name", folder.name)), model, tokenizer, model_cfg, _objective(folder))
 
 
 def _config_file(folder: Path) -> Path:
-    """The file that says what a model folder holds: open_clip's, or that of heads on frozen encoders."""
-    return folder / (ALIGNED_FILE if (folder / ALIGNED_FILE).is_file() else CONFIG_FILE)
+    """The file that says what a model folder holds: open_clip's, of heads on frozen encoders, or of other towers."""
+    return next(
+        (folder / name for name in (ALIGNED_FILE, TOWERS_FILE) if (folder / name).is_file()), folder / CONFIG_FILE
+    )
 
 
 def _objective(folder: Path) -> dict[str, Any]:
     """What the model was trained with; nothing when the folder does not say."""
-    return _read_json(folder / OBJECTIVE_FILE) if (folder / OBJECTIVE_FILE).is_file() else {}
+    return dict(read_json(folder / OBJECTIVE_FILE)) if (folder / OBJECTIVE_FILE).is_file() else {}
 
 
 def _load_hub(source: str) -> DualEncoder:
     """Towers from the Hugging Face hub, or from its cache."""
-    library = open_clip()
-    with translated(source), torch.random.fork_rng(devices=[]):
-        config = library.get_model_config(source)
-        model = library.create_model(source, require_pretrained=True)
-    return DualEncoder(source, model, load_tokenizer(source, config, source), config)
+    with translated(source):
+        config = read_json(check_hub_model(source.removeprefix("hf-hub:"), source) / CONFIG_FILE).get("model_cfg")
+        if not isinstance(config, dict):
+            raise InputError(f"{source}: {CONFIG_FILE} has no 'model_cfg'")
+        check_model_cfg(config, f"{source}: {CONFIG_FILE}")
+    tokenizer = load_tokenizer(source, config, source)
+    with translated(source), _text_tower(config), reachable_hub(source), torch.random.fork_rng(devices=[]):
+        model = open_clip().create_model(source, require_pretrained=True)
+    return DualEncoder(source, model, tokenizer, config)
+
+
+@contextmanager
+def _text_tower(model_cfg: dict[str, Any]) -> Iterator[None]:
+    """Readies what ``hf_model_name`` names on the hub, if it does: its configuration, looked at first."""
+    name = model_cfg["text_cfg"].get("hf_model_name")
+    if not name:
+        yield
+        return
+    where = f"text_cfg.hf_model_name asks for {name!r}"
+    check_hub_model(name, where)
+    with reachable_hub(where):
+        yield
 
 
 def _load_tag(source: str) -> DualEncoder:
     """Towers by open_clip's ``NAME/TAG``."""
     name, _, tag = source.rpartition("/")
-    names = list_models()
+    names = known_models()
     if name.replace("/", "-") in names:
         return create_model(name, pretrained=tag, seed=0)
     if source.replace("/", "-") in names:
         tags = open_clip().list_pretrained_tags_by_model(source.replace("/", "-"))
         right = f"write {source}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
         raise InputError(f"{source}: a model's name without its weights; {right}")
-    if Path(source).exists():
-        raise InputError(f"{source}: a folder is wanted (run, checkpoint or model), this is a file")
     near = difflib.get_close_matches(name or source, names, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
     raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})")
@@ -300,7 +342,7 @@ def _weights(folder: Path) -> Path | None:
 def _damage(folder: Path) -> str | None:
     """What is wrong with the files of a model folder, or None; reads the headers only."""
     try:
-        _read_json(_config_file(folder))
+        read_json(_config_file(folder))
     except InputError as error:
         return str(error)
     weights = _weights(folder)
@@ -312,24 +354,6 @@ def _damage(folder: Path) -> str | None:
             return None
     except (safetensors.SafetensorError, OSError) as error:
         return f"{weights}: cut short or damaged ({one_line(error)})"
-
-
-def _misfit(error: RuntimeError) -> str:
-    """The first of load_state_dict's complaints."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    complaints = [line for line in lines if not line.startswith("Error(s) in loading")]
-    first = " ".join((complaints or lines or [type(error).__name__])[0].split())
-    return first if len(first) <= 200 else f"{first[:199]}…"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a JSON object wanted, {type(content).__name__} found")
-    return content
 
 
 def _write(path: Path, content: bytes) -> None:

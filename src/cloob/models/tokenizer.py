@@ -58,6 +58,7 @@ class FastTokenizer:
         self._pieces: Any = original.pat
         self._fix_text: Callable[[str], str] = require("ftfy", "train").fix_text
         self._words: dict[str, tuple[int, ...]] = {}
+        self._specials: tuple[str, str] = ("<start_of_text>", "<end_of_text>")
 
     @staticmethod
     def can_replace(tokenizer: Any) -> bool:
@@ -123,7 +124,7 @@ class FastTokenizer:
         tokens: list[int] = []
         for piece in self._pieces.finditer(word):
             text = piece.group()
-            if text in ("<start_of_text>", "<end_of_text>"):
+            if text in self._specials:
                 tokens.append(self._ids[text])
                 continue
             symbols = [self._letters[byte] for byte in text.encode()]

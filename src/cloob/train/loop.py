@@ -17,6 +17,7 @@ from cloob.data.batch import Batch
 from cloob.distributed import process_group, rank, resolve_device, world_size
 from cloob.errors import TrainingFailed
 from cloob.functional.geometry import effective_eigenvalues, saturation
+from cloob.objective import ContrastiveObjective
 from cloob.train import faults, finetune, memory, sharding
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig
@@ -34,6 +35,8 @@ from cloob.train.validate import Validation, validate
 
 logger = logging.getLogger(__name__)
 _CPU = torch.device("cpu")
+# Enough for a number that is watched; the time that it takes grows with the square.
+_MEASURED_PAIRS = 2048
 
 
 def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -271,15 +274,23 @@ class _Run:
             "loss": finite(result.loss) if result else None,
             "lr": lr,
             "grad_norm": finite(result.grad_norm) if result else None,
-            "inv_tau": float(parts.objective.inv_tau.detach()),
-            "beta": float(parts.objective.beta.detach()) if parts.objective.hopfield else None,
         }
+        due = result is not None and result.finite and progress.step % parts.config.log.log_every == 0
+        for name in ("inv_tau", "beta"):
+            scale = parts.objective.scale_value(name)
+            if isinstance(scale, float):
+                line[name] = scale
+            else:  # a learned one is on the device, which would have to be waited for in each step
+                read = parts.device.type == "cpu" or (due and rank() == 0)
+                line[name] = float(scale.detach()) if read else None
+        if not parts.objective.hopfield:
+            line["beta"] = None
         if parts.config.optim.layer_decay < 1:
             line["lr_lowest"] = lr * min(group["lr_scale"] for group in parts.stepper.optimizer.param_groups)
         if result is not None and parts.config.run.precision == "fp16":
             line["loss_scale"] = result.loss_scale
-        if result is not None and result.finite and progress.step % parts.config.log.log_every == 0:
-            line |= _measure(result, line["inv_tau"])
+        if result is not None and due:
+            line |= _measure(result, parts.objective)
         return line
 
     def _nonfinite(self, batch: Batch, result: StepResult, lr: float) -> None:
@@ -375,12 +386,16 @@ def _warn(config: TrainConfig, whole: int) -> None:
         logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)
 
 
-def _measure(result: StepResult, inv_tau: float) -> dict[str, float]:
-    """Saturation and effective eigenvalues of the whole batch, all ranks together."""
-    everywhere = gather_objects((result.image_features.cpu(), result.text_features.cpu()))
+def _measure(result: StepResult, objective: ContrastiveObjective) -> dict[str, float]:
+    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly spread over it and its ranks."""
+    most = _MEASURED_PAIRS // world_size()
+    both = [rows[:: -(-len(rows) // most)].cpu() for rows in (result.image_features, result.text_features)]
+    everywhere = gather_objects(both)
+    if rank() != 0:
+        return {}
     images, texts = (torch.cat([features[side] for features in everywhere]) for side in (0, 1))
     return {
-        "saturation": float(saturation(images, texts, inv_tau)),
+        "saturation": float(saturation(images, texts, float(objective.inv_tau.detach()))),
         "effective_eigenvalues_image": int(effective_eigenvalues(images)),
         "effective_eigenvalues_text": int(effective_eigenvalues(texts)),
     }

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from cloob.data.sources import check_there
 from cloob.errors import InputError
+from cloob.models.hub import check_fetchable
+from cloob.models.names import check_name
 from cloob.train.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
 from cloob.train.config import TrainConfig
 from cloob.train.runlock import refuse_held
@@ -23,8 +25,8 @@ def preflight(config: TrainConfig) -> None:
     folder may be there.
 
     Raises:
-        InputError: Two values exclude each other, local data, a column or what is to be resumed is not there, or the
-            run folder cannot be written, holds another run, or is being written by another process.
+        InputError: Two values exclude each other, local data, a column, a model or what is to be resumed is not there,
+            or the run folder cannot be written, holds another run, or is being written by another process.
     """
     check_combination(config)
     if config.run.fsdp and os.environ.get("WORLD_SIZE", "1") == "1":
@@ -33,6 +35,11 @@ def preflight(config: TrainConfig) -> None:
         return
     for spec in (*config.pairs.data, *config.pairs.val_data):
         check_there(spec, image_column=config.pairs.image_column, caption_column=config.pairs.caption_column)
+    for source in (config.towers.init, config.align.image_encoder, config.align.text_encoder):
+        if source is not None:
+            check_fetchable(source)
+    if config.towers.model is not None and config.towers.init is None:
+        check_name(config.towers.model)
     save = config.save
     refuse_held(save.out)
     if save.resume not in ("none", "auto"):

@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import shutil
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from cloob.distributed import rank, world_size
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line
 from cloob.models.encoder import DualEncoder
 from cloob.models.store import list_checkpoints, load_model
+from cloob.models.untrusted import check_folder
+from cloob.scales import FixedScaleWarning
 from cloob.train import preflight, sharding
 from cloob.train.average import WeightAverage
 from cloob.train.callbacks import RunResult
@@ -102,11 +105,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     file = path / "trainer.pt"
     if not file.is_file():
         raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
+    check_folder(path / "model")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{file}: cannot be read ({first[:200]}); use an earlier checkpoint") from error
+        raise InputError(f"{file}: cannot be read ({one_line(error, 200)}); use an earlier checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
@@ -115,8 +118,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except InputError:
         raise
     except Exception as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path / 'model'}: cannot be read ({first[:200]})") from error
+        raise InputError(f"{path / 'model'}: cannot be read ({one_line(error, 200)})") from error
     return Checkpoint(path, encoder, state)
 
 
@@ -316,8 +318,12 @@ def restore(
         average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
-        objective.load_state_dict(checkpoint.state["objective"])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FixedScaleWarning)
+            objective.load_state_dict(checkpoint.state["objective"])
         sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+    except FixedScaleWarning as error:
+        raise InputError(f"{checkpoint.path}: is of another objective ({error}); resume with the same one") from None
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error

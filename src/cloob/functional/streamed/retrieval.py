@@ -274,11 +274,17 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype 
 def _unshifted_is_safe(x: Tensor, y: Tensor, beta: Tensor, matmul: torch.dtype) -> bool:
     """Whether no exponential leaves the range of the type: not of a centred product, nor times weights and summed."""
     both = [x.detach(), y.detach()]
-    longest = max(float(rows.norm(dim=1).max()) for rows in both)
-    bound = longest**2
+    parts = [beta.detach(), *(rows.norm(dim=1).max() for rows in both)]
     if matmul != x.dtype:
         means = [rows.mean(dim=0) for rows in both]
-        centred = max(float((rows - mean).norm(dim=1).max()) for rows, mean in zip(both, means, strict=True))
-        bound = centred * (max(longest, centred) + max(float(mean.norm()) for mean in means))
+        parts += [(rows - mean).norm(dim=1).max() for rows, mean in zip(both, means, strict=True)]
+        parts += [mean.norm() for mean in means]
+    number, *lengths = torch.stack(parts).tolist()  # waits for the device once
+    longest = max(lengths[:2])
+    bound = longest**2
+    if matmul != x.dtype:
+        centred = max(lengths[2:4])
+        bound = centred * (max(longest, centred) + max(lengths[4:]))
     # bfloat16 has the range of float32.
-    return float(beta.detach()) * bound <= _UNSHIFTED_LIMIT[x.dtype if matmul == x.dtype else torch.float32]
+    limit = _UNSHIFTED_LIMIT[x.dtype if matmul == x.dtype else torch.float32]
+    return bool(number * bound <= limit)

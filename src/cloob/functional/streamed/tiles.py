@@ -67,10 +67,23 @@ def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def eager(function: Callable[P, R]) -> Callable[P, R]:
-    """Keeps ``function`` out of the graphs of ``torch.compile``: its loops over tiles are no gain there."""
+    """Keeps ``function`` out of the graphs of ``torch.compile``: its loops over tiles are no gain there.
+
+    What has to go through it nevertheless (``torch.func``, ``torch.export``) is refused in words.
+    """
+
+    @functools.wraps(function)
+    def direct(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+            raise RuntimeError(
+                "the streamed path goes through neither torch.func (grad, vmap, …) nor torch.export; "
+                "backend='reference' does"
+            )
+        return function(*args, **kwargs)
+
     # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
     disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
-    return cast(Callable[P, R], cast(Any, disable)(function))
+    return cast(Callable[P, R], cast(Any, disable)(direct))
 
 
 def differentiable_once(backward: Callable[P, R]) -> Callable[P, R]:

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from cloob.errors import InputError, nearest, require
-from cloob.models.towers import check_words, one_line, translated
+from cloob.models.hub import check_hub_model, reachable_hub
+from cloob.models.names import check_path
+from cloob.models.towers import check_words, translated
+from cloob.models.untrusted import check_folder, read_json
 
 E = TypeVar("E", bound=nn.Module)
 _TIMM, _HF, _PYPI = "timm:", "hf:", "pypi:"
@@ -66,6 +69,11 @@ class TextEncoder(nn.Module):
         self.pad = int(tokenizer.pad_token_id)
         self.features = _width(self, self.tokenizer(["a"]))
 
+    def options(self) -> list[str]:
+        """What decides over the features beside the weights and layers: pooling, and how texts become tokens."""
+        config: Any = self.network.config
+        return [self.pooling, config.to_json_string(), self.tokenizer.description()]
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
         lengths = (tokens != self.pad).sum(1)
@@ -88,6 +96,12 @@ class PaddedTokenizer:
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer = tokenizer
         self._length = context_length
+
+    def description(self) -> str:
+        """The vocabulary and the rules, as one text."""
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        words = backend.to_str() if backend is not None else json.dumps(self._tokenizer.get_vocab(), sort_keys=True)
+        return f"{type(self._tokenizer).__name__} {words}"
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Tokenises n texts."""
@@ -114,6 +128,10 @@ class TowerText(nn.Module):
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.features = _width(self, tokenizer(["a"]))
+
+    def options(self) -> list[str]:
+        """As of a ``TextEncoder``; the tokens of a sentence stand for the tokeniser, which is open_clip's."""
+        return [str(self.tokenizer(["Rules & words: 3 cats, élan — naïve!"]).tolist())]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, F)."""
@@ -165,8 +183,9 @@ def open_text_encoder(spec: str) -> TextEncoder | TowerText:
     if spec.startswith(_TIMM):
         right = "text encoders come from hf:NAME, a folder, pypi:PACKAGE or a model"
         raise InputError(f"text_encoder is {spec!r}; {right}")
-    if (Path(spec) / "config.json").is_file() and (Path(spec) / "tokenizer_config.json").is_file():
-        return _frozen(_transformer(spec, spec))
+    folder = Path(check_path(spec))
+    if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file():
+        return _frozen(_transformer(str(folder), spec))
     from cloob.models.store import load_model
 
     loaded = load_model(spec)
@@ -176,7 +195,14 @@ def open_text_encoder(spec: str) -> TextEncoder | TowerText:
 def _timm(name: str, spec: str, image_size: int | None) -> ImageEncoder:
     timm: Any = require("timm", "train")
     with translated(spec):
-        network = timm.create_model(name, pretrained=True, num_classes=0)
+        if name.startswith("local-dir:"):
+            folder = check_path(name.removeprefix("local-dir:"))
+            check_folder(Path(folder))
+            name = f"local-dir:{folder}"
+        elif name.startswith("hf-hub:"):
+            check_hub_model(name.removeprefix("hf-hub:").partition("@")[0], spec)
+        with reachable_hub(spec):
+            network = timm.create_model(name, pretrained=True, num_classes=0)
     return _with_timm_config(network, spec, image_size)
 
 
@@ -217,15 +243,19 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     transformers: Any = require("transformers", "align")
     transformers.utils.logging.disable_progress_bar()
     with translated(spec):
-        network = transformers.AutoModel.from_pretrained(source)
-    with translated(f"{spec}: its tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        source = check_path(source)
+        folder = check_hub_model(source, spec)
+        with reachable_hub(spec):
+            network = transformers.AutoModel.from_pretrained(source, trust_remote_code=False)
+    with translated(f"{spec}: its tokenizer"), reachable_hub(spec):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         check_words(tokenizer)
     if tokenizer.pad_token_id is None:
         raise InputError(f"{spec}: its tokenizer has no padding token")
     tokenizer.padding_side = "right"
     limit = min(int(getattr(network.config, "max_position_embeddings", 512)), tokenizer.model_max_length, 512)
-    folder = Path(source) if Path(source).is_dir() else _hub_folder(source, spec)
+    if not Path(source).is_dir():
+        folder = _hub_folder(source, spec)
     length = _json(folder / _LENGTH_FILE).get("max_seq_length") or limit
     return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), int(length))
 
@@ -233,7 +263,7 @@ def _transformer(source: str, spec: str) -> TextEncoder:
 def _hub_folder(name: str, spec: str) -> Path:
     """Where the small sentence-transformers files of a hub model are, fetched now unless they are in the cache."""
     hub: Any = require("huggingface_hub", "align")
-    with translated(f"{spec}: its sentence-transformers files"):
+    with translated(f"{spec}: its sentence-transformers files"), reachable_hub(spec):
         return Path(hub.snapshot_download(name, allow_patterns=[_LENGTH_FILE, _MODULES_FILE, _POOLING_FILE]))
 
 
@@ -257,15 +287,7 @@ def _pooling(folder: Path, spec: str) -> str:
 
 def _json(path: Path, kind: type = dict) -> Any:
     """What a file holds, an object or a list; an empty one when there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return kind()
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
-    if not isinstance(content, kind):
-        raise InputError(f"{path}: {kind.__name__} wanted, {type(content).__name__} found")
-    return content
+    return read_json(path, kind) if path.is_file() else kind()
 
 
 def _package(spec: str, known: str) -> Path:

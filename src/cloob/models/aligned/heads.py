@@ -56,7 +56,7 @@ class Head(nn.Module):
     def fit(self, features: Tensor) -> None:
         """Takes mean and scale from the (N, F) features of the training set; the mean squared entry becomes 1."""
         self.mean.copy_(features.mean(0))
-        centred = features.double() - self.mean
+        centred = features.cpu().double() - self.mean.cpu()  # MPS has no float64
         self.scale.copy_(centred.square().mean().sqrt().clamp_min(1e-12))
 
     def forward(self, features: Tensor) -> Tensor:

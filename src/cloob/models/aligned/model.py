@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError, one_line, require
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText, open_image_encoder, open_text_encoder
 from cloob.models.aligned.heads import Head
 from cloob.models.encoder import DualEncoder
-from cloob.models.towers import one_line
 
 ALIGNED_FILE = "aligned.json"
 HEADS_FILE = "heads.safetensors"
@@ -167,6 +166,8 @@ def load_aligned(folder: Path, config: dict[str, Any], objective: dict[str, Any]
         text = open_text_encoder(names[key])
     except InputError as error:
         raise InputError(f"{file}: {key} cannot be opened; {error}") from error
+    except RecursionError:
+        raise InputError(f"{file}: {key} is {names[key]!r}, which leads back to this folder") from None
     for side, opened in (("image", image), ("text", text)):
         if fingerprint(opened) != known[side]:
             raise InputError(

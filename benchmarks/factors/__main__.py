@@ -1,0 +1,84 @@
+"""``python -m benchmarks.factors {run|status|tables}``: does the study, says how far it is, writes its tables.
+
+Every run ends as one record under ``results/`` (or ``--results``); what has a record is not run again, so ``run`` may
+be stopped and started at any time, by one process at a time. It works at the lowest priority, on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+
+from benchmarks.factors import plan
+from benchmarks.pictograms import records
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def search_scores(results: Path) -> dict[str, float]:
+    """What the search knows: the best held-out recall of each of its runs."""
+    return {name: record["recall"] for name, record in records.read("search", results).items()}
+
+
+def go(results: Path, limit: int | None = None) -> None:
+    """Does what is open, in the plan's order, until nothing is left or ``limit`` runs are done."""
+    from benchmarks.factors.training import train
+    from benchmarks.pictograms.study import say
+
+    scores, done = search_scores(results), records.read("search", results).keys() | records.read("cells", results)
+    while limit is None or limit > 0:
+        run = next((run for run in plan.runs(scores) if run.id not in done), None)
+        if run is None:
+            return
+        record = train(run)
+        records.write(results / run.stage / f"{run.id}.json", record)
+        done = done | {run.id}
+        if run.stage == "search":
+            scores[run.id] = record["recall"]
+        mean = sum(record.get("zero_shot", [])) / len(record.get("zero_shot", [0]))
+        say(f"{run.stage} {run.id}: {record['recall']:.4f} {mean:.4f} ({record['cpu_seconds']} s)")
+        limit = None if limit is None else limit - 1
+
+
+def status(results: Path) -> str:
+    """How many of the runs that are known by now are done, world by world."""
+    scores = search_scores(results)
+    done = {stage: records.read(stage, results) for stage in ("search", "cells")}
+    counts: Counter[tuple[str, str, bool]] = Counter()
+    for run in plan.runs(scores):
+        counts[plan.slug(run.world), run.stage, run.id in done[run.stage]] += 1
+    lines = []
+    for world in map(plan.slug, plan.worlds()):
+        parts = [f"{stage} {counts[world, stage, True]}, open {counts[world, stage, False]}" for stage in done]
+        lines.append(f"{world}: {'; '.join(parts)}")
+    seconds = sum(record["cpu_seconds"] for of_stage in done.values() for record in of_stage.values())
+    return "\n".join([*lines, f"{seconds / 3600:.2f} CPU-core hours so far"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.factors", description=__doc__)
+    parser.add_argument("command", choices=("run", "status", "tables"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--limit", type=int, help="so many runs at most")
+    options = parser.parse_args(arguments)
+    if options.command == "status":
+        print(status(options.results))
+    elif options.command == "tables":
+        from benchmarks.factors import tables
+
+        tables.write(options.results)
+    else:
+        import torch
+        from benchmarks.pictograms.study import yield_to_others
+
+        yield_to_others()
+        torch.set_num_threads(1)
+        go(options.results, options.limit)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""What is run: worlds, settings, the search's rule and the order of it all. No torch here.
+
+The search is coordinate descent, round by round around a method's best setting so far, with the same number of runs
+for every method. What is best is decided by the recall on held-out pairs that are as noisy as the training pairs. The
+rounds are fixed beforehand, so the search is a function of its records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.factors.world import World
+
+METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob")
+RETRIEVING = METHODS[2:]
+WRONG = (0.4, 0.0, 0.6, 0.2, 0.8)
+"""Shares of wrong captions, the most telling first."""
+SIDES: tuple[tuple[str, tuple[float, ...]], ...] = (
+    ("pool", (128_000, 2_000, 16_000)),
+    ("batch", (32, 512)),
+    ("named", (0.25, 1.0)),
+    ("correlation", (0.4, 0.8)),
+)
+"""One thing changed in the base world, with clean and with 40 % wrong captions."""
+SIDE_WRONG = (0.4, 0.0)
+SEEDS, SIDE_SEEDS = tuple(range(10)), tuple(range(5))
+SEARCH_SEEDS, SIDE_SEARCH_SEEDS = (100, 101), (100,)
+"""Not the seeds of the cells: those are not what the settings were chosen on."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is tuned.
+
+    Attributes:
+        inv_tau: τ⁻¹; the start where it is learned.
+        learned: Whether τ⁻¹ is trained (CLIP only: for the others it would rise without end, or the paper fixes it).
+        beta: β; None without retrieval.
+        lr: Peak learning rate (AdamW, warm-up over a tenth, cosine to zero).
+        weight_decay: AdamW's.
+        length: Share of the world's ``seen`` pairs that the run trains on.
+    """
+
+    inv_tau: float
+    learned: bool = False
+    beta: float | None = None
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    length: float = 1.0
+
+    @property
+    def slug(self) -> str:
+        """The setting in letters that suit a file name."""
+        tau = f"t{self.inv_tau:.3g}" + ("learned" if self.learned else "")
+        beta = [f"b{self.beta:.3g}"] if self.beta else []
+        return "_".join([tau, *beta, f"lr{self.lr:.3g}", f"wd{self.weight_decay:.3g}", f"l{self.length:g}"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, and the name of its record.
+
+    Attributes:
+        stage: ``search`` or ``cells``: also the folder of its record.
+        method: One of ``METHODS``.
+        world: The world it is drawn from.
+        seed: Of the drawing, of the encoders as initialised and of the order of the pairs.
+        setting: The rest.
+    """
+
+    stage: str
+    method: str
+    world: World
+    seed: int
+    setting: Setting
+
+    @property
+    def id(self) -> str:
+        """Name of the record, without suffix."""
+        return f"{slug(self.world)}_{self.method}_s{self.seed}_{self.setting.slug}"
+
+    def config(self) -> dict[str, Any]:
+        """The run as JSON knows it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Run:
+        """The inverse of ``config``."""
+        return cls(**{**config, "world": World(**config["world"]), "setting": Setting(**config["setting"])})
+
+
+def slug(world: World) -> str:
+    """How a world differs from the base, in letters that suit a file name."""
+    changed = [f.name for f in dataclasses.fields(World) if getattr(world, f.name) != f.default and f.name != "wrong"]
+    return "_".join([f"wrong{world.wrong:g}", *(f"{name}{getattr(world, name):g}" for name in changed)])
+
+
+PUBLISHED: dict[str, Setting] = {
+    "clip": Setting(1 / 0.07, learned=True),
+    "infoloob": Setting(30.0),
+    "infonce-hopfield": Setting(30.0, beta=8.0),
+    "cloob": Setting(30.0, beta=8.0),
+}
+"""Where each search starts; the temperatures of the two in the middle are CLOOB's."""
+_RETRIEVALS: list[dict[str, Any]] = [{"inv_tau": t, "beta": b} for t in (10.0, 20.0, 30.0) for b in (8.0, 16.0)]
+_TEMPERATURES: dict[str, list[dict[str, Any]]] = {
+    "clip": [
+        {"inv_tau": 1 / 0.07, "learned": True},
+        *({"inv_tau": t, "learned": False} for t in (5.0, 10.0, 20.0, 30.0, 60.0)),
+    ],
+    "infoloob": [{"inv_tau": t} for t in (5.0, 8.0, 12.0, 20.0, 30.0, 50.0)],
+    "infonce-hopfield": _RETRIEVALS,
+    "cloob": _RETRIEVALS,
+}
+Scores = Mapping[str, float]
+"""Search run's id -> the best recall on held-out pairs along the run."""
+Round = Callable[[str, Setting], Sequence[Mapping[str, Any]]]
+
+
+def _finer(name: str, factor: float) -> Round:
+    """The best value of a coordinate, divided and multiplied by a factor."""
+    return lambda _, best: [{name: getattr(best, name) * by} for by in (1 / factor, factor)]
+
+
+def _further(method: str, best: Setting) -> Sequence[Mapping[str, Any]]:
+    """A half octave to both sides: of β where there is retrieval, else of τ⁻¹, whose learned form starts below 100."""
+    return _finer("beta" if method in RETRIEVING else "inv_tau", math.sqrt(2))(method, best)
+
+
+_MAIN: tuple[Round, ...] = (
+    lambda method, _: [t | {"length": length} for t in _TEMPERATURES[method] for length in (1.0, 0.25)],
+    lambda *_: [{"lr": lr} for lr in (3e-4, 3e-3)],
+    lambda *_: [{"weight_decay": w} for w in (1.0, 3.0, 10.0)],
+    lambda *_: [{"length": length} for length in (0.5, 0.125)],
+    _further,
+    _finer("lr", math.sqrt(3)),
+    _finer("weight_decay", math.sqrt(10)),
+)
+"""Temperature with length, learning rate, weight decay, other lengths; then each but the length more finely."""
+_SIDE: tuple[Round, ...] = (
+    lambda method, best: [t for t in _TEMPERATURES[method] if any(getattr(best, k) != v for k, v in t.items())][:5],
+    lambda *_: [{"length": length} for length in (1.0, 0.5, 0.25, 0.125)],
+    _finer("lr", math.sqrt(3)),
+    _finer("weight_decay", math.sqrt(10)),
+)
+"""The same in short, around what was chosen in the base world with as many wrong captions."""
+
+
+def worlds() -> list[World]:
+    """The base world with each share of wrong captions, then the sides."""
+    sides = [World(wrong=w, **{name: value}) for name, values in SIDES for value in values for w in SIDE_WRONG]
+    return [World(wrong=w) for w in WRONG] + sides
+
+
+def is_side(world: World) -> bool:
+    """Whether something but the share of wrong captions differs from the base world."""
+    return world != World(wrong=world.wrong)
+
+
+def seeds(world: World) -> tuple[int, ...]:
+    """Of the cells of a world."""
+    return SIDE_SEEDS if is_side(world) else SEEDS
+
+
+@dataclass(frozen=True)
+class Search:
+    """The search of one method in one world, as far as the records determine it.
+
+    Attributes:
+        tried: Its settings, in order.
+        scores: Mean recall over the search's seeds of those that are finished.
+        complete: Whether nothing is left to try.
+    """
+
+    tried: tuple[Setting, ...]
+    scores: Mapping[Setting, float]
+    complete: bool
+
+    @property
+    def best(self) -> Setting:
+        """The best so far; of equals the first."""
+        return max(self.scores, key=lambda setting: self.scores[setting])
+
+
+def search(method: str, world: World, scores: Scores) -> Search:
+    """Follows the rounds through the records."""
+    rounds, start = _MAIN, PUBLISHED[method]
+    if is_side(world):
+        base = search(method, World(wrong=world.wrong), scores)
+        if not base.complete:
+            return Search((), {}, complete=False)
+        rounds, start = _SIDE, base.best
+    tried: dict[Setting, float | None] = {start: _score(method, world, start, scores)}
+    known = {setting: score for setting, score in tried.items() if score is not None}
+    for around in rounds:
+        if not known:
+            break
+        best = max(known, key=lambda setting: known[setting])
+        candidates = [dataclasses.replace(best, **change) for change in around(method, best)]
+        tried |= {setting: _score(method, world, setting, scores) for setting in candidates}
+        known = {setting: score for setting, score in tried.items() if score is not None}
+        if len(known) < len(tried):
+            return Search(tuple(tried), known, complete=False)
+    return Search(tuple(tried), known, complete=len(known) == len(tried))
+
+
+def search_runs(method: str, world: World, setting: Setting) -> list[Run]:
+    """The runs that a setting is judged by."""
+    of_search = SIDE_SEARCH_SEEDS if is_side(world) else SEARCH_SEEDS
+    return [Run("search", method, world, seed, setting) for seed in of_search]
+
+
+def _score(method: str, world: World, setting: Setting, scores: Scores) -> float | None:
+    by_seed = [scores.get(run.id) for run in search_runs(method, world, setting)]
+    known = [score for score in by_seed if score is not None]
+    return sum(known) / len(known) if len(known) == len(by_seed) else None
+
+
+def runs(scores: Scores) -> Iterator[Run]:
+    """All runs that are known by now, in the order in which they are to be done: by world, the search before cells."""
+    for world in worlds():
+        searches = {method: search(method, world, scores) for method in METHODS}
+        for method in METHODS:
+            for setting in searches[method].tried:
+                yield from search_runs(method, world, setting)
+        if all(each.complete for each in searches.values()):
+            for seed in seeds(world):
+                yield from (Run("cells", method, world, seed, searches[method].best) for method in METHODS)

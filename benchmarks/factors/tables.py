@@ -1,0 +1,255 @@
+"""The tables of ``docs/when-cloob-helps.md``, recomputed from the records between two marker lines.
+
+Cells count once the search of their method in their world is complete, and with the setting that it chose.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from benchmarks.factors import plan
+from benchmarks.factors.plan import METHODS, Run
+from benchmarks.factors.world import FACTORS, VALUES, World
+from benchmarks.pictograms import records
+from benchmarks.pictograms.comparison import counted
+from benchmarks.pictograms.markdown import percent, points, span, spread, table
+from benchmarks.pictograms.selection import NAMES
+from benchmarks.pictograms.stats import t_interval
+from benchmarks.pictograms.tables import replaced
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "when-cloob-helps.md"
+BEGIN, END = "<!-- factors:begin -->", "<!-- factors:end -->"
+COMPARED = (("cloob", "clip"), ("infoloob", "clip"), ("infonce-hopfield", "clip"), ("cloob", "infoloob"))
+Record = Mapping[str, Any]
+Cells = Mapping[tuple[World, str], Mapping[int, Record]]
+"""(world, method) -> seed -> record."""
+Measure = Callable[[Record], float]
+
+
+def write(results: Path) -> None:
+    """Puts the tables between the markers of the page."""
+    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), render(results), BEGIN, END), encoding="utf-8")
+
+
+def render(results: Path) -> str:
+    """All tables as Markdown."""
+    searched, cells = records.read("search", results), records.read("cells", results)
+    scores = {name: record["recall"] for name, record in searched.items()}
+    searches = {(world, m): plan.search(m, world, scores) for world in plan.worlds() for m in METHODS}
+    kept = select(cells, searches)
+    hours = sum(r["cpu_seconds"] for of_stage in (searched, cells) for r in of_stage.values()) / 3600
+    done, whole = sum(map(len, kept.values())), sum(len(plan.seeds(world)) for world in plan.worlds()) * len(METHODS)
+    complete = sum(s.complete for s in searches.values())
+    parts = [
+        f"State: {complete} of {len(searches)} searches complete ({len(searched)} runs), {done} of {whole} cells; "
+        f"{hours:.1f} CPU-core hours."
+    ]
+    if kept:
+        base = [World(wrong=w) for w in sorted(plan.WRONG)]
+        sides = [world for world in plan.worlds() if plan.is_side(world)]
+        parts += ["### What was claimed", claims_table(kept)]
+        parts += ["### Zero-shot accuracy over the share of wrong captions, %", accuracy_table(kept, base)]
+        parts += ["### The same by factor, from loud to faint", factor_table(kept, base)]
+        parts += ["### One thing changed", accuracy_table(kept, sides)]
+        parts += ["### What the encoders have become", measures_table(kept, base), averaged_table(kept, base)]
+    parts += ["### What the search chose", chosen_table(searches)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def select(cells: Mapping[str, Record], searches: Mapping[tuple[World, str], plan.Search]) -> Cells:
+    """The cells that count."""
+    kept: dict[tuple[World, str], dict[int, Record]] = defaultdict(dict)
+    for record in cells.values():
+        run = Run.from_config(record["config"])
+        search = searches.get((run.world, run.method))
+        if search is not None and search.complete and run.setting == search.best:
+            kept[run.world, run.method][run.seed] = record
+    return dict(kept)
+
+
+def mean_zero_shot(record: Record) -> float:
+    """Over the factors."""
+    return float(np.mean(record["zero_shot"]))
+
+
+def gap(record: Record) -> float:
+    """How much more is recalled of the training pairs than of held-out ones."""
+    return float(record["train_recall"] - record["held_out_recall"])
+
+
+def by_heart(record: Record) -> float:
+    """Wrong training pairs whose own caption or picture comes first, for each right one."""
+    return float(record["train_first_wrong"] / record["train_first_right"])
+
+
+def faint_less_loud(record: Record) -> float:
+    """Zero-shot accuracy on the fainter half of the factors, less that on the louder half."""
+    loud, faint = np.split(np.array(record["zero_shot"]), 2)
+    return float(faint.mean() - loud.mean())
+
+
+def paired(cells: Cells, world: World, ours: str, theirs: str, measure: Measure) -> list[float]:
+    """The differences over the seeds that both have."""
+    a, b = cells.get((world, ours), {}), cells.get((world, theirs), {})
+    return [measure(a[seed]) - measure(b[seed]) for seed in sorted(a.keys() & b.keys())]
+
+
+def shown(differences: Sequence[float]) -> str:
+    """Mean and interval, in points."""
+    return f"{points(float(np.mean(differences)))} ({span(t_interval(differences))})" if differences else "–"
+
+
+def name(world: World) -> str:
+    """How a world differs from the base world."""
+    changed = [f"{key} {getattr(world, key):g}" for key, _ in plan.SIDES if getattr(world, key) != getattr(World, key)]
+    return ", ".join([*changed, f"{100 * world.wrong:g} % wrong"])
+
+
+def accuracy_table(cells: Cells, worlds: Sequence[World]) -> str:
+    """Mean ± sd of each method, and differences."""
+    lines = []
+    for world in worlds:
+        by_seed = [cells.get((world, method), {}) for method in METHODS]
+        if any(by_seed):
+            row = [name(world), " / ".join(str(len(of)) for of in by_seed)]
+            row += [spread([mean_zero_shot(r) for r in of.values()]) for of in by_seed]
+            lines.append(row + [shown(paired(cells, world, *pair, mean_zero_shot)) for pair in COMPARED])
+    head = ["world", "seeds", *(NAMES[m] for m in METHODS), *(f"{NAMES[a]} − {NAMES[b]}" for a, b in COMPARED)]
+    return table(head, lines) if lines else "Nothing yet."
+
+
+def factor_table(cells: Cells, worlds: Sequence[World]) -> str:
+    """CLIP's accuracy by factor and CLOOB's lead."""
+    lines = []
+    for world in worlds:
+        if paired(cells, world, "cloob", "clip", mean_zero_shot):
+            own = [[r["zero_shot"][f] for r in cells[world, "clip"].values()] for f in range(FACTORS)]
+            lead = [paired(cells, world, "cloob", "clip", lambda r, f=f: r["zero_shot"][f]) for f in range(FACTORS)]  # type: ignore[misc]
+            lines.append([name(world), "CLIP, %", *(percent(float(np.mean(of))) for of in own)])
+            lines.append([name(world), "CLOOB − CLIP, points", *map(shown, lead)])
+    return table(["world", "", *(str(f + 1) for f in range(FACTORS))], lines) if lines else "Nothing yet."
+
+
+def measures_table(cells: Cells, worlds: Sequence[World]) -> str:
+    """Probe, recalls, what is learned by heart, 1 − p and effective eigenvalues: means over the seeds."""
+    columns: list[tuple[str, Callable[[Record], float | None], Callable[[float], str]]] = [
+        ("probe, %", lambda r: float(np.mean(r["probe"])), percent),
+        ("recall, train", lambda r: r["train_recall"], percent),
+        ("held out", lambda r: r["held_out_recall"], percent),
+        ("gap", gap, percent),
+        ("first of the right", lambda r: r["train_first_right"], percent),
+        ("of the wrong", lambda r: r.get("train_first_wrong"), percent),
+        ("1 − p, right", lambda r: r["unfit_right"], "{:.2f}".format),
+        ("wrong", lambda r: r.get("unfit_wrong"), "{:.2f}".format),
+        ("eigenvalues, pictures", lambda r: r["eigenvalues"]["pictures"], "{:.1f}".format),
+        ("captions", lambda r: r["eigenvalues"]["captions"], "{:.1f}".format),
+    ]
+    lines = []
+    for world, method, of_seed in by_method(cells, worlds):
+        line = [name(world), NAMES[method]]
+        for _, measure, written in columns:
+            values = [value for value in map(measure, of_seed) if value is not None]
+            line.append(written(float(np.mean(values))) if values else "–")
+        lines.append(line)
+    return table(["world", "method", *(title for title, _, _ in columns)], lines)
+
+
+def averaged_table(cells: Cells, worlds: Sequence[World]) -> str:
+    """What a retrieval with one β for all would average, and what the method's own does."""
+    lines = []
+    for world, method, of_seed in by_method(cells, worlds):
+        for which in ("retrieved_common", *(("retrieved",) if method in plan.RETRIEVING else ())):
+            parts = [r[which] for r in of_seed]
+            alike = np.mean([part["alike"] for part in parts], 0)
+            own_beta = of_seed[0]["config"]["setting"]["beta"]
+            beta = "8 for all" if which == "retrieved_common" else f"{own_beta:.3g}, its own"
+            own, patterns = (float(np.mean([part[key] for part in parts])) for key in ("own", "patterns"))
+            lines.append([name(world), NAMES[method], beta, f"{own:.2f}", f"{patterns:.1f}", *map(points, alike)])
+    head = ["world", "method", "β", "own weight", "patterns", *(f"alike in {f + 1}" for f in range(FACTORS))]
+    return table(head, lines)
+
+
+def by_method(cells: Cells, worlds: Sequence[World]) -> Iterator[tuple[World, str, list[Record]]]:
+    """World by world, method by method, the records of all seeds where there are any."""
+    for world in worlds:
+        for method in METHODS:
+            if of_seed := cells.get((world, method)):
+                yield world, method, list(of_seed.values())
+
+
+def chosen_table(searches: Mapping[tuple[World, str], plan.Search]) -> str:
+    """The best setting of each complete search, with the published one's score beside it."""
+    lines = []
+    for (world, method), search in searches.items():
+        if search.complete:
+            own, start = search.scores[search.best], search.scores[search.tried[0]]
+            lines.append([name(world), NAMES[method], f"`{search.best.slug}`", percent(own, 2), percent(start, 2)])
+    head = ["world", "method", "chosen", "held-out recall, %", "of the setting that the search began with"]
+    return table(head, lines) if lines else "Nothing yet."
+
+
+def claims_table(cells: Cells) -> str:
+    """Each claim of the protocol with its figures and its verdict."""
+    lines = []
+    for number, parts in claims(cells):
+        decides = number.isdecimal()
+        short = any(len(values) < n for _, values, n, _ in parts)
+        holds = all(len(values) > 1 and t_interval(values)[0] > 0 for _, values, _, _ in parts)
+        texts = [f"{label}: {write(values)}" for label, values, _, write in parts]
+        if number == "1":
+            differences, n = by_factor(cells)
+            texts.append(f"ahead in {counted(differences)} (share, factor) cells above chance")
+            holds = holds and n >= 0.8 * len(differences) > 0
+        verdict = "–" if not decides else "open" if short else "**holds**" if holds else "**fails**"
+        lines.append([number, "; ".join(texts), verdict])
+    return table(["claim", "differences that are to be above zero, points unless said", "verdict"], lines)
+
+
+Part = tuple[str, list[float], int, Callable[[Sequence[float]], str]]
+"""What it is; its value with each seed, to be above zero by the interval; the number of seeds; how it is written."""
+
+
+def claims(cells: Cells) -> Iterator[tuple[str, list[Part]]]:
+    """The claims of the protocol, in its order, as differences that are to be above zero."""
+    forty, stream = World(wrong=0.4), World(wrong=0.4, pool=128_000)
+    n = len(plan.SEEDS)
+
+    def part(world: World, a: str, b: str, measure: Measure = mean_zero_shot) -> Part:
+        return f"{NAMES[a]} − {NAMES[b]}, {name(world)}", paired(cells, world, a, b, measure), n, shown
+
+    yield "1", [part(World(wrong=w), "cloob", "clip") for w in (0.4, 0.6, 0.8)]
+    yield "2", [part(World(wrong=w), "cloob", b) for w in (0.4, 0.6) for b in ("infoloob", "infonce-hopfield")]
+    leads = [paired(cells, world, "cloob", "clip", mean_zero_shot) for world in (forty, stream)]
+    lost = [a - b for a, b in zip(*leads, strict=False)]  # the base world has further seeds
+    yield "3", [("lead with a pool − lead in the stream", lost, len(plan.SIDE_SEEDS), shown)]
+    yield "4", [part(forty, "infoloob", "clip", gap), part(forty, "infoloob", "cloob", gap)]
+    yield "5", [part(forty, "clip", "cloob", by_heart)]
+    yield "6", [part(forty, "cloob", "clip", lambda r: r["unfit_right"])]
+    label, values, *_ = part(forty, "cloob", "clip", lambda r: r["eigenvalues"]["pictures"])
+    yield "7", [(f"{label}, eigenvalues", values, n, _plain)]
+    ours = cells.get((forty, "cloob"), {}).values()
+    alike = [(f"alike in {f + 1}", [r["retrieved"]["alike"][f] for r in ours], n, shown) for f in range(FACTORS)]
+    tilt = part(forty, "cloob", "clip", faint_less_loud)
+    yield "8", alike
+    yield "beside 8", [("lead on the faint four − lead on the loud four", *tilt[1:])]
+
+
+def by_factor(cells: Cells) -> tuple[list[float], int]:
+    """CLOOB − CLIP in each (share, factor) cell above chance of the first claim, and how many are positive."""
+    differences = []
+    for world in (World(wrong=w) for w in (0.4, 0.6, 0.8)):
+        for f in range(FACTORS):
+            each = [[r["zero_shot"][f] for r in cells.get((world, m), {}).values()] for m in ("cloob", "clip")]
+            if any(t_interval(values)[0] > 1 / VALUES for values in each):
+                lead = paired(cells, world, "cloob", "clip", lambda r, f=f: r["zero_shot"][f])  # type: ignore[misc]
+                differences += [float(np.mean(lead))] if lead else []
+    return differences, sum(d > 0 for d in differences)
+
+
+def _plain(values: Sequence[float]) -> str:
+    low, high = t_interval(values)
+    return f"{np.mean(values):+.1f} ({low:+.1f} … {high:+.1f})" if values else "–"

@@ -1,0 +1,222 @@
+"""What is run: worlds of captions, methods, settings, the search's rule and the order of it all. No torch here.
+
+A world is a kind of head and a state of the captions. In each world each method is searched by itself with the same
+number of runs, by coordinate descent: round by round one coordinate is varied around the best setting so far. What is
+best is decided by held-out pairs that are as wrong as the training pairs. The lists are fixed beforehand, so the search
+is a function of its records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.pictograms.cells import METHODS, Setting
+
+CLAIMED = ("clip", "cloob")
+"""The claim's two methods, which come first in each world."""
+SEEDS = (0, 1, 2, 3, 4)
+SEARCH_SEED = 100
+"""Not one of the cells': other wrong captions, other initial heads, another order."""
+PAIRS = 43_276
+SIZES = (3_000, 6_000, 12_000, 24_000)
+EPOCHS = 10
+"""The search's start for all pairs; with fewer pairs more epochs, see `World.start_epochs`."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Attributes:
+    head: ``linear`` or ``mlp``.
+    kind: What wrong captions are: ``swap``, ``cut`` or ``name`` (``captions.wrong_rows``).
+    share: How many of the captions.
+    pairs: Training pairs.
+    """
+
+    head: str
+    kind: str
+    share: float
+    pairs: int = PAIRS
+
+    @property
+    def slug(self) -> str:
+        """In letters that suit a file name."""
+        return f"{self.head}_{self.kind}{self.share:g}_{self.pairs}"
+
+    @property
+    def start_epochs(self) -> int:
+        """Where the search of the length begins: the number of steps falls with the root of the number of pairs."""
+        return round(EPOCHS * math.sqrt(PAIRS / self.pairs))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: ``stage`` is ``search`` or ``cells``, also the folder of its record; the seed is of everything drawn."""
+
+    stage: str
+    method: str
+    world: World
+    seed: int
+    epochs: int
+    setting: Setting
+
+    @property
+    def id(self) -> str:
+        """Name of the record, without suffix."""
+        return f"{self.method}_{self.world.slug}_e{self.epochs}_s{self.seed}_{self.setting.slug}"
+
+    def config(self) -> dict[str, Any]:
+        """The cell as JSON knows it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Cell:
+        """The inverse of ``config``."""
+        return cls(**{**config, "world": World(**config["world"]), "setting": Setting(**config["setting"])})
+
+
+_RETRIEVING = Setting(batch_size=256, inv_tau=30.0, beta=8.0)
+DEFAULTS: dict[str, Setting] = {
+    "clip": Setting(batch_size=256, inv_tau=1 / 0.07, learnable_inv_tau=True),
+    "infoloob": Setting(batch_size=256, inv_tau=30.0),
+    "infonce-hopfield": _RETRIEVING,
+    "cloob": _RETRIEVING,
+    "cloob-warm": dataclasses.replace(_RETRIEVING, option="warm"),
+}
+"""Temperatures as published."""
+
+Changes = dict[str, Any]
+_SHARP: list[Changes] = [
+    {"inv_tau": 30.0, "beta": 16.0},
+    {"inv_tau": 15.0, "beta": 8.0},
+    {"inv_tau": 15.0, "beta": 16.0},
+    {"inv_tau": 8.0, "beta": 16.0},
+]
+_TEMPERATURES: dict[str, list[Changes]] = {
+    "clip": [{"inv_tau": t, "learnable_inv_tau": False} for t in (7.5, 15.0, 30.0, 60.0)],
+    "infoloob": [{"inv_tau": t} for t in (7.5, 15.0, 22.0, 60.0)],
+    "infonce-hopfield": _SHARP,
+    "cloob": _SHARP,
+    "cloob-warm": _SHARP,
+}
+
+
+def _between(best: Cell) -> list[Changes]:
+    """Finer steps of the coordinate that was varied most coarsely: β where there is one, else τ⁻¹."""
+    setting = best.setting
+    if setting.beta is not None:
+        return [{"beta": round(setting.beta * f, 2)} for f in (1 / 1.75, 1.75)]
+    if setting.learnable_inv_tau:
+        return [{"inv_tau": t, "learnable_inv_tau": False} for t in (20.0, 45.0)]
+    return [{"inv_tau": round(setting.inv_tau * f, 2)} for f in (1 / math.sqrt(2), math.sqrt(2))]
+
+
+_NEXT_RATE = {3e-4: 1e-4, 1e-3: 6e-4, 3e-3: 6e-3}
+_NEXT_EPOCHS = {0.5: 0.25, 1.0: 1.5, 2.0: 4.0}
+"""Beyond the edge of what was tried, or between two of them; the epochs as parts of the start's."""
+
+
+def _epochs(world: World, part: float) -> Changes:
+    return {"epochs": max(1, round(part * world.start_epochs))}
+
+
+def _further_epochs(best: Cell) -> list[Changes]:
+    part = min(_NEXT_EPOCHS, key=lambda p: abs(_epochs(best.world, p)["epochs"] - best.epochs))
+    return [_epochs(best.world, _NEXT_EPOCHS[part])]
+
+
+_ROUNDS: tuple[tuple[str, Callable[[Cell], list[Changes]]], ...] = (
+    ("temperature", lambda best: _TEMPERATURES[best.method]),
+    ("learning rate", lambda _: [{"lr": lr} for lr in (3e-4, 3e-3)]),
+    ("further learning rate", lambda best: [{"lr": _NEXT_RATE[best.setting.lr]}]),
+    ("batch", lambda _: [{"batch_size": n} for n in (128, 512)]),
+    ("epochs", lambda best: [_epochs(best.world, part) for part in (0.5, 2.0)]),
+    ("further epochs", _further_epochs),
+    ("further temperature", _between),
+)
+RUNS_A_METHOD = 1 + 4 + 2 + 1 + 2 + 2 + 1 + 2
+Scores = Mapping[str, float]
+"""Search cell's id -> its score, the mean recall on held-out pairs of the best epoch."""
+
+
+def _changed(cell: Cell, changes: Changes) -> Cell:
+    own = {key: value for key, value in changes.items() if key != "epochs"}
+    setting = dataclasses.replace(cell.setting, **own)
+    return dataclasses.replace(cell, setting=setting, epochs=changes.get("epochs", cell.epochs))
+
+
+def search(method: str, world: World, scores: Scores) -> Iterator[tuple[str, Cell]]:
+    """The runs of a method's search with their rounds, as far as the records determine them."""
+    best = Cell("search", method, world, SEARCH_SEED, world.start_epochs, DEFAULTS[method])
+    yield "start", best
+    if best.id not in scores:
+        return
+    for name, values in _ROUNDS:
+        tried = [_changed(best, changes) for changes in values(best)]
+        yield from ((name, cell) for cell in tried)
+        if any(cell.id not in scores for cell in tried):
+            return
+        best = max([best, *tried], key=lambda cell: scores[cell.id])
+
+
+def chosen(method: str, world: World, scores: Scores) -> Cell | None:
+    """The search's best run; None before the search is complete."""
+    runs = [cell for _, cell in search(method, world, scores)]
+    if len(runs) < RUNS_A_METHOD or any(cell.id not in scores for cell in runs):
+        return None
+    return max(runs, key=lambda cell: scores[cell.id])
+
+
+def cells_of(method: str, world: World, scores: Scores) -> list[Cell]:
+    """The chosen setting with each seed; nothing before the search is complete."""
+    best = chosen(method, world, scores)
+    return [] if best is None else [dataclasses.replace(best, stage="cells", seed=seed) for seed in SEEDS]
+
+
+CORE = [World(head, "swap", share) for head in ("linear", "mlp") for share in (0.4, 0.0, 0.6)]
+"""What the claim is about."""
+BESIDE = [
+    World("linear", "swap", 0.2),
+    World("linear", "name", 0.4),
+    World("linear", "cut", 1.0),
+    *(World("linear", "swap", share, pairs) for share in (0.4, 0.0) for pairs in SIZES),
+    World("mlp", "swap", 0.2),
+    World("mlp", "name", 0.4),
+    World("mlp", "cut", 1.0),
+]
+WORLDS = [*CORE, *BESIDE]
+
+
+def blocks() -> Iterator[tuple[World, tuple[str, ...]]]:
+    """Worlds and methods in the order in which they are run: the claim's first, then what explains it."""
+    others = tuple(method for method in METHODS if method not in CLAIMED)
+    for methods in (CLAIMED, others):
+        yield from ((world, methods) for world in CORE)
+    for world in BESIDE:
+        yield from ((world, methods) for methods in (CLAIMED, others))
+
+
+def next_cell(scores: Scores, done: Mapping[str, Any], head: str = "") -> Cell | None:
+    """The first run without a record, if there is one.
+
+    Args:
+        scores: Of the search's records.
+        done: The cells' records by id.
+        head: Only worlds of this head; all if empty.
+    """
+    for world, methods in blocks():
+        if head not in ("", world.head):
+            continue
+        for method in methods:
+            for _, cell in search(method, world, scores):
+                if cell.id not in scores:
+                    return cell
+        grids = [cells_of(method, world, scores) for method in methods]
+        for of_seed in zip(*grids, strict=True):
+            for cell in of_seed:
+                if cell.id not in done:
+                    return cell
+    return None

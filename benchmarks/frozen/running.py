@@ -1,0 +1,148 @@
+"""One run on cached features: the library's heads, objective, optimiser and step, and the scores of its best epoch."""
+
+from __future__ import annotations
+
+import copy
+import time
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from benchmarks.frozen.captions import wrong_rows
+from benchmarks.frozen.cells import Cell
+from benchmarks.frozen.features import Data, Pairs
+from benchmarks.pictograms.scoring import recalls, score_rows, score_set
+from benchmarks.pictograms.variants import Variant, build_objective
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cloob.data.order import epoch_order
+from cloob.models.aligned import Head
+from cloob.objective import ContrastiveObjective
+from cloob.train.components import AlignConfig
+from cloob.train.config import OptimConfig
+from cloob.train.optim import make_optimizer, make_schedule
+from cloob.train.step import Stepper, TowersWithLoss
+
+EMBED_DIM = 256
+DROPOUT = AlignConfig.head_dropout
+_ROWS = 4096
+_TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
+
+
+class Heads(nn.Module):
+    """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as ``cloob train align`` by seed."""
+
+    def __init__(self, features: tuple[int, int], kind: str, seed: int, embed_dim: int = EMBED_DIM) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            known = cast(Literal["linear", "mlp"], kind)
+            self.image, self.text = (Head(n, embed_dim, known, DROPOUT) for n in features)
+
+    def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
+
+
+class View:
+    """The pairs as a cell sees them: which pictures it trains on, and which text stands beside each.
+
+    Attributes:
+        pictures: (n,) rows of the training pictures.
+        rows: (n,) rows of the texts beside them.
+        held_out: The validation pairs' texts, as wrong as these.
+    """
+
+    def __init__(self, data: Data, cell: Cell) -> None:
+        world, train = cell.world, data.pairs["train"]
+        generator = np.random.default_rng([cell.seed, _TRAIN])
+        every = np.arange(len(train))
+        self.pictures = every if world.pairs == len(train) else generator.permutation(every)[: world.pairs]
+
+        def wrong(pairs: Pairs, chosen: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+            own, parts = pairs.own[chosen], pairs.cut[chosen]
+            return wrong_rows(world.kind, world.share, own, parts, data.names, generator)
+
+        self.rows = wrong(train, self.pictures, generator)
+        val = data.pairs["val"]
+        self.held_out = wrong(val, np.arange(len(val)), np.random.default_rng([cell.seed, _HELD_OUT]))
+
+
+def run(cell: Cell, data: Data) -> dict[str, Any]:
+    """Trains a cell and scores the epoch that is best by the held-out pairs; test sets for ``cells`` alone."""
+    began = time.process_time()
+    view, images = View(data, cell), data.pairs["train"].images
+    heads, objective, curve = train(cell, view, data)
+    record = {"id": cell.id, "config": cell.config(), "curve": curve, "score": max(c["recall"] for c in curve)}
+    record["best_epoch"] = 1 + [line["recall"] for line in curve].index(record["score"])
+    inner = objective.objective if isinstance(objective, Variant) else objective
+    assert isinstance(inner, ContrastiveObjective)
+    record["inv_tau"] = round(float(inner.inv_tau.detach()), 4)
+    if cell.stage == "cells":
+        record |= _tested(heads, data)
+        seen = np.random.default_rng(cell.seed).choice(len(view.rows), min(len(view.rows), 1000), replace=False)
+        fitted = _embedded(heads.image, images[view.pictures[seen]]), _embedded(heads.text, data.table[view.rows[seen]])
+        record["train_recall"] = round(recalls(*fitted, [data.texts[i] for i in view.rows[seen]])["mean_recall"], 6)
+    return record | {"cpu_seconds": round(time.process_time() - began, 1)}
+
+
+def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[dict[str, Any]]]:
+    """The heads of the best epoch, the objective, and loss and held-out recall by epoch."""
+    setting, images, val = cell.setting, data.pairs["train"].images, data.pairs["val"]
+    heads = Heads((images.shape[1], data.table.shape[1]), cell.world.head, cell.seed)
+    heads.image.fit(images[view.pictures])
+    heads.text.fit(data.table[view.rows])
+    objective = build_objective(cell.method, setting)
+    optim = OptimConfig(lr=setting.lr, weight_decay=setting.weight_decay, schedule="cosine")
+    # Anything with the objective's call and clamp_ will do.
+    towers = TowersWithLoss(heads, objective)  # type: ignore[arg-type]
+    stepper = Stepper(towers, make_optimizer(heads, objective, optim, torch.device("cpu")))
+    size, n = setting.batch_size, len(view.rows)
+    steps = n // size
+    total = cell.epochs * steps
+    schedule = make_schedule(optim, total)
+    torch.manual_seed(cell.seed)
+    curve: list[dict[str, Any]] = []
+    best: dict[str, Any] = {}
+    for epoch in range(cell.epochs):
+        order, losses = epoch_order(n, cell.seed, epoch), []
+        heads.train()
+        for place in range(steps):
+            step = epoch * steps + place
+            if isinstance(objective, Variant):
+                objective.progress = step / total
+            rows = order[place * size : (place + 1) * size]
+            pair = images[view.pictures[rows]], data.table[view.rows[rows]]
+            result = stepper(*pair, None, schedule(step))
+            if result.finite:  # else it left no trace
+                losses.append(result.loss)
+        heads.eval()
+        held_out = _embedded(heads.image, val.images), _embedded(heads.text, data.table[view.held_out])
+        recall = round(recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6)
+        if recall > max((line["recall"] for line in curve), default=-1.0):
+            best = copy.deepcopy(heads.state_dict())
+        loss = round(float(np.mean(losses)), 5) if losses else None
+        curve.append({"loss": loss, "recall": recall, "skipped_steps": steps - len(losses)})
+    heads.load_state_dict(best)
+    return heads.eval(), objective, curve
+
+
+def _tested(heads: Heads, data: Data) -> dict[str, Any]:
+    """Scores on the test sets, and on the validation pairs with their own captions."""
+    scores: dict[str, Any] = {"zeroshot": {}}
+    for name, labelled in data.sets.items():
+        n_classes, templates = labelled.prompts.shape
+        prompts = _embedded(heads.text, data.table[labelled.prompts.reshape(-1)])
+        classes = F.normalize(prompts.view(n_classes, templates, -1).mean(1), dim=1)
+        scores["zeroshot"][name] = score_set(_embedded(heads.image, labelled.images), labelled.labels, classes)
+    for name in ("val", "tuxpaint-captions"):
+        pairs = data.pairs[name]
+        embedded = _embedded(heads.image, pairs.images), _embedded(heads.text, data.table[pairs.own])
+        scores[name] = score_rows(*embedded, [data.texts[i] for i in pairs.own])
+    return scores
+
+
+@torch.no_grad()
+def _embedded(head: Head, features: Tensor) -> Tensor:
+    """(n, F) to (n, D) unit rows."""
+    return torch.cat([F.normalize(head(part), dim=1) for part in features.split(_ROWS)])

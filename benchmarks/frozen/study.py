@@ -1,0 +1,101 @@
+"""The study on frozen encoders: ``python -m benchmarks.frozen {features|run|status|tables} [--cache FOLDER]``.
+
+``features`` fills the cache, ``run`` does what has no record under ``results/`` yet, one run after the other and in the
+order of ``cells.blocks``; both go on where they were stopped. ``tables`` puts the records' tables into the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from benchmarks.frozen import cells as plan
+from benchmarks.pictograms import records
+from benchmarks.pictograms.selection import zeroshot_mean
+from benchmarks.pictograms.study import ROOT, keep_memory, say, yield_to_others
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def scores(results: Path = RESULTS) -> dict[str, float]:
+    """What the search knows."""
+    return {name: record["score"] for name, record in records.read("search", results).items()}
+
+
+def run(options: argparse.Namespace) -> None:
+    """Until nothing is left, or until a signal asks to stop: then the present run ends first."""
+    from benchmarks.frozen import features
+    from benchmarks.frozen.running import run as run_cell
+
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda n, _: asked.append(n))
+    data = features.load(options.cache)
+    packed = {
+        name: {"n": len(s.labels), "n_classes": len(s.prompts), "labels": records.pack(s.labels)}
+        for name, s in data.sets.items()
+    }
+    records.write(RESULTS / records.TEST_SETS, packed)
+    known, done = scores(), set(records.read("cells", RESULTS))
+    while not asked and (cell := plan.next_cell(known, done, options.head)) is not None:
+        say(f"{cell.stage}: {cell.id}")
+        record = run_cell(cell, data)
+        records.write(RESULTS / cell.stage / f"{cell.id}.json", record)
+        if cell.stage == "search":
+            known[cell.id] = record["score"]
+        else:
+            done.add(cell.id)
+        shown = f" zero-shot {zeroshot_mean(record):.4f}" if "zeroshot" in record else ""
+        say(f"held-out {record['score']:.4f} in epoch {record['best_epoch']}{shown}, {record['cpu_seconds']:.0f} CPU s")
+
+
+def status() -> None:
+    """Prints what is done and what is open."""
+    known, done = scores(), records.read("cells", RESULTS)
+    spent = sum(r["cpu_seconds"] for r in [*records.read("search", RESULTS).values(), *done.values()])
+    for world in plan.WORLDS:
+        for method in plan.METHODS:
+            n = sum(cell.id in known for _, cell in plan.search(method, world, known))
+            cells = sum(cell.id in done for cell in plan.cells_of(method, world, known))
+            print(
+                f"{world.slug:24} {method:18} search {n:2} of {plan.RUNS_A_METHOD}, cells {cells} of {len(plan.SEEDS)}"
+            )
+    whole = len(plan.WORLDS) * len(plan.METHODS) * (plan.RUNS_A_METHOD + len(plan.SEEDS))
+    print(f"{len(known) + len(done)} records of {whole}; {spent / 3600:.2f} CPU hours")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.frozen", description=__doc__)
+    parser.add_argument("stage", choices=("features", "run", "status", "tables"))
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the benchmark's folder")
+    parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "frozen", help="folder of the features")
+    parser.add_argument("--head", default="", choices=("", "linear", "mlp"), help="run only these heads' worlds")
+    options = parser.parse_args(arguments)
+    if options.stage == "status":
+        status()
+        return 0
+    if options.stage == "tables":
+        from benchmarks.frozen import tables
+
+        tables.write(RESULTS, ROOT)
+        return 0
+    yield_to_others()
+    keep_memory()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    import torch
+    from benchmarks.frozen import features
+
+    torch.set_num_threads(1)
+    if options.stage == "features":
+        features.build(options.data, options.cache, say)
+    else:
+        run(options)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

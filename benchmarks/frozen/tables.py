@@ -1,0 +1,204 @@
+"""The tables of ``docs/results-frozen.md``, recomputed from the records between two marker lines.
+
+Cells count when they were run with the setting that a complete search chooses from the records as they are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.frozen.cells import CORE, METHODS, PAIRS, RUNS_A_METHOD, SEEDS, WORLDS, Cell, World, chosen, search
+from benchmarks.pictograms import records
+from benchmarks.pictograms.comparison import Difference, Record, Sets, compared, counted, together, won_and_lost
+from benchmarks.pictograms.markdown import percent, spread, table
+from benchmarks.pictograms.selection import NAMES, zeroshot_mean
+from benchmarks.pictograms.tables import replaced
+
+PAGE = "docs/results-frozen.md"
+BEGIN, END = "<!-- frozen:begin -->", "<!-- frozen:end -->"
+COMPARED = (
+    ("cloob", "clip"),
+    ("infoloob", "clip"),
+    ("cloob-warm", "clip"),
+    ("infonce-hopfield", "clip"),
+    ("cloob", "infoloob"),
+)
+TARGET = 0.8
+"""The share of the cells above chance in which CLOOB is to be ahead."""
+WRONG = 0.4
+"""From this share of wrong captions on."""
+_KINDS = {"swap": "swapped", "name": "file names", "cut": "cut"}
+Runs = dict[tuple[str, World], dict[int, Record]]
+"""(method, world) -> seed -> record."""
+Differences = dict[World, dict[str, Difference]]
+"""World -> test set -> the difference of two methods."""
+
+
+def write(results: Path, root: Path) -> None:
+    """Puts the tables between the page's markers."""
+    page = root / PAGE
+    page.write_text(replaced(page.read_text(encoding="utf-8"), render(results), BEGIN, END), encoding="utf-8")
+
+
+def render(results: Path) -> str:
+    """All tables as Markdown."""
+    searched, sets = records.read("search", results), records.labels_by_set(results)
+    scores = {name: record["score"] for name, record in searched.items()}
+    runs = select(records.read("cells", results), scores)
+    parts = [progress(runs, scores)]
+    if runs:
+        found = {pair: differences(runs, sets, *pair) for pair in COMPARED}
+        parts += [
+            verdict(runs, found["cloob", "clip"]),
+            accuracy(runs),
+            *(effect(*pair, found[pair]) for pair in found),
+        ]
+        parts += [by_set(runs, "cloob", "clip", found["cloob", "clip"]), recalls(runs), settings(scores)]
+    if searched:
+        parts.append(tried(searched, scores))
+    return "\n\n".join(part for part in parts if part)
+
+
+def select(cells: Mapping[str, Record], scores: Mapping[str, float]) -> Runs:
+    """The runs with the chosen settings."""
+    best = {(method, world): chosen(method, world, scores) for world in WORLDS for method in METHODS}
+    runs: Runs = defaultdict(dict)
+    for record in cells.values():
+        cell = Cell.from_config(record["config"])
+        own = best.get((cell.method, cell.world))
+        if own is not None and (own.setting, own.epochs) == (cell.setting, cell.epochs):
+            runs[cell.method, cell.world][cell.seed] = record
+    return dict(runs)
+
+
+def name_of(world: World) -> str:
+    """A world in words."""
+    wrong = f"{percent(world.share, 0)} % {_KINDS[world.kind]}" if world.share else "clean"
+    return f"{world.head}, {wrong}" + ("" if world.pairs == PAIRS else f", {world.pairs:,} pairs")
+
+
+def progress(runs: Runs, scores: Mapping[str, float]) -> str:
+    """How much of the study the tables rest on."""
+
+    def state(worlds: Sequence[World]) -> str:
+        whole = len(worlds) * len(METHODS)
+        n = sum(
+            cell.id in scores for world in worlds for method in METHODS for _, cell in search(method, world, scores)
+        )
+        cells = sum(len(runs.get((method, world), {})) for world in worlds for method in METHODS)
+        return f"{n} of {whole * RUNS_A_METHOD} runs of the search and {cells} of {whole * len(SEEDS)} cells"
+
+    return f"State: {state(CORE)} of the claim's worlds; {state(WORLDS)} of all."
+
+
+def differences(runs: Runs, sets: Sets, method: str, baseline: str) -> Differences:
+    """A method − another on each set of each world, where they have a seed in common."""
+    found = {w: compared(runs.get((method, w), {}), runs.get((baseline, w), {}), sets) for w in WORLDS}
+    return {world: of_sets for world, of_sets in found.items() if of_sets}
+
+
+def verdict(runs: Runs, differences: Differences) -> str:
+    """What became of the claim, which was declared before the first run."""
+    lines = []
+    for title, worlds, share in (
+        (f"at least {percent(WRONG, 0)} % swapped captions", [w for w in CORE if w.share >= WRONG], TARGET),
+        ("clean captions", [w for w in CORE if not w.share], 0.0),
+    ):
+        found = {world: differences[world] for world in worlds if world in differences}
+        told = [d.mean for of_sets in found.values() for d in of_sets.values() if d.told]
+        means = {world: together(of_sets.values()) for world, of_sets in found.items()}
+        clear = [w for w, m in means.items() if m is not None and m.over_seeds[0] > 0 and m.over_classes[0] > 0]
+        full = all(len(runs.get((m, w), {})) == len(SEEDS) for m in ("clip", "cloob") for w in worlds)
+        met = bool(told) and won_and_lost(told)[0] >= share * len(told) and len(clear) == len(worlds)
+        answer = ("met" if met else "not met") + ("" if full else " by the cells so far")
+        lines.append(
+            f"- {title}: **{answer}**. CLOOB is ahead of CLIP in {counted(told)} cells above chance; both intervals of "
+            f"the mean are above zero for {'; '.join(map(name_of, clear)) or 'no heads'}."
+        )
+    return "### The claim\n\n" + "\n".join(lines)
+
+
+def accuracy(runs: Runs) -> str:
+    """Mean zero-shot top-1 of each method in each world."""
+    lines = []
+    for world in WORLDS:
+        found = [list(runs.get((method, world), {}).values()) for method in METHODS]
+        if any(found):
+            lines.append([name_of(world), *(spread([zeroshot_mean(r) for r in of]) for of in found)])
+    return "### Mean zero-shot top-1 over the eight sets, %\n\n" + table(
+        ["captions", *(NAMES[method] for method in METHODS)], lines
+    )
+
+
+def effect(method: str, baseline: str, differences: Differences) -> str:
+    """The mean difference of two methods in each world."""
+    lines = []
+    for world, of_sets in differences.items():
+        told = [d for d in of_sets.values() if d.told]
+        if mean := together(told):
+            ahead = f"{won_and_lost([d.mean for d in told])[0]} of {len(told)}"
+            lines.append([name_of(world), *mean.shown(), ahead, str(len(mean.seeds))])
+    head = ["captions", "points", "95 %, over seeds", "95 %, over classes", "ahead in sets above chance", "seeds"]
+    title = f"### {NAMES[method]} − {NAMES[baseline]}: mean of the sets above chance"
+    return f"{title}\n\n{table(head, lines)}" if lines else ""
+
+
+def by_set(runs: Runs, method: str, baseline: str, differences: Differences) -> str:
+    """The difference on each set."""
+    lines = []
+    for world, of_sets in differences.items():
+        for name, difference in of_sets.items():
+            accuracies = [
+                spread([r["zeroshot"][name]["acc1"] for r in runs[m, world].values()]) for m in (baseline, method)
+            ]
+            told = "yes" if difference.told else "no"
+            lines.append([name_of(world), name, *accuracies, *difference.shown(), told])
+    head = ["captions", "set", NAMES[baseline], NAMES[method], "difference, points"]
+    head += ["95 %, over seeds", "95 %, over classes", "above chance"]
+    return f"### {NAMES[method]} against {NAMES[baseline]} by set\n\n{table(head, lines)}" if lines else ""
+
+
+def recalls(runs: Runs) -> str:
+    """Mean recall on pairs held out and on pairs trained on, and what the embeddings look like."""
+    lines = []
+    for world in WORLDS:
+        for method in METHODS:
+            found = list(runs.get((method, world), {}).values())
+            if found:
+                row = [spread([r[key] for r in found]) for key in ("train_recall", "score")]
+                row += [spread([r[key]["mean_recall"] for r in found]) for key in ("val", "tuxpaint-captions")]
+                for key in ("effective_eigenvalues_image", "effective_eigenvalues_text"):
+                    row.append(f"{sum(r['val'][key] for r in found) / len(found):.0f}")
+                lines.append([name_of(world), NAMES[method], *row])
+    head = ["captions", "method", "training pairs", "held-out pairs, as wrong", "held-out pairs, clean"]
+    head += ["tuxpaint-captions", "effective eigenvalues of images", "of texts"]
+    return "### Mean recall@{1, 5, 10} both ways, %\n\n" + table(head, lines)
+
+
+def settings(scores: Mapping[str, float]) -> str:
+    """What the cells take."""
+    lines = [
+        [name_of(world), NAMES[method], f"`{best.setting.slug}`", str(best.epochs)]
+        for world in WORLDS
+        for method in METHODS
+        if (best := chosen(method, world, scores))
+    ]
+    note = "`lr` learning rate, `wd` weight decay, `n` batch, `t` τ⁻¹, `b` β."
+    return f"### Settings of the cells\n\n{note}\n\n" + table(["captions", "method", "setting", "epochs"], lines)
+
+
+def tried(searched: Mapping[str, Record], scores: Mapping[str, float]) -> str:
+    """Every run of the search."""
+    lines = []
+    for world in WORLDS:
+        for method in METHODS:
+            best = chosen(method, world, scores)
+            for name, cell in search(method, world, scores):
+                if record := searched.get(cell.id):
+                    mark = " **chosen**" if cell == best else ""
+                    row = [f"`{cell.setting.slug}`", str(cell.epochs), str(record["best_epoch"])]
+                    lines.append([name_of(world), NAMES[method], name, *row, percent(record["score"], 2) + mark])
+    head = ["captions", "method", "round", "setting", "epochs", "best epoch", "held-out mean recall, %"]
+    return "### The search\n\n" + table(head, lines)

@@ -1,0 +1,59 @@
+"""``cloob convert``: other people's weights into a model folder."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloob.commands.arguments import parse
+from cloob.errors import InputError
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Write a model as a model folder: SRC is whatever --init and `cloob eval` take, DEST is made.
+
+    Where the towers are open_clip's, DEST is a `local-dir:` folder of open_clip as well.
+    """
+
+    overwrite: bool = False
+    """Replace DEST where it is a model folder already."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Converts one model; nothing is written to DEST when SRC is refused."""
+    places = [word for word in words if not word.startswith("-")]
+    options = parse(_Options, [word for word in words if word.startswith("-")], "cloob convert", usage="SRC DEST")
+    if len(places) != 2:
+        raise InputError(f"SRC and DEST are wanted, {len(places)} given (cloob convert --help)")
+    source, target = places[0], Path(places[1])
+    _check_target(target, overwrite=options.overwrite)
+    from cloob.models.store import load_model, save_model
+
+    encoder = load_model(source)
+    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        save_model(temporary, encoder, encoder.objective)
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    kind = "cloob alone reads it" if "towers" in encoder.config else f"open_clip reads it as local-dir:{target}"
+    print(f"{target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {kind}")
+    return 0
+
+
+def _check_target(target: Path, *, overwrite: bool) -> None:
+    if not target.exists():
+        return
+    names = ("open_clip_config.json", "towers.json")
+    if not target.is_dir() or (not any((target / name).is_file() for name in names) and any(target.iterdir())):
+        raise InputError(f"{target}: exists and is no model folder; give another place")
+    if not overwrite and any(target.iterdir()):
+        raise InputError(f"{target}: exists; --overwrite replaces it")

@@ -1,0 +1,63 @@
+"""The names of models, and paths to them, without importing what builds them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from pathlib import Path
+
+from cloob.errors import InputError, install, nearest
+
+CONFIGS = Path(__file__).parent / "configs"
+TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
+
+
+def known_models() -> list[str]:
+    """The names of towers: our tiny ones first, then open_clip's, from its files as long as it is not imported.
+
+    Raises:
+        InputError: open_clip is not installed.
+    """
+    module = sys.modules.get("open_clip")
+    if module is not None:  # with what was registered since
+        names: list[str] = module.list_models()
+    else:
+        package = importlib.util.find_spec("open_clip")
+        if package is None or package.origin is None:
+            raise InputError(f"open_clip is not installed; {install('train')} brings it")
+        files = (Path(package.origin).parent / "model_configs").glob("*.json")
+        names = sorted((file.stem for file in files), key=_natural)
+    return [*TINY_MODELS, *(name for name in names if name not in TINY_MODELS)]
+
+
+def check_name(name: str) -> str:
+    """A model's name as open_clip spells it: ``ViT-B/32`` as ``ViT-B-32``.
+
+    Raises:
+        InputError: There is no such model.
+    """
+    spelled = name.replace("/", "-")
+    known = known_models()
+    if spelled not in known:
+        raise InputError(f"unknown model {name!r}; {nearest(spelled, known)}")
+    return spelled
+
+
+def check_path(text: str) -> str:
+    """A path as the system takes it: with the home folder in the place of ``~``.
+
+    Raises:
+        InputError: It is there only with its back-slashes as slashes.
+    """
+    path = str(Path(text).expanduser()) if text.startswith("~") else text
+    slashed = path.replace("\\", "/")
+    if os.sep == "/" and slashed != path and not Path(path).exists() and Path(slashed).exists():
+        raise InputError(f"{text}: no such folder; did you mean {slashed}? (back-slashes separate no folders here)")
+    return path
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """The key of an order in which ViT-B-16 comes before ViT-B-128; open_clip's."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name.lower())]

@@ -1,0 +1,168 @@
+"""Transformer blocks for towers that open_clip does not have: norms before or after, separate query, key and value.
+
+Shapes: n items, L positions, d the width, h heads.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+Gelu = Literal["tanh", "exact"]
+
+
+class Attention(nn.Module):
+    """Attention of every position to all, or to those that a mask allows.
+
+    Args:
+        width: d.
+        heads: h, a divisor of d.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """Attends.
+
+        Args:
+            x: (n, L, d).
+            queries: (n, L) bool: where it is False, a position attends to all positions alike.
+            keys: (n, L) bool: where it is False, nobody attends to the position.
+
+        Returns:
+            (n, L, d).
+        """
+        n, length, width = x.shape
+        query, key, value = (
+            layer(x).view(n, length, self.heads, width // self.heads).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        if queries is not None:
+            query = query * queries[:, None, :, None]  # all logits 0: a uniform softmax
+        mask = None if keys is None else keys[:, None, None, :]
+        rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        joined: Tensor = self.out(rows.transpose(1, 2).reshape(n, length, width))
+        return joined
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward layer, each with its norm and a residual.
+
+    Args:
+        width: d.
+        heads: h.
+        hidden: Width of the feed-forward layer.
+        eps: Of the norms.
+        norm_first: Norm before each part, as in ViT; else after the residual, as in BERT.
+        gelu: Which GELU.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, eps: float, *, norm_first: bool, gelu: Gelu) -> None:
+        super().__init__()
+        self.norm_first, self.gelu = norm_first, gelu
+        self.attention = Attention(width, heads)
+        self.norm_1 = nn.LayerNorm(width, eps)
+        self.expand, self.shrink = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.norm_2 = nn.LayerNorm(width, eps)
+
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """(n, L, d) to (n, L, d); masks as in ``Attention``."""
+        if self.norm_first:
+            x = x + self.attention(self.norm_1(x), queries, keys)
+            return x + self._feed(self.norm_2(x))
+        x = self.norm_1(x + self.attention(x, queries, keys))
+        rows: Tensor = self.norm_2(x + self._feed(x))
+        return rows
+
+    def _feed(self, x: Tensor) -> Tensor:
+        approximate = "tanh" if self.gelu == "tanh" else "none"
+        rows: Tensor = self.shrink(F.gelu(self.expand(x), approximate=approximate))
+        return rows
+
+
+class Blocks(nn.ModuleList):
+    """Blocks one after the other; with ``recompute`` their activations are computed again in the backward pass."""
+
+    recompute = False
+
+    def forward(self, x: Tensor, queries: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+        """(n, L, d) to (n, L, d)."""
+        for block in self:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, queries, keys, use_reentrant=False)
+            else:
+                x = block(x, queries, keys)
+        return x
+
+
+class Patches(nn.Module):
+    """Pixels to a row a patch with a class row in front, positions added.
+
+    Args:
+        image_size: Side of the square picture, pixels.
+        patch_size: Side of a patch, pixels.
+        width: d.
+        bias: Whether the projection of patches has one.
+    """
+
+    def __init__(self, image_size: int, patch_size: int, width: int, *, bias: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, patch_size, patch_size, bias=bias)
+        self.class_embedding = nn.Parameter(torch.zeros(width))
+        self.position_embedding = nn.Parameter(torch.zeros(1 + (image_size // patch_size) ** 2, width))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) normalised pixels to (n, L, d)."""
+        rows = self.conv(images).flatten(2).transpose(1, 2)
+        first = self.class_embedding.expand(len(rows), 1, -1)
+        return torch.cat([first, rows], 1) + self.position_embedding
+
+
+class Towers(nn.Module):
+    """What a ``DualEncoder`` asks of an open_clip module, for two towers of our own.
+
+    Args:
+        visual: Pixels to features; with ``preprocess_cfg``.
+        text: Tokens to features.
+    """
+
+    def __init__(self, visual: nn.Module, text: nn.Module) -> None:
+        super().__init__()
+        self.visual, self.text = visual, text
+        self.logit_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(n, 3, H, W) normalised pixels to (n, D)."""
+        rows: Tensor = self.visual(images)
+        return rows
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """(n, L) tokens to (n, D)."""
+        rows: Tensor = self.text(tokens)
+        return rows
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Switches recomputation of the blocks on or off, as open_clip's towers do."""
+        for module in self.modules():
+            if isinstance(module, Blocks):
+                module.recompute = enable
+
+
+def preprocess(size: int, mean: Any, std: Any, interpolation: str) -> dict[str, Any]:
+    """open_clip's ``preprocess_cfg`` of a tower; ``interpolation`` may be ``"lanczos"`` as well."""
+    return {
+        "size": size,
+        "mode": "RGB",
+        "mean": mean,
+        "std": std,
+        "interpolation": interpolation,
+        "resize_mode": "shortest",
+        "fill_color": 0,
+    }

@@ -1,0 +1,101 @@
+"""Which family a file, a folder or a name belongs to, and its encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.untrusted import read_json
+from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna, towers_folder
+from cloob.models.weights.fetch import fetch_model, show_progress
+from cloob.models.weights.formats.torchfile import is_legacy, read_torch
+
+PORT = ":port"
+"""What stands behind the name of a crowsonkb file that is to compute as that repository's port to torch does."""
+
+
+def is_foreign(source: str) -> bool:
+    """Whether a source of ``load_model`` is a file, a folder that another program wrote, or a public name."""
+    name = source.removesuffix(PORT)
+    path = Path(name)
+    if path.is_file():
+        return True
+    if not path.exists():
+        return name in registry.MODELS or registry.suggestion(name) is not None
+    return path.is_dir() and _folder_config(path) is not None
+
+
+def load_foreign(source: str) -> DualEncoder:
+    """The encoder of a file, folder or name for which ``is_foreign`` holds.
+
+    Raises:
+        InputError: It is of no known family, or damaged, or not to be trusted; or cannot be fetched.
+    """
+    name, port = source.removesuffix(PORT), source.endswith(PORT)
+    path, config = Path(name), None
+    if not path.exists():
+        if (meant := registry.suggestion(name)) is not None:
+            raise InputError(f"{name}: no such public model; {meant}")
+        model = registry.MODELS[name]
+        path, config = fetch_model(name, model, show_progress), model.config
+    try:
+        encoder = _load_folder(path) if path.is_dir() else _load_file(path, config, port=port)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if port and encoder.config.get("towers", {}).get("family") != crowsonkb.FAMILY:
+        raise InputError(f"{path}: {PORT} is for files of crowsonkb/cloob-training alone")
+    return encoder
+
+
+def _folder_config(folder: Path) -> Path | None:
+    """The file that says what another program's folder holds; None for a folder of ours or of open_clip's."""
+    if (folder / towers_folder.TOWERS_FILE).is_file():
+        return folder / towers_folder.TOWERS_FILE
+    if any((folder / name).exists() for name in ("open_clip_config.json", "aligned.json", "checkpoints", "model")):
+        return None
+    config = folder / "config.json"
+    weights = ("model.safetensors", "pytorch_model.bin")
+    names = [name for weight in weights for name in (weight, f"{weight}.index.json")]
+    return config if config.is_file() or any((folder / name).is_file() for name in names) else None
+
+
+def _load_folder(folder: Path) -> DualEncoder:
+    file = _folder_config(folder)
+    assert file is not None, folder
+    config = read_json(file)
+    if file.name == towers_folder.TOWERS_FILE:
+        return towers_folder.load(folder, config)
+    if "auto_map" in config:
+        raise InputError(f"{file}: auto_map asks for code of its own, which is never run")
+    if rinna.matches(config):
+        return rinna.load(folder, config)
+    if hf_clip.matches(config):
+        return hf_clip.load(folder, config)
+    kind = str(config.get("model_type", "nothing"))[:40]
+    raise InputError(f"{file}: model_type is {kind!r}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted")
+
+
+def _load_file(path: Path, config: dict[str, Any] | None, *, port: bool) -> DualEncoder:
+    if path.suffix in (".safetensors", ".json", ".npz", ".npy"):
+        raise InputError(f"{path}: {_beside(path)}")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start != b"PK\x03\x04" and not is_legacy(path):
+        if crowsonkb.matches(path):
+            gelu: Any = "exact" if port else "tanh"
+            return crowsonkb.load(path, config, gelu)
+        raise InputError(f"{path}: neither a file of torch's nor a pickle of arrays, so not weights that are known")
+    content = read_torch(path)
+    if mljku.matches(content):
+        return mljku.load(content)
+    if openai.matches(content):
+        return openai.load(content)
+    raise InputError(f"{path}: a torch file, but neither ml-jku's (state_dict) nor OpenAI's (text_projection)")
+
+
+def _beside(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        return "weights alone; give the folder that they lie in with their configuration"
+    return "not a file of weights; .pt, .pkl or a folder is wanted"

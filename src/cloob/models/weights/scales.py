@@ -1,0 +1,41 @@
+"""τ⁻¹ and β of other people's models, as the settings of our objective."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cloob.errors import InputError
+from cloob.objective import ContrastiveObjective
+
+_MOST = 1e4
+
+
+def scale_of(path: Path, name: str, logarithm: Tensor) -> float:
+    """Exp of a stored logarithm.
+
+    Raises:
+        InputError: It is no scale that a model was trained with.
+    """
+    value = float(logarithm.detach().double())
+    scale = math.exp(value) if abs(value) < 700 else math.inf
+    if not 1 / _MOST < scale < _MOST:
+        raise InputError(f"{path}: {name} is {value:g}, which is no logarithm of a scale")
+    return scale
+
+
+def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str, Any]:
+    """Settings of a model that was trained with CLOOB; without β where nothing says it."""
+    known = {} if beta is None else {"beta": beta}
+    settings = ContrastiveObjective.cloob(inv_tau=inv_tau, scale=scale, **known).config()
+    if beta is None:
+        del settings["beta"]
+    return settings
+
+
+def clip_objective(inv_tau: float) -> dict[str, Any]:
+    """Settings of a model that was trained with CLIP's objective."""
+    return ContrastiveObjective.clip(inv_tau=min(inv_tau, 100.0)).config()

@@ -1,0 +1,76 @@
+"""A model folder for towers that open_clip does not have: ``towers.json`` and ``model.safetensors``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cloob.errors import InputError, require
+from cloob.models.encoder import DualEncoder
+from cloob.models.untrusted import read_json
+from cloob.models.weights import crowsonkb, rinna
+from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.formats.safe_tensors import read_safetensors
+from cloob.models.weights.keymap import fill, same_names
+from cloob.models.weights.tokens import RinnaTokenizer
+
+TOWERS_FILE = "towers.json"
+_WEIGHTS = "model.safetensors"
+_OBJECTIVE = "objective.json"
+_FORMAT = 1
+
+
+def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """The files of a model folder by their names, but for ``objective.json``; ``save_model`` writes them.
+
+    Args:
+        encoder: With towers of ``crowsonkb`` or ``rinna``.
+        weights: The towers' ``state_dict``, on the CPU.
+    """
+    content = {"format": _FORMAT, "name": encoder.name, **encoder.config["towers"]}
+    files = {
+        TOWERS_FILE: json.dumps(content, indent=2, allow_nan=False).encode(),
+        _WEIGHTS: require("safetensors.torch", "train").save(dict(weights), metadata={"format": "pt"}),
+    }
+    if isinstance(encoder.tokenizer, RinnaTokenizer):
+        files[RinnaTokenizer.FILE] = encoder.tokenizer.content
+    return files
+
+
+def load(folder: Path, content: dict[str, Any]) -> DualEncoder:
+    """The encoder of such a folder.
+
+    Args:
+        folder: The model folder.
+        content: What its ``towers.json`` says.
+
+    Raises:
+        InputError: A file is missing, damaged or does not fit the others.
+    """
+    where = folder / TOWERS_FILE
+    fields = Fields(where, content)
+    fields.whole("format", least=_FORMAT, most=_FORMAT)
+    family = fields.one_of("family", (crowsonkb.FAMILY, rinna.FAMILY))
+    config = dict(fields.inside("config").values)
+    name = str(content.get("name", folder.name))
+    weights = folder / _WEIGHTS
+    if not weights.is_file():
+        raise InputError(f"{folder}: no {_WEIGHTS} beside {TOWERS_FILE}")
+    tensors = read_safetensors(weights)
+    if family == crowsonkb.FAMILY:
+        gelu: Any = fields.one_of("gelu", ("tanh", "exact"))
+        towers = crowsonkb.build(where, config, gelu, len(tensors))
+    else:
+        towers = rinna.build(where, config, len(tensors))
+    fill(towers, weights, tensors, same_names(towers))
+    if family == crowsonkb.FAMILY:
+        encoder = crowsonkb.encoder(name, where, towers, config, gelu)
+    else:
+        encoder = rinna.encoder(name, folder, where, towers, config)
+    if (folder / _OBJECTIVE).is_file():
+        encoder.objective = read_json(folder / _OBJECTIVE)
+    return encoder

@@ -1,0 +1,297 @@
+"""From the bytes of an image file to upright RGB pixels: the one decoder of training, evaluation and ``encode_image``.
+
+What the pixels are, whatever the file holds:
+
+- Turned as the EXIF orientation says (1 to 8), as browsers and phones show the picture.
+- Transparency is composited on white.
+- Grey of 16 bits keeps its high byte. Grey of 32 bits or floating point says not what white is: the narrowest of the
+  ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
+- Of an animation the first frame. A CMYK JPEG holds its inks inverted, as Adobe writes them and browsers take them.
+- Colour profiles (ICC) are not applied: open_clip's models were trained on pixels without.
+- A JPEG above ``WHOLE_PIXELS`` is decoded at a half or a quarter of its width and height.
+
+Needs Pillow and NumPy (the extra ``train``).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from cloob.errors import InputError, require
+
+MAX_PIXELS = 178_956_970
+"""An image with more pixels is refused by its header: Pillow's own bound. At 4 bytes a pixel it takes 0.7 GB."""
+
+MAX_IMAGE_BYTES = 256 * 1024 * 1024
+"""An image file of more bytes is refused before it is read."""
+
+WHOLE_PIXELS = 32_000_000
+"""A JPEG with more pixels is decoded smaller, which bounds what its pixels take to 128 MB (Pillow: 4 bytes each)."""
+
+Fault = Literal["corrupt image", "image too large", "no decoder"]
+
+# Asking Pillow for the one format that the first bytes announce spares it the attempts at all others (a fifth of the
+# time of a small image). Anything else is tried as one of these: a format that Pillow hands to another program (EPS) is
+# not among them.
+_FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
+_OTHERS = (
+    *("GIF", "BMP", "TIFF", "PPM", "JPEG2000", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG"),
+    "TGA",  # last: it has no magic
+)
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LARGEST_REDUCTION = 8  # what a JPEG decoder can do
+
+
+class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the program
+    """An image file that cannot be decoded.
+
+    Attributes:
+        reason: One of ``Fault``.
+        detail: What was found.
+    """
+
+    def __init__(self, reason: Fault, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason: Fault = reason
+        self.detail = detail
+
+
+class Encoded:
+    """An image file of which the header has been read, and nothing decoded yet (of a PNG with EXIF, all).
+
+    Attributes:
+        stored: Width and height as the decoder gives them, pixels; of a JPEG above ``WHOLE_PIXELS`` those it is decoded
+            at.
+        orientation: EXIF's, 1 to 8: how the stored picture is turned to be upright.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        """Reads the header.
+
+        Args:
+            data: The bytes of a file: JPEG, PNG, WebP, GIF, AVIF, HEIC, TIFF, BMP, and what else ``_OTHERS`` names.
+
+        Raises:
+            Unreadable: ``"corrupt image"``, ``"image too large"`` above ``MAX_PIXELS``, or ``"no decoder"`` for a
+                format that needs another package.
+        """
+        self._bytes = len(data)
+        with warnings.catch_warnings():
+            # Pillow warns of odd metadata, of palettes and, below our own limit, of large images: nothing to act on.
+            warnings.simplefilter("ignore")
+            try:
+                self._image: Image.Image = Image.open(io.BytesIO(data), formats=_formats(data))
+                _check_pixels(self._image)
+                if self._image.format == "PNG" and b"eXIf" in data:
+                    self._image.load()  # that chunk may come last
+                # Pillow turns a TIFF itself while it loads it.
+                self.orientation = 1 if self._image.format == "TIFF" else _orientation(self._image)
+            except Unreadable:
+                raise
+            except Exception as error:  # the decoders raise nearly anything on damaged bytes
+                raise self._bad(error) from None
+        self._whole = self._image.size
+        self._reducible = self._image.format in ("JPEG", "MPO")
+        self._least = _least_reduction(*self._whole) if self._reducible else 1
+        self.stored: tuple[int, int] = _reduced(self._whole, self._least)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the upright picture, pixels."""
+        width, height = self.stored
+        return (height, width) if self.orientation >= 5 else (width, height)
+
+    def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
+        """Decodes the image; once.
+
+        Args:
+            reduction: A JPEG may come out smaller by this factor, 1, 2, 4 or 8: width and height divided by it and
+                rounded up. That costs less, as the decoder then computes fewer pixels from the same coefficients, each
+                about the mean of those it stands for. Other formats always come out whole, and a JPEG never at less
+                than an eighth of what its file holds.
+            upright: Turn it; else it lies as it is stored.
+
+        Returns:
+            A loaded image of mode RGB without metadata.
+
+        Raises:
+            Unreadable: ``"corrupt image"``.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                factor = min(_LARGEST_REDUCTION, self._least * reduction)
+                if factor > 1 and self._reducible:
+                    width, height = self._whole
+                    # Pillow takes the largest factor that leaves at least this much, which is `factor` itself.
+                    self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
+                self._image.load()
+                image = _rgb(self._image)
+                image.info.clear()
+            except Exception as error:
+                raise self._bad(error) from None
+        return _turned(image, self.orientation) if upright else image
+
+    def _bad(self, error: Exception) -> Unreadable:
+        if isinstance(error, Image.DecompressionBombError):
+            return Unreadable("image too large", str(error))
+        # Pillow's message for an unknown format holds the address of our buffer, which would differ per run.
+        said = "not an image file" if "cannot identify" in str(error) else f"{type(error).__name__}: {error}"
+        return Unreadable("corrupt image", f"{self._bytes:,} bytes, {said}")
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decodes an image file to upright RGB; errors as ``Encoded`` and ``Encoded.rgb``."""
+    return Encoded(data).rgb()
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """What ``decode`` gives for the file of an opened image; the image itself stays as it is.
+
+    Raises:
+        Unreadable: As ``Encoded``.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            _check_pixels(image)
+            image.load()  # before the orientation is asked for: a TIFF is turned while it is loaded
+            orientation = _orientation(image)
+            return _turned(_rgb(image), orientation)
+        except Unreadable:
+            raise
+        except Exception as error:
+            raise Unreadable("corrupt image", f"{type(error).__name__}: {error}") from None
+
+
+def read_file(path: Path | str) -> bytes:
+    """Reads an image file whole.
+
+    Raises:
+        OSError, ValueError: There is no such file, or it cannot be read (ValueError: a NUL in the path).
+        Unreadable: It is above ``MAX_IMAGE_BYTES``.
+    """
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path.open costs more, and this runs per sample
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_IMAGE_BYTES:
+            raise Unreadable("image too large", f"{size:,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
+        return file.read()
+
+
+def axes(orientation: int) -> tuple[bool, bool, bool]:
+    """How a stored picture becomes upright: whether rows and columns change places, then whether each is reversed.
+
+    Args:
+        orientation: EXIF's, 1 to 8.
+
+    Returns:
+        ``(swap, reverse_rows, reverse_columns)``, to be done in this order.
+    """
+    return orientation >= 5, orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+
+
+def _formats(data: bytes) -> tuple[str, ...]:
+    """The formats that the first bytes leave possible."""
+    if data[4:8] == b"ftyp":
+        box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
+        brands = {box[i : i + 4] for i in range(0, len(box), 4)}
+        if brands & {b"avif", b"avis"}:
+            Image.init()
+            if "AVIF" not in Image.OPEN:
+                raise Unreadable("no decoder", "AVIF; Pillow 11.3 or later reads it")
+            return ("AVIF",)
+        if brands & _HEIF_BRANDS:
+            _register_heif()
+            return ("HEIF",)
+    return next((formats for magic, formats in _FORMATS if data.startswith(magic)), _OTHERS)
+
+
+def _register_heif() -> None:
+    if "HEIF" not in Image.OPEN:
+        try:
+            require("pillow_heif", "heif").register_heif_opener()
+        except InputError as error:
+            raise Unreadable("no decoder", f"HEIC; {error}") from None
+
+
+def _check_pixels(image: Image.Image) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1 where there is none, where it is not one of eight, and where EXIF itself is damaged.
+
+    Not ``getexif()``, which in later Pillows also looks into XMP; browsers do not.
+    """
+    if "exif" not in image.info:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(image.info["exif"])
+        orientation = exif.get(_ORIENTATION, 1)
+    except Exception:  # whatever stands there, the pixels are not concerned
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def _least_reduction(width: int, height: int) -> int:
+    """The smallest of 1, 2, 4, 8 at which a JPEG has at most ``WHOLE_PIXELS``."""
+    reduction = 1
+    while reduction < _LARGEST_REDUCTION and width * height > WHOLE_PIXELS * reduction**2:
+        reduction *= 2
+    return reduction
+
+
+def _reduced(size: tuple[int, int], factor: int) -> tuple[int, int]:
+    return -(-size[0] // factor), -(-size[1] // factor)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    if orientation not in _TURNS:
+        return image
+    turned = image.transpose(_TURNS[orientation])
+    turned.info.clear()  # it would still ask to be turned
+    return turned
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A loaded image as RGB: grey scaled to 8 bits, transparency on white."""
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_grey(np.asarray(image)))
+    if image.has_transparency_data:
+        layer = image if image.mode == "RGBA" else image.convert("RGBA")  # a conversion to itself would be a copy
+        paper = Image.new("RGB", image.size, "white")
+        paper.paste(layer, mask=layer)
+        return paper
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    """Grey of 16 or 32 bits or floating point as 8 bits."""
+    if values.dtype.itemsize == 2:
+        return (values >> 8).astype(np.uint8)  # as Pillow reads colours of 16 bits
+    brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
+    ranges = (1.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)[values.dtype.kind != "f" :]
+    white = next((white for white in ranges if brightest <= white), brightest)
+    scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

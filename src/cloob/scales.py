@@ -1,0 +1,109 @@
+"""Positive scalars of a module: a fixed one is a buffer, a learnable one a parameter that holds its logarithm."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from cloob.functional.checks import check_positive
+
+
+class FixedScaleWarning(UserWarning):
+    """A state that was loaded holds another fixed scale than the module was built with."""
+
+
+class ScaledModule(nn.Module):
+    """Base of a module with positive scalars.
+
+    A fixed scalar is in the state as ``fixed_NAME`` (0-d, float64 whatever the module is cast to), a learnable one as
+    ``log_NAME``. The number of a fixed one is kept beside its buffer, so that reading it never waits for a device; it
+    follows ``load_state_dict``, and a buffer written to by other means does not change it.
+    """
+
+    _version = 2  # states of version 1 hold no fixed scales
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._fixed: dict[str, float] = {}
+
+    def add_scale(self, name: str, value: float, *, learnable: bool) -> None:
+        """Adds a scalar.
+
+        Args:
+            name: Of the scalar.
+            value: Its value, or what it starts from.
+            learnable: Whether it is a parameter.
+
+        Raises:
+            ValueError: Not positive and finite.
+        """
+        number = float(value)
+        check_positive(name, number, torch.float64)
+        if learnable:
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(math.log(number))))
+        else:
+            self._fixed[name] = number
+            self.register_buffer(f"fixed_{name}", torch.tensor(number, dtype=torch.float64))
+
+    def learns(self, name: str) -> bool:
+        """Whether the scalar is a parameter."""
+        return name not in self._fixed
+
+    def scale_value(self, name: str) -> float | Tensor:
+        """A fixed scalar as a number, a learnable one as a 0-d tensor with its graph."""
+        if name in self._fixed:
+            return self._fixed[name]
+        logarithm: Tensor = getattr(self, f"log_{name}")
+        return logarithm.exp()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves the fixed scalars with the module, but casts them only where float64 does not exist (MPS)."""
+        for name in self._fixed:
+            key = f"fixed_{name}"
+            self._buffers[key] = torch.empty((), device=self.get_buffer(key).device)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, number in self._fixed.items():
+            key = f"fixed_{name}"
+            device = self.get_buffer(key).device
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self._buffers[key] = torch.full((), number, dtype=dtype, device=device)
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """Takes the fixed scalars of the state and tells where they are others; a state of version 1 has none."""
+        for name, number in self._fixed.items():
+            key = f"{prefix}fixed_{name}"
+            if key not in state_dict:
+                if (local_metadata.get("version") or 1) < 2:
+                    state_dict[key] = torch.tensor(number, dtype=torch.float64)
+                continue
+            loaded = float(state_dict[key])
+            try:
+                check_positive(key, loaded, torch.float64)
+            except ValueError as error:
+                error_msgs.append(str(error))
+                continue
+            if not math.isclose(loaded, number, rel_tol=1e-6):  # a state from MPS is in float32
+                warnings.warn(
+                    f"{name} was {number:g} and is {loaded:g} now, as in the state that was loaded",
+                    FixedScaleWarning,
+                    stacklevel=2,
+                )
+            self._fixed[name] = loaded
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -1,1 +1,0 @@
-"""Importers of published CLOOB and CLIP weights, one file a family."""

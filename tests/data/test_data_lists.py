@@ -1,0 +1,351 @@
+"""What a list of shards may say, and what a server may do: nothing that it names is run, and nothing hangs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cloob import cache as cache_files
+from cloob.cli import main
+from cloob.data import opener, sizes
+from cloob.data.opener import fetch
+from cloob.data.sources import open_source
+from cloob.data.spool import ShardCache
+from cloob.errors import InputError
+
+SIZES = {"00000.tar": 5, "00001.tar": 4, "00002.tar": 3}
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="commands of a POSIX shell")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opener, "_PAUSES", (0.0, 0.0))
+
+
+class Web:
+    """Answers by path: what ``pages`` holds, or what the function there writes itself."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, object] = {}
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                web.asked.append((self.path, dict(self.headers)))
+                page = web.pages.get(self.path)
+                if callable(page):
+                    page(self)
+                    return
+                self.send_response(404 if page is None else 200)
+                content = page if isinstance(page, bytes) else b""
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        class Patient(ThreadingHTTPServer):
+            daemon_threads = True
+
+            def handle_error(self, *_: object) -> None:
+                pass
+
+        self.server = Patient(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    web = Web()
+    thread = threading.Thread(target=web.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield web
+    web.server.shutdown()
+    thread.join()
+    web.server.server_close()
+
+
+def cloob(*words: str, cwd: Path) -> tuple[int, str]:
+    """The exit code of the command, and what it said on stderr."""
+    done = subprocess.run([sys.executable, "-m", "cloob.cli", *words], cwd=cwd, capture_output=True, text=True)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("place", ["local", "fetched"])
+def test_a_list_runs_no_command(
+    place: str,
+    shards: Path,
+    tmp_path: Path,
+    web: Web,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    marker = tmp_path / "executed"
+    content = json.dumps({f"pipe:touch {marker}; cat x.tar": 5}).encode()
+    (shards / "sizes.json").write_bytes(content)
+    web.pages["/sizes.json"] = content
+    spec = str(shards / "sizes.json") if place == "local" else f"{web.url}/sizes.json"
+    words = ("train", "--data", spec) if place == "local" else ("eval", "x", "--retrieval", spec)
+    tries = [cloob(*words, cwd=tmp_path)]  # as a user runs it; the other commands in this process
+    for words in (
+        ("train", "demo-cloob", "--data", "demo", spec, "--out", "new"),
+        ("train", "demo-cloob", "--val-data", spec, "--out", "new"),
+        ("eval", "x", "--retrieval", spec),
+        ("analyze", "x", "--pairs", spec),
+    ):
+        tries.append((main(words), capsys.readouterr().err))  # noqa: PERF401
+    for code, said in tries:
+        assert code == 2 and said.count("\n") == 1, said
+        assert f"{spec}: names 'pipe:touch" in said and "beside" in said
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../x.tar", "/etc/x.tar", "a/b.tar", "..", "-rf", "~/x.tar", "x.tar;id", "$(id).tar", "x\n.tar", " pipe:id",
+        "PIPE:id",
+        "file:///etc/passwd", "http://127.0.0.1:1/x.tar", "http://127.0.0.1@evil/x.tar", "s3://b/x.tar", "HTTP://h/x",
+        "simplecache::http://h/x.tar", "", "x.tar\0", "{a,b}.tar", "*.tar",
+    ],
+)  # fmt: skip
+def test_what_a_list_may_not_name(name: str, shards: Path, cache: ShardCache, web: Web) -> None:
+    content = json.dumps({"00000.tar": 5, name: 2})
+    (shards / "sizes.json").write_text(content)
+    web.pages["/sizes.json"] = content.encode()
+    for spec in (str(shards / "sizes.json"), f"{web.url}/sizes.json", f"pipe:cat {shards}/sizes.json"):
+        with pytest.raises(InputError, match="may only name files beside itself") as caught:
+            open_source(spec, cache=cache)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache(tmp_path / "cache")
+
+
+def test_a_list_may_name_addresses_of_its_own_host(shards: Path, cache: ShardCache, web: Web) -> None:
+    for name in SIZES:
+        web.pages[f"/other/{name}"] = (shards / name).read_bytes()
+    web.pages["/sizes.json"] = json.dumps({f"{web.url}/other/{name}": count for name, count in SIZES.items()}).encode()
+    assert open_source(f"{web.url}/sizes.json", cache=cache).read(11).caption == "pair 11"
+    for outside in (f"{web.url}@127.0.0.2/x.tar", f"{web.url}/../x.tar", f"{web.url}/a b.tar", f"{web.url}\\@h/x.tar"):
+        web.pages["/sizes.json"] = json.dumps({outside: 5}).encode()
+        with pytest.raises(InputError, match=f"or addresses below {web.url}/"):
+            open_source(f"{web.url}/sizes.json", cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'{"a.tar": -1}', "has -1, no number of samples"),
+        (b'{"a.tar": 1000000000000000000}', "no number of samples from 0 to 10,000,000"),
+        (b'{"a.tar": 1' + b"0" * 5000 + b"}", "is not JSON"),
+        (b'{"a.tar": 5.0}', r"has 5\.0"),
+        (b'{"a.tar": NaN}', "has nan"),
+        (b'{"a.tar": true}', "has True"),
+        (b'{"a.tar": 1, "a.tar": 2}', "names 'a.tar' twice"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"\xff\xfe{}", "is not JSON"),
+        (json.dumps({f"{i}.tar": 10**7 for i in range(1001)}).encode(), "10,010,000,000 samples together"),
+        (b'{"a.tar": "' + b"x" * 20_000 + b'"}', "no number of samples"),
+    ],
+)
+def test_absurd_counts(content: bytes, told: str, tmp_path: Path, cache: ShardCache, web: Web) -> None:
+    (tmp_path / "sizes.json").write_bytes(content)
+    web.pages["/sizes.json"] = content
+    for spec in (str(tmp_path / "sizes.json"), f"{web.url}/sizes.json"):
+        with pytest.raises(InputError, match=told) as caught:
+            open_source(spec, cache=cache)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_list_without_end(web: Web, cache: ShardCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sizes, "MAX_LIST_BYTES", 1000)
+    web.pages["/sizes.json"] = b" " * 1001
+    for spec in (f"{web.url}/sizes.json", "pipe:yes # sizes.json"):
+        with pytest.raises(InputError, match="more than 1,000 bytes"):
+            open_source(spec, cache=cache)
+
+
+def test_coco_annotations_are_named(tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(200)]
+    annotations = [{"image_id": i, "caption": "a caption"} for i in range(200)]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    for command in (("train", "--data"), ("eval", "x", "--retrieval")):
+        code, said = cloob(*command, "coco.json", cwd=tmp_path)
+        assert code == 2 and said.count("\n") == 1 and len(said) < 300
+        assert "COCO" in said and ".jsonl" in said
+
+
+def redirect(to: str) -> object:
+    def answer(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(302)
+        request.send_header("Location", to)
+        request.send_header("Content-Length", "0")
+        request.end_headers()
+
+    return answer
+
+
+def test_redirects(web: Web, tmp_path: Path) -> None:
+    web.pages["/there"] = b"here"
+    web.pages["/moved"] = redirect("/there")
+    fetch(f"{web.url}/moved", tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == b"here"
+    for to in ("file:///etc/passwd", "ftp://127.0.0.1/x", "pipe:id"):
+        web.pages["/away"] = redirect(to)
+        with pytest.raises(InputError, match=rf"leads from http: to {to.partition(':')[0]}: .*refused"):
+            fetch(f"{web.url}/away", tmp_path / "got")
+        assert (tmp_path / "got").read_bytes() == b""
+
+
+def test_credentials_stay_with_their_host(web: Web, tmp_path: Path) -> None:
+    other = Web()
+    thread = threading.Thread(target=other.server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        other.pages["/there"] = b"here"
+        web.pages["/moved"] = redirect(f"{other.url}/there")
+        fetch(f"{web.url.replace('//', '//me:secret@')}/moved", tmp_path / "got")
+    finally:
+        other.server.shutdown()
+        thread.join()
+        other.server.server_close()
+    assert "Authorization" in web.asked[0][1] and "Authorization" not in other.asked[0][1]
+
+
+def test_a_body_that_ends_early(web: Web, tmp_path: Path) -> None:
+    def cut(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", "1000")
+        request.end_headers()
+        request.wfile.write(b"x" * 10)
+        request.close_connection = True
+
+    web.pages["/cut"] = cut
+    with pytest.raises(InputError, match=r"\(3 attempts\)"):
+        fetch(f"{web.url}/cut", tmp_path / "got")
+    web.pages["/once"] = lambda request: (web.pages.update({"/once": b"whole"}), cut(request))
+    fetch(f"{web.url}/once", tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == b"whole"
+
+
+def test_what_stands_still_is_given_up(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that says nothing, one that drips, and commands that hang, with children of their own."""
+    monkeypatch.setattr(opener, "_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(opener, "_STALL_SECONDS", 0.3)
+    ended = threading.Event()
+
+    def drip(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.end_headers()
+        with contextlib.suppress(OSError):
+            while not ended.wait(0.05):
+                request.wfile.write(b"x")
+
+    web.pages["/silent"] = lambda request: ended.wait(60)
+    web.pages["/drip"] = drip
+    try:
+        with pytest.raises(InputError, match=r"nothing came for 0\.2 s \(3 attempts\)"):
+            fetch(f"{web.url}/silent", tmp_path / "got")
+        with pytest.raises(InputError, match=r"fewer than 65,536 bytes came in 0\.3 s \(3 attempts\)"):
+            fetch(f"{web.url}/drip", tmp_path / "got")
+    finally:
+        ended.set()
+    for command in ("sleep 1000", "sleep 1000 | cat", "exec >&-; sleep 1000"):
+        with pytest.raises(InputError, match=r"fewer than 65,536 bytes came in 0\.3 s \(3 attempts\)"):
+            fetch(f"pipe:echo $$ >> {tmp_path}/pids; {command}", tmp_path / "got")
+    for pid in (tmp_path / "pids").read_text().split():
+        deadline = time.monotonic() + 10
+        while Path(f"/proc/{pid}").exists():
+            assert time.monotonic() < deadline
+
+
+_HOLDER = """
+import sys, time
+from pathlib import Path
+from cloob.data.spool import ShardCache
+
+def make(path):
+    print("making", flush=True)
+    time.sleep(1000)
+
+ShardCache(Path(sys.argv[1])).get("shard", make)
+"""
+
+
+def test_a_holder_that_hangs_is_passed_over(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process is stopped in the middle of a fetch: the shard is fetched here all the same."""
+    monkeypatch.setattr(cache_files, "_PATIENCE_SECONDS", 0.2)
+    assert cache.folder is not None
+    holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(cache.folder)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"making\n"
+        path = cache.get("shard", lambda path: path.write_bytes(b"content") and None)
+        assert path.read_bytes() == b"content"
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert "its holder has done nothing" in caplog.text
+
+
+def test_a_holder_that_gets_on_is_waited_for(cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_files, "_PATIENCE_SECONDS", 0.2)
+    begun, made = threading.Event(), []
+
+    def slowly(path: Path) -> None:
+        for count in range(1, 12):
+            path.write_bytes(b"x" * count)
+            begun.set()
+            threading.Event().wait(0.05)
+        made.append(path)
+
+    first = threading.Thread(target=cache.get, args=("shard", slowly))
+    first.start()
+    assert begun.wait(20)
+    cache.get("shard", lambda path: pytest.fail("fetched twice"))
+    first.join()
+    assert len(made) == 1
+
+
+def test_a_cache_that_others_can_write_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = cache_files.private_folder()
+    assert folder.parent == tmp_path and cache_files.private_folder() == folder
+    folder.chmod(0o777)
+    with pytest.raises(InputError, match=r"not yours alone.*CLOOB_CACHE"):
+        cache_files.private_folder()
+
+
+def test_paths_as_people_write_them(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(shards.parent))
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("~/shards/{00000..00002}.tar")) == len(open_source(f"file://{shards}")) == 12
+    for words, told in (
+        (("train", "--data", "demo", "--out=s3://bucket/run"), "--out is an address (s3:…)"),
+        (("train", "--data", "file://data/train.csv"), "names a host, 'data'"),
+        (("train", "--data", "some\\train.csv"), "(folders are parted by '/' here: some/train.csv)"),
+        (("train", "--data=~/absent.csv"), f"{shards.parent}/absent.csv: no such file"),
+        (("eval", "x", "--zeroshot", "https://host/set"), "https://host/set: labelled pictures are read from a folder"),
+        (("eval", "x", "--suite", "paper", "https://host/sets"), "https://host/sets: the sets of a suite are read"),
+        (("eval", "x", "--zeroshot", "demo:noto-emoji", "--cache", "file:///x"), "--cache is an address (file:…)"),
+    ):
+        code, said = main(words), capsys.readouterr().err
+        assert code == 2 and said.count("\n") == 1 and told in said, said

@@ -1,0 +1,337 @@
+"""Folders from strangers: none of their Python runs, no path leaves them, what is no config is one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cloob import cli
+from cloob.errors import InputError, one_line
+from cloob.models.aligned import open_image_encoder, open_text_encoder
+from cloob.models.store import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
+from cloob.models.towers import create_model
+from cloob.models.untrusted import check_folder, read_json
+from cloob.train.resume import read_checkpoint
+
+OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
+AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+
+
+@pytest.fixture(scope="module")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tower") / "model"
+    save_model(folder, create_model("tiny-vit", seed=0), OBJECTIVE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny sentence-transformers folder of the interop tests."""
+    spec = importlib.util.spec_from_file_location("tiny_bert", Path(__file__).parents[1] / "interop" / "tiny_bert.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("bert")
+    module.build(folder)
+    return folder / "model"
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    return tmp_path / "evil was here"
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def plant(folder: Path, marker: Path, name: str) -> Path:
+    """Puts Python that leaves a marker into a folder, and an ``auto_map`` that asks for it into one of its files."""
+    (folder / "evil.py").write_text(
+        f"import pathlib\npathlib.Path({str(marker)!r}).touch()\n"
+        "from transformers import BertConfig as Config, BertModel as Model, BertTokenizerFast as Words\n"
+    )
+    file = folder / name
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps(content | {"auto_map": AUTO_MAP}))
+    return folder
+
+
+@pytest.fixture
+def hostile(tower: Path, bert: Path, tmp_path: Path, marker: Path) -> Path:
+    """A model folder of open_clip whose tokeniser is Python of its own."""
+    folder = shutil.copytree(tower, tmp_path / "hostile")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(bert / name, folder / name)
+    text = {"hf_tokenizer_name": "local", "tokenizer_kwargs": {"trust_remote_code": True}}
+    change(folder / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(text))
+    return plant(folder, marker, "tokenizer_config.json")
+
+
+def refused(load: Callable[[], object], *parts: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load()
+    assert "\n" not in str(caught.value)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+    assert "trust_remote_code=True" not in str(caught.value)
+
+
+def test_a_model_folder_runs_none_of_its_python(
+    hostile: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never_asked(monkeypatch)
+    said = f"{CONFIG_FILE}: trust_remote_code asks for Python code"
+    for source in (hostile, f"local-dir:{hostile}"):
+        refused(lambda source=source: load_model(source), said)
+    for open_it in (open_image_encoder, open_text_encoder):
+        refused(lambda open_it=open_it: open_it(str(hostile)), said)
+    change(hostile / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].pop("tokenizer_kwargs"))
+    refused(lambda: load_model(hostile), "tokenizer_config.json: auto_map asks for Python code")
+    assert not marker.exists()
+
+
+def never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(prompt: str = "") -> str:
+        raise AssertionError("asked whether to run it")
+
+    monkeypatch.setattr("builtins.input", ask)
+
+
+def test_the_weights_are_not_looked_at_before(hostile: Path) -> None:
+    (hostile / WEIGHTS_FILE).write_bytes(b"damaged")
+    refused(lambda: load_model(hostile), "Python code of the model's own")
+
+
+def test_commands_refuse_it_in_one_line(
+    hostile: Path, marker: Path, tmp_path: Path, pairs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["--data", str(pairs), "--batch-size", "2", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "o")]
+    encoders = ["--image-encoder", str(hostile), "--text-encoder", str(hostile)]
+    for words in (
+        ["eval", str(hostile), "--retrieval", str(pairs), "--out", str(tmp_path / "e"), "--workers", "0"],
+        ["train", "--init", str(hostile), *run],
+        ["train", *encoders, *run],
+    ):
+        assert cli.main(words) == 2
+        error = capsys.readouterr().err.strip()
+        assert error.count("\n") == 0 and "asks for Python code of the model's own" in error
+    assert not marker.exists()
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (64, 64), (60 * i, 0, 0)).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"shade {i}")
+    return folder
+
+
+def test_a_checkpoint_is_resumed_from_only_without_code(hostile: Path, tmp_path: Path, marker: Path) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000001"
+    shutil.copytree(hostile, checkpoint / "model")
+    (checkpoint / "trainer.pt").write_bytes(b"not even read")
+    refused(lambda: read_checkpoint(checkpoint), "Python code of the model's own")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_an_encoder_of_align_runs_none_of_its_python(
+    name: str, bert: Path, tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    never_asked(monkeypatch)
+    folder = plant(shutil.copytree(bert, tmp_path / "bert"), marker, name)
+    for spec in (str(folder), f"hf:{folder}"):
+        refused(lambda spec=spec: open_text_encoder(spec), name, "auto_map")
+    plant(folder, marker, "config.json")
+    refused(lambda: open_image_encoder(f"timm:local-dir:{folder}"), "auto_map")
+    assert not marker.exists()
+
+
+def cached(folder: Path, hub: Path, owner: str, name: str) -> None:
+    """Puts a folder into a hub cache, as what was fetched before."""
+    place = hub / f"models--{owner}--{name}"
+    shutil.copytree(folder, place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "hub"
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", str(folder))
+    return folder
+
+
+def test_a_model_of_the_hub_runs_none_of_its_python(
+    hostile: Path,
+    tower: Path,
+    bert: Path,
+    tmp_path: Path,
+    marker: Path,
+    hub_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    never_asked(monkeypatch)
+    cached(tower, hub_cache, "some", "good")
+    assert load_model("hf-hub:some/good").embed_dim == 256
+    cached(hostile, hub_cache, "some", "hostile")
+    refused(lambda: load_model("hf-hub:some/hostile"), "Python code of the model's own")
+    cached(plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"), hub_cache, "some", "bert")
+    refused(lambda: open_text_encoder("hf:some/bert"), "some--bert", "auto_map")
+    refused(lambda: open_image_encoder("timm:hf-hub:some/bert"), "auto_map")
+    for key in ("hf_tokenizer_name", "hf_model_name"):  # a good model that names a bad one
+        other = shutil.copytree(tower, tmp_path / key)
+        change(other / CONFIG_FILE, lambda c, key=key: c["model_cfg"]["text_cfg"].update({key: "some/bert"}))
+        cached(other, hub_cache, "by", key)
+        refused(lambda key=key: load_model(f"hf-hub:by/{key}"), "auto_map")
+    refused(lambda: load_model(tmp_path / "hf_model_name"), "auto_map")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("text_cfg", "hf_tokenizer_name", "../words"),
+        ("text_cfg", "hf_tokenizer_name", "/etc"),
+        ("text_cfg", "hf_tokenizer_name", ["a"]),
+        ("text_cfg", "hf_model_name", "~/model"),
+        ("text_cfg", "hf_model_name", "..\\model"),
+        ("text_cfg", "hf_model_name", "C:\\model"),
+        ("vision_cfg", "timm_model_name", "local-dir:/tmp/x"),
+        ("vision_cfg", "timm_model_name", "hf-hub:some/vit"),
+        ("text_cfg", "tokenizer_kwargs", {"bpe_path": "/tmp/words.gz"}),
+        ("text_cfg", "tokenizer_kwargs", {"clean": {"a": 1}}),
+        ("text_cfg", "tokenizer_kwargs", ["clean"]),
+    ],
+)
+def test_what_a_config_may_not_name(part: str, key: str, value: object, tower: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tower, tmp_path / "m")
+    change(folder / CONFIG_FILE, lambda config: config["model_cfg"][part].update({key: value}))
+    refused(lambda: load_model(folder), CONFIG_FILE, f"{part}.{key}")
+
+
+def test_arguments_of_open_clip_s_own_configs_are_taken(tower: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tower, tmp_path / "m")
+    arguments = {"tokenizer_kwargs": {"clean": "canonicalize"}}
+    change(folder / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(arguments))
+    tokens = load_model(folder).tokenizer(["A, cat", "a cat"])
+    assert torch.equal(tokens[0], tokens[1])
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin.index.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("shard", ["../../weights.bin", "/etc/weights.bin", "..\\weights.bin"])
+def test_an_index_of_shards_stays_in_its_folder(name: str, shard: str, bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    (folder / name).write_text(json.dumps({"weight_map": {"a": "model-1.bin", "b": shard}}))
+    refused(lambda: open_text_encoder(str(folder)), name, "outside of its folder")
+
+
+def test_a_vocabulary_outside_of_the_folder_is_not_read(bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    secret = tmp_path / "secret"
+    secret.write_text("word")
+    change(folder / "tokenizer_config.json", lambda config: config.update(vocab_file=str(secret)))
+    refused(lambda: open_text_encoder(str(folder)), "vocab_file", "outside of its folder")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"model_cfg": {}, "model_cfg": {"embed_dim": 1}}', "the key 'model_cfg' is there twice"),
+        ('{"inv_tau": NaN}', "NaN is no number of JSON"),
+        ('{"inv_tau": -Infinity}', "-Infinity is no number of JSON"),
+        ('{"a":' * 5000 + "1" + "}" * 5000, "nested too deeply"),
+        ("[" * 400 + "]" * 400, "nested too deeply"),
+        ("[1, 2]", "a JSON object wanted, list found"),
+        ('{"a": ' + "1" * 5000 + "}", "not readable as JSON"),
+        ("\ufeff{}", "not readable as JSON"),
+        ('{"a": 1', "not readable as JSON"),
+    ],
+    ids=["twice", "nan", "infinity", "deep", "deep list", "list", "long number", "bom", "cut"],
+)
+def test_json_that_is_no_configuration(text: str, said: str, tower: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tower, tmp_path / "m")
+    for name in (CONFIG_FILE, "objective.json"):
+        before = (folder / name).read_text()
+        (folder / name).write_text(text)
+        refused(lambda: load_model(folder), name, said)
+        (folder / name).write_text(before)
+    (folder / CONFIG_FILE).write_bytes(b" " * (17 << 20))
+    refused(lambda: read_json(folder / CONFIG_FILE), "too many for a configuration")
+
+
+def test_the_shared_hostile_folders(shared_data: Path) -> None:
+    hostile = shared_data.parent / "weights" / "hostile"
+    if not hostile.is_dir():
+        pytest.skip("the hostile files are not beside the checkout")
+    refused(lambda: check_folder(hostile / "hf_remote_code"), "config.json: auto_map")
+    refused(lambda: check_folder(hostile / "hf_index_traversal"), "outside of its folder")
+    for path in hostile.glob("config_d*.json"):
+        refused(lambda path=path: read_json(path), path.name)
+
+
+def test_heads_whose_encoder_is_their_own_folder(tower: Path, bert: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "loop"
+    folder.mkdir()
+    head = {"features": 4, "embed_dim": 4, "kind": "linear", "dropout": 0.0}
+    content = {"format": 1, "image_encoder": str(folder), "text_encoder": str(bert), "image_size": 64}
+    content |= {"image_fingerprint": "", "text_fingerprint": "", "heads": {"image": head, "text": head}}
+    (folder / "aligned.json").write_text(json.dumps(content))
+    (folder / "heads.safetensors").write_bytes(b"")
+    refused(lambda: load_model(folder), "leads back to this folder")
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return os.mkdir, (self.path,)
+
+
+def test_a_refused_pickle_is_not_said_to_be_safe_to_load(tower: Path, tmp_path: Path, marker: Path) -> None:
+    """torch's own message advises ``weights_only=False``, which would run the file."""
+    checkpoint = tmp_path / "step-00000001"
+    shutil.copytree(tower, checkpoint / "model")
+    torch.save({"format": 1, "optimizer": Bomb(marker)}, checkpoint / "trainer.pt")
+    folder = shutil.copytree(tower, tmp_path / "m")
+    (folder / WEIGHTS_FILE).unlink()
+    torch.save({"state_dict": Bomb(marker)}, folder / "open_clip_pytorch_model.bin")
+    for load, file in (
+        (lambda: read_checkpoint(checkpoint), "trainer.pt"),
+        (lambda: load_model(folder), "open_clip_pytorch_model.bin"),
+    ):
+        with pytest.raises(InputError) as caught:
+            load()
+        text = str(caught.value)
+        assert file in text and "posix.mkdir" in text
+        assert not any(word in text for word in ("weights_only", "succeed", "\n"))
+    assert not marker.exists()
+
+
+def test_advice_to_run_code_is_left_out() -> None:
+    error = ValueError("x has code. Please pass the argument `trust_remote_code=True` to allow custom code to be run.")
+    assert one_line(error) == "x has code."
+
+
+def test_nothing_of_it_runs_in_a_process_of_its_own(hostile: Path, marker: Path) -> None:
+    script = "import sys; from cloob import load_model; load_model(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", script, str(hostile)], input="y\n", capture_output=True, text=True)
+    assert done.returncode and "Python code of the model's own" in done.stderr and not marker.exists()

@@ -1,0 +1,204 @@
+"""Public files from a server on loopback that breaks off, lies, serves ranges and redirects."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cloob import load_model
+from cloob.errors import InputError
+from cloob.models.weights import fetch, registry
+from cloob.models.weights.registry import PublicFile, PublicModel
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``content`` at every path; the path's first word says how it behaves."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.asked: list[str | None] = []
+        self.lock = threading.Lock()
+
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{path}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+    def do_GET(self) -> None:
+        kind = self.path.split("/")[1]
+        asked = self.headers.get("Range")
+        with self.server.lock:
+            self.server.asked.append(asked)
+            number = len(self.server.asked)
+        if kind == "redirect":
+            self.send_response(302)
+            self.send_header("Location", self.path.replace("redirect", "plain"))
+            self.end_headers()
+            return
+        if kind == "missing":
+            self.send_error(404)
+            return
+        content, start = self.server.content, 0
+        if asked and kind != "noranges" and self.headers.get("If-Range", '"v1"') == '"v1"':
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                self.send_error(416)
+                return
+            self.send_response(206)
+            said = start + 7 if kind == "wrongrange" else start
+            self.send_header("Content-Range", f"bytes {said}-{len(content) - 1}/{len(content)}")
+        else:
+            self.send_response(200)
+        length = len(content) - start + {"claimsmore": 1000, "claimshuge": 1 << 50}.get(kind, 0)
+        self.send_header("Content-Length", str(length))
+        if kind == "tagged":
+            self.send_header("ETag", '"v1"')
+        self.end_headers()
+        breaks = kind in ("breaks", "tagged", "noranges", "wrongrange", "untagged") and number < 4
+        self.wfile.write(content[start : start + 300_000] if breaks else content[start:])
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_PAUSES", (0.0,) * 4)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "redirect", "breaks", "noranges", "tagged"])
+def test_a_file_arrives_whole(server: Server, tmp_path: Path, kind: str) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    file = PublicFile(server.url(f"{kind}/x"), "x.bin", None if kind == "tagged" else SHA256)
+    path = fetch.fetch_file(file, tmp_path, lambda *words: told.append(words))
+    assert path.read_bytes() == CONTENT and names(tmp_path) == ["x.bin"]
+    assert told[-1] == ("x.bin", len(CONTENT), len(CONTENT))
+    if kind in ("breaks", "tagged"):
+        assert server.asked == [None, "bytes=300000-", "bytes=600000-", "bytes=900000-"]
+    before = len(server.asked)
+    assert fetch.fetch_file(file, tmp_path) == path and len(server.asked) == before
+
+
+def test_without_hash_or_tag_nothing_is_resumed(server: Server, tmp_path: Path) -> None:
+    path = fetch.fetch_file(PublicFile(server.url("untagged/x"), "x.bin"), tmp_path)
+    assert path.read_bytes() == CONTENT and set(server.asked) == {None}
+
+
+def test_a_file_that_changed_on_the_server_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "x.bin.part").write_bytes(b"of an older file")
+    (tmp_path / "x.bin.part.etag").write_text('"v0"')
+    assert fetch.fetch_file(PublicFile(server.url("plain/x"), "x.bin"), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_part_as_long_as_the_file(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "x.bin.part").write_bytes(CONTENT)
+    file = PublicFile(server.url("plain/x"), "x.bin", SHA256)
+    assert fetch.fetch_file(file, tmp_path).read_bytes() == CONTENT
+    (tmp_path / "x.bin").unlink()
+    (tmp_path / "x.bin.part").write_bytes(b"?" * (len(CONTENT) + 5))
+    assert fetch.fetch_file(file, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        ("claimsmore", {}, "broke off again and again"),
+        ("claimshuge", {}, "more than any of these files has"),
+        ("plain", {"size": 5}, "published are 5"),
+        ("plain", {"sha256": "0" * 64}, "published is 0000"),
+        ("wrongrange", {"sha256": SHA256}, "another part of the file"),
+        ("missing", {}, "HTTP 404"),
+    ],
+)
+def test_lies_are_refused_in_one_line(
+    server: Server, tmp_path: Path, kind: str, fields: dict[str, Any], said: str
+) -> None:
+    file = PublicFile(server.url(f"{kind}/x"), "x.bin", **fields)
+    with pytest.raises(InputError, match=said) as caught:
+        fetch.fetch_file(file, tmp_path)
+    assert "\n" not in str(caught.value) and "x.bin" not in names(tmp_path)
+
+
+def test_no_redirect_leaves_encryption() -> None:
+    import urllib.error
+    import urllib.request
+
+    request = urllib.request.Request("https://a.example/x")
+    with pytest.raises(urllib.error.URLError, match="not encrypted"):
+        fetch._SafeRedirects().redirect_request(request, None, 302, "", {}, "http://a.example/x")
+
+
+def test_offline_and_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = PublicFile("http://127.0.0.1:9/x", "x.bin")
+    with pytest.raises(InputError, match="not reachable"):
+        fetch.fetch_file(file, tmp_path)
+    monkeypatch.setenv("CLOOB_OFFLINE", "1")
+    with pytest.raises(InputError, match="CLOOB_OFFLINE is set; fetch it elsewhere and put it at"):
+        fetch.fetch_file(file, tmp_path)
+    with pytest.raises(InputError, match="not in the cache"):
+        load_model("ml-jku/rn50-yfcc")
+    with pytest.raises(InputError, match="did you mean ml-jku/rn50-yfcc"):
+        load_model("ml-jku/rn50-yfc")
+
+
+def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from cloob.models.weights.fetch import fetch_file, PublicFile\n"
+        "print(fetch_file(PublicFile(sys.argv[1], 'x.bin', sys.argv[2]), Path(sys.argv[3])).stat().st_size)"
+    )
+    words = [sys.executable, "-c", code, server.url("plain/x"), SHA256, str(tmp_path)]
+    both = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0].strip() for process in both] == [str(len(CONTENT))] * 2
+    assert len(server.asked) == 1
+
+
+def test_a_model_by_name(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_weights: Path) -> None:
+    import json
+
+    source = shared_weights / "crowsonkb/tiny/slim.pkl"
+    server.content = source.read_bytes()
+    digest = hashlib.sha256(server.content).hexdigest()
+    config = json.loads((source.parent / "config.json").read_text())
+    model = PublicModel("a test", (PublicFile(server.url("breaks/slim.pkl"), "slim.pkl", digest),), config=config)
+    monkeypatch.setitem(registry.MODELS, "crowsonkb/tiny", model)
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path))
+    images = torch.zeros(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(load_model("crowsonkb/tiny").encode_image(images), load_model(source).encode_image(images))
+
+
+def test_the_registry_is_what_was_published() -> None:
+    for name, model in registry.MODELS.items():
+        for file in model.files:
+            assert file.url.startswith("https://")
+            assert file.sha256 is None or (len(file.sha256) == 64 and (name[0] == "r" or file.sha256 in file.url))

@@ -1,0 +1,134 @@
+"""Each family's features, pixels, tokens and scales equal what the original program computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cloob import ContrastiveObjective, load_model
+
+ML_JKU = [("mljku/rn", "epoch_2.pt"), ("mljku/rn", "published_like.pt"), ("mljku/rn", "fp16.pt")]
+ML_JKU += [("mljku/vit", "no_config.pt"), ("mljku/rn_full_vocab", "published_like.pt")]
+CROWSONKB = [("crowsonkb/tiny", f"{name}.pkl") for name in ("slim", "slim_flatmapping", "slim_jax_array", "train")]
+CROWSONKB += [("crowsonkb/tiny", "slim_numpy2.pkl"), ("crowsonkb/tiny", "slim_numpy2_protocol5.pkl")]
+CROWSONKB += [("crowsonkb/tiny", "slim.pkl:port"), ("crowsonkb/full_vocab", "slim.pkl")]
+CROWSONKB += [("crowsonkb/full_vocab", "slim.pkl:port")]
+OPENAI = [("openai/vit", "vit-jit.pt"), ("openai/vit", "vit-state-dict.pt"), ("openai/rn", "rn-jit.pt")]
+FOLDERS = [("rinna/bert", ""), ("rinna/roberta", "")]
+FOLDERS += [(f"{kind}/{name}", "") for kind in ("open_clip", "hf_clip") for name in ("vit_gelu", "vit_quickgelu")]
+ALL = ML_JKU + CROWSONKB + OPENAI + FOLDERS
+WITH_LOSS = [*ML_JKU, *CROWSONKB, *FOLDERS[:2]]
+FULL_VOCABULARY = [("mljku/rn_full_vocab", "published_like.pt"), ("crowsonkb/full_vocab", "slim.pkl"), *FOLDERS[2:]]
+
+
+def read(folder: Path, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inputs, and what the original makes of them; of crowsonkb's port under the same names as of the original."""
+    inputs = dict(np.load(folder / "inputs.npz", allow_pickle=False))
+    name = "expected_fp16.npz" if file == "fp16.pt" else "expected.npz"
+    expected = dict(np.load(folder / name, allow_pickle=False))
+    if file.endswith(":port"):
+        expected |= {key.removeprefix("port_"): value for key, value in expected.items() if key.startswith("port_")}
+        for side in ("image", "text"):
+            expected[f"{side}_unit"] = expected[f"{side}_features"]
+    return inputs, expected
+
+
+def open_both(shared: Path, folder: str, file: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    return load_model(shared / folder / file if file else shared / folder), *read(shared / folder, file)
+
+
+@pytest.mark.parametrize(("folder", "file"), ALL)
+def test_features_are_the_originals(shared_weights: Path, folder: str, file: str) -> None:
+    encoder, inputs, expected = open_both(shared_weights, folder, file)
+    images, tokens = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["tokens"])
+    extra = torch.from_numpy(inputs["extra_tokens"])
+    bound = 3e-5 if "/rn" in folder else 1e-5
+    with torch.no_grad():
+        raw = encoder.model.encode_image(images), encoder.model.encode_text(tokens), encoder.model.encode_text(extra)
+        unit = encoder.encode_image(images), encoder.encode_text(tokens)
+    for found, key, atol in zip(raw, ("image", "text", "extra_text"), (bound, 1e-5, 1e-5), strict=True):
+        torch.testing.assert_close(found, torch.from_numpy(expected[f"{key}_features"]), rtol=0, atol=atol)
+    for found, key, atol in zip(unit, ("image", "text"), (bound, 1e-5), strict=True):
+        torch.testing.assert_close(found, torch.from_numpy(expected[f"{key}_unit"]), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize(("folder", "file"), [ALL[4], ALL[12], ALL[14], *FOLDERS[:4:2]])
+def test_pixels_are_the_originals(shared_weights: Path, folder: str, file: str) -> None:
+    encoder, inputs, _ = open_both(shared_weights, folder, file)
+    pixels = torch.stack([encoder.preprocess(Image.fromarray(picture)) for picture in inputs["pictures"]])
+    normalised = (pixels.float() / 255 - encoder._mean) / encoder._std
+    torch.testing.assert_close(normalised, torch.from_numpy(inputs["images"]), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("folder", "file"), FULL_VOCABULARY)
+def test_tokens_are_the_originals(shared_weights: Path, folder: str, file: str) -> None:
+    encoder, inputs, expected = open_both(shared_weights, folder, file)
+    for key in ("texts", "extra_texts"):
+        wanted = inputs[key.replace("texts", "tokens")]
+        assert encoder.tokenizer(inputs[key].tolist()).tolist() == wanted.tolist()
+    with torch.no_grad():
+        rows = encoder.encode_text(inputs["texts"].tolist())
+    torch.testing.assert_close(rows, torch.from_numpy(expected["text_unit"]), rtol=0, atol=1e-5)
+
+
+def test_tokens_of_openai(shared_weights: Path) -> None:
+    from cloob.models.weights.tokens import ClipTokenizer
+
+    inputs, _ = read(shared_weights / "openai/vit", "vit-jit.pt")
+    tokenizer = ClipTokenizer(("<|startoftext|>", "<|endoftext|>"), "kept")
+    for key in ("tokens", "extra_tokens"):
+        texts = inputs[key.replace("tokens", "texts")].tolist()
+        assert tokenizer(texts).tolist() == inputs[f"{key}_clip_bpe"].tolist()
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_tokens_of_rinna(shared_weights: Path, tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("sentencepiece")
+    folder = shared_weights / "rinna" / kind
+    for path in (folder / "config.json", folder / "pytorch_model.bin", folder.parent / "tokenizer" / "spiece.model"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    encoder = load_model(tmp_path)
+    inputs, expected = read(folder, "")
+    assert encoder.tokenizer(inputs["texts"].tolist()).tolist() == inputs["tokens"].tolist()
+    assert encoder.tokenizer(inputs["extra_texts"].tolist()).tolist() == inputs["extra_tokens"].tolist()
+    with torch.no_grad():
+        rows = encoder.encode_text(inputs["texts"].tolist())
+    torch.testing.assert_close(rows, torch.from_numpy(expected["text_unit"]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("folder", "file"), WITH_LOSS)
+def test_the_objective_comes_along(shared_weights: Path, folder: str, file: str) -> None:
+    encoder, _, expected = open_both(shared_weights, folder, file)
+    known = "beta" in encoder.objective
+    assert known == (file not in ("epoch_2.pt", "fp16.pt", "no_config.pt"))  # these do not hold it
+    settings = encoder.objective | {} if known else encoder.objective | {"beta": float(expected["scale_hopfield"])}
+    image, text = (torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text"))
+    loss = ContrastiveObjective(**settings)(image, text)
+    torch.testing.assert_close(loss, torch.tensor(float(expected["loss"])), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(("folder", "file"), [*OPENAI, *FOLDERS[4:]])
+def test_clip_scale_comes_along(shared_weights: Path, folder: str, file: str) -> None:
+    encoder, _, expected = open_both(shared_weights, folder, file)
+    assert encoder.objective["contrast"] == "infonce" and not encoder.objective["hopfield"]
+    image, text = (torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text"))
+    loss = ContrastiveObjective(**encoder.objective)(image, text)
+    torch.testing.assert_close(loss, torch.tensor(float(expected["clip_loss"])), rtol=0, atol=1e-5)
+
+
+def test_texts_of_a_small_vocabulary_are_refused(shared_weights: Path) -> None:
+    encoder = load_model(shared_weights / "mljku/rn/published_like.pt")
+    with pytest.raises(ValueError, match="128 words"):
+        encoder.encode_text(["a dog"])
+
+
+def test_a_native_rinna_is_refused(shared_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((shared_weights / "rinna/native/config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes((shared_weights / "rinna/bert/pytorch_model.bin").read_bytes())
+    with pytest.raises(ValueError, match="one embedding for all texts"):
+        load_model(tmp_path)

@@ -1,0 +1,136 @@
+"""What a loaded model can be used for: converted, trained on, evaluated."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cloob import cli, load_model
+
+SOURCES = [
+    "mljku/rn_full_vocab/published_like.pt",
+    "mljku/vit/no_config.pt",
+    "crowsonkb/full_vocab/slim.pkl",
+    "crowsonkb/tiny/slim.pkl:port",
+    "rinna/bert",
+    "openai/vit/vit-jit.pt",
+    "hf_clip/vit_gelu",
+    "open_clip/vit_quickgelu",
+]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_convert_keeps_every_bit(
+    shared_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    target = tmp_path / "converted"
+    assert cli.main(["convert", str(shared_weights / source), str(target)]) == 0, capsys.readouterr().err
+    first, second = load_model(shared_weights / source), load_model(target)
+    folder = shared_weights / source
+    inputs = np.load((folder if folder.is_dir() else folder.parent) / "inputs.npz", allow_pickle=False)
+    images, tokens = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["extra_tokens"])
+    with torch.no_grad():
+        assert torch.equal(first.encode_image(images), second.encode_image(images))
+        assert torch.equal(first.encode_text(tokens), second.encode_text(tokens))
+    assert second.objective == first.objective
+    texts = inputs["extra_texts"].tolist()
+    if source.startswith(("mljku/rn_full", "crowsonkb/full", "hf_clip", "open_clip")):
+        assert torch.equal(first.tokenizer(texts), second.tokenizer(texts))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["converted"]
+
+
+def test_open_clip_reads_what_was_converted(shared_weights: Path, tmp_path: Path) -> None:
+    import open_clip
+
+    source = shared_weights / "mljku/rn_full_vocab/published_like.pt"
+    assert cli.main(["convert", str(source), str(tmp_path / "m")]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = open_clip.create_model(f"local-dir:{tmp_path / 'm'}").eval()
+    expected = np.load(source.parent / "expected.npz", allow_pickle=False)
+    inputs = np.load(source.parent / "inputs.npz", allow_pickle=False)
+    with torch.no_grad():
+        text = model.encode_text(torch.from_numpy(inputs["tokens"]))
+        image = model.encode_image(torch.from_numpy(inputs["images"]))
+    torch.testing.assert_close(text, torch.from_numpy(expected["text_features"]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(image, torch.from_numpy(expected["image_features"]), rtol=0, atol=3e-5)
+
+
+def test_what_is_refused_leaves_nothing_behind(
+    shared_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hostile = shared_weights / "hostile"
+    for name in ("zip_bad_crc.pt", "pickle_os_system.pkl", "mljku_config_traversal.pt"):
+        assert cli.main(["convert", str(hostile / name), str(tmp_path / "m")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    good = str(shared_weights / "crowsonkb/tiny/slim.pkl")
+    assert cli.main(["convert", good, str(tmp_path / "other")]) == 2
+    assert "no model folder" in capsys.readouterr().err
+    assert cli.main(["convert", good, str(tmp_path / "m")]) == 0
+    assert cli.main(["convert", good, str(tmp_path / "m")]) == 2
+    assert cli.main(["convert", good, str(tmp_path / "m"), "--overwrite"]) == 0
+
+
+def test_a_converted_rinna_has_its_tokenizer(shared_weights: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sentencepiece")
+    shutil.copytree(shared_weights / "rinna/roberta", tmp_path / "r")
+    shutil.copy(shared_weights / "rinna/tokenizer/spiece.model", tmp_path / "r")
+    assert cli.main(["convert", str(tmp_path / "r"), str(tmp_path / "m")]) == 0
+    inputs = np.load(tmp_path / "r" / "inputs.npz", allow_pickle=False)
+    assert load_model(tmp_path / "m").tokenizer(inputs["texts"].tolist()).tolist() == inputs["tokens"].tolist()
+
+
+def make_pictures(place: Path) -> Path:
+    """Sixteen pictures of two colours in ``sets/COLOUR/``, and the table that names them."""
+    lines = ["filepath\ttitle"]
+    for number in range(16):
+        name, colour = ("red", (200, 0, number)) if number % 2 else ("blue", (0, number, 200))
+        path = place / "sets" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 70), colour).save(path)
+        lines.append(f"{path}\ta {name} picture, number {number}")
+    (place / "pairs.tsv").write_text("\n".join(lines) + "\n")
+    return place / "pairs.tsv"
+
+
+@pytest.mark.parametrize("source", SOURCES[:3:2])
+def test_trains_on_and_is_judged(
+    shared_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    start, run = str(shared_weights / source), tmp_path / "run"
+    table = make_pictures(tmp_path)
+    options = ["--batch-size", "8", "--epochs", "1", "--device", "cpu", "--workers", "0", "--out", str(run)]
+    assert cli.main(["train", "--data", str(table), "--init", start, *options]) == 0, capsys.readouterr().err
+    before, after = load_model(start), load_model(run)
+    assert type(after.model) is type(before.model)
+    changed = [
+        name
+        for name, value in after.model.named_parameters()
+        if not torch.equal(value, before.model.get_parameter(name))
+    ]
+    assert any(name.startswith("visual") for name in changed) and any(not n.startswith("visual") for n in changed)
+    judged = [
+        "eval",
+        start,
+        str(run),
+        "--zeroshot",
+        str(tmp_path / "sets"),
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "e"),
+    ]
+    assert cli.main(judged) == 0, capsys.readouterr().err
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+    assert [row["objective"] for row in rows] == ["cloob", "cloob"]

@@ -1,0 +1,115 @@
+"""torch.compile, torch.export, torch.func: the reference goes through each, the streamed path says that it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cloob.objective import ContrastiveObjective
+from paper_loops import MEMBER_IDS, MEMBERS, pairs
+
+each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
+Objective = ContrastiveObjective
+
+
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def batch(n: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    return pairs(n, 5, seed=seed, dtype=torch.float32)
+
+
+def gradients(objective: Any, x: Tensor, y: Tensor, **options: Any) -> list[Tensor]:
+    leaves = [x.clone().requires_grad_(), y.clone().requires_grad_()]
+    value = objective(*leaves, **options)
+    return [value.detach(), *torch.autograd.grad(value, leaves)]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.usefixtures("fresh_compiler")
+@each_member
+@pytest.mark.parametrize("learnable", [False, True], ids=["fixed", "learnable"])
+def test_a_whole_compiled_graph_equals_eager(contrast: str, hopfield: bool, learnable: bool) -> None:
+    scales = {"learnable_inv_tau": learnable, "learnable_beta": learnable and hopfield}
+    objective = Objective(contrast=contrast, hopfield=hopfield, **scales)
+    compiled = torch.compile(objective, backend="aot_eager", fullgraph=True)
+    ids = torch.tensor([0, 1, 2, 0, 3, 4])
+    for options in ({}, {"ids": ids}):
+        got, expected = (gradients(module, *batch(), **options) for module in (compiled, objective))
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    if learnable:
+        found = []
+        for module in (objective, compiled):
+            module.zero_grad()
+            module(*batch()).backward()
+            found.append([p.grad.clone() for p in objective.parameters()])
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.usefixtures("fresh_compiler")
+@each_member
+def test_an_exported_program_gives_the_same(contrast: str, hopfield: bool) -> None:
+    objective = Objective(contrast=contrast, hopfield=hopfield)
+    program = torch.export.export(objective, batch())
+    x, y = batch(seed=5)
+    torch.testing.assert_close(program.module()(x, y), objective(x, y))
+
+
+@each_member
+def test_vmap_over_batches_and_temperatures(contrast: str, hopfield: bool) -> None:
+    objective = Objective(contrast=contrast, hopfield=hopfield, backend="reference")
+    problems = [batch(seed=seed) for seed in range(3)]
+    x, y = (torch.stack(side) for side in zip(*problems, strict=True))
+    expected = torch.stack([objective(*problem) for problem in problems])
+    torch.testing.assert_close(torch.func.vmap(objective)(x, y), expected)
+    scales = torch.tensor([5.0, 10.0, 20.0])
+    expected = torch.stack([objective(*p, logit_scale=s) for p, s in zip(problems, scales, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(objective)(x, y, scales), expected)
+    per_problem = torch.func.vmap(torch.func.grad(objective))(x, y)
+    for got, problem in zip(per_problem, problems, strict=True):
+        torch.testing.assert_close(got, gradients(objective, *problem)[1], rtol=1e-5, atol=1e-6)
+
+
+@each_member
+def test_func_grad_and_double_backward(contrast: str, hopfield: bool) -> None:
+    objective = Objective(contrast=contrast, hopfield=hopfield, backend="reference")
+    x, y = pairs(6, 5)
+    both = torch.func.grad(objective, argnums=(0, 1))(x, y)
+    torch.testing.assert_close(list(both), gradients(objective, x, y)[1:])
+    direction = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    leaf = x.clone().requires_grad_()
+    (first,) = torch.autograd.grad(objective(leaf, y), leaf, create_graph=True)
+    (curvature,) = torch.autograd.grad((first * direction).sum(), leaf)
+    step = 1e-6
+    ahead, behind = (gradients(objective, x + sign * step * direction, y)[1] for sign in (1, -1))
+    torch.testing.assert_close(curvature, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="row 2 is not finite"):  # torch.func.grad has values, and they are looked at
+        torch.func.grad(objective)(x.index_fill(0, torch.tensor([2]), torch.nan), y)
+
+
+@each_member
+def test_the_streamed_path_names_the_backend_that_has_them(
+    contrast: str, hopfield: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloob.objective.STREAM_FROM", 6)
+    objective = Objective(contrast=contrast, hopfield=hopfield)
+    x, y = batch()
+    for transformed in (torch.func.grad(objective), torch.func.jacrev(objective)):
+        with pytest.raises(RuntimeError, match=r"neither torch\.func .* backend='reference' does"):
+            transformed(x, y)
+    with pytest.raises(RuntimeError, match="backend='reference' does"):
+        torch.func.vmap(objective)(x[None], y[None])
+    with pytest.raises(RuntimeError, match="backend='reference' does"):
+        torch.export.export(objective, (x, y))
+    leaf = x.clone().requires_grad_()
+    with pytest.raises(RuntimeError, match="differentiated once; backend='reference' has more"):
+        torch.autograd.grad(objective(leaf, y), leaf, create_graph=True)

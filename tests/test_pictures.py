@@ -1,0 +1,367 @@
+"""The one decoder: a zoo of files gives the same pixels in training, in evaluation and in ``encode_image``."""
+
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms, features
+from torch import Tensor
+
+from cloob import cli, pictures
+from cloob.data.batch import BadSample, RawSample
+from cloob.data.builder import BatchBuilder, Request
+from cloob.data.transforms import TrainTransform
+from cloob.errors import InputError
+from cloob.evaluate.embed import embed_images
+from cloob.models.encoder import DualEncoder
+from cloob.models.towers import create_model
+
+SIDE = 64
+ORIENTATION = 0x0112
+STORED = {  # the transposition that makes the stored picture of the upright one: the inverse of what EXIF asks for
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@dataclass
+class One:
+    """A list of one sample, as training and evaluation read it."""
+
+    data: bytes
+    name: str = "one"
+
+    def __len__(self) -> int:
+        return 1
+
+    def read(self, index: int) -> RawSample:
+        return RawSample("k", self.data, "a caption")
+
+
+@pytest.fixture(scope="module")
+def encoder() -> DualEncoder:
+    return create_model("tiny-vit", seed=0).eval()
+
+
+def upright(width: int = SIDE, height: int = SIDE) -> Image.Image:
+    """A smooth picture that no turn maps onto itself."""
+    small = np.random.default_rng(7).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def turned(image: Image.Image, orientation: int, kind: str, **options: object) -> bytes:
+    """The file of a picture that is stored turned, and says so."""
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    method = STORED[orientation]
+    return saved(image if method is None else image.transpose(method), kind, exif=exif.tobytes(), **options)
+
+
+def png(values: np.ndarray, colour: int) -> bytes:
+    """A PNG of 16 bits a channel, which Pillow does not write in colour."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def without_adobe(jpeg: bytes) -> bytes:
+    """The same CMYK JPEG without Adobe's marker."""
+    at = jpeg.index(b"\xff\xee")
+    return jpeg[:at] + jpeg[at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big") :]
+
+
+def zoo() -> dict[str, tuple[bytes, np.ndarray, float]]:
+    """Name: (file, the RGB pixels that it shows, how far a pixel may be off)."""
+    rgb = upright()
+    colours, grey = np.asarray(rgb), np.asarray(rgb.convert("L"))
+    greys = np.repeat(grey[..., None], 3, 2)
+    bits = np.where(greys > 127, 255, 0)
+    see_through = Image.new("L", rgb.size, 0)
+    see_through.paste(255, (0, 0, SIDE // 2, SIDE))
+    clear = colours.copy()
+    clear[:, SIDE // 2 :] = 255
+    layer, grey_layer = rgb.copy(), rgb.convert("L")
+    layer.putalpha(see_through)
+    grey_layer.putalpha(see_through)
+    palette = rgb.quantize(32)
+    shown = np.asarray(palette.convert("RGB"))
+    hole = shown.copy()
+    hole[np.asarray(palette) == 5] = 255
+    cmyk = saved(rgb.convert("CMYK"), "JPEG", quality=100, subsampling=0)
+    other = Image.new("RGB", rgb.size, "blue")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    found: dict[str, tuple[bytes, np.ndarray, float]] = {
+        "8-bit grey": (saved(rgb.convert("L"), "PNG"), greys, 0),
+        "16-bit grey PNG": (saved(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), greys, 0),
+        "16-bit grey TIFF": (saved(Image.fromarray(grey.astype(np.uint16) * 257), "TIFF"), greys, 0),
+        "16-bit colour PNG": (png(colours.astype(np.uint16) * 257, 2), colours, 0),
+        "32-bit grey": (saved(Image.fromarray(grey.astype(np.int32) * 2**23), "TIFF"), greys / 2, 1),
+        "32-bit grey of 16": (saved(Image.fromarray(grey.astype(np.int32) * 257), "TIFF"), greys, 0),
+        "floating-point grey": (saved(Image.fromarray(grey.astype(np.float32) / 255), "TIFF"), greys, 0),
+        "1 bit": (saved(rgb.convert("L").point(lambda v: 255 * (v > 127)).convert("1"), "PNG"), bits, 0),
+        "palette": (saved(palette, "PNG"), shown, 0),
+        "palette with a clear colour": (saved(palette, "PNG", transparency=5), hole, 0),
+        "palette with an alpha each": (
+            saved(palette, "PNG", transparency=bytes([255] * 5 + [0] + [255] * 26)),
+            hole,
+            0,
+        ),
+        "alpha": (saved(layer, "PNG"), clear, 0),
+        "grey with alpha": (saved(grey_layer, "PNG"), np.where(np.asarray(see_through)[..., None], greys, 255), 0),
+        "alpha WebP": (saved(layer, "WEBP", lossless=True), clear, 0),
+        "CMYK TIFF": (saved(rgb.convert("CMYK"), "TIFF"), colours, 2),
+        "CMYK by Adobe": (cmyk, colours, 12),
+        "CMYK without its marker": (without_adobe(cmyk), colours, 12),
+        "GIF that moves": (saved(palette, "GIF", save_all=True, append_images=[other]), shown, 0),
+        "WebP that moves": (saved(rgb, "WEBP", lossless=True, save_all=True, append_images=[other]), colours, 0),
+        "PNG that moves": (saved(rgb, "PNG", save_all=True, append_images=[other]), colours, 0),
+        "colour profile": (saved(rgb, "PNG", icc_profile=profile), colours, 0),
+        "damaged EXIF": (saved(rgb, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"), colours, 0),
+        "orientation 9": (saved(rgb, "WEBP", lossless=True, exif=_exif(9)), colours, 0),
+    }
+    for orientation in STORED:
+        found[f"JPEG turned {orientation}"] = (turned(rgb, orientation, "JPEG", quality=98, subsampling=0), colours, 8)
+        found[f"PNG turned {orientation}"] = (turned(rgb, orientation, "PNG"), colours, 0)
+        found[f"TIFF turned {orientation}"] = (turned(rgb, orientation, "TIFF"), colours, 0)
+        found[f"WebP turned {orientation}"] = (turned(rgb, orientation, "WEBP", lossless=True), colours, 0)
+    xmp = b"http://ns.adobe.com/xap/1.0/\0<rdf:RDF><tiff:Orientation>6</tiff:Orientation></rdf:RDF>"
+    stored = saved(rgb, "JPEG", quality=98, subsampling=0)
+    marked = stored[:2] + b"\xff\xe1" + (len(xmp) + 2).to_bytes(2, "big") + xmp + stored[2:]
+    found["JPEG turned by XMP alone"] = (marked, colours, 8)
+    if "avif" in features.modules and features.check("avif"):
+        found["AVIF turned 6"] = (turned(rgb, 6, "AVIF", quality=100, subsampling="4:4:4"), colours, 8)
+    return found
+
+
+def _exif(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return exif.tobytes()
+
+
+ZOO = zoo()
+
+
+def trained_on(data: bytes) -> Tensor:
+    """The pixels that training takes with a crop of everything, (H, W, 3)."""
+    builder = BatchBuilder(
+        One(data), TrainTransform(SIDE, scale=(1, 1), ratio=(1, 1)), lambda texts: torch.zeros(len(texts), 3), 0
+    )
+    batch = builder.__getitems__(Request(0, np.array([0])))
+    assert not batch.skipped
+    return batch.images[0].permute(1, 2, 0)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_zoo(name: str, encoder: DualEncoder, tmp_path: Path) -> None:
+    data, shows, tolerance = ZOO[name]
+    image = pictures.decode(data)
+    pixels = np.asarray(image, dtype=float)
+    assert image.mode == "RGB" and np.abs(pixels - shows).max() <= tolerance
+    assert np.array_equal(trained_on(data).numpy(), pixels)
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    with torch.no_grad():
+        expected = encoder.encode_image(encoder.preprocess(image)[None])
+        with Image.open(path) as opened:
+            for given in (path, opened):
+                assert torch.equal(encoder.encode_image([given]), expected)
+    assert torch.equal(embed_images(encoder, One(data)).features, expected)
+
+
+def test_an_opened_image_stays_as_it_is() -> None:
+    image = Image.open(io.BytesIO(turned(upright(40, 20), 6, "PNG")))
+    assert pictures.upright(image).size == (40, 20)
+    assert image.size == (20, 40) and image.getexif()[ORIENTATION] == 6
+    assert pictures.upright(pictures.upright(image)).size == (40, 20)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation: int, flip: bool) -> None:
+    image = upright(101, 77)
+    transform = TrainTransform(20, scale=(0.2, 0.7), flip=flip, reduce=False)
+    data = turned(image, orientation, "PNG")
+    for seed in range(12):
+        encoded = pictures.Encoded(data)
+        assert encoded.size == (101, 77)
+        crop = transform.draw(*encoded.size, torch.Generator().manual_seed(seed), encoded.orientation)
+        found = transform.take(encoded.rgb(upright=False), crop)
+        expected = transform(image, torch.Generator().manual_seed(seed))
+        assert (found.int() - expected.int()).abs().max() <= 1  # rows and columns are resized in the other order
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_crop_of_a_turned_jpeg_is_read_at_its_reduced_size(orientation: int) -> None:
+    image = upright(1013, 779)
+    transform = TrainTransform(32, scale=(0.3, 0.9))
+    data = turned(image, orientation, "JPEG", quality=95)
+    for seed in range(6):
+        encoded = pictures.Encoded(data)
+        crop = transform.draw(*encoded.size, torch.Generator().manual_seed(seed), encoded.orientation)
+        assert crop.reduction == 8
+        found = transform.take(encoded.rgb(crop.reduction, upright=False), crop).float()
+        same = transform.take(pictures.Encoded(data).rgb(upright=False), crop)
+        assert (found - same).abs().mean() < 1.5
+        drawn = transform(image, torch.Generator().manual_seed(seed))  # less than a pixel beside it
+        assert (found - drawn).abs().mean() < 6
+
+
+@pytest.mark.parametrize("size", [(640, 480), (641, 479)])
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+def test_a_huge_jpeg_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], reduction: int) -> None:
+    image = upright(*size)
+    data = turned(image, 6, "JPEG", quality=95)
+    monkeypatch.setattr(pictures, "WHOLE_PIXELS", 320 * 240 + 1000)
+    encoded = pictures.Encoded(data)
+    half = (-(-size[0] // 2), -(-size[1] // 2))
+    assert encoded.size == half and encoded.stored == half[::-1]
+    factor = min(reduction, 4)  # of what is left: the file gives an eighth at the least
+    assert encoded.rgb(reduction).size == (-(-half[0] // factor), -(-half[1] // factor))
+    expected = np.asarray(image.resize(half, Image.Resampling.BOX), dtype=float)
+    assert np.abs(np.asarray(pictures.decode(data), dtype=float) - expected)[:-1, :-1].mean() < 2
+    transform = TrainTransform(16, scale=(0.8, 1.0))  # wants an eighth of a half
+    crop = transform.draw(*half, torch.Generator().manual_seed(1), 6)
+    assert crop.reduction == 8
+    found = transform.take(pictures.Encoded(data).rgb(8, upright=False), crop)
+    assert (found.float() - transform(image.resize(half), torch.Generator().manual_seed(1)).float()).abs().mean() < 2
+
+
+def test_a_108_megapixel_photograph_within_a_bound_of_memory(tmp_path: Path) -> None:
+    """Its pixels alone would take 432 MB; a half of its sides is 108 MB, and once more while it is turned."""
+    make = (
+        "import sys; from PIL import Image; e = Image.Exif(); e[0x0112] = 6;"
+        "Image.new('L', (12000, 9000), 90).save(sys.argv[1], exif=e.tobytes())"
+    )
+    measure = (
+        "import resource, sys; from cloob.pictures import decode, read_file; data = read_file(sys.argv[1]);"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024; before = peak();"
+        "image = decode(data); print(*image.size, peak() - before)"
+    )
+    path = tmp_path / "phone.jpg"
+    subprocess.run([sys.executable, "-c", make, path], check=True)
+    shown = subprocess.run([sys.executable, "-c", measure, path], check=True, capture_output=True, text=True).stdout
+    width, height, megabytes = map(int, shown.split())
+    assert (width, height) == (4500, 6000) and megabytes < 280
+
+
+def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path) -> None:
+    """A bomb is refused by its header, whoever reads it."""
+    image = upright()
+    data = saved(image, "PNG")
+    (tmp_path / "bomb.png").write_bytes(data)
+    monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    with pytest.raises(InputError, match=r"bomb\.png: image too large \(64×64 pixels, the limit is 4,095\)"):
+        encoder.encode_image([tmp_path / "bomb.png"])
+    with pytest.raises(InputError, match=r"an image of 64×64 pixels: image too large"):
+        encoder.encode_image([image])
+    with pytest.raises(InputError, match=r"none of the 1 images can be read.*image too large"):
+        embed_images(encoder, One(data))
+    with pytest.raises(BadSample, match="image too large"):
+        BatchBuilder._pixels(BatchBuilder.__new__(BatchBuilder), *_refused(data))
+
+
+def _refused(data: bytes) -> tuple[object, int, int]:
+    from cloob.data.decode import Encoded
+
+    return Encoded(data, "k"), 0, 0
+
+
+def test_a_file_above_the_bytes_that_are_read(
+    monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path
+) -> None:
+    upright().save(tmp_path / "a.png")
+    monkeypatch.setattr(pictures, "MAX_IMAGE_BYTES", 100)
+    with pytest.raises(InputError, match=r"a\.png: image too large \(.* bytes, the limit is 100\)"):
+        encoder.encode_image([tmp_path / "a.png"])
+
+
+def test_no_other_program_decodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow hands PostScript to Ghostscript."""
+    eps = saved(upright(), "EPS")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(pictures.Unreadable) as caught:
+        pictures.decode(eps)
+    assert caught.value.detail.endswith("not an image file") and not (tmp_path / "ran").exists()
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+
+
+def test_a_format_without_its_package_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    (tmp_path / "IMG_1.HEIC").write_bytes(HEIC)
+    with pytest.raises(InputError) as caught:
+        encoder.encode_image([tmp_path / "IMG_1.HEIC"])
+    said = str(caught.value)
+    assert "IMG_1.HEIC: no decoder (HEIC; pillow_heif is not installed" in said and ".[heif]" in said
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
+    with pytest.raises(pictures.Unreadable, match=r"AVIF; Pillow 11\.3 or later reads it"):
+        pictures.decode(HEIC.replace(b"heic", b"avif"))
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_heic(orientation: int, encoder: DualEncoder, tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    image = upright()
+    file = io.BytesIO()
+    method = STORED[orientation]
+    stored = image if method is None else image.transpose(method)
+    heif.from_pillow(stored).save(file, quality=100, chroma=444, exif=_exif(orientation))
+    data = file.getvalue()
+    pixels = np.asarray(pictures.decode(data), dtype=float)
+    assert np.abs(pixels - np.asarray(image)).max() <= 12
+    assert np.array_equal(trained_on(data).numpy(), pixels)
+    (tmp_path / "a.heic").write_bytes(data)
+    with torch.no_grad():
+        expected = encoder.encode_image(encoder.preprocess(pictures.decode(data))[None])
+        assert torch.equal(encoder.encode_image([tmp_path / "a.heic"]), expected)
+
+
+def test_a_folder_of_heic_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phone").mkdir()
+    for i in range(30):
+        (tmp_path / "phone" / f"IMG_{i}.HEIC").write_bytes(HEIC)
+        (tmp_path / "phone" / f"IMG_{i}.txt").write_text(f"picture {i}")
+    words = "--data phone --model tiny-vit --device cpu --workers 0 --out run"
+    assert cli.main(["train", *words.split()]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("cloob: phone: 0 of 30 pairs usable") and "30 × no decoder; first: IMG_0.HEIC" in told
+    assert ".[heif]" in told and not (tmp_path / "run").exists()
