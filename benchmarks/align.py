@@ -25,10 +25,10 @@ import torch
 from cloob.models.store import find_best, load_model
 from cloob.objective import make_objective
 from cloob.recipes import get_recipe
-from cloob.train import build
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.step import TowersWithLoss
+from cloob.train.towers import build
 from cloob.train.validate import validate
 
 OBJECTIVES = ("cloob", "clip", "infoloob", "infonce-hopfield")

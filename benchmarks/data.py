@@ -54,7 +54,7 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.loader import PairLoader
-from cloob.data.sources import Source, open_source
+from cloob.data.open import Source, open_source
 from cloob.data.transforms import TrainTransform
 from cloob.models.tokenizer import FastTokenizer
 

@@ -59,8 +59,8 @@ OURS = """
 import json, sys, time
 from pathlib import Path
 import torch
-from cloob.data.labelled import open_labelled
-from cloob.evaluate.store import Embeddings, EmbedOptions
+from cloob.evaluate.sets.labelled import open_labelled
+from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate
 from cloob.models.towers import open_clip
 open_clip()

@@ -65,8 +65,8 @@ def theirs(python: str, model: Path, folder: Path) -> dict[str, Any]:
 def ours(model: Path, folder: Path) -> dict[str, Any]:
     """What our evaluation finds."""
     start = time.perf_counter()
-    from cloob.data.labelled import open_labelled
-    from cloob.evaluate.store import Embeddings, EmbedOptions
+    from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+    from cloob.evaluate.sets.labelled import open_labelled
     from cloob.evaluate.suite import evaluate
 
     results = evaluate(Embeddings({"model": model}, EmbedOptions(batch_size=64, workers=1)), [open_labelled(folder)])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from towers import build, processor
 
-from cloob.data.sources import open_source
+from cloob.data.open import open_source
 from cloob.models.encoder import DualEncoder
 from cloob.models.texts import trimmed
 from cloob.models.towers import create_model

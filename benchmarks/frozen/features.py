@@ -21,8 +21,8 @@ from benchmarks.pictograms.cells import ZEROSHOT
 from torch import Tensor
 
 from cloob.data.decode import decode
-from cloob.data.labelled import open_labelled
-from cloob.data.sources import open_source
+from cloob.data.open import open_source
+from cloob.evaluate.sets.labelled import open_labelled
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
 from cloob.recipes import get_recipe

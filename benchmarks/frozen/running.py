@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from cloob.data.order import epoch_order
 from cloob.models.aligned import Head
 from cloob.objective import ContrastiveObjective
-from cloob.train.components import AlignConfig
 from cloob.train.config import OptimConfig
+from cloob.train.config.components import AlignConfig
 from cloob.train.optim import make_optimizer, make_schedule
 from cloob.train.step import Stepper, TowersWithLoss
 

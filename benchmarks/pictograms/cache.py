@@ -21,10 +21,10 @@ from torch import Tensor
 
 from cloob.data.batch import caption_id
 from cloob.data.decode import decode
-from cloob.data.labelled import open_labelled
+from cloob.data.open import open_source
 from cloob.data.order import sample_generator
-from cloob.data.sources import open_source
 from cloob.data.transforms import TrainTransform
+from cloob.evaluate.sets.labelled import open_labelled
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 

@@ -12,10 +12,10 @@ from benchmarks.pictograms.records import pack
 from torch import Tensor
 
 from cloob.evaluate.embed import embed_texts, evaluating
-from cloob.evaluate.geometry import geometry
-from cloob.evaluate.probe import fit_probe, probe_ranks
-from cloob.evaluate.retrieval import RECALLS, retrieval_ranks
-from cloob.evaluate.zeroshot import class_embeddings, zeroshot_ranks
+from cloob.evaluate.measures.geometry import geometry
+from cloob.evaluate.measures.probe import fit_probe, probe_ranks
+from cloob.evaluate.measures.retrieval import RECALLS, retrieval_ranks
+from cloob.evaluate.measures.zeroshot import class_embeddings, zeroshot_ranks
 from cloob.functional import ranking
 from cloob.models.encoder import DualEncoder
 

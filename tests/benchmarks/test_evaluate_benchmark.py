@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cloob.data.labelled import open_labelled
+from cloob.evaluate.sets.labelled import open_labelled
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import pytest
 import torch
 from PIL import Image
 
-from cloob.data.sources import open_source
+from cloob.data.open import open_source
 from cloob.models.store import load_model, save_model
 from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
-from cloob.train import build
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train as train_align
+from cloob.train.towers import build
 
 ROOT = Path(__file__).parents[2]
 

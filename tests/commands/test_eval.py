@@ -59,7 +59,7 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
         raise AssertionError("computed again")
 
     monkeypatch.setattr("cloob.models.store.load_model", refuse)
-    monkeypatch.setattr("cloob.evaluate.store.fit_probe", refuse)
+    monkeypatch.setattr("cloob.evaluate.embeddings.fit_probe", refuse)
     assert cli.main(words) == 0
     assert (work / "out" / "results.json").read_text(encoding="utf-8") == text
 

@@ -11,12 +11,12 @@ import pytest
 from pyarrow import parquet
 from torch import Tensor
 
-from cloob.data.arrow import ArrowSource
 from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
-from cloob.data.sources import open_source
-from cloob.data.spool import ShardCache
-from cloob.data.table import TableSource
+from cloob.data.open import open_source
+from cloob.data.shards.spool import ShardCache
+from cloob.data.sources.arrow import ArrowSource
+from cloob.data.sources.table import TableSource
 from cloob.data.transforms import train_transform
 from cloob.errors import InputError
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from cloob.data.batch import BadSample
-from cloob.data.captioned import BadPicture, CaptionedSample, open_captioned
 from cloob.errors import InputError
+from cloob.evaluate.sets.captioned import BadPicture, CaptionedSample, open_captioned
 
 EXPECTED = [
     ("a.png", ("red one", "red two")),

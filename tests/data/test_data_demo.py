@@ -17,8 +17,8 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 import cloob.data
 from cloob.data.batch import caption_id
 from cloob.data.decode import decode
-from cloob.data.labelled import open_labelled
-from cloob.data.sources import DEMO, open_source
+from cloob.data.open import DEMO, open_source
+from cloob.evaluate.sets.labelled import open_labelled
 
 PERMISSIVE = {"public domain", "MIT", "Apache-2.0"}
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from cloob.data.batch import BadSample
-from cloob.data.labelled import open_labelled
 from cloob.errors import InputError
+from cloob.evaluate.sets.labelled import open_labelled
 
 MakeImage = Callable[..., bytes]
 WriteTar = Callable[..., Path]

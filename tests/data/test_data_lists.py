@@ -16,10 +16,11 @@ import pytest
 
 from cloob import cache as cache_files
 from cloob.cli import main
-from cloob.data import opener, sizes
-from cloob.data.opener import fetch
-from cloob.data.sources import open_source
-from cloob.data.spool import ShardCache
+from cloob.data.open import open_source
+from cloob.data.shards import sizes
+from cloob.data.shards import spec as opener
+from cloob.data.shards.spec import fetch
+from cloob.data.shards.spool import ShardCache
 from cloob.errors import InputError
 
 SIZES = {"00000.tar": 5, "00001.tar": 4, "00002.tar": 3}
@@ -277,7 +278,7 @@ def test_what_stands_still_is_given_up(web: Web, tmp_path: Path, monkeypatch: py
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from cloob.data.spool import ShardCache
+from cloob.data.shards.spool import ShardCache
 
 def make(path):
     print("making", flush=True)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
 from cloob.data.loader import PairLoader, _worker_lost
+from cloob.data.open import open_source
 from cloob.data.order import epoch_order, local_part, sample_generator
-from cloob.data.sources import open_source
 from cloob.data.transforms import train_transform
 from cloob.errors import InputError
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cloob.data.loader import PairLoader
 from cloob.data.mix import MixedSource, mix, parts_of
-from cloob.data.sources import Source, open_source
+from cloob.data.open import Source, open_source
 from cloob.errors import InputError
 
 

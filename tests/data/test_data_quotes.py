@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cloob import cli
-from cloob.data import quotes
 from cloob.data.batch import BadSample
-from cloob.data.captioned import open_captioned
-from cloob.data.quotes import find_swallowed, has_long_fields
-from cloob.data.sources import open_source
-from cloob.data.table import TableSource
+from cloob.data.open import open_source
+from cloob.data.sources import quotes
+from cloob.data.sources.quotes import find_swallowed, has_long_fields
+from cloob.data.sources.table import TableSource
 from cloob.errors import InputError
+from cloob.evaluate.sets.captioned import open_captioned
 
 
 @pytest.fixture

@@ -25,13 +25,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cloob.data import opener, sizes
 from cloob.data.batch import BadSample
 from cloob.data.loader import PairLoader
-from cloob.data.opener import is_remote, shard_name, sibling
-from cloob.data.remote import RemoteShardSource
-from cloob.data.sources import Source, open_source
-from cloob.data.spool import ShardCache
+from cloob.data.open import Source, open_source
+from cloob.data.shards import sizes
+from cloob.data.shards import spec as opener
+from cloob.data.shards.remote import RemoteShardSource
+from cloob.data.shards.spec import is_remote, shard_name, sibling
+from cloob.data.shards.spool import ShardCache
 from cloob.errors import InputError
 
 MakeImage = Callable[..., bytes]
@@ -165,7 +166,7 @@ def test_https(shards: Path, tmp_path: Path) -> None:
     context.load_cert_chain(certificate, key)
     script = (
         "import sys\nfrom cloob.data import opener\nopener._PAUSES = (0, 0)\n"
-        "from cloob.data.sources import open_source\nprint(open_source(sys.argv[1]).read(11).caption)"
+        "from cloob.data.open import open_source\nprint(open_source(sys.argv[1]).read(11).caption)"
     )
     with served(shards, context) as url:
         for trusted in (False, True):

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cloob.data import shardindex
 from cloob.data.batch import BadSample
-from cloob.data.shards import ShardSource
-from cloob.data.sources import open_source
-from cloob.data.tarindex import TarReader
+from cloob.data.open import open_source
+from cloob.data.shards import index as shardindex
+from cloob.data.shards.local import ShardSource
+from cloob.data.shards.tar import TarReader
 
 
 @pytest.fixture

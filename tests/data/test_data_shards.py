@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-import cloob.data.tarindex as tarindex
+import cloob.data.shards.tar as tarindex
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
-from cloob.data.shards import ShardSource
-from cloob.data.sources import open_source
-from cloob.data.tarindex import TarReader, split_name
+from cloob.data.open import open_source
+from cloob.data.shards.local import ShardSource
+from cloob.data.shards.tar import TarReader, split_name
 from cloob.errors import InputError
 
 WriteTar = Callable[..., Path]

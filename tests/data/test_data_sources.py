@@ -11,9 +11,9 @@ import pytest
 
 from cloob import cli
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample
-from cloob.data.captioned import open_captioned
-from cloob.data.sources import Source, _check_usable, open_source
+from cloob.data.open import Source, _check_usable, open_source
 from cloob.errors import InputError
+from cloob.evaluate.sets.captioned import open_captioned
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
-from cloob.data.sources import check_there, open_source
-from cloob.data.table import TableSource
+from cloob.data.open import check_there, open_source
+from cloob.data.sources.table import TableSource
 from cloob.errors import InputError
 
 

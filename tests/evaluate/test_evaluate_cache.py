@@ -17,7 +17,7 @@ from cloob.data.content import content_key
 from cloob.errors import InputError
 from cloob.evaluate.cache import DEFAULT_LIMIT, DiskCache, Stored, fingerprint, module_key
 from cloob.evaluate.embed import Encoder
-from cloob.evaluate.store import Embeddings, EmbedOptions
+from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate
 from cloob.models import store as model_store
 from cloob.models.store import save_model
@@ -233,7 +233,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from evaluate_fakes import COLOURS, Labels, Pairs
-from cloob.evaluate.store import Embeddings, EmbedOptions
+from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate, write_results
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
 names = list(COLOURS)

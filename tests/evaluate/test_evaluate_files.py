@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.files import (
     confusion_matrix,
     write_clip_benchmark,
     write_per_class,
     write_set_files,
 )
-from cloob.evaluate.store import Embeddings
 from cloob.evaluate.suite import evaluate
 
 NAMES = list(COLOURS)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cloob.evaluate.geometry import geometry
+from cloob.evaluate.measures.geometry import geometry
 from cloob.functional import geometry as measures
 
 

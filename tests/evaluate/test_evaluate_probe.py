@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cloob.errors import InputError
 from cloob.evaluate.embed import embed_images, embed_images_and_tower
-from cloob.evaluate.probe import ProbeOptions, _search, _split, fit_probe, probe_ranks
+from cloob.evaluate.measures.probe import ProbeOptions, _search, _split, fit_probe, probe_ranks
 from cloob.evaluate.suite import evaluate
 from cloob.evaluate.tower import capture_tower
 from cloob.models.towers import create_model

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cloob.data.captioned import open_captioned
-from cloob.evaluate.retrieval import by_picture, correct_answers, retrieval, retrieval_ranks
+from cloob.evaluate.measures.retrieval import by_picture, correct_answers, retrieval, retrieval_ranks
+from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.suite import evaluate
 from cloob.functional.bootstrap import bootstrap_interval
 
@@ -145,7 +145,7 @@ def test_errors() -> None:
 
 _PEAK = """
 import torch
-from cloob.evaluate.retrieval import retrieval_ranks
+from cloob.evaluate.measures.retrieval import retrieval_ranks
 
 def peak():
     with open("/proc/self/status") as file:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
 
-from cloob.data.captioned import open_captioned
-from cloob.data.labelled import open_labelled
 from cloob.errors import InputError
+from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.examples import example_queries
-from cloob.evaluate.store import Embeddings, EmbedOptions
+from cloob.evaluate.sets.captioned import open_captioned
+from cloob.evaluate.sets.labelled import open_labelled
 from cloob.evaluate.suite import differences, evaluate, write_results
 from cloob.models.store import save_model
 from cloob.models.towers import create_model

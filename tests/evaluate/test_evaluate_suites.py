@@ -14,8 +14,8 @@ from scipy.io import savemat
 
 from cloob.errors import InputError
 from cloob.evaluate.embed import embed_images
-from cloob.evaluate.paper_sets import LAYOUTS, open_paper_set, prompts_of
-from cloob.evaluate.suites import open_suites, training_split
+from cloob.evaluate.sets.paper import LAYOUTS, open_paper_set, prompts_of
+from cloob.evaluate.sets.suites import open_suites, training_split
 from cloob.models.towers import create_model
 
 COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-shot evaluation)

@@ -8,7 +8,7 @@ from evaluate_fakes import COLOURS, ColourModel, Labels
 
 from cloob.errors import InputError
 from cloob.evaluate.embed import embed_images
-from cloob.evaluate.zeroshot import class_embeddings, summarise, zeroshot, zeroshot_ranks
+from cloob.evaluate.measures.zeroshot import class_embeddings, summarise, zeroshot, zeroshot_ranks
 
 NAMES = tuple(COLOURS)
 

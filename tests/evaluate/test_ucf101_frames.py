@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloob.evaluate.paper_sets import open_paper_set
-from cloob.evaluate.ucf101_frames import main, middle_frame
+from cloob.evaluate.sets.paper import open_paper_set
+from cloob.evaluate.sets.ucf101_frames import main, middle_frame
 
 av = pytest.importorskip("av", reason="PyAV is not installed")
 

@@ -104,7 +104,7 @@ def test_a_set_through_clip_benchmark(python: str, model: Path, shared_data: Pat
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["types"] == ["open_clip", "ja_clip", "cloob"] and not found["training"]
     assert found["cloob"]["metrics"] == pytest.approx(found["open_clip"]["metrics"], abs=1e-12)
-    from cloob.data.labelled import open_labelled
+    from cloob.evaluate.sets.labelled import open_labelled
 
     ours = evaluate({"m": model}, [open_labelled(data)])["rows"][0]["zeroshot"][data.name]
     assert found["cloob"]["metrics"] == pytest.approx({k: ours[k] for k in found["cloob"]["metrics"]}, abs=1e-9)
@@ -113,8 +113,8 @@ def test_a_set_through_clip_benchmark(python: str, model: Path, shared_data: Pat
 @pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_its_build_reads_our_files(python: str, model: Path, shared_data: Path, tmp_path: Path) -> None:
-    from cloob.data.captioned import open_captioned
-    from cloob.data.labelled import open_labelled
+    from cloob.evaluate.sets.captioned import open_captioned
+    from cloob.evaluate.sets.labelled import open_labelled
 
     sets = [open_labelled(shared_data / "zeroshot" / name) for name in ("tuxpaint-photos", "road-signs")]
     pairs = [open_captioned(shared_data / "retrieval" / "tuxpaint-captions")]

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 def check(python: str, tmp_path: Path, data: Path) -> None:
     """A set through MTEB, against the embeddings that we make of it."""
-    from cloob.data.labelled import open_labelled
+    from cloob.evaluate.sets.labelled import open_labelled
 
     model = tmp_path / "model"
     save_model(model, create_model("tiny-vit", seed=0), make_objective("cloob").config())

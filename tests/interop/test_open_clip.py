@@ -328,7 +328,7 @@ def test_two_processes_that_accumulate_equal_one(
 @pytest.mark.parametrize("processes", [1, 2])
 def test_trains_on_the_demo_shards(processes: int, tmp_path: Path) -> None:
     """What a user does: open_clip_train's own WebDataset pipeline on tars, with accumulation."""
-    from cloob.data.sources import DEMO
+    from cloob.data.open import DEMO
 
     batch, accumulate, steps = 16, 2, 3
     n = processes * batch * accumulate

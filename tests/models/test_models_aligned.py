@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from cloob.data.decode import decode
-from cloob.data.sources import open_source
+from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import SimpleTokenizer
 
-from cloob.data.sources import open_source
+from cloob.data.open import open_source
 from cloob.models.tokenizer import FastTokenizer, merge_pairs
 from cloob.models.towers import create_model
 

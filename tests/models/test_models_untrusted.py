@@ -21,7 +21,7 @@ from cloob.models.aligned import open_image_encoder, open_text_encoder
 from cloob.models.store import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
 from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
-from cloob.train.resume import read_checkpoint
+from cloob.train.state.resume import read_checkpoint
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}

@@ -51,8 +51,8 @@ def test_names() -> None:
     "model", sorted({model for name in RECIPES if (model := get_recipe(name).towers.model) is not None})
 )
 def test_the_towers_of_every_recipe_can_be_made(model: str) -> None:
-    from cloob.train.build import make_encoder
     from cloob.train.optim import parameter_groups
+    from cloob.train.towers.build import make_encoder
 
     config = next(c for name in RECIPES if (c := get_recipe(name)).towers.model == model)
     encoder = make_encoder(config)

@@ -14,15 +14,16 @@ import pytest
 import torch
 from train_helpers import exact
 
-from cloob.data.sources import open_source
+from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.store import load_model, save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.train import align, build
+from cloob.train import align
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from cloob.train.towers import build
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from train_helpers import Recorder, Trained, exact, lines
 from cloob.errors import InputError
 from cloob.models.store import list_checkpoints, load_model
 from cloob.models.towers import create_model
-from cloob.train.average import WeightAverage, decay_of_update
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.loop import train
-from cloob.train.resume import find_checkpoint
+from cloob.train.state.resume import find_checkpoint
+from cloob.train.towers.average import WeightAverage, decay_of_update
 
 
 def test_the_decay_rises() -> None:

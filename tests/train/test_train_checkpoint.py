@@ -22,12 +22,12 @@ from cloob.errors import InputError
 from cloob.models.store import list_checkpoints, load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.train import checkpoint as module
-from cloob.train.checkpoint import Progress, save_checkpoint
-from cloob.train.components import OptimConfig
+from cloob.train.config.components import OptimConfig
 from cloob.train.optim import make_optimizer
-from cloob.train.resume import find_checkpoint, read_checkpoint, restore
-from cloob.train.rng import preserved_rng, rng_state, set_rng_state
+from cloob.train.state import checkpoint as module
+from cloob.train.state.checkpoint import Progress, save_checkpoint
+from cloob.train.state.resume import find_checkpoint, read_checkpoint, restore
+from cloob.train.state.rng import preserved_rng, rng_state, set_rng_state
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import tyro
 
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
-from cloob.train.strict import hints, leaf_homes
+from cloob.train.config.strict import hints, leaf_homes
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from train_helpers import Ranks, exact, fork
 
 from cloob.models.store import list_checkpoints, load_model
 from cloob.train.config import TrainConfig
-from cloob.train.log import ProgressDisplay
 from cloob.train.loop import train
-from cloob.train.resume import find_checkpoint, read_checkpoint
+from cloob.train.state.resume import find_checkpoint, read_checkpoint
+from cloob.train.watch.log import ProgressDisplay
 
 DISK = 128 << 20
 

@@ -24,7 +24,7 @@ from cloob.errors import InputError
 from cloob.models.store import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
-from cloob.train.resume import find_checkpoint
+from cloob.train.state.resume import find_checkpoint
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--master-port={port}")
 

@@ -16,11 +16,11 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.store import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.train.components import OptimConfig
 from cloob.train.config import TrainConfig
-from cloob.train.finetune import freeze, interpolate, keep_frozen, layer_depths, tower_of
+from cloob.train.config.components import OptimConfig
 from cloob.train.loop import train
 from cloob.train.optim import make_optimizer, parameter_groups, set_learning_rate
+from cloob.train.towers.finetune import freeze, interpolate, keep_frozen, layer_depths, tower_of
 
 
 def names_of(model: str) -> list[str]:

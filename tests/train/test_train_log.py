@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cloob.errors import InputError
-from cloob.train.log import JsonLines, ProgressDisplay, finite
+from cloob.train.watch.log import JsonLines, ProgressDisplay, finite
 
 
 def test_a_resumed_log_keeps_the_steps_up_to_the_checkpoint(tmp_path: Path) -> None:

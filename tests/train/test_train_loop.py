@@ -264,7 +264,7 @@ def test_weights_after_a_step_that_was_not_finite_cannot_be_the_best(
 
 def test_sigterm_while_it_validates(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
     """The epoch's checkpoint is written; what goes on from it validates first, and ends like a run without a stop."""
-    from cloob.train import build
+    from cloob.train.towers import build
 
     class Ends:
         """Held-out pairs; SIGTERM comes with the second batch of the second epoch."""
@@ -424,7 +424,7 @@ def test_validation_init_and_several_sources(trained: Trained, pairs_folder: Pat
 
 
 def test_joined_sources_read_as_one(pairs_folder: Path) -> None:
-    from cloob.data.sources import open_source
+    from cloob.data.open import open_source
 
     one = open_source(str(pairs_folder))
     both = MixedSource((one, one))

@@ -12,7 +12,7 @@ from train_helpers import Ranks, fork, lines
 
 from cloob.models.store import list_checkpoints
 from cloob.train.config import TrainConfig
-from cloob.train.log import ProgressDisplay
+from cloob.train.watch.log import ProgressDisplay
 
 
 @pytest.fixture

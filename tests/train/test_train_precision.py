@@ -15,7 +15,7 @@ from train_helpers import exact, lines
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
-from cloob.train.resume import read_checkpoint
+from cloob.train.state.resume import read_checkpoint
 from cloob.train.step import Stepper, TowersWithLoss
 
 

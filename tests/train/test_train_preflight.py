@@ -12,7 +12,7 @@ import pytest
 
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
-from cloob.train.preflight import preflight
+from cloob.train.config.checks import preflight
 
 CASES: dict[str, str] = {
     "nosuch": "unknown recipe 'nosuch'; known: align, ",

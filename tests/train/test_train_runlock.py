@@ -17,11 +17,11 @@ from train_helpers import Ranks, Trained, exact, fork
 from cloob.cli import main
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.store import list_checkpoints
-from cloob.train import runlock
 from cloob.train.config import TrainConfig
-from cloob.train.log import ProgressDisplay
 from cloob.train.loop import train
-from cloob.train.runlock import NAME, RunLock
+from cloob.train.state import runlock
+from cloob.train.state.runlock import NAME, RunLock
+from cloob.train.watch.log import ProgressDisplay
 
 
 @dataclass
@@ -78,7 +78,10 @@ def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(
         other = command.start(name, processes, **leaves)
         assert set(other.wait()) == {2}, other.told()
         said = [line for line in other.told().splitlines() if "opening data" not in line]
-        assert f"cloob: {run}: process {first.pids[0]} on {os.uname().nodename} is writing this run; wait for it" in said[0]
+        assert (
+            f"cloob: {run}: process {first.pids[0]} on {os.uname().nodename} is writing this run; wait for it"
+            in said[0]
+        )
         assert len(said) <= processes
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != NAME} == before
     assert not first.poll()
@@ -154,7 +157,9 @@ def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained: Trained, 
     assert json.loads((tmp_path / "run" / NAME).read_text())["token"] == "other"
 
 
-def test_a_stale_lock_that_was_replaced_in_between_is_put_back(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stale_lock_that_was_replaced_in_between_is_put_back(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two processes find the same dead lock: the slower one must not take the quicker one's away."""
     owner = runlock._owner
     seen = []

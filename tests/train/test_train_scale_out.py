@@ -16,14 +16,14 @@ import pytest
 import torch
 from train_helpers import Trained, exact, fork, free_port, lines, wait_until
 
-from cloob.data.sources import open_source
+from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.store import list_checkpoints, load_model
 from cloob.objective import make_objective
-from cloob.train.build import make_val_loader
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.step import TowersWithLoss
+from cloob.train.towers.build import make_val_loader
 from cloob.train.validate import validate
 
 

@@ -17,12 +17,12 @@ from train_helpers import exact, lines
 
 from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
-from cloob.train import sharding
-from cloob.train.build import prepare_towers
 from cloob.train.config import TrainConfig
 from cloob.train.optim import make_optimizer
-from cloob.train.resume import read_checkpoint
+from cloob.train.state.resume import read_checkpoint
 from cloob.train.step import Stepper, TowersWithLoss
+from cloob.train.towers import fsdp as sharding
+from cloob.train.towers.build import prepare_towers
 
 CPU = torch.device("cpu")
 RANKS = 2

@@ -14,7 +14,7 @@ from cloob.data.loader import PairLoader
 from cloob.models.store import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
-from cloob.train.resume import read_checkpoint
+from cloob.train.state.resume import read_checkpoint
 
 
 @pytest.fixture

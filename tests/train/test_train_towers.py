@@ -14,9 +14,9 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.train.build import make_loader, open_pairs, prepare_towers
 from cloob.train.config import TrainConfig
 from cloob.train.step import Stepper, TowersWithLoss
+from cloob.train.towers.build import make_loader, open_pairs, prepare_towers
 
 CPU = torch.device("cpu")
 
@@ -109,7 +109,7 @@ def test_a_batch_norm_that_ends_a_recomputed_block_moves_its_statistics_once() -
     """torch breaks the second pass off inside such a layer, as it needs no more of it."""
     from torch.utils.checkpoint import checkpoint
 
-    from cloob.train import recompute
+    from cloob.train.towers import recompute
 
     torch.manual_seed(0)
     blocks = [nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)) for _ in range(2)]
@@ -216,7 +216,7 @@ def test_what_does_not_go_together_is_one_line(leaves: dict[str, Any], message: 
 
 
 def test_synchronised_batch_norm_replaces_batch_norm(nano_configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloob.train.build.world_size", lambda: 2)
+    monkeypatch.setattr("cloob.train.towers.build.world_size", lambda: 2)
     with pytest.raises(InputError, match="sync_bn is True, but torch synchronises batch norm on CUDA only, not on cpu"):
         prepared("nano-resnet", sync_bn=True)
     encoder, plain = towers("nano-resnet"), towers("nano-resnet")

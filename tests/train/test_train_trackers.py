@@ -13,9 +13,9 @@ import pytest
 from train_helpers import Trained, lines
 
 from cloob.errors import InputError
-from cloob.train.components import LogConfig
+from cloob.train.config.components import LogConfig
 from cloob.train.loop import train
-from cloob.train.trackers import Tracker, make_trackers
+from cloob.train.watch.trackers import Tracker, make_trackers
 
 
 class FakeRun:

@@ -14,7 +14,7 @@ from cloob.errors import InputError, require
 if TYPE_CHECKING:
     import tyro
 
-    from cloob.data.captioned import CaptionedSet
+    from cloob.evaluate.sets.captioned import CaptionedSet
 else:  # the annotations below are read when the words are parsed
     tyro = require("tyro", "train")
 
@@ -60,10 +60,10 @@ def main(words: Sequence[str]) -> int:
     from cloob.commands.console import EmbeddingProgress
     from cloob.commands.eval import named
     from cloob.commands.judge import check_writable
-    from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
     from cloob.evaluate.analysis import analyze
-    from cloob.evaluate.store import EmbedOptions
+    from cloob.evaluate.embeddings import EmbedOptions
+    from cloob.evaluate.sets.captioned import open_captioned
     from cloob.evaluate.suite import write_results
 
     source = open_captioned(arguments.pairs)

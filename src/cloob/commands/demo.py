@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
-from cloob.train.components import ObjectiveName
+from cloob.train.config.components import ObjectiveName
 
 _NOTES = (
     "The same towers, data, seed, steps and augmentation; only the objective differs. Trained on pictograms of other"
@@ -54,12 +54,12 @@ def main(words: Sequence[str]) -> int:
 
     from cloob.commands.console import print_table, tell
     from cloob.commands.judge import Comparison, check_writable, measure, write_page
-    from cloob.data.captioned import open_captioned
-    from cloob.data.labelled import open_labelled
     from cloob.distributed import resolve_device
-    from cloob.evaluate.store import EmbedOptions
-    from cloob.train.log import ProgressDisplay
+    from cloob.evaluate.embeddings import EmbedOptions
+    from cloob.evaluate.sets.captioned import open_captioned
+    from cloob.evaluate.sets.labelled import open_labelled
     from cloob.train.loop import train
+    from cloob.train.watch.log import ProgressDisplay
 
     device = resolve_device(arguments.device)
     check_writable(arguments.out)

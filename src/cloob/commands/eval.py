@@ -14,7 +14,7 @@ from cloob.errors import InputError, require
 if TYPE_CHECKING:
     import tyro
 
-    from cloob.evaluate.suites import SuiteSets
+    from cloob.evaluate.sets.suites import SuiteSets
 else:  # the annotations below are read when the words are parsed
     tyro = require("tyro", "train")
 
@@ -69,11 +69,11 @@ def main(words: Sequence[str]) -> int:
 
     from cloob.commands.console import print_table, tell
     from cloob.commands.judge import Comparison, check_writable, measure, write_page
-    from cloob.data.captioned import open_captioned
     from cloob.distributed import resolve_device
+    from cloob.evaluate.embeddings import EmbedOptions
     from cloob.evaluate.files import write_set_files
-    from cloob.evaluate.probe import ProbeOptions
-    from cloob.evaluate.store import EmbedOptions
+    from cloob.evaluate.measures.probe import ProbeOptions
+    from cloob.evaluate.sets.captioned import open_captioned
 
     sets = _open(arguments)
     columns = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
@@ -109,8 +109,8 @@ def main(words: Sequence[str]) -> int:
 
 def _open(arguments: EvalArguments) -> SuiteSets:
     """The sets of all suites, then those that are named one by one; a mistake in the latter ends the command."""
-    from cloob.data.labelled import open_labelled
-    from cloob.evaluate.suites import open_suites, training_split
+    from cloob.evaluate.sets.labelled import open_labelled
+    from cloob.evaluate.sets.suites import open_suites, training_split
 
     if arguments.root is not None and not arguments.suite:
         raise InputError(f"root is {str(arguments.root)!r}, but no suite is asked for; add --suite, or leave it out")

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from cloob.commands.console import EmbeddingProgress
-from cloob.data.captioned import CaptionedSet
-from cloob.data.labelled import LabelledSet
 from cloob.errors import InputError
+from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.examples import example_queries
 from cloob.evaluate.files import confusion_matrix
-from cloob.evaluate.probe import ProbeOptions
+from cloob.evaluate.measures.probe import ProbeOptions
 from cloob.evaluate.report import Confusion, ReportExtras, write_report
-from cloob.evaluate.store import Embeddings, EmbedOptions
+from cloob.evaluate.sets.captioned import CaptionedSet
+from cloob.evaluate.sets.labelled import LabelledSet
 from cloob.evaluate.suite import evaluate, write_results
 
 

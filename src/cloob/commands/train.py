@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
-from cloob.train.preflight import preflight
+from cloob.train.config.checks import preflight
 
 if TYPE_CHECKING:
     from cloob.train.callbacks import RunResult
@@ -32,13 +32,13 @@ def main(words: Sequence[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         print("cloob: opening data …", file=sys.stderr, flush=True)  # the imports alone take seconds
 
-    from cloob.train.log import ProgressDisplay
     from cloob.train.loop import train
+    from cloob.train.watch.log import ProgressDisplay
 
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the encoders are
     first = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("cloob.data.sources").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
+    logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
     if first:  # torchrun's other processes have nothing to add
         _report(config, result)

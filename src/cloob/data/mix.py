@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloob.data.batch import RawSample
+from cloob.data.open import Source
 from cloob.data.order import Part
-from cloob.data.sources import Source
 from cloob.errors import InputError
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from cloob.errors import InputError, message
 from cloob.evaluate.embed import Reader
-from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluate.store import Embeddings, EmbedOptions
+from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.measures.geometry import DEFAULT_LIMIT, geometry
 from cloob.evaluate.suite import all_failed
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
@@ -49,7 +49,7 @@ def analyze(
         similar: Most similar pictures to list, for the last checkpoint.
         duplicate: Cosine from which two pictures count as one.
         limit: Pairs whose geometry is measured at most; ``similar`` and ``duplicates`` are sought among all.
-        progress: As for :class:`cloob.evaluate.store.Embeddings`.
+        progress: As for :class:`cloob.evaluate.embeddings.Embeddings`.
 
     Returns:
         ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its last checkpoint, see

@@ -155,7 +155,7 @@ def embed_pairs(
 
     Returns:
         The images, the caption features and the captions. A pair that cannot be read at all has NaN in both. A
-        sample with ``captions`` (:mod:`cloob.data.captioned`) has as many texts.
+        sample with ``captions`` (:mod:`cloob.evaluate.sets.captioned`) has as many texts.
 
     Raises:
         InputError: As :func:`embed_images`.

@@ -11,8 +11,8 @@ from torch import Tensor
 from cloob.data.batch import caption_id
 from cloob.errors import InputError, nearest
 from cloob.evaluate.embed import Reader
+from cloob.evaluate.embeddings import Embeddings, Labelled
 from cloob.evaluate.report import ExampleQuery, Found
-from cloob.evaluate.store import Embeddings, Labelled
 
 
 class _Gallery(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.evaluate.store import Embeddings, Labelled
+from cloob.evaluate.embeddings import Embeddings, Labelled
 from cloob.evaluate.suite import write_results
 from cloob.files import write_whole
 
@@ -130,7 +130,7 @@ def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: T
 
     Returns:
         (C, C + 1) int64 counts, a row a label; the last column counts what could not be read. Of classes with equal
-        scores the right one counts last, as in :func:`cloob.evaluate.zeroshot.zeroshot_ranks`.
+        scores the right one counts last, as in :func:`cloob.evaluate.measures.zeroshot.zeroshot_ranks`.
     """
     n_classes = len(class_embeddings)
     scores = image_features.double() @ class_embeddings.double().T

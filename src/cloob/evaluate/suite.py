@@ -17,13 +17,13 @@ from torch import Tensor
 
 from cloob.data.batch import Skip
 from cloob.errors import InputError, message
-from cloob.evaluate import probe as probing
-from cloob.evaluate import retrieval as retrieving
-from cloob.evaluate import zeroshot as classifying
 from cloob.evaluate.embed import Encoder, Reader
-from cloob.evaluate.geometry import DEFAULT_LIMIT, geometry
-from cloob.evaluate.probe import ProbeOptions
-from cloob.evaluate.store import Embeddings, Labelled
+from cloob.evaluate.embeddings import Embeddings, Labelled
+from cloob.evaluate.measures import probe as probing
+from cloob.evaluate.measures import retrieval as retrieving
+from cloob.evaluate.measures import zeroshot as classifying
+from cloob.evaluate.measures.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluate.measures.probe import ProbeOptions
 from cloob.files import write_whole
 from cloob.functional.bootstrap import grouped_bootstrap
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cloob.train.components import ObjectiveName
 from cloob.train.config import TrainConfig
+from cloob.train.config.components import ObjectiveName
 
 
 def _demo(objective: ObjectiveName) -> TrainConfig:

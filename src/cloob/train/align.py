@@ -19,15 +19,15 @@ from torch import Tensor
 from cloob.data.batch import Batch
 from cloob.data.content import content_key
 from cloob.data.loader import PairLoader
+from cloob.data.open import Source
 from cloob.data.order import epoch_order, local_part
-from cloob.data.sources import Source
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
-from cloob.train.components import AlignConfig
 from cloob.train.config import TrainConfig
+from cloob.train.config.components import AlignConfig
 from cloob.train.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)

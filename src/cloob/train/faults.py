@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from cloob.data.batch import Batch
 from cloob.errors import InputError, TrainingFailed
 from cloob.files import write_whole
-from cloob.train.checkpoint import Progress
-from cloob.train.log import RunLog
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero
+from cloob.train.state.checkpoint import Progress
 from cloob.train.step import StepResult
+from cloob.train.watch.log import RunLog
 
 if TYPE_CHECKING:
     from cloob.train.validate import Validation

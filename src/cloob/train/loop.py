@@ -18,20 +18,22 @@ from cloob.distributed import process_group, rank, resolve_device, world_size
 from cloob.errors import TrainingFailed
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import ContrastiveObjective
-from cloob.train import faults, finetune, memory, sharding
+from cloob.train import faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
-from cloob.train.config import TrainConfig
+from cloob.train.config import TrainConfig, memory
 from cloob.train.faults import StopRequested, StopSignal
-from cloob.train.log import TensorBoard, finite
 from cloob.train.optim import make_schedule, warmup_steps
 from cloob.train.parts import Parts, assemble
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
-from cloob.train.resume import AlreadyFinished
-from cloob.train.rng import preserved_rng
-from cloob.train.runlock import RunLock
+from cloob.train.state.resume import AlreadyFinished
+from cloob.train.state.rng import preserved_rng
+from cloob.train.state.runlock import RunLock
 from cloob.train.step import StepResult
-from cloob.train.trackers import make_trackers
+from cloob.train.towers import finetune
+from cloob.train.towers import fsdp as sharding
 from cloob.train.validate import Validation, validate
+from cloob.train.watch.log import TensorBoard, finite
+from cloob.train.watch.trackers import make_trackers
 
 logger = logging.getLogger(__name__)
 _CPU = torch.device("cpu")

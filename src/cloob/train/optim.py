@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from cloob.errors import InputError
-from cloob.train.components import OptimConfig
-from cloob.train.finetune import layer_depths
+from cloob.train.config.components import OptimConfig
+from cloob.train.towers.finetune import layer_depths
 
 # Norm layers by type. Their weights have one dimension nearly everywhere; the types settle the rest.
 _NORMS = (

@@ -11,16 +11,18 @@ from cloob.distributed import rank, world_size
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.objective import ContrastiveObjective
-from cloob.train import build, faults, finetune, resume
-from cloob.train.average import WeightAverage, make_average
-from cloob.train.checkpoint import Progress, remove_leftovers
+from cloob.train import faults
 from cloob.train.config import TrainConfig
-from cloob.train.log import RunLog
+from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
-from cloob.train.preflight import check_combination
 from cloob.train.ranks import on_rank_zero
-from cloob.train.saver import Saver
+from cloob.train.state import resume
+from cloob.train.state.checkpoint import Progress, remove_leftovers
+from cloob.train.state.saver import Saver
 from cloob.train.step import Stepper, TowersWithLoss
+from cloob.train.towers import build, finetune
+from cloob.train.towers.average import WeightAverage, make_average
+from cloob.train.watch.log import RunLog
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from cloob.distributed import world_size
 from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
-from cloob.train import sharding
 from cloob.train.gradcache import cached_backward
 from cloob.train.optim import set_learning_rate
+from cloob.train.towers import fsdp as sharding
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -16,8 +16,8 @@ from cloob.data.batch import Batch, Skip
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
 from cloob.train.faults import StopRequested, StopSignal, fetch, raise_on_every_rank
-from cloob.train.log import finite
 from cloob.train.ranks import gather_objects, on_rank_zero, tally
+from cloob.train.watch.log import finite
 
 RECALLS = (1, 5, 10)
 

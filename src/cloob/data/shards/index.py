@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from cloob.cache import cache_root, locked
 from cloob.data.batch import printable
-from cloob.data.tarindex import Member, TarListing, TarReader, split_name
+from cloob.data.shards.tar import Member, TarListing, TarReader, split_name
 from cloob.errors import InputError
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")

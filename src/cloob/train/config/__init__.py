@@ -1,4 +1,4 @@
-"""What a training run is made of: its components (``cloob.train.components``) nested in ``TrainConfig``.
+"""What a training run is made of: its components (``cloob.train.config.components``) nested in ``TrainConfig``.
 
 Here they are changed by leaf, written as JSON and read back, strictly. No torch is imported here.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, nearest
-from cloob.train.components import (
+from cloob.train.config.components import (
     AlignConfig,
     LogConfig,
     LossConfig,
@@ -24,7 +24,7 @@ from cloob.train.components import (
     SaveConfig,
     TowersConfig,
 )
-from cloob.train.strict import build, convert, hints, leaf_homes, plain
+from cloob.train.config.strict import build, convert, hints, leaf_homes, plain
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import pyarrow as pa
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.fingerprint import digest, of_column
-from cloob.data.shardindex import ABSENT, CAPTION_EXTENSIONS, CUT, IMAGE_EXTENSIONS, group_members, open_index
-from cloob.data.sizes import SIZES, read_sizes
-from cloob.data.tarindex import TarReader
+from cloob.data.shards.index import ABSENT, CAPTION_EXTENSIONS, CUT, IMAGE_EXTENSIONS, group_members, open_index
+from cloob.data.shards.sizes import SIZES, read_sizes
+from cloob.data.shards.tar import TarReader
 from cloob.errors import InputError
 
 __all__ = ["CAPTION_EXTENSIONS", "IMAGE_EXTENSIONS", "ShardSource", "group_members"]

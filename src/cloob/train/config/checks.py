@@ -7,13 +7,13 @@ import os
 import tempfile
 from pathlib import Path
 
-from cloob.data.sources import check_there
+from cloob.data.open import check_there
 from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
 from cloob.models.names import check_name
-from cloob.train.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
 from cloob.train.config import TrainConfig
-from cloob.train.runlock import refuse_held
+from cloob.train.config.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
+from cloob.train.state.runlock import refuse_held
 
 _RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
 from cloob.data.fingerprint import digest, of_column
-from cloob.data.spool import Ahead, ShardCache
+from cloob.data.shards.spool import Ahead, ShardCache
 from cloob.errors import InputError, message
 
 ARROW_SUFFIXES = (".arrow", ".parquet")

@@ -16,7 +16,7 @@ from cloob.distributed import world_size
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects
-from cloob.train.rng import preserved_rng
+from cloob.train.state.rng import preserved_rng
 from cloob.train.step import Stepper
 
 _PAIRS = 2  # are measured: batch norms need two

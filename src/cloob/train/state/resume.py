@@ -22,13 +22,14 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.store import list_checkpoints, load_model
 from cloob.models.untrusted import check_folder
 from cloob.scales import FixedScaleWarning
-from cloob.train import preflight, sharding
-from cloob.train.average import WeightAverage
 from cloob.train.callbacks import RunResult
-from cloob.train.checkpoint import FORMAT, Progress, set_aside
 from cloob.train.config import TrainConfig
+from cloob.train.config import checks as preflight
 from cloob.train.ranks import on_rank_zero
-from cloob.train.rng import set_rng_state
+from cloob.train.state.checkpoint import FORMAT, Progress, set_aside
+from cloob.train.state.rng import set_rng_state
+from cloob.train.towers import fsdp as sharding
+from cloob.train.towers.average import WeightAverage
 
 logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training.

@@ -15,7 +15,7 @@ from cloob.data.batch import BadSample, RawSample
 from cloob.errors import InputError, nearest, require
 
 if TYPE_CHECKING:
-    from cloob.data.spool import ShardCache
+    from cloob.data.shards.spool import ShardCache
 
 DEMO = Path(__file__).parent / "demo"
 """The demo set that comes with the package; see NOTICE there."""
@@ -100,7 +100,7 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
     Raises:
         InputError: As ``open_source``.
     """
-    from cloob.data.opener import is_remote, local_path
+    from cloob.data.shards.spec import is_remote, local_path
 
     if spec in _DEMO_SPLITS or is_remote(spec):
         return
@@ -118,8 +118,8 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
         _listed(path)
         return
     require("pyarrow", "train")
-    from cloob.data.arrow import holds_images
-    from cloob.data.table import TABLE_SUFFIXES, check_columns
+    from cloob.data.sources.arrow import holds_images
+    from cloob.data.sources.table import TABLE_SUFFIXES, check_columns
 
     inside = path.suffix.lower() == ".parquet" and holds_images(path, image_column)
     if path.suffix.lower() in TABLE_SUFFIXES and not inside:
@@ -129,14 +129,14 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
 def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache | None) -> Source:
     require("PIL", "train")
     require("pyarrow", "train")
-    from cloob.data.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
-    from cloob.data.folder import open_folder
-    from cloob.data.opener import is_remote, local_path
-    from cloob.data.remote import open_remote
-    from cloob.data.shards import ShardSource
-    from cloob.data.spool import ShardCache
-    from cloob.data.table import TABLE_SUFFIXES, TableSource
-    from cloob.data.tarindex import TAR_SUFFIXES, is_tar
+    from cloob.data.shards.local import ShardSource
+    from cloob.data.shards.remote import open_remote
+    from cloob.data.shards.spec import is_remote, local_path
+    from cloob.data.shards.spool import ShardCache
+    from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
+    from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
+    from cloob.data.sources.folder import open_folder
+    from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
 
     cache = cache or ShardCache()
     if spec in _DEMO_SPLITS:
@@ -182,7 +182,7 @@ def _no_demo(spec: str) -> InputError:
 
 def _listed(path: Path) -> list[Path]:
     """The shards that a list on disk names, which lie beside it."""
-    from cloob.data.sizes import check_bare, read_sizes
+    from cloob.data.shards.sizes import check_bare, read_sizes
 
     return _all_there(str(path), [path.parent / check_bare(str(path), name) for name in read_sizes(path)])
 
@@ -193,7 +193,7 @@ def local_shards(spec: str) -> list[Path]:
     Raises:
         InputError: There are none.
     """
-    from cloob.data.opener import local_path
+    from cloob.data.shards.spec import local_path
 
     spec = local_path(spec)
     path = Path(spec)
@@ -204,7 +204,7 @@ def local_shards(spec: str) -> list[Path]:
 
 
 def _tars_in(folder: Path) -> list[Path]:
-    from cloob.data.tarindex import is_tar
+    from cloob.data.shards.tar import is_tar
 
     return sorted(path for path in folder.iterdir() if is_tar(path) and path.is_file())
 
@@ -215,7 +215,7 @@ def _is_pattern(spec: str) -> bool:
 
 def _expand(pattern: str) -> list[Path]:
     """The files of a brace pattern or glob; every file that the braces name must exist."""
-    from cloob.data.opener import expand
+    from cloob.data.shards.spec import expand
 
     paths: list[Path] = []
     for item in expand(pattern, escape=os.sep == "/"):  # elsewhere a backslash parts folders
@@ -287,8 +287,8 @@ def _spread(start: int, stop: int, most: int) -> Iterator[int]:
 
 def _tell(source: Source) -> None:
     """One line on what was opened: rows, pairs, and the rows that a stray quote hides."""
-    from cloob.data.folder import FolderSource
-    from cloob.data.table import TableSource
+    from cloob.data.sources.folder import FolderSource
+    from cloob.data.sources.table import TableSource
 
     line = f"{source.name}: {len(source):,} rows"
     if isinstance(source, TableSource | FolderSource):

@@ -1,6 +1,6 @@
 """Bytes from elsewhere: ``pipe:COMMAND`` that the user typed, and ``https://``, ``s3://``, ``gs://`` by fsspec.
 
-No URL reaches a shell, and no command comes out of a list (``cloob.data.sizes``).
+No URL reaches a shell, and no command comes out of a list (``cloob.data.shards.sizes``).
 """
 
 from __future__ import annotations

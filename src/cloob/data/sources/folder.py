@@ -13,8 +13,8 @@ import pyarrow as pa
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import digest, of_column, spread
-from cloob.data.shards import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from cloob.data.table import TableSource, column_names
+from cloob.data.shards.local import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.data.sources.table import TableSource, column_names
 from cloob.errors import InputError
 
 _IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)

@@ -10,8 +10,8 @@ import torch
 from cloob.data.builder import Tokenizer
 from cloob.data.loader import PairLoader
 from cloob.data.mix import mix
-from cloob.data.sources import Source, open_source
-from cloob.data.spool import ShardCache
+from cloob.data.open import Source, open_source
+from cloob.data.shards.spool import ShardCache
 from cloob.data.transforms import train_transform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
@@ -21,9 +21,11 @@ from cloob.models.store import load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
-from cloob.train import align, preflight, sharding
+from cloob.train import align
 from cloob.train.config import TrainConfig
-from cloob.train.recompute import enable_recomputation
+from cloob.train.config import checks as preflight
+from cloob.train.towers import fsdp as sharding
+from cloob.train.towers.recompute import enable_recomputation
 
 logger = logging.getLogger(__name__)
 Loader = PairLoader | align.FeatureLoader

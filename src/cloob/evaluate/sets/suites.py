@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cloob.data.captioned import CaptionedSet, open_captioned
-from cloob.data.labelled import LabelledSet, open_labelled
-from cloob.data.opener import local_folder
-from cloob.data.tarindex import is_tar
+from cloob.data.shards.spec import local_folder
+from cloob.data.shards.tar import is_tar
 from cloob.errors import InputError, nearest
-from cloob.evaluate.paper_sets import LAYOUTS, open_paper_set
+from cloob.evaluate.sets.captioned import CaptionedSet, open_captioned
+from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
+from cloob.evaluate.sets.paper import LAYOUTS, open_paper_set
 
 SUITES = {
     "paper": "the paper's eight sets, under one root",

@@ -26,12 +26,12 @@ from cloob.evaluate.embed import (
     embed_pairs,
 )
 from cloob.evaluate.facts import ModelFacts, model_facts
-from cloob.evaluate.probe import Probe, ProbeOptions, fit_probe
-from cloob.evaluate.zeroshot import class_embeddings
+from cloob.evaluate.measures.probe import Probe, ProbeOptions, fit_probe
+from cloob.evaluate.measures.zeroshot import class_embeddings
 
 
 class Labelled(Reader, Protocol):
-    """A set of labelled images; :class:`cloob.data.labelled.LabelledSet` is one."""
+    """A set of labelled images; :class:`cloob.evaluate.sets.labelled.LabelledSet` is one."""
 
     @property
     def classnames(self) -> Sequence[str]:
@@ -196,7 +196,7 @@ class Embeddings:
         return self._towers[key][1]
 
     def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
-        """A linear probe fitted on the image tower's features of a set, see :func:`cloob.evaluate.probe.fit_probe`.
+        """A linear probe fitted on the image tower's features of a set, see :func:`cloob.evaluate.measures.probe.fit_probe`.
 
         Raises:
             InputError: As :meth:`tower` and ``fit_probe``.

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
-from cloob.data.opener import is_remote, local_path
-from cloob.data.sources import Source, open_source
+from cloob.data.open import Source, open_source
+from cloob.data.shards.spec import is_remote, local_path
 from cloob.errors import InputError, nearest
 
 if TYPE_CHECKING:
-    from cloob.data.table import TableSource
+    from cloob.data.sources.table import TableSource
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _TYPE_FILE = "dataset_type.txt"
@@ -60,7 +60,7 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     """Opens pictures and captions for retrieval.
 
     Args:
-        spec: What :func:`cloob.data.sources.open_source` takes, where several captions of a picture are
+        spec: What :func:`cloob.data.open.open_source` takes, where several captions of a picture are
 
             - in a table (.csv, .tsv, .parquet, .jsonl): rows that name the same picture;
             - in JSON lines also: a list in place of the caption;
@@ -76,8 +76,8 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two pictures; one line.
     """
-    from cloob.data.arrow import holds_images
-    from cloob.data.table import TABLE_SUFFIXES, TableSource
+    from cloob.data.sources.arrow import holds_images
+    from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
 
     spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
     path = Path(spec)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cloob.train.strict import check, check_choice
+from cloob.train.config.strict import check, check_choice
 
 ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob"]
 ScheduleName = Literal["constant", "cosine", "cosine-restarts"]

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import of_column
-from cloob.data.quotes import Swallowed, find_swallowed, has_long_fields
+from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
 from cloob.errors import InputError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
@@ -40,7 +40,7 @@ class TableSource:
     Rows that a stray quote takes into one field stay in the count, after all others, and raise ``BadSample``.
 
     Attributes:
-        swallowed: The fields of a text table that hold rows, see ``cloob.data.quotes``.
+        swallowed: The fields of a text table that hold rows, see ``cloob.data.sources.quotes``.
 
     Args:
         path: The table; its ending says CSV/TSV, Parquet or JSON lines.

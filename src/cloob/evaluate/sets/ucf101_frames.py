@@ -1,6 +1,6 @@
 """The middle frame of each UCF101 video as a picture, where the paper's suite looks for it.
 
-``python -m cloob.evaluate.ucf101_frames UCF-101 ROOT/ucf101`` reads ``UCF-101/<class>/<video>.avi`` (the unpacked
+``python -m cloob.evaluate.sets.ucf101_frames UCF-101 ROOT/ucf101`` reads ``UCF-101/<class>/<video>.avi`` (the unpacked
 UCF101.rar) and writes ``ROOT/ucf101/frames/<class>/<video>.jpg``. Frames that are there already stay. It needs PyAV,
 ``pip install -e ".[video]"``; with ffmpeg instead, see docs/evaluate.md.
 """
@@ -80,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """The command; exit code 1 if some videos could not be read, 2 if nothing was done."""
     arguments = list(sys.argv[1:] if words is None else words)
     if len(arguments) != 2:
-        print("usage: python -m cloob.evaluate.ucf101_frames UCF-101 ROOT/ucf101", file=sys.stderr)
+        print("usage: python -m cloob.evaluate.sets.ucf101_frames UCF-101 ROOT/ucf101", file=sys.stderr)
         return 2
     try:
         done, failures = extract_middle_frames(Path(arguments[0]), Path(arguments[1]))

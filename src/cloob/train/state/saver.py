@@ -10,13 +10,13 @@ import torch
 from cloob.models.encoder import DualEncoder
 from cloob.models.store import find_best, is_better
 from cloob.objective import ContrastiveObjective
-from cloob.train.average import WeightAverage
-from cloob.train.checkpoint import Progress, save_checkpoint, whole_state
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects, on_rank_zero
-from cloob.train.resume import Checkpoint
-from cloob.train.rng import rng_state
+from cloob.train.state.checkpoint import Progress, save_checkpoint, whole_state
+from cloob.train.state.resume import Checkpoint
+from cloob.train.state.rng import rng_state
 from cloob.train.step import Stepper
+from cloob.train.towers.average import WeightAverage
 from cloob.train.validate import Validation
 
 

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from cloob.data.decode import read_image_file
-from cloob.data.labelled import LabelledSet
-from cloob.data.shards import IMAGE_EXTENSIONS
+from cloob.data.shards.local import IMAGE_EXTENSIONS
 from cloob.errors import InputError, require
+from cloob.evaluate.sets.labelled import LabelledSet
 
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""

@@ -13,10 +13,10 @@ import numpy as np
 
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import digest
-from cloob.data.opener import expand, fetch, shard_name, sibling
-from cloob.data.shards import ShardSource
-from cloob.data.sizes import SIZES, fetch_sizes, listed_url, remembered
-from cloob.data.spool import INDEX_SUFFIX, Ahead, ShardCache, touch
+from cloob.data.shards.local import ShardSource
+from cloob.data.shards.sizes import SIZES, fetch_sizes, listed_url, remembered
+from cloob.data.shards.spec import expand, fetch, shard_name, sibling
+from cloob.data.shards.spool import INDEX_SUFFIX, Ahead, ShardCache, touch
 from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -184,6 +184,6 @@ def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
 
 
 _HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.sizes FOLDER" writes it where '
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.shards.sizes FOLDER" writes it where '
     "they are local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
 )

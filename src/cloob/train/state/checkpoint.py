@@ -29,8 +29,8 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.store import VALIDATION_FILE, find_best, list_checkpoints, save_model
 from cloob.objective import ContrastiveObjective
-from cloob.train import sharding
-from cloob.train.average import WeightAverage
+from cloob.train.towers import fsdp as sharding
+from cloob.train.towers.average import WeightAverage
 
 logger = logging.getLogger(__name__)
 FORMAT = 1

@@ -1,7 +1,7 @@
 """``sizes.json``: how many samples each shard of a folder holds, ``{"00000.tar": 9876, …}``.
 
-``python -m cloob.data.sizes FOLDER`` writes it beside local shards. For shards elsewhere,
-``python -m cloob.data.sizes 'pipe:…{00000..00331}.tar…'`` fetches each once, counts, and remembers the counts in the
+``python -m cloob.data.shards.sizes FOLDER`` writes it beside local shards. For shards elsewhere,
+``python -m cloob.data.shards.sizes 'pipe:…{00000..00331}.tar…'`` fetches each once, counts, and remembers the counts in the
 cache folder for whoever gives the same pattern as ``--data``; with ``--out`` it also writes the list, to be put beside
 the shards.
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.cache import cache_root
-from cloob.data.opener import expand, fetch, is_remote, shard_name
+from cloob.data.shards.spec import expand, fetch, is_remote, shard_name
 from cloob.errors import InputError
 from cloob.files import write_whole
 
@@ -124,7 +124,7 @@ def check_bare(where: str, name: str) -> str:
         raise InputError(
             f"{where}: names {_short(name)}; a list on disk may only name files beside itself, by letters, digits, "
             "'.', '_' and '-'; give other shards to --data yourself, as a pattern, and count them by "
-            "python -m cloob.data.sizes PATTERN"
+            "python -m cloob.data.shards.sizes PATTERN"
         )
     return name
 
@@ -152,7 +152,7 @@ def listed_url(base: str, name: str) -> str:
 
 
 def remembered(pattern: str) -> dict[str, int]:
-    """What ``python -m cloob.data.sizes PATTERN`` has counted on this host, by full address; empty if it has not."""
+    """What ``python -m cloob.data.shards.sizes PATTERN`` has counted on this host, by full address; empty if it has not."""
     return read_sizes(_memory(pattern))
 
 
@@ -166,9 +166,9 @@ def count_samples(spec: str) -> dict[str, int]:
     Raises:
         InputError: No shards, or one is truncated or cannot be read.
     """
-    from cloob.data.shardindex import open_index
-    from cloob.data.sources import local_shards
-    from cloob.data.tarindex import TarReader
+    from cloob.data.open import local_shards
+    from cloob.data.shards.index import open_index
+    from cloob.data.shards.tar import TarReader
 
     sizes: dict[str, int] = {}
     remote = is_remote(spec)
@@ -199,7 +199,9 @@ def by_name(sizes: Mapping[str, int]) -> dict[str, int]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Counts and writes; exit code 0, or 2 with one line on what is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m cloob.data.sizes", description="Count the samples of shards.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cloob.data.shards.sizes", description="Count the samples of shards."
+    )
     parser.add_argument("shards", help="folder, pattern, or remote pattern (pipe:…, s3://…)")
     parser.add_argument("--out", type=Path, help="file to write; sizes.json in the folder by default")
     arguments = parser.parse_args(words)
@@ -216,7 +218,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if out is not None:
             write_whole(out, json.dumps(by_name(sizes) if remote else sizes, indent=1) + "\n")
     except (InputError, OSError) as error:
-        print(f"cloob.data.sizes: {error}", file=sys.stderr)
+        print(f"cloob.data.shards.sizes: {error}", file=sys.stderr)
         return 2
     print(f"{out or f'--data {spec!r} can be used'}: {len(sizes):,} shards, {sum(sizes.values()):,} samples")
     return 0

@@ -1,0 +1,1 @@
+"""Pairs in WebDataset tar shards, on local disks and elsewhere."""

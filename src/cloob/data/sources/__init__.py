@@ -1,0 +1,1 @@
+"""Pairs in tables, folders and Arrow files, behind one protocol."""

@@ -1,0 +1,1 @@
+"""One file a measure: zero-shot, linear probe, retrieval, geometry."""

@@ -1,0 +1,1 @@
+"""Labelled and captioned sets, and the suites that they form."""

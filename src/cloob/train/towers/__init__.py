@@ -1,0 +1,1 @@
+"""The towers as training needs them: built, started from trained weights, averaged, sharded."""
