@@ -196,7 +196,7 @@ class Embeddings:
         return self._towers[key][1]
 
     def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
-        """A linear probe fitted on the image tower's features of a set, see :func:`cloob.evaluate.measures.probe.fit_probe`.
+        """A linear probe fitted on the image tower's features of a set, see ``measures.probe.fit_probe``.
 
         Raises:
             InputError: As :meth:`tower` and ``fit_probe``.

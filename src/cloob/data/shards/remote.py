@@ -184,6 +184,7 @@ def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
 
 
 _HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.shards.sizes FOLDER" writes it where '
-    "they are local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.shards.sizes FOLDER" writes it '
+    "where they are local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the "
+    "counts"
 )

@@ -1,12 +1,9 @@
 """``sizes.json``: how many samples each shard of a folder holds, ``{"00000.tar": 9876, …}``.
 
 ``python -m cloob.data.shards.sizes FOLDER`` writes it beside local shards. For shards elsewhere,
-``python -m cloob.data.shards.sizes 'pipe:…{00000..00331}.tar…'`` fetches each once, counts, and remembers the counts in the
-cache folder for whoever gives the same pattern as ``--data``; with ``--out`` it also writes the list, to be put beside
-the shards.
-
-A list comes from whoever made the data. It may name files beside itself and addresses of its own scheme and host, and
-its counts have bounds: nothing in it is run, leaves its folder, or sizes an allocation.
+``python -m cloob.data.shards.sizes 'pipe:…{00000..00331}.tar…'`` fetches each once, counts, and remembers the counts in
+the cache folder for whoever gives the same pattern as ``--data``; with ``--out`` it also writes the list, to be put
+beside the shards.
 """
 
 from __future__ import annotations
@@ -152,7 +149,7 @@ def listed_url(base: str, name: str) -> str:
 
 
 def remembered(pattern: str) -> dict[str, int]:
-    """What ``python -m cloob.data.shards.sizes PATTERN`` has counted on this host, by full address; empty if it has not."""
+    """What counting the shards of a pattern has remembered on this host, by full address; empty if nothing."""
     return read_sizes(_memory(pattern))
 
 
