@@ -153,7 +153,8 @@ def test_resume_from_a_path_into_another_folder(trained: Trained, tmp_path: Path
 def test_a_finished_run_is_left_as_it_is(trained: Trained, tmp_path: Path) -> None:
     out = cut_back(trained, tmp_path / "run", 15)
     result = train(trained.config.override(out=out, resume="auto"))
-    assert result.steps == 15 and exact(out) == exact(trained.run) and result.loss is None
+    assert result.already_finished and (result.run, result.steps, result.epochs) == (out, 15, 3)
+    assert exact(out) == exact(trained.run) and result.loss is None
 
 
 def test_more_epochs_continue_and_another_objective_does_not(
@@ -318,7 +319,7 @@ def test_data_that_changed_between_two_runs_begin_the_epoch_anew(
     stop = At(3, lambda: signal.raise_signal(signal.SIGTERM))
     assert train(config, callbacks=[stop]).steps == 3
     table(12)
-    assert train(config.override(resume="auto")).steps == 3 + 3
+    assert train(config.override(resume="auto", accept_changed_data=True)).steps == 3 + 3
     assert "resumed with 12 pairs an epoch instead of 16: the epoch begins anew" in caplog.text
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloob.data.batch import RawSample
+from cloob.data.fingerprint import Fingerprint
 from cloob.data.open import Source
 from cloob.data.order import Part
 from cloob.errors import InputError
@@ -68,10 +69,10 @@ class MixedSource:
         part, row = self._place(index)
         return self.parts[part].read(row)
 
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> Fingerprint:
         """Those of the parts."""
         return {
-            f"source {i + 1}, {key}": value
+            f"{key} of source {i + 1}": value
             for i, part in enumerate(self.parts)
             for key, value in part.fingerprint().items()
         }

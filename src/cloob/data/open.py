@@ -15,6 +15,7 @@ from cloob.data.batch import BadSample, RawSample
 from cloob.errors import InputError, nearest, require
 
 if TYPE_CHECKING:
+    from cloob.data.fingerprint import Fingerprint
     from cloob.data.shards.spool import ShardCache
 
 DEMO = Path(__file__).parent / "demo"
@@ -48,7 +49,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> Fingerprint:
         """What the source holds, in a few named digests and counts: equal for equal data, wherever they lie."""
 
     def read(self, index: int) -> RawSample:

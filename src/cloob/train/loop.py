@@ -70,7 +70,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
             if config.towers.average_with_start is not None:
                 ended = finished.checkpoint
                 on_rank_zero(lambda: finetune.make_good_average(config, ended))
-            return finished.result(config.save.out)
+            return finished.result()
         with StopSignal() as stop:
             result = run.go(stop)
         del run  # and with it DDP, before the group that it holds
@@ -322,7 +322,7 @@ class _Run:
             StopRequested: The run was told to end while it validated; the epoch is not over then.
         """
         parts, progress = self.parts, self.parts.progress
-        parts.bad.check()
+        parts.bad.check(ended=True)
         self.skipped = parts.bad.reasons()
         validation = self._validate(stop)
         progress.epoch += 1

@@ -90,15 +90,17 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     config = build.resolved(config, encoder, objective)
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     if checkpoint is not None:
-        resume.stop_if_finished(checkpoint, config)
+        resume.stop_if_finished(checkpoint, config, encoder)
     source = build.open_pairs(config.pairs.data, config, config.pairs.weights)
     loader = build.make_loader(source, encoder, config, device)
     held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
 
-    data = on_rank_zero(source.fingerprint)
+    data = {"training pairs": on_rank_zero(source.fingerprint)}
+    if held_out is not None:
+        data["held-out pairs"] = on_rank_zero(held_out.fingerprint)
     if checkpoint is not None:
-        resume.check_same_data(checkpoint, source.name, data, accept=config.save.accept_changed_data)
+        resume.check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
     on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
     encoder.to(device)
     objective.to(device)

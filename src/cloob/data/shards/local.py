@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES
-from cloob.data.fingerprint import digest, of_column
+from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.shards.index import ABSENT, CAPTION_EXTENSIONS, CUT, IMAGE_EXTENSIONS, group_members, open_index
 from cloob.data.shards.sizes import SIZES, read_sizes
 from cloob.data.shards.tar import TarReader
@@ -67,11 +67,11 @@ class ShardSource:
         """By shard, what is missing at the end of a truncated one."""
         return self._index.cuts
 
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> Fingerprint:
         """The shards' names, and the names, places and sizes of their members; the members are not read."""
         keys = of_column(pa.chunked_array([self._index.keys]))
         return {
-            "samples": f"{len(self):,}",
+            "samples": len(self),
             "shards": digest(f"{label} {n}" for label, n in zip(self._labels, self.shard_sizes, strict=True)),
             "members": digest([keys, *self._index.places]),
         }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cloob.data.batch import BadSample, RawSample
-from cloob.data.fingerprint import digest
+from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.sizes import SIZES, fetch_sizes, listed_url, remembered
 from cloob.data.shards.spec import expand, fetch, shard_name, sibling
@@ -76,10 +76,10 @@ class RemoteShardSource:
             raise BadSample("truncated shard", f"{shard_name(url)}/{row}", f"{url} {counts}{cut}")
         return source.read(row)
 
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> Fingerprint:
         """The shards' names and counts; nothing is fetched. What is before a name (a bucket, a token) is left out."""
         told = zip(map(shard_name, self._urls), self.shard_sizes, strict=True)
-        return {"samples": f"{len(self):,}", "shards": digest(f"{name} {n}" for name, n in told)}
+        return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in told)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the shards of these pairs fetched in the background; failures show when a pair is read."""

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
-from cloob.data.fingerprint import digest, of_column
+from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.shards.spool import Ahead, ShardCache
 from cloob.errors import InputError, message
 
@@ -108,7 +108,7 @@ class ArrowSource:
             raise BadSample("image too large", key, f"{len(data):,} bytes")
         return RawSample(key, data, caption)
 
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> Fingerprint:
         """The files' names and sizes, and their captions: of Arrow files by content, of Parquet by its end."""
         files = [f"{path.name} {path.stat().st_size}" for path in self._paths]
         captions = []
@@ -117,7 +117,7 @@ class ArrowSource:
                 captions.append(_parquet_end(path))
             else:
                 captions.append(of_column(_map(path).column(self._columns[1])).encode())
-        return {"rows": f"{len(self):,}", "files": digest(files), "captions": digest(captions)}
+        return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the Parquet files of these pairs unpacked in the background."""

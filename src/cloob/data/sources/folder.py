@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
-from cloob.data.fingerprint import digest, of_column, spread
+from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
 from cloob.data.shards.local import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.data.sources.table import TableSource, column_names
 from cloob.errors import InputError
@@ -60,7 +60,7 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> Fingerprint:
         """The paths, the captions, and the sizes of the pictures; of large folders a hundred thousand of the latter."""
         captions, sizes = [], []
         for index in spread(len(self)):
@@ -70,7 +70,7 @@ class FolderSource:
             with contextlib.suppress(OSError):
                 sizes.append(str(path.stat().st_size))
         return {
-            "pairs": f"{len(self):,}",
+            "pairs": len(self),
             "file names": of_column(pa.chunked_array([self._paths])),
             "captions": digest(captions),
             "sizes of pictures": digest(sizes),

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
-from cloob.data.fingerprint import of_column
+from cloob.data.fingerprint import Fingerprint, of_column
 from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
 from cloob.errors import InputError
 
@@ -82,10 +82,10 @@ class TableSource:
         spoilt = sum(bool(filled[0][row].as_py() and filled[1][row].as_py()) for row in self._spoilt)
         return int(pc.sum(pc.and_(*filled)).as_py() or 0) - spoilt
 
-    def fingerprint(self) -> dict[str, str]:
+    def fingerprint(self) -> Fingerprint:
         """Both columns by their content; the pictures behind the paths are not looked at."""
         return {
-            "rows": f"{len(self):,}",
+            "rows": len(self),
             "image paths": of_column(self._images),
             "captions": of_column(self._captions),
         }

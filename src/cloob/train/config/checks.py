@@ -21,18 +21,18 @@ _RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "
 def preflight(config: TrainConfig) -> None:
     """Refuses a run that cannot begin, as far as that is quick to see; all else is found while the run is built.
 
-    Of the processes that torchrun starts only the first looks at files: by the time that another one looks, the run
-    folder may be there.
+    Of several processes that torchrun starts none looks at files: one that ended alone would leave the others waiting
+    for it. They find the same while the run is built, and agree on it.
 
     Raises:
         InputError: Two values exclude each other, local data, a column, a model or what is to be resumed is not there,
             or the run folder cannot be written, holds another run, or is being written by another process.
     """
     check_combination(config)
-    if config.run.fsdp and os.environ.get("WORLD_SIZE", "1") == "1":
-        raise fsdp_alone()
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         return
+    if config.run.fsdp:
+        raise fsdp_alone()
     for spec in (*config.pairs.data, *config.pairs.val_data):
         check_there(spec, image_column=config.pairs.image_column, caption_column=config.pairs.caption_column)
     for source in (config.towers.init, config.align.image_encoder, config.align.text_encoder):
@@ -53,9 +53,9 @@ def check_combination(config: TrainConfig) -> None:
     """Refuses a run without data, and what needs trained weights, held-out pairs or a frozen tower without them.
 
     Raises:
-        InputError: No ``data``, ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
-            ``freeze``, ``restarts`` without their schedule, ``compile_backend`` without ``compile``, ``retrieval_from``
-            with held-out pairs judged by the loss, which it changes; or as ``aligns``.
+        InputError: No ``data``, ``average_with_start`` without ``init``, ``patience`` without ``val_data``,
+            ``unlocked`` without ``freeze``, ``restarts`` without their schedule, ``compile_backend`` without
+            ``compile``, ``retrieval_from`` with held-out pairs judged by the loss, which it changes; or as ``aligns``.
     """
     towers = config.towers
     if config.loss.retrieval_from and config.pairs.val_data and config.save.best == "val_loss":
@@ -78,8 +78,8 @@ def check_combination(config: TrainConfig) -> None:
     aligns(config)
     if not config.pairs.data:
         raise InputError(
-            "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images with "
-            ".txt files beside them), or --data demo for the set that comes along"
+            "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images "
+            "with .txt files beside them), or --data demo for the set that comes along"
         )
 
 

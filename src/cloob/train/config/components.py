@@ -294,7 +294,7 @@ class SaveConfig:
     overwrite: bool = False
     """Replace the run that --out already holds."""
     accept_changed_data: bool = False
-    """Resume although the training pairs are not those that the checkpoint was trained on."""
+    """Resume although the pairs have changed since the checkpoint was written."""
 
     def __post_init__(self) -> None:
         check(self.save_every >= 0, "save_every", self.save_every, "a number of steps, or 0 for every epoch")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cloob.data.fingerprint import Fingerprint, differences
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, one_line
 from cloob.models.encoder import DualEncoder
@@ -68,11 +69,11 @@ class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
         self.checkpoint = checkpoint
         self.progress = progress
 
-    def result(self, run: Path) -> RunResult:
+    def result(self) -> RunResult:
         """What the run had come to."""
         progress = self.progress
         return RunResult(
-            run=run,
+            run=self.checkpoint.parent.parent,
             steps=progress.step,
             epochs=progress.epoch,
             samples_seen=progress.samples_seen,
@@ -83,13 +84,14 @@ class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
         )
 
 
-def stop_if_finished(checkpoint: Checkpoint, config: TrainConfig) -> None:
+def stop_if_finished(checkpoint: Checkpoint, config: TrainConfig, encoder: nn.Module) -> None:
     """Looks whether a checkpoint leaves anything to do.
 
     Raises:
-        InputError: The objective differs from the checkpoint's.
+        InputError: The architecture or the objective differs from the checkpoint's.
         AlreadyFinished: All epochs are done, or the patience was used up.
     """
+    check_same_architecture(checkpoint, encoder)
     for _ in _changes(checkpoint, config):
         pass
     progress = checkpoint.progress
@@ -238,25 +240,41 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> b
     return bool(held == pairs)
 
 
-def check_same_data(checkpoint: Checkpoint, name: str, data: Mapping[str, str], *, accept: bool) -> None:
-    """Compares the fingerprint of the training data with that of the data the checkpoint was trained on.
+def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, accept: bool) -> None:
+    """Compares fingerprints of training and held-out pairs with those of the run that wrote the checkpoint.
+
+    Held-out pairs that one of the two runs has not got are no change of the data.
 
     Raises:
         InputError: They differ, and that is not accepted; says in what.
     """
-    before = checkpoint.state.get("data")
-    if before is None or before == data:
-        return
-    changed = [
-        f"{key}: {before.get(key, 'none')} before, {data.get(key, 'none')} now"
-        for key in dict.fromkeys([*before, *data])
-        if before.get(key) != data.get(key)
-    ]
-    told = f"{name}: not the data that {checkpoint.path} was trained on ({'; '.join(changed)})"
-    if not accept:
-        raise InputError(f"{told}; --accept-changed-data goes on with these")
-    if rank() == 0:
-        logger.warning("%s; accepted", told)
+    before: Mapping[str, Fingerprint] = checkpoint.state.get("data", {})
+    for kind in (kind for kind in data if kind in before):
+        changed = differences(before[kind], data[kind])
+        if not changed:
+            continue
+        told = f"{checkpoint.path}: the {kind} are not those of this checkpoint's run ({'; '.join(changed)})"
+        if not accept:
+            raise InputError(f"{told}; --accept-changed-data goes on with these")
+        if rank() == 0:
+            logger.warning("%s; accepted", told)
+
+
+def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:
+    """Compares the names and shapes of the weights.
+
+    Raises:
+        InputError: They differ.
+    """
+    wanted, held = encoder.state_dict(), checkpoint.weights
+    for name in wanted.keys() | held.keys():
+        here = tuple(wanted[name].shape) if name in wanted else "nothing"
+        there = tuple(held[name].shape) if name in held else "nothing"
+        if here != there:
+            raise InputError(
+                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
+                f"resume with the model it was trained with"
+            )
 
 
 def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
@@ -303,17 +321,9 @@ def restore(
     Raises:
         InputError: The checkpoint is of another architecture or objective.
     """
-    wanted, found = encoder.state_dict(), checkpoint.weights
-    for name in wanted.keys() | found.keys():
-        here = tuple(wanted[name].shape) if name in wanted else "nothing"
-        there = tuple(found[name].shape) if name in found else "nothing"
-        if here != there:
-            raise InputError(
-                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
-                f"resume with the model it was trained with"
-            )
+    check_same_architecture(checkpoint, encoder)
     sharded = sharding.is_sharded(encoder)
-    (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, found)
+    (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, checkpoint.weights)
     if average is not None:
         averaged = checkpoint.state.get("average")
         average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cloob.data.fingerprint import Fingerprint
 from cloob.models.encoder import DualEncoder
 from cloob.models.store import find_best, is_better
 from cloob.objective import ContrastiveObjective
@@ -31,7 +33,7 @@ class Saver:
         average: The running average of the weights, if there is one.
         device: Where they are.
         pairs: Pairs of an epoch.
-        data: The training data's fingerprint.
+        data: The fingerprints of training and held-out pairs.
         resumed: The checkpoint that the run goes on from, if any.
 
     Attributes:
@@ -47,7 +49,7 @@ class Saver:
         average: WeightAverage | None,
         device: torch.device,
         pairs: int,
-        data: dict[str, str],
+        data: Mapping[str, Fingerprint],
         resumed: Checkpoint | None,
     ) -> None:
         self.config = config
