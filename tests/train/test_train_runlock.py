@@ -173,6 +173,17 @@ def test_a_stale_lock_that_was_replaced_in_between_is_put_back(
     assert json.loads(elsewhere.read_text())["token"] == "quicker"
 
 
+def test_a_lock_that_names_nobody_may_be_one_that_is_being_written(tmp_path: Path) -> None:
+    """It is left to who made it; one that stays like that is of a process that was killed as it wrote."""
+    (tmp_path / NAME).touch()
+    runlock._remove_stale(tmp_path / NAME)
+    assert (tmp_path / NAME).exists()
+    then = time.time() - runlock._DEAD_AFTER - 1
+    os.utime(tmp_path / NAME, (then, then))
+    with RunLock(tmp_path) as lock:
+        lock.check()
+
+
 def test_a_run_that_could_not_begin_leaves_no_folder(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         train(trained.config.override(data=["nowhere.csv"], out=tmp_path / "a" / "b"))

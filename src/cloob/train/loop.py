@@ -99,7 +99,6 @@ class _Run:
     def __init__(self, parts: Parts, callbacks: Sequence[Callback], lock: RunLock) -> None:
         self.parts = parts
         self.lock = lock
-        self.measured = False
         config = parts.config
         whole = config.run.epochs * parts.loader.steps_per_epoch
         self.schedule = make_schedule(config.optim, whole)
@@ -253,11 +252,8 @@ class _Run:
             self._nonfinite(batch, result, lr)
 
     def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float) -> StepResult:
-        """One optimiser step; before the first one the memory that it takes is measured."""
+        """One optimiser step; one line if there is not enough memory for it."""
         parts = self.parts
-        if not self.measured and parts.device.type == "cpu":  # where the kernel kills instead of refusing
-            memory.check(parts.config, parts.stepper, batch)
-        self.measured = True
         try:
             return parts.stepper(batch.images, batch.tokens, ids, lr)
         except (RuntimeError, MemoryError) as error:

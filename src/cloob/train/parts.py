@@ -12,7 +12,7 @@ from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.objective import ContrastiveObjective
 from cloob.train import faults
-from cloob.train.config import TrainConfig
+from cloob.train.config import TrainConfig, memory
 from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
 from cloob.train.ranks import on_rank_zero
@@ -76,8 +76,8 @@ class Parts:
 def assemble(config: TrainConfig, device: torch.device) -> Parts:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
-    The order matters: the run folder is touched only once towers, data and checkpoint could be opened, and the
-    optimiser is made after everything that replaces parameters.
+    The order matters: the run folder is touched only once towers, data and checkpoint could be opened and a step fits
+    in memory, and the optimiser is made after everything that replaces parameters.
 
     Raises:
         InputError: Something the user gave is wrong, or the run folder cannot be written.
@@ -90,7 +90,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     config = build.resolved(config, encoder, objective)
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     if checkpoint is not None:
-        resume.stop_if_finished(checkpoint, config, encoder)
+        resume.stop_if_finished(checkpoint, config, encoder, objective)
     source = build.open_pairs(config.pairs.data, config, config.pairs.weights)
     loader = build.make_loader(source, encoder, config, device)
     held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
@@ -101,7 +101,6 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         data["held-out pairs"] = on_rank_zero(held_out.fingerprint)
     if checkpoint is not None:
         resume.check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
-    on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
     encoder.to(device)
     objective.to(device)
     average = make_average(encoder, config)
@@ -124,6 +123,10 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro)
     if checkpoint is not None:
         stepper.load_state_dict(checkpoint.state.get("stepper", {}))
+    towers.train()
+    finetune.keep_frozen(encoder, config.towers.freeze)
+    memory.check(config, stepper, encoder, device)
+    on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
     resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
     saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, data, checkpoint)

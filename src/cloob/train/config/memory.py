@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-import resource
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +14,21 @@ from torch import Tensor
 from cloob.data.batch import Batch
 from cloob.distributed import world_size
 from cloob.errors import InputError
+from cloob.models.aligned import AlignedEncoder
+from cloob.models.encoder import DualEncoder
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects
 from cloob.train.state.rng import preserved_rng
 from cloob.train.step import Stepper
 
+if sys.platform != "win32":
+    import resource
+
 _PAIRS = 2  # are measured: batch norms need two
 # Beside what autograd keeps, the backward pass holds the gradients of a layer and the workspace of its kernels.
 _BESIDE = 1.15
 _ROOM = 0.95  # of what is free is planned with
+_SMALLER_MODEL = "a smaller --model or --image-size"
 
 
 @dataclass(frozen=True)
@@ -47,19 +53,19 @@ class Need:
         return 1 << (pairs.bit_length() - 1) if pairs >= 2 else 0
 
 
-def check(config: TrainConfig, stepper: Stepper, batch: Batch) -> None:
-    """Refuses a run whose steps do not fit, on all ranks at once; measured on two pairs of its first batch.
+def check(config: TrainConfig, stepper: Stepper, encoder: DualEncoder, device: torch.device) -> None:
+    """Refuses a run whose steps do not fit, on all ranks at once; measured on two empty pairs.
 
-    Shards of towers (FSDP) are not measured: that would need all ranks.
+    On the CPU alone, where the kernel kills instead of refusing. Heads on frozen encoders take next to nothing, and
+    shards of towers (FSDP) would need all ranks.
 
     Raises:
         InputError: They do not fit.
     """
-    said = ""
-    if not config.run.fsdp and config.align.image_encoder is None and batch.images.ndim == 4:
-        need, room = measure(stepper, batch), available(batch.images.device)
-        if need.of(_at_a_time(config)) > room:
-            said = _told(config, need, room)
+    if device.type != "cpu" or config.run.fsdp or isinstance(encoder, AlignedEncoder):
+        return
+    images = torch.zeros(_PAIRS, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+    said = _refusal(config, stepper, images, torch.ones(_PAIRS, encoder.context_length, dtype=torch.int64))
     for line in gather_objects(said):
         if line:
             raise InputError(line)
@@ -71,9 +77,10 @@ def too_large(config: TrainConfig, stepper: Stepper, batch: Batch) -> InputError
     device = batch.images.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    if config.run.fsdp or config.run.sync_bn:  # both talk to the other ranks in a forward pass
+    if config.run.fsdp or config.run.sync_bn or batch.images.ndim != 4:  # the first two talk to other ranks
         return InputError(f"batch size {config.run.batch_size} does not fit in memory; give a smaller --batch-size")
-    return InputError(_told(config, measure(stepper, batch), available(device)))
+    some = torch.arange(_PAIRS, device=device) % len(batch)
+    return InputError(_refusal(config, stepper, batch.images[some], batch.tokens[some], failed=True))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -83,14 +90,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return "DefaultCPUAllocator" in str(error) or "could not create a memory object" in str(error)
 
 
-def measure(stepper: Stepper, batch: Batch) -> Need:
+def measure(stepper: Stepper, images: Tensor, tokens: Tensor) -> Need:
     """What autograd keeps of a forward pass with two pairs, and what all parameters need; changes nothing."""
     module, kept = stepper.module, dict[int, int]()
     parameters = list(module.parameters())
     own = {p.untyped_storage().data_ptr() for p in parameters}
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-    some = torch.arange(_PAIRS, device=batch.images.device) % len(batch)
-    images, tokens = batch.images[some], batch.tokens[some]
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -123,11 +128,13 @@ def available(device: torch.device) -> float:
 
 
 def _free_of_host() -> list[int]:
-    """What the machine has, and what a limit on this process's address space leaves."""
+    """What the machine has, and what a limit on this process's address space leaves; nothing without /proc."""
     free = []
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        free.append(limit - int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize())
+    statm = Path("/proc/self/statm")
+    if sys.platform != "win32" and statm.is_file():
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit != resource.RLIM_INFINITY:
+            free.append(limit - int(statm.read_text().split()[0]) * resource.getpagesize())
     if Path("/proc/meminfo").is_file():
         lines = Path("/proc/meminfo").read_text().splitlines()
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
@@ -162,17 +169,30 @@ def _at_a_time(config: TrainConfig) -> int:
     return min(local, config.run.micro_batch_size or local)
 
 
-def _told(config: TrainConfig, need: Need, room: float) -> str:
-    pairs = _at_a_time(config)
-    who = config.towers.model or config.towers.init
+def _refusal(config: TrainConfig, stepper: Stepper, images: Tensor, tokens: Tensor, *, failed: bool = False) -> str:
+    """The line on steps that do not fit, empty if they do; ``failed``: one has been tried, so they do not."""
+    try:
+        need = measure(stepper, images, tokens)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return f"{_name(config)} does not fit in memory with {_PAIRS} pairs; give {_SMALLER_MODEL}"
+    pairs, room = _at_a_time(config), available(images.device)
+    if need.of(pairs) <= room and not failed:
+        return ""
     fits = min(need.fitting(room), pairs // 2)
-    said = f"{who} with {pairs} pairs at a time takes about {_gb(need.of(pairs))} more memory, {_gb(room)} are free"
+    sizes = f"takes about {_gb(need.of(pairs))} more memory, {_gb(room)} are free"
+    said = f"{_name(config)} with {pairs} pairs at a time {sizes}"
     if fits < 2:
-        return f"{said}: not even 2 pairs fit; give a smaller --model or --image-size"
+        return f"{said}: not even {_PAIRS} pairs fit; give {_SMALLER_MODEL}"
     smaller = f"--batch-size {fits * world_size()}"
     if config.run.sync_bn or config.run.fsdp:
         return f"{said}: give {smaller}"
     return f"{said}: give --micro-batch-size {fits} (the loss stays that of the whole batch), or {smaller}"
+
+
+def _name(config: TrainConfig) -> str:
+    return config.towers.model or config.towers.init or "the model"
 
 
 def _gb(size: float) -> str:

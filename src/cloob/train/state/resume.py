@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
@@ -84,19 +85,21 @@ class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
         )
 
 
-def stop_if_finished(checkpoint: Checkpoint, config: TrainConfig, encoder: nn.Module) -> None:
-    """Looks whether a checkpoint leaves anything to do.
+def stop_if_finished(checkpoint: Checkpoint, config: TrainConfig, encoder: nn.Module, objective: nn.Module) -> None:
+    """Looks whether a checkpoint leaves anything to do; if not, whether it is what the configuration asks for.
 
     Raises:
-        InputError: The architecture or the objective differs from the checkpoint's.
+        InputError: It is not: the architecture or the objective is another.
         AlreadyFinished: All epochs are done, or the patience was used up.
     """
+    progress = checkpoint.progress
+    if progress.epoch < config.run.epochs and not 0 < config.run.patience <= progress.stale:
+        return
     check_same_architecture(checkpoint, encoder)
     for _ in _changes(checkpoint, config):
         pass
-    progress = checkpoint.progress
-    if progress.epoch >= config.run.epochs or 0 < config.run.patience <= progress.stale:
-        raise AlreadyFinished(checkpoint.path, progress)
+    _load_objective(checkpoint, objective)
+    raise AlreadyFinished(checkpoint.path, progress)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -328,18 +331,30 @@ def restore(
         averaged = checkpoint.state.get("average")
         average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    _load_objective(checkpoint, objective)
+    with _other_parameters(checkpoint):
+        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+    for group, configured in zip(optimizer.param_groups, options, strict=True):
+        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
+
+
+def _load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:
     try:
-        with warnings.catch_warnings():
+        with _other_parameters(checkpoint), warnings.catch_warnings():
             warnings.simplefilter("error", FixedScaleWarning)
             objective.load_state_dict(checkpoint.state["objective"])
-        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
     except FixedScaleWarning as error:
         raise InputError(f"{checkpoint.path}: is of another objective ({error}); resume with the same one") from None
+
+
+@contextlib.contextmanager
+def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
+    """The error of a state that does not go into what was built."""
+    try:
+        yield
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error
-    for group, configured in zip(optimizer.param_groups, options, strict=True):
-        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
 
 
 def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:

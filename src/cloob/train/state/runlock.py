@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import threading
+import time
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from cloob.errors import InputError, TrainingFailed
 NAME = ".lock"
 _RENEWED_EVERY = 10.0
 _DEAD_AFTER = 60.0
+_MOMENT = 0.05
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ class RunLock:
             return False
         try:
             os.write(descriptor, json.dumps(asdict(self._owner)).encode())
+        except OSError:  # a full disk
+            self.path.unlink(missing_ok=True)
+            raise
         finally:
             os.close(descriptor)
         return True
@@ -141,6 +146,11 @@ def _owner(path: Path) -> Owner | None:
 def _alive(path: Path, owner: Owner) -> bool:
     if (owner.host, owner.machine) == (socket.gethostname(), _machine()):
         return _started(owner.pid) == owner.started
+    return _fresh(path)
+
+
+def _fresh(path: Path) -> bool:
+    """Whether a lock was made or renewed a short time ago."""
     try:
         return _now(path.parent) - path.stat().st_mtime < _DEAD_AFTER
     except FileNotFoundError:
@@ -158,8 +168,14 @@ def _now(folder: Path) -> float:
 
 
 def _remove_stale(path: Path) -> None:
-    """Takes a dead process's lock away; one that another process has put there in between is put back."""
+    """Takes a dead process's lock away; one that another process has put there in between is put back.
+
+    A lock that names nobody may be one that is being written: it is left for a moment, and for a minute in all.
+    """
     stale = _owner(path)
+    if stale is None and _fresh(path):
+        time.sleep(_MOMENT)
+        return
     aside = path.with_name(f"{NAME}-{uuid.uuid4().hex}")
     try:
         path.rename(aside)
