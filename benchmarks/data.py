@@ -54,7 +54,8 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.loader import PairLoader
-from cloob.data.open import Source, open_source
+from cloob.data.open import open_source
+from cloob.data.source import Source
 from cloob.data.transforms import TrainTransform
 from cloob.models.tokenizer import FastTokenizer
 

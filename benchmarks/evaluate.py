@@ -108,7 +108,7 @@ def make_sets(source: Path, folder: Path, names: tuple[str, ...], images: int) -
 
 def make_model(name: str, folder: Path) -> Path:
     """A model folder with random weights."""
-    from cloob.models.store import save_model
+    from cloob.models.folder import save_model
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
 
@@ -118,7 +118,7 @@ def make_model(name: str, folder: Path) -> Path:
 
 def our_command(model: Path, sets: list[Path], out: Path) -> list[str]:
     options = ["--out", str(out), "--batch-size", str(BATCH), "--workers", str(WORKERS), "--device", "cpu"]
-    return [sys.executable, "-m", "cloob.cli", "eval", str(model), "--zeroshot", *map(str, sets), *options]
+    return [sys.executable, "-m", "cloob", "eval", str(model), "--zeroshot", *map(str, sets), *options]
 
 
 def their_options(model: Path, sets: list[Path], out: Path) -> list[str]:

@@ -1,6 +1,7 @@
 """Train, judge and use image-text models by CLOOB (Fürst et al. 2022, arXiv:2110.11316).
 
-``ContrastiveObjective`` needs torch alone. Names are imported on first use, so that ``import cloob`` is instant.
+``ContrastiveObjective``, ``make_objective`` and ``functional`` need torch alone, the others the extra ``train``. Names
+are imported on first use, so that ``import cloob`` is instant.
 """
 
 from __future__ import annotations
@@ -9,16 +10,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cloob.models.store import load_model
-    from cloob.objective import ContrastiveObjective
+    from cloob import functional
+    from cloob.data.open import open_source
+    from cloob.evaluate.suite import evaluate
+    from cloob.models.load import load_model
+    from cloob.models.towers import create_model
+    from cloob.objective import ContrastiveObjective, make_objective
+    from cloob.recipes import get_recipe
+    from cloob.train.config import TrainConfig
+    from cloob.train.loop import train
 
 __version__ = "0.1.0"
-__all__ = ["ContrastiveObjective", "__version__", "load_model"]
+__all__ = [
+    "ContrastiveObjective",
+    "TrainConfig",
+    "__version__",
+    "create_model",
+    "evaluate",
+    "functional",
+    "get_recipe",
+    "load_model",
+    "make_objective",
+    "open_source",
+    "train",
+]
 
-_HOME = {"ContrastiveObjective": "cloob.objective", "load_model": "cloob.models.store"}
+# Where each name is defined.
+_HOMES = {
+    "ContrastiveObjective": "cloob.objective",
+    "TrainConfig": "cloob.train.config",
+    "create_model": "cloob.models.towers",
+    "get_recipe": "cloob.recipes",
+    "load_model": "cloob.models.load",
+    "make_objective": "cloob.objective",
+    "open_source": "cloob.data.open",
+}
+# Packages; of these, train and evaluate can be called (see cloob.packages).
+_PACKAGES = ("evaluate", "functional", "train")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name in _PACKAGES:
+        return importlib.import_module(f"cloob.{name}")
+    if name not in _HOMES:
         raise AttributeError(f"module 'cloob' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from cloob import cli
-
-
-def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cloob.cli", *words],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=120,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        check=False,
-    )
-
-
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """The one line on stderr of a command that must exit with 2 and print nothing else but that it has begun."""
-    assert cli.main(words) == 2
-    out, err = capsys.readouterr()
-    err = err.removeprefix("cloob: opening data …\n")
-    assert out == ""
-    assert err.startswith("cloob: ") and err.count("\n") == 1, err
-    assert "Traceback" not in err
-    return err
+from support import refused, run_cloob, run_script
 
 
 def test_help_names_every_command_and_imports_nothing_heavy() -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "cloob.cli", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = run_cloob("--help", python=("-X", "importtime"))
+    assert done.returncode == 0
     for name in cli.COMMANDS:
         assert f"\n  {name} " in done.stdout
     modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
@@ -51,16 +21,32 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("command", sorted(cli.COMMANDS))
 def test_help_of_each_command_needs_no_torch(command: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "cloob.cli", command, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
+    done = run_cloob(command, "--help", python=("-X", "importtime"))
+    assert done.returncode == 0
     assert "usage: cloob " + command in done.stdout
     modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert not modules & {"torch", "open_clip"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["trian"],
+        ["train", "--datta", "x"],
+        ["train", "--epochs", "3", "demo-clob"],
+        ["train", "demo-cloob", "--lr", "fast"],
+        ["eval", "x", "--zeroshott", "y"],
+        ["analyze", "x", "--limit", "1"],
+        ["demo", "--objectives"],
+        ["convert", "a"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_in_the_words_needs_no_torch(words: list[str]) -> None:
+    script = "import sys; from cloob import cli; code = cli.main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    done = run_script(script, *words)
+    assert done.stdout == "2 False\n", done.stderr
+    assert done.stderr.startswith("cloob: ") and done.stderr.count("\n") == 1
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,6 +72,13 @@ def test_no_command_shows_the_usage_and_fails(capsys: pytest.CaptureFixture[str]
         (["train", "--objective", "clib"], ["clib", "infoloob", "cloob"]),
         (["train", "--batch-size", "1"], ["batch_size is 1", "2 or more"]),
         (["train", "no-such-recipe"], ["no-such-recipe"]),
+        (["train", "--epochs", "3", "demo-clob"], ["unknown recipe 'demo-clob'", "did you mean demo-cloob"]),
+        (["train", "--no-flip", "demo-clob"], ["unknown recipe 'demo-clob'"]),
+        (["train", "demo-cloob", "--lr", "1", "align"], ["demo-cloob and align", "one recipe"]),
+        (["train", "--epochs", "2", "--steps", "5", "demo-cloob"], ["epochs is 2 and steps is 5", "one of them"]),
+        (["train", "--samples", "0"], ["samples is 0", "1 or more"]),
+        (["train", "--data", "a", "b", "--weights", "1", "2"], ["--weights is called --data-weights now"]),
+        (["train", "--weights=1"], ["--weights is called --data-weights now"]),
         (["train", "--config", "nowhere.json"], ["nowhere.json"]),
         (["train", "demo", "--config", "x.json"], ["recipe", "--config"]),
         (["train", "--config"], ["--config needs a file"]),
@@ -154,15 +147,15 @@ def test_a_demo_that_is_stopped_does_not_begin_the_next_training(
         asked.append(config)
         return types.SimpleNamespace(stopped="SIGTERM")
 
-    monkeypatch.setattr("cloob.train.loop.train", stopped)
+    monkeypatch.setattr("cloob.commands.work.demo.train", stopped)
     assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 1
     assert len(asked) == 1 and "was stopped by SIGTERM" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback() -> None:
-    done = run("--debug", "trian")
+    done = run_cloob("--debug", "trian")
     assert done.returncode != 0 and "Traceback" in done.stderr
-    assert "Traceback" not in run("trian").stderr
+    assert "Traceback" not in run_cloob("trian").stderr
 
 
 def test_ctrl_c_ends_with_130_and_a_sentence(
@@ -190,6 +183,6 @@ def test_a_missing_package_is_named_with_an_install_that_works_in_a_clone(
     module: str, words: list[str], tmp_path: Path
 ) -> None:
     script = f"import sys; sys.modules[{module!r}] = None; from cloob import cli; sys.exit(cli.main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, cwd=tmp_path)
+    done = run_script(script, *words, cwd=tmp_path)
     said = f'cloob: {module} is not installed; pip install -e ".[train]" in a clone of cloob brings it\n'
     assert done.returncode == 2 and done.stderr == said

@@ -8,30 +8,24 @@ import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from cloob import cli
-from cloob.commands.eval import named
-from cloob.models.store import CONFIG_FILE, save_model
+from cloob.commands.work.evaluate import named
+from cloob.models.folder import save_model
+from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from support import write_classes
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
-
-
-def images(folder: Path, n: int) -> None:
-    for name, colour in COLOURS.items():
-        (folder / name).mkdir(parents=True)
-        for i in range(n):
-            Image.new("RGB", (20 + i, 20), colour).save(folder / name / f"{i}.png")
 
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     save_model(tmp_path / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
-    images(tmp_path / "sets" / "one" / "test", 3)
-    images(tmp_path / "sets" / "one" / "train", 6)
-    images(tmp_path / "sets" / "two", 2)
+    write_classes(tmp_path / "sets" / "one" / "test", COLOURS, 3)
+    write_classes(tmp_path / "sets" / "one" / "train", COLOURS, 6)
+    write_classes(tmp_path / "sets" / "two", COLOURS, 2)
     return tmp_path
 
 
@@ -58,7 +52,7 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
     def refuse(*_: object, **__: object) -> object:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("cloob.models.store.load_model", refuse)
+    monkeypatch.setattr("cloob.models.load.load_model", refuse)
     monkeypatch.setattr("cloob.evaluate.embeddings.fit_probe", refuse)
     assert cli.main(words) == 0
     assert (work / "out" / "results.json").read_text(encoding="utf-8") == text
@@ -140,8 +134,7 @@ def test_what_fails_for_one_model_or_set_leaves_the_rest(work: Path, capsys: pyt
     next(broken.model.visual.parameters()).data.fill_(1e38)
     save_model(work / "nan", broken, make_objective("cloob").config())
     for part in ("train", "test"):
-        (work / "sets" / "single" / part / "red").mkdir(parents=True)
-        Image.new("RGB", (20, 20), COLOURS["red"]).save(work / "sets" / "single" / part / "red" / "0.png")
+        write_classes(work / "sets" / "single" / part, {"red": COLOURS["red"]}, 1)
     words = ["eval", str(work / "nan"), str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe"]
     assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 1
     lines = capsys.readouterr().err.splitlines()

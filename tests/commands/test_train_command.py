@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from cloob import cli
-from cloob.recipes import RECIPES
+from cloob.commands.arguments import parse
+from cloob.commands.train import read_start
+from cloob.recipes import RECIPES, get_recipe
 from cloob.train.config import TrainConfig
+from support import refused, write_pairs
 
 
 @pytest.mark.parametrize(
@@ -41,12 +43,9 @@ def test_mistakes_get_one_line_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = [] if "--data" in words else ["--data", "demo"]
-    assert cli.main(["train", *words, *data, "--device", "cpu"]) == 2
-    out, err = capsys.readouterr()
-    err = err.removeprefix("cloob: opening data …\n")
-    assert out == "" and err.startswith("cloob: ") and err.count("\n") == 1, err
+    line = refused(capsys, "train", *words, *data, "--device", "cpu")
     for part in parts:
-        assert part in err
+        assert part in line
     assert not any(tmp_path.iterdir())
 
 
@@ -61,6 +60,34 @@ def test_the_config_of_a_run_that_overwrote_another_overwrites_nothing(
     assert (tmp_path / "checkpoints").is_dir()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "finetune --epochs 3 --data a b --flip",
+        "--epochs 3 finetune --data a b --flip",
+        "--epochs 3 --data a b --flip finetune",
+        "--epochs=3 --flip --data a b finetune",
+        "--flip --data a b --epochs 3 --no-tensorboard finetune --tensorboard",
+    ],
+)
+def test_a_recipe_is_found_anywhere_in_the_words(words: str) -> None:
+    start, rest = read_start(words.split())
+    config = parse(TrainConfig, rest, "cloob train", start)
+    assert config == get_recipe("finetune").override(epochs=3, data=["a", "b"], flip=True)
+
+
+def test_a_value_that_is_called_like_a_recipe_is_a_value() -> None:
+    start, rest = read_start(["--data", "align", "--wandb", "lit", "--lr", "-1"])
+    assert start == TrainConfig() and rest == ["--data", "align", "--wandb", "lit", "--lr", "-1"]
+
+
+def test_a_length_takes_the_place_of_the_recipes_own() -> None:
+    for words, length in (("--steps 5", (None, None, 5)), ("--samples 640", (None, 640, None))):
+        start, rest = read_start(["demo-cloob", *words.split()])
+        run = parse(TrainConfig, rest, "cloob train", start).run
+        assert (run.epochs, run.samples, run.steps) == length
+
+
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -71,16 +98,13 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
 def test_a_run_says_where_the_best_and_the_average_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cloob.models.store import save_model
+    from cloob.models.folder import save_model
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
 
     monkeypatch.chdir(tmp_path)
     save_model(tmp_path / "start", create_model("tiny-vit", seed=0), make_objective("clip").config())
-    (tmp_path / "pairs").mkdir()
-    for n in range(4):
-        Image.new("RGB", (64, 64), (60 * n, 255 - 60 * n, 90)).save(tmp_path / "pairs" / f"{n}.png")
-        (tmp_path / "pairs" / f"{n}.txt").write_text(f"colour number {n}")
+    write_pairs(tmp_path / "pairs", {f"{n}": ((60 * n, 255 - 60 * n, 90), f"colour number {n}") for n in range(4)})
     words = "train finetune --init start --data pairs --val-data pairs --epochs 1 --batch-size 4 --workers 0"
     assert cli.main([*words.split(), "--device", "cpu", "--out", "run"]) == 0
     out = capsys.readouterr().out

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cloob.data.loader import PairLoader
 from cloob.data.mix import MixedSource, mix, parts_of
-from cloob.data.open import Source, open_source
+from cloob.data.open import open_source
+from cloob.data.source import Source
 from cloob.errors import InputError
 
 

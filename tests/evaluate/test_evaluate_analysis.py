@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from evaluate_fakes import COLOURS, Pairs
-from PIL import Image
 
 from cloob import cli
 from cloob.errors import InputError
 from cloob.evaluate.analysis import analyze, duplicate_groups, similar_pairs
 from cloob.evaluate.embed import embed_pairs
 from cloob.evaluate.measures.geometry import geometry
-from cloob.models.store import save_model
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from evaluate_fakes import COLOURS, Pairs
+from support import write_pairs
 
 NAMES = list(COLOURS)
 
@@ -93,10 +93,8 @@ def test_duplicates_are_linked_through_others(chunk: int) -> None:
 
 
 def test_the_command_writes_its_page_and_json(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for i, name in enumerate(NAMES):
-        (tmp_path / "pairs").mkdir(exist_ok=True)
-        Image.new("RGB", (40, 40), COLOURS[name]).save(tmp_path / "pairs" / f"{i}.png")
-        (tmp_path / "pairs" / f"{i}.txt").write_text(f"{name}\nmore of {name}\n", encoding="utf-8")
+    captions = {f"{i}": (COLOURS[name], f"{name}\nmore of {name}\n") for i, name in enumerate(NAMES)}
+    write_pairs(tmp_path / "pairs", captions, (40, 40))
     (tmp_path / "pairs" / "6.png").write_bytes(b"no picture")
     (tmp_path / "pairs" / "6.txt").write_text("lost", encoding="utf-8")
     out = tmp_path / "out"

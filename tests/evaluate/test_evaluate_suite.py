@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
 
 from cloob.errors import InputError
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
@@ -15,9 +14,10 @@ from cloob.evaluate.examples import example_queries
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.evaluate.suite import differences, evaluate, write_results
-from cloob.models.store import save_model
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
 
 NAMES = list(COLOURS)
 
@@ -25,8 +25,8 @@ NAMES = list(COLOURS)
 @pytest.fixture
 def models() -> dict[str, ColourModel]:
     good, bad = ColourModel("good"), ColourModel("bad", confused=[("red", "blue")])
-    good.objective = make_objective("cloob").config()
-    bad.objective = make_objective("clip").config()
+    good.objective_config = make_objective("cloob").config()
+    bad.objective_config = make_objective("clip").config()
     return {"bad": bad, "good": good}
 
 
@@ -160,11 +160,11 @@ def test_example_queries_of_a_labelled_set(models: dict[str, ColourModel]) -> No
     data = Labels([*NAMES, "red"], broken=[2])
     found = example_queries(Embeddings(models), data, ["red", "blue"], k=2)
     assert [query.query for query in found] == ["red", "blue"]
-    good, bad = found[0].found["good"], found[0].found["bad"]
+    good, bad = found[0].answers["good"], found[0].answers["bad"]
     assert [(item.label, item.correct) for item in good] == [("red", True)] * 2
     assert good[0].image == data.read(0)[1] and good[0].score > good[1].score - 1e-6
     assert not any(item.correct for item in bad)
-    assert not any(item.label == "blue" for query in found for items in query.found.values() for item in items)
+    assert not any(item.label == "blue" for query in found for items in query.answers.values() for item in items)
 
 
 def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
     embeddings = Embeddings({"m": ColourModel()})
     (query,) = example_queries(embeddings, open_captioned(tmp_path / "t.csv"), ["magenta"], k=2)
     # Red is as near as blue but for the little that texts point to red; both are called by their first caption.
-    assert [(item.label, item.correct) for item in query.found["m"]] == [("red", True), ("blue", False)]
+    assert [(item.label, item.correct) for item in query.answers["m"]] == [("red", True), ("blue", False)]
 
 
 def test_drawn_queries_are_answered_distinct_and_seeded(models: dict[str, ColourModel]) -> None:
@@ -184,8 +184,8 @@ def test_drawn_queries_are_answered_distinct_and_seeded(models: dict[str, Colour
     assert sorted(drawn) == ["cyan", "magenta", "red"]
     assert drawn == [query.query for query in example_queries(embeddings, source, n=10)]
     red = next(q for q in example_queries(embeddings, source, n=10, k=9) if q.query == "red")
-    assert [item.correct for item in red.found["good"]].count(True) == 2  # "red" and "Red" are one caption
-    assert len(red.found["good"]) == 4  # the readable ones
+    assert [item.correct for item in red.answers["good"]].count(True) == 2  # "red" and "Red" are one caption
+    assert len(red.answers["good"]) == 4  # the readable ones
     with pytest.raises(InputError, match=r"no class or caption 'rod'; did you mean red"):
         example_queries(embeddings, source, ["rod"])
 

@@ -6,19 +6,20 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from cloob.errors import InputError
 from cloob.models import names
+from cloob.models.folder import save_model
 from cloob.models.hub import answers
+from cloob.models.load import load_model
 from cloob.models.names import check_path, known_models
-from cloob.models.store import load_model, save_model
 from cloob.models.towers import create_model, open_clip
+from support import served, serving
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -36,13 +37,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with served(serving(Hub)) as address:
+        yield address
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from cloob.commands import eval as eval_command
 from cloob.commands.arguments import parse
-from cloob.commands.train import _start
+from cloob.commands.train import read_start
 from cloob.recipes import RECIPES, get_recipe
 from cloob.train.config import TrainConfig
 
@@ -31,7 +31,7 @@ def commands() -> list[list[str]]:
         words = shlex.split(line)
         if words[:1] == ["torchrun"]:
             module = words.index("-m")
-            assert words[1:3] == ["--nproc-per-node", "8"] and words[module + 1] == "cloob.cli"
+            assert words[1:3] == ["--nproc-per-node", "8"] and words[module + 1] == "cloob"
             found.append(words[module + 2 :])
         elif words[:1] == ["cloob"]:
             found.append(words[1:])
@@ -46,7 +46,7 @@ def test_each_command_is_understood(words: list[str]) -> None:
         assert arguments.models and arguments.suite
         return
     assert command == "train"
-    recipe, (start, changes) = rest[0], _start(rest)
+    recipe, (start, changes) = rest[0], read_start(rest)
     config = parse(TrainConfig, changes, "cloob train", start)
     assert config.loss == get_recipe(recipe).loss and config.pairs.data != ("demo",)
     assert config.run.batch_size == 512

@@ -76,7 +76,7 @@ def test_file_errors(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.json: cannot be read \(No such file"):
         TrainConfig.from_json(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(InputError, match=r"bad\.json: is not JSON"):
+    with pytest.raises(InputError, match=r"bad\.json: not readable as JSON"):
         TrainConfig.from_json(tmp_path / "bad.json")
 
 

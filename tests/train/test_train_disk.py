@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from train_helpers import Ranks, exact, fork
 
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state.resume import find_checkpoint, read_checkpoint

@@ -19,7 +19,8 @@ from cloob.cli import main
 from cloob.data.mix import MixedSource
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, TrainingFailed
-from cloob.models.store import best_checkpoint, list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import best_checkpoint, list_checkpoints
 from cloob.train import loop
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
@@ -167,8 +168,7 @@ def test_a_finished_run_is_said_to_be_finished(
     command = ["train", "--config", str(trained.run / "config.json"), "--out", str(out), "--resume", "auto"]
     assert main(command) == 0
     assert capsys.readouterr().out == (
-        f"{out}: already finished (3 epochs, 15 steps); nothing was written; "
-        "more --epochs go on, --overwrite or another --out starts anew\n"
+        f"{out}: already finished (3 epochs, 15 steps); more --epochs go on, --overwrite or another --out starts anew\n"
     )
     assert main([*command, "--model", "nano-wide"]) == 2
     assert "holds another architecture" in capsys.readouterr().err

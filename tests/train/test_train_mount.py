@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from train_helpers import Ranks, fork, lines
 
-from cloob.models.store import list_checkpoints
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.watch.log import ProgressDisplay
 

@@ -46,7 +46,6 @@ CASES: dict[str, str] = {
     "align --layer-decay 0.9": "layer_decay is 0.9, but heads train on features made once; leave it out",
     "--restarts 3": "restarts is 3, but the schedule is 'cosine'; add --schedule cosine-restarts",
     "--embed-dim 64": "embed_dim is 64, but there are no heads; give --image-encoder and --text-encoder",
-    "--features f": "features is f, but there are no heads",
     "--unlocked 2": "unlocked is 2, but no tower is frozen",
     "--average-with-start 0.5": "average_with_start needs the trained weights of a start; give --init",
     "--image-encoder timm:x": "text_encoder is missing: heads need both",

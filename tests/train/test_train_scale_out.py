@@ -18,7 +18,8 @@ from train_helpers import Trained, exact, fork, free_port, lines, wait_until
 
 from cloob.data.open import open_source
 from cloob.errors import InputError
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
@@ -199,7 +200,7 @@ def test_torchrun_has_the_options_that_the_documents_use() -> None:
 
     known = {option for action in get_args_parser()._actions for option in action.option_strings}
     blocks = re.findall(r"```\w+\n(.*?)```", (DOCS / "scale-out.md").read_text(), re.DOTALL)
-    commands = [found for block in blocks for found in re.findall(r"torchrun (--.*?)-m cloob\.cli", block, re.DOTALL)]
+    commands = [found for block in blocks for found in re.findall(r"torchrun (--.*?)-m cloob\b", block, re.DOTALL)]
     used = {option for words in commands for option in re.findall(r"(?<!\S)--[a-z-]+", words)}
     assert len(commands) == 4 and {"--nnodes", "--max-restarts", "--rdzv-endpoint", "--rdzv-conf"} <= used
     assert used <= known, used - known

@@ -6,13 +6,16 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cloob.cache import use_cache
 from cloob.errors import InputError, require
+from cloob.renamed import RENAMED
 
 T = TypeVar("T")
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
@@ -42,6 +45,7 @@ def parse(
         SystemExit: ``--help`` was asked for and printed.
     """
     tyro: Any = require("tyro", "train")
+    _check_renamed(words, prog)
     complaint = io.StringIO()
     extra = {} if default is None else {"default": default}
     flat = (tyro.conf.OmitArgPrefixes,)
@@ -64,15 +68,43 @@ def parse(
     return parsed
 
 
+def _check_renamed(words: Sequence[str], prog: str) -> None:
+    """Answers an option's old name with its new one."""
+    new_names = RENAMED.get(prog.removeprefix("cloob "), {})
+    for word in words:
+        option = word.partition("=")[0]
+        old = option.removeprefix("--").replace("-", "_")
+        if option.startswith("--") and old in new_names:
+            raise InputError(f"{option} is called --{new_names[old].replace('_', '-')} now ({prog} --help)")
+
+
 def _check_local(arguments: object) -> None:
     """Refuses addresses where a local file or folder is wanted: as paths they would make folders called ``https:``."""
     for field in dataclasses.fields(arguments):  # type: ignore[arg-type]
         value = getattr(arguments, field.name)
         if dataclasses.is_dataclass(value):
             _check_local(value)
-        elif isinstance(value, Path) and (found := _ADDRESS.match(value.as_posix())):
-            mend = "write it as a path" if found[1] == "file" else "a file or folder of this machine is wanted"
-            raise InputError(f"--{field.name.replace('_', '-')} is an address ({found[1]}:…); {mend}")
+        elif isinstance(value, Path) and (address := _ADDRESS.match(value.as_posix())):
+            mend = "write it as a path" if address[1] == "file" else "a file or folder of this machine is wanted"
+            raise InputError(f"--{field.name.replace('_', '-')} is an address ({address[1]}:…); {mend}")
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheArguments:
+    """Where what can be made again is kept."""
+
+    cache_dir: Path | None = None
+    """Where embeddings, streamed shards and fetched weights are kept for later runs; left out, $CLOOB_CACHE or the
+    user's cache folder."""
+    cache_gb: float | None = None
+    """Room for them in GiB, weights not counted; what was used longest ago goes first. Left out, $CLOOB_CACHE_BYTES or
+    50."""
+
+    def use(self) -> None:
+        """Makes it the cache of this process and of those that it starts."""
+        if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
+            raise InputError(f"--cache-gb is {self.cache_gb}; a positive number of GiB is wanted")
+        use_cache(self.cache_dir, self.cache_gb)
 
 
 def check_amounts(batch_size: int, workers: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError, nearest
+from cloob.models.names import known_models
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,6 @@ class ModelsArguments:
 def main(words: Sequence[str]) -> int:
     """Prints one name a line."""
     arguments = parse(ModelsArguments, words, "cloob models")
-    from cloob.models.names import known_models
-
     known = known_models()
     names = [name for name in known if arguments.contains.lower() in name.lower()]
     if not names:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloob.commands.arguments import parse
+from cloob.recipes import RECIPES, describe
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,6 @@ class RecipesArguments:
 def main(words: Sequence[str]) -> int:
     """Prints a line for each recipe."""
     parse(RecipesArguments, words, "cloob recipes")
-    from cloob.recipes import RECIPES, describe
-
     width = max(map(len, RECIPES))
     print("\n".join(f"{name:<{width}}  {describe(name)}" for name in RECIPES))
     return 0

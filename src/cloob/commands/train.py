@@ -2,83 +2,93 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from cloob.cache import use_cache
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
+from cloob.recipes import RECIPES, get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
-
-if TYPE_CHECKING:
-    from cloob.train.callbacks import RunResult
+from cloob.train.config.components import LENGTHS
+from cloob.train.config.strict import hints, leaf_homes
 
 _USAGE = "[RECIPE | --config FILE]"
 _DESCRIPTION = (
     "Trains two towers, starting from a recipe (`cloob recipes` lists them), from the config.json of a run, or from "
-    "the defaults below. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob.cli train …"
+    "the defaults below. Under torchrun one process a device: torchrun --nproc-per-node 8 -m cloob train …"
 )
 
 
 def main(words: Sequence[str]) -> int:
     """Trains; exit code 0 when the run reached its end or was asked to stop by SIGTERM."""
-    start, rest = _start(list(words))
+    start, rest = read_start(list(words))
     config = parse(TrainConfig, rest, "cloob train", start, usage=_USAGE, description=_DESCRIPTION)
     preflight(config)
     if os.environ.get("RANK", "0") == "0":
         print("cloob: opening data …", file=sys.stderr, flush=True)  # the imports alone take seconds
+    use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
+    from cloob.commands.work.train import run  # torch: only for a configuration that can begin
 
-    from cloob.train.loop import train
-    from cloob.train.watch.log import ProgressDisplay
-
-    logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
-    logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the encoders are
-    first = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
-    result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
-    if first:  # torchrun's other processes have nothing to add
-        _report(config, result)
-    return 0
+    return run(config)
 
 
-def _report(config: TrainConfig, result: RunResult) -> None:
-    """What the run came to, and where it is."""
-    from cloob.models.store import find_best
-
-    if result.already_finished:
-        print(
-            f"{result.run}: already finished ({result.epochs} epochs, {result.steps:,} steps); nothing was written; "
-            "more --epochs go on, --overwrite or another --out starts anew"
-        )
-        return
-    if result.stopped:
-        print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
-    print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
-    best = find_best(result.run, config.save.best) if config.pairs.val_data else None
-    if best is not None:
-        print(f"{result.run}:best: {config.save.best} {best[1]:.4g} ({best[0].name})")
-    if result.stopped is None and config.towers.average_with_start is not None:
-        print(f"{result.run / 'averaged'}: averaged with {config.towers.init}")
-
-
-def _start(words: list[str]) -> tuple[TrainConfig | None, list[str]]:
+def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
     """The configuration to start from, and the words that change it."""
-    recipe = words.pop(0) if words and not words[0].startswith("-") else None
     file = _take_option(words, "--config")
+    recipe = _take_recipe(words)
     if recipe is not None and file is not None:
         raise InputError(f"both a recipe ({recipe}) and --config {file}: give one of them")
     if recipe is not None:
-        from cloob.recipes import get_recipe
+        start = get_recipe(recipe)
+    elif file is not None:
+        # What was allowed to one run, which says so in its config.json, is not allowed to the next.
+        start = TrainConfig.from_json(Path(file)).override(overwrite=False, accept_changed_data=False)
+    else:
+        start = TrainConfig()
+    # A length that is typed takes the place of the start's; its value is read with the other words.
+    typed = [name for name in LENGTHS if any(word.partition("=")[0] == f"--{name}" for word in words)]
+    return (start.override(**dict.fromkeys(typed, 1)) if len(typed) == 1 else start), words
 
-        return get_recipe(recipe), words
-    if file is None:
-        return None, words
-    # What was allowed to one run, which says so in its config.json, is not allowed to the next.
-    return TrainConfig.from_json(Path(file)).override(overwrite=False, accept_changed_data=False), words
+
+def _take_recipe(words: list[str]) -> str | None:
+    """Removes the recipe's name, wherever it stands: the word that is no option's value.
+
+    An option of any number of values ends at the next option, and at a recipe's name unless that is its first value.
+    """
+    recipes = []
+    taken, more = 0, False  # values that the option before still takes, and whether it may take others
+    for place, word in enumerate(words):
+        if word.startswith("--"):
+            taken, more = (0, False) if "=" in word else _values(word)
+        elif taken:
+            taken -= 1
+        elif not word.startswith("-") and (not more or word.replace("_", "-") in RECIPES):
+            recipes.append(place)
+    if len(recipes) > 1:
+        names = " and ".join(words[place] for place in recipes)
+        raise InputError(f"{names} are no options' values: one recipe can be given (cloob train --help)")
+    return words.pop(recipes[0]) if recipes else None
+
+
+def _values(option: str) -> tuple[int, bool]:
+    """How many values an option takes at least, and whether it may take more."""
+    leaf = option.removeprefix("--").replace("-", "_")
+    homes = leaf_homes(TrainConfig)
+    if leaf not in homes:
+        switch = leaf in ("help", "debug") or leaf.removeprefix("no_") in homes
+        return (0, False) if switch else (1, True)  # an unknown option is refused later, with all that belongs to it
+    kind = hints(hints(TrainConfig)[homes[leaf]])[leaf]
+    if kind is bool:
+        return 0, False
+    if typing.get_origin(kind) is not tuple:
+        return 1, False
+    values = typing.get_args(kind)
+    return (1, True) if Ellipsis in values else (len(values), False)
 
 
 def _take_option(words: list[str], name: str) -> str | None:

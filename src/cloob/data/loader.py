@@ -21,8 +21,8 @@ from cloob.data.batch import Batch
 from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
 from cloob.data.longorder import Order
 from cloob.data.mix import parts_of
-from cloob.data.open import Source
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder
+from cloob.data.source import Source
 from cloob.errors import InputError
 
 # Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.

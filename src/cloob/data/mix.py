@@ -10,8 +10,8 @@ import numpy as np
 
 from cloob.data.batch import RawSample
 from cloob.data.fingerprint import Fingerprint
-from cloob.data.open import Source
 from cloob.data.order import Part
+from cloob.data.source import Source
 from cloob.errors import InputError
 
 

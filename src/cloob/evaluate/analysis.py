@@ -5,7 +5,6 @@ Legend: n pictures, D the embedding dimension.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from cloob.evaluate.embed import Reader
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.measures.geometry import DEFAULT_LIMIT, geometry
 from cloob.evaluate.suite import all_failed
+from cloob.models.runs import checkpoint_step, epoch_of, list_checkpoints
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
 
@@ -74,13 +74,13 @@ def analyze(
                 pairs = embeddings.pairs(label, source)
                 facts = embeddings.facts(label)
                 texts = pairs.texts[pairs.first_texts]
-                found = geometry(pairs.images.features, texts, facts.inv_tau, facts.beta, limit)
+                measured = geometry(pairs.images.features, texts, facts.inv_tau, facts.beta, limit)
             except (ValueError, OSError) as error:
                 failures.append({"model": label, "error": message(error)})
                 continue
-            epoch = None if step is None else _epoch(Path(place), step)
-            checkpoints.append({"step": step, "epoch": epoch, **{key: found[key] for key in _CURVES}})
-            last = (embeddings, label, found)
+            epoch = None if step is None else epoch_of(Path(place), step)
+            checkpoints.append({"step": step, "epoch": epoch, **{key: measured[key] for key in _CURVES}})
+            last = (embeddings, label, measured)
         if last is not None:
             pictures = _pictures(*last[:2], source, similar, duplicate)
             runs.append({"model": name, "geometry": last[2], "checkpoints": checkpoints, **pictures})
@@ -101,7 +101,7 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPa
     Returns:
         Up to k pairs; of equal cosines the earlier pictures come first.
     """
-    found: list[SimilarPair] = []
+    pairs: list[SimilarPair] = []
     for start in range(0, len(features), chunk):
         block = features[start : start + chunk]
         scores = (block @ features.T).nan_to_num(nan=-torch.inf)
@@ -109,9 +109,9 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPa
         best = scores.flatten().topk(min(k, scores.numel()))
         rows, columns = best.indices // len(features) + start, best.indices % len(features)
         cells = zip(rows.tolist(), columns.tolist(), best.values.tolist(), strict=True)
-        found += [SimilarPair(*cell) for cell in cells if cell[2] > -torch.inf]
-        found = sorted(found, key=lambda pair: (-pair.cosine, pair.first, pair.second))[:k]
-    return found
+        pairs += [SimilarPair(*cell) for cell in cells if cell[2] > -torch.inf]
+        pairs = sorted(pairs, key=lambda pair: (-pair.cosine, pair.first, pair.second))[:k]
+    return pairs
 
 
 def duplicate_groups(features: Tensor, threshold: float = 0.999, chunk: int = 1024) -> list[list[int]]:
@@ -149,9 +149,9 @@ def _joined(leader: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, duplicate: float) -> dict[str, Any]:
-    found = embeddings.pairs(label, source)
-    images = found.images
-    captions = [found.captions[text] for text in found.first_texts.tolist()]
+    embedded = embeddings.pairs(label, source)
+    images = embedded.images
+    captions = [embedded.captions[text] for text in embedded.first_texts.tolist()]
     pairs = [
         {
             "keys": [images.keys[pair.first], images.keys[pair.second]],
@@ -162,28 +162,13 @@ def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, 
     ]
     groups = duplicate_groups(images.features, duplicate)
     twins = {"similar": pairs, "duplicates": [[images.keys[i] for i in group] for group in groups]}
-    return {**twins, "unreadable": found.unreadable} if found.unreadable else twins
+    return {**twins, "unreadable": embedded.unreadable} if embedded.unreadable else twins
 
 
 def _checkpoints(place: str | Path) -> list[tuple[str | Path, int | None]]:
     """The complete checkpoints of a run with their steps, or the model itself."""
-    from cloob.models.store import list_checkpoints
-
     try:
         found = list_checkpoints(Path(place)) if Path(place).is_dir() else []
     except OSError:  # loading it says what is wrong
         found = []
-    return [(path, int(path.name.removeprefix("step-"))) for path in found] or [(place, None)]
-
-
-def _epoch(run: Path, step: int) -> float | None:
-    """Epochs done at a step, by the run's epochs.jsonl (a line at each epoch's end), in between by proportion."""
-    try:
-        lines = [json.loads(line) for line in (run / "epochs.jsonl").read_text(encoding="utf-8").splitlines()]
-        ends = sorted((int(line["step"]), int(line["epoch"])) for line in lines)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not ends:
-        return None
-    steps_per_epoch = ends[0][0] / ends[0][1]
-    return round(step / steps_per_epoch, 3)
+    return [(path, checkpoint_step(path)) for path in found] or [(place, None)]

@@ -12,20 +12,21 @@ from cloob.data.batch import caption_id
 from cloob.errors import InputError, nearest
 from cloob.evaluate.embed import Reader
 from cloob.evaluate.embeddings import Embeddings, Labelled
-from cloob.evaluate.report import ExampleQuery, Found
+from cloob.evaluate.report import ExampleQuery, ShownPicture
 
 
 class _Gallery(NamedTuple):
-    """A set as one model sees it: (n, D) images and what they show, (T, D) texts and what they say.
+    """A set as one model sees it: (n, D) images, each with its groups, and (T, D) texts, each with its group.
 
-    An image shows a class, or what each of its captions says; its label is the class's name or its first caption.
+    A group is a class, or all captions that are equal; a text asks for the images of its group. The label of an image
+    is its class's name or its first caption.
     """
 
     images: Tensor
-    shown: Sequence[frozenset[int]]
+    groups_of_image: Sequence[frozenset[int]]
     labels: Sequence[str]
     texts: Tensor
-    said: Sequence[int]
+    group_of_text: Sequence[int]
     words: Sequence[str]
 
 
@@ -62,19 +63,19 @@ def example_queries(
     galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
     chosen = _draw(first, n, seed) if queries is None else [_find(first, q, data.name) for q in queries]
-    found: dict[str, list[list[Found]]] = {}
+    answers: dict[str, list[list[ShownPicture]]] = {}
     for model, gallery in galleries.items():
         scores = (gallery.texts[chosen] @ gallery.images.T).nan_to_num(nan=-torch.inf)
         best = scores.topk(min(k, int(torch.isfinite(scores[0]).sum())), dim=1)
-        found[model] = [
+        answers[model] = [
             [
-                _found(data, gallery, row, image, score)
+                _shown_picture(data, gallery, row, image, score)
                 for image, score in zip(images.tolist(), values.tolist(), strict=True)
             ]
             for row, images, values in zip(chosen, best.indices, best.values, strict=True)
         ]
     return [
-        ExampleQuery(first.words[row], None, {model: lists[i] for model, lists in found.items()})
+        ExampleQuery(first.words[row], None, {model: lists[i] for model, lists in answers.items()})
         for i, row in enumerate(chosen)
     ]
 
@@ -82,15 +83,15 @@ def example_queries(
 def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
     if _is_labelled(data):
         images, labels, classes = embeddings.labelled(model, data)
-        shown = [frozenset([label]) for label in labels.tolist()]
+        groups_of_image = [frozenset([label]) for label in labels.tolist()]
         names = [data.classnames[label] for label in labels.tolist()]
-        return _Gallery(images.features, shown, names, classes, range(len(classes)), data.classnames)
+        return _Gallery(images.features, groups_of_image, names, classes, range(len(classes)), data.classnames)
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
     ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
     groups: list[set[int]] = [set() for _ in pairs.images.keys]
-    for image, said in zip(pairs.image_of_text.tolist(), ids, strict=True):
-        groups[image].add(said)
+    for image, group in zip(pairs.image_of_text.tolist(), ids, strict=True):
+        groups[image].add(group)
     firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
     return _Gallery(pairs.images.features, [frozenset(g) for g in groups], firsts, pairs.texts, ids, pairs.captions)
 
@@ -102,11 +103,13 @@ def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
 def _draw(gallery: _Gallery, n: int, seed: int) -> list[int]:
     """Rows of ``n`` different texts that a readable image answers."""
     readable = torch.isfinite(gallery.images).all(1).tolist()
-    answered = {said for shown, good in zip(gallery.shown, readable, strict=True) if good for said in shown}
+    answered = {
+        group for groups, good in zip(gallery.groups_of_image, readable, strict=True) if good for group in groups
+    }
     rows: dict[int, int] = {}
-    for row, said in enumerate(gallery.said):
-        if said in answered and gallery.words[row]:
-            rows.setdefault(said, row)
+    for row, group in enumerate(gallery.group_of_text):
+        if group in answered and gallery.words[row]:
+            rows.setdefault(group, row)
     candidates = list(rows.values())
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
     return [candidates[i] for i in order[:n].tolist()]
@@ -119,7 +122,9 @@ def _find(gallery: _Gallery, query: str, name: str) -> int:
     return words.index(query)
 
 
-def _found(data: Labelled | Reader, gallery: _Gallery, row: int, image: int, score: float) -> Found:
+def _shown_picture(data: Labelled | Reader, gallery: _Gallery, row: int, image: int, score: float) -> ShownPicture:
     sample = data.read(image)
     content = sample[1] if isinstance(sample, tuple) else sample.image
-    return Found(content, gallery.labels[image], gallery.said[row] in gallery.shown[image], score)
+    return ShownPicture(
+        content, gallery.labels[image], gallery.group_of_text[row] in gallery.groups_of_image[image], score
+    )

@@ -80,6 +80,14 @@ def evaluate(
 
     Raises:
         InputError: Nothing to evaluate, two sets of one name, or no model that can be loaded.
+
+    Example:
+        >>> import cloob
+        >>> model = cloob.create_model("tiny-vit", seed=0)
+        >>> results = cloob.evaluate({"untrained": model}, retrieval=[cloob.open_source("demo:val")])
+        >>> recall = results["rows"][0]["retrieval"]["demo:val"]
+        >>> recall["n"], recall["image_to_text@10"] < 0.1
+        (500, True)
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
@@ -90,20 +98,12 @@ def evaluate(
     hits: Hits = {}
     for model in embeddings.models:
         try:
-            facts = embeddings.facts(model)
+            row = _begin_row(embeddings, model, with_probe=bool(training))
         except (InputError, OSError) as error:
             failures.append({"model": model, "set": None, "error": message(error)})
             continue
-        row: dict[str, Any] = {
-            "model": model,
-            "objective": facts.objective,
-            "settings": {**facts.settings, **(settings or {}).get(model, {})},
-            "zeroshot": {},
-            "retrieval": {},
-            "geometry": {},
-            **({"probe": {}} if training else {}),
-            "train_seconds": (train_seconds or {}).get(model),
-        }
+        row["settings"] |= (settings or {}).get(model, {})
+        row["train_seconds"] = (train_seconds or {}).get(model)
         for data, measure in _tasks(embeddings, zeroshot, retrieval, training):
             try:
                 measure(row, hits, options)
@@ -114,6 +114,22 @@ def evaluate(
         raise InputError(all_failed(failures, "loaded"))
     results = {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
     return {**results, "failures": failures} if failures else results
+
+
+def _begin_row(embeddings: Embeddings, model: str, *, with_probe: bool) -> dict[str, Any]:
+    """The row of a model before anything is measured."""
+    facts = embeddings.facts(model)
+    probe: dict[str, Any] = {"probe": {}} if with_probe else {}
+    return {
+        "model": model,
+        "objective": facts.objective,
+        "settings": dict(facts.settings),
+        "zeroshot": {},
+        "retrieval": {},
+        "geometry": {},
+        **probe,
+        "train_seconds": None,
+    }
 
 
 def _tasks(
@@ -134,11 +150,11 @@ def _tasks(
 
 def all_failed(failures: Sequence[Mapping[str, Any]], what: str) -> str:
     """One line for models of which not one could be ``what`` ("loaded"); each failure has ``model`` and ``error``."""
-    told = []
+    lines = []
     for failure in failures:
         model, error = failure["model"], failure["error"]
-        told.append(error if error.startswith(model) else f"{model}: {error}")
-    return told[0] if len(told) == 1 else f"none of {len(told)} models can be {what}; {'; '.join(told)}"
+        lines.append(error if error.startswith(model) else f"{model}: {error}")
+    return lines[0] if len(lines) == 1 else f"none of {len(lines)} models can be {what}; {'; '.join(lines)}"
 
 
 def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
@@ -154,17 +170,17 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
         metric has several sets that all models share, the means over these with ``set`` None.
     """
     entries = []
-    everyone = {model for found in hits.values() for model in found}
+    everyone = {model for by_model in hits.values() for model in by_model}
     for metric in dict.fromkeys(metric for metric, _ in hits):
         of_sets: dict[str | None, list[dict[str, Tensor]]] = {
-            name: [found] for (m, name), found in hits.items() if m == metric
+            name: [by_model] for (m, name), by_model in hits.items() if m == metric
         }
-        shared = [found[0] for found in of_sets.values() if found[0].keys() == everyone]
+        shared = [by_model[0] for by_model in of_sets.values() if by_model[0].keys() == everyone]
         if len(shared) > 1:
             of_sets[None] = shared
         for name, groups in of_sets.items():
             for baseline, model in combinations(groups[0], 2):
-                values = [found[model].double() - found[baseline].double() for found in groups]
+                values = [by_model[model].double() - by_model[baseline].double() for by_model in groups]
                 mean, low, high = grouped_bootstrap(values, level=level, seed=seed)
                 what = {"metric": metric, "set": name, "model": model, "baseline": baseline}
                 entries.append({**what, "difference": mean, "low": low, "high": high})
@@ -246,10 +262,10 @@ def _retrieve(embeddings: Embeddings, source: Reader, row: dict[str, Any], hits:
     facts = embeddings.facts(model)
     try:
         texts = pairs.texts[pairs.first_texts]
-        found = geometry(images, texts, facts.inv_tau, facts.beta, options.geometry_limit)
+        measures = geometry(images, texts, facts.inv_tau, facts.beta, options.geometry_limit)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
-    row["geometry"][name] = found
+    row["geometry"][name] = measures
 
 
 def _unreadable(bad: Sequence[Skip]) -> dict[str, Any]:

@@ -52,6 +52,12 @@ def get_recipe(name: str) -> TrainConfig:
 
     Raises:
         InputError: There is no such recipe; the nearest are named.
+
+    Example:
+        >>> from cloob import get_recipe
+        >>> config = get_recipe("demo-cloob").override(seed=1)
+        >>> config.loss.objective, config.run.batch_size, config.run.seed
+        ('cloob', 128, 1)
     """
     key = name.replace("_", "-")
     if key not in RECIPES:

@@ -60,6 +60,13 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         InputError: Something the user gave is wrong, too many samples are bad, the disk is full, a batch does not fit
             in memory, or another process writes to the run folder.
         TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row.
+
+    Example:
+        >>> import cloob
+        >>> config = cloob.get_recipe("demo-cloob").override(steps=2, device="cpu", out="runs/example")
+        >>> result = cloob.train(config)
+        >>> result.steps, result.samples_seen
+        (2, 256)
     """
     device = resolve_device(config.run.device)
     with process_group(device), _held(config.save.out) as lock:
@@ -100,7 +107,8 @@ class _Run:
         self.parts = parts
         self.lock = lock
         config = parts.config
-        whole = config.run.epochs * parts.loader.steps_per_epoch
+        self.total_steps = whole = config.run.total_steps(parts.loader.steps_per_epoch)
+        self.epochs = math.ceil(whole / parts.loader.steps_per_epoch)  # the last may be cut short
         self.schedule = make_schedule(config.optim, whole)
         self.retrieval_start = config.loss.retrieval_from * whole if parts.objective.hopfield else math.inf
         self.callbacks = callbacks
@@ -130,7 +138,7 @@ class _Run:
         try:
             self._call("on_start", info)
             stopped = False
-            while not stopped and progress.epoch < parts.config.run.epochs and not self._out_of_patience():
+            while not stopped and progress.epoch < self.epochs and not self._out_of_patience():
                 stopped = self._epoch(stop)
             self._save()
             result = self._result("SIGTERM" if stopped else None)
@@ -170,6 +178,8 @@ class _Run:
             progress.epoch, start, progress.lanes, offset=offset, order_batch_size=progress.order_batch_size
         )
         steps = parts.loader.steps(offset)
+        if parts.config.run.epochs is None:
+            steps = min(steps, start + self._steps_left())
         parts.towers.train()
         finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
         for index in range(start, steps):
@@ -205,9 +215,11 @@ class _Run:
         return progress.epoch * parts.loader.steps_per_epoch + progress.position // parts.config.run.batch_size
 
     def _steps_left(self) -> int:
-        """Steps from here to the end of the last epoch."""
+        """Steps from here to the end of the run."""
         parts, progress = self.parts, self.parts.progress
-        later = parts.config.run.epochs - progress.epoch - 1
+        if parts.config.run.epochs is None:
+            return max(self.total_steps - self._place(), 0)
+        later = self.epochs - progress.epoch - 1
         if later < 0:
             return 0
         start, offset = divmod(progress.position, parts.config.run.batch_size)
@@ -320,11 +332,13 @@ class _Run:
         parts, progress = self.parts, self.parts.progress
         parts.bad.check(ended=True)
         self.skipped = parts.bad.reasons()
-        validation = self._validate(stop)
+        due = (progress.epoch + 1) % parts.config.pairs.val_every == 0 or progress.epoch + 1 == self.epochs
+        validation = self._validate(stop) if due else None
         progress.epoch += 1
         # Weights after a step that was not finite are not saved, so they cannot be the best.
         best = validation is not None and not progress.nonfinite and parts.saver.judged(progress.step, validation)
-        progress.stale = 0 if best else progress.stale + 1
+        if validation is not None:
+            progress.stale = 0 if best else progress.stale + 1
         line = {
             "epoch": progress.epoch,
             "step": progress.step,

@@ -10,6 +10,7 @@ import torch
 from cloob.distributed import rank, world_size
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
+from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.train import faults
 from cloob.train.config import TrainConfig, memory
@@ -89,10 +90,10 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     objective = build.make_loss(config)
     config = build.resolved(config, encoder, objective)
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
-    if checkpoint is not None:
-        resume.stop_if_finished(checkpoint, config, encoder, objective)
-    source = build.open_pairs(config.pairs.data, config, config.pairs.weights)
+    source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
     loader = build.make_loader(source, encoder, config, device)
+    if checkpoint is not None:
+        resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
     held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
 
@@ -132,7 +133,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, data, checkpoint)
     if rank() == 0:
         remove_leftovers(config.save.out)
-        write_whole(config.save.out / "config.json", config.to_json())
+        write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
     log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
     limit = config.pairs.max_bad_fraction
     return Parts(

@@ -18,6 +18,7 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.weights import fetch, registry
 from cloob.models.weights.registry import PublicFile, PublicModel
+from support import served
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -78,12 +79,9 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    running = Server()
+    with served(running):
         yield running
-        running.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)

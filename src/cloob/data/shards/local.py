@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.fingerprint import Fingerprint, digest, of_column
-from cloob.data.shards.index import ABSENT, CAPTION_EXTENSIONS, CUT, IMAGE_EXTENSIONS, group_members, open_index
+from cloob.data.shards.index import ABSENT, CUT, open_index
 from cloob.data.shards.sizes import SIZES, read_sizes
 from cloob.data.shards.tar import TarReader
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
-
-__all__ = ["CAPTION_EXTENSIONS", "IMAGE_EXTENSIONS", "ShardSource", "group_members"]
 
 
 class ShardSource:
@@ -29,7 +29,8 @@ class ShardSource:
         name: What reports call this source.
         paths: The tars, in order.
         labels: What keys and errors call each tar; its file name when left out.
-        index_file: Where the index of the tars is saved; by default in the cache folder, for large ones.
+        cache: Where the index of large tars is kept; None: ``Cache()``.
+        cached: The one tar lies in the cache itself: then so does its index, and goes with it.
 
     Raises:
         InputError: No shard, a file that is no tar, or a count that contradicts ``sizes.json`` beside the shards.
@@ -43,14 +44,15 @@ class ShardSource:
         paths: Sequence[Path],
         *,
         labels: Sequence[str] | None = None,
-        index_file: Path | None = None,
+        cache: Cache | None = None,
+        cached: bool = False,
     ) -> None:
         if not paths:
             raise InputError(f"{name}: no tar shard found")
         self.name = name
         self._labels = tuple(labels) if labels is not None else tuple(path.name for path in paths)
         self._reader = TarReader(tuple(paths))
-        self._index = open_index(self._reader, index_file)
+        self._index = open_index(self._reader, cache or Cache(), beside=cached)
         self.shard_sizes = self._index.sizes
         self._expected = _check_sizes(paths, self._index.cuts, self._index.complete)
 

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from cloob.cache import Cache, touch
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
+from cloob.data.prefetch import Prefetcher
+from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.sizes import SIZES, fetch_sizes, listed_url, remembered
-from cloob.data.shards.spec import expand, fetch, shard_name, sibling
-from cloob.data.shards.spool import INDEX_SUFFIX, Ahead, ShardCache, touch
+from cloob.data.shards.spec import expand, shard_name, sibling
 from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -34,14 +36,14 @@ class RemoteShardSource:
 
     Args:
         name: What reports call this source.
-        urls: What ``opener.fetch`` opens, one a shard.
+        urls: What ``fetch`` opens, one a shard.
         counts: Samples in each shard.
         cache: Where the shards are kept.
     """
 
     streamed = True
 
-    def __init__(self, name: str, urls: Sequence[str], counts: Sequence[int], cache: ShardCache) -> None:
+    def __init__(self, name: str, urls: Sequence[str], counts: Sequence[int], cache: Cache) -> None:
         self.name = name
         self.shard_sizes = tuple(counts)
         self._urls = tuple(urls)
@@ -54,7 +56,7 @@ class RemoteShardSource:
         self._paths: dict[int, Path] = {}
         self._reads = 0
         self._told: set[int] = set()
-        self._ahead: Ahead | None = None
+        self._prefetcher: Prefetcher | None = None
         self._pid = os.getpid()
 
     def __len__(self) -> int:
@@ -85,15 +87,15 @@ class RemoteShardSource:
         """Has the shards of these pairs fetched in the background; failures show when a pair is read."""
         if self._pid != os.getpid():
             self._forget()
-        if self._ahead is None:
-            self._ahead = Ahead(self.fetch_shard)
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.fetch_shard)
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            self._ahead.want(shard)
+            self._prefetcher.want(shard)
 
     def fetch_shard(self, shard: int) -> Path:
         """The shard's file in the cache, fetched now if it is not there."""
         url = self._urls[shard]
-        return self._cache.get(url, lambda path: fetch(url, path))
+        return self._cache.get("shards", url, lambda path: fetch(url, path))
 
     def _open(self, shard: int) -> ShardSource:
         if self._pid != os.getpid():  # forked: the parent's handles are closed here, and its files may be gone
@@ -131,8 +133,7 @@ class RemoteShardSource:
     def _index(self, shard: int, path: Path) -> ShardSource:
         url = self._urls[shard]
         try:
-            index_file = path.with_name(path.name + INDEX_SUFFIX)
-            return ShardSource(url, [path], labels=[shard_name(url)], index_file=index_file)
+            return ShardSource(url, [path], labels=[shard_name(url)], cache=self._cache, cached=True)
         except InputError as error:
             if not path.exists():
                 raise FileNotFoundError(str(path)) from None
@@ -146,7 +147,7 @@ class RemoteShardSource:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def open_remote(spec: str, cache: ShardCache) -> RemoteShardSource:
+def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
     """Opens streamed shards: a brace pattern of them, or their ``sizes.json``.
 
     Raises:
@@ -184,7 +185,6 @@ def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
 
 
 _HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.shards.sizes FOLDER" writes it '
-    "where they are local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the "
-    "counts"
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
+    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
 )

@@ -1,7 +1,7 @@
 """Pairs with the images inside the table: Hugging Face ``datasets`` folders, Arrow and Parquet files.
 
 Arrow files are mapped and read in place. Parquet is compressed in groups of rows, so a single row is costly: each file
-is turned into an Arrow file in the shard cache when it is first needed, and the source is read file by file.
+is turned into an Arrow file in the cache when it is first needed, and the source is read file by file.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import parquet
 
+from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
-from cloob.data.shards.spool import Ahead, ShardCache
+from cloob.data.prefetch import Prefetcher
 from cloob.errors import InputError, message
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
@@ -52,13 +54,13 @@ class ArrowSource:
         paths: Sequence[Path],
         image_column: str = _DEFAULTS[0],
         caption_column: str = _DEFAULTS[1],
-        cache: ShardCache | None = None,
+        cache: Cache | None = None,
     ) -> None:
         if not paths:
             raise InputError(f"{name}: no .arrow or .parquet file found")
         self.name = name
         self._paths = tuple(paths)
-        self._cache = cache or ShardCache()
+        self._cache = cache or Cache()
         self.streamed = any(path.suffix.lower() == ".parquet" for path in paths)
         schemas, sizes = zip(*(_facts(path) for path in paths), strict=True)
         self._columns = _choose(paths[0], schemas[0], image_column, caption_column)
@@ -72,7 +74,7 @@ class ArrowSource:
     def _forget(self) -> None:
         self._ends = np.cumsum(self.shard_sizes)
         self._opened: OrderedDict[int, pa.Table] = OrderedDict()
-        self._ahead: Ahead | None = None
+        self._prefetcher: Prefetcher | None = None
         self._pid = os.getpid()
 
     def __len__(self) -> int:
@@ -123,10 +125,10 @@ class ArrowSource:
         """Has the Parquet files of these pairs unpacked in the background."""
         if self._pid != os.getpid():
             self._forget()
-        if self._ahead is None:
-            self._ahead = Ahead(self._file)
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self._file)
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            self._ahead.want(shard)
+            self._prefetcher.want(shard)
 
     def _open(self, shard: int) -> pa.Table:
         if shard in self._opened:
@@ -150,10 +152,10 @@ class ArrowSource:
             return path
         stat = path.stat()
         name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self._columns} {path.stem}.arrow"
-        return self._cache.get(name, lambda target: _convert(path, target, self._columns))
+        return self._cache.get("tables", name, lambda target: _convert(path, target, self._columns))
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_opened", "_ahead", "_ends", "_pid")
+        left_out = ("_opened", "_prefetcher", "_ends", "_pid")
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -193,8 +195,6 @@ def arrow_files(folder: Path) -> list[Path]:
 
 def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
-    from pyarrow import parquet
-
     try:
         schema = parquet.read_schema(path)
     except (OSError, pa.ArrowException):
@@ -208,8 +208,6 @@ def _facts(path: Path) -> tuple[pa.Schema, int]:
     """Columns and number of rows of a file."""
     try:
         if path.suffix.lower() == ".parquet":
-            from pyarrow import parquet
-
             about = parquet.read_metadata(path)
             return about.schema.to_arrow_schema(), about.num_rows
         table = _map(path)
@@ -238,8 +236,6 @@ def _map(path: Path) -> pa.Table:
 
 
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
-    from pyarrow import parquet
-
     try:
         path.stat()  # Arrow's own error would not have the file's name
         with parquet.ParquetFile(path) as file:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloob.data.shards.index import IMAGE_EXTENSIONS
+from cloob.data.source import IMAGE_EXTENSIONS
 
 _CHUNK = 16 * 1024 * 1024
 _LOOKED_AT = 1024 * 1024  # bytes of a field in which lines are compared with rows

@@ -17,6 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
+from pyarrow import json as arrow_json
+from pyarrow import parquet
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
@@ -170,8 +173,6 @@ def _one_line(path: Path) -> Iterator[None]:
 
 def _read_text(path: Path, columns: tuple[str, str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
     """The two columns, and the fields that hold rows."""
-    from pyarrow import csv as arrow_csv
-
     delimiter, names = _sniff(path, columns)
     try:
         table = arrow_csv.read_csv(
@@ -224,14 +225,10 @@ def _first_line(path: Path, most: int) -> bytes:
 
 
 def _read_parquet(path: Path, columns: tuple[str, str]) -> pa.Table:
-    from pyarrow import parquet
-
     return parquet.read_table(path, columns=list(columns))
 
 
 def _parquet_names(path: Path, columns: tuple[str, str]) -> list[str]:
-    from pyarrow import parquet
-
     return list(parquet.read_schema(path).names)
 
 
@@ -250,8 +247,6 @@ def _json_names(path: Path, columns: tuple[str, str]) -> list[str]:
 
 
 def _read_json(path: Path, columns: tuple[str, str]) -> pa.Table:
-    from pyarrow import json as arrow_json
-
     return arrow_json.read_json(
         path,
         read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),

@@ -5,6 +5,6 @@
 """
 
 from cloob.evaluate.report.confusion import Confusion
-from cloob.evaluate.report.page import ExampleQuery, Found, ReportExtras, render_report, write_report
+from cloob.evaluate.report.page import ExampleQuery, ReportExtras, ShownPicture, render_report, write_report
 
-__all__ = ["Confusion", "ExampleQuery", "Found", "ReportExtras", "render_report", "write_report"]
+__all__ = ["Confusion", "ExampleQuery", "ReportExtras", "ShownPicture", "render_report", "write_report"]

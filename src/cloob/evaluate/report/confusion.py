@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cloob.errors import require
@@ -29,7 +30,7 @@ class Confusion:
         set: The set's name.
         model: The model's name.
         classnames: C names.
-        matrix: (C, C + 1) counts, a row a class, see :func:`cloob.evaluate.files.confusion_matrix`.
+        matrix: (C, C + 1) counts, a row a class, see :func:`cloob.evaluate.measures.confusion.confusion_matrix`.
     """
 
     set: str
@@ -64,14 +65,14 @@ def _worst(item: Confusion) -> list[dict[str, str]]:
     shares.diagonal().zero_()
     names = [*item.classnames, "(unreadable)"]
     order = shares.flatten().sort(descending=True, stable=True)
-    found = []
+    confusions = []
     for cell, share in zip(order.indices[:WORST_SHOWN].tolist(), order.values[:WORST_SHOWN].tolist(), strict=True):
-        label, taken = divmod(cell, len(names))
+        label, predicted = divmod(cell, len(names))
         if share == 0:
             break
-        count = f"{int(item.matrix[label, taken])} of {int(totals[label])}"
-        found.append({"label": names[label], "taken": names[taken], "count": count})
-    return found
+        count = f"{int(item.matrix[label, predicted])} of {int(totals[label])}"
+        confusions.append({"label": names[label], "taken": names[predicted], "count": count})
+    return confusions
 
 
 def _picture(matrix: Tensor, colour: int) -> tuple[str, int]:
@@ -79,8 +80,6 @@ def _picture(matrix: Tensor, colour: int) -> tuple[str, int]:
 
     The square root of a share is drawn, so that rare confusions are seen; above 256 classes neighbours are one cell.
     """
-    import torch
-
     kept = (matrix.sum(1) > 0).nonzero()[:, 0]
     counts = matrix[kept][:, kept].double()
     totals = matrix[kept].sum(1).double()

@@ -16,7 +16,7 @@ SPECTRUM_POINTS = 200
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its heading, legend (name, colour, remark)."""
+    """A chart with its heading and legend (name, colour, remark); ``svg`` is empty where the legend says it all."""
 
     heading: str
     svg: str
@@ -26,27 +26,27 @@ class Figure:
 
 def _curve(metrics: Sequence[Mapping[str, Any]], key: str) -> tuple[list[Point], int]:
     """(step, value) of every entry with a finite value, by step, and how many had one that is null or not finite."""
-    found, broken = [], 0
+    points, broken = [], 0
     for i, entry in enumerate(metrics):
         value = numbers.number(entry.get(key))
         step = numbers.number(entry.get("step"))
         if value is not None:
-            found.append((float(i) if step is None else step, value))
+            points.append((float(i) if step is None else step, value))
         broken += value is None and key in entry
-    return sorted(found), broken
+    return sorted(points), broken
 
 
 def losses(curves: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, int]) -> list[Figure]:
     """A loss panel for each model, each on its own scale."""
     figures = []
     for model, metrics in curves.items():
-        found, broken = _curve(metrics, "loss")
-        line, band = thin(found)
+        points, broken = _curve(metrics, "loss")
+        line, band = thin(points)
         label = f"Training loss of {model} by step"
         series = Series(model, colours[model], line, band)
         svg = line_chart([series], label=label, x_label="step", y_label="loss")
-        if svg:
-            remark = f"last {numbers.decimal(line[-1][1])}"
+        if line:
+            remark = f"last {numbers.decimal(line[-1][1])}" if svg else f"one step: {numbers.decimal(line[0][1])}"
             remark += f", {broken} skipped or not finite" if broken else ""
             figures.append(Figure(model, svg, [(model, colours[model], remark)], binned=bool(band)))
     return figures
@@ -71,8 +71,9 @@ def training_geometry(curves: Mapping[str, Sequence[Mapping[str, Any]]], colours
             y_label="effective eigenvalues",
             from_zero=True,
         )
-        if svg:
-            legend = [(s.name, s.colour, f"last {numbers.count(round(s.points[-1][1], 1))}") for s in series]
+        if series:
+            last = "last" if svg else "one step:"
+            legend = [(s.name, s.colour, f"{last} {numbers.count(round(s.points[-1][1], 1))}") for s in series]
             figures.append(Figure(heading, svg, legend))
     return figures
 
@@ -84,16 +85,16 @@ def by_epoch(runs: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[s
         runs: Model -> its checkpoints, see :func:`cloob.evaluate.analysis.analyze`; a run needs two that have a step.
         colours: Of the models.
     """
-    lines = {model: [c for c in found if number(c.get("step")) is not None] for model, found in runs.items()}
-    lines = {model: found for model, found in lines.items() if len(found) > 1}
-    points = [checkpoint for found in lines.values() for checkpoint in found]
+    dated = {model: [c for c in run if number(c.get("step")) is not None] for model, run in runs.items()}
+    lines = {model: checkpoints for model, checkpoints in dated.items() if len(checkpoints) > 1}
+    points = [checkpoint for checkpoints in lines.values() for checkpoint in checkpoints]
     unit = "epoch" if points and all(number(point.get("epoch")) is not None for point in points) else "step"
     drawn = []
     for side, heading in (("image", "Image embeddings"), ("text", "Text embeddings")):
         series, legend = [], []
-        for model, found in lines.items():
+        for model, checkpoints in lines.items():
             key = f"effective_eigenvalues_{side}"
-            pairs = [(number(point[unit]), number(point.get(key))) for point in found]
+            pairs = [(number(point[unit]), number(point.get(key))) for point in checkpoints]
             line = sorted((x, y) for x, y in pairs if x is not None and y is not None)
             if line:
                 series.append(Series(model, colours[model], line, dots=True))
@@ -107,12 +108,12 @@ def by_epoch(runs: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[s
 
 def spectra(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int]) -> list[tuple[str, list[Figure]]]:
     """Per set: eigenvalue spectra as shares of their sum, image and text, with the 99 % count marked."""
-    found = []
+    sections = []
     for name in numbers.set_names(rows, "geometry"):
         figures = [_spectrum(rows, colours, name, side) for side in ("image", "text")]
         if drawn := [figure for figure in figures if figure.svg]:
-            found.append((name, drawn))
-    return found
+            sections.append((name, drawn))
+    return sections
 
 
 def _spectrum(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int], name: str, side: str) -> Figure:
@@ -182,8 +183,8 @@ def classes(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int]) -> li
             images = numbers.number(result.get("n"))
             if images is not None and images < 3 * len(per_class):
                 continue
-            found = {str(name): numbers.number(value) for name, value in per_class.items()}
-            if known := {name: value for name, value in found.items() if value is not None}:
+            recall_of = {str(name): numbers.number(value) for name, value in per_class.items()}
+            if known := {name: value for name, value in recall_of.items() if value is not None}:
                 recalls[str(row["model"])] = known
         if recalls:
             figures.append({"set": set_name, "groups": _class_groups(recalls, colours)})
@@ -194,7 +195,7 @@ def _class_groups(
     recalls: Mapping[str, Mapping[str, float]], colours: Mapping[str, int]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
     names = [n for n in next(iter(recalls.values())) if all(n in other for other in recalls.values())]
-    ordered = sorted(names, key=lambda name: -sum(found[name] for found in recalls.values()))
+    ordered = sorted(names, key=lambda name: -sum(recall_of[name] for recall_of in recalls.values()))
     n = CLASSES_SHOWN
     if len(ordered) <= 2 * n:
         picked = [("All classes", ordered)]
@@ -217,10 +218,10 @@ def _class_groups(
                         {
                             "model": model,
                             "colour": colours[model],
-                            "text": f"{100 * found[name]:.0f}",
-                            "width": round(100 * min(max(found[name], 0.0), 1.0), 1),
+                            "text": f"{100 * recall_of[name]:.0f}",
+                            "width": round(100 * min(max(recall_of[name], 0.0), 1.0), 1),
                         }
-                        for model, found in recalls.items()
+                        for model, recall_of in recalls.items()
                     ],
                 }
                 for name in chosen

@@ -42,8 +42,8 @@ def measure(rows: Sequence[Row]) -> Measure | None:
             for set_name, numbers in part(row, kind).items():
                 value = number(numbers.get(key))
                 if value is not None:
-                    found = values.setdefault(str(row["model"]), {})
-                    found[set_name] = (value, interval(numbers.get(f"{key}_interval")))
+                    by_set = values.setdefault(str(row["model"]), {})
+                    by_set[set_name] = (value, interval(numbers.get(f"{key}_interval")))
         result = Measure(key, name, values)
         if result.sets:
             return result
@@ -121,24 +121,25 @@ def verdict(results: Mapping[str, Any], what: Measure | None) -> Verdict:
 
 def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
     """Whose image embeddings use most directions, where nothing but the geometry was measured."""
-    found: dict[str, tuple[str, float]] = {}
+    eigenvalues: dict[str, tuple[str, float]] = {}
     for row in rows:
         for name, values in part(row, "geometry").items():
             value = number(values.get("effective_eigenvalues_image"))
             if value is not None:
-                found.setdefault(str(row["model"]), (name, value))
-    if not found:
+                eigenvalues.setdefault(str(row["model"]), (name, value))
+    if not eigenvalues:
         detail = "The results hold neither zero-shot nor retrieval numbers."
         return Verdict("Nothing to compare yet", detail, None, None)
-    order = sorted(found, key=lambda model: -found[model][1])
+    order = sorted(eigenvalues, key=lambda model: -eigenvalues[model][1])
     first = order[0]
-    title = f"{first}: {count(found[first][1])} effective eigenvalues"
+    title = f"{first}: {count(eigenvalues[first][1])} effective eigenvalues"
     if len(order) > 1:
         title = f"{first}’s image embeddings use the most directions"
-        if found[first][1] == found[order[1]][1]:
+        if eigenvalues[first][1] == eigenvalues[order[1]][1]:
             title = f"{first} and {order[1]} use equally many directions"
-    counts = ", ".join(f"{model} {count(found[model][1])}" for model in order)
-    return Verdict(title, f"Effective eigenvalues of the image embeddings on {found[first][0]}: {counts}.", None, None)
+    counts = ", ".join(f"{model} {count(eigenvalues[model][1])}" for model in order)
+    detail = f"Effective eigenvalues of the image embeddings on {eigenvalues[first][0]}: {counts}."
+    return Verdict(title, detail, None, None)
 
 
 def _level(results: Mapping[str, Any]) -> str:
@@ -180,9 +181,9 @@ class Forest:
 def forest(results: Mapping[str, Any], what: Measure, colours: Mapping[str, int], verdict: Verdict) -> Forest:
     """Lays out the headline's number for every set and model, and the difference between the two best."""
     leader, runner_up = verdict.leader, verdict.runner_up
-    names = list(dict.fromkeys(name for found in what.values.values() for name in found))
-    shown = [entry for found in what.values.values() for entry in found.values()]
-    ends = [end for value, pair in shown for end in (value, *(pair or ()))]
+    names = list(dict.fromkeys(name for by_set in what.values.values() for name in by_set))
+    entries = [entry for by_set in what.values.values() for entry in by_set.values()]
+    ends = [end for value, pair in entries for end in (value, *(pair or ()))]
     top = _ceiling(max(ends))
     gaps = {name: difference(results, what, leader, runner_up, name) for name in names if leader and runner_up}
     gap_ends = [end for gap in gaps.values() if gap for end in (gap.value, *(gap.interval or ()))]
@@ -190,9 +191,9 @@ def forest(results: Mapping[str, Any], what: Measure, colours: Mapping[str, int]
     rows = []
     for name in names:
         spans = tuple(
-            _span(model, colours[model], *found[name], (0.0, top), percent)
-            for model, found in what.values.items()
-            if name in found
+            _span(model, colours[model], *by_set[name], (0.0, top), percent)
+            for model, by_set in what.values.items()
+            if name in by_set
         )
         gap = gaps.get(name)
         gap_span = None

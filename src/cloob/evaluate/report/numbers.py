@@ -73,6 +73,16 @@ def duration(value: float | None) -> str:
     return f"{hours}\u00a0h {rest}\u00a0min" if hours else f"{minutes}\u00a0min {seconds}\u00a0s"
 
 
+def shortened(text: str, limit: int = 160) -> str:
+    """A text of at most ``limit`` characters, cut between words where it has some, with ``…`` at its end."""
+    text = " ".join(text.split())
+    if len(text) <= limit:
+        return text
+    head = text[: limit - 1]
+    words = head.rpartition(" ")[0]
+    return f"{words if len(words) > limit // 2 else head}…"
+
+
 @dataclass(frozen=True)
 class Cell:
     """One cell: its text, the number it sorts by, a second line, and whether it is the best of its set."""
@@ -161,13 +171,13 @@ def tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table]:
     A line of a table is one set and one model, grouped by set; sets keep the order of their first appearance.
     """
     geometry = _geometry_columns(rows)
-    found = [
+    parts = [
         _table("zeroshot", "Zero-shot classification", _ZEROSHOT, rows, colours),
         _table("probe", "Linear probe", _PROBE, rows, colours),
         _table("retrieval", "Retrieval", _RETRIEVAL, rows, colours),
         _table("geometry", "Geometry of the embeddings, and cost", geometry, rows, colours),
     ]
-    return [table for table in found if table.rows]
+    return [table for table in parts if table.rows]
 
 
 _METRICS = {

@@ -22,6 +22,11 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+// A table that is wider than its frame says so.
+const marked = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("wide", target.scrollWidth > target.clientWidth);
+});
+document.querySelectorAll(".scroll").forEach((frame) => marked.observe(frame));
 // What is folded away on the screen belongs on paper.
 addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;

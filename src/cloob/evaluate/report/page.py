@@ -50,8 +50,8 @@ _SETTINGS = {  # how a setting is called on the page, in the order in which they
 
 
 @dataclass(frozen=True)
-class Found:
-    """One image that a model found for a query.
+class ShownPicture:
+    """One picture beside a query or another picture.
 
     Attributes:
         image: The encoded picture.
@@ -73,12 +73,12 @@ class ExampleQuery:
     Attributes:
         query: The text.
         target: What would be right, when that is not the query itself.
-        found: Model name -> its best images, best first.
+        answers: Model name -> its best images, best first.
     """
 
     query: str
     target: str | None
-    found: Mapping[str, Sequence[Found]]
+    answers: Mapping[str, Sequence[ShownPicture]]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class ReportExtras:
     checkpoints: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     queries: Sequence[ExampleQuery] = ()
     confusions: Sequence[Confusion] = ()
-    similar: Mapping[str, Sequence[tuple[Found, Found]]] = field(default_factory=dict)
+    similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]] = field(default_factory=dict)
 
 
 def write_report(
@@ -170,8 +170,8 @@ def _content(
     if differences := numbers.differences(results, colours):
         tables.append(differences)
 
-    def drawn(found: Sequence[figures.Figure]) -> list[dict[str, Any]]:
-        return [_with_markup(figure, markup) for figure in found]
+    def drawn(shown: Sequence[figures.Figure]) -> list[dict[str, Any]]:
+        return [_with_markup(figure, markup) for figure in shown]
 
     return {
         "colours": colours,
@@ -186,7 +186,7 @@ def _content(
         "by_epoch": drawn(figures.by_epoch(extras.checkpoints, colours)),
         "losses": drawn(figures.losses(extras.curves, colours)),
         "training": drawn(figures.training_geometry(extras.curves, colours)),
-        "spectra": [(name, drawn(found)) for name, found in figures.spectra(rows, colours)],
+        "spectra": [(name, drawn(shown)) for name, shown in figures.spectra(rows, colours)],
         "classes": figures.classes(rows, colours),
         "confusions": confusion.panels(extras.confusions, colours),
         "similar": _similar(extras.similar, colours),
@@ -209,7 +209,7 @@ def _colours(rows: Sequence[Mapping[str, Any]], extras: ReportExtras) -> dict[st
     """A colour index for every model that occurs anywhere, in order of appearance."""
     names = [str(row["model"]) for row in rows]
     names += [*extras.curves, *extras.checkpoints, *extras.similar, *(item.model for item in extras.confusions)]
-    names += [name for query in extras.queries for name in query.found]
+    names += [name for query in extras.queries for name in query.answers]
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 
@@ -226,7 +226,8 @@ def _tiles(
         geometry = next(iter(numbers.part(row, "geometry").values()), {})
         eigenvalues = numbers.number(geometry.get("effective_eigenvalues_image"))
         seconds = numbers.number(row.get("train_seconds"))
-        facts = [str(row["objective"])] if row.get("objective") not in (None, model) else []
+        # By itself an objective's name would read like that of another model.
+        facts = [f"objective: {row['objective']}"] if row.get("objective") not in (None, model) else []
         if eigenvalues is not None:
             facts.append(f"{numbers.count(eigenvalues)} effective eigenvalues (image)")
         if seconds is not None:
@@ -274,31 +275,35 @@ def _with_markup(figure: figures.Figure, markup: type[str]) -> dict[str, Any]:
 
 def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
     models = []
-    for name, found in query.found.items():
+    for name, answers in query.answers.items():
         images = [
             {
                 "uri": data_uri(item.image),
-                "label": item.label,
+                "label": numbers.shortened(item.label),
                 "correct": item.correct,
                 "score": numbers.decimal(numbers.number(item.score)),
             }
-            for item in found
+            for item in answers
         ]
-        right = sum(item.correct for item in found)
+        right = sum(item.correct for item in answers)
         models.append({"name": name, "colour": colours[name], "images": images, "right": right})
-    return {"text": query.query, "target": query.target, "models": models}
+    return {"text": query.query, "shown": numbers.shortened(query.query), "target": query.target, "models": models}
 
 
-def _similar(similar: Mapping[str, Sequence[tuple[Found, Found]]], colours: Mapping[str, int]) -> list[dict[str, Any]]:
-    shown = []
+def _similar(
+    similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]], colours: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    models = []
     for model, pairs in similar.items():
         items = [
             {
                 "cosine": numbers.decimal(numbers.number(first.score)),
-                "images": [{"uri": data_uri(item.image), "label": item.label} for item in (first, second)],
+                "images": [
+                    {"uri": data_uri(item.image), "label": numbers.shortened(item.label)} for item in (first, second)
+                ],
             }
             for first, second in pairs
         ]
         if items:
-            shown.append({"model": model, "colour": colours[model], "pairs": items})
-    return shown
+            models.append({"model": model, "colour": colours[model], "pairs": items})
+    return models

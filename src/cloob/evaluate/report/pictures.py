@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 
-from cloob.errors import require
+from cloob.pictures import Unreadable, decode
 
 _SIDE = 320
 """Pixels; a picture is at most 160 wide on the page, twice that on a dense screen."""
@@ -22,9 +22,6 @@ def data_uri(image: bytes) -> str | None:
     Returns:
         The URI; None when it does not decode.
     """
-    require("PIL", "train")
-    from cloob.pictures import Unreadable, decode
-
     try:
         picture = decode(image)
     except Unreadable:

@@ -100,10 +100,10 @@ def line_chart(
         from_zero: The y axis starts at zero.
 
     Returns:
-        An ``<svg>`` element, or ``""`` when there is nothing to draw.
+        An ``<svg>`` element, or ``""`` when no line has two points: a dot alone shows nothing that a number does not.
     """
     series = [s for s in series if s.points]
-    if not series:
+    if not any(len(s.points) > 1 for s in series):
         return ""
     y_of: Callable[[float], float] = math.log10 if log_y else float
     xs = [x for s in series for x, _ in s.points]

@@ -22,7 +22,7 @@ class Problem:
 
     set: str | None
     model: str | None
-    said: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -46,30 +46,30 @@ class Problems:
             (self.failed, "measurement failed", "measurements failed"),
             (self.unreadable, "set could not be read in full", "sets could not be read in full"),
         )
-        said = [f"{len(found)} {one if len(found) == 1 else many}" for found, one, many in kinds if found]
-        return "; ".join(said) + "."
+        counts = [f"{len(of_kind)} {one if len(of_kind) == 1 else many}" for of_kind, one, many in kinds if of_kind]
+        return "; ".join(counts) + "."
 
 
 def problems(results: Mapping[str, Any]) -> Problems:
     """Reads them out of results.json; what could not be read is the same for every model and is told once."""
     entries = [entry for entry in results.get("failures") or () if isinstance(entry, Mapping)]
-    found = [Problem(entry.get("set"), entry.get("model"), _said(entry)) for entry in entries]
+    failures = [Problem(entry.get("set"), entry.get("model"), _message(entry)) for entry in entries]
     return Problems(
-        missing=tuple(problem for problem in found if problem.model is None),
-        unloaded=tuple(problem for problem in found if problem.model is not None and problem.set is None),
-        failed=tuple(problem for problem in found if problem.model is not None and problem.set is not None),
+        missing=tuple(problem for problem in failures if problem.model is None),
+        unloaded=tuple(problem for problem in failures if problem.model is not None and problem.set is None),
+        failed=tuple(problem for problem in failures if problem.model is not None and problem.set is not None),
         unreadable=_unreadable(results["rows"]),
     )
 
 
-def _said(entry: Mapping[str, Any]) -> str:
+def _message(entry: Mapping[str, Any]) -> str:
     """The error without the set's or the model's name in front, which stands in a column of its own."""
     name = entry.get("set") or entry.get("model")
     return str(entry.get("error")).removeprefix(f"{name}: ")
 
 
 def _unreadable(rows: Sequence[Mapping[str, Any]]) -> tuple[Problem, ...]:
-    found: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    where_by_problem: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for row in rows:
         for key, (what, total_key, fate) in _PARTS.items():
             for name, values in numbers.part(row, key).items():
@@ -80,13 +80,13 @@ def _unreadable(rows: Sequence[Mapping[str, Any]]) -> tuple[Problem, ...]:
                 n = numbers.number(values.get(total_key))
                 of = "" if n is None else f" of {numbers.count(n)}"
                 reasons = ", ".join(f"{reason} × {number}" for reason, number in sorted(counts.items()))
-                said = f"{total}{of} {what} could not be read ({reasons}); {fate}"
-                found.setdefault((name, said), []).append((str(row["model"]), key))
+                message = f"{total}{of} {what} could not be read ({reasons}); {fate}"
+                where_by_problem.setdefault((name, message), []).append((str(row["model"]), key))
     models = {str(row["model"]) for row in rows}
     result = []
-    for (name, said), where in found.items():
+    for (name, message), where in where_by_problem.items():
         if {model for model, _ in where} == models:
-            result.append(Problem(name, None, said))
+            result.append(Problem(name, None, message))
         else:
-            result += [Problem(name, model, said) for model, _ in where]
+            result += [Problem(name, model, message) for model, _ in where]
     return tuple(result)

@@ -6,16 +6,16 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
-from cloob.data.open import Source, open_source
+from cloob.data.open import open_source
 from cloob.data.shards.spec import is_remote, local_path
+from cloob.data.source import Source
+from cloob.data.sources.arrow import holds_images
+from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
 from cloob.errors import InputError, nearest
-
-if TYPE_CHECKING:
-    from cloob.data.sources.table import TableSource
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _TYPE_FILE = "dataset_type.txt"
@@ -76,9 +76,6 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two pictures; one line.
     """
-    from cloob.data.sources.arrow import holds_images
-    from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
-
     spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
     path = Path(spec)
     suffix = path.suffix.lower()

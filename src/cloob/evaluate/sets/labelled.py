@@ -13,9 +13,10 @@ import numpy as np
 from cloob.data.batch import printable
 from cloob.data.decode import read_image_file
 from cloob.data.open import DEMO
-from cloob.data.shards.local import IMAGE_EXTENSIONS, group_members
+from cloob.data.shards.index import group_members
 from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import Member, TarReader, is_tar
+from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, nearest
 
 DEFAULT_TEMPLATES = ("{c}",)
@@ -229,13 +230,13 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _images_below(root: Path, name: str) -> list[str]:
     suffixes = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
-    found = [
+    members = [
         (Path(at).relative_to(root) / file).as_posix()
         for at, _, files in os.walk(root / name)
         for file in files
         if file.lower().endswith(suffixes) and not file.startswith(".")
     ]
-    return sorted(found)
+    return sorted(members)
 
 
 # Text files of both

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from cloob.data.decode import read_image_file
-from cloob.data.shards.local import IMAGE_EXTENSIONS
+from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, require
 from cloob.evaluate.sets.labelled import LabelledSet
 
@@ -111,8 +111,8 @@ def _torchvision(name: str, kind: str, root: Path, split: str) -> Any:
     try:
         return getattr(datasets, kind)(root, split=split, download=False)
     except (RuntimeError, FileNotFoundError) as error:
-        said = _first_line(error).partition(" You can use")[0].rstrip(".")  # download=True is no option here
-        raise _missing(name, root, said) from error
+        error_line = _first_line(error).partition(" You can use")[0].rstrip(".")  # download=True is no option here
+        raise _missing(name, root, error_line) from error
 
 
 def _country211(root: Path, split: str) -> list[Sample]:
@@ -126,8 +126,8 @@ def _country211(root: Path, split: str) -> list[Sample]:
 
 def _flowers102(root: Path, split: str) -> list[Sample]:
     parts = ("train", "val") if split == "train" else ("test",)
-    found = [_torchvision("flowers102", "Flowers102", root, part) for part in parts]
-    return [pair for data in found for pair in zip(data._image_files, data._labels, strict=True)]
+    splits = [_torchvision("flowers102", "Flowers102", root, part) for part in parts]
+    return [pair for data in splits for pair in zip(data._image_files, data._labels, strict=True)]
 
 
 def _gtsrb(root: Path, split: str) -> list[Sample]:
@@ -169,29 +169,29 @@ def _birdsnap(root: Path, split: str) -> list[Sample]:
     folder_of = {row[header.index("id")]: row[header.index("dir")] for row in species}
     tests = {line.split("\t")[0] for line in tables["test_images"][1:]}
     header, *images = (line.split("\t") for line in tables["images"])
-    found = []
+    pictures = []
     for row in images:
         path = row[header.index("path")]
         file = folder / "download" / "images" / path
         if (path in tests) == (split == "test") and file.is_file():
             name = folder_of[row[header.index("species_id")]]
-            found.append((file, _label("birdsnap", label_of, name)))
-    return found
+            pictures.append((file, _label("birdsnap", label_of, name)))
+    return pictures
 
 
 def _ucf101(root: Path, split: str) -> list[Sample]:
     folder = root / "ucf101"
     lists = folder / "ucfTrainTestlist"
     label_of = _labels_by_name("ucf101")
-    found = []
+    pictures = []
     for line in _lines("ucf101", root, lists / f"{split}list01.txt"):
         video = Path(line.split()[0])  # a list of training videos has the class's number behind
         frames = [(folder / "frames" / video).with_suffix(f".{ext}") for ext in IMAGE_EXTENSIONS]
         frame = next((path for path in frames if path.is_file()), frames[0])
-        found.append((frame, _label("ucf101", label_of, video.parent.name)))
-    if not any(path.is_file() for path, _ in found):
+        pictures.append((frame, _label("ucf101", label_of, video.parent.name)))
+    if not any(path.is_file() for path, _ in pictures):
         raise _missing("ucf101", root, f"no frame in {folder / 'frames'}")
-    return found  # a frame that is missing is counted as an unreadable picture
+    return pictures  # a frame that is missing is counted as an unreadable picture
 
 
 _READERS: Mapping[str, Callable[[Path, str], list[Sample]]] = {
@@ -210,9 +210,9 @@ def _missing(name: str, root: Path, reason: str) -> InputError:
     return InputError(f"{name}: not found under {root} ({reason}); put there {LAYOUTS[name]}")
 
 
-def _check_folders(name: str, folder: Path, found: int, right: int) -> None:
-    if found != right:
-        raise InputError(f"{name}: {folder} has {found} class folders, {right} would be right")
+def _check_folders(name: str, folder: Path, folders: int, right: int) -> None:
+    if folders != right:
+        raise InputError(f"{name}: {folder} has {folders} class folders, {right} would be right")
 
 
 def _lines(name: str, root: Path, path: Path) -> list[str]:

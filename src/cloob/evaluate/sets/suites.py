@@ -61,12 +61,12 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
     Raises:
         InputError: No such suite, no folder, or a folder without a single set.
     """
-    found = SuiteSets()
+    opened = SuiteSets()
     for name, folder in _pairs(words, root):
         if not folder.is_dir():
             raise InputError(f"--suite {name}: {folder} is no folder")
         if name == "paper":
-            _open_paper(folder, found, probe)
+            _open_paper(folder, opened, probe)
             continue
         places = _subfolders(folder) if name == "pictograms" else _webdatasets(folder, _DEEPEST)
         if not places:
@@ -74,8 +74,8 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
                 f"--suite {name}: {folder} holds no {'folder' if name == 'pictograms' else 'test/nshards.txt'}"
             )
         for place in places:
-            _open_one(place, place.relative_to(folder).as_posix(), found, probe)
-    return found
+            _open_one(place, place.relative_to(folder).as_posix(), opened, probe)
+    return opened
 
 
 def training_split(path: str | Path) -> LabelledSet | None:
@@ -88,7 +88,7 @@ def training_split(path: str | Path) -> LabelledSet | None:
     if not part.is_dir():
         return None
     inside = list(part.iterdir())
-    if inside and not any(each.is_dir() or is_tar(each) or each.name == "nshards.txt" for each in inside):
+    if inside and not any(path.is_dir() or is_tar(path) or path.name == "nshards.txt" for path in inside):
         return None  # pictures alone: a class of that name
     return open_labelled(path, _TRAIN_SPLIT)
 
@@ -111,42 +111,42 @@ def _pairs(words: Sequence[str], root: Path | None) -> list[tuple[str, Path]]:
     return pairs
 
 
-def _open_paper(root: Path, found: SuiteSets, probe: bool) -> None:
+def _open_paper(root: Path, opened: SuiteSets, probe: bool) -> None:
     for name in LAYOUTS:
         try:
             data = open_paper_set(name, root)
         except InputError as error:
-            found.missing[name] = str(error)
+            opened.missing[name] = str(error)
             continue
-        found.sets.append(data)
+        opened.sets.append(data)
         if probe:
             try:
-                found.training[name] = open_paper_set(name, root, _TRAIN_SPLIT)
+                opened.training[name] = open_paper_set(name, root, _TRAIN_SPLIT)
             except InputError as error:
-                found.missing[name + _TRAINING] = str(error)
+                opened.missing[name + _TRAINING] = str(error)
 
 
-def _open_one(folder: Path, name: str, found: SuiteSets, probe: bool) -> None:
+def _open_one(folder: Path, name: str, opened: SuiteSets, probe: bool) -> None:
     kind = folder / "dataset_type.txt"
     try:
         what = kind.read_text(encoding="utf-8").strip().lower() if kind.is_file() else "classification"
         if what == "retrieval":
-            found.pairs.append(open_captioned(folder))
+            opened.pairs.append(open_captioned(folder))
             return
         if what != "classification":
             raise InputError(f"{kind} says {what!r}; only classification and retrieval can be evaluated")
         data = open_labelled(folder)
     except (InputError, OSError, UnicodeDecodeError) as error:
-        found.missing[name] = str(error)
+        opened.missing[name] = str(error)
         return
-    found.sets.append(data)
+    opened.sets.append(data)
     try:
         train = training_split(folder) if probe else None
     except (InputError, OSError, UnicodeDecodeError) as error:
-        found.missing[name + _TRAINING] = str(error)
+        opened.missing[name + _TRAINING] = str(error)
         return
     if train is not None:
-        found.training[data.name] = train
+        opened.training[data.name] = train
 
 
 def _subfolders(folder: Path) -> list[Path]:

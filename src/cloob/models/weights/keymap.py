@@ -48,6 +48,23 @@ def same_names(module: nn.Module) -> dict[str, Part]:
     return {key: Part((key,)) for key in module.state_dict()}
 
 
+def check_fit(
+    module: nn.Module,
+    path: Path,
+    tensors: Mapping[str, Stored],
+    plan: Mapping[str, Part],
+    ignored: frozenset[str] = frozenset(),
+) -> None:
+    """Holds the keys, shapes and dtypes of a file against a module's; arguments as of ``fill``.
+
+    Raises:
+        InputError: They do not fit; the line lists how.
+    """
+    misfits = _misfits(module.state_dict(), tensors, plan, ignored)
+    if any(misfits):
+        raise InputError(f"{path}: its weights do not fit: {listed(misfits)}")
+
+
 def fill(
     module: nn.Module,
     path: Path,
@@ -68,10 +85,8 @@ def fill(
         InputError: A key is unknown or missing, a shape or dtype is another one, a value is NaN or infinite; the line
             lists them.
     """
+    check_fit(module, path, tensors, plan, ignored)
     wanted = module.state_dict()
-    misfits = _misfits(wanted, tensors, plan, ignored)
-    if any(misfits):
-        raise InputError(f"{path}: its weights do not fit: {listed(misfits)}")
     broken: list[str] = []
     state: dict[str, Tensor] = {key: value for key, value in wanted.items() if key not in plan}
     assert not any(value.is_meta for value in state.values()), list(state)

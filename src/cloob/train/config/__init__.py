@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, nearest
+from cloob.models.untrusted import read_json
 from cloob.train.config.components import (
+    LENGTHS,
     AlignConfig,
     LogConfig,
     LossConfig,
@@ -29,7 +31,16 @@ from cloob.train.config.strict import build, convert, hints, leaf_homes, plain
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole training run."""
+    """A whole training run.
+
+    Example:
+        >>> from cloob import TrainConfig
+        >>> config = TrainConfig().override(model="tiny-vit", objective="cloob", lr=5e-4, epochs=3)
+        >>> config.optim.lr, config.run.epochs, config.pairs.data
+        (0.0005, 3, ('demo',))
+        >>> TrainConfig.from_dict(config.to_dict()) == config
+        True
+    """
 
     pairs: PairsConfig = field(default_factory=PairsConfig)
     towers: TowersConfig = field(default_factory=TowersConfig)
@@ -43,11 +54,15 @@ class TrainConfig:
     def override(self, **leaves: Any) -> TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.
 
+        A length of the run (``epochs``, ``samples`` or ``steps``) takes the place of the one before.
+
         Raises:
             InputError: No component has such a leaf, or the value is not right for it.
         """
         homes = leaf_homes(TrainConfig)
         changes: dict[str, dict[str, Any]] = {}
+        if any(leaves.get(name) is not None for name in LENGTHS):
+            leaves = dict.fromkeys(LENGTHS) | leaves
         for name, value in leaves.items():
             if name not in homes:
                 raise InputError(f"config: unknown key {name!r}; {nearest(name, homes)}")
@@ -87,10 +102,4 @@ class TrainConfig:
         Raises:
             InputError: The file cannot be read or is not JSON, or as ``from_dict``.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); give a run's config.json") from None
-        except ValueError as error:
-            raise InputError(f"{path}: is not JSON ({error})") from None
-        return cls.from_dict(values, source=str(path))
+        return cls.from_dict(read_json(Path(path)), source=str(path))  # a run folder may come from a stranger

@@ -7,15 +7,22 @@ import os
 import tempfile
 from pathlib import Path
 
-from cloob.data.open import check_there
 from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
 from cloob.models.names import check_name
+from cloob.models.runs import (
+    CHECKPOINTS_FOLDER,
+    EPOCHS_FILE,
+    METRICS_FILE,
+    RUN_CONFIG_FILE,
+    SKIPPED_FILE,
+    TRAINER_FILE,
+)
 from cloob.train.config import TrainConfig
 from cloob.train.config.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
 from cloob.train.state.runlock import refuse_held
 
-_RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
+_RUN_FILES = (RUN_CONFIG_FILE, METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE, CHECKPOINTS_FOLDER)
 
 
 def preflight(config: TrainConfig) -> None:
@@ -33,6 +40,8 @@ def preflight(config: TrainConfig) -> None:
         return
     if config.run.fsdp:
         raise fsdp_alone()
+    from cloob.data.open import check_there  # brings pyarrow, which no --help waits for
+
     for spec in (*config.pairs.data, *config.pairs.val_data):
         check_there(spec, image_column=config.pairs.image_column, caption_column=config.pairs.caption_column)
     for source in (config.towers.init, config.align.image_encoder, config.align.text_encoder):
@@ -71,6 +80,8 @@ def check_combination(config: TrainConfig) -> None:
         )
     if config.run.patience and not config.pairs.val_data:
         raise InputError(f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data")
+    if config.pairs.val_every > 1 and not config.pairs.val_data:
+        raise InputError(f"val_every is {config.pairs.val_every}, but there are no held-out pairs; give --val-data")
     if config.run.compile_backend != RunConfig.compile_backend and not config.run.compile:
         raise InputError(f"compile_backend is {config.run.compile_backend!r}, but nothing is compiled; add --compile")
     if towers.average_with_start is not None and towers.init is None:
@@ -116,7 +127,7 @@ def check_heads_alone(config: TrainConfig) -> None:
     for key in ("fsdp", "compile", "grad_checkpointing"):
         if getattr(run, key):
             raise InputError(f"{key} is True, but heads on frozen encoders are too small for it; leave it out")
-    unused = [(config.pairs, PairsConfig, key) for key in ("weights", "shuffle_buffer", "flip", "crop_scale")]
+    unused = [(config.pairs, PairsConfig, key) for key in ("data_weights", "shuffle_buffer", "flip", "crop_scale")]
     for part, kind, key in (*unused, (config.optim, OptimConfig, "layer_decay")):
         if getattr(part, key) != getattr(kind, key):
             raise InputError(f"{key} is {getattr(part, key)}, but heads train on features made once; leave it out")
@@ -160,7 +171,7 @@ def check_resume(path: Path) -> None:
     """
     if not path.is_dir():
         raise InputError(f"resume is {str(path)!r}: no such folder; give none, auto, a checkpoint or a run")
-    if not (path / "trainer.pt").is_file() and not any((path / "checkpoints").glob("step-*")):
+    if not (path / TRAINER_FILE).is_file() and not any((path / CHECKPOINTS_FOLDER).glob("step-*")):
         raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
 
 

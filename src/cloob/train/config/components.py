@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cloob.errors import InputError
 from cloob.train.config.strict import check, check_choice
 
 ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob"]
+LENGTHS = ("epochs", "samples", "steps")
+"""The three ways to give the length of a run; exactly one of them has a value."""
+DEFAULT_EPOCHS = 30
 ScheduleName = Literal["constant", "cosine", "cosine-restarts"]
 
 
@@ -29,10 +33,12 @@ class PairsConfig:
     """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern, folder, or streamed
     by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
     "demo"; several are read as one. See docs/data.md."""
-    weights: tuple[float, ...] = ()
+    data_weights: tuple[float, ...] = ()
     """Passes over each source of --data in an epoch, one number a source; a fraction takes another part each time."""
     val_data: tuple[str, ...] = ()
-    """Held-out pairs for a validation loss at the end of each epoch; the same forms as --data."""
+    """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data."""
+    val_every: int = 1
+    """Epochs from one look at --val-data to the next; the end of the run has one anyway."""
     image_column: str = "filepath"
     """Column of a table that holds the image path."""
     caption_column: str = "title"
@@ -41,9 +47,10 @@ class PairsConfig:
     """Read shard by shard, shuffled within a window of this many pairs a process; 0 shuffles everything. Left out:
     10,000 for streamed shards, 0 for local data."""
     cache_dir: Path | None = None
-    """Where streamed shards are kept; left out, the user's cache folder. Processes of one host share it."""
-    cache_gb: float = 50.0
-    """Room for streamed shards in GiB; those used longest ago go first."""
+    """Where what can be made again is kept: streamed shards, encoders' features and the like; left out, $CLOOB_CACHE
+    or the user's cache folder. Runs and processes of one host share it."""
+    cache_gb: float | None = None
+    """Room for it in GiB; what was used longest ago goes first. Left out, $CLOOB_CACHE_BYTES or 50."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Range of the area kept by the random crop of the training images."""
     flip: bool = False
@@ -56,15 +63,16 @@ class PairsConfig:
     def __post_init__(self) -> None:
         check(all(self.data), "data", self.data, "sources without empty names")
         check(all(self.val_data), "val_data", self.val_data, "sources without empty names")
+        check(self.val_every >= 1, "val_every", self.val_every, "a number of epochs, 1 or more")
         check(
-            len(self.weights) in (0, len(self.data)) and all(_positive(weight) for weight in self.weights),
-            "weights",
-            self.weights,
+            len(self.data_weights) in (0, len(self.data)) and all(_positive(weight) for weight in self.data_weights),
+            "data_weights",
+            self.data_weights,
             f"a positive number for each of the {len(self.data)} sources",
         )
         buffer = self.shuffle_buffer
         check(buffer is None or buffer >= 0, "shuffle_buffer", buffer, "a number of pairs, or 0 for a full shuffle")
-        check(_positive(self.cache_gb), "cache_gb", self.cache_gb, "a positive number of GiB")
+        check(self.cache_gb is None or _positive(self.cache_gb), "cache_gb", self.cache_gb, "a positive number of GiB")
         check(bool(self.image_column), "image_column", self.image_column, "the name of a column")
         check(bool(self.caption_column), "caption_column", self.caption_column, "the name of a column")
         low, high = self.crop_scale
@@ -207,10 +215,14 @@ class OptimConfig:
 class RunConfig:
     """Length, batch, numbers and place of the run."""
 
-    epochs: int = 30
-    """Passes over the training pairs."""
+    epochs: int | None = None
+    """Length of the run: passes over the training pairs; 30 where neither --samples nor --steps is given."""
+    samples: int | None = None
+    """Length of the run in place of --epochs: pairs seen, rounded up to whole batches."""
+    steps: int | None = None
+    """Length of the run in place of --epochs: steps."""
     patience: int = 0
-    """Stop after this many epochs in which --val-data gave no better --best; 0 trains for all --epochs."""
+    """Stop after this many looks at --val-data that gave no better --best; 0 trains to the end."""
     batch_size: int = 256
     """Pairs per step over all ranks together."""
     micro_batch_size: int = 0
@@ -240,8 +252,10 @@ class RunConfig:
     """Stop after this many steps in a row whose loss or gradient is not finite; such steps are skipped."""
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, "epochs", self.epochs, "1 or more")
-        check(self.patience >= 0, "patience", self.patience, "a number of epochs, or 0 for no early stopping")
+        self._check_length()
+        check(
+            self.patience >= 0, "patience", self.patience, "a number of looks at --val-data, or 0 for no early stopping"
+        )
         check(
             self.batch_size >= 2,
             "batch_size",
@@ -264,6 +278,22 @@ class RunConfig:
             "auto, cpu, cuda, cuda:N or mps",
         )
         check(self.max_nonfinite >= 1, "max_nonfinite", self.max_nonfinite, "1 or more")
+
+    def _check_length(self) -> None:
+        given = {name: value for name in LENGTHS if (value := getattr(self, name)) is not None}
+        if not given:
+            object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
+        for name, value in given.items():
+            check(value >= 1, name, value, "1 or more")
+        if len(given) > 1:
+            both = " and ".join(f"{name} is {value}" for name, value in given.items())
+            raise InputError(f"{both}; give one of them, each is the length of the run")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Steps of the whole run."""
+        if self.epochs is not None:
+            return self.epochs * steps_per_epoch
+        return self.steps if self.steps is not None else math.ceil((self.samples or 0) / self.batch_size)
 
     def _check_combinations(self) -> None:
         """Refuses what does not go together; docs/training-step.md has the whole table."""
@@ -343,8 +373,6 @@ class AlignConfig:
     """Dimension of the space that both heads lead to."""
     head_dropout: float = 0.1
     """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp."""
-    features: Path | None = None
-    """Folder of the encoders' features, computed once for all runs that share it; OUT/features when left out."""
 
     def __post_init__(self) -> None:
         for key in ("image_encoder", "text_encoder"):

@@ -29,7 +29,16 @@ from torch import Tensor, nn
 from cloob.data.fingerprint import Fingerprint
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import VALIDATION_FILE, find_best, list_checkpoints, save_model
+from cloob.models.folder import save_model
+from cloob.models.runs import (
+    CHECKPOINTS_FOLDER,
+    MODEL_FOLDER,
+    TRAINER_FILE,
+    VALIDATION_FILE,
+    checkpoint_name,
+    find_best,
+    list_checkpoints,
+)
 from cloob.objective import ContrastiveObjective
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.average import WeightAverage
@@ -131,8 +140,8 @@ def save_checkpoint(
     Raises:
         InputError: The disk is full or not writable. Earlier checkpoints are as they were.
     """
-    folder = run / "checkpoints"
-    final = folder / f"step-{progress.step:08d}"
+    folder = run / CHECKPOINTS_FOLDER
+    final = folder / checkpoint_name(progress.step)
     temporary = folder / f".tmp-{final.name}-{os.getpid()}"
     state = {
         "format": FORMAT,
@@ -152,11 +161,11 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         exported = encoder if average is None else average.encoder
-        save_model(temporary / "model", exported, objective.config(), weights)
+        save_model(temporary / MODEL_FOLDER, exported, objective.config(), weights)
         if validation is not None:
             text = json.dumps({"step": progress.step, **validation}, indent=2) + "\n"
             (temporary / VALIDATION_FILE).write_text(text, encoding="utf-8")
-        with (temporary / "trainer.pt").open("wb") as file:
+        with (temporary / TRAINER_FILE).open("wb") as file:
             torch.save(state, file)
         _flush(temporary)
         if final.exists():  # of a run that was stopped while it validated, or one that could not be read
@@ -196,7 +205,7 @@ def set_aside(checkpoint: Path) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """Removes what an interrupted write left behind."""
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS_FOLDER
     for path in folder.glob(".tmp-*") if folder.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
 

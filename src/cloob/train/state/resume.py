@@ -21,7 +21,15 @@ from cloob.data.fingerprint import Fingerprint, differences
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, one_line
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import (
+    AVERAGED_FOLDER,
+    CHECKPOINTS_FOLDER,
+    MODEL_FOLDER,
+    RUN_CONFIG_FILE,
+    TRAINER_FILE,
+    list_checkpoints,
+)
 from cloob.models.untrusted import check_folder
 from cloob.scales import FixedScaleWarning
 from cloob.train.callbacks import RunResult
@@ -36,9 +44,9 @@ from cloob.train.towers.average import WeightAverage
 logger = logging.getLogger(__name__)
 # Changing these between a run and its resumption changes no number of the training.
 _FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
-    f"pairs.{leaf}" for leaf in ("workers", "val_data", "cache_dir", "cache_gb")
+    f"pairs.{leaf}" for leaf in ("workers", "val_data", "val_every", "cache_dir", "cache_gb")
 }
-_FREE_KEYS |= {"run.patience", "towers.average_with_start", "align.features"}
+_FREE_KEYS |= {"run.patience", "towers.average_with_start"}
 _FREE_KEYS |= {"run.batch_size"}  # has a line of its own
 
 
@@ -85,7 +93,9 @@ class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
         )
 
 
-def stop_if_finished(checkpoint: Checkpoint, config: TrainConfig, encoder: nn.Module, objective: nn.Module) -> None:
+def stop_if_finished(
+    checkpoint: Checkpoint, config: TrainConfig, steps_per_epoch: int, encoder: nn.Module, objective: nn.Module
+) -> None:
     """Looks whether a checkpoint leaves anything to do; if not, whether it is what the configuration asks for.
 
     Raises:
@@ -93,7 +103,8 @@ def stop_if_finished(checkpoint: Checkpoint, config: TrainConfig, encoder: nn.Mo
         AlreadyFinished: All epochs are done, or the patience was used up.
     """
     progress = checkpoint.progress
-    if progress.epoch < config.run.epochs and not 0 < config.run.patience <= progress.stale:
+    epochs = math.ceil(config.run.total_steps(steps_per_epoch) / steps_per_epoch)
+    if progress.epoch < epochs and not 0 < config.run.patience <= progress.stale:
         return
     check_same_architecture(checkpoint, encoder)
     for _ in _changes(checkpoint, config):
@@ -108,10 +119,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: A file is missing, cut short or of another format.
     """
-    file = path / "trainer.pt"
+    file = path / TRAINER_FILE
     if not file.is_file():
         raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
-    check_folder(path / "model")
+    check_folder(path / MODEL_FOLDER)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -120,7 +131,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
     try:
-        encoder = load_model(str(path / "model"), device="cpu")
+        encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
     except InputError:
         raise
     except Exception as error:
@@ -147,7 +158,7 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
     if resume != "auto":
         path = Path(resume)
         preflight.check_resume(path)
-        if (path / "trainer.pt").is_file():
+        if (path / TRAINER_FILE).is_file():
             return read_checkpoint(path)
         run = path
         if not list_checkpoints(run):
@@ -199,10 +210,10 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         raise preflight.already_holds(out)
     try:
         if save.overwrite:
-            beside = [out / name for name in ("tensorboard", "averaged", "results.json")]
+            beside = [out / name for name in ("tensorboard", AVERAGED_FOLDER, "results.json")]
             for path in [*held, *out.glob("nonfinite-step-*.json"), *beside]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (out / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
 
@@ -282,7 +293,7 @@ def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:
 
 def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
     """What changes the course of the training and differs from the checkpoint's run: key, its value, the one now."""
-    file = checkpoint.path.parent.parent / "config.json"
+    file = checkpoint.path.parent.parent / RUN_CONFIG_FILE
     if not file.is_file():
         return
     before, now = _flat(TrainConfig.from_json(file)), _flat(config)

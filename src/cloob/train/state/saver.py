@@ -10,7 +10,7 @@ import torch
 
 from cloob.data.fingerprint import Fingerprint
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import find_best, is_better
+from cloob.models.runs import find_best, is_better
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects, on_rank_zero

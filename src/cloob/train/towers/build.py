@@ -7,17 +7,18 @@ from collections.abc import Sequence
 
 import torch
 
+from cloob.cache import Cache
 from cloob.data.builder import Tokenizer
 from cloob.data.loader import PairLoader
 from cloob.data.mix import mix
-from cloob.data.open import Source, open_source
-from cloob.data.shards.spool import ShardCache
+from cloob.data.open import open_source
+from cloob.data.source import Source
 from cloob.data.transforms import train_transform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import load_model
+from cloob.models.load import load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
@@ -32,6 +33,12 @@ Loader = PairLoader | align.FeatureLoader
 DEFAULT_MODEL = "RN50"
 
 
+def make_cache(config: TrainConfig) -> Cache:
+    """The cache that the configuration names; what it leaves out says the environment."""
+    gigabytes = config.pairs.cache_gb
+    return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
+
+
 def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
     """Opens one source or several as one, each with its weight if there are any.
 
@@ -39,9 +46,8 @@ def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[floa
         InputError: As ``open_source``.
     """
     pairs = config.pairs
-    cache = ShardCache(pairs.cache_dir, int(pairs.cache_gb * 1024**3))
     columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
-    return mix([open_source(spec, **columns, cache=cache) for spec in specs], weights)
+    return mix([open_source(spec, **columns, cache=make_cache(config)) for spec in specs], weights)
 
 
 def make_encoder(config: TrainConfig) -> DualEncoder:
@@ -59,6 +65,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if isinstance(encoder, AlignedEncoder):
         preflight.check_heads_alone(config)
         align.check_same_heads(encoder, config)
+        encoder.on_features = True
     else:
         preflight.check_no_heads(config.align)
     if towers.model not in (None, encoder.name):
@@ -147,7 +154,7 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
     if size < 2 * world_size():
         raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
     if isinstance(encoder, AlignedEncoder):
-        return align.feature_loader(source, encoder, config, device, train=True)
+        return align.feature_loader(source, encoder, config, device, make_cache(config), train=True)
     transform = train_transform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
     return PairLoader(
         source,
@@ -166,7 +173,7 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
 def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> Loader:
     """The held-out pairs, whole, in order and without augmentation."""
     if isinstance(encoder, AlignedEncoder):
-        return align.feature_loader(source, encoder, config, encoder.device, train=False)
+        return align.feature_loader(source, encoder, config, encoder.device, make_cache(config), train=False)
     return PairLoader(
         source,
         transform=encoder.preprocess,

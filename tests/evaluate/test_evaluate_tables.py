@@ -7,16 +7,15 @@ import json
 from pathlib import Path
 
 import torch
-from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 from cloob.evaluate.embeddings import Embeddings
-from cloob.evaluate.files import (
-    confusion_matrix,
+from cloob.evaluate.suite import evaluate
+from cloob.evaluate.tables import (
     write_clip_benchmark,
     write_per_class,
     write_set_files,
 )
-from cloob.evaluate.suite import evaluate
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 NAMES = list(COLOURS)
 
@@ -92,14 +91,6 @@ def test_clip_benchmarks_schema_goes_through_its_build(tmp_path: Path) -> None:
         "model_fullname": "m runs/m",
     }
     assert rows[1]["task"] == "zeroshot_retrieval" and rows[1]["image_retrieval_recall@5"] == 1.0
-
-
-def test_a_confusion_matrix_counts_each_image_once_and_agrees_with_the_ranks() -> None:
-    classes = torch.eye(3)
-    images = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [torch.nan] * 3, [0.6, 0.6, 0]])
-    labels = torch.tensor([0, 1, 2, 2, 0])
-    matrix = confusion_matrix(images, labels, classes)
-    assert matrix.tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 1, 0, 1]]  # the tie in the last row is no hit
 
 
 def test_a_class_without_images_has_no_recall(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ def tell(results: Mapping[str, Any]) -> int:
     """
     faults = problems(results)
     for problem in faults.unreadable:
-        print(f"cloob: {problem.set}: {problem.said}", file=sys.stderr)
+        print(f"cloob: {problem.set}: {problem.message}", file=sys.stderr)
     for problem in faults.unloaded:
-        print(f"cloob: {problem.model} could not be loaded: {problem.said}", file=sys.stderr)
+        print(f"cloob: {problem.model} could not be loaded: {problem.message}", file=sys.stderr)
     for problem in faults.failed:
-        print(f"cloob: {problem.model} on {problem.set}: {problem.said}", file=sys.stderr)
+        print(f"cloob: {problem.model} on {problem.set}: {problem.message}", file=sys.stderr)
     return 1 if results.get("failures") else 0
 
 

@@ -20,8 +20,8 @@ from cloob.errors import InputError
 from cloob.evaluate.report import (
     Confusion,
     ExampleQuery,
-    Found,
     ReportExtras,
+    ShownPicture,
     headline,
     numbers,
     render_report,
@@ -32,15 +32,9 @@ from cloob.evaluate.report import figures as report_figures
 from cloob.evaluate.report.pictures import data_uri
 from cloob.evaluate.report.plots import Series, line_chart, nice_ticks, thin
 from cloob.evaluate.report.problems import problems
+from support import picture
 
 EVIL = "<script>alert(1)</script>\"'&"
-
-
-def picture(colour: str, kind: str = "WEBP") -> bytes:
-    image = pytest.importorskip("PIL.Image")
-    buffer = io.BytesIO()
-    image.new("RGB", (16, 16), colour).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def row(model: str, **sets: float) -> dict[str, Any]:
@@ -77,8 +71,8 @@ def full_results() -> dict[str, Any]:
 
 
 def full_queries() -> list[ExampleQuery]:
-    found = [Found(picture("red"), "a cat", i == 0, 0.5 - i / 10) for i in range(4)]
-    found.append(Found(picture("blue", "PNG"), EVIL, False, math.nan))
+    found = [ShownPicture(picture("red"), "a cat", i == 0, 0.5 - i / 10) for i in range(4)]
+    found.append(ShownPicture(picture("blue"), EVIL, False, math.nan))
     return [ExampleQuery(f"a drawing of {EVIL}", "cat", {"cloob": found, "clip": found[::-1]})]
 
 
@@ -254,7 +248,9 @@ def test_line_chart_maps_the_corners_and_escapes() -> None:
     height = 264 - 26 - 40
     assert (y0 - y1) == pytest.approx(height / 1.1, abs=0.2)  # 5 % of the range is left above and below
     assert line_chart([Series("empty", 0, [])], label="", x_label="", y_label="") == ""
-    assert "<circle" in line_chart([Series("one", 0, [(1.0, 1.0)])], label="", x_label="", y_label="")
+    dot = Series("one", 0, [(1.0, 1.0)])
+    assert line_chart([dot], label="", x_label="", y_label="") == ""
+    assert "<circle" in line_chart([dot, Series("two", 1, [(1.0, 1.0), (2.0, 1.0)])], label="", x_label="", y_label="")
 
 
 def test_spectrum_marks_the_given_count_or_computes_it() -> None:
@@ -332,7 +328,9 @@ def test_what_is_missing_is_named_once() -> None:
         {"model": "c", "set": None, "error": "c: no weights"},
     ]
     found = problems({"rows": rows, "failures": failures})
-    assert [(p.set, p.model, p.said) for p in (*found.missing, *found.unloaded, *found.failed, *found.unreadable)] == [
+    assert [
+        (p.set, p.model, p.message) for p in (*found.missing, *found.unloaded, *found.failed, *found.unreadable)
+    ] == [
         ("ucf101", None, "put there frames/"),
         (None, "c", "no weights"),
         ("t", "a", "no"),
@@ -434,12 +432,12 @@ def test_same_arguments_give_the_same_bytes() -> None:
 def test_the_least_results_make_a_page() -> None:
     for results in ({"rows": []}, {"rows": [{"model": "a"}]}, {"rows": [row("a", s=0.5) | {"geometry": None}]}):
         page = render_report(results=results)
-        assert "<h1>Report</h1>" in page
+        assert '<p class="title">Report</p>' in page
         assert "<svg" not in page and "<img" not in page
 
 
 def test_an_unknown_picture_becomes_its_label() -> None:
-    lost = ExampleQuery("q", None, {"cloob": [Found(b"<svg onload=x>", "a label", True, 0.1)]})
+    lost = ExampleQuery("q", None, {"cloob": [ShownPicture(b"<svg onload=x>", "a label", True, 0.1)]})
     page = render(queries=[lost], confusions=[])
     assert '<span class="no-image">a label</span>' in page
     assert "<img" not in page
@@ -477,7 +475,9 @@ def test_nothing_of_a_file_but_its_pixels_gets_into_the_page(kind: str, side: in
     image.save(stream, kind, **extra)
     data = stream.getvalue() + (b"SECRET trailer" if kind == "JPEG" else b"")
     assert b"SECRET" in data
-    page = render(queries=[ExampleQuery("q", None, {"cloob": [Found(data, "a label", True, 0.1)]})], confusions=[])
+    page = render(
+        queries=[ExampleQuery("q", None, {"cloob": [ShownPicture(data, "a label", True, 0.1)]})], confusions=[]
+    )
     pictures = [base64.b64decode(found) for found in re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page)]
     assert pictures and not any(b"SECRET" in found for found in pictures)
     found = shown(data)
@@ -489,7 +489,7 @@ def test_nothing_of_a_file_but_its_pixels_gets_into_the_page(kind: str, side: in
 
 def test_a_small_picture_keeps_its_size_and_colours() -> None:
     for kind in ("WEBP", "PNG", "JPEG", "GIF"):
-        found = shown(picture("red", kind))
+        found = shown(picture("red", kind=kind))
         assert found.size == (16, 16) and found.format == "WEBP"
         assert max(abs(a - b) for a, b in zip(found.getpixel((8, 8)), (255, 0, 0), strict=True)) < 12
 
@@ -515,7 +515,7 @@ def test_transparency_is_white_as_the_models_see_it() -> None:
 
 def test_damaged_pictures_have_none() -> None:
     assert data_uri(b"") is None
-    assert data_uri(picture("red", "PNG")[:40] + bytes(20_000)) is None
+    assert data_uri(picture("red")[:40] + bytes(20_000)) is None
 
 
 def test_beta_is_not_a_setting_without_retrieval() -> None:
@@ -527,13 +527,13 @@ def test_beta_is_not_a_setting_without_retrieval() -> None:
 
 
 def test_target_is_named_only_when_the_query_does_not() -> None:
-    found = {"cloob": [Found(picture("red"), "cat", True, 0.1)]}
+    found = {"cloob": [ShownPicture(picture("red"), "cat", True, 0.1)]}
     assert "looking for" not in render(queries=[ExampleQuery("an icon of a Cat", "cat", found)])
     assert "looking for: cat" in render(queries=[ExampleQuery("a feline", "cat", found)])
 
 
 def test_size_stays_small() -> None:
-    queries = [ExampleQuery(f"q{i}", None, {m: [Found(bytes(picture("red")) + bytes(3000), "x", True, 0.1)] * 5
+    queries = [ExampleQuery(f"q{i}", None, {m: [ShownPicture(bytes(picture("red")) + bytes(3000), "x", True, 0.1)] * 5
                for m in ("cloob", "clip")}) for i in range(12)]  # fmt: skip
     long = {m: [{"step": s, "loss": 1 / (s + 1)} for s in range(20_000)] for m in ("cloob", "clip")}
     assert len(render(queries=queries, curves=long).encode()) < 1_000_000
@@ -568,6 +568,34 @@ def test_two_rows_of_one_model_are_an_input_error() -> None:
         render_report(results={"rows": [row("a", s=0.1), row("a", s=0.2)]})
 
 
+def test_a_single_logged_step_is_a_number_and_no_dot() -> None:
+    curves = {"cloob": [{"step": 1, "loss": 4.25, "effective_eigenvalues_image": 9}]}
+    page = render(results={"rows": [row("cloob", s=0.5)]}, curves=curves)
+    assert "one step: 4.250" in page and "one step: 9" in page and "<svg" not in page
+    assert "The loss of the one step that was logged." in page
+
+
+def test_a_long_caption_is_cut_where_it_is_shown() -> None:
+    caption = "a red square and what is around it, " * 80
+    found = {"cloob": [ShownPicture(picture("red"), caption, True, 0.1)]}
+    page = render(queries=[ExampleQuery(caption, None, found)])
+    heading = re.search(r"<h3 title[^>]*>([^<]*)</h3>", page)
+    assert heading is not None and heading[1].endswith("…") and 80 < len(heading[1]) <= 160
+    assert page.count(caption) == 1  # whole where the pointer rests on the query
+    assert numbers.shortened("x" * 500) == "x" * 159 + "…"
+    assert numbers.shortened(" two\nlines ") == "two lines"
+
+
+def test_the_headline_is_the_first_heading_of_the_page_and_the_only_one_of_its_kind() -> None:
+    levels = re.findall(r"<h([1-6])[ >]", render())
+    assert levels[0] == "1" and levels.count("1") == 1
+
+
+def test_a_card_does_not_read_like_another_model() -> None:
+    page = render(results={"rows": [row("cloob", s=0.5), row("a", s=0.4) | {"objective": "cloob"}]})
+    assert "<span>objective: cloob</span>" in page and "<span>cloob</span>" not in page
+
+
 # --- the page in a browser
 
 
@@ -597,7 +625,9 @@ def page(browser: Any, tmp_path: Path) -> Any:
     results = full_results()
     results["rows"][0]["zeroshot"][EVIL] = {"acc1": 0.5}
     checkpoints = {"cloob": [{"step": s, "epoch": s / 2, "effective_eigenvalues_image": s} for s in (2, 4, 6)]}
-    twins = {"clip": [(Found(picture("red"), "one", False, 0.99), Found(picture("blue"), "two", False, 0.99))]}
+    twins = {
+        "clip": [(ShownPicture(picture("red"), "one", False, 0.99), ShownPicture(picture("blue"), "two", False, 0.99))]
+    }
     extras = ReportExtras(full_curves(), checkpoints, full_queries(), full_confusions(), twins)
     write_report(path, results, extras, title="A & B", notes=EVIL)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -677,6 +707,25 @@ def test_page_fits_a_phone(page: Any) -> None:
         "const s = document.querySelector('#table-zeroshot').parentElement; return s.scrollWidth > s.clientWidth"
     )
     assert scrolls  # the wide table scrolls in its own container
+
+
+def test_a_table_that_is_cut_says_so(page: Any) -> None:
+    """Its hint comes and goes with the width of the window."""
+    hints = (
+        "return Object.fromEntries([...document.querySelectorAll('.scroll')].filter(s => s.querySelector('caption'))"
+        ".map(s => [s.getAttribute('aria-label'), [s.scrollWidth > s.clientWidth,"
+        " getComputedStyle(s.querySelector('caption'), '::after').content !== 'none']]))"
+    )
+    seen = set()
+    for width in (390, 1280):
+        size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        page.refresh()
+        page.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        for cut, hint in page.execute_script(hints).values():
+            assert cut == hint
+            seen.add(cut)
+    assert seen == {True, False}
 
 
 def test_print_opens_what_is_folded(page: Any) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evaluate_fakes import COLOURS, ColourModel, Labels
 
 from cloob.errors import InputError
 from cloob.evaluate.embed import embed_images
 from cloob.evaluate.measures.zeroshot import class_embeddings, summarise, zeroshot, zeroshot_ranks
+from evaluate_fakes import COLOURS, ColourModel, Labels
 
 NAMES = tuple(COLOURS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import support
 from cloob.data.batch import BadSample, RawSample
 
 COLOURS = {
@@ -24,9 +24,7 @@ COLOURS = {
 
 
 def picture(colour: str, size: int = 6) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (size, size), COLOURS[colour]).save(stream, "PNG")
-    return stream.getvalue()
+    return support.picture(COLOURS[colour], (size, size))
 
 
 class ColourModel:

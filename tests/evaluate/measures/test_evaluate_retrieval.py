@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from evaluate_fakes import ColourModel, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +16,7 @@ from cloob.evaluate.measures.retrieval import by_picture, correct_answers, retri
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.suite import evaluate
 from cloob.functional.bootstrap import bootstrap_interval
+from evaluate_fakes import ColourModel, picture
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:
@@ -162,6 +162,7 @@ print(peak() - before, *(float((rank == 0).float().mean()) for rank in (*ranks, 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a process's own peak memory is read the way Linux tells it")
+@pytest.mark.nightly
 def test_memory_stays_far_below_the_square() -> None:
     """20,000 × 20,000 scores would be 1.6 GB, and two captions on 10,000 pictures each bring 200 million right pairs.
 

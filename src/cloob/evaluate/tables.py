@@ -1,6 +1,6 @@
 """What an evaluation leaves beside results.json: CLIP_benchmark's JSON and the recalls of the classes.
 
-Legend: n images, C classes.
+Legend: C classes.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cloob.evaluate.embeddings import Embeddings, Labelled
+from cloob.evaluate.measures.confusion import confusion_matrix
 from cloob.evaluate.suite import write_results
 from cloob.files import write_whole
 
@@ -97,7 +97,7 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
     Args:
         path: The file; its folder is created.
         classnames: C names.
-        matrices: Model -> its :func:`confusion_matrix`. A class without images has an empty recall.
+        matrices: Model -> its confusion matrix, see ``measures.confusion``. A class without images has an empty recall.
 
     Raises:
         InputError: The file cannot be written.
@@ -120,50 +120,23 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
     write_whole(path, text.getvalue())
 
 
-def confusion_matrix(image_features: Tensor, labels: Tensor, class_embeddings: Tensor) -> Tensor:
-    """Which class each image was taken for.
-
-    Args:
-        image_features: (n, D); a NaN row is an image that could not be read.
-        labels: (n,) int64 in [0, C).
-        class_embeddings: (C, D).
-
-    Returns:
-        (C, C + 1) int64 counts, a row a label; the last column counts what could not be read. Of classes with equal
-        scores the right one counts last, as in :func:`cloob.evaluate.measures.zeroshot.zeroshot_ranks`.
-    """
-    n_classes = len(class_embeddings)
-    scores = image_features.double() @ class_embeddings.double().T
-    rows = torch.arange(len(labels))
-    own = scores[rows, labels].clone()
-    # The rounding within which `ranking.ranks` counts a tie, so that both agree on what is right.
-    rounding = 8 * torch.finfo(torch.float64).eps * class_embeddings.double().norm(dim=1).max()
-    least = own - rounding * image_features.double().norm(dim=1)
-    scores[rows, labels] = -torch.inf
-    best, other = scores.nan_to_num(nan=-torch.inf).max(1)
-    predicted = torch.where(best >= least, other, labels)
-    predicted = torch.where(torch.isfinite(own), predicted, n_classes)
-    cells = labels * (n_classes + 1) + predicted
-    return torch.bincount(cells, minlength=n_classes * (n_classes + 1)).view(n_classes, n_classes + 1)
-
-
 def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(task, set, metrics) under CLIP_benchmark's names."""
-    found: list[tuple[str, str, dict[str, Any]]] = []
+    tasks: list[tuple[str, str, dict[str, Any]]] = []
     for name, numbers in row["zeroshot"].items():
         metrics = {key: numbers[key] for key in ("acc1", "acc5", "mean_per_class_recall")}
         if numbers["n_classes"] < 5:
             metrics["acc5"] = None
-        found.append(("zeroshot_classification", name, metrics))
+        tasks.append(("zeroshot_classification", name, metrics))
     for name, numbers in row["retrieval"].items():
         recalls = {f"image_retrieval_recall@{k}": numbers[f"text_to_image@{k}"] for k in (1, 5, 10)}
         recalls |= {f"text_retrieval_recall@{k}": numbers[f"image_to_text@{k}"] for k in (1, 5, 10)}
-        found.append(("zeroshot_retrieval", name, recalls))
+        tasks.append(("zeroshot_retrieval", name, recalls))
     for name, numbers in row.get("probe", {}).items():
         metrics = {f"lp_{key}": numbers[key] for key in ("acc1", "acc5", "mean_per_class_recall")}
         metrics |= {"fewshot_k": -1 if numbers["shots"] is None else numbers["shots"], "seed": numbers["seeds"][0]}
-        found.append(("linear_probe", name, metrics))
-    return found
+        tasks.append(("linear_probe", name, metrics))
+    return tasks
 
 
 def _slug(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from evaluate_fakes import COLOURS, ColourModel, Labels
 from sklearn.linear_model import LogisticRegression
 
 from cloob.errors import InputError
@@ -14,6 +13,7 @@ from cloob.evaluate.measures.probe import ProbeOptions, _search, _split, fit_pro
 from cloob.evaluate.suite import evaluate
 from cloob.evaluate.tower import capture_tower
 from cloob.models.towers import create_model
+from evaluate_fakes import COLOURS, ColourModel, Labels
 
 NAMES = list(COLOURS)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluate_fakes import picture
 from scipy.io import savemat
 
 from cloob.errors import InputError
@@ -17,6 +16,7 @@ from cloob.evaluate.embed import embed_images
 from cloob.evaluate.sets.paper import LAYOUTS, open_paper_set, prompts_of
 from cloob.evaluate.sets.suites import open_suites, training_split
 from cloob.models.towers import create_model
+from evaluate_fakes import picture
 
 COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-shot evaluation)
     "birdsnap": (500, 1),

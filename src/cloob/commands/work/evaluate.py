@@ -1,0 +1,83 @@
+"""Measures models as ``cloob eval`` was asked to, and writes results, tables and the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cloob.cache import Cache
+from cloob.commands.eval import EvalArguments
+from cloob.commands.work.console import print_table, tell
+from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
+from cloob.distributed import resolve_device
+from cloob.errors import InputError
+from cloob.evaluate.embeddings import EmbedOptions
+from cloob.evaluate.measures.probe import ProbeOptions
+from cloob.evaluate.sets.captioned import open_captioned
+from cloob.evaluate.sets.labelled import open_labelled
+from cloob.evaluate.sets.suites import SuiteSets, open_suites, training_split
+from cloob.evaluate.tables import write_set_files
+
+
+def run(arguments: EvalArguments) -> int:
+    """Evaluates; returns the exit code."""
+    sets = _open(arguments)
+    columns = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
+    pairs = [*sets.pairs, *(open_captioned(path, **columns) for path in arguments.retrieval)]
+    for line in sets.missing.values():
+        print(f"cloob: {line}", file=sys.stderr)
+    if not sets.sets and not pairs:
+        raise InputError(f"nothing to evaluate on: none of the {len(sets.missing)} sets can be used")
+    if arguments.probe and not sets.training and not sets.training_failed:
+        raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
+    check_writable(arguments.out)
+    comparison = Comparison(
+        models=named(arguments.models),
+        zeroshot=sets.sets,
+        retrieval=pairs,
+        training=sets.training,
+        probe=ProbeOptions(shots=arguments.shots, seeds=arguments.probe_seeds),
+        missing=sets.missing,
+    )
+    options = EmbedOptions(
+        device=resolve_device(arguments.device),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        cache=Cache(),
+    )
+    embeddings, results = measure(comparison, options, arguments.out)
+    write_set_files(arguments.out, results, embeddings, comparison.zeroshot)
+    write_page(arguments.out / "report.html", comparison, embeddings, results, title="Evaluation")
+    print_table(results)
+    print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
+    return tell(results)
+
+
+def _open(arguments: EvalArguments) -> SuiteSets:
+    """The sets of all suites, then those that are named one by one; a mistake in the latter ends the command."""
+    if arguments.root is not None and not arguments.suite:
+        raise InputError(f"root is {str(arguments.root)!r}, but no suite is asked for; add --suite, or leave it out")
+    sets = open_suites(arguments.suite, arguments.root, probe=arguments.probe)
+    for path in arguments.zeroshot:
+        data = open_labelled(path)
+        sets.sets.append(data)
+        train = training_split(path) if arguments.probe else None
+        if train is not None:
+            sets.training[data.name] = train
+    return sets
+
+
+def named(sources: Sequence[str]) -> dict[str, str]:
+    """The models by the last parts of where they are: one, or as many as no other model's place ends in."""
+    parts = {source: Path(source).parts or (source,) for source in sources}
+
+    def name(source: str) -> str:
+        others = [other for place, other in parts.items() if place != source]
+        for n in range(1, len(parts[source]) + 1):
+            tail = parts[source][-n:]
+            if all(other[-n:] != tail for other in others):
+                return Path(*tail).as_posix()
+        return source  # one place, written in two ways
+
+    return {name(source): source for source in sources}

@@ -1,0 +1,89 @@
+"""What ``cloob`` shows of itself: its public names, their examples, and how little importing it costs."""
+
+from __future__ import annotations
+
+import doctest
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cloob
+from support import run_script
+
+NAMES = [name for name in cloob.__all__ if not name.startswith("__")]
+
+
+def modules_after(statement: str) -> set[str]:
+    """The modules that a fresh Python has imported after a statement."""
+    done = run_script(f"{statement}; import sys; print(*sys.modules)")
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_dir_shows_the_public_names() -> None:
+    wanted = {"ContrastiveObjective", "make_objective", "load_model", "create_model", "TrainConfig", "train"}
+    assert wanted | {"get_recipe", "evaluate", "open_source", "functional"} <= set(dir(cloob))
+    assert dir(cloob) == sorted(cloob.__all__)
+    for name in cloob.__all__:
+        assert getattr(cloob, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'cloob' has no attribute 'objektive'"):
+        cloob.objektive  # noqa: B018
+
+
+def test_importing_costs_nothing() -> None:
+    heavy = {"torch", "numpy", "open_clip", "tyro", "rich", "PIL", "pyarrow", "dataclasses"}
+    assert not modules_after("import cloob") & heavy
+
+
+def test_the_objective_needs_torch_alone() -> None:
+    statement = "from cloob import ContrastiveObjective, make_objective, functional; functional.cloob_reference"
+    assert not modules_after(statement) & {"open_clip", "torchvision", "tyro", "rich", "PIL", "pyarrow", "fsspec"}
+
+
+def test_a_configuration_needs_no_torch() -> None:
+    statement = "from cloob import TrainConfig, get_recipe, train, evaluate; get_recipe('demo-cloob')"
+    assert "torch" not in modules_after(statement)
+
+
+def test_train_and_evaluate_are_packages_and_functions_in_any_order() -> None:
+    script = (
+        "import cloob, inspect; first = cloob.train; import cloob.train.loop, cloob.evaluate.suite;"
+        "assert cloob.train is first and cloob.evaluate.suite.evaluate and cloob.train.loop.train;"
+        "assert inspect.signature(cloob.train) == inspect.signature(cloob.train.loop.train);"
+        "assert inspect.signature(cloob.evaluate) == inspect.signature(cloob.evaluate.suite.evaluate)"
+    )
+    done = run_script(script)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.nightly
+def test_type_checkers_see_the_names(tmp_path: Path) -> None:
+    file = tmp_path / "use.py"
+    names = ", ".join(name for name in NAMES)
+    file.write_text(
+        f"from cloob import {names}\n"
+        'run = train(get_recipe("demo-cloob")).run\nreveal_type(run)\n'
+        "reveal_type(evaluate({'a': run})['rows'])\nreveal_type(load_model(run))\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
+    assert done.returncode == 0, done.stdout
+    for kind in ("pathlib.Path", "Any", "cloob.models.encoder.DualEncoder"):
+        assert f'Revealed type is "{kind}"' in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "functional"])
+def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = inspect.unwrap(getattr(cloob, name))
+    (example,) = doctest.DocTestFinder(recurse=False).find(shown, name, globs={})
+    assert example.examples, f"{name} has no example"
+    output: list[str] = []
+    failed = doctest.DocTestRunner(verbose=False).run(example, out=output.append).failed
+    assert not failed, "".join(output)
