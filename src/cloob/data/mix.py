@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloob.data.batch import RawSample
+from cloob.data.fingerprint import Fingerprint
 from cloob.data.order import Part
 from cloob.data.source import Source
 from cloob.errors import InputError
@@ -67,6 +68,14 @@ class MixedSource:
         """
         part, row = self._place(index)
         return self.parts[part].read(row)
+
+    def fingerprint(self) -> Fingerprint:
+        """Those of the parts."""
+        return {
+            f"{key} of source {i + 1}": value
+            for i, part in enumerate(self.parts)
+            for key, value in part.fingerprint().items()
+        }
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Passes on to the streamed parts what will be read soon."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES
+from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.shards.index import ABSENT, CUT, open_index
 from cloob.data.shards.sizes import SIZES, read_sizes
 from cloob.data.shards.tar import TarReader
@@ -65,6 +68,15 @@ class ShardSource:
     def cuts(self) -> dict[int, str]:
         """By shard, what is missing at the end of a truncated one."""
         return self._index.cuts
+
+    def fingerprint(self) -> Fingerprint:
+        """The shards' names, and the names, places and sizes of their members; the members are not read."""
+        keys = of_column(pa.chunked_array([self._index.keys]))
+        return {
+            "samples": len(self),
+            "shards": digest(f"{label} {n}" for label, n in zip(self._labels, self.shard_sizes, strict=True)),
+            "members": digest([keys, *self._index.places]),
+        }
 
     def hold(self) -> None:
         """Opens the first shard, so that this process can read it even when its name is gone."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from cloob.cache import Cache, touch
 from cloob.data.batch import BadSample, RawSample
+from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.prefetch import Prefetcher
 from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardSource
@@ -76,6 +77,11 @@ class RemoteShardSource:
             counts = f"holds {source.complete[0]:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
             raise BadSample("truncated shard", f"{shard_name(url)}/{row}", f"{url} {counts}{cut}")
         return source.read(row)
+
+    def fingerprint(self) -> Fingerprint:
+        """The shards' names and counts; nothing is fetched. What is before a name (a bucket, a token) is left out."""
+        told = zip(map(shard_name, self._urls), self.shard_sizes, strict=True)
+        return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in told)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the shards of these pairs fetched in the background; failures show when a pair is read."""

@@ -20,6 +20,7 @@ from pyarrow import parquet
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
+from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.prefetch import Prefetcher
 from cloob.errors import InputError, message
 
@@ -108,6 +109,17 @@ class ArrowSource:
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("image too large", key, f"{len(data):,} bytes")
         return RawSample(key, data, caption)
+
+    def fingerprint(self) -> Fingerprint:
+        """The files' names and sizes, and their captions: of Arrow files by content, of Parquet by its end."""
+        files = [f"{path.name} {path.stat().st_size}" for path in self._paths]
+        captions = []
+        for path in self._paths:
+            if path.suffix.lower() == ".parquet":  # its end holds the size and the statistics of each column
+                captions.append(_parquet_end(path))
+            else:
+                captions.append(of_column(_map(path).column(self._columns[1])).encode())
+        return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the Parquet files of these pairs unpacked in the background."""
@@ -203,6 +215,15 @@ def _facts(path: Path) -> tuple[pa.Schema, int]:
     except (OSError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}") from None
+
+
+def _parquet_end(path: Path) -> bytes:
+    """The footer of a Parquet file, whose length is in front of the magic word that ends it."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - size, os.SEEK_END)
+        return file.read(size)
 
 
 def _map(path: Path) -> pa.Table:

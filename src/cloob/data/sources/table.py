@@ -23,6 +23,7 @@ from pyarrow import parquet
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
+from cloob.data.fingerprint import Fingerprint, of_column
 from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
 from cloob.errors import InputError
 
@@ -83,6 +84,14 @@ class TableSource:
         filled = [pc.greater(pc.fill_null(pc.binary_length(column), 0), 0) for column in (self._images, self._captions)]
         spoilt = sum(bool(filled[0][row].as_py() and filled[1][row].as_py()) for row in self._spoilt)
         return int(pc.sum(pc.and_(*filled)).as_py() or 0) - spoilt
+
+    def fingerprint(self) -> Fingerprint:
+        """Both columns by their content; the pictures behind the paths are not looked at."""
+        return {
+            "rows": len(self),
+            "image paths": of_column(self._images),
+            "captions": of_column(self._captions),
+        }
 
     def row(self, index: int) -> tuple[bytes | None, bytes | None]:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
