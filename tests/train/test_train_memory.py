@@ -18,7 +18,7 @@ from train_helpers import Trained, fork, lines
 from cloob.cli import main
 from cloob.data.batch import Batch
 from cloob.errors import InputError
-from cloob.models.store import list_checkpoints
+from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig, memory
