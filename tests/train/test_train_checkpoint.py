@@ -26,7 +26,7 @@ from cloob.objective import make_objective
 from cloob.train.config.components import OptimConfig
 from cloob.train.optim import make_optimizer
 from cloob.train.state import checkpoint as module
-from cloob.train.state.checkpoint import Progress, save_checkpoint
+from cloob.train.state.checkpoint import Progress, TrainerState, save_checkpoint
 from cloob.train.state.resume import find_checkpoint, read_checkpoint, restore
 from cloob.train.state.rng import preserved_rng, rng_state, set_rng_state
 
@@ -64,17 +64,9 @@ def save(nano_configs: Path, tmp_path: Path) -> Callable[..., Path]:
     optimizer = make_optimizer(encoder, objective, OptimConfig(), CPU)
 
     def write(step: int, keep: int = 0, run: Path = tmp_path / "run") -> Path:
-        return save_checkpoint(
-            run,
-            encoder=encoder,
-            objective=objective,
-            optimizer=optimizer.state_dict(),
-            progress=Progress(step=step, reasons={"corrupt image": 2}),
-            rng=[rng_state(CPU)],
-            batch_size=8,
-            pairs=40,
-            keep=keep,
-        )
+        progress = Progress(step=step, reasons={"corrupt image": 2})
+        trainer = TrainerState(optimizer.state_dict(), {}, progress, [rng_state(CPU)], batch_size=8, pairs=40, data={})
+        return save_checkpoint(run, encoder, objective, trainer, keep=keep)
 
     return write
 

@@ -11,11 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 from test_train_loop import At
 from train_helpers import lines
 
 from cloob.cli import main
-from cloob.data.fingerprint import differences, of_column, spread
+from cloob.data.fingerprint import Fingerprint, differences, of_column, spread
+from cloob.data.mix import mix
 from cloob.data.open import open_source
 from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
@@ -141,3 +143,29 @@ def test_of_a_large_folder_files_evenly_spread_are_looked_into() -> None:
     assert spread(5, 10) == [0, 1, 2, 3, 4]
     some = spread(1_000_003, 1000)
     assert len(set(some)) == 1000 and (some[0], some[-1]) == (0, 1_000_002)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_pictures_in_tables_and_several_sources(
+    pairs_folder: Path, pairs_as: dict[str, str], tmp_path: Path, suffix: str
+) -> None:
+    """Another caption of the same length shows; in a mix it is said whose it is."""
+
+    def write(caption: str) -> str:
+        picture = {"bytes": (pairs_folder / "00.png").read_bytes(), "path": None}
+        table = pa.table({"image": [picture] * 4, "text": ["a", "b", "c", caption]})
+        path = tmp_path / f"pairs{suffix}"
+        if suffix == ".parquet":
+            parquet.write_table(table, path)
+        else:
+            with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                writer.write_table(table)
+        return str(path)
+
+    def fingerprint(caption: str) -> Fingerprint:
+        own = open_source(write(caption), image_column="image", caption_column="text")
+        return mix([open_source(pairs_as["table"]), own]).fingerprint()
+
+    before = fingerprint("d")
+    assert fingerprint("d") == before
+    assert differences(before, fingerprint("e")) == ["other captions of source 2"]

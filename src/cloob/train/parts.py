@@ -13,7 +13,7 @@ from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
-from cloob.train import faults
+from cloob.train.bad import BadHeldOut, BadSamples
 from cloob.train.config import TrainConfig, memory
 from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
@@ -64,8 +64,8 @@ class Parts:
     resumed_from: Path | None
     saver: Saver
     log: RunLog
-    bad: faults.BadSamples
-    bad_held_out: faults.BadHeldOut
+    bad: BadSamples
+    bad_held_out: BadHeldOut
 
     def close(self) -> None:
         """Ends the loaders' workers and closes the log."""
@@ -152,6 +152,6 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         resumed_from=checkpoint.path if checkpoint else None,
         saver=saver,
         log=log,
-        bad=faults.BadSamples(progress, source.name, limit, log),
-        bad_held_out=faults.BadHeldOut(held_out.name if held_out is not None else "", limit, log),
+        bad=BadSamples(progress, source.name, limit, log),
+        bad_held_out=BadHeldOut(held_out.name if held_out is not None else "", limit, log),
     )

@@ -99,21 +99,38 @@ def whole_state(
     return sharding.whole(encoder.state_dict()), sharding.whole(optimizer.state_dict())
 
 
+@dataclass(frozen=True)
+class TrainerState:
+    """What a run goes on from beside weights and objective.
+
+    Attributes:
+        optimizer: The optimiser's whole state.
+        stepper: State of the stepper: that of its gradient scaler.
+        progress: Where the run stands.
+        rng: ``rng_state`` of every rank.
+        batch_size: Global batch size, to say when it changed.
+        pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
+        data: The fingerprints of training and held-out pairs, to say when they changed.
+    """
+
+    optimizer: dict[str, Any]
+    stepper: dict[str, Any]
+    progress: Progress
+    rng: list[dict[str, Any]]
+    batch_size: int
+    pairs: int
+    data: Mapping[str, Fingerprint]
+
+
 def save_checkpoint(
     run: Path,
-    *,
     encoder: DualEncoder,
     objective: ContrastiveObjective,
-    optimizer: dict[str, Any],
-    progress: Progress,
-    rng: list[dict[str, Any]],
-    batch_size: int,
-    pairs: int,
+    trainer: TrainerState,
+    *,
     keep: int,
-    data: Mapping[str, Fingerprint] | None = None,
     weights: dict[str, Tensor] | None = None,
     average: WeightAverage | None = None,
-    stepper: dict[str, Any] | None = None,
     validation: dict[str, Any] | None = None,
 ) -> Path:
     """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best.
@@ -122,16 +139,10 @@ def save_checkpoint(
         run: The run folder.
         encoder: The two towers.
         objective: The objective; its ``config()`` goes into the model folder.
-        optimizer: The optimiser's whole state.
-        progress: Where the run stands.
-        rng: ``rng_state`` of every rank.
-        batch_size: Global batch size, to say when it changed.
-        pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
+        trainer: What else the run goes on from.
         keep: Checkpoints to keep beside the best, 0 for all.
-        data: The fingerprints of training and held-out pairs, to say when they changed.
         weights: The encoder's whole ``state_dict``, where it is in shards.
         average: The running average of the weights, which goes into the model folder in their place.
-        stepper: State of the stepper, e.g. of its gradient scaler.
         validation: What goes into ``validation.json``: ``metric``, ``val_loss``, ``val_recall``.
 
     Returns:
@@ -141,29 +152,23 @@ def save_checkpoint(
         InputError: The disk is full or not writable. Earlier checkpoints are as they were.
     """
     folder = run / CHECKPOINTS_FOLDER
-    final = folder / checkpoint_name(progress.step)
+    final = folder / checkpoint_name(trainer.progress.step)
     temporary = folder / f".tmp-{final.name}-{os.getpid()}"
     state = {
+        **vars(trainer),
         "format": FORMAT,
-        "optimizer": optimizer,
         "objective": objective.state_dict(),
-        "progress": dict(vars(progress)),
-        "rng": rng,
-        "batch_size": batch_size,
-        "pairs": pairs,
+        "progress": dict(vars(trainer.progress)),
+        "data": dict(trainer.data),
     }
-    if data is not None:
-        state["data"] = dict(data)
     if average is not None:
         state |= {"weights": encoder.state_dict(), "average": {"updates": average.updates}}
-    if stepper:
-        state["stepper"] = stepper
     try:
         temporary.mkdir(parents=True)
         exported = encoder if average is None else average.encoder
         save_model(temporary / MODEL_FOLDER, exported, objective.config(), weights)
         if validation is not None:
-            text = json.dumps({"step": progress.step, **validation}, indent=2) + "\n"
+            text = json.dumps({"step": trainer.progress.step, **validation}, indent=2) + "\n"
             (temporary / VALIDATION_FILE).write_text(text, encoding="utf-8")
         with (temporary / TRAINER_FILE).open("wb") as file:
             torch.save(state, file)

@@ -14,7 +14,7 @@ from cloob.models.runs import find_best, is_better
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects, on_rank_zero
-from cloob.train.state.checkpoint import Progress, save_checkpoint, whole_state
+from cloob.train.state.checkpoint import Progress, TrainerState, save_checkpoint, whole_state
 from cloob.train.state.resume import Checkpoint
 from cloob.train.state.rng import rng_state
 from cloob.train.step import Stepper
@@ -94,21 +94,24 @@ class Saver:
         validation: dict[str, Any] | None = None
         if self._validation is not None and self._validation[0] == progress.step:
             validation = {"metric": self.config.save.best, **self._validation[1].metrics()}
+        trainer = TrainerState(
+            optimizer=moments,
+            stepper=self.stepper.state_dict(),
+            progress=progress,
+            rng=states,
+            batch_size=self.config.run.batch_size,
+            pairs=self.pairs,
+            data=self.data,
+        )
         self.last = on_rank_zero(
             lambda: save_checkpoint(
                 self.config.save.out,
-                encoder=self.encoder,
-                weights=weights,
-                objective=self.objective,
-                optimizer=moments,
-                progress=progress,
-                rng=states,
-                batch_size=self.config.run.batch_size,
-                pairs=self.pairs,
-                data=self.data,
+                self.encoder,
+                self.objective,
+                trainer,
                 keep=self.config.save.keep,
+                weights=weights,
                 average=self.average,
-                stepper=self.stepper.state_dict(),
                 validation=validation,
             )
         )

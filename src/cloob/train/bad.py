@@ -1,0 +1,131 @@
+"""Samples that cannot be used: counted by reason, named, and the end of the run once they are too many."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cloob.data.batch import Batch
+from cloob.errors import InputError
+from cloob.train.ranks import Tally, gather_objects
+from cloob.train.state.checkpoint import Progress
+from cloob.train.validate import Validation
+from cloob.train.watch.log import RunLog
+
+# A handful of bad samples says nothing yet about the fraction.
+_ENOUGH_BAD = 20
+# So many are named in each epoch: in a set of millions a fraction that is allowed would be a large file.
+_NAMED = 1000
+
+
+class BadSamples:
+    """Counts the samples of an epoch that could not be used, and ends the run once there are too many.
+
+    Args:
+        progress: Keeps the counts, so that they survive a resumption.
+        source: The source's name, for the error.
+        limit: Largest fraction of bad samples.
+        log: Where they are named, the first thousand of each epoch.
+    """
+
+    def __init__(self, progress: Progress, source: str, limit: float, log: RunLog) -> None:
+        self.progress = progress
+        self.source = source
+        self.limit = limit
+        self.log = log
+        self._examples: dict[str, str] = {}
+
+    def count(self, batch: Batch, counts: Tally) -> None:
+        """Takes note of a batch.
+
+        Raises:
+            InputError: As ``check``, once 20 samples were bad.
+        """
+        reasons = self.progress.reasons
+        for skip in batch.skipped:
+            reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
+            self._examples.setdefault(skip.reason, f"{skip.key}: {skip.detail}" if skip.detail else skip.key)
+        if counts.bad and self.progress.epoch_bad < _NAMED:
+            self._name(batch)
+        self.progress.epoch_good += counts.samples
+        self.progress.epoch_bad += counts.bad
+        if self.progress.epoch_bad >= _ENOUGH_BAD:
+            self.check()
+
+    def _name(self, batch: Batch) -> None:
+        """Writes down which samples of all ranks were left out of the step that is about to be taken."""
+        place = {"step": self.progress.step + 1, "epoch": self.progress.epoch + 1}
+        for rank, skips in enumerate(gather_objects(batch.skipped)):
+            for skip in skips:
+                told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
+                self.log.write("skipped", place | told)
+
+    def check(self, *, ended: bool = False) -> None:
+        """Compares the fraction of the epoch so far with the limit; every rank comes to the same answer.
+
+        Args:
+            ended: Whether the epoch is over: then one sample at least must have been usable, whatever the limit.
+
+        Raises:
+            InputError: It is above; the message gives each reason, how often, and an example.
+        """
+        good, bad = self.progress.epoch_good, self.progress.epoch_bad
+        nothing = ended and bad > 0 and good == 0
+        if bad <= self.limit * (good + bad) and not nothing:
+            return
+        reasons = self.reasons()
+        examples: dict[str, str] = {}
+        for part in gather_objects(self._examples):
+            examples = part | examples
+        told = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
+        raise InputError(
+            f"{self.source}: {bad} of {good + bad} samples cannot be used, {_too_many(nothing, self.limit)}: {told}"
+        )
+
+    def reasons(self) -> dict[str, int]:
+        """The epoch's bad samples by reason, over all ranks, the most frequent first."""
+        total: Counter[str] = Counter()
+        for part in gather_objects(self.progress.reasons):
+            total.update(part)
+        return dict(total.most_common())
+
+
+class BadHeldOut:
+    """Names the held-out pairs that cannot be used, after the first epoch, and ends the run if there are too many.
+
+    Args:
+        source: Their name, for the error.
+        limit: Largest fraction of bad ones.
+        log: Where they are named, the first thousand.
+    """
+
+    def __init__(self, source: str, limit: float, log: RunLog) -> None:
+        self.source = source
+        self.limit = limit
+        self.log = log
+
+    def check(self, found: Validation, progress: Progress) -> None:
+        """Looks at a validation; every rank comes to the same answer.
+
+        Raises:
+            InputError: The fraction is above the limit, or none can be used; the message gives each reason, how
+                often, and an example.
+        """
+        if progress.epoch == 0:
+            place = {"step": progress.step, "epoch": 1, "held_out": True}
+            for rank, skip in found.skipped[:_NAMED]:
+                told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
+                self.log.write("skipped", place | told)
+        bad = len(found.skipped)
+        nothing = bad > 0 and bad == found.pairs
+        if bad <= self.limit * found.pairs and not nothing:
+            return
+        examples: dict[str, str] = {skip.reason: skip.key for _, skip in reversed(found.skipped)}
+        told_all = "; ".join(f"{n} {reason} (e.g. {examples[reason]})" for reason, n in found.reasons().items())
+        raise InputError(
+            f"{self.source}: {bad} of {found.pairs} held-out pairs cannot be used, "
+            f"{_too_many(nothing, self.limit)}: {told_all}"
+        )
+
+
+def _too_many(nothing: bool, limit: float) -> str:
+    return "which leaves none" if nothing and limit == 1 else f"more than max_bad_fraction = {limit:g} allows"
