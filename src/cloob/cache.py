@@ -189,36 +189,26 @@ class Cache:
             What was removed, in order.
         """
         assert self.max_bytes is not None
-        root, removed = self._root(), []
+        root, now = self._root(), time.time()
         with locked(root / "lock-evict"):
-            now, sizes, used = time.time(), dict[Path, int](), dict[Path, float]()
-            for entry in (entry for kind in get_args(Kind) for entry in _entries(root / kind)):
-                with contextlib.suppress(FileNotFoundError):  # removed, or given its name, in between
-                    stat, path = entry.stat(), Path(entry.path)
-                    if entry.name.startswith(_TEMPORARY):
-                        if now - stat.st_mtime > _YOUNG_SECONDS:
-                            path.unlink()
-                            removed.append(path)
-                        continue
-                    owner = _owner(path)
-                    sizes[owner] = sizes.get(owner, 0) + stat.st_size
-                    used[owner] = stat.st_atime if path == owner else used.get(owner, stat.st_atime)
-            excess, owned = sum(sizes.values()) - self.max_bytes, keep and _owner(keep)
-            for path in sorted(sizes, key=lambda path: used[path]):
+            entries = [entry for kind in get_args(Kind) for entry in _entries(root / kind)]
+            removed = _drop_abandoned(entries, now)
+            usage = _usage(entries)
+            excess = sum(size for _, size in usage.values()) - self.max_bytes
+            for path, (used, size) in sorted(usage.items(), key=lambda item: item[1]):
                 if excess <= 0:
                     break
-                age = now - used[path]
                 streamed = path.parent.name in _STREAMED
-                if path == owned or (age < _YOUNG_SECONDS and not streamed):
+                if (keep and path == _owner(keep)) or (now - used < _YOUNG_SECONDS and not streamed):
                     continue
-                if age < _IN_USE_SECONDS:
+                if now - used < _IN_USE_SECONDS:
                     _warn_once(
                         f"{root}: {self.max_bytes / 1024**3:.3g} GiB do not hold the shards that are read at the "
                         "same time; they are fetched again and again: raise --cache-gb"
                     )
                 self.drop(path)
                 removed.append(path)
-                excess -= sizes[path]
+                excess -= size
         return removed
 
     def _root(self) -> Path:
@@ -289,6 +279,29 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in os.scandir(folder) if _CACHED.match(entry.name) and entry.is_file()]
     except FileNotFoundError:
         return []
+
+
+def _drop_abandoned(entries: list[os.DirEntry[str]], now: float) -> list[Path]:
+    """Removes what nobody has written to for long, and which has no name yet."""
+    abandoned = []
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):  # given its name in between
+            if entry.name.startswith(_TEMPORARY) and now - entry.stat().st_mtime > _YOUNG_SECONDS:
+                Path(entry.path).unlink()
+                abandoned.append(Path(entry.path))
+    return abandoned
+
+
+def _usage(entries: list[os.DirEntry[str]]) -> dict[Path, tuple[float, int]]:
+    """When each whole file was last used, and how many bytes it has together with its index."""
+    usage: dict[Path, tuple[float, int]] = {}
+    for entry in entries:
+        with contextlib.suppress(FileNotFoundError):  # removed in between
+            if not entry.name.startswith(_TEMPORARY):
+                stat, owner = entry.stat(), _owner(Path(entry.path))
+                used, size = usage.get(owner, (stat.st_atime, 0))
+                usage[owner] = (stat.st_atime if entry.path == str(owner) else used, size + stat.st_size)
+    return usage
 
 
 def _unfinished(folder: Path, bucket: str) -> list[tuple[str, int, int]]:

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +69,7 @@ def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.Ca
     assert main(["data", str(folder), "--out", str(sheet), "--pictures", "3"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"missing caption +1, such as g\.jpg", said) and re.search(
-        r"cut +1 captions have more than 77", said
+        r"cut captions +1 with more than 77", said
     )
     assert "3 say 'A dog'" in said
     page = sheet.read_text()
@@ -104,3 +105,25 @@ def test_help_needs_no_torch() -> None:
         "assert not {'torch', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, stdout=subprocess.DEVNULL)
+
+
+def test_streamed_shards_are_counted_then_read_from_the_chosen_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
+        monkeypatch.setenv(variable, "")  # put back at the end, as the command sets them
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, names in enumerate(("abc", "de")):
+        with tarfile.open(shards / f"{number}.tar", "w") as tar:
+            for name in names:
+                tar.add(folder / f"{name}.jpg", f"{name}.jpg")
+                tar.add(folder / f"{name}.txt", f"{name}.txt")
+    spec, cache = f"pipe:cat {shards}/{{0..1}}.tar", ["--cache-dir", str(tmp_path / "cache"), "--cache-gb", "1"]
+    assert main(["data", spec, *cache]) == 2
+    assert "cloob data FOLDER --count" in capsys.readouterr().err
+    assert main(["data", spec, "--count", "--json", *cache]) == 0
+    assert list(json.loads(capsys.readouterr().out).values()) == [3, 2]
+    assert main(["data", spec, "--json", *cache]) == 0
+    assert json.loads(capsys.readouterr().out)["usable"] == 5
+    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2

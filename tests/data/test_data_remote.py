@@ -28,7 +28,7 @@ from torch import Tensor
 from cloob.cache import Cache
 from cloob.cli import main
 from cloob.data.batch import BadSample
-from cloob.data.loader import PairLoader
+from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.shards import fetch as opener
 from cloob.data.shards.remote import RemoteShardSource
@@ -345,9 +345,11 @@ def pixel(image: Image.Image) -> Tensor:
     return torch.zeros((3, 2, 2), dtype=torch.uint8)
 
 
-def loader(source: Source, tokenizer: Callable[[list[str]], Tensor], **options: object) -> PairLoader:
-    options = {"batch_size": 5, "seed": 1, "drop_last": False, "shuffle_buffer": 4} | options
-    return PairLoader(source, transform=pixel, tokenizer=tokenizer, **options)
+def loader(
+    source: Source, tokenizer: Callable[[list[str]], Tensor], shuffle_buffer: int = 4, **share: int
+) -> PairLoader:
+    batching = Batching(5, seed=1, drop_last=False, shuffle_buffer=shuffle_buffer)
+    return PairLoader(source, pixel, tokenizer, batching, Share(**share))
 
 
 def run_rank(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import math
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,6 +49,7 @@ def parse(
     complaint = io.StringIO()
     extra = {} if default is None else {"default": default}
     flat = (tyro.conf.OmitArgPrefixes,)
+    _refuse_empty_paths(kind, words)
     try:
         with contextlib.redirect_stderr(complaint):
             parsed: T = tyro.cli(
@@ -110,6 +113,28 @@ def check_amounts(batch_size: int, workers: int) -> None:
         raise InputError(f"--batch-size is {batch_size}; 1 or more is wanted")
     if workers < 0:
         raise InputError(f"--workers is {workers}; 0 or more is wanted")
+
+
+def _refuse_empty_paths(kind: type, words: Sequence[str]) -> None:
+    """An empty path would be read as the folder where one stands."""
+    for name in _paths(kind):
+        option = f"--{name.replace('_', '-')}"
+        for word, value in itertools.zip_longest(words, words[1:]):
+            if word.partition("=")[0].replace("_", "-") == option and (
+                word.endswith("=") or (word, value) == (option, "")
+            ):
+                raise InputError(f"{option} is empty; it must be the path of a file or folder")
+
+
+def _paths(kind: type) -> list[str]:
+    """The leaves of a dataclass that hold one path."""
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            names += _paths(hint)
+        elif hint in (Path, Path | None):
+            names.append(name)
+    return names
 
 
 def _first_paragraph(box: str) -> str:

@@ -104,6 +104,8 @@ def _write_sheet(arguments: DataArguments, source: Source, result: Survey) -> No
 
 def lines(result: Survey) -> list[tuple[str, str]]:
     """What was seen, a name and a sentence a line."""
+    from cloob.data.survey import SMALL_SIDE
+
     facts = result.as_dict()
     spread = ", spread over the set (--most 0 looks at all)" if result.seen < result.rows else ""
     files = f" in {result.shards:,} files" if result.shards > 1 else ""
@@ -119,13 +121,13 @@ def lines(result: Survey) -> list[tuple[str, str]]:
         shown += [
             ("width", f"{_range(pictures['width'])} pixels"),
             ("height", f"{_range(pictures['height'])} pixels"),
-            ("files", f"{pictures['bytes'] / len(result.usable) / 1e3:,.1f} kB a picture"),
-            ("small", f"{result.small:,} pictures have a side below 224 pixels"),
+            ("file", f"{pictures['bytes'] / len(result.usable) / 1e3:,.1f} kB a picture"),
+            ("small pictures", f"{result.small:,} with a side below {SMALL_SIDE} pixels"),
             ("characters", f"{_range(captions['characters'])} a caption"),
             ("tokens", f"{_range(captions['tokens'])} a caption (CLIP's tokeniser, start and end included)"),
-            ("cut", f"{result.cut:,} captions have more than {result.context_length} tokens"),
-            ("equal pictures", f"{twice['pictures']['surplus']:,} are copies of another, byte by byte"),
-            ("equal captions", f"{twice['captions']['surplus']:,} say the same as another{_most(twice['captions'])}"),
+            ("cut captions", f"{result.cut:,} with more than {result.context_length} tokens"),
+            ("equal pictures", f"{twice['pictures']['surplus']:,} copies of another one, byte by byte"),
+            ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{_most(twice['captions'])}"),
         ]
     return shown
 

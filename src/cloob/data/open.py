@@ -135,7 +135,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None
         return ShardSource(spec, [path], cache=cache)
     if pattern:
         paths = matching_files(spec)
-        if all(each.suffix.lower() in ARROW_SUFFIXES for each in paths):
+        if all(file.suffix.lower() in ARROW_SUFFIXES for file in paths):
             return ArrowSource(spec, paths, *inside)
         return ShardSource(spec, paths, cache=cache)
     if path.exists():
@@ -176,10 +176,10 @@ def _check_usable(source: Source) -> None:
             return
     if not reasons:
         raise InputError(f"{source.name}: {good} usable pair{'s' * (good != 1)}, at least 2 are needed")
-    told = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
+    by_reason = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
     spread = f" looked at, spread over all {len(source):,}," if seen < len(source) else ""
     raise InputError(
-        f"{source.name}: {good} of {seen:,} pairs{spread} usable, at least 2 are needed; {told}; first: {first}"
+        f"{source.name}: {good} of {seen:,} pairs{spread} usable, at least 2 are needed; {by_reason}; first: {first}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from cloob.data.batch import RawSample
+from cloob.data.fingerprint import Fingerprint
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
 CAPTION_EXTENSIONS = ("txt", "caption")
@@ -30,6 +31,9 @@ class Source(Protocol):
         """Whether reading in random order is costly: the loader then reads file by file."""
 
     def __len__(self) -> int: ...
+
+    def fingerprint(self) -> Fingerprint:
+        """What the source holds, in a few named digests and counts: equal for equal data, wherever they lie."""
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from cloob.cache import Cache
 from cloob.data.batch import Batch
 from cloob.data.content import content_key
-from cloob.data.loader import PairLoader
+from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
 from cloob.distributed import rank, world_size
@@ -123,7 +123,7 @@ def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
 
 
 class FeatureLoader:
-    """Batches of features, with the calls of a ``PairLoader`` that training uses.
+    """A ``Loader`` of features.
 
     Args:
         features: Of the whole source.
@@ -169,8 +169,8 @@ class FeatureLoader:
         """As ``PairLoader.epoch``; the order is the same for any ``lanes`` and ``order_batch_size``."""
         order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)[offset:]
         for step in range(start_step, self.steps(offset)):
-            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            index = torch.from_numpy(local_part(whole, rank(), world_size()))
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            index = torch.from_numpy(local_part(batch, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])
             yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()))
 
@@ -204,16 +204,8 @@ def _cached(source: Source, encoder: AlignedEncoder, config: TrainConfig, cache:
 
 def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_on: Callable[[], object]) -> Features:
     """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
-    loader = PairLoader(
-        source,
-        transform=encoder.preprocess,
-        tokenizer=encoder.tokenizer,
-        batch_size=_BATCH,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        workers=config.pairs.workers,
-    )
+    batching = Batching(_BATCH, shuffle=False, drop_last=False)
+    loader = PairLoader(source, encoder.preprocess, encoder.tokenizer, batching, Share(workers=config.pairs.workers))
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
     place, bad, said = 0, 0, 0

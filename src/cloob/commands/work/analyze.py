@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cloob.cache import Cache
-from cloob.commands.analyze import AnalyzeArguments
+from cloob.commands.measuring import AnalyzeArguments
 from cloob.commands.work.console import EmbeddingProgress
 from cloob.commands.work.evaluate import named
 from cloob.commands.work.judge import check_writable

@@ -26,6 +26,12 @@ def run(config: TrainConfig) -> int:
 
 def _report(config: TrainConfig, result: RunResult) -> None:
     """What the run came to, and where it is."""
+    if result.already_finished:
+        print(
+            f"{result.run}: already finished ({result.epochs} epochs, {result.steps:,} steps); "
+            "more --epochs go on, --overwrite or another --out starts anew"
+        )
+        return
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")

@@ -148,9 +148,9 @@ def _download(url: str, target: Path, progress: _Progress) -> str | None:
     Raises:
         InputError: The scheme is not known, or the source says that the file is not there or not for us.
     """
-    files = _filesystem(url)
+    filesystem = _filesystem(url)
     try:
-        files.get_file(url, str(target), callback=progress)
+        filesystem.get_file(url, str(target), callback=progress)
     except InputError:
         raise
     except (FileNotFoundError, PermissionError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 
 from cloob.cache import Cache, touch
 from cloob.data.batch import BadSample, RawSample
+from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.prefetch import Prefetcher
 from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardSource
@@ -30,7 +31,7 @@ class RemoteShardSource:
 
     The number of samples in each shard has to be known beforehand (``sizes.json``), so that the order of an epoch is
     known without reading anything. A row that a shard turns out not to hold raises ``"truncated shard"``; samples
-    beyond the told number are left out, with one warning. Read it shard by shard (``streamed`` is True: the loader
+    beyond that number are left out, with one warning. Read it shard by shard (``streamed`` is True: the loader
     does): in random order each sample would cost a shard.
 
     Args:
@@ -54,7 +55,7 @@ class RemoteShardSource:
         self._opened: OrderedDict[int, ShardSource] = OrderedDict()
         self._paths: dict[int, Path] = {}
         self._reads = 0
-        self._told: set[int] = set()
+        self._warned = False
         self._prefetcher: Prefetcher | None = None
         self._pid = os.getpid()
 
@@ -76,6 +77,11 @@ class RemoteShardSource:
             counts = f"holds {source.complete[0]:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
             raise BadSample("truncated shard", f"{shard_name(url)}/{row}", f"{url} {counts}{cut}")
         return source.read(row)
+
+    def fingerprint(self) -> Fingerprint:
+        """The shards' names and counts; nothing is fetched. What is before a name (a bucket, a token) is left out."""
+        told = zip(map(shard_name, self._urls), self.shard_sizes, strict=True)
+        return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in told)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the shards of these pairs fetched in the background; failures show when a pair is read."""
@@ -113,7 +119,7 @@ class RemoteShardSource:
         while len(self._opened) >= _MAX_OPEN_SHARDS:
             self._paths.pop(self._opened.popitem(last=False)[0])
         self._opened[shard], self._paths[shard] = source, path
-        if source.complete[0] > self.shard_sizes[shard] and not self._told:
+        if source.complete[0] > self.shard_sizes[shard] and not self._warned:
             logger.warning(
                 "%s holds %s samples, %s says %s: the others are left out (said once)",
                 self._urls[shard],
@@ -121,7 +127,7 @@ class RemoteShardSource:
                 SIZES,
                 f"{self.shard_sizes[shard]:,}",
             )
-            self._told.add(shard)
+            self._warned = True
         return source
 
     def _index(self, shard: int, path: Path) -> ShardSource:
@@ -161,17 +167,17 @@ def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
 
 def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
     """The count of each shard, from the ``sizes.json`` in its folder."""
-    told: dict[str | None, dict[str, int]] = {None: {}}
+    listed: dict[str | None, dict[str, int]] = {None: {}}
     counts: dict[str, int] = {}
     for url in urls:
         place = sibling(url, SIZES)
-        if place not in told:
+        if place not in listed:
             assert place is not None
             try:
-                told[place] = fetch_sizes(place)
+                listed[place] = fetch_sizes(place)
             except InputError as error:
                 raise InputError(f"{spec}: the number of samples in each shard must be known; {error}{_HOW}") from None
-        count = told[place].get(shard_name(url))
+        count = listed[place].get(shard_name(url))
         if count is None:
             raise InputError(f"{place or url}: has no count for {shard_name(url)}{_HOW}")
         counts[url] = count

@@ -36,24 +36,24 @@ def parse_sizes(where: str, content: bytes) -> dict[str, int]:
         InputError: It is not a JSON object of counts.
     """
     try:
-        told = json.loads(content.decode("utf-8-sig"), object_pairs_hook=lambda pairs: _distinct(where, pairs))
+        counts = json.loads(content.decode("utf-8-sig"), object_pairs_hook=lambda pairs: _distinct(where, pairs))
     except InputError:
         raise
     except RecursionError:
         raise InputError(f"{where}: nested too deeply{_EXPECTED}") from None
     except ValueError as error:
         raise InputError(f"{where}: is not JSON ({str(error)[:200]}){_EXPECTED}") from None
-    if not isinstance(told, Mapping):
-        raise InputError(f"{where}: found a {type(told).__name__}{_EXPECTED}{_PAIRS}")
-    if isinstance(told.get("annotations"), list):
+    if not isinstance(counts, Mapping):
+        raise InputError(f"{where}: found a {type(counts).__name__}{_EXPECTED}{_PAIRS}")
+    if isinstance(counts.get("annotations"), list):
         raise InputError(f"{where}: found annotations in the form of COCO{_EXPECTED}{_PAIRS}")
-    for name, count in told.items():
+    for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_SAMPLES:
             said = f"{_short(name)} has {_short(count)}"
             raise InputError(f"{where}: {said}, no number of samples from 0 to {MAX_SAMPLES:,}{_EXPECTED}")
-    if sum(told.values()) > MAX_TOTAL:
-        raise InputError(f"{where}: {sum(told.values()):,} samples together; the limit is {MAX_TOTAL:,}")
-    return dict(told)
+    if sum(counts.values()) > MAX_TOTAL:
+        raise InputError(f"{where}: {sum(counts.values()):,} samples together; the limit is {MAX_TOTAL:,}")
+    return dict(counts)
 
 
 _EXPECTED = '; a .json is expected to list shards, {"shard.tar": count, …}'
@@ -61,11 +61,11 @@ _PAIRS = '; pictures and captions are read from JSON lines (.jsonl), {"filepath"
 
 
 def _distinct(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    counts = dict(pairs)
+    if len(counts) < len(pairs):
         [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise InputError(f"{where}: names {_short(twice)} twice")
-    return found
+    return counts
 
 
 def _short(value: Any) -> str:
@@ -131,15 +131,15 @@ def listed_url(base: str, name: str) -> str:
         InputError: It is anything else.
     """
     if _BARE.fullmatch(name):
-        head, found, tail = base.rpartition(SIZES)
-        if not found:
+        head, bare_list, tail = base.rpartition(SIZES)
+        if not bare_list:
             raise InputError(f"{base}: {name!r} is a bare file name; only a {SIZES} beside its shards may hold such")
         return f"{head}{name}{tail}"
     host = re.match(r"[A-Za-z0-9+.-]+://[^/?#]+/", base)
     if host and name.startswith(host[0]) and _ADDRESS.fullmatch(name) and ".." not in name.split("/"):
         return name
-    own = f" or addresses below {host[0]}" if host else ""
-    raise InputError(f"{base}: names {_short(name)}; such a list may only name files beside itself{own}")
+    below_host = f" or addresses below {host[0]}" if host else ""
+    raise InputError(f"{base}: names {_short(name)}; such a list may only name files beside itself{below_host}")
 
 
 def remembered(pattern: str) -> dict[str, int]:

@@ -66,11 +66,11 @@ def expand(pattern: str, *, escape: bool = True) -> list[str]:
 
 def shard_name(url: str) -> str:
     """The file name of the shard that a URL or a command fetches: the last word in it that ends like a tar."""
-    found = _SHARD_NAME.findall(url)
-    return str(found[-1]) if found else re.split(r"[/\s]", url.rstrip("/ -"))[-1][-80:] or url[-80:]
+    names = _SHARD_NAME.findall(url)
+    return str(names[-1]) if names else re.split(r"[/\s]", url.rstrip("/ -"))[-1][-80:] or url[-80:]
 
 
 def sibling(url: str, name: str) -> str | None:
     """The same URL or command for another file in the shard's folder; None when no shard name is found in it."""
-    found = list(_SHARD_NAME.finditer(url))
-    return f"{url[: found[-1].start()]}{name}{url[found[-1].end() :]}" if found else None
+    matches = list(_SHARD_NAME.finditer(url))
+    return f"{url[: matches[-1].start()]}{name}{url[matches[-1].end() :]}" if matches else None

@@ -20,6 +20,7 @@ from pyarrow import parquet
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
+from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.prefetch import Prefetcher
 from cloob.errors import InputError, message
 
@@ -108,6 +109,17 @@ class ArrowSource:
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("image too large", key, f"{len(data):,} bytes")
         return RawSample(key, data, caption)
+
+    def fingerprint(self) -> Fingerprint:
+        """The files' names and sizes, and their captions: of Arrow files by content, of Parquet by its end."""
+        files = [f"{path.name} {path.stat().st_size}" for path in self._paths]
+        captions = []
+        for path in self._paths:
+            if path.suffix.lower() == ".parquet":  # its end holds the size and the statistics of each column
+                captions.append(_parquet_end(path))
+            else:
+                captions.append(of_column(_map(path).column(self._columns[1])).encode())
+        return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the Parquet files of these pairs unpacked in the background."""
@@ -205,6 +217,15 @@ def _facts(path: Path) -> tuple[pa.Schema, int]:
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}") from None
 
 
+def _parquet_end(path: Path) -> bytes:
+    """The footer of a Parquet file, whose length is in front of the magic word that ends it."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - size, os.SEEK_END)
+        return file.read(size)
+
+
 def _map(path: Path) -> pa.Table:
     """An Arrow file of either kind, mapped."""
     with pa.memory_map(str(path)) as source:
@@ -230,7 +251,7 @@ def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
 
 def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:
     """The two columns: those named, or the only ones of their kind when the defaults are not there."""
-    found: list[str] = []
+    columns: list[str] = []
     kinds = (("image", image_column, _is_image), ("caption", caption_column, _is_text))
     for (kind, column, fits), default in zip(kinds, _DEFAULTS, strict=True):
         if column not in schema.names:
@@ -245,8 +266,8 @@ def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: st
         if not (_is_text(kept) or (kind == "image" and _is_image(kept))):
             right = "text" if kind == "caption" else "images ({bytes, path}, bytes or paths)"
             raise InputError(f"{path}: column {column!r} holds {kept}, not {right}")
-        found.append(column)
-    return found[0], found[1]
+        columns.append(column)
+    return columns[0], columns[1]
 
 
 def _is_image(kind: pa.DataType) -> bool:

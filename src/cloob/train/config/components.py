@@ -29,7 +29,7 @@ def _positive(value: float) -> bool:
 class PairsConfig:
     """The image-caption pairs and how they are read."""
 
-    data: tuple[str, ...] = ("demo",)
+    data: tuple[str, ...] = ()
     """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern, folder, or streamed
     by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
     "demo"; several are read as one. See docs/data.md."""
@@ -61,7 +61,7 @@ class PairsConfig:
     """Stop when more than this fraction of an epoch's samples cannot be used."""
 
     def __post_init__(self) -> None:
-        check(len(self.data) > 0 and all(self.data), "data", self.data, "one source or more")
+        check(all(self.data), "data", self.data, "sources without empty names")
         check(all(self.val_data), "val_data", self.val_data, "sources without empty names")
         check(self.val_every >= 1, "val_every", self.val_every, "a number of epochs, 1 or more")
         check(
@@ -323,6 +323,8 @@ class SaveConfig:
     """none; auto: go on from the newest whole checkpoint in --out, if any; or a checkpoint or run."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
+    accept_changed_data: bool = False
+    """Resume although the pairs have changed since the checkpoint was written."""
 
     def __post_init__(self) -> None:
         check(self.save_every >= 0, "save_every", self.save_every, "a number of steps, or 0 for every epoch")

@@ -93,6 +93,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         check_choice(key, value, hint)
         return value
     if hint is Path and isinstance(value, str | Path):
+        check(value != "", key, value, "the path of a file or folder")
         return Path(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cloob.data.fingerprint import Fingerprint
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
@@ -108,6 +110,7 @@ def save_checkpoint(
     batch_size: int,
     pairs: int,
     keep: int,
+    data: Mapping[str, Fingerprint] | None = None,
     weights: dict[str, Tensor] | None = None,
     average: WeightAverage | None = None,
     stepper: dict[str, Any] | None = None,
@@ -125,6 +128,7 @@ def save_checkpoint(
         batch_size: Global batch size, to say when it changed.
         pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
         keep: Checkpoints to keep beside the best, 0 for all.
+        data: The fingerprints of training and held-out pairs, to say when they changed.
         weights: The encoder's whole ``state_dict``, where it is in shards.
         average: The running average of the weights, which goes into the model folder in their place.
         stepper: State of the stepper, e.g. of its gradient scaler.
@@ -148,6 +152,8 @@ def save_checkpoint(
         "batch_size": batch_size,
         "pairs": pairs,
     }
+    if data is not None:
+        state["data"] = dict(data)
     if average is not None:
         state |= {"weights": encoder.state_dict(), "average": {"updates": average.updates}}
     if stepper:

@@ -9,7 +9,7 @@ import torch
 
 from cloob.cache import Cache
 from cloob.data.builder import Tokenizer
-from cloob.data.loader import PairLoader
+from cloob.data.loader import Batching, Loader, PairLoader, Share
 from cloob.data.mix import mix
 from cloob.data.open import open_source
 from cloob.data.source import Source
@@ -29,7 +29,6 @@ from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.recompute import enable_recomputation
 
 logger = logging.getLogger(__name__)
-Loader = PairLoader | align.FeatureLoader
 DEFAULT_MODEL = "RN50"
 
 
@@ -156,36 +155,18 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, device, make_cache(config), train=True)
     transform = train_transform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
-    return PairLoader(
-        source,
-        transform=transform,
-        tokenizer=_tokenizer(encoder, config),
-        batch_size=size,
-        seed=config.run.seed,
-        rank=rank(),
-        world_size=world_size(),
-        workers=config.pairs.workers,
-        pin_memory=device.type == "cuda",
-        shuffle_buffer=config.pairs.shuffle_buffer,
-    )
+    batching = Batching(size, config.run.seed, shuffle_buffer=config.pairs.shuffle_buffer)
+    share = Share(rank(), world_size(), config.pairs.workers, pin_memory=device.type == "cuda")
+    return PairLoader(source, transform, _tokenizer(encoder, config), batching, share)
 
 
 def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> Loader:
     """The held-out pairs, whole, in order and without augmentation."""
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, encoder.device, make_cache(config), train=False)
-    return PairLoader(
-        source,
-        transform=encoder.preprocess,
-        tokenizer=_tokenizer(encoder, config),
-        batch_size=config.run.batch_size,
-        seed=config.run.seed,
-        shuffle=False,
-        drop_last=False,
-        rank=rank(),
-        world_size=world_size(),
-        workers=config.pairs.workers,
-    )
+    batching = Batching(config.run.batch_size, shuffle=False, drop_last=False)
+    share = Share(rank(), world_size(), config.pairs.workers)
+    return PairLoader(source, encoder.preprocess, _tokenizer(encoder, config), batching, share)
 
 
 def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:

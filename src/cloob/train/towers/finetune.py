@@ -21,7 +21,7 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.runs import AVERAGED_FOLDER
+from cloob.models.runs import AVERAGED_FOLDER, RUN_CONFIG_FILE
 from cloob.train.config import TrainConfig
 
 Tower = Literal["image", "text"]
@@ -180,6 +180,14 @@ def interpolate(start: DualEncoder, tuned: DualEncoder, share: float) -> None:
 
 def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
     return torch.lerp(start, end, share)  # exact at both ends
+
+
+def make_good_average(config: TrainConfig, checkpoint: Path) -> None:
+    """As ``write_average`` for a run that had ended before, unless its average is there."""
+    file = config.save.out / RUN_CONFIG_FILE
+    share = TrainConfig.from_json(file).towers.average_with_start if file.is_file() else None
+    if share != config.towers.average_with_start or not (config.save.out / AVERAGED_FOLDER).is_dir():
+        write_average(config, checkpoint)
 
 
 def write_average(config: TrainConfig, checkpoint: Path) -> Path:
