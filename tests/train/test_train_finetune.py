@@ -303,8 +303,8 @@ def test_scales_come_from_init_only_when_asked_for(tmp_path: Path) -> None:
     encoder = make_encoder(start)
 
     def scales(**leaves: object) -> tuple[float, float]:
-        objective = make_loss(start.override(**leaves), encoder)
-        return round(float(objective.inv_tau), 4), round(float(objective.beta), 4)
+        settings = make_loss(start.override(**leaves), encoder).config()
+        return round(settings["inv_tau"], 4), round(settings["beta"], 4)
 
     assert scales() == (30.0, 8.0)
     assert scales(init_scales=True) == (17.0, 11.0)

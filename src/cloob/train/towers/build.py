@@ -143,9 +143,9 @@ def make_loss(config: TrainConfig, encoder: DualEncoder) -> ContrastiveObjective
     overrides = config.loss.overrides()
     if config.loss.init_scales:
         trained = encoder.make_objective(**({"beta": config.loss.beta} if config.loss.beta is not None else {}))
-        overrides = {"inv_tau": float(trained.inv_tau)} | overrides
-        if trained.hopfield and config.loss.objective in ("cloob", "infonce-hopfield"):
-            overrides = {"beta": float(trained.beta)} | overrides
+        retrieves = trained.hopfield and config.loss.objective in ("cloob", "infonce-hopfield")
+        shared = ("inv_tau", "beta") if retrieves else ("inv_tau",)
+        overrides = {name: trained.config()[name] for name in shared} | overrides
     try:
         return make_objective(config.loss.objective, gather=world_size() > 1, **overrides)
     except (ValueError, TypeError) as error:
