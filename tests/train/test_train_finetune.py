@@ -13,13 +13,16 @@ from train_helpers import exact
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
+from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
+from cloob.train.config.checks import check_combination
 from cloob.train.config.components import OptimConfig
 from cloob.train.loop import train
 from cloob.train.optim import make_optimizer, parameter_groups, set_learning_rate
+from cloob.train.towers.build import make_encoder, make_loss
 from cloob.train.towers.finetune import freeze, interpolate, keep_frozen, layer_depths, tower_of
 
 
@@ -291,3 +294,21 @@ def test_patience_ends_a_run(few: TrainConfig, pairs_folder: Path) -> None:
     best = recalls.index(max(recalls))
     assert result.epochs == len(lines) == best + 3 < 9
     assert result.stopped is None
+
+
+def test_scales_come_from_init_only_when_asked_for(tmp_path: Path) -> None:
+    trained = make_objective("cloob", inv_tau=17.0, beta=11.0)
+    save_model(tmp_path / "m", create_model("tiny-resnet", seed=0), trained.config())
+    start = TrainConfig().override(init=str(tmp_path / "m"), objective="cloob")
+    encoder = make_encoder(start)
+
+    def scales(**leaves: object) -> tuple[float, float]:
+        settings = make_loss(start.override(**leaves), encoder).config()
+        return round(settings["inv_tau"], 4), round(settings["beta"], 4)
+
+    assert scales() == (30.0, 8.0)
+    assert scales(init_scales=True) == (17.0, 11.0)
+    assert scales(init_scales=True, beta=3.0) == (17.0, 3.0)
+    assert scales(init_scales=True, objective="clip")[0] == 17.0
+    with pytest.raises(InputError, match="init_scales needs a model"):
+        check_combination(TrainConfig().override(init_scales=True, data=["x"]))

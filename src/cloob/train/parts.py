@@ -88,7 +88,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     check_combination(config)
     encoder = build.make_encoder(config)
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
-    objective = build.make_loss(config)
+    objective = build.make_loss(config, encoder)
     config = build.resolved(config, encoder, objective)
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)

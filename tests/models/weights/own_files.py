@@ -111,14 +111,14 @@ def scripted(state: dict[str, Tensor], path: Path) -> None:
         torch.jit.save(torch.jit.script(root), str(path))
 
 
-def crowsonkb_arrays(seed: int = 0) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
+def crowsonkb_arrays(seed: int = 0, vocabulary: int = 40) -> dict[str, np.ndarray[Any, np.dtype[np.float32]]]:
     """haiku's parameters of ``CROWSONKB`` by ``module path/name``."""
     image, text, embed = CROWSONKB["image_encoder"], CROWSONKB["text_encoder"], CROWSONKB["d_embed"]
     shapes: dict[str, tuple[int, ...]] = {
         "vi_t_image_encoder/embed/w": (16, 16, 3, 24),
         "vi_t_image_encoder/class_embed": (24,),
         "vi_t_image_encoder/pos_embed/w": (5, 24),
-        "text_encoder/embed/embeddings": (40, 16),
+        "text_encoder/embed/embeddings": (vocabulary, 16),
         "text_encoder/pos_embed/w": (77, 16),
     }
     for tower, config, width in (("vi_t_image_encoder", image, 24), ("text_encoder", text, embed)):

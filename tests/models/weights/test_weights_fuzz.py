@@ -1,7 +1,7 @@
 """Mutated copies of good files: refused in one line, or loaded as the numbers that the file holds; never a crash.
 
 Zip archives carry checksums: what loads of them is the original's numbers. Pickles and safetensors carry none: a copy
-whose numbers were changed loads with just these numbers changed.
+whose numbers were changed in their place loads with just these numbers changed; where bytes have moved, it is refused.
 """
 
 from __future__ import annotations
@@ -115,4 +115,4 @@ def test_a_few_mutated_copies(shared_weights: Path, tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", FILES)
 def test_two_thousand_mutated_copies(shared_weights: Path, tmp_path: Path, name: str) -> None:
     refused, loaded = fuzz(shared_weights, name, tmp_path / "f", 2000)
-    assert refused > 200 and refused + loaded == 2000
+    assert refused > 500 and refused + loaded == 2000

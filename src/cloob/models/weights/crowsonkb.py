@@ -41,7 +41,7 @@ class ImageTower(nn.Module):
 
     def __init__(self, config: Fields, d_embed: int, gelu: Gelu) -> None:
         super().__init__()
-        size, patch, width = config.whole("image_size"), config.whole("patch_size"), config.whole("d_model")
+        size, patch, width = config.integer("image_size"), config.integer("patch_size"), config.integer("d_model")
         self.preprocess_cfg: dict[str, Any] = {}
         self.patches = Patches(size, patch, width, bias=False)
         self.blocks = _blocks(config, width, gelu)
@@ -57,7 +57,7 @@ class TextTower(nn.Module):
 
     def __init__(self, config: Fields, d_embed: int, gelu: Gelu) -> None:
         super().__init__()
-        vocabulary, length = config.whole("vocab_size"), config.whole("text_size")
+        vocabulary, length = config.integer("vocab_size"), config.integer("text_size")
         self.end = vocabulary - 1
         self.token_embedding = nn.Embedding(vocabulary, d_embed)
         self.position_embedding = nn.Parameter(torch.zeros(length, d_embed))
@@ -114,22 +114,22 @@ def build(where: Path, config: dict[str, Any], gelu: Gelu, known: int) -> Towers
         InputError: A field is missing or out of its range.
     """
     fields = Fields(where, config)
-    d_embed = fields.whole("d_embed", most=_MOST)
+    d_embed = fields.integer("d_embed", most=_MOST)
     image, text = fields.inside("image_encoder"), fields.inside("text_encoder")
     image.one_of("type", ("ViT",))
     text.one_of("type", ("transformer",))
     text.one_of("tokenizer", ("clip",))
-    if text.whole("d_model", most=_MOST) != d_embed:
+    if text.integer("d_model", most=_MOST) != d_embed:
         raise text.wrong("d_model", f"d_embed ({d_embed})")
-    size, patch = image.whole("image_size", most=_MOST), image.whole("patch_size", most=_MOST)
-    if image.whole("input_channels", 3) != 3 or size % patch:
+    size, patch = image.integer("image_size", most=_MOST), image.integer("patch_size", most=_MOST)
+    if image.integer("input_channels", 3) != 3 or size % patch:
         raise InputError(f"{where}: pictures of {size} pixels in patches of {patch} with three channels are wanted")
     normalize = image.inside("normalize")
     mean, std = normalize.channels("mean"), normalize.channels("std", positive=True)
     inv_tau = fields.number("inv_tau")
     fields.number("scale_hopfield")
-    for side, width in ((image, image.whole("d_model", most=_MOST)), (text, d_embed)):
-        heads, layers = side.whole("n_heads"), side.whole("n_layers", most=MAX_LAYERS)
+    for side, width in ((image, image.integer("d_model", most=_MOST)), (text, d_embed)):
+        heads, layers = side.integer("n_heads"), side.integer("n_layers", most=MAX_LAYERS)
         if width % heads:
             raise side.wrong("n_heads", f"a divisor of {width}")
         if layers > known:
@@ -188,7 +188,7 @@ def _tensors(path: Path, value: Any) -> dict[str, Stored]:
 
 
 def _blocks(config: Fields, width: int, gelu: Gelu) -> Blocks:
-    heads, layers = config.whole("n_heads"), config.whole("n_layers")
+    heads, layers = config.integer("n_heads"), config.integer("n_layers")
     return Blocks(Block(width, heads, 4 * width, _EPS, norm_first=True, gelu=gelu) for _ in range(layers))
 
 

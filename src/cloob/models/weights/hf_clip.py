@@ -42,7 +42,7 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     plan = _plan(model_cfg)
     model = filled(model, weights, tensors, plan, _IGNORED)
     end = _end(fields, text["vocab_size"])
-    pad = fields.inside("text_config").whole("pad_token_id", end, least=0, most=text["vocab_size"] - 1)
+    pad = fields.inside("text_config").integer("pad_token_id", end, least=0, most=text["vocab_size"] - 1)
     tokenizer = hub_tokenizer(folder, text["context_length"], pad, end)
     objective = clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
     return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
@@ -51,7 +51,7 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
 def _end(fields: Fields, vocabulary: int) -> int:
     """The end token; open_clip takes the row of the highest token, so it has to be that."""
     text = fields.inside("text_config")
-    end = text.whole("eos_token_id", 49407, least=0, most=vocabulary - 1)
+    end = text.integer("eos_token_id", 49407, least=0, most=vocabulary - 1)
     if end not in (2, vocabulary - 1):
         raise text.wrong("eos_token_id", f"the last word of the vocabulary ({vocabulary - 1})")
     return vocabulary - 1
@@ -64,12 +64,12 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
     activations = {side.one_of("hidden_act", ("gelu", "quick_gelu"), "quick_gelu") for side in (text, image)}
     if len(activations) != 1:
         raise fields.wrong("vision_config", "towers with the same hidden_act")
-    size, patch = image.whole("image_size", 224, most=_MOST), image.whole("patch_size", 32, most=_MOST)
-    if size % patch or image.whole("num_channels", 3) != 3:
+    size, patch = image.integer("image_size", 224, most=_MOST), image.integer("patch_size", 32, most=_MOST)
+    if size % patch or image.integer("num_channels", 3) != 3:
         raise image.wrong("image_size", f"a multiple of patch_size ({patch})")
-    vocabulary = text.whole("vocab_size", 49408)
+    vocabulary = text.integer("vocab_size", 49408)
     return {
-        "embed_dim": fields.whole("projection_dim", 512, most=_MOST),
+        "embed_dim": fields.integer("projection_dim", 512, most=_MOST),
         "quick_gelu": activations == {"quick_gelu"},
         "vision_cfg": {
             "image_size": size,
@@ -80,7 +80,7 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
             "mlp_ratio": image_tower["hidden"] / image_tower["width"],
         },
         "text_cfg": {
-            "context_length": text.whole("max_position_embeddings", 77, most=_MOST),
+            "context_length": text.integer("max_position_embeddings", 77, most=_MOST),
             "vocab_size": vocabulary,
             "width": text_tower["width"],
             "heads": text_tower["heads"],
@@ -93,10 +93,10 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
 
 def _tower(side: Fields, defaults: Mapping[str, int], known: int) -> dict[str, int]:
     tower = {
-        "width": side.whole("hidden_size", defaults["width"], most=_MOST),
-        "hidden": side.whole("intermediate_size", defaults["hidden"], most=_MOST),
-        "layers": side.whole("num_hidden_layers", defaults["layers"], most=MAX_LAYERS),
-        "heads": side.whole("num_attention_heads", defaults["heads"]),
+        "width": side.integer("hidden_size", defaults["width"], most=_MOST),
+        "hidden": side.integer("intermediate_size", defaults["hidden"], most=_MOST),
+        "layers": side.integer("num_hidden_layers", defaults["layers"], most=MAX_LAYERS),
+        "heads": side.integer("num_attention_heads", defaults["heads"]),
     }
     if tower["width"] % tower["heads"]:
         raise side.wrong("num_attention_heads", f"a divisor of {tower['width']}")
@@ -114,7 +114,7 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
         return {}
     fields = Fields(path, read_json(path))
     crop = fields.values.get("crop_size", {"height": size, "width": size})
-    if crop not in (size, {"height": size, "width": size}) or fields.whole("resample", 3, least=0) not in (2, 3):
+    if crop not in (size, {"height": size, "width": size}) or fields.integer("resample", 3, least=0) not in (2, 3):
         raise InputError(f"{path}: pictures of {size} pixels, bicubic or bilinear, are wanted")
     return {
         "mean": fields.channels("image_mean", list(CLIP_MEAN)),

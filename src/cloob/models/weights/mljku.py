@@ -41,7 +41,7 @@ def load(file: TorchFile) -> DualEncoder:
     tensors = _renamed(path, file.tensors(file.value["state_dict"], "state_dict"))
     beta_tensor = tensors.pop(_BETA, None)
     given = _config_beside(path, file.value.get("model_config_file"))
-    heads = None if given is None else Fields(given[0], given[1]).whole("transformer_heads", most=4096)
+    heads = None if given is None else Fields(given[0], given[1]).integer("transformer_heads", most=4096)
     config = infer_config(path, tensors, heads)
     if given is not None:
         _check_config(given[0], given[1], config)

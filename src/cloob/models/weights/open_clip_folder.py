@@ -92,7 +92,7 @@ def _check_pixels(file: Path, preprocess: Mapping[str, Any]) -> None:
 
 def _check(config: Fields, known: int, size: int) -> None:
     """Refuses sizes that no model has or ``known`` tensors of ``size`` bytes cannot be, before anything is built."""
-    config.whole("embed_dim", most=_MOST)
+    config.integer("embed_dim", most=_MOST)
     for side in (config.inside("vision_cfg"), config.inside("text_cfg")):
         layers = side.values.get("layers", 12)
         for count in layers if isinstance(layers, list) else [layers]:
@@ -102,9 +102,9 @@ def _check(config: Fields, known: int, size: int) -> None:
                 raise side.wrong("layers", f"what the {known} tensors of the weights can be")
         for key in ("width", "heads", "head_width", "image_size", "context_length", "vocab_size"):
             if side.values.get(key) is not None and not isinstance(side.values[key], list):
-                side.whole(key, most=1 << 24 if key == "vocab_size" else _MOST)
+                side.integer(key, most=1 << 24 if key == "vocab_size" else _MOST)
         if side.values.get("patch_size") is not None:
-            side.whole("patch_size", most=_MOST)
+            side.integer("patch_size", most=_MOST)
     text, vision = config.inside("text_cfg").values, config.inside("vision_cfg").values
     if text.get("width", 512) % text.get("heads", 8):
         raise config.inside("text_cfg").wrong("heads", f"a divisor of {text.get('width', 512)}")

@@ -55,5 +55,5 @@ def _check_sizes(path: Path, tensors: dict[str, Stored], config: dict[str, Any])
             tensor = tensors[key]
             if tensor.shape != () or tensor.dtype != torch.int64:
                 raise InputError(f"{path}: {key} is no whole number")
-            if (told := int(tensor.read(file))) != shapes[key]:
-                raise InputError(f"{path}: {key} is {told}, but its weights are of a model with {shapes[key]}")
+            if (stored_size := int(tensor.read(file))) != shapes[key]:
+                raise InputError(f"{path}: {key} is {stored_size}, but its weights are of a model with {shapes[key]}")

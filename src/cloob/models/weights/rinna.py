@@ -35,8 +35,8 @@ class ImageTower(nn.Module):
 
     def __init__(self, config: Fields, embed_dim: int) -> None:
         super().__init__()
-        width, eps = config.whole("hidden_size", 768), config.number("layer_norm_eps", 1e-12)
-        size, patch = config.whole("image_size", 224), config.whole("patch_size", 16)
+        width, eps = config.integer("hidden_size", 768), config.number("layer_norm_eps", 1e-12)
+        size, patch = config.integer("image_size", 224), config.integer("patch_size", 16)
         self.preprocess_cfg: dict[str, Any] = {}
         self.patches = Patches(size, patch, width, bias=True)
         self.blocks = _blocks(config, width, eps, norm_first=True)
@@ -54,11 +54,11 @@ class TextTower(nn.Module):
 
     def __init__(self, config: Fields, embed_dim: int, eps: float) -> None:
         super().__init__()
-        width = config.whole("hidden_size", 768)
-        self.pad = config.whole("pad_token_id", RinnaTokenizer.PAD, least=0)
-        self.token_embedding = nn.Embedding(config.whole("vocab_size"), width)
-        self.position_embedding = nn.Embedding(config.whole("max_position_embeddings", 512), width)
-        self.type_embedding = nn.Embedding(config.whole("type_vocab_size", 2), width)
+        width = config.integer("hidden_size", 768)
+        self.pad = config.integer("pad_token_id", RinnaTokenizer.PAD, least=0)
+        self.token_embedding = nn.Embedding(config.integer("vocab_size"), width)
+        self.position_embedding = nn.Embedding(config.integer("max_position_embeddings", 512), width)
+        self.type_embedding = nn.Embedding(config.integer("type_vocab_size", 2), width)
         self.norm_embedding = nn.LayerNorm(width, eps)
         self.blocks = _blocks(config, width, eps, norm_first=False)
         self.proj = nn.Linear(width, embed_dim, bias=False)
@@ -109,18 +109,18 @@ def build(where: Path, config: dict[str, Any], known: int) -> Towers:
     image.one_of("model_type", ("vit",))
     for side in (text, image):
         side.one_of("hidden_act", ("gelu",), "gelu")
-        width, heads = side.whole("hidden_size", 768, most=_MOST), side.whole("num_attention_heads", 12)
+        width, heads = side.integer("hidden_size", 768, most=_MOST), side.integer("num_attention_heads", 12)
         if width % heads:
             raise side.wrong("num_attention_heads", f"a divisor of {width}")
-        if side.whole("num_hidden_layers", 12, most=MAX_LAYERS) > known:
+        if side.integer("num_hidden_layers", 12, most=MAX_LAYERS) > known:
             raise side.wrong("num_hidden_layers", f"what the {known} tensors of the weights can be")
-        side.whole("intermediate_size", 3072, most=_MOST)
+        side.integer("intermediate_size", 3072, most=_MOST)
     text.one_of("position_embedding_type", ("absolute",), "absolute")
-    size, patch = image.whole("image_size", 224, most=_MOST), image.whole("patch_size", 16, most=_MOST)
-    positions = text.whole("max_position_embeddings", 512, most=_MOST)
+    size, patch = image.integer("image_size", 224, most=_MOST), image.integer("patch_size", 16, most=_MOST)
+    positions = text.integer("max_position_embeddings", 512, most=_MOST)
     if size % patch or positions < CONTEXT_LENGTH or image.values.get("qkv_bias", True) is not True:
         raise InputError(f"{where}: not the sizes of a published model")
-    embed_dim = fields.whole("projection_dim", most=_MOST)
+    embed_dim = fields.integer("projection_dim", most=_MOST)
     inv_tau = fields.number("init_inv_tau")
     fields.number("scale_hopfield")
     eps = text.number("layer_norm_eps", 1e-12 if kind == "bert" else 1e-5)
@@ -146,8 +146,8 @@ def encoder(name: str, folder: Path, where: Path, towers: Towers, config: dict[s
 
 
 def _blocks(config: Fields, width: int, eps: float, *, norm_first: bool) -> Blocks:
-    heads, hidden = config.whole("num_attention_heads", 12), config.whole("intermediate_size", 3072)
-    layers = config.whole("num_hidden_layers", 12)
+    heads, hidden = config.integer("num_attention_heads", 12), config.integer("intermediate_size", 3072)
+    layers = config.integer("num_hidden_layers", 12)
     return Blocks(Block(width, heads, hidden, eps, norm_first=norm_first, gelu="exact") for _ in range(layers))
 
 

@@ -51,7 +51,7 @@ def load(folder: Path, content: dict[str, Any], objective: dict[str, Any]) -> Du
     """
     where = folder / TOWERS_FILE
     fields = Fields(where, content)
-    fields.whole("format", least=_FORMAT, most=_FORMAT)
+    fields.integer("format", least=_FORMAT, most=_FORMAT)
     family = fields.one_of("family", (crowsonkb.FAMILY, rinna.FAMILY))
     config = dict(fields.inside("config").values)
     name = str(content.get("name", folder.name))

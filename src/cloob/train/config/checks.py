@@ -84,6 +84,8 @@ def check_combination(config: TrainConfig) -> None:
         raise InputError(f"val_every is {config.pairs.val_every}, but there are no held-out pairs; give --val-data")
     if config.run.compile_backend != RunConfig.compile_backend and not config.run.compile:
         raise InputError(f"compile_backend is {config.run.compile_backend!r}, but nothing is compiled; add --compile")
+    if config.loss.init_scales and towers.init is None:
+        raise InputError("init_scales needs a model that was trained; give --init")
     if towers.average_with_start is not None and towers.init is None:
         raise InputError("average_with_start needs the trained weights of a start; give --init")
     aligns(config)

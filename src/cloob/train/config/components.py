@@ -118,6 +118,9 @@ class LossConfig:
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: float | None = None
     """Inverse temperature of the Hopfield retrieval."""
+    init_scales: bool = False
+    """Start from the inverse temperatures that --init was trained with, unless --inv-tau or --beta says otherwise. Left
+    out, they are the objective's own: a learned one may be far from what another objective or learning rate needs."""
     retrieval_from: float = 0.0
     """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
     0 retrieves from the first step, as published, which short runs do badly with (docs/log.md)."""

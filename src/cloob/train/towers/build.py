@@ -130,13 +130,22 @@ def compile_towers(encoder: DualEncoder, backend: str, device: torch.device, *, 
     encoder.compile(backend=backend, options=options)
 
 
-def make_loss(config: TrainConfig) -> ContrastiveObjective:
+def make_loss(config: TrainConfig, encoder: DualEncoder) -> ContrastiveObjective:
     """The objective of the configuration, gathering over ranks when there are several.
 
+    Args:
+        config: Says which, and whether its scales start where those of ``encoder`` are.
+        encoder: The towers to start from.
+
     Raises:
-        InputError: An argument does not fit the objective.
+        InputError: An argument does not fit the objective, or the encoder does not say its scales.
     """
     overrides = config.loss.overrides()
+    if config.loss.init_scales:
+        trained = encoder.make_objective(**({"beta": config.loss.beta} if config.loss.beta is not None else {}))
+        retrieves = trained.hopfield and config.loss.objective in ("cloob", "infonce-hopfield")
+        shared = ("inv_tau", "beta") if retrieves else ("inv_tau",)
+        overrides = {name: trained.config()[name] for name in shared} | overrides
     try:
         return make_objective(config.loss.objective, gather=world_size() > 1, **overrides)
     except (ValueError, TypeError) as error:

@@ -37,7 +37,7 @@ class Fields:
             raise self.wrong(key, "an object")
         return Fields(self.path, value, f"{self.prefix}{key}.")
 
-    def whole(self, key: str, default: int | None = None, least: int = 1, most: int = LARGEST) -> int:
+    def integer(self, key: str, default: int | None = None, least: int = 1, most: int = LARGEST) -> int:
         """A whole number."""
         value = self.values.get(key, default)
         if type(value) is not int or not least <= value <= most:
