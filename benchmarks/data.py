@@ -53,8 +53,9 @@ from open_clip_train.data import get_wds_dataset
 from PIL import Image
 from torch import Tensor
 
-from cloob.data.loader import PairLoader
-from cloob.data.open import Source, open_source
+from cloob.data.loader import Batching, PairLoader, Share
+from cloob.data.open import open_source
+from cloob.data.source import Source
 from cloob.data.transforms import TrainTransform
 from cloob.models.tokenizer import FastTokenizer
 
@@ -128,14 +129,8 @@ def forms(data: Path, folder: Path, captions: list[str], quick: bool) -> list[Fo
 
 @contextlib.contextmanager
 def ours(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    pairs = PairLoader(
-        source,
-        transform=TrainTransform(form.image_size, scale=SCALE),
-        tokenizer=FastTokenizer(TOKENIZER),
-        batch_size=form.batch_size,
-        seed=0,
-        workers=workers,
-    )
+    transform, tokenizer = TrainTransform(form.image_size, scale=SCALE), FastTokenizer(TOKENIZER)
+    pairs = PairLoader(source, transform, tokenizer, Batching(form.batch_size), Share(workers=workers))
     first = max(0, pairs.steps_per_epoch - form.batches)
     yield ((batch.images, batch.tokens) for batch in pairs.epoch(0, start_step=first))
     pairs.close()

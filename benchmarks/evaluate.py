@@ -108,7 +108,7 @@ def make_sets(source: Path, folder: Path, names: tuple[str, ...], images: int) -
 
 def make_model(name: str, folder: Path) -> Path:
     """A model folder with random weights."""
-    from cloob.models.store import save_model
+    from cloob.models.folder import save_model
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
 

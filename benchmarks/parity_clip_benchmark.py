@@ -84,7 +84,7 @@ def main() -> int:
     parser.add_argument("--python", help="the interpreter of an environment with clip-benchmark; made when left out")
     arguments = parser.parse_args()
     python = arguments.python or overlay(CLIP_BENCHMARK)
-    from cloob.models.store import find_model_folder
+    from cloob.models.load import find_model_folder
 
     folder = arguments.set.resolve()
     model = find_model_folder(arguments.model)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.towers import TINY_MODELS, create_model, open_clip, translated
 
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2}
@@ -51,7 +51,9 @@ def build(name: str) -> DualEncoder:
         library.factory.set_model_preprocess_cfg(
             model, {"size": 64, "mean": library.OPENAI_DATASET_MEAN} | {"std": library.OPENAI_DATASET_STD}
         )
-    return DualEncoder(name, model, library.SimpleTokenizer(context_length=text["context_length"]), config)
+    return DualEncoder(
+        name, model, library.SimpleTokenizer(context_length=text["context_length"]), EncoderConfig.open_clip(config)
+    )
 
 
 def pairs_per_second(encoder: DualEncoder, *, batch: int, steps: int, bfloat16: bool) -> float:

@@ -201,8 +201,8 @@ def test_auto_takes_the_reference_below_the_measured_size_and_streams_from_there
         return lambda *args, **kwargs: (used.append(name), function(*args, **kwargs))[1]
 
     monkeypatch.setattr(module, "STREAM_FROM", 8)
-    monkeypatch.setattr(module, "_REFERENCE", module._REFERENCE._replace(whole=spy("reference", cloob_reference)))
-    streamed = module._STREAMED._replace(whole=spy("streamed", cloob_streamed))
+    monkeypatch.setattr(module, "_REFERENCE", module._REFERENCE._replace(objective=spy("reference", cloob_reference)))
+    streamed = module._STREAMED._replace(objective=spy("streamed", cloob_streamed))
     monkeypatch.setattr(module, "_STREAMED", streamed)
     for n, options in (
         (7, {}),

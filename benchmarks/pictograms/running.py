@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cloob.data.order import epoch_order
 from cloob.functional.geometry import saturation
-from cloob.models.store import save_model
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import OptimConfig

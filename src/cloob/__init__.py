@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cloob import functional
     from cloob.data.open import open_source
     from cloob.evaluate.suite import evaluate
-    from cloob.models.store import load_model
+    from cloob.models.load import load_model
     from cloob.models.towers import create_model
     from cloob.objective import ContrastiveObjective, make_objective
     from cloob.recipes import get_recipe
@@ -41,7 +41,7 @@ _HOMES = {
     "TrainConfig": "cloob.train.config",
     "create_model": "cloob.models.towers",
     "get_recipe": "cloob.recipes",
-    "load_model": "cloob.models.store",
+    "load_model": "cloob.models.load",
     "make_objective": "cloob.objective",
     "open_source": "cloob.data.open",
 }

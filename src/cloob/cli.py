@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
     "train": "train on your own image-caption pairs, or a named recipe",
     "recipes": "list the named training set-ups",
+    "data": "look at a data set: what is in it, what is bad, what is there twice; count shards",
     "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
     "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
     "convert": "write other people's weights as a model folder",

@@ -35,8 +35,8 @@ __all__ = [
     "STREAM_FROM",
     "Backend",
     "ContrastiveObjective",
+    "Implementation",
     "NonFiniteFeaturesError",
-    "Path",
     "check_finite",
     "make_objective",
 ]
@@ -55,17 +55,19 @@ MAX_INV_TAU = 100.0
 UNIT_TOLERANCE = 0.01
 
 
-class Path(NamedTuple):
-    """One way to compute the objective: as a whole, and in the parts that a gather over ranks comes between."""
+class Implementation(NamedTuple):
+    """One way to compute the objective, and the parts of it that a gather over ranks comes between."""
 
-    whole: Callable[..., Tensor]
+    objective: Callable[..., Tensor]
     retrieval: Callable[..., Tensor]
     info_loob: Callable[..., Tensor]
     info_nce: Callable[..., Tensor]
 
 
-_REFERENCE = Path(functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce)
-_STREAMED = Path(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
+_REFERENCE = Implementation(
+    functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce
+)
+_STREAMED = Implementation(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
 
 
 @dataclass(frozen=True)
@@ -287,7 +289,7 @@ class ContrastiveObjective(ScaledModule):
             x, y = check_pairs(image_features, text_features)
             scales = self._scales(logit_scale, x)
             self._look(x, y, scales)
-            loss = self.path(len(x)).whole(
+            loss = self.implementation(len(x)).objective(
                 x, y, **scales, contrast=self.contrast, hopfield=self.hopfield, scale=self.scale, ids=ids
             )
         return {"contrastive_loss": loss} if output_dict else loss
@@ -314,12 +316,12 @@ class ContrastiveObjective(ScaledModule):
         if not (self.check and readable()):
             return
         sides, learned = {"image_features": x, "text_features": y}, _tensors(scales)
-        found = extremes(**sides, **learned)
+        lengths = extremes(**sides, **learned)
         for name in learned:
-            check_positive(name, found[name][0], x.dtype)
-        check_lengths(found, **sides)
+            check_positive(name, lengths[name][0], x.dtype)
+        check_lengths(lengths, **sides)
         for name in sides:
-            least, greatest = found[name]
+            least, greatest = lengths[name]
             if not self._lengths_told and max(1 - least, greatest - 1) > UNIT_TOLERANCE:
                 self._lengths_told = True
                 warnings.warn(
@@ -328,12 +330,12 @@ class ContrastiveObjective(ScaledModule):
                     stacklevel=2,
                 )
 
-    def path(self, n_candidates: int) -> Path:
+    def implementation(self, n_candidates: int) -> Implementation:
         """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``."""
         streams = self.matmul is not None or n_candidates >= STREAM_FROM
         if self.backend == "reference" or (self.backend == "auto" and not streams):
             return _REFERENCE
-        return Path(*(partial(function, matmul=self.matmul) for function in _STREAMED))
+        return Implementation(*(partial(function, matmul=self.matmul) for function in _STREAMED))
 
     @outside_autocast
     def _over_ranks(
@@ -346,14 +348,14 @@ class ContrastiveObjective(ScaledModule):
         """This rank's rows against those of all ranks; see :mod:`cloob.distributed` for the gradient contract."""
         x, y, ids, scales, layout = self._agreed(image_features, text_features, logit_scale, ids)
         inv_tau, beta = scales["inv_tau"], scales["beta"]
-        path = self.path(layout.total)
+        parts = self.implementation(layout.total)
         all_x, all_y = _gather_both(x, y, layout)
         if self.hopfield:
-            u_x, u_y, v_x, v_y = (path.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
+            u_x, u_y, v_x, v_y = (parts.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
             all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
         else:
             u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
-        direction = by_name({"infoloob": path.info_loob, "infonce": path.info_nce}, self.contrast)
+        direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, self.contrast)
         own = {
             "positive_offset": layout.own.start,
             "ids": ids,

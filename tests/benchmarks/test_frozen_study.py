@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from cloob.data.open import open_source
-from cloob.models.store import load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
 from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
@@ -159,7 +160,7 @@ def aligned(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
         data=[str(folder / "pairs")],
         image_encoder=str(folder / "towers"),
         text_encoder=str(folder / "towers"),
-        features=folder / "features",
+        cache_dir=folder / "cache",
         out=folder / "run",
         batch_size=8,
         epochs=3,

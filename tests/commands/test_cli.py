@@ -66,6 +66,7 @@ def test_no_command_shows_the_usage_and_fails(capsys: pytest.CaptureFixture[str]
     [
         (["trian"], ["'trian'", "did you mean train?"]),
         (["train", "--datta", "x"], ["--datta", "did you mean --data?"]),
+        (["train"], ["data is missing", "--data demo"]),
         (["train", "--lr", "fast"], ["--lr", "fast"]),
         (["train", "--lr", "-1"], ["lr is -1.0", "a positive number"]),
         (["train", "--objective", "clib"], ["clib", "infoloob", "cloob"]),
@@ -82,8 +83,8 @@ def test_no_command_shows_the_usage_and_fails(capsys: pytest.CaptureFixture[str]
         (["train", "demo", "--config", "x.json"], ["recipe", "--config"]),
         (["train", "--config"], ["--config needs a file"]),
         (["train", "--data", "nowhere.csv"], ["nowhere.csv", "no such file"]),
-        (["train", "--model", "ViT-B-23", "--device", "cpu"], ["ViT-B-23", "ViT-B-32"]),
-        (["train", "--device", "cuda:99"], ["cuda"]),
+        (["train", "--data", "demo", "--model", "ViT-B-23", "--device", "cpu"], ["ViT-B-23", "ViT-B-32"]),
+        (["train", "--data", "demo", "--device", "cuda:99"], ["cuda"]),
         (["eval"], ["no model given"]),
         (["eval", "runs/x"], ["nothing to evaluate on"]),
         (["eval", "nowhere", "--zeroshot", "nowhere-either"], ["nowhere-either"]),

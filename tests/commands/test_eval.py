@@ -11,7 +11,8 @@ import pytest
 
 from cloob import cli
 from cloob.commands.work.evaluate import named
-from cloob.models.store import CONFIG_FILE, save_model
+from cloob.models.folder import save_model
+from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from support import write_classes
@@ -51,7 +52,7 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
     def refuse(*_: object, **__: object) -> object:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("cloob.models.store.load_model", refuse)
+    monkeypatch.setattr("cloob.models.load.load_model", refuse)
     monkeypatch.setattr("cloob.evaluate.embeddings.fit_probe", refuse)
     assert cli.main(words) == 0
     assert (work / "out" / "results.json").read_text(encoding="utf-8") == text

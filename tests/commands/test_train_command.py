@@ -42,7 +42,8 @@ def test_mistakes_get_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    line = refused(capsys, "train", *words, *([] if "--device" in words else ["--device", "cpu"]))
+    data = [] if "--data" in words else ["--data", "demo"]
+    line = refused(capsys, "train", *words, *data, "--device", "cpu")
     for part in parts:
         assert part in line
     assert not any(tmp_path.iterdir())
@@ -52,7 +53,7 @@ def test_the_config_of_a_run_that_overwrote_another_overwrites_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "checkpoints").mkdir()
-    config = TrainConfig().override(out=tmp_path, overwrite=True, model="tiny-vit", device="cpu")
+    config = TrainConfig().override(data=["demo"], out=tmp_path, overwrite=True, model="tiny-vit", device="cpu")
     (tmp_path / "config.json").write_text(config.to_json())
     assert cli.main(["train", "--config", str(tmp_path / "config.json")]) == 2
     assert "already holds a run" in capsys.readouterr().err
@@ -97,7 +98,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
 def test_a_run_says_where_the_best_and_the_average_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cloob.models.store import save_model
+    from cloob.models.folder import save_model
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
 

@@ -11,10 +11,10 @@ import pytest
 from pyarrow import parquet
 from torch import Tensor
 
+from cloob.cache import Cache
 from cloob.data.batch import BadSample
-from cloob.data.loader import PairLoader
+from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
-from cloob.data.shards.spool import ShardCache
 from cloob.data.sources.arrow import ArrowSource
 from cloob.data.sources.table import TableSource
 from cloob.data.transforms import train_transform
@@ -47,8 +47,8 @@ def write_saved(folder: Path, tables: list[pa.Table]) -> Path:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache(tmp_path / "cache")
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
 
 
 def test_a_saved_dataset(tmp_path: Path, image: MakeImage) -> None:
@@ -74,11 +74,11 @@ def test_what_datasets_itself_writes(tmp_path: Path, image: MakeImage) -> None:
         "caption": [f"pair {i}" for i in range(6)],
     }
     made = datasets.Dataset.from_dict(rows, features=features)
-    made.save_to_disk(tmp_path / "one", num_shards=2)
-    datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(tmp_path / "splits")
+    made.save_to_disk(str(tmp_path / "one"), num_shards=2)
+    datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(str(tmp_path / "splits"))
     made.to_parquet(tmp_path / "p" / "train-00000-of-00001.parquet")
     for place, order in (("one", range(6)), ("splits/test", (4, 1)), ("p", range(6))):
-        source = open_source(tmp_path / place, cache=ShardCache(tmp_path / "cache"))
+        source = open_source(tmp_path / place, cache=Cache(tmp_path / "cache"))
         found = [source.read(i) for i in range(len(source))]
         assert [(s.image, s.caption) for s in found] == [(image(i), f"pair {i}") for i in order]
     with pytest.raises(InputError, match=r"splits holds the splits train, test; name one: .*splits/train"):
@@ -86,7 +86,7 @@ def test_what_datasets_itself_writes(tmp_path: Path, image: MakeImage) -> None:
 
 
 def test_parquet_with_images_is_unpacked_once(
-    tmp_path: Path, image: MakeImage, cache: ShardCache, tokenizer: Callable[[list[str]], Tensor]
+    tmp_path: Path, image: MakeImage, cache: Cache, tokenizer: Callable[[list[str]], Tensor]
 ) -> None:
     for number, rows in enumerate((range(7), range(7, 10))):
         (tmp_path / "data").mkdir(exist_ok=True)
@@ -96,18 +96,11 @@ def test_parquet_with_images_is_unpacked_once(
     source = open_source(tmp_path, cache=cache)
     assert source.streamed and source.shard_sizes == (7, 3)
     assert [source.read(i).image for i in (9, 0, 6)] == [image(i) for i in (9, 0, 6)]
-    assert len(list(tmp_path.glob("cache/*.arrow"))) == 2
+    assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
     found: list[str] = []
     for workers in (0, 1):
-        pairs = PairLoader(
-            source,
-            transform=train_transform(4),
-            tokenizer=tokenizer,
-            batch_size=3,
-            seed=0,
-            drop_last=False,
-            workers=workers,
-        )
+        batching, share = Batching(3, drop_last=False), Share(workers=workers)
+        pairs = PairLoader(source, train_transform(4), tokenizer, batching, share)
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
         pairs.close()
     assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))
@@ -116,7 +109,7 @@ def test_parquet_with_images_is_unpacked_once(
     assert open_source(tmp_path, cache=cache).read(7).image == image(20)
 
 
-def test_a_damaged_parquet_file_is_named(tmp_path: Path, image: MakeImage, cache: ShardCache) -> None:
+def test_a_damaged_parquet_file_is_named(tmp_path: Path, image: MakeImage, cache: Cache) -> None:
     path = tmp_path / "a.parquet"
     parquet.write_table(table(image, range(3)), path)
     path.write_bytes(b"PAR1" + b"\xff" * 200 + path.read_bytes()[204:])  # the footer is whole
@@ -131,7 +124,7 @@ def test_splits_side_by_side_are_not_mixed(tmp_path: Path, image: MakeImage) -> 
         open_source(tmp_path)
 
 
-def test_images_as_bytes_and_as_paths(tmp_path: Path, image: MakeImage, cache: ShardCache) -> None:
+def test_images_as_bytes_and_as_paths(tmp_path: Path, image: MakeImage, cache: Cache) -> None:
     (tmp_path / "a.png").write_bytes(image(1))
     struct = [{"bytes": None, "path": "a.png"}, {"bytes": image(2), "path": "gone.png"}]
     columns = {"s": pa.array(struct, IMAGE), "b": pa.array([image(1), image(2)]), "p": ["a.png", "a.png"]}
@@ -199,5 +192,5 @@ def test_parquet_of_paths_stays_a_table(tmp_path: Path, image: MakeImage) -> Non
     parquet.write_table(pa.table({"filepath": ["a.png"] * 2, "title": ["x", "y"]}), tmp_path / "t.parquet")
     assert isinstance(open_source(tmp_path / "t.parquet"), TableSource)
     parquet.write_table(table(image, range(2)), tmp_path / "i.parquet")
-    assert isinstance(open_source(tmp_path / "i.parquet", cache=ShardCache(tmp_path / "cache")), ArrowSource)
+    assert isinstance(open_source(tmp_path / "i.parquet", cache=Cache(tmp_path / "cache")), ArrowSource)
     assert np.array_equal(open_source(tmp_path / "t.parquet").shard_sizes, [2])

@@ -84,7 +84,7 @@ def test_webdataset_reads_the_shards(name: str) -> None:
 def test_it_is_found_in_another_place(tmp_path: Path) -> None:
     """What a wheel does: the package's files lie elsewhere, and no checkout around them."""
     shutil.copytree(Path(cloob.data.__file__).parent, tmp_path / "data")
-    spec = importlib.util.spec_from_file_location("moved_sources", tmp_path / "data" / "sources.py")
+    spec = importlib.util.spec_from_file_location("moved_open", tmp_path / "data" / "open.py")
     moved = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(moved)
     assert tmp_path / "data" / "demo" == moved.DEMO

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 
 from cloob import cache as cache_files
+from cloob.cache import Cache
 from cloob.cli import main
 from cloob.data.open import open_source
+from cloob.data.shards import fetch as opener
 from cloob.data.shards import sizes
-from cloob.data.shards import spec as opener
-from cloob.data.shards.spec import fetch
-from cloob.data.shards.spool import ShardCache
+from cloob.data.shards.fetch import fetch
 from cloob.errors import InputError
 
 SIZES = {"00000.tar": 5, "00001.tar": 4, "00002.tar": 3}
@@ -122,7 +122,7 @@ def test_a_list_runs_no_command(
         "simplecache::http://h/x.tar", "", "x.tar\0", "{a,b}.tar", "*.tar",
     ],
 )  # fmt: skip
-def test_what_a_list_may_not_name(name: str, shards: Path, cache: ShardCache, web: Web) -> None:
+def test_what_a_list_may_not_name(name: str, shards: Path, cache: Cache, web: Web) -> None:
     content = json.dumps({"00000.tar": 5, name: 2})
     (shards / "sizes.json").write_text(content)
     web.pages["/sizes.json"] = content.encode()
@@ -133,11 +133,11 @@ def test_what_a_list_may_not_name(name: str, shards: Path, cache: ShardCache, we
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache(tmp_path / "cache")
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
 
 
-def test_a_list_may_name_addresses_of_its_own_host(shards: Path, cache: ShardCache, web: Web) -> None:
+def test_a_list_may_name_addresses_of_its_own_host(shards: Path, cache: Cache, web: Web) -> None:
     for name in SIZES:
         web.pages[f"/other/{name}"] = (shards / name).read_bytes()
     web.pages["/sizes.json"] = json.dumps({f"{web.url}/other/{name}": count for name, count in SIZES.items()}).encode()
@@ -164,7 +164,7 @@ def test_a_list_may_name_addresses_of_its_own_host(shards: Path, cache: ShardCac
         (b'{"a.tar": "' + b"x" * 20_000 + b'"}', "no number of samples"),
     ],
 )
-def test_absurd_counts(content: bytes, told: str, tmp_path: Path, cache: ShardCache, web: Web) -> None:
+def test_absurd_counts(content: bytes, told: str, tmp_path: Path, cache: Cache, web: Web) -> None:
     (tmp_path / "sizes.json").write_bytes(content)
     web.pages["/sizes.json"] = content
     for spec in (str(tmp_path / "sizes.json"), f"{web.url}/sizes.json"):
@@ -173,7 +173,7 @@ def test_absurd_counts(content: bytes, told: str, tmp_path: Path, cache: ShardCa
         assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
-def test_a_list_without_end(web: Web, cache: ShardCache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_list_without_end(web: Web, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sizes, "MAX_LIST_BYTES", 1000)
     web.pages["/sizes.json"] = b" " * 1001
     for spec in (f"{web.url}/sizes.json", "pipe:yes # sizes.json"):
@@ -278,18 +278,18 @@ def test_what_stands_still_is_given_up(web: Web, tmp_path: Path, monkeypatch: py
 _HOLDER = """
 import sys, time
 from pathlib import Path
-from cloob.data.shards.spool import ShardCache
+from cloob.cache import Cache
 
 def make(path):
     print("making", flush=True)
     time.sleep(1000)
 
-ShardCache(Path(sys.argv[1])).get("shard", make)
+Cache(Path(sys.argv[1])).get("shards", "shard", make)
 """
 
 
 def test_a_holder_that_hangs_is_passed_over(
-    cache: ShardCache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another process is stopped in the middle of a fetch: the shard is fetched here all the same."""
     monkeypatch.setattr(cache_files, "_PATIENCE_SECONDS", 0.2)
@@ -297,7 +297,7 @@ def test_a_holder_that_hangs_is_passed_over(
     holder = subprocess.Popen([sys.executable, "-c", _HOLDER, str(cache.folder)], stdout=subprocess.PIPE)
     try:
         assert holder.stdout is not None and holder.stdout.readline() == b"making\n"
-        path = cache.get("shard", lambda path: path.write_bytes(b"content") and None)
+        path = cache.get("shards", "shard", lambda path: path.write_bytes(b"content") and None)
         assert path.read_bytes() == b"content"
     finally:
         holder.kill()
@@ -305,7 +305,7 @@ def test_a_holder_that_hangs_is_passed_over(
     assert "its holder has done nothing" in caplog.text
 
 
-def test_a_holder_that_gets_on_is_waited_for(cache: ShardCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_holder_that_gets_on_is_waited_for(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_files, "_PATIENCE_SECONDS", 0.2)
     begun, made = threading.Event(), []
 
@@ -316,10 +316,10 @@ def test_a_holder_that_gets_on_is_waited_for(cache: ShardCache, monkeypatch: pyt
             threading.Event().wait(0.05)
         made.append(path)
 
-    first = threading.Thread(target=cache.get, args=("shard", slowly))
+    first = threading.Thread(target=cache.get, args=("shards", "shard", slowly))
     first.start()
     assert begun.wait(20)
-    cache.get("shard", lambda path: pytest.fail("fetched twice"))
+    cache.get("shards", "shard", lambda path: pytest.fail("fetched twice"))
     first.join()
     assert len(made) == 1
 
@@ -346,7 +346,10 @@ def test_paths_as_people_write_them(
         (("train", "--data=~/absent.csv"), f"{shards.parent}/absent.csv: no such file"),
         (("eval", "x", "--zeroshot", "https://host/set"), "https://host/set: labelled pictures are read from a folder"),
         (("eval", "x", "--suite", "paper", "https://host/sets"), "https://host/sets: the sets of a suite are read"),
-        (("eval", "x", "--zeroshot", "demo:noto-emoji", "--cache", "file:///x"), "--cache is an address (file:…)"),
+        (
+            ("eval", "x", "--zeroshot", "demo:noto-emoji", "--cache-dir", "file:///x"),
+            "--cache-dir is an address (file:…)",
+        ),
     ):
         code, said = main(words), capsys.readouterr().err
         assert code == 2 and said.count("\n") == 1 and told in said, said

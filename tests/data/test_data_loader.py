@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
-from cloob.data.loader import PairLoader, _worker_lost
+from cloob.data.loader import Batching, PairLoader, Share, _worker_lost
 from cloob.data.open import open_source
 from cloob.data.order import epoch_order, local_part, sample_generator
 from cloob.data.transforms import train_transform
@@ -31,6 +31,7 @@ class Numbers:
     """A source of n pairs: pair i has the caption and key ``"i"``; some indices are bad, some images corrupt."""
 
     name = "numbers"
+    streamed = False
 
     def __init__(self, n: int, bad: Sequence[int] = (), corrupt: Sequence[int] = ()) -> None:
         self.n, self.bad, self.corrupt = n, frozenset(bad), frozenset(corrupt)
@@ -55,8 +56,9 @@ def noise(image: Image.Image, generator: torch.Generator) -> Tensor:
 
 
 def loader(source: Numbers, tokenizer: Callable[[list[str]], Tensor], batch_size: int, **options: object) -> PairLoader:
-    options = {"transform": pixel, "seed": 0} | options
-    return PairLoader(source, tokenizer=tokenizer, batch_size=batch_size, **options)
+    transform = options.pop("transform", pixel)
+    own = {name: options.pop(name) for name in ("rank", "world_size", "workers", "pin_memory") if name in options}
+    return PairLoader(source, transform, tokenizer, Batching(batch_size, **options), Share(**own))
 
 
 def keys(batches: Sequence[Batch]) -> list[int]:
@@ -128,9 +130,7 @@ def test_workers_change_nothing(shards: Path, tokenizer: Callable[[list[str]], T
     source = open_source(shards)
     for transform in (train_transform(6, scale=(0.3, 0.9)), noise):
         here, there = (
-            PairLoader(
-                source, transform=transform, tokenizer=tokenizer, batch_size=4, seed=5, drop_last=False, workers=w
-            )
+            PairLoader(source, transform, tokenizer, Batching(4, seed=5, drop_last=False), Share(workers=w))
             for w in (0, workers)
         )
         state = torch.get_rng_state()
@@ -235,7 +235,7 @@ def test_a_transform_that_changes_its_shape_is_an_error(shards: Path, tokenizer:
     def unsized(image: Image.Image) -> Tensor:
         return torch.tensor(np.asarray(image)).permute(2, 0, 1)
 
-    pairs = PairLoader(open_source(shards), transform=unsized, tokenizer=tokenizer, batch_size=2, seed=0)
+    pairs = PairLoader(open_source(shards), unsized, tokenizer, Batching(2))
     with pytest.raises(ValueError, match=r"gave \(3, 8, 8\), \(3, 32, 32\) before"):
         next(pairs.epoch(0))
 

@@ -25,14 +25,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cloob.cache import Cache
+from cloob.cli import main
 from cloob.data.batch import BadSample
-from cloob.data.loader import PairLoader
-from cloob.data.open import Source, open_source
-from cloob.data.shards import sizes
-from cloob.data.shards import spec as opener
+from cloob.data.loader import Batching, PairLoader, Share
+from cloob.data.open import open_source
+from cloob.data.shards import fetch as opener
 from cloob.data.shards.remote import RemoteShardSource
 from cloob.data.shards.spec import is_remote, shard_name, sibling
-from cloob.data.shards.spool import ShardCache
+from cloob.data.source import Source
 from cloob.errors import InputError
 
 MakeImage = Callable[..., bytes]
@@ -54,8 +55,8 @@ def stream(shards: Path) -> str:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache(tmp_path / "cache")
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
 
 
 def simple(shards: Path) -> str:
@@ -84,7 +85,7 @@ def test_the_file_beside_a_shard(url: str, beside: str) -> None:
     assert sibling("pipe:mycat 17", "sizes.json") is None
 
 
-def test_streamed_shards_read_like_local_ones(shards: Path, image: MakeImage, cache: ShardCache) -> None:
+def test_streamed_shards_read_like_local_ones(shards: Path, image: MakeImage, cache: Cache) -> None:
     spec = simple(shards)
     source, local = open_source(spec, cache=cache), open_source(shards)
     assert source.streamed and source.name == spec and source.shard_sizes == (5, 4, 3) and len(source) == 12
@@ -93,7 +94,7 @@ def test_streamed_shards_read_like_local_ones(shards: Path, image: MakeImage, ca
     assert pickle.loads(pickle.dumps(source)).read(11) == local.read(11)
 
 
-def test_a_shard_is_fetched_once_and_kept(stream: str, shards: Path, cache: ShardCache) -> None:
+def test_a_shard_is_fetched_once_and_kept(stream: str, shards: Path, cache: Cache) -> None:
     spec = f"pipe:cat {shards}/{{00000..00002}}.tar && echo $0 >> {shards}/asked"
     source = open_source(spec, cache=cache)
     assert (shards / "asked").read_text().count("\n") == 2  # sizes.json, and the first shard to see that it works
@@ -135,7 +136,7 @@ def server(shards: Path) -> Iterator[str]:
         yield url
 
 
-def test_http(server: str, shards: Path, cache: ShardCache) -> None:
+def test_http(server: str, shards: Path, cache: Cache) -> None:
     simple(shards)
     source = open_source(f"{server}/{{00000..00002}}.tar", cache=cache)
     assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
@@ -147,7 +148,7 @@ def test_http(server: str, shards: Path, cache: ShardCache) -> None:
 
 @pytest.mark.parametrize(("scheme", "package", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")])
 def test_a_store_whose_package_is_missing_is_named(
-    cache: ShardCache, monkeypatch: pytest.MonkeyPatch, scheme: str, package: str, extra: str
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, scheme: str, package: str, extra: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=rf"{package} is not installed.*{extra}\]"):
@@ -165,7 +166,7 @@ def test_https(shards: Path, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     script = (
-        "import sys\nfrom cloob.data import opener\nopener._PAUSES = (0, 0)\n"
+        "import sys\nfrom cloob.data.shards import fetch as opener\nopener._PAUSES = (0, 0)\n"
         "from cloob.data.open import open_source\nprint(open_source(sys.argv[1]).read(11).caption)"
     )
     with served(shards, context) as url:
@@ -178,7 +179,7 @@ def test_https(shards: Path, tmp_path: Path) -> None:
             assert ("CERTIFICATE_VERIFY_FAILED" in done.stderr) is not trusted
 
 
-def test_what_else_fsspec_opens_is_read(shards: Path, cache: ShardCache) -> None:
+def test_what_else_fsspec_opens_is_read(shards: Path, cache: Cache) -> None:
     simple(shards)
     memory = fsspec.filesystem("memory")
     for path in shards.iterdir():
@@ -189,7 +190,7 @@ def test_what_else_fsspec_opens_is_read(shards: Path, cache: ShardCache) -> None
         memory.rm("/pairs", recursive=True)
 
 
-def test_a_failed_fetch_names_shard_status_and_attempts(shards: Path, cache: ShardCache) -> None:
+def test_a_failed_fetch_names_shard_status_and_attempts(shards: Path, cache: Cache) -> None:
     simple(shards)
     spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
     source = open_source(spec, cache=cache)
@@ -198,7 +199,7 @@ def test_a_failed_fetch_names_shard_status_and_attempts(shards: Path, cache: Sha
         source.read(5)
     assert "\n" not in str(caught.value)
     assert source.read(0).caption == "pair 0"
-    assert not list((cache.folder or Path()).glob(".tmp-*"))
+    assert not list((cache.folder or Path()).rglob(".tmp-*"))
     with pytest.raises(InputError, match="command not found"):
         opener.fetch("pipe:no-such-command-here 2> /dev/null", shards / "x")
     with pytest.raises(InputError, match=r"nothing here opens ftpx://.*pipe:COMMAND"):
@@ -215,7 +216,7 @@ def test_a_flaky_command_is_tried_again(shards: Path, tmp_path: Path) -> None:
 
 
 def test_an_error_in_a_worker_stays_one_line(
-    shards: Path, cache: ShardCache, tokenizer: Callable[[list[str]], Tensor]
+    shards: Path, cache: Cache, tokenizer: Callable[[list[str]], Tensor]
 ) -> None:
     source = open_source(simple(shards), cache=cache)
     (shards / "00001.tar").unlink()
@@ -227,7 +228,7 @@ def test_an_error_in_a_worker_stays_one_line(
 
 
 def test_a_shard_with_fewer_or_more_samples_than_told(
-    shards: Path, cache: ShardCache, caplog: pytest.LogCaptureFixture
+    shards: Path, cache: Cache, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = simple(shards)
     (shards / "sizes.json").write_text(json.dumps({**SIZES, "00000.tar": 7, "00001.tar": 2}))
@@ -245,7 +246,7 @@ def test_a_shard_with_fewer_or_more_samples_than_told(
     ]
 
 
-def test_a_truncated_streamed_shard_loses_its_last_rows(shards: Path, cache: ShardCache) -> None:
+def test_a_truncated_streamed_shard_loses_its_last_rows(shards: Path, cache: Cache) -> None:
     spec = simple(shards)
     with tarfile.open(shards / "00001.tar") as tar:
         cut = tar.getmember("p007.png").offset_data + 10
@@ -257,19 +258,17 @@ def test_a_truncated_streamed_shard_loses_its_last_rows(shards: Path, cache: Sha
             source.read(row)
 
 
-def test_what_is_no_tar_is_not_kept(shards: Path, cache: ShardCache) -> None:
+def test_what_is_no_tar_is_not_kept(shards: Path, cache: Cache) -> None:
     spec = simple(shards)
     (shards / "00000.tar").write_bytes(b"<html>no" * 200)
     with pytest.raises(InputError, match=r"00000\.tar: gave no readable shard \(is not a tar archive"):
         open_source(spec, cache=cache)
-    assert not list((cache.folder or Path()).glob("*.tar"))
+    assert not list((cache.folder or Path()).rglob("*.tar"))
 
 
-def test_without_counts_it_says_how_to_make_them(shards: Path, cache: ShardCache) -> None:
+def test_without_counts_it_says_how_to_make_them(shards: Path, cache: Cache) -> None:
     spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
-    with pytest.raises(
-        InputError, match=r"number of samples .* must be known; .*python -m cloob\.data\.sizes"
-    ) as caught:
+    with pytest.raises(InputError, match=r"number of samples .* must be known; .*cloob data FOLDER --count") as caught:
         open_source(spec, cache=cache)
     assert "\n" not in str(caught.value)
     (shards / "sizes.json").write_text('{"00000.tar": 5}')
@@ -284,22 +283,22 @@ def test_without_counts_it_says_how_to_make_them(shards: Path, cache: ShardCache
 
 
 def test_sizes_are_counted_for_local_and_for_streamed_shards(
-    shards: Path, cache: ShardCache, capsys: pytest.CaptureFixture[str]
+    shards: Path, cache: Cache, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (shards / "sizes.json").write_text('{"00000.tar": 99}')  # a stale one is no obstacle
-    assert sizes.main([str(shards)]) == 0
+    assert main(["data", str(shards), "--count"]) == 0
     assert json.loads((shards / "sizes.json").read_text()) == SIZES
     assert "3 shards, 12 samples" in capsys.readouterr().out
     assert open_source(shards / "sizes.json").shard_sizes == (5, 4, 3)  # local shards by their list
     spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
     written = shards.parent / "sizes.json"
-    assert sizes.main([spec, "--out", str(written)]) == 0
+    assert main(["data", spec, "--count", "--out", str(written)]) == 0
     assert json.loads(written.read_text()) == SIZES  # to be put beside the shards
     (shards / "sizes.json").unlink()
     source = open_source(spec, cache=cache)  # by what was counted on this host
     assert source.streamed and source.shard_sizes == (5, 4, 3) and source.read(11).caption == "pair 11"
     os.truncate(shards / "00001.tar", 2000)
-    assert sizes.main([str(shards)]) == 2 and sizes.main([f"{shards}/*.tar"]) == 2
+    assert main(["data", str(shards), "--count"]) == 2 and main(["data", f"{shards}/*.tar", "--count"]) == 2
     told = capsys.readouterr().err
     assert "00001.tar: cut after 2,000 bytes" in told and "--out is missing" in told
 
@@ -308,17 +307,17 @@ def test_the_cache_is_bounded_and_the_least_used_goes(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     together = sum((shards / name).stat().st_size for name in SIZES)
-    cache = ShardCache(tmp_path / "cache", max_bytes=together - 1)
-    (tmp_path / "cache" / "folder").mkdir(parents=True)
-    (tmp_path / "cache" / "precious.bin").write_bytes(bytes(together))  # of somebody else: neither counted nor removed
-    os.utime(tmp_path / "cache" / "precious.bin", (0, 0))
+    cache, folder = Cache(tmp_path / "cache", max_bytes=together - 1), tmp_path / "cache" / "shards"
+    (folder / "folder").mkdir(parents=True)
+    (folder / "precious.bin").write_bytes(bytes(together))  # of somebody else: neither counted nor removed
+    os.utime(folder / "precious.bin", (0, 0))
     source = open_source(simple(shards), cache=cache)
     with caplog.at_level(logging.WARNING):
         source.read(0), source.read(5), source.read(11)
-    kept = sorted(path.name[-9:] for path in (tmp_path / "cache").glob("*.tar"))
+    kept = sorted(path.name[-9:] for path in folder.glob("*.tar"))
     assert kept == ["00001.tar", "00002.tar"]
-    assert not list((tmp_path / "cache").glob("*00000.tar.index"))
-    assert (tmp_path / "cache" / "precious.bin").is_file()
+    assert not list(folder.glob("*00000.tar.index"))
+    assert (folder / "precious.bin").is_file()
     assert "raise --cache-gb" in caplog.text  # all three were in use within seconds
     assert source.read(1).caption == "pair 1"  # still open, though its name is gone
     assert pickle.loads(pickle.dumps(source)).read(1).caption == "pair 1"  # fetched again
@@ -327,7 +326,7 @@ def test_the_cache_is_bounded_and_the_least_used_goes(
 def test_a_cache_that_cannot_be_written(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"file/x: cannot keep shards \(Not a directory\); choose another --cache-dir"):
-        open_source(simple(shards), cache=ShardCache(tmp_path / "file" / "x"))
+        open_source(simple(shards), cache=Cache(tmp_path / "file" / "x"))
 
 
 def test_the_default_cache_follows_the_environment(
@@ -346,13 +345,15 @@ def pixel(image: Image.Image) -> Tensor:
     return torch.zeros((3, 2, 2), dtype=torch.uint8)
 
 
-def loader(source: Source, tokenizer: Callable[[list[str]], Tensor], **options: object) -> PairLoader:
-    options = {"batch_size": 5, "seed": 1, "drop_last": False, "shuffle_buffer": 4} | options
-    return PairLoader(source, transform=pixel, tokenizer=tokenizer, **options)
+def loader(
+    source: Source, tokenizer: Callable[[list[str]], Tensor], shuffle_buffer: int = 4, **share: int
+) -> PairLoader:
+    batching = Batching(5, seed=1, drop_last=False, shuffle_buffer=shuffle_buffer)
+    return PairLoader(source, pixel, tokenizer, batching, Share(**share))
 
 
 def run_rank(
-    spec: str, cache: ShardCache, tokenizer: Callable[[list[str]], Tensor], rank: int, world: int, end: Connection
+    spec: str, cache: Cache, tokenizer: Callable[[list[str]], Tensor], rank: int, world: int, end: Connection
 ) -> None:
     """One process of several: three epochs; sends the keys of each batch."""
     source = open_source(spec, cache=cache)
@@ -378,7 +379,7 @@ def test_ranks_and_workers_share_shards_and_visit_each_pair_once(
     (shards / "sizes.json").write_text(json.dumps(counts))
     # Slow enough for all to want the same shard at once; what was asked for is written down.
     spec = f"pipe:sleep 0.05; echo $$ >> {shards}/asked; cat {shards}/{{00000..00007}}.tar"
-    cache = ShardCache(tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
     context = multiprocessing.get_context("fork")
     ends = [context.Pipe(duplex=False) for _ in range(world)]
     ranks = [
@@ -408,7 +409,7 @@ def test_ranks_and_workers_share_shards_and_visit_each_pair_once(
 
 
 def test_shards_are_fetched_before_they_are_needed(
-    shards: Path, cache: ShardCache, tokenizer: Callable[[list[str]], Tensor]
+    shards: Path, cache: Cache, tokenizer: Callable[[list[str]], Tensor]
 ) -> None:
     source = open_source(simple(shards), cache=cache)
     assert isinstance(source, RemoteShardSource)

@@ -25,7 +25,7 @@ def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of saved indices; every set is large enough for one."""
     monkeypatch.setattr(shardindex, "_MIN_SAVED_BYTES", 0)
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "tars"
+    return tmp_path / "cache" / "indices"
 
 
 @pytest.fixture

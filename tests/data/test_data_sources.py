@@ -11,7 +11,8 @@ import pytest
 
 from cloob import cli
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample
-from cloob.data.open import Source, _check_usable, open_source
+from cloob.data.open import _check_usable, open_source
+from cloob.data.source import Source
 from cloob.errors import InputError
 from cloob.evaluate.sets.captioned import open_captioned
 

@@ -113,7 +113,7 @@ def test_a_reduced_crop_has_enough_pixels_and_lies_on_whole_ones(
     crop = TrainTransform(size, scale=(low, 1.0)).draw(width, height, seeded(seed))
     exact = TrainTransform(size, scale=(low, 1.0), reduce=False).draw(width, height, seeded(seed))
     r = crop.reduction
-    assert r in (1, 2, 4, 8) and exact.reduction == 1 and crop.whole == (width, height)
+    assert r in (1, 2, 4, 8) and exact.reduction == 1 and crop.source_size == (width, height)
     assert all(value % r == 0 for value in crop[:4])
     if r > 1:
         assert min(crop.height, crop.width) // r >= size

@@ -15,7 +15,7 @@ from cloob.errors import InputError
 from cloob.evaluate.analysis import analyze, duplicate_groups, similar_pairs
 from cloob.evaluate.embed import embed_pairs
 from cloob.evaluate.measures.geometry import geometry
-from cloob.models.store import save_model
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, Pairs

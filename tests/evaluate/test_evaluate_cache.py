@@ -6,25 +6,29 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from cloob.cache import Cache
 from cloob.data.content import content_key
 from cloob.errors import InputError
-from cloob.evaluate.cache import DEFAULT_LIMIT, DiskCache, Stored, fingerprint, module_key
+from cloob.evaluate.cache import Stored, fingerprint, load, module_key, save
 from cloob.evaluate.embed import Encoder
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate
-from cloob.models import store as model_store
-from cloob.models.store import save_model
+from cloob.models import load as model_loading
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 NAMES = list(COLOURS)
+
+
+def embeddings_in(folder: Path) -> list[Path]:
+    return sorted((folder / "embeddings").iterdir())
 
 
 @pytest.fixture
@@ -43,20 +47,23 @@ def test_a_finished_evaluation_needs_no_model(model: Path, monkeypatch: pytest.M
 
     def run() -> dict[str, object]:
         return evaluate(
-            Embeddings({"m": model}, EmbedOptions(cache=cache), tower=True), [data], [pairs], training={"solid": train}
+            Embeddings({"m": model}, EmbedOptions(cache=Cache(cache)), tower=True),
+            [data],
+            [pairs],
+            training={"solid": train},
         )
 
     first = run()
     assert first == evaluate(Embeddings({"m": model}, tower=True), [data], [pairs], training={"solid": train})
-    stored = sorted(cache.rglob("*"))
-    monkeypatch.setattr(model_store, "load_model", no_model)
+    stored = embeddings_in(cache)
+    monkeypatch.setattr(model_loading, "load_model", no_model)
     assert run() == first
-    assert sorted(cache.rglob("*")) == stored
+    assert embeddings_in(cache) == stored
     assert first["rows"][0]["zeroshot"]["solid"]["unreadable"] == {"corrupt image": 1}  # type: ignore[index]
     # A run without probes finds what the run with them has left.
-    without = evaluate(Embeddings({"m": model}, EmbedOptions(cache=cache)), [data], [pairs])
+    without = evaluate(Embeddings({"m": model}, EmbedOptions(cache=Cache(cache))), [data], [pairs])
     assert without["rows"][0]["zeroshot"] == first["rows"][0]["zeroshot"]  # type: ignore[index]
-    assert sorted(cache.rglob("*")) == stored
+    assert embeddings_in(cache) == stored
 
 
 def test_other_weights_or_other_data_are_other_embeddings(model: Path) -> None:
@@ -64,7 +71,7 @@ def test_other_weights_or_other_data_are_other_embeddings(model: Path) -> None:
     data = Labels(NAMES)
 
     def features(where: Path, what: Labels) -> torch.Tensor:
-        return Embeddings({"m": where}, EmbedOptions(cache=cache)).labelled("m", what).images.features
+        return Embeddings({"m": where}, EmbedOptions(cache=Cache(cache))).labelled("m", what).images.features
 
     before = features(model, data)
     assert not torch.equal(features(model, Labels(NAMES[::-1])), before)
@@ -95,10 +102,11 @@ def test_module_keys_see_each_weight_and_buffer() -> None:
 
 def test_models_in_memory(tmp_path: Path) -> None:
     encoder, data = create_model("tiny-vit", seed=0), Labels(NAMES)
-    a = Embeddings({"m": encoder}, EmbedOptions(cache=tmp_path / "cache")).labelled("m", data)
-    b = Embeddings({"m": create_model("tiny-vit", seed=0)}, EmbedOptions(cache=tmp_path / "cache")).labelled("m", data)
-    assert torch.equal(a.images.features, b.images.features) and len(list((tmp_path / "cache").iterdir())) == 1
-    Embeddings({"m": ColourModel()}, EmbedOptions(cache=tmp_path / "none")).labelled(
+    options = EmbedOptions(cache=Cache(tmp_path / "cache"))
+    a = Embeddings({"m": encoder}, options).labelled("m", data)
+    b = Embeddings({"m": create_model("tiny-vit", seed=0)}, options).labelled("m", data)
+    assert torch.equal(a.images.features, b.images.features) and len(embeddings_in(tmp_path / "cache")) == 2
+    Embeddings({"m": ColourModel()}, EmbedOptions(cache=Cache(tmp_path / "none"))).labelled(
         "m", data
     )  # weights that nobody can see
     assert not (tmp_path / "none").exists()
@@ -106,25 +114,25 @@ def test_models_in_memory(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_computed_anew(model: Path) -> None:
     cache, data = model.parent / "cache", Labels(NAMES)
-    first = Embeddings({"m": model}, EmbedOptions(cache=cache)).labelled("m", data)
-    files = [path for path in cache.rglob("*") if path.is_file()]
+    first = Embeddings({"m": model}, EmbedOptions(cache=Cache(cache))).labelled("m", data)
+    files = embeddings_in(cache)
     assert len(files) == 2
     for path, content in zip(files, (b"", b"garbage" * 99), strict=True):
         path.write_bytes(content)
-    again = Embeddings({"m": model}, EmbedOptions(cache=cache)).labelled("m", data)
+    again = Embeddings({"m": model}, EmbedOptions(cache=Cache(cache))).labelled("m", data)
     assert torch.equal(again.images.features, first.images.features) and torch.equal(again.classes, first.classes)
     assert all(path.stat().st_size > 700 for path in files)
 
 
 def test_concurrent_writers_leave_one_whole_file(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path / "cache")
+    cache = Cache(tmp_path / "cache")
     values = [torch.full((200, 50), float(i)) for i in range(4)]
     wrong: list[object] = []
 
     def write(value: torch.Tensor) -> None:
         for _ in range(25):
-            cache.save("m", "images", "d", Stored({"x": value}, {"keys": ["ä"]}))
-            found = cache.load("m", "images", "d")
+            save(cache, "m", "images", "d", Stored({"x": value}, {"keys": ["ä"]}))
+            found = load(cache, "m", "images", "d")
             if found is None or len(found.tensors["x"].unique()) != 1 or found.facts != {"keys": ["ä"]}:
                 wrong.append(found)
 
@@ -134,13 +142,14 @@ def test_concurrent_writers_leave_one_whole_file(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert [path.name for path in (tmp_path / "cache" / "m").iterdir()] == ["images-d.safetensors"]
+    (file,) = embeddings_in(tmp_path / "cache")
+    assert file.name.endswith("-m_images-d.safetensors")
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="embeddings cannot be kept here"):
-        DiskCache(tmp_path / "file" / "cache").save("m", "k", "d", Stored({"x": torch.zeros(1)}, {}))
+    with pytest.raises(InputError, match=r"cannot keep embeddings \(Not a directory\); choose another --cache-dir"):
+        save(Cache(tmp_path / "file" / "cache"), "m", "k", "d", Stored({"x": torch.zeros(1)}, {}))
 
 
 def test_two_sets_of_one_name_are_two(model: Path) -> None:
@@ -160,9 +169,9 @@ def test_a_run_that_goes_on_while_it_is_judged(model: Path, tmp_path: Path) -> N
         place = run / "checkpoints" / f"step-{step:08d}"
         save_model(place / "model", create_model("tiny-vit", seed=step), make_objective("cloob").config())
     later = (run / "checkpoints" / "step-00000002").rename(tmp_path / "later")
-    embeddings = Embeddings({"m": run}, EmbedOptions(cache=tmp_path / "cache"))
+    embeddings = Embeddings({"m": run}, EmbedOptions(cache=Cache(tmp_path / "cache")))
     embeddings.facts("m")
-    embeddings = Embeddings({"m": run}, EmbedOptions(cache=tmp_path / "cache"))
+    embeddings = Embeddings({"m": run}, EmbedOptions(cache=Cache(tmp_path / "cache")))
     embeddings.facts("m")  # from the disk: nothing is loaded yet
     later.rename(run / "checkpoints" / "step-00000002")
     found = embeddings.labelled("m", Labels(NAMES)).images.features
@@ -170,76 +179,19 @@ def test_a_run_that_goes_on_while_it_is_judged(model: Path, tmp_path: Path) -> N
     assert torch.equal(found, old)
 
 
-M, D = fingerprint("m"), fingerprint("d")
-
-
-def entry(cache: DiskCache, name: str, used_ago: float, numbers: int = 1000) -> Path:
-    cache.save(M, name, D, Stored({"x": torch.zeros(numbers)}, {}))
-    path = cache.folder / M / f"{name}-{D}.safetensors"
-    os.utime(path, (time.time() - used_ago,) * 2)
-    return path
-
-
-def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:
-    cache = DiskCache(tmp_path, limit=10_000_000)
-    size = entry(cache, "probe", 0).stat().st_size
-    paths = [entry(cache, f"k{day}", 86_400.0 * day) for day in (1, 2, 3, 4)]
-    (tmp_path / M / ".tmp-9-left").write_bytes(b"x" * size)
-    os.utime(tmp_path / M / ".tmp-9-left", (0, 0))
-    os.utime(tmp_path / M / f"probe-{D}.safetensors", (time.time() - 9 * 86_400,) * 2)
-    assert cache.load(M, "probe", D) is not None  # used just now
-    cache.limit = 4 * size
-    assert cache.evict() == [tmp_path / M / ".tmp-9-left", paths[3]]
-    cache.limit = 2 * size
-    entry(cache, "new", 0)  # whoever stores, tidies up
-    left = sorted(path.name for path in (tmp_path / M).iterdir())
-    assert left == [f"new-{D}.safetensors", f"probe-{D}.safetensors"]
-    cache.limit = 0
-    assert cache.evict() == []  # both are young: another run may be about to read them
-
-
-def test_one_large_file_outstays_its_own_storing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cloob.evaluate.cache._YOUNG", -60.0)
-    cache = DiskCache(tmp_path, limit=5000)
-    cache.save(M, "large", D, Stored({"x": torch.zeros(9000)}, {}))
-    assert cache.load(M, "large", D) is not None
-    cache.save(M, "small", D, Stored({"x": torch.zeros(9)}, {}))
-    assert cache.load(M, "large", D) is None and cache.load(M, "small", D) is not None
-
-
-def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:
-    theirs = [tmp_path / name for name in ("llama/model.safetensors", "run/.tmp-5", f"{M}/notes.safetensors")]
-    for path in theirs:
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(bytes(5000))
-        os.utime(path, (0, 0))
-    ours = entry(DiskCache(tmp_path, limit=10_000_000), "old", 86_400.0)
-    assert DiskCache(tmp_path, limit=0).evict() == [ours]
-    assert all(path.is_file() for path in theirs)
-
-
-def test_the_limit_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("CLOOB_CACHE_BYTES", raising=False)
-    assert DiskCache(tmp_path).limit == DEFAULT_LIMIT == 20_000_000_000
-    monkeypatch.setenv("CLOOB_CACHE_BYTES", "123")
-    assert DiskCache(tmp_path).limit == 123 and DiskCache(tmp_path, limit=7).limit == 7
-    monkeypatch.setenv("CLOOB_CACHE_BYTES", "20 GB")
-    with pytest.raises(InputError, match=r"CLOOB_CACHE_BYTES is '20 GB'; a number of bytes is wanted"):
-        DiskCache(tmp_path)
-
-
 _RUN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from evaluate_fakes import COLOURS, Labels, Pairs
+from cloob.cache import Cache
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate, write_results
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
 names = list(COLOURS)
 sets = [Labels(names * 3, name="a"), Labels(names[::-1] * 2, name="b")]
 sys.stdin.readline()  # both have their imports behind them
-embeddings = Embeddings({"m": folder / "model"}, EmbedOptions(cache=folder / "cache"), tower=True)
+embeddings = Embeddings({"m": folder / "model"}, EmbedOptions(cache=Cache(folder / "cache")), tower=True)
 results = evaluate(embeddings, sets, [Pairs(names)])
 write_results(out, results)
 """
@@ -266,7 +218,7 @@ def test_runs_at_the_same_time_share_a_folder(model: Path) -> None:
     assert [run.returncode for run in runs] == [0, 0], said
     contents = [out.read_bytes() for out in outs]
     assert contents[0] == contents[1]
-    files = [path for path in (folder / "cache").rglob("*") if path.is_file()]
+    files = embeddings_in(folder / "cache")
     assert len(files) == 5 and not [path for path in files if path.name.startswith(".")]
-    again = Embeddings({"m": model}, EmbedOptions(cache=folder / "cache"), tower=True)
+    again = Embeddings({"m": model}, EmbedOptions(cache=Cache(folder / "cache")), tower=True)
     assert torch.isfinite(again.labelled("m", Labels(list(COLOURS) * 3, name="a")).images.features).all()

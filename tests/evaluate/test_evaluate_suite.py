@@ -14,7 +14,7 @@ from cloob.evaluate.examples import example_queries
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.evaluate.suite import differences, evaluate, write_results
-from cloob.models.store import save_model
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
@@ -25,8 +25,8 @@ NAMES = list(COLOURS)
 @pytest.fixture
 def models() -> dict[str, ColourModel]:
     good, bad = ColourModel("good"), ColourModel("bad", confused=[("red", "blue")])
-    good.objective = make_objective("cloob").config()
-    bad.objective = make_objective("clip").config()
+    good.objective_config = make_objective("cloob").config()
+    bad.objective_config = make_objective("clip").config()
     return {"bad": bad, "good": good}
 
 

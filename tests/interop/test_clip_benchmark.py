@@ -17,7 +17,8 @@ from PIL import Image
 from cloob.errors import InputError
 from cloob.evaluate.suite import evaluate
 from cloob.evaluate.tables import write_clip_benchmark
-from cloob.models.store import load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 

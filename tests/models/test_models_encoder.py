@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.towers import TINY_MODELS
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+from cloob.models.towers import TINY_MODELS, create_model
+from cloob.objective import make_objective
 
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
 
@@ -186,3 +189,34 @@ def test_wrong_files(resnet: DualEncoder, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
     with pytest.raises(InputError, match=r"cut\.png: not a readable image"):
         resnet.encode_image([tmp_path / "cut.png"])
+
+
+def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path: Path) -> None:
+    trained = make_objective("infonce-hopfield", inv_tau=20.0, beta=15.0)
+    save_model(tmp_path / "m", create_model("tiny-vit", seed=0), trained.config() | {"gather": True})
+    encoder = load_model(tmp_path / "m")
+    objective = encoder.make_objective()
+    assert objective.name == "infonce-hopfield" and not objective.gather
+    assert (float(objective.inv_tau), float(objective.beta)) == (20.0, 15.0)
+    assert float(encoder.make_objective(beta=3.0).beta) == 3.0
+    rows = torch.nn.functional.normalize(torch.randn(2, 5, 8), dim=-1)
+    assert torch.equal(objective(*rows), trained(*rows))
+
+
+def test_what_a_model_does_not_say_of_its_objective_is_not_guessed() -> None:
+    encoder = create_model("tiny-vit", seed=0)
+    with pytest.raises(InputError, match="does not say what it was trained with"):
+        encoder.make_objective()
+    encoder.objective_config = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0}  # as ml-jku's later files
+    with pytest.raises(InputError, match=r"which β it was trained with; give make_objective\(beta=…\)"):
+        encoder.make_objective()
+    assert float(encoder.make_objective(beta=14.3).beta) == 14.3
+    encoder.objective_config = {"contrast": "triplet", "hopfield": False}
+    with pytest.raises(InputError, match="cannot be used"):
+        encoder.make_objective()
+
+
+def test_a_config_says_what_the_encoder_is() -> None:
+    config = create_model("tiny-vit", seed=0).config
+    assert (config.kind, config.embed_dim, config.context_length) == ("open_clip", 256, 24)
+    assert config.settings["vision_cfg"]["image_size"] == 64

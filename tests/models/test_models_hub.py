@@ -14,9 +14,10 @@ import pytest
 
 from cloob.errors import InputError
 from cloob.models import names
+from cloob.models.folder import save_model
 from cloob.models.hub import answers
+from cloob.models.load import load_model
 from cloob.models.names import check_path, known_models
-from cloob.models.store import load_model, save_model
 from cloob.models.towers import create_model, open_clip
 from support import served, serving
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cloob.evaluate.embed import embed_texts
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.texts import TrimmedTokenizer, causal_tower, trimmed
 from cloob.models.towers import create_model, open_clip
 
@@ -31,7 +31,7 @@ def custom_encoder() -> DualEncoder:
         torch.default_generator.manual_seed(0)
         model = library.create_model("tiny-vit", force_custom_text=True)
     tokenizer, config = library.get_tokenizer("tiny-vit"), library.get_model_config("tiny-vit")
-    encoder = DualEncoder("custom", model, tokenizer, config).eval()
+    encoder = DualEncoder("custom", model, tokenizer, EncoderConfig.open_clip(config)).eval()
     assert causal_tower(encoder.model, encoder.context_length) == "text"
     return encoder
 

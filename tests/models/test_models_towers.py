@@ -23,7 +23,7 @@ def test_list_models_has_ours_and_open_clips() -> None:
 
 
 def test_towers_module_does_not_import_open_clip() -> None:
-    code = "import sys, cloob.models.store; sys.exit('open_clip' in sys.modules or 'torchvision' in sys.modules)"
+    code = "import sys, cloob.models.load; sys.exit('open_clip' in sys.modules or 'torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -50,7 +50,7 @@ def test_tiny_tower_is_small_and_trainable(name: str) -> None:
 
 def test_an_open_clip_config_by_name_and_by_its_slash_name() -> None:
     encoder = create_model("RN50", seed=0, image_size=32)
-    assert encoder.image_size == 32 and encoder.config["vision_cfg"]["image_size"] == 32
+    assert encoder.image_size == 32 and encoder.config.settings["vision_cfg"]["image_size"] == 32
     assert encoder.context_length == 77 and encoder.embed_dim == 1024
     # the override stays in this model
     assert open_clip().get_model_config("RN50")["vision_cfg"]["image_size"] == 224
@@ -155,4 +155,4 @@ def test_tag_brings_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: None)
     encoder = create_model("ViT-B-32", pretrained="openai", image_size=32, seed=0)
     assert isinstance(encoder.model.transformer.resblocks[0].mlp.gelu, transformer.QuickGELU)
-    assert encoder.config["quick_gelu"] is True
+    assert encoder.config.settings["quick_gelu"] is True

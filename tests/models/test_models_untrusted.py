@@ -18,9 +18,12 @@ import torch
 from cloob import cli
 from cloob.errors import InputError, one_line
 from cloob.models.aligned import open_image_encoder, open_text_encoder
-from cloob.models.store import CONFIG_FILE, WEIGHTS_FILE, load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
 from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
+from cloob.train.config import TrainConfig
 from cloob.train.state.resume import read_checkpoint
 from support import write_pairs
 
@@ -97,7 +100,7 @@ def test_a_model_folder_runs_none_of_its_python(
     for source in (hostile, f"local-dir:{hostile}"):
         refused(lambda source=source: load_model(source), said)
     for open_it in (open_image_encoder, open_text_encoder):
-        refused(lambda open_it=open_it: open_it(str(hostile)), said)
+        refused(lambda open_it=open_it: open_it(str(hostile), load_model), said)
     change(hostile / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].pop("tokenizer_kwargs"))
     refused(lambda: load_model(hostile), "tokenizer_config.json: auto_map asks for Python code")
     assert not marker.exists()
@@ -151,9 +154,9 @@ def test_an_encoder_of_align_runs_none_of_its_python(
     never_asked(monkeypatch)
     folder = plant(shutil.copytree(bert, tmp_path / "bert"), marker, name)
     for spec in (str(folder), f"hf:{folder}"):
-        refused(lambda spec=spec: open_text_encoder(spec), name, "auto_map")
+        refused(lambda spec=spec: open_text_encoder(spec, load_model), name, "auto_map")
     plant(folder, marker, "config.json")
-    refused(lambda: open_image_encoder(f"timm:local-dir:{folder}"), "auto_map")
+    refused(lambda: open_image_encoder(f"timm:local-dir:{folder}", load_model), "auto_map")
     assert not marker.exists()
 
 
@@ -188,8 +191,8 @@ def test_a_model_of_the_hub_runs_none_of_its_python(
     cached(hostile, hub_cache, "some", "hostile")
     refused(lambda: load_model("hf-hub:some/hostile"), "Python code of the model's own")
     cached(plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"), hub_cache, "some", "bert")
-    refused(lambda: open_text_encoder("hf:some/bert"), "some--bert", "auto_map")
-    refused(lambda: open_image_encoder("timm:hf-hub:some/bert"), "auto_map")
+    refused(lambda: open_text_encoder("hf:some/bert", load_model), "some--bert", "auto_map")
+    refused(lambda: open_image_encoder("timm:hf-hub:some/bert", load_model), "auto_map")
     for key in ("hf_tokenizer_name", "hf_model_name"):  # a good model that names a bad one
         other = shutil.copytree(tower, tmp_path / key)
         change(other / CONFIG_FILE, lambda c, key=key: c["model_cfg"]["text_cfg"].update({key: "some/bert"}))
@@ -234,7 +237,7 @@ def test_arguments_of_open_clip_s_own_configs_are_taken(tower: Path, tmp_path: P
 def test_an_index_of_shards_stays_in_its_folder(name: str, shard: str, bert: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(bert, tmp_path / "bert")
     (folder / name).write_text(json.dumps({"weight_map": {"a": "model-1.bin", "b": shard}}))
-    refused(lambda: open_text_encoder(str(folder)), name, "outside of its folder")
+    refused(lambda: open_text_encoder(str(folder), load_model), name, "outside of its folder")
 
 
 def test_a_vocabulary_outside_of_the_folder_is_not_read(bert: Path, tmp_path: Path) -> None:
@@ -242,7 +245,7 @@ def test_a_vocabulary_outside_of_the_folder_is_not_read(bert: Path, tmp_path: Pa
     secret = tmp_path / "secret"
     secret.write_text("word")
     change(folder / "tokenizer_config.json", lambda config: config.update(vocab_file=str(secret)))
-    refused(lambda: open_text_encoder(str(folder)), "vocab_file", "outside of its folder")
+    refused(lambda: open_text_encoder(str(folder), load_model), "vocab_file", "outside of its folder")
 
 
 @pytest.mark.parametrize(
@@ -329,3 +332,101 @@ def test_nothing_of_it_runs_in_a_process_of_its_own(hostile: Path, marker: Path)
     script = "import sys; from cloob import load_model; load_model(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", script, str(hostile)], input="y\n", capture_output=True, text=True)
     assert done.returncode and "Python code of the model's own" in done.stderr and not marker.exists()
+
+
+@pytest.fixture
+def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any parameter that has memory of its own is an error; the skeleton's have none."""
+    original = torch.nn.Parameter.__new__
+
+    def without_memory(cls: type, data: torch.Tensor | None = None, requires_grad: bool = True) -> torch.nn.Parameter:
+        assert data is None or data.is_meta, tuple(data.shape)
+        return original(cls, data, requires_grad)
+
+    monkeypatch.setattr(torch.nn.Parameter, "__new__", without_memory)
+
+
+HUGE = 10**9
+SIZES = {
+    "layers": ({"vision_cfg": {"layers": HUGE}}, "layers is 1e+09"),
+    "text layers": ({"text_cfg": {"layers": 200}}, "layers is 200"),
+    "width": ({"text_cfg": {"width": HUGE}}, "width is 1e+09"),
+    "vocabulary": ({"text_cfg": {"vocab_size": 1 << 24}}, "token_embedding.weight has shape"),
+    "queries": (
+        {"vision_cfg": {"attentional_pool": True, "attn_pooler_queries": HUGE}},
+        "attn_pooler_queries is 1e+09",
+    ),
+    "ratio": ({"text_cfg": {"mlp_ratio": 1e5}}, "mlp.c_fc.weight has shape"),
+    "table": ({"vision_cfg": {"pos_embed_type": "sin_cos_2d", "image_size": 65536, "patch_size": 1}}, "image_size is"),
+    "decoder": ({"multimodal_cfg": {"layers": HUGE}}, "layers is 1e+09"),
+    "timm": ({"vision_cfg": {"timm_model_name": "vit_giant_patch14_224"}}, "its weights do not fit"),
+    "timm's head": ({"embed_dim": 60_000, "vision_cfg": {"timm_model_name": "resnet18"}}, "its weights do not fit"),
+}
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_of_a_configuration_take_no_memory(
+    tower: Path, tmp_path: Path, hub_cache: Path, nothing_is_built: None, case: str
+) -> None:
+    edit, said = SIZES[case]
+    folder = shutil.copytree(tower, tmp_path / "m")
+
+    def enlarge(config: dict[str, Any]) -> None:
+        for part, values in edit.items():
+            inner = config["model_cfg"].setdefault(part, {}) if isinstance(values, dict) else None
+            config["model_cfg"].update({part: values}) if inner is None else inner.update(values)
+
+    change(folder / CONFIG_FILE, enlarge)
+    refused(lambda: load_model(folder), said)
+    cached(folder, hub_cache, "some", "huge")
+    refused(lambda: load_model("hf-hub:some/huge"), said)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_hidden_layers": HUGE}, "num_hidden_layers is 1e+09"),
+        ({"vocab_size": HUGE}, "parameters, and its weights have"),
+    ],
+)
+def test_sizes_of_a_text_encoder_take_no_memory(
+    tower: Path, bert: Path, tmp_path: Path, hub_cache: Path, nothing_is_built: None, values: dict[str, int], said: str
+) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    change(folder / "config.json", lambda config: config.update(values))
+    cached(folder, hub_cache, "some", "huge")
+    refused(lambda: open_text_encoder(str(folder), load_model), said)
+    refused(lambda: open_text_encoder("hf:some/huge", load_model), said)
+    named = shutil.copytree(tower, tmp_path / "m")
+    change(named / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update({"hf_model_name": "some/huge"}))
+    refused(lambda: load_model(named), said if "layers" in said else "its weights do not fit")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"depth": HUGE}, "depth is 1e+09"), ({"embed_dim": 64_000, "num_heads": 1}, "parameters, and its weights have")],
+)
+def test_sizes_of_an_image_encoder_take_no_memory(
+    tmp_path: Path, hub_cache: Path, nothing_is_built: None, values: dict[str, int], said: str
+) -> None:
+    folder = tmp_path / "t"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
+    content = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": values, "pretrained_cfg": {}}
+    (folder / "config.json").write_text(json.dumps(content))
+    cached(folder, hub_cache, "some", "huge")
+    refused(lambda: open_image_encoder(f"timm:local-dir:{folder}", load_model), said)
+    refused(lambda: open_image_encoder("timm:hf-hub:some/huge", load_model), said)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"run": {"seed": 1, "seed": 2}}', "the key 'seed' is there twice"),
+        ('{"optim": {"lr": NaN}}', "NaN is no number"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+    ],
+)
+def test_the_config_of_a_run_is_a_stranger_s_too(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    refused(lambda: TrainConfig.from_json(tmp_path / "config.json"), "config.json", said)

@@ -173,7 +173,8 @@ def shards(folder: Path, sizes: dict[str, int]) -> Path:
 )
 def test_recipes_train_on_shards(recipe: str, changes: dict[str, object], tmp_path: Path) -> None:
     """Two steps of each kind, on tiny towers."""
-    from cloob.models.store import load_model, save_model
+    from cloob.models.folder import save_model
+    from cloob.models.load import load_model
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
     from cloob.train.loop import train

@@ -17,7 +17,8 @@ from train_helpers import exact
 from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.aligned import AlignedEncoder
-from cloob.models.store import load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train import align
@@ -44,7 +45,7 @@ def heads(base: TrainConfig, towers: list[str], pairs_folder: Path, tmp_path: Pa
         embed_dim=12,
         head_dropout=0.2,
         val_data=[str(pairs_folder)],
-        features=tmp_path / "features",
+        cache_dir=tmp_path / "cache",
         out=tmp_path / "run",
     )
 
@@ -70,7 +71,7 @@ def test_features_are_the_encoders_and_computed_once(
     monkeypatch.setattr(AlignedEncoder, "features", _never)
     again = build.make_loader(open_source(pairs_folder), build.make_encoder(heads), heads, torch.device("cpu"))
     assert torch.equal(again.features.images, features.images)  # type: ignore[union-attr]
-    (file,) = heads.align.features.glob("*.safetensors")  # type: ignore[union-attr]
+    (file,) = (heads.pairs.cache_dir / "features").glob("*.safetensors")  # type: ignore[operator]
     file.write_bytes(file.read_bytes()[:1000])  # cut short: counts as none
     with pytest.raises(AssertionError, match="computed again"):
         build.make_loader(open_source(pairs_folder), build.make_encoder(heads), heads, torch.device("cpu"))
@@ -103,7 +104,7 @@ def test_features_are_those_of_the_bytes_that_are_there(
     assert torch.equal(after[2:], before[2:]) and not torch.allclose(after[0], before[0])
     captions = features()
     (folder / "02.txt").write_text("another caption")
-    assert torch.equal(features(), captions) and len(list((tmp_path / "features").iterdir())) == 3
+    assert torch.equal(features(), captions) and len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 3
     shutil.move(folder, tmp_path / "elsewhere")
     folder = tmp_path / "elsewhere"
     monkeypatch.setattr(AlignedEncoder, "features", _never)
@@ -114,9 +115,9 @@ def test_features_are_those_of_the_tokeniser_and_the_pooling(towers: list[str]) 
     """Two text encoders with the same weights that read a caption differently share nothing."""
     from cloob.models.aligned import open_text_encoder
 
-    encoder = open_text_encoder(towers[1])
+    encoder = open_text_encoder(towers[1], load_model)
     before = encoder.options()
-    assert before == open_text_encoder(towers[1]).options()
+    assert before == open_text_encoder(towers[1], load_model).options()
     encoder.tokenizer = lambda texts: torch.zeros(len(texts), encoder.context_length, dtype=torch.int64)
     assert encoder.options() != before
 
@@ -211,21 +212,25 @@ def test_patience_keeps_the_best_heads(heads: TrainConfig) -> None:
 
 def test_two_processes_share_the_features(heads: TrainConfig, launch: Callable[..., Any], tmp_path: Path) -> None:
     config = heads.override(head_dropout=0.0, epochs=1)
-    two = config.override(out=tmp_path / "two", features=tmp_path / "other")
+    two = config.override(out=tmp_path / "two", cache_dir=tmp_path / "other")
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint")
     job = launch({"config": two.to_dict()}, launcher=(*launcher, "localhost:0"))
     one = train(config)
     output, _ = job.communicate(timeout=120)
     assert job.returncode == 0, output
-    assert len(list((tmp_path / "other").iterdir())) == 1  # training and validation are the same pairs here
+    assert (
+        len(list((tmp_path / "other" / "features").glob("*.safetensors"))) == 1
+    )  # training and validation are the same pairs here
     for a, b in zip(exact(one.run), exact(tmp_path / "two"), strict=True):
         assert b == pytest.approx(a, rel=2e-4)
 
 
 def test_a_file_in_the_place_of_the_folder_is_one_line(heads: TrainConfig, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("not a folder")
-    with pytest.raises(InputError, match=r"taken.*: cannot be written \(") as caught:
-        train(heads.override(features=tmp_path / "taken" / "inside"))
+    with pytest.raises(
+        InputError, match=r"taken/inside: cannot keep features \(Not a directory\); choose another --cache-dir"
+    ) as caught:
+        train(heads.override(cache_dir=tmp_path / "taken" / "inside"))
     assert "\n" not in str(caught.value)
 
 

@@ -7,7 +7,8 @@ import torch
 from train_helpers import Recorder, Trained, exact, lines
 
 from cloob.errors import InputError
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.loop import train

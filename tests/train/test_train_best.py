@@ -13,7 +13,8 @@ from train_helpers import Trained, lines
 
 from cloob.data.open import open_source
 from cloob.errors import InputError
-from cloob.models.store import best_checkpoint, find_best, find_model_folder, list_checkpoints, load_model
+from cloob.models.load import find_model_folder, load_model
+from cloob.models.runs import best_checkpoint, find_best, list_checkpoints
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train

@@ -19,7 +19,8 @@ import torch
 from train_helpers import Trained
 
 from cloob.errors import InputError
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.config.components import OptimConfig

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from train_helpers import Ranks, exact, fork
 
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state.resume import find_checkpoint, read_checkpoint
@@ -65,7 +66,7 @@ def check_and_go_on(ranks: Ranks, config: TrainConfig, whole: TrainConfig, file:
     run = config.save.out
     assert ranks.codes[0] == 2, ranks.told()
     *progress, said = ranks.told().splitlines()
-    usual = ("cloob: step", "cloob: epoch", f"{run}/tensorboard: ", f"{config.pairs.data[0]}: ")
+    usual = ("cloob: opening data", "cloob: step", "cloob: epoch", f"{run}/tensorboard: ", f"{config.pairs.data[0]}: ")
     assert all(line.startswith(usual) for line in progress) and said.startswith(f"cloob: {run}/")
     kept = list_checkpoints(run)
     assert kept and not list((run / "checkpoints").glob(".tmp-*"))

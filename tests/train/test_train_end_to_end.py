@@ -11,7 +11,7 @@ import pytest
 from train_helpers import KilledAfter, exact, fork, lines
 
 from cloob.cli import main
-from cloob.models.store import load_model
+from cloob.models.load import load_model
 from cloob.recipes import get_recipe
 from cloob.train.loop import train
 
@@ -35,8 +35,8 @@ def test_the_paper_s_recipes_on_their_formats(
     for line in lines(tmp_path / "run" / "epochs.jsonl"):
         assert line["skipped"] == {"corrupt image": 1, "empty caption": 1}
     encoder = load_model(tmp_path / "run")
-    assert encoder.objective["hopfield"] == recipe.endswith("cloob")
-    assert encoder.objective["learnable_inv_tau"] == recipe.endswith("clip")
+    assert encoder.objective_config["hopfield"] == recipe.endswith("cloob")
+    assert encoder.objective_config["learnable_inv_tau"] == recipe.endswith("clip")
 
 
 def first_pairs(shard: Path, folder: Path, pairs: int) -> str:

@@ -21,7 +21,7 @@ import pytest
 from train_helpers import Trained, exact, fork, free_port, lines, wait_until
 
 from cloob.errors import InputError
-from cloob.models.store import list_checkpoints
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state.resume import find_checkpoint

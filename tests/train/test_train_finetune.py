@@ -13,7 +13,7 @@ from train_helpers import exact
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import load_model
+from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
@@ -248,7 +248,7 @@ def test_a_run_writes_the_average_with_its_start(few: TrainConfig, tmp_path: Pat
             moved += not torch.equal(start[name], tuned[name])
     assert moved > 30
     objective = json.loads((second.run / "averaged" / "objective.json").read_text())
-    assert objective == load_model(second.run).objective
+    assert objective == load_model(second.run).objective_config
     train(config.override(average_with_start=None, overwrite=True))
     assert not (second.run / "averaged").exists()  # an old average does not stay beside a new run
 

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from train_helpers import Recorder, Trained, exact, lines
 
+from cloob.cli import main
 from cloob.data.mix import MixedSource
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, TrainingFailed
-from cloob.models.store import best_checkpoint, list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import best_checkpoint, list_checkpoints
 from cloob.train import loop
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
@@ -153,7 +155,34 @@ def test_resume_from_a_path_into_another_folder(trained: Trained, tmp_path: Path
 def test_a_finished_run_is_left_as_it_is(trained: Trained, tmp_path: Path) -> None:
     out = cut_back(trained, tmp_path / "run", 15)
     result = train(trained.config.override(out=out, resume="auto"))
-    assert result.steps == 15 and exact(out) == exact(trained.run) and result.loss is None
+    assert result.already_finished and (result.run, result.steps, result.epochs) == (out, 15, 3)
+    assert exact(out) == exact(trained.run) and result.loss is None
+
+
+def test_a_finished_run_is_said_to_be_finished(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 0, one line, and not a byte or a time of its files is changed; another model is no such run."""
+    out = cut_back(trained, tmp_path / "run", 15)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
+    command = ["train", "--config", str(trained.run / "config.json"), "--out", str(out), "--resume", "auto"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == (
+        f"{out}: already finished (3 epochs, 15 steps); more --epochs go on, --overwrite or another --out starts anew\n"
+    )
+    assert main([*command, "--model", "nano-wide"]) == 2
+    assert "holds another architecture" in capsys.readouterr().err
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_a_warm_up_longer_than_the_run_is_advised_against(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        train(trained.config.override(out=tmp_path / "a", epochs=1, warmup=4))
+        assert "warm-up" not in caplog.text
+        train(trained.config.override(out=tmp_path / "b", epochs=1, warmup=5))
+    assert "the warm-up takes 5 steps, the whole run has 5: the learning rate never reaches its peak" in caplog.text
 
 
 def test_more_epochs_continue_and_another_objective_does_not(
@@ -318,7 +347,7 @@ def test_data_that_changed_between_two_runs_begin_the_epoch_anew(
     stop = At(3, lambda: signal.raise_signal(signal.SIGTERM))
     assert train(config, callbacks=[stop]).steps == 3
     table(12)
-    assert train(config.override(resume="auto")).steps == 3 + 3
+    assert train(config.override(resume="auto", accept_changed_data=True)).steps == 3 + 3
     assert "resumed with 12 pairs an epoch instead of 16: the epoch begins anew" in caplog.text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from train_helpers import Ranks, fork, lines
 
-from cloob.models.store import list_checkpoints
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.watch.log import ProgressDisplay
 
@@ -78,3 +78,22 @@ def test_held_out_pairs_that_are_gone_end_the_run(
     named = [line for line in lines(tmp_path / "run" / "skipped.jsonl") if line.get("held_out")]
     assert len(named) == 38 and {line["reason"] for line in named} == {"missing image"}
     assert not (tmp_path / "run" / "epochs.jsonl").read_text()
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_an_epoch_without_one_usable_pair_ends_the_run_whatever_the_limit(
+    base: TrainConfig, mount: Path, pairs_folder: Path, tmp_path: Path, held_out: bool
+) -> None:
+    """With --max-bad-fraction 1: the second epoch's pictures, or all that are held out, are gone."""
+    sources = {"data": [str(pairs_folder)], "val_data": [str(mount)]} if held_out else {"data": [str(mount)]}
+    run = tmp_path / "run"
+    config = base.override(**sources, out=run, epochs=30, batch_size=19, max_bad_fraction=1, save_every=0)
+    ranks = trained_until(tmp_path / "first", config, 2, lambda: shutil.rmtree(mount))
+    assert ranks.codes == {0: 2}, ranks.told()
+    said = ranks.told().splitlines()[-1]
+    kind = "held-out pairs" if held_out else "samples"
+    assert said.startswith(
+        f"cloob: {mount}: 38 of 38 {kind} cannot be used, which leaves none: 38 missing image (e.g. "
+    )
+    epochs = 0 if held_out else 1
+    assert len(lines(run / "epochs.jsonl")) == len(list_checkpoints(run)) == epochs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,11 @@ from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
 
 CASES: dict[str, str] = {
+    "": "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images with",
+    "--model tiny-vit --out new": "data is missing; give --data",
+    "--out ''": "--out is empty; it must be the path of a file or folder",
+    "--out=": "--out is empty",
+    "--data ''": "data is ('',); it must be sources without empty names",
     "nosuch": "unknown recipe 'nosuch'; known: align, ",
     "cc3m-clop": "unknown recipe 'cc3m-clop'; did you mean cc3m-clip",
     "--config no.json": "no.json: cannot be read (No such file or directory)",
@@ -40,7 +46,6 @@ CASES: dict[str, str] = {
     "align --layer-decay 0.9": "layer_decay is 0.9, but heads train on features made once; leave it out",
     "--restarts 3": "restarts is 3, but the schedule is 'cosine'; add --schedule cosine-restarts",
     "--embed-dim 64": "embed_dim is 64, but there are no heads; give --image-encoder and --text-encoder",
-    "--features f": "features is f, but there are no heads",
     "--unlocked 2": "unlocked is 2, but no tower is frozen",
     "--average-with-start 0.5": "average_with_start needs the trained weights of a start; give --init",
     "--image-encoder timm:x": "text_encoder is missing: heads need both",
@@ -81,6 +86,12 @@ print(json.dumps(found))
 """
 
 
+def _words(case: str) -> list[str]:
+    """Those of a case, with data unless it is about them."""
+    words = shlex.split(case)
+    return words if CASES[case].startswith("data is missing") or "--data" in words else [*words, "--data", "demo"]
+
+
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
     """Exit code and what is said, for each case; the folder is afterwards what it was."""
@@ -98,7 +109,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]
     (folder / "run" / "metrics.jsonl").write_text("")
     before = sorted(folder.rglob("*"))
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    words = json.dumps([case.split() for case in CASES])
+    words = json.dumps([_words(case) for case in CASES])
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, input=words, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -115,8 +126,8 @@ def test_a_wrong_command_line_is_refused_before_torch_is_imported(told: dict[str
 
 
 def test_what_may_be_right_is_let_through(tmp_path: Path, pairs_as: dict[str, str]) -> None:
-    """Streams are not asked for, ranks but the first do not look, and a run that goes on or is replaced is meant."""
-    base = TrainConfig().override(out=tmp_path / "new" / "run")
+    """Streams are not asked for, and a run that goes on or is replaced is meant."""
+    base = TrainConfig().override(data=["demo"], out=tmp_path / "new" / "run")
     checkpoint = tmp_path / "old" / "checkpoints" / "step-00000002"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer.pt").write_bytes(b"")
@@ -132,10 +143,10 @@ def test_what_may_be_right_is_let_through(tmp_path: Path, pairs_as: dict[str, st
     assert not (tmp_path / "new").exists()
 
 
-def test_only_the_first_process_looks_at_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_several_processes_none_looks_at_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoints").mkdir()
-    config = TrainConfig().override(out=tmp_path)
+    config = TrainConfig().override(data=["demo"], out=tmp_path)
     with pytest.raises(InputError, match="already holds a run"):
         preflight(config)
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     preflight(config)

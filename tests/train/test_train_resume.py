@@ -15,7 +15,8 @@ from train_helpers import KilledAfter, Recorder, exact, fork, lines
 
 from cloob.data.batch import Batch
 from cloob.data.loader import PairLoader
-from cloob.models.store import latest_checkpoint, list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 

@@ -18,7 +18,8 @@ from train_helpers import Trained, exact, fork, free_port, lines, wait_until
 
 from cloob.data.open import open_source
 from cloob.errors import InputError
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train

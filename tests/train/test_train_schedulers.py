@@ -15,7 +15,7 @@ import pytest
 import yaml
 from train_helpers import free_port, lines, wait_until
 
-from cloob.models.store import list_checkpoints
+from cloob.models.runs import list_checkpoints
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text()
 OPTIONS = "--model tiny-vit --image-size 64 --batch-size 8 --max-bad-fraction 0.2 --device cpu --no-tensorboard"

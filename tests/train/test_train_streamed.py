@@ -11,7 +11,7 @@ import torch
 
 from cloob.data.batch import Batch
 from cloob.data.loader import PairLoader
-from cloob.models.store import list_checkpoints
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state.resume import read_checkpoint
@@ -50,7 +50,7 @@ def test_an_epoch_keeps_its_lanes_and_the_next_has_its_own(
     )
     result = train(config)
     assert result.steps == 2 * ((40 + 20) // 8) and begun == [(0, 0, 1), (1, 0, 1)]
-    assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
+    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2
     lanes = [read_checkpoint(path).progress.lanes for path in list_checkpoints(tmp_path / "run")]
     assert len(lanes) >= 4 and set(lanes) == {0, 1}  # 0: the epoch has not begun
 

@@ -3,44 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.arguments import check_amounts, parse
-from cloob.errors import InputError, require
-
-if TYPE_CHECKING:
-    import tyro
-else:  # the annotations below are read when the words are parsed
-    tyro = require("tyro", "train")
-
-
-@dataclass(frozen=True)
-class AnalyzeArguments:
-    """Geometry of models on image-caption pairs, effective eigenvalues by epoch, similar pictures and duplicates."""
-
-    models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL …")]
-    """Run folders (all their checkpoints count), checkpoint or model folders, open_clip NAME/TAG, hf-hub:…"""
-    pairs: str = "demo:val"
-    """Image-caption pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first)."""
-    limit: int = 10_000
-    """Pairs whose geometry is measured at most; similar pictures and duplicates are sought among all of them, in time
-    that grows with their square."""
-    similar: int = 20
-    """Most similar pictures to list for each model."""
-    duplicate: float = 0.999
-    """Cosine from which two pictures count as one."""
-    out: Path = Path("runs/analyze")
-    """Folder of analysis.json and report.html."""
-    cache: Path | None = None
-    """Folder of embeddings for later runs; OUT/cache when left out."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
-    batch_size: int = 256
-    """Images or texts a forward pass."""
-    workers: int = 2
-    """Decoding threads."""
+from cloob.commands.measuring import AnalyzeArguments
+from cloob.errors import InputError
 
 
 def main(words: Sequence[str]) -> int:
@@ -53,6 +19,7 @@ def main(words: Sequence[str]) -> int:
     if arguments.similar < 0 or arguments.limit < 2:
         raise InputError("similar must be 0 or more, and limit 2 or more")
     check_amounts(arguments.batch_size, arguments.workers)
+    arguments.cache.use()
     from cloob.commands.work.analyze import run  # torch: only for words that are right
 
     return run(arguments)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
+import math
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cloob.cache import use_cache
 from cloob.errors import InputError, require
 from cloob.renamed import RENAMED
 
@@ -45,6 +49,7 @@ def parse(
     complaint = io.StringIO()
     extra = {} if default is None else {"default": default}
     flat = (tyro.conf.OmitArgPrefixes,)
+    _refuse_empty_paths(kind, words)
     try:
         with contextlib.redirect_stderr(complaint):
             parsed: T = tyro.cli(
@@ -84,12 +89,52 @@ def _check_local(arguments: object) -> None:
             raise InputError(f"--{field.name.replace('_', '-')} is an address ({address[1]}:…); {mend}")
 
 
+@dataclasses.dataclass(frozen=True)
+class CacheArguments:
+    """Where what can be made again is kept."""
+
+    cache_dir: Path | None = None
+    """Where embeddings, streamed shards and fetched weights are kept for later runs; left out, $CLOOB_CACHE or the
+    user's cache folder."""
+    cache_gb: float | None = None
+    """Room for them in GiB, weights not counted; what was used longest ago goes first. Left out, $CLOOB_CACHE_BYTES or
+    50."""
+
+    def use(self) -> None:
+        """Makes it the cache of this process and of those that it starts."""
+        if self.cache_gb is not None and not 0 < self.cache_gb < math.inf:
+            raise InputError(f"--cache-gb is {self.cache_gb}; a positive number of GiB is wanted")
+        use_cache(self.cache_dir, self.cache_gb)
+
+
 def check_amounts(batch_size: int, workers: int) -> None:
     """Raises InputError for options that no embedding can be computed with."""
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; 1 or more is wanted")
     if workers < 0:
         raise InputError(f"--workers is {workers}; 0 or more is wanted")
+
+
+def _refuse_empty_paths(kind: type, words: Sequence[str]) -> None:
+    """An empty path would be read as the folder where one stands."""
+    for name in _paths(kind):
+        option = f"--{name.replace('_', '-')}"
+        for word, value in itertools.zip_longest(words, words[1:]):
+            if word.partition("=")[0].replace("_", "-") == option and (
+                word.endswith("=") or (word, value) == (option, "")
+            ):
+                raise InputError(f"{option} is empty; it must be the path of a file or folder")
+
+
+def _paths(kind: type) -> list[str]:
+    """The leaves of a dataclass that hold one path."""
+    names: list[str] = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+            names += _paths(hint)
+        elif hint in (Path, Path | None):
+            names.append(name)
+    return names
 
 
 def _first_paragraph(box: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
+from cloob.models.runs import CONFIG_FILE, TOWERS_FILE
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,13 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"SRC and DEST are wanted, {len(places)} given (cloob convert --help)")
     source, target = places[0], Path(places[1])
     _check_target(target, overwrite=options.overwrite)
-    from cloob.models.store import load_model, save_model  # torch: only for words that are right
+    from cloob.models.folder import save_model  # torch: only for words that are right
+    from cloob.models.load import load_model
 
-    encoder = load_model(source)
+    encoder = load_model(source, device="cpu")
     temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
     try:
-        save_model(temporary, encoder, encoder.objective)
+        save_model(temporary, encoder, encoder.objective_config)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
@@ -44,7 +46,8 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    kind = "cloob alone reads it" if "towers" in encoder.config else f"open_clip reads it as local-dir:{target}"
+    theirs = encoder.config.kind == "open_clip"
+    kind = f"open_clip reads it as local-dir:{target}" if theirs else "cloob alone reads it"
     print(f"{target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {kind}")
     return 0
 
@@ -52,7 +55,7 @@ def main(words: Sequence[str]) -> int:
 def _check_target(target: Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
-    names = ("open_clip_config.json", "towers.json")
+    names = (CONFIG_FILE, TOWERS_FILE)
     if not target.is_dir() or (not any((target / name).is_file() for name in names) and any(target.iterdir())):
         raise InputError(f"{target}: exists and is no model folder; give another place")
     if not overwrite and any(target.iterdir()):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 
+from cloob.cache import use_cache
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
 from cloob.recipes import RECIPES, get_recipe
@@ -26,6 +29,9 @@ def main(words: Sequence[str]) -> int:
     start, rest = read_start(list(words))
     config = parse(TrainConfig, rest, "cloob train", start, usage=_USAGE, description=_DESCRIPTION)
     preflight(config)
+    if os.environ.get("RANK", "0") == "0":
+        print("cloob: opening data …", file=sys.stderr, flush=True)  # the imports alone take seconds
+    use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     from cloob.commands.work.train import run  # torch: only for a configuration that can begin
 
     return run(config)
@@ -40,8 +46,8 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
     if recipe is not None:
         start = get_recipe(recipe)
     elif file is not None:
-        # A run that replaced another says so in its config.json, which is not to replace that run in turn.
-        start = TrainConfig.from_json(Path(file)).override(overwrite=False)
+        # What was allowed to one run, which says so in its config.json, is not allowed to the next.
+        start = TrainConfig.from_json(Path(file)).override(overwrite=False, accept_changed_data=False)
     else:
         start = TrainConfig()
     # A length that is typed takes the place of the start's; its value is read with the other words.

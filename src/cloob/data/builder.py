@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from cloob.data.batch import BadSample, Batch, Skip, caption_id
 from cloob.data.decode import Encoded
-from cloob.data.open import Source
 from cloob.data.order import sample_generator
+from cloob.data.source import Source
 from cloob.data.transforms import TrainTransform
 
 Transform = Callable[..., Tensor]

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,8 +21,8 @@ from cloob.data.batch import Batch
 from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
 from cloob.data.longorder import Order
 from cloob.data.mix import parts_of
-from cloob.data.open import Source
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder
+from cloob.data.source import Source
 from cloob.errors import InputError
 
 # Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
@@ -39,6 +39,92 @@ class _Plan:
         return iter(self.requests)
 
 
+@dataclass(frozen=True)
+class Batching:
+    """How the pairs of an epoch become batches, the same for every process.
+
+    Attributes:
+        batch_size: Pairs per global batch, over all ranks.
+        seed: Of the order and of the augmentation.
+        shuffle: A new order in each epoch; else the source's own.
+        drop_last: Leave out the last batch when it is smaller than ``batch_size``.
+        shuffle_buffer: Read shard by shard and shuffle within a window of this many pairs on each lane, see
+            ``EpochOrder``; 0: one permutation of everything. None: 10,000 when a source is streamed, else 0.
+
+    Raises:
+        ValueError: A size out of range.
+    """
+
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    drop_last: bool = True
+    shuffle_buffer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or (self.shuffle_buffer or 0) < 0:
+            raise ValueError(f"batch_size {self.batch_size}, shuffle_buffer {self.shuffle_buffer}: out of range")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of each batch this process makes, and with how many workers.
+
+    Attributes:
+        rank: This process.
+        world_size: Number of processes that share each global batch.
+        workers: Processes that read and decode; 0: in this one. They live as long as the loader.
+        pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
+
+    Raises:
+        ValueError: A rank or a number out of range.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    workers: int = 0
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or not 0 <= self.rank < self.world_size:
+            raise ValueError(f"workers {self.workers}, rank {self.rank} of {self.world_size}: out of range")
+
+
+class Loader(Protocol):
+    """Batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before."""
+
+    batch_size: int
+
+    @property
+    def lanes(self) -> int:
+        """Sequences of shards that an epoch is made of unless ``epoch`` is told another number."""
+
+    @property
+    def pairs_per_epoch(self) -> int:
+        """Pairs in the order of an epoch; the same for each epoch."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of global batches in an epoch."""
+
+    def steps(self, offset: int = 0) -> int:
+        """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
+
+    def epoch(
+        self,
+        epoch: int,
+        start_step: int = 0,
+        lanes: int | None = None,
+        *,
+        offset: int = 0,
+        order_batch_size: int | None = None,
+    ) -> Iterator[Batch]:
+        """This rank's batches of one epoch, see ``PairLoader.epoch``."""
+
+    def close(self) -> None:
+        """Ends what runs beside; the loader cannot be used afterwards."""
+
+
 class PairLoader:
     """Batches of a source, epoch by epoch.
 
@@ -51,54 +137,36 @@ class PairLoader:
         transform: RGB image to ``(3, H, W)`` uint8. With a second required parameter it is called as
             ``transform(image, generator)`` with the sample's own generator (``train_transform``).
         tokenizer: List of n captions to ``(n, L)`` integers.
-        batch_size: Pairs per global batch, over all ranks.
-        seed: Of the order and of the augmentation.
-        shuffle: A new order in each epoch; else the source's own.
-        drop_last: Leave out the last batch when it is smaller than ``batch_size``.
-        rank: This process.
-        world_size: Number of processes that share each global batch.
-        workers: Processes that read and decode; 0: in this one. They live as long as the loader.
-        pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
-        shuffle_buffer: Read shard by shard and shuffle within a window of this many pairs on each lane, see
-            ``EpochOrder``; 0: one permutation of everything. None: 10,000 when a source is streamed, else 0.
+        batching: How the pairs become batches.
+        share: What of it this process does; None: all of it, without workers.
 
     Raises:
         InputError: ``drop_last`` and fewer pairs than a batch holds, or an empty source.
-        ValueError: A size or rank out of range.
     """
 
     def __init__(
         self,
         source: Source,
-        *,
         transform: Transform,
         tokenizer: Tokenizer,
-        batch_size: int,
-        seed: int,
-        shuffle: bool = True,
-        drop_last: bool = True,
-        rank: int = 0,
-        world_size: int = 1,
-        workers: int = 0,
-        pin_memory: bool = False,
-        shuffle_buffer: int | None = None,
+        batching: Batching,
+        share: Share | None = None,
     ) -> None:
-        if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
-            raise ValueError(f"batch_size {batch_size}, workers {workers}, rank {rank} of {world_size}: out of range")
+        share = share or Share()
         if len(source) == 0:
             raise InputError(f"{source.name} holds no pairs")
+        shuffle_buffer = batching.shuffle_buffer
         if shuffle_buffer is None:
-            shuffle_buffer = DEFAULT_BUFFER if getattr(source, "streamed", False) else 0
-        if shuffle_buffer < 0:
-            raise ValueError(f"shuffle_buffer {shuffle_buffer}: out of range")
+            shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
+        batch_size, world_size = batching.batch_size, share.world_size
         self._order = EpochOrder(
             parts_of(source),
-            seed=seed,
+            seed=batching.seed,
             batch_size=batch_size,
-            shuffle=shuffle,
+            shuffle=batching.shuffle,
             buffer=shuffle_buffer,
         )
-        if drop_last and len(self._order) < batch_size:
+        if batching.drop_last and len(self._order) < batch_size:
             raise InputError(
                 f"{source.name} holds {len(self._order):,} pairs, fewer than one batch of {batch_size:,}: "
                 f"a batch size of {len(self._order):,} or less is right"
@@ -106,13 +174,13 @@ class PairLoader:
         self.source = source
         self.batch_size = batch_size
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
-        self._drop_last = drop_last
-        self._rank = rank
+        self._drop_last = batching.drop_last
+        self._rank = share.rank
         self._world_size = world_size
-        self._builder = BatchBuilder(source, transform, tokenizer, seed)
-        self._pin = pin_memory and torch.cuda.is_available()
+        self._builder = BatchBuilder(source, transform, tokenizer, batching.seed)
+        self._pin = share.pin_memory and torch.cuda.is_available()
         self._plan = _Plan()
-        self._pool = self._make_pool(workers) if workers else None
+        self._pool = self._make_pool(share.workers) if share.workers else None
         self._epochs_begun = 0
 
     @property
@@ -180,7 +248,7 @@ class PairLoader:
             self._pool = None
 
     def _requests(self, epoch: int, order: Order, steps: range, offset: int) -> Iterator[Request]:
-        prefetch = getattr(self.source, "prefetch", None) if getattr(self.source, "streamed", False) else None
+        prefetch = getattr(self.source, "prefetch", None) if self.source.streamed else None
         asked = steps.start
         for step in steps:
             if prefetch is not None:  # streamed shards: have those fetched that this rank will soon read

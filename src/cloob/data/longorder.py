@@ -51,12 +51,12 @@ class KeyedPermutation:
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
         """The numbers at some positions."""
-        found = self._once(positions)
-        outside = np.flatnonzero(found >= self.n)
+        numbers = self._once(positions)
+        outside = np.flatnonzero(numbers >= self.n)
         while len(outside):
-            found[outside] = self._once(found[outside])
-            outside = outside[found[outside] >= self.n]
-        return found
+            numbers[outside] = self._once(numbers[outside])
+            outside = outside[numbers[outside] >= self.n]
+        return numbers
 
     def _once(self, numbers: np.ndarray) -> np.ndarray:
         high, low = np.divmod(numbers, self._b)
@@ -96,13 +96,13 @@ class Track:
         piece = np.searchsorted(self._ends, places, side="right")
         inside = places - (self._ends - self.sizes)[piece]
         if self.starts is not None:
-            found: np.ndarray = self.starts[piece] + inside
-            return found
-        found = np.empty(len(places), np.int64)
+            rows: np.ndarray = self.starts[piece] + inside
+            return rows
+        rows = np.empty(len(places), np.int64)
         for i in np.unique(piece).tolist():
             mine = piece == i
-            found[mine] = self.maps[i](inside[mine])
-        return found
+            rows[mine] = self.maps[i](inside[mine])
+        return rows
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from cloob.data.batch import RawSample
-from cloob.data.open import Source
+from cloob.data.fingerprint import Fingerprint
 from cloob.data.order import Part
+from cloob.data.source import Source
 from cloob.errors import InputError
 
 
@@ -68,6 +69,14 @@ class MixedSource:
         part, row = self._place(index)
         return self.parts[part].read(row)
 
+    def fingerprint(self) -> Fingerprint:
+        """Those of the parts."""
+        return {
+            f"{key} of source {i + 1}": value
+            for i, part in enumerate(self.parts)
+            for key, value in part.fingerprint().items()
+        }
+
     def prefetch(self, indices: np.ndarray) -> None:
         """Passes on to the streamed parts what will be read soon."""
         indices = indices % len(self)
@@ -98,6 +107,5 @@ def parts_of(source: Source) -> tuple[Part, ...]:
     sources = source.parts if isinstance(source, MixedSource) else (source,)
     weights = (source.weights if isinstance(source, MixedSource) else ()) or (1.0,) * len(sources)
     return tuple(
-        Part(tuple(each.shard_sizes), weight, getattr(each, "streamed", False))
-        for each, weight in zip(sources, weights, strict=True)
+        Part(tuple(part.shard_sizes), weight, part.streamed) for part, weight in zip(sources, weights, strict=True)
     )

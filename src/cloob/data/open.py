@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import glob
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
-from cloob.data.batch import BadSample, RawSample
-from cloob.errors import InputError, nearest, require
-
-if TYPE_CHECKING:
-    from cloob.data.shards.spool import ShardCache
+from cloob.cache import Cache
+from cloob.data.batch import BadSample
+from cloob.data.decode import decode
+from cloob.data.shards.local import ShardSource
+from cloob.data.shards.paths import is_pattern, listed_shards, matching_files, tars_in
+from cloob.data.shards.remote import open_remote
+from cloob.data.shards.spec import is_remote, local_path
+from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
+from cloob.data.source import Source
+from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
+from cloob.data.sources.folder import FolderSource, open_folder
+from cloob.data.sources.table import TABLE_SUFFIXES, TableSource, check_columns
+from cloob.errors import InputError, nearest
 
 DEMO = Path(__file__).parent / "demo"
 """The demo set that comes with the package; see NOTICE there."""
@@ -27,37 +33,12 @@ _PROBED_FILES = 4  # of a streamed source: each is fetched for it
 _log = logging.getLogger(__name__)
 
 
-class Source(Protocol):
-    """Pairs by number. Picklable, cheap to copy into a worker, and safe to read from several processes.
-
-    ``shard_sizes`` are the numbers of consecutive rows that lie in one file; they add up to ``len``. A source may also
-    have ``prefetch(indices)``: the loader calls it with the numbers of pairs that will be read soon.
-    """
-
-    @property
-    def name(self) -> str:
-        """What reports call this source."""
-
-    @property
-    def shard_sizes(self) -> tuple[int, ...]:
-        """Rows per file, in order."""
-
-    @property
-    def streamed(self) -> bool:
-        """Whether reading in random order is costly: the loader then reads file by file."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> RawSample:
-        """The pair at ``index`` in [0, len); raises ``BadSample`` when it cannot be used."""
-
-
 def open_source(
     spec: str | Path,
     *,
     image_column: str = "filepath",
     caption_column: str = "title",
-    cache: ShardCache | None = None,
+    cache: Cache | None = None,
 ) -> Source:
     """Opens image-caption pairs.
 
@@ -75,7 +56,7 @@ def open_source(
             - a folder of images with a .txt beside each, or with a ``metadata.csv`` or ``.jsonl`` (imagefolder).
         image_column: Column of a table with the image or its path.
         caption_column: Column of a table with the caption.
-        cache: Where streamed shards are kept; None: 50 GiB in the user's cache folder.
+        cache: Where streamed shards, unpacked Parquet and the places of samples are kept; None: ``Cache()``.
 
     Returns:
         The source, of which at least two pairs could be read.
@@ -103,47 +84,32 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
     Raises:
         InputError: As ``open_source``.
     """
-    from cloob.data.shards.spec import is_remote, local_path
-
     if spec in _DEMO_SPLITS or is_remote(spec):
         return
     if spec.startswith("demo:"):
         raise _no_demo(spec)
     path = Path(local_path(spec))
-    if _is_pattern(str(path)) and not path.exists():
-        _expand(str(path))
+    if is_pattern(str(path)) and not path.exists():
+        matching_files(str(path))
         return
     if not path.exists():
         raise InputError(f"{spec}: no such file or folder{_hint(path)}")
     if path.is_dir():
         return
     if path.suffix.lower() == ".json":
-        _listed(path)
+        listed_shards(path)
         return
-    require("pyarrow", "train")
-    from cloob.data.sources.arrow import holds_images
-    from cloob.data.sources.table import TABLE_SUFFIXES, check_columns
 
     inside = path.suffix.lower() == ".parquet" and holds_images(path, image_column)
     if path.suffix.lower() in TABLE_SUFFIXES and not inside:
         check_columns(path, image_column, caption_column)
 
 
-def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache | None) -> Source:
-    require("PIL", "train")
-    require("pyarrow", "train")
-    from cloob.data.shards.local import ShardSource
-    from cloob.data.shards.remote import open_remote
-    from cloob.data.shards.spec import is_remote, local_path
-    from cloob.data.shards.spool import ShardCache
-    from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
-    from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
-    from cloob.data.sources.folder import open_folder
-    from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
+def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None) -> Source:
 
-    cache = cache or ShardCache()
+    cache = cache or Cache()
     if spec in _DEMO_SPLITS:
-        return ShardSource(spec, _tars_in(DEMO / _DEMO_SPLITS[spec]))
+        return ShardSource(spec, tars_in(DEMO / _DEMO_SPLITS[spec]), cache=cache)
     if spec.startswith("demo:"):
         raise _no_demo(spec)
     if is_remote(spec):
@@ -152,8 +118,8 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     path = Path(spec)
     inside = (image_column, caption_column, cache)
     if path.suffix.lower() == ".json" and path.is_file():
-        return ShardSource(spec, _listed(path))
-    pattern = _is_pattern(spec) and not path.exists()
+        return ShardSource(spec, listed_shards(path), cache=cache)
+    pattern = is_pattern(spec) and not path.exists()
     if (path.suffix.lower() == ".arrow" and path.is_file()) or (
         path.suffix.lower() == ".parquet" and holds_images(path, image_column)
     ):
@@ -161,17 +127,17 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
     if path.suffix.lower() in TABLE_SUFFIXES and not pattern:
         return TableSource(path, image_column, caption_column)
     if path.is_dir():
-        if tars := _tars_in(path):
-            return ShardSource(spec, tars)
+        if tars := tars_in(path):
+            return ShardSource(spec, tars, cache=cache)
         files = arrow_files(path)
         return ArrowSource(spec, files, *inside) if files else open_folder(path, caption_column)
     if path.is_file() and is_tar(path):
-        return ShardSource(spec, [path])
+        return ShardSource(spec, [path], cache=cache)
     if pattern:
-        paths = _expand(spec)
-        if all(each.suffix.lower() in ARROW_SUFFIXES for each in paths):
+        paths = matching_files(spec)
+        if all(file.suffix.lower() in ARROW_SUFFIXES for file in paths):
             return ArrowSource(spec, paths, *inside)
-        return ShardSource(spec, paths)
+        return ShardSource(spec, paths, cache=cache)
     if path.exists():
         raise InputError(
             f"{spec}: expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
@@ -181,59 +147,6 @@ def _open(spec: str, image_column: str, caption_column: str, cache: ShardCache |
 
 def _no_demo(spec: str) -> InputError:
     return InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
-
-
-def _listed(path: Path) -> list[Path]:
-    """The shards that a list on disk names, which lie beside it."""
-    from cloob.data.shards.sizes import check_bare, read_sizes
-
-    return _all_there(str(path), [path.parent / check_bare(str(path), name) for name in read_sizes(path)])
-
-
-def local_shards(spec: str) -> list[Path]:
-    """The tars that a local path, folder or pattern names.
-
-    Raises:
-        InputError: There are none.
-    """
-    from cloob.data.shards.spec import local_path
-
-    spec = local_path(spec)
-    path = Path(spec)
-    tars = _tars_in(path) if path.is_dir() else _expand(spec)
-    if not tars:
-        raise InputError(f"{spec}: no tar shard found")
-    return tars
-
-
-def _tars_in(folder: Path) -> list[Path]:
-    from cloob.data.shards.tar import is_tar
-
-    return sorted(path for path in folder.iterdir() if is_tar(path) and path.is_file())
-
-
-def _is_pattern(spec: str) -> bool:
-    return any(c in spec for c in "{*?[")
-
-
-def _expand(pattern: str) -> list[Path]:
-    """The files of a brace pattern or glob; every file that the braces name must exist."""
-    from cloob.data.shards.spec import expand
-
-    paths: list[Path] = []
-    for item in expand(pattern, escape=os.sep == "/"):  # elsewhere a backslash parts folders
-        matches = sorted(glob.glob(item)) if any(c in item for c in "*?[") else [item]  # noqa: PTH207
-        if not matches:
-            raise InputError(f"{item}: no file matches")
-        paths += [Path(match) for match in matches]
-    return _all_there(pattern, paths)
-
-
-def _all_there(spec: str, paths: list[Path]) -> list[Path]:
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise InputError(f"{missing[0]}: no such file ({len(missing)} of the {len(paths)} files in {spec})")
-    return paths
 
 
 def _hint(path: Path) -> str:
@@ -247,12 +160,10 @@ def _hint(path: Path) -> str:
 
 def _check_usable(source: Source) -> None:
     """Reads until two pairs are good, so that a wrong folder or an empty table fails here and not an hour later."""
-    from cloob.data.decode import decode
-
     good, seen = 0, 0
     reasons: Counter[str] = Counter()
     first = ""
-    for index in _probes(source):
+    for index in spread_rows(source, _PROBES):
         seen += 1
         try:
             sample = source.read(index)
@@ -265,21 +176,22 @@ def _check_usable(source: Source) -> None:
             return
     if not reasons:
         raise InputError(f"{source.name}: {good} usable pair{'s' * (good != 1)}, at least 2 are needed")
-    told = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
+    by_reason = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
     spread = f" looked at, spread over all {len(source):,}," if seen < len(source) else ""
     raise InputError(
-        f"{source.name}: {good} of {seen:,} pairs{spread} usable, at least 2 are needed; {told}; first: {first}"
+        f"{source.name}: {good} of {seen:,} pairs{spread} usable, at least 2 are needed; {by_reason}; first: {first}"
     )
 
 
-def _probes(source: Source) -> Iterator[int]:
-    """Pairs to look at: all, or as many spread evenly over the source; of a streamed one in a few of its files only."""
+def spread_rows(source: Source, most: int) -> Iterator[int]:
+    """Rows to look at: at most so many, spread evenly over the source; of a streamed one in a few of its files only."""
     if not source.streamed:
-        yield from _spread(0, len(source), _PROBES)
+        yield from _spread(0, len(source), most)
         return
     ends = list(accumulate(source.shard_sizes))
-    for shard in _spread(0, len(ends), _PROBED_FILES):
-        yield from _spread(ends[shard] - source.shard_sizes[shard], ends[shard], _PROBES // _PROBED_FILES)
+    shards = list(_spread(0, len(ends), _PROBED_FILES))
+    for shard in shards:
+        yield from _spread(ends[shard] - source.shard_sizes[shard], ends[shard], -(-most // len(shards)))
 
 
 def _spread(start: int, stop: int, most: int) -> Iterator[int]:
@@ -290,9 +202,6 @@ def _spread(start: int, stop: int, most: int) -> Iterator[int]:
 
 def _tell(source: Source) -> None:
     """One line on what was opened: rows, pairs, and the rows that a stray quote hides."""
-    from cloob.data.sources.folder import FolderSource
-    from cloob.data.sources.table import TableSource
-
     line = f"{source.name}: {len(source):,} rows"
     if isinstance(source, TableSource | FolderSource):
         line += f", {source.pairs:,} pairs"

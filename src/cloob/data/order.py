@@ -145,7 +145,7 @@ class EpochOrder:
 
     def _pieces(self, epoch: int, by_shard: bool) -> list[list[np.ndarray]]:
         """For each part its rows of an epoch, in pieces that may be shuffled against each other."""
-        found: list[list[np.ndarray]] = []
+        by_part: list[list[np.ndarray]] = []
         start = 0
         for i, part in enumerate(self._parts):
             pieces: list[np.ndarray] = []
@@ -167,9 +167,9 @@ class EpochOrder:
                     if by_shard:
                         rows = self._generator(epoch, 1 + i, copy).permutation(rows)
                     pieces.append(rows + shift)
-            found.append(pieces)
+            by_part.append(pieces)
             start += part.rows
-        return found
+        return by_part
 
     def _computed(self, epoch: int, lanes: int, size: int) -> Order:
         """The order of an epoch that is not held."""
@@ -252,7 +252,7 @@ def _interleave(parts: Sequence[Sequence[np.ndarray]], generator: np.random.Gene
     together = np.concatenate(rows or [np.arange(0)])
     if len(rows) < 2:
         return together
-    places = np.concatenate([(np.arange(len(each)) + 0.5) / max(len(each), 1) for each in rows])
+    places = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in rows])
     return together[np.argsort(places, kind="stable")]
 
 

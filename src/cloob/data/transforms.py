@@ -98,7 +98,7 @@ class Crop(NamedTuple):
         reduction: 1, 2, 4 or 8: an image smaller by this factor holds the same crop in no fewer pixels than the result
             has. The four numbers above are multiples of it.
         flip: Whether the result is mirrored.
-        whole: Width and height of the whole image.
+        source_size: Width and height of the image.
         orientation: EXIF's, 1 to 8: how the result is turned, before it is mirrored.
     """
 
@@ -108,7 +108,7 @@ class Crop(NamedTuple):
     width: int
     reduction: int
     flip: bool
-    whole: tuple[int, int]
+    source_size: tuple[int, int]
     orientation: int = 1
 
 
@@ -188,8 +188,12 @@ class TrainTransform:
             ``(3, image_size, image_size)`` uint8, upright.
         """
         top, left, h, w = crop[:4]
-        if image.size != crop.whole:
-            sizes = {(-(-crop.whole[0] // r), -(-crop.whole[1] // r)): r for r in (2, 4, 8) if r <= crop.reduction}
+        if image.size != crop.source_size:
+            sizes = {
+                (-(-crop.source_size[0] // r), -(-crop.source_size[1] // r)): r
+                for r in (2, 4, 8)
+                if r <= crop.reduction
+            }
             assert image.size in sizes, (image.size, crop)
             r = sizes[image.size]
             top, left, h, w = top // r, left // r, h // r, w // r

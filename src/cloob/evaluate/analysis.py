@@ -5,7 +5,6 @@ Legend: n pictures, D the embedding dimension.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from cloob.evaluate.embed import Reader
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.measures.geometry import DEFAULT_LIMIT, geometry
 from cloob.evaluate.suite import all_failed
+from cloob.models.runs import checkpoint_step, epoch_of, list_checkpoints
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
 
@@ -78,7 +78,7 @@ def analyze(
             except (ValueError, OSError) as error:
                 failures.append({"model": label, "error": message(error)})
                 continue
-            epoch = None if step is None else _epoch(Path(place), step)
+            epoch = None if step is None else epoch_of(Path(place), step)
             checkpoints.append({"step": step, "epoch": epoch, **{key: measured[key] for key in _CURVES}})
             last = (embeddings, label, measured)
         if last is not None:
@@ -167,23 +167,8 @@ def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, 
 
 def _checkpoints(place: str | Path) -> list[tuple[str | Path, int | None]]:
     """The complete checkpoints of a run with their steps, or the model itself."""
-    from cloob.models.store import list_checkpoints
-
     try:
         found = list_checkpoints(Path(place)) if Path(place).is_dir() else []
     except OSError:  # loading it says what is wrong
         found = []
-    return [(path, int(path.name.removeprefix("step-"))) for path in found] or [(place, None)]
-
-
-def _epoch(run: Path, step: int) -> float | None:
-    """Epochs done at a step, by the run's epochs.jsonl (a line at each epoch's end), in between by proportion."""
-    try:
-        lines = [json.loads(line) for line in (run / "epochs.jsonl").read_text(encoding="utf-8").splitlines()]
-        ends = sorted((int(line["step"]), int(line["epoch"])) for line in lines)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not ends:
-        return None
-    steps_per_epoch = ends[0][0] / ends[0][1]
-    return round(step / steps_per_epoch, 3)
+    return [(path, checkpoint_step(path)) for path in found] or [(place, None)]

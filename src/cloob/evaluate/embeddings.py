@@ -11,10 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from cloob.cache import Cache
 from cloob.data.batch import Skip
 from cloob.data.content import content_key
 from cloob.errors import InputError, nearest
-from cloob.evaluate.cache import DiskCache, Stored, fingerprint, folder_key, module_key
+from cloob.evaluate.cache import Stored, fingerprint, folder_key, load, module_key, save
 from cloob.evaluate.embed import (
     Encoder,
     ImageEmbeddings,
@@ -83,13 +84,13 @@ class EmbedOptions:
         device: Where models are loaded to.
         batch_size: Images or texts a forward pass.
         workers: Decoding threads, see :func:`cloob.evaluate.embed.embed_images`.
-        cache: Folder of embeddings that outlive the process, see :mod:`cloob.evaluate.cache`; None keeps none.
+        cache: Where embeddings outlive the process, see :mod:`cloob.evaluate.cache`; None keeps none.
     """
 
     device: str | torch.device = "cpu"
     batch_size: int = 256
     workers: int = 0
-    cache: Path | None = None
+    cache: Cache | None = None
 
 
 class Embeddings:
@@ -124,7 +125,7 @@ class Embeddings:
         options = options or EmbedOptions()
         self._device, self._batch_size, self._workers = options.device, options.batch_size, options.workers
         self._progress = progress
-        self._cache = None if options.cache is None else DiskCache(options.cache)
+        self._cache = options.cache
         self._with_tower = tower
         self._loaded: tuple[str, Encoder] | None = None
         self._facts: dict[str, ModelFacts] = {}
@@ -142,7 +143,7 @@ class Embeddings:
         if not isinstance(source, str | Path):
             return source
         if self._loaded is None or self._loaded[0] != model:
-            from cloob.models.store import load_model
+            from cloob.models.load import load_model
 
             self._loaded = None  # let go of the other one first
             self._loaded = (model, load_model(self._folder(model) or source, device=self._device))
@@ -279,12 +280,11 @@ class Embeddings:
             return compute()
         key = data_key()
         for name in (kind, *also):
-            found = self._cache.load(model_key, name, key)
-            if found is not None:
-                return found
-        found = compute()
-        self._cache.save(model_key, kind, key, found)
-        return found
+            if (cached := load(self._cache, model_key, name, key)) is not None:
+                return cached
+        stored = compute()
+        save(self._cache, model_key, kind, key, stored)
+        return stored
 
     def _model_key(self, model: str) -> str | None:
         """What the disk knows a model by; None for an encoder that is no module, whose weights nobody can see."""
@@ -294,7 +294,9 @@ class Embeddings:
                 self._model_keys[model] = folder_key(folder, self._device)
             else:
                 encoder = self.encoder(model)
-                towers = {name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective")}
+                towers = {
+                    name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective_config")
+                }
                 device = getattr(encoder, "device", self._device)
                 key = module_key(encoder, towers, device) if isinstance(encoder, nn.Module) else None
                 self._model_keys[model] = key
@@ -303,7 +305,7 @@ class Embeddings:
     def _folder(self, model: str) -> Path | None:
         """The model folder, the same one however long a run goes on to write newer checkpoints; None for others."""
         if model not in self._folders:
-            from cloob.models.store import find_model_folder
+            from cloob.models.load import find_model_folder
 
             source = self._source(model)
             self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None

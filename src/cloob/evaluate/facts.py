@@ -39,7 +39,7 @@ def model_facts(encoder: Encoder) -> ModelFacts:
     Raises:
         InputError: Its settings say something else than a number for one of them.
     """
-    settings: Mapping[str, Any] = getattr(encoder, "objective", None) or {}
+    settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
     members = {}
     for name in OBJECTIVES:
         config = make_objective(name).config()

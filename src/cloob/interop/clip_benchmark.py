@@ -25,7 +25,7 @@ import torch
 
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder, EvalTransform
-from cloob.models.store import load_model
+from cloob.models.load import load_model
 
 MODEL_TYPE = "cloob"
 

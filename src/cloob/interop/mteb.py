@@ -31,7 +31,8 @@ from torch.nn import functional as F
 from cloob.errors import InputError, require
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import Encoder, evaluating
-from cloob.models.store import CONFIG_FILE, find_model_folder, load_model
+from cloob.models.load import find_model_folder, load_model
+from cloob.models.runs import CONFIG_FILE
 from cloob.pictures import upright
 
 require("mteb", "mteb")

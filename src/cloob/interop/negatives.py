@@ -39,9 +39,9 @@ def contrast_with_negatives(
         ValueError: Shapes do not fit; N < 2 without gather; a row is not finite or zero.
     """
     x, y, z = anchors, positives, negatives
-    pairs, extra = _layouts(x, y, z, objective.gather)
-    path = objective.path(pairs.total + extra.total)
-    direction = by_name({"infoloob": path.info_loob, "infonce": path.info_nce}, objective.contrast)
+    pairs, extra = _layouts(x, y, z, objective)
+    parts = objective.implementation(pairs.total + extra.total)
+    direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, objective.contrast)
     inv_tau, beta = objective.inv_tau, objective.beta
 
     def everywhere(rows: Tensor, layout: Layout) -> Tensor:
@@ -49,8 +49,8 @@ def contrast_with_negatives(
 
     if objective.hopfield:
         all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
-        u_x, u_y, u_z = (path.retrieval(query, all_x, beta) for query in (x, y, z))
-        v_x, v_y = (path.retrieval(query, all_y, beta) for query in (x, y))
+        u_x, u_y, u_z = (parts.retrieval(query, all_x, beta) for query in (x, y, z))
+        v_x, v_y = (parts.retrieval(query, all_y, beta) for query in (x, y))
     else:
         u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
     offset = pairs.own.start if objective.gather else 0
@@ -61,16 +61,17 @@ def contrast_with_negatives(
     return distributed.global_sum(loss * (len(x) / pairs.total)) if objective.gather else loss
 
 
-def _layouts(x: Tensor, y: Tensor, z: Tensor, gather: bool) -> tuple[Layout, Layout]:
+def _layouts(x: Tensor, y: Tensor, z: Tensor, objective: ContrastiveObjective) -> tuple[Layout, Layout]:
     """Whose pairs and whose negatives are where, after every rank found all ranks' rows in order."""
     fault: ValueError | None = None
     try:
         if x.shape != y.shape or z.shape[1:] != x.shape[1:]:
             raise ValueError(f"anchors {tuple(x.shape)}, positives {tuple(y.shape)}, negatives {tuple(z.shape)}")
-        check_finite(anchors=x, positives=y, negatives=z)
+        if objective.check:
+            check_finite(anchors=x, positives=y, negatives=z)
     except ValueError as error:
         fault = error
-    if not gather:
+    if not objective.gather:
         if fault is not None:
             raise fault
         return Layout((len(x),)), Layout((len(z),))

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError, require
 from cloob.models.texts import causal_tower, encode_short, trimmed
 from cloob.models.tokenizer import FastTokenizer
+from cloob.objective import ContrastiveObjective
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,6 +57,32 @@ class EvalTransform:
         return pixels
 
 
+@dataclass(frozen=True)
+class EncoderConfig:
+    """What an encoder was built from, and what its model folder says of that.
+
+    Attributes:
+        kind: Of the model folder: ``"open_clip"`` towers, ``"towers"`` that open_clip does not have, or heads
+            ``"aligned"`` on frozen encoders.
+        embed_dim: D.
+        context_length: L.
+        settings: What the folder's file says: open_clip's ``model_cfg``, or the content of ``towers.json`` or
+            ``aligned.json`` as far as the encoder's other attributes do not say it.
+    """
+
+    kind: Literal["open_clip", "towers", "aligned"]
+    embed_dim: int
+    context_length: int
+    settings: dict[str, Any]
+
+    @classmethod
+    def open_clip(cls, model_cfg: dict[str, Any]) -> Self:
+        """Of towers that open_clip builds from this ``model_cfg``."""
+        return cls(
+            "open_clip", int(model_cfg["embed_dim"]), int(model_cfg["text_cfg"].get("context_length", 77)), model_cfg
+        )
+
+
 class DualEncoder(nn.Module):
     """An image tower and a text tower that share an embedding space.
 
@@ -63,9 +91,10 @@ class DualEncoder(nn.Module):
         model: The open_clip module; its ``logit_scale`` and ``logit_bias`` are frozen: the scales are the objective's.
         tokenizer: list of n strings -> int64 (n, L); ``FastTokenizer`` in place of open_clip's own.
         preprocess: PIL image -> uint8 (3, H, W), see ``EvalTransform``.
-        config: open_clip's ``model_cfg``.
+        config: What it was built from.
         preprocess_cfg: open_clip's ``preprocess_cfg``.
-        objective: What ``objective.json`` said when the model was loaded from a folder; else empty.
+        objective_config: Settings of the objective that it was trained with, as ``objective.json`` or another program's
+            file said when it was loaded; else empty. :meth:`make_objective` makes that of them.
         image_size: Side of the square input in pixels.
         mean: Channel means for pixels in [0, 1].
         std: Channel standard deviations for pixels in [0, 1].
@@ -81,8 +110,8 @@ class DualEncoder(nn.Module):
         name: str,
         model: Any,
         tokenizer: Callable[[list[str]], Tensor],
-        config: dict[str, Any],
-        objective: dict[str, Any] | None = None,
+        config: EncoderConfig,
+        objective_config: dict[str, Any] | None = None,
     ) -> None:
         """Wraps an open_clip module.
 
@@ -90,8 +119,8 @@ class DualEncoder(nn.Module):
             name: The configuration's name.
             model: What ``open_clip.create_model`` returned.
             tokenizer: What ``open_clip.get_tokenizer`` returned.
-            config: The ``model_cfg`` that the module was built from.
-            objective: What the model was trained with, if known.
+            config: What the module was built from.
+            objective_config: What the model was trained with, if known.
 
         Raises:
             InputError: The image tower's input is not square.
@@ -101,14 +130,14 @@ class DualEncoder(nn.Module):
         self.model: Any = model
         self.tokenizer = FastTokenizer(tokenizer) if FastTokenizer.can_replace(tokenizer) else tokenizer
         self.config = config
-        self.objective = objective or {}
+        self.objective_config = objective_config or {}
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
         self.image_size = _square(name, self.preprocess_cfg["size"])
         self.preprocess_cfg["size"] = self.image_size
         self.mean = tuple(float(value) for value in self.preprocess_cfg["mean"])
         self.std = tuple(float(value) for value in self.preprocess_cfg["std"])
-        self.embed_dim = int(config["embed_dim"])
-        self.context_length = int(config["text_cfg"].get("context_length", 77))
+        self.embed_dim = config.embed_dim
+        self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
         self.preprocess = EvalTransform(self.preprocess_cfg)
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
@@ -137,6 +166,29 @@ class DualEncoder(nn.Module):
     def device(self) -> torch.device:
         """Where the towers are."""
         return self._mean.device
+
+    def make_objective(self, **overrides: Any) -> ContrastiveObjective:
+        """The objective that the model was trained with: the member of the family, at its τ⁻¹ and β.
+
+        Args:
+            **overrides: Arguments of :class:`cloob.ContrastiveObjective` in the place of the stored ones. ``gather`` is
+                False unless it is given: it belongs to a run, not to a model.
+
+        Raises:
+            InputError: The model does not say what it was trained with, or not with which β, or says what no objective
+                takes.
+        """
+        if not self.objective_config:
+            raise InputError(
+                f"{self.name}: does not say what it was trained with; cloob.make_objective(NAME) makes one"
+            )
+        settings = self.objective_config | {"gather": False} | overrides
+        if settings.get("hopfield") and "beta" not in settings:
+            raise InputError(f"{self.name}: does not say which β it was trained with; give make_objective(beta=…)")
+        try:
+            return ContrastiveObjective(**settings)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self.name}: its objective's settings cannot be used ({error})") from None
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Embeds n pairs; differentiable.

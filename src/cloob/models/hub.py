@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,33 @@ def check_hub_model(name: str, where: str) -> Path:
             folder = Path(hub.snapshot_download(name, allow_patterns=[*CONFIG_FILES], ignore_patterns=["*/*"]))
     check_folder(folder)
     return folder
+
+
+def fetch_first(name: str, where: str, choices: Sequence[Sequence[str]]) -> Path:
+    """Fetches from a model on the hub the first of some sets of files that it has.
+
+    Args:
+        name: ``owner/name``, or a folder, which has them already.
+        where: What asks for it, for the error.
+        choices: Patterns of files, each set sufficient.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: It has none of them, or they cannot be had.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    hub: Any = require("huggingface_hub", "train")
+    for patterns in choices:
+        with reachable_hub(where):
+            folder = Path(hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+        if any(any(folder.glob(pattern)) for pattern in patterns):
+            return folder
+    wanted = " or ".join(patterns[0] for patterns in choices)
+    raise InputError(f"{where}: no {wanted} in it")
 
 
 def _is_absence(error: BaseException | None) -> bool:

@@ -19,7 +19,7 @@ import torch
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line, require
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
 from cloob.models.names import CONFIGS, TINY_MODELS, check_name, known_models
 from cloob.models.untrusted import check_folder
@@ -104,7 +104,7 @@ def create_model(
     tokenizer = load_tokenizer(name, config, f"model {name!r}")
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
-    return DualEncoder(name, model, tokenizer, config).to(place)
+    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config)).to(place)
 
 
 def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:

@@ -20,6 +20,12 @@ _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipeline", "cus
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
 _TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
 _LARGEST = 16 << 20  # bytes of a configuration; an index of shards has some megabytes
+MOST_LAYERS = 1024
+"""No model has more blocks one after the other; each takes time and memory before any weight is looked at."""
+_LAYERS = re.compile(
+    r"(.*_)?(n_)?(layers?|depths?|blocks?|stages?|groups?)|(num|n)_(hidden_)?(layers?|blocks?|groups?)"
+)
+_LARGEST_SIZE = 1 << 24
 _DEEPEST = 100  # objects and lists inside each other
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TIMM_NAME = re.compile(r"\w[\w.-]*")
@@ -84,7 +90,7 @@ def _no_number(name: str) -> NoReturn:
 
 
 def _walk(content: Any) -> Iterator[tuple[int, str, Any]]:
-    """Depth, key ("" in a list) and value of everything in a JSON value, without recursion."""
+    """Depth, key (in a list the list's) and value of everything in a JSON value, without recursion."""
     waiting: list[tuple[int, str, Any]] = [(0, "", content)]
     while waiting:
         depth, key, value = waiting.pop()
@@ -92,11 +98,11 @@ def _walk(content: Any) -> Iterator[tuple[int, str, Any]]:
         if isinstance(value, dict):
             waiting += [(depth + 1, str(inner), item) for inner, item in value.items()]
         elif isinstance(value, list):
-            waiting += [(depth + 1, "", item) for item in value]
+            waiting += [(depth + 1, key, item) for item in value]
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder whose configuration files ask for Python of its own, or name files outside of it.
+    """Refuses a folder whose configuration files ask for Python of its own or too many layers, or name files elsewhere.
 
     Args:
         folder: Of open_clip, transformers, sentence-transformers or timm.
@@ -107,6 +113,8 @@ def check_folder(folder: Path) -> None:
     for path in sorted({path for pattern in CONFIG_FILES for path in folder.glob(pattern)}):
         content = read_json(path, object)
         for _, key, value in _walk(content):
+            if type(value) is int and value > MOST_LAYERS and _LAYERS.fullmatch(key):
+                raise InputError(f"{path}: {key} is {value:.6g}; no model has more than {MOST_LAYERS}")
             if key in _CODE_KEYS and value not in (None, False):
                 raise InputError(f"{path}: {key} asks for Python code of the model's own, which is never run")
             if key in _FILE_KEYS and isinstance(value, str) and leaves(value) and Path(value).exists():
@@ -124,16 +132,22 @@ def leaves(name: str) -> bool:
 
 
 def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
-    """Refuses an open_clip ``model_cfg`` that asks for more than towers and a tokeniser.
+    """Refuses an open_clip ``model_cfg`` that asks for more than towers and a tokeniser, or for sizes that none has.
 
     Args:
         model_cfg: With ``text_cfg`` and ``vision_cfg``.
         where: The file that says so.
 
     Raises:
-        InputError: A part is no object, the tokeniser gets an argument that is not one of open_clip's own, or a name
-            (``hf_tokenizer_name``, ``hf_model_name``, ``timm_model_name``) is a path or another source.
+        InputError: A part is no object, a number is beyond 2^24 or none, the tokeniser gets an argument that is not
+            one of open_clip's own, or a name (``hf_tokenizer_name``, ``hf_model_name``, ``timm_model_name``) is a path
+            or another source.
     """
+    for _, key, value in _walk(model_cfg):
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST_SIZE:
+            raise InputError(f"{where}: {key} is {value:.6g}, which is no size of a model")
+        if type(value) is int and value > MOST_LAYERS and _LAYERS.fullmatch(key):
+            raise InputError(f"{where}: {key} is {value:.6g}; no model has more than {MOST_LAYERS}")
     for part in ("vision_cfg", "text_cfg"):
         if not isinstance(model_cfg.get(part), dict):
             raise InputError(f"{where}: {part} is a {type(model_cfg.get(part)).__name__}; an object is wanted")

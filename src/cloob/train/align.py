@@ -9,23 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cloob.cache import Cache
 from cloob.data.batch import Batch
 from cloob.data.content import content_key
-from cloob.data.loader import PairLoader
-from cloob.data.open import Source
+from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.order import epoch_order, local_part
+from cloob.data.source import Source
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
-from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
+from cloob.models.load import load_model
 from cloob.train.config import TrainConfig
 from cloob.train.config.components import AlignConfig
 from cloob.train.ranks import on_rank_zero
@@ -59,33 +60,39 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     """
     align = config.align
     assert align.image_encoder is not None and align.text_encoder is not None
-    image = open_image_encoder(align.image_encoder, config.towers.image_size)
-    text = open_text(align.text_encoder)
+    image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
+    text = open_text(align.text_encoder, load_model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
         heads = [Head(side.features, align.embed_dim, align.head, align.head_dropout) for side in (image, text)]
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
-    return aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder.on_features = True
+    return encoder
 
 
 def feature_loader(
-    source: Source, encoder: AlignedEncoder, config: TrainConfig, device: torch.device, *, train: bool
+    source: Source,
+    encoder: AlignedEncoder,
+    config: TrainConfig,
+    device: torch.device,
+    cache: Cache,
+    *,
+    train: bool,
 ) -> FeatureLoader:
-    """The features of a source in batches; computed here unless they are on the disk. Fits fresh heads when training.
+    """The features of a source in batches; computed here unless they are cached. Fits fresh heads when training.
 
     Raises:
-        InputError: Too many pairs cannot be used, the source holds less than one batch, or the folder of the features
-            cannot be written.
+        InputError: Too many pairs cannot be used, the source holds less than one batch, or the cache cannot be written.
     """
-    folder = config.align.features or config.save.out / "features"
     if train and len(source) < config.run.batch_size:
         raise _too_few(source.name, len(source), "pairs", config.run.batch_size)
-    path = folder / f"{on_rank_zero(lambda: _key(source, encoder))}.safetensors"
-    # Every rank comes here: one that looked for itself might find what rank 0 has just written, and leave it alone.
-    on_rank_zero(lambda: _compute_and_keep(source, encoder.to(device), config, path))
-    features = _read(path)
-    if features is None:
-        raise InputError(f"{path}: the features that were just written cannot be read back")
+    name = f"{on_rank_zero(lambda: _key(source, encoder))}.safetensors"
+    encoder = encoder.to(device)
+    # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
+    held: list[Features] = []
+    on_rank_zero(lambda: held.append(_cached(source, encoder, config, cache, name)))
+    features = held[0] if held else _cached(source, encoder, config, cache, name)
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
         encoder.fit(features.images, features.texts)
     return FeatureLoader(
@@ -116,7 +123,7 @@ def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
 
 
 class FeatureLoader:
-    """Batches of features, with the calls of a ``PairLoader`` that training uses.
+    """A ``Loader`` of features.
 
     Args:
         features: Of the whole source.
@@ -162,8 +169,8 @@ class FeatureLoader:
         """As ``PairLoader.epoch``; the order is the same for any ``lanes`` and ``order_batch_size``."""
         order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)[offset:]
         for step in range(start_step, self.steps(offset)):
-            whole = order[step * self.batch_size : (step + 1) * self.batch_size]
-            index = torch.from_numpy(local_part(whole, rank(), world_size()))
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            index = torch.from_numpy(local_part(batch, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])
             yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()))
 
@@ -177,33 +184,34 @@ def _too_few(name: str, n: int, pairs: str, batch_size: int) -> InputError:
     )
 
 
-def _compute_and_keep(source: Source, encoder: AlignedEncoder, config: TrainConfig, path: Path) -> None:
-    """Embeds the source and writes the file, unless it is there; on rank 0 alone, as the others wait."""
-    if _read(path) is not None:
-        return
-    features = _compute(source, encoder, config)
-    tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
-    content = require("safetensors.torch", "train").save(tensors, metadata={"keys": json.dumps(features.keys)})
-    write_whole(path, content)
+def _cached(source: Source, encoder: AlignedEncoder, config: TrainConfig, cache: Cache, name: str) -> Features:
+    """The features in the cache, computed now if they are not there or not whole."""
+
+    def make(target: Path) -> None:
+        features = _compute(source, encoder, config, target.touch)
+        tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
+        target.write_bytes(
+            require("safetensors.torch", "train").save(tensors, metadata={"keys": json.dumps(features.keys)})
+        )
+
+    for _ in range(2):
+        path = cache.get("features", name, make)
+        if (features := _read(path)) is not None:
+            return features
+        cache.drop(path)
+    raise InputError(f"{path}: the features that were just written cannot be read back")
 
 
-def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig) -> Features:
-    """Every pair through both encoders, in order and without augmentation."""
-    loader = PairLoader(
-        source,
-        transform=encoder.preprocess,
-        tokenizer=encoder.tokenizer,
-        batch_size=_BATCH,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        workers=config.pairs.workers,
-    )
+def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_on: Callable[[], object]) -> Features:
+    """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
+    batching = Batching(_BATCH, shuffle=False, drop_last=False)
+    loader = PairLoader(source, encoder.preprocess, encoder.tokenizer, batching, Share(workers=config.pairs.workers))
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
     place, bad, said = 0, 0, 0
     try:
         for batch in loader.epoch(0):
+            gets_on()
             bad += len(batch.skipped)
             place += len(batch) + len(batch.skipped)
             if len(batch):

@@ -60,6 +60,7 @@ class RunResult:
         checkpoint: The newest checkpoint; None if the run wrote none.
         stopped: None when the run reached its end, else ``"SIGTERM"``.
         skipped: Samples of the last epoch that could not be used, by reason.
+        already_finished: The run that was to go on had reached its end before; nothing was written.
     """
 
     run: Path
@@ -71,6 +72,7 @@ class RunResult:
     checkpoint: Path | None
     stopped: str | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
+    already_finished: bool = False
 
 
 class Callback:

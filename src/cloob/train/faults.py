@@ -148,14 +148,18 @@ class BadSamples:
                 told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
                 self.log.write("skipped", place | told)
 
-    def check(self) -> None:
+    def check(self, *, ended: bool = False) -> None:
         """Compares the fraction of the epoch so far with the limit; every rank comes to the same answer.
+
+        Args:
+            ended: Whether the epoch is over: then one sample at least must have been usable, whatever the limit.
 
         Raises:
             InputError: It is above; the message gives each reason, how often, and an example.
         """
         good, bad = self.progress.epoch_good, self.progress.epoch_bad
-        if bad <= self.limit * (good + bad):
+        nothing = ended and bad > 0 and good == 0
+        if bad <= self.limit * (good + bad) and not nothing:
             return
         reasons = self.reasons()
         examples: dict[str, str] = {}
@@ -163,8 +167,7 @@ class BadSamples:
             examples = part | examples
         told = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
         raise InputError(
-            f"{self.source}: {bad} of {good + bad} samples cannot be used, "
-            f"more than max_bad_fraction = {self.limit:g} allows: {told}"
+            f"{self.source}: {bad} of {good + bad} samples cannot be used, {_too_many(nothing, self.limit)}: {told}"
         )
 
     def reasons(self) -> dict[str, int]:
@@ -193,7 +196,8 @@ class BadHeldOut:
         """Looks at a validation; every rank comes to the same answer.
 
         Raises:
-            InputError: The fraction is above the limit; the message gives each reason, how often, and an example.
+            InputError: The fraction is above the limit, or none can be used; the message gives each reason, how
+                often, and an example.
         """
         if progress.epoch == 0:
             place = {"step": progress.step, "epoch": 1, "held_out": True}
@@ -201,14 +205,19 @@ class BadHeldOut:
                 told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
                 self.log.write("skipped", place | told)
         bad = len(found.skipped)
-        if bad <= self.limit * found.pairs:
+        nothing = bad > 0 and bad == found.pairs
+        if bad <= self.limit * found.pairs and not nothing:
             return
         examples: dict[str, str] = {skip.reason: skip.key for _, skip in reversed(found.skipped)}
         told_all = "; ".join(f"{n} {reason} (e.g. {examples[reason]})" for reason, n in found.reasons().items())
         raise InputError(
             f"{self.source}: {bad} of {found.pairs} held-out pairs cannot be used, "
-            f"more than max_bad_fraction = {self.limit:g} allows: {told_all}"
+            f"{_too_many(nothing, self.limit)}: {told_all}"
         )
+
+
+def _too_many(nothing: bool, limit: float) -> str:
+    return "which leaves none" if nothing and limit == 1 else f"more than max_bad_fraction = {limit:g} allows"
 
 
 def report_nonfinite(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +20,14 @@ from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import ContrastiveObjective
 from cloob.train import faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
-from cloob.train.config import TrainConfig
+from cloob.train.config import TrainConfig, memory
 from cloob.train.faults import StopRequested, StopSignal
 from cloob.train.optim import make_schedule, warmup_steps
 from cloob.train.parts import Parts, assemble
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
+from cloob.train.state.resume import AlreadyFinished
 from cloob.train.state.rng import preserved_rng
+from cloob.train.state.runlock import RunLock
 from cloob.train.step import StepResult
 from cloob.train.towers import finetune
 from cloob.train.towers import fsdp as sharding
@@ -49,10 +53,12 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         callbacks: Called along the way, on every rank.
 
     Returns:
-        What the run came to; ``stopped`` says whether a signal ended it early.
+        What the run came to; ``stopped`` says whether a signal ended it early, ``already_finished`` that there was
+        nothing left to do.
 
     Raises:
-        InputError: Something the user gave is wrong, too many samples are bad, or the disk is full.
+        InputError: Something the user gave is wrong, too many samples are bad, the disk is full, a batch does not fit
+            in memory, or another process writes to the run folder.
         TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row.
 
     Example:
@@ -63,9 +69,15 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         (2, 256)
     """
     device = resolve_device(config.run.device)
-    with process_group(device):
+    with process_group(device), _held(config.save.out) as lock:
         trackers = [*([TensorBoard()] if config.log.tensorboard else []), *make_trackers(config.log)]
-        run = _Run(assemble(config, device), [*callbacks, *trackers])
+        try:
+            run = _Run(assemble(config, device), [*callbacks, *trackers], lock)
+        except AlreadyFinished as finished:
+            if config.towers.average_with_start is not None:
+                ended = finished.checkpoint
+                on_rank_zero(lambda: finetune.make_good_average(config, ended))
+            return finished.result()
         with StopSignal() as stop:
             result = run.go(stop)
         del run  # and with it DDP, before the group that it holds
@@ -75,11 +87,25 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         return result
 
 
+@contextlib.contextmanager
+def _held(run: Path) -> Iterator[RunLock]:
+    """The run folder's lock, taken by rank 0 for all ranks."""
+    with contextlib.ExitStack() as stack:
+        lock = RunLock(run)
+
+        def enter() -> None:
+            stack.enter_context(lock)
+
+        on_rank_zero(enter)
+        yield lock
+
+
 class _Run:
     """One run, from where its parts stand to its result."""
 
-    def __init__(self, parts: Parts, callbacks: Sequence[Callback]) -> None:
+    def __init__(self, parts: Parts, callbacks: Sequence[Callback], lock: RunLock) -> None:
         self.parts = parts
+        self.lock = lock
         config = parts.config
         self.total_steps = whole = config.run.total_steps(parts.loader.steps_per_epoch)
         self.epochs = math.ceil(whole / parts.loader.steps_per_epoch)  # the last may be cut short
@@ -217,7 +243,7 @@ class _Run:
         else:
             batch = batch.to(parts.device, non_blocking=True)
             ids = batch.ids if parts.config.loss.mask_duplicates else None
-            result = parts.stepper(batch.images, batch.tokens, ids, lr)
+            result = self._stepped(batch, ids, lr)
             why = None if result.finite else "overflow" if result.overflow else "not finite"
         if result is not None and result.finite:
             self.last_loss = result.loss
@@ -236,6 +262,17 @@ class _Run:
         self._call("on_step", line)
         if why == "not finite" and result is not None:
             self._nonfinite(batch, result, lr)
+
+    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float) -> StepResult:
+        """One optimiser step; one line if there is not enough memory for it."""
+        parts = self.parts
+        try:
+            return parts.stepper(batch.images, batch.tokens, ids, lr)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            parts.stepper.optimizer.zero_grad(set_to_none=True)
+        raise memory.too_large(parts.config, parts.stepper, batch)
 
     def _line(self, result: StepResult | None, lr: float) -> dict[str, Any]:
         """What the log says of a step, None for one that had too few samples."""
@@ -293,7 +330,7 @@ class _Run:
             StopRequested: The run was told to end while it validated; the epoch is not over then.
         """
         parts, progress = self.parts, self.parts.progress
-        parts.bad.check()
+        parts.bad.check(ended=True)
         self.skipped = parts.bad.reasons()
         due = (progress.epoch + 1) % parts.config.pairs.val_every == 0 or progress.epoch + 1 == self.epochs
         validation = self._validate(stop) if due else None
@@ -338,6 +375,7 @@ class _Run:
 
     def _save(self) -> None:
         """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
+        on_rank_zero(self.lock.check)
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
         written = self.parts.saver.save(dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds))
         if written is not None:
@@ -348,7 +386,13 @@ def _warn(config: TrainConfig, whole: int) -> None:
     """Says what is allowed and hardly meant, of a run of ``whole`` steps."""
     warmup = warmup_steps(config.optim, whole)
     if warmup >= whole:
-        logger.warning("the warm-up takes %d steps, the whole run has %d", warmup, whole)
+        logger.warning(
+            "the warm-up takes %d steps, the whole run has %d: the learning rate never reaches its peak; "
+            "--warmup %d is a tenth of the run",
+            warmup,
+            whole,
+            whole // 10,
+        )
     if config.towers.freeze != "none" and config.towers.init is None:
         frozen = config.towers.freeze
         logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import torch
 
+from cloob.data.loader import Loader
 from cloob.distributed import rank, world_size
 from cloob.files import write_whole
 from cloob.models.encoder import DualEncoder
+from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
 from cloob.train import faults
-from cloob.train.config import TrainConfig
+from cloob.train.config import TrainConfig, memory
 from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
 from cloob.train.ranks import on_rank_zero
@@ -52,8 +54,8 @@ class Parts:
     device: torch.device
     encoder: DualEncoder
     objective: ContrastiveObjective
-    loader: build.Loader
-    val_loader: build.Loader | None
+    loader: Loader
+    val_loader: Loader | None
     average: WeightAverage | None
     towers: TowersWithLoss
     judged: TowersWithLoss
@@ -76,24 +78,31 @@ class Parts:
 def assemble(config: TrainConfig, device: torch.device) -> Parts:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
-    The order matters: the run folder is touched only once towers, data and checkpoint could be opened, and the
-    optimiser is made after everything that replaces parameters.
+    The order matters: the run folder is touched only once towers, data and checkpoint could be opened and a step fits
+    in memory, and the optimiser is made after everything that replaces parameters.
 
     Raises:
         InputError: Something the user gave is wrong, or the run folder cannot be written.
+        AlreadyFinished: There is nothing left to do.
     """
     check_combination(config)
     encoder = build.make_encoder(config)
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config)
     config = build.resolved(config, encoder, objective)
+    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
     loader = build.make_loader(source, encoder, config, device)
+    if checkpoint is not None:
+        resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
     held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
 
-    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
-    on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
+    data = {"training pairs": on_rank_zero(source.fingerprint)}
+    if held_out is not None:
+        data["held-out pairs"] = on_rank_zero(held_out.fingerprint)
+    if checkpoint is not None:
+        resume.check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
     encoder.to(device)
     objective.to(device)
     average = make_average(encoder, config)
@@ -116,12 +125,16 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro)
     if checkpoint is not None:
         stepper.load_state_dict(checkpoint.state.get("stepper", {}))
+    towers.train()
+    finetune.keep_frozen(encoder, config.towers.freeze)
+    memory.check(config, stepper, encoder, device)
+    on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
     resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
-    saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, checkpoint)
+    saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, data, checkpoint)
     if rank() == 0:
         remove_leftovers(config.save.out)
-        write_whole(config.save.out / "config.json", config.to_json())
+        write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
     log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
     limit = config.pairs.max_bad_fraction
     return Parts(

@@ -84,22 +84,24 @@ def fuzz(shared: Path, name: str, home: Path, copies: int) -> tuple[int, int]:
     """Loads so many mutated copies; returns how many were refused, and how many loaded."""
     target, given = prepare(shared, name, home)
     good, content = numbers(given), target.read_bytes()
-    refused = loaded = 0
+    lines: list[str] = []
+    loaded = 0
     for seed in range(copies):
         target.write_bytes(mutate(content, random.Random(f"{name} {seed}")))
         try:
             found = numbers(given)
         except InputError as error:
-            assert "\n" not in str(error), seed  # noqa: PT017 - loading the right numbers is right too
-            refused += 1
+            lines.append(str(error))
             continue
         loaded += 1
         assert {key: value.shape for key, value in found.items()} == {key: v.shape for key, v in good.items()}, seed
         different = sum(not torch.equal(found[key], good[key]) for key in good)
-        assert different <= (0 if target.suffix in CHECKSUMMED else 3), seed
+        # Three changes, each of them perhaps on the border of two tensors.
+        assert different <= (0 if target.suffix in CHECKSUMMED else 6), seed
         if different:
             assert sum(changed_bytes(good[key], found[key]) for key in good) <= 24, seed
-    return refused, loaded
+    assert not [line for line in lines if "\n" in line]
+    return len(lines), loaded
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -113,4 +115,4 @@ def test_a_few_mutated_copies(shared_weights: Path, tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", FILES)
 def test_two_thousand_mutated_copies(shared_weights: Path, tmp_path: Path, name: str) -> None:
     refused, loaded = fuzz(shared_weights, name, tmp_path / "f", 2000)
-    assert refused > 1000 and refused + loaded == 2000
+    assert refused > 200 and refused + loaded == 2000

@@ -104,9 +104,13 @@ def test_tokens_of_rinna(shared_weights: Path, tmp_path: Path, kind: str) -> Non
 @pytest.mark.parametrize(("folder", "file"), WITH_LOSS)
 def test_the_objective_comes_along(shared_weights: Path, folder: str, file: str) -> None:
     encoder, _, expected = open_both(shared_weights, folder, file)
-    known = "beta" in encoder.objective
+    known = "beta" in encoder.objective_config
     assert known == (file not in ("epoch_2.pt", "fp16.pt", "no_config.pt"))  # these do not hold it
-    settings = encoder.objective | {} if known else encoder.objective | {"beta": float(expected["scale_hopfield"])}
+    settings = (
+        encoder.objective_config | {}
+        if known
+        else encoder.objective_config | {"beta": float(expected["scale_hopfield"])}
+    )
     image, text = (torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text"))
     loss = ContrastiveObjective(**settings)(image, text)
     torch.testing.assert_close(loss, torch.tensor(float(expected["loss"])), rtol=0, atol=3e-6)
@@ -115,9 +119,9 @@ def test_the_objective_comes_along(shared_weights: Path, folder: str, file: str)
 @pytest.mark.parametrize(("folder", "file"), [*OPENAI, *FOLDERS[4:]])
 def test_clip_scale_comes_along(shared_weights: Path, folder: str, file: str) -> None:
     encoder, _, expected = open_both(shared_weights, folder, file)
-    assert encoder.objective["contrast"] == "infonce" and not encoder.objective["hopfield"]
+    assert encoder.objective_config["contrast"] == "infonce" and not encoder.objective_config["hopfield"]
     image, text = (torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text"))
-    loss = ContrastiveObjective(**encoder.objective)(image, text)
+    loss = ContrastiveObjective(**encoder.objective_config)(image, text)
     torch.testing.assert_close(loss, torch.tensor(float(expected["clip_loss"])), rtol=0, atol=1e-5)
 
 

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cloob.commands.analyze import AnalyzeArguments
+from cloob.cache import Cache
+from cloob.commands.measuring import AnalyzeArguments
 from cloob.commands.work.console import EmbeddingProgress
 from cloob.commands.work.evaluate import named
-from cloob.commands.work.judge import check_writable, curve
+from cloob.commands.work.judge import check_writable
 from cloob.data.batch import BadSample
 from cloob.distributed import resolve_device
 from cloob.evaluate.analysis import analyze
@@ -22,6 +23,7 @@ from cloob.evaluate.embeddings import EmbedOptions
 from cloob.evaluate.report import ReportExtras, ShownPicture, write_report
 from cloob.evaluate.sets.captioned import CaptionedSet, open_captioned
 from cloob.evaluate.suite import write_results
+from cloob.models.runs import curve
 
 
 def run(arguments: AnalyzeArguments) -> int:
@@ -33,7 +35,7 @@ def run(arguments: AnalyzeArguments) -> int:
         device=resolve_device(arguments.device),
         batch_size=arguments.batch_size,
         workers=arguments.workers,
-        cache=arguments.cache or arguments.out / "cache",
+        cache=Cache(),
     )
     with EmbeddingProgress() as progress:
         analysis = analyze(

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloob.commands.eval import EvalArguments
+from cloob.cache import Cache
+from cloob.commands.measuring import EvalArguments
 from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
@@ -43,7 +44,7 @@ def run(arguments: EvalArguments) -> int:
         device=resolve_device(arguments.device),
         batch_size=arguments.batch_size,
         workers=arguments.workers,
-        cache=arguments.cache or arguments.out / "cache",
+        cache=Cache(),
     )
     embeddings, results = measure(comparison, options, arguments.out)
     write_set_files(arguments.out, results, embeddings, comparison.zeroshot)

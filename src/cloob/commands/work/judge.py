@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from cloob.evaluate.report import Confusion, ReportExtras, write_report
 from cloob.evaluate.sets.captioned import CaptionedSet
 from cloob.evaluate.sets.labelled import LabelledSet
 from cloob.evaluate.suite import evaluate, write_results
+from cloob.models.runs import curve
 
 
 @dataclass(frozen=True)
@@ -114,18 +114,6 @@ def write_page(
     curves = {model: curve(comparison.models[model]) for model in models}
     extras = ReportExtras({model: lines for model, lines in curves.items() if lines}, {}, queries, confusions)
     write_report(path, results, extras, title=title, notes=notes)
-
-
-def curve(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if the model is not a run, or of a line that a crash has cut off."""
-    file = Path(run) / "metrics.jsonl"
-    lines = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
-    return lines
 
 
 def check_writable(out: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
-from cloob.models.store import find_best
+from cloob.models.runs import AVERAGED_FOLDER, find_best
 from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
@@ -26,6 +26,12 @@ def run(config: TrainConfig) -> int:
 
 def _report(config: TrainConfig, result: RunResult) -> None:
     """What the run came to, and where it is."""
+    if result.already_finished:
+        print(
+            f"{result.run}: already finished ({result.epochs} epochs, {result.steps:,} steps); "
+            "more --epochs go on, --overwrite or another --out starts anew"
+        )
+        return
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
@@ -33,4 +39,4 @@ def _report(config: TrainConfig, result: RunResult) -> None:
     if best is not None:
         print(f"{result.run}:best: {config.save.best} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and config.towers.average_with_start is not None:
-        print(f"{result.run / 'averaged'}: averaged with {config.towers.init}")
+        print(f"{result.run / AVERAGED_FOLDER}: averaged with {config.towers.init}")

@@ -1,8 +1,7 @@
 """Where each sample lies in its tar, as arrow columns: scanned once, then mapped from a saved file.
 
-Scanning reads each header; for millions of members that takes minutes. The result is saved in the cache folder under
-a name made of path, size and modification time of every tar, and used by later runs and by the other ranks of a host.
-Folders that cannot be written cost the scan and nothing else.
+Scanning reads each header; for millions of members that takes minutes. The result is kept in the cache under a name
+made of path, size and modification time of every tar, and used by later runs and by the other ranks of a host.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +17,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cloob.cache import cache_root, locked
+from cloob.cache import Cache, touch
 from cloob.data.batch import printable
 from cloob.data.shards.tar import Member, TarListing, TarReader, split_name
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
-CAPTION_EXTENSIONS = ("txt", "caption")
 ABSENT = -1
 """Offset of a part that a sample does not have."""
 CUT = -2
@@ -96,17 +93,19 @@ class ShardIndex:
         return self.sizes[shard] - (shard in self.cuts)
 
     def __reduce__(self) -> Any:
-        if self.file is not None:  # to a spawned worker goes the name of the file, not its content
+        # To a spawned worker goes the name of the file, not its content.
+        if self.file is not None and touch(self.file):
             return _read, (self.file,)
         return ShardIndex, (self.sizes, self.cuts, self.keys, self.places)
 
 
-def open_index(reader: TarReader, file: Path | None = None) -> ShardIndex:
-    """The index of some tars: the saved one if it is of these very files, else a new one, which is saved if it can be.
+def open_index(reader: TarReader, cache: Cache, *, beside: bool = False) -> ShardIndex:
+    """The index of some tars: the cached one if it is of these very files, else a new one.
 
     Args:
         reader: The tars.
-        file: Where it is saved; None: in the cache folder, for tars of 64 MiB or more together.
+        cache: Where it is kept, for tars of 64 MiB or more together. Where that cannot be written, it is not kept.
+        beside: The one tar lies in the cache, and its index is kept beside it, whatever its size.
 
     Raises:
         InputError: A tar is missing or is no tar.
@@ -118,26 +117,24 @@ def open_index(reader: TarReader, file: Path | None = None) -> ShardIndex:
         except OSError as error:
             raise InputError(f"{path}: {error.strerror}") from None
         facts.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
-    if file is None and sum(size for _, size, _ in facts) < _MIN_SAVED_BYTES:
+    if not beside and sum(size for _, size, _ in facts) < _MIN_SAVED_BYTES:
         return _scan(reader)
     key = hashlib.blake2b(json.dumps([_FORMAT, facts]).encode(), digest_size=16).hexdigest()
-    file = file or cache_root() / "tars" / f"{key}.arrow"
-    saved = _saved(file, key)
-    if saved is not None:
-        return saved
-    with contextlib.ExitStack() as stack:
-        # One process of a host scans, the others wait for what it writes.
-        with contextlib.suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if os.access(file.parent, os.W_OK):
-                stack.enter_context(locked(file.with_name(f"lock-{key[:2]}-index")))
-                saved = _saved(file, key)
-                if saved is not None:
-                    return saved
-        index = _scan(reader)
-        with contextlib.suppress(OSError):
-            _write(index, file, key)
-    return index
+    scanned: list[ShardIndex] = []
+
+    def make(target: Path) -> None:
+        scanned.append(_scan(reader))
+        _write(scanned[0], target, key)
+
+    for _ in range(2):  # again where the file is damaged, or of a shard that was fetched anew
+        with contextlib.suppress(InputError):  # the folder cannot be written; or of a tar, which then says so below
+            file = cache.beside(reader.paths[0], make) if beside else cache.get("indices", f"{key}.arrow", make)
+            if (saved := _saved(file, key)) is not None:
+                return saved
+            cache.drop(file)
+        if scanned:
+            return scanned[0]
+    return _scan(reader)
 
 
 def _scan(reader: TarReader) -> ShardIndex:
@@ -178,13 +175,8 @@ def _write(index: ShardIndex, file: Path, key: str) -> None:
     table = pa.table(
         {"key": index.keys, **{name: pa.array(column) for name, column in zip(_COLUMNS, index.places, strict=True)}}
     ).replace_schema_metadata({"cloob": json.dumps(about)})
-    temporary = file.with_name(f".tmp-{file.name}-{os.getpid()}")
-    try:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
 
 
 def _saved(file: Path, key: str) -> ShardIndex | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+
+from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES
-from cloob.data.shards.index import ABSENT, CAPTION_EXTENSIONS, CUT, IMAGE_EXTENSIONS, group_members, open_index
+from cloob.data.fingerprint import Fingerprint, digest, of_column
+from cloob.data.shards.index import ABSENT, CUT, open_index
 from cloob.data.shards.sizes import SIZES, read_sizes
 from cloob.data.shards.tar import TarReader
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
-
-__all__ = ["CAPTION_EXTENSIONS", "IMAGE_EXTENSIONS", "ShardSource", "group_members"]
 
 
 class ShardSource:
@@ -26,7 +29,8 @@ class ShardSource:
         name: What reports call this source.
         paths: The tars, in order.
         labels: What keys and errors call each tar; its file name when left out.
-        index_file: Where the index of the tars is saved; by default in the cache folder, for large ones.
+        cache: Where the index of large tars is kept; None: ``Cache()``.
+        cached: The one tar lies in the cache itself: then so does its index, and goes with it.
 
     Raises:
         InputError: No shard, a file that is no tar, or a count that contradicts ``sizes.json`` beside the shards.
@@ -40,14 +44,15 @@ class ShardSource:
         paths: Sequence[Path],
         *,
         labels: Sequence[str] | None = None,
-        index_file: Path | None = None,
+        cache: Cache | None = None,
+        cached: bool = False,
     ) -> None:
         if not paths:
             raise InputError(f"{name}: no tar shard found")
         self.name = name
         self._labels = tuple(labels) if labels is not None else tuple(path.name for path in paths)
         self._reader = TarReader(tuple(paths))
-        self._index = open_index(self._reader, index_file)
+        self._index = open_index(self._reader, cache or Cache(), beside=cached)
         self.shard_sizes = self._index.sizes
         self._expected = _check_sizes(paths, self._index.cuts, self._index.complete)
 
@@ -64,6 +69,15 @@ class ShardSource:
         """By shard, what is missing at the end of a truncated one."""
         return self._index.cuts
 
+    def fingerprint(self) -> Fingerprint:
+        """The shards' names, and the names, places and sizes of their members; the members are not read."""
+        keys = of_column(pa.chunked_array([self._index.keys]))
+        return {
+            "samples": len(self),
+            "shards": digest(f"{label} {n}" for label, n in zip(self._labels, self.shard_sizes, strict=True)),
+            "members": digest([keys, *self._index.places]),
+        }
+
     def hold(self) -> None:
         """Opens the first shard, so that this process can read it even when its name is gone."""
         self._reader.read(0, 0, 0)
@@ -78,9 +92,9 @@ class ShardSource:
         path, label = self._reader.paths[shard], self._labels[shard]
         image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self._index.places)
         if image_at == CUT:
-            told = f", sizes.json says {self._expected[shard]:,}" if shard in self._expected else ""
-            whole = f"{self._index.complete(shard):,} samples are complete"
-            raise BadSample("truncated shard", label, f"{path}: {self._index.cuts[shard]}; {whole}{told}")
+            listed = f", sizes.json says {self._expected[shard]:,}" if shard in self._expected else ""
+            complete = f"{self._index.complete(shard):,} samples are complete"
+            raise BadSample("truncated shard", label, f"{path}: {self._index.cuts[shard]}; {complete}{listed}")
         key = f"{label}/{self._index.keys[index].as_py()}"
         if image_at == ABSENT:
             raise BadSample("missing image", key, f"no {'/'.join(IMAGE_EXTENSIONS)} member of this name in {path}")
@@ -99,10 +113,10 @@ class ShardSource:
 
 def _check_sizes(paths: Sequence[Path], cuts: dict[int, str], complete: Callable[[int], int]) -> dict[int, int]:
     """By shard, what ``sizes.json`` beside it says; for whole shards it must be what they hold."""
-    told = {folder: read_sizes(folder / SIZES) for folder in {path.parent for path in paths}}
+    listed = {folder: read_sizes(folder / SIZES) for folder in {path.parent for path in paths}}
     expected: dict[int, int] = {}
     for i, path in enumerate(paths):
-        count = told[path.parent].get(path.name)
+        count = listed[path.parent].get(path.name)
         if count is None:
             continue
         expected[i] = count

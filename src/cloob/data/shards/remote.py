@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from cloob.cache import Cache, touch
 from cloob.data.batch import BadSample, RawSample
+from cloob.data.fingerprint import Fingerprint, digest
+from cloob.data.prefetch import Prefetcher
+from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.sizes import SIZES, fetch_sizes, listed_url, remembered
-from cloob.data.shards.spec import expand, fetch, shard_name, sibling
-from cloob.data.shards.spool import INDEX_SUFFIX, Ahead, ShardCache, touch
+from cloob.data.shards.spec import expand, shard_name, sibling
 from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -28,19 +31,19 @@ class RemoteShardSource:
 
     The number of samples in each shard has to be known beforehand (``sizes.json``), so that the order of an epoch is
     known without reading anything. A row that a shard turns out not to hold raises ``"truncated shard"``; samples
-    beyond the told number are left out, with one warning. Read it shard by shard (``streamed`` is True: the loader
+    beyond that number are left out, with one warning. Read it shard by shard (``streamed`` is True: the loader
     does): in random order each sample would cost a shard.
 
     Args:
         name: What reports call this source.
-        urls: What ``opener.fetch`` opens, one a shard.
+        urls: What ``fetch`` opens, one a shard.
         counts: Samples in each shard.
         cache: Where the shards are kept.
     """
 
     streamed = True
 
-    def __init__(self, name: str, urls: Sequence[str], counts: Sequence[int], cache: ShardCache) -> None:
+    def __init__(self, name: str, urls: Sequence[str], counts: Sequence[int], cache: Cache) -> None:
         self.name = name
         self.shard_sizes = tuple(counts)
         self._urls = tuple(urls)
@@ -52,8 +55,8 @@ class RemoteShardSource:
         self._opened: OrderedDict[int, ShardSource] = OrderedDict()
         self._paths: dict[int, Path] = {}
         self._reads = 0
-        self._told: set[int] = set()
-        self._ahead: Ahead | None = None
+        self._warned = False
+        self._prefetcher: Prefetcher | None = None
         self._pid = os.getpid()
 
     def __len__(self) -> int:
@@ -75,19 +78,24 @@ class RemoteShardSource:
             raise BadSample("truncated shard", f"{shard_name(url)}/{row}", f"{url} {counts}{cut}")
         return source.read(row)
 
+    def fingerprint(self) -> Fingerprint:
+        """The shards' names and counts; nothing is fetched. What is before a name (a bucket, a token) is left out."""
+        told = zip(map(shard_name, self._urls), self.shard_sizes, strict=True)
+        return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in told)}
+
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the shards of these pairs fetched in the background; failures show when a pair is read."""
         if self._pid != os.getpid():
             self._forget()
-        if self._ahead is None:
-            self._ahead = Ahead(self.fetch_shard)
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.fetch_shard)
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            self._ahead.want(shard)
+            self._prefetcher.want(shard)
 
     def fetch_shard(self, shard: int) -> Path:
         """The shard's file in the cache, fetched now if it is not there."""
         url = self._urls[shard]
-        return self._cache.get(url, lambda path: fetch(url, path))
+        return self._cache.get("shards", url, lambda path: fetch(url, path))
 
     def _open(self, shard: int) -> ShardSource:
         if self._pid != os.getpid():  # forked: the parent's handles are closed here, and its files may be gone
@@ -111,7 +119,7 @@ class RemoteShardSource:
         while len(self._opened) >= _MAX_OPEN_SHARDS:
             self._paths.pop(self._opened.popitem(last=False)[0])
         self._opened[shard], self._paths[shard] = source, path
-        if source.complete[0] > self.shard_sizes[shard] and not self._told:
+        if source.complete[0] > self.shard_sizes[shard] and not self._warned:
             logger.warning(
                 "%s holds %s samples, %s says %s: the others are left out (said once)",
                 self._urls[shard],
@@ -119,14 +127,13 @@ class RemoteShardSource:
                 SIZES,
                 f"{self.shard_sizes[shard]:,}",
             )
-            self._told.add(shard)
+            self._warned = True
         return source
 
     def _index(self, shard: int, path: Path) -> ShardSource:
         url = self._urls[shard]
         try:
-            index_file = path.with_name(path.name + INDEX_SUFFIX)
-            return ShardSource(url, [path], labels=[shard_name(url)], index_file=index_file)
+            return ShardSource(url, [path], labels=[shard_name(url)], cache=self._cache, cached=True)
         except InputError as error:
             if not path.exists():
                 raise FileNotFoundError(str(path)) from None
@@ -140,7 +147,7 @@ class RemoteShardSource:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def open_remote(spec: str, cache: ShardCache) -> RemoteShardSource:
+def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
     """Opens streamed shards: a brace pattern of them, or their ``sizes.json``.
 
     Raises:
@@ -160,17 +167,17 @@ def open_remote(spec: str, cache: ShardCache) -> RemoteShardSource:
 
 def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
     """The count of each shard, from the ``sizes.json`` in its folder."""
-    told: dict[str | None, dict[str, int]] = {None: {}}
+    listed: dict[str | None, dict[str, int]] = {None: {}}
     counts: dict[str, int] = {}
     for url in urls:
         place = sibling(url, SIZES)
-        if place not in told:
+        if place not in listed:
             assert place is not None
             try:
-                told[place] = fetch_sizes(place)
+                listed[place] = fetch_sizes(place)
             except InputError as error:
                 raise InputError(f"{spec}: the number of samples in each shard must be known; {error}{_HOW}") from None
-        count = told[place].get(shard_name(url))
+        count = listed[place].get(shard_name(url))
         if count is None:
             raise InputError(f"{place or url}: has no count for {shard_name(url)}{_HOW}")
         counts[url] = count
@@ -178,7 +185,6 @@ def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
 
 
 _HOW = (
-    '; put sizes.json ({"shard.tar": count}) beside the shards: "python -m cloob.data.shards.sizes FOLDER" writes it '
-    "where they are local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the "
-    "counts"
+    '; put sizes.json ({"shard.tar": count}) beside the shards: "cloob data FOLDER --count" writes it where they are '
+    "local, and with the pattern in place of FOLDER fetches the shards, counts them and remembers the counts"
 )

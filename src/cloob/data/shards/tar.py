@@ -142,7 +142,7 @@ class TarReader:
         try:
             data, cut = _unpack(path)
             self._unpacked[tar] = data
-            if data is not None and sum(len(each or b"") for each in self._unpacked.values()) > MAX_UNPACKED_BYTES:
+            if data is not None and sum(len(held or b"") for held in self._unpacked.values()) > MAX_UNPACKED_BYTES:
                 raise _too_large(f"{path} and the tars before it unpack")
             if data is None:
                 handle = _Handle(path)

@@ -1,7 +1,7 @@
 """Pairs with the images inside the table: Hugging Face ``datasets`` folders, Arrow and Parquet files.
 
 Arrow files are mapped and read in place. Parquet is compressed in groups of rows, so a single row is costly: each file
-is turned into an Arrow file in the shard cache when it is first needed, and the source is read file by file.
+is turned into an Arrow file in the cache when it is first needed, and the source is read file by file.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from pyarrow import parquet
 
+from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
-from cloob.data.shards.spool import Ahead, ShardCache
+from cloob.data.fingerprint import Fingerprint, digest, of_column
+from cloob.data.prefetch import Prefetcher
 from cloob.errors import InputError, message
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
@@ -51,13 +54,13 @@ class ArrowSource:
         paths: Sequence[Path],
         image_column: str = _DEFAULTS[0],
         caption_column: str = _DEFAULTS[1],
-        cache: ShardCache | None = None,
+        cache: Cache | None = None,
     ) -> None:
         if not paths:
             raise InputError(f"{name}: no .arrow or .parquet file found")
         self.name = name
         self._paths = tuple(paths)
-        self._cache = cache or ShardCache()
+        self._cache = cache or Cache()
         self.streamed = any(path.suffix.lower() == ".parquet" for path in paths)
         schemas, sizes = zip(*(_facts(path) for path in paths), strict=True)
         self._columns = _choose(paths[0], schemas[0], image_column, caption_column)
@@ -71,7 +74,7 @@ class ArrowSource:
     def _forget(self) -> None:
         self._ends = np.cumsum(self.shard_sizes)
         self._opened: OrderedDict[int, pa.Table] = OrderedDict()
-        self._ahead: Ahead | None = None
+        self._prefetcher: Prefetcher | None = None
         self._pid = os.getpid()
 
     def __len__(self) -> int:
@@ -107,14 +110,25 @@ class ArrowSource:
             raise BadSample("image too large", key, f"{len(data):,} bytes")
         return RawSample(key, data, caption)
 
+    def fingerprint(self) -> Fingerprint:
+        """The files' names and sizes, and their captions: of Arrow files by content, of Parquet by its end."""
+        files = [f"{path.name} {path.stat().st_size}" for path in self._paths]
+        captions = []
+        for path in self._paths:
+            if path.suffix.lower() == ".parquet":  # its end holds the size and the statistics of each column
+                captions.append(_parquet_end(path))
+            else:
+                captions.append(of_column(_map(path).column(self._columns[1])).encode())
+        return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
+
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the Parquet files of these pairs unpacked in the background."""
         if self._pid != os.getpid():
             self._forget()
-        if self._ahead is None:
-            self._ahead = Ahead(self._file)
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self._file)
         for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            self._ahead.want(shard)
+            self._prefetcher.want(shard)
 
     def _open(self, shard: int) -> pa.Table:
         if shard in self._opened:
@@ -138,10 +152,10 @@ class ArrowSource:
             return path
         stat = path.stat()
         name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self._columns} {path.stem}.arrow"
-        return self._cache.get(name, lambda target: _convert(path, target, self._columns))
+        return self._cache.get("tables", name, lambda target: _convert(path, target, self._columns))
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_opened", "_ahead", "_ends", "_pid")
+        left_out = ("_opened", "_prefetcher", "_ends", "_pid")
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -181,8 +195,6 @@ def arrow_files(folder: Path) -> list[Path]:
 
 def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
-    from pyarrow import parquet
-
     try:
         schema = parquet.read_schema(path)
     except (OSError, pa.ArrowException):
@@ -196,8 +208,6 @@ def _facts(path: Path) -> tuple[pa.Schema, int]:
     """Columns and number of rows of a file."""
     try:
         if path.suffix.lower() == ".parquet":
-            from pyarrow import parquet
-
             about = parquet.read_metadata(path)
             return about.schema.to_arrow_schema(), about.num_rows
         table = _map(path)
@@ -205,6 +215,15 @@ def _facts(path: Path) -> tuple[pa.Schema, int]:
     except (OSError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}") from None
+
+
+def _parquet_end(path: Path) -> bytes:
+    """The footer of a Parquet file, whose length is in front of the magic word that ends it."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - size, os.SEEK_END)
+        return file.read(size)
 
 
 def _map(path: Path) -> pa.Table:
@@ -217,8 +236,6 @@ def _map(path: Path) -> pa.Table:
 
 
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
-    from pyarrow import parquet
-
     try:
         path.stat()  # Arrow's own error would not have the file's name
         with parquet.ParquetFile(path) as file:
@@ -234,7 +251,7 @@ def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
 
 def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:
     """The two columns: those named, or the only ones of their kind when the defaults are not there."""
-    found: list[str] = []
+    columns: list[str] = []
     kinds = (("image", image_column, _is_image), ("caption", caption_column, _is_text))
     for (kind, column, fits), default in zip(kinds, _DEFAULTS, strict=True):
         if column not in schema.names:
@@ -249,8 +266,8 @@ def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: st
         if not (_is_text(kept) or (kind == "image" and _is_image(kept))):
             right = "text" if kind == "caption" else "images ({bytes, path}, bytes or paths)"
             raise InputError(f"{path}: column {column!r} holds {kept}, not {right}")
-        found.append(column)
-    return found[0], found[1]
+        columns.append(column)
+    return columns[0], columns[1]
 
 
 def _is_image(kind: pa.DataType) -> bool:

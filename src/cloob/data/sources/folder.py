@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,8 @@ import pyarrow as pa
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
-from cloob.data.shards.local import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.data.sources.table import TableSource, column_names
 from cloob.errors import InputError
 
@@ -58,6 +60,22 @@ class FolderSource:
     def __len__(self) -> int:
         return len(self._paths)
 
+    def fingerprint(self) -> Fingerprint:
+        """The paths, the captions, and the sizes of the pictures; of large folders a hundred thousand of the latter."""
+        captions, sizes = [], []
+        for index in spread(len(self)):
+            path = self._folder / os.fsdecode(self._paths[index].as_py())
+            with contextlib.suppress(OSError), self._caption(index).open("rb") as file:
+                captions.append(file.read(MAX_CAPTION_BYTES + 1))
+            with contextlib.suppress(OSError):
+                sizes.append(str(path.stat().st_size))
+        return {
+            "pairs": len(self),
+            "file names": of_column(pa.chunked_array([self._paths])),
+            "captions": digest(captions),
+            "sizes of pictures": digest(sizes),
+        }
+
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; its key is the image's path below the folder.
 
@@ -70,8 +88,12 @@ class FolderSource:
         if path.suffix.lower() in _CAPTION_SUFFIXES:
             but = f" but {printable(other)}, which is of no kind that is read here" if other else ""
             raise BadSample("missing image", key, f"no image beside {path}{but}")
-        caption = path.with_name(other) if other else path.with_suffix(".txt")
-        return RawSample(key, read_image_file(path, key), _read_caption(caption, key))
+        return RawSample(key, read_image_file(path, key), _read_caption(self._caption(index), key))
+
+    def _caption(self, index: int) -> Path:
+        """The caption file of the picture at ``index``."""
+        path, other = self._folder / os.fsdecode(self._paths[index].as_py()), self._beside.get(index)
+        return path.with_name(other) if other else path.with_suffix(".txt")
 
 
 def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource:

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cloob.data.shards.index import IMAGE_EXTENSIONS
+from cloob.data.source import IMAGE_EXTENSIONS
 
 _CHUNK = 16 * 1024 * 1024
 _LOOKED_AT = 1024 * 1024  # bytes of a field in which lines are compared with rows
@@ -75,7 +75,7 @@ def find_swallowed(path: Path, delimiter: str, columns: list[str], image_column:
     comma = delimiter.encode()
     quoted = _long_field(comma)
     place = columns.index(image_column)
-    found: list[Swallowed] = []
+    swallowed: list[Swallowed] = []
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         header = _LINE_END.search(data)
         at = header.end() if header else len(data)
@@ -91,12 +91,12 @@ def find_swallowed(path: Path, delimiter: str, columns: list[str], image_column:
             text = data[start : min(end, start + _LOOKED_AT)]
             stray = not closed or _goes_on(data, end, comma) or _holds_rows(text, comma, len(columns), place)
             if inside and stray:
-                found.append(Swallowed(row, line, inside, not closed))
+                swallowed.append(Swallowed(row, line, inside, not closed))
             line, at, fresh = line + lines, end, False
         _, rows = _count(data, at, len(data), fresh)
         unfinished = len(data) > at and data[len(data) - 1] not in b"\r\n"
         ended = at == len(data) and not fresh  # in a field, with or without a line end of its own
-        return row + rows + (unfinished or ended), found
+        return row + rows + (unfinished or ended), swallowed
 
 
 def _long_field(comma: bytes) -> re.Pattern[bytes]:

@@ -17,9 +17,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
+from pyarrow import json as arrow_json
+from pyarrow import parquet
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
+from cloob.data.fingerprint import Fingerprint, of_column
 from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
 from cloob.errors import InputError
 
@@ -81,6 +85,14 @@ class TableSource:
         spoilt = sum(bool(filled[0][row].as_py() and filled[1][row].as_py()) for row in self._spoilt)
         return int(pc.sum(pc.and_(*filled)).as_py() or 0) - spoilt
 
+    def fingerprint(self) -> Fingerprint:
+        """Both columns by their content; the pictures behind the paths are not looked at."""
+        return {
+            "rows": len(self),
+            "image paths": of_column(self._images),
+            "captions": of_column(self._captions),
+        }
+
     def row(self, index: int) -> tuple[bytes | None, bytes | None]:
         """Path of the image and caption of row ``index`` (from 0) as the table has them; no image is opened."""
         return self._images[index].as_py(), self._captions[index].as_py()
@@ -130,13 +142,13 @@ def check_columns(path: Path, image_column: str, caption_column: str) -> None:
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
     wanted = (image_column, caption_column)
-    found = column_names(path, wanted)
+    columns = column_names(path, wanted)
     for column, option in zip(wanted, ("--image-column", "--caption-column"), strict=True):
-        if column not in found:
-            near = difflib.get_close_matches(column, found, n=1)
+        if column not in columns:
+            near = difflib.get_close_matches(column, columns, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            names = f"its columns: {', '.join(found)} ({hint}{option} names one)"
-            raise InputError(f"{path} has no column {column!r}; {names if found else 'it has no columns at all'}")
+            names = f"its columns: {', '.join(columns)} ({hint}{option} names one)"
+            raise InputError(f"{path} has no column {column!r}; {names if columns else 'it has no columns at all'}")
 
 
 def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
@@ -161,8 +173,6 @@ def _one_line(path: Path) -> Iterator[None]:
 
 def _read_text(path: Path, columns: tuple[str, str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
     """The two columns, and the fields that hold rows."""
-    from pyarrow import csv as arrow_csv
-
     delimiter, names = _sniff(path, columns)
     try:
         table = arrow_csv.read_csv(
@@ -215,14 +225,10 @@ def _first_line(path: Path, most: int) -> bytes:
 
 
 def _read_parquet(path: Path, columns: tuple[str, str]) -> pa.Table:
-    from pyarrow import parquet
-
     return parquet.read_table(path, columns=list(columns))
 
 
 def _parquet_names(path: Path, columns: tuple[str, str]) -> list[str]:
-    from pyarrow import parquet
-
     return list(parquet.read_schema(path).names)
 
 
@@ -241,8 +247,6 @@ def _json_names(path: Path, columns: tuple[str, str]) -> list[str]:
 
 
 def _read_json(path: Path, columns: tuple[str, str]) -> pa.Table:
-    from pyarrow import json as arrow_json
-
     return arrow_json.read_json(
         path,
         read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),

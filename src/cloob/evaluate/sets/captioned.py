@@ -10,8 +10,9 @@ from typing import Any, Protocol
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
-from cloob.data.open import Source, open_source
+from cloob.data.open import open_source
 from cloob.data.shards.spec import is_remote, local_path
+from cloob.data.source import Source
 from cloob.data.sources.arrow import holds_images
 from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
 from cloob.errors import InputError, nearest

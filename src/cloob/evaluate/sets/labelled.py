@@ -13,9 +13,10 @@ import numpy as np
 from cloob.data.batch import printable
 from cloob.data.decode import read_image_file
 from cloob.data.open import DEMO
-from cloob.data.shards.local import IMAGE_EXTENSIONS, group_members
+from cloob.data.shards.index import group_members
 from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import Member, TarReader, is_tar
+from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, nearest
 
 DEFAULT_TEMPLATES = ("{c}",)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from cloob.data.decode import read_image_file
-from cloob.data.shards.local import IMAGE_EXTENSIONS
+from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, require
 from cloob.evaluate.sets.labelled import LabelledSet
 

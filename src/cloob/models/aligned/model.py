@@ -17,12 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError, one_line, require
-from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText, open_image_encoder, open_text_encoder
+from cloob.models.aligned.encoders import (
+    ImageEncoder,
+    LoadModel,
+    TextEncoder,
+    TowerText,
+    open_image_encoder,
+    open_text_encoder,
+)
 from cloob.models.aligned.heads import Head
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 
-ALIGNED_FILE = "aligned.json"
-HEADS_FILE = "heads.safetensors"
 _FORMAT = 1
 
 
@@ -56,14 +62,24 @@ class AlignedTowers(nn.Module):
 
 
 class AlignedEncoder(DualEncoder):
-    """A ``DualEncoder`` whose encoders are frozen, so that it can also be called with their features."""
+    """A ``DualEncoder`` whose encoders are frozen, so that training goes over their features.
+
+    Attributes:
+        on_features: Whether ``forward`` takes the features of both encoders in the place of pixels and tokens.
+    """
+
+    on_features = False
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``DualEncoder.forward``; or, given the (n, F) features of both encoders, the heads alone."""
-        if images.ndim != 2:
-            return super().forward(images, tokens)
+        """As ``DualEncoder.forward``; of an encoder that is ``on_features`` as ``project``."""
+        return self.project(images, tokens) if self.on_features else super().forward(images, tokens)
+
+    def project(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """The heads alone: the (n, F) features of both encoders to (n, D) unit rows; differentiable."""
         towers: AlignedTowers = self.model
-        return F.normalize(towers.image_head(images), dim=1), F.normalize(towers.text_head(tokens), dim=1)
+        return F.normalize(towers.image_head(image_features), dim=1), F.normalize(
+            towers.text_head(text_features), dim=1
+        )
 
     def train(self, mode: bool = True) -> Self:
         """As ``nn.Module.train``, but for the encoders: training mode would move the statistics of their norms."""
@@ -112,11 +128,8 @@ def aligned_encoder(
         names: ``image_encoder`` and ``text_encoder`` as they were opened.
         objective: ``ContrastiveObjective.config()``, if the heads were trained.
     """
-    config = {
-        "embed_dim": image_head.options["embed_dim"],
-        "text_cfg": {"context_length": text.context_length},
-        "aligned": {"format": _FORMAT, **names, "image_size": image.preprocess_cfg["size"]},
-    }
+    settings = {"format": _FORMAT, **names, "image_size": image.preprocess_cfg["size"]}
+    config = EncoderConfig("aligned", image_head.options["embed_dim"], text.context_length, settings)
     name = f"{_short(names['image_encoder'])}+{_short(names['text_encoder'])}"
     return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
 
@@ -126,7 +139,7 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes]:
     towers: AlignedTowers = encoder.model
     heads = {"image": towers.image_head, "text": towers.text_head}
     content = {
-        **encoder.config["aligned"],
+        **encoder.config.settings,
         "image_fingerprint": fingerprint(towers.visual),
         "text_fingerprint": fingerprint(towers.text),
         "heads": {side: head.options for side, head in heads.items()},
@@ -137,13 +150,16 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes]:
     return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: saved}
 
 
-def load_aligned(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> AlignedEncoder:
+def load_aligned(
+    folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
+) -> AlignedEncoder:
     """Opens the encoders by their names and puts the stored heads on them.
 
     Args:
         folder: The model folder.
         config: What its ``aligned.json`` says.
         objective: What its ``objective.json`` says.
+        load_model: Opens encoders that are towers of a model.
 
     Raises:
         InputError: An encoder is not there or is another one than the heads were trained on, or a file is damaged.
@@ -161,9 +177,9 @@ def load_aligned(folder: Path, config: dict[str, Any], objective: dict[str, Any]
         raise InputError(f"{file}: not what cloob train align writes ({one_line(error)})") from None
     try:
         key = "image_encoder"
-        image = open_image_encoder(names[key], size)
+        image = open_image_encoder(names[key], load_model, size)
         key = "text_encoder"
-        text = open_text_encoder(names[key])
+        text = open_text_encoder(names[key], load_model)
     except InputError as error:
         raise InputError(f"{file}: {key} cannot be opened; {error}") from error
     except RecursionError:

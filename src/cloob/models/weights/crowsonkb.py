@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import Block, Blocks, Gelu, Patches, Towers, preprocess
 from cloob.models.weights.clip_towers import MAX_LAYERS
@@ -146,12 +146,9 @@ def encoder(name: str, where: Path, towers: Towers, config: dict[str, Any], gelu
     text = config["text_encoder"]
     inv_tau, beta = float(config["inv_tau"]), float(config["scale_hopfield"])
     tokenizer = clip_tokenizer(where, text["vocab_size"], text["text_size"], _SPECIALS, "kept")
-    own = {
-        "embed_dim": config["d_embed"],
-        "text_cfg": {"context_length": text["text_size"]},
-        "towers": {"family": FAMILY, "gelu": gelu, "config": config},
-    }
-    return DualEncoder(name, towers, tokenizer, own, cloob_objective(inv_tau, beta, "unit"))
+    settings = {"family": FAMILY, "gelu": gelu, "config": config}
+    encoder_config = EncoderConfig("towers", config["d_embed"], text["text_size"], settings)
+    return DualEncoder(name, towers, tokenizer, encoder_config, cloob_objective(inv_tau, beta, "unit"))
 
 
 def _beside(path: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.untrusted import read_json
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS, build, filled
 from cloob.models.weights.folders import folder_weights
@@ -45,7 +45,7 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     pad = fields.inside("text_config").whole("pad_token_id", end, least=0, most=text["vocab_size"] - 1)
     tokenizer = hub_tokenizer(folder, text["context_length"], pad, end)
     objective = clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
-    return DualEncoder(folder.name, model, tokenizer, model_cfg, objective)
+    return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
 
 def _end(fields: Fields, vocabulary: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,23 @@ def same_names(module: nn.Module) -> dict[str, Part]:
     return {key: Part((key,)) for key in module.state_dict()}
 
 
+def check_fit(
+    module: nn.Module,
+    path: Path,
+    tensors: Mapping[str, Stored],
+    plan: Mapping[str, Part],
+    ignored: frozenset[str] = frozenset(),
+) -> None:
+    """Holds the keys, shapes and dtypes of a file against a module's; arguments as of ``fill``.
+
+    Raises:
+        InputError: They do not fit; the line lists how.
+    """
+    misfits = _misfits(module.state_dict(), tensors, plan, ignored)
+    if any(misfits):
+        raise InputError(f"{path}: its weights do not fit: {listed(misfits)}")
+
+
 def fill(
     module: nn.Module,
     path: Path,
@@ -59,7 +77,7 @@ def fill(
 
     Args:
         module: Its parameters and persistent buffers are replaced.
-        path: The file.
+        path: The file, or the index of several.
         tensors: What it holds.
         plan: For each of the module's keys, where it comes from; what it leaves out stays as it is.
         ignored: Keys of the file that nothing needs.
@@ -68,21 +86,20 @@ def fill(
         InputError: A key is unknown or missing, a shape or dtype is another one, a value is NaN or infinite; the line
             lists them.
     """
+    check_fit(module, path, tensors, plan, ignored)
     wanted = module.state_dict()
-    misfits = _misfits(wanted, tensors, plan, ignored)
-    if any(misfits):
-        raise InputError(f"{path}: its weights do not fit: {listed(misfits)}")
     broken: list[str] = []
     state: dict[str, Tensor] = {key: value for key, value in wanted.items() if key not in plan}
     assert not any(value.is_meta for value in state.values()), list(state)
-    with path.open("rb") as file:
+    with ExitStack() as stack:
+        files = {place: stack.enter_context(place.open("rb")) for place in {tensor.path for tensor in tensors.values()}}
         for key, part in plan.items():
             values = []
             for name in part.names:
-                value = tensors[name].read(file)
+                value = tensors[name].read(files[tensors[name].path])
                 if value.is_floating_point():
                     value = value.float()
-                    if not torch.isfinite(value).all():
+                    if not _is_finite(value):
                         broken.append(f"{printable(name)} holds NaN or infinite values")
                 values.append(part.turned(value))
             state[key] = values[0] if len(values) == 1 else torch.cat(values)
@@ -92,6 +109,11 @@ def fill(
     module.load_state_dict(state, assign=True)
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(trained[name])
+
+
+def _is_finite(value: Tensor) -> bool:
+    """Whether all of a tensor is finite; its extremes say so, without another tensor of its size."""
+    return value.numel() == 0 or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
 
 
 def listed(kinds: list[list[str]]) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.untrusted import read_json
 from cloob.models.weights.clip_towers import build, filled, infer_config
 from cloob.models.weights.formats.fields import Fields
@@ -58,7 +58,8 @@ def load(file: TorchFile) -> DualEncoder:
             beta = scale_of(path, _BETA, beta_tensor.read(opened))
     text = config["text_cfg"]
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], _SPECIALS, "cut")
-    return DualEncoder(path.stem, model, tokenizer, config, cloob_objective(inv_tau, beta, "paper"))
+    objective_config = cloob_objective(inv_tau, beta, "paper")
+    return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config), objective_config)
 
 
 def _renamed(path: Path, tensors: dict[str, Stored]) -> dict[str, Stored]:

@@ -1,22 +1,26 @@
 """open_clip's ``local-dir:`` folders, ours among them: the weights read and held against the configuration here.
 
-open_clip's own loader lets tensors be resized, broadcast or left out, and looks at no value.
+open_clip's own loader lets tensors be resized, broadcast or left out, and looks at no value. Towers are first built
+without memory and held against the weights, as their sizes are a stranger's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from cloob.errors import InputError
 from cloob.models.towers import open_clip, translated
 from cloob.models.weights.clip_towers import MAX_LAYERS, build, filled, is_plain
 from cloob.models.weights.folders import file_tensors
 from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.keymap import fill, same_names
+from cloob.models.weights.formats.stored import Stored
+from cloob.models.weights.keymap import check_fit, fill, same_names
 
 _MOST = 1 << 16
 _PREPROCESS = frozenset({"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
@@ -35,18 +39,42 @@ def load(file: Path, config: dict[str, Any], weights: Path) -> Any:
     """
     fields = Fields(file, config)
     model_cfg = fields.inside("model_cfg")
-    _check(model_cfg)
     tensors = file_tensors(weights)
+    _check(model_cfg, len(tensors), weights.stat().st_size)
     preprocess = fields.inside("preprocess_cfg").values if "preprocess_cfg" in config else {}
     _check_pixels(file, preprocess)
     if is_plain(model_cfg.values):
         model = build(model_cfg.values, _known(preprocess), str(file))
         return filled(model, weights, tensors, same_names(model))
+    with translated(str(file)), torch.device("meta"):
+        skeleton = _towers(model_cfg.values)
+    plan, ignored = same_names(skeleton), _ignored(skeleton, tensors)
+    check_fit(skeleton, weights, tensors, plan, ignored)
     with translated(str(file)), torch.random.fork_rng(devices=[]):
         model = open_clip().create_model(f"local-dir:{file.parent}", load_weights=False, pretrained_text=False)
-    ignored = frozenset({"text.transformer.embeddings.position_ids"} & tensors.keys())
-    fill(model, weights, tensors, same_names(model), ignored - model.state_dict().keys())
+    fill(model, weights, tensors, plan, ignored)
     return model
+
+
+def _towers(model_cfg: Mapping[str, Any]) -> nn.Module:
+    """open_clip's module of towers from timm or Hugging Face, without any weights fetched."""
+    library = open_clip()
+    options = {key: dict(value) if isinstance(value, dict) else value for key, value in model_cfg.items()}
+    if "timm_model_name" in options["vision_cfg"]:
+        options["vision_cfg"]["timm_model_pretrained"] = False
+    from_hub = "hf_model_name" in options["text_cfg"]
+    if from_hub:
+        options["text_cfg"]["hf_model_pretrained"] = False
+    kind = library.CLIP
+    if options.pop("custom_text", False) or from_hub:
+        kind = library.CoCa if "multimodal_cfg" in options else library.CustomTextCLIP
+    module: nn.Module = kind(**options)
+    return module
+
+
+def _ignored(module: nn.Module, tensors: Mapping[str, Stored]) -> frozenset[str]:
+    """Keys of the file that older versions of transformers wrote and that hold nothing."""
+    return frozenset({"text.transformer.embeddings.position_ids"} & tensors.keys()) - module.state_dict().keys()
 
 
 def _known(preprocess: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,14 +90,16 @@ def _check_pixels(file: Path, preprocess: Mapping[str, Any]) -> None:
         fields.one_of("interpolation", ("bicubic", "bilinear", "random"))
 
 
-def _check(config: Fields) -> None:
-    """Refuses sizes that no model has, before anything is built."""
+def _check(config: Fields, known: int, size: int) -> None:
+    """Refuses sizes that no model has or ``known`` tensors of ``size`` bytes cannot be, before anything is built."""
     config.whole("embed_dim", most=_MOST)
     for side in (config.inside("vision_cfg"), config.inside("text_cfg")):
         layers = side.values.get("layers", 12)
         for count in layers if isinstance(layers, list) else [layers]:
             if type(count) is not int or not 0 < count <= MAX_LAYERS:
                 raise side.wrong("layers", f"1 to {MAX_LAYERS} blocks")
+            if "hf_model_name" not in side.values and "timm_model_name" not in side.values and count > known:
+                raise side.wrong("layers", f"what the {known} tensors of the weights can be")
         for key in ("width", "heads", "head_width", "image_size", "context_length", "vocab_size"):
             if side.values.get(key) is not None and not isinstance(side.values[key], list):
                 side.whole(key, most=1 << 24 if key == "vocab_size" else _MOST)
@@ -82,5 +112,9 @@ def _check(config: Fields) -> None:
         width, head = vision.get("width", 768), vision.get("head_width", 64)
         if width % head:
             raise config.inside("vision_cfg").wrong("head_width", f"a divisor of {width}")
+        sides, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
+        sides = sides if isinstance(sides, list) else [sides, sides]
+        if math.prod(side // patch for side in sides) * width > size:  # a table that is computed has memory at once
+            raise config.inside("vision_cfg").wrong("image_size", f"a picture that weights of {size} bytes are for")
     if not isinstance(config.values.get("quick_gelu", False), bool):
         raise InputError(f"{config.path}: model_cfg.quick_gelu is neither true nor false")

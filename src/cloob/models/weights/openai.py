@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.weights.clip_towers import build, filled, infer_config
 from cloob.models.weights.formats.stored import Stored
 from cloob.models.weights.formats.torchfile import TorchFile
@@ -40,7 +40,7 @@ def load(file: TorchFile) -> DualEncoder:
     text = config["text_cfg"]
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], _SPECIALS, "kept")
     objective = clip_objective(scale_of(path, "logit_scale", model.logit_scale))
-    return DualEncoder(path.stem, model, tokenizer, config, objective)
+    return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config), objective)
 
 
 def _check_sizes(path: Path, tensors: dict[str, Stored], config: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob.errors import InputError
-from cloob.models.encoder import DualEncoder
+from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.weights.blocks import Block, Blocks, Patches, Towers, preprocess
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS
 from cloob.models.weights.folders import folder_weights
@@ -140,12 +140,9 @@ def encoder(name: str, folder: Path, where: Path, towers: Towers, config: dict[s
     )
     if pieces.is_file():
         tokenizer = RinnaTokenizer(pieces, CONTEXT_LENGTH)
-    own = {
-        "embed_dim": config["projection_dim"],
-        "text_cfg": {"context_length": CONTEXT_LENGTH},
-        "towers": {"family": FAMILY, "config": config},
-    }
-    return DualEncoder(name, towers, tokenizer, own, cloob_objective(inv_tau, beta, "unit"))
+    settings = {"family": FAMILY, "config": config}
+    encoder_config = EncoderConfig("towers", config["projection_dim"], CONTEXT_LENGTH, settings)
+    return DualEncoder(name, towers, tokenizer, encoder_config, cloob_objective(inv_tau, beta, "unit"))
 
 
 def _blocks(config: Fields, width: int, eps: float, *, norm_first: bool) -> Blocks:

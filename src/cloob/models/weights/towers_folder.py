@@ -11,16 +11,13 @@ from torch import Tensor
 
 from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
-from cloob.models.untrusted import read_json
+from cloob.models.runs import TOWERS_FILE, TOWERS_WEIGHTS_FILE
 from cloob.models.weights import crowsonkb, rinna
 from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.formats.safe_tensors import read_safetensors
 from cloob.models.weights.keymap import fill, same_names
 from cloob.models.weights.tokens import RinnaTokenizer
 
-TOWERS_FILE = "towers.json"
-_WEIGHTS = "model.safetensors"
-_OBJECTIVE = "objective.json"
 _FORMAT = 1
 
 
@@ -31,22 +28,23 @@ def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[st
         encoder: With towers of ``crowsonkb`` or ``rinna``.
         weights: The towers' ``state_dict``, on the CPU.
     """
-    content = {"format": _FORMAT, "name": encoder.name, **encoder.config["towers"]}
+    content = {"format": _FORMAT, "name": encoder.name, **encoder.config.settings}
     files = {
         TOWERS_FILE: json.dumps(content, indent=2, allow_nan=False).encode(),
-        _WEIGHTS: require("safetensors.torch", "train").save(dict(weights), metadata={"format": "pt"}),
+        TOWERS_WEIGHTS_FILE: require("safetensors.torch", "train").save(dict(weights), metadata={"format": "pt"}),
     }
     if isinstance(encoder.tokenizer, RinnaTokenizer):
         files[RinnaTokenizer.FILE] = encoder.tokenizer.content
     return files
 
 
-def load(folder: Path, content: dict[str, Any]) -> DualEncoder:
+def load(folder: Path, content: dict[str, Any], objective: dict[str, Any]) -> DualEncoder:
     """The encoder of such a folder.
 
     Args:
         folder: The model folder.
         content: What its ``towers.json`` says.
+        objective: What its ``objective.json`` says; empty: the configuration's own.
 
     Raises:
         InputError: A file is missing, damaged or does not fit the others.
@@ -57,9 +55,9 @@ def load(folder: Path, content: dict[str, Any]) -> DualEncoder:
     family = fields.one_of("family", (crowsonkb.FAMILY, rinna.FAMILY))
     config = dict(fields.inside("config").values)
     name = str(content.get("name", folder.name))
-    weights = folder / _WEIGHTS
+    weights = folder / TOWERS_WEIGHTS_FILE
     if not weights.is_file():
-        raise InputError(f"{folder}: no {_WEIGHTS} beside {TOWERS_FILE}")
+        raise InputError(f"{folder}: no {TOWERS_WEIGHTS_FILE} beside {TOWERS_FILE}")
     tensors = read_safetensors(weights)
     if family == crowsonkb.FAMILY:
         gelu: Any = fields.one_of("gelu", ("tanh", "exact"))
@@ -71,6 +69,6 @@ def load(folder: Path, content: dict[str, Any]) -> DualEncoder:
         encoder = crowsonkb.encoder(name, where, towers, config, gelu)
     else:
         encoder = rinna.encoder(name, folder, where, towers, config)
-    if (folder / _OBJECTIVE).is_file():
-        encoder.objective = read_json(folder / _OBJECTIVE)
+    if objective:
+        encoder.objective_config = objective
     return encoder

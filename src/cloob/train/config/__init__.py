@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, nearest
+from cloob.models.untrusted import read_json
 from cloob.train.config.components import (
     LENGTHS,
     AlignConfig,
@@ -101,10 +102,4 @@ class TrainConfig:
         Raises:
             InputError: The file cannot be read or is not JSON, or as ``from_dict``.
         """
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); give a run's config.json") from None
-        except ValueError as error:
-            raise InputError(f"{path}: is not JSON ({error})") from None
-        return cls.from_dict(values, source=str(path))
+        return cls.from_dict(read_json(Path(path)), source=str(path))  # a run folder may come from a stranger

@@ -7,31 +7,41 @@ import os
 import tempfile
 from pathlib import Path
 
-from cloob.data.open import check_there
 from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
 from cloob.models.names import check_name
+from cloob.models.runs import (
+    CHECKPOINTS_FOLDER,
+    EPOCHS_FILE,
+    METRICS_FILE,
+    RUN_CONFIG_FILE,
+    SKIPPED_FILE,
+    TRAINER_FILE,
+)
 from cloob.train.config import TrainConfig
 from cloob.train.config.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
+from cloob.train.state.runlock import refuse_held
 
-_RUN_FILES = ("config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints")
+_RUN_FILES = (RUN_CONFIG_FILE, METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE, CHECKPOINTS_FOLDER)
 
 
 def preflight(config: TrainConfig) -> None:
     """Refuses a run that cannot begin, as far as that is quick to see; all else is found while the run is built.
 
-    Of the processes that torchrun starts only the first looks at files: by the time that another one looks, the run
-    folder may be there.
+    Of several processes that torchrun starts none looks at files: one that ended alone would leave the others waiting
+    for it. They find the same while the run is built, and agree on it.
 
     Raises:
         InputError: Two values exclude each other, local data, a column, a model or what is to be resumed is not there,
-            or the run folder cannot be written or holds another run.
+            or the run folder cannot be written, holds another run, or is being written by another process.
     """
     check_combination(config)
-    if config.run.fsdp and os.environ.get("WORLD_SIZE", "1") == "1":
-        raise fsdp_alone()
-    if os.environ.get("RANK", "0") != "0":
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         return
+    if config.run.fsdp:
+        raise fsdp_alone()
+    from cloob.data.open import check_there  # brings pyarrow, which no --help waits for
+
     for spec in (*config.pairs.data, *config.pairs.val_data):
         check_there(spec, image_column=config.pairs.image_column, caption_column=config.pairs.caption_column)
     for source in (config.towers.init, config.align.image_encoder, config.align.text_encoder):
@@ -40,6 +50,7 @@ def preflight(config: TrainConfig) -> None:
     if config.towers.model is not None and config.towers.init is None:
         check_name(config.towers.model)
     save = config.save
+    refuse_held(save.out)
     if save.resume not in ("none", "auto"):
         check_resume(Path(save.resume))
     elif save.resume == "none" and not save.overwrite and held_files(save.out):
@@ -48,12 +59,12 @@ def preflight(config: TrainConfig) -> None:
 
 
 def check_combination(config: TrainConfig) -> None:
-    """Refuses what needs trained weights, held-out pairs or a frozen tower, when there are none; and ``aligns``.
+    """Refuses a run without data, and what needs trained weights, held-out pairs or a frozen tower without them.
 
     Raises:
-        InputError: ``average_with_start`` without ``init``, ``patience`` without ``val_data``, ``unlocked`` without
-            ``freeze``, ``restarts`` without their schedule, ``compile_backend`` without ``compile``, ``retrieval_from``
-            with held-out pairs judged by the loss, which it changes; or as ``aligns``.
+        InputError: No ``data``, ``average_with_start`` without ``init``, ``patience`` without ``val_data``,
+            ``unlocked`` without ``freeze``, ``restarts`` without their schedule, ``compile_backend`` without
+            ``compile``, ``retrieval_from`` with held-out pairs judged by the loss, which it changes; or as ``aligns``.
     """
     towers = config.towers
     if config.loss.retrieval_from and config.pairs.val_data and config.save.best == "val_loss":
@@ -76,6 +87,11 @@ def check_combination(config: TrainConfig) -> None:
     if towers.average_with_start is not None and towers.init is None:
         raise InputError("average_with_start needs the trained weights of a start; give --init")
     aligns(config)
+    if not config.pairs.data:
+        raise InputError(
+            "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images "
+            "with .txt files beside them), or --data demo for the set that comes along"
+        )
 
 
 def aligns(config: TrainConfig) -> bool:
@@ -155,7 +171,7 @@ def check_resume(path: Path) -> None:
     """
     if not path.is_dir():
         raise InputError(f"resume is {str(path)!r}: no such folder; give none, auto, a checkpoint or a run")
-    if not (path / "trainer.pt").is_file() and not any((path / "checkpoints").glob("step-*")):
+    if not (path / TRAINER_FILE).is_file() and not any((path / CHECKPOINTS_FOLDER).glob("step-*")):
         raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
 
 

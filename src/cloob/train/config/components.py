@@ -29,7 +29,7 @@ def _positive(value: float) -> bool:
 class PairsConfig:
     """The image-caption pairs and how they are read."""
 
-    data: tuple[str, ...] = ("demo",)
+    data: tuple[str, ...] = ()
     """Training pairs: a table (.csv, .tsv, .parquet, .jsonl), WebDataset tars (path, pattern, folder, or streamed
     by pipe:…, s3://, https://), a Hugging Face datasets folder, a folder of images with .txt files beside them, or
     "demo"; several are read as one. See docs/data.md."""
@@ -47,9 +47,10 @@ class PairsConfig:
     """Read shard by shard, shuffled within a window of this many pairs a process; 0 shuffles everything. Left out:
     10,000 for streamed shards, 0 for local data."""
     cache_dir: Path | None = None
-    """Where streamed shards are kept; left out, the user's cache folder. Processes of one host share it."""
-    cache_gb: float = 50.0
-    """Room for streamed shards in GiB; those used longest ago go first."""
+    """Where what can be made again is kept: streamed shards, encoders' features and the like; left out, $CLOOB_CACHE
+    or the user's cache folder. Runs and processes of one host share it."""
+    cache_gb: float | None = None
+    """Room for it in GiB; what was used longest ago goes first. Left out, $CLOOB_CACHE_BYTES or 50."""
     crop_scale: tuple[float, float] = (0.9, 1.0)
     """Range of the area kept by the random crop of the training images."""
     flip: bool = False
@@ -60,7 +61,7 @@ class PairsConfig:
     """Stop when more than this fraction of an epoch's samples cannot be used."""
 
     def __post_init__(self) -> None:
-        check(len(self.data) > 0 and all(self.data), "data", self.data, "one source or more")
+        check(all(self.data), "data", self.data, "sources without empty names")
         check(all(self.val_data), "val_data", self.val_data, "sources without empty names")
         check(self.val_every >= 1, "val_every", self.val_every, "a number of epochs, 1 or more")
         check(
@@ -71,7 +72,7 @@ class PairsConfig:
         )
         buffer = self.shuffle_buffer
         check(buffer is None or buffer >= 0, "shuffle_buffer", buffer, "a number of pairs, or 0 for a full shuffle")
-        check(_positive(self.cache_gb), "cache_gb", self.cache_gb, "a positive number of GiB")
+        check(self.cache_gb is None or _positive(self.cache_gb), "cache_gb", self.cache_gb, "a positive number of GiB")
         check(bool(self.image_column), "image_column", self.image_column, "the name of a column")
         check(bool(self.caption_column), "caption_column", self.caption_column, "the name of a column")
         low, high = self.crop_scale
@@ -322,6 +323,8 @@ class SaveConfig:
     """none; auto: go on from the newest whole checkpoint in --out, if any; or a checkpoint or run."""
     overwrite: bool = False
     """Replace the run that --out already holds."""
+    accept_changed_data: bool = False
+    """Resume although the pairs have changed since the checkpoint was written."""
 
     def __post_init__(self) -> None:
         check(self.save_every >= 0, "save_every", self.save_every, "a number of steps, or 0 for every epoch")
@@ -370,8 +373,6 @@ class AlignConfig:
     """Dimension of the space that both heads lead to."""
     head_dropout: float = 0.1
     """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp."""
-    features: Path | None = None
-    """Folder of the encoders' features, computed once for all runs that share it; OUT/features when left out."""
 
     def __post_init__(self) -> None:
         for key in ("image_encoder", "text_encoder"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cloob.errors import InputError, nearest
-from cloob.renamed import RENAMED
+from cloob.renamed import RENAMED, RETIRED
 
 
 def check(ok: bool, key: str, found: object, right: str) -> None:
@@ -56,6 +56,8 @@ def build(cls: type, values: Any, prefix: str = "") -> Any:
     known = hints(cls)
     arguments = {}
     for written, value in values.items():
+        if f"{prefix}{written}" in RETIRED:
+            continue
         key = written if written in known else RENAMED["train"].get(written, written)
         if key not in known or key in arguments:
             raise InputError(f"unknown key {prefix + str(written)!r}; {_where(cls, str(written), prefix)}")
@@ -91,6 +93,7 @@ def convert(value: Any, hint: Any, key: str) -> Any:
         check_choice(key, value, hint)
         return value
     if hint is Path and isinstance(value, str | Path):
+        check(value != "", key, value, "the path of a file or folder")
         return Path(value)
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cloob.data.fingerprint import Fingerprint
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import VALIDATION_FILE, find_best, list_checkpoints, save_model
+from cloob.models.folder import save_model
+from cloob.models.runs import (
+    CHECKPOINTS_FOLDER,
+    MODEL_FOLDER,
+    TRAINER_FILE,
+    VALIDATION_FILE,
+    checkpoint_name,
+    find_best,
+    list_checkpoints,
+)
 from cloob.objective import ContrastiveObjective
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.average import WeightAverage
@@ -99,6 +110,7 @@ def save_checkpoint(
     batch_size: int,
     pairs: int,
     keep: int,
+    data: Mapping[str, Fingerprint] | None = None,
     weights: dict[str, Tensor] | None = None,
     average: WeightAverage | None = None,
     stepper: dict[str, Any] | None = None,
@@ -116,6 +128,7 @@ def save_checkpoint(
         batch_size: Global batch size, to say when it changed.
         pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
         keep: Checkpoints to keep beside the best, 0 for all.
+        data: The fingerprints of training and held-out pairs, to say when they changed.
         weights: The encoder's whole ``state_dict``, where it is in shards.
         average: The running average of the weights, which goes into the model folder in their place.
         stepper: State of the stepper, e.g. of its gradient scaler.
@@ -127,8 +140,8 @@ def save_checkpoint(
     Raises:
         InputError: The disk is full or not writable. Earlier checkpoints are as they were.
     """
-    folder = run / "checkpoints"
-    final = folder / f"step-{progress.step:08d}"
+    folder = run / CHECKPOINTS_FOLDER
+    final = folder / checkpoint_name(progress.step)
     temporary = folder / f".tmp-{final.name}-{os.getpid()}"
     state = {
         "format": FORMAT,
@@ -139,6 +152,8 @@ def save_checkpoint(
         "batch_size": batch_size,
         "pairs": pairs,
     }
+    if data is not None:
+        state["data"] = dict(data)
     if average is not None:
         state |= {"weights": encoder.state_dict(), "average": {"updates": average.updates}}
     if stepper:
@@ -146,11 +161,11 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         exported = encoder if average is None else average.encoder
-        save_model(temporary / "model", exported, objective.config(), weights)
+        save_model(temporary / MODEL_FOLDER, exported, objective.config(), weights)
         if validation is not None:
             text = json.dumps({"step": progress.step, **validation}, indent=2) + "\n"
             (temporary / VALIDATION_FILE).write_text(text, encoding="utf-8")
-        with (temporary / "trainer.pt").open("wb") as file:
+        with (temporary / TRAINER_FILE).open("wb") as file:
             torch.save(state, file)
         _flush(temporary)
         if final.exists():  # of a run that was stopped while it validated, or one that could not be read
@@ -190,7 +205,7 @@ def set_aside(checkpoint: Path) -> None:
 
 def remove_leftovers(run: Path) -> None:
     """Removes what an interrupted write left behind."""
-    folder = run / "checkpoints"
+    folder = run / CHECKPOINTS_FOLDER
     for path in folder.glob(".tmp-*") if folder.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import random
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cloob.data.fingerprint import Fingerprint, differences
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, one_line
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import list_checkpoints, load_model
+from cloob.models.load import load_model
+from cloob.models.runs import (
+    AVERAGED_FOLDER,
+    CHECKPOINTS_FOLDER,
+    MODEL_FOLDER,
+    RUN_CONFIG_FILE,
+    TRAINER_FILE,
+    list_checkpoints,
+)
 from cloob.models.untrusted import check_folder
 from cloob.scales import FixedScaleWarning
+from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.config import checks as preflight
 from cloob.train.ranks import on_rank_zero
@@ -35,7 +46,7 @@ logger = logging.getLogger(__name__)
 _FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
     f"pairs.{leaf}" for leaf in ("workers", "val_data", "val_every", "cache_dir", "cache_gb")
 }
-_FREE_KEYS |= {"run.patience", "towers.average_with_start", "align.features"}
+_FREE_KEYS |= {"run.patience", "towers.average_with_start"}
 _FREE_KEYS |= {"run.batch_size"}  # has a line of its own
 
 
@@ -59,16 +70,59 @@ class Checkpoint:
         return weights
 
 
+class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
+    """The run that was to go on has reached its end; raised on all ranks, before anything is written."""
+
+    def __init__(self, checkpoint: Path, progress: Progress) -> None:
+        super().__init__(str(checkpoint))
+        self.checkpoint = checkpoint
+        self.progress = progress
+
+    def result(self) -> RunResult:
+        """What the run had come to."""
+        progress = self.progress
+        return RunResult(
+            run=self.checkpoint.parent.parent,
+            steps=progress.step,
+            epochs=progress.epoch,
+            samples_seen=progress.samples_seen,
+            seconds=progress.seconds,
+            loss=None,
+            checkpoint=self.checkpoint,
+            already_finished=True,
+        )
+
+
+def stop_if_finished(
+    checkpoint: Checkpoint, config: TrainConfig, steps_per_epoch: int, encoder: nn.Module, objective: nn.Module
+) -> None:
+    """Looks whether a checkpoint leaves anything to do; if not, whether it is what the configuration asks for.
+
+    Raises:
+        InputError: It is not: the architecture or the objective is another.
+        AlreadyFinished: All epochs are done, or the patience was used up.
+    """
+    progress = checkpoint.progress
+    epochs = math.ceil(config.run.total_steps(steps_per_epoch) / steps_per_epoch)
+    if progress.epoch < epochs and not 0 < config.run.patience <= progress.stale:
+        return
+    check_same_architecture(checkpoint, encoder)
+    for _ in _changes(checkpoint, config):
+        pass
+    _load_objective(checkpoint, objective)
+    raise AlreadyFinished(checkpoint.path, progress)
+
+
 def read_checkpoint(path: Path) -> Checkpoint:
     """Reads a checkpoint folder.
 
     Raises:
         InputError: A file is missing, cut short or of another format.
     """
-    file = path / "trainer.pt"
+    file = path / TRAINER_FILE
     if not file.is_file():
         raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
-    check_folder(path / "model")
+    check_folder(path / MODEL_FOLDER)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -77,7 +131,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
     try:
-        encoder = load_model(str(path / "model"), device="cpu")
+        encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
     except InputError:
         raise
     except Exception as error:
@@ -104,7 +158,7 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
     if resume != "auto":
         path = Path(resume)
         preflight.check_resume(path)
-        if (path / "trainer.pt").is_file():
+        if (path / TRAINER_FILE).is_file():
             return read_checkpoint(path)
         run = path
         if not list_checkpoints(run):
@@ -156,10 +210,10 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         raise preflight.already_holds(out)
     try:
         if save.overwrite:
-            beside = [out / name for name in ("tensorboard", "averaged", "results.json")]
+            beside = [out / name for name in ("tensorboard", AVERAGED_FOLDER, "results.json")]
             for path in [*held, *out.glob("nonfinite-step-*.json"), *beside]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (out / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (out / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
 
@@ -200,9 +254,46 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> b
     return bool(held == pairs)
 
 
+def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, accept: bool) -> None:
+    """Compares fingerprints of training and held-out pairs with those of the run that wrote the checkpoint.
+
+    Held-out pairs that one of the two runs has not got are no change of the data.
+
+    Raises:
+        InputError: They differ, and that is not accepted; says in what.
+    """
+    before: Mapping[str, Fingerprint] = checkpoint.state.get("data", {})
+    for kind in (kind for kind in data if kind in before):
+        changed = differences(before[kind], data[kind])
+        if not changed:
+            continue
+        told = f"{checkpoint.path}: the {kind} are not those of this checkpoint's run ({'; '.join(changed)})"
+        if not accept:
+            raise InputError(f"{told}; --accept-changed-data goes on with these")
+        if rank() == 0:
+            logger.warning("%s; accepted", told)
+
+
+def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:
+    """Compares the names and shapes of the weights.
+
+    Raises:
+        InputError: They differ.
+    """
+    wanted, held = encoder.state_dict(), checkpoint.weights
+    for name in wanted.keys() | held.keys():
+        here = tuple(wanted[name].shape) if name in wanted else "nothing"
+        there = tuple(held[name].shape) if name in held else "nothing"
+        if here != there:
+            raise InputError(
+                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
+                f"resume with the model it was trained with"
+            )
+
+
 def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
     """What changes the course of the training and differs from the checkpoint's run: key, its value, the one now."""
-    file = checkpoint.path.parent.parent / "config.json"
+    file = checkpoint.path.parent.parent / RUN_CONFIG_FILE
     if not file.is_file():
         return
     before, now = _flat(TrainConfig.from_json(file)), _flat(config)
@@ -244,33 +335,37 @@ def restore(
     Raises:
         InputError: The checkpoint is of another architecture or objective.
     """
-    wanted, found = encoder.state_dict(), checkpoint.weights
-    for name in wanted.keys() | found.keys():
-        here = tuple(wanted[name].shape) if name in wanted else "nothing"
-        there = tuple(found[name].shape) if name in found else "nothing"
-        if here != there:
-            raise InputError(
-                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
-                f"resume with the model it was trained with"
-            )
+    check_same_architecture(checkpoint, encoder)
     sharded = sharding.is_sharded(encoder)
-    (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, found)
+    (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, checkpoint.weights)
     if average is not None:
         averaged = checkpoint.state.get("average")
         average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)
     options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    _load_objective(checkpoint, objective)
+    with _other_parameters(checkpoint):
+        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+    for group, configured in zip(optimizer.param_groups, options, strict=True):
+        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
+
+
+def _load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:
     try:
-        with warnings.catch_warnings():
+        with _other_parameters(checkpoint), warnings.catch_warnings():
             warnings.simplefilter("error", FixedScaleWarning)
             objective.load_state_dict(checkpoint.state["objective"])
-        sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
     except FixedScaleWarning as error:
         raise InputError(f"{checkpoint.path}: is of another objective ({error}); resume with the same one") from None
+
+
+@contextlib.contextmanager
+def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
+    """The error of a state that does not go into what was built."""
+    try:
+        yield
     except (RuntimeError, ValueError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error
-    for group, configured in zip(optimizer.param_groups, options, strict=True):
-        group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
 
 
 def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from cloob.data.fingerprint import Fingerprint
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import find_best, is_better
+from cloob.models.runs import find_best, is_better
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects, on_rank_zero
@@ -31,6 +33,7 @@ class Saver:
         average: The running average of the weights, if there is one.
         device: Where they are.
         pairs: Pairs of an epoch.
+        data: The fingerprints of training and held-out pairs.
         resumed: The checkpoint that the run goes on from, if any.
 
     Attributes:
@@ -46,6 +49,7 @@ class Saver:
         average: WeightAverage | None,
         device: torch.device,
         pairs: int,
+        data: Mapping[str, Fingerprint],
         resumed: Checkpoint | None,
     ) -> None:
         self.config = config
@@ -55,6 +59,7 @@ class Saver:
         self.average = average
         self.device = device
         self.pairs = pairs
+        self.data = data
         self.last: Path | None = resumed.path if resumed else None
         self._saved = (resumed.progress.step, resumed.progress.epoch) if resumed else None
         found = on_rank_zero(lambda: find_best(config.save.out, config.save.best))
@@ -100,6 +105,7 @@ class Saver:
                 rng=states,
                 batch_size=self.config.run.batch_size,
                 pairs=self.pairs,
+                data=self.data,
                 keep=self.config.save.keep,
                 average=self.average,
                 stepper=self.stepper.state_dict(),

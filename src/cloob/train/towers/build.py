@@ -7,17 +7,18 @@ from collections.abc import Sequence
 
 import torch
 
+from cloob.cache import Cache
 from cloob.data.builder import Tokenizer
-from cloob.data.loader import PairLoader
+from cloob.data.loader import Batching, Loader, PairLoader, Share
 from cloob.data.mix import mix
-from cloob.data.open import Source, open_source
-from cloob.data.shards.spool import ShardCache
+from cloob.data.open import open_source
+from cloob.data.source import Source
 from cloob.data.transforms import train_transform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import load_model
+from cloob.models.load import load_model
 from cloob.models.texts import TrimmedTokenizer
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
@@ -28,8 +29,13 @@ from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.recompute import enable_recomputation
 
 logger = logging.getLogger(__name__)
-Loader = PairLoader | align.FeatureLoader
 DEFAULT_MODEL = "RN50"
+
+
+def make_cache(config: TrainConfig) -> Cache:
+    """The cache that the configuration names; what it leaves out says the environment."""
+    gigabytes = config.pairs.cache_gb
+    return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
 
 
 def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
@@ -39,9 +45,8 @@ def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[floa
         InputError: As ``open_source``.
     """
     pairs = config.pairs
-    cache = ShardCache(pairs.cache_dir, int(pairs.cache_gb * 1024**3))
     columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
-    return mix([open_source(spec, **columns, cache=cache) for spec in specs], weights)
+    return mix([open_source(spec, **columns, cache=make_cache(config)) for spec in specs], weights)
 
 
 def make_encoder(config: TrainConfig) -> DualEncoder:
@@ -59,6 +64,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if isinstance(encoder, AlignedEncoder):
         preflight.check_heads_alone(config)
         align.check_same_heads(encoder, config)
+        encoder.on_features = True
     else:
         preflight.check_no_heads(config.align)
     if towers.model not in (None, encoder.name):
@@ -147,38 +153,20 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
     if size < 2 * world_size():
         raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
     if isinstance(encoder, AlignedEncoder):
-        return align.feature_loader(source, encoder, config, device, train=True)
+        return align.feature_loader(source, encoder, config, device, make_cache(config), train=True)
     transform = train_transform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
-    return PairLoader(
-        source,
-        transform=transform,
-        tokenizer=_tokenizer(encoder, config),
-        batch_size=size,
-        seed=config.run.seed,
-        rank=rank(),
-        world_size=world_size(),
-        workers=config.pairs.workers,
-        pin_memory=device.type == "cuda",
-        shuffle_buffer=config.pairs.shuffle_buffer,
-    )
+    batching = Batching(size, config.run.seed, shuffle_buffer=config.pairs.shuffle_buffer)
+    share = Share(rank(), world_size(), config.pairs.workers, pin_memory=device.type == "cuda")
+    return PairLoader(source, transform, _tokenizer(encoder, config), batching, share)
 
 
 def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> Loader:
     """The held-out pairs, whole, in order and without augmentation."""
     if isinstance(encoder, AlignedEncoder):
-        return align.feature_loader(source, encoder, config, encoder.device, train=False)
-    return PairLoader(
-        source,
-        transform=encoder.preprocess,
-        tokenizer=_tokenizer(encoder, config),
-        batch_size=config.run.batch_size,
-        seed=config.run.seed,
-        shuffle=False,
-        drop_last=False,
-        rank=rank(),
-        world_size=world_size(),
-        workers=config.pairs.workers,
-    )
+        return align.feature_loader(source, encoder, config, encoder.device, make_cache(config), train=False)
+    batching = Batching(config.run.batch_size, shuffle=False, drop_last=False)
+    share = Share(rank(), world_size(), config.pairs.workers)
+    return PairLoader(source, encoder.preprocess, _tokenizer(encoder, config), batching, share)
 
 
 def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+from cloob.models.runs import AVERAGED_FOLDER, RUN_CONFIG_FILE
 from cloob.train.config import TrainConfig
 
 Tower = Literal["image", "text"]
-AVERAGED = "averaged"
 # `resblocks.3`, `encoder.layer.3`, `blocks.2.0`, `stages.2.blocks.0`, `layer4.2`, `h.3`: a stack and what follows it.
 _STACK = re.compile(r"(?:resblocks|blocks|layers?|stages?|h)(\d*)")
 _TOP = re.compile(r"head|attn_?pool|pooler|(.*_)?proj(ection)?")
@@ -181,6 +182,14 @@ def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
     return torch.lerp(start, end, share)  # exact at both ends
 
 
+def make_good_average(config: TrainConfig, checkpoint: Path) -> None:
+    """As ``write_average`` for a run that had ended before, unless its average is there."""
+    file = config.save.out / RUN_CONFIG_FILE
+    share = TrainConfig.from_json(file).towers.average_with_start if file.is_file() else None
+    if share != config.towers.average_with_start or not (config.save.out / AVERAGED_FOLDER).is_dir():
+        write_average(config, checkpoint)
+
+
 def write_average(config: TrainConfig, checkpoint: Path) -> Path:
     """Writes ``OUT/averaged``, a model folder: the checkpoint's weights averaged with those of ``--init``.
 
@@ -197,10 +206,10 @@ def write_average(config: TrainConfig, checkpoint: Path) -> Path:
     assert config.towers.init is not None and config.towers.average_with_start is not None
     tuned = load_model(checkpoint)
     interpolate(load_model(config.towers.init), tuned, config.towers.average_with_start)
-    final = config.save.out / AVERAGED
-    temporary = final.with_name(f".tmp-{AVERAGED}-{os.getpid()}")
+    final = config.save.out / AVERAGED_FOLDER
+    temporary = final.with_name(f".tmp-{AVERAGED_FOLDER}-{os.getpid()}")
     try:
-        save_model(temporary, tuned, tuned.objective)
+        save_model(temporary, tuned, tuned.objective_config)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
     except OSError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError
+from cloob.models.runs import EPOCHS_FILE, METRICS_FILE, SKIPPED_FILE
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 
 logger = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ class RunLog:
     """
 
     def __init__(self, run: Path, keep_to_step: int | None, *, writes: bool) -> None:
-        names = ("metrics", "epochs", "skipped") if writes else ()
-        self._files = {name: JsonLines(run / f"{name}.jsonl", keep_to_step) for name in names}
+        names = (METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE) if writes else ()
+        self._files = {Path(name).stem: JsonLines(run / name, keep_to_step) for name in names}
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
         """Appends one object to ``metrics``, ``epochs`` or ``skipped``.

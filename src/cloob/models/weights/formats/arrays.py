@@ -45,7 +45,7 @@ def read_arrays(path: Path) -> Any:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        value = read_pickle(path, file, size, PickleRules(_NAMES))
+        value = read_pickle(path, file, size, PickleRules(_NAMES, numbered=True))
         if file.tell() != size:
             raise InputError(f"{path}: bytes behind the end of the pickle")
     return value

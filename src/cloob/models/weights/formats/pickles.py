@@ -4,6 +4,10 @@ Python's own unpickler calls what a file names. Here a name is looked up among e
 stands for it is a function of ours that makes an inert value. Anything else ends the reading: other names, other
 opcodes, an argument that is longer than what is left of the file. The bytes of arrays are not read: their place in the
 file is kept.
+
+A pickle has no checksum. What Python's pickler always writes is asked for instead, so that a byte that is lost or
+doubled inside an array does not shift its numbers unseen: frames that end where they say and hold all but large bytes,
+and, where arrays lie in it, values that are kept under consecutive numbers.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ from cloob.errors import InputError
 _MAX_OPS = 4_000_000
 _MAX_TEXT = 1 << 16
 _MAX_LONG = 16
+_FRAME = b"\x95"
+_LARGE = frozenset({b"B", b"X", b"\x8e", b"\x96"})  # opcodes of what may stand outside of frames
+_UNFRAMED = 3  # other opcodes that may, behind a full frame or large bytes: a frame would be longer than its content
+_FULL_FRAME = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -76,11 +84,13 @@ class PickleRules:
         names: The exact pairs.
         other: Asked for a pair that ``names`` lacks; None refuses it.
         persistent: Makes a value of a persistent id; None refuses all.
+        numbered: Whether values have to be kept under consecutive numbers, as Python's pickler does.
     """
 
     names: Mapping[tuple[str, str], Name]
     other: Callable[[str, str], Name | None] | None = None
     persistent: Callable[[Any], Any] | None = None
+    numbered: bool = False
 
 
 @dataclass
@@ -93,6 +103,10 @@ class _Machine:
     marks: list[int] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
     place: int = 0
+    frame_end: int | None = None
+    framed: bool = False
+    loose: int = 0
+    kept_at: int = -2
 
     def refuse(self, why: str) -> InputError:
         return InputError(f"{self.path}: not a file of weights that can be trusted: {why} (byte {self.place})")
@@ -184,15 +198,41 @@ class _Machine:
     def put(self, place: int) -> None:
         if not self.stack:
             raise self.refuse("an empty stack")
+        if self.rules.numbered and (place != len(self.memo) or self.kept_at == self.place - 1):
+            raise self.refuse(f"a value kept as {place}, which is not its turn")
+        self.kept_at = self.place
         self.memo[place] = self.stack[-1]
+
+    def begin_frame(self) -> None:
+        size = self.number("<Q")
+        if self.frame_end is not None or size > self.end - self.file.tell():
+            raise self.refuse("a frame that does not fit")
+        self.framed, self.frame_end = True, self.file.tell() + size
+        self.loose = _UNFRAMED if size >= _FULL_FRAME else 0
+
+    def check_frame(self, code: bytes) -> None:
+        """Looks at where an opcode stands, the file's position being behind it."""
+        if self.frame_end is not None and self.place >= self.frame_end:
+            if self.place > self.frame_end:
+                raise self.refuse("a frame that ends elsewhere than it says")
+            self.frame_end = None
+        if not self.framed or self.frame_end is not None:
+            return
+        if code in _LARGE:
+            self.loose = _UNFRAMED
+        elif code != _FRAME:
+            self.loose -= 1
+            if self.loose < 0:
+                raise self.refuse("what belongs into a frame stands outside")
 
     def run(self) -> Any:
         for _ in range(_MAX_OPS):
             self.place = self.file.tell()
             code = self.take(1)
+            self.check_frame(code)
             if code == b".":
                 result = self.pop()
-                if self.stack or self.marks:
+                if self.stack or self.marks or self.frame_end not in (None, self.file.tell()):
                     raise self.refuse("values that nobody takes")
                 return result
             step = _STEPS.get(code)
@@ -288,10 +328,6 @@ def _persistent(machine: _Machine) -> None:
     machine.stack.append(made(machine.pop()))
 
 
-def _frame(machine: _Machine) -> None:
-    machine.take(8)  # how much to read ahead, which nobody has to
-
-
 def _build(machine: _Machine) -> None:
     machine.build(machine.pop())
 
@@ -302,7 +338,7 @@ def _one_item(machine: _Machine) -> None:
 
 _STEPS: dict[bytes, Callable[[_Machine], None]] = {
     b"\x80": _protocol,
-    b"\x95": _frame,
+    _FRAME: lambda m: m.begin_frame(),
     b"(": lambda m: m.marks.append(len(m.stack)),
     b"N": _push(lambda m: None),
     b"\x88": _push(lambda m: True),

@@ -7,11 +7,14 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.untrusted import read_json
-from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna, towers_folder
+from cloob.models.runs import ALIGNED_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER, TOWERS_FILE
+from cloob.models.untrusted import check_folder, read_json
+from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna
 from cloob.models.weights.fetch import fetch_model, show_progress
+from cloob.models.weights.folders import INDEX, WEIGHTS_FILES
 from cloob.models.weights.formats.torchfile import is_legacy, read_torch
 
+_OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
 PORT = ":port"
 """What stands behind the name of a crowsonkb file that is to compute as that repository's port to torch does."""
 
@@ -40,35 +43,26 @@ def load_foreign(source: str) -> DualEncoder:
             raise InputError(f"{name}: no such public model; {meant}")
         model = registry.MODELS[name]
         path, config = fetch_model(name, model, show_progress), model.config
-    try:
-        encoder = _load_folder(path) if path.is_dir() else _load_file(path, config, port=port)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if port and encoder.config.get("towers", {}).get("family") != crowsonkb.FAMILY:
+    encoder = _load_folder(path) if path.is_dir() else _load_file(path, config, port=port)
+    if port and encoder.config.settings.get("family") != crowsonkb.FAMILY:
         raise InputError(f"{path}: {PORT} is for files of crowsonkb/cloob-training alone")
     return encoder
 
 
 def _folder_config(folder: Path) -> Path | None:
     """The file that says what another program's folder holds; None for a folder of ours or of open_clip's."""
-    if (folder / towers_folder.TOWERS_FILE).is_file():
-        return folder / towers_folder.TOWERS_FILE
-    if any((folder / name).exists() for name in ("open_clip_config.json", "aligned.json", "checkpoints", "model")):
+    if any((folder / name).exists() for name in _OURS):
         return None
     config = folder / "config.json"
-    weights = ("model.safetensors", "pytorch_model.bin")
-    names = [name for weight in weights for name in (weight, f"{weight}.index.json")]
+    names = [name for weights in WEIGHTS_FILES for name in (weights, f"{weights}{INDEX}")]
     return config if config.is_file() or any((folder / name).is_file() for name in names) else None
 
 
 def _load_folder(folder: Path) -> DualEncoder:
     file = _folder_config(folder)
     assert file is not None, folder
+    check_folder(folder)
     config = read_json(file)
-    if file.name == towers_folder.TOWERS_FILE:
-        return towers_folder.load(folder, config)
-    if "auto_map" in config:
-        raise InputError(f"{file}: auto_map asks for code of its own, which is never run")
     if rinna.matches(config):
         return rinna.load(folder, config)
     if hf_clip.matches(config):

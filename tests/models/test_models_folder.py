@@ -16,7 +16,9 @@ import torch
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.store import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints, load_model, save_model
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints
 from cloob.models.towers import TINY_MODELS, create_model
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
@@ -94,7 +96,7 @@ def test_round_trip(name: str, tmp_path: Path, lively: Callable[..., DualEncoder
     before = torch.get_rng_state()
     loaded = load_model(tmp_path / "m")
     assert torch.equal(torch.get_rng_state(), before)
-    assert not loaded.training and loaded.name == name and loaded.objective == OBJECTIVE
+    assert not loaded.training and loaded.name == name and loaded.objective_config == OBJECTIVE
     assert loaded.config == encoder.config
     for ours, theirs in zip(embeddings(encoder.eval()), embeddings(loaded), strict=True):
         assert torch.equal(ours, theirs)

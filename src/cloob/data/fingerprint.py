@@ -1,0 +1,67 @@
+"""Short digests of what a source holds, by which a resumed run finds that its data are others.
+
+They are of content as far as that is cheap: a table's two columns, the names and sizes in tars and folders. Times are
+no content: a copy of the data has others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+Fingerprint = dict[str, int | str]
+"""Counts and digests, each by the name of what it is of."""
+
+MOST_FILES = 100_000
+"""So many files of a folder are looked into at most, evenly spread: each costs a call, on a network a journey."""
+
+
+def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
+    """Of some parts, in order; where one ends and the next begins counts."""
+    total = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        data: Any = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        size = data.nbytes if isinstance(data, np.ndarray) else len(data)
+        total.update(size.to_bytes(8, "little"))
+        total.update(np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else data)
+    return total.hexdigest()
+
+
+def of_column(column: pa.ChunkedArray) -> str:
+    """Of a column of texts or bytes, however it is cut into chunks; a second for half a gigabyte."""
+    values, lengths = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
+    for chunk in column.chunks:
+        if pa.types.is_string(chunk.type):
+            chunk = chunk.cast(pa.large_string())
+        chunk = chunk.cast(pa.large_binary())
+        _, offsets, data = chunk.buffers()
+        if len(chunk) == 0:
+            continue
+        ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        sizes = np.diff(ends)
+        sizes[chunk.is_null().to_numpy(zero_copy_only=False)] = -1
+        lengths.update(sizes.data)
+        if data is not None:
+            values.update(memoryview(data)[int(ends[0]) : int(ends[-1])])
+    return digest([values.digest(), lengths.digest()])
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """In what two fingerprints differ: counts with both values, digests by name."""
+    told = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if old != new and isinstance(old, int) and isinstance(new, int):
+            told.append(f"{old:,} {key} before, {new:,} now")
+        elif old != new:
+            told.append(f"other {key}")
+    return told
+
+
+def spread(n: int, most: int = MOST_FILES) -> list[int]:
+    """All of range(n), or ``most`` of it, evenly spread."""
+    return list(range(n)) if n <= most else np.linspace(0, n - 1, most).astype(np.int64).tolist()

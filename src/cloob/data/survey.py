@@ -1,0 +1,228 @@
+"""What a set of pairs holds: sizes of pictures, lengths of captions, what is bad, and what is there twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from cloob.data.batch import BadSample, RawSample, Skip, caption_id
+from cloob.data.decode import Encoded
+from cloob.data.open import spread_rows
+from cloob.data.source import Source
+
+SMALL_SIDE = 224
+"""Pictures with a shorter side than this are enlarged by most towers."""
+
+_EXAMPLES = 3
+_MOST_REPEATED = 10
+_CHUNK = 64  # pairs in memory at a time
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """A picture or a caption that occurs more than once.
+
+    Attributes:
+        count: How often.
+        text: The caption, or the key of the first such pair.
+        row: The row of the first such pair.
+    """
+
+    count: int
+    text: str
+    row: int
+
+
+class Repeats:
+    """Counts equal things, and remembers where each was first."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Any, int] = {}
+        self._firsts: dict[Any, tuple[str, int]] = {}
+
+    def add(self, identity: Any, text: str, row: int) -> None:
+        """Counts one more."""
+        self._counts[identity] = self._counts.get(identity, 0) + 1
+        self._firsts.setdefault(identity, (text, row))
+
+    @property
+    def surplus(self) -> int:
+        """How many could go, so that each is there once."""
+        return sum(self._counts.values()) - len(self._counts)
+
+    def most(self) -> list[Repeat]:
+        """The most frequent of those that are there more than once."""
+        repeated = [Repeat(count, *self._firsts[name]) for name, count in self._counts.items() if count > 1]
+        return sorted(repeated, key=lambda repeat: (-repeat.count, repeat.row))[:_MOST_REPEATED]
+
+
+@dataclass
+class Survey:
+    """What was seen of a set of pairs.
+
+    Attributes:
+        name: Of the source.
+        rows: Of the source.
+        shards: Files that its rows lie in.
+        context_length: Tokens that a caption may have, start and end included.
+        seen: Rows that were looked at.
+        usable: Those of them that are pairs, by number.
+        widths: Of their pictures, pixels.
+        heights: Likewise.
+        characters: Of their captions.
+        tokens: Of their captions, start and end included, before any is cut.
+        bytes: Of their pictures' files together.
+        bad: The other rows by reason: how many, and the first of them.
+        pictures: Pictures that are equal byte by byte.
+        captions: Captions that are equal but for case and white space.
+    """
+
+    name: str
+    rows: int
+    shards: int
+    context_length: int
+    seen: int = 0
+    usable: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    characters: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    bytes: int = 0
+    bad: dict[str, tuple[int, list[Skip]]] = field(default_factory=dict)
+    pictures: Repeats = field(default_factory=Repeats)
+    captions: Repeats = field(default_factory=Repeats)
+
+    @property
+    def cut(self) -> int:
+        """Captions with more tokens than a text tower takes."""
+        return sum(count > self.context_length for count in self.tokens)
+
+    @property
+    def small(self) -> int:
+        """Pictures with a side below ``SMALL_SIDE``."""
+        return sum(min(size) < SMALL_SIDE for size in zip(self.widths, self.heights, strict=True))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The survey as JSON-able values."""
+        return {
+            "name": self.name,
+            "rows": self.rows,
+            "shards": self.shards,
+            "looked_at": self.seen,
+            "usable": len(self.usable),
+            "bad": {
+                reason: {"count": count, "examples": [{"key": skip.key, "detail": skip.detail} for skip in examples]}
+                for reason, (count, examples) in self.bad.items()
+            },
+            "pictures": {
+                "width": _spread(self.widths),
+                "height": _spread(self.heights),
+                "bytes": self.bytes,
+                f"below_{SMALL_SIDE}": self.small,
+            },
+            "captions": {
+                "characters": _spread(self.characters),
+                "tokens": _spread(self.tokens),
+                "context_length": self.context_length,
+                "cut": self.cut,
+            },
+            "duplicates": {
+                name: {"surplus": repeats.surplus, "most": [asdict(repeat) for repeat in repeats.most()]}
+                for name, repeats in (("pictures", self.pictures), ("captions", self.captions))
+            },
+        }
+
+
+def survey(
+    source: Source,
+    count_tokens: Callable[[str], int],
+    context_length: int,
+    *,
+    most: int = 0,
+    workers: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Survey:
+    """Reads and decodes pairs, and says what they are like.
+
+    Args:
+        source: The pairs.
+        count_tokens: Gives a caption's number of tokens, start and end included.
+        context_length: More tokens than this are cut.
+        most: Rows to look at, spread evenly over the source (a streamed one: over four of its files); 0: all.
+        workers: Threads that decode.
+        progress: Called with the rows that were looked at so far and in all.
+    """
+    rows = list(spread_rows(source, most)) if most else range(len(source))
+    result = Survey(source.name, len(source), len(source.shard_sizes), context_length)
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        for chunk in _chunks(rows):
+            samples = [_read(source, row) for row in chunk]
+            for row, sample, size in zip(chunk, samples, pool.map(_size, samples), strict=True):
+                _add(result, row, sample, size, count_tokens)
+            if progress is not None:
+                progress(result.seen, len(rows))
+    return result
+
+
+def _chunks(rows: Sequence[int]) -> Iterator[list[int]]:
+    remaining: Iterable[int] = iter(rows)
+    while chunk := list(islice(remaining, _CHUNK)):
+        yield chunk
+
+
+def _read(source: Source, row: int) -> RawSample | Skip:
+    try:
+        return source.read(row)
+    except BadSample as bad:
+        return bad.skip
+
+
+def _size(sample: RawSample | Skip) -> tuple[int, int] | Skip:
+    """Width and height of a picture that can be decoded."""
+    if isinstance(sample, Skip):
+        return sample
+    try:
+        encoded = Encoded(sample.image, sample.key)
+        size = encoded.size
+        encoded.rgb(upright=False)
+    except BadSample as bad:
+        return bad.skip
+    return size
+
+
+def _add(
+    result: Survey,
+    row: int,
+    sample: RawSample | Skip,
+    size: tuple[int, int] | Skip,
+    count_tokens: Callable[[str], int],
+) -> None:
+    result.seen += 1
+    if isinstance(sample, Skip) or isinstance(size, Skip):
+        skip = size if isinstance(size, Skip) else sample
+        assert isinstance(skip, Skip)
+        count, examples = result.bad.get(skip.reason, (0, []))
+        result.bad[skip.reason] = (count + 1, [*examples, skip][:_EXAMPLES])
+        return
+    result.usable.append(row)
+    result.widths.append(size[0])
+    result.heights.append(size[1])
+    result.bytes += len(sample.image)
+    result.characters.append(len(sample.caption))
+    result.tokens.append(count_tokens(sample.caption))
+    result.pictures.add(hashlib.blake2b(sample.image, digest_size=16).digest(), sample.key, row)
+    result.captions.add(caption_id(sample.caption), sample.caption, row)
+
+
+def _spread(values: list[int]) -> dict[str, int]:
+    """The smallest, the median, the 95th percentile and the largest of some numbers; empty for none."""
+    if not values:
+        return {}
+    low, median, high, top = np.percentile(values, (0, 50, 95, 100), method="inverted_cdf").tolist()
+    return {"min": low, "median": median, "p95": high, "max": top}

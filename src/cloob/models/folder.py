@@ -1,0 +1,162 @@
+"""Model folders: written so that open_clip's ``local-dir:`` reads them wherever the towers are its own, and read back.
+
+Which files there are says :mod:`cloob.models.runs`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cloob.errors import InputError, require
+from cloob.models.aligned.encoders import LoadModel
+from cloob.models.aligned.model import aligned_files, load_aligned
+from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.hub import check_hub_model, reachable_hub
+from cloob.models.runs import (
+    ALIGNED_FILE,
+    CONFIG_FILE,
+    OBJECTIVE_FILE,
+    TOWERS_FILE,
+    WEIGHTS_FILE,
+    config_file,
+    damage,
+    weights_file,
+)
+from cloob.models.towers import load_tokenizer
+from cloob.models.untrusted import check_folder, check_model_cfg, read_json
+from cloob.models.weights import open_clip_folder, towers_folder
+from cloob.models.weights.tokens import stored_tokenizer
+
+
+def save_model(
+    folder: Path, encoder: DualEncoder, objective: dict[str, Any], weights: Mapping[str, Tensor] | None = None
+) -> None:
+    """Writes a model folder, synced to the disk; the caller makes it atomic by renaming the folder.
+
+    Args:
+        folder: Made when it is not there.
+        encoder: The towers.
+        objective: JSON-able ``ContrastiveObjective.config()``; its ``inv_tau`` is stored as open_clip's
+            ``logit_scale``, ln(inv_tau), so that open_clip's logits have the trained temperature.
+        weights: The encoder's ``state_dict`` where the encoder itself holds only a part of it (shards).
+
+    Raises:
+        ValueError: ``objective`` is not JSON-able or its ``inv_tau`` is not positive.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if encoder.config.kind == "aligned":  # heads on frozen encoders: the encoders by name alone
+        files = aligned_files(encoder)
+    else:
+        state = _stored_state(encoder.state_dict() if weights is None else weights, objective)
+        others = encoder.config.kind == "towers"
+        files = towers_folder.towers_files(encoder, state) if others else _open_clip_files(encoder, state)
+    for name, content in files.items():
+        _write(folder / name, content)
+    _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
+    if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
+        encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+    _sync(folder)
+
+
+def read_model(folder: Path, load_model: LoadModel) -> DualEncoder:
+    """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads.
+
+    Args:
+        folder: With a ``config_file``.
+        load_model: Opens the frozen encoders of a folder of heads that are towers themselves.
+
+    Raises:
+        InputError: Files are missing, damaged, not to be trusted or do not fit each other.
+    """
+    check_folder(folder)
+    file = config_file(folder)
+    config = read_json(file)
+    objective = dict(read_json(folder / OBJECTIVE_FILE)) if (folder / OBJECTIVE_FILE).is_file() else {}
+    if file.name == ALIGNED_FILE:
+        return load_aligned(folder, config, objective, load_model)
+    if file.name == TOWERS_FILE:
+        return towers_folder.load(folder, config, objective)
+    return _read_open_clip(folder, config, objective)
+
+
+@contextmanager
+def readied_text_tower(model_cfg: dict[str, Any]) -> Iterator[None]:
+    """Readies what ``hf_model_name`` names on the hub, if it does: its configuration, looked at first."""
+    name = model_cfg["text_cfg"].get("hf_model_name")
+    if not name:
+        yield
+        return
+    where = f"text_cfg.hf_model_name asks for {name!r}"
+    check_hub_model(name, where)
+    with reachable_hub(where):
+        yield
+
+
+def _stored_state(weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The towers' weights as they are stored: copies, as what shares memory or is in channels_last cannot be."""
+    towers = {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
+    state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in towers.items()}
+    if "inv_tau" in objective:
+        state["logit_scale"].fill_(math.log(objective["inv_tau"]))
+    return state
+
+
+def _open_clip_files(encoder: DualEncoder, state: dict[str, Tensor]) -> dict[str, bytes]:
+    """The files of a folder of open_clip's towers by their names."""
+    config = {"model_cfg": encoder.config.settings, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
+    settings = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
+    if settings is not None:
+        config["tokenizer"] = settings
+    return {
+        CONFIG_FILE: json.dumps(config, indent=2, allow_nan=False).encode(),
+        WEIGHTS_FILE: require("safetensors.torch", "train").save(state, metadata={"format": "pt"}),
+    }
+
+
+def _read_open_clip(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> DualEncoder:
+    """Towers of open_clip's."""
+    file = folder / CONFIG_FILE
+    model_cfg = config.get("model_cfg")
+    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+        raise InputError(f"{file}: 'model_cfg' with embed_dim, vision_cfg and text_cfg wanted, not found")
+    check_model_cfg(model_cfg, str(file))
+    weights = weights_file(folder)
+    if weights is None:
+        raise InputError(f"{folder}: no weights found beside {CONFIG_FILE}; {WEIGHTS_FILE} would be right")
+    problem = damage(folder)
+    if problem is not None:
+        raise InputError(problem)
+    with readied_text_tower(model_cfg):
+        model = open_clip_folder.load(file, config, weights)
+    if "tokenizer" in config:
+        tokenizer = stored_tokenizer(file, config["tokenizer"], model_cfg["text_cfg"])
+    else:
+        tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(file))
+    name = str(config.get("name", folder.name))
+    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Syncs a folder's entries, where the system can (not on Windows)."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,139 @@
+"""``load_model``: a name, folder or file to an encoder."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+import torch
+
+from cloob.distributed import resolve_device
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.folder import read_model, readied_text_tower
+from cloob.models.hub import check_hub_model, fetch_first
+from cloob.models.names import check_path, known_models
+from cloob.models.runs import (
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    HUB_WEIGHTS_FILES,
+    MODEL_FOLDER,
+    best_checkpoint,
+    config_file,
+    latest_checkpoint,
+    weights_file,
+)
+from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
+from cloob.models.untrusted import check_model_cfg, read_json
+from cloob.models.weights import families, open_clip_folder
+
+BEST = ":best"
+
+
+def load_model(source: str | Path, device: str | torch.device = "auto") -> DualEncoder:
+    """Loads two towers, in eval mode.
+
+    Args:
+        source: A run folder (its newest complete checkpoint; ``"RUN:best"`` its best), a checkpoint folder, a model
+            folder, or as a string open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``, ``"local-dir:…"``; a file, folder or
+            public name of another program (docs/weights.md). Of a run with ``ema`` these are the averaged weights.
+        device: Where the towers go; ``"auto"`` is CUDA where there is one, else the CPU.
+
+    Returns:
+        The encoder; ``make_objective()`` gives the objective that it was trained with.
+
+    Raises:
+        InputError: Nothing there, not a model, weights that are missing, damaged or of another architecture, an unknown
+            name or tag, or weights that cannot be fetched.
+
+    Example:
+        >>> import cloob
+        >>> config = cloob.get_recipe("demo-cloob").override(steps=2, device="cpu", out="runs/example")
+        >>> model = cloob.load_model(cloob.train(config).run)
+        >>> model.encode_text(["a red heart", "an elephant"]).shape
+        torch.Size([2, 256])
+    """
+    place = resolve_device(device)
+    return _load(source).to(place).eval()
+
+
+def find_model_folder(source: str | Path) -> Path | None:
+    """The model folder that a source of ``load_model`` leads to; None when it is no folder.
+
+    Raises:
+        InputError: A folder without a model, or ``local-dir:`` or ``:best`` of something that is no folder.
+    """
+    text = str(source)
+    if text.startswith("hf-hub:"):
+        return None
+    local = text.startswith("local-dir:")
+    text = check_path(text.removeprefix("local-dir:"))
+    if local:
+        return _model_folder(Path(text))
+    if families.is_foreign(text):
+        return None
+    if text.endswith(BEST) and not Path(text).exists():
+        return best_checkpoint(Path(text.removesuffix(BEST))) / MODEL_FOLDER
+    return _model_folder(Path(text)) if Path(text).is_dir() else None
+
+
+def _load(source: str | Path) -> DualEncoder:
+    """The encoder on the CPU."""
+    text = str(source)
+    folder = find_model_folder(source)
+    try:
+        if folder is not None:
+            return read_model(folder, _load)
+        if families.is_foreign(text):
+            return families.load_foreign(text)
+    except OSError as error:
+        raise InputError(f"{error.filename or source}: cannot be read ({error.strerror or error})") from None
+    return _load_hub(text) if text.startswith("hf-hub:") else _load_tag(text)
+
+
+def _model_folder(folder: Path) -> Path:
+    """The model folder in a run folder, a checkpoint folder or a model folder."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    if config_file(folder).is_file():
+        return folder
+    if (folder / MODEL_FOLDER).is_dir():
+        return folder / MODEL_FOLDER
+    if (folder / CHECKPOINTS_FOLDER).is_dir():
+        return latest_checkpoint(folder) / MODEL_FOLDER
+    raise InputError(
+        f"{folder}: neither a run folder (checkpoints/), nor a checkpoint (model/), nor a model folder ({CONFIG_FILE})"
+    )
+
+
+def _load_hub(source: str) -> DualEncoder:
+    """Towers from the Hugging Face hub, or from its cache, read as a folder's are."""
+    name = source.removeprefix("hf-hub:")
+    with translated(source):
+        config = read_json(check_hub_model(name, source) / CONFIG_FILE)
+        model_cfg = config.get("model_cfg")
+        if not isinstance(model_cfg, dict):
+            raise InputError(f"{source}: {CONFIG_FILE} has no 'model_cfg'")
+        check_model_cfg(model_cfg, f"{source}: {CONFIG_FILE}")
+        folder = fetch_first(name, source, [[file] for file in HUB_WEIGHTS_FILES])
+    tokenizer = load_tokenizer(source, model_cfg, source)
+    with readied_text_tower(model_cfg):
+        weights = weights_file(folder)
+        assert weights is not None, folder
+        model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
+    return DualEncoder(source, model, tokenizer, EncoderConfig.open_clip(model_cfg))
+
+
+def _load_tag(source: str) -> DualEncoder:
+    """Towers by open_clip's ``NAME/TAG``."""
+    name, _, tag = source.rpartition("/")
+    names = known_models()
+    if name.replace("/", "-") in names:
+        return create_model(name, pretrained=tag, seed=0)
+    if source.replace("/", "-") in names:
+        tags = open_clip().list_pretrained_tags_by_model(source.replace("/", "-"))
+        right = f"write {source}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
+        raise InputError(f"{source}: a model's name without its weights; {right}")
+    near = difflib.get_close_matches(name or source, names, n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
+    raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})")

@@ -1,0 +1,209 @@
+"""The layout of a run folder, spelled once, down to the files of the model folder in each checkpoint.
+
+::
+
+    RUN/  config.json  metrics.jsonl  epochs.jsonl  skipped.jsonl  averaged/ (a model folder)
+          checkpoints/step-00000100/  trainer.pt  validation.json  model/
+    model folder, one of
+          open_clip_config.json  open_clip_model.safetensors    open_clip's towers: a ``local-dir:`` folder of its own
+          towers.json            model.safetensors              towers that open_clip does not have
+          aligned.json           heads.safetensors              heads on frozen encoders
+    and in each  objective.json
+
+No torch is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from cloob.errors import InputError, one_line, require
+from cloob.models.untrusted import read_json
+
+RUN_CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.jsonl"
+EPOCHS_FILE = "epochs.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
+AVERAGED_FOLDER = "averaged"
+CHECKPOINTS_FOLDER = "checkpoints"
+MODEL_FOLDER = "model"
+TRAINER_FILE = "trainer.pt"
+VALIDATION_FILE = "validation.json"
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHTS_FILE = "open_clip_model.safetensors"
+TOWERS_FILE = "towers.json"
+TOWERS_WEIGHTS_FILE = "model.safetensors"
+ALIGNED_FILE = "aligned.json"
+HEADS_FILE = "heads.safetensors"
+OBJECTIVE_FILE = "objective.json"
+HUB_WEIGHTS_FILES = (WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+"""The weights that open_clip fetches from a hub: the first of these that is there."""
+
+_LESS_IS_BETTER = {"val_loss": True, "val_recall": False}
+_STEP = re.compile(r"step-(\d+)")
+_WEIGHTS = re.compile(r".+\.(safetensors|bin|pth)")
+_PREFERRED = (
+    WEIGHTS_FILE,
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "open_clip_pytorch_model.pth",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of a step's checkpoint folder."""
+    return f"step-{step:08d}"
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The step of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def config_file(folder: Path) -> Path:
+    """The file that says what a model folder holds, whether it is there or not."""
+    return next(
+        (folder / name for name in (ALIGNED_FILE, TOWERS_FILE) if (folder / name).is_file()), folder / CONFIG_FILE
+    )
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The weights file of a model folder that open_clip's ``local-dir:`` would read; None without any."""
+    files = [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name) and path.is_file()]
+
+    def rank(path: Path) -> tuple[int, bool, str]:
+        known = _PREFERRED.index(path.name) if path.name in _PREFERRED else len(_PREFERRED)
+        return known, path.suffix != ".safetensors", path.name
+
+    return min(files, key=rank, default=None)
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a model folder, or None; reads the headers only."""
+    try:
+        read_json(config_file(folder))
+    except InputError as error:
+        return str(error)
+    weights = weights_file(folder)
+    if weights is None or weights.suffix != ".safetensors":
+        return None
+    safetensors = require("safetensors", "train")
+    try:
+        with safetensors.safe_open(weights, framework="pt"):
+            return None
+    except (safetensors.SafetensorError, OSError) as error:
+        return f"{weights}: cut short or damaged ({one_line(error)})"
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, by ascending step.
+
+    Complete is a folder ``checkpoints/step-N`` whose ``model/`` has a configuration and weights; what is still
+    being written has another name (``.tmp-…``). Whether the weights are whole is not looked at.
+    """
+    checkpoints = []
+    folder = run / CHECKPOINTS_FOLDER
+    for path in folder.iterdir() if folder.is_dir() else ():
+        model = path / MODEL_FOLDER
+        step = _STEP.fullmatch(path.name)
+        if step and config_file(model).is_file() and weights_file(model) is not None:
+            checkpoints.append((int(step[1]), path))
+    return [path for _, path in sorted(checkpoints)]
+
+
+def latest_checkpoint(run: Path) -> Path:
+    """The newest checkpoint of a run folder whose weights are whole; warns about each newer one that it passes over.
+
+    Raises:
+        InputError: There is none.
+    """
+    checkpoints = list_checkpoints(run)
+    for path in reversed(checkpoints):
+        problem = damage(path / MODEL_FOLDER)
+        if problem is None:
+            return path
+        warnings.warn(f"{problem}; looking for an earlier checkpoint", stacklevel=2)
+    if checkpoints:
+        raise InputError(f"{run}: none of its {len(checkpoints)} checkpoints is readable")
+    raise InputError(
+        f"{run}: no complete checkpoint found in {run / CHECKPOINTS_FOLDER} (step-N/model/{CONFIG_FILE} and weights)"
+    )
+
+
+def read_validation(checkpoint: Path) -> dict[str, Any] | None:
+    """What ``validation.json`` of a checkpoint says: ``metric``, ``val_loss``, ``val_recall``; None without."""
+    try:
+        validation: dict[str, Any] = read_json(checkpoint / VALIDATION_FILE)
+    except InputError:  # none, as most checkpoints; one that was cut short makes its checkpoint no candidate either
+        return None
+    return validation
+
+
+def is_better(metric: str, value: float, than: float) -> bool:
+    """Whether a value of ``"val_loss"`` or ``"val_recall"`` is better than another."""
+    return value < than if _LESS_IS_BETTER[metric] else value > than
+
+
+def best_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run folder that is best by the run's ``best`` metric; of equal ones the earliest.
+
+    Raises:
+        InputError: No checkpoint there says how good it is.
+    """
+    best = find_best(run)
+    if best is None:
+        raise InputError(
+            f"{run}: no checkpoint with a {VALIDATION_FILE} found in {run / CHECKPOINTS_FOLDER}; "
+            f"training with --val-data writes it"
+        )
+    return best[0]
+
+
+def find_best(run: Path, metric: str | None = None) -> tuple[Path, float] | None:
+    """The best readable checkpoint and its value, None without any; by default by the newest one's metric."""
+    judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
+    if not judged:
+        return None
+    metric = metric or str(judged[-1][1].get("metric"))
+    best: tuple[Path, float] | None = None
+    for path, values in judged:
+        value = values.get(metric)
+        if metric not in _LESS_IS_BETTER or not isinstance(value, int | float) or damage(path / MODEL_FOLDER):
+            continue
+        if best is None or is_better(metric, value, best[1]):
+            best = path, float(value)
+    return best
+
+
+def curve(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none if the model is not a run, or of a line that a crash has cut off."""
+    file = Path(run) / METRICS_FILE
+    lines = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def epoch_of(run: Path, step: int) -> float | None:
+    """Epochs done at a step, by the run's epochs.jsonl (a line at each epoch's end), in between by proportion."""
+    try:
+        lines = [json.loads(line) for line in (run / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()]
+        ends = sorted((int(line["step"]), int(line["epoch"])) for line in lines)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not ends:
+        return None
+    steps_per_epoch = ends[0][0] / ends[0][1]
+    return round(step / steps_per_epoch, 3)

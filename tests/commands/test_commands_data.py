@@ -1,0 +1,129 @@
+"""``cloob data`` as a user runs it, on a folder with most faults that a folder can have."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloob.cli import main
+
+
+def picture(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x010F] = "SECRET-CAMERA"
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", exif=exif)
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five good pairs, of which two pictures and three captions are the same; two bad ones."""
+    path = tmp_path_factory.mktemp("pairs")
+    for name, seed, caption in (
+        ("a", 1, "a <b>red</b> square"),
+        ("b", 1, "A dog"),
+        ("c", 2, "a  dog"),
+        ("d", 3, "a dog"),
+        ("e", 4, " ".join(["word"] * 100)),
+    ):
+        (path / f"{name}.jpg").write_bytes(picture(seed, (300, 240) if name == "d" else (40, 30)))
+        (path / f"{name}.txt").write_text(caption)
+    (path / "f.jpg").write_bytes(picture(5)[:200])
+    (path / "f.txt").write_text("cut")
+    (path / "g.jpg").write_bytes(picture(6))
+    return path
+
+
+def test_what_it_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["rows"], facts["looked_at"], facts["usable"]) == (7, 7, 5)
+    assert {reason: entry["count"] for reason, entry in facts["bad"].items()} == {
+        "corrupt image": 1,
+        "missing caption": 1,
+    }
+    assert facts["bad"]["missing caption"]["examples"][0]["key"] == "g.jpg"
+    assert facts["pictures"]["width"] == {"min": 40, "median": 40, "p95": 300, "max": 300}
+    assert facts["pictures"]["below_224"] == 4
+    assert facts["captions"]["tokens"]["max"] == 102 and facts["captions"]["cut"] == 1
+    repeated = facts["duplicates"]
+    assert repeated["pictures"] == {"surplus": 1, "most": [{"count": 2, "text": "a.jpg", "row": 0}]}
+    assert repeated["captions"] == {"surplus": 2, "most": [{"count": 3, "text": "A dog", "row": 1}]}
+
+
+def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "made" / "sheet.html"
+    assert main(["data", str(folder), "--out", str(sheet), "--pictures", "3"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"missing caption +1, such as g\.jpg", said) and re.search(
+        r"cut captions +1 with more than 77", said
+    )
+    assert "3 say 'A dog'" in said
+    page = sheet.read_text()
+    assert page.count("<img ") == 3 + 1  # and the one that is there twice
+    assert "a &lt;b&gt;red&lt;/b&gt; square" in page and "<b>red" not in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    for uri in re.findall(r"data:image/webp;base64,([^\"]+)", page):
+        assert b"SECRET" not in base64.b64decode(uri)
+
+
+def test_a_part_of_a_large_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "demo:val", "--most", "11"]) == 0
+    assert "11, spread over the set (--most 0 looks at all)" in capsys.readouterr().out
+
+
+def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    for words, said in (
+        (["data"], "DATA"),
+        (["data", str(tmp_path / "nothing")], "no such file or folder"),
+        (["data", "demo", "--most", "-1"], "--most is -1; 0 or more is wanted"),
+        (["data", "demo:val", "--most", "5", "--out", str(tmp_path / "file" / "x.html")], "cannot be written here"),
+        (["data", str(tmp_path / "*.tar"), "--count"], "--out is missing"),
+    ):
+        assert main(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys\nfrom cloob.cli import main\nmain(['data', '--help'])\n"
+        "assert not {'torch', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, stdout=subprocess.DEVNULL)
+
+
+def test_streamed_shards_are_counted_then_read_from_the_chosen_cache(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
+        monkeypatch.setenv(variable, "")  # put back at the end, as the command sets them
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for number, names in enumerate(("abc", "de")):
+        with tarfile.open(shards / f"{number}.tar", "w") as tar:
+            for name in names:
+                tar.add(folder / f"{name}.jpg", f"{name}.jpg")
+                tar.add(folder / f"{name}.txt", f"{name}.txt")
+    spec, cache = f"pipe:cat {shards}/{{0..1}}.tar", ["--cache-dir", str(tmp_path / "cache"), "--cache-gb", "1"]
+    assert main(["data", spec, *cache]) == 2
+    assert "cloob data FOLDER --count" in capsys.readouterr().err
+    assert main(["data", spec, "--count", "--json", *cache]) == 0
+    assert list(json.loads(capsys.readouterr().out).values()) == [3, 2]
+    assert main(["data", spec, "--json", *cache]) == 0
+    assert json.loads(capsys.readouterr().out)["usable"] == 5
+    assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2

@@ -1,0 +1,272 @@
+"""Each family's format written by the test: it loads as the towers that it was written from, and trains as they do."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import formulas
+import numpy as np
+import own_files
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cloob import load_model
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.objective import ContrastiveObjective
+
+Features = tuple[Tensor, Tensor]
+
+
+def inputs(vocabulary: int = 40) -> tuple[Tensor, Tensor]:
+    """Pictures, and tokens with their end at different places; the end is the last word."""
+    source = torch.Generator().manual_seed(5)
+    images = torch.randn(6, 3, 32, 32, generator=source)
+    tokens = torch.randint(5, vocabulary - 2, (6, 77), generator=source)
+    for row, length in zip(tokens, (3, 9, 20, 76, 40, 12), strict=True):
+        row[length] = vocabulary - 1
+        row[length + 1 :] = 0
+    return images, tokens
+
+
+def features_of(encoder: DualEncoder, images: Tensor, tokens: Tensor) -> Features:
+    return encoder.model.encode_image(images), encoder.model.encode_text(tokens)
+
+
+def step(features: Callable[[], Features], parameters: list[Tensor]) -> None:
+    """One step of SGD, so large that a wrong gradient shows in the features."""
+    rows = [nn.functional.normalize(side, dim=-1) for side in features()]
+    loss = ContrastiveObjective.clip(inv_tau=5.0, learnable_inv_tau=False)(*rows)
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.data -= 2.0 * gradient
+
+
+def check(encoder: DualEncoder, direct: Callable[[], Features], parameters: list[Tensor], tokens: Tensor) -> None:
+    """Features are equal, before a step and after it."""
+    images, _ = inputs()
+    trained = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
+    before = [side.detach() for side in direct()]
+    for _ in range(2):
+        for ours, theirs in zip(features_of(encoder, images, tokens), direct(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        step(lambda: features_of(encoder, images, tokens), trained)
+        step(direct, parameters)
+    for first, last in zip(before, direct(), strict=True):
+        assert (first - last).abs().max() > 1e-2
+
+
+def check_clip(encoder: DualEncoder, model: nn.Module) -> None:
+    """As ``check``, against a module of open_clip's own."""
+    images, tokens = inputs()
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    check(encoder, lambda: (model.encode_image(images), model.encode_text(tokens)), parameters, tokens)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_mljku(tmp_path: Path, zipped: bool) -> None:
+    model = own_files.open_clip_towers()
+    content = {"epoch": 28, "name": "x", "state_dict": own_files.mljku_state(model), "method": "cloob"}
+    torch.save(content, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+    encoder = load_model(tmp_path / "m.pt")
+    assert encoder.objective_config["beta"] == pytest.approx(8.0)
+    assert float(encoder.make_objective().inv_tau) == pytest.approx(float(model.logit_scale.exp()), rel=1e-6)
+    check_clip(encoder, model)
+
+
+@pytest.mark.parametrize("kind", ["state_dict", "legacy", "archive"])
+def test_openai(tmp_path: Path, kind: str) -> None:
+    model = own_files.open_clip_towers()
+    sizes = {"input_resolution": 32, "context_length": 77, "vocab_size": 40}
+    state = model.state_dict()
+    if kind == "archive":
+        own_files.scripted(state, tmp_path / "m.pt")
+    else:
+        state |= {key: torch.tensor(size) for key, size in sizes.items()}
+        torch.save(state, tmp_path / "m.pt", _use_new_zipfile_serialization=kind != "legacy")
+    check_clip(load_model(tmp_path / "m.pt"), model)
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_open_clip(tmp_path: Path, name: str, quick_gelu: bool) -> None:
+    model = own_files.open_clip_towers(quick_gelu=quick_gelu)
+    (tmp_path / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": own_files.CLIP | {"quick_gelu": quick_gelu}, "preprocess_cfg": {}})
+    )
+    if name.endswith(".bin"):
+        torch.save(model.state_dict(), tmp_path / name)
+    else:
+        save_file(model.state_dict(), tmp_path / name)
+    check_clip(load_model(tmp_path), model)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_crowsonkb(tmp_path: Path, protocol: int) -> None:
+    arrays = own_files.crowsonkb_arrays()
+    encoder = load_model(own_files.write_crowsonkb(tmp_path, arrays, protocol))
+    weights = {key: torch.from_numpy(value.copy()).requires_grad_() for key, value in arrays.items()}
+    images, tokens = inputs()
+
+    def direct() -> Features:
+        return formulas.crowsonkb_image(weights, images, 3, 2), formulas.crowsonkb_text(weights, tokens, 2, 2)
+
+    assert float(encoder.make_objective().inv_tau) == pytest.approx(30.0)
+    check(encoder, direct, list(weights.values()), tokens)
+
+
+def write_rinna(folder: Path, state: dict[str, Tensor], form: str) -> Path:
+    (folder / "config.json").write_text(json.dumps(own_files.RINNA))
+    if form == "safetensors":
+        save_file(state, folder / "model.safetensors")
+    elif form == "bin":
+        torch.save(state, folder / "pytorch_model.bin")
+    else:
+        keys = sorted(state)
+        places = {key: f"model-0000{1 + i % 3}-of-00003.safetensors" for i, key in enumerate(keys)}
+        for name in set(places.values()):
+            save_file({key: state[key] for key in keys if places[key] == name}, folder / name)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return folder
+
+
+@pytest.mark.parametrize("form", ["safetensors", "bin", "sharded"])
+def test_rinna(tmp_path: Path, form: str) -> None:
+    state = own_files.rinna_state()
+    encoder = load_model(write_rinna(tmp_path, state, form))
+    images, tokens = inputs()
+    tokens[tokens == 0] = 3  # its padding
+    tokens[:, 0] = 4
+    weights = {key: value.clone().requires_grad_() for key, value in state.items()}
+
+    def direct() -> Features:
+        return formulas.rinna_image(weights, images, 3, 2), formulas.rinna_text(weights, tokens, 3, 2, pad=3)
+
+    check(encoder, direct, list(weights.values()), tokens)
+
+
+@pytest.mark.parametrize("shard", ["5GB", "40KB"], ids=["one file", "sharded"])
+def test_transformers_clip(tmp_path: Path, shard: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = text | {"image_size": 32, "patch_size": 16}
+    special = {"vocab_size": 40, "max_position_embeddings": 77, "eos_token_id": 39, "bos_token_id": 38}
+    config = transformers.CLIPConfig(text_config=text | special, vision_config=vision, projection_dim=16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.CLIPModel(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim:
+                nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "40KB")
+    encoder = load_model(tmp_path)
+    model.logit_scale.requires_grad_(False)
+    images, tokens = inputs()
+
+    def direct() -> Features:
+        found = model(input_ids=tokens, pixel_values=images)
+        return found.image_embeds, found.text_embeds
+
+    ours = features_of(encoder, images, tokens)
+    for mine, theirs in zip(ours, direct(), strict=True):
+        torch.testing.assert_close(nn.functional.normalize(mine, dim=-1), theirs, rtol=1e-4, atol=1e-5)
+    trained = [parameter for parameter in encoder.model.parameters() if parameter.requires_grad]
+    step(lambda: features_of(encoder, images, tokens), trained)
+    step(direct, [parameter for parameter in model.parameters() if parameter.requires_grad])
+    for mine, theirs in zip(features_of(encoder, images, tokens), direct(), strict=True):
+        torch.testing.assert_close(nn.functional.normalize(mine, dim=-1), theirs, rtol=1e-4, atol=1e-4)
+
+
+def drop_a_key(places: dict[str, str]) -> None:
+    places.pop("text_projection.weight")
+
+
+def move_a_key(places: dict[str, str]) -> None:
+    places["text_projection.weight"] = next(p for p in places.values() if p != places["text_projection.weight"])
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (drop_a_key, "text_projection.weight is in it or in model.safetensors.index.json, but not in both"),
+        (move_a_key, "text_projection.weight is in it or in"),
+        (lambda places: places.update(more="model-00009-of-00003.safetensors"), "which is not there"),
+        (lambda places: places.update(more="../model.safetensors"), "a file outside of its folder"),
+        (lambda places: places.update(more="sub/model.safetensors"), "a file of weights beside it is wanted"),
+        (lambda places: places.update(more=3), "weight_map, from each key to its file"),
+    ],
+)
+def test_an_index_that_lies(tmp_path: Path, edit: Callable[[dict[str, str]], None], said: str) -> None:
+    folder = write_rinna(tmp_path, own_files.rinna_state(), "sharded")
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    edit(content["weight_map"])
+    index.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
+    state = own_files.rinna_state()
+    folder = write_rinna(tmp_path, state, "sharded")
+    shard = folder / "model-00001-of-00003.safetensors"
+    places = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    doubled = next(key for key, place in places.items() if place != shard.name)
+    save_file({key: state[key] for key, place in places.items() if place == shard.name or key == doubled}, shard)
+    with pytest.raises(InputError, match="but not in both"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_byte_more_or_less_in_a_pickle(tmp_path: Path, protocol: int) -> None:
+    """A pickle has no checksum, so its frames and numbering have to tell; what loads all the same are the numbers."""
+    path = own_files.write_crowsonkb(tmp_path, own_files.crowsonkb_arrays(), protocol)
+    content, good = path.read_bytes(), load_model(path).state_dict()
+    refused = loaded = 0
+    for at in range(100, len(content), 997):
+        for changed in (content[:at] + content[at + 1 :], content[:at] + b"\x94" + content[at:]):
+            path.write_bytes(changed)
+            try:
+                state = load_model(path).state_dict()
+            except InputError:
+                refused += 1
+                continue
+            loaded += 1
+            assert all(torch.equal(state[key], value) for key, value in good.items()), at
+    assert refused > 300 and loaded <= 2
+
+
+def test_a_lost_byte_at_the_end_of_an_array(tmp_path: Path) -> None:
+    """The next opcode, which is to keep the array, slips into it: all else would read on as before."""
+    arrays = own_files.crowsonkb_arrays()
+    marker = np.full(16, 1.2345, np.float32)
+    arrays["text_encoder/proj/b"] = marker
+    path = own_files.write_crowsonkb(tmp_path, arrays)
+    content = path.read_bytes()
+    at = content.index(marker.tobytes())
+    for changed in (content[:at] + content[at + 1 :], content[:at] + b"?" + content[at:]):
+        path.write_bytes(changed)
+        with pytest.raises(InputError):
+            load_model(path)
+
+
+def test_what_was_loaded_is_kept_by_convert(tmp_path: Path) -> None:
+    """Of the families that need no other program's file, bit by bit."""
+    from cloob import cli
+
+    arrays = own_files.crowsonkb_arrays()
+    (tmp_path / "a").mkdir()
+    source = own_files.write_crowsonkb(tmp_path / "a", arrays)
+    assert cli.main(["convert", str(source), str(tmp_path / "m")]) == 0
+    first, second = load_model(source), load_model(tmp_path / "m")
+    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
+    assert second.config == first.config and second.objective_config == first.objective_config
+    shutil.rmtree(tmp_path / "a")
+    assert copy.deepcopy(second).config.kind == "towers"

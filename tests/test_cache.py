@@ -1,0 +1,121 @@
+"""The one cache: bounded over all kinds, by the time of last use, and harmless to whoever is about to read."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from cloob.cache import DEFAULT_BYTES, Cache, Kind, use_cache
+from cloob.cli import main
+from cloob.errors import InputError
+
+DAY = 86_400.0
+
+
+def entry(cache: Cache, name: str, used_ago: float, kind: Kind = "embeddings", size: int = 1000) -> Path:
+    path = cache.put(kind, name, bytes(size))
+    os.utime(path, (time.time() - used_ago,) * 2)
+    return path
+
+
+def sized(cache: Cache, max_bytes: int) -> Cache:
+    return Cache(cache.folder, max_bytes)
+
+
+def test_what_was_used_longest_ago_makes_room_whatever_it_is(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    again = entry(cache, "again", 9 * DAY)
+    kinds: tuple[Kind, ...] = ("shards", "indices", "features", "embeddings")
+    paths = [entry(cache, f"of day {day}", day * DAY, kind) for day, kind in enumerate(kinds, 1)]
+    index = cache.beside(paths[0], lambda path: path.write_bytes(bytes(300)) and None)
+    half = again.with_name(f".tmp-{again.name}-9-9")
+    half.write_bytes(bytes(1000))
+    os.utime(half, (0, 0))
+    assert cache.find("embeddings", "again") == again  # used just now
+    assert sized(cache, 4300).evict() == [half, paths[3]]
+    assert sized(cache, 3300).evict() == [paths[2]]
+    new = sized(cache, 2000).put("features", "new", bytes(1000))  # whoever stores, tidies up
+    assert again.exists() and new.exists() and not paths[1].exists()
+    assert not paths[0].exists() and not index.exists()  # a shard takes its index along
+
+
+def test_what_another_run_may_be_about_to_read_stays(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    young = [entry(cache, str(kind), 1800, kind) for kind in ("embeddings", "features", "indices")]
+    streamed = entry(cache, "shard", 1800, "shards")
+    assert sized(cache, 0).evict() == [streamed]  # whatever room there is has to do for those
+    assert all(path.exists() for path in young)
+    for path in young:
+        os.utime(path, (time.time() - 3700,) * 2)
+    assert sorted(sized(cache, 0).evict()) == sorted(young)
+
+
+def test_one_large_file_outstays_its_own_storing(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, 500)
+    large = cache.get("shards", "large", lambda path: path.write_bytes(bytes(9000)) and None)
+    assert large.exists()
+    small = cache.get("shards", "small", lambda path: path.write_bytes(bytes(9)) and None)
+    assert small.exists() and not large.exists()
+
+
+def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:
+    """Weights that an offline machine was given, counts, and files of other programs."""
+    names = ("weights/clip/model.pt", "sizes/0.json", "embeddings/notes.safetensors", "shards/.tmp-5", "model.tar")
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(5000))
+        os.utime(path, (0, 0))
+    ours = entry(Cache(tmp_path), "old", DAY)
+    assert Cache(tmp_path, 0).evict() == [ours]
+    assert all((tmp_path / name).is_file() for name in names)
+
+
+def test_a_failed_making_leaves_nothing(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise InputError("broke off")
+
+    with pytest.raises(InputError, match="broke off"):
+        Cache(tmp_path).get("shards", "x", fail)
+    assert Cache(tmp_path).find("shards", "x") is None
+    assert [path.name[:5] for path in (tmp_path / "shards").iterdir()] in ([], ["lock-"])
+
+
+def test_folder_and_size_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOOB_CACHE", "")
+    monkeypatch.setenv("CLOOB_CACHE_BYTES", "")
+    assert Cache().max_bytes == DEFAULT_BYTES == 50 * 1024**3
+    use_cache(tmp_path, 0.5)  # what --cache-dir and --cache-gb do
+    assert Cache().max_bytes == 1 << 29 and Cache(max_bytes=7).max_bytes == 7
+    assert Cache().put("features", "x", b"x").parent == tmp_path / "features"
+    monkeypatch.setenv("CLOOB_CACHE_BYTES", "20 GB")
+    with pytest.raises(InputError, match=r"CLOOB_CACHE_BYTES is '20 GB'; a number of bytes is wanted"):
+        Cache()
+
+
+def test_a_chosen_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "file" / "x"))
+    for cache in (Cache(), Cache(tmp_path / "file" / "x")):
+        assert cache.find("features", "x") is None
+        with pytest.raises(InputError, match=r"file/x: cannot keep features \(Not a directory\); choose another"):
+            cache.put("features", "x", b"")
+
+
+@pytest.mark.parametrize(
+    ("words", "old"),
+    [
+        (("eval", "x", "--cache", "c"), "--cache"),
+        (("analyze", "x", "--cache=c"), "--cache"),
+        (("train", "align", "--features", "f"), "--features"),
+    ],
+)
+def test_old_options_are_answered_with_the_new_one(
+    words: tuple[str, ...], old: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cloob: {old} is called --cache-dir now")
