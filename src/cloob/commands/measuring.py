@@ -1,4 +1,4 @@
-"""What ``cloob eval`` and ``cloob analyze`` can be asked."""
+"""What ``cloob eval``, ``cloob analyze`` and ``cloob data`` can be asked."""
 
 from __future__ import annotations
 
@@ -72,6 +72,31 @@ class AnalyzeArguments:
     """auto, cpu, cuda, cuda:N or mps."""
     batch_size: int = 256
     """Images or texts a forward pass."""
+    workers: int = 2
+    """Decoding threads."""
+    cache: CacheArguments = field(default_factory=CacheArguments)
+
+
+@dataclass(frozen=True)
+class DataArguments:
+    """Say what is in a data set, what is bad in it, and what is there twice; or count the samples of its shards."""
+
+    data: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DATA")]
+    """Whatever `cloob train --data` reads; with --count a folder or pattern of shards."""
+    most: int = 10_000
+    """Pairs to look at, spread evenly (over four files of a streamed set); 0 looks at all."""
+    out: Path | None = None
+    """Write a contact sheet, one HTML file; with --count the list of counts, by default a local folder's sizes.json."""
+    pictures: int = 60
+    """Pictures on the contact sheet."""
+    json: bool = False
+    """Print one JSON object instead of the table."""
+    count: bool = False
+    """Count the samples in each shard, and nothing else; what streamed shards need before they can be read."""
+    image_column: str = "filepath"
+    """Column of a table with the path of the picture."""
+    caption_column: str = "title"
+    """Column of a table with the caption."""
     workers: int = 2
     """Decoding threads."""
     cache: CacheArguments = field(default_factory=CacheArguments)

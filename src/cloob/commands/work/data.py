@@ -1,0 +1,109 @@
+"""Looks at a set of pairs or counts its shards as ``cloob data`` was asked to, and says what there is."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from cloob.commands.measuring import DataArguments
+from cloob.data.open import open_source
+from cloob.data.shards.count import write_counts
+from cloob.data.survey import SMALL_SIDE, Survey, survey
+from cloob.evaluate.report.sheet import write_sheet
+from cloob.models.tokenizer import FastTokenizer
+from cloob.models.towers import open_clip
+
+
+def run(arguments: DataArguments) -> int:
+    """Looks or counts; returns the exit code."""
+    return _count(arguments) if arguments.count else _look(arguments)
+
+
+def _count(arguments: DataArguments) -> int:
+    path, sizes = write_counts(arguments.data, arguments.out)
+    if arguments.json:
+        print(json.dumps(sizes))
+    else:
+        where = path or f"--data {arguments.data!r} can be used"
+        print(f"{where}: {len(sizes):,} shards, {sum(sizes.values()):,} samples")
+    return 0
+
+
+def _look(arguments: DataArguments) -> int:
+    source = open_source(arguments.data, image_column=arguments.image_column, caption_column=arguments.caption_column)
+    tokenizer = FastTokenizer(open_clip().get_tokenizer("RN50"))
+    result = survey(
+        source,
+        lambda caption: len(tokenizer.encode(caption)) + 2,
+        tokenizer.context_length,
+        most=arguments.most,
+        workers=arguments.workers,
+        progress=_show_progress if sys.stderr.isatty() else None,
+    )
+    if arguments.out is not None:
+        write_sheet(arguments.out, source, result, lines(result), arguments.pictures)
+    if arguments.json:
+        print(json.dumps(result.as_dict()))
+    else:
+        _print(result)
+        if arguments.out is not None:
+            print(arguments.out)
+    return 0
+
+
+def lines(result: Survey) -> list[tuple[str, str]]:
+    """What was seen, a name and a sentence a line."""
+    facts = result.as_dict()
+    spread = ", spread over the set (--most 0 looks at all)" if result.seen < result.rows else ""
+    files = f" in {result.shards:,} files" if result.shards > 1 else ""
+    shown = [
+        ("rows", f"{result.rows:,}{files}"),
+        ("looked at", f"{result.seen:,}{spread}"),
+        ("usable", f"{len(result.usable):,}"),
+    ]
+    for reason, (count, examples) in sorted(result.bad.items(), key=lambda item: -item[1][0]):
+        shown.append((reason, f"{count:,}, such as {', '.join(skip.key for skip in examples)}"))
+    pictures, captions, twice = facts["pictures"], facts["captions"], facts["duplicates"]
+    if result.usable:
+        shown += [
+            ("width", f"{_range(pictures['width'])} pixels"),
+            ("height", f"{_range(pictures['height'])} pixels"),
+            ("file", f"{pictures['bytes'] / len(result.usable) / 1e3:,.1f} kB a picture"),
+            ("small pictures", f"{result.small:,} with a side below {SMALL_SIDE} pixels"),
+            ("characters", f"{_range(captions['characters'])} a caption"),
+            ("tokens", f"{_range(captions['tokens'])} a caption (CLIP's tokeniser, start and end included)"),
+            ("cut captions", f"{result.cut:,} with more than {result.context_length} tokens"),
+            ("equal pictures", f"{twice['pictures']['surplus']:,} copies of another one, byte by byte"),
+            ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{_most(twice['captions'])}"),
+        ]
+    return shown
+
+
+def _range(numbers: dict[str, int]) -> str:
+    if numbers["min"] == numbers["max"]:
+        return f"{numbers['min']:,}"
+    return (
+        f"{numbers['min']:,} to {numbers['max']:,}, half of them at most {numbers['median']:,}, "
+        f"95 % at most {numbers['p95']:,}"
+    )
+
+
+def _most(repeats: dict[str, Any]) -> str:
+    """The most frequent caption."""
+    if not repeats["most"]:
+        return ""
+    first = repeats["most"][0]
+    text = first["text"] if len(first["text"]) <= 60 else f"{first['text'][:59]}…"
+    return f"; {first['count']:,} say {text!r}"
+
+
+def _print(result: Survey) -> None:
+    rows = lines(result)
+    width = max(len(name) for name, _ in rows)
+    print(result.name)
+    print("\n".join(f"  {name:<{width}}  {sentence}" for name, sentence in rows))
+
+
+def _show_progress(done: int, total: int) -> None:
+    print(f"\r{done:,} of {total:,} pairs", end="\n" if done == total else "", file=sys.stderr, flush=True)
