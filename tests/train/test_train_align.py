@@ -203,7 +203,7 @@ def test_patience_keeps_the_best_heads(heads: TrainConfig) -> None:
     loader = build.make_val_loader(open_source(heads.pairs.val_data[0]), model, heads)
     features = loader.features  # type: ignore[union-attr]
     with torch.no_grad():
-        images, texts = model(features.images, features.texts)
+        images, texts = model.project(features.images, features.texts)
     scores = images @ texts.T
     ranks = [(s > s.diagonal()[:, None]).sum(1) for s in (scores, scores.T)]
     mean = sum(float((rank < k).float().mean()) for rank in ranks for k in (1, 5, 10)) / 6

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from cloob.models.store import list_checkpoints
 from PIL import Image
 from test_train_loop import At
 from train_helpers import lines
@@ -18,6 +17,7 @@ from train_helpers import lines
 from cloob.cli import main
 from cloob.data.fingerprint import differences, of_column, spread
 from cloob.data.open import open_source
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from cloob.models.store import list_checkpoints
 from test_train_mount import trained_until
 from torch import Tensor
 from train_helpers import Trained, fork, lines
@@ -19,6 +18,7 @@ from train_helpers import Trained, fork, lines
 from cloob.cli import main
 from cloob.data.batch import Batch
 from cloob.errors import InputError
+from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig, memory

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloob.models.store import list_checkpoints
 from train_helpers import Ranks, Trained, exact, fork
 
 from cloob.cli import main
 from cloob.errors import InputError, TrainingFailed
+from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state import runlock
