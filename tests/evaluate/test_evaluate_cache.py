@@ -14,11 +14,11 @@ import torch
 from cloob.cache import Cache
 from cloob.data.content import content_key
 from cloob.errors import InputError
+from cloob.evaluate import embeddings as embedding
 from cloob.evaluate.cache import Stored, fingerprint, load, module_key, save
 from cloob.evaluate.embed import Encoder
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.suite import evaluate
-from cloob.models import load as model_loading
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
@@ -56,7 +56,7 @@ def test_a_finished_evaluation_needs_no_model(model: Path, monkeypatch: pytest.M
     first = run()
     assert first == evaluate(Embeddings({"m": model}, tower=True), [data], [pairs], training={"solid": train})
     stored = embeddings_in(cache)
-    monkeypatch.setattr(model_loading, "load_model", no_model)
+    monkeypatch.setattr(embedding, "load_model", no_model)
     assert run() == first
     assert embeddings_in(cache) == stored
     assert first["rows"][0]["zeroshot"]["solid"]["unreadable"] == {"corrupt image": 1}  # type: ignore[index]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,24 +30,9 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"SRC and DEST are wanted, {len(places)} given (cloob convert --help)")
     source, target = places[0], Path(places[1])
     _check_target(target, overwrite=options.overwrite)
-    from cloob.models.folder import save_model  # torch: only for words that are right
-    from cloob.models.load import load_model
+    from cloob.commands.work.convert import run  # torch: only for words that are right
 
-    encoder = load_model(source, device="cpu")
-    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        save_model(temporary, encoder, encoder.objective_config)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    theirs = encoder.config.kind == "open_clip"
-    kind = f"open_clip reads it as local-dir:{target}" if theirs else "cloob alone reads it"
-    print(f"{target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {kind}")
-    return 0
+    return run(source, target)
 
 
 def _check_target(target: Path, *, overwrite: bool) -> None:

@@ -29,6 +29,7 @@ from cloob.evaluate.embed import (
 from cloob.evaluate.facts import ModelFacts, model_facts
 from cloob.evaluate.measures.probe import Probe, ProbeOptions, fit_probe
 from cloob.evaluate.measures.zeroshot import class_embeddings
+from cloob.models.load import find_model_folder, load_model
 
 
 class Labelled(Reader, Protocol):
@@ -143,8 +144,6 @@ class Embeddings:
         if not isinstance(source, str | Path):
             return source
         if self._loaded is None or self._loaded[0] != model:
-            from cloob.models.load import load_model
-
             self._loaded = None  # let go of the other one first
             self._loaded = (model, load_model(self._folder(model) or source, device=self._device))
         return self._loaded[1]
@@ -305,8 +304,6 @@ class Embeddings:
     def _folder(self, model: str) -> Path | None:
         """The model folder, the same one however long a run goes on to write newer checkpoints; None for others."""
         if model not in self._folders:
-            from cloob.models.load import find_model_folder
-
             source = self._source(model)
             self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None
         return self._folders[model]
