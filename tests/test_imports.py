@@ -6,11 +6,6 @@ import functools
 
 import grimp
 
-# What is still tied and may only become less.
-KNOWN = [
-    frozenset({"cloob.train.faults", "cloob.train.validate"}),
-]
-
 
 def circles(imports: dict[str, set[str]]) -> set[frozenset[str]]:
     """The strongly connected components of more than one module."""
@@ -37,5 +32,4 @@ def test_no_circle_in_the_package() -> None:
     graph = grimp.build_graph("cloob", cache_dir=None)
     imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
     assert "cloob.commands.train" in graph.modules and imports["cloob.cli"]
-    tied = [component for component in circles(imports) if not any(component <= known for known in KNOWN)]
-    assert tied == []
+    assert circles(imports) == set()
