@@ -328,7 +328,7 @@ def _square(name: str, size: int | Sequence[int]) -> int:
 def _open_image(image: Image | str | Path) -> Image:
     """The upright RGB image of an opened image or of the file that a path leads to, see ``cloob.pictures``."""
     pil = require("PIL.Image", "train")
-    from cloob.pictures import Unreadable, decode, read_file, upright
+    from cloob.pictures import Unreadable, decode, read_file, upright  # needs Pillow, which texts do not
 
     if not isinstance(image, pil.Image | str | Path):
         raise TypeError(f"images: PIL images or paths, not {type(image).__name__}; pixels go in as one tensor")

@@ -168,7 +168,7 @@ def _tensors(path: Path, value: Any) -> dict[str, Stored]:
         raise InputError(
             f"{path}: 'params' with the parameters of two towers is wanted, as crowsonkb's training writes"
         )
-    found: dict[str, Stored] = {}
+    tensors: dict[str, Stored] = {}
     for tower in params:
         if not isinstance(tower, dict):
             raise InputError(f"{path}: a tower's parameters are no dictionary")
@@ -177,14 +177,14 @@ def _tensors(path: Path, value: Any) -> dict[str, Stored]:
                 raise InputError(f"{path}: {printable(str(module))!r} holds no parameters")
             for name, item in arrays.items():
                 key = f"{module}/{name}"
-                if key in found:
+                if key in tensors:
                     raise InputError(f"{path}: {printable(key)!r} is there twice")
-                found[key] = array(path, repr(printable(key)), item)
-    places = [tensor.start for tensor in found.values() if tensor.nbytes]
+                tensors[key] = array(path, repr(printable(key)), item)
+    places = [tensor.start for tensor in tensors.values() if tensor.nbytes]
     if len(set(places)) != len(places):
         raise InputError(f"{path}: two parameters share their numbers")
-    check_total(path, found.values(), path.stat().st_size)
-    return found
+    check_total(path, tensors.values(), path.stat().st_size)
+    return tensors
 
 
 def _blocks(config: Fields, width: int, gelu: Gelu) -> Blocks:

@@ -137,12 +137,12 @@ def _misfits(
     for key, part in plan.items():
         shape, floating = part.stored_shape(tuple(wanted[key].shape)), wanted[key].is_floating_point()
         for name in part.names:
-            found = tensors.get(name)
-            if found is None:
+            tensor = tensors.get(name)
+            if tensor is None:
                 continue
-            if found.shape != shape:
-                shapes.append(f"{printable(name)} has shape {found.shape}, {shape} is wanted")
-            elif found.dtype.is_floating_point != floating or (not floating and found.dtype != wanted[key].dtype):
+            if tensor.shape != shape:
+                shapes.append(f"{printable(name)} has shape {tensor.shape}, {shape} is wanted")
+            elif tensor.dtype.is_floating_point != floating or (not floating and tensor.dtype != wanted[key].dtype):
                 kind = "floating-point numbers" if floating else str(wanted[key].dtype)
-                dtypes.append(f"{printable(name)} has dtype {found.dtype}, {kind} is wanted")
+                dtypes.append(f"{printable(name)} has dtype {tensor.dtype}, {kind} is wanted")
     return [missing, unknown, shapes, dtypes]

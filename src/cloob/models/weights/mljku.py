@@ -64,14 +64,14 @@ def load(file: TorchFile) -> DualEncoder:
 
 def _renamed(path: Path, tensors: dict[str, Stored]) -> dict[str, Stored]:
     """The tensors by open_clip's names."""
-    found: dict[str, Stored] = {}
+    renamed: dict[str, Stored] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix("module.")
         name = "logit_scale" if name == "logit_inv_tau" else name.removeprefix("transformer.")
-        if name in found:
+        if name in renamed:
             raise InputError(f"{path}: two values for {printable(key.removeprefix('module.'))!r}")
-        found[name] = tensor
-    return found
+        renamed[name] = tensor
+    return renamed
 
 
 def _config_beside(path: Path, named: Any) -> tuple[Path, dict[str, Any]] | None:

@@ -78,13 +78,13 @@ class TorchFile:
         """
         if not isinstance(mapping, dict):
             raise InputError(f"{self.path}: {what} is no dictionary of tensors")
-        found: dict[str, Stored] = {}
+        tensors: dict[str, Stored] = {}
         for key, ref in mapping.items():
             if not isinstance(key, str) or not isinstance(ref, TensorRef):
                 raise InputError(f"{self.path}: {what} holds {printable(str(key))!r}, which is no tensor")
-            found[key] = self.tensor(repr(printable(key)), ref)
-        check_total(self.path, found.values(), self.path.stat().st_size)
-        return found
+            tensors[key] = self.tensor(repr(printable(key)), ref)
+        check_total(self.path, tensors.values(), self.path.stat().st_size)
+        return tensors
 
     def scripted_tensors(self) -> dict[str, Stored]:
         """The parameters and buffers of a TorchScript archive, by the names of its ``state_dict``.
@@ -92,7 +92,7 @@ class TorchFile:
         Raises:
             InputError: Its modules are not a tree.
         """
-        found: dict[str, TensorRef] = {}
+        refs: dict[str, TensorRef] = {}
         seen: set[int] = set()
         walk: list[tuple[str, Any]] = [("", self.value)]
         while walk:
@@ -104,10 +104,10 @@ class TorchFile:
             seen.add(id(module))
             for key, value in module.state.items():
                 if isinstance(value, TensorRef):
-                    found[f"{prefix}{key}"] = value
+                    refs[f"{prefix}{key}"] = value
                 elif isinstance(value, Holder):
                     walk.append((f"{prefix}{key}.", value))
-        return self.tensors(found, "the archive")
+        return self.tensors(refs, "the archive")
 
 
 def read_torch(path: Path) -> TorchFile:
@@ -120,10 +120,11 @@ def read_torch(path: Path) -> TorchFile:
     with path.open("rb") as file:
         start = file.read(4)
         file.seek(0)
-        found = _read_zip(path, file, size) if start == b"PK\x03\x04" else _read_legacy(path, file, size)
-    for ref in found[1]:
-        found[0].tensor("a tensor", ref)
-    return found[0]
+        read = _read_zip if start == b"PK\x03\x04" else _read_legacy
+        content, refs = read(path, file, size)
+    for ref in refs:
+        content.tensor("a tensor", ref)
+    return content
 
 
 def is_legacy(path: Path) -> bool:
@@ -210,8 +211,8 @@ def _rules(refs: list[TensorRef], *, scripted: bool = False) -> PickleRules:
     return PickleRules(known, _script_class if scripted else None, _storage)
 
 
-def _storage(told: Any) -> _Storage:
-    match told:
+def _storage(identifier: Any) -> _Storage:
+    match identifier:
         case ("storage", Name(module="torch", name=kind), str(key), str(), int(numel)) if kind in _DTYPES:
             return _Storage(_DTYPES[kind], key, numel)
         case ("storage", Name(module="torch", name=kind), str(key), str(), int(numel), None) if kind in _DTYPES:
