@@ -99,6 +99,7 @@ def _worker(rank: int, folder: str) -> None:
     except NonFiniteFeaturesError as error:
         message = str(error)
     torch.save((found, message), Path(folder) / f"{rank}.pt")
+    del tower, loss  # DDP holds the group, and a group that is held when it is destroyed can abort the process
     dist.destroy_process_group()
 
 
