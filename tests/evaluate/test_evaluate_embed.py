@@ -6,10 +6,10 @@ import warnings
 
 import pytest
 import torch
-from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 from cloob.errors import InputError
 from cloob.evaluate.embed import embed_images, embed_pairs, embed_texts, evaluating
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 NAMES = list(COLOURS)
 
