@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -22,3 +23,5 @@ loss = (
 losses = tiny_bert.fit(model, loss, tiny_bert.PAIRS, folder / "out", per_device_train_batch_size=4, ddp_backend="gloo")
 if rank() == 0:
     torch.save({"losses": losses, "state": model.state_dict()}, folder / f"{kind}.pt")
+gc.collect()  # the trainer's DDP goes before the group that it holds, which could abort the process at its end
+torch.distributed.destroy_process_group()
