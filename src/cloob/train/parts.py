@@ -91,11 +91,10 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     objective = build.make_loss(config, encoder)
     config = build.resolved(config, encoder, objective)
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
-    source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
+    source, held_out = build.open_both(config)
     loader = build.make_loader(source, encoder, config, device)
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
-    held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
 
     data = {"training pairs": on_rank_zero(source.fingerprint)}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cloob.cache import Cache
 from cloob.commands.measuring import EvalArguments
+from cloob.commands.steps import say_next
 from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
@@ -51,6 +52,8 @@ def run(arguments: EvalArguments) -> int:
     write_page(arguments.out / "report.html", comparison, embeddings, results, title="Evaluation")
     print_table(results)
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
+    pairs_to_analyze = ["--pairs", arguments.retrieval[0]] if arguments.retrieval else []
+    say_next(["analyze", *arguments.models, *pairs_to_analyze, "--out", arguments.out / "analyze"])
     return tell(results)
 
 
