@@ -12,6 +12,7 @@ from cloob.commands.arguments import parse
 from cloob.errors import InputError, install
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
+from cloob.train.config.checks import preflight
 from cloob.train.config.components import ObjectiveName
 
 _SCRATCH: tuple[ObjectiveName, ...] = ("clip", "cloob")
@@ -63,6 +64,8 @@ def main(words: Sequence[str]) -> int:
         )
         for objective in objectives
     }
+    for config in configs.values():
+        preflight(config)
     print(f"cloob: {', '.join(objectives)} on 6,110 pictures with captions; loading …", file=sys.stderr, flush=True)
     from cloob.commands.work.demo import run  # torch: only for words that are right
 

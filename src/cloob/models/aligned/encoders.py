@@ -52,7 +52,7 @@ class ImageEncoder(nn.Module):
         """(n, 3, H, W) normalised pixels to (n, F)."""
         if images.device.type != "cpu" or len(images) <= _PICTURES_TOGETHER:
             return self._features(images)
-        return torch.cat([self._features(some) for some in images.split(_PICTURES_TOGETHER)])
+        return torch.cat([self._features(some) for some in torch.split(images, _PICTURES_TOGETHER)])
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.network(images)

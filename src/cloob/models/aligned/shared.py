@@ -25,8 +25,8 @@ class Remembering(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor:
         """What the encoder gives for the batch."""
-        content = hashlib.blake2b(batch.detach().cpu().contiguous().view(torch.uint8).numpy(), digest_size=16).digest()
-        key = (content, batch.shape, batch.dtype)
+        content = batch.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+        key = (hashlib.blake2b(content, digest_size=16).digest(), batch.shape, batch.dtype)
         if key not in self._known:
             self._known[key] = self.encoder(batch)
         return self._known[key]
