@@ -115,13 +115,36 @@ def run(method: str, settings: Settings, seed: int, folder: Path) -> dict[str, A
     }
 
 
-def search(path: Path) -> None:
+def make_once() -> None:
+    """Encoders, the split and the features' key are the same in all runs: one making of each serves them."""
+    from cloob.train import align
+    from cloob.train.towers import build
+
+    def once(make: Any, same: Any) -> Any:
+        made: dict[Any, Any] = {}
+
+        def cached(*arguments: Any) -> Any:
+            key = same(*arguments)
+            if key not in made:
+                made[key] = make(*arguments)
+            return made[key]
+
+        return cached
+
+    align.open_image_encoder = once(align.open_image_encoder, lambda name, load, size: (name, size))
+    align.open_text = once(align.open_text, lambda name, load: name)
+    align._key = once(align._key, lambda source, encoder: source.name)
+    build.open_both = once(build.open_both, lambda config: (config.pairs.data, config.pairs.val_split))
+
+
+def search(path: Path, methods: Sequence[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    make_once()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        while todo := [(m, s) for m in METHODS for s in walk(read(path), m)[2]]:
+        while todo := [(m, s) for m in methods for s in walk(read(path), m)[2]]:
             for method, settings in todo:
                 for seed in SEEDS:
                     held = [(r["method"], r["settings"], r["seed"]) for r in read(path)]
@@ -136,9 +159,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("run", "choose"))
     parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS, help="one a process, to share them")
     arguments = parser.parse_args()
     if arguments.part == "run":
-        search(arguments.records)
+        search(arguments.records, arguments.methods)
     for method in METHODS:
         best, tried, missing = walk(read(arguments.records), method)
         recall = mean_recall(read(arguments.records), method, best) if best else None
