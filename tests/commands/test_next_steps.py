@@ -112,3 +112,19 @@ def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:
     assert shell(["train"]) == "cloob train"
     start, rest = read_start(["align", "--val-split", "0.1", "--val-data", "x"])
     assert start.pairs.val_data == ("demo:val",) and config.pairs.holds_out
+
+
+def test_pairs_too_few_for_a_batch_get_advice_before_the_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a beginner sees first: a folder of a few pictures, and all defaults."""
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "mine", {f"{n}": ((6 * n, 90, 90), f"colour number {n}") for n in range(20)})
+    words = ["train", "--data", "mine", "--model", "tiny-vit", "--workers", "0", "--device", "cpu"]
+    assert cli.main(words) == 2
+    *said, error = capsys.readouterr().err.splitlines()
+    assert error == "cloob: mine holds 20 pairs, fewer than one batch of 256: a batch size of 20 or less is right"
+    assert "  - a batch of 256 is more than there are" in said
+    config = check_train(shlex.split(said[-1].partition("better:")[2])[1:])
+    assert config.align.text_encoder is not None and config.run.batch_size == 8 and config.pairs.val_split == 0.1
+    assert not (tmp_path / "runs").exists()

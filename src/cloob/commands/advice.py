@@ -35,7 +35,7 @@ def advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> Advice |
     Args:
         config: The run's.
         pairs: Training pairs of an epoch.
-        steps: Steps of the whole run.
+        steps: Steps of the whole run; 0 where the pairs do not make one.
         warmup: Steps of its warm-up.
     """
     if pairs > SMALL:
@@ -48,8 +48,10 @@ def advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> Advice |
             "more from them, in minutes on a CPU"
         )
     size, good = config.run.batch_size, good_batch(pairs)
-    if size > 2 * good:
-        reasons.append(f"a batch of {size:,} makes {max(1, pairs // size)} steps of an epoch; a smaller one makes more")
+    if size > pairs:
+        reasons.append(f"a batch of {size:,} is more than there are")
+    elif size > 2 * good:
+        reasons.append(f"a batch of {size:,} makes {pairs // size} steps of an epoch; a smaller one makes more")
     if warmup > steps // 4:
         reasons.append(f"{warmup:,} steps of warm-up leave little of {steps:,} steps")
     if not config.pairs.holds_out:
@@ -81,8 +83,8 @@ def lines(config: TrainConfig, pairs: int, steps: int, warmup: int) -> list[str]
         return []
     what = "heads on frozen encoders" if aligns(config) else config.towers.model or config.towers.init
     done = f"{pairs:,} pairs: {what}, {config.loss.objective}, batches of {config.run.batch_size:,}"
-    said = [f"{done}, {steps:,} steps, {warmup:,} of them warm-up", *(f"  - {reason}" for reason in advice.reasons)]
-    return [*said, f"  better: {shell(advice.words)}"]
+    done += f", {steps:,} steps, {warmup:,} of them warm-up" if steps else ""
+    return [done, *(f"  - {reason}" for reason in advice.reasons), f"  better: {shell(advice.words)}"]
 
 
 def _start(config: TrainConfig, align: bool) -> Sequence[str]:

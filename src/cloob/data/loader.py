@@ -23,7 +23,7 @@ from cloob.data.longorder import Order
 from cloob.data.mix import parts_of
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder
 from cloob.data.source import Source
-from cloob.errors import InputError
+from cloob.errors import InputError, TooFewPairs
 
 # Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
 _DYING = 10
@@ -167,9 +167,10 @@ class PairLoader:
             buffer=shuffle_buffer,
         )
         if batching.drop_last and len(self._order) < batch_size:
-            raise InputError(
+            raise TooFewPairs(
                 f"{source.name} holds {len(self._order):,} pairs, fewer than one batch of {batch_size:,}: "
-                f"a batch size of {len(self._order):,} or less is right"
+                f"a batch size of {len(self._order):,} or less is right",
+                len(self._order),
             )
         self.source = source
         self.batch_size = batch_size

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from cloob.commands.advice import lines
 from cloob.commands.steps import columns, say_next
+from cloob.errors import TooFewPairs
 from cloob.models.runs import AVERAGED_FOLDER, find_best
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig
@@ -24,7 +25,12 @@ def run(config: TrainConfig) -> int:
     logging.getLogger("cloob.train.towers.build").setLevel(logging.INFO)  # says what is held out
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
-    result = train(config, callbacks=[_Advice(), ProgressDisplay(title=config.loss.objective)])
+    try:
+        result = train(config, callbacks=[_Advice(), ProgressDisplay(title=config.loss.objective)])
+    except TooFewPairs as error:
+        if first:
+            _advise(config, error.pairs, 0, 0)
+        raise
     if first:  # torchrun's other processes have nothing to add
         _report(config, result)
     return 0
@@ -38,8 +44,12 @@ class _Advice(Callback):
         if info.rank or info.start_step:
             return
         warmup = warmup_steps(info.config.optim, info.total_steps)
-        for line in lines(info.config, info.pairs_per_epoch, info.total_steps, warmup):
-            print(f"cloob: {line}" if not line.startswith(" ") else line, file=sys.stderr)
+        _advise(info.config, info.pairs_per_epoch, info.total_steps, warmup)
+
+
+def _advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> None:
+    for line in lines(config, pairs, steps, warmup):
+        print(f"cloob: {line}" if not line.startswith(" ") else line, file=sys.stderr)
 
 
 def _report(config: TrainConfig, result: RunResult) -> None:
