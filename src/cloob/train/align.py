@@ -208,7 +208,7 @@ def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_
     loader = PairLoader(source, encoder.preprocess, encoder.tokenizer, batching, Share(workers=config.pairs.workers))
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
-    place, bad, said = 0, 0, 0
+    place, bad, said = 0, 0, -1
     try:
         for batch in loader.epoch(0):
             gets_on()
