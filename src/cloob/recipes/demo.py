@@ -22,7 +22,6 @@ def _demo(objective: ObjectiveName, **own: Any) -> TrainConfig:
         image_size=160,  # of pictures of 64: half the time of the encoder's own 224
         objective=objective,
         head="mlp",
-        head_dropout=0.3,
         warmup=None,
         epochs=15,
         batch_size=128,
@@ -35,17 +34,17 @@ def _demo(objective: ObjectiveName, **own: Any) -> TrainConfig:
 
 def demo_cloob() -> TrainConfig:
     """CLOOB on the demo pairs, heads on frozen encoders: InfoLOOB with Hopfield retrieval, fixed τ⁻¹ and β."""
-    return _demo("cloob", inv_tau=15.0, beta=8.0)
+    return _demo("cloob", inv_tau=10.0, beta=8.0, lr=1e-3, head_dropout=0.5)
 
 
 def demo_clip() -> TrainConfig:
     """CLIP on the demo pairs, heads on frozen encoders: InfoNCE."""
-    return _demo("clip", inv_tau=15.0, learnable_inv_tau=False)
+    return _demo("clip", inv_tau=14.0, learnable_inv_tau=False, lr=1e-3, head_dropout=0.3)
 
 
 def demo_infoloob() -> TrainConfig:
     """InfoLOOB without retrieval on the demo pairs, heads on frozen encoders."""
-    return _demo("infoloob", inv_tau=15.0)
+    return _demo("infoloob", inv_tau=14.0, lr=5e-4, head_dropout=0.3)
 
 
 def demo_infonce_hopfield() -> TrainConfig:
