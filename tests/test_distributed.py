@@ -118,6 +118,7 @@ def flops_and_values() -> dict[str, Any]:
         found[backend] = count_flops(lambda o=objective, r=rows: o(*r).backward())
         with torch.no_grad():
             found[f"{backend} value"] = objective(*rows).item()
+            found[f"{backend} plain"] = objective(*rows, hopfield=False).item()
             half = [r.bfloat16() for r in rows]
             found[f"{backend} bfloat16"] = (objective(*half).item(), objective(*(h.float() for h in half)).item())
     return found
@@ -268,7 +269,8 @@ def test_loss_and_sgd_steps_are_those_of_one_process(ranks: list[dict[str, Any]]
 
 def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, Any]]) -> None:
     n, d, world = 24, 8, len(ranks)
-    expected = ContrastiveObjective()(*pairs(n, d, dtype=torch.float32)).item()
+    x, y = pairs(n, d, dtype=torch.float32)
+    expected, plain = (ContrastiveObjective(hopfield=hopfield)(x, y).item() for hopfield in (True, False))
     for found in (rank["flops"] for rank in ranks):
         # Four retrievals of 2 + 4 products and two contrasts of 1 + 2; streamed retrievals compute one of theirs again,
         # but a rank by itself shares what they share (here all of a batch is one tile).
@@ -276,6 +278,7 @@ def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, 
         assert found["streamed"] * world == (2 * (4 * 7 + 2 * 3) if world > 1 else 60) * n * n * d
         for backend in ("reference", "streamed"):
             assert found[f"{backend} value"] == pytest.approx(expected, rel=1e-5)
+            assert found[f"{backend} plain"] == pytest.approx(plain, rel=1e-5)
             low, lifted = found[f"{backend} bfloat16"]
             assert low == lifted
 

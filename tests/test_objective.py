@@ -77,6 +77,20 @@ def test_members_by_name() -> None:
         make_objective("clop")
 
 
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+@pytest.mark.parametrize("hopfield", [True, False])
+def test_a_call_says_whether_to_retrieve(hopfield: bool, backend: str) -> None:
+    """The loss and gradient of the member that a call asks for, whichever it was made as; the module stays as it is."""
+    made, wanted = (ContrastiveObjective(hopfield=h, backend=backend) for h in (not hopfield, hopfield))
+    before = made.config()
+    x, y = pairs(9, 5)
+    called = value_and_gradients(lambda x, y: made(x, y, hopfield=hopfield), x, y)
+    for one, other in zip(called, value_and_gradients(wanted, x, y), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert abs(made(x, y) - called[0]) > 1e-3
+    assert made.config() == before
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_config_is_json_and_builds_the_same_objective(name: str) -> None:
     retrieves = name in ("cloob", "infonce-hopfield")

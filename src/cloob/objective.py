@@ -230,6 +230,7 @@ class ContrastiveObjective(ScaledModule):
         logit_bias: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        hopfield: bool | None = None,
         output_dict: Literal[False] = False,
     ) -> Tensor: ...
 
@@ -242,6 +243,7 @@ class ContrastiveObjective(ScaledModule):
         logit_bias: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        hopfield: bool | None = None,
         output_dict: Literal[True],
     ) -> dict[str, Tensor]: ...
 
@@ -253,6 +255,7 @@ class ContrastiveObjective(ScaledModule):
         logit_bias: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        hopfield: bool | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """The loss of a batch of pairs.
@@ -264,6 +267,8 @@ class ContrastiveObjective(ScaledModule):
                 ``scale="unit"`` (see above).
             logit_bias: Without effect: a constant added to all logits cancels in both contrasts.
             ids: (N,) integer ids; pairs of equal id are not each other's negatives.
+            hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
+                ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
 
         Returns:
@@ -283,14 +288,15 @@ class ContrastiveObjective(ScaledModule):
             raise RuntimeError(
                 "gather=True needs a process group: start with torchrun, or call init_process_group first"
             )
+        retrieves = self.hopfield if hopfield is None else hopfield
         if self.gather and distributed.world_size() > 1:
-            loss = self._over_ranks(image_features, text_features, logit_scale, ids)
+            loss = self._over_ranks(image_features, text_features, logit_scale, ids, retrieves)
         else:
             x, y = check_pairs(image_features, text_features)
             scales = self._scales(logit_scale, x)
             self._look(x, y, scales)
             loss = self.implementation(len(x)).objective(
-                x, y, **scales, contrast=self.contrast, hopfield=self.hopfield, scale=self.scale, ids=ids
+                x, y, **scales, contrast=self.contrast, hopfield=retrieves, scale=self.scale, ids=ids
             )
         return {"contrastive_loss": loss} if output_dict else loss
 
@@ -344,13 +350,14 @@ class ContrastiveObjective(ScaledModule):
         text_features: Tensor,
         logit_scale: float | Tensor | None,
         ids: Tensor | None,
+        hopfield: bool,
     ) -> Tensor:
         """This rank's rows against those of all ranks; see :mod:`cloob.distributed` for the gradient contract."""
         x, y, ids, scales, layout = self._agreed(image_features, text_features, logit_scale, ids)
         inv_tau, beta = scales["inv_tau"], scales["beta"]
         parts = self.implementation(layout.total)
         all_x, all_y = _gather_both(x, y, layout)
-        if self.hopfield:
+        if hopfield:
             u_x, u_y, v_x, v_y = (parts.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
             all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
         else:

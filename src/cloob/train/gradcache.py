@@ -36,6 +36,7 @@ def cached_backward(
     no_sync: ContextFactory = nullcontext,
     scale: Callable[[Tensor], Tensor] | None = None,
     autocast: ContextFactory = nullcontext,
+    **options: Any,
 ) -> Tensor:
     """Adds the gradient of ``objective`` on the whole batch to the parameters' ``.grad``; runs ``encode`` twice.
 
@@ -53,6 +54,7 @@ def cached_backward(
             ``find_unused_parameters`` has to be off when the objective has parameters.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
         autocast: Entered for each call of ``encode``.
+        **options: Handed to the objective.
 
     Returns:
         The objective's 0-d value, detached and without ``scale``. It may be NaN, and then the gradients are, too.
@@ -64,7 +66,7 @@ def cached_backward(
         raise ValueError("no micro-batches: gradient caching needs at least one")
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
-    loss = objective(*rows) if ids is None else objective(*rows, ids=ids)
+    loss = objective(*rows, **({} if ids is None else {"ids": ids}), **options)
     own = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
     scaled = loss if scale is None else scale(loss)
     gradients = torch.autograd.grad(scaled, [*rows, *own], allow_unused=True)

@@ -22,7 +22,7 @@ from cloob.train import faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig, memory
 from cloob.train.faults import StopRequested, StopSignal
-from cloob.train.optim import make_schedule, warmup_steps
+from cloob.train.optim import make_retrieval_schedule, make_schedule, warmup_steps
 from cloob.train.parts import Parts, assemble
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
 from cloob.train.state.resume import AlreadyFinished
@@ -110,7 +110,7 @@ class _Run:
         self.total_steps = whole = config.run.total_steps(parts.loader.steps_per_epoch)
         self.epochs = math.ceil(whole / parts.loader.steps_per_epoch)  # the last may be cut short
         self.schedule = make_schedule(config.optim, whole)
-        self.retrieval_start = config.loss.retrieval_from * whole if parts.objective.hopfield else math.inf
+        self.retrieves = make_retrieval_schedule(config.loss, whole, hopfield=parts.objective.hopfield)
         self.callbacks = callbacks
         self.last_loss: float | None = None
         self.skipped: dict[str, int] = {}
@@ -214,6 +214,10 @@ class _Run:
         parts, progress = self.parts, self.parts.progress
         return progress.epoch * parts.loader.steps_per_epoch + progress.position // parts.config.run.batch_size
 
+    def _retrieved(self) -> bool:
+        """Whether the objective retrieved at the last step."""
+        return self.retrieves(max(self._place() - 1, 0))
+
     def _steps_left(self) -> int:
         """Steps from here to the end of the run."""
         parts, progress = self.parts, self.parts.progress
@@ -233,9 +237,8 @@ class _Run:
         """One optimiser step, or one that is left out, and its line in the log."""
         parts, progress = self.parts, self.parts.progress
         place = self._place()
-        lr = self.schedule(place)
-        # A function of the place alone: a run that goes on finds the objective as one that was not stopped.
-        parts.objective.hopfield = place >= self.retrieval_start
+        # Functions of the place alone: a run that goes on finds them as one that was not stopped.
+        lr, hopfield = self.schedule(place), self.retrieves(place)
         progress.step += 1
         result, why = None, None
         if counts.samples < 2 or counts.smallest < 1:
@@ -243,7 +246,7 @@ class _Run:
         else:
             batch = batch.to(parts.device, non_blocking=True)
             ids = batch.ids if parts.config.loss.mask_duplicates else None
-            result = self._stepped(batch, ids, lr)
+            result = self._stepped(batch, ids, lr, hopfield)
             why = None if result.finite else "overflow" if result.overflow else "not finite"
         if result is not None and result.finite:
             self.last_loss = result.loss
@@ -253,7 +256,7 @@ class _Run:
             progress.nonfinite = 0
             if parts.average is not None:
                 parts.average.update(parts.encoder)
-        line = self._line(result, lr)
+        line = self._line(result, lr, hopfield)
         elapsed = time.perf_counter() - began
         line |= {"images_per_second": counts.samples / elapsed, "data_wait": waited / elapsed}
         if why is not None:
@@ -263,18 +266,18 @@ class _Run:
         if why == "not finite" and result is not None:
             self._nonfinite(batch, result, lr)
 
-    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float) -> StepResult:
+    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool) -> StepResult:
         """One optimiser step; one line if there is not enough memory for it."""
         parts = self.parts
         try:
-            return parts.stepper(batch.images, batch.tokens, ids, lr)
+            return parts.stepper(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
             parts.stepper.optimizer.zero_grad(set_to_none=True)
         raise memory.too_large(parts.config, parts.stepper, batch)
 
-    def _line(self, result: StepResult | None, lr: float) -> dict[str, Any]:
+    def _line(self, result: StepResult | None, lr: float, hopfield: bool) -> dict[str, Any]:
         """What the log says of a step, None for one that had too few samples."""
         parts, progress = self.parts, self.parts.progress
         line: dict[str, Any] = {
@@ -293,7 +296,7 @@ class _Run:
             else:  # a learned one is on the device, which would have to be waited for in each step
                 read = parts.device.type == "cpu" or (due and rank() == 0)
                 line[name] = float(scale.detach()) if read else None
-        if not parts.objective.hopfield:
+        if not hopfield:
             line["beta"] = None
         if parts.config.optim.layer_decay < 1:
             line["lr_lowest"] = lr * min(group["lr_scale"] for group in parts.stepper.optimizer.param_groups)
@@ -367,6 +370,7 @@ class _Run:
                 parts.val_loader,
                 parts.device,
                 mask_duplicates=parts.config.loss.mask_duplicates,
+                hopfield=self._retrieved(),
                 stop=stop,
                 last_checkpoint=parts.saver.last,
             )
@@ -377,7 +381,8 @@ class _Run:
         """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
         on_rank_zero(self.lock.check)
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
-        written = self.parts.saver.save(dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds))
+        progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)
+        written = self.parts.saver.save(progress, hopfield=self._retrieved())
         if written is not None:
             self._call("on_checkpoint", written)
 

@@ -61,6 +61,7 @@ def validate(
     device: torch.device,
     *,
     mask_duplicates: bool,
+    hopfield: bool | None = None,
     stop: StopSignal | None = None,
     last_checkpoint: Path | None = None,
 ) -> Validation:
@@ -71,6 +72,7 @@ def validate(
         loader: The held-out pairs.
         device: Where the towers are.
         mask_duplicates: Whether pairs of the same caption are no negatives of each other.
+        hopfield: Whether the objective retrieves; None leaves it to the objective.
         stop: Ends it when it is set, on whatever rank.
         last_checkpoint: What the error of a batch that a rank could not get tells to go on from.
 
@@ -106,7 +108,8 @@ def validate(
                 features.append((images.cpu(), texts.cpu()))
                 continue
             with contextlib.suppress(NonFiniteFeaturesError):
-                loss, images, texts = towers(batch.images, batch.tokens, batch.ids if mask_duplicates else None)
+                ids = batch.ids if mask_duplicates else None
+                loss, images, texts = towers(batch.images, batch.tokens, ids, hopfield=hopfield)
                 total += counts.samples * float(loss)
                 samples += counts.samples
                 features.append((images.cpu(), texts.cpu()))

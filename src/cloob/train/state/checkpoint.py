@@ -129,6 +129,7 @@ def save_checkpoint(
     trainer: TrainerState,
     *,
     keep: int,
+    hopfield: bool | None = None,
     weights: dict[str, Tensor] | None = None,
     average: WeightAverage | None = None,
     validation: dict[str, Any] | None = None,
@@ -141,6 +142,7 @@ def save_checkpoint(
         objective: The objective; its ``config()`` goes into the model folder.
         trainer: What else the run goes on from.
         keep: Checkpoints to keep beside the best, 0 for all.
+        hopfield: Whether the objective retrieved at the last step; None: as it was made.
         weights: The encoder's whole ``state_dict``, where it is in shards.
         average: The running average of the weights, which goes into the model folder in their place.
         validation: What goes into ``validation.json``: ``metric``, ``val_loss``, ``val_recall``.
@@ -166,7 +168,8 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         exported = encoder if average is None else average.encoder
-        save_model(temporary / MODEL_FOLDER, exported, objective.config(), weights)
+        settings = objective.config() | ({} if hopfield is None else {"hopfield": hopfield})
+        save_model(temporary / MODEL_FOLDER, exported, settings, weights)
         if validation is not None:
             text = json.dumps({"step": trainer.progress.step, **validation}, indent=2) + "\n"
             (temporary / VALIDATION_FILE).write_text(text, encoding="utf-8")

@@ -75,11 +75,15 @@ class Saver:
         self._best = value
         return True
 
-    def save(self, progress: Progress) -> Path | None:
+    def save(self, progress: Progress, hopfield: bool | None = None) -> Path | None:
         """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
 
         If it stays so, the weights may be at fault: they must not push the good checkpoints out. One that was written
         at the end of an epoch before the held-out pairs were looked at is written again.
+
+        Args:
+            progress: Where the run stands.
+            hopfield: Whether the objective retrieved at the last step; None: as it was made.
 
         Returns:
             The checkpoint, None when none was written.
@@ -110,6 +114,7 @@ class Saver:
                 self.objective,
                 trainer,
                 keep=self.config.save.keep,
+                hopfield=hopfield,
                 weights=weights,
                 average=self.average,
                 validation=validation,
