@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloob
-from cloob import objective as module
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
-from cloob.objective import OBJECTIVES, ContrastiveObjective, NonFiniteFeaturesError, make_objective
+from cloob.objective import OBJECTIVES, ContrastiveObjective, NonFiniteFeaturesError, implementation, make_objective
 from paper_loops import MEMBER_IDS, MEMBERS, objective_loop, pairs, relative_error, value_and_gradients
 
 each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
@@ -214,10 +213,12 @@ def test_auto_takes_the_reference_below_the_measured_size_and_streams_from_there
     def spy(name: str, function: Any) -> Any:
         return lambda *args, **kwargs: (used.append(name), function(*args, **kwargs))[1]
 
-    monkeypatch.setattr(module, "STREAM_FROM", 8)
-    monkeypatch.setattr(module, "_REFERENCE", module._REFERENCE._replace(objective=spy("reference", cloob_reference)))
-    streamed = module._STREAMED._replace(objective=spy("streamed", cloob_streamed))
-    monkeypatch.setattr(module, "_STREAMED", streamed)
+    monkeypatch.setattr(implementation, "STREAM_FROM", 8)
+    monkeypatch.setattr(
+        implementation, "REFERENCE", implementation.REFERENCE._replace(objective=spy("reference", cloob_reference))
+    )
+    streamed = implementation.STREAMED._replace(objective=spy("streamed", cloob_streamed))
+    monkeypatch.setattr(implementation, "STREAMED", streamed)
     for n, options in (
         (7, {}),
         (8, {}),
