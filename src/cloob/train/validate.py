@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cloob.data.batch import Batch, Skip
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
-from cloob.train.faults import StopRequested, StopSignal, fetch, raise_on_every_rank
-from cloob.train.ranks import gather_objects, on_rank_zero, tally
+from cloob.train.faults import StopSignal, agree, fetch
+from cloob.train.ranks import gather_objects, on_rank_zero
 from cloob.train.watch.log import finite
 
 RECALLS = (1, 5, 10)
@@ -82,7 +82,7 @@ def validate(
 
     Raises:
         StopRequested: ``stop`` was set.
-        TrainingFailed: As ``faults.raise_on_every_rank``.
+        TrainingFailed: As ``faults.agree``.
     """
     stop = stop or StopSignal()
     towers.eval()
@@ -90,14 +90,8 @@ def validate(
     features: list[tuple[Tensor, Tensor]] = []
     skipped: list[Skip] = []
     with torch.no_grad():
-        for batch, fault in _drawn(loader.epoch(0), stop):
-            good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
-            counts = tally(good, bad, stop.requested, device, fault is not None)
-            if counts.fault:
-                raise_on_every_rank(fault, last_checkpoint)
-            if counts.stop:
-                raise StopRequested
-            assert batch is not None
+        for fetched in _drawn(loader.epoch(0), stop):
+            batch, counts = agree(*fetched, stop, device, last_checkpoint)
             pairs += counts.samples + counts.bad
             skipped += batch.skipped
             if counts.smallest < 1:
