@@ -20,6 +20,7 @@ from cloob.train.optim import make_optimizer
 from cloob.train.ranks import on_rank_zero
 from cloob.train.state import resume
 from cloob.train.state.checkpoint import Progress, remove_leftovers
+from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
 from cloob.train.step import Stepper, TowersWithLoss
 from cloob.train.towers import build, finetune
@@ -86,16 +87,17 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         AlreadyFinished: There is nothing left to do.
     """
     check_combination(config)
+    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
+    on_rank_zero(lambda: refuse_another_run(config, checkpoint))
+    source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
+    held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     encoder = build.make_encoder(config)
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config, encoder)
     config = build.resolved(config, encoder, objective)
-    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
-    source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
     loader = build.make_loader(source, encoder, config, device)
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
-    held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
 
     data = {"training pairs": on_rank_zero(source.fingerprint)}
@@ -128,7 +130,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     towers.train()
     finetune.keep_frozen(encoder, config.towers.freeze)
     memory.check(config, stepper, encoder, device)
-    on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
+    on_rank_zero(lambda: prepare_run_folder(config, checkpoint))
     resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
     saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, data, checkpoint)

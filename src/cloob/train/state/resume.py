@@ -6,7 +6,6 @@ import contextlib
 import logging
 import math
 import random
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,8 +22,6 @@ from cloob.errors import InputError, one_line
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
 from cloob.models.runs import (
-    AVERAGED_FOLDER,
-    CHECKPOINTS_FOLDER,
     MODEL_FOLDER,
     RUN_CONFIG_FILE,
     TRAINER_FILE,
@@ -34,9 +31,8 @@ from cloob.models.untrusted import check_folder
 from cloob.scales import FixedScaleWarning
 from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
-from cloob.train.config import checks as preflight
 from cloob.train.ranks import on_rank_zero
-from cloob.train.state.checkpoint import FORMAT, Progress, set_aside
+from cloob.train.state.checkpoint import FORMAT, Progress
 from cloob.train.state.rng import set_rng_state
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.average import WeightAverage
@@ -157,7 +153,8 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
         return None
     if resume != "auto":
         path = Path(resume)
-        preflight.check_resume(path)
+        if not path.is_dir():
+            raise InputError(f"resume is {resume!r}: no such folder; give none, auto, a checkpoint or a run")
         if (path / TRAINER_FILE).is_file():
             return read_checkpoint(path)
         run = path
@@ -188,34 +185,6 @@ def find_checkpoint_on_every_rank(run: Path, resume: str) -> Checkpoint | None:
 
         resume = str(on_rank_zero(choose))
     return find_checkpoint(run, resume)
-
-
-def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    """Makes the run folder, and sees to it that no earlier run is mixed up with this one.
-
-    Raises:
-        InputError: The folder cannot be written, or holds a run that this one would spoil.
-    """
-    out, save = config.save.out, config.save
-    held = preflight.held_files(out)
-    if checkpoint is not None and checkpoint.path.parent.parent.resolve() == out.resolve():
-        newest = list_checkpoints(out)[-1]
-        if save.resume != "auto" and newest.name > checkpoint.path.name:
-            raise InputError(
-                f"{out}: holds {newest.name}, which is newer than {checkpoint.path.name}; "
-                f"resume that one, or into another --out"
-            )
-        set_aside(checkpoint.path)
-    elif held and save.resume != "auto" and not save.overwrite:
-        raise preflight.already_holds(out)
-    try:
-        if save.overwrite:
-            beside = [out / name for name in ("tensorboard", AVERAGED_FOLDER, "results.json")]
-            for path in [*held, *out.glob("nonfinite-step-*.json"), *beside]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (out / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
 
 
 def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> bool:
