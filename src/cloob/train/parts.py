@@ -76,6 +76,7 @@ class Parts:
         self.log.close()
 
 
+# Long: what a run is made of, one after the other, and none of it can be moved.
 def assemble(config: TrainConfig, device: torch.device) -> Parts:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
@@ -99,10 +100,8 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
-
-    data = {"training pairs": on_rank_zero(source.fingerprint)}
-    if held_out is not None:
-        data["held-out pairs"] = on_rank_zero(held_out.fingerprint)
+    sources = {"training pairs": source} | ({} if held_out is None else {"held-out pairs": held_out})
+    data = {name: on_rank_zero(pairs.fingerprint) for name, pairs in sources.items()}
     if checkpoint is not None:
         resume.check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
     encoder.to(device)
@@ -112,19 +111,11 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     optimizer = make_optimizer(encoder, objective, config.optim, device)
     progress = Progress()
     if checkpoint is not None:
-        goes_on = resume.check_same_run(checkpoint, config, loader.pairs_per_epoch)
+        progress = _progress_of(checkpoint, config, loader)
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
-        progress = checkpoint.progress
-        if not goes_on:
-            progress.begin_epoch()
-        if rank() != 0:
-            progress.reasons = {}
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
-    # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
-    micro = config.run.micro_batch_size
-    micro = micro if micro < -(-config.run.batch_size // world_size()) else 0
-    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro)
+    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config))
     if checkpoint is not None:
         stepper.load_state_dict(checkpoint.state.get("stepper", {}))
     towers.train()
@@ -157,3 +148,23 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         bad=BadSamples(progress, source.name, limit, log),
         bad_held_out=BadHeldOut(held_out.name if held_out is not None else "", limit, log),
     )
+
+
+def _progress_of(checkpoint: resume.Checkpoint, config: TrainConfig, loader: Loader) -> Progress:
+    """Where a run goes on; the counts of bad samples are summed over ranks, so that one rank keeps them."""
+    goes_on = resume.check_same_run(checkpoint, config, loader.pairs_per_epoch)
+    progress = checkpoint.progress
+    if not goes_on:
+        progress.begin_epoch()
+    if rank() != 0:
+        progress.reasons = {}
+    return progress
+
+
+def _micro_batch_size(config: TrainConfig) -> int:
+    """Pairs whose activations this rank holds at a time; 0 for all.
+
+    Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
+    """
+    size = config.run.micro_batch_size
+    return size if size < -(-config.run.batch_size // world_size()) else 0

@@ -175,11 +175,7 @@ def save_checkpoint(
             (temporary / VALIDATION_FILE).write_text(text, encoding="utf-8")
         with (temporary / TRAINER_FILE).open("wb") as file:
             torch.save(state, file)
-        _flush(temporary)
-        if final.exists():  # of a run that was stopped while it validated, or one that could not be read
-            final.rename(folder / f".tmp-replaced-{final.name}-{os.getpid()}")
-        temporary.rename(final)
-        _flush_folder(folder)
+        _put_in_place(temporary, final)
     except Exception as error:
         reason = _disk_reason(error, folder)
         if reason is None:
@@ -192,6 +188,15 @@ def save_checkpoint(
     if keep:
         _prune(run, keep)
     return final
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Flushes a whole checkpoint to the disk, then gives it its name."""
+    _flush(temporary)
+    if final.exists():  # of a run that was stopped while it validated, or one that could not be read
+        final.rename(final.with_name(f".tmp-replaced-{final.name}-{os.getpid()}"))
+    temporary.rename(final)
+    _flush_folder(final.parent)
 
 
 def _prune(run: Path, keep: int) -> None:
