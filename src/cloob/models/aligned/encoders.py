@@ -3,6 +3,10 @@
 An image encoder is a module, normalised pixels (n, 3, H, W) to (n, F), with ``preprocess_cfg`` (open_clip's keys) and
 ``features`` (F). A text encoder is a module, tokens (n, L) int64 to (n, F), with ``tokenizer``, ``context_length`` (L)
 and ``features``. Both come in evaluation mode without gradients.
+
+A sentence-transformers folder is read with transformers alone, also where that package is installed: it imports what
+``modules.json`` names and takes memory for what the configuration asks for, before anyone looked at either. A test
+compares the features.
 """
 
 from __future__ import annotations

@@ -4,6 +4,10 @@ A sharded weight is a ``DTensor`` of which each rank holds a part. What is writt
 in the same format as without sharding, so a run may go on with or without it, on any number of ranks. Scalars cannot be
 sharded: open_clip's frozen ``logit_scale`` and the objective's τ⁻¹ and β stay whole on each rank. Buffers do too; like
 DDP, :func:`share_buffers` hands rank 0's to all.
+
+torch.distributed.checkpoint.state_dict has helpers for whole states. They are not used: they name the optimiser's state
+by parameters where the checkpoint has its own numbers, step the optimiser once to load it, and leave the memory layout
+of the moments as it comes.
 """
 
 from __future__ import annotations
