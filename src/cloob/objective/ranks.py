@@ -88,7 +88,7 @@ def loss_over_ranks(
         u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
     direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, contrast)
     positives = {
-        "positive_offset": layout.own.start,
+        "positive_offset": layout.local.start,
         "ids": ids,
         "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
     }

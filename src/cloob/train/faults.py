@@ -111,11 +111,11 @@ def raise_on_every_rank(fault: Exception | None, last_checkpoint: Path | None) -
         TrainingFailed: A data worker died, or another rank has the fault; the message names rank and fault.
         Exception: Any other fault of this rank, with its traceback: it is a defect of a transform or of ours.
     """
-    told = [f"rank {i}: {text}" for i, text in enumerate(gather_objects(_describe(fault))) if text]
+    faults = [f"rank {i}: {text}" for i, text in enumerate(gather_objects(_describe(fault))) if text]
     if fault is not None and not _DEAD_WORKER.search(str(fault)):
         raise fault
     kept = f"the last checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint"
-    raise TrainingFailed(f"{'; '.join(told)}; {kept}; go on with --resume auto") from fault
+    raise TrainingFailed(f"{'; '.join(faults)}; {kept}; go on with --resume auto") from fault
 
 
 def _describe(fault: Exception | None) -> str:

@@ -67,9 +67,9 @@ def cached_backward(
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
     loss = objective(*rows, **({} if ids is None else {"ids": ids}), **options)
-    own = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
+    scales = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
     scaled = loss if scale is None else scale(loss)
-    gradients = torch.autograd.grad(scaled, [*rows, *own], allow_unused=True)
+    gradients = torch.autograd.grad(scaled, [*rows, *scales], allow_unused=True)
     sizes = [len(features[0]) for features in embedded]
     incoming = list(zip(*(_split(gradient, sizes) for gradient in gradients[: len(rows)]), strict=True))
     for i, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
@@ -80,7 +80,7 @@ def cached_backward(
                 features = encode(micro_batch)
             pairs = list(zip(features, incoming[i], strict=True))
             if last:
-                pairs += zip(own, gradients[len(rows) :], strict=True)
+                pairs += zip(scales, gradients[len(rows) :], strict=True)
             _backward(pairs)
     return loss.detach()
 

@@ -56,9 +56,9 @@ def parameter_groups(
             decays = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(owner, _NORMS)
             depth = depths[f"{path}.{name}" if path else name]
             groups.setdefault((layer_decay ** (depth.top - depth.depth), decays), []).append(parameter)
-    own = [p for p in objective.parameters() if p.requires_grad]
-    if own:
-        groups.setdefault((1.0, False), []).extend(own)
+    scales = [p for p in objective.parameters() if p.requires_grad]
+    if scales:
+        groups.setdefault((1.0, False), []).extend(scales)
     return [
         {"params": groups[scale, decays], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
         for scale, decays in sorted(groups, reverse=True)

@@ -122,8 +122,8 @@ def _drawn(batches: Iterator[Batch], stop: StopSignal) -> Iterator[tuple[Batch |
 
 
 def _recall(features: list[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
-    own = tuple(torch.cat(side) for side in zip(*features, strict=True))
-    parts = [part for part in gather_objects(own) if part]
+    features_here = tuple(torch.cat(side) for side in zip(*features, strict=True))
+    parts = [part for part in gather_objects(features_here) if part]
     if not parts:
         return None
 

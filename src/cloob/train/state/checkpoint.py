@@ -96,7 +96,7 @@ def whole_state(
     """The encoder's weights, None where it holds them whole, and the optimiser's state; called on all ranks at once."""
     if not sharding.is_sharded(encoder):
         return None, optimizer.state_dict()
-    return sharding.whole(encoder.state_dict()), sharding.whole(optimizer.state_dict())
+    return sharding.gather_state(encoder.state_dict()), sharding.gather_state(optimizer.state_dict())
 
 
 @dataclass(frozen=True)

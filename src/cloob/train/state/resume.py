@@ -124,8 +124,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{file}: cannot be read ({one_line(error, 200)}); use an earlier checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
+        stored = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise InputError(f"{file}: has format {stored!r}; this version reads format {FORMAT}")
     try:
         encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
     except InputError:
@@ -160,14 +160,14 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
         run = path
         if not list_checkpoints(run):
             raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
-    found = list_checkpoints(run)
-    for path in reversed(found):
+    checkpoints = list_checkpoints(run)
+    for path in reversed(checkpoints):
         try:
             return read_checkpoint(path)
         except InputError as error:
             logger.warning("%s; trying the checkpoint before it", error)
-    if found:
-        raise InputError(f"{run}: none of its {len(found)} checkpoints can be read; start anew with --overwrite")
+    if checkpoints:
+        raise InputError(f"{run}: none of its {len(checkpoints)} checkpoints can be read; start anew with --overwrite")
     return None
 
 
@@ -180,8 +180,8 @@ def find_checkpoint_on_every_rank(run: Path, resume: str) -> Checkpoint | None:
     if resume != "none" and world_size() > 1:
 
         def choose() -> str:
-            found = find_checkpoint(run, resume)
-            return "none" if found is None else str(found.path)
+            checkpoint = find_checkpoint(run, resume)
+            return "none" if checkpoint is None else str(checkpoint.path)
 
         resume = str(on_rank_zero(choose))
     return find_checkpoint(run, resume)
@@ -236,11 +236,11 @@ def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, 
         changed = differences(before[kind], data[kind])
         if not changed:
             continue
-        told = f"{checkpoint.path}: the {kind} are not those of this checkpoint's run ({'; '.join(changed)})"
+        changed_data = f"{checkpoint.path}: the {kind} are not those of this checkpoint's run ({'; '.join(changed)})"
         if not accept:
-            raise InputError(f"{told}; --accept-changed-data goes on with these")
+            raise InputError(f"{changed_data}; --accept-changed-data goes on with these")
         if rank() == 0:
-            logger.warning("%s; accepted", told)
+            logger.warning("%s; accepted", changed_data)
 
 
 def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:

@@ -62,8 +62,8 @@ class Saver:
         self.data = data
         self.last: Path | None = resumed.path if resumed else None
         self._saved = (resumed.progress.step, resumed.progress.epoch) if resumed else None
-        found = on_rank_zero(lambda: find_best(config.save.out, config.save.best))
-        self._best: float | None = found[1] if found else None
+        best = on_rank_zero(lambda: find_best(config.save.out, config.save.best))
+        self._best: float | None = best[1] if best else None
         self._validation: tuple[int, Validation] | None = None
 
     def judged(self, step: int, validation: Validation) -> bool:
