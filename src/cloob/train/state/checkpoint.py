@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from cloob.data.fingerprint import Fingerprint
 from cloob.errors import InputError
+from cloob.files import flush, flush_entries
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.runs import (
@@ -192,11 +193,11 @@ def save_checkpoint(
 
 def _put_in_place(temporary: Path, final: Path) -> None:
     """Flushes a whole checkpoint to the disk, then gives it its name."""
-    _flush(temporary)
+    flush(temporary)
     if final.exists():  # of a run that was stopped while it validated, or one that could not be read
         final.rename(final.with_name(f".tmp-replaced-{final.name}-{os.getpid()}"))
     temporary.rename(final)
-    _flush_folder(final.parent)
+    flush_entries(final.parent)
 
 
 def _prune(run: Path, keep: int) -> None:
@@ -228,26 +229,6 @@ def _remove(checkpoint: Path) -> None:
     hidden = checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Flushes every file and folder below ``folder`` to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            _flush_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _disk_reason(error: BaseException, folder: Path) -> str | None:
