@@ -19,7 +19,8 @@ from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
 from cloob.train.ranks import on_rank_zero
 from cloob.train.state import resume
-from cloob.train.state.checkpoint import Progress, remove_leftovers
+from cloob.train.state.checkpoint import Checkpoint, Progress, remove_leftovers
+from cloob.train.state.compare import check_same_data, check_same_run
 from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
 from cloob.train.step import Stepper, TowersWithLoss
@@ -103,7 +104,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     sources = {"training pairs": source} | ({} if held_out is None else {"held-out pairs": held_out})
     data = {name: on_rank_zero(pairs.fingerprint) for name, pairs in sources.items()}
     if checkpoint is not None:
-        resume.check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
+        check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
     encoder.to(device)
     objective.to(device)
     average = make_average(encoder, config)
@@ -150,9 +151,9 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     )
 
 
-def _progress_of(checkpoint: resume.Checkpoint, config: TrainConfig, loader: Loader) -> Progress:
+def _progress_of(checkpoint: Checkpoint, config: TrainConfig, loader: Loader) -> Progress:
     """Where a run goes on; the counts of bad samples are summed over ranks, so that one rank keeps them."""
-    goes_on = resume.check_same_run(checkpoint, config, loader.pairs_per_epoch)
+    goes_on = check_same_run(checkpoint, config, loader.pairs_per_epoch)
     progress = checkpoint.progress
     if not goes_on:
         progress.begin_epoch()

@@ -123,6 +123,26 @@ class TrainerState:
     data: Mapping[str, Fingerprint]
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
+
+    path: Path
+    encoder: DualEncoder
+    state: dict[str, Any]
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stood."""
+        return Progress(**self.state["progress"])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to go on from: those of ``model/``, unless these are an average."""
+        weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
+        return weights
+
+
 def save_checkpoint(
     run: Path,
     encoder: DualEncoder,

@@ -7,23 +7,19 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cloob.data.fingerprint import Fingerprint, differences
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, one_line
-from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
 from cloob.models.runs import (
     MODEL_FOLDER,
-    RUN_CONFIG_FILE,
     TRAINER_FILE,
     list_checkpoints,
 )
@@ -32,38 +28,13 @@ from cloob.scales import FixedScaleWarning
 from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import on_rank_zero
-from cloob.train.state.checkpoint import FORMAT, Progress
+from cloob.train.state.checkpoint import FORMAT, Checkpoint, Progress
+from cloob.train.state.compare import check_same_architecture, check_same_objective
 from cloob.train.state.rng import set_rng_state
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.average import WeightAverage
 
 logger = logging.getLogger(__name__)
-# Changing these between a run and its resumption changes no number of the training.
-_FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
-    f"pairs.{leaf}" for leaf in ("workers", "val_data", "val_every", "cache_dir", "cache_gb")
-}
-_FREE_KEYS |= {"run.patience", "towers.average_with_start"}
-_FREE_KEYS |= {"run.batch_size"}  # has a line of its own
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
-
-    path: Path
-    encoder: DualEncoder
-    state: dict[str, Any]
-
-    @property
-    def progress(self) -> Progress:
-        """Where the run stood."""
-        return Progress(**self.state["progress"])
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The weights to go on from: those of ``model/``, unless these are an average."""
-        weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
-        return weights
 
 
 class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
@@ -103,8 +74,7 @@ def stop_if_finished(
     if progress.epoch < epochs and not 0 < config.run.patience <= progress.stale:
         return
     check_same_architecture(checkpoint, encoder)
-    for _ in _changes(checkpoint, config):
-        pass
+    check_same_objective(checkpoint, config)
     _load_objective(checkpoint, objective)
     raise AlreadyFinished(checkpoint.path, progress)
 
@@ -185,108 +155,6 @@ def find_checkpoint_on_every_rank(run: Path, resume: str) -> Checkpoint | None:
 
         resume = str(on_rank_zero(choose))
     return find_checkpoint(run, resume)
-
-
-def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> bool:
-    """Compares the configuration, and the pairs of an epoch, with those the checkpoint was trained with.
-
-    What only changes the course of the training is allowed and said in the log of rank 0; another objective is not.
-
-    Returns:
-        Whether the current epoch can go on: with another number of pairs its order is another.
-
-    Raises:
-        InputError: The objective differs.
-    """
-    said = [
-        f"resumed with another {key}: {now!r} instead of {before!r}"
-        for key, before, now in _changes(checkpoint, config)
-    ]
-    processes = len(checkpoint.state["rng"])
-    if processes != world_size():
-        said.append(
-            f"resumed with {world_size()} processes instead of {processes}: the data go on where they were, "
-            f"sums may round differently"
-        )
-    size = checkpoint.state["batch_size"]
-    if size != config.run.batch_size:
-        said.append(
-            f"resumed with batch size {config.run.batch_size} instead of {size}: the data go on where they were, "
-            f"the learning rate where a run of that batch size would be"
-        )
-    held = checkpoint.state.get("pairs", pairs)
-    if held != pairs:
-        begun = ": the epoch begins anew" if checkpoint.progress.position else ""
-        said.append(f"resumed with {pairs:,} pairs an epoch instead of {held:,}{begun}")
-    for line in said if rank() == 0 else ():
-        logger.warning(line)
-    return bool(held == pairs)
-
-
-def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, accept: bool) -> None:
-    """Compares fingerprints of training and held-out pairs with those of the run that wrote the checkpoint.
-
-    Held-out pairs that one of the two runs has not got are no change of the data.
-
-    Raises:
-        InputError: They differ, and that is not accepted; says in what.
-    """
-    before: Mapping[str, Fingerprint] = checkpoint.state.get("data", {})
-    for kind in (kind for kind in data if kind in before):
-        changed = differences(before[kind], data[kind])
-        if not changed:
-            continue
-        changed_data = f"{checkpoint.path}: the {kind} are not those of this checkpoint's run ({'; '.join(changed)})"
-        if not accept:
-            raise InputError(f"{changed_data}; --accept-changed-data goes on with these")
-        if rank() == 0:
-            logger.warning("%s; accepted", changed_data)
-
-
-def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:
-    """Compares the names and shapes of the weights.
-
-    Raises:
-        InputError: They differ.
-    """
-    wanted, held = encoder.state_dict(), checkpoint.weights
-    for name in wanted.keys() | held.keys():
-        here = tuple(wanted[name].shape) if name in wanted else "nothing"
-        there = tuple(held[name].shape) if name in held else "nothing"
-        if here != there:
-            raise InputError(
-                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
-                f"resume with the model it was trained with"
-            )
-
-
-def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
-    """What changes the course of the training and differs from the checkpoint's run: key, its value, the one now."""
-    file = checkpoint.path.parent.parent / RUN_CONFIG_FILE
-    if not file.is_file():
-        return
-    before, now = _flat(TrainConfig.from_json(file)), _flat(config)
-    for key in now:
-        part = key.partition(".")[0]
-        if _same(before[key], now[key]) or part in _FREE_KEYS or key in _FREE_KEYS:
-            continue
-        if part == "loss":
-            raise InputError(
-                f"{checkpoint.path}: was trained with {key} = {before[key]!r}, not {now[key]!r}; "
-                f"resume with the same objective, or start from the weights with --init {checkpoint.path}"
-            )
-        yield key, before[key], now[key]
-
-
-def _same(a: object, b: object) -> bool:
-    # A temperature is kept as its logarithm: read back, it may differ in the last digit.
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6)
-    return a == b
-
-
-def _flat(config: TrainConfig) -> dict[str, object]:
-    return {f"{part}.{leaf}": value for part, leaves in config.to_dict().items() for leaf, value in leaves.items()}
 
 
 def restore(

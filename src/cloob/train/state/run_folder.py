@@ -16,8 +16,7 @@ from cloob.models.runs import (
     list_checkpoints,
 )
 from cloob.train.config import TrainConfig
-from cloob.train.state.checkpoint import set_aside
-from cloob.train.state.resume import Checkpoint
+from cloob.train.state.checkpoint import Checkpoint, set_aside
 
 _RUN_FILES = (RUN_CONFIG_FILE, METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE, CHECKPOINTS_FOLDER)
 

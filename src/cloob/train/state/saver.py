@@ -14,8 +14,7 @@ from cloob.models.runs import find_best, is_better
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects, on_rank_zero
-from cloob.train.state.checkpoint import Progress, TrainerState, save_checkpoint, whole_state
-from cloob.train.state.resume import Checkpoint
+from cloob.train.state.checkpoint import Checkpoint, Progress, TrainerState, save_checkpoint, whole_state
 from cloob.train.state.rng import rng_state
 from cloob.train.step import Stepper
 from cloob.train.towers.average import WeightAverage
