@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test torch-alone nightly lowest newest lint install bench bench-data clean
+.PHONY: demo test torch-alone nightly lowest newest lint docs package install bench bench-data clean
 
 demo: $(VENV)/.train
 	$(BIN)/cloob demo $(ARGS)
@@ -44,6 +44,11 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in build/docs. EXECUTE=force also runs the tutorials, which takes minutes.
+EXECUTE ?= off
+docs: $(VENV)/.dev
+	CLOOB_DOCS_EXECUTE=$(EXECUTE) $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 
 install: $(VENV)/.dev
 

@@ -181,7 +181,7 @@ class ContrastiveObjective(ScaledModule):
 
     @property
     def name(self) -> str:
-        """The member of the family, one of :data:`OBJECTIVES`."""
+        """The member of the family, one of ``OBJECTIVES``."""
         own = _Member(self.contrast, self.hopfield)
         return next(name for name, member in _MEMBERS.items() if member == own)
 
