@@ -50,6 +50,11 @@ EXECUTE ?= off
 docs: $(VENV)/.dev
 	CLOOB_DOCS_EXECUTE=$(EXECUTE) $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
 
+# Wheel and sdist in dist/, looked at and tried out. WHOLE=--whole installs all from the index and runs the demo.
+WHOLE ?=
+package: $(VENV)/.dev
+	$(BIN)/python tests/package_check.py dist $(VENV)/package $(WHOLE)
+
 install: $(VENV)/.dev
 
 bench: $(VENV)/.dev

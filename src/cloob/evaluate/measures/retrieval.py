@@ -96,7 +96,7 @@ def correct_answers(image_of_text: Tensor, captions: Sequence[str] | None = None
             could not be read and equals no other.
 
     Returns:
-        The (T,) int64 groups of the texts, and the distinct (group, image) pairs that count as correct, (P, 2) int64 with
+        The (T,) int64 groups of the texts, and the (P, 2) int64 distinct (group, image) pairs that count as correct,
         P ≤ T.
     """
     group = torch.arange(len(image_of_text))
