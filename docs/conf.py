@@ -29,6 +29,8 @@ templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "**/.ipynb_checkpoints"]
 suppress_warnings = ["autoapi.python_import_resolution"]
 
+nitpicky = True
+
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 # A tutorial takes minutes, so only the published site runs them. A cell that fails ends the build.

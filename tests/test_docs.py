@@ -33,7 +33,7 @@ def test_each_public_name_is_in_the_api() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     shown = dict(re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", text, flags=re.MULTILINE))
     assert set(shown) == {name for name in cloob.__all__ if not name.startswith("__")}
-    modules = {entry.removesuffix("/index").replace("/", ".") for entry in entries("api.md")}
+    modules = {entry.removeprefix("api/").removesuffix("/index").replace("/", ".") for entry in entries("api.md")}
     for name, place in shown.items():
         module = place if place in modules else place.rpartition(".")[0]
         assert module in modules, f"{name}: {place} has no page"
