@@ -32,12 +32,17 @@ lowest: $(VENV)/.dev
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not nightly" -W default::DeprecationWarning $(ARGS)
 
-# The suite with another Python: make newest NEWEST=python3.14
-NEWEST ?= python3.13
+# The core of the suite with another Python, and data workers by each way of starting them: make newest NEWEST=3.14
+NEWEST ?= 3.13
+CORE := tests/functional tests/data tests/models tests/train tests/recipes tests/commands $(wildcard tests/test_*.py)
+WORKERS := tests/data/test_data_loader.py tests/train/test_train_loop.py tests/train/test_train_faults.py
 newest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(NEWEST) .venv-newest
-	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[dev]"
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" $(ARGS)
+	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[train,align,sentencepiece,heif,test]"
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" $(CORE) $(ARGS)
+	for method in spawn forkserver; do \
+	  OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" --start-method $$method $(WORKERS) || exit 1; \
+	done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import doctest
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -61,22 +59,6 @@ def test_train_and_evaluate_are_packages_and_functions_in_any_order() -> None:
     )
     done = run_script(script)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.nightly
-def test_type_checkers_see_the_names(tmp_path: Path) -> None:
-    file = tmp_path / "use.py"
-    names = ", ".join(name for name in NAMES)
-    file.write_text(
-        f"from cloob import {names}\n"
-        'run = train(get_recipe("demo-cloob")).run\nreveal_type(run)\n'
-        "reveal_type(evaluate({'a': run})['rows'])\nreveal_type(load_model(run))\n"
-    )
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
-    assert done.returncode == 0, done.stdout
-    for kind in ("pathlib.Path", "Any", "cloob.models.encoder.DualEncoder"):
-        assert f'Revealed type is "{kind}"' in done.stdout
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "functional"])

@@ -52,12 +52,14 @@ _HOMES = {
 _PACKAGES = ("evaluate", "functional", "train")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return importlib.import_module(f"cloob.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'cloob' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # a type checker that saw this function would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name in _PACKAGES:
+            return importlib.import_module(f"cloob.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'cloob' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:
