@@ -271,13 +271,19 @@ def test_an_abandoned_epoch_does_not_leak_into_the_next(tokenizer: Callable[[lis
     pool.close()
 
 
-class Suicidal(Numbers):
+class InAWorker(Numbers):
+    """A source that knows whether a worker reads from it, however the worker was started."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.parent = os.getpid()
+
+
+class Suicidal(InAWorker):
     def read(self, index: int) -> RawSample:
         if index == 3 and os.getpid() != self.parent:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().read(index)
-
-    parent = os.getpid()
 
 
 def test_a_worker_that_dies_is_an_error_and_not_a_hang(tokenizer: Callable[[list[str]], Tensor]) -> None:
@@ -304,10 +310,8 @@ def begun(pool: PairLoader) -> tuple[Iterator[Batch], multiprocessing.Process]:
     return batches, worker
 
 
-class Breaking(Numbers):
+class Breaking(InAWorker):
     """Its worker breaks off while the main process fetches a tensor from it, and is dead only half a second later."""
-
-    parent = os.getpid()
 
     def read(self, index: int) -> RawSample:
         if index == 4 and os.getpid() != self.parent:

@@ -127,7 +127,7 @@ class ContrastiveObjective(ScaledModule):
 
     @property
     def name(self) -> str:
-        """The member of the family, one of :data:`OBJECTIVES`."""
+        """The member of the family, one of ``OBJECTIVES``."""
         return next(name for name, member in _MEMBERS.items() if member == (self.contrast, self.hopfield))
 
     @property

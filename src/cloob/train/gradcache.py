@@ -61,6 +61,19 @@ def cached_backward(
 
     Raises:
         ValueError: No micro-batch; whatever the objective raises, before any gradient was added.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cloob import ContrastiveObjective, cached_backward
+        >>> towers = nn.ModuleList([nn.Linear(6, 4), nn.Linear(5, 4)])
+        >>> def encode(part):
+        ...     return tuple(nn.functional.normalize(tower(x), dim=1) for tower, x in zip(towers, part))
+        >>> images, texts = torch.randn(32, 6), torch.randn(32, 5)
+        >>> parts = list(zip(images.split(8), texts.split(8)))  # 8 pairs' activations at a time
+        >>> loss = cached_backward(encode, ContrastiveObjective.cloob(), parts, towers=towers)
+        >>> towers[0].weight.grad.shape
+        torch.Size([4, 6])
     """
     if not len(micro_batches):
         raise ValueError("no micro-batches: gradient caching needs at least one")

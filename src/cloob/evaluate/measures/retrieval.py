@@ -60,7 +60,8 @@ def correct_answers(image_of_text: Tensor, captions: Sequence[str] | None = None
             could not be read and equals no other.
 
     Returns:
-        (T,) int64 group of each text, and (P, 2) int64, P ≤ T: the distinct (group, image) pairs that count as correct.
+        The (T,) int64 groups of the texts, and the (P, 2) int64 distinct (group, image) pairs that count as correct,
+        P ≤ T.
     """
     group = torch.arange(len(image_of_text))
     if captions is not None:
