@@ -28,7 +28,7 @@ TEMPLATES = ("a photo of a {c}.", "{c}")
 
 NONE = "none of these"
 
-LABEL_CUTOFF = 2.0
+LABEL_CUTOFF = 1.5
 """Margin below which a label does not fit a picture, with ``none`` or ``multi``."""
 
 DEFAULT_INV_TAU = 100.0

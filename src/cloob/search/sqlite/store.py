@@ -357,7 +357,7 @@ def _columns(text: str) -> dict[str, Value]:
 
 
 def _condition(where: Filter | None) -> tuple[str, list[Value]]:
-    return ("1", []) if where is None else filters.sql(where, "sqlite")  # type: ignore[attr-defined]
+    return ("1", []) if where is None else filters.sql(where, "sqlite")
 
 
 def _delete(connection: sqlite3.Connection, chosen: str, values: Sequence[Any]) -> None:
