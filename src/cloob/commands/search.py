@@ -50,7 +50,9 @@ def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:
     """What goes with what."""
     asked = bool(arguments.query or terms or arguments.like)
     if arguments.duplicates and asked:
-        raise InputError("--duplicates compares all pictures with each other; leave the query out, --where takes a part")
+        raise InputError(
+            "--duplicates compares all pictures with each other; leave the query out, --where takes a part"
+        )
     if arguments.duplicates and (arguments.explain or arguments.sheet or arguments.open):
         raise InputError("--duplicates goes with --json, --paths and --copy-to alone")
     if not arguments.duplicates and not asked:

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
-from cloob.search.ask import find
-from cloob.search.ask.find import Cutoff
-from cloob.search.ask.query import Query, Vector
-from cloob.search.records import IndexedModel, Item, Results
-from cloob.search.sqlite.store import SqliteStore
-from cloob.search.store import Ids, Store, Vectors
+from cloob.search.answers import Answers
+from cloob.search.open import open_store
+from cloob.search.records import IndexedModel, Item
+from cloob.search.store import Store
 from cloob.search.where import Filter
 
 if TYPE_CHECKING:  # torch: only where a model is needed, as a search for what is like a picture of the index needs none
-    from PIL.Image import Image
-
     from cloob.models.encoding import Encoder
-    from cloob.search.ask.explain import Retrieved
     from cloob.search.build import Summary
-    from cloob.search.show.layout import Method
-    from cloob.search.sort.classify import LabelOptions, Labels
+    from cloob.search.merge import Merged
+    from cloob.search.scan.open import Pictures
     from cloob.search.update import UpdateOptions
+    from cloob.search.where import Filter
 
 
-class Index:
+class Index(Answers):
     """Pictures with their metadata and their vectors of one model or several; may be used by several threads.
 
     Example:
@@ -58,6 +56,7 @@ class Index:
         self._default = model
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()
+        self._pictures: Pictures | None = None
         if model is not None:
             self.model(model)
 
@@ -66,14 +65,14 @@ class Index:
         """Opens an index that is there.
 
         Args:
-            address: Its folder.
+            address: Its folder, or ``postgresql://…``.
             model: The name of the model that is asked when none is named; None: the first.
             writable: Whether it is going to be changed.
 
         Raises:
             InputError: There is none, it is damaged, or has no such model.
         """
-        return cls(SqliteStore(Path(address), writable=writable), model)
+        return cls(open_store(address, writable=writable), model)
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
@@ -82,7 +81,7 @@ class Index:
         Raises:
             InputError: There is one already, or the folder cannot be written.
         """
-        return cls(SqliteStore.create(Path(address)))
+        return cls(open_store(address, create=True))
 
     def close(self) -> None:
         """Lets go of the database and of the models."""
@@ -165,6 +164,56 @@ class Index:
         """Items in the order asked for; ids that are not there are left out."""
         return self.store.items(ids)
 
+    def picture(self, id: int) -> bytes:
+        """The bytes of a picture's file, read again from where it lies.
+
+        Raises:
+            InputError: The index has no such item, its file is gone, or it holds something else by now.
+        """
+        from cloob.search.scan.open import Pictures
+
+        found = self.store.items([id])
+        if not found:
+            raise InputError(f"{self.store.address}: has no item {id}")
+        (item,) = found
+        with self._lock:
+            self._pictures = self._pictures or Pictures()
+        try:
+            data = self._pictures.read(item.source, item.path)
+        except BadSample as bad:
+            raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
+        if hashlib.sha256(data).hexdigest() != item.content:  # whatever else lies there, the index does not name it
+            raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
+        return data
+
+    def merge(self, other: Index) -> Merged:
+        """Takes in what another index has: items that are not here, and vectors of models that are not here.
+
+        Raises:
+            InputError: A name stands for other weights there than here.
+        """
+        from cloob.search.merge import merge
+
+        return merge(self.store, other.store)
+
+    def export(self, path: str | Path, *, model: str | None = None, where: Filter | None = None) -> int:
+        """Writes a Parquet table: path, caption, what else is known, vector, and a place (x, y) on a map.
+
+        Args:
+            path: The file.
+            model: Whose vectors; None: the default one's.
+            where: Only items that match.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            InputError: The file cannot be written, or there is nothing to write.
+        """
+        from cloob.search.export import export
+
+        return export(self.store, self.model(model), Path(path), where)
+
     def update(
         self,
         sources: Sequence[str | Path] = (),
@@ -188,92 +237,3 @@ class Index:
         from cloob.search.update import update
 
         return update(self.store, sources, options, progress)
-
-    def search(
-        self,
-        query: Query | str | Path | Image | Vector,
-        *,
-        top: int = 20,
-        where: str | Filter | None = None,
-        model: str | None = None,
-        cutoff: Cutoff = "auto",
-    ) -> Results:
-        """The pictures nearest to a query, best first.
-
-        Args:
-            query: Words as they stand, the path of a picture (``Path``), an opened picture, a
-                :class:`cloob.search.ask.query.Query` of several with weights, or a (D,) row.
-            top: How many at most.
-            where: A filter over the metadata, see :mod:`cloob.search.where`.
-            model: The name of the model; None: the default one.
-            cutoff: Hits whose margin is below it are left out (:mod:`cloob.search.ask.background`); ``"auto"``: what
-                docs/search.md measures; None: none is.
-
-        Raises:
-            InputError: The query, the filter, the model or a number is wrong; one line.
-        """
-        return find.search(self, query, top=top, where=where, model=model, cutoff=cutoff)
-
-    def similar(
-        self, id: int, *, top: int = 20, where: str | Filter | None = None, model: str | None = None
-    ) -> Results:
-        """The pictures nearest to one of the index, without itself and without a cutoff; loads no model."""
-        return find.similar(self, id, top=top, where=where, model=model)
-
-    def duplicates(
-        self, threshold: float = find.DUPLICATE, *, where: str | Filter | None = None, model: str | None = None
-    ) -> list[tuple[int, ...]]:
-        """Groups of ids that pairs of at least this cosine join; the largest first."""
-        return find.duplicates(self, threshold, where, model)
-
-    def classify(
-        self,
-        labels: Sequence[str],
-        options: LabelOptions | None = None,
-        *,
-        where: str | Filter | None = None,
-        model: str | None = None,
-    ) -> Labels:
-        """Zero-shot labels for all pictures that match, see :mod:`cloob.search.sort.classify`."""
-        from cloob.search.sort.label import label_index
-
-        return label_index(self, labels, options, where=where, model=model)
-
-    def explain(
-        self,
-        query: Query | str | Path | Image | Vector,
-        *,
-        beta: float | None = None,
-        top: int = 20,
-        where: str | Filter | None = None,
-        model: str | None = None,
-    ) -> Retrieved:
-        """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.ask.explain`."""
-        return find.explain(self, query, beta=beta, top=top, where=where, model=model)
-
-    def map(
-        self,
-        sample: int | None = None,
-        method: Method = "pca",
-        *,
-        where: str | Filter | None = None,
-        model: str | None = None,
-    ) -> tuple[Ids, Vectors]:
-        """Ids of a sample of the pictures, and their (n, 2) places in [0, 1], see :mod:`cloob.search.show.layout`."""
-        from cloob.search.show.layout import map_of
-
-        return map_of(self, sample, method, where, model)
-
-    def thumbnail(self, id: int, size: int = 256) -> bytes:
-        """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata.
-
-        Raises:
-            InputError: The picture is not in the index, or its file is gone, changed or unreadable.
-        """
-        from cloob.pictures import Unreadable
-        from cloob.search.show.thumbnails import thumbnail
-
-        try:
-            return thumbnail(self.picture(id), size)
-        except Unreadable as error:
-            raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None

@@ -123,7 +123,9 @@ def _sheet(index: Index, arguments: SearchArguments, title: str, results: Result
 def _duplicates(index: Index, arguments: SearchArguments) -> int:
     groups = [index.items(group) for group in index.duplicates(arguments.threshold, where=arguments.where)]
     if arguments.json:
-        print(json.dumps({"threshold": arguments.threshold, "groups": [list(map(item_dict, group)) for group in groups]}))
+        print(
+            json.dumps({"threshold": arguments.threshold, "groups": [list(map(item_dict, group)) for group in groups]})
+        )
     elif arguments.paths:
         print_paths([item for group in groups for item in group[1:]], null=arguments.null)
     else:

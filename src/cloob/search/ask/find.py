@@ -1,4 +1,4 @@
-"""What an index answers: the nearest pictures above a cutoff, pictures that are there twice, and what a query retrieves."""
+"""The nearest pictures above a cutoff, pictures that are there twice, and what a query retrieves."""
 
 from __future__ import annotations
 

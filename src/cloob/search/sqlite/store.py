@@ -264,8 +264,8 @@ class SqliteStore:
         with one_line(self._path):
             return self._cache(number, dim).nearest(queries, top, allowed)
 
-    def refresh(self) -> None:
-        """Brings the caches of all models up to date, faiss indices included; a search does the former itself."""
+    def optimise(self) -> None:
+        """Writes anew the matrices that do not fit, and faiss indices where these are worthwhile."""
         for number, dim in self._rows("SELECT id, dim FROM models"):
             with one_line(self._path):
                 self._cache(number, dim).refresh()
