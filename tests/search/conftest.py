@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from colours import make_index, open_index, write_pictures
 
 from cloob.search.index import Index
+from search_colours import make_index, open_index, write_pictures
 
 
 @pytest.fixture(scope="session")

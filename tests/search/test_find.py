@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import COLOURS, DIM, ColourModel, open_index
 from PIL import Image
 
 from cloob.cache import Cache
@@ -15,6 +14,7 @@ from cloob.errors import InputError
 from cloob.search.ask import background, find
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
+from search_colours import COLOURS, DIM, ColourModel, open_index
 
 
 def all_rows(index: Index) -> tuple[list[int], np.ndarray]:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colours import ColourModel
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from support import picture, served, serving
 
 from cloob.errors import InputError
 from cloob.search.ask import query as queries
 from cloob.search.ask.query import Query, Term, embed_query
+from search_colours import ColourModel
+from support import picture, served, serving
 
 
 @pytest.mark.parametrize(

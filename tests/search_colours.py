@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ DIM = 24
 
 
 class ColourModel:
-    """A picture is the row of the colour nearest to its mean, a text that of the colour it names; other texts differ."""
+    """A picture is the row of the colour nearest to its mean, a text that of the colour it names."""
 
     name = "colours"
     fingerprint = "c" * 32
@@ -53,7 +54,9 @@ class ColourModel:
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         self.texts += texts
-        return torch.stack([self._row(next((w for w in text.lower().split() if w in COLOURS), text)) for text in texts])
+        return torch.stack(
+            [self._row(next((w for w in re.findall("[a-z]+", text) if w in COLOURS), text)) for text in texts]
+        )
 
     @staticmethod
     def _row(name: str, shade: float | None = None) -> Tensor:
