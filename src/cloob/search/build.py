@@ -61,6 +61,7 @@ class Summary:
         changed: Pictures whose file holds something else now.
         moved: Files of the same bytes at a new path, while the old one is gone.
         described: Files of the same bytes of which something else is said now: time, caption or columns.
+        completed: Pictures that were known, and got a vector of this model now.
         removed: Pictures that are gone.
         unchanged: Files that were not opened.
         embedded: Pictures that went through the model.
@@ -75,6 +76,7 @@ class Summary:
     changed: int = 0
     moved: int = 0
     described: int = 0
+    completed: int = 0
     removed: int = 0
     unchanged: int = 0
     embedded: int = 0
@@ -94,7 +96,7 @@ class Summary:
 
     def add(self, other: Summary) -> None:
         """Adds what another source or rank did."""
-        for name in ("added", "changed", "moved", "described", "removed", "unchanged", "embedded"):
+        for name in ("added", "changed", "moved", "described", "completed", "removed", "unchanged", "embedded"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults.update(other.faults)
         for reason, examples in other.fault_examples.items():
@@ -321,6 +323,8 @@ class _Updater:
                 self.summary.added += 1
             elif prepared.item is not None and state.content != prepared.item.content:
                 self.summary.changed += 1
+            else:
+                self.summary.completed += 1
 
     def _write_fault(self, prepared: Prepared, fault: str) -> None:
         found, name = prepared.work.found, prepared.work.collection.name

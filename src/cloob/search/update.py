@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -137,7 +137,13 @@ class _Model:
         encoder = self._encoder or load_model(self.spec, device=self._device)
         self._encoder = encoder
         new = IndexedModel(self.name, self.spec, fingerprint(encoder), _width(encoder))
-        old = next((model for model in self._store.models() if model.name == self.name), None)
+        known = self._store.models()
+        same = next((model for model in known if model.fingerprint == new.fingerprint), None)
+        if same is not None and same.name != self.name:
+            if self._options.name is not None:
+                raise InputError(f"{self.name}: {self._store.address} has vectors of these weights, as {same.name!r}")
+            self.name, new = same.name, replace(new, name=same.name)
+        old = next((model for model in known if model.name == self.name), None)
         if old is not None and old.fingerprint != new.fingerprint and not self._options.replace_model:
             raise changed(old, self._store.address)
         part.wait()  # all have compared

@@ -136,6 +136,7 @@ def _tell(summary: Summary) -> bool:
         ("changed", summary.changed),
         ("moved", summary.moved),
         ("described anew", summary.described),
+        ("known, with a vector of this model now", summary.completed),
         ("removed", summary.removed),
         ("as they were", summary.unchanged),
     )
