@@ -17,7 +17,7 @@ import torch
 
 from cloob.models.encoding import Encoder, evaluating
 from cloob.search.prepare import Prepared, Preparer, Work, in_threads, limit
-from cloob.search.scan.collection import Collection, Found, LeftOut
+from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut
 from cloob.search.store import FileState, Store, Vectors
 
 COMMIT_SECONDS = 10.0
@@ -150,7 +150,7 @@ def make_plan(store: Store, collection: Collection, model: str, effort: Effort) 
             plan.work.append(Work(found, state, collection))
     plan.vanished = [state for path, state in known.items() if not _below(path, collection.unlisted)]
     plan.summary.left_out = collection.left_out
-    if there and not found_any and not effort.remove_all:
+    if there and not found_any and not collection.unlisted and not effort.remove_all:
         plan.vanished = []
         plan.summary.refused[collection.name] = (
             f"none of its {there:,} pictures is there any more (not mounted?), so nothing was removed; "
@@ -346,7 +346,7 @@ def _worth_another_try(fault: str, effort: Effort) -> bool:
 
 
 def _below(path: str, folders: Sequence[str]) -> bool:
-    return any(path.startswith(f"{folder}/") for folder in folders)
+    return any(path.startswith((f"{folder}/", f"{folder}{SEPARATOR}")) for folder in folders)
 
 
 def _is_mine(work: Work, updater: _Updater, part: Part) -> bool:
