@@ -9,6 +9,7 @@ from cloob.commands.arguments import check_amounts, parse
 from cloob.commands.finding import ClassifyArguments
 from cloob.commands.search import INDEX_FILE
 from cloob.errors import InputError
+from cloob.models import names
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,6 +32,7 @@ def check_source(source: str, model: str | None) -> None:
         raise InputError(f"{source}: no such file or folder")
     if model is None:
         raise InputError("no model given: --model names a run folder, or NAME/TAG of open_clip")
+    names.check_source(model)
 
 
 def read_labels(text: str) -> tuple[str, ...]:
