@@ -12,26 +12,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
-from index_fakes import FakeEncoder, options, write_noise
+from index_fakes import FakeEncoder, content, faults, options, write_noise
 
 from cloob.search.index import Index
 
 NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
-
-
-def content(index: Index, model: str = "fake") -> dict[str, tuple[object, ...]]:
-    """What an index says by path, vectors rounded: a batch of another size rounds differently."""
-    items = index.items(index.store.ids().tolist())
-    vectors = index.store.vectors(model, [item.id for item in items]) if items else []
-    return {
-        item.path: (item.content, item.mtime_ns, item.bytes, item.width, item.caption, tuple(np.round(vector, 4)))
-        for item, vector in zip(items, vectors, strict=True)
-    }
-
-
-def faults(index: Index) -> dict[str, str]:
-    known = (state for source in index.store.sources() for state in index.store.states(source))
-    return {state.path: state.fault for state in known if state.fault is not None}
 
 
 class Updates(RuleBasedStateMachine):
