@@ -33,7 +33,7 @@ class SearchArguments:
     """How many at most."""
     cutoff: str = "auto"
     """Leave out what is nearer to the query by less than this many standard deviations than unrelated queries are; auto
-    is 2.5, 2 for pictures alone, and none for --like alone; none leaves out nothing."""
+    is 3, 2 for pictures alone, and none for --like alone; none leaves out nothing."""
     like: str | None = None
     """More like this picture of the index: its id or its path."""
     duplicates: bool = False
@@ -82,7 +82,7 @@ class ClassifyArguments:
     """Each label that fits, any number of them."""
     none: bool = False
     """A picture may also be none of these."""
-    cutoff: float = 1.5
+    cutoff: float = 1.75
     """Of --multi and --none: a label fits from so many standard deviations above unrelated texts."""
     inv_tau: float | None = None
     """Inverse temperature of the softmax; left out, the model's own."""

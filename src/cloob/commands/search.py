@@ -15,6 +15,9 @@ INDEX_FILE = "index.sqlite"
 def main(words: Sequence[str]) -> int:
     """Searches; 1 where something found could not be copied."""
     own, terms = split_terms(words)
+    taken = next((word for word in own if word[:1] == "-" and word[1:2].isalnum() and word != "-h"), None)
+    if taken is not None:
+        raise InputError(f"{taken}: what is taken away comes behind --, as in: cloob search IDX beach -- {taken}")
     arguments = parse(SearchArguments, own, "cloob search")
     _check(arguments, terms)
     check_index(arguments.index)
@@ -43,7 +46,7 @@ def read_cutoff(text: str) -> float | str | None:
     try:
         return float(text)
     except ValueError:
-        raise InputError(f"--cutoff is {text!r}; auto, none or a number such as 2.5 is wanted") from None
+        raise InputError(f"--cutoff is {text!r}; auto, none or a number such as 3 is wanted") from None
 
 
 def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:
