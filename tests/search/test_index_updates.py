@@ -170,6 +170,17 @@ def test_a_changed_file_loses_the_vectors_of_other_models(folder: Path, index: I
     assert index.update([folder], options(second)).completed == 1
 
 
+def test_another_size_is_another_file_though_the_time_is_the_same(folder: Path, index: Index) -> None:
+    encoder = FakeEncoder()
+    index.update([folder], options(encoder))
+    state = (folder / "a.png").stat()
+    write_noise(folder / "a.png", 5)
+    with (folder / "a.png").open("ab") as end:
+        end.write(b"more")
+    os.utime(folder / "a.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert index.update([folder], options(encoder)).changed == 1
+
+
 def test_a_source_that_is_gone_is_not_removed(folder: Path, index: Index) -> None:
     encoder = FakeEncoder()
     index.update([folder], options(encoder))
@@ -187,7 +198,7 @@ def test_bad_files_are_noted_and_not_tried_again(folder: Path, index: Index, mon
     encoder = FakeEncoder()
     (folder / "bad.png").write_bytes(b"nope")
     assert index.update([folder], options(encoder)).faults == {"corrupt image": 1}
-    from cloob.search import prepare
+    from cloob.search.build import prepare
 
     def never(data: bytes) -> None:
         raise AssertionError("opened again")
