@@ -34,6 +34,7 @@ def test_the_commands_and_the_code(
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
     write_pictures(Path("pictures"), n=3)
+    Path("runs/mine").mkdir(parents=True)  # loading it gives the model that knows colours
     shutil.copy("pictures/red-0.png", "pictures/red.png")
     Path("photo.jpg").write_bytes(support.picture("red", kind="JPEG"))
     Path("labels.txt").write_text("red\nblue\n")

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloob.commands.arguments import check_amounts, parse
-from cloob.commands.finding import ClassifyArguments
+from cloob.commands.finding import ClassifyArguments, read_labels
 from cloob.commands.search import INDEX_FILE
 from cloob.errors import InputError
+from cloob.models import names
 
 
 def main(words: Sequence[str]) -> int:
@@ -31,20 +32,7 @@ def check_source(source: str, model: str | None) -> None:
         raise InputError(f"{source}: no such file or folder")
     if model is None:
         raise InputError("no model given: --model names a run folder, or NAME/TAG of open_clip")
-
-
-def read_labels(text: str) -> tuple[str, ...]:
-    """The labels of ``--labels``: those of a file with one a line, or parted by commas."""
-    path = Path(text)
-    if path.is_file():
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--labels {text}: no text file of labels ({type(error).__name__})") from None
-        return tuple(line.strip() for line in lines if line.strip())
-    if path.suffix == ".txt":
-        raise InputError(f"--labels {text}: no such file")
-    return tuple(label.strip() for label in text.split(","))
+    names.check_source(model)
 
 
 def _check(arguments: ClassifyArguments) -> None:

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from cloob.commands.classify import read_labels
-from cloob.commands.finding import ClassifyArguments
+from cloob.commands.finding import ClassifyArguments, read_labels
 from cloob.commands.work.collection import opened
 from cloob.commands.work.showing import folder_name, free_name, hint, name_of, printable
 from cloob.errors import InputError

@@ -11,8 +11,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloob.commands.finding import SearchArguments
-from cloob.commands.search import read_cutoff
+from cloob.commands.finding import SearchArguments, read_cutoff
 from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, printable
 from cloob.errors import InputError
 from cloob.search.ask.query import Query, Term
