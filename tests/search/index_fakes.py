@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cloob.search.build import Effort
+from cloob.search.index import Index
 from cloob.search.scan.open import ScanOptions
 from cloob.search.update import UpdateOptions
 
@@ -55,3 +56,18 @@ def write_noise(path: Path, seed: int, **saving: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise(seed).save(path, **saving)
     return path
+
+
+def content(index: Index, model: str = "fake") -> dict[str, tuple[object, ...]]:
+    """What an index says by path, vectors rounded: a batch of another size rounds differently."""
+    items = index.items(index.store.ids().tolist())
+    vectors = index.store.vectors(model, [item.id for item in items]) if items else []
+    return {
+        item.path: (item.content, item.mtime_ns, item.bytes, item.width, item.caption, tuple(np.round(vector, 4)))
+        for item, vector in zip(items, vectors, strict=True)
+    }
+
+
+def faults(index: Index) -> dict[str, str]:
+    known = (state for source in index.store.sources() for state in index.store.states(source))
+    return {state.path: state.fault for state in known if state.fault is not None}

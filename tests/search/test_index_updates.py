@@ -12,26 +12,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
-from index_fakes import FakeEncoder, options, write_noise
+from index_fakes import FakeEncoder, content, faults, options, write_noise
 
 from cloob.search.index import Index
 
 NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
-
-
-def content(index: Index, model: str = "fake") -> dict[str, tuple[object, ...]]:
-    """What an index says by path, vectors rounded: a batch of another size rounds differently."""
-    items = index.items(index.store.ids().tolist())
-    vectors = index.store.vectors(model, [item.id for item in items]) if items else []
-    return {
-        item.path: (item.content, item.mtime_ns, item.bytes, item.width, item.caption, tuple(np.round(vector, 4)))
-        for item, vector in zip(items, vectors, strict=True)
-    }
-
-
-def faults(index: Index) -> dict[str, str]:
-    known = (state for source in index.store.sources() for state in index.store.states(source))
-    return {state.path: state.fault for state in known if state.fault is not None}
 
 
 class Updates(RuleBasedStateMachine):
@@ -185,6 +170,17 @@ def test_a_changed_file_loses_the_vectors_of_other_models(folder: Path, index: I
     assert index.update([folder], options(second)).completed == 1
 
 
+def test_another_size_is_another_file_though_the_time_is_the_same(folder: Path, index: Index) -> None:
+    encoder = FakeEncoder()
+    index.update([folder], options(encoder))
+    state = (folder / "a.png").stat()
+    write_noise(folder / "a.png", 5)
+    with (folder / "a.png").open("ab") as end:
+        end.write(b"more")
+    os.utime(folder / "a.png", ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert index.update([folder], options(encoder)).changed == 1
+
+
 def test_a_source_that_is_gone_is_not_removed(folder: Path, index: Index) -> None:
     encoder = FakeEncoder()
     index.update([folder], options(encoder))
@@ -202,7 +198,7 @@ def test_bad_files_are_noted_and_not_tried_again(folder: Path, index: Index, mon
     encoder = FakeEncoder()
     (folder / "bad.png").write_bytes(b"nope")
     assert index.update([folder], options(encoder)).faults == {"corrupt image": 1}
-    from cloob.search import prepare
+    from cloob.search.build import prepare
 
     def never(data: bytes) -> None:
         raise AssertionError("opened again")

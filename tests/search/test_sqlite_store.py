@@ -164,6 +164,20 @@ def test_a_cache_of_another_index_or_a_damaged_one_is_not_used(tmp_path: Path) -
         with_cache.close()
 
 
+def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None:
+    """Its revisions have the numbers of those that the cache knows, and other vectors."""
+    filled(tmp_path / "i", 3).close()
+    database = tmp_path / "i" / FILE
+    backup = database.read_bytes()
+    for seed in (7, 8):
+        database.write_bytes(backup)
+        store = SqliteStore(tmp_path / "i", writable=True)
+        store.write([item("0", "new")], "m", units(1, seed))
+        assert store.nearest("m", units(1, seed), 1).scores[0, 0] == pytest.approx(1)
+        store.optimise()
+        store.close()
+
+
 def test_a_folder_that_cannot_be_written_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     filled(tmp_path / "i").close()
 

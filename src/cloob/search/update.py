@@ -16,7 +16,8 @@ from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
 from cloob.models.fingerprint import fingerprint
 from cloob.models.load import load_model
-from cloob.search.build import Effort, Part, Summary, carry_out, make_plan
+from cloob.search.build.carry import Part, carry_out
+from cloob.search.build.plan import Effort, Summary, make_plan
 from cloob.search.records import IndexedModel
 from cloob.search.scan.collection import Collection, Gone
 from cloob.search.scan.open import ScanOptions, open_collection, source_name
