@@ -17,7 +17,7 @@ import torch
 
 from cloob.models.encoding import Encoder, evaluating
 from cloob.search.prepare import Prepared, Preparer, Work, in_threads, limit
-from cloob.search.scan.collection import Collection, Found, LeftOut
+from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut
 from cloob.search.store import FileState, Store, Vectors
 
 COMMIT_SECONDS = 10.0
@@ -61,6 +61,7 @@ class Summary:
         changed: Pictures whose file holds something else now.
         moved: Files of the same bytes at a new path, while the old one is gone.
         described: Files of the same bytes of which something else is said now: time, caption or columns.
+        completed: Pictures that were known, and got a vector of this model now.
         removed: Pictures that are gone.
         unchanged: Files that were not opened.
         embedded: Pictures that went through the model.
@@ -75,6 +76,7 @@ class Summary:
     changed: int = 0
     moved: int = 0
     described: int = 0
+    completed: int = 0
     removed: int = 0
     unchanged: int = 0
     embedded: int = 0
@@ -94,7 +96,7 @@ class Summary:
 
     def add(self, other: Summary) -> None:
         """Adds what another source or rank did."""
-        for name in ("added", "changed", "moved", "described", "removed", "unchanged", "embedded"):
+        for name in ("added", "changed", "moved", "described", "completed", "removed", "unchanged", "embedded"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults.update(other.faults)
         for reason, examples in other.fault_examples.items():
@@ -148,7 +150,7 @@ def make_plan(store: Store, collection: Collection, model: str, effort: Effort) 
             plan.work.append(Work(found, state, collection))
     plan.vanished = [state for path, state in known.items() if not _below(path, collection.unlisted)]
     plan.summary.left_out = collection.left_out
-    if there and not found_any and not effort.remove_all:
+    if there and not found_any and not collection.unlisted and not effort.remove_all:
         plan.vanished = []
         plan.summary.refused[collection.name] = (
             f"none of its {there:,} pictures is there any more (not mounted?), so nothing was removed; "
@@ -321,6 +323,8 @@ class _Updater:
                 self.summary.added += 1
             elif prepared.item is not None and state.content != prepared.item.content:
                 self.summary.changed += 1
+            else:
+                self.summary.completed += 1
 
     def _write_fault(self, prepared: Prepared, fault: str) -> None:
         found, name = prepared.work.found, prepared.work.collection.name
@@ -342,7 +346,7 @@ def _worth_another_try(fault: str, effort: Effort) -> bool:
 
 
 def _below(path: str, folders: Sequence[str]) -> bool:
-    return any(path.startswith(f"{folder}/") for folder in folders)
+    return any(path.startswith((f"{folder}/", f"{folder}{SEPARATOR}")) for folder in folders)
 
 
 def _is_mine(work: Work, updater: _Updater, part: Part) -> bool:
