@@ -40,7 +40,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a running server's empty database; password "pass word"."""
     programs = _programs()
     if programs is None:
-        pytest.skip("no PostgreSQL with pgvector here (Debian: apt-get install postgresql postgresql-17-pgvector)")
+        pytest.skip("no PostgreSQL with pgvector here (Debian: apt-get install postgresql-17-pgvector)")
     folder = tmp_path_factory.mktemp("postgres")
     user: dict[str, Any] = {}
     if os.getuid() == 0:  # a server refuses to run as root

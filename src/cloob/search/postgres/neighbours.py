@@ -52,9 +52,7 @@ class Counts:
         return count
 
 
-def nearest(
-    server: Server, counts: Counts, model: int, queries: Vectors, top: int, condition: Condition
-) -> Neighbours:
+def nearest(server: Server, counts: Counts, model: int, queries: Vectors, top: int, condition: Condition) -> Neighbours:
     """The ``top`` items nearest to each of (Q, D) queries that meet the condition, ties by id."""
     searched = counts.get(server, model, condition)
     wanted = min(top, searched)
@@ -77,8 +75,7 @@ def build(server: Server, model: int, dim: int) -> None:
     if count > HNSW_ROWS and dim <= _HNSW_DIM and not _has_index(server, model):
         server.build(f"DROP INDEX CONCURRENTLY IF EXISTS {table}_hnsw")  # of a build that broke off
         server.build(
-            f"CREATE INDEX CONCURRENTLY {table}_hnsw ON {table} USING hnsw"
-            f" ((vector::halfvec({dim})) halfvec_ip_ops)"
+            f"CREATE INDEX CONCURRENTLY {table}_hnsw ON {table} USING hnsw ((vector::halfvec({dim})) halfvec_ip_ops)"
         )
     server.build(f"ANALYZE {table}")
     server.build("ANALYZE cloob_items")
@@ -94,7 +91,8 @@ def _has_index(server: Server, model: int) -> bool:
     """Whether there is an HNSW index that is whole."""
     return bool(
         server.rows(
-            "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(%s) AND indisvalid", (f"{vectors_table(model)}_hnsw",)
+            "SELECT 1 FROM pg_index WHERE indexrelid = to_regclass(%s) AND indisvalid",
+            (f"{vectors_table(model)}_hnsw",),
         )
     )
 

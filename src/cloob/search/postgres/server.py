@@ -73,8 +73,12 @@ class Server:
         self._writable = writable
         self._lock = threading.RLock()
         self._open: Connection[Any] | None = None
-        with self.transaction(write=create) as cursor:
-            self._check(cursor, create=create)
+        try:
+            with self.transaction(write=create) as cursor:
+                self._check(cursor, create=create)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends the connection."""
@@ -119,8 +123,8 @@ class Server:
             self._open = self._psycopg.connect(self._conninfo, connect_timeout=_CONNECT_SECONDS)
             self._open.read_only = not self._writable
             with self._open.transaction():
-                known = self._open.execute("SELECT 1 FROM pg_type WHERE typname = 'vector'").fetchone()
-            if known:
+                known = self._open.execute("SELECT to_regtype('vector')").fetchone()
+            if known is not None and known[0] is not None:
                 self._pgvector.register_vector(self._open)
                 self._open.rollback()
         return self._open

@@ -188,7 +188,9 @@ class PostgresStore:
             "SELECT key, bool_or(jsonb_typeof(value) = 'string'), bool_or(jsonb_typeof(value) IN ('number', 'boolean'))"
             " FROM cloob_items, jsonb_each(columns) GROUP BY key"
         )
-        return {name: "mixed" if text and number else "text" if text else "number" for name, text, number in sorted(rows)}
+        return {
+            name: "mixed" if text and number else "text" if text else "number" for name, text, number in sorted(rows)
+        }
 
     def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
         """Ids of the items with these bytes."""
