@@ -86,7 +86,7 @@ class Guard:
             cookies = SimpleCookie()
         if COOKIE in cookies:
             offered.append(cookies[COOKIE].value)
-        return any([self._right(token) for token in offered])
+        return any(self._right(token) for token in offered)
 
     def _right(self, offered: str) -> bool:
         assert self._config.token is not None

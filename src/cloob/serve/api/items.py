@@ -12,13 +12,14 @@ from cloob.serve.api.find import IdPath, WhereQuery, collection
 from cloob.serve.collection import Collection, Gone
 
 router = APIRouter(tags=["pictures"])
+Responses = dict[int | str, dict[str, Any]]
 _KINDS = (
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x89PNG\r\n", "image/png"),
     (b"GIF8", "image/gif"),
 )
-_JPEG = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
-_ANY = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
+_JPEG: Responses = {200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}}}
+_ANY: Responses = {200: {"content": {"image/*": {}, "application/octet-stream": {}}}}
 
 
 @router.get("/items", response_model=list[schemas.Picture])
@@ -115,7 +116,7 @@ async def _content(held: Collection, id_: int) -> str:
     found = await held.search(lambda: held.index.items([id_]))
     if not found:
         raise Gone(f"no picture {id_}")
-    return found[0].content[:32]
+    return str(found[0].content[:32])
 
 
 def _kind(data: bytes) -> str:

@@ -28,6 +28,8 @@ async function fill(id, value) {
     return;
   }
   const image = h("img", { alt: title(item), src: api.thumbnail(id, 1024), width: item.width, height: item.height });
+  image.style.maxWidth = `min(100%, ${4 * item.width}px)`; // a small one is not blown up further
+  image.style.maxHeight = `min(100%, ${4 * item.height}px)`;
   image.addEventListener("error", () => image.replaceWith(h("p.quiet", {}, "Its file is not there any more, or has changed.")));
   const actions = h(
     "div.actions",

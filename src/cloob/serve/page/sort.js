@@ -6,7 +6,7 @@ import { Grid } from "./grid.js";
 import * as state from "./state.js";
 
 const view = $("view-sort");
-const SHOWN = 12;
+const LEAST = 104;
 let parts = null;
 let asking = null;
 let asked = "";
@@ -87,14 +87,16 @@ function fill(sorted) {
 function section(label, all, most) {
   const bar = h("span.bar");
   bar.style.setProperty("--share", label.count / most);
-  const grid = new Grid({ label: `Pictures of ${label.label}`, open: detail.show, least: 104 });
+  const grid = new Grid({ label: `Pictures of ${label.label}`, open: detail.show, least: LEAST });
   grids.push(grid);
+  const across = Math.max(3, Math.floor((view.clientWidth + 14) / (LEAST + 14)));
+  const some = across < 6 ? 2 * across : across;
   let open = false;
   const more = h("button.quiet-button", { type: "button", "aria-expanded": "false" });
   const show = () => {
-    const n = open ? label.ids.length : SHOWN;
+    const n = open ? label.ids.length : some;
     grid.set(label.ids.slice(0, n), label.probabilities.slice(0, n), percent);
-    more.hidden = label.ids.length <= SHOWN;
+    more.hidden = label.ids.length <= some;
     more.textContent = open ? "Fewer" : `Show ${label.ids.length < label.count ? `the surest ${number(label.ids.length)}` : "all"}`;
     more.setAttribute("aria-expanded", open);
   };
