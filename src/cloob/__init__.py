@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from cloob.models.towers import create_model
     from cloob.objective import ContrastiveObjective, make_objective
     from cloob.recipes import get_recipe
+    from cloob.search.index import Index
     from cloob.train.config import TrainConfig
     from cloob.train.loop import train
 
 __version__ = "0.1.0"
 __all__ = [
     "ContrastiveObjective",
+    "Index",
     "TrainConfig",
     "__version__",
     "create_model",
@@ -38,6 +40,7 @@ __all__ = [
 # Where each name is defined.
 _HOMES = {
     "ContrastiveObjective": "cloob.objective",
+    "Index": "cloob.search.index",
     "TrainConfig": "cloob.train.config",
     "create_model": "cloob.models.towers",
     "get_recipe": "cloob.recipes",
