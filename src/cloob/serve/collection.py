@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from cloob.errors import InputError
+from cloob.models.encoding import evaluating
+from cloob.search.ask.query import Query, Term
 from cloob.serve.batcher import Batcher
 from cloob.serve.settings import ServeConfig
 from cloob.serve.uploads import Row, Upload, Uploads, decode_upload, thumbnail, upload_id
@@ -38,6 +40,13 @@ class Part:
     item: int | None = None
     upload: str | None = None
     weight: float = 1.0
+
+    @property
+    def term(self) -> Term:
+        """The part as the index has it; its row is known where an uploaded picture takes part."""
+        if self.words is not None:
+            return Term(self.words, "words", self.weight)
+        return Term(self.item or 0, "item" if self.item is not None else "image", self.weight)
 
 
 class Collection:
@@ -98,6 +107,16 @@ class Collection:
 
     # What becomes of words and pictures.
 
+    async def query(self, parts: Sequence[Part], model: str) -> tuple[Query, Row]:
+        """A query as the index takes it, parts of weight 0 left out, and its unit row (D,).
+
+        Raises:
+            As :meth:`row`.
+        """
+        weighing = [part for part in parts if part.weight != 0]
+        row = await self.row(weighing, model)
+        return Query(tuple(part.term for part in weighing)), row
+
     async def row(self, parts: Sequence[Part], model: str) -> Row:
         """The unit row (D,) of a query: the weighted sum of its parts' rows.
 
@@ -106,6 +125,8 @@ class Collection:
             InputError: The parts cancel each other.
             Busy: Too many queries wait.
         """
+        if not parts:
+            raise InputError("all parts of the query have the weight 0; give one of them more")
         rows = await asyncio.gather(*(self._part(part, model) for part in parts))
         weights = np.array([part.weight for part in parts], dtype=np.float32)
         total = weights @ np.stack(rows)
@@ -162,10 +183,14 @@ class Collection:
         if (model, kind) not in self._batchers:
 
             def texts(batch: list[str]) -> Sequence[Row]:
-                return _rows(self.index.encoder(model).encode_text(batch))
+                encoder = self.index.encoder(model)
+                with evaluating(encoder):
+                    return _rows(encoder.encode_text(batch))
 
             def pictures(batch: list[torch.Tensor]) -> Sequence[Row]:
-                return _rows(self.index.encoder(model).encode_image(torch.stack(batch)))
+                encoder = self.index.encoder(model)
+                with evaluating(encoder):
+                    return _rows(encoder.encode_image(torch.stack(batch)))
 
             work: Callable[[list[Any]], Sequence[Row]] = texts if kind == "text" else pictures
             self._batchers[model, kind] = Batcher(

@@ -61,7 +61,7 @@ class Guard:
         if refusal is not None:
             await _answer(careful, *refusal)
             return
-        if self._config.token is not None and not self._known(headers):
+        if self._config.token is not None and (_offers_token(scope) or not self._known(headers)):
             await self._ask(scope, receive, careful)
             return
         await self._within_limit(scope, headers, receive, careful)
@@ -140,7 +140,20 @@ class Guard:
                 answered = True
                 await _answer(send, *refusal)
 
-        await self._app(scope, counted, checked)
+        try:
+            await self._app(scope, counted, checked)
+        except Exception:
+            if taken <= limit:
+                raise
+            if not answered:
+                await _answer(send, *refusal)
+
+
+def _offers_token(scope: Scope) -> bool:
+    """Whether the address or the form brings a token, which then goes into a cookie and out of the address."""
+    if scope["path"] == "/login":
+        return bool(scope["method"] == "POST")
+    return scope["path"] == "/" and b"token=" in scope["query_string"]
 
 
 def _host(header: str) -> str:

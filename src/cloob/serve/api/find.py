@@ -9,6 +9,8 @@ import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 
 from cloob.search.records import Results
+from cloob.search.sort.classify import NONE, TEMPLATES, LabelOptions, Labels
+from cloob.search.store import Ids, Vectors
 from cloob.serve.api import schemas
 from cloob.serve.api.schemas import MOST, ItemPart, UploadPart, WordsPart
 from cloob.serve.collection import Collection, Part
@@ -30,11 +32,12 @@ async def search(request: Request, query: schemas.SearchQuery) -> Any:
     """Looks for pictures by words, by pictures, or by both with weights; a weight below 0 keeps away from its part."""
     held = collection(request)
     model = held.model(query.model)
-    row = await held.row(_parts(query.parts), model)
-    # Index's own default says how strict the cutoff is; None asks for none.
-    options: dict[str, Any] = {} if query.cutoff else {"cutoff": None}
+    asked, row = await held.query(_parts(query.parts), model)
+    cutoff: Literal["auto"] | None = "auto" if query.cutoff else None
     results = await held.search(
-        lambda: held.index.search(row, top=query.top, where=query.where or None, model=model, **options)
+        lambda: held.index.search(
+            asked, row=row, top=query.top, where=query.where or None, model=model, cutoff=cutoff
+        )
     )
     return _found(held, results)
 
@@ -60,16 +63,9 @@ async def classify(request: Request, query: schemas.ClassifyQuery) -> Any:
     """Sorts all pictures, or those that a filter lets through, by labels in your own words."""
     held = collection(request)
     model = held.model(query.model)
-    labels = list(dict.fromkeys(query.labels))
+    options = LabelOptions(templates=tuple(query.templates) or TEMPLATES, multi=query.multi, none=query.none)
     sorted_ = await held.slow(
-        lambda: held.index.classify(
-            labels,
-            templates=query.templates or None,
-            multi=query.multi,
-            none=query.none,
-            where=query.where or None,
-            model=model,
-        )
+        lambda: held.index.classify(query.labels, options, where=query.where or None, model=model)
     )
     return {"model": model, "revision": held.index.revision(), **_by_label(sorted_, query.top)}
 
@@ -82,13 +78,28 @@ async def explain(request: Request, query: schemas.ExplainQuery) -> Any:
     """
     held = collection(request)
     model = held.model(query.model)
-    row = await held.row(_parts(query.parts), model)
-    retrieved = await held.search(lambda: held.index.explain(row, beta=query.beta, top=query.top, model=model))
+    asked, row = await held.query(_parts(query.parts), model)
+    retrieved = await held.search(
+        lambda: held.index.explain(
+            asked, row=row, beta=query.beta, top=query.top, where=query.where or None, model=model
+        )
+    )
     memories = [
-        {**schemas.picture(memory.item, whole_path=held.config.local), "weight": memory.weight}
-        for memory in retrieved.memories
+        {
+            **schemas.picture(picture.item, whole_path=held.config.local),
+            "weight": picture.weight,
+            "score": _cosine(picture.score),
+        }
+        for picture in retrieved.pictures
     ]
-    return {"model": model, "beta": retrieved.beta, "effective": retrieved.effective, "memories": memories}
+    return {
+        "model": model,
+        "beta": retrieved.beta,
+        "memory": retrieved.memory,
+        "effective": retrieved.effective,
+        "agreement": _cosine(retrieved.agreement),
+        "memories": memories,
+    }
 
 
 @router.get("/map", response_model=schemas.MapPoints)
@@ -126,6 +137,10 @@ async def embed(request: Request, query: schemas.EmbedQuery) -> Any:
     return {"model": model, "dim": held.index.model(model).dim, "texts": texts, "uploads": uploads}
 
 
+def _cosine(value: float) -> float:
+    return max(-1.0, min(1.0, float(value)))
+
+
 def _parts(parts: list[WordsPart | ItemPart | UploadPart]) -> list[Part]:
     return [Part(**part.model_dump()) for part in parts]
 
@@ -134,7 +149,7 @@ def _found(held: Collection, results: Results) -> dict[str, Any]:
     hits = [
         {
             **schemas.picture(hit.item, whole_path=held.config.local),
-            "score": max(-1.0, min(1.0, float(hit.score))),
+            "score": _cosine(hit.score),
             "margin": None if hit.margin is None or not math.isfinite(hit.margin) else float(hit.margin),
         }
         for hit in results.hits
@@ -148,21 +163,30 @@ def _found(held: Collection, results: Results) -> dict[str, Any]:
     }
 
 
-def _by_label(sorted_: Any, top: int) -> dict[str, Any]:
-    """The pictures of each label, the surest first."""
-    probabilities = np.asarray(sorted_.probabilities, dtype=np.float64)
-    ids = np.asarray(sorted_.ids)
-    chosen = np.asarray(sorted_.chosen, dtype=bool)
-    labels = []
-    for column, label in enumerate(sorted_.labels):
-        members = np.flatnonzero(chosen[:, column])
-        order = members[np.argsort(-probabilities[members, column], kind="stable")][:top]
-        labels.append(
-            {
-                "label": label,
-                "count": len(members),
-                "ids": ids[order].tolist(),
-                "probabilities": np.round(probabilities[order, column], 4).tolist(),
-            }
-        )
-    return {"classified": len(ids), "labels": labels}
+def _by_label(labels: Labels, top: int) -> dict[str, Any]:
+    """The pictures of each label, the surest first; those without any last, where there are some."""
+    members: list[list[int]] = [[] for _ in labels.names]
+    without: list[int] = []
+    for place, chosen in enumerate(labels.chosen):
+        for label in chosen:
+            members[label].append(place)
+        if not chosen:
+            without.append(place)
+    answers = [
+        _label(name, labels.ids, labels.probabilities[:, column], members[column], top)
+        for column, name in enumerate(labels.names)
+    ]
+    if without:
+        answers.append(_label(NONE, labels.ids, 1 - labels.probabilities.max(1), without, top))
+    return {"classified": len(labels.ids), "labels": answers}
+
+
+def _label(name: str, ids: Ids, probabilities: Vectors, members: list[int], top: int) -> dict[str, Any]:
+    places = np.array(members, dtype=np.int64)
+    order = places[np.argsort(-probabilities[places], kind="stable")][:top]
+    return {
+        "label": name,
+        "count": len(members),
+        "ids": ids[order].tolist(),
+        "probabilities": np.round(probabilities[order].astype(np.float64), 4).tolist(),
+    }

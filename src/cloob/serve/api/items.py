@@ -7,6 +7,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Query, Request, Response, UploadFile
 
 from cloob.errors import InputError
+from cloob.pictures import Unreadable
+from cloob.search.where import NUMBERS, TEXTS, parse
 from cloob.serve.api import schemas
 from cloob.serve.api.find import IdPath, WhereQuery, collection
 from cloob.serve.collection import Collection, Gone
@@ -37,7 +39,7 @@ async def items(
 async def ids(request: Request, where: WhereQuery = None) -> Any:
     """The ids of all pictures, or of those that a filter lets through."""
     held = collection(request)
-    found = await held.search(lambda: held.index.ids(where or None).tolist())
+    found = await held.search(lambda: _ids(held, where))
     return {"revision": held.index.revision(), "ids": found}
 
 
@@ -45,8 +47,9 @@ async def ids(request: Request, where: WhereQuery = None) -> Any:
 async def columns(request: Request) -> Any:
     """What a filter can name."""
     held = collection(request)
-    kinds = await held.search(held.index.columns)
-    return [{"name": name, "kind": kind} for name, kind in kinds.items()]
+    others = await held.search(held.index.columns)
+    own = dict.fromkeys(TEXTS, "text") | dict.fromkeys(NUMBERS, "number") | {"date": "date"}
+    return [{"name": name, "kind": kind} for name, kind in {**own, **others}.items()]
 
 
 @router.get("/items/{id}", response_model=schemas.Picture)
@@ -73,7 +76,7 @@ async def thumbnail(
         return Response(status_code=304, headers=kept)
     try:
         data = await held.files(lambda: held.index.thumbnail(id, size))
-    except (InputError, OSError):
+    except (InputError, OSError, Unreadable):
         raise Gone(f"the file of picture {id} is not there or has changed; cloob index brings it up to date") from None
     return Response(data, media_type="image/jpeg", headers=kept)
 
@@ -85,7 +88,7 @@ async def picture(request: Request, id: IdPath) -> Response:
     await _content(held, id)
     try:
         data = await held.files(lambda: held.index.picture(id))
-    except (InputError, OSError):
+    except (InputError, OSError, Unreadable):
         raise Gone(f"the file of picture {id} is not there or has changed; cloob index brings it up to date") from None
     kind = _kind(data)
     headers = {"cache-control": "private, max-age=60"}
@@ -110,6 +113,12 @@ async def upload_thumbnail(request: Request, id: str) -> Response:
     if held is None:
         raise Gone("the uploaded picture is no longer held; upload it again")
     return Response(held.thumbnail, media_type="image/jpeg", headers={"cache-control": "private, max-age=3600"})
+
+
+def _ids(held: Collection, where: str | None) -> list[int]:
+    filter_ = parse(where, held.index.columns()) if where else None
+    ids: list[int] = held.index.store.ids(filter_).tolist()
+    return ids
 
 
 async def _content(held: Collection, id_: int) -> str:

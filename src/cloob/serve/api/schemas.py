@@ -64,6 +64,7 @@ class ExplainQuery(_Words):
     parts: Parts
     beta: Annotated[float, Field(gt=0, le=1000, description="Left out, the model's own.", examples=[8.0])] | None = None
     top: Annotated[int, Field(ge=1, le=100)] = 12
+    where: Where | None = None
     model: Name | None = None
 
 
@@ -72,7 +73,7 @@ class ClassifyQuery(_Words):
 
     labels: Annotated[list[Label], Field(min_length=1, max_length=200)]
     templates: Annotated[
-        list[Annotated[str, Field(pattern=r"\{\}", max_length=200, examples=["a picture of a {}"])]],
+        list[Annotated[str, Field(pattern=r"\{c\}", max_length=200, examples=["a picture of a {c}"])]],
         Field(max_length=100),
     ] = []
     multi: Annotated[bool, Field(description="A picture may have several labels, or none.")] = False
@@ -131,14 +132,21 @@ class Memory(Picture):
     """A picture that a query retrieves, with its share of what is retrieved."""
 
     weight: float
+    score: float
 
 
 class Explained(BaseModel):
-    """What a query retrieves; ``effective`` is how many pictures share the weight, exp of its entropy."""
+    """What a query retrieves from a memory of so many pictures.
+
+    ``effective``: how many of them share the weight, exp of its entropy; ``agreement``: the cosine of the query with
+    what it retrieves.
+    """
 
     model: str
     beta: float
+    memory: int
     effective: float
+    agreement: float
     memories: list[Memory]
 
 

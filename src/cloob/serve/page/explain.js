@@ -33,7 +33,7 @@ function build() {
 
 /** Fetches and shows the memories, where the panel is open and there is a query. */
 export async function draw() {
-  const { explain: open, beta, models, view } = state.get();
+  const { explain: open, beta, models, view, where } = state.get();
   const asked = query();
   button.disabled = !asked.length || view !== "find";
   const shown = open && !button.disabled;
@@ -44,7 +44,7 @@ export async function draw() {
   asking?.abort();
   asking = new AbortController();
   try {
-    const found = await api.explain({ parts: asked, top: 12, ...(beta && { beta }), ...(models[0] && { model: models[0] }) }, asking.signal);
+    const found = await api.explain({ parts: asked, top: 12, ...(beta && { beta }), ...(where && { where }), ...(models[0] && { model: models[0] }) }, asking.signal);
     fill(found);
   } catch (problem) {
     if (problem.name !== "AbortError") parts.note.textContent = problem.message;
@@ -62,7 +62,7 @@ function fill(found) {
   const many = found.effective < 10 ? found.effective.toFixed(1) : Math.round(found.effective).toLocaleString("en");
   note.textContent = `About ${many} pictures share the weight; these ${found.memories.length} hold ${percent(share)} of it. A greater β retrieves fewer.`;
   const most = found.memories[0]?.weight || 1;
-  api.remember(found.memories.map(({ weight, ...item }) => item));
+  api.remember(found.memories.map(({ weight, score, ...item }) => item));
   const ids = found.memories.map((memory) => memory.id);
   list.replaceChildren(
     ...found.memories.map((memory, place) => {

@@ -17,8 +17,10 @@ const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
 /** One comparison as the language has it. */
 export function comparison(column, kind, operator, value) {
-  if (kind === "number") return `${column} ${operator} ${Number(value)}`;
-  return `${column} ${operator} ${quoted(operator === "like" ? `%${value}%` : value)}`;
+  const name = /^[\p{L}_][\p{L}\p{N}_]*$/u.test(column) ? column : `"${column.replaceAll('"', '""')}"`;
+  if (kind === "number") return `${name} ${operator} ${Number(value)}`;
+  const words = operator === "like" ? `%${value.replace(/[\\%_]/g, "\\$&")}%` : value;
+  return `${name} ${operator} ${quoted(words)}`;
 }
 
 async function build() {

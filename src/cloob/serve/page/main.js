@@ -87,3 +87,4 @@ startModels();
 draw();
 look();
 setInterval(look, POLL);
+addEventListener("visibilitychange", look);

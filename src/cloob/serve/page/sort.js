@@ -14,7 +14,7 @@ let grids = [];
 
 function build() {
   const labels = h("textarea", { id: "labels", rows: 4, spellcheck: false, placeholder: "bird\nflower\nbuilding" });
-  const template = h("input", { type: "text", id: "template", placeholder: "a picture of a {}", maxLength: 200 });
+  const template = h("input", { type: "text", id: "template", placeholder: "a picture of a {c}", maxLength: 200 });
   const multi = h("input", { type: "checkbox", id: "multi" });
   const none = h("input", { type: "checkbox", id: "none" });
   const wrong = h("p.wrong", { role: "alert" });
