@@ -20,6 +20,7 @@ COMMANDS = {
     "data": "look at a data set: what is in it, what is bad, what is there twice; count shards",
     "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
     "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
+    "index": "index a collection of pictures, or bring an index up to date",
     "serve": "an index in the browser: search, sort, wander; and its API",
     "convert": "write other people's weights as a model folder",
     "models": "list the towers by name",

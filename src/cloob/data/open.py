@@ -26,7 +26,7 @@ from cloob.errors import InputError, nearest
 DEMO = Path(__file__).parent / "demo"
 """The demo set that comes with the package; see NOTICE there."""
 
-_DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
+DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
 _PROBES = 1000
 _PROBED_FILES = 4  # of a streamed source: each is fetched for it
 
@@ -84,7 +84,7 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
     Raises:
         InputError: As ``open_source``.
     """
-    if spec in _DEMO_SPLITS or is_remote(spec):
+    if spec in DEMO_SPLITS or is_remote(spec):
         return
     if spec.startswith("demo:"):
         raise _no_demo(spec)
@@ -108,8 +108,8 @@ def check_there(spec: str, *, image_column: str = "filepath", caption_column: st
 def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None) -> Source:
 
     cache = cache or Cache()
-    if spec in _DEMO_SPLITS:
-        return ShardSource(spec, tars_in(DEMO / _DEMO_SPLITS[spec]), cache=cache)
+    if spec in DEMO_SPLITS:
+        return ShardSource(spec, tars_in(DEMO / DEMO_SPLITS[spec]), cache=cache)
     if spec.startswith("demo:"):
         raise _no_demo(spec)
     if is_remote(spec):
@@ -146,7 +146,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None
 
 
 def _no_demo(spec: str) -> InputError:
-    return InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
+    return InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}")
 
 
 def _hint(path: Path) -> str:

@@ -195,6 +195,7 @@ def carry_out(
         for plan in plans:
             summary.add(plan.summary)
             summary.removed += updater.remove(plan)
+        store.optimise()
     part.wait()
     summary.seconds = time.monotonic() - start
     return summary

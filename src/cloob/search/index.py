@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
 from cloob.models.encoding import Encoder
 from cloob.models.fingerprint import fingerprint
 from cloob.models.load import load_model
 from cloob.search.build import Summary
+from cloob.search.export import export
+from cloob.search.merge import Merged, merge
+from cloob.search.open import open_store
 from cloob.search.records import IndexedModel, Item
-from cloob.search.sqlite.store import SqliteStore
+from cloob.search.scan.open import Pictures
 from cloob.search.store import Store
 from cloob.search.update import UpdateOptions, changed, update
+from cloob.search.where import Filter
 
 
 class Index:
@@ -49,6 +55,7 @@ class Index:
         self._default = model
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()
+        self._pictures = Pictures()
         if model is not None:
             self.model(model)
 
@@ -57,14 +64,14 @@ class Index:
         """Opens an index that is there.
 
         Args:
-            address: Its folder.
+            address: Its folder, or ``postgresql://…``.
             model: The name of the model that is asked when none is named; None: the first.
             writable: Whether it is going to be changed.
 
         Raises:
             InputError: There is none, it is damaged, or has no such model.
         """
-        return cls(SqliteStore(Path(address), writable=writable), model)
+        return cls(open_store(address, writable=writable), model)
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
@@ -73,7 +80,7 @@ class Index:
         Raises:
             InputError: There is one already, or the folder cannot be written.
         """
-        return cls(SqliteStore.create(Path(address)))
+        return cls(open_store(address, create=True))
 
     def close(self) -> None:
         """Lets go of the database and of the models."""
@@ -150,6 +157,48 @@ class Index:
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that are not there are left out."""
         return self.store.items(ids)
+
+    def picture(self, id: int) -> bytes:
+        """The bytes of a picture's file, read again from where it lies.
+
+        Raises:
+            InputError: The index has no such item, its file is gone, or it holds something else by now.
+        """
+        found = self.store.items([id])
+        if not found:
+            raise InputError(f"{self.store.address}: has no item {id}")
+        (item,) = found
+        try:
+            data = self._pictures.read(item.source, item.path)
+        except BadSample as bad:
+            raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
+        if hashlib.sha256(data).hexdigest() != item.content:  # whatever else lies there, the index does not name it
+            raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
+        return data
+
+    def merge(self, other: Index) -> Merged:
+        """Takes in what another index has: items that are not here, and vectors of models that are not here.
+
+        Raises:
+            InputError: A name stands for other weights there than here.
+        """
+        return merge(self.store, other.store)
+
+    def export(self, path: str | Path, *, model: str | None = None, where: Filter | None = None) -> int:
+        """Writes a Parquet table: path, caption, what else is known, vector, and a place (x, y) on a map.
+
+        Args:
+            path: The file.
+            model: Whose vectors; None: the default one's.
+            where: Only items that match.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            InputError: The file cannot be written, or there is nothing to write.
+        """
+        return export(self.store, self.model(model), Path(path), where)
 
     def update(
         self,

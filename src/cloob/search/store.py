@@ -131,5 +131,8 @@ class Store(Protocol):
     def vectors(self, model: str, ids: Sequence[int]) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
 
+    def optimise(self) -> None:
+        """After an update: whatever makes searches fast."""
+
     def nearest(self, model: str, queries: Vectors, top: int, where: Filter | None = None) -> Neighbours:
         """The items nearest to each of (Q, D) queries."""

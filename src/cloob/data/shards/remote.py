@@ -51,6 +51,11 @@ class RemoteShardSource:
         self._ends = np.cumsum(counts)
         self._forget()
 
+    @property
+    def shard_names(self) -> tuple[str, ...]:
+        """The shards' file names, without what is before them (a bucket, a token)."""
+        return tuple(map(shard_name, self._urls))
+
     def _forget(self) -> None:
         self._opened: OrderedDict[int, ShardSource] = OrderedDict()
         self._paths: dict[int, Path] = {}

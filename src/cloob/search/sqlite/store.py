@@ -264,8 +264,8 @@ class SqliteStore:
         with one_line(self._path):
             return self._cache(number, dim).nearest(queries, top, allowed)
 
-    def refresh(self) -> None:
-        """Brings the caches of all models up to date, faiss indices included; a search does the former itself."""
+    def optimise(self) -> None:
+        """Writes anew the matrices that do not fit, and faiss indices where these are worthwhile."""
         for number, dim in self._rows("SELECT id, dim FROM models"):
             with one_line(self._path):
                 self._cache(number, dim).refresh()
@@ -356,8 +356,8 @@ def _columns(text: str) -> dict[str, Value]:
     return columns if isinstance(columns, dict) else {}
 
 
-def _condition(where: Filter | None) -> tuple[str, list[Value]]:
-    return ("1", []) if where is None else filters.sql(where, "sqlite")  # type: ignore[attr-defined]
+def _condition(where: Filter | None) -> tuple[str, Sequence[Value]]:
+    return ("1", []) if where is None else filters.sql(where, "sqlite")
 
 
 def _delete(connection: sqlite3.Connection, chosen: str, values: Sequence[Any]) -> None:
