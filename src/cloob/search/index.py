@@ -7,25 +7,26 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
-from cloob.models.encoding import Encoder
-from cloob.models.fingerprint import fingerprint
-from cloob.models.load import load_model
-from cloob.search.build import Summary
-from cloob.search.export import export
-from cloob.search.merge import Merged, merge
+from cloob.search.answers import Answers
 from cloob.search.open import open_store
 from cloob.search.records import IndexedModel, Item
-from cloob.search.scan.open import Pictures
 from cloob.search.store import Store
-from cloob.search.update import UpdateOptions, changed, update
 from cloob.search.where import Filter
 
+if TYPE_CHECKING:  # torch: only where a model is needed, as a search for what is like a picture of the index needs none
+    from cloob.models.encoding import Encoder
+    from cloob.search.build import Summary
+    from cloob.search.merge import Merged
+    from cloob.search.scan.open import Pictures
+    from cloob.search.update import UpdateOptions
+    from cloob.search.where import Filter
 
-class Index:
+
+class Index(Answers):
     """Pictures with their metadata and their vectors of one model or several; may be used by several threads.
 
     Example:
@@ -55,7 +56,7 @@ class Index:
         self._default = model
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()
-        self._pictures = Pictures()
+        self._pictures: Pictures | None = None
         if model is not None:
             self.model(model)
 
@@ -142,6 +143,8 @@ class Index:
         Raises:
             InputError: It cannot be loaded, or its weights are others than those that the index has vectors of.
         """
+        from cloob.models.load import load_model
+
         with self._lock:
             model = self.model(name)
             if model.name not in self._encoders:
@@ -151,6 +154,9 @@ class Index:
             return self._encoders[model.name]
 
     def _check(self, model: IndexedModel, encoder: Encoder) -> None:
+        from cloob.models.fingerprint import fingerprint
+        from cloob.search.update import changed
+
         if fingerprint(encoder) != model.fingerprint:
             raise changed(model, self.store.address)
 
@@ -164,10 +170,14 @@ class Index:
         Raises:
             InputError: The index has no such item, its file is gone, or it holds something else by now.
         """
+        from cloob.search.scan.open import Pictures
+
         found = self.store.items([id])
         if not found:
             raise InputError(f"{self.store.address}: has no item {id}")
         (item,) = found
+        with self._lock:
+            self._pictures = self._pictures or Pictures()
         try:
             data = self._pictures.read(item.source, item.path)
         except BadSample as bad:
@@ -182,6 +192,8 @@ class Index:
         Raises:
             InputError: A name stands for other weights there than here.
         """
+        from cloob.search.merge import merge
+
         return merge(self.store, other.store)
 
     def export(self, path: str | Path, *, model: str | None = None, where: Filter | None = None) -> int:
@@ -198,6 +210,8 @@ class Index:
         Raises:
             InputError: The file cannot be written, or there is nothing to write.
         """
+        from cloob.search.export import export
+
         return export(self.store, self.model(model), Path(path), where)
 
     def update(
@@ -220,4 +234,6 @@ class Index:
             InputError: A source that is not there or lies in another one, or a model that cannot be loaded.
             ModelChanged: The model has other weights than those that the index has vectors of.
         """
+        from cloob.search.update import update
+
         return update(self.store, sources, options, progress)

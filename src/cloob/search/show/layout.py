@@ -8,7 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError, require
+from cloob.search.ask.find import Collection, read_filter
 from cloob.search.store import Ids, Vectors
+from cloob.search.where import Filter
 
 Method = Literal["pca", "tsne"]
 SAMPLE = 5000
@@ -25,6 +27,17 @@ def sample(ids: Ids, most: int, seed: int = 0) -> Ids:
     if len(ids) <= most:
         return ids
     return np.sort(np.random.default_rng(seed).choice(ids, most, replace=False))
+
+
+def map_of(
+    index: Collection, most: int | None, method: Method, where: str | Filter | None, model: str | None
+) -> tuple[Ids, Vectors]:
+    """Ids and places of a sample of an index's pictures, see :meth:`cloob.search.index.Index.map`."""
+    asked = index.model(model)
+    ids = sample(index.store.ids(read_filter(index, where)), SAMPLE if most is None else most)
+    rows = index.store.vectors(asked.name, ids.tolist())
+    there = np.isfinite(rows).all(1)
+    return ids[there], layout(rows[there], method)
 
 
 def layout(rows: Vectors, method: Method = "pca") -> Vectors:

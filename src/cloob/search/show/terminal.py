@@ -53,7 +53,7 @@ def protocol(environment: Mapping[str, str], terminal: bool) -> Protocol | None:
     return "sixel" if any(name == known or name.startswith(f"{known}-") for known in _SIXEL) else None
 
 
-def escape_of(data: bytes, how: Protocol, side: int = SIDE) -> str:
+def shown(data: bytes, how: Protocol, side: int = SIDE) -> str:
     """What makes a terminal show a picture.
 
     Args:

@@ -3,8 +3,8 @@
 Legend: n pictures, C labels, D the width of a model's rows, B unrelated texts.
 
 A label's row is the mean of its prompts' rows, made a unit row again, as CLIP has it. Probabilities are the softmax of
-τ⁻¹ · cosine over the labels: how the labels share a picture *given that one of them is right*. Whether one is, is another
-question, and the margin answers it: how far a label's score stands above what unrelated texts reach with that picture
+τ⁻¹ · cosine over the labels: how the labels share a picture *given that one of them is right*. Whether one is, is
+another question, and the margin answers it: how far a label's score stands above what unrelated texts reach with that picture
 (:mod:`cloob.search.ask.background`).
 """
 
@@ -28,7 +28,7 @@ TEMPLATES = ("a photo of a {c}.", "{c}")
 
 NONE = "none of these"
 
-LABEL_CUTOFF = 2.0
+LABEL_CUTOFF = 1.5
 """Margin below which a label does not fit a picture, with ``none`` or ``multi``."""
 
 DEFAULT_INV_TAU = 100.0

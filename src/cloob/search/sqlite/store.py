@@ -356,7 +356,7 @@ def _columns(text: str) -> dict[str, Value]:
     return columns if isinstance(columns, dict) else {}
 
 
-def _condition(where: Filter | None) -> tuple[str, Sequence[Value]]:
+def _condition(where: Filter | None) -> tuple[str, list[Value]]:
     return ("1", []) if where is None else filters.sql(where, "sqlite")
 
 

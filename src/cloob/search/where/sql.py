@@ -10,7 +10,7 @@ from cloob.search.where.tree import NUMBERS, TEXTS, And, Comparison, Filter, Lit
 Dialect = typing.Literal["sqlite", "postgresql"]
 
 
-def sql(filter_: Filter, dialect: Dialect) -> tuple[str, list[str | int | float | bool]]:
+def sql(filter_: Filter, dialect: Dialect) -> tuple[str, list[Literal]]:
     """A filter as a condition for a database; whatever the filter holds travels as parameters.
 
     Args:
@@ -21,7 +21,7 @@ def sql(filter_: Filter, dialect: Dialect) -> tuple[str, list[str | int | float 
         The condition, in brackets, over the columns ``id, path, source, date, bytes, width, height, caption`` and
         ``columns`` (JSON), which is true or false and never null; and its parameters in order.
     """
-    parameters: list[str | int | float | bool] = []
+    parameters: list[Literal] = []
     text = _SQL[dialect](parameters).condition(filter_)
     return f"({text})", parameters
 
@@ -32,7 +32,7 @@ class _Sqlite:
     place, like = "?", "LIKE ? ESCAPE '\\'"
     collate = number = ""
 
-    def __init__(self, parameters: list[str | int | float | bool]) -> None:
+    def __init__(self, parameters: list[Literal]) -> None:
         self._parameters = parameters
 
     def condition(self, filter_: Filter) -> str:
