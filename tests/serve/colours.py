@@ -46,7 +46,7 @@ class ColourEncoder:
         for text in texts:
             named = [COLOURS[word] for word in text.lower().split() if word in COLOURS]
             digest = hashlib.sha256(text.encode()).digest()
-            colours.append(np.mean(named or [[channel % 90 + 80 for channel in digest[:3]]], axis=0))
+            colours.append(np.mean(named or [[channel % 20 + 115 for channel in digest[:3]]], axis=0))
         return self._rows(torch.tensor(np.array(colours), dtype=torch.float32))
 
     def _rows(self, colours: torch.Tensor) -> torch.Tensor:
