@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from colours import ColourEncoder, build, draw
 from starlette.testclient import TestClient
 
 from cloob.search.index import Index
 from cloob.serve.app import make_app
 from cloob.serve.settings import ServeConfig
-from colours import ColourEncoder, build, draw
 
 N = 60
 

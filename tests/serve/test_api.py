@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from colours import COLOURS, ColourEncoder, build, draw
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -17,7 +18,6 @@ from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
 from cloob.serve.settings import ServeConfig
-from colours import COLOURS, ColourEncoder, build, draw
 from support import picture
 
 N = 60
@@ -84,10 +84,14 @@ def test_the_cutoff_says_that_nothing_fits(client: TestClient) -> None:
 
 def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) -> None:
     where = "caption like '%blue%' and width >= 26"
-    fits = {item.id for item in index.items(index.store.ids().tolist()) if "blue" in str(item.caption) and item.width >= 26}
+    fits = {
+        item.id for item in index.items(index.store.ids().tolist()) if "blue" in str(item.caption) and item.width >= 26
+    }
     assert 0 < len(fits) < N
     assert set(client.get("/api/ids", params={"where": where}).json()["ids"]) == fits
-    assert {hit["id"] for hit in ask(client, "search", parts=[{"words": "red"}], cutoff=False, where=where)["hits"]} == fits
+    assert {
+        hit["id"] for hit in ask(client, "search", parts=[{"words": "red"}], cutoff=False, where=where)["hits"]
+    } == fits
     similar = client.get("/api/items/2/similar", params={"where": where}).json()["hits"]
     assert {hit["id"] for hit in similar} == fits - {2}
     assert ask(client, "classify", labels=["red", "blue"], where=where)["classified"] == len(fits)
@@ -123,7 +127,9 @@ def test_explain_gives_softmax_weights(client: TestClient, index: Index) -> None
     scores = nearest(index, rows(index)[4])
     total = sum(np.exp(12 * score) for score in scores.values())
     weights = {id_: np.exp(12 * score) / total for id_, score in scores.items()}
-    assert [memory["weight"] for memory in found["memories"]] == pytest.approx(sorted(weights.values())[:-6:-1], rel=1e-3)
+    assert [memory["weight"] for memory in found["memories"]] == pytest.approx(
+        sorted(weights.values())[:-6:-1], rel=1e-3
+    )
     for memory in found["memories"]:
         assert memory["weight"] == pytest.approx(weights[memory["id"]], rel=1e-3)
     effective = np.exp(-sum(weight * np.log(weight) for weight in weights.values()))
@@ -141,7 +147,7 @@ def test_embed_equals_the_encoder(client: TestClient, index: Index) -> None:
 def test_map_holds_each_picture_once_within_the_plane(client: TestClient) -> None:
     found = client.get("/api/map", params={"sample": 25}).json()
     assert len(set(found["ids"])) == len(found["ids"]) == len(found["x"]) == len(found["y"]) == 25
-    assert 0 <= min(found["x"] + found["y"]) and max(found["x"] + found["y"]) <= 1
+    assert min(found["x"] + found["y"]) >= 0 and max(found["x"] + found["y"]) <= 1
 
 
 def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
@@ -159,7 +165,14 @@ def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
 
 def test_what_is_not_there_is_said_in_a_line(client: TestClient) -> None:
     none = "0" * 32
-    for path in ("items/999", "items/999/thumbnail", "items/999/picture", "items/999/similar", f"uploads/{none}/thumbnail", "no"):
+    for path in (
+        "items/999",
+        "items/999/thumbnail",
+        "items/999/picture",
+        "items/999/similar",
+        f"uploads/{none}/thumbnail",
+        "no",
+    ):
         answer = client.get(f"/api/{path}")
         assert answer.status_code == 404 and "\n" not in answer.json()["detail"]
     for body, status in (

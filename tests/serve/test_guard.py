@@ -31,7 +31,8 @@ def test_loopback(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "0.0.0.0", "10.0.0.1", "[::2]", "", "2130706433"]
+    "host",
+    ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "0.0.0.0", "10.0.0.1", "[::2]", "", "2130706433"],
 )
 def test_another_name_is_not_answered_on_loopback(host: str) -> None:
     """What DNS rebinding comes with."""
@@ -54,7 +55,11 @@ def test_other_sites_get_nothing_from_the_api() -> None:
     for headers in ({"sec-fetch-site": "cross-site"}, {"sec-fetch-site": "same-site"}, {"origin": "null"},
                     {"origin": "http://localhost:1"}, {"origin": "http://evil.example"}):  # fmt: skip
         assert client().post("/api/x", headers=headers).status_code == 403
-    for headers in ({}, {"sec-fetch-site": "same-origin", "origin": "http://localhost:8017"}, {"sec-fetch-site": "none"}):
+    for headers in (
+        {},
+        {"sec-fetch-site": "same-origin", "origin": "http://localhost:8017"},
+        {"sec-fetch-site": "none"},
+    ):
         assert client().post("/api/x", headers=headers).status_code == 200
 
 

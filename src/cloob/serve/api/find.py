@@ -35,9 +35,7 @@ async def search(request: Request, query: schemas.SearchQuery) -> Any:
     asked, row = await held.query(_parts(query.parts), model)
     cutoff: Literal["auto"] | None = "auto" if query.cutoff else None
     results = await held.search(
-        lambda: held.index.search(
-            asked, row=row, top=query.top, where=query.where or None, model=model, cutoff=cutoff
-        )
+        lambda: held.index.search(asked, row=row, top=query.top, where=query.where or None, model=model, cutoff=cutoff)
     )
     return _found(held, results)
 
