@@ -52,6 +52,10 @@ def agrees(hits: list[dict[str, Any]], scores: dict[int, float], top: int) -> No
         assert hit["score"] == pytest.approx(scores[hit["id"]], abs=1e-5)
 
 
+def web_of(index: Index) -> TestClient:
+    return TestClient(make_app(index, ServeConfig()), base_url="http://localhost")
+
+
 def upload(client: TestClient, data: bytes) -> dict[str, Any]:
     answer = client.post("/api/uploads", files={"file": ("name.png", data)})
     assert answer.status_code == 200, answer.text
@@ -221,7 +225,7 @@ def test_queries_that_arrive_together_go_through_the_model_together(
 def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
     encoder = ColourEncoder()
     folder = draw(tmp_path / "pictures", range(30))
-    with build(tmp_path / "idx", folder, encoder) as opened, TestClient(make_app(opened, ServeConfig()), base_url="http://localhost") as web:  # fmt: skip
+    with build(tmp_path / "idx", folder, encoder) as opened, web_of(opened) as web:
         before = web.get("/api/health").json()
         found = ask(web, "search", parts=[{"words": "red"}], cutoff=False, top=100)
         assert (before["pictures"], found["searched"]) == (30, 30)

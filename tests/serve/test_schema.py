@@ -1,4 +1,4 @@
-"""Whatever the description of the API allows is answered as it says, and whatever it forbids is refused: schemathesis."""
+"""What the description of the API allows is answered as it says, what it forbids is refused: schemathesis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def described(index: Index) -> Any:
 
 
 def keeps_to_it(described: Any, examples: int) -> int:
-    """Asks each operation with so many well-formed requests, and as many malformed ones; how many operations there are."""
+    """Asks each operation with so many well-formed requests and as many malformed ones; returns how many there are."""
     operations = [found.ok() for found in described.get_all_operations()]
     modes = schemathesis.GenerationMode
     for operation in operations:

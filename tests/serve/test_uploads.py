@@ -110,7 +110,8 @@ def test_those_used_longest_ago_are_forgotten() -> None:
     [
         "page/../app.py", "page/%2e%2e/app.py", "page/..%2fapp.py", "page/%2fetc%2fpasswd", "page/__init__.py", "page/",
         "api/items/../../etc/passwd", "api/items/1%2f..%2f2/picture", "api/items/-1/picture", "api/items/1e3/picture",
-        "api/items/99999999999999999999999/picture", "etc/passwd", "page/..%5capp.py", "api/uploads/..%2f..%2fx/thumbnail",
+        "api/items/99999999999999999999999/picture", "etc/passwd", "page/..%5capp.py",
+        "api/uploads/..%2f..%2fx/thumbnail",
     ],
 )  # fmt: skip
 def test_no_path_leaves_the_index(client: TestClient, path: str) -> None:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.arguments import parse
-from cloob.errors import InputError
+from cloob.errors import InputError, require
+
+if TYPE_CHECKING:
+    import tyro
+else:  # the annotations below are read when the words are parsed
+    tyro = require("tyro", "train")
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
@@ -16,9 +22,11 @@ _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 class ServeArguments:
     """Serve an index: a page to search, sort and look at it, and an API below /api (described at /api/openapi.json).
 
-    IDX is what `cloob index` made, a folder or postgresql://…. The index may be updated meanwhile.
+    The index may be updated meanwhile.
     """
 
+    index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")] = ""
+    """What `cloob index` made: a folder, or postgresql://…."""
     host: str = "127.0.0.1"
     """Where to listen. Beyond this machine (0.0.0.0: everywhere) every request must show a token."""
     port: int = 8017
@@ -34,9 +42,8 @@ class ServeArguments:
 
 def main(words: Sequence[str]) -> int:
     """Checks the words, and serves until Ctrl-C."""
-    place, rest = _place(words)
-    arguments = parse(ServeArguments, rest, "cloob serve", usage="IDX")
-    if place is None:
+    arguments = parse(ServeArguments, words, "cloob serve")
+    if not arguments.index:
         raise InputError("IDX is wanted, the index to serve (cloob serve --help)")
     if not 0 <= arguments.port < 65536:
         raise InputError(f"--port is {arguments.port}; 0 to 65535 is wanted")
@@ -44,20 +51,4 @@ def main(words: Sequence[str]) -> int:
         raise InputError("--token is too short or holds other characters; 16 letters, digits, . _ ~ or - are wanted")
     from cloob.commands.work.serve import run  # FastAPI and torch: only for words that are right
 
-    return run(place, arguments)
-
-
-def _place(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """IDX and the other words: the one that is neither an option nor an option's value."""
-    rest: list[str] = []
-    places: list[str] = []
-    value = False
-    for word in words:
-        if not value and not word.startswith("-"):
-            places.append(word)
-            continue
-        value = not value and word in ("--host", "--port", "--token", "--model")
-        rest.append(word)
-    if len(places) > 1:
-        raise InputError(f"one IDX is wanted, {len(places)} given (cloob serve --help)")
-    return (places[0] if places else None), rest
+    return run(arguments)

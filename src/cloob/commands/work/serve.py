@@ -10,18 +10,18 @@ from cloob.errors import require
 from cloob.search.index import Index
 
 
-def run(place: str, arguments: ServeArguments) -> int:
+def run(arguments: ServeArguments) -> int:
     """Serves until Ctrl-C, which is an interruption as anywhere else: exit code 130."""
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     from cloob.serve.run import address, bind, serve, settings  # FastAPI, after a word on how to install it
 
     opened = bind(arguments.host, arguments.port)
-    with opened, Index.open(place, model=arguments.model) as index:
+    with opened, Index.open(arguments.index, model=arguments.model) as index:
         config = settings(arguments.host, arguments.token)
         shown = address(opened, config)
         models = ", ".join(model.name for model in index.models)
-        print(f"{place}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
+        print(f"{arguments.index}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if arguments.open:
             webbrowser.open(shown)
