@@ -9,6 +9,7 @@ const panel = $("explain");
 const button = $("explain-button");
 const LEAST = Math.log(0.5);
 const GREATEST = Math.log(200);
+const SHOWN = 12;
 let parts = null;
 let asking = null;
 
@@ -16,7 +17,8 @@ function build() {
   const slider = h("input", { type: "range", id: "beta", min: 0, max: 100, step: 1, "aria-describedby": "beta-help" });
   const output = h("output", { for: "beta" });
   const note = h("p.quiet", { id: "beta-help" });
-  const list = h("ol.memories");
+  const waiting = () => h("li", {}, h("span.tile"), h("span.bar"), h("span.quiet", {}, "\u00a0"));
+  const list = h("ol.memories", {}, ...Array.from({ length: SHOWN }, waiting)); // its room is there from the start
   const soon = later((beta) => state.change({ beta }, { replace: true }), 120);
   slider.addEventListener("input", () => {
     const beta = Number(Math.exp(LEAST + (slider.value / 100) * (GREATEST - LEAST)).toPrecision(2));
@@ -44,7 +46,7 @@ export async function draw() {
   asking?.abort();
   asking = new AbortController();
   try {
-    const found = await api.explain({ parts: asked, top: 12, ...(beta && { beta }), ...(where && { where }), ...(models[0] && { model: models[0] }) }, asking.signal);
+    const found = await api.explain({ parts: asked, top: SHOWN, ...(beta && { beta }), ...(where && { where }), ...(models[0] && { model: models[0] }) }, asking.signal);
     fill(found);
   } catch (problem) {
     if (problem.name !== "AbortError") parts.note.textContent = problem.message;

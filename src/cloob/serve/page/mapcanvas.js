@@ -227,7 +227,7 @@ export class MapCanvas {
     const step = 60;
     const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
     const factor = { "+": 1.4, "=": 1.4, "-": 1 / 1.4 }[event.key];
-    const middle = () => this.nearest(this.canvas.clientWidth / 2, this.canvas.clientHeight / 2, 200);
+    const middle = () => this.nearest(this.canvas.clientWidth / 2, this.canvas.clientHeight / 2, Infinity);
     if (moves[event.key]) this.pan(...moves[event.key]);
     else if (factor) this.zoom(factor);
     else if (event.key === "0") this.home();

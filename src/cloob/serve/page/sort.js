@@ -40,7 +40,7 @@ function build() {
     state.change({ labels: [...new Set(words)].slice(0, 200), multi: multi.checked, none: none.checked, template: template.value.trim() });
   });
   view.replaceChildren(
-    h("div.heading", {}, h("h1", { id: "sort-title" }, "Sort by your own labels"), h("p.quiet", { id: "sort-note" }, "Each picture goes to the label that fits it best.")),
+    h("div.heading", {}, h("h1", { id: "sort-title" }, "Sort by your own labels"), h("p.quiet", { id: "sort-note" }, "Each picture goes to its best label.")),
     form,
     wrong,
     answers,
