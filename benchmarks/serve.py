@@ -2,8 +2,8 @@
 
     python benchmarks/serve.py IDX [--clients 50] [--seconds 60]
 
-Each client sends one query after the other, without a pause: three of five are words (half of them new ones, so that the
-model runs), one is more like this, one a thumbnail. The server is a process of its own, on the same machine.
+Each client sends one query after the other, without a pause: three of five are words (half of these four words drawn
+anew, so that the model runs), one is more like this, one a thumbnail. The server is a process of its own on this machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,28 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-WORDS = ["red", "blue", "old", "small", "bird", "house", "car", "tree", "face", "hand", "arrow", "music", "heart", "sun", "cloud", "fish", "book", "clock", "food", "game"]
+WORDS = [
+    "red",
+    "blue",
+    "old",
+    "small",
+    "bird",
+    "house",
+    "car",
+    "tree",
+    "face",
+    "hand",
+    "arrow",
+    "music",
+    "heart",
+    "sun",
+    "cloud",
+    "fish",
+    "book",
+    "clock",
+    "food",
+    "game",
+]
 
 
 def resident(process: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -68,7 +69,9 @@ def make_app(index: Index, config: ServeConfig) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        warming = asyncio.create_task(collection.warm())
         yield
+        warming.cancel()
         collection.close()
 
     app = FastAPI(

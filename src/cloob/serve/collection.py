@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line
 from cloob.models.encoding import evaluating
 from cloob.search.ask.query import Query, Term
 from cloob.serve.batcher import Batcher
@@ -23,6 +24,7 @@ from cloob.serve.uploads import Row, Upload, Uploads, decode_upload, thumbnail, 
 if TYPE_CHECKING:
     from cloob.search.index import Index
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _KEPT_TEXTS = 4096
 _KEPT_MAPS = 8
@@ -72,6 +74,15 @@ class Collection:
         """Ends the threads; what they were at is finished first, what waits is not begun."""
         for pool in (self._encoding, self._searching, self._slow, self._files):
             pool.shutdown(cancel_futures=True)
+
+    async def warm(self) -> None:
+        """Loads the first model and what the cutoff compares with, so that the first query has not to wait for it."""
+        try:
+            model = self.model(None)
+            query, row = await self.query([Part(words="a picture")], model)
+            await self.search(lambda: self.index.search(query, row=row, top=1, model=model))
+        except InputError as error:  # whoever asks is told the same
+            logger.warning("%s", one_line(error))
 
     def model(self, name: str | None) -> str:
         """The name of the model that is meant; the first by default.

@@ -49,7 +49,7 @@ export async function draw({ force = false } = {}) {
   asking = new AbortController();
   const { signal } = asking;
   $("found-title").textContent = heading(parts);
-  const busy = setTimeout(() => columns.forEach((column) => column.element.classList.add("busy")), 150);
+  const busy = setTimeout(() => columns.forEach(wait), 150);
   try {
     if (parts.length) await Promise.all(columns.map((column) => search(column, parts, where, cutoff, signal)));
     else await browse(where, signal);
@@ -57,8 +57,15 @@ export async function draw({ force = false } = {}) {
     if (problem.name !== "AbortError") failed(problem);
   } finally {
     clearTimeout(busy);
-    if (!signal.aborted) for (const column of columns) column.element.classList.remove("busy");
+    if (!signal.aborted) columns.forEach((column) => column.element.classList.remove("busy"));
   }
+}
+
+/** Says that an answer takes its time: the model is loaded for the first one. */
+function wait(column) {
+  column.element.classList.add("busy");
+  (columns.length > 1 ? column.note : $("found-note")).textContent = "Searching …";
+  if (!column.body.querySelector(".tile")) column.body.replaceChildren(h("div.skeleton", { "aria-hidden": "true" }, ...Array.from({ length: 24 }, () => h("span.tile"))));
 }
 
 async function browse(where, signal) {

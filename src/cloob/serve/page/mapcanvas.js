@@ -2,9 +2,9 @@
 import * as api from "./api.js";
 
 const DOT = 2.6;
-const PICTURES_FROM = 26; // a point gets its picture when there are this many pixels to its neighbours
-const MOST_PICTURES = 260;
-const KEPT = 800;
+const CELL = 66; // pixels: of the points in a cell one gets its picture
+const SIDE = 50;
+const KEPT = 1200;
 const FURTHEST = 0.6;
 const NEAREST = 400;
 
@@ -92,24 +92,37 @@ export class MapCanvas {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     context.clearRect(0, 0, width, height);
     const found = this.visible();
-    const spacing = Math.sqrt((width * height) / Math.max(1, found.length));
-    const side = Math.min(92, spacing * 1.1);
-    const pictures = spacing > PICTURES_FROM && found.length <= MOST_PICTURES * 4 ? Math.min(found.length, MOST_PICTURES) : 0;
+    const some = this.lit.size > 0;
     const ink = style.getPropertyValue("--quiet");
     const accent = style.getPropertyValue("--accent");
-    const some = this.lit.size > 0;
-    found.sort((a, b) => this.lit.has(this.points.ids[a.i]) - this.lit.has(this.points.ids[b.i]));
-    const from = found.length - pictures; // the lit ones are among the pictures
-    found.forEach(({ i, x, y }, place) => {
-      const id = this.points.ids[i];
-      const lit = this.lit.has(id);
-      const image = place >= from ? this.image(id) : null;
-      context.globalAlpha = some && !lit ? (image ? 0.45 : 0.28) : image ? 1 : 0.75;
-      if (image) this.picture(context, image, x, y, lit ? side * 1.15 : side, lit && accent);
-      else this.dot(context, x, y, lit ? DOT * 1.7 : DOT, lit || !some ? accent : ink);
-    });
+    const isLit = ({ i }) => this.lit.has(this.points.ids[i]);
+    found.sort((a, b) => isLit(a) - isLit(b));
+    const shown = this.pictured(found);
+    for (const point of found) {
+      const lit = isLit(point);
+      context.globalAlpha = some && !lit ? 0.3 : 0.75;
+      this.dot(context, point.x, point.y, lit ? DOT * 1.7 : DOT, lit || !some ? accent : ink);
+    }
+    for (const point of found) {
+      const image = shown.has(point.i) && this.image(this.points.ids[point.i]);
+      if (!image) continue;
+      const lit = isLit(point);
+      context.globalAlpha = some && !lit ? 0.3 : 1;
+      this.picture(context, image, point.x, point.y, lit ? SIDE * 1.15 : SIDE, lit && accent);
+    }
     context.globalAlpha = 1;
     if (this.middle) this.cross(context, width / 2, height / 2, style.getPropertyValue("--ink"));
+  }
+
+  /** One point of each cell, a lit one where there is one, gets its picture; cells stay with the map when it moves. */
+  pictured(found) {
+    const cells = new Map();
+    for (const { i } of [...found].reverse()) {
+      const column = Math.floor((this.points.x[i] * this.unit * this.stretch) / CELL);
+      const key = `${column} ${Math.floor((this.points.y[i] * this.unit) / CELL)}`;
+      if (!cells.has(key)) cells.set(key, i);
+    }
+    return new Set(cells.values());
   }
 
   dot(context, x, y, radius, colour) {
@@ -122,12 +135,17 @@ export class MapCanvas {
   picture(context, image, x, y, side, edge) {
     const scale = side / Math.max(image.naturalWidth, image.naturalHeight);
     const [w, h] = [image.naturalWidth * scale, image.naturalHeight * scale];
+    context.save();
+    context.beginPath();
+    context.roundRect(x - w / 2, y - h / 2, w, h, 7);
+    context.clip();
     context.fillStyle = "#fff";
-    context.fillRect(x - w / 2, y - h / 2, w, h);
+    context.fill();
     context.drawImage(image, x - w / 2, y - h / 2, w, h);
-    context.strokeStyle = edge || "rgb(128 128 128 / .35)";
-    context.lineWidth = edge ? 3 : 1;
-    context.strokeRect(x - w / 2, y - h / 2, w, h);
+    context.strokeStyle = edge || "rgb(128 128 128 / .45)";
+    context.lineWidth = edge ? 6 : 2; // half of it is clipped away
+    context.stroke();
+    context.restore();
   }
 
   cross(context, x, y, colour) {

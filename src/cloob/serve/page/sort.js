@@ -61,6 +61,7 @@ export async function draw({ force = false } = {}) {
   if (!labels.length) return fill(null);
   asking = new AbortController();
   view.classList.add("busy");
+  const slow = setTimeout(() => ($("sort-note").textContent = "Sorting …"), 150);
   try {
     const body = { labels, multi, none, top: 500, ...(template && { templates: [template] }), ...(where && { where }), ...(models[0] && { model: models[0] }) };
     fill(await api.classify(body, asking.signal));
@@ -71,6 +72,8 @@ export async function draw({ force = false } = {}) {
     asked = "";
     view.classList.remove("busy");
     parts.wrong.textContent = problem.message;
+  } finally {
+    clearTimeout(slow);
   }
 }
 
