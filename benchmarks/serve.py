@@ -2,8 +2,9 @@
 
     python benchmarks/serve.py IDX [--clients 50] [--seconds 60]
 
-Each client sends one query after the other, without a pause: three of five are words (half of these four words drawn
-anew, so that the model runs), one is more like this, one a thumbnail. The server is a process of its own on this machine.
+Each client sends one query after the other, without a pause: three of five are words (half of them are four
+words drawn anew, so that the model runs), one is more like this, one a thumbnail.
+The server is another process of this machine.
 """
 
 from __future__ import annotations
@@ -22,28 +23,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-WORDS = [
-    "red",
-    "blue",
-    "old",
-    "small",
-    "bird",
-    "house",
-    "car",
-    "tree",
-    "face",
-    "hand",
-    "arrow",
-    "music",
-    "heart",
-    "sun",
-    "cloud",
-    "fish",
-    "book",
-    "clock",
-    "food",
-    "game",
-]
+WORDS = tuple("red blue old small bird house car tree face hand arrow music heart sun cloud fish".split())  # noqa: SIM905
 
 
 def resident(process: int) -> float:

@@ -291,7 +291,7 @@ def test_each_view_fits_a_phone_and_nothing_jumps(page: Page, address: str) -> N
     assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390]
     shift = page.driver.execute_async_script(
         "const done = arguments[0]; const seen = [];"
-        " const what = s => `${s.node?.outerHTML ?? s.node?.data}`.slice(0, 60) + ` ${s.previousRect.y} → ${s.currentRect.y}`;"
+        " const what = s => `${s.node?.outerHTML}`.slice(0, 60) + ` ${s.previousRect.y} → ${s.currentRect.y}`;"
         " new PerformanceObserver(list => { for (const e of list.getEntries())"
         " seen.push([e.value, ...e.sources.map(what)]); }).observe({type: 'layout-shift', buffered: true});"
         " requestAnimationFrame(() => requestAnimationFrame(() => done(seen)))"

@@ -54,7 +54,7 @@ async function say(id, inView) {
 
 /** Lights up what the query found. */
 export function light() {
-  if (!parts) return;
+  if (!parts?.map.points.ids.length) return;
   const found = hits();
   parts.map.light(found);
   const n = parts.map.points.ids.filter((id) => parts.map.lit.has(id)).length;
