@@ -32,6 +32,12 @@ def resident(process: int) -> float:
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1000  # type: ignore[index]
 
 
+def processor_seconds(process: int) -> float:
+    """What a process has computed so far, all threads."""
+    fields = Path(f"/proc/{process}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def machine() -> str:
     """The processor and how many cores there are."""
     text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
@@ -57,8 +63,11 @@ async def client(
             else:
                 answer = await web.get(f"/api/items/{id_}/thumbnail")
             status = answer.status_code
-        except httpx.HTTPError:
+            if status != 200:
+                print(f"{kind}: {status} {answer.text[:200]}", file=sys.stderr)
+        except httpx.HTTPError as error:
             status = 0
+            print(f"{kind}: {error!r}", file=sys.stderr)
         rows.append((kind, time.perf_counter() - start, status))
 
 
@@ -87,9 +96,9 @@ def main() -> None:
         assert process.stderr is not None
         address = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+", line)))
         asyncio.run(load(address, options.clients, min(5.0, options.seconds)))  # caches fill
-        before = resident(process.pid)
+        before, computed = resident(process.pid), processor_seconds(process.pid)
         rows = asyncio.run(load(address, options.clients, options.seconds))
-        after = resident(process.pid)
+        after, computed = resident(process.pid), processor_seconds(process.pid) - computed
     finally:
         process.terminate()
         process.wait()

@@ -17,6 +17,7 @@ from PIL import Image
 from cloob.errors import InputError, one_line
 from cloob.models.encoding import evaluating
 from cloob.search.ask.query import Query, Term
+from cloob.search.records import IndexedModel
 from cloob.serve.batcher import Batcher
 from cloob.serve.settings import ServeConfig
 from cloob.serve.uploads import Row, Upload, Uploads, decode_upload, thumbnail, upload_id
@@ -67,6 +68,7 @@ class Collection:
         self._slow = ThreadPoolExecutor(1, "slow")
         self._files = ThreadPoolExecutor(4, "files")
         self._texts: OrderedDict[tuple[str, str], Row] = OrderedDict()
+        self._mapping = asyncio.Lock()
         self._maps: OrderedDict[Hashable, Any] = OrderedDict()
         self._batchers: dict[tuple[str, str], Batcher[Any, Row]] = {}
 
@@ -78,19 +80,19 @@ class Collection:
     async def warm(self) -> None:
         """Loads the first model and what the cutoff compares with, so that the first query has not to wait for it."""
         try:
-            model = self.model(None)
+            model = await self.model(None)
             query, row = await self.query([Part(words="a picture")], model)
-            await self.search(lambda: self.index.search(query, row=row, top=1, model=model))
+            await self.search(lambda: self.index.search(query, row=row, top=1, model=model.name))
         except InputError as error:  # whoever asks is told the same
             logger.warning("%s", one_line(error))
 
-    def model(self, name: str | None) -> str:
-        """The name of the model that is meant; the first by default.
+    async def model(self, name: str | None) -> IndexedModel:
+        """The model that is meant; the first by default.
 
         Raises:
             InputError: The index has no such model, or none at all.
         """
-        return str(self.index.model(name).name)
+        return await self.search(lambda: self.index.model(name))
 
     # Where things are done.
 
@@ -108,17 +110,18 @@ class Collection:
 
     async def map(self, key: Hashable, work: Callable[[], T]) -> T:
         """A map, computed once for each revision of the index."""
-        whole = (self.index.revision(), key)
-        if whole not in self._maps:
-            self._maps[whole] = await self.slow(work)
-            while len(self._maps) > _KEPT_MAPS:
-                self._maps.popitem(last=False)
-        kept: T = self._maps[whole]
-        return kept
+        whole = (await self.search(self.index.revision), key)
+        async with self._mapping:  # who asks for the same meanwhile gets the same
+            if whole not in self._maps:
+                self._maps[whole] = await self.slow(work)
+                while len(self._maps) > _KEPT_MAPS:
+                    self._maps.popitem(last=False)
+            kept: T = self._maps[whole]
+            return kept
 
     # What becomes of words and pictures.
 
-    async def query(self, parts: Sequence[Part], model: str) -> tuple[Query, Row]:
+    async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Row]:
         """A query as the index takes it, parts of weight 0 left out, and its unit row (D,).
 
         Raises:
@@ -128,7 +131,7 @@ class Collection:
         row = await self.row(weighing, model)
         return Query(tuple(part.term for part in weighing)), row
 
-    async def row(self, parts: Sequence[Part], model: str) -> Row:
+    async def row(self, parts: Sequence[Part], model: IndexedModel) -> Row:
         """The unit row (D,) of a query: the weighted sum of its parts' rows.
 
         Raises:
@@ -146,25 +149,25 @@ class Collection:
             raise InputError("the parts of the query cancel each other; give one of them more weight")
         return (total / length).astype(np.float32)
 
-    async def _part(self, part: Part, model: str) -> Row:
+    async def _part(self, part: Part, model: IndexedModel) -> Row:
         if part.words is not None:
             return await self.text(part.words, model)
         if part.item is not None:
             item = part.item
-            vectors = await self.search(lambda: self.index.store.vectors(model, [item]))
+            vectors = await self.search(lambda: self.index.store.vectors(model.name, [item]))
             if not np.isfinite(vectors).all():
-                raise Gone(f"no picture {item} with a vector of {model}")
+                raise Gone(f"no picture {item} with a vector of {model.name}")
             return np.asarray(vectors[0], dtype=np.float32)
         held = self.uploads.get(part.upload or "")
-        if held is None or model not in held.rows:
+        if held is None or model.name not in held.rows:
             raise Gone("the uploaded picture is no longer held; upload it again")
-        return held.rows[model]
+        return held.rows[model.name]
 
-    async def text(self, words: str, model: str) -> Row:
+    async def text(self, words: str, model: IndexedModel) -> Row:
         """The unit row (D,) of a text, of those used last from memory."""
-        key = (self.index.model(model).fingerprint, words)
+        key = (model.fingerprint, words)
         if key not in self._texts:
-            self._texts[key] = await self._batcher(model, "text")(words)
+            self._texts[key] = await self._batcher(model.name, "text")(words)
             while len(self._texts) > _KEPT_TEXTS:
                 self._texts.popitem(last=False)
         self._texts.move_to_end(key)
@@ -177,7 +180,7 @@ class Collection:
             TooLarge, Unsupported: See :func:`cloob.serve.uploads.decode_upload`.
         """
         held = self.uploads.get(upload_id(data))
-        models = [model.name for model in self.index.models]
+        models = [model.name for model in await self.search(lambda: self.index.models)]
         if held is None or set(models) - set(held.rows):
             image = await self.files(lambda: decode_upload(data, self.config))
             rows = {model: await self._picture(image, model) for model in models}

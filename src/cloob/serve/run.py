@@ -17,6 +17,7 @@ from cloob.serve.settings import ServeConfig
 if TYPE_CHECKING:
     from cloob.search.index import Index
 
+_IDLE_SECONDS = 75  # longer than clients keep a connection open: else they write to one that is being closed
 _GRACE_SECONDS = 3  # for answers that are under way when the server is told to end
 
 
@@ -78,6 +79,7 @@ def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:
             access_log=False,
             server_header=False,
             proxy_headers=False,
+            timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=_GRACE_SECONDS,
             h11_max_incomplete_event_size=32_768,
             ws="none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Annotated, Any, Literal
 
@@ -31,13 +32,15 @@ def collection(request: Request) -> Collection:
 async def search(request: Request, query: schemas.SearchQuery) -> Any:
     """Looks for pictures by words, by pictures, or by both with weights; a weight below 0 keeps away from its part."""
     held = collection(request)
-    model = held.model(query.model)
+    model = await held.model(query.model)
     asked, row = await held.query(_parts(query.parts), model)
     cutoff: Literal["auto"] | None = "auto" if query.cutoff else None
     results = await held.search(
-        lambda: held.index.search(asked, row=row, top=query.top, where=query.where or None, model=model, cutoff=cutoff)
+        lambda: held.index.search(
+            asked, row=row, top=query.top, where=query.where or None, model=model.name, cutoff=cutoff
+        )
     )
-    return _found(held, results)
+    return await _found(held, results)
 
 
 @router.get("/items/{id}/similar", response_model=schemas.Found)
@@ -50,22 +53,22 @@ async def similar(
 ) -> Any:
     """More like this: the pictures nearest to one of the index, without itself."""
     held = collection(request)
-    name = held.model(model)
-    await held.row([Part(item=id)], name)  # 404 where there is no such picture
-    results = await held.search(lambda: held.index.similar(id, top=top, where=where or None, model=name))
-    return _found(held, results)
+    asked = await held.model(model)
+    await held.row([Part(item=id)], asked)  # 404 where there is no such picture
+    results = await held.search(lambda: held.index.similar(id, top=top, where=where or None, model=asked.name))
+    return await _found(held, results)
 
 
 @router.post("/classify", response_model=schemas.Classified)
 async def classify(request: Request, query: schemas.ClassifyQuery) -> Any:
     """Sorts all pictures, or those that a filter lets through, by labels in your own words."""
     held = collection(request)
-    model = held.model(query.model)
+    model = await held.model(query.model)
     options = LabelOptions(templates=tuple(query.templates) or TEMPLATES, multi=query.multi, none=query.none)
     sorted_ = await held.slow(
-        lambda: held.index.classify(query.labels, options, where=query.where or None, model=model)
+        lambda: held.index.classify(query.labels, options, where=query.where or None, model=model.name)
     )
-    return {"model": model, "revision": held.index.revision(), **_by_label(sorted_, query.top)}
+    return {"model": model.name, "revision": await held.search(held.index.revision), **_by_label(sorted_, query.top)}
 
 
 @router.post("/explain", response_model=schemas.Explained)
@@ -75,11 +78,11 @@ async def explain(request: Request, query: schemas.ExplainQuery) -> Any:
     The greater β, the fewer pictures share the weight.
     """
     held = collection(request)
-    model = held.model(query.model)
+    model = await held.model(query.model)
     asked, row = await held.query(_parts(query.parts), model)
     retrieved = await held.search(
         lambda: held.index.explain(
-            asked, row=row, beta=query.beta, top=query.top, where=query.where or None, model=model
+            asked, row=row, beta=query.beta, top=query.top, where=query.where or None, model=model.name
         )
     )
     memories = [
@@ -91,7 +94,7 @@ async def explain(request: Request, query: schemas.ExplainQuery) -> Any:
         for picture in retrieved.pictures
     ]
     return {
-        "model": model,
+        "model": model.name,
         "beta": retrieved.beta,
         "memory": retrieved.memory,
         "effective": retrieved.effective,
@@ -110,15 +113,15 @@ async def map_(
 ) -> Any:
     """A sample of the collection on a plane; t-SNE takes its time, once for each state of the index."""
     held = collection(request)
-    name = held.model(model)
+    asked = await held.model(model)
     ids, points = await held.map(
-        (name, method, sample, where),
-        lambda: held.index.map(sample=sample, method=method, where=where or None, model=name),
+        (asked.name, method, sample, where),
+        lambda: held.index.map(sample=sample, method=method, where=where or None, model=asked.name),
     )
     rounded = np.round(np.asarray(points, dtype=np.float64), 4)
     return {
-        "model": name,
-        "revision": held.index.revision(),
+        "model": asked.name,
+        "revision": await held.search(held.index.revision),
         "ids": np.asarray(ids).tolist(),
         "x": rounded[:, 0].tolist(),
         "y": rounded[:, 1].tolist(),
@@ -129,10 +132,11 @@ async def map_(
 async def embed(request: Request, query: schemas.EmbedQuery) -> Any:
     """Unit rows of texts and of uploaded pictures."""
     held = collection(request)
-    model = held.model(query.model)
-    texts = [(await held.row([Part(words=text)], model)).tolist() for text in query.texts]
-    uploads = [(await held.row([Part(upload=upload)], model)).tolist() for upload in query.uploads]
-    return {"model": model, "dim": held.index.model(model).dim, "texts": texts, "uploads": uploads}
+    model = await held.model(query.model)
+    texts = await asyncio.gather(*(held.row([Part(words=text)], model) for text in query.texts))
+    uploads = await asyncio.gather(*(held.row([Part(upload=upload)], model) for upload in query.uploads))
+    rows = {"texts": [row.tolist() for row in texts], "uploads": [row.tolist() for row in uploads]}
+    return {"model": model.name, "dim": model.dim, **rows}
 
 
 def _cosine(value: float) -> float:
@@ -143,7 +147,7 @@ def _parts(parts: list[WordsPart | ItemPart | UploadPart]) -> list[Part]:
     return [Part(**part.model_dump()) for part in parts]
 
 
-def _found(held: Collection, results: Results) -> dict[str, Any]:
+async def _found(held: Collection, results: Results) -> dict[str, Any]:
     hits = [
         {
             **schemas.picture(hit.item, whole_path=held.config.local),
@@ -154,7 +158,7 @@ def _found(held: Collection, results: Results) -> dict[str, Any]:
     ]
     return {
         "model": results.model,
-        "revision": held.index.revision(),
+        "revision": await held.search(held.index.revision),
         "searched": results.searched,
         "cut": results.cut,
         "hits": hits,

@@ -39,8 +39,8 @@ async def items(
 async def ids(request: Request, where: WhereQuery = None) -> Any:
     """The ids of all pictures, or of those that a filter lets through."""
     held = collection(request)
-    found = await held.search(lambda: _ids(held, where))
-    return {"revision": held.index.revision(), "ids": found}
+    found, revision = await held.search(lambda: (_ids(held, where), held.index.revision()))
+    return {"revision": revision, "ids": found}
 
 
 @router.get("/columns", response_model=list[schemas.Column])
