@@ -79,6 +79,7 @@ def test_without_the_token_nothing_but_the_form() -> None:
         answer = web.get("/api/x", headers=headers)
         assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
         assert web.get("/page/main.js", headers=headers).status_code == 401
+    assert web.get("/page/base.css").status_code == 200 and web.post("/page/base.css").status_code == 401
     form = web.get("/")
     assert form.status_code == 401 and form.headers["content-type"].startswith("text/html") and TOKEN not in form.text
     assert web.get(f"/api/x?token={TOKEN}").status_code == 401  # an address is written down in too many places

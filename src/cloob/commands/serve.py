@@ -51,4 +51,11 @@ def main(words: Sequence[str]) -> int:
         raise InputError("--token is too short or holds other characters; 16 letters, digits, . _ ~ or - are wanted")
     from cloob.commands.work.serve import run  # FastAPI and torch: only for words that are right
 
-    return run(arguments)
+    return run(
+        arguments.index,
+        host=arguments.host,
+        port=arguments.port,
+        token=arguments.token,
+        model=arguments.model,
+        browser=arguments.open,
+    )

@@ -15,6 +15,7 @@ from cloob.serve.settings import ServeConfig
 
 COOKIE = "cloob-token"
 UPLOADS = "/api/uploads"
+_PUBLIC = ("/page/base.css", "/page/icon.svg")  # what the form for the token is drawn with
 _MULTIPART_ROOM = 4096  # what multipart/form-data writes around one file
 
 HEADERS: Mapping[str, str] = {
@@ -61,7 +62,8 @@ class Guard:
         if refusal is not None:
             await _answer(careful, *refusal)
             return
-        if self._config.token is not None and (_offers_token(scope) or not self._known(headers)):
+        public = scope["method"] == "GET" and scope["path"] in _PUBLIC
+        if self._config.token is not None and not public and (_offers_token(scope) or not self._known(headers)):
             await self._ask(scope, receive, careful)
             return
         await self._within_limit(scope, headers, receive, careful)
