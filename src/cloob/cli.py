@@ -24,6 +24,7 @@ COMMANDS = {
     "search": "find pictures of an index by words and pictures; duplicates",
     "classify": "sort pictures by the names of classes, or by a few examples of each",
     "embed": "write the vectors of pictures into one file",
+    "serve": "an index in the browser: search, sort, wander; and its API",
     "convert": "write other people's weights as a model folder",
     "models": "list the towers by name",
 }

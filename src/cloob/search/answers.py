@@ -49,6 +49,7 @@ class Answers(ABC):
         where: str | Filter | None = None,
         model: str | None = None,
         cutoff: Cutoff = "auto",
+        row: Vector | None = None,
     ) -> Results:
         """The pictures nearest to a query, best first.
 
@@ -60,11 +61,12 @@ class Answers(ABC):
             model: The name of the model; None: the default one.
             cutoff: Hits whose margin is below it are left out (:mod:`cloob.search.ask.background`); ``"auto"``: what
                 docs/search.md measures; None: none is.
+            row: The query's unit row (D,) where it is known: then nothing of the query is embedded.
 
         Raises:
             InputError: The query, the filter, the model or a number is wrong; one line.
         """
-        return find.search(self, query, top=top, where=where, model=model, cutoff=cutoff)
+        return find.search(self, query, top=top, where=where, model=model, cutoff=cutoff, row=row)
 
     def similar(
         self, id: int, *, top: int = 20, where: str | Filter | None = None, model: str | None = None
@@ -99,9 +101,10 @@ class Answers(ABC):
         top: int = 20,
         where: str | Filter | None = None,
         model: str | None = None,
+        row: Vector | None = None,
     ) -> Retrieved:
         """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.ask.explain`."""
-        return find.explain(self, query, beta=beta, top=top, where=where, model=model)
+        return find.explain(self, query, beta=beta, top=top, where=where, model=model, row=row)
 
     def map(
         self,

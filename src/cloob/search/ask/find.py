@@ -55,6 +55,7 @@ def search(
     where: str | Filter | None = None,
     model: str | None = None,
     cutoff: Cutoff = "auto",
+    row: Vector | None = None,
 ) -> Results:
     """The pictures nearest to a query, those alone whose margin reaches the cutoff.
 
@@ -65,6 +66,7 @@ def search(
         where: A filter, see :mod:`cloob.search.where`.
         model: The name of the model that is asked; None: the index's own choice.
         cutoff: A margin; ``"auto"``: the default of the query's kind; None: all.
+        row: The query's unit row (D,) where it is known: then nothing of the query is embedded.
 
     Raises:
         InputError: The query, the filter, the model or a number is wrong.
@@ -76,11 +78,11 @@ def search(
     filter_ = read_filter(index, where)
     asked = index.model(model)
     if isinstance(query, np.ndarray):
-        row, others, least = checked_row(query, asked), None, None
+        row, others, least = checked_row(query if row is None else row, asked), None, None
         own: tuple[int, ...] = ()
     else:
         query = Query.of(query)
-        row = query_row(index, query, asked)
+        row = query_row(index, query, asked) if row is None else checked_row(row, asked)
         own = tuple(int(term.what) for term in query.terms if term.kind == "item")  # type: ignore[arg-type]
         others = unrelated_rows(index, query, asked)
         least = background.default_cutoff(query) if cutoff == "auto" else cutoff
@@ -236,6 +238,7 @@ def explain(
     top: int = 20,
     where: str | Filter | None = None,
     model: str | None = None,
+    row: Vector | None = None,
 ) -> Retrieved:
     """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.ask.explain`.
 
@@ -246,6 +249,7 @@ def explain(
         top: Pictures to name, of the associated ones and of the nearest.
         where: Which pictures.
         model: The name of the model.
+        row: As for :func:`search`.
 
     Raises:
         InputError: As :func:`search`; β is not positive; or no picture is there.
@@ -255,8 +259,10 @@ def explain(
     if beta is not None:
         memory.check_beta(beta)
     filter_, asked = read_filter(index, where), index.model(model)
-    vector = isinstance(query, np.ndarray)
-    row = checked_row(query, asked) if vector else query_row(index, Query.of(query), asked)  # type: ignore[arg-type]
+    if row is not None or isinstance(query, np.ndarray):
+        row = checked_row(query if row is None else row, asked)  # type: ignore[arg-type]
+    else:
+        row = query_row(index, Query.of(query), asked)
     if beta is None:
         beta = memory.beta_of(index.encoder(asked.name))[0]
     count = index.store.count(filter_)
