@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
     "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
     "convert": "write other people's weights as a model folder",
+    "export": "write a model for transformers, sentence-transformers, ONNX or torch.export",
     "models": "list the towers by name",
 }
 
