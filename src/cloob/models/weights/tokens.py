@@ -26,10 +26,11 @@ class ClipTokenizer(FastTokenizer):
         specials: How a text writes the start and the end token.
         ending: What a text that is too long ends with: ``"kept"`` the end token, ``"cut"`` whatever stands there.
         context_length: L.
+        tables: What ``FastTokenizer`` takes over; None: open_clip's.
     """
 
-    def __init__(self, specials: tuple[str, str], ending: Ending, context_length: int = 77) -> None:
-        original = require("open_clip.tokenizer", "train").SimpleTokenizer(context_length=context_length)
+    def __init__(self, specials: tuple[str, str], ending: Ending, context_length: int = 77, tables: Any = None) -> None:
+        original = tables or require("open_clip.tokenizer", "train").SimpleTokenizer(context_length=context_length)
         super().__init__(original)
         if specials != self._specials:
             ids = dict(zip(specials, (self.sot_token_id, self.eot_token_id), strict=True))
@@ -124,7 +125,7 @@ class HubTokenizer:
 
     def __init__(self, path: Path, context_length: int, pad: int, end: int) -> None:
         self.path, self.context_length, self.pad, self.end = path, context_length, pad, end
-        self.settings = {"kind": "hub", "pad": pad, "end": end}
+        self.settings: dict[str, Any] = {"kind": "hub", "pad": pad, "end": end}
         library = require("tokenizers", "align")
         try:
             self._tokenizer: Any = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
