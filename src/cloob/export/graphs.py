@@ -5,6 +5,7 @@ Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embe
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from cloob.models.texts import causal_tower, encode_short
 TOLERANCE = 1e-4
 """The most that an entry of a unit row may be off; towers that are exported well are off by 1e-6."""
 _BATCHES = (1, 2, 7)
+_IMAGE_PARTS = ("visual", "image_head")
 _TEXTS = (
     "a photo of a dog",
     "",
@@ -51,6 +53,10 @@ class Tower:
     samples: Tensor
     wanted: Tensor
     pad: int | None = None
+
+    def example(self) -> tuple[Tensor]:
+        """What a program is traced with: two items; texts one token short, as no size is to be met by chance."""
+        return (self.samples[:2] if self.pad is None else self.samples[:2, :-1].contiguous(),)
 
     def dynamic_shapes(self) -> tuple[dict[int, Any]]:
         """The sizes that vary, as ``torch.export`` is told of them."""
@@ -90,7 +96,7 @@ class _CausalTexts(nn.Module):
         self.model, self.tower = model, tower
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        return F.normalize(encode_short(self.model, self.tower, input_ids), dim=-1)
+        return F.normalize(encode_short(self.model, self.tower, input_ids, new_mask=True), dim=-1)
 
 
 class _PooledTexts(nn.Module):
@@ -123,7 +129,8 @@ def exportable(encoder: DualEncoder) -> Iterator[tuple[Tower, Tower]]:
         wanted = encoder(images, tokens)
         try:
             encoder.set_channels_last(False)
-            yield Tower("image", _Images(encoder.model).eval(), images, wanted[0]), _text(encoder, tokens, wanted[1])
+            image = Tower("image", _Images(_side(encoder.model, image=True)).eval(), images, wanted[0])
+            yield image, _text(encoder, tokens, wanted[1])
         finally:
             encoder.set_channels_last(True)
             for module, training in modes:
@@ -173,13 +180,22 @@ def _lengths(tower: Tower, items: Tensor) -> Iterator[Tensor]:
 
 def _text(encoder: DualEncoder, tokens: Tensor, wanted: Tensor) -> Tower:
     """The text tower in the form that takes short texts, where it has one."""
-    model = encoder.model
+    model = _side(encoder.model, image=False)
     causal = causal_tower(model, encoder.context_length)
     if causal is not None:
         return Tower("text", _CausalTexts(model, causal).eval(), tokens, wanted, pad=0)
     if isinstance(model, AlignedTowers) and isinstance(model.text, TextEncoder):
         return Tower("text", _PooledTexts(model).eval(), tokens, wanted, pad=model.text.pad)
     return Tower("text", _Texts(model).eval(), tokens, wanted)
+
+
+def _side(model: Any, *, image: bool) -> Any:
+    """A model without the parts of the other tower, whose weights a program would carry along; it shares the rest."""
+    side = copy.copy(model)
+    for held in ("_modules", "_parameters", "_buffers"):
+        values = {key: value for key, value in getattr(model, held).items() if (key in _IMAGE_PARTS) == image}
+        side.__dict__[held] = values
+    return side
 
 
 def _samples(encoder: DualEncoder) -> tuple[Tensor, Tensor]:

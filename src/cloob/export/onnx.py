@@ -79,7 +79,7 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
         with _quiet():
             program: Any = torch.onnx.export(
                 tower.module,
-                (tower.samples[:2],),
+                tower.example(),
                 dynamo=True,
                 dynamic_shapes=tower.dynamic_shapes(),
                 input_names=[source.name],

@@ -38,7 +38,7 @@ _CLEANINGS = ("whitespace", "lower", "canonicalize")
 _LARGEST_JSON = 64 << 20
 CLIP_NOTE = (
     "`tokenizer.json` gives the model's tokens but for texts that ftfy mends beyond single characters: HTML entities "
-    "(`&amp;`), text that was decoded wrongly (`Ã¶`), full-width letters (`Ａ`), escapes of terminals."
+    "(`&amp;`), text that was decoded wrongly (`Ã¶`), escapes of terminals."
 )
 
 

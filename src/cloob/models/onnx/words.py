@@ -1,12 +1,13 @@
 """``tokenizer.json`` for CLIP's byte pairs: written from the tables of a ``FastTokenizer``, and read back as one.
 
 What the package ``tokenizers`` makes of such a file differs from the tokens here in what ftfy mends beyond single
-characters: text that was decoded wrongly, HTML entities, full-width letters.
+characters: text that was decoded wrongly, HTML entities, escapes of terminals.
 """
 
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,26 @@ from cloob.models.weights.formats.pickles import printable
 SPECIALS = ("<start_of_text>", "<end_of_text>")
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _MOST_WORDS = 1 << 20
-# Single characters that ftfy replaces or drops, as (pattern, replacement).
-_MENDED = (
-    ("[\\x00-\\x08\\x0b\\x0e-\\x1f\\x7f\\u206a-\\u206f\\ufeff\\ufff9-\\ufffc]", ""),
-    ("[ʼ‘-‛]", "'"),
-    ("[“-‟]", '"'),
-    *(("Ĳ", "IJ"), ("ĳ", "ij"), ("ﬀ", "ff"), ("ﬁ", "fi"), ("ﬂ", "fl"), ("ﬃ", "ffi"), ("ﬄ", "ffl"), ("ﬆ", "st")),
-    # Python writes a capital sigma at a word's end as ς, the package always as σ.
-    ("(?<=\\p{L})Σ(?!\\p{L})", "ς"),
-    ("[\\s\\x85\\u180e]+", " "),
-)
+_DROPPED = "[\\x00-\\x08\\x0b\\x0e-\\x1f\\x7f\\u206a-\\u206f\\ufeff\\ufff9-\\ufffc]"
+_LIGATURES = {"Ĳ": "IJ", "ĳ": "ij", "ŉ": "'n", "Ǆ": "DŽ", "ǅ": "Dž", "ǆ": "dž", "Ǉ": "LJ", "ǈ": "Lj", "ǉ": "lj"}
+_LIGATURES |= {"Ǌ": "NJ", "ǋ": "Nj", "ǌ": "nj", "Ǳ": "DZ", "ǲ": "Dz", "ǳ": "dz", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl"}
+_LIGATURES |= {"ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st"}
+_WIDE = range(0xFF01, 0xFFF0)
+
+
+def _mended() -> list[tuple[dict[str, str], str]]:
+    """What ftfy replaces or drops of single characters, as (pattern, replacement)."""
+    wide = {chr(code): unicodedata.normalize("NFKC", chr(code)) for code in _WIDE}
+    single = _LIGATURES | {old: new for old, new in wide.items() if old != new}
+    return [
+        ({"Regex": _DROPPED}, ""),
+        *(({"String": old}, new) for old, new in single.items()),
+        ({"Regex": "[ʼ‘-‛]"}, "'"),
+        ({"Regex": "[“-‟]"}, '"'),
+        # Python writes a capital sigma at a word's end as ς, the package always as σ.
+        ({"Regex": "(?<=[\\p{Lu}\\p{Ll}\\p{Lt}])Σ(?![\\p{Lu}\\p{Ll}\\p{Lt}])"}, "ς"),
+        ({"Regex": "\\s+"}, " "),
+    ]
 
 
 def byte_letters() -> dict[int, str]:
@@ -51,9 +62,8 @@ def tokenizer_json(tokenizer: FastTokenizer, specials: tuple[str, str] = SPECIAL
     (ids, merges), length = tokenizer.tables(), tokenizer.context_length
     ends = dict(zip(specials, (tokenizer.sot_token_id, tokenizer.eot_token_id), strict=True))
     start, end = ({"SpecialToken": {"id": word, "type_id": 0}} for word in specials)
-    replaced = [{"type": "Replace", "pattern": {"Regex": old}, "content": new} for old, new in _MENDED]
-    normalizers: list[dict[str, Any]] = [{"type": "NFC"}, *replaced]
-    normalizers += [{"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Lowercase"}]
+    normalizers: list[dict[str, Any]] = [{"type": "Replace", "pattern": old, "content": new} for old, new in _mended()]
+    normalizers += [{"type": "NFC"}, {"type": "Strip", "strip_left": True, "strip_right": True}, {"type": "Lowercase"}]
     split = {"type": "Split", "pattern": {"Regex": f"(?i){_PIECES}"}, "behavior": "Removed", "invert": True}
     letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": True}
