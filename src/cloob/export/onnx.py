@@ -103,7 +103,12 @@ def _runner(path: Path, tower: Tower, encoder: DualEncoder) -> Any:
     session = open_session(path)
 
     def run(items: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([result.name], {source.name: items.numpy()})[0])
+        try:
+            rows = session.run([result.name], {source.name: items.numpy()})[0]
+        except Exception as error:  # onnxruntime's have no common class
+            said = f"onnxruntime cannot run the exported {tower.kind} tower on {tuple(items.shape)}"
+            raise InputError(f"{encoder.name}: {said} ({one_line(error, 200)})") from error
+        return torch.from_numpy(rows)
 
     return run
 

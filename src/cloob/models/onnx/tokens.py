@@ -69,7 +69,9 @@ def store_tokenizer(tokenizer: Any, folder: Path, context_length: int) -> dict[s
     original, cleaning, strip = _hub_parts(tokenizer)
     backend = getattr(original, "backend_tokenizer", None)
     if backend is None or original.pad_token_id is None:
-        return {"kind": "none", "why": f"its tokenizer ({type(tokenizer).__name__}) has no form in a file of its own"}
+        takes = isinstance(tokenizer, NoTokenizer)
+        kind = "the model takes tokens" if takes else f"its own ({type(tokenizer).__name__}) has no form in a file"
+        return {"kind": "none", "why": kind}
     pad, side = int(original.pad_token_id), str(original.padding_side)
     (folder / HUB_FILE).write_text(_with_length(backend.to_str(), context_length, pad, side), encoding="utf-8")
     return {"kind": "json", "clean": cleaning, "strip": strip}
