@@ -21,27 +21,12 @@ from cloob.models.folder import save_model
 from cloob.models.runs import CONFIG_FILE
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_MAY_BE_THERE = [
-    "open_clip_config.json",
-    "open_clip_model.safetensors",
-    "towers.json",
-    "aligned.json",
-    "heads.safetensors",
-    "spiece.model",
-    "config.json",
-    "model.safetensors",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "modules.json",
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-    "1_Normalize/config.json",
-    "objective.json",
-]
+_MAY_BE_THERE = """
+open_clip_config.json open_clip_model.safetensors towers.json aligned.json heads.safetensors spiece.model
+config.json model.safetensors preprocessor_config.json tokenizer.json tokenizer_config.json vocab.json
+merges.txt special_tokens_map.json modules.json sentence_bert_config.json config_sentence_transformers.json
+1_Normalize/config.json objective.json
+"""
 """What a push may have written; what this one does not write of that would contradict it, and goes."""
 _USAGE_HERE = """\
 With [cloob](https://arxiv.org/abs/2110.11316)'s package:
@@ -130,7 +115,7 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
 
 
 def _name_tokenizer(folder: Path, name: str) -> None:
-    """Lets open_clip find a tokenizer that lies in the repository where it looks for it: under the repository's name."""
+    """Lets open_clip find a tokenizer in the repository where it looks for it: under the repository's name."""
     path = folder / CONFIG_FILE
     config = json.loads(path.read_text(encoding="utf-8"))
     if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
@@ -168,14 +153,12 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     with _bars_on_terminals(hub):
         with _translated(name, constants.ENDPOINT, "nothing was sent"):
             address = interface.create_repo(name, private=private, exist_ok=True)
-        with _translated(
-            name, constants.ENDPOINT, "the repository is there, with nothing of this push in it; push again"
-        ):
+        with _translated(name, constants.ENDPOINT, "the repository has nothing of this push in it; push again"):
             interface.upload_folder(
                 repo_id=name,
                 folder_path=folder,
                 commit_message="Add the model",
-                delete_patterns=[file for file in _MAY_BE_THERE if file not in written],
+                delete_patterns=[file for file in _MAY_BE_THERE.split() if file not in written],
             )
     return str(address)
 
