@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.runs import CONFIG_FILE
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _MAY_BE_THERE = """
 open_clip_config.json open_clip_model.safetensors towers.json aligned.json heads.safetensors spiece.model
 config.json model.safetensors preprocessor_config.json tokenizer.json tokenizer_config.json vocab.json
@@ -53,16 +51,6 @@ features = model.encode_text(tokenizer(["a dog", "a cat"]), normalize=True)
 
 class PushFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
     """The hub did not take a repository: one line that says why, and what there is now. Exit code 1."""
-
-
-def check_repository(name: str) -> None:
-    """Refuses a name that the hub has not.
-
-    Raises:
-        InputError: It is not ``ORG/NAME`` of letters, digits, ``-``, ``_`` and ``.``.
-    """
-    if not _NAME.fullmatch(name) or ".." in name or "--" in name or name.endswith((".git", ".", "-")):
-        raise InputError(f"{name}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'")
 
 
 def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str) -> str | None:
@@ -123,6 +111,12 @@ def _name_tokenizer(folder: Path, name: str) -> None:
         path.write_text(json.dumps(config, indent=2, allow_nan=False), encoding="utf-8")
 
 
+def check_online(name: str) -> None:
+    """Raises InputError where the environment says that there is no network."""
+    if require("huggingface_hub.constants", "export").HF_HUB_OFFLINE:
+        raise InputError(f"{name}: HF_HUB_OFFLINE is set; unset it to push, or look at the files with --dry-run")
+
+
 def list_files(folder: Path) -> list[tuple[str, int]]:
     """The files of a repository's folder by name, with their sizes in bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -146,8 +140,6 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     """
     hub: Any = require("huggingface_hub", "export")
     constants: Any = require("huggingface_hub.constants", "export")
-    if constants.HF_HUB_OFFLINE:
-        raise InputError(f"{name}: HF_HUB_OFFLINE is set; unset it to push, or look at the files with --dry-run")
     written = {file for file, _ in list_files(folder)}
     interface = hub.HfApi(endpoint=constants.ENDPOINT)
     with _bars_on_terminals(hub):

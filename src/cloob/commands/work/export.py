@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from cloob.commands.exporting import ExportArguments
-from cloob.export.card import check_license, write_card
+from cloob.export.card import write_card
 from cloob.export.exported import Exported, whole_folder
 from cloob.export.facts import gather_facts
 from cloob.models.encoder import DualEncoder
@@ -14,9 +14,8 @@ from cloob.models.load import load_model
 from cloob.models.runs import OBJECTIVE_FILE
 
 
-def run(arguments: ExportArguments) -> int:
+def run(arguments: ExportArguments, licence: str | None) -> int:
     """Writes the export, whole or not at all; returns the exit code."""
-    licence = check_license(arguments.license)
     encoder = load_model(arguments.source, device="cpu")
     facts = gather_facts(arguments.source, encoder, arguments.results)
     with whole_folder(arguments.target) as folder:

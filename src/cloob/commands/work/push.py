@@ -8,17 +8,15 @@ from pathlib import Path
 
 from cloob.commands.exporting import PushArguments
 from cloob.errors import InputError
-from cloob.export.card import check_license
 from cloob.export.facts import gather_facts
-from cloob.export.push import PushFailed, check_repository, list_files, send, write_repository
+from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
 from cloob.models.load import load_model
 
 
-def run(arguments: PushArguments) -> int:
+def run(arguments: PushArguments, licence: str) -> int:
     """Writes the repository's files, lists them, and sends them; returns the exit code."""
-    check_repository(arguments.repository)
-    licence = check_license(arguments.license)
-    assert licence is not None
+    if not arguments.dry_run:
+        check_online(arguments.repository)
     encoder = load_model(arguments.source, device="cpu")
     facts = gather_facts(arguments.source, encoder, arguments.results)
     try:
