@@ -144,10 +144,12 @@ def data_name(source: str) -> str:
     if source.startswith("demo"):
         return source
     if _ADDRESS.match(source):
-        place = source.partition("://")[2].partition("?")[0].partition("#")[0]
-        return PurePosixPath(place).name if "/" in place else source.partition(":")[2].rpartition("@")[2]
+        place = source.partition("://" if "://" in source else ":")[2]
+        return PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name or "an address"
     path = Path(source)
-    return source if not path.is_absolute() and ".." not in path.parts and not source.startswith("~") else path.name
+    if source and not path.is_absolute() and ".." not in path.parts and not source.startswith("~"):
+        return source
+    return path.name.lstrip("~.") or "a folder"
 
 
 def _results(

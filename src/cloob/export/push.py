@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -142,7 +143,7 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     constants: Any = require("huggingface_hub.constants", "export")
     written = {file for file, _ in list_files(folder)}
     interface = hub.HfApi(endpoint=constants.ENDPOINT)
-    with _bars_on_terminals(hub):
+    with _in_peace(hub):
         with _translated(name, constants.ENDPOINT, "nothing was sent"):
             address = interface.create_repo(name, private=private, exist_ok=True)
         with _translated(name, constants.ENDPOINT, "the repository has nothing of this push in it; push again"):
@@ -156,13 +157,15 @@ def send(folder: Path, name: str, *, private: bool) -> str:
 
 
 @contextmanager
-def _bars_on_terminals(hub: Any) -> Iterator[None]:
-    """Shows the hub's progress where somebody looks."""
+def _in_peace(hub: Any) -> Iterator[None]:
+    """Shows the hub's progress where somebody looks, and none of what its libraries say to each other."""
     hidden = hub.utils.are_progress_bars_disabled()
     if not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
     finally:
         if not hidden:
             hub.utils.enable_progress_bars()
