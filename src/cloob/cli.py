@@ -22,6 +22,7 @@ COMMANDS = {
     "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
     "convert": "write other people's weights as a model folder",
     "export": "write a model for transformers, sentence-transformers, ONNX or torch.export",
+    "push": "push a model to the Hugging Face hub, with a card written from its run",
     "models": "list the towers by name",
 }
 

@@ -1,4 +1,4 @@
-"""What ``cloob export`` can be asked."""
+"""What ``cloob export`` and ``cloob push`` can be asked."""
 
 from __future__ import annotations
 
@@ -35,3 +35,21 @@ class ExportArguments:
     """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
     overwrite: bool = False
     """Replace DEST where it is an earlier export."""
+
+
+@dataclass(frozen=True)
+class PushArguments:
+    """Push a model to the Hugging Face hub: open_clip's files, transformers' where it has such towers, and a card."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
+    repository: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ORG/NAME")]
+    """The repository on the hub; it is made if it is not there."""
+    license: str | None = None
+    """The weights' licence, as the hub spells it: mit, apache-2.0, cc-by-4.0, … It has to be given."""
+    private: bool = False
+    """Let nobody but you or your organisation see a repository that is made."""
+    results: Path | None = None
+    """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
+    dry_run: bool = False
+    """List the files and their sizes, and send nothing."""

@@ -15,6 +15,10 @@ from cloob.models.runs import OBJECTIVE_FILE
 CARD_FILE = "README.md"
 
 
+class Unsupported(InputError):  # noqa: N818 (what the model is, in the words a user reads)
+    """A model that the other program has no place for; the line names what to export to instead."""
+
+
 @dataclass(frozen=True)
 class Exported:
     """What the model card and the command line say of an export.

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from cloob.errors import InputError
+from cloob.export.exported import Unsupported
 from cloob.export.hf_tokenizer import Specials
 from cloob.models.encoder import DualEncoder
 
@@ -26,12 +26,12 @@ def clip_config(encoder: DualEncoder, text: Any, specials: Specials) -> dict[str
         specials: The tokenizer's.
 
     Raises:
-        InputError: A tower has an activation that ``CLIPModel`` has not, or patches that are not square.
+        Unsupported: A tower has an activation that ``CLIPModel`` has not, or patches that are not square.
     """
     visual = encoder.model.visual
     patch, size = visual.conv1.kernel_size, visual.image_size
     if patch[0] != patch[1] or size[0] != size[1] or size[0] % patch[0]:
-        raise InputError(f"{encoder.name}: CLIPModel wants square patches that fill a square; --to onnx takes it")
+        raise Unsupported(f"{encoder.name}: CLIPModel wants square patches that fill a square; --to onnx takes it")
     text_config = {
         "model_type": "clip_text_model",
         "vocab_size": text.token_embedding.num_embeddings,
@@ -77,21 +77,21 @@ def _activation(name: str, module: nn.Module) -> str:
     if type(module).__name__ == "QuickGELU":
         return "quick_gelu"
     kind = type(module).__name__
-    raise InputError(f"{name}: CLIPModel has no activation {kind}; --to onnx takes it")
+    raise Unsupported(f"{name}: CLIPModel has no activation {kind}; --to onnx takes it")
 
 
 def processor_config(encoder: DualEncoder) -> dict[str, Any]:
     """``preprocessor_config.json`` of a ``CLIPImageProcessor``.
 
     Raises:
-        InputError: Pictures are resized in a way that it does not have.
+        Unsupported: Pictures are resized in a way that it does not have.
     """
     preprocess, side = encoder.preprocess_cfg, encoder.image_size
     mode = preprocess.get("resize_mode") or "shortest"
     resample = _RESAMPLE.get(preprocess.get("interpolation") or "bicubic")
     if mode not in ("shortest", "squash") or resample is None:
         how = f"resize_mode {mode!r}, interpolation {preprocess.get('interpolation')!r}"
-        raise InputError(f"{encoder.name}: CLIPImageProcessor cannot prepare pictures by {how}; --to onnx takes it")
+        raise Unsupported(f"{encoder.name}: CLIPImageProcessor cannot prepare pictures by {how}; --to onnx takes it")
     square = {"height": side, "width": side}
     return {
         "image_processor_type": "CLIPImageProcessor",

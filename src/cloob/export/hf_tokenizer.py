@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, require
+from cloob.errors import require
+from cloob.export.exported import Unsupported
 from cloob.models.encoder import DualEncoder
 from cloob.models.tokenizer import FastTokenizer
 from cloob.models.weights.tokens import HubTokenizer, NoTokenizer
@@ -44,7 +45,7 @@ def write_tokenizer(encoder: DualEncoder, folder: Path) -> Specials:
         folder: Where the files go.
 
     Raises:
-        InputError: The encoder takes tokens alone, or cleans texts in a way that no tokenizer of transformers has.
+        Unsupported: The encoder takes tokens alone, or cleans texts in a way that no tokenizer of transformers has.
     """
     tokenizer: Any = encoder.tokenizer
     if isinstance(tokenizer, FastTokenizer):
@@ -54,11 +55,11 @@ def write_tokenizer(encoder: DualEncoder, folder: Path) -> Specials:
         start = tokenizer(["a"])[0, 0]
         return Specials(int(start), tokenizer.end, tokenizer.pad)
     if isinstance(tokenizer, NoTokenizer):
-        raise InputError(f"{encoder.name}: it takes tokens, not texts, as it has no tokenizer; --to onnx takes it")
+        raise Unsupported(f"{encoder.name}: it takes tokens, not texts, as it has no tokenizer; --to onnx takes it")
     theirs: Any = getattr(tokenizer, "tokenizer", None)
     if not hasattr(theirs, "save_pretrained") or getattr(tokenizer, "clean_fn", None) is None:
         kind = type(tokenizer).__name__
-        raise InputError(f"{encoder.name}: its tokenizer ({kind}) is none that transformers has; --to onnx takes it")
+        raise Unsupported(f"{encoder.name}: its tokenizer ({kind}) is none that transformers has; --to onnx takes it")
     theirs.save_pretrained(folder)
     start = theirs.bos_token_id if theirs.bos_token_id is not None else theirs.cls_token_id
     end = theirs.eos_token_id
@@ -112,12 +113,12 @@ def token_notes(encoder: DualEncoder, tokenizer: Any) -> list[str]:
         Sentences for the card: for which texts tokens differ.
 
     Raises:
-        InputError: They differ for plain texts.
+        Unsupported: They differ for plain texts.
     """
     long = "a red heart and " * encoder.context_length
     for text in _PLAIN:
         if not _same_tokens(encoder, tokenizer, text):
-            raise InputError(f"{encoder.name}: transformers makes other tokens of {text!r}; --to onnx takes it")
+            raise Unsupported(f"{encoder.name}: transformers makes other tokens of {text!r}; --to onnx takes it")
     notes = []
     odd = [what for what, text in _ODD.items() if not _same_tokens(encoder, tokenizer, text)]
     if odd:

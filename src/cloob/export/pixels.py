@@ -39,8 +39,9 @@ def pixel_note(encoder: DualEncoder, processor: Any) -> str:
     if encoder.preprocess_cfg.get("resize_mode") == "squash":
         return f"Pixels of transformers and of open_clip are {elsewhere}." if levels > 0.5 else ""
     return (
-        "transformers and open_clip crop a quarter of all pictures that are not square one row or column apart, as "
-        f"they round half a row differently: on pictures made for this card unit rows are then {moved:.2g} apart. "
+        "transformers crops pictures of one size in four that is not square one row or column away from where "
+        "open_clip does, as the two round half a row differently: on pictures made for this card unit rows are then "
+        f"{moved:.2g} apart. "
         f"Otherwise pixels are {elsewhere}. torchvision's `Resize` and `CenterCrop`, in place of the image processor, "
         "give the pixels that the model was trained with."
     )

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, require
-from cloob.export.exported import Exported
+from cloob.errors import require
+from cloob.export.exported import Exported, Unsupported
 from cloob.export.hf_config import clip_config, processor_config, write_json, write_sentence_transformers
 from cloob.export.hf_tokenizer import token_notes, write_tokenizer
 from cloob.export.pixels import pixel_note
@@ -60,14 +60,14 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
         folder: An empty folder.
 
     Raises:
-        InputError: transformers has no such towers, the line names what to export to instead; or what it makes of the
+        Unsupported: transformers has no such towers, the line names what to export to instead; or what it makes of the
             folder is not the model.
     """
     text = _text_tower(encoder)
     state = _state(encoder, text)
     specials = write_tokenizer(encoder, folder)
     if specials.end != text.token_embedding.num_embeddings - 1:
-        raise InputError(f"{encoder.name}: texts do not end with the highest token; --to onnx takes it")
+        raise Unsupported(f"{encoder.name}: texts do not end with the highest token; --to onnx takes it")
     write_json(folder / "config.json", clip_config(encoder, text, specials))
     write_json(folder / "preprocessor_config.json", processor_config(encoder))
     write_sentence_transformers(folder)
@@ -82,21 +82,23 @@ def _text_tower(encoder: DualEncoder) -> Any:
     """The module with the parts of the text tower.
 
     Raises:
-        InputError: The towers are of a kind that ``CLIPModel`` has not.
+        Unsupported: The towers are of a kind that ``CLIPModel`` has not.
     """
     other = "--to onnx takes it"
     if encoder.config.kind == "aligned":
-        raise InputError(f"{encoder.name}: heads on frozen encoders, and transformers has no such model; {other}")
+        raise Unsupported(f"{encoder.name}: heads on frozen encoders, and transformers has no such model; {other}")
     if encoder.config.kind == "towers":
         family = encoder.config.settings.get("family", "another program")
-        raise InputError(f"{encoder.name}: towers of {family}, which are not those of CLIPModel; {other}")
+        raise Unsupported(f"{encoder.name}: towers of {family}, which are not those of CLIPModel; {other}")
     visual = encoder.model.visual
     if type(visual).__name__ != "VisionTransformer":
         kind = type(getattr(visual, "trunk", visual)).__name__
-        raise InputError(f"{encoder.name}: its image tower is a {kind}, and CLIPModel has only CLIP's own ViT; {other}")
+        raise Unsupported(
+            f"{encoder.name}: its image tower is a {kind}, and CLIPModel has only CLIP's own ViT; {other}"
+        )
     tower = causal_tower(encoder.model, encoder.context_length)
     if tower is None:
-        raise InputError(f"{encoder.name}: its text tower is not CLIP's causal one, as CLIPModel's is; {other}")
+        raise Unsupported(f"{encoder.name}: its text tower is not CLIP's causal one, as CLIPModel's is; {other}")
     return encoder.model.get_submodule(tower)
 
 
@@ -104,7 +106,7 @@ def _state(encoder: DualEncoder, text: Any) -> dict[str, Tensor]:
     """The weights by Hugging Face's names, float32.
 
     Raises:
-        InputError: There are others than ``CLIPModel`` has.
+        Unsupported: There are others than ``CLIPModel`` has.
     """
     weights = {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}
     blocks = [len(tower.transformer.resblocks) for tower in (text, encoder.model.visual)]
@@ -114,7 +116,7 @@ def _state(encoder: DualEncoder, text: Any) -> dict[str, Tensor]:
         more = f" and {len(differ) - 2} more" if len(differ) > 2 else ""
         have = "has no place for" if differ[0] in weights else "needs"
         named = ", ".join(differ[:2])
-        raise InputError(f"{encoder.name}: CLIPModel {have} {named}{more}; --to onnx takes it")
+        raise Unsupported(f"{encoder.name}: CLIPModel {have} {named}{more}; --to onnx takes it")
     return {name: value for key, part in plan.items() for name, value in _parts(weights[key], part)}
 
 
@@ -134,7 +136,7 @@ def _checked(encoder: DualEncoder, folder: Path) -> list[str]:
     """Sentences for the card, from reading the folder with transformers.
 
     Raises:
-        InputError: transformers cannot read it, or computes something else.
+        Unsupported: transformers cannot read it, or computes something else.
     """
     library: Any = require("transformers", "export")
     with quiet(library), translated(f"{encoder.name}: transformers cannot read the export"):
@@ -144,7 +146,7 @@ def _checked(encoder: DualEncoder, folder: Path) -> list[str]:
     for what, (own, theirs) in _features(encoder, model).items():
         apart = float((own - theirs).abs().max() / own.abs().max().clamp_min(1))
         if not apart <= TOLERANCE:
-            raise InputError(
+            raise Unsupported(
                 f"{encoder.name}: CLIPModel computes another {what} ({apart:.1e} apart); --to onnx takes it"
             )
     note = pixel_note(encoder, processor)
