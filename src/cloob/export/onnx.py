@@ -148,12 +148,17 @@ def _cause(error: BaseException) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the exporter's talk off the terminal: it prints, warns and logs of what is of no use to a user."""
-    names = ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")
+    names = ("onnxscript", "onnx_ir", "torch", "torch.onnx", "torch.export", "torch.fx")
     levels = {name: logging.getLogger(name).level for name in names}
     try:
         for name in names:
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        nowhere = io.StringIO()
+        with (
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -200,9 +200,7 @@ def _check_port(kind: str, found: list[Port], wanted: Port) -> None:
     if len(found) != 1:
         raise _RefusedError(f"{len(found)} {kind}s found, one wanted: {wanted.name}")
     port = found[0]
-    sides = zip(port.shape, wanted.shape, strict=False)
-    fits = len(port.shape) == len(wanted.shape) and all(a == b or a is None or b is None for a, b in sides)
-    if port.name != wanted.name or port.dtype != wanted.dtype or not fits:
+    if port != wanted:
         raise _RefusedError(
             f"its {kind} is {port.name[:60]!r} {_shape(port)}; {wanted.name!r} {_shape(wanted)} is wanted here"
         )
