@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import run_script
 
 from cloob.models.encoder import DualEncoder
+from support import run_script
 
 PAGE = Path(__file__).parents[3] / "docs" / "weights.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the tests")
