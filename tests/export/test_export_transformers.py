@@ -114,10 +114,16 @@ def test_texts_that_are_not_cleaned_are_named_rightly(exported: Path, small: Pat
         assert tokenizer(html.unescape(ftfy.fix_text(text)))["input_ids"] == own[: own.index(49407) + 1]
 
 
-def test_sentence_transformers_and_a_pipeline_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
+def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "weights.md"
+    _, _, out = (page.read_text(encoding="utf-8") if page.is_file() else "").partition("## Out: exports")
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", out, re.DOTALL) if "models/mine-hf" in code]
+    assert len(snippets) == 3 or not page.is_file()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine-hf").symlink_to(exported)
     worker = Path(__file__).with_name("reading_worker.py")
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(worker), str(exported), str(small)],
+        [sys.executable, "-W", "error", str(worker), str(exported), str(small), json.dumps(snippets)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -126,6 +132,7 @@ def test_sentence_transformers_and_a_pipeline_read_it(exported: Path, small: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["texts"] < 1e-6 and seen["pictures"] < 1e-6 and seen["saved again"] < 1e-6
+    assert seen["cropped"] < 1e-6 and seen["alike"]
     assert max(abs(length - 1) for length in seen["lengths"]) < 1e-5
     assert seen["longest"] == 16
     assert seen["labels"] == ["a cat", "a dog"] and abs(sum(seen["scores"]) - 1) < 1e-5

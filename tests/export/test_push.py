@@ -14,6 +14,9 @@ from PIL import Image
 from small_models import OBJECTIVE, RESNET, write_model
 
 from cloob import cli, load_model
+from cloob.errors import InputError
+from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open_text_encoder
+from cloob.models.folder import save_model
 from cloob.models.towers import open_clip
 from support import refused, run_cloob
 
@@ -127,6 +130,26 @@ def test_towers_that_open_clip_has_not(hub: StandIn, tmp_path: Path, capsys: pyt
     assert files.keys() == {"towers.json", "model.safetensors", "objective.json", "README.md"}
     assert "library_name: cloob" in files["README.md"].decode() and "open_clip" not in files["README.md"].decode()
     same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(source, device="cpu"))
+
+
+def test_heads_on_frozen_encoders(
+    hub: StandIn, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tower = str(small)
+    image, text = open_image_encoder(tower, load_model, None), open_text_encoder(tower, load_model)
+    heads = [Head(side.features, 12, "linear", 0.0) for side in (image, text)]
+    names = {"image_encoder": tower, "text_encoder": tower}
+    save_model(tmp_path / "heads", aligned_encoder(image, text, heads[0], heads[1], names), OBJECTIVE)
+    error = refused(capsys, "push", str(tmp_path / "heads"), NAME, "--license", "mit")
+    assert f"its encoder {tower} is on this machine alone" in error and hub.requests == []
+    monkeypatch.setattr("cloob.export.push.encoders_here", lambda _: [])
+    assert push(tmp_path / "heads") == 0
+    assert hub.repositories[NAME].files.keys() == {"aligned.json", "heads.safetensors", "objective.json", "README.md"}
+    assert "transformers has no such model" in hub.repositories[NAME].files["README.md"].decode()
+    with pytest.raises(InputError, match="a folder of this machine"):
+        load_model(f"hf-hub:{NAME}")
+    monkeypatch.setattr("cloob.models.load.encoders_here", lambda _: [])
+    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(tmp_path / "heads", device="cpu"))
 
 
 def test_a_dry_run_lists_and_asks_nobody(hub: StandIn, small: Path, capsys: pytest.CaptureFixture[str]) -> None:

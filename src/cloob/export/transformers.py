@@ -90,6 +90,8 @@ def _text_tower(encoder: DualEncoder) -> Any:
     if encoder.config.kind == "towers":
         family = encoder.config.settings.get("family", "another program")
         raise Unsupported(f"{encoder.name}: towers of {family}, which are not those of CLIPModel; {other}")
+    if encoder.config.kind != "open_clip":
+        raise Unsupported(f"{encoder.name}: graphs, not towers; export the model that they were made of")
     visual = encoder.model.visual
     if type(visual).__name__ != "VisionTransformer":
         kind = type(getattr(visual, "trunk", visual)).__name__
