@@ -2,8 +2,7 @@
 
 Towers of open_clip with random weights are saved as a model folder and exported as by ``cloob export --to onnx``, in
 float32 and with dynamic quantisation. All of them embed the same batches in turn, on as many threads as cores; the
-first round is left out. Texts are captions of about ten words; torch and onnxruntime both leave out the padding that a batch
-shares.
+first round is left out. Texts are captions of about ten words; both leave out the padding that a batch shares.
 
 A first text embedding is a process of its own, from its start to the row: the package's own torch towers, the ONNX
 folder by ``cloob.load_model``, the same by onnxruntime and tokenizers alone (docs/weights.md), and open_clip.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import warnings
+from typing import Any
 
 from PIL import Image
 
@@ -21,7 +22,7 @@ import torch
 
 import cloob
 
-exported, original = sys.argv[1:]
+exported, original, snippets = sys.argv[1:]
 encoder = cloob.load_model(original, device="cpu")
 model = SentenceTransformer(exported, device="cpu")
 texts = ["a dog", "a red heart", "long " * 60]
@@ -35,6 +36,17 @@ scores = {answer["label"]: answer["score"] for answer in answers}
 unit = encoder.encode_image([picture]) @ encoder.encode_text(sorted(scores)).T
 logits = float(encoder.model.logit_scale.exp()) * unit
 expected = torch.softmax(logits, 1)[0].tolist()
+# The pages' code, in the folder and with the picture that it names; what it made is looked at here.
+names: dict[str, Any] = {}
+picture.resize((50, 67)).save("picture.jpg")
+for code in json.loads(snippets):
+    exec(code, names)
+if "crop" in names:
+    rows = torch.nn.functional.normalize(names["features"], dim=1)
+    cropped = float((rows - encoder.encode_image(["picture.jpg"])).abs().max())
+    alike = model.similarity(names["pictures"], names["texts"]).shape == (1, 2)
+else:
+    cropped, alike = 0.0, True
 print(
     json.dumps(
         {
@@ -42,6 +54,8 @@ print(
             "pictures": float(np.abs(picture_rows - encoder.encode_image([picture]).numpy()).max()),
             "saved again": float(np.abs(again - text_rows).max()),
             "lengths": [float(np.linalg.norm(row)) for row in (*text_rows, *picture_rows)],
+            "cropped": cropped,
+            "alike": alike,
             "longest": model.max_seq_length,
             "labels": sorted(scores),
             "scores": [scores[label] for label in sorted(scores)],

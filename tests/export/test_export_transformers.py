@@ -17,9 +17,10 @@ from torch import Tensor
 
 from cloob import cli, load_model
 from cloob.export import transformers as exporter
-from cloob.export.exported import Unsupported
+from cloob.export.exported import Exported, Unsupported
 from cloob.export.transformers import export_transformers
-from support import refused
+from cloob.models.towers import create_model
+from support import refused, run_script
 
 TEXTS = ["a dog", "", "Two  RED hearts!", "it's 3 o'clock", "naïve 日本語", "long " * 40]
 
@@ -114,10 +115,16 @@ def test_texts_that_are_not_cleaned_are_named_rightly(exported: Path, small: Pat
         assert tokenizer(html.unescape(ftfy.fix_text(text)))["input_ids"] == own[: own.index(49407) + 1]
 
 
-def test_sentence_transformers_and_a_pipeline_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
+def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "weights.md"
+    _, _, out = (page.read_text(encoding="utf-8") if page.is_file() else "").partition("## Out: exports")
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", out, re.DOTALL) if "models/mine-hf" in code]
+    assert len(snippets) == 3 or not page.is_file()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine-hf").symlink_to(exported)
     worker = Path(__file__).with_name("reading_worker.py")
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(worker), str(exported), str(small)],
+        [sys.executable, "-W", "error", str(worker), str(exported), str(small), json.dumps(snippets)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -126,6 +133,7 @@ def test_sentence_transformers_and_a_pipeline_read_it(exported: Path, small: Pat
     assert done.returncode == 0, done.stderr[-2000:]
     seen = json.loads(done.stdout.splitlines()[-1])
     assert seen["texts"] < 1e-6 and seen["pictures"] < 1e-6 and seen["saved again"] < 1e-6
+    assert seen["cropped"] < 1e-6 and seen["alike"]
     assert max(abs(length - 1) for length in seen["lengths"]) < 1e-5
     assert seen["longest"] == 16
     assert seen["labels"] == ["a cat", "a dog"] and abs(sum(seen["scores"]) - 1) < 1e-5
@@ -187,7 +195,20 @@ def test_the_originals_features_of_shared_models(name: str, tmp_path: Path) -> N
         torch.testing.assert_close(texts, torch.from_numpy(expected["text_features"]), atol=1e-5, rtol=0)
 
 
-def test_targets(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_checkpoint_of_open_clips_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("tiny-vit", seed=1).eval()
+    state = {f"module.{key}": value for key, value in model.model.state_dict().items()}
+    monkeypatch.chdir(tmp_path)
+    torch.save({"epoch": 3, "name": "x", "state_dict": state}, "epoch_3.pt")
+    assert torch.equal(
+        load_model("tiny-vit/epoch_3.pt", device="cpu").encode_text(["a dog"]), model.encode_text(["a dog"])
+    )
+
+
+def test_targets(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "export_transformers", lambda encoder, folder: Exported("none", "nothing", ""))
     words = ("--to", "transformers")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
@@ -203,13 +224,14 @@ def test_targets(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 
 
-def test_a_full_disk_leaves_nothing(
-    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(exporter, "write_sentence_transformers", full)
-    error = refused(capsys, "export", str(small), str(tmp_path / "out"), "--to", "transformers")
-    assert "out: cannot be written (No space left on device)" in error
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", text={"width": 32})  # so that the weights are the largest file
+    script = (
+        "import resource, signal, sys; from cloob import cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000)); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    done = run_script(script, "export", str(model), str(tmp_path / "out"), "--to", "transformers")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{tmp_path / 'out'}: cannot be written" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -75,7 +75,7 @@ def _write_clip(tokenizer: FastTokenizer, folder: Path) -> Specials:
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     whole = _backend(ids, merges, specials)
-    whole.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer.json").write_text(whole.to_str(pretty=True), encoding="utf-8")
     words = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     _dump(folder / "special_tokens_map.json", words)
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **words}
@@ -133,8 +133,9 @@ def token_notes(encoder: DualEncoder, tokenizer: Any) -> list[str]:
         )
     return [
         *notes,
-        f"transformers cuts a text to {encoder.context_length} tokens only when it is asked to: `truncation=True`, in "
-        '`pipeline` `tokenizer_kwargs={"truncation": True}`. sentence-transformers always does.',
+        f"transformers cuts a text to {encoder.context_length} tokens only when it is asked to (`truncation=True`); "
+        "its `pipeline` passes the wish over and fails on a longer one (transformers 5.24). sentence-transformers "
+        "always cuts.",
     ]
 
 

@@ -42,8 +42,8 @@ def pixel_note(encoder: DualEncoder, processor: Any) -> str:
         "transformers crops pictures of one size in four that is not square one row or column away from where "
         "open_clip does, as the two round half a row differently: on pictures made for this card unit rows are then "
         f"{moved:.2g} apart. "
-        f"Otherwise pixels are {elsewhere}. torchvision's `Resize` and `CenterCrop`, in place of the image processor, "
-        "give the pixels that the model was trained with."
+        f"Otherwise pixels are {elsewhere}. torchvision's `Resize({encoder.image_size}, BICUBIC)` and "
+        f"`CenterCrop({encoder.image_size})` before the processor give the pixels of training."
     )
 
 

@@ -16,6 +16,7 @@ from cloob.export.card import write_card
 from cloob.export.exported import Unsupported
 from cloob.export.facts import Facts
 from cloob.export.transformers import export_transformers
+from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.runs import CONFIG_FILE
@@ -68,8 +69,11 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
         Why there are no files of transformers among them; None where there are.
 
     Raises:
-        InputError: Something is not installed or cannot be written.
+        InputError: Something is not installed or cannot be written, or the model is heads on an encoder in a folder of
+            this machine.
     """
+    if here := encoders_here(encoder.config.settings):
+        raise InputError(f"{encoder.name}: its encoder {here[0]} is on this machine alone; push that, and train on it")
     save_model(folder, encoder, encoder.objective_config)
     theirs = facts.kind == "open_clip"
     if theirs:

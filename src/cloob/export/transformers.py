@@ -6,6 +6,7 @@ for is refused, and what was written is read by transformers and held against th
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.errors import require
+from cloob.errors import one_line, require
 from cloob.export.exported import Exported, Unsupported
 from cloob.export.hf_config import clip_config, processor_config, write_json, write_sentence_transformers
 from cloob.export.hf_tokenizer import token_notes, write_tokenizer
@@ -71,8 +72,7 @@ def export_transformers(encoder: DualEncoder, folder: Path) -> Exported:
     write_json(folder / "config.json", clip_config(encoder, text, specials))
     write_json(folder / "preprocessor_config.json", processor_config(encoder))
     write_sentence_transformers(folder)
-    save: Any = require("safetensors.torch", "train").save_file
-    save(state, folder / "model.safetensors", metadata={"format": "pt"})
+    _write_weights(folder / "model.safetensors", state)
     notes = _checked(encoder, folder)
     summary = "transformers and sentence-transformers read it"
     return Exported("transformers", summary, _USAGE, tuple(notes), ("transformers", "sentence-transformers", "clip"))
@@ -90,6 +90,8 @@ def _text_tower(encoder: DualEncoder) -> Any:
     if encoder.config.kind == "towers":
         family = encoder.config.settings.get("family", "another program")
         raise Unsupported(f"{encoder.name}: towers of {family}, which are not those of CLIPModel; {other}")
+    if encoder.config.kind != "open_clip":
+        raise Unsupported(f"{encoder.name}: graphs, not towers; export the model that they were made of")
     visual = encoder.model.visual
     if type(visual).__name__ != "VisionTransformer":
         kind = type(getattr(visual, "trunk", visual)).__name__
@@ -118,6 +120,20 @@ def _state(encoder: DualEncoder, text: Any) -> dict[str, Tensor]:
         named = ", ".join(differ[:2])
         raise Unsupported(f"{encoder.name}: CLIPModel {have} {named}{more}; --to onnx takes it")
     return {name: value for key, part in plan.items() for name, value in _parts(weights[key], part)}
+
+
+def _write_weights(path: Path, state: dict[str, Tensor]) -> None:
+    """A file of safetensors that others may read as they may its neighbours.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    safetensors: Any = require("safetensors.torch", "train")
+    try:
+        safetensors.save_file(state, path, metadata={"format": "pt"})
+    except require("safetensors", "train").SafetensorError as error:  # a full disk is none of the system's errors here
+        raise OSError(errno.EIO, one_line(error), str(path)) from error
+    path.chmod((path.parent / "config.json").stat().st_mode & 0o777)
 
 
 def _parts(weight: Tensor, part: Part) -> Iterator[tuple[str, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
+from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import read_model, readied_text_tower
 from cloob.models.hub import check_hub_model, fetch_first
@@ -116,6 +117,8 @@ def _load_hub(source: str) -> DualEncoder:
     with translated(source):
         folder = check_hub_model(name, source)
         if config_file(folder).name != CONFIG_FILE:  # ours, pushed by `cloob push`
+            if here := encoders_here(read_json(config_file(folder))):
+                raise InputError(f"{source}: asks for {here[0]!r}, a folder of this machine")
             folder = fetch_first(name, source, [[file] for file in (HEADS_FILE, TOWERS_WEIGHTS_FILE)])
             fetch_first(name, source, [[RinnaTokenizer.FILE], [OBJECTIVE_FILE]])
             return read_model(folder, _load)

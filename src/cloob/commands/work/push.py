@@ -31,7 +31,8 @@ def run(arguments: PushArguments, licence: str) -> int:
                 return 0
             address = send(folder, arguments.repository, private=arguments.private)
     except OSError as error:
-        raise InputError(f"{error.filename or 'the temporary folder'}: cannot be written ({error.strerror})") from error
+        place = error.filename or "the files"
+        raise InputError(f"{place}: cannot be written ({error.strerror}); TMPDIR names another place") from error
     except PushFailed as error:
         print(f"cloob: {error}", file=sys.stderr)
         return 1

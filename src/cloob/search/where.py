@@ -1,0 +1,40 @@
+"""Filters over an index's metadata: a small language that is parsed, never handed to a database as it stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Literal = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``column OP value``; OP is one of =, !=, <, <=, >, >=, like, not like, in, not in, is null, is not null."""
+
+    column: str
+    operator: str
+    value: Literal | tuple[Literal, ...]
+
+
+@dataclass(frozen=True)
+class Not:
+    """True where the operand is not."""
+
+    operand: Filter
+
+
+@dataclass(frozen=True)
+class And:
+    """True where all operands are."""
+
+    operands: tuple[Filter, ...]
+
+
+@dataclass(frozen=True)
+class Or:
+    """True where any operand is."""
+
+    operands: tuple[Filter, ...]
+
+
+Filter = Comparison | Not | And | Or
