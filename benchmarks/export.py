@@ -91,8 +91,8 @@ def compare(name: str, folder: Path, rounds: int, processes: int) -> dict[str, A
     """One model: sizes, milliseconds of its forms, seconds to a first embedding."""
     import torch
 
-    from cloob.export.int8 import quantise
-    from cloob.export.onnx import export_onnx
+    from cloob.export.programs.int8 import quantise
+    from cloob.export.programs.onnx import export_onnx
     from cloob.models.folder import save_model
     from cloob.models.load import load_model
     from cloob.models.towers import create_model

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from cloob import cli, load_model
 from cloob.errors import InputError
-from cloob.export import onnx as exporter
-from cloob.export.graphs import Tower, _Texts, checked, exportable
-from cloob.export.onnx import export_onnx
-from cloob.export.torch_export import export_torch
+from cloob.export.programs import onnx as exporter
+from cloob.export.programs.onnx import export_onnx
+from cloob.export.programs.torch_export import export_torch
+from cloob.export.programs.towers import Tower, _Texts, checked, exportable
 from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any

@@ -23,7 +23,7 @@ def model(lively: Callable[..., DualEncoder]) -> DualEncoder:
 @pytest.fixture(scope="session")
 def exported(model: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``model`` as ``cloob export --to onnx`` writes it."""
-    from cloob.export.onnx import export_onnx
+    from cloob.export.programs.onnx import export_onnx
 
     folder = tmp_path_factory.mktemp("onnx") / "exported"
     folder.mkdir()

@@ -45,10 +45,10 @@ def _export(encoder: DualEncoder, folder: Path, arguments: ExportArguments) -> E
 
             return export_transformers(encoder, folder)
         case "onnx":
-            from cloob.export.onnx import export_onnx
+            from cloob.export.programs.onnx import export_onnx
 
             return export_onnx(encoder, folder, int8=arguments.int8, sets=arguments.eval)
         case _:
-            from cloob.export.torch_export import export_torch
+            from cloob.export.programs.torch_export import export_torch
 
             return export_torch(encoder, folder)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from cloob.errors import InputError, one_line, require
 from cloob.export.exported import Exported
-from cloob.export.graphs import Tower, checked, exportable, worst_difference
-from cloob.export.int8 import measured, open_sets, quantise
+from cloob.export.programs.int8 import measured, open_sets, quantise
+from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
 from cloob.models.encoder import DualEncoder
 from cloob.models.onnx.folder import IMAGE_FILE, TEXT_FILE, image_ports, text_ports, write_config
 from cloob.models.onnx.graph import Port, check_graph

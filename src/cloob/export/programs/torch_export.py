@@ -10,7 +10,7 @@ import torch
 
 from cloob.errors import InputError, one_line
 from cloob.export.exported import Exported
-from cloob.export.graphs import Tower, checked, exportable
+from cloob.export.programs.towers import Tower, checked, exportable
 from cloob.models.encoder import DualEncoder
 
 IMAGE_FILE, TEXT_FILE = "image.pt2", "text.pt2"
