@@ -82,9 +82,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             record["models"][name] = compare(name, Path(folder), arguments.rounds, arguments.processes)
         print(f"\n{name}\n{table(record['models'][name])}", flush=True)
-    record["load_after"] = os.getloadavg()[0]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+        record["load_after"] = os.getloadavg()[0]
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def compare(name: str, folder: Path, rounds: int, processes: int) -> dict[str, Any]:
