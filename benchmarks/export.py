@@ -77,7 +77,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/export/results.json")
     arguments = parser.parse_args()
-    record: dict[str, Any] = {"machine": machine(), "rounds": arguments.rounds, "models": {}}
+    record: dict[str, Any] = {"machine": machine(), "rounds": arguments.rounds}
+    record |= {"processes": arguments.processes, "models": {}}
     for name in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             record["models"][name] = compare(name, Path(folder), arguments.rounds, arguments.processes)
