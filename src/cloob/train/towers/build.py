@@ -61,6 +61,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
+    encoder.check_weights()
     if isinstance(encoder, AlignedEncoder):
         preflight.check_heads_alone(config)
         align.check_same_heads(encoder, config)
