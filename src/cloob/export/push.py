@@ -183,7 +183,6 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
         InputError: For 401 and 403.
         PushFailed: For everything else.
     """
-    errors: Any = require("huggingface_hub.errors", "export")
     try:
         yield
     except (InputError, KeyboardInterrupt):
@@ -191,9 +190,8 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
     # Its errors, those of the library under it and xet's have no common class; the cause stays attached.
     except Exception as error:
         cause: BaseException = error
-        while not isinstance(cause, errors.HfHubHTTPError) and cause.__cause__ is not None:
+        while (status := _status(cause)) is None and cause.__cause__ is not None:
             cause = cause.__cause__
-        status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
         if status == 401:
             mend = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
             raise InputError(f"{name}: {endpoint} does not know you; {mend}") from error
@@ -205,7 +203,14 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
         raise PushFailed(f"{name}: {endpoint} {said}; {state}") from error
 
 
+def _status(error: BaseException) -> int | None:
+    """The status of an HTTP error, whichever library's it is."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
 def _said(error: Any) -> str:
     """What the hub says of its error, without the address and the request's number that the library adds."""
-    message = getattr(error, "server_message", None) or error.response.reason_phrase
+    response = error.response
+    message = getattr(error, "server_message", None) or getattr(response, "reason_phrase", None) or response.reason
     return " ".join(str(message).split())[:120]
