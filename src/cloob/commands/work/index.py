@@ -11,7 +11,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cloob.commands.index import IndexArguments
+from cloob.commands.indexing import IndexArguments
 from cloob.distributed import rank
 from cloob.errors import InputError
 from cloob.search.build import Effort, Summary
