@@ -127,7 +127,7 @@ def _duplicates(index: Index, arguments: SearchArguments) -> int:
         )
     elif arguments.paths:
         print_paths([item for group in groups for item in group[1:]], null=arguments.null)
-    else:
+    elif groups:
         print("\n\n".join("\n".join(f"{item.id}\t{printable(item.path)}" for item in group) for group in groups))
     surplus = sum(len(group) - 1 for group in groups)
     said = f"{len(groups):,} groups, {surplus:,} pictures could go" if groups else "no picture is there twice"
