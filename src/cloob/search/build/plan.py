@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-import torch
-
-from cloob.models.encoding import Encoder, evaluating
 from cloob.search.build.prepare import Work, limit
 from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut
-from cloob.search.store import FileState, Store, Vectors
+from cloob.search.store import FileState, Store
 
 _EXAMPLES = 3
 
