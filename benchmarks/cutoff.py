@@ -4,11 +4,12 @@
 
 For each labelled set half of its classes are in the collection, drawn anew a few times. Queries are the plain names of
 classes that are there (to be accepted), of the other half (*near*: the same kind of thing, to be rejected), and of
-other sets' classes (*far*; the two emoji sets have a bit of everything and are left out). Beside the names, pictures are
-queries as well: of classes that are there (itself taken out), and of the others. A query is accepted when one of its 20
-best hits has a margin (cloob.search.ask.background) of at least the cutoff. ``areas`` compares the margin with the score
-alone and with how far it stands out of the query's own scores, by the area under the curve within a collection; ``labels``
-is the same question for ten labels and a picture. Rates are means over the sets, each weighing the same.
+other sets' classes (*far*; the two emoji sets have a bit of everything and are left out). Beside the names, pictures
+are queries as well: of classes that are there (itself taken out), and of the others. A query is accepted when one of
+its 20 best hits has a margin (cloob.search.ask.background) of at least the cutoff. ``areas`` compares the margin with
+the score alone and with how far it stands out of the query's own scores, by the area under the curve within a
+collection; ``labels`` is the same question for ten labels and a picture. Rates are means over the sets, each weighing
+the same.
 """
 
 from __future__ import annotations

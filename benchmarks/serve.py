@@ -115,7 +115,7 @@ def main() -> None:
         )
     rate, cost = len(rows) / options.seconds, 1000 * computed / len(rows)
     print(
-        f"\n{rate:.0f} answers a second, {errors} errors; memory {before:.0f} → {after:.0f} MB; {cost:.0f} ms of a core each"
+        f"\n{rate:.0f} answers a second, {errors} errors; {cost:.0f} ms of a core each; {before:.0f} → {after:.0f} MB"
     )
 
 

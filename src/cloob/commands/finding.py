@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.arguments import CacheArguments
-from cloob.errors import require
+from cloob.errors import InputError, require
 
 if TYPE_CHECKING:
     import tyro
@@ -33,7 +33,7 @@ class SearchArguments:
     """How many at most."""
     cutoff: str = "auto"
     """Leave out what is nearer to the query by less than this many standard deviations than unrelated queries are; auto
-    is 2.5, 2 for pictures alone, and none for --like alone; none leaves out nothing."""
+    is 3, 2 for pictures alone, and none for --like alone; none leaves out nothing."""
     like: str | None = None
     """More like this picture of the index: its id or its path."""
     duplicates: bool = False
@@ -82,7 +82,7 @@ class ClassifyArguments:
     """Each label that fits, any number of them."""
     none: bool = False
     """A picture may also be none of these."""
-    cutoff: float = 1.5
+    cutoff: float = 1.75
     """Of --multi and --none: a label fits from so many standard deviations above unrelated texts."""
     inv_tau: float | None = None
     """Inverse temperature of the softmax; left out, the model's own."""
@@ -120,3 +120,27 @@ class EmbedArguments:
     workers: int = 2
     """Threads that read and decode."""
     cache: CacheArguments = field(default_factory=CacheArguments)
+
+
+def read_cutoff(text: str) -> float | str | None:
+    """``auto``, ``none`` (None) or a number."""
+    if text in ("auto", "none"):
+        return None if text == "none" else text
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"--cutoff is {text!r}; auto, none or a number such as 3 is wanted") from None
+
+
+def read_labels(text: str) -> tuple[str, ...]:
+    """The labels of ``--labels``: those of a file with one a line, or parted by commas."""
+    path = Path(text)
+    if path.is_file():
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--labels {text}: no text file of labels ({type(error).__name__})") from None
+        return tuple(line.strip() for line in lines if line.strip())
+    if path.suffix == ".txt":
+        raise InputError(f"--labels {text}: no such file")
+    return tuple(label.strip() for label in text.split(","))

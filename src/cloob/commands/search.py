@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloob.commands.arguments import parse
-from cloob.commands.finding import SearchArguments
+from cloob.commands.finding import SearchArguments, read_cutoff
 from cloob.errors import InputError
 
 INDEX_FILE = "index.sqlite"
@@ -15,6 +15,9 @@ INDEX_FILE = "index.sqlite"
 def main(words: Sequence[str]) -> int:
     """Searches; 1 where something found could not be copied."""
     own, terms = split_terms(words)
+    taken = next((word for word in own if word[:1] == "-" and word[1:2].isalnum() and word != "-h"), None)
+    if taken is not None:
+        raise InputError(f"{taken}: what is taken away comes behind --, as in: cloob search IDX beach -- {taken}")
     arguments = parse(SearchArguments, own, "cloob search")
     _check(arguments, terms)
     check_index(arguments.index)
@@ -34,16 +37,6 @@ def check_index(address: str) -> None:
     if "://" not in address and not (Path(address) / INDEX_FILE).is_file():
         there = "holds no index" if Path(address).is_dir() else "no such folder"
         raise InputError(f"{address}: {there}; cloob index SRC --model M --out {address} makes one")
-
-
-def read_cutoff(text: str) -> float | str | None:
-    """``auto``, ``none`` (None) or a number."""
-    if text in ("auto", "none"):
-        return None if text == "none" else text
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"--cutoff is {text!r}; auto, none or a number such as 2.5 is wanted") from None
 
 
 def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:

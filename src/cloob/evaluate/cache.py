@@ -116,10 +116,10 @@ def _model_state(device: str | torch.device) -> Any:
 
 def _versions(packages: Iterable[str]) -> list[str]:
     """Versions of what decides over pixels and towers, without importing it."""
-    found = []
+    versions = []
     for package in packages:
         try:
-            found.append(importlib.metadata.version(package))
+            versions.append(importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
-            found.append("")
-    return found
+            versions.append("")
+    return versions

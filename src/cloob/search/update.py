@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
 from cloob.models.fingerprint import fingerprint
 from cloob.models.load import load_model
-from cloob.search.build import Effort, Part, Summary, carry_out, make_plan
+from cloob.search.build.carry import Part, carry_out
+from cloob.search.build.plan import Effort, Summary, make_plan
 from cloob.search.records import IndexedModel
 from cloob.search.scan.collection import Collection, Gone
 from cloob.search.scan.open import ScanOptions, open_collection, source_name
@@ -75,28 +76,29 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
         InputError: No source, one that is not there and never was, or one inside another.
     """
     known = store.sources()
-    collections: dict[str, Collection] = {}
-    for source in sources or known:
-        name = source_name(source)
-        _check_apart(name, known)
-        if name not in collections:
-            gone = name in known and name.startswith(os.sep) and not os.path.lexists(name)
-            collections[name] = Gone(name) if gone else open_collection(source, options.scan)
-    if not collections:
+    given = {source_name(source): source for source in sources or known}
+    if not given:
         raise InputError(f"{store.address}: is empty; name a source of pictures: cloob index SRC --model M --out IDX")
-    for name in collections:
-        _check_apart(name, tuple(collections))
-    return list(collections.values())
+    _check_apart(given, known)
+    collections: list[Collection] = []
+    for name, source in given.items():
+        gone = name in known and name.startswith(os.sep) and not os.path.lexists(name)
+        collections.append(Gone(name) if gone else open_collection(source, options.scan))
+    return collections
 
 
-def _check_apart(name: str, others: Sequence[str]) -> None:
-    for other in others:
-        if name.startswith(f"{other}{os.sep}"):
-            raise InputError(f"{name}: lies in {other}, which is a source of this index; index that one")
-        if other.startswith(f"{name}{os.sep}"):
-            raise InputError(
-                f"{name}: holds {other}, which is a source of this index; index that one, or make a new index"
-            )
+def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuses a source inside another one, which would have its pictures in the index twice."""
+    for name in names:
+        for other in (*known, *names):
+            if name.startswith(f"{other}{os.sep}"):
+                raise InputError(f"{name}: lies in {other}, which is a source of this index; index that one alone")
+    for name in names:
+        for other in known:
+            if other.startswith(f"{name}{os.sep}"):
+                raise InputError(
+                    f"{name}: holds {other}, which is a source of this index; index that one, or make a new index"
+                )
 
 
 class _Model:
@@ -137,7 +139,13 @@ class _Model:
         encoder = self._encoder or load_model(self.spec, device=self._device)
         self._encoder = encoder
         new = IndexedModel(self.name, self.spec, fingerprint(encoder), _width(encoder))
-        old = next((model for model in self._store.models() if model.name == self.name), None)
+        known = self._store.models()
+        same = next((model for model in known if model.fingerprint == new.fingerprint), None)
+        if same is not None and same.name != self.name:
+            if self._options.name is not None:
+                raise InputError(f"{self.name}: {self._store.address} has vectors of these weights, as {same.name!r}")
+            self.name, new = same.name, replace(new, name=same.name)
+        old = next((model for model in known if model.name == self.name), None)
         if old is not None and old.fingerprint != new.fingerprint and not self._options.replace_model:
             raise changed(old, self._store.address)
         part.wait()  # all have compared

@@ -11,7 +11,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from cloob.commands.index import IndexArguments
+from cloob.commands.indexing import IndexArguments
 from cloob.distributed import rank
 from cloob.errors import InputError
 from cloob.search.build import Effort, Summary
@@ -136,6 +136,7 @@ def _tell(summary: Summary) -> bool:
         ("changed", summary.changed),
         ("moved", summary.moved),
         ("described anew", summary.described),
+        ("known, with a vector of this model now", summary.completed),
         ("removed", summary.removed),
         ("as they were", summary.unchanged),
     )
@@ -149,7 +150,7 @@ def _tell(summary: Summary) -> bool:
         print(f"cloob: left out, {reason}: {count:,}: {_such(examples, count)}", file=sys.stderr)
     for source, why in summary.refused.items():
         print(f"cloob: {source}: {why}", file=sys.stderr)
-    unread = {"folder cannot be listed", "shard cannot be read"} & set(summary.left_out.counts)
+    unread = {"folder cannot be listed", "shard cannot be read", "truncated shard"} & set(summary.left_out.counts)
     return bool(summary.refused or unread)
 
 

@@ -11,8 +11,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloob.commands.finding import SearchArguments
-from cloob.commands.search import read_cutoff
+from cloob.commands.finding import SearchArguments, read_cutoff
 from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, printable
 from cloob.errors import InputError
 from cloob.search.ask.query import Query, Term
@@ -128,7 +127,7 @@ def _duplicates(index: Index, arguments: SearchArguments) -> int:
         )
     elif arguments.paths:
         print_paths([item for group in groups for item in group[1:]], null=arguments.null)
-    else:
+    elif groups:
         print("\n\n".join("\n".join(f"{item.id}\t{printable(item.path)}" for item in group) for group in groups))
     surplus = sum(len(group) - 1 for group in groups)
     said = f"{len(groups):,} groups, {surplus:,} pictures could go" if groups else "no picture is there twice"

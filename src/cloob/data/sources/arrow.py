@@ -2,6 +2,9 @@
 
 Arrow files are mapped and read in place. Parquet is compressed in groups of rows, so a single row is costly: each file
 is turned into an Arrow file in the cache when it is first needed, and the source is read file by file.
+
+pyarrow alone, not ``datasets``: bad rows are counted and named, no picture is decoded before its size is known, and the
+unpacked files are in the one cache.
 """
 
 from __future__ import annotations

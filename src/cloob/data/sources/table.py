@@ -60,7 +60,7 @@ class TableSource:
         self.name = str(path)
         self._path = path
         columns = (image_column, caption_column)
-        check_columns(path, *columns)
+        _check_columns(path, *columns)
         self.swallowed: tuple[Swallowed, ...] = ()
         with _one_line(path):
             if path.suffix.lower() in _TEXT_SUFFIXES:
@@ -133,7 +133,7 @@ def _as_bytes(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
     return column
 
 
-def check_columns(path: Path, image_column: str, caption_column: str) -> None:
+def _check_columns(path: Path, image_column: str, caption_column: str) -> None:
     """Looks for a table's two columns, in its header alone.
 
     Raises:

@@ -27,7 +27,7 @@ from cloob.search.ask.query import Query
 if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
 
-CUTOFF = 2.5
+CUTOFF = 3.0
 """Margin below which a hit is left out unless another cutoff is asked for."""
 
 PICTURE_CUTOFF = 2.0

@@ -1,8 +1,8 @@
 """What a query retrieves from the collection as a modern Hopfield memory (Eq. 4 of arXiv:2110.11316).
 
 The pictures are the stored patterns X, the query is the state q. One update gives ``norm(Xᵀ softmax(β X q))``: an
-average of the pictures, in which each takes part with its softmax weight. β decides how many: a small one averages over the
-whole collection, a large one returns the nearest picture. Against M pictures it has to be seen beside ln M.
+average of the pictures, in which each takes part with its softmax weight. β decides how many: a small one averages over
+the whole collection, a large one returns the nearest picture. Against M pictures it has to be seen beside ln M.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ A query is a weighted sum of unit rows, made a unit row again. On a command line
 - ``beach`` adds it, ``+0.5:beach`` adds half of it, ``-people`` and ``-0.3:people`` take it away. A term with ``-``
   comes behind ``--``, where no word is an option: ``"beach" +0.5:photo.jpg -- -people``.
 - A term that ends as picture files do (``.jpg`` …) or begins with ``/``, ``./`` or ``../`` is a picture, one that
-  begins with ``http://`` or ``https://`` is the address of one, everything else is words. ``words:`` before it makes it words.
+  begins with ``http://`` or ``https://`` is the address of one, everything else is words. ``words:`` before it makes
+  it words.
 """
 
 from __future__ import annotations

@@ -63,6 +63,8 @@ class Folder:
                 elif entry.name.lower().endswith(_IMAGES):
                     if (found := self._found(entry, captions)) is not None:
                         yield found
+                elif entry.is_symlink() and entry.is_dir():
+                    self.left_out.add("linked folder, not followed", entry.path)
                 elif entry.name not in captions:
                     others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1  # noqa: PTH122
             waiting += reversed(below)
@@ -82,7 +84,7 @@ class Folder:
 
     def _found(self, entry: os.DirEntry[str], captions: set[str]) -> Found | None:
         if entry.is_symlink() and not self._leads_inside(entry.path):
-            self.left_out.add("link out of the folder, or to nothing", entry.path)
+            self.left_out.add("link out of the folder", entry.path)
             return None
         state = stated(entry.path)
         if state is None:

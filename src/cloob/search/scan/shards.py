@@ -139,6 +139,7 @@ class Shards:
             self.left_out.add("shard cannot be read", " ".join(str(error).split()))
             return
         if listing.cut is not None:
+            self.unlisted.append(shard.path)
             self.left_out.add("truncated shard", f"{shard.path}: {listing.cut}")
         for key, (image, caption, about) in group_members(listing.members, _PARTS).items():
             if image is None:

@@ -4,8 +4,8 @@ Legend: n pictures, C labels, D the width of a model's rows, B unrelated texts.
 
 A label's row is the mean of its prompts' rows, made a unit row again, as CLIP has it. Probabilities are the softmax of
 τ⁻¹ · cosine over the labels: how the labels share a picture *given that one of them is right*. Whether one is, is
-another question, and the margin answers it: how far a label's score stands above what unrelated texts reach with that picture
-(:mod:`cloob.search.ask.background`).
+another question, and the margin answers it: how far a label's score stands above what unrelated texts reach with that
+picture (:mod:`cloob.search.ask.background`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TEMPLATES = ("a photo of a {c}.", "{c}")
 
 NONE = "none of these"
 
-LABEL_CUTOFF = 1.5
+LABEL_CUTOFF = 1.75
 """Margin below which a label does not fit a picture, with ``none`` or ``multi``."""
 
 DEFAULT_INV_TAU = 100.0
@@ -132,12 +132,12 @@ def temperature(encoder: object, given: float | None = None) -> Temperature:
         if not 0 < given < 1e6:
             raise InputError(f"τ⁻¹ is {given:g}; above 0 and below 1,000,000 is wanted")
         return Temperature(given, "given")
-    value = getattr(encoder, "objective_config", {}).get("inv_tau")
-    if isinstance(value, int | float) and 0 < value < 1e6:
-        return Temperature(float(value), "objective")
+    inv_tau = getattr(encoder, "objective_config", {}).get("inv_tau")
+    if isinstance(inv_tau, int | float) and 0 < inv_tau < 1e6:
+        return Temperature(float(inv_tau), "objective")
     logarithm = getattr(getattr(encoder, "model", None), "logit_scale", None)
-    if logarithm is not None and -7 < float(logarithm) < 14:
-        return Temperature(math.exp(float(logarithm)), "weights")
+    if logarithm is not None and -7 < (value := float(logarithm.detach())) < 14:
+        return Temperature(math.exp(value), "weights")
     return Temperature(DEFAULT_INV_TAU, "default")
 
 

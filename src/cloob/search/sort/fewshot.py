@@ -94,14 +94,19 @@ def fit_head(features: Vectors, labels: Integers, names: Sequence[str], fingerpr
         )
     folds = int(min(_FOLDS, counts.min()))
     right = np.zeros(len(labels), bool)
-    for fitted, held in _folds(labels, folds, seed):
-        strength = _choose(features[fitted], labels[fitted], seed)
-        weight = _fit(features[fitted], labels[fitted], len(names), strength)
-        right[held] = _predict(weight, features[held]) == labels[held]
+    early = require("sklearn.exceptions", "train").ConvergenceWarning
+    # Threads that wait for each other cost more than they bring on matrices of this size.
+    with require("threadpoolctl", "train").threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", early)
+        for fitted, held in _folds(labels, folds, seed):
+            strength = _choose(features[fitted], labels[fitted], seed)
+            weight = _fit(features[fitted], labels[fitted], len(names), strength)
+            right[held] = _predict(weight, features[held]) == labels[held]
+        strength = _choose(features, labels, seed)
+        weight = _fit(features, labels, len(names), strength)
     per_label = tuple(float(right[labels == label].mean()) for label in range(len(names)))
     judged = Judged(float(right.mean()), per_label, folds, len(labels))
-    strength = _choose(features, labels, seed)
-    return Head(tuple(names), _fit(features, labels, len(names), strength), strength, fingerprint, judged)
+    return Head(tuple(names), weight, strength, fingerprint, judged)
 
 
 def save_head(path: Path, head: Head) -> None:
@@ -184,11 +189,8 @@ def _predict(weight: Vectors, features: Vectors) -> Integers:
 def _fit(features: Vectors, labels: Integers, n_labels: int, strength: float) -> Vectors:
     """(C, D + 1); scikit-learn keeps one row for two classes, which is split into two here."""
     linear = require("sklearn.linear_model", "train")
-    early = require("sklearn.exceptions", "train").ConvergenceWarning
     model = linear.LogisticRegression(C=strength, max_iter=1000, solver="lbfgs")
-    with require("threadpoolctl", "train").threadpool_limits(1), warnings.catch_warnings():
-        warnings.simplefilter("ignore", early)
-        model.fit(features.astype(np.float64), labels)
+    model.fit(features.astype(np.float64), labels)
     weight = np.concatenate([model.coef_, model.intercept_[:, None]], axis=1)
     if len(model.classes_) == 2:
         weight = np.concatenate([-weight / 2, weight / 2])

@@ -7,6 +7,7 @@ than ``MAX_BLOB`` whatever its length says; and no extension is loaded.
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -86,11 +87,16 @@ def create(path: Path) -> None:
             try:
                 connection.execute(f"PRAGMA application_id = {APPLICATION}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
+                connection.execute("PRAGMA synchronous = OFF")  # a whole file is synced below
+                connection.execute("BEGIN")
                 for statement in SCHEMA:
                     connection.execute(statement)
                 connection.execute("INSERT INTO revisions VALUES (1, ?)", (stamp(),))
+                connection.execute("COMMIT")
             finally:
                 connection.close()
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         if path.exists():  # another process was faster; its index is as empty as ours
             return
         temporary.rename(path)

@@ -142,7 +142,7 @@ class MatrixCache:
         )
         kept = np.fromiter((row[0] for row in rows), np.int64)
         whole = Part(base.base.ids, base.base.rows)
-        alive = whole if len(kept) == len(whole.ids) else whole.only(kept)
+        alive = whole if np.array_equal(kept, whole.ids) else whole.only(kept)
         if len(alive) != len(kept):  # the file is not what it says
             return self._follow_anew(connection, key)
         number = connection.execute(
@@ -190,6 +190,8 @@ class MatrixCache:
             with temporary.open("wb") as file:
                 file.write(_HEADER.pack(_MAGIC, len(ids), self._dim, *key))
                 file.truncate(_size(len(ids), self._dim))
+                file.flush()
+                _take_room(file.fileno(), _size(len(ids), self._dim))
             target_ids, target = _mapped(temporary, len(ids), self._dim, "r+")
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -198,7 +200,8 @@ class MatrixCache:
             target_ids[:] = ids
             self._fill(connection, ids, target, matrix)
             if temporary.exists():
-                target.flush()  # type: ignore[attr-defined] # a map
+                if isinstance(target, np.memmap):
+                    target.flush()
                 temporary.replace(self._file)
                 target_ids, target = _mapped(self._file, len(ids), self._dim, "r")
         except OSError:  # it cannot be given its name: the map stays, the file goes
@@ -250,6 +253,12 @@ def _empty(key: Key, dim: int) -> Matrix:
 
 def _size(n: int, dim: int) -> int:
     return _HEAD_BYTES + 8 * n + 4 * n * dim
+
+
+def _take_room(file: int, size: int) -> None:
+    """Has a full disk complain now: it would end the process when the map is written to."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
 
 
 def _mapped(file: Path, n: int, dim: int, mode: Any) -> tuple[Ids, Vectors]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,12 +17,12 @@ from cloob.search import where as filters
 from cloob.search.records import IndexedModel, Item, Value
 from cloob.search.sqlite.file import FILE, connect, create, one_line, stamp
 from cloob.search.sqlite.matrix import MatrixCache, read_vectors
+from cloob.search.sqlite.rows import FORGET, INSERT, ITEM, UPDATE, as_bytes, delete, item_of, values_of
 from cloob.search.store import FileState, Ids, Neighbours, Vectors
 from cloob.search.where import Filter
 
 MAX_DIM = 65_536
 
-_ITEM = "id, source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
 _PAGE = 10_000
 
 
@@ -112,7 +111,7 @@ class SqliteStore:
             rows = self._rows(
                 "SELECT id, path, bytes, mtime_ns, content, (SELECT group_concat(model) FROM vectors WHERE item = id)"
                 " FROM items WHERE source = CAST(? AS TEXT) AND id > ? ORDER BY id LIMIT ?",
-                (_bytes(source), last, _PAGE),
+                (as_bytes(source), last, _PAGE),
             )
             for number, path, size, mtime, content, models in rows:
                 held = tuple(names[int(model)] for model in models.split(",") if int(model) in names) if models else ()
@@ -121,7 +120,7 @@ class SqliteStore:
                 break
             last = rows[-1][0]
         for path, size, mtime, fault in self._rows(
-            "SELECT path, bytes, mtime_ns, fault FROM faults WHERE source = CAST(? AS TEXT)", (_bytes(source),)
+            "SELECT path, bytes, mtime_ns, fault FROM faults WHERE source = CAST(? AS TEXT)", (as_bytes(source),)
         ):
             yield FileState(None, path, size, mtime, "", fault, ())
 
@@ -134,47 +133,47 @@ class SqliteStore:
         with self._writing() as connection:
             revision = connection.execute("SELECT max(revision) FROM revisions").fetchone()[0]
             for item, vector in zip(items, vectors, strict=True):
-                place = (_bytes(item.source), _bytes(item.path))
+                place = (as_bytes(item.source), as_bytes(item.path))
                 there = connection.execute(
                     "SELECT id, content FROM items WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT)", place
                 ).fetchone()
                 if there is None:
-                    identity = connection.execute(_INSERT, _values(item)).lastrowid
+                    identity = connection.execute(INSERT, values_of(item)).lastrowid
                 else:
                     identity = there[0]
                     if there[1] != item.content:
                         connection.execute("DELETE FROM vectors WHERE item = ?", (identity,))
-                    connection.execute(_UPDATE, (*_values(item), identity))
+                    connection.execute(UPDATE, (*values_of(item), identity))
                 connection.execute(
                     "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)",
                     (identity, number, revision, vector.astype("<f4").tobytes()),
                 )
-                connection.execute(_FORGET, place)
+                connection.execute(FORGET, place)
 
     def update_items(self, items: Sequence[Item]) -> None:
         """Writes anew what is known of items; vectors stay."""
         with self._writing() as connection:
             for item in items:
-                place = (_bytes(item.source), _bytes(item.path))
-                _delete(
+                place = (as_bytes(item.source), as_bytes(item.path))
+                delete(
                     connection,
                     "SELECT id FROM items WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT) AND id != ?",
                     (*place, item.id),
                 )
-                connection.execute(_UPDATE, (*_values(item), item.id))
-                connection.execute(_FORGET, place)
+                connection.execute(UPDATE, (*values_of(item), item.id))
+                connection.execute(FORGET, place)
 
     def remove(self, ids: Sequence[int]) -> None:
         """Removes items with their vectors."""
         with self._writing() as connection:
-            _delete(connection, "SELECT value FROM json_each(?)", (json.dumps([int(each) for each in ids]),))
+            delete(connection, "SELECT value FROM json_each(?)", (json.dumps([int(each) for each in ids]),))
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
         with self._writing() as connection:
             for fault in faults:
-                place = (_bytes(source), _bytes(fault.path))
-                _delete(
+                place = (as_bytes(source), as_bytes(fault.path))
+                delete(
                     connection,
                     "SELECT id FROM items WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT)",
                     place,
@@ -187,7 +186,7 @@ class SqliteStore:
     def clear_faults(self, source: str, paths: Sequence[str]) -> None:
         """Forgets files that could not be read."""
         with self._writing() as connection:
-            connection.executemany(_FORGET, [(_bytes(source), _bytes(path)) for path in paths])
+            connection.executemany(FORGET, [(as_bytes(source), as_bytes(path)) for path in paths])
 
     def sources(self) -> tuple[str, ...]:
         """All sources, sorted."""
@@ -230,9 +229,9 @@ class SqliteStore:
         """Items in the order asked for."""
         wanted = [int(each) for each in ids]
         rows = self._rows(
-            f"SELECT {_ITEM} FROM items WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
+            f"SELECT {ITEM} FROM items WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
         )
-        found = {row[0]: _item(row) for row in rows}
+        found = {row[0]: item_of(row) for row in rows}
         return [found[each] for each in wanted if each in found]
 
     def vectors(self, model: str, ids: Sequence[int]) -> Vectors:
@@ -321,47 +320,5 @@ class SqliteStore:
                 raise
 
 
-_INSERT = (
-    "INSERT INTO items(source, path, name, content, bytes, mtime_ns, width, height, date, caption, columns) VALUES"
-    " (CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"
-)
-_UPDATE = (
-    "UPDATE items SET source = CAST(? AS TEXT), path = CAST(? AS TEXT), name = CAST(? AS TEXT), content = ?, bytes = ?,"
-    " mtime_ns = ?, width = ?, height = ?, date = CAST(? AS TEXT), caption = CAST(? AS TEXT), columns = ? WHERE id = ?"
-)
-_FORGET = "DELETE FROM faults WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT)"
-
-
-def _bytes(text: str | None) -> bytes | None:
-    """Text as SQLite gets it: a file's name need not be UTF-8."""
-    return None if text is None else text.encode("utf-8", "surrogateescape")
-
-
-def _values(item: Item) -> tuple[Any, ...]:
-    texts = (_bytes(item.source), _bytes(item.path), _bytes(os.path.basename(item.path)))  # noqa: PTH119
-    sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
-    return (*texts, *sizes, _bytes(item.date), _bytes(item.caption), json.dumps(dict(item.columns)))
-
-
-def _item(row: tuple[Any, ...]) -> Item:
-    number, source, path, content, size, mtime, width, height, date, caption, columns = row
-    return Item(number, source, path, content, size, mtime, width, height, date, caption, _columns(columns))
-
-
-def _columns(text: str) -> dict[str, Value]:
-    try:
-        columns: dict[str, Value] = json.loads(text)
-    except (ValueError, TypeError, RecursionError):
-        columns = {}
-    return columns if isinstance(columns, dict) else {}
-
-
 def _condition(where: Filter | None) -> tuple[str, list[Value]]:
     return ("1", []) if where is None else filters.sql(where, "sqlite")
-
-
-def _delete(connection: sqlite3.Connection, chosen: str, values: Sequence[Any]) -> None:
-    """Removes the items whose ids a query gives, with their vectors."""
-    ids = [(row[0],) for row in connection.execute(chosen, values)]
-    connection.executemany("DELETE FROM vectors WHERE item = ?", ids)
-    connection.executemany("DELETE FROM items WHERE id = ?", ids)
