@@ -113,8 +113,10 @@ def main() -> None:
             + " | ".join(f"{np.percentile(times, q):.0f}" for q in (50, 95, 99))
             + " |"
         )
-    print(f"\n{len(rows) / options.seconds:.0f} answers a second, {errors} errors; memory {before:.0f} → {after:.0f} MB;")
-    print(f"{1000 * computed / len(rows):.0f} ms of one core an answer")
+    rate, cost = len(rows) / options.seconds, 1000 * computed / len(rows)
+    print(
+        f"\n{rate:.0f} answers a second, {errors} errors; {cost:.0f} ms of a core each; {before:.0f} → {after:.0f} MB"
+    )
 
 
 if __name__ == "__main__":

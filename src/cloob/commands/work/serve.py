@@ -24,5 +24,9 @@ def run(place: str, *, host: str, port: int, token: str | None, model: str | Non
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if browser:
             webbrowser.open(shown)
-        serve(index, opened, config)
+        try:
+            serve(index, opened, config)
+        except KeyboardInterrupt:
+            print("cloob: the server has ended", file=sys.stderr)
+            return 130
     return 0

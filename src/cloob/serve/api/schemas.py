@@ -207,8 +207,6 @@ class ModelAnswer(BaseModel):
 
     name: str
     dim: int
-    inv_tau: float | None = None
-    beta: float | None = None
 
 
 class Health(BaseModel):
