@@ -14,7 +14,7 @@ from cloob import __version__
 from cloob.errors import InputError, TrainingFailed, install, message, nearest
 
 COMMANDS = {
-    "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
+    "demo": "train CLIP, InfoLOOB and CLOOB on a set that comes along, and search its pictures",
     "train": "train on your own image-caption pairs, or a named recipe",
     "recipes": "list the named training set-ups",
     "data": "look at a data set: what is in it, what is bad, what is there twice; count shards",
