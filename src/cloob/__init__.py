@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cloob.models.towers import create_model
     from cloob.objective import ContrastiveObjective, make_objective
     from cloob.recipes import get_recipe
+    from cloob.search.index import Index
     from cloob.train.config import TrainConfig
     from cloob.train.gradcache import cached_backward
     from cloob.train.loop import train
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "ContrastiveObjective",
+    "Index",
     "TrainConfig",
     "__version__",
     "cached_backward",
@@ -40,6 +42,7 @@ __all__ = [
 # Where each name is defined.
 _HOMES = {
     "ContrastiveObjective": "cloob.objective",
+    "Index": "cloob.search.index",
     "TrainConfig": "cloob.train.config",
     "cached_backward": "cloob.train.gradcache",
     "create_model": "cloob.models.towers",

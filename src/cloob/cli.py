@@ -20,7 +20,14 @@ COMMANDS = {
     "data": "look at a data set: what is in it, what is bad, what is there twice; count shards",
     "eval": "zero-shot classification, linear probes, retrieval and geometry of one or several models",
     "analyze": "geometry of the embeddings, over a run's checkpoints too; similar pictures and duplicates",
+    "index": "index a collection of pictures, or bring an index up to date",
+    "search": "find pictures of an index by words and pictures; duplicates",
+    "classify": "sort pictures by the names of classes, or by a few examples of each",
+    "embed": "write the vectors of pictures into one file",
+    "serve": "an index in the browser: search, sort, wander; and its API",
     "convert": "write other people's weights as a model folder",
+    "export": "write a model for transformers, sentence-transformers, ONNX or torch.export",
+    "push": "push a model to the Hugging Face hub, with a card written from its run",
     "models": "list the towers by name",
 }
 

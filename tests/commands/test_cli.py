@@ -39,6 +39,11 @@ def test_help_of_each_command_needs_no_torch(command: str) -> None:
         ["analyze", "x", "--limit", "1"],
         ["demo", "--objectives"],
         ["convert", "a"],
+        ["export", "a", "b"],
+        ["export", "a", "b", "--to", "transformers", "--int8"],
+        ["export", "a", "b", "--to", "onnx", "--license", "mine"],
+        ["push", "a", "me/b"],
+        ["push", "a", "b", "--license", "mit"],
     ],
     ids=" ".join,
 )

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
-from cloob.data.loader import Batching, PairLoader, Share, _worker_lost
+from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.order import epoch_order, local_part, sample_generator
+from cloob.data.pool import worker_lost
 from cloob.data.transforms import train_transform
 from cloob.errors import InputError
 
@@ -305,7 +306,7 @@ def begun(pool: PairLoader) -> tuple[Iterator[Batch], multiprocessing.Process]:
     batches = pool.epoch(0)
     next(batches)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    (worker,) = pool._pool._iterator._workers
+    (worker,) = pool._pool._loader._iterator._workers
     return batches, worker
 
 
@@ -347,7 +348,7 @@ def test_a_worker_that_breaks_off_before_it_dies_is_named(tokenizer: Callable[[l
     ],
 )
 def test_which_errors_may_mean_a_lost_worker(error: Exception, lost: bool) -> None:
-    assert _worker_lost(error) is lost
+    assert worker_lost(error) is lost
 
 
 class Wordy(Numbers):

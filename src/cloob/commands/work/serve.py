@@ -1,0 +1,32 @@
+"""Opens an index and serves it as ``cloob serve`` was asked to."""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+
+from cloob.errors import require
+from cloob.search.index import Index
+
+
+def run(place: str, *, host: str, port: int, token: str | None, model: str | None, browser: bool) -> int:
+    """Serves until Ctrl-C, which is an interruption as anywhere else: exit code 130."""
+    for module in ("fastapi", "uvicorn", "python_multipart"):
+        require(module, "serve")
+    from cloob.serve.run import address, bind, serve, settings  # FastAPI, after a word on how to install it
+
+    opened = bind(host, port)
+    with opened, Index.open(place, model=model) as index:
+        config = settings(host, token)
+        shown = address(opened, config)
+        models = ", ".join(each.name for each in index.models)
+        print(f"{place}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
+        print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
+        if browser:
+            webbrowser.open(shown)
+        try:
+            serve(index, opened, config)
+        except KeyboardInterrupt:
+            print("cloob: the server has ended", file=sys.stderr)
+            return 130
+    return 0

@@ -1,0 +1,153 @@
+"""What is to be done so that an index has what its sources have: a file is as it was when size and time are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cloob.search.build.prepare import Work, limit
+from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut
+from cloob.search.store import FileState, Store
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How pictures become vectors; no vector depends on it but for rounding.
+
+    Attributes:
+        batch_size: Pictures a forward pass, and a transaction.
+        workers: Threads that read and decode.
+        max_megapixels: Larger pictures are left out; None: no limit but that of ``cloob.pictures``.
+        remove_all: Whether all items of a source may go when nothing of it is there any more.
+    """
+
+    batch_size: int = 64
+    workers: int = 2
+    max_megapixels: float | None = None
+    remove_all: bool = False
+
+
+@dataclass
+class Summary:
+    """What an update did.
+
+    Attributes:
+        added: New pictures.
+        changed: Pictures whose file holds something else now.
+        moved: Files of the same bytes at a new path, while the old one is gone.
+        described: Files of the same bytes of which something else is said now: time, caption or columns.
+        completed: Pictures that were known, and got a vector of this model now.
+        removed: Pictures that are gone.
+        unchanged: Files that were not opened.
+        embedded: Pictures that went through the model.
+        faults: Files that cannot be read, by reason; those known from before included.
+        fault_examples: The first few paths of each reason.
+        left_out: What sources hold and an index does not.
+        refused: By source, why nothing of it was removed.
+        seconds: Altogether.
+    """
+
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    described: int = 0
+    completed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    embedded: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    fault_examples: dict[str, list[str]] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    refused: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add_fault(self, fault: str, path: str) -> None:
+        """Counts a file that cannot be read, by what is before the details."""
+        reason = fault.partition(" (")[0].partition(":")[0]
+        self.faults[reason] += 1
+        examples = self.fault_examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(path)
+
+    def add(self, other: Summary) -> None:
+        """Adds what another source or rank did."""
+        for name in ("added", "changed", "moved", "described", "completed", "removed", "unchanged", "embedded"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.faults.update(other.faults)
+        for reason, examples in other.fault_examples.items():
+            shown = self.fault_examples.setdefault(reason, [])
+            shown += examples[: _EXAMPLES - len(shown)]
+        for reason, count in other.left_out.counts.items():
+            first, *rest = other.left_out.examples[reason]
+            self.left_out.add(reason, first, count)
+            for example in rest:
+                self.left_out.add(reason, example, 0)
+        self.refused.update(other.refused)
+
+
+@dataclass
+class Plan:
+    """What one source needs.
+
+    Attributes:
+        collection: The source.
+        work: Pictures to look at.
+        vanished: Known files that the source does not name any more.
+        summary: What the plan alone says.
+    """
+
+    collection: Collection
+    work: list[Work]
+    vanished: list[FileState]
+    summary: Summary
+
+
+def make_plan(store: Store, collection: Collection, model: str, effort: Effort) -> Plan:
+    """Compares a source with what the index knows of it; no file is opened."""
+    known = {state.path: state for state in store.states(collection.name)}
+    there = sum(state.id is not None for state in known.values())
+    plan = Plan(collection, [], [], Summary())
+    found_any = False
+    seen: set[str] = set()
+    for found in collection.scan(known.keys()):
+        found_any = True
+        if found.path in seen:
+            continue
+        seen.add(found.path)
+        state = known.pop(found.path, None)
+        if state is None or not _as_it_was(state, found):
+            plan.work.append(Work(found, state, collection))
+        elif state.fault is not None and not _worth_another_try(state.fault, effort):
+            plan.summary.add_fault(state.fault, state.path)
+        elif state.fault is None and model in state.models:
+            plan.summary.unchanged += 1
+        else:
+            plan.work.append(Work(found, state, collection))
+    plan.vanished = [state for path, state in known.items() if not _below(path, collection.unlisted)]
+    plan.summary.left_out = collection.left_out
+    if there and not found_any and not collection.unlisted and not effort.remove_all:
+        plan.vanished = []
+        plan.summary.refused[collection.name] = (
+            f"none of its {there:,} pictures is there any more (not mounted?), so nothing was removed; "
+            "--remove-all removes them"
+        )
+    return plan
+
+
+def _as_it_was(state: FileState, found: Found) -> bool:
+    return state.mtime_ns == found.mtime_ns and found.bytes in (None, state.bytes)
+
+
+def _worth_another_try(fault: str, effort: Effort) -> bool:
+    """Whether a file that could not be read may be readable by now though it has not changed."""
+    if fault.startswith("no decoder"):
+        return True
+    above = fault.startswith("image too large: ")
+    return above and (effort.max_megapixels is None or not fault.endswith(limit(effort.max_megapixels)))
+
+
+def _below(path: str, folders: Sequence[str]) -> bool:
+    return any(path.startswith((f"{folder}/", f"{folder}{SEPARATOR}")) for folder in folders)

@@ -1,0 +1,57 @@
+"""Items as rows of the database, and the statements that write them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from typing import Any
+
+from cloob.search.records import Item, Value
+
+ITEM = "id, source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
+"""What ``item_of`` takes."""
+
+INSERT = (
+    "INSERT INTO items(source, path, name, content, bytes, mtime_ns, width, height, date, caption, columns) VALUES"
+    " (CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"
+)
+UPDATE = (
+    "UPDATE items SET source = CAST(? AS TEXT), path = CAST(? AS TEXT), name = CAST(? AS TEXT), content = ?, bytes = ?,"
+    " mtime_ns = ?, width = ?, height = ?, date = CAST(? AS TEXT), caption = CAST(? AS TEXT), columns = ? WHERE id = ?"
+)
+FORGET = "DELETE FROM faults WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT)"
+
+
+def as_bytes(text: str | None) -> bytes | None:
+    """Text as SQLite gets it: a file's name need not be UTF-8."""
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+def values_of(item: Item) -> tuple[Any, ...]:
+    """What ``INSERT`` and ``UPDATE`` take."""
+    texts = (as_bytes(item.source), as_bytes(item.path), as_bytes(os.path.basename(item.path)))  # noqa: PTH119
+    sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
+    return (*texts, *sizes, as_bytes(item.date), as_bytes(item.caption), json.dumps(dict(item.columns)))
+
+
+def item_of(row: tuple[Any, ...]) -> Item:
+    """The item of a row."""
+    number, source, path, content, size, mtime, width, height, date, caption, columns = row
+    return Item(number, source, path, content, size, mtime, width, height, date, caption, _columns(columns))
+
+
+def _columns(text: str) -> dict[str, Value]:
+    try:
+        columns: dict[str, Value] = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        columns = {}
+    return columns if isinstance(columns, dict) else {}
+
+
+def delete(connection: sqlite3.Connection, chosen: str, values: Sequence[Any]) -> None:
+    """Removes the items whose ids a query gives, with their vectors."""
+    ids = [(row[0],) for row in connection.execute(chosen, values)]
+    connection.executemany("DELETE FROM vectors WHERE item = ?", ids)
+    connection.executemany("DELETE FROM items WHERE id = ?", ids)

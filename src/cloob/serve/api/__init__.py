@@ -1,0 +1,1 @@
+"""What can be asked: ``schemas`` (the words), ``find`` (search, classify, explain, map), ``items``, ``about``."""

@@ -1,0 +1,244 @@
+"""The words of the API: what goes in and what comes out, with examples for its description.
+
+Scores are cosines in [-1, 1], weights and probabilities shares of 1, positions on the map shares of its sides.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cloob.search.records import Item, Value
+
+MOST = 1000
+Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17])]
+Weight = Annotated[float, Field(ge=-10, le=10, examples=[1.0, -0.5])]
+Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
+Where = Annotated[str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])]
+Top = Annotated[int, Field(ge=1, le=MOST, examples=[50])]
+Label = Annotated[str, Field(min_length=1, max_length=200, examples=["bird", "flower"])]
+
+
+class _Words(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+class WordsPart(_Words):
+    """Words that the pictures should (weight above 0) or should not fit."""
+
+    words: Annotated[str, Field(min_length=1, max_length=1000, examples=["a red bird"])]
+    weight: Weight = 1.0
+
+
+class ItemPart(_Words):
+    """A picture of the index."""
+
+    item: Id
+    weight: Weight = 1.0
+
+
+class UploadPart(_Words):
+    """A picture that was uploaded before."""
+
+    upload: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$", examples=["0123456789abcdef0123456789abcdef"])]
+    weight: Weight = 1.0
+
+
+Parts = Annotated[list[WordsPart | ItemPart | UploadPart], Field(min_length=1, max_length=16)]
+
+
+class SearchQuery(_Words):
+    """What to look for, and where."""
+
+    parts: Parts
+    top: Top = 50
+    where: Where | None = None
+    model: Name | None = None
+    cutoff: Annotated[bool, Field(description="Leave out what fits no better than unrelated queries do.")] = True
+
+
+class ExplainQuery(_Words):
+    """Which pictures a query retrieves as memories, and how much of each."""
+
+    parts: Parts
+    beta: Annotated[float, Field(gt=0, le=1000, description="Left out, the model's own.", examples=[8.0])] | None = None
+    top: Annotated[int, Field(ge=1, le=100)] = 12
+    where: Where | None = None
+    model: Name | None = None
+
+
+class ClassifyQuery(_Words):
+    """Labels to sort the pictures by."""
+
+    labels: Annotated[list[Label], Field(min_length=1, max_length=200)]
+    templates: Annotated[
+        list[Annotated[str, Field(pattern=r"\{c\}", max_length=200, examples=["a picture of a {c}"])]],
+        Field(max_length=100),
+    ] = []
+    multi: Annotated[bool, Field(description="A picture may have several labels, or none.")] = False
+    none: Annotated[bool, Field(description="Also offer 'none of these'.")] = False
+    where: Where | None = None
+    model: Name | None = None
+    top: Annotated[int, Field(ge=1, le=MOST, description="Pictures listed for each label.")] = 100
+
+
+class EmbedQuery(_Words):
+    """Texts and uploaded pictures to embed."""
+
+    texts: Annotated[list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=256)] = []
+    uploads: Annotated[list[Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]], Field(max_length=256)] = []
+    model: Name | None = None
+
+
+class Problem(BaseModel):
+    """What is wrong, in one line."""
+
+    detail: str
+
+
+class Picture(BaseModel):
+    """A picture of the index."""
+
+    id: Id
+    name: str
+    path: str
+    caption: str | None
+    date: str | None
+    width: int
+    height: int
+    bytes: int
+    columns: dict[str, Any]
+
+
+class FoundPicture(Picture):
+    """A picture that was found."""
+
+    score: float
+    margin: float | None = None
+
+
+class Found(BaseModel):
+    """Pictures, best first; ``cut`` of the nearest were left out since unrelated queries reach as much."""
+
+    model: str
+    revision: int
+    searched: int
+    cut: int
+    hits: list[FoundPicture]
+
+
+class Memory(Picture):
+    """A picture that a query retrieves, with its share of what is retrieved."""
+
+    weight: float
+    score: float
+
+
+class Explained(BaseModel):
+    """What a query retrieves from a memory of so many pictures.
+
+    ``effective``: how many of them share the weight, exp of its entropy; ``agreement``: the cosine of the query with
+    what it retrieves.
+    """
+
+    model: str
+    beta: float
+    memory: int
+    effective: float
+    agreement: float
+    memories: list[Memory]
+
+
+class LabelPictures(BaseModel):
+    """The pictures of a label, the surest first."""
+
+    label: str
+    count: int
+    ids: list[int]
+    probabilities: list[float]
+
+
+class Classified(BaseModel):
+    """Labels in the order asked for; 'none of these' last."""
+
+    model: str
+    revision: int
+    classified: int
+    labels: list[LabelPictures]
+
+
+class Embedded(BaseModel):
+    """Unit rows, of the texts and of the uploads."""
+
+    model: str
+    dim: int
+    texts: list[list[float]]
+    uploads: list[list[float]]
+
+
+class MapPoints(BaseModel):
+    """A sample of the collection on a plane; neighbours look alike to the model."""
+
+    model: str
+    revision: int
+    ids: list[int]
+    x: list[float]
+    y: list[float]
+
+
+class Ids(BaseModel):
+    """All pictures that match, ascending."""
+
+    revision: int
+    ids: list[int]
+
+
+class UploadAnswer(BaseModel):
+    """What an uploaded picture is called from now on."""
+
+    upload: str
+    width: int
+    height: int
+
+
+class ModelAnswer(BaseModel):
+    """A model whose vectors the index holds."""
+
+    name: str
+    dim: int
+
+
+class Health(BaseModel):
+    """That the server is there, and what it holds."""
+
+    status: str = Field(examples=["ok"])
+    pictures: int
+    revision: int
+    models: list[str]
+
+
+class Column(BaseModel):
+    """A column that a filter can name."""
+
+    name: str
+    kind: str
+
+
+def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
+    """The fields of a :class:`Picture`; of its path what lies below the source, unless all of it may be told."""
+    below = item.path.removeprefix(item.source).lstrip("/\\:")
+    name = item.path.replace("\\", "/").rpartition("/")[2].rpartition("::")[2]
+    columns: dict[str, Value] = dict(item.columns)
+    told = item.path if whole_path else (below if not below.startswith("/") and below != item.path else name)
+    return {
+        "id": item.id,
+        "name": name,
+        "path": told,
+        "caption": item.caption,
+        "date": item.date,
+        "width": item.width,
+        "height": item.height,
+        "bytes": item.bytes,
+        "columns": columns,
+    }

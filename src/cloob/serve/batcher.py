@@ -1,0 +1,96 @@
+"""Joins queries that arrive together: one forward pass for all of them instead of one for each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
+
+Query = TypeVar("Query")
+Answer = TypeVar("Answer")
+
+
+class Busy(RuntimeError):  # noqa: N818 - not a fault: the queue is full
+    """More queries wait than are allowed to."""
+
+
+class Batcher(Generic[Query, Answer]):
+    """Hands queries to ``work`` in batches.
+
+    Nobody waits for a batch to fill: what has arrived while the last batch was worked on is the next one. A query
+    whose client has left is not worked on.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[list[Query]], Sequence[Answer]],
+        executor: Executor,
+        *,
+        max_batch: int,
+        max_waiting: int,
+    ) -> None:
+        """Makes an idle batcher.
+
+        Args:
+            work: An answer for each of the queries, in their order; runs in the executor.
+            executor: One thread: one batch at a time.
+            max_batch: Queries in a call of ``work``.
+            max_waiting: Queries that may wait.
+        """
+        self._work = work
+        self._executor = executor
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._waiting: deque[tuple[Query, asyncio.Future[Answer]]] = deque()
+        self._running: asyncio.Task[None] | None = None
+        self.batches = 0
+
+    async def __call__(self, query: Query) -> Answer:
+        """The answer to one query.
+
+        Raises:
+            Busy: Too many wait already.
+        """
+        if len(self._waiting) >= self._max_waiting:
+            raise Busy(f"{len(self._waiting)} queries wait")
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._waiting.append((query, future))
+        if self._running is None:
+            self._running = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        try:
+            while self._waiting:
+                await asyncio.sleep(0)  # lets those in that arrived in the same turn
+                await self._answer(self._next())
+        finally:
+            self._running = None
+
+    def _next(self) -> list[tuple[Query, asyncio.Future[Answer]]]:
+        batch: list[tuple[Query, asyncio.Future[Answer]]] = []
+        while self._waiting and len(batch) < self._max_batch:
+            query, future = self._waiting.popleft()
+            if not future.done():
+                batch.append((query, future))
+        return batch
+
+    async def _answer(self, batch: list[tuple[Query, asyncio.Future[Answer]]]) -> None:
+        if not batch:
+            return
+        self.batches += 1
+        loop = asyncio.get_running_loop()
+        try:
+            answers = await loop.run_in_executor(self._executor, self._work, [query for query, _ in batch])
+        except Exception as error:
+            if len(batch) > 1:  # one of them is at fault: the others get their answers
+                for pair in batch:
+                    await self._answer([pair])
+            elif not batch[0][1].done():
+                batch[0][1].set_exception(error)
+            return
+        for (_, future), answer in zip(batch, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)

@@ -1,0 +1,218 @@
+"""An index that many ask at once: what waits where, and what is kept between queries."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cloob.errors import InputError, one_line
+from cloob.models.encoding import evaluating
+from cloob.search.ask.query import Query, Term
+from cloob.search.records import IndexedModel
+from cloob.serve.batcher import Batcher
+from cloob.serve.settings import ServeConfig
+from cloob.serve.uploads import Row, Upload, Uploads, decode_upload, thumbnail, upload_id
+
+if TYPE_CHECKING:
+    from cloob.search.index import Index
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+_KEPT_TEXTS = 4096
+_KEPT_MAPS = 8
+
+
+class Gone(InputError):  # noqa: N818 - not the asker's fault
+    """An id or an upload that is not there (any more)."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a query; exactly one of words, item and upload is given."""
+
+    words: str | None = None
+    item: int | None = None
+    upload: str | None = None
+    weight: float = 1.0
+
+    @property
+    def term(self) -> Term:
+        """The part as the index has it; its row is known where an uploaded picture takes part."""
+        if self.words is not None:
+            return Term(self.words, "words", self.weight)
+        return Term(self.item or 0, "item" if self.item is not None else "image", self.weight)
+
+
+class Collection:
+    """An open index with its encoders, and a thread for each kind of work.
+
+    Encoding has one thread, where queries are joined into batches; searches have two; what takes long (maps,
+    classification) has one of its own, so that no search waits for it; reading files has four.
+    """
+
+    def __init__(self, index: Index, config: ServeConfig) -> None:
+        self.index = index
+        self.config = config
+        self.uploads = Uploads(config.max_uploads)
+        self._encoding = ThreadPoolExecutor(1, "encode")
+        self._searching = ThreadPoolExecutor(2, "search")
+        self._slow = ThreadPoolExecutor(1, "slow")
+        self._files = ThreadPoolExecutor(4, "files")
+        self._texts: OrderedDict[tuple[str, str], Row] = OrderedDict()
+        self._mapping = asyncio.Lock()
+        self._maps: OrderedDict[Hashable, Any] = OrderedDict()
+        self._batchers: dict[tuple[str, str], Batcher[Any, Row]] = {}
+
+    def close(self) -> None:
+        """Ends the threads; what they were at is finished first, what waits is not begun."""
+        for pool in (self._encoding, self._searching, self._slow, self._files):
+            pool.shutdown(cancel_futures=True)
+
+    async def warm(self) -> None:
+        """Loads the first model and what the cutoff compares with, so that the first query has not to wait for it."""
+        try:
+            model = await self.model(None)
+            query, row = await self.query([Part(words="a picture")], model)
+            await self.search(lambda: self.index.search(query, row=row, top=1, model=model.name))
+        except InputError as error:  # whoever asks is told the same
+            logger.warning("%s", one_line(error))
+
+    async def model(self, name: str | None) -> IndexedModel:
+        """The model that is meant; the first by default.
+
+        Raises:
+            InputError: The index has no such model, or none at all.
+        """
+        return await self.search(lambda: self.index.model(name))
+
+    # Where things are done.
+
+    async def search(self, work: Callable[[], T]) -> T:
+        """Runs a search, or another quick look into the index."""
+        return await asyncio.get_running_loop().run_in_executor(self._searching, work)
+
+    async def slow(self, work: Callable[[], T]) -> T:
+        """Runs what takes long, one after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self._slow, work)
+
+    async def files(self, work: Callable[[], T]) -> T:
+        """Runs what reads and decodes files."""
+        return await asyncio.get_running_loop().run_in_executor(self._files, work)
+
+    async def map(self, key: Hashable, work: Callable[[], T]) -> T:
+        """A map, computed once for each revision of the index."""
+        whole = (await self.search(self.index.revision), key)
+        async with self._mapping:  # who asks for the same meanwhile gets the same
+            if whole not in self._maps:
+                self._maps[whole] = await self.slow(work)
+                while len(self._maps) > _KEPT_MAPS:
+                    self._maps.popitem(last=False)
+            kept: T = self._maps[whole]
+            return kept
+
+    # What becomes of words and pictures.
+
+    async def query(self, parts: Sequence[Part], model: IndexedModel) -> tuple[Query, Row]:
+        """A query as the index takes it, parts of weight 0 left out, and its unit row (D,).
+
+        Raises:
+            As :meth:`row`.
+        """
+        weighing = [part for part in parts if part.weight != 0]
+        row = await self.row(weighing, model)
+        return Query(tuple(part.term for part in weighing)), row
+
+    async def row(self, parts: Sequence[Part], model: IndexedModel) -> Row:
+        """The unit row (D,) of a query: the weighted sum of its parts' rows.
+
+        Raises:
+            Gone: A picture or an upload is not there.
+            InputError: The parts cancel each other.
+            Busy: Too many queries wait.
+        """
+        if not parts:
+            raise InputError("all parts of the query have the weight 0; give one of them more")
+        rows = await asyncio.gather(*(self._part(part, model) for part in parts))
+        weights = np.array([part.weight for part in parts], dtype=np.float32)
+        total = weights @ np.stack(rows)
+        length = float(np.linalg.norm(total))
+        if not np.isfinite(length) or length < 1e-6:
+            raise InputError("the parts of the query cancel each other; give one of them more weight")
+        return (total / length).astype(np.float32)
+
+    async def _part(self, part: Part, model: IndexedModel) -> Row:
+        if part.words is not None:
+            return await self.text(part.words, model)
+        if part.item is not None:
+            item = part.item
+            vectors = await self.search(lambda: self.index.store.vectors(model.name, [item]))
+            if not np.isfinite(vectors).all():
+                raise Gone(f"no picture {item} with a vector of {model.name}")
+            return np.asarray(vectors[0], dtype=np.float32)
+        held = self.uploads.get(part.upload or "")
+        if held is None or model.name not in held.rows:
+            raise Gone("the uploaded picture is no longer held; upload it again")
+        return held.rows[model.name]
+
+    async def text(self, words: str, model: IndexedModel) -> Row:
+        """The unit row (D,) of a text, of those used last from memory."""
+        key = (model.fingerprint, words)
+        if key not in self._texts:
+            self._texts[key] = await self._batcher(model.name, "text")(words)
+            while len(self._texts) > _KEPT_TEXTS:
+                self._texts.popitem(last=False)
+        self._texts.move_to_end(key)
+        return self._texts[key]
+
+    async def add_upload(self, data: bytes) -> Upload:
+        """Checks, embeds and remembers a picture.
+
+        Raises:
+            TooLarge, Unsupported: See :func:`cloob.serve.uploads.decode_upload`.
+        """
+        held = self.uploads.get(upload_id(data))
+        models = [model.name for model in await self.search(lambda: self.index.models)]
+        if held is None or set(models) - set(held.rows):
+            image = await self.files(lambda: decode_upload(data, self.config))
+            rows = {model: await self._picture(image, model) for model in models}
+            small = await self.files(lambda: thumbnail(image))
+            held = Upload(upload_id(data), image.width, image.height, small, rows)
+            self.uploads.add(held)
+        return held
+
+    async def _picture(self, image: Image.Image, model: str) -> Row:
+        pixels = await self.files(lambda: self.index.encoder(model).preprocess(image))
+        return await self._batcher(model, "picture")(pixels)
+
+    def _batcher(self, model: str, kind: str) -> Batcher[Any, Row]:
+        if (model, kind) not in self._batchers:
+
+            def texts(batch: list[str]) -> Sequence[Row]:
+                encoder = self.index.encoder(model)
+                with evaluating(encoder):
+                    return _rows(encoder.encode_text(batch))
+
+            def pictures(batch: list[torch.Tensor]) -> Sequence[Row]:
+                encoder = self.index.encoder(model)
+                with evaluating(encoder):
+                    return _rows(encoder.encode_image(torch.stack(batch)))
+
+            work: Callable[[list[Any]], Sequence[Row]] = texts if kind == "text" else pictures
+            self._batchers[model, kind] = Batcher(
+                work, self._encoding, max_batch=self.config.max_batch, max_waiting=self.config.max_waiting
+            )
+        return self._batchers[model, kind]
+
+
+def _rows(features: torch.Tensor) -> Sequence[Row]:
+    rows: Row = features.detach().float().cpu().numpy()
+    return list(rows)

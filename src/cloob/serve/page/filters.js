@@ -1,0 +1,78 @@
+// The filter: a line in the index's own small language, and three boxes that write it.
+import * as api from "./api.js";
+import { $, h } from "./dom.js";
+import * as state from "./state.js";
+
+const OPERATORS = {
+  text: [["contains", "like"], ["is", "="], ["is not", "!="]],
+  number: [["at least", ">="], ["at most", "<="], ["is", "="]],
+  date: [["since", ">="], ["until", "<="]],
+};
+const panel = $("filters");
+const button = $("filter-button");
+let line = null;
+
+const operators = (kind) => OPERATORS[kind] ?? OPERATORS.text;
+const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
+
+/** One comparison as the language has it. */
+export function comparison(column, kind, operator, value) {
+  const name = /^[\p{L}_][\p{L}\p{N}_]*$/u.test(column) ? column : `"${column.replaceAll('"', '""')}"`;
+  if (kind === "number") return `${name} ${operator} ${Number(value)}`;
+  const words = operator === "like" ? `%${value.replace(/[\\%_]/g, "\\$&")}%` : value;
+  return `${name} ${operator} ${quoted(words)}`;
+}
+
+async function build() {
+  const columns = await api.columns().catch(() => [{ name: "caption", kind: "text" }]);
+  const kinds = Object.fromEntries(columns.map((column) => [column.name, column.kind]));
+  const names = columns.map((column) => column.name).filter((name) => name !== "id");
+  const column = h("select", { "aria-label": "Column" }, ...names.map((name) => h("option", { value: name }, name)));
+  if (names.includes("caption")) column.value = "caption";
+  const operator = h("select", { "aria-label": "Comparison" });
+  const value = h("input", { type: "text", "aria-label": "Value", maxLength: 200 });
+  const offer = () => {
+    operator.replaceChildren(...operators(kinds[column.value]).map(([words, sign]) => h("option", { value: sign }, words)));
+    value.placeholder = { date: "2024-05", number: "800" }[kinds[column.value]] ?? "dog";
+  };
+  column.addEventListener("change", offer);
+  offer();
+  const add = () => {
+    if (!value.value.trim() || (kinds[column.value] === "number" && !Number.isFinite(Number(value.value)))) return value.focus();
+    const one = comparison(column.value, kinds[column.value], operator.value, value.value.trim());
+    line.value = line.value.trim() ? `${line.value.trim()} and ${one}` : one;
+    value.value = "";
+    apply();
+  };
+  value.addEventListener("keydown", (event) => event.key === "Enter" && add());
+  line = h("input", { type: "text", id: "where", maxLength: 2000, spellcheck: false, placeholder: "date >= 2024 and caption like '%dog%'" });
+  line.addEventListener("keydown", (event) => event.key === "Enter" && apply());
+  line.addEventListener("change", apply);
+  const clear = h("button.quiet-button", { type: "button", onclick: () => ((line.value = ""), apply()) }, "Clear");
+  panel.replaceChildren(
+    h("div.filter-row", {}, column, operator, value, h("button.button", { type: "button", onclick: add }, "Add")),
+    h("div.filter-row", {}, h("label", { for: "where" }, "Filter"), line, clear),
+  );
+}
+
+const apply = () => state.change({ where: line.value.trim() });
+
+async function toggle(open) {
+  if (open && !line) await build();
+  panel.hidden = !open;
+  button.setAttribute("aria-expanded", open);
+  if (line) line.value = state.get().where;
+}
+
+export function start() {
+  button.addEventListener("click", () => toggle(panel.hidden));
+  draw();
+}
+
+/** Shows whether a filter holds. */
+export function draw() {
+  const { where } = state.get();
+  button.classList.toggle("on", Boolean(where));
+  if (line && document.activeElement !== line) line.value = where;
+  if (where && !line) toggle(true);
+}

@@ -1,0 +1,132 @@
+// The view "Find": all pictures, or what a query finds, by one model or by two side by side.
+import * as api from "./api.js";
+import { query } from "./chips.js";
+import * as detail from "./detail.js";
+import { $, announce, h, pictures, number, score } from "./dom.js";
+import { Grid } from "./grid.js";
+import * as state from "./state.js";
+
+const TOP = 500;
+let columns = []; // {model, grid, note, body}
+let asking = null;
+let lastHits = [];
+let asked = "";
+
+/** Ids of what the last search found, best first: the map lights them up. */
+export const hits = () => lastHits;
+
+function build(models) {
+  for (const column of columns) column.grid.close();
+  columns = models.map((model, i) => {
+    const two = models.length > 1;
+    const grid = new Grid({ label: two ? `Found by ${model}` : "Pictures", open: detail.show, least: two ? 118 : 148 });
+    const note = h("p.quiet");
+    const body = h("div.column-body");
+    const head = two ? h("div.column-head", {}, h(`h2.model-${i}`, {}, model), note) : null;
+    return { model, grid, note, body, element: h("section.column", two ? { "aria-label": model } : {}, head, body) };
+  });
+  $("columns").replaceChildren(...columns.map((column) => column.element));
+  $("columns").classList.toggle("two", models.length > 1);
+}
+
+const written = (part) => (part.words !== undefined ? `“${part.words}”` : part.item !== undefined ? "a picture like this" : "your picture");
+
+function heading(parts) {
+  if (!parts.length) return state.get().where ? "Pictures that pass the filter" : "The collection";
+  return parts.map((part, i) => `${part.weight < 0 ? "− " : i ? "+ " : ""}${written(part)}`).join(" ");
+}
+
+/** Fetches and shows what the state asks for. */
+export async function draw({ force = false } = {}) {
+  const { where, cutoff, models: chosen } = state.get();
+  const parts = query();
+  const models = chosen.length ? chosen : [""];
+  if (columns.map((column) => column.model).join() !== models.join() || !columns.length) build(models);
+  const words = JSON.stringify([parts, where, cutoff, models]);
+  if (words === asked && !force) return;
+  asked = words;
+  asking?.abort();
+  asking = new AbortController();
+  const { signal } = asking;
+  $("found-title").textContent = heading(parts);
+  const busy = setTimeout(() => columns.forEach(wait), 150);
+  try {
+    if (parts.length) await Promise.all(columns.map((column) => search(column, parts, where, cutoff, signal)));
+    else await browse(where, signal);
+  } catch (problem) {
+    if (problem.name !== "AbortError") failed(problem);
+  } finally {
+    clearTimeout(busy);
+    if (!signal.aborted) columns.forEach((column) => column.element.classList.remove("busy"));
+  }
+}
+
+/** Says that an answer takes its time: the model is loaded for the first one. */
+function wait(column) {
+  column.element.classList.add("busy");
+  (columns.length > 1 ? column.note : $("found-note")).textContent = "Searching …";
+  if (!column.body.querySelector(".tile")) column.body.replaceChildren(h("div.skeleton", { "aria-hidden": "true" }, ...Array.from({ length: 24 }, () => h("span.tile"))));
+}
+
+async function browse(where, signal) {
+  const found = await api.ids(where, signal);
+  lastHits = [];
+  const words = where ? `${pictures(found.ids.length)} in all` : `${pictures(found.ids.length)}`;
+  $("found-note").textContent = words;
+  for (const column of columns) {
+    column.note.textContent = "";
+    if (found.ids.length) show(column, found.ids);
+    else column.body.replaceChildren(empty(where ? "No picture passes the filter" : "The collection is empty", where ? "Change the filter, or take it away." : "cloob index adds pictures; they appear here while this page is open."));
+  }
+  announce(words);
+}
+
+async function search(column, parts, where, cutoff, signal) {
+  const body = { parts, top: TOP, cutoff, ...(where && { where }), ...(column.model && { model: column.model }) };
+  const found = await api.search(body, signal);
+  api.remember(found.hits);
+  if (column === columns[0]) lastHits = found.hits.map((hit) => hit.id);
+  const note = noteFor(found, cutoff);
+  (columns.length > 1 ? column.note : $("found-note")).textContent = note;
+  if (columns.length > 1) $("found-note").textContent = `${number(found.searched)} pictures searched`;
+  if (found.hits.length) show(column, found.hits.map((hit) => hit.id), found.hits.map((hit) => hit.score), found, cutoff);
+  else column.body.replaceChildren(nothing(found));
+  announce(found.hits.length ? note : "Nothing fits");
+}
+
+function noteFor(found, cutoff) {
+  if (!cutoff) return `the nearest ${number(found.hits.length)} of ${number(found.searched)}, fitting or not`;
+  const more = found.hits.length === TOP ? "the best " : "";
+  return `${more}${number(found.hits.length)} of ${pictures(found.searched)} ${found.hits.length === 1 ? "fits" : "fit"}`;
+}
+
+function show(column, ids, values = null, found = null, cutoff = true) {
+  const end = [];
+  if (found?.cut && cutoff) {
+    end.push(h("p.end", {}, "The next ones fit no better than they fit unrelated words. ", h("button.button", { type: "button", onclick: () => state.change({ cutoff: false }) }, "Show them too")));
+  } else if (found && !cutoff) {
+    end.push(h("p.end", {}, h("button.button", { type: "button", onclick: () => state.change({ cutoff: true }) }, "Only what fits")));
+  }
+  column.body.replaceChildren(column.grid.element, ...end);
+  column.grid.set(ids, values, score);
+}
+
+function empty(title, advice, ...more) {
+  return h("div.empty", {}, h("p.empty-title", {}, title), h("p.quiet", {}, advice), ...more);
+}
+
+function nothing(found) {
+  if (!found.searched) return empty("No picture passes the filter", "Change the filter, or take it away.");
+  const anyway = h("button.button", { type: "button", onclick: () => state.change({ cutoff: false }) }, "Show the nearest anyway");
+  return empty("Nothing fits", `The nearest of ${pictures(found.searched)} fit this no better than they fit unrelated words.`, anyway);
+}
+
+function failed(problem) {
+  asked = "";
+  lastHits = [];
+  $("found-note").textContent = "";
+  const again = h("button.button", { type: "button", onclick: () => draw({ force: true }) }, "Try again");
+  for (const column of columns) column.note.textContent = "";
+  columns[0].body.replaceChildren(h("div.empty", { role: "alert" }, h("p.empty-title", {}, "That did not work"), h("p.quiet", {}, problem.message), again));
+  for (const column of columns.slice(1)) column.body.replaceChildren();
+}

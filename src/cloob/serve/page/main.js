@@ -1,0 +1,90 @@
+// Starts the page and shows the view that the address asks for.
+import * as api from "./api.js";
+import * as chips from "./chips.js";
+import { $, number } from "./dom.js";
+import * as explain from "./explain.js";
+import * as filters from "./filters.js";
+import * as find from "./find.js";
+import * as map from "./map.js";
+import * as sort from "./sort.js";
+import * as state from "./state.js";
+
+const POLL = 8000;
+const views = { find, sort, map };
+let revision = null;
+
+function draw(options) {
+  const { view } = state.get();
+  for (const name of Object.keys(views)) $(`view-${name}`).hidden = name !== view;
+  for (const tab of document.querySelectorAll(".tabs a")) {
+    tab.href = state.write({ ...state.get(), view: tab.dataset.view });
+    if (tab.dataset.view === view) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
+  document.body.dataset.view = view;
+  drawModel();
+  chips.draw();
+  filters.draw();
+  explain.draw();
+  views[view].draw(options);
+  if (view === "map") find.draw(options).then(() => map.light());
+}
+
+async function startModels() {
+  const list = (await api.models().catch(() => [])).map((model) => model.name);
+  if (list.length < 2) return;
+  const select = $("model");
+  const pairs = [];
+  for (let i = 0; i < list.length; i++) for (let j = i + 1; j < list.length; j++) pairs.push(`${list[i]},${list[j]}`);
+  for (const value of [...list, ...pairs]) select.append(new Option(value.replace(",", " beside "), value));
+  select.addEventListener("change", () => state.change({ models: select.value.split(",") }));
+  $("models").hidden = false;
+  drawModel();
+}
+
+function drawModel() {
+  const chosen = state.get().models.join(",");
+  if (chosen) $("model").value = chosen;
+  else $("model").selectedIndex = 0;
+}
+
+/** Looks whether the index has changed; what is on the screen stays until the user asks. */
+async function look() {
+  if (document.hidden) return;
+  try {
+    const health = await api.health();
+    if (revision !== null && health.revision !== revision) {
+      $("changed").firstElementChild.textContent = `The collection has changed: ${number(health.pictures)} pictures now.`;
+      $("changed").hidden = false;
+    }
+    revision = health.revision;
+  } catch {
+    // the next thing that the user asks for says so
+  }
+}
+
+for (const link of document.querySelectorAll(".tabs a, .mark")) {
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    if (link.dataset.view) state.change({ view: link.dataset.view });
+    else {
+      $("words").value = "";
+      state.change({ view: "find", parts: [], where: "", cutoff: true, explain: false });
+    }
+  });
+}
+$("changed").lastElementChild.addEventListener("click", () => {
+  $("changed").hidden = true;
+  api.forget();
+  draw({ force: true });
+});
+state.watch(() => draw());
+chips.start(() => draw());
+explain.start();
+filters.start();
+startModels();
+draw();
+look();
+setInterval(look, POLL);
+addEventListener("visibilitychange", look);

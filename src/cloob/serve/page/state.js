@@ -1,0 +1,81 @@
+// What the page shows, as the address says it: a link, a reload and the back button bring it back.
+
+const PART = /^(-?[0-9]+(?:\.[0-9]+)?)~([wiu])~([^]+)$/;
+const KINDS = { w: "words", i: "item", u: "upload" };
+
+function readPart(text) {
+  const found = PART.exec(text);
+  if (!found) return text.trim() ? { words: text.slice(0, 1000), weight: 1 } : null;
+  const weight = Math.max(-2, Math.min(2, Number(found[1])));
+  const kind = KINDS[found[2]];
+  const value = kind === "item" ? Number(found[3]) : found[3];
+  if (kind === "item" && !(Number.isSafeInteger(value) && value > 0)) return null;
+  if (kind === "upload" && !/^[0-9a-f]{32}$/.test(value)) return null;
+  return { [kind]: value, weight };
+}
+
+function writePart(part) {
+  if (part.words !== undefined && part.weight === 1 && !PART.test(part.words)) return part.words;
+  const kind = Object.keys(KINDS).find((letter) => part[KINDS[letter]] !== undefined);
+  return `${part.weight}~${kind}~${part[KINDS[kind]]}`;
+}
+
+export function read(address = location.search) {
+  const words = new URLSearchParams(address);
+  const view = words.get("view");
+  return {
+    view: ["sort", "map"].includes(view) ? view : "find",
+    parts: words.getAll("q").map(readPart).filter(Boolean).slice(0, 16),
+    where: words.get("where") ?? "",
+    models: (words.get("model") ?? "").split(",").filter(Boolean).slice(0, 2),
+    cutoff: words.get("cutoff") !== "off",
+    explain: words.get("explain") === "on",
+    beta: words.has("beta") ? Number(words.get("beta")) || null : null,
+    labels: words.getAll("label").slice(0, 200),
+    multi: words.get("multi") === "on",
+    none: words.get("none") === "on",
+    template: words.get("template") ?? "",
+    method: words.get("method") === "tsne" ? "tsne" : "pca",
+  };
+}
+
+export function write(state) {
+  const words = new URLSearchParams();
+  const set = (key, value, usual) => value !== usual && words.set(key, value);
+  set("view", state.view, "find");
+  for (const part of state.parts) words.append("q", writePart(part));
+  set("where", state.where, "");
+  set("model", state.models.join(","), "");
+  if (!state.cutoff) words.set("cutoff", "off");
+  if (state.explain) words.set("explain", "on");
+  if (state.beta) words.set("beta", state.beta);
+  for (const label of state.labels) words.append("label", label);
+  if (state.multi) words.set("multi", "on");
+  if (state.none) words.set("none", "on");
+  set("template", state.template, "");
+  set("method", state.method, "pca");
+  return words.size ? `?${words}` : "/";
+}
+
+let now = read();
+const listeners = [];
+
+export const get = () => now;
+
+/** Calls back with (state, before) after each change. */
+export const watch = (listener) => listeners.push(listener);
+
+/** Changes the state and the address; `replace` leaves no step for the back button. */
+export function change(difference, { replace = false } = {}) {
+  const before = now;
+  now = { ...now, ...difference };
+  const address = write(now);
+  if (address !== write(before)) history[replace ? "replaceState" : "pushState"](null, "", address);
+  for (const listener of listeners) listener(now, before);
+}
+
+addEventListener("popstate", () => {
+  const before = now;
+  now = read();
+  for (const listener of listeners) listener(now, before);
+});

@@ -1,0 +1,88 @@
+"""The process: a socket, a server on it, and an end without a trace."""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import socket
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from cloob.errors import InputError
+from cloob.serve.app import make_app
+from cloob.serve.guard import is_loopback
+from cloob.serve.settings import ServeConfig
+
+if TYPE_CHECKING:
+    from cloob.search.index import Index
+
+_IDLE_SECONDS = 75  # longer than clients keep a connection open: else they write to one that is being closed
+_GRACE_SECONDS = 3  # for answers that are under way when the server is told to end
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        InputError: The port is taken or not allowed, or the host is no address of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError):
+        raise InputError(f"--host {host}: no such host or address") from None
+    opened = socket.socket(family, kind, protocol)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        opened.bind(address)
+        opened.listen(256)
+    except OSError as error:
+        opened.close()
+        raise InputError(_unbound(host, port, error)) from None
+    return opened
+
+
+def _unbound(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is taken; --port gives another, --port 0 any that is free"
+    if error.errno == errno.EACCES:
+        return f"port {port} needs an administrator; --port gives another"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"--host {host}: no address of this machine"
+    return f"{host}:{port} cannot be listened on ({error.strerror})"
+
+
+def settings(host: str, token: str | None) -> ServeConfig:
+    """The limits for a host: beyond loopback a token is wanted, and made where none is given."""
+    local = is_loopback(host)
+    return ServeConfig(local=local, token=token or (None if local else secrets.token_urlsafe(32)))
+
+
+def address(opened: socket.socket, config: ServeConfig) -> str:
+    """What a browser on this machine opens."""
+    host, port = opened.getsockname()[:2]
+    name = {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)
+    shown = f"[{name}]" if ":" in name else name
+    return f"http://{shown}:{port}/" + (f"?token={config.token}" if config.token else "")
+
+
+def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:
+    """Answers until the process is told to end.
+
+    Raises:
+        KeyboardInterrupt: By Ctrl-C, once what was under way is answered.
+    """
+    server = uvicorn.Server(
+        uvicorn.Config(
+            make_app(index, config),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_IDLE_SECONDS,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+            h11_max_incomplete_event_size=32_768,
+            ws="none",
+        )
+    )
+    server.run(sockets=[opened])

@@ -1,0 +1,143 @@
+"""``cloob index`` as a user runs it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from index_fakes import write_noise
+
+import cloob
+from cloob import cli
+from cloob.models.folder import save_model
+from cloob.search.index import Index
+from support import refused
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two model folders, ``one`` and ``two``."""
+    folder = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate(("one", "two")):
+        save_model(folder / name, cloob.create_model("tiny-vit", seed=seed), {})
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for seed in range(6):
+        write_noise(tmp_path / "pictures" / f"{seed}.png", seed)
+    return tmp_path / "pictures"
+
+
+def test_it_says_what_it_did_and_what_comes_next(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (pictures / "bad\x1b[2J.png").write_bytes(b"nope")
+    assert cli.main(["index", "pictures", "--model", str(models / "one"), "--out", "my idx"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("pictures: 6 added; 6 through the model in ")
+    assert out.endswith("my idx: 6 pictures, one\n\n  cloob search 'my idx' \"…\"\n  cloob serve 'my idx'\n")
+    assert err.startswith("cloob: 1 × corrupt image: ") and "\x1b" not in err
+
+    # Neither source nor model need be named again; what is there already is not embedded.
+    write_noise(pictures / "new.png", 50)
+    assert cli.main(["index", "--out", "my idx", "--export", "e.parquet"]) == 0
+    out, _ = capsys.readouterr()
+    assert "e.parquet: 6 rows" in out and "added" not in out
+    assert cli.main(["index", "--out", "my idx"]) == 0
+    assert "pictures: 1 added, 6 as they were; 1 through" in capsys.readouterr().out
+
+    # A second model, and one of the same weights by another name.
+    assert cli.main(["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]) == 0
+    assert "7 known, with a vector of this model now; 7 through the model" in capsys.readouterr().out
+    words = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx", "--name", "three"]
+    assert "has vectors of these weights, as 'two'" in refused(capsys, *words)
+    assert "has vectors of one, two; --name says of which" in refused(capsys, "index", "--out", "my idx")
+
+    # A changed model asks; nobody answers here.
+    words = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx", "--name", "one"]
+    assert "as 'two'" in refused(capsys, *words)
+    save_model(tmp_path / "one", cloob.create_model("tiny-vit", seed=2), {})
+    words = ["index", "pictures", "--model", "one", "--out", "my idx"]
+    assert "--replace-model makes its vectors anew" in refused(capsys, *words)
+    assert cli.main([*words, "--replace-model"]) == 0
+    assert "7 through the model" in capsys.readouterr().out
+    with Index.open("my idx") as index:
+        assert [model.name for model in index.models] == ["two", "one"] and len(index) == 7
+        index.encoder("one")
+
+    # A source that is gone: nothing is lost, and the exit code says so.
+    pictures.rename(tmp_path / "elsewhere")
+    assert cli.main(["index", "pictures", "--out", "my idx", "--name", "one"]) == 1
+    assert "nothing was removed" in capsys.readouterr().err
+    assert cli.main(["index", "--out", "other", "--merge", "my idx"]) == 0
+    assert "7 pictures added, 14 vectors" in capsys.readouterr().out
+
+
+def test_wrong_words_are_one_line(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "index.sqlite").write_bytes(b"nothing" * 999)
+    one = str(models / "one")
+    wrong = {
+        "index pictures": "--out is missing",
+        "index pictures --out i": "--model is missing",
+        f"index nowhere --out i --model {one}": "nowhere: no such file or folder",
+        "index pictures --out i --model nowhere/nothing": "no such folder, and no NAME/TAG",
+        f"index pictures --out file --model {one}": "is a file",
+        f"index pictures --out pictures --model {one}": "other files in it",
+        f"index pictures --out old --model {one}": "no index of cloob's",
+        "index --out i": "no index; name what is to be indexed",
+        f"index pictures --out i --model {one} --batch-size 0": "--batch-size is 0",
+        f"index pictures --out i --model {one} --max-megapixels 0": "--max-megapixels is 0",
+        f"index pictures --out i --model {one} --model-name x": "Unrecognized options",
+    }
+    for words, said in wrong.items():
+        assert said in refused(capsys, *words.split()), words
+    assert not (tmp_path / "i").exists()
+
+
+def test_wrong_words_need_no_torch(tmp_path: Path) -> None:
+    script = "import sys; from cloob import cli; cli.main(sys.argv[1:]); print(*sys.modules)"
+    command = [sys.executable, "-c", script, "index", "nowhere", "--out", str(tmp_path / "i"), "--model", "RN50/openai"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "nowhere: no such file or folder" in done.stderr
+    assert not {"torch", "pyarrow", "numpy", "PIL", "open_clip"} & set(done.stdout.split())
+
+
+INTERRUPTED = """
+import signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from index_fakes import FakeEncoder
+from cloob import cli
+from cloob.search import update
+
+class Slow(FakeEncoder):
+    def encode_image(self, images):
+        if self.seen >= 4:
+            signal.raise_signal(signal.SIGINT)
+        return super().encode_image(images)
+
+update.load_model = lambda spec, device: Slow()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+sys.exit(cli.main(["index", *sys.argv[2:], "--batch-size", "2"]))
+"""
+
+
+def test_ctrl_c_keeps_what_is_done(models: Path, pictures: Path, tmp_path: Path) -> None:
+    words = [str(pictures), "--out", str(tmp_path / "i"), "--model", str(models / "one")]
+    command = [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parent), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 130, done.stderr
+    assert f"cloob: interrupted; 4 pictures are in {tmp_path / 'i'}, the same command goes on\n" in done.stderr
+    assert "Traceback" not in done.stderr
+    with Index.open(tmp_path / "i") as index:
+        assert len(index) == 4

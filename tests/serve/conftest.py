@@ -1,0 +1,41 @@
+"""One index of sixty small pictures for all tests that do not change it, and a client of its server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from colours import ColourEncoder, build, draw
+from starlette.testclient import TestClient
+
+from cloob.search.index import Index
+from cloob.serve.app import make_app
+from cloob.serve.settings import ServeConfig
+
+N = 60
+
+
+@pytest.fixture(scope="session")
+def encoders() -> tuple[ColourEncoder, ColourEncoder]:
+    return ColourEncoder("colours"), ColourEncoder("others", 12)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("collection") / "pictures", range(N))
+
+
+@pytest.fixture(scope="session")
+def index(
+    pictures: Path, encoders: tuple[ColourEncoder, ColourEncoder], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Index]:
+    with build(tmp_path_factory.mktemp("index") / "idx", pictures, *encoders) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def client(index: Index) -> Iterator[TestClient]:
+    config = ServeConfig(max_upload_bytes=200_000, max_upload_pixels=1_000_000)
+    with TestClient(make_app(index, config), base_url="http://localhost", raise_server_exceptions=False) as opened:
+        yield opened

@@ -1,0 +1,241 @@
+"""The API against answers by plain loops over the index's own rows."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from colours import COLOURS, ColourEncoder, build, draw
+from PIL import Image
+from starlette.testclient import TestClient
+
+from cloob.search.index import Index
+from cloob.search.update import UpdateOptions
+from cloob.serve.app import make_app
+from cloob.serve.settings import ServeConfig
+from support import picture
+
+N = 60
+
+
+def ask(client: TestClient, path: str, **body: Any) -> Any:
+    answer = client.post(f"/api/{path}", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def rows(index: Index, model: str = "colours") -> dict[int, np.ndarray]:
+    ids = index.store.ids().tolist()
+    return dict(zip(ids, index.store.vectors(model, ids), strict=True))
+
+
+def unit(row: np.ndarray) -> np.ndarray:
+    return row / np.linalg.norm(row)
+
+
+def nearest(index: Index, query: np.ndarray, model: str = "colours") -> dict[int, float]:
+    """Scores of all pictures."""
+    return {id_: float(row @ query) for id_, row in rows(index, model).items()}
+
+
+def agrees(hits: list[dict[str, Any]], scores: dict[int, float], top: int) -> None:
+    """Ties may come in any order: the scores are the best ones, and each belongs to its picture."""
+    found = [hit["score"] for hit in hits]
+    assert found == pytest.approx(sorted(scores.values(), reverse=True)[:top], abs=1e-5)
+    assert len({hit["id"] for hit in hits}) == len(hits)
+    for hit in hits:
+        assert hit["score"] == pytest.approx(scores[hit["id"]], abs=1e-5)
+
+
+def web_of(index: Index) -> TestClient:
+    return TestClient(make_app(index, ServeConfig()), base_url="http://localhost")
+
+
+def upload(client: TestClient, data: bytes) -> dict[str, Any]:
+    answer = client.post("/api/uploads", files={"file": ("name.png", data)})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+@pytest.mark.parametrize("model", ["colours", "others"])
+def test_search_by_words_pictures_and_uploads_with_weights(client: TestClient, index: Index, model: str) -> None:
+    encoder: Any = index.encoder(model)
+    held = upload(client, picture(COLOURS["yellow"]))
+    words = encoder.encode_text(["red things"])[0].numpy()
+    shown = encoder.encode_image(encoder.preprocess(Image.new("RGB", (16, 16), COLOURS["yellow"]))[None])[0].numpy()
+    parts = [{"words": "red things"}, {"item": 5, "weight": 0.5}, {"upload": held["upload"], "weight": -0.7}]
+    query = unit(words + 0.5 * rows(index, model)[5] - 0.7 * shown)
+    found = ask(client, "search", parts=parts, top=10, model=model, cutoff=False)
+    own = nearest(index, query, model)
+    own.pop(5)  # a picture of the query is no answer
+    agrees(found["hits"], own, 10)
+    assert (found["model"], found["searched"], found["cut"]) == (model, N, 0)
+    assert found["hits"][0]["caption"].startswith("a ")
+
+
+def test_the_cutoff_says_that_nothing_fits(client: TestClient) -> None:
+    fitting = ask(client, "search", parts=[{"words": "red"}], top=40)
+    assert 0 < len(fitting["hits"]) < 40 and fitting["cut"] == 40 - len(fitting["hits"])
+    assert all(hit["caption"] == "a red square" for hit in fitting["hits"][:10])
+    everything = ask(client, "search", parts=[{"words": "red"}], top=40, cutoff=False)
+    assert len(everything["hits"]) == 40 and everything["cut"] == 0
+
+
+def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) -> None:
+    where = "caption like '%blue%' and width >= 26"
+    fits = {
+        item.id for item in index.items(index.store.ids().tolist()) if "blue" in str(item.caption) and item.width >= 26
+    }
+    assert 0 < len(fits) < N
+    assert set(client.get("/api/ids", params={"where": where}).json()["ids"]) == fits
+    assert {
+        hit["id"] for hit in ask(client, "search", parts=[{"words": "red"}], cutoff=False, where=where)["hits"]
+    } == fits
+    similar = client.get("/api/items/2/similar", params={"where": where}).json()["hits"]
+    assert {hit["id"] for hit in similar} == fits - {2}
+    assert ask(client, "classify", labels=["red", "blue"], where=where)["classified"] == len(fits)
+    assert set(client.get("/api/map", params={"where": where}).json()["ids"]) == fits
+
+
+def test_similar_is_without_the_picture_itself(client: TestClient, index: Index) -> None:
+    found = client.get("/api/items/9/similar", params={"top": 7}).json()
+    scores = nearest(index, rows(index)[9])
+    scores.pop(9)
+    agrees(found["hits"], scores, 7)
+
+
+def test_classify_gives_each_picture_the_likeliest_label(client: TestClient, index: Index) -> None:
+    labels = ["red", "green", "blue"]
+    texts = index.encoder("colours").encode_text(labels).numpy()
+    expected: dict[str, list[int]] = {label: [] for label in labels}
+    for id_, row in rows(index).items():
+        expected[labels[int(np.argmax([row @ text for text in texts]))]].append(id_)
+    found = ask(client, "classify", labels=labels, templates=["{c}"], top=1000)
+    assert found["classified"] == N
+    for answer in found["labels"]:
+        assert sorted(answer["ids"]) == sorted(expected[answer["label"]]) and answer["count"] == len(answer["ids"])
+        assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
+    short = ask(client, "classify", labels=labels, templates=["{c}"], top=2)["labels"][0]
+    assert len(short["ids"]) == 2 and short["count"] == len(expected["red"])
+    several = ask(client, "classify", labels=labels, multi=True, none=True)["labels"]
+    assert several[-1]["label"] == "none of these" and sum(answer["count"] for answer in several) >= N
+
+
+def test_explain_gives_softmax_weights(client: TestClient, index: Index) -> None:
+    found = ask(client, "explain", parts=[{"item": 4}], beta=12.0, top=5)
+    scores = nearest(index, rows(index)[4])
+    total = sum(np.exp(12 * score) for score in scores.values())
+    weights = {id_: np.exp(12 * score) / total for id_, score in scores.items()}
+    assert [memory["weight"] for memory in found["memories"]] == pytest.approx(
+        sorted(weights.values())[:-6:-1], rel=1e-3
+    )
+    for memory in found["memories"]:
+        assert memory["weight"] == pytest.approx(weights[memory["id"]], rel=1e-3)
+    effective = np.exp(-sum(weight * np.log(weight) for weight in weights.values()))
+    assert found["effective"] == pytest.approx(effective, rel=1e-3) and found["beta"] == 12.0
+
+
+def test_embed_equals_the_encoder(client: TestClient, index: Index) -> None:
+    held = upload(client, picture("red"))
+    found = ask(client, "embed", texts=["a red bird", "fog"], uploads=[held["upload"]])
+    texts = index.encoder("colours").encode_text(["a red bird", "fog"]).numpy()
+    assert np.array(found["texts"]) == pytest.approx(texts, abs=1e-6)
+    assert np.linalg.norm(found["uploads"][0]) == pytest.approx(1, abs=1e-5) and found["dim"] == texts.shape[1]
+
+
+def test_map_holds_each_picture_once_within_the_plane(client: TestClient) -> None:
+    found = client.get("/api/map", params={"sample": 25}).json()
+    assert len(set(found["ids"])) == len(found["ids"]) == len(found["x"]) == len(found["y"]) == 25
+    assert min(found["x"] + found["y"]) >= 0 and max(found["x"] + found["y"]) <= 1
+
+
+def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
+    item = index.items([3])[0]
+    answer = client.get("/api/items/3/picture")
+    assert answer.content == Path(item.path).read_bytes() if Path(item.path).is_absolute() else True
+    assert answer.headers["content-type"] == "image/png"
+    small = client.get("/api/items/3/thumbnail?size=64")
+    assert small.headers["content-type"] == "image/jpeg" and max(Image.open(io.BytesIO(small.content)).size) <= 64
+    again = client.get("/api/items/3/thumbnail?size=64", headers={"if-none-match": small.headers["etag"]})
+    assert again.status_code == 304 and not again.content
+    assert [found["id"] for found in client.get("/api/items?id=3&id=999&id=1").json()] == [3, 1]
+    assert client.get("/api/items/3").json()["caption"] == item.caption
+
+
+def test_what_is_not_there_is_said_in_a_line(client: TestClient) -> None:
+    none = "0" * 32
+    for path in (
+        "items/999",
+        "items/999/thumbnail",
+        "items/999/picture",
+        "items/999/similar",
+        f"uploads/{none}/thumbnail",
+        "no",
+    ):
+        answer = client.get(f"/api/{path}")
+        assert answer.status_code == 404 and "\n" not in answer.json()["detail"]
+    for body, status in (
+        ({"parts": [{"upload": none}]}, 404),
+        ({"parts": [{"item": 999}]}, 404),
+        ({"parts": [{"words": "red"}], "model": "nobody"}, 400),
+        ({"parts": [{"words": "red"}], "where": "colour = 1"}, 400),
+        ({"parts": [{"words": "red"}, {"words": "red", "weight": -1}]}, 400),
+        ({"parts": [{"words": "red", "weight": 0}]}, 400),
+        ({"parts": []}, 422),
+        ({"parts": [{"words": "red", "path": "/etc/passwd"}]}, 422),
+        ({"parts": [{"words": "red"}], "top": 10**9}, 422),
+    ):
+        answer = client.post("/api/search", json=body)
+        assert answer.status_code == status, answer.text
+        assert "Traceback" not in answer.text and answer.json()["detail"].count("\n") == 0
+
+
+def test_words_are_never_a_path_or_an_address(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(picture("red"))
+    for words in (str(tmp_path / "red.png"), "http://127.0.0.1:9/red.png", "../red.png"):
+        found = ask(client, "embed", texts=[words])
+        assert np.array(found["texts"][0]) == pytest.approx(ColourEncoder().encode_text([words])[0].numpy(), abs=1e-6)
+
+
+def test_queries_that_arrive_together_go_through_the_model_together(
+    index: Index, encoders: tuple[ColourEncoder, ColourEncoder]
+) -> None:
+    words = [f"number {i} of many" for i in range(24)]
+
+    async def together() -> list[Any]:
+        app = make_app(index, ServeConfig())
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
+            bodies = [{"parts": [{"words": each}], "cutoff": False, "top": 5} for each in words]
+            answers = await asyncio.gather(*(web.post("/api/search", json=body) for body in bodies))
+            return [answer.json() for answer in answers]
+
+    encoders[0].batches.clear()
+    answers = asyncio.run(together())
+    assert sum(encoders[0].batches) == len(words) and len(encoders[0].batches) < len(words) / 2
+    for each, answer in zip(words, answers, strict=True):
+        agrees(answer["hits"], nearest(index, encoders[0].encode_text([each])[0].numpy()), 5)
+
+
+def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
+    encoder = ColourEncoder()
+    folder = draw(tmp_path / "pictures", range(30))
+    with build(tmp_path / "idx", folder, encoder) as opened, web_of(opened) as web:
+        before = web.get("/api/health").json()
+        found = ask(web, "search", parts=[{"words": "red"}], cutoff=False, top=100)
+        assert (before["pictures"], found["searched"]) == (30, 30)
+        assert len(web.get("/api/map").json()["ids"]) == 30
+        draw(folder, range(30, 41))
+        (folder / "0.png").unlink()
+        with Index.open(tmp_path / "idx", writable=True) as other:  # as another process does
+            other.update([folder], UpdateOptions(model=encoder, name=encoder.name))
+        after = web.get("/api/health").json()
+        found = ask(web, "search", parts=[{"words": "red"}], cutoff=False, top=100)
+        assert after["revision"] > before["revision"]
+        assert after["pictures"] == found["searched"] == len(found["hits"]) == 40
+        assert len(web.get("/api/map").json()["ids"]) == len(web.get("/api/ids").json()["ids"]) == 40

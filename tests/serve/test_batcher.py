@@ -1,0 +1,96 @@
+"""The batcher: equal to asking one by one, in as few calls as arrive together."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloob.serve.batcher import Batcher, Busy
+
+
+def run(queries: list[int], max_batch: int, fail: int | None = None) -> tuple[list[object], list[int]]:
+    """All queries at once; their answers (or errors), and the sizes of the batches."""
+    sizes: list[int] = []
+
+    def work(batch: list[int]) -> list[int]:
+        sizes.append(len(batch))
+        if fail in batch:
+            raise ValueError("one is bad")
+        return [query * query for query in batch]
+
+    async def ask() -> list[object]:
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(work, pool, max_batch=max_batch, max_waiting=1000)
+            return await asyncio.gather(*(batcher(query) for query in queries), return_exceptions=True)
+
+    return asyncio.run(ask()), sizes
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.integers(-50, 50), max_size=40), st.integers(1, 9))
+def test_each_gets_its_own_answer_in_few_calls(queries: list[int], max_batch: int) -> None:
+    answers, sizes = run(queries, max_batch)
+    assert answers == [query * query for query in queries]
+    assert sum(sizes) == len(queries)
+    assert len(sizes) == -(-len(queries) // max_batch)
+
+
+def test_a_bad_query_fails_alone() -> None:
+    answers, sizes = run([1, 2, 3, 4], 4, fail=3)
+    assert [answers[i] for i in (0, 1, 3)] == [1, 4, 16]
+    assert isinstance(answers[2], ValueError)
+    assert sizes == [4, 1, 1, 1, 1]
+
+
+def test_what_arrives_meanwhile_is_the_next_batch() -> None:
+    started, go_on, sizes = threading.Event(), threading.Event(), []
+
+    def work(batch: list[int]) -> list[int]:
+        sizes.append(len(batch))
+        started.set()
+        assert go_on.wait(20)
+        return batch
+
+    async def ask() -> list[int]:
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(work, pool, max_batch=64, max_waiting=1000)
+            first = asyncio.create_task(batcher(0))
+            await asyncio.get_running_loop().run_in_executor(None, started.wait, 20)
+            others = [asyncio.create_task(batcher(query)) for query in range(1, 8)]
+            await asyncio.sleep(0)  # they are in the queue now
+            go_on.set()
+            return list(await asyncio.gather(first, *others))
+
+    assert asyncio.run(ask()) == list(range(8))
+    assert sizes == [1, 7]
+
+
+def test_a_full_queue_says_so_and_who_has_left_is_not_worked_on() -> None:
+    started, go_on, seen = threading.Event(), threading.Event(), []
+
+    def work(batch: list[int]) -> list[int]:
+        seen.extend(batch)
+        started.set()
+        assert go_on.wait(20)
+        return batch
+
+    async def ask() -> None:
+        with ThreadPoolExecutor(1) as pool:
+            batcher = Batcher(work, pool, max_batch=1, max_waiting=2)
+            first = asyncio.create_task(batcher(0))
+            await asyncio.get_running_loop().run_in_executor(None, started.wait, 20)
+            waiting = [asyncio.create_task(batcher(query)) for query in (1, 2)]
+            await asyncio.sleep(0)
+            with pytest.raises(Busy):
+                await batcher(3)
+            waiting[0].cancel()
+            go_on.set()
+            assert await first == 0 and await waiting[1] == 2
+
+    asyncio.run(ask())
+    assert seen == [0, 2]

@@ -1,0 +1,115 @@
+"""The guard by itself: host, origin, token, sizes and headers, around an application that answers everything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
+
+from cloob.serve.guard import HEADERS, Guard, is_loopback
+from cloob.serve.settings import ServeConfig
+
+TOKEN = "a-token-of-twenty-letters"
+
+
+def client(base: str = "http://localhost:8017", **options: Any) -> TestClient:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = await Request(scope, receive).body()
+        await PlainTextResponse(f"{scope['path']} {len(body)}")(scope, receive, send)
+
+    guard = Guard(app, ServeConfig(**options), b"<form><!--wrong--></form>")
+    return TestClient(guard, base_url=base, follow_redirects=False)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "127.0.0.1", "127.8.9.1", "[::1]", "a.localhost"])
+def test_loopback(host: str) -> None:
+    assert is_loopback(host)
+    assert client().get("/x", headers={"host": f"{host}:99"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "0.0.0.0", "10.0.0.1", "[::2]", "", "2130706433"],
+)
+def test_another_name_is_not_answered_on_loopback(host: str) -> None:
+    """What DNS rebinding comes with."""
+    assert not is_loopback(host)
+    for header in (host, f"{host}:8017"):
+        answer = client().get("/x", headers={"host": header})
+        assert answer.status_code == 421 and "localhost" in answer.json()["detail"]
+
+
+def test_every_answer_has_the_careful_headers() -> None:
+    for path, headers in (("/x", {}), ("/api/x", {"origin": "http://evil.example"}), ("/x", {"host": "evil.example"})):
+        answer = client().get(path, headers=headers)
+        for name, value in HEADERS.items():
+            assert answer.headers[name] == value
+        assert "server" not in answer.headers
+    assert "unsafe" not in HEADERS["content-security-policy"]
+
+
+def test_other_sites_get_nothing_from_the_api() -> None:
+    for headers in (
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "null"},
+        {"origin": "http://localhost:1"},
+        {"origin": "http://evil.example"},
+    ):
+        assert client().post("/api/x", headers=headers).status_code == 403
+    own = {"sec-fetch-site": "same-origin", "origin": "http://localhost:8017"}
+    for headers in ({}, own, {"sec-fetch-site": "none"}):
+        assert client().post("/api/x", headers=headers).status_code == 200
+
+
+def test_without_the_token_nothing_but_the_form() -> None:
+    web = client("http://10.0.0.5:8017", local=False, token=TOKEN)
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": f"Basic {TOKEN}"},
+        {"authorization": "Bearer "},
+        {"cookie": "cloob-token="},
+        {"cookie": "a=b; cloob-token=wrong"},
+        {"cookie": "\x01;;=="},
+    ):
+        answer = web.get("/api/x", headers=headers)
+        assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+        assert web.get("/page/main.js", headers=headers).status_code == 401
+    assert web.get("/page/base.css").status_code == 200 and web.post("/page/base.css").status_code == 401
+    form = web.get("/")
+    assert form.status_code == 401 and form.headers["content-type"].startswith("text/html") and TOKEN not in form.text
+    assert web.get(f"/api/x?token={TOKEN}").status_code == 401  # an address is written down in too many places
+
+
+def test_the_token_opens_by_bearer_address_and_form() -> None:
+    web = client("http://10.0.0.5:8017", local=False, token=TOKEN)
+    assert web.get("/api/x", headers={"authorization": f"Bearer {TOKEN}"}).status_code == 200
+    for answer in (web.get(f"/?token={TOKEN}&q=red"), web.post("/login", content=f"token={TOKEN}")):
+        assert answer.status_code == 303 and TOKEN not in answer.headers["location"]
+        cookie = answer.headers["set-cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie
+        web.cookies.clear()
+        assert web.get("/api/x", headers={"cookie": cookie.partition(";")[0]}).status_code == 200
+    assert web.get(f"/?token={TOKEN}&q=red").headers["location"] == "/?q=red"
+    web.cookies.clear()
+    wrong = web.post("/login", content="token=nearly")
+    assert wrong.status_code == 401 and "not right" in wrong.text and "set-cookie" not in wrong.headers
+
+
+def test_a_body_is_refused_by_what_it_says_and_by_what_it_is() -> None:
+    web = client(max_body_bytes=100, max_upload_bytes=1000)
+    assert web.post("/api/x", content=b"x" * 100).text.endswith(" 100")
+    assert web.post("/api/x", content=b"x" * 101).status_code == 413
+    assert web.post("/api/x", headers={"content-length": "many"}, content=b"").status_code == 413
+    assert web.post("/api/uploads", content=b"x" * 1000).status_code == 200
+
+    def endless() -> Any:
+        for _ in range(10**6):
+            yield b"x" * 60
+
+    answer = web.post("/api/x", content=endless())  # chunked: no length is said
+    assert answer.status_code == 413 and "100" in answer.json()["detail"]

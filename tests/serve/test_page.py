@@ -1,0 +1,346 @@
+"""The page, clicked through in a real headless Chromium; axe-core looks for what screen readers would miss."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import uvicorn
+from colours import COLOURS, ColourEncoder, build, draw
+from pagehelp import chromium
+
+from cloob.search.index import Index
+from cloob.search.update import UpdateOptions
+from cloob.serve.app import make_app
+from cloob.serve.settings import ServeConfig
+from support import picture
+
+pytest.importorskip("selenium", reason="selenium is not installed")
+N = 60
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    yield from chromium(tmp_path_factory.mktemp("chromium"))
+
+
+def serving(index: Index) -> Iterator[str]:
+    """The address of a server of an index, which runs in a thread."""
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        server = uvicorn.Server(uvicorn.Config(make_app(index, ServeConfig()), log_config=None, ws="none"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+        thread.start()
+        yield f"http://localhost:{opened.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def site(index: Index) -> Iterator[str]:
+    yield from serving(index)
+
+
+class Page:
+    """What a person does with the page."""
+
+    def __init__(self, driver: Any, site: str) -> None:
+        self.driver, self.site = driver, site
+
+    def go(self, address: str = "") -> Page:
+        self.driver.get(self.site + address)
+        return self
+
+    def run(self, script: str, *words: Any) -> Any:
+        return self.driver.execute_script(script, *words)
+
+    def all(self, selector: str) -> list[Any]:
+        return list(self.driver.find_elements("css selector", selector))
+
+    def one(self, selector: str) -> Any:
+        self.until(lambda: self.all(selector), selector)
+        return self.all(selector)[0]
+
+    def text(self, selector: str) -> str:
+        return str(self.run("return document.querySelector(arguments[0])?.textContent ?? ''", selector))
+
+    def until(self, holds: Callable[[], Any], what: str = "") -> None:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, 40, poll_frequency=0.05).until(lambda _: holds(), what)
+
+    def says(self, selector: str, words: str) -> None:
+        self.until(lambda: words in self.text(selector), f"{selector} says {words}: {self.text(selector)}")
+
+    def keys(self, *keys: str) -> None:
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def tiles(self) -> list[str]:
+        script = "return [...document.querySelectorAll('#columns .tile')].map(t => t.getAttribute('aria-label'))"
+        return list(self.run(script))
+
+    def focused(self) -> str:
+        return str(self.run("return document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"))
+
+
+@pytest.fixture
+def page(browser: Any, site: str) -> Page:
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.get_log("browser")
+    return Page(browser, site)
+
+
+def test_the_page_loads_from_this_server_alone_without_a_message(page: Page) -> None:
+    page.go().says("#found-note", f"{N} pictures")
+    page.until(lambda: page.all(".tile.ready"))
+    assert page.driver.get_log("browser") == []
+    names = page.run("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert names and all(name.startswith(page.site) for name in names)
+
+
+def test_words_become_chips_and_the_address_brings_them_back(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.go().one("#words").send_keys("red")
+    page.says("#found-title", "“red”")  # found while typed
+    page.until(lambda: page.tiles() and all("a red square" in tile for tile in page.tiles()[:6]))
+    page.one("#words").send_keys(Keys.ENTER)
+    page.one("#words").send_keys("-blue", Keys.ENTER)
+    page.says("#found-title", "“red” − “blue”")
+    assert page.run("return location.search") == "?q=red&q=-1%7Ew%7Eblue"
+    page.driver.refresh()
+    page.says("#found-title", "“red” − “blue”")
+    page.driver.back()
+    page.says("#chips", "red")
+    page.until(lambda: len(page.all(".chip")) == 1)
+    page.one(".chip-body").click()
+    page.until(lambda: page.run("return document.getElementById('weight').matches(':popover-open')"))
+    page.keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ESCAPE)
+    page.says(".chip-weight", "0.8 ×")
+    page.one(".chip-body").send_keys(Keys.DELETE)
+    page.says("#found-title", "The collection")
+    assert page.focused() == "Words to search by"
+
+
+def test_a_picture_can_be_chosen_dropped_and_pasted(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(picture(COLOURS["green"]))
+    page.go("?cutoff=off").says("#found-note", f"{N} pictures")
+    page.one("#file").send_keys(str(tmp_path / "mine.png"))
+    page.until(lambda: page.tiles() and "a green square" in page.tiles()[0])
+    for kind in ("drop", "paste"):
+        page.go("?cutoff=off").says("#found-note", f"{N} pictures")
+        page.run(
+            "const [kind, colour] = arguments; const canvas = new OffscreenCanvas(16, 16);"
+            "const context = canvas.getContext('2d'); context.fillStyle = colour; context.fillRect(0, 0, 16, 16);"
+            "canvas.convertToBlob().then(blob => { const data = new DataTransfer();"
+            "data.items.add(new File([blob], 'x.png', {type: 'image/png'}));"
+            "window.dispatchEvent(kind === 'drop' ? new DragEvent('drop', {dataTransfer: data})"
+            " : new ClipboardEvent('paste', {clipboardData: data})); })",
+            kind,
+            f"rgb{COLOURS['blue']}",
+        )
+        page.until(lambda: page.tiles() and "a blue square" in page.tiles()[0], kind)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    page.go().says("#found-note", f"{N} pictures")
+    page.one("#file").send_keys(str(tmp_path / "bad.png"))
+    page.says("[role=alert]", "no picture that can be read")
+
+
+def test_nothing_fits_is_an_answer(page: Page) -> None:
+    page.go("?q=fog").says(".empty-title", "Nothing fits")
+    page.one(".empty .button").click()
+    page.until(lambda: len(page.tiles()) > 10)
+    assert "cutoff=off" in page.run("return location.search")
+
+
+def test_a_picture_opens_and_leads_on(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.go().until(lambda: page.all(".tile.ready"))
+    page.one(".tile").send_keys(Keys.ARROW_RIGHT)
+    first = page.focused()
+    page.keys(Keys.ENTER)
+    page.says("#detail-title", "square")
+    assert page.text(".facts").count("pixels") == 1
+    before = page.text(".facts")
+    page.keys(Keys.ARROW_RIGHT)
+    page.until(lambda: page.text(".facts") not in ("", before))
+    page.keys(Keys.ARROW_LEFT)
+    page.until(lambda: page.text(".facts") == before)
+    page.keys(Keys.ESCAPE)
+    page.until(lambda: page.focused() == first, "the focus comes back")
+    page.keys(Keys.ENTER)
+    page.one("#detail .primary").click()
+    page.says("#found-title", "a picture like this")
+    assert "q=1%7Ei%7E" in page.run("return location.search")
+
+
+def test_sort_by_own_labels(page: Page) -> None:
+    page.go("?view=sort").one("#labels").send_keys("red\nblue\ngreen")
+    page.one("#view-sort .primary").click()
+    page.says("#sort-note", f"{N} pictures sorted")
+    counts = page.run("return [...document.querySelectorAll('.label-head p')].map(p => parseInt(p.textContent))")
+    assert sum(counts) == N and len(counts) == 3
+    page.until(lambda: page.all(".label .tile.ready"))
+    assert "label=red&label=blue&label=green" in page.run("return location.search")
+
+
+def test_the_map_is_drawn_and_can_be_walked(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    drawn = (
+        "const c = document.querySelector('canvas'); let n = 0;"
+        "const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
+        "for (let i = 3; i < d.length; i += 4) n += d[i] > 0; return n"
+    )
+    page.go("?view=map&q=red").says("#map-note", "lit up")
+    page.until(lambda: page.run(drawn) > 500)
+    before = page.run(drawn)
+    page.one('[aria-label="Nearer"]').click()
+    page.until(lambda: page.run(drawn) != before)
+    page.one("canvas").send_keys(Keys.ARROW_LEFT, "+", "-", "0")
+    page.says("#live", "in view")
+    page.one("canvas").send_keys(Keys.ENTER)
+    page.says("#detail-title", "square")
+    page.keys(Keys.ESCAPE)
+    messages = [entry["message"] for entry in page.driver.get_log("browser")]
+    assert [message for message in messages if "getImageData" not in message] == []  # that is this test's own
+
+
+def test_explain_shows_memories_and_beta_moves_them(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.go("?q=red").until(lambda: page.one("#explain-button").is_enabled())
+    page.one("#explain-button").click()
+    page.until(lambda: len(page.all(".memories li")) == 12)
+    before = page.text("#beta-help")
+    page.one("#beta").send_keys(*[Keys.ARROW_RIGHT] * 12)
+    page.until(lambda: page.text("#beta-help") != before)
+    assert "beta=" in page.run("return location.search")
+
+
+def test_two_models_stand_side_by_side(page: Page) -> None:
+    page.go("?q=red").until(lambda: len(page.all("#model option")) == 3)
+    page.run(
+        "const s = document.getElementById('model'); s.value = 'colours,others'; s.dispatchEvent(new Event('change'))"
+    )
+    page.until(lambda: len(page.all(".column .tile")) > 4 and len(page.all(".column")) == 2)
+    assert [head.text for head in page.all(".column-head h2")] == ["colours", "others"]
+    left, right = (column.rect for column in page.all(".column"))
+    assert abs(left["y"] - right["y"]) < 2 and left["x"] + left["width"] <= right["x"]
+
+
+def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.go().one("#filter-button").click()
+    page.one("#filters [aria-label=Value]").send_keys("red", Keys.ENTER)
+    page.says("#found-note", "10 pictures")
+    page.one("#where").send_keys(" and width >", Keys.ENTER)
+    page.says("[role=alert] .quiet", "filter")
+    page.one("#where").send_keys("= 26", Keys.ENTER)
+    page.until(
+        lambda: page.text("#found-note").startswith(tuple("123456789")) and "10 " not in page.text("#found-note")
+    )
+
+
+def test_a_hundred_thousand_pictures_are_a_few_elements(page: Page) -> None:
+    page.go().until(lambda: page.all(".tile.ready"))
+    page.driver.execute_async_script(
+        "const done = arguments[0]; import('/page/grid.js').then(({Grid}) => { const grid = window.grid ="
+        " new Grid({label: 'many', open: () => {}}); document.getElementById('columns').replaceChildren(grid.element);"
+        " grid.set(Array.from({length: 100000}, (_, i) => i % 60 + 1)); done(); })"
+    )
+    tiles = "return document.querySelectorAll('#columns .tile').length"
+    most = page.run(tiles)
+    assert 10 < most < 150
+    requests = "return performance.getEntriesByType('resource').filter(e => e.name.includes('thumbnail')).length"
+    before = page.run(requests)
+    seen = page.driver.execute_async_script(
+        "const done = arguments[0]; let step = 0, most = 0; const go = () => {"
+        " scrollTo(0, document.body.scrollHeight * ++step / 120);"
+        " most = Math.max(most, document.querySelectorAll('#columns .tile').length);"
+        " step < 120 ? requestAnimationFrame(go) : done(most); }; go();"
+    )
+    assert seen < 200
+    page.until(lambda: page.run("return Math.max(...[...window.grid.tiles.keys()])") == 99_999)
+    page.until(lambda: page.all(".tile.ready"))
+    assert page.run(requests) - before < 1000  # what flies by is not fetched
+    page.run("window.grid.focusAt(50000)")
+    assert page.run("return document.activeElement.closest('li').getAttribute('aria-posinset')") == "50001"
+    page.run("window.grid.close()")
+
+
+PHONE = ["", "?q=red&explain=on", "?view=map", "?view=sort&label=red", "?q=red&model=colours,others"]
+
+
+@pytest.mark.parametrize("address", PHONE)
+def test_each_view_fits_a_phone_and_nothing_jumps(page: Page, address: str) -> None:
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    page.go(address).until(lambda: page.all(".tile.ready, canvas"))
+    assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390]
+    shift = page.driver.execute_async_script(
+        "const done = arguments[0]; const seen = [];"
+        " const what = s => `${s.node?.outerHTML}`.slice(0, 60) + ` ${s.previousRect.y} → ${s.currentRect.y}`;"
+        " new PerformanceObserver(list => { for (const e of list.getEntries())"
+        " seen.push([e.value, ...e.sources.map(what)]); }).observe({type: 'layout-shift', buffered: true});"
+        " requestAnimationFrame(() => requestAnimationFrame(() => done(seen)))"
+    )
+    assert sum(value for value, *_ in shift) < 0.1, shift
+
+
+FULL = "?q=red&q=-0.5~w~blue&explain=on&where=" + quote("width >= 1")
+VIEWS = ["", FULL, "?view=map&q=red", "?view=sort&label=red", "?q=fog"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(page: Page, scheme: str) -> None:
+    axe_package = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
+    axe = (resources.files(axe_package) / "axe.min.js").read_text(encoding="utf-8")
+    feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
+    for address in (*VIEWS, "dialog"):
+        page.go("" if address == "dialog" else address)
+        page.until(lambda: page.all(".tile.ready, canvas, .empty-title"))
+        if address == "dialog":
+            page.one(".tile").click()
+            page.says("#detail-title", "square")
+        page.run(axe)
+        found = page.driver.execute_async_script(
+            "axe.run({resultTypes: ['violations']}).then(r => arguments[0](r.violations.map(v =>"
+            " [v.id, v.nodes.map(n => n.html.slice(0, 160) + ' ' + n.failureSummary)])))"
+        )
+        assert found == [], f"{scheme} {address}: {json.dumps(found, indent=1)}"
+
+
+def test_a_collection_that_changes_is_offered(browser: Any, tmp_path: Path) -> None:
+    encoder = ColourEncoder()
+    folder = draw(tmp_path / "pictures", range(8))
+    with build(tmp_path / "idx", folder, encoder) as opened:
+        site = serving(opened)
+        page = Page(browser, next(site))
+        page.go().says("#found-note", "8 pictures")
+        draw(folder, range(8, 11))
+        look = "dispatchEvent(new Event('visibilitychange')); return document.getElementById('changed').hidden"
+        page.until(
+            lambda: page.run("return performance.getEntriesByType('resource').some(e => e.name.endsWith('health'))")
+        )
+        with Index.open(tmp_path / "idx", writable=True) as other:
+            other.update([folder], UpdateOptions(model=encoder, name=encoder.name))
+        page.until(lambda: not page.run(look))
+        page.says("#changed", "11 pictures now")
+        page.one("#changed .button").click()
+        page.says("#found-note", "11 pictures")
+        next(site, None)
+        page.one("#words").send_keys("red")  # and now the server is gone
+        page.says("[role=alert]", "does not answer")

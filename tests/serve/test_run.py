@@ -1,0 +1,146 @@
+"""``cloob serve`` as a process: words, ports, Ctrl-C, kill -9 and a second start."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from colours import draw
+
+import cloob
+from cloob.models.folder import save_model
+from cloob.search.index import Index
+from cloob.search.update import UpdateOptions
+from cloob.serve.run import address, settings
+from support import refused
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An index by a tiny model that lies in a folder."""
+    root = tmp_path_factory.mktemp("serve")
+    model = cloob.create_model("tiny-vit", seed=0)
+    save_model(root / "model", model, {"contrast": "infonce", "inv_tau": 30.0})
+    with Index.create(root / "idx") as index:
+        index.update([draw(root / "pictures", range(8))], UpdateOptions(model=str(root / "model")))
+    return root / "idx"
+
+
+@contextmanager
+def serving(place: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its address; it is killed at the end where it has not ended."""
+    command = [sys.executable, "-m", "cloob", "serve", str(place), "--port", "0", *words]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True
+    )
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if found := re.search(r"http://\S+", line):
+                yield process, found[0]
+                break
+        else:
+            pytest.fail("the server ended before it listened")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def get(address: str, token: str | None = None) -> Any:
+    request = urllib.request.Request(address, headers={"authorization": f"Bearer {token}"} if token else {})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer), answer.headers
+
+
+def post(address: str, body: Any) -> Any:
+    data = json.dumps(body).encode()
+    request = urllib.request.Request(address, data, headers={"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def test_words_that_are_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path, place: Path) -> None:
+    assert "IDX is wanted" in refused(capsys, "serve")
+    assert "0 to 65535" in refused(capsys, "serve", str(place), "--port", "65536")
+    assert "16 letters" in refused(capsys, "serve", str(place), "--token", "short")
+    assert "16 letters" in refused(capsys, "serve", str(place), "--token", "with a blank; in it, yes")
+    assert "cloob index" in refused(capsys, "serve", str(tmp_path / "none"))
+    assert "nobody" in refused(capsys, "serve", str(place), "--port", "0", "--model", "nobody")
+    assert "no such host" in refused(capsys, "serve", str(place), "--host", "no-such-host.invalid")
+    assert "no address of this machine" in refused(capsys, "serve", str(place), "--host", "192.0.2.1")
+
+
+def test_a_taken_port_is_said_in_a_line(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert f"port {port} of 127.0.0.1 is taken" in refused(capsys, "serve", str(place), "--port", str(port))
+
+
+def test_killed_at_any_moment_a_second_start_has_everything_and_ctrl_c_ends_cleanly(place: Path) -> None:
+    query = {"parts": [{"words": "red"}], "cutoff": False}
+    with serving(place) as (process, address):
+        health, headers = get(f"{address}api/health")
+        assert health["pictures"] == 8 and "server" not in headers
+        first = post(f"{address}api/search", query)
+        process.send_signal(signal.SIGKILL)
+        process.wait(20)
+    with serving(place) as (process, address):
+        assert get(f"{address}api/health")[0] == health
+        assert post(f"{address}api/search", query) == first and len(first["hits"]) == 8
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 130 and said.strip().endswith("the server has ended"), said
+
+
+@pytest.mark.parametrize(
+    ("host", "given", "local"),
+    [
+        ("127.0.0.1", None, True),
+        ("localhost", "a-token-of-twenty-letters", True),
+        ("0.0.0.0", None, False),
+        ("10.1.2.3", None, False),
+        ("::", "a-token-of-twenty-letters", False),
+    ],
+)
+def test_only_loopback_goes_without_a_token(host: str, given: str | None, local: bool) -> None:
+    config, again = settings(host, given), settings(host, given)
+    assert config.local is local
+    if given is None and not local:
+        assert config.token != again.token and len(config.token or "") >= 40
+    else:
+        assert config.token == given
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        shown = address(opened, config)
+    port = opened_port(shown)
+    assert shown == f"http://localhost:{port}/" + (f"?token={config.token}" if config.token else "")
+
+
+def opened_port(shown: str) -> int:
+    return int(re.search(r":(\d+)/", shown)[1])  # type: ignore[index]
+
+
+@pytest.mark.nightly
+def test_beyond_this_machine_a_token_is_made_and_wanted(place: Path) -> None:
+    with serving(place, "--host", "0.0.0.0") as (_, address):
+        root, _, token = address.partition("?token=")
+        assert len(token) >= 40
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            get(f"{root}api/health")
+        assert refusal.value.code == 401
+        refusal.value.close()
+        assert get(f"{root}api/health", token)[0]["pictures"] == 8

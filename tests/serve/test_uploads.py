@@ -1,0 +1,165 @@
+"""Uploads of strangers: bombs, lies and noise are refused in a line, and nothing of them is kept."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from cloob.search.index import Index
+from cloob.serve.app import make_app
+from cloob.serve.settings import ServeConfig
+from cloob.serve.uploads import Upload, Uploads
+from support import picture
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says it has so many pixels, and has none."""
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+
+
+def bomb() -> bytes:
+    """Few bytes that unpack to more pixels than are taken."""
+    stream = io.BytesIO()
+    Image.new("1", (4000, 4000)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def half_a_jpeg() -> bytes:
+    stream = io.BytesIO()
+    Image.frombytes("RGB", (64, 64), noise(64 * 64 * 3)).save(stream, "JPEG")
+    return stream.getvalue()[:2000]
+
+
+def noise(n: int) -> bytes:
+    return np.random.default_rng(0).bytes(n)
+
+
+def send(client: TestClient, data: bytes, name: str = "a.png") -> tuple[int, str]:
+    answer = client.post("/api/uploads", files={"file": (name, data, "image/png")})
+    return answer.status_code, answer.json().get("detail", "")
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", 415),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>", 415),
+        (b"<html>", 415),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", 415),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 50, 415),
+        (half_a_jpeg(), 415),
+        (noise(5000), 415),
+        (noise(201_000), 413),
+        (noise(300_000), 413),
+        (png_header(60_000, 60_000), 413),
+        (png_header(2**31 - 1, 2**31 - 1), 413),
+        (bomb(), 413),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, int) else f"{len(value)} bytes",
+)
+def test_what_is_no_picture_or_too_large_is_refused(client: TestClient, data: bytes, status: int) -> None:
+    code, said = send(client, data)
+    assert code == status, said
+    assert said and "\n" not in said and "/" not in said and "0x" not in said
+
+
+def test_a_name_is_never_a_path(client: TestClient, tmp_path: Path) -> None:
+    before = sorted(tmp_path.parent.iterdir())
+    code, _ = send(client, picture("red"), "../../../etc/passwd")
+    assert code == 200 and sorted(tmp_path.parent.iterdir()) == before
+
+
+def test_only_a_clean_thumbnail_is_given_back(client: TestClient) -> None:
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x010E] = "a secret place"
+    Image.new("RGB", (500, 300), "red").save(stream, "JPEG", exif=exif, comment=b"a secret word")
+    answer = client.post("/api/uploads", files={"file": ("a.jpg", stream.getvalue())}).json()
+    assert (answer["width"], answer["height"]) == (500, 300)
+    small = client.get(f"/api/uploads/{answer['upload']}/thumbnail")
+    assert small.headers["content-type"] == "image/jpeg" and b"secret" not in small.content
+    assert max(Image.open(io.BytesIO(small.content)).size) == 256
+
+
+def test_a_form_without_a_file_and_several_files(client: TestClient) -> None:
+    assert client.post("/api/uploads").status_code == 422
+    assert client.post("/api/uploads", data={"file": "text"}).status_code == 422
+    many = [("file", (f"{i}.png", picture("red"))) for i in range(1200)]
+    assert client.post("/api/uploads", files=many).status_code in (400, 413)
+
+
+def test_those_used_longest_ago_are_forgotten() -> None:
+    uploads = Uploads(2)
+    for name in "abc":
+        uploads.add(Upload(name, 1, 1, b"", {}))
+        uploads.get("a")
+    assert len(uploads) == 2 and uploads.get("a") and uploads.get("c") and uploads.get("b") is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "page/../app.py", "page/%2e%2e/app.py", "page/..%2fapp.py", "page/%2fetc%2fpasswd", "page/__init__.py", "page/",
+        "api/items/../../etc/passwd", "api/items/1%2f..%2f2/picture", "api/items/-1/picture", "api/items/1e3/picture",
+        "api/items/99999999999999999999999/picture", "etc/passwd", "page/..%5capp.py",
+        "api/uploads/..%2f..%2fx/thumbnail",
+    ],
+)  # fmt: skip
+def test_no_path_leaves_the_index(client: TestClient, path: str) -> None:
+    answer = client.get(f"/{path}")
+    assert answer.status_code in (404, 422), path
+    assert "root:" not in answer.text and "import" not in answer.text
+
+
+def test_a_file_that_is_gone_is_said_without_its_path(index: Index, tmp_path: Path) -> None:
+    def lost(id_: int, *_: int) -> bytes:
+        raise FileNotFoundError(2, "No such file", f"{tmp_path}/secret.png")
+
+    class Lost:
+        def __getattr__(self, name: str) -> object:
+            return lost if name in ("picture", "thumbnail") else getattr(index, name)
+
+        def __len__(self) -> int:
+            return len(index)
+
+    with TestClient(make_app(Lost(), ServeConfig()), base_url="http://localhost") as web:  # type: ignore[arg-type]
+        for kind in ("picture", "thumbnail"):
+            answer = web.get(f"/api/items/1/{kind}")
+            assert answer.status_code == 404 and "secret" not in answer.text and "cloob index" in answer.text
+
+
+def test_our_own_faults_are_told_to_nobody(index: Index, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            if name == "search":
+                raise RuntimeError("/secret/place")
+            return getattr(index, name)
+
+        def __len__(self) -> int:
+            return len(index)
+
+    web = TestClient(make_app(Broken(), ServeConfig()), base_url="http://localhost", raise_server_exceptions=False)  # type: ignore[arg-type]
+    with web:
+        answer = web.post("/api/search", json={"parts": [{"words": "red"}]})
+    assert answer.status_code == 500 and "secret" not in answer.text and "Traceback" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "secret" in caplog.text
+
+
+def test_beyond_this_machine_no_whole_path_is_told(index: Index, pictures: Path) -> None:
+    for local in (True, False):
+        with TestClient(make_app(index, ServeConfig(local=local)), base_url="http://localhost") as web:
+            assert (str(pictures) in web.get("/api/items/1").text) is local or not local
+            found = web.get("/api/items/1").json()
+            assert found["path"].endswith(found["name"])
+            if not local:
+                assert str(pictures) not in web.get("/api/items/1").text
