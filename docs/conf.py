@@ -106,6 +106,7 @@ nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory|[A-Z])"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?_\w+|cuda|callable|optional|(u?int|float|bool)\d*"),
+    (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
     # Classes and modules that have no page: who reads the signature finds them in the source.
     (
         r"py:.*",
