@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test torch-alone nightly lowest newest lint install bench bench-data clean
+.PHONY: demo test torch-alone nightly lowest newest lint docs package install bench bench-data clean
 
 demo: $(VENV)/.train
 	$(BIN)/cloob demo $(ARGS)
@@ -32,18 +32,33 @@ lowest: $(VENV)/.dev
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not nightly" -W default::DeprecationWarning $(ARGS)
 
-# The suite with another Python: make newest NEWEST=python3.14
-NEWEST ?= python3.13
+# The core of the suite with another Python, and data workers by each way of starting them: make newest NEWEST=3.14
+NEWEST ?= 3.13
+CORE := tests/functional tests/data tests/models tests/train tests/recipes tests/commands $(wildcard tests/test_*.py)
+WORKERS := tests/data/test_data_loader.py tests/train/test_train_loop.py tests/train/test_train_faults.py
 newest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(NEWEST) .venv-newest
-	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[dev]"
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" $(ARGS)
+	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[train,align,sentencepiece,heif,test]"
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" $(CORE) $(ARGS)
+	for method in spawn forkserver; do \
+	  OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" --start-method $$method $(WORKERS) || exit 1; \
+	done
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in build/docs. EXECUTE=force also runs the tutorials, which takes minutes.
+EXECUTE ?= off
+docs: $(VENV)/.dev
+	CLOOB_DOCS_EXECUTE=$(EXECUTE) $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env docs build/docs
+
+# Wheel and sdist in dist/, looked at and tried out. WHOLE=--whole installs all from the index and runs the demo.
+WHOLE ?=
+package: $(VENV)/.dev
+	$(BIN)/python tests/package_check.py dist $(VENV)/package $(WHOLE)
 
 install: $(VENV)/.dev
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import tempfile
 from pathlib import Path
@@ -24,6 +25,13 @@ settings.load_profile("cloob")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden loss curves anew")
+    methods = multiprocessing.get_all_start_methods()
+    parser.addoption("--start-method", choices=methods, help="how data workers begin; Python's own way when left out")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if method := config.getoption("--start-method"):
+        multiprocessing.set_start_method(method, force=True)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,14 @@ import io
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -58,6 +60,27 @@ def picture(colour: Colour, size: tuple[int, int] = (16, 16), kind: str = "PNG")
     stream = io.BytesIO()
     Image.new("RGB", size, colour).save(stream, kind)
     return stream.getvalue()
+
+
+def noise(i: int = 0, width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
+    """An encoded picture of noise that differs for each i; the top left pixel is (i % 256, i // 256, 7)."""
+    pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels[0, 0] = (i % 256, i // 256, 7)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def write_archive(path: Path, files: Mapping[str, bytes]) -> Path:
+    """A tar, compressed as the path's ending says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    suffix = path.suffix[1:]
+    with tarfile.open(path, f"w:{suffix if suffix in ('gz', 'xz', 'bz2') else ''}") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
 
 
 def write_pairs(folder: Path, captions: Mapping[str, tuple[Colour, str]], size: tuple[int, int] = (64, 64)) -> Path:

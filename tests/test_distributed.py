@@ -111,13 +111,14 @@ def flops_and_values() -> dict[str, Any]:
     """Arithmetic of one step of CLOOB at a global batch that every world size divides; the loss without gradients."""
     n, found = 24, {}
     x, y = pairs(n, 8, dtype=torch.float32)
-    own = Layout((n // dist.get_world_size(),) * dist.get_world_size()).own
+    own = Layout((n // dist.get_world_size(),) * dist.get_world_size()).local
     for backend in ("reference", "streamed"):
         objective = ContrastiveObjective(backend=backend, gather=True)
         rows = [side[own].clone().requires_grad_() for side in (x, y)]
         found[backend] = count_flops(lambda o=objective, r=rows: o(*r).backward())
         with torch.no_grad():
             found[f"{backend} value"] = objective(*rows).item()
+            found[f"{backend} plain"] = objective(*rows, hopfield=False).item()
             half = [r.bfloat16() for r in rows]
             found[f"{backend} bfloat16"] = (objective(*half).item(), objective(*(h.float() for h in half)).item())
     return found
@@ -171,14 +172,14 @@ def primitives() -> None:
     assert distributed.is_initialized() and (rank, world) == (dist.get_rank(), dist.get_world_size())
     layout = Layout(tuple(range(1, world + 1)))
     assert layout.total == world * (world + 1) // 2
-    assert layout.own == slice(rank * (rank + 1) // 2, (rank + 1) * (rank + 2) // 2)
+    assert layout.local == slice(rank * (rank + 1) // 2, (rank + 1) * (rank + 2) // 2)
     mine = torch.full((rank + 1, 2), float(rank), requires_grad=True)
     everything = distributed.gather_rows(mine, layout)
     assert everything[:, 0].tolist() == [float(r) for r in range(world) for _ in range(r + 1)]
     # Rank r weighs row k by (r + 1)·k: what comes back to the owner is the sum over ranks.
     weights = torch.arange(layout.total, dtype=torch.float32)[:, None] * (rank + 1)
     (everything * weights).sum().backward()
-    expected = torch.arange(layout.total, dtype=torch.float32)[layout.own, None] * sum(range(1, world + 1))
+    expected = torch.arange(layout.total, dtype=torch.float32)[layout.local, None] * sum(range(1, world + 1))
     assert torch.equal(mine.grad, expected.expand(-1, 2))
     numbers = distributed.gather_rows(torch.arange(rank + 1) + (1 << 40), layout)  # ids keep all their bits
     assert numbers.tolist() == [(1 << 40) + k for r in range(world) for k in range(r + 1)]
@@ -194,7 +195,7 @@ def primitives() -> None:
 
 def compiled() -> dict[str, float]:
     """How far the loss and the gradients of a compiled module that gathers are from the same module's, eagerly."""
-    images, texts, ids = (t[Layout((3,) * dist.get_world_size()).own] for t in batch(3 * dist.get_world_size()))
+    images, texts, ids = (t[Layout((3,) * dist.get_world_size()).local] for t in batch(3 * dist.get_world_size()))
     found = {}
     for backend in ("reference", "streamed"):
         eager, traced = (Towers(learnable("cloob", backend, gather=True)) for _ in range(2))
@@ -215,7 +216,7 @@ def worker(rank: int, world: int, folder: str) -> None:
     try:
         primitives()
         sizes = SIZES[world]
-        found = {"steps": steps(lambda split: Layout(sizes[split]).own, sizes, gather=True)}
+        found = {"steps": steps(lambda split: Layout(sizes[split]).local, sizes, gather=True)}
         found |= {"flops": flops_and_values(), "faults": faults(), "compiled": compiled()}
         torch.save(found, path / f"rank-{rank}.pt")
     except BaseException:
@@ -268,7 +269,8 @@ def test_loss_and_sgd_steps_are_those_of_one_process(ranks: list[dict[str, Any]]
 
 def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, Any]]) -> None:
     n, d, world = 24, 8, len(ranks)
-    expected = ContrastiveObjective()(*pairs(n, d, dtype=torch.float32)).item()
+    x, y = pairs(n, d, dtype=torch.float32)
+    expected, plain = (ContrastiveObjective(hopfield=hopfield)(x, y).item() for hopfield in (True, False))
     for found in (rank["flops"] for rank in ranks):
         # Four retrievals of 2 + 4 products and two contrasts of 1 + 2; streamed retrievals compute one of theirs again,
         # but a rank by itself shares what they share (here all of a batch is one tile).
@@ -276,6 +278,7 @@ def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, 
         assert found["streamed"] * world == (2 * (4 * 7 + 2 * 3) if world > 1 else 60) * n * n * d
         for backend in ("reference", "streamed"):
             assert found[f"{backend} value"] == pytest.approx(expected, rel=1e-5)
+            assert found[f"{backend} plain"] == pytest.approx(plain, rel=1e-5)
             low, lifted = found[f"{backend} bfloat16"]
             assert low == lifted
 

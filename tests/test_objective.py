@@ -15,10 +15,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import cloob
-from cloob import objective as module
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
-from cloob.objective import OBJECTIVES, ContrastiveObjective, NonFiniteFeaturesError, make_objective
+from cloob.objective import OBJECTIVES, ContrastiveObjective, NonFiniteFeaturesError, implementation, make_objective
 from paper_loops import MEMBER_IDS, MEMBERS, objective_loop, pairs, relative_error, value_and_gradients
 
 each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
@@ -75,6 +74,20 @@ def test_members_by_name() -> None:
     assert between == ContrastiveObjective.cloob(contrast="infonce", inv_tau=5.0).config()
     with pytest.raises(ValueError, match="objective is 'clop'; one of 'clip', 'infoloob', 'infonce-hopfield', 'cloob'"):
         make_objective("clop")
+
+
+@pytest.mark.parametrize("backend", ["reference", "streamed"])
+@pytest.mark.parametrize("hopfield", [True, False])
+def test_a_call_says_whether_to_retrieve(hopfield: bool, backend: str) -> None:
+    """The loss and gradient of the member that a call asks for, whichever it was made as; the module stays as it is."""
+    made, wanted = (ContrastiveObjective(hopfield=h, backend=backend) for h in (not hopfield, hopfield))
+    before = made.config()
+    x, y = pairs(9, 5)
+    called = value_and_gradients(lambda x, y: made(x, y, hopfield=hopfield), x, y)
+    for one, other in zip(called, value_and_gradients(wanted, x, y), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert abs(made(x, y) - called[0]) > 1e-3
+    assert made.config() == before
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -200,10 +213,12 @@ def test_auto_takes_the_reference_below_the_measured_size_and_streams_from_there
     def spy(name: str, function: Any) -> Any:
         return lambda *args, **kwargs: (used.append(name), function(*args, **kwargs))[1]
 
-    monkeypatch.setattr(module, "STREAM_FROM", 8)
-    monkeypatch.setattr(module, "_REFERENCE", module._REFERENCE._replace(objective=spy("reference", cloob_reference)))
-    streamed = module._STREAMED._replace(objective=spy("streamed", cloob_streamed))
-    monkeypatch.setattr(module, "_STREAMED", streamed)
+    monkeypatch.setattr(implementation, "STREAM_FROM", 8)
+    monkeypatch.setattr(
+        implementation, "REFERENCE", implementation.REFERENCE._replace(objective=spy("reference", cloob_reference))
+    )
+    streamed = implementation.STREAMED._replace(objective=spy("streamed", cloob_streamed))
+    monkeypatch.setattr(implementation, "STREAMED", streamed)
     for n, options in (
         (7, {}),
         (8, {}),

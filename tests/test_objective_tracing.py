@@ -100,7 +100,7 @@ def test_func_grad_and_double_backward(contrast: str, hopfield: bool) -> None:
 def test_the_streamed_path_names_the_backend_that_has_them(
     contrast: str, hopfield: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloob.objective.STREAM_FROM", 6)
+    monkeypatch.setattr("cloob.objective.implementation.STREAM_FROM", 6)
     objective = Objective(contrast=contrast, hopfield=hopfield)
     x, y = batch()
     for transformed in (torch.func.grad(objective), torch.func.jacrev(objective)):

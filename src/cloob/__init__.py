@@ -1,7 +1,7 @@
 """Train, judge and use image-text models by CLOOB (Fürst et al. 2022, arXiv:2110.11316).
 
-``ContrastiveObjective``, ``make_objective`` and ``functional`` need torch alone, the others the extra ``train``. Names
-are imported on first use, so that ``import cloob`` is instant.
+``ContrastiveObjective``, ``make_objective``, ``cached_backward`` and ``functional`` need torch alone, the others the
+extra ``train``. Names are imported on first use, so that ``import cloob`` is instant.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from cloob.models.towers import create_model
     from cloob.objective import ContrastiveObjective, make_objective
     from cloob.recipes import get_recipe
+    from cloob.search.index import Index
     from cloob.train.config import TrainConfig
+    from cloob.train.gradcache import cached_backward
     from cloob.train.loop import train
 
 __version__ = "0.1.0"
 __all__ = [
     "ContrastiveObjective",
+    "Index",
     "TrainConfig",
     "__version__",
+    "cached_backward",
     "create_model",
     "evaluate",
     "functional",
@@ -38,7 +42,9 @@ __all__ = [
 # Where each name is defined.
 _HOMES = {
     "ContrastiveObjective": "cloob.objective",
+    "Index": "cloob.search.index",
     "TrainConfig": "cloob.train.config",
+    "cached_backward": "cloob.train.gradcache",
     "create_model": "cloob.models.towers",
     "get_recipe": "cloob.recipes",
     "load_model": "cloob.models.load",
@@ -49,12 +55,14 @@ _HOMES = {
 _PACKAGES = ("evaluate", "functional", "train")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return importlib.import_module(f"cloob.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'cloob' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+if not TYPE_CHECKING:  # a type checker that saw this function would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name in _PACKAGES:
+            return importlib.import_module(f"cloob.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'cloob' has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

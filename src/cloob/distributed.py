@@ -111,7 +111,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         # wait for that lock to free a tensor: now and then a run hangs after its end. One that is never freed now and
         # then aborts the process at its very end, which is the lesser evil where a DDP is left, as after an error.
         gc.collect()
-        if any(issubclass(type(each), DistributedDataParallel) for each in gc.get_objects()):
+        if any(issubclass(type(candidate), DistributedDataParallel) for candidate in gc.get_objects()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         del group
 
@@ -128,7 +128,7 @@ class Layout:
         return sum(self.sizes)
 
     @property
-    def own(self) -> slice:
+    def local(self) -> slice:
         """This rank's rows among the gathered ones."""
         start = sum(self.sizes[: rank()])
         return slice(start, start + self.sizes[rank()])
@@ -153,26 +153,26 @@ def agree(
     Raises:
         Exception: Some rank has a fault; of the first one's type, the message names each and its rank.
     """
-    told = b"" if fault is None else pickle.dumps(fault)
-    numbers = [len(told), *(_bits(fact) if isinstance(fact, float) else fact for fact in facts.values())]
-    own = torch.tensor(numbers, dtype=torch.int64, device=device)
-    table = own.new_empty(world_size(), len(own))
-    _collective("all_gather_single", "all_gather_into_tensor")(table.view(-1), own)
+    pickled = b"" if fault is None else pickle.dumps(fault)
+    numbers = [len(pickled), *(_bits(fact) if isinstance(fact, float) else fact for fact in facts.values())]
+    numbers_here = torch.tensor(numbers, dtype=torch.int64, device=device)
+    table = numbers_here.new_empty(world_size(), len(numbers_here))
+    _collective("all_gather_single", "all_gather_into_tensor")(table.view(-1), numbers_here)
     lengths, *columns = table.T.tolist()
     if any(lengths):
-        raise _joint(told, Layout(tuple(lengths)), device)
+        raise _joint(pickled, Layout(tuple(lengths)), device)
     return {
         name: tuple(map(_number, values) if isinstance(fact, float) else values)
         for (name, fact), values in zip(facts.items(), columns, strict=True)
     }
 
 
-def _joint(told: bytes, layout: Layout, device: torch.device) -> Exception:
+def _joint(pickled: bytes, layout: Layout, device: torch.device) -> Exception:
     """The pickled errors of all ranks, of which some are empty, as one error."""
-    own = torch.tensor(list(told), dtype=torch.uint8, device=device)
-    parts = torch.split(gather_rows(own, layout).cpu(), list(layout.sizes))
+    bytes_here = torch.tensor(list(pickled), dtype=torch.uint8, device=device)
+    parts = torch.split(gather_rows(bytes_here, layout).cpu(), list(layout.sizes))
     faults = {r: pickle.loads(bytes(part.tolist())) for r, part in enumerate(parts) if len(part)}
-    error: Exception = type(next(iter(faults.values())))("; ".join(f"rank {r}: {each}" for r, each in faults.items()))
+    error: Exception = type(next(iter(faults.values())))("; ".join(f"rank {r}: {fault}" for r, fault in faults.items()))
     return error
 
 
@@ -223,12 +223,12 @@ class _GatherRows(torch.autograd.Function):
         layout: Layout = ctx.layout
         equal = len(set(layout.sizes)) == 1
         if equal and dist.get_backend() == "nccl":
-            own = grad.new_empty(layout.sizes[0], *grad.shape[1:])
-            _collective("reduce_scatter_single", "reduce_scatter_tensor")(own, grad.contiguous())
-            return own, None
+            summed = grad.new_empty(layout.sizes[0], *grad.shape[1:])
+            _collective("reduce_scatter_single", "reduce_scatter_tensor")(summed, grad.contiguous())
+            return summed, None
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        return total[layout.own], None
+        return total[layout.local], None
 
 
 class _GlobalSum(torch.autograd.Function):

@@ -42,19 +42,18 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def nearest(name: str, options: Iterable[str], n: int = 3) -> str:
+def nearest(name: str, options: Iterable[str]) -> str:
     """A clause that names the options nearest to ``name``, or lists a few of them when none is near.
 
     Args:
         name: What the user wrote.
         options: What would have been right.
-        n: How many options to name at most.
 
     Returns:
         ``"did you mean a, b?"`` or ``"known: a, b, c, …"``.
     """
     known = sorted(set(options))
-    close = difflib.get_close_matches(name, known, n=n, cutoff=0.5)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {', '.join(close)}?"
     return f"known: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}"

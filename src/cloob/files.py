@@ -1,4 +1,4 @@
-"""Whole files or none: what is written appears under its name in one go."""
+"""Whole files or none: what is written appears under its name in one go, and folders are flushed to the disk."""
 
 from __future__ import annotations
 
@@ -31,3 +31,24 @@ def write_whole(path: Path, content: str | bytes, refused: str | None = None) ->
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink()
         raise InputError(f"{refused or f'{path}: cannot be written'} ({error.strerror or error})") from error
+
+
+def flush(folder: Path) -> None:
+    """Flushes every file and folder below a folder to the disk, and the folder itself."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            flush_entries(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def flush_entries(folder: Path) -> None:
+    """Flushes the names that a folder holds, where the system can (not on Windows)."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -119,6 +119,11 @@ class Encoded:
         width, height = self.stored
         return (height, width) if self.orientation >= 5 else (width, height)
 
+    @property
+    def exif(self) -> Image.Exif | None:
+        """What the camera wrote; before the image is decoded."""
+        return _exif(self._image)
+
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
         """Decodes the image; once.
 
@@ -238,18 +243,27 @@ def _check_pixels(image: Image.Image) -> None:
         raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
 
 
-def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation; 1 where there is none, where it is not one of eight, and where EXIF itself is damaged.
-
-    Not ``getexif()``, which in later Pillows also looks into XMP; browsers do not.
-    """
+def _exif(image: Image.Image) -> Image.Exif | None:
+    """None where there is none, or where it is damaged: whatever stands there, the pixels are not concerned."""
     if "exif" not in image.info:
-        return 1
+        return None
     exif = Image.Exif()
     try:
         exif.load(image.info["exif"])
-        orientation = exif.get(_ORIENTATION, 1)
-    except Exception:  # whatever stands there, the pixels are not concerned
+    except Exception:
+        return None
+    return exif
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1 where there is none, and where it is not one of eight.
+
+    Not ``getexif()``, which in later Pillows also looks into XMP; browsers do not.
+    """
+    exif = _exif(image)
+    try:
+        orientation = 1 if exif is None else exif.get(_ORIENTATION, 1)
+    except Exception:
         return 1
     return orientation if orientation in _TURNS else 1
 

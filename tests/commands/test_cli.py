@@ -41,6 +41,9 @@ def test_help_of_each_command_needs_no_torch(command: str) -> None:
         ["convert", "a"],
         ["export", "a", "b"],
         ["export", "a", "b", "--to", "transformers", "--int8"],
+        ["export", "a", "b", "--to", "onnx", "--license", "mine"],
+        ["push", "a", "me/b"],
+        ["push", "a", "b", "--license", "mit"],
     ],
     ids=" ".join,
 )

@@ -1,16 +1,14 @@
-"""Tiny pictures and archives made on the spot."""
+"""Shards made on the spot."""
 
 from __future__ import annotations
 
-import io
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+
+from support import noise, write_archive
 
 
 class FakeTokenizer:
@@ -27,33 +25,14 @@ def tokenizer() -> FakeTokenizer:
 
 @pytest.fixture(scope="session")
 def image() -> Callable[..., bytes]:
-    """``image(i)``: a PNG of noise that differs for each i; the top left pixel is (i % 256, i // 256, 7)."""
-
-    def make(i: int = 0, width: int = 8, height: int = 8, kind: str = "PNG") -> bytes:
-        pixels = np.random.default_rng(i).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        pixels[0, 0] = (i % 256, i // 256, 7)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, kind)
-        return file.getvalue()
-
-    return make
+    """``image(i)``: see ``support.noise``."""
+    return noise
 
 
 @pytest.fixture(scope="session")
 def write_tar() -> Callable[..., Path]:
-    """``write_tar(path, {name: bytes})``: a tar, compressed as the path's ending says."""
-
-    def write(path: Path, files: dict[str, bytes]) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        suffix = path.suffix[1:]
-        with tarfile.open(path, f"w:{suffix if suffix in ('gz', 'xz', 'bz2') else ''}") as tar:
-            for name, data in files.items():
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        return path
-
-    return write
+    """``write_tar(path, {name: bytes})``: see ``support.write_archive``."""
+    return write_archive
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from cloob.data.batch import BadSample, Batch, RawSample, caption_id
-from cloob.data.loader import Batching, PairLoader, Share, _worker_lost
+from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.order import epoch_order, local_part, sample_generator
+from cloob.data.pool import worker_lost
 from cloob.data.transforms import train_transform
 from cloob.errors import InputError
 
@@ -270,13 +271,19 @@ def test_an_abandoned_epoch_does_not_leak_into_the_next(tokenizer: Callable[[lis
     pool.close()
 
 
-class Suicidal(Numbers):
+class InAWorker(Numbers):
+    """A source that knows whether a worker reads from it, however the worker was started."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.parent = os.getpid()
+
+
+class Suicidal(InAWorker):
     def read(self, index: int) -> RawSample:
         if index == 3 and os.getpid() != self.parent:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().read(index)
-
-    parent = os.getpid()
 
 
 def test_a_worker_that_dies_is_an_error_and_not_a_hang(tokenizer: Callable[[list[str]], Tensor]) -> None:
@@ -299,14 +306,12 @@ def begun(pool: PairLoader) -> tuple[Iterator[Batch], multiprocessing.Process]:
     batches = pool.epoch(0)
     next(batches)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    (worker,) = pool._pool._iterator._workers
+    (worker,) = pool._pool._loader._iterator._workers
     return batches, worker
 
 
-class Breaking(Numbers):
+class Breaking(InAWorker):
     """Its worker breaks off while the main process fetches a tensor from it, and is dead only half a second later."""
-
-    parent = os.getpid()
 
     def read(self, index: int) -> RawSample:
         if index == 4 and os.getpid() != self.parent:
@@ -343,7 +348,7 @@ def test_a_worker_that_breaks_off_before_it_dies_is_named(tokenizer: Callable[[l
     ],
 )
 def test_which_errors_may_mean_a_lost_worker(error: Exception, lost: bool) -> None:
-    assert _worker_lost(error) is lost
+    assert worker_lost(error) is lost
 
 
 class Wordy(Numbers):

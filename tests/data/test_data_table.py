@@ -11,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
-from cloob.data.open import check_there, open_source
+from cloob.data.open import open_source
 from cloob.data.sources.table import TableSource
 from cloob.errors import InputError
 
@@ -76,12 +76,11 @@ def test_old_mac_line_ends(folder: Path, name: str) -> None:
 def test_utf_16_is_called_so(folder: Path, name: str, encoding: str) -> None:
     path = write(folder / name, ROWS)
     path.write_bytes(path.read_text().encode(encoding))
-    for look in (open_source, check_there):
-        with pytest.raises(InputError) as caught:
-            look(str(path))
-        said = str(caught.value)
-        assert f"{path} is UTF-16, not UTF-8" in said and f"iconv -f UTF-16 -t UTF-8 {name} > utf8-{name}" in said
-        assert said.isprintable()
+    with pytest.raises(InputError) as caught:
+        open_source(path)
+    said = str(caught.value)
+    assert f"{path} is UTF-16, not UTF-8" in said and f"iconv -f UTF-16 -t UTF-8 {name} > utf8-{name}" in said
+    assert said.isprintable()
 
 
 def test_absolute_paths_are_taken_as_they_are(folder: Path, image: Callable[..., bytes]) -> None:

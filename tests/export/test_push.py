@@ -36,7 +36,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
         }.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{key}", value)
+            monkeypatch.setattr(f"huggingface_hub.constants.{key}", value, raising=False)  # older ones have no Xet
+        template = "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE"  # older ones have it by value
+        monkeypatch.setattr(template, address + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server

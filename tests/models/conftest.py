@@ -1,14 +1,18 @@
-"""Towers whose output depends on their input."""
+"""Towers whose output depends on their input, and two folders with encoders."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from cloob.models.encoder import DualEncoder
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
+from cloob.objective import make_objective
 
 
 def _lively(name: str, **arguments: int) -> DualEncoder:
@@ -34,3 +38,23 @@ def lively() -> Callable[..., DualEncoder]:
     statistics are not those of its activations), and any comparison of such rows would pass.
     """
     return _lively
+
+
+@pytest.fixture(scope="session")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny sentence-transformers folder of the interop tests; nobody writes into it."""
+    spec = importlib.util.spec_from_file_location("tiny_bert", Path(__file__).parents[1] / "interop" / "tiny_bert.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("bert")
+    module.build(folder)
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder with fresh tiny towers; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("tower") / "model"
+    save_model(folder, create_model("tiny-vit", seed=3), make_objective("cloob").config())
+    return folder

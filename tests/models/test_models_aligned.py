@@ -43,26 +43,6 @@ def open_text(spec: str) -> TextEncoder | TowerText:
 
 
 @pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny sentence-transformers folder of the interop tests."""
-    spec = importlib.util.spec_from_file_location("tiny_bert", Path(__file__).parents[1] / "interop" / "tiny_bert.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = tmp_path_factory.mktemp("bert")
-    module.build(folder)
-    return folder / "model"
-
-
-@pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder with fresh tiny towers."""
-    folder = tmp_path_factory.mktemp("tower")
-    save_model(folder, create_model("tiny-vit", seed=3), CONFIG)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def whole(bert: Path, tower: Path) -> AlignedEncoder:
     image, text = open_image(str(tower)), open_text(str(bert))
     torch.manual_seed(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -18,36 +17,14 @@ import torch
 import support
 from cloob.errors import InputError, one_line
 from cloob.models.aligned import open_image_encoder, open_text_encoder
-from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
-from cloob.models.towers import create_model
 from cloob.models.untrusted import check_folder, read_json
 from cloob.train.config import TrainConfig
 from cloob.train.state.resume import read_checkpoint
 from support import write_pairs
 
-OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
-
-
-@pytest.fixture(scope="module")
-def tower(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tower") / "model"
-    save_model(folder, create_model("tiny-vit", seed=0), OBJECTIVE)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny sentence-transformers folder of the interop tests."""
-    spec = importlib.util.spec_from_file_location("tiny_bert", Path(__file__).parents[1] / "interop" / "tiny_bert.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    folder = tmp_path_factory.mktemp("bert")
-    module.build(folder)
-    return folder / "model"
 
 
 @pytest.fixture

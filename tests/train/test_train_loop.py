@@ -312,6 +312,7 @@ def test_sigterm_while_it_validates(trained: Trained, pairs_folder: Path, tmp_pa
             self.loader.close()
 
     config = trained.config.override(val_data=[str(pairs_folder)], save_every=0, keep=0, out=tmp_path / "whole")
+    config = config.override(retrieval_from=0.9, best="val_recall")  # it validates with the loss of its last step
     train(config)
     stopped = config.override(out=tmp_path / "stopped")
     made = build.make_val_loader
@@ -322,6 +323,8 @@ def test_sigterm_while_it_validates(trained: Trained, pairs_folder: Path, tmp_pa
     assert (result.checkpoint.name, len(lines(result.run / "epochs.jsonl"))) == ("step-00000010", 1)
     train(stopped.override(resume="auto"))
     assert exact(stopped.save.out) == exact(config.save.out)
+    judged, others = (lines(run / "epochs.jsonl") for run in (stopped.save.out, config.save.out))
+    assert [line["val_loss"] for line in judged] == [line["val_loss"] for line in others]
     for run in (stopped.save.out, config.save.out):
         assert (best_checkpoint(run).name, [p.name for p in list_checkpoints(run)]) == (
             best_checkpoint(config.save.out).name,

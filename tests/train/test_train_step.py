@@ -155,6 +155,18 @@ def test_micro_batches_take_the_step_of_the_whole_batch(size: int, objective: st
         torch.testing.assert_close(q, p)
 
 
+@pytest.mark.parametrize("micro", [0, 2])
+def test_a_step_says_whether_to_retrieve(micro: int) -> None:
+    called, plain, default = stepper(make_objective("cloob")), stepper(make_objective("infoloob")), stepper()
+    for take in (called, plain, default):
+        take.micro_batch_size = micro
+    one = called(*batch(), None, lr=0.1, hopfield=False)
+    assert one.loss == plain(*batch(), None, lr=0.1).loss != default(*batch(), None, lr=0.1).loss
+    for p, q in zip(called.module.parameters(), plain.module.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert called.module.objective.hopfield
+
+
 def test_micro_batches_with_a_non_finite_row_change_nothing() -> None:
     take = stepper()
     take.micro_batch_size = 2

@@ -52,14 +52,14 @@ def of_column(column: pa.ChunkedArray) -> str:
 
 def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     """In what two fingerprints differ: counts with both values, digests by name."""
-    told = []
+    changes = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)
         if old != new and isinstance(old, int) and isinstance(new, int):
-            told.append(f"{old:,} {key} before, {new:,} now")
+            changes.append(f"{old:,} {key} before, {new:,} now")
         elif old != new:
-            told.append(f"other {key}")
-    return told
+            changes.append(f"other {key}")
+    return changes
 
 
 def spread(n: int, most: int = MOST_FILES) -> list[int]:

@@ -6,37 +6,21 @@ the batch size and the number of lanes; a sample's augmentation on (seed, epoch,
 
 from __future__ import annotations
 
-import signal
-import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from multiprocessing.connection import wait
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from cloob.data.batch import Batch
 from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
 from cloob.data.longorder import Order
 from cloob.data.mix import parts_of
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder
+from cloob.data.pool import WorkerPool
 from cloob.data.source import Source
 from cloob.errors import InputError
-
-# Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
-_DYING = 10
-
-
-@dataclass
-class _Plan:
-    """The batch sampler of the worker pool: what the next iteration will ask for."""
-
-    requests: Iterable[Request] = field(default=())
-
-    def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
 
 
 @dataclass(frozen=True)
@@ -90,26 +74,32 @@ class Share:
             raise ValueError(f"workers {self.workers}, rank {self.rank} of {self.world_size}: out of range")
 
 
-class Loader(Protocol):
-    """Batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before."""
+class Loader(ABC):
+    """Batches epoch by epoch: of pairs (``PairLoader``), or of features that were made of them before.
 
-    batch_size: int
+    Attributes:
+        batch_size: Pairs per global batch, over all ranks.
+        pairs_per_epoch: Pairs in the order of an epoch, before ``drop_last``; the same for each epoch.
+        lanes: Sequences of shards that an epoch is made of unless ``epoch`` is told another number.
+    """
 
-    @property
-    def lanes(self) -> int:
-        """Sequences of shards that an epoch is made of unless ``epoch`` is told another number."""
-
-    @property
-    def pairs_per_epoch(self) -> int:
-        """Pairs in the order of an epoch; the same for each epoch."""
+    def __init__(self, batch_size: int, pairs_per_epoch: int, *, drop_last: bool, lanes: int = 1) -> None:
+        self.batch_size = batch_size
+        self.pairs_per_epoch = pairs_per_epoch
+        self.lanes = lanes
+        self._drop_last = drop_last
 
     @property
     def steps_per_epoch(self) -> int:
         """Number of global batches in an epoch."""
+        return self.steps()
 
     def steps(self, offset: int = 0) -> int:
         """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
+        full, rest = divmod(self.pairs_per_epoch - offset, self.batch_size)
+        return full + (rest > 0 and not self._drop_last)
 
+    @abstractmethod
     def epoch(
         self,
         epoch: int,
@@ -121,11 +111,11 @@ class Loader(Protocol):
     ) -> Iterator[Batch]:
         """This rank's batches of one epoch, see ``PairLoader.epoch``."""
 
-    def close(self) -> None:
-        """Ends what runs beside; the loader cannot be used afterwards."""
+    def close(self) -> None:  # noqa: B027 - for most there is nothing to end
+        """Ends what runs beside, if anything does; the loader cannot be used afterwards."""
 
 
-class PairLoader:
+class PairLoader(Loader):
     """Batches of a source, epoch by epoch.
 
     Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of ``EpochOrder``; each rank takes a contiguous part of it
@@ -171,37 +161,14 @@ class PairLoader:
                 f"{source.name} holds {len(self._order):,} pairs, fewer than one batch of {batch_size:,}: "
                 f"a batch size of {len(self._order):,} or less is right"
             )
+        super().__init__(batch_size, len(self._order), drop_last=batching.drop_last, lanes=world_size)
         self.source = source
-        self.batch_size = batch_size
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
-        self._drop_last = batching.drop_last
         self._rank = share.rank
         self._world_size = world_size
         self._builder = BatchBuilder(source, transform, tokenizer, batching.seed)
         self._pin = share.pin_memory and torch.cuda.is_available()
-        self._plan = _Plan()
-        self._pool = self._make_pool(share.workers) if share.workers else None
-        self._epochs_begun = 0
-
-    @property
-    def lanes(self) -> int:
-        """Sequences of shards that an epoch is made of unless ``epoch`` is told another number: one for each rank."""
-        return self._world_size
-
-    @property
-    def pairs_per_epoch(self) -> int:
-        """Pairs in the order of an epoch, before ``drop_last``; the same for each epoch."""
-        return len(self._order)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of global batches in an epoch."""
-        return self.steps()
-
-    def steps(self, offset: int = 0) -> int:
-        """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
-        full, rest = divmod(len(self._order) - offset, self.batch_size)
-        return full + (rest > 0 and not self._drop_last)
+        self._pool = WorkerPool(self._builder, share.workers, pin_memory=self._pin) if share.workers else None
 
     def epoch(
         self,
@@ -237,14 +204,12 @@ class PairLoader:
             )
         order = self._order.epoch(epoch, lanes, order_batch_size)
         requests = self._requests(epoch, order, range(start_step, steps), offset)
-        return self._from_workers(self._pool, requests) if self._pool is not None else self._in_process(requests)
+        return self._pool.batches(requests) if self._pool is not None else self._in_process(requests)
 
     def close(self) -> None:
         """Ends the worker processes; the loader cannot be used afterwards. Without workers nothing to do."""
         if self._pool is not None:
-            iterator = getattr(self._pool, "_iterator", None)
-            if iterator is not None:
-                iterator._shutdown_workers()
+            self._pool.close()
             self._pool = None
 
     def _requests(self, epoch: int, order: Order, steps: range, offset: int) -> Iterator[Request]:
@@ -267,85 +232,3 @@ class PairLoader:
         for request in requests:
             batch = self._builder.__getitems__(request)
             yield batch.pin_memory() if self._pin else batch
-
-    def _from_workers(self, pool: DataLoader[Any], requests: Iterable[Request]) -> Iterator[Batch]:
-        self._epochs_begun += 1
-        mine = self._epochs_begun
-        self._plan.requests = requests
-        with warnings.catch_warnings():
-            # Python 3.12+ warns of any fork with threads about; the workers only run our code, which takes no locks.
-            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
-            batches = iter(pool)
-        while True:
-            _raise_if_dead(batches)  # torch would wait for ever where a death left half a message in the pipe
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except InputError as error:  # a worker's comes with its traceback: the last line is the message
-                said = str(error).strip().rsplit("\n", 1)[-1]
-                raise InputError(said.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from None
-            except (EOFError, OSError, RuntimeError) as error:
-                if _worker_lost(error):
-                    _raise_if_dead(batches, _DYING, error)
-                raise
-            yield batch
-            if mine != self._epochs_begun:
-                raise RuntimeError("another epoch of this loader was begun while this one was being read")
-
-    def _make_pool(self, workers: int) -> DataLoader[Any]:
-        return DataLoader(
-            self._builder,
-            batch_sampler=self._plan,  # type: ignore[arg-type] # any iterable of requests
-            num_workers=workers,
-            collate_fn=_as_is,
-            pin_memory=self._pin,
-            worker_init_fn=_begin_worker,
-            persistent_workers=True,
-            # Its own generator: else the pool would draw from the global one, and runs would depend on `workers`.
-            generator=torch.Generator(),
-        )
-
-
-def _worker_lost(error: Exception) -> bool:
-    """Whether an error may mean that a worker is dying, where torch does not say so.
-
-    torch asks who is dead at the moment when a pipe breaks, and a killed process breaks its pipes before it is dead.
-    Where batches are pinned, a broken pipe ends the thread that pins them, and that alone is told.
-    """
-    said = str(error)
-    if "in DataLoader worker process" in said or "in pin memory thread" in said:  # an error of the worker's own
-        return False
-    return not isinstance(error, RuntimeError) or said.startswith("Pin memory thread")
-
-
-def _raise_if_dead(batches: Any, seconds: float = 0, cause: Exception | None = None) -> None:
-    """Ends the wait for a worker that is no more; all of them live as long as the loader.
-
-    Args:
-        batches: torch's iterator over a pool.
-        seconds: How long to wait for one to end.
-        cause: What made one ask.
-
-    Raises:
-        RuntimeError: In torch's own words.
-    """
-    workers = {worker.sentinel: worker for worker in batches._workers}
-    dead = [workers[ended] for ended in wait(workers, timeout=seconds)]
-    for worker in dead:
-        worker.join(_DYING)  # its SIGCHLD is over then: torch's handler of it would raise wherever we are by that time
-    if dead:
-        pids = ", ".join(str(worker.pid) for worker in dead)
-        raise RuntimeError(f"DataLoader worker (pid(s) {pids}) exited unexpectedly") from cause
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _begin_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    # Ctrl-C reaches the whole process group: ending the workers is the main process's business. And a handler that the
-    # training loop has set for SIGTERM must not keep a forked worker alive.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

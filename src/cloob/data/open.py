@@ -20,13 +20,13 @@ from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
 from cloob.data.source import Source
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
 from cloob.data.sources.folder import FolderSource, open_folder
-from cloob.data.sources.table import TABLE_SUFFIXES, TableSource, check_columns
+from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
 from cloob.errors import InputError, nearest
 
 DEMO = Path(__file__).parent / "demo"
 """The demo set that comes with the package; see NOTICE there."""
 
-_DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
+DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
 _PROBES = 1000
 _PROBED_FILES = 4  # of a streamed source: each is fetched for it
 
@@ -76,40 +76,10 @@ def open_source(
     return source
 
 
-def check_there(spec: str, *, image_column: str = "filepath", caption_column: str = "title") -> None:
-    """Looks whether local data are there, and a table's columns: what opening them would refuse, in no time.
-
-    Streamed shards are not asked for, and no more than the headers of tables are read.
-
-    Raises:
-        InputError: As ``open_source``.
-    """
-    if spec in _DEMO_SPLITS or is_remote(spec):
-        return
-    if spec.startswith("demo:"):
-        raise _no_demo(spec)
-    path = Path(local_path(spec))
-    if is_pattern(str(path)) and not path.exists():
-        matching_files(str(path))
-        return
-    if not path.exists():
-        raise InputError(f"{spec}: no such file or folder{_hint(path)}")
-    if path.is_dir():
-        return
-    if path.suffix.lower() == ".json":
-        listed_shards(path)
-        return
-
-    inside = path.suffix.lower() == ".parquet" and holds_images(path, image_column)
-    if path.suffix.lower() in TABLE_SUFFIXES and not inside:
-        check_columns(path, image_column, caption_column)
-
-
 def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None) -> Source:
-
     cache = cache or Cache()
-    if spec in _DEMO_SPLITS:
-        return ShardSource(spec, tars_in(DEMO / _DEMO_SPLITS[spec]), cache=cache)
+    if spec in DEMO_SPLITS:
+        return ShardSource(spec, tars_in(DEMO / DEMO_SPLITS[spec]), cache=cache)
     if spec.startswith("demo:"):
         raise _no_demo(spec)
     if is_remote(spec):
@@ -120,6 +90,8 @@ def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None
     if path.suffix.lower() == ".json" and path.is_file():
         return ShardSource(spec, listed_shards(path), cache=cache)
     pattern = is_pattern(spec) and not path.exists()
+    if not pattern and not path.exists():
+        raise InputError(f"{spec}: no such file or folder{_hint(path)}")
     if (path.suffix.lower() == ".arrow" and path.is_file()) or (
         path.suffix.lower() == ".parquet" and holds_images(path, image_column)
     ):
@@ -138,15 +110,13 @@ def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None
         if all(file.suffix.lower() in ARROW_SUFFIXES for file in paths):
             return ArrowSource(spec, paths, *inside)
         return ShardSource(spec, paths, cache=cache)
-    if path.exists():
-        raise InputError(
-            f"{spec}: expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
-        )
-    raise InputError(f"{spec}: no such file or folder{_hint(path)}")
+    raise InputError(
+        f"{spec}: expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
+    )
 
 
 def _no_demo(spec: str) -> InputError:
-    return InputError(f"no demo set {spec!r}: {nearest(spec, _DEMO_SPLITS)}")
+    return InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}")
 
 
 def _hint(path: Path) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cloob.data.batch import RawSample
-from cloob.data.fingerprint import Fingerprint
+if TYPE_CHECKING:  # the endings alone need no pyarrow
+    from cloob.data.batch import RawSample
+    from cloob.data.fingerprint import Fingerprint
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "heif")
 CAPTION_EXTENSIONS = ("txt", "caption")

@@ -168,7 +168,7 @@ def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, 
 def _checkpoints(place: str | Path) -> list[tuple[str | Path, int | None]]:
     """The complete checkpoints of a run with their steps, or the model itself."""
     try:
-        found = list_checkpoints(Path(place)) if Path(place).is_dir() else []
+        checkpoints = list_checkpoints(Path(place)) if Path(place).is_dir() else []
     except OSError:  # loading it says what is wrong
-        found = []
-    return [(path, checkpoint_step(path)) for path in found] or [(place, None)]
+        checkpoints = []
+    return [(path, checkpoint_step(path)) for path in checkpoints] or [(place, None)]

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from cloob.cache import Cache
 from cloob.data.content import add_part
 from cloob.errors import InputError, require
+from cloob.models.fingerprint import add_module
 from cloob.models.runs import ONNX_FILE
 
 _VERSION = "3"  # of what is stored and how it is computed; a new number makes all files of the old one unused
-_BLOCK = 1 << 20
 
 
 class Stored(NamedTuple):
@@ -106,12 +106,7 @@ def module_key(module: nn.Module, facts: Mapping[str, Any], device: str | torch.
         device: Where it runs.
     """
     state = _model_state(device)
-    add_part(state, json.dumps(facts, sort_keys=True, default=str).encode())
-    for name, value in module.state_dict().items():
-        add_part(state, f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        for part in torch.split(flat, _BLOCK):
-            state.update(part.numpy().tobytes())
+    add_module(state, module, facts)
     return str(state.hexdigest())
 
 
@@ -124,10 +119,10 @@ def _model_state(device: str | torch.device) -> Any:
 
 def _versions(packages: Iterable[str]) -> list[str]:
     """Versions of what decides over pixels and towers, without importing it."""
-    found = []
+    versions = []
     for package in packages:
         try:
-            found.append(importlib.metadata.version(package))
+            versions.append(importlib.metadata.version(package))
         except importlib.metadata.PackageNotFoundError:
-            found.append("")
-    return found
+            versions.append("")
+    return versions

@@ -10,42 +10,23 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from contextlib import nullcontext
+from typing import NamedTuple
 from warnings import catch_warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cloob.data.batch import BadSample, Skip
 from cloob.data.content import Reader as Reader
 from cloob.data.decode import decode
 from cloob.errors import InputError
 from cloob.evaluate.tower import capture_tower
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from cloob.models.encoding import Encoder as Encoder
+from cloob.models.encoding import evaluating as evaluating
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after each batch."""
-
-
-class Encoder(Protocol):
-    """What evaluation asks of a model; :class:`cloob.models.encoder.DualEncoder` is one."""
-
-    name: str
-
-    def preprocess(self, image: Image, /) -> Tensor:
-        """One image to uint8 (3, H, W)."""
-        ...
-
-    def encode_image(self, images: Tensor, /) -> Tensor:
-        """(n, 3, H, W) to (n, D) unit rows."""
-        ...
-
-    def encode_text(self, texts: Sequence[str], /) -> Tensor:
-        """T texts to (T, D) unit rows."""
-        ...
 
 
 class ImageEmbeddings(NamedTuple):
@@ -196,21 +177,6 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -
     features = torch.cat(parts)
     _check_finite(encoder, features, distinct)
     return features[torch.tensor([place[text] for text in texts])]
-
-
-@contextmanager
-def evaluating(encoder: Encoder) -> Iterator[None]:
-    """Without gradients, and with every module in evaluation mode; the modes are put back afterwards."""
-    modules = list(encoder.modules()) if isinstance(encoder, nn.Module) else []
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 def _embed(

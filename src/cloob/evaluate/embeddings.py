@@ -228,19 +228,19 @@ class Embeddings:
 
             def compute() -> Stored:
                 encoder = self.encoder(model)
-                found = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*label))
-                stored = _store_images(found.images)
-                texts = {"texts": found.texts, "image_of_text": found.image_of_text}
-                return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(found.captions)})
+                embedded = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*label))
+                stored = _store_images(embedded.images)
+                texts = {"texts": embedded.texts, "image_of_text": embedded.image_of_text}
+                return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(embedded.captions)})
 
-            found = self._stored(model, "captioned", lambda: self._content_key(source), compute)
+            features = self._stored(model, "captioned", lambda: self._content_key(source), compute)
             self._pairs[key] = (
                 source,
                 PairEmbeddings(
-                    _read_images(found),
-                    found.tensors["texts"],
-                    tuple(found.facts["captions"]),
-                    found.tensors["image_of_text"],
+                    _read_images(features),
+                    features.tensors["texts"],
+                    tuple(features.facts["captions"]),
+                    features.tensors["image_of_text"],
                 ),
             )
         return self._pairs[key][1]
@@ -260,10 +260,10 @@ class Embeddings:
 
         # A run with probes has left the embeddings too, which a run without them takes from there.
         kinds = ("images-tower",) if tower else ("images", "images-tower")
-        found = self._stored(model, kinds[0], lambda: self._content_key(data), compute, kinds[1:])
+        features = self._stored(model, kinds[0], lambda: self._content_key(data), compute, kinds[1:])
         if tower and known is None:
-            self._towers[model, id(data)] = (data, TowerFeatures(found.tensors["tower"], _labels(data)))
-        return _read_images(found), found.tensors.get("tower")
+            self._towers[model, id(data)] = (data, TowerFeatures(features.tensors["tower"], _labels(data)))
+        return _read_images(features), features.tensors.get("tower")
 
     def _stored(
         self,

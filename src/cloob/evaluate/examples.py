@@ -37,7 +37,6 @@ def example_queries(
     *,
     n: int = 8,
     k: int = 5,
-    seed: int = 0,
     models: Sequence[str] | None = None,
 ) -> list[ExampleQuery]:
     """What each model finds for a few queries among the images of a set.
@@ -46,11 +45,10 @@ def example_queries(
         embeddings: The models; what :func:`cloob.evaluate.suite.evaluate` embedded is used again.
         data: A labelled set (queries are class names, through the ensemble of templates), or a source of
             pairs (queries are captions).
-        queries: Class names or captions of the set; None draws ``n`` of those that have an image, by ``seed``
-            alone and so the same for all models.
+        queries: Class names or captions of the set; None draws ``n`` of those that have an image,
+            the same for all models.
         n: How many queries to draw.
         k: Images a query.
-        seed: Seed of the draw.
         models: Names of the models to ask; None asks all.
 
     Returns:
@@ -62,7 +60,7 @@ def example_queries(
     """
     galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
-    chosen = _draw(first, n, seed) if queries is None else [_find(first, q, data.name) for q in queries]
+    chosen = _draw(first, n) if queries is None else [_find(first, q, data.name) for q in queries]
     answers: dict[str, list[list[ShownPicture]]] = {}
     for model, gallery in galleries.items():
         scores = (gallery.texts[chosen] @ gallery.images.T).nan_to_num(nan=-torch.inf)
@@ -100,7 +98,7 @@ def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
     return hasattr(data, "classnames")
 
 
-def _draw(gallery: _Gallery, n: int, seed: int) -> list[int]:
+def _draw(gallery: _Gallery, n: int) -> list[int]:
     """Rows of ``n`` different texts that a readable image answers."""
     readable = torch.isfinite(gallery.images).all(1).tolist()
     answered = {
@@ -111,7 +109,7 @@ def _draw(gallery: _Gallery, n: int, seed: int) -> list[int]:
         if group in answered and gallery.words[row]:
             rows.setdefault(group, row)
     candidates = list(rows.values())
-    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))
     return [candidates[i] for i in order[:n].tolist()]
 
 

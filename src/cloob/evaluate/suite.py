@@ -55,7 +55,7 @@ def evaluate(
     """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
 
     Args:
-        models: Models by name, or an :class:`Embeddings` over them (to choose device, batch size and workers,
+        models: Models by name, or an ``Embeddings`` over them (to choose device, batch size and workers,
             to see progress, and to use the embeddings again).
         zeroshot: Labelled sets.
         retrieval: Sources of pairs; pairs of equal caption count as correct for each other.

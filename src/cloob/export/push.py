@@ -13,7 +13,7 @@ from typing import Any
 
 from cloob.errors import InputError, one_line, require
 from cloob.export.card import write_card
-from cloob.export.exported import Unsupported
+from cloob.export.exported import Exported, Unsupported
 from cloob.export.facts import Facts
 from cloob.export.transformers import export_transformers
 from cloob.models.aligned.model import encoders_here
@@ -78,21 +78,13 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
     theirs = facts.kind == "open_clip"
     if theirs:
         _name_tokenizer(folder, name)
-    usage, notes, tags = _USAGE_HERE, [], ["clip", *([facts.objective] if facts.objective else [])]
-    without = None
-    beside = folder / "transformers"
-    beside.mkdir()
-    try:
-        exported = export_transformers(encoder, beside)
-        shutil.copytree(beside, folder, dirs_exist_ok=True)
-        usage += _USAGE_OPEN_CLIP + "\nWith transformers:\n\n" + exported.usage
-        notes, tags = list(exported.notes), [*tags, *exported.tags]
-    except Unsupported as error:
-        without = one_line(error).partition(": ")[2].rpartition("; ")[0]
-        usage += _USAGE_OPEN_CLIP if theirs else ""
-        notes = [f"There are no files of transformers: {without}."]
-    finally:
-        shutil.rmtree(beside)
+    exported, without = _beside(encoder, folder)
+    usage = _USAGE_HERE + (_USAGE_OPEN_CLIP if theirs else "")
+    notes: tuple[str, ...] = (f"There are no files of transformers: {without}.",)
+    tags: tuple[str, ...] = ()
+    if exported is not None:
+        usage += f"\nWith transformers:\n\n{exported.usage}"
+        notes, tags = exported.notes, exported.tags
     library = "open_clip" if theirs else "cloob"
     write_card(
         folder,
@@ -101,10 +93,24 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
         library=library,
         usage=usage.replace("DIR", name),
         notes=notes,
-        tags=[library, *tags],
+        tags=[library, "clip", *([facts.objective] if facts.objective else []), *tags],
         license=license,
     )
     return without
+
+
+def _beside(encoder: DualEncoder, folder: Path) -> tuple[Exported | None, str | None]:
+    """Writes transformers' files into a folder with the model's own; or why there are none."""
+    place = folder / "transformers"
+    place.mkdir()
+    try:
+        exported = export_transformers(encoder, place)
+        shutil.copytree(place, folder, dirs_exist_ok=True)
+    except Unsupported as error:
+        return None, one_line(error).partition(": ")[2].rpartition("; ")[0]
+    finally:
+        shutil.rmtree(place)
+    return exported, None
 
 
 def _name_tokenizer(folder: Path, name: str) -> None:
@@ -183,7 +189,6 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
         InputError: For 401 and 403.
         PushFailed: For everything else.
     """
-    errors: Any = require("huggingface_hub.errors", "export")
     try:
         yield
     except (InputError, KeyboardInterrupt):
@@ -191,9 +196,8 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
     # Its errors, those of the library under it and xet's have no common class; the cause stays attached.
     except Exception as error:
         cause: BaseException = error
-        while not isinstance(cause, errors.HfHubHTTPError) and cause.__cause__ is not None:
+        while (status := _status(cause)) is None and cause.__cause__ is not None:
             cause = cause.__cause__
-        status = cause.response.status_code if isinstance(cause, errors.HfHubHTTPError) else None
         if status == 401:
             mend = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
             raise InputError(f"{name}: {endpoint} does not know you; {mend}") from error
@@ -205,7 +209,14 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
         raise PushFailed(f"{name}: {endpoint} {said}; {state}") from error
 
 
+def _status(error: BaseException) -> int | None:
+    """The status of an HTTP error, whichever library's it is."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
 def _said(error: Any) -> str:
     """What the hub says of its error, without the address and the request's number that the library adds."""
-    message = getattr(error, "server_message", None) or error.response.reason_phrase
+    response = error.response
+    message = getattr(error, "server_message", None) or getattr(response, "reason_phrase", None) or response.reason
     return " ".join(str(message).split())[:120]

@@ -120,8 +120,8 @@ def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:
 
     A matrix that holds a NaN gives NaN.
     """
-    each = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
-    numbers = torch.stack([end for pair in each for end in pair]).tolist()
+    ends = [(t.norm(dim=1) if t.ndim else t).aminmax() for t in (tensor.detach() for tensor in named.values())]
+    numbers = torch.stack([end for pair in ends for end in pair]).tolist()
     return dict(zip(named, zip(numbers[::2], numbers[1::2], strict=True), strict=True))
 
 

@@ -41,10 +41,10 @@ def info_loob(
         TypeError: Not tensors.
         ValueError: Shapes, dtypes, devices or ids do not fit, M < 2, or τ⁻¹ is not positive and finite.
     """
-    logits, positive, own = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
+    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
     # A lone anchor keeps its positive: ln(e^s / e^s) = 0 with zero gradient, instead of ln 0.
-    lone = own.all(dim=1, keepdim=True) & _is_positive(own, positive_offset)
-    return (logits.masked_fill(own & ~lone, -torch.inf).logsumexp(dim=1) - positive).mean()
+    lone = same.all(dim=1, keepdim=True) & _is_positive(same, positive_offset)
+    return (logits.masked_fill(same & ~lone, -torch.inf).logsumexp(dim=1) - positive).mean()
 
 
 @outside_autocast
@@ -61,8 +61,8 @@ def info_nce(
 
     Arguments, returned value and errors as in :func:`info_loob`.
     """
-    logits, positive, own = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
-    others = own & ~_is_positive(own, positive_offset)
+    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
+    others = same & ~_is_positive(same, positive_offset)
     return (logits.masked_fill(others, -torch.inf).logsumexp(dim=1) - positive).mean()
 
 
@@ -78,10 +78,10 @@ def _logits(
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
     logits = positive_scalar("inv_tau", inv_tau, anchors) * anchors @ candidates.T
-    own = _is_positive(logits, positive_offset)
+    same = _is_positive(logits, positive_offset)
     if both := check_ids(ids, candidate_ids, n, m, anchors.device):
-        own = own | (both[0][:, None] == both[1][None, :])
-    return logits, logits.diagonal(positive_offset), own
+        same = same | (both[0][:, None] == both[1][None, :])
+    return logits, logits.diagonal(positive_offset), same
 
 
 def _is_positive(matrix: Tensor, offset: int) -> Tensor:

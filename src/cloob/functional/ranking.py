@@ -66,7 +66,7 @@ def ranks_of_pairs(query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int = 4
 
     The rank is the number of negatives (gallery rows that are no positive of the query) that score at least
     as much as the best positive: a tie ranks behind, so that a tower that maps everything to one point earns
-    nothing. Scores count as tied within the rounding of a scalar product (8 ulp of |query|·max |gallery|),
+    nothing. Scores count as tied within the rounding of a scalar product (8 ulp of ‖query‖·max ‖gallery‖),
     which makes the rank of duplicate rows independent of ``chunk`` and of the matmul at hand; pass float64
     rows for exact ranks. A row that is not finite scores −∞: in the gallery it is ahead of nobody, and a
     query without any finite positive score is ``UNRANKED``.

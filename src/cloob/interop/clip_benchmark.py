@@ -104,12 +104,12 @@ def _values(words: Sequence[str], option: str) -> list[str]:
         if word.startswith(f"{option}="):
             return [word.partition("=")[2]]
         if word == option:
-            found = []
+            values = []
             for value in words[place + 1 :]:
                 if value.startswith("--"):
                     break
-                found.append(value)
-            return found
+                values.append(value)
+            return values
     return []
 
 

@@ -80,15 +80,15 @@ class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped 
         return torch.cat(parts)
 
     def _embed(self, batch: Mapping[str, Any]) -> Tensor:
-        found = []
+        embedded = []
         if "text" in batch:
-            found.append(self.encoder.encode_text(list(batch["text"])))
+            embedded.append(self.encoder.encode_text(list(batch["text"])))
         if "image" in batch:
             pixels = torch.stack([self.encoder.preprocess(upright(image)) for image in batch["image"]])
-            found.append(self.encoder.encode_image(pixels.to(getattr(self.encoder, "device", "cpu"))))
-        if not found:
+            embedded.append(self.encoder.encode_image(pixels.to(getattr(self.encoder, "device", "cpu"))))
+        if not embedded:
             raise ValueError(f"a batch of {', '.join(batch) or 'nothing'}; text or image is expected")
-        return F.normalize(sum(found[1:], found[0]), dim=1).float().cpu()
+        return F.normalize(sum(embedded[1:], embedded[0]), dim=1).float().cpu()
 
 
 def load(model_name: str, revision: str | None = None, device: str | None = None, **_: Any) -> CloobEncoder:

@@ -53,7 +53,7 @@ def contrast_with_negatives(
         v_x, v_y = (parts.retrieval(query, all_y, beta) for query in (x, y))
     else:
         u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
-    offset = pairs.own.start if objective.gather else 0
+    offset = pairs.local.start if objective.gather else 0
     candidates = torch.cat([everywhere(u_y, pairs), everywhere(u_z, extra)])
     to_documents = direction(u_x, candidates, inv_tau, positive_offset=offset)
     to_anchors = direction(v_y, everywhere(v_x, pairs), inv_tau, positive_offset=offset)

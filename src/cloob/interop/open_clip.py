@@ -102,13 +102,13 @@ class Options:
     """What the launcher's own options say.
 
     Attributes:
-        objective: One of :data:`cloob.objective.OBJECTIVES`.
+        objective: One of ``cloob.objective.OBJECTIVES``.
         inv_tau: τ⁻¹; None takes the objective's own (fixed), or the model's ``logit_scale`` (learned).
         beta: β of the retrieval.
         temperature: ``"fixed"`` or ``"learned"``; None learns for ``clip`` alone.
         scale: ``"paper"`` or ``"unit"``; None takes the objective's own, and ``"unit"`` for a learned τ⁻¹.
-        backend: As :class:`ContrastiveObjective`.
-        matmul: As :class:`ContrastiveObjective`.
+        backend: As :class:`cloob.objective.ContrastiveObjective`.
+        matmul: As :class:`cloob.objective.ContrastiveObjective`.
     """
 
     objective: str = "cloob"

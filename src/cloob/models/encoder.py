@@ -41,12 +41,12 @@ class EvalTransform:
         vision = require("torchvision.transforms", "train")
         lanczos = preprocess_cfg.get("interpolation") == "lanczos"  # open_clip has no such transform
         known = preprocess_cfg | {"interpolation": "bicubic"} if lanczos else preprocess_cfg
-        whole = transform.image_transform_v2(transform.PreprocessCfg(**known), is_train=False)
+        composed = transform.image_transform_v2(transform.PreprocessCfg(**known), is_train=False)
         if lanczos:
-            resize = whole.transforms[0]
+            resize = composed.transforms[0]
             assert isinstance(resize, vision.Resize), resize
             resize.interpolation = vision.InterpolationMode.LANCZOS
-        *geometry, to_tensor, normalize = whole.transforms
+        *geometry, to_tensor, normalize = composed.transforms
         assert isinstance(to_tensor, vision.ToTensor), to_tensor
         assert isinstance(normalize, vision.Normalize), normalize
         self._transform = vision.Compose([*geometry, vision.PILToTensor()])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from cloob.errors import InputError, require
+from cloob.files import flush
 from cloob.models.aligned.encoders import LoadModel
 from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.encoder import DualEncoder, EncoderConfig
@@ -63,11 +63,11 @@ def save_model(
         others = encoder.config.kind == "towers"
         files = towers_folder.towers_files(encoder, state) if others else _open_clip_files(encoder, state)
     for name, content in files.items():
-        _write(folder / name, content)
-    _write(folder / OBJECTIVE_FILE, json.dumps(objective, indent=2, allow_nan=False).encode())
+        (folder / name).write_bytes(content)
+    (folder / OBJECTIVE_FILE).write_bytes(json.dumps(objective, indent=2, allow_nan=False).encode())
     if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
-    _sync(folder)
+    flush(folder)
 
 
 def read_model(folder: Path, load_model: LoadModel) -> DualEncoder:
@@ -148,21 +148,3 @@ def _read_open_clip(folder: Path, config: dict[str, Any], objective: dict[str, A
         tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(file))
     name = str(config.get("name", folder.name))
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Syncs a folder's entries, where the system can (not on Windows)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cloob.errors import InputError, install, nearest
+from cloob.models.weights import registry
 
 CONFIGS = Path(__file__).parent / "configs"
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
@@ -43,6 +44,29 @@ def check_name(name: str) -> str:
     if spelled not in known:
         raise InputError(f"unknown model {name!r}; {nearest(spelled, known)}")
     return spelled
+
+
+def check_source(source: str) -> None:
+    """Refuses what ``load_model`` can load in no case, without loading anything.
+
+    Raises:
+        InputError: No such folder or file, and no name that is known.
+    """
+    if source.startswith("hf-hub:"):
+        return
+    text = check_path(source.removeprefix("local-dir:"))
+    if Path(text).exists() or Path(text.removesuffix(":best")).exists():
+        return
+    if source.startswith("local-dir:"):
+        raise InputError(f"{source}: no such folder")
+    if text in registry.MODELS or text.removesuffix(":port") in registry.MODELS:
+        return
+    if (meant := registry.suggestion(text)) is not None:
+        raise InputError(f"{source}: no such public model; {meant}")
+    name = text.rpartition("/")[0] or text
+    if name.replace("/", "-") not in known_models() and text.replace("/", "-") not in known_models():
+        near = nearest(name.replace("/", "-"), known_models())
+        raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({near})")
 
 
 def check_path(text: str) -> str:

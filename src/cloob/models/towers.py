@@ -241,6 +241,6 @@ def _check_pretrained(name: str, pretrained: str) -> None:
 def _check_fixed_size(name: str, model: Any, image_size: int) -> None:
     """Raises InputError for a timm tower with positions: open_clip would not read its saved folder back."""
     trunk = getattr(model.visual, "trunk", None)
-    own = open_clip().get_model_config(name)["vision_cfg"].get("image_size", 224)
-    if hasattr(trunk, "set_input_size") and image_size != own:
-        raise InputError(f"image size {image_size} does not suit {name}: its tower takes {own} alone")
+    trained_size = open_clip().get_model_config(name)["vision_cfg"].get("image_size", 224)
+    if hasattr(trunk, "set_input_size") and image_size != trained_size:
+        raise InputError(f"image size {image_size} does not suit {name}: its tower takes {trained_size} alone")

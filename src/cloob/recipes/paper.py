@@ -13,7 +13,7 @@ _CLOOB: dict[str, Any] = {"objective": "cloob", "inv_tau": 30.0, "beta": 8.0, "s
 _CLIP: dict[str, Any] = {"objective": "clip", "inv_tau": 1 / 0.07, "learnable_inv_tau": True, "scale": "unit"}
 
 
-def _cc3m(**own: Any) -> TrainConfig:
+def _cc3m(**overrides: Any) -> TrainConfig:
     """Conceptual Captions: RN50, batch 512, 70 epochs, ten cosine cycles; the authors' table is tab-separated.
 
     The authors trained in float16 mixed precision; here bfloat16 takes its place.
@@ -38,7 +38,7 @@ def _cc3m(**own: Any) -> TrainConfig:
         batch_size=512,
         precision="bf16",
     )
-    return start.override(**own)
+    return start.override(**overrides)
 
 
 def cc3m_cloob() -> TrainConfig:
@@ -67,13 +67,13 @@ def cc3m_infonce_hopfield() -> TrainConfig:
     return _cc3m(**{**_CLOOB, "objective": "infonce-hopfield"}, out="runs/cc3m-infonce-hopfield")
 
 
-def _yfcc(model: str, **own: Any) -> TrainConfig:
+def _yfcc(model: str, **overrides: Any) -> TrainConfig:
     """CLIP's YFCC subset as WebDataset tars with their sizes.json, at the model's own image size.
 
     Of the authors' YFCC command only τ⁻¹ = 30 is known, from the notebook for their checkpoint. Everything else here
     (learning rate, schedule, batch, epochs, β) is our choice: Conceptual Captions' settings.
     """
-    return _cc3m(data=("yfcc15m",), model=model, image_size=None, **own)
+    return _cc3m(data=("yfcc15m",), model=model, image_size=None, **overrides)
 
 
 def yfcc_rn50_cloob() -> TrainConfig:
@@ -106,13 +106,13 @@ def yfcc_rn50x4_clip() -> TrainConfig:
     return _yfcc("RN50x4", **_CLIP, out="runs/yfcc-rn50x4-clip")
 
 
-def _vit(model: str, **own: Any) -> TrainConfig:
+def _vit(model: str, **overrides: Any) -> TrainConfig:
     """A vision transformer on YFCC15M; not in the paper, all our choice.
 
     AdamW's settings are CLIP's for vision transformers (Radford et al. 2021), as open_clip_train has them by default.
     A user of the authors' tracker found such encoders behind the ResNets on YFCC, for CLIP and CLOOB alike.
     """
-    return _yfcc(model, lr=5e-4, weight_decay=0.2, beta2=0.98, eps=1e-6, **own)
+    return _yfcc(model, lr=5e-4, weight_decay=0.2, beta2=0.98, eps=1e-6, **overrides)
 
 
 def yfcc_vit_b_32_cloob() -> TrainConfig:

@@ -73,7 +73,7 @@ class Store(Protocol):
         """All models, in the order in which they came."""
 
     def add_model(self, model: IndexedModel) -> None:
-        """Adds a model without vectors; an equal one is left as it is.
+        """Adds a model without vectors; one of the same weights gets the new place that it is loaded from.
 
         Raises:
             InputError: The name stands for another fingerprint.
@@ -95,14 +95,29 @@ class Store(Protocol):
             vectors: (n, D).
         """
 
-    def rename(self, renames: Sequence[tuple[int, str, int | None]]) -> None:
-        """Gives items another path and time: (id, path, mtime_ns). Ids and vectors stay."""
+    def update_items(self, items: Sequence[Item]) -> None:
+        """Writes anew what is known of items that are there, found by id: path, time, metadata. Vectors stay.
+
+        An item whose path another one has by now takes that one's place.
+        """
 
     def remove(self, ids: Sequence[int]) -> None:
         """Removes items with their vectors."""
 
     def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
         """Notes files that could not be read, in the place of what was known of them."""
+
+    def clear_faults(self, source: str, paths: Sequence[str]) -> None:
+        """Forgets files that could not be read: they are gone."""
+
+    def sources(self) -> tuple[str, ...]:
+        """All sources that there are items or faults of, sorted."""
+
+    def columns(self) -> dict[str, str]:
+        """The metadata columns beside an item's own: ``"text"``, ``"number"`` or ``"mixed"`` by name, sorted."""
+
+    def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
+        """Ids of the items that have these SHA-256, ascending; a content that no item has is left out."""
 
     def count(self, where: Filter | None = None) -> int:
         """How many items there are, or match."""
@@ -115,6 +130,9 @@ class Store(Protocol):
 
     def vectors(self, model: str, ids: Sequence[int]) -> Vectors:
         """(n, D) in the order asked for; rows of NaN where there is no vector."""
+
+    def optimise(self) -> None:
+        """After an update: whatever makes searches fast."""
 
     def nearest(self, model: str, queries: Vectors, top: int, where: Filter | None = None) -> Neighbours:
         """The items nearest to each of (Q, D) queries."""

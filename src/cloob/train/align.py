@@ -19,7 +19,7 @@ from torch import Tensor
 from cloob.cache import Cache
 from cloob.data.batch import Batch
 from cloob.data.content import content_key
-from cloob.data.loader import Batching, PairLoader, Share
+from cloob.data.loader import Batching, Loader, PairLoader, Share
 from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
 from cloob.distributed import rank, world_size
@@ -122,7 +122,7 @@ def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
             raise InputError(f"{key} is {asked}, but init {config.towers.init!r} holds heads with {held}; leave it out")
 
 
-class FeatureLoader:
+class FeatureLoader(Loader):
     """A ``Loader`` of features.
 
     Args:
@@ -140,22 +140,10 @@ class FeatureLoader:
         n = len(features.keys)
         if train and n < batch_size:
             raise _too_few(name, n, "usable pairs", batch_size)
+        super().__init__(batch_size, n, drop_last=train, lanes=world_size())
         self.features = features
-        self.batch_size = batch_size
-        self.pairs_per_epoch = n
-        self.lanes = world_size()
         self._seed = seed
         self._train = train
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Number of global batches in an epoch."""
-        return self.steps()
-
-    def steps(self, offset: int = 0) -> int:
-        """Number of global batches in an epoch whose first ``offset`` pairs are left out."""
-        pairs = self.pairs_per_epoch - offset
-        return pairs // self.batch_size if self._train else -(-pairs // self.batch_size)
 
     def epoch(
         self,
@@ -173,9 +161,6 @@ class FeatureLoader:
             index = torch.from_numpy(local_part(batch, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])
             yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()))
-
-    def close(self) -> None:
-        """Nothing to end."""
 
 
 def _too_few(name: str, n: int, pairs: str, batch_size: int) -> InputError:

@@ -56,8 +56,8 @@ class BadSamples:
         place = {"step": self.progress.step + 1, "epoch": self.progress.epoch + 1}
         for rank, skips in enumerate(gather_objects(batch.skipped)):
             for skip in skips:
-                told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
-                self.log.write("skipped", place | told)
+                named = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
+                self.log.write("skipped", place | named)
 
     def check(self, *, ended: bool = False) -> None:
         """Compares the fraction of the epoch so far with the limit; every rank comes to the same answer.
@@ -76,9 +76,9 @@ class BadSamples:
         examples: dict[str, str] = {}
         for part in gather_objects(self._examples):
             examples = part | examples
-        told = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
+        listed = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
         raise InputError(
-            f"{self.source}: {bad} of {good + bad} samples cannot be used, {_too_many(nothing, self.limit)}: {told}"
+            f"{self.source}: {bad} of {good + bad} samples cannot be used, {_too_many(nothing, self.limit)}: {listed}"
         )
 
     def reasons(self) -> dict[str, int]:
@@ -103,7 +103,7 @@ class BadHeldOut:
         self.limit = limit
         self.log = log
 
-    def check(self, found: Validation, progress: Progress) -> None:
+    def check(self, validation: Validation, progress: Progress) -> None:
         """Looks at a validation; every rank comes to the same answer.
 
         Raises:
@@ -112,18 +112,18 @@ class BadHeldOut:
         """
         if progress.epoch == 0:
             place = {"step": progress.step, "epoch": 1, "held_out": True}
-            for rank, skip in found.skipped[:_NAMED]:
-                told = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
-                self.log.write("skipped", place | told)
-        bad = len(found.skipped)
-        nothing = bad > 0 and bad == found.pairs
-        if bad <= self.limit * found.pairs and not nothing:
+            for rank, skip in validation.skipped[:_NAMED]:
+                named = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
+                self.log.write("skipped", place | named)
+        bad = len(validation.skipped)
+        nothing = bad > 0 and bad == validation.pairs
+        if bad <= self.limit * validation.pairs and not nothing:
             return
-        examples: dict[str, str] = {skip.reason: skip.key for _, skip in reversed(found.skipped)}
-        told_all = "; ".join(f"{n} {reason} (e.g. {examples[reason]})" for reason, n in found.reasons().items())
+        examples: dict[str, str] = {skip.reason: skip.key for _, skip in reversed(validation.skipped)}
+        listed = "; ".join(f"{n} {reason} (e.g. {examples[reason]})" for reason, n in validation.reasons().items())
         raise InputError(
-            f"{self.source}: {bad} of {found.pairs} held-out pairs cannot be used, "
-            f"{_too_many(nothing, self.limit)}: {told_all}"
+            f"{self.source}: {bad} of {validation.pairs} held-out pairs cannot be used, "
+            f"{_too_many(nothing, self.limit)}: {listed}"
         )
 
 

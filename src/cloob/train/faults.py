@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 import signal
 import threading
@@ -12,12 +13,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+import torch
+
 from cloob.data.batch import Batch
+from cloob.distributed import rank
 from cloob.errors import TrainingFailed
 from cloob.files import write_whole
-from cloob.train.ranks import gather_objects, on_rank_zero
+from cloob.train.config import TrainConfig
+from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
+from cloob.train.state.checkpoint import Progress
 from cloob.train.step import StepResult
 
+logger = logging.getLogger(__name__)
 _DEAD_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)")
 
 
@@ -66,6 +73,32 @@ def fetch(batches: Iterator[Batch], stop: StopSignal) -> tuple[Batch | None, Exc
         return None, None if ended else error
 
 
+def agree(
+    batch: Batch | None, fault: Exception | None, stop: StopSignal, device: torch.device, last_checkpoint: Path | None
+) -> tuple[Batch, Tally]:
+    """A batch that was fetched, and what all ranks have of it; every rank calls this and comes to the same.
+
+    Args:
+        batch: This rank's, as ``fetch`` returned it.
+        fault: Likewise.
+        stop: Whether this process was told to end.
+        device: Where the process group can send tensors from.
+        last_checkpoint: What a resumption would start from.
+
+    Raises:
+        StopRequested: Some rank was told to end.
+        TrainingFailed: Some rank could not get its batch, or another of the errors of ``raise_on_every_rank``.
+    """
+    good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
+    counts = tally(good, bad, stop.requested, device, fault is not None)
+    if counts.fault:
+        raise_on_every_rank(fault, last_checkpoint)
+    if counts.stop:
+        raise StopRequested
+    assert batch is not None
+    return batch, counts
+
+
 def raise_on_every_rank(fault: Exception | None, last_checkpoint: Path | None) -> NoReturn:
     """Ends the run for a batch that a rank could not get: on that rank and on those that would wait for it.
 
@@ -78,11 +111,11 @@ def raise_on_every_rank(fault: Exception | None, last_checkpoint: Path | None) -
         TrainingFailed: A data worker died, or another rank has the fault; the message names rank and fault.
         Exception: Any other fault of this rank, with its traceback: it is a defect of a transform or of ours.
     """
-    told = [f"rank {i}: {text}" for i, text in enumerate(gather_objects(_describe(fault))) if text]
+    faults = [f"rank {i}: {text}" for i, text in enumerate(gather_objects(_describe(fault))) if text]
     if fault is not None and not _DEAD_WORKER.search(str(fault)):
         raise fault
     kept = f"the last checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint"
-    raise TrainingFailed(f"{'; '.join(told)}; {kept}; go on with --resume auto") from fault
+    raise TrainingFailed(f"{'; '.join(faults)}; {kept}; go on with --resume auto") from fault
 
 
 def _describe(fault: Exception | None) -> str:
@@ -96,19 +129,36 @@ def _describe(fault: Exception | None) -> str:
     return f"{type(fault).__name__}: {last}"
 
 
-def report_nonfinite(
-    run: Path, step: int, epoch: int, lr: float, result: StepResult, keys: tuple[str, ...]
-) -> tuple[Path, list[str]]:
-    """Writes ``nonfinite-step-N.json`` with the keys of all ranks' samples.
+def skip_nonfinite(
+    config: TrainConfig, progress: Progress, result: StepResult, lr: float, keys: tuple[str, ...], last: Path | None
+) -> None:
+    """Writes which samples of all ranks were in a step that was not finite; ends the run if there were too many.
 
-    Returns:
-        The file and the keys.
+    Args:
+        config: The run's; ``nonfinite-step-N.json`` goes into its folder.
+        progress: Where the run stands; counts such steps in a row.
+        result: The step's.
+        lr: Its learning rate.
+        keys: This rank's samples.
+        last: The last checkpoint, for the error.
 
     Raises:
+        TrainingFailed: ``max_nonfinite`` such steps in a row.
         InputError: The folder cannot be written.
     """
-    everywhere = list(itertools.chain.from_iterable(gather_objects(keys)))
-    path = run / f"nonfinite-step-{step}.json"
-    numbers = {"step": step, "epoch": epoch, "loss": str(result.loss), "grad_norm": str(result.grad_norm), "lr": lr}
-    on_rank_zero(lambda: write_whole(path, json.dumps(numbers | {"keys": everywhere}, indent=2) + "\n"))
-    return path, everywhere
+    progress.nonfinite += 1
+    step = progress.step
+    all_keys = list(itertools.chain.from_iterable(gather_objects(keys)))
+    path = config.save.out / f"nonfinite-step-{step}.json"
+    numbers: dict[str, Any] = {"step": step, "epoch": progress.epoch + 1, "loss": str(result.loss)}
+    numbers |= {"grad_norm": str(result.grad_norm), "lr": lr, "keys": all_keys}
+    on_rank_zero(lambda: write_whole(path, json.dumps(numbers, indent=2) + "\n"))
+    if progress.nonfinite >= config.run.max_nonfinite:
+        some = ", ".join(all_keys[:3]) + (", …" if len(all_keys) > 3 else "")
+        kept = f"the last checkpoint is {last}" if last else "there is no checkpoint"
+        raise TrainingFailed(
+            f"step {step}: loss or gradient not finite for {progress.nonfinite} steps in a row "
+            f"(samples {some}; all in {path}); {kept}; a lower --lr or --clip-grad-norm may help"
+        )
+    if rank() == 0:
+        logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", step, path)

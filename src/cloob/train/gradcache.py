@@ -36,6 +36,7 @@ def cached_backward(
     no_sync: ContextFactory = nullcontext,
     scale: Callable[[Tensor], Tensor] | None = None,
     autocast: ContextFactory = nullcontext,
+    **options: Any,
 ) -> Tensor:
     """Adds the gradient of ``objective`` on the whole batch to the parameters' ``.grad``; runs ``encode`` twice.
 
@@ -53,21 +54,35 @@ def cached_backward(
             ``find_unused_parameters`` has to be off when the objective has parameters.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
         autocast: Entered for each call of ``encode``.
+        **options: Handed to the objective.
 
     Returns:
         The objective's 0-d value, detached and without ``scale``. It may be NaN, and then the gradients are, too.
 
     Raises:
         ValueError: No micro-batch; whatever the objective raises, before any gradient was added.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from cloob import ContrastiveObjective, cached_backward
+        >>> towers = nn.ModuleList([nn.Linear(6, 4), nn.Linear(5, 4)])
+        >>> def encode(part):
+        ...     return tuple(nn.functional.normalize(tower(x), dim=1) for tower, x in zip(towers, part))
+        >>> images, texts = torch.randn(32, 6), torch.randn(32, 5)
+        >>> parts = list(zip(images.split(8), texts.split(8)))  # 8 pairs' activations at a time
+        >>> loss = cached_backward(encode, ContrastiveObjective.cloob(), parts, towers=towers)
+        >>> towers[0].weight.grad.shape
+        torch.Size([4, 6])
     """
     if not len(micro_batches):
         raise ValueError("no micro-batches: gradient caching needs at least one")
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
-    loss = objective(*rows) if ids is None else objective(*rows, ids=ids)
-    own = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
+    loss = objective(*rows, **({} if ids is None else {"ids": ids}), **options)
+    scales = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
     scaled = loss if scale is None else scale(loss)
-    gradients = torch.autograd.grad(scaled, [*rows, *own], allow_unused=True)
+    gradients = torch.autograd.grad(scaled, [*rows, *scales], allow_unused=True)
     sizes = [len(features[0]) for features in embedded]
     incoming = list(zip(*(_split(gradient, sizes) for gradient in gradients[: len(rows)]), strict=True))
     for i, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
@@ -78,7 +93,7 @@ def cached_backward(
                 features = encode(micro_batch)
             pairs = list(zip(features, incoming[i], strict=True))
             if last:
-                pairs += zip(own, gradients[len(rows) :], strict=True)
+                pairs += zip(scales, gradients[len(rows) :], strict=True)
             _backward(pairs)
     return loss.detach()
 

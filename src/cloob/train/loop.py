@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from cloob.data.batch import Batch
 from cloob.distributed import process_group, rank, resolve_device, world_size
-from cloob.errors import TrainingFailed
-from cloob.functional.geometry import effective_eigenvalues, saturation
-from cloob.objective import ContrastiveObjective
 from cloob.train import faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig, memory
+from cloob.train.course import Course
 from cloob.train.faults import StopRequested, StopSignal
-from cloob.train.optim import make_schedule, warmup_steps
 from cloob.train.parts import Parts, assemble
-from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
+from cloob.train.ranks import Tally, on_rank_zero
 from cloob.train.state.resume import AlreadyFinished
 from cloob.train.state.rng import preserved_rng
 from cloob.train.state.runlock import RunLock
@@ -32,13 +26,11 @@ from cloob.train.step import StepResult
 from cloob.train.towers import finetune
 from cloob.train.towers import fsdp as sharding
 from cloob.train.validate import Validation, validate
-from cloob.train.watch.log import TensorBoard, finite
+from cloob.train.watch.log import TensorBoard
+from cloob.train.watch.metrics import step_metrics
 from cloob.train.watch.trackers import make_trackers
 
-logger = logging.getLogger(__name__)
 _CPU = torch.device("cpu")
-# Enough for a number that is watched; the time that it takes grows with the square.
-_MEASURED_PAIRS = 2048
 
 
 def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -106,16 +98,10 @@ class _Run:
     def __init__(self, parts: Parts, callbacks: Sequence[Callback], lock: RunLock) -> None:
         self.parts = parts
         self.lock = lock
-        config = parts.config
-        self.total_steps = whole = config.run.total_steps(parts.loader.steps_per_epoch)
-        self.epochs = math.ceil(whole / parts.loader.steps_per_epoch)  # the last may be cut short
-        self.schedule = make_schedule(config.optim, whole)
-        self.retrieval_start = config.loss.retrieval_from * whole if parts.objective.hopfield else math.inf
+        self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
         self.callbacks = callbacks
         self.last_loss: float | None = None
         self.skipped: dict[str, int] = {}
-        if rank() == 0:
-            _warn(config, whole)
 
     def go(self, stop: StopSignal) -> RunResult:
         """Runs to the end, to a signal or to an exception."""
@@ -126,7 +112,7 @@ class _Run:
             encoder=parts.encoder,
             objective=parts.objective,
             device=parts.device,
-            total_steps=progress.step + self._steps_left(),
+            total_steps=progress.step + self.course.steps_left(),
             steps_per_epoch=parts.loader.steps_per_epoch,
             start_step=progress.step,
             average=parts.average.encoder if parts.average else None,
@@ -138,7 +124,7 @@ class _Run:
         try:
             self._call("on_start", info)
             stopped = False
-            while not stopped and progress.epoch < self.epochs and not self._out_of_patience():
+            while not stopped and not self.course.is_over():
                 stopped = self._epoch(stop)
             self._save()
             result = self._result("SIGTERM" if stopped else None)
@@ -179,63 +165,35 @@ class _Run:
         )
         steps = parts.loader.steps(offset)
         if parts.config.run.epochs is None:
-            steps = min(steps, start + self._steps_left())
+            steps = min(steps, start + self.course.steps_left())
         parts.towers.train()
         finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
-        for index in range(start, steps):
-            began = time.perf_counter()
-            with preserved_rng(_CPU):
-                batch, fault = faults.fetch(batches, stop)
-            stop.ignore_children()  # only now: torch sets its own handler when the workers begin
-            waited = time.perf_counter() - began
-            good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
-            counts = tally(good, bad, stop.requested, parts.device, fault is not None)
-            if counts.fault:
-                faults.raise_on_every_rank(fault, parts.saver.last)
-            if counts.stop:
-                return True
-            assert batch is not None
-            parts.bad.count(batch, counts)
-            self._step(batch, counts, began, waited)
-            progress.position = offset + (index + 1) * size
-            last = index + 1 == steps
-            if save_every and progress.step % save_every == 0 and not last:
-                self._save()
         try:
+            for index in range(start, steps):
+                began = time.perf_counter()
+                with preserved_rng(_CPU):
+                    fetched = faults.fetch(batches, stop)
+                stop.ignore_children()  # only now: torch sets its own handler when the workers begin
+                waited = time.perf_counter() - began
+                batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
+                parts.bad.count(batch, counts)
+                self._step(batch, counts, began, waited)
+                progress.position = offset + (index + 1) * size
+                last = index + 1 == steps
+                if save_every and progress.step % save_every == 0 and not last:
+                    self._save()
             best = self._end_epoch(stop)
-        except StopRequested:  # the epoch's checkpoint is written without its validation, which resuming makes good
+        except StopRequested:  # while it validates: the checkpoint lacks the validation, which resuming makes good
             return True
         if best or not save_every or progress.step % save_every == 0:
             self._save()
         return False
 
-    def _place(self) -> int:
-        """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
-        parts, progress = self.parts, self.parts.progress
-        return progress.epoch * parts.loader.steps_per_epoch + progress.position // parts.config.run.batch_size
-
-    def _steps_left(self) -> int:
-        """Steps from here to the end of the run."""
-        parts, progress = self.parts, self.parts.progress
-        if parts.config.run.epochs is None:
-            return max(self.total_steps - self._place(), 0)
-        later = self.epochs - progress.epoch - 1
-        if later < 0:
-            return 0
-        start, offset = divmod(progress.position, parts.config.run.batch_size)
-        return parts.loader.steps(offset) - start + later * parts.loader.steps_per_epoch
-
-    def _out_of_patience(self) -> bool:
-        """Whether the held-out pairs have found nothing better for ``patience`` epochs."""
-        return 0 < self.parts.config.run.patience <= self.parts.progress.stale
-
     def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
         """One optimiser step, or one that is left out, and its line in the log."""
         parts, progress = self.parts, self.parts.progress
-        place = self._place()
-        lr = self.schedule(place)
-        # A function of the place alone: a run that goes on finds the objective as one that was not stopped.
-        parts.objective.hopfield = place >= self.retrieval_start
+        place = self.course.place()
+        lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
         progress.step += 1
         result, why = None, None
         if counts.samples < 2 or counts.smallest < 1:
@@ -243,7 +201,7 @@ class _Run:
         else:
             batch = batch.to(parts.device, non_blocking=True)
             ids = batch.ids if parts.config.loss.mask_duplicates else None
-            result = self._stepped(batch, ids, lr)
+            result = self._stepped(batch, ids, lr, hopfield)
             why = None if result.finite else "overflow" if result.overflow else "not finite"
         if result is not None and result.finite:
             self.last_loss = result.loss
@@ -253,7 +211,7 @@ class _Run:
             progress.nonfinite = 0
             if parts.average is not None:
                 parts.average.update(parts.encoder)
-        line = self._line(result, lr)
+        line = step_metrics(parts, result, lr, hopfield=hopfield)
         elapsed = time.perf_counter() - began
         line |= {"images_per_second": counts.samples / elapsed, "data_wait": waited / elapsed}
         if why is not None:
@@ -261,64 +219,18 @@ class _Run:
         parts.log.write("metrics", line)
         self._call("on_step", line)
         if why == "not finite" and result is not None:
-            self._nonfinite(batch, result, lr)
+            faults.skip_nonfinite(parts.config, progress, result, lr, batch.keys, parts.saver.last)
 
-    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float) -> StepResult:
+    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool) -> StepResult:
         """One optimiser step; one line if there is not enough memory for it."""
         parts = self.parts
         try:
-            return parts.stepper(batch.images, batch.tokens, ids, lr)
+            return parts.stepper(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
             parts.stepper.optimizer.zero_grad(set_to_none=True)
         raise memory.too_large(parts.config, parts.stepper, batch)
-
-    def _line(self, result: StepResult | None, lr: float) -> dict[str, Any]:
-        """What the log says of a step, None for one that had too few samples."""
-        parts, progress = self.parts, self.parts.progress
-        line: dict[str, Any] = {
-            "step": progress.step,
-            "epoch": progress.epoch + 1,
-            "samples_seen": progress.samples_seen,
-            "loss": finite(result.loss) if result else None,
-            "lr": lr,
-            "grad_norm": finite(result.grad_norm) if result else None,
-        }
-        due = result is not None and result.finite and progress.step % parts.config.log.log_every == 0
-        for name in ("inv_tau", "beta"):
-            scale = parts.objective.scale_value(name)
-            if isinstance(scale, float):
-                line[name] = scale
-            else:  # a learned one is on the device, which would have to be waited for in each step
-                read = parts.device.type == "cpu" or (due and rank() == 0)
-                line[name] = float(scale.detach()) if read else None
-        if not parts.objective.hopfield:
-            line["beta"] = None
-        if parts.config.optim.layer_decay < 1:
-            line["lr_lowest"] = lr * min(group["lr_scale"] for group in parts.stepper.optimizer.param_groups)
-        if result is not None and parts.config.run.precision == "fp16":
-            line["loss_scale"] = result.loss_scale
-        if result is not None and due:
-            line |= _measure(result, parts.objective)
-        return line
-
-    def _nonfinite(self, batch: Batch, result: StepResult, lr: float) -> None:
-        """Writes down which samples were in a step whose loss was not finite; ends the run if there were too many."""
-        run, progress, last = self.parts.config.run, self.parts.progress, self.parts.saver.last
-        progress.nonfinite += 1
-        step, in_a_row = progress.step, progress.nonfinite
-        out = self.parts.config.save.out
-        path, keys = faults.report_nonfinite(out, step, progress.epoch + 1, lr, result, batch.keys)
-        if in_a_row >= run.max_nonfinite:
-            some = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-            kept = f"the last checkpoint is {last}" if last else "there is no checkpoint"
-            raise TrainingFailed(
-                f"step {step}: loss or gradient not finite for {in_a_row} steps in a row "
-                f"(samples {some}; all in {path}); {kept}; a lower --lr or --clip-grad-norm may help"
-            )
-        if rank() == 0:
-            logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", step, path)
 
     def _end_epoch(self, stop: StopSignal) -> bool:
         """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next.
@@ -332,7 +244,7 @@ class _Run:
         parts, progress = self.parts, self.parts.progress
         parts.bad.check(ended=True)
         self.skipped = parts.bad.reasons()
-        due = (progress.epoch + 1) % parts.config.pairs.val_every == 0 or progress.epoch + 1 == self.epochs
+        due = (progress.epoch + 1) % parts.config.pairs.val_every == 0 or progress.epoch + 1 == self.course.epochs
         validation = self._validate(stop) if due else None
         progress.epoch += 1
         # Weights after a step that was not finite are not saved, so they cannot be the best.
@@ -362,52 +274,23 @@ class _Run:
         if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
             sharding.share_buffers(parts.judged)
         with preserved_rng(parts.device):
-            found = validate(
+            validation = validate(
                 parts.judged,
                 parts.val_loader,
                 parts.device,
                 mask_duplicates=parts.config.loss.mask_duplicates,
+                hopfield=self.course.retrieved(),
                 stop=stop,
                 last_checkpoint=parts.saver.last,
             )
-        parts.bad_held_out.check(found, parts.progress)
-        return found
+        parts.bad_held_out.check(validation, parts.progress)
+        return validation
 
     def _save(self) -> None:
         """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
         on_rank_zero(self.lock.check)
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
-        written = self.parts.saver.save(dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds))
+        progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)
+        written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
         if written is not None:
             self._call("on_checkpoint", written)
-
-
-def _warn(config: TrainConfig, whole: int) -> None:
-    """Says what is allowed and hardly meant, of a run of ``whole`` steps."""
-    warmup = warmup_steps(config.optim, whole)
-    if warmup >= whole:
-        logger.warning(
-            "the warm-up takes %d steps, the whole run has %d: the learning rate never reaches its peak; "
-            "--warmup %d is a tenth of the run",
-            warmup,
-            whole,
-            whole // 10,
-        )
-    if config.towers.freeze != "none" and config.towers.init is None:
-        frozen = config.towers.freeze
-        logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)
-
-
-def _measure(result: StepResult, objective: ContrastiveObjective) -> dict[str, float]:
-    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly spread over it and its ranks."""
-    most = _MEASURED_PAIRS // world_size()
-    both = [rows[:: -(-len(rows) // most)].cpu() for rows in (result.image_features, result.text_features)]
-    everywhere = gather_objects(both)
-    if rank() != 0:
-        return {}
-    images, texts = (torch.cat([features[side] for features in everywhere]) for side in (0, 1))
-    return {
-        "saturation": float(saturation(images, texts, float(objective.inv_tau.detach()))),
-        "effective_eigenvalues_image": int(effective_eigenvalues(images)),
-        "effective_eigenvalues_text": int(effective_eigenvalues(texts)),
-    }

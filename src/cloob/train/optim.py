@@ -1,4 +1,4 @@
-"""AdamW with the right groups, and the learning rate as a pure function of the step."""
+"""AdamW with the right groups, and what a schedule says of a step: its learning rate, and whether it retrieves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cloob.errors import InputError
-from cloob.train.config.components import OptimConfig
+from cloob.train.config.components import LossConfig, OptimConfig
 from cloob.train.towers.finetune import layer_depths
 
 # Norm layers by type. Their weights have one dimension nearly everywhere; the types settle the rest.
@@ -56,9 +56,9 @@ def parameter_groups(
             decays = parameter.ndim >= 2 and not name.endswith("bias") and not isinstance(owner, _NORMS)
             depth = depths[f"{path}.{name}" if path else name]
             groups.setdefault((layer_decay ** (depth.top - depth.depth), decays), []).append(parameter)
-    own = [p for p in objective.parameters() if p.requires_grad]
-    if own:
-        groups.setdefault((1.0, False), []).extend(own)
+    scales = [p for p in objective.parameters() if p.requires_grad]
+    if scales:
+        groups.setdefault((1.0, False), []).extend(scales)
     return [
         {"params": groups[scale, decays], "weight_decay": weight_decay if decays else 0.0, "lr_scale": scale}
         for scale, decays in sorted(groups, reverse=True)
@@ -152,3 +152,14 @@ def make_schedule(config: OptimConfig, total: int) -> Callable[[int], float]:
         )
 
     return schedule
+
+
+def make_retrieval_schedule(config: LossConfig, total: int, *, hopfield: bool) -> Callable[[int], bool]:
+    """Whether the objective retrieves at a step, a function of the step alone.
+
+    Args:
+        config: ``retrieval_from`` is the share of the run after which retrieval joins.
+        total: Steps of the whole run.
+        hopfield: Whether the objective retrieves at all.
+    """
+    return lambda step: hopfield and step >= config.retrieval_from * total

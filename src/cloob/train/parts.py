@@ -19,7 +19,9 @@ from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
 from cloob.train.ranks import on_rank_zero
 from cloob.train.state import resume
-from cloob.train.state.checkpoint import Progress, remove_leftovers
+from cloob.train.state.checkpoint import Checkpoint, Progress, remove_leftovers
+from cloob.train.state.compare import check_same_data, check_same_run
+from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
 from cloob.train.step import Stepper, TowersWithLoss
 from cloob.train.towers import build, finetune
@@ -75,6 +77,7 @@ class Parts:
         self.log.close()
 
 
+# Long: what a run is made of, one after the other, and none of it can be moved.
 def assemble(config: TrainConfig, device: torch.device) -> Parts:
     """Builds a run, or takes it up where its checkpoint left it; every rank calls this.
 
@@ -86,23 +89,22 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         AlreadyFinished: There is nothing left to do.
     """
     check_combination(config)
+    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
+    on_rank_zero(lambda: refuse_another_run(config, checkpoint))
+    source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
+    held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     encoder = build.make_encoder(config)
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config, encoder)
     config = build.resolved(config, encoder, objective)
-    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
-    source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
     loader = build.make_loader(source, encoder, config, device)
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
-    held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
-
-    data = {"training pairs": on_rank_zero(source.fingerprint)}
-    if held_out is not None:
-        data["held-out pairs"] = on_rank_zero(held_out.fingerprint)
+    sources = {"training pairs": source} | ({} if held_out is None else {"held-out pairs": held_out})
+    data = {name: on_rank_zero(pairs.fingerprint) for name, pairs in sources.items()}
     if checkpoint is not None:
-        resume.check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
+        check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
     encoder.to(device)
     objective.to(device)
     average = make_average(encoder, config)
@@ -110,25 +112,17 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     optimizer = make_optimizer(encoder, objective, config.optim, device)
     progress = Progress()
     if checkpoint is not None:
-        goes_on = resume.check_same_run(checkpoint, config, loader.pairs_per_epoch)
+        progress = _progress_of(checkpoint, config, loader)
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
-        progress = checkpoint.progress
-        if not goes_on:
-            progress.begin_epoch()
-        if rank() != 0:
-            progress.reasons = {}
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
-    # Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
-    micro = config.run.micro_batch_size
-    micro = micro if micro < -(-config.run.batch_size // world_size()) else 0
-    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, micro)
+    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config))
     if checkpoint is not None:
         stepper.load_state_dict(checkpoint.state.get("stepper", {}))
     towers.train()
     finetune.keep_frozen(encoder, config.towers.freeze)
     memory.check(config, stepper, encoder, device)
-    on_rank_zero(lambda: resume.prepare_run_folder(config, checkpoint))
+    on_rank_zero(lambda: prepare_run_folder(config, checkpoint))
     resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
     saver = Saver(config, encoder, objective, stepper, average, device, loader.pairs_per_epoch, data, checkpoint)
@@ -155,3 +149,23 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         bad=BadSamples(progress, source.name, limit, log),
         bad_held_out=BadHeldOut(held_out.name if held_out is not None else "", limit, log),
     )
+
+
+def _progress_of(checkpoint: Checkpoint, config: TrainConfig, loader: Loader) -> Progress:
+    """Where a run goes on; the counts of bad samples are summed over ranks, so that one rank keeps them."""
+    goes_on = check_same_run(checkpoint, config, loader.pairs_per_epoch)
+    progress = checkpoint.progress
+    if not goes_on:
+        progress.begin_epoch()
+    if rank() != 0:
+        progress.reasons = {}
+    return progress
+
+
+def _micro_batch_size(config: TrainConfig) -> int:
+    """Pairs whose activations this rank holds at a time; 0 for all.
+
+    Gradient caching embeds twice: not for a batch that is a micro-batch already, on the rank that has most of it.
+    """
+    size = config.run.micro_batch_size
+    return size if size < -(-config.run.batch_size // world_size()) else 0

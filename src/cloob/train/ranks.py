@@ -40,9 +40,9 @@ def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool 
     """
     if world_size() == 1:
         return Tally(samples, samples, bad, stop, fault)
-    own = torch.tensor([samples, bad, int(stop), int(fault)], device=device)
-    parts = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(parts, own)
+    counts_here = torch.tensor([samples, bad, int(stop), int(fault)], device=device)
+    parts = [torch.empty_like(counts_here) for _ in range(world_size())]
+    dist.all_gather(parts, counts_here)
     rows = torch.stack(parts).tolist()
     counts, bads, stops, faults = zip(*rows, strict=True)
     return Tally(sum(counts), min(counts), sum(bads), any(stops), any(faults))

@@ -26,7 +26,8 @@ class TowersWithLoss(nn.Module):
 
     Args:
         encoder: The two towers; ``encoder(images, tokens)`` returns unit rows.
-        objective: Called as ``objective(image_features, text_features, ids=…)``.
+        objective: Called as ``objective(image_features, text_features, ids=…)``, with ``hopfield=`` where a schedule
+            says so.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
     """
 
@@ -37,7 +38,13 @@ class TowersWithLoss(nn.Module):
         self.precision = precision
 
     def forward(
-        self, images: Tensor, tokens: Tensor, ids: Tensor | None = None, *, loss: bool = True
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        ids: Tensor | None = None,
+        *,
+        hopfield: bool | None = None,
+        loss: bool = True,
     ) -> tuple[Tensor, ...]:
         """Loss and features of a batch, or its features alone.
 
@@ -45,6 +52,7 @@ class TowersWithLoss(nn.Module):
             images: (n, 3, H, W), uint8 or float.
             tokens: (n, L) int64.
             ids: (n,) int64 or None: pairs of equal id are no negatives of each other.
+            hopfield: Whether the objective retrieves this time; None leaves it to the objective.
             loss: False for a micro-batch, of which the loss is none of its own.
 
         Returns:
@@ -59,7 +67,7 @@ class TowersWithLoss(nn.Module):
         if not loss:
             return image_features, text_features
         with torch.autocast(images.device.type, enabled=False):
-            value = self.objective(image_features, text_features, ids=ids)
+            value = self.objective(image_features, text_features, ids=ids, **_given(hopfield))
         return value, image_features.detach(), text_features.detach()
 
 
@@ -134,11 +142,13 @@ class Stepper:
         if self.scaler.is_enabled() and state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
 
-    def __call__(self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float) -> StepResult:
-        """Takes one step at learning rate ``lr``; shapes as ``TowersWithLoss.forward``."""
+    def __call__(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
+    ) -> StepResult:
+        """Takes one step at learning rate ``lr``; the rest as ``TowersWithLoss.forward``."""
         _copy(self._backup, self._buffers)
         scale = self.scaler.get_scale()
-        value, features = self._backward(images, tokens, ids)
+        value, features = self._backward(images, tokens, ids, hopfield)
         norm = math.nan
         if math.isfinite(value):
             self.scaler.unscale_(self.optimizer)
@@ -159,16 +169,18 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(value, norm, finite, *features, overflow=overflow, loss_scale=scale)
 
-    def _backward(self, images: Tensor, tokens: Tensor, ids: Tensor | None) -> tuple[float, tuple[Tensor, Tensor]]:
+    def _backward(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
+    ) -> tuple[float, tuple[Tensor, Tensor]]:
         """The loss and this rank's features; leaves the (scaled) gradients of a finite loss in the parameters."""
         # Gradient caching puts the buffers back after its first pass, and with them what DDP had handed out.
         if self._sharded or (self.micro_batch_size and world_size() > 1):
             sharding.share_buffers(self.module)
         try:
             if self.micro_batch_size:
-                loss, *features = self._cached_backward(images, tokens, ids)
+                loss, *features = self._cached_backward(images, tokens, ids, hopfield)
             else:
-                loss, *features = self._wrapped(images, tokens, ids)
+                loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield)
         except NonFiniteFeaturesError:  # the objective refuses such rows, on every rank when one has them
             nothing = images.new_empty(0, 0, dtype=torch.float32)
             return math.nan, (nothing, nothing)
@@ -179,7 +191,9 @@ class Stepper:
             sharding.average_gradients(self._parameters)
         return value, (features[0], features[1])
 
-    def _cached_backward(self, images: Tensor, tokens: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _cached_backward(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of the batch, its loss and its features, a micro-batch at a time."""
         size, features = self.micro_batch_size, []
 
@@ -197,9 +211,15 @@ class Stepper:
             ids=ids,
             no_sync=getattr(self._wrapped, "no_sync", nullcontext),
             scale=self.scaler.scale,
+            **_given(hopfield),
         )
         image_features, text_features = (torch.cat(side) for side in zip(*features, strict=True))
         return loss, image_features, text_features
+
+
+def _given(hopfield: bool | None) -> dict[str, Any]:
+    """The argument of an objective's call, for those that have it."""
+    return {} if hopfield is None else {"hopfield": hopfield}
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from cloob.data.batch import Batch, Skip
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
-from cloob.train.faults import StopRequested, StopSignal, fetch, raise_on_every_rank
-from cloob.train.ranks import gather_objects, on_rank_zero, tally
+from cloob.train.faults import StopSignal, agree, fetch
+from cloob.train.ranks import gather_objects, on_rank_zero
 from cloob.train.watch.log import finite
 
 RECALLS = (1, 5, 10)
@@ -61,6 +61,7 @@ def validate(
     device: torch.device,
     *,
     mask_duplicates: bool,
+    hopfield: bool | None = None,
     stop: StopSignal | None = None,
     last_checkpoint: Path | None = None,
 ) -> Validation:
@@ -71,6 +72,7 @@ def validate(
         loader: The held-out pairs.
         device: Where the towers are.
         mask_duplicates: Whether pairs of the same caption are no negatives of each other.
+        hopfield: Whether the objective retrieves; None leaves it to the objective.
         stop: Ends it when it is set, on whatever rank.
         last_checkpoint: What the error of a batch that a rank could not get tells to go on from.
 
@@ -80,7 +82,7 @@ def validate(
 
     Raises:
         StopRequested: ``stop`` was set.
-        TrainingFailed: As ``faults.raise_on_every_rank``.
+        TrainingFailed: As ``faults.agree``.
     """
     stop = stop or StopSignal()
     towers.eval()
@@ -88,14 +90,8 @@ def validate(
     features: list[tuple[Tensor, Tensor]] = []
     skipped: list[Skip] = []
     with torch.no_grad():
-        for batch, fault in _drawn(loader.epoch(0), stop):
-            good, bad = (len(batch), len(batch.skipped)) if batch is not None else (0, 0)
-            counts = tally(good, bad, stop.requested, device, fault is not None)
-            if counts.fault:
-                raise_on_every_rank(fault, last_checkpoint)
-            if counts.stop:
-                raise StopRequested
-            assert batch is not None
+        for fetched in _drawn(loader.epoch(0), stop):
+            batch, counts = agree(*fetched, stop, device, last_checkpoint)
             pairs += counts.samples + counts.bad
             skipped += batch.skipped
             if counts.smallest < 1:
@@ -106,7 +102,8 @@ def validate(
                 features.append((images.cpu(), texts.cpu()))
                 continue
             with contextlib.suppress(NonFiniteFeaturesError):
-                loss, images, texts = towers(batch.images, batch.tokens, batch.ids if mask_duplicates else None)
+                ids = batch.ids if mask_duplicates else None
+                loss, images, texts = towers(batch.images, batch.tokens, ids, hopfield=hopfield)
                 total += counts.samples * float(loss)
                 samples += counts.samples
                 features.append((images.cpu(), texts.cpu()))
@@ -125,8 +122,8 @@ def _drawn(batches: Iterator[Batch], stop: StopSignal) -> Iterator[tuple[Batch |
 
 
 def _recall(features: list[tuple[Tensor, Tensor]], device: torch.device) -> float | None:
-    own = tuple(torch.cat(side) for side in zip(*features, strict=True))
-    parts = [part for part in gather_objects(own) if part]
+    features_here = tuple(torch.cat(side) for side in zip(*features, strict=True))
+    parts = [part for part in gather_objects(features_here) if part]
     if not parts:
         return None
 

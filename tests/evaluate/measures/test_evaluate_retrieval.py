@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cloob.evaluate.measures.retrieval import by_picture, correct_answers, retrieval, retrieval_ranks
+from cloob.evaluate.measures.retrieval import by_picture, correct_answers, retrieval_ranks, summarise
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.suite import evaluate
 from cloob.functional.bootstrap import bootstrap_interval
 from evaluate_fakes import ColourModel, picture
+
+
+def retrieval(
+    images: Tensor,
+    texts: Tensor,
+    image_of_text: Sequence[int] | None = None,
+    captions: Sequence[str] | None = None,
+    chunk: int = 4096,
+) -> dict[str, Any]:
+    return summarise(retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk), image_of_text)
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:

@@ -51,6 +51,11 @@ class RemoteShardSource:
         self._ends = np.cumsum(counts)
         self._forget()
 
+    @property
+    def shard_names(self) -> tuple[str, ...]:
+        """The shards' file names, without what is before them (a bucket, a token)."""
+        return tuple(map(shard_name, self._urls))
+
     def _forget(self) -> None:
         self._opened: OrderedDict[int, ShardSource] = OrderedDict()
         self._paths: dict[int, Path] = {}
@@ -80,8 +85,8 @@ class RemoteShardSource:
 
     def fingerprint(self) -> Fingerprint:
         """The shards' names and counts; nothing is fetched. What is before a name (a bucket, a token) is left out."""
-        told = zip(map(shard_name, self._urls), self.shard_sizes, strict=True)
-        return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in told)}
+        shards = zip(map(shard_name, self._urls), self.shard_sizes, strict=True)
+        return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in shards)}
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the shards of these pairs fetched in the background; failures show when a pair is read."""

@@ -2,6 +2,9 @@
 
 Arrow files are mapped and read in place. Parquet is compressed in groups of rows, so a single row is costly: each file
 is turned into an Arrow file in the cache when it is first needed, and the source is read file by file.
+
+pyarrow alone, not ``datasets``: bad rows are counted and named, no picture is decoded before its size is known, and the
+unpacked files are in the one cache.
 """
 
 from __future__ import annotations
@@ -118,7 +121,7 @@ class ArrowSource:
             if path.suffix.lower() == ".parquet":  # its end holds the size and the statistics of each column
                 captions.append(_parquet_end(path))
             else:
-                captions.append(of_column(_map(path).column(self._columns[1])).encode())
+                captions.append(of_column(map_arrow(path).column(self._columns[1])).encode())
         return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
     def prefetch(self, indices: np.ndarray) -> None:
@@ -138,7 +141,7 @@ class ArrowSource:
             self._opened.popitem(last=False)
         for last in (False, False, True):
             try:
-                table = _map(self._file(shard)).select(list(self._columns))
+                table = map_arrow(self._file(shard)).select(list(self._columns))
                 break
             except FileNotFoundError:  # another process has made room in between
                 if last:
@@ -200,8 +203,8 @@ def holds_images(path: Path, image_column: str) -> bool:
     except (OSError, pa.ArrowException):
         return False  # the reader of tables says what is wrong
     if image_column in schema.names:
-        return _is_image(schema.field(image_column).type)
-    return image_column == _DEFAULTS[0] and any(_is_image(field.type) for field in schema)
+        return is_image(schema.field(image_column).type)
+    return image_column == _DEFAULTS[0] and any(is_image(field.type) for field in schema)
 
 
 def _facts(path: Path) -> tuple[pa.Schema, int]:
@@ -210,7 +213,7 @@ def _facts(path: Path) -> tuple[pa.Schema, int]:
         if path.suffix.lower() == ".parquet":
             about = parquet.read_metadata(path)
             return about.schema.to_arrow_schema(), about.num_rows
-        table = _map(path)
+        table = map_arrow(path)
         return table.schema, table.num_rows
     except (OSError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:300]
@@ -226,7 +229,7 @@ def _parquet_end(path: Path) -> bytes:
         return file.read(size)
 
 
-def _map(path: Path) -> pa.Table:
+def map_arrow(path: Path) -> pa.Table:
     """An Arrow file of either kind, mapped."""
     with pa.memory_map(str(path)) as source:
         if source.read(6) == b"ARROW1":
@@ -252,7 +255,7 @@ def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
 def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:
     """The two columns: those named, or the only ones of their kind when the defaults are not there."""
     columns: list[str] = []
-    kinds = (("image", image_column, _is_image), ("caption", caption_column, _is_text))
+    kinds = (("image", image_column, is_image), ("caption", caption_column, _is_text))
     for (kind, column, fits), default in zip(kinds, _DEFAULTS, strict=True):
         if column not in schema.names:
             options = [field.name for field in schema if fits(field.type)]
@@ -263,14 +266,15 @@ def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: st
                 )
             column = options[0]
         kept = schema.field(column).type
-        if not (_is_text(kept) or (kind == "image" and _is_image(kept))):
+        if not (_is_text(kept) or (kind == "image" and is_image(kept))):
             right = "text" if kind == "caption" else "images ({bytes, path}, bytes or paths)"
             raise InputError(f"{path}: column {column!r} holds {kept}, not {right}")
         columns.append(column)
     return columns[0], columns[1]
 
 
-def _is_image(kind: pa.DataType) -> bool:
+def is_image(kind: pa.DataType) -> bool:
+    """Whether a column of this kind holds pictures: bytes, or ``{bytes, path}`` as ``datasets.Image`` has them."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
     return _is_binary(kind)

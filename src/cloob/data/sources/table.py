@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ class TableSource:
         self.name = str(path)
         self._path = path
         columns = (image_column, caption_column)
-        check_columns(path, *columns)
+        _check_columns(path, *columns)
         self.swallowed: tuple[Swallowed, ...] = ()
         with _one_line(path):
             if path.suffix.lower() in _TEXT_SUFFIXES:
@@ -133,7 +133,7 @@ def _as_bytes(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
     return column
 
 
-def check_columns(path: Path, image_column: str, caption_column: str) -> None:
+def _check_columns(path: Path, image_column: str, caption_column: str) -> None:
     """Looks for a table's two columns, in its header alone.
 
     Raises:
@@ -161,6 +161,19 @@ def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
         return _NAMES[path.suffix.lower()](path, wanted)
 
 
+def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, int]:
+    """Columns of a CSV, TSV or Parquet table, those of text as bytes; and how many rows stray quotes hide.
+
+    Raises:
+        InputError: Not a table.
+    """
+    with _one_line(path):
+        if path.suffix.lower() not in _TEXT_SUFFIXES:
+            return parquet.read_table(path, columns=list(columns)), 0
+        table, swallowed = _read_text(path, columns)
+    return table, len(swallowed) + sum(field.rows for field in swallowed)
+
+
 @contextlib.contextmanager
 def _one_line(path: Path) -> Iterator[None]:
     """What the readers complain of, as one line that names the table."""
@@ -171,8 +184,8 @@ def _one_line(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
 
 
-def _read_text(path: Path, columns: tuple[str, str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
-    """The two columns, and the fields that hold rows."""
+def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
+    """The columns, and the fields that hold rows."""
     delimiter, names = _sniff(path, columns)
     try:
         table = arrow_csv.read_csv(
@@ -196,8 +209,8 @@ def _read_text(path: Path, columns: tuple[str, str]) -> tuple[pa.Table, tuple[Sw
     return table, tuple(swallowed)
 
 
-def _sniff(path: Path, columns: tuple[str, str]) -> tuple[str, list[str]]:
-    """The delimiter and the column names: the first that yields both columns, else the one with most fields."""
+def _sniff(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """The delimiter and the column names: the first that yields all columns, else the one with most fields."""
     header = _first_line(path, _MAX_HEADER_BYTES).decode("utf-8-sig", "replace")
     if not header.strip():
         raise InputError(f"{path} is empty: the first line must name the columns")

@@ -30,42 +30,6 @@ class RetrievalRanks(NamedTuple):
     text_to_image: Tensor
 
 
-def retrieval(
-    image_features: Tensor,
-    text_features: Tensor,
-    image_of_text: Tensor | Sequence[int] | None = None,
-    captions: Sequence[str] | None = None,
-    *,
-    chunk: int = 4096,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Recall at 1, 5 and 10 and the median rank, both ways.
-
-    A query is found when any of its correct answers is among the k nearest.
-
-    Args:
-        image_features: (I, D); a NaN row is never found.
-        text_features: (T, D); a NaN row is never found.
-        image_of_text: The image that each text describes, (T,) in [0, I); None pairs row i with row i. Every
-            image needs a text.
-        captions: The T captions. With them, texts of equal caption (case and spacing aside) share their
-            images: no model can tell them apart, so each is a correct answer for all. Without, only the own
-            pair is correct.
-        chunk: Rows a block; memory is a few blocks of chunk², for any I and T.
-        level: Level of the bootstrap intervals.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        See :func:`summarise`.
-
-    Raises:
-        ValueError: Shapes that do not fit, an index out of range, or an image without text.
-    """
-    ranks = retrieval_ranks(image_features, text_features, image_of_text, captions, chunk=chunk)
-    return summarise(ranks, image_of_text, level=level, seed=seed)
-
-
 def retrieval_ranks(
     image_features: Tensor,
     text_features: Tensor,
@@ -96,7 +60,8 @@ def correct_answers(image_of_text: Tensor, captions: Sequence[str] | None = None
             could not be read and equals no other.
 
     Returns:
-        (T,) int64 group of each text, and (P, 2) int64, P ≤ T: the distinct (group, image) pairs that count as correct.
+        The (T,) int64 groups of the texts, and the (P, 2) int64 distinct (group, image) pairs that count as correct,
+        P ≤ T.
     """
     group = torch.arange(len(image_of_text))
     if captions is not None:

@@ -68,35 +68,6 @@ def zeroshot_ranks(image_features: Tensor, labels: Tensor, class_embeddings: Ten
     return ranking.ranks(image_features.double(), class_embeddings.double(), labels)
 
 
-def zeroshot(
-    image_features: Tensor,
-    labels: Tensor,
-    class_embeddings: Tensor,
-    classnames: Sequence[str] | None = None,
-    *,
-    level: float = 0.95,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Zero-shot accuracies of one set.
-
-    Args:
-        image_features: (N, D); a NaN row counts as wrong.
-        labels: (N,) int64 in [0, C).
-        class_embeddings: (C, D), see :func:`class_embeddings`.
-        classnames: C names; with them the result has the recall of each class.
-        level: Level of the bootstrap intervals.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        See :func:`summarise`.
-
-    Raises:
-        ValueError: Shapes that do not fit, or a label out of range.
-    """
-    ranks = zeroshot_ranks(image_features, labels, class_embeddings)
-    return summarise(ranks, labels, len(class_embeddings), classnames, level=level, seed=seed)
-
-
 def summarise(
     ranks: Tensor,
     labels: Tensor,

@@ -49,14 +49,14 @@ class _Contrast(torch.autograd.Function):
             losses[rows], pull = _to_softmax(p, positive[rows], leave_out)
             if d_anchors is None or d_candidates is None:
                 continue
-            own = slice(rows.start + offset, rows.stop + offset)
+            positives = slice(rows.start + offset, rows.stop + offset)
             share += p.sum(dim=0)[:, None]
-            share[own] += pull
+            share[positives] += pull
             p = p.to(matmul)
             accumulate(d_anchors[rows], p, c)
             accumulate(d_candidates, p.T, a_own[rows])
-            d_anchors[rows].addcmul_(pull, centred[own])
-            d_candidates[own].addcmul_(pull, own_part[rows])
+            d_anchors[rows].addcmul_(pull, centred[positives])
+            d_candidates[positives].addcmul_(pull, own_part[rows])
         if d_anchors is not None and d_candidates is not None:
             d_candidates.addcmul_(share, common)
             # The logits are τ⁻¹ a·c: what a gains along itself, τ⁻¹ gains.
@@ -68,7 +68,7 @@ class _Contrast(torch.autograd.Function):
     @differentiable_once
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return *(grad * own for own in ctx.saved_tensors), None, None, None, None, None
+        return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None, None
 
 
 def _exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor] | None) -> None:

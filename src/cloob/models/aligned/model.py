@@ -194,8 +194,8 @@ def load_aligned(
     try:
         tensors = require("safetensors.torch", "train").load_file(weights)
         for side, head in heads.items():
-            own = {key: value for key, value in tensors.items() if key.startswith(f"{side}.")}
-            head.load_state_dict({key.removeprefix(f"{side}."): value for key, value in own.items()})
+            weights_of_side = {key: value for key, value in tensors.items() if key.startswith(f"{side}.")}
+            head.load_state_dict({key.removeprefix(f"{side}."): value for key, value in weights_of_side.items()})
     except Exception as error:  # safetensors and load_state_dict have no common class
         raise InputError(f"{weights}: cannot be read ({one_line(error)})") from error
     return aligned_encoder(image, text, heads["image"], heads["text"], names, objective)

@@ -39,8 +39,8 @@ def infer_config(path: Path, tensors: Mapping[str, Stored], text_heads: int | No
     def shape(key: str, dimensions: int) -> tuple[int, ...]:
         tensor = tensors.get(key)
         if tensor is None or len(tensor.shape) != dimensions or 0 in tensor.shape:
-            found = "missing" if tensor is None else f"of shape {tensor.shape}"
-            raise InputError(f"{path}: not a CLIP model's weights: {key} is {found}")
+            state = "missing" if tensor is None else f"of shape {tensor.shape}"
+            raise InputError(f"{path}: not a CLIP model's weights: {key} is {state}")
         return tensor.shape
 
     vocabulary, width = shape("token_embedding.weight", 2)

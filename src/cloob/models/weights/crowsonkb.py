@@ -67,9 +67,9 @@ class TextTower(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, D)."""
         ends = tokens == self.end
-        own = ends.cumsum(1) == ends.long()  # up to the first end token
+        text_tokens = ends.cumsum(1) == ends.long()  # up to the first end token
         x = self.token_embedding(tokens) + self.position_embedding
-        return F.normalize(self.proj(self.blocks(x, queries=own)[:, 0]), dim=-1)
+        return F.normalize(self.proj(self.blocks(x, queries=text_tokens)[:, 0]), dim=-1)
 
 
 def matches(path: Path) -> bool:
@@ -203,23 +203,23 @@ def _plan(towers: Towers) -> dict[str, Part]:
         "text.token_embedding.weight": Part((f"{_TEXT}/embed/embeddings",)),
         "text.position_embedding": Part((f"{_TEXT}/pos_embed/w",)),
     }
-    for own, tower, blocks in (("visual", _IMAGE, image.blocks), ("text", _TEXT, text.blocks)):
-        plan |= _linear(f"{own}.proj", f"{tower}/proj")
+    for prefix, tower, blocks in (("visual", _IMAGE, image.blocks), ("text", _TEXT, text.blocks)):
+        plan |= _linear(f"{prefix}.proj", f"{tower}/proj")
         for i in range(len(blocks)):
-            plan |= dict(_block(f"{own}.blocks.{i}", f"{tower}/layer_{i}"))
+            plan |= dict(_block(f"{prefix}.blocks.{i}", f"{tower}/layer_{i}"))
     return plan
 
 
-def _block(own: str, layer: str) -> Iterator[tuple[str, Part]]:
+def _block(prefix: str, layer: str) -> Iterator[tuple[str, Part]]:
     attention, feed = f"{layer}/self_attention", f"{layer}/feed_forward"
     for ours, theirs in (("query", "query"), ("key", "key"), ("value", "value"), ("out", "linear")):
-        yield from _linear(f"{own}.attention.{ours}", f"{attention}/multi_head_attention/{theirs}").items()
-    yield from _linear(f"{own}.expand", f"{feed}/linear_0").items()
-    yield from _linear(f"{own}.shrink", f"{feed}/linear_1").items()
+        yield from _linear(f"{prefix}.attention.{ours}", f"{attention}/multi_head_attention/{theirs}").items()
+    yield from _linear(f"{prefix}.expand", f"{feed}/linear_0").items()
+    yield from _linear(f"{prefix}.shrink", f"{feed}/linear_1").items()
     for ours, theirs in (("norm_1", attention), ("norm_2", feed)):
-        yield f"{own}.{ours}.weight", Part((f"{theirs}/layer_norm/scale",))
-        yield f"{own}.{ours}.bias", Part((f"{theirs}/layer_norm/offset",))
+        yield f"{prefix}.{ours}.weight", Part((f"{theirs}/layer_norm/scale",))
+        yield f"{prefix}.{ours}.bias", Part((f"{theirs}/layer_norm/offset",))
 
 
-def _linear(own: str, theirs: str) -> dict[str, Part]:
-    return {f"{own}.weight": Part((f"{theirs}/w",), (1, 0)), f"{own}.bias": Part((f"{theirs}/b",))}
+def _linear(prefix: str, theirs: str) -> dict[str, Part]:
+    return {f"{prefix}.weight": Part((f"{theirs}/w",), (1, 0)), f"{prefix}.bias": Part((f"{theirs}/b",))}

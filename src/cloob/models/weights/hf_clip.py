@@ -141,15 +141,15 @@ def key_map(text_layers: int, image_layers: int) -> dict[str, Part]:
     }
     norms = {"ln_final": f"{text}.final_layer_norm", "visual.ln_pre": f"{image}.pre_layrnorm"}
     norms["visual.ln_post"] = f"{image}.post_layernorm"
-    for own, tower, layers in (("", text, text_layers), ("visual.", image, image_layers)):
+    for ours, tower, layers in (("", text, text_layers), ("visual.", image, image_layers)):
         for i in range(layers):
-            block, layer = f"{own}transformer.resblocks.{i}", f"{tower}.encoder.layers.{i}"
+            block, layer = f"{ours}transformer.resblocks.{i}", f"{tower}.encoder.layers.{i}"
             for kind in ("weight", "bias"):
                 parts = tuple(f"{layer}.self_attn.{part}_proj.{kind}" for part in "qkv")
                 plan[f"{block}.attn.in_proj_{kind}"] = Part(parts)
             norms[f"{block}.attn.out_proj"] = f"{layer}.self_attn.out_proj"
             norms |= {f"{block}.ln_{n}": f"{layer}.layer_norm{n}" for n in (1, 2)}
             norms |= {f"{block}.mlp.c_fc": f"{layer}.mlp.fc1", f"{block}.mlp.c_proj": f"{layer}.mlp.fc2"}
-    for own, theirs in norms.items():
-        plan |= {f"{own}.{kind}": Part((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
+    for ours, theirs in norms.items():
+        plan |= {f"{ours}.{kind}": Part((f"{theirs}.{kind}",)) for kind in ("weight", "bias")}
     return plan

@@ -89,9 +89,9 @@ def _config_beside(path: Path, named: Any) -> tuple[Path, dict[str, Any]] | None
         raise InputError(
             f"{path}: its configuration {printable(named)} must lie beside it (the heads are not in the weights)"
         )
-    own = path.with_suffix(".json")
-    if own.is_file():
-        return own, read_json(own)
+    config_file = path.with_suffix(".json")
+    if config_file.is_file():
+        return config_file, read_json(config_file)
     candidates = []
     for beside in sorted(path.parent.glob("*.json")):
         values = _readable(beside)
@@ -99,7 +99,7 @@ def _config_beside(path: Path, named: Any) -> tuple[Path, dict[str, Any]] | None
             candidates.append((beside, values))
     if len(candidates) > 1:
         names = ", ".join(beside.name for beside, _ in candidates)
-        raise InputError(f"{path}: {names} lie beside it; the one that is its own must be called {own.name}")
+        raise InputError(f"{path}: {names} lie beside it; the one that is its own must be called {config_file.name}")
     return candidates[0] if candidates else None
 
 
@@ -126,7 +126,7 @@ def _check_config(path: Path, given: dict[str, Any], config: dict[str, Any]) -> 
         "transformer_width": text["width"],
         "transformer_layers": text["layers"],
     }
-    for key, found in sizes.items():
-        if key in given and given[key] != found:
-            told = printable(repr(given[key]))[:60]
-            raise InputError(f"{path}: {key} is {told}, but the weights are of a model with {found}")
+    for key, size in sizes.items():
+        if key in given and given[key] != size:
+            stated = printable(repr(given[key]))[:60]
+            raise InputError(f"{path}: {key} is {stated}, but the weights are of a model with {size}")

@@ -65,10 +65,10 @@ class TextTower(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, D); the padding at a row's end has no part."""
-        own = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
+        text_tokens = (tokens != self.pad).flip(1).cumsum(1).flip(1) > 0
         x = self.token_embedding(tokens) + self.type_embedding.weight[0]
         x = self.norm_embedding(x + self.position_embedding.weight[: tokens.shape[1]])
-        rows: Tensor = self.proj(self.blocks(x, keys=own)[:, 0])
+        rows: Tensor = self.proj(self.blocks(x, keys=text_tokens)[:, 0])
         return rows
 
 
@@ -168,13 +168,13 @@ def _plan(towers: Towers) -> dict[str, Part]:
         "visual.proj.weight": "visual_projection.weight",
     }
     sides: Any = (("text", text, "self", _BERT, towers.text), ("visual", vision, "attention", _VIT, towers.visual))
-    for own, theirs, inner, names, tower in sides:
+    for prefix, theirs, inner, names, tower in sides:
         for i in range(len(tower.blocks)):
             layer = f"{theirs}.encoder.layer.{i}"
             shared = {f"attention.{part}": f"attention.{inner}.{part}" for part in ("query", "key", "value")}
             for ours, name in (shared | names).items():
                 for kind in ("weight", "bias"):
-                    pairs[f"{own}.blocks.{i}.{ours}.{kind}"] = f"{layer}.{name}.{kind}"
+                    pairs[f"{prefix}.blocks.{i}.{ours}.{kind}"] = f"{layer}.{name}.{kind}"
     plan = {ours: Part((theirs,)) for ours, theirs in pairs.items()}
     plan["visual.patches.class_embedding"] = Part((f"{vision}.embeddings.cls_token",), lead=2)
     plan["visual.patches.position_embedding"] = Part((f"{vision}.embeddings.position_embeddings",), lead=1)

@@ -1,61 +1,33 @@
-"""What can be refused at once, before torch is imported: what does not go together, and what is not there."""
+"""What can be refused at once, before torch is imported: what does not go together, and models that are not there."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import tempfile
-from pathlib import Path
 
 from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
 from cloob.models.names import check_name
-from cloob.models.runs import (
-    CHECKPOINTS_FOLDER,
-    EPOCHS_FILE,
-    METRICS_FILE,
-    RUN_CONFIG_FILE,
-    SKIPPED_FILE,
-    TRAINER_FILE,
-)
 from cloob.train.config import TrainConfig
 from cloob.train.config.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
-from cloob.train.state.runlock import refuse_held
-
-_RUN_FILES = (RUN_CONFIG_FILE, METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE, CHECKPOINTS_FOLDER)
 
 
 def preflight(config: TrainConfig) -> None:
-    """Refuses a run that cannot begin, as far as that is quick to see; all else is found while the run is built.
-
-    Of several processes that torchrun starts none looks at files: one that ended alone would leave the others waiting
-    for it. They find the same while the run is built, and agree on it.
+    """Refuses a run that cannot begin, as far as its words say; what is about files is said by what opens them.
 
     Raises:
-        InputError: Two values exclude each other, local data, a column, a model or what is to be resumed is not there,
-            or the run folder cannot be written, holds another run, or is being written by another process.
+        InputError: Two values exclude each other, there is no such model, or nobody answers who could hand it out.
     """
     check_combination(config)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # one that ended alone would leave the others waiting for it
         return
     if config.run.fsdp:
         raise fsdp_alone()
-    from cloob.data.open import check_there  # brings pyarrow, which no --help waits for
-
-    for spec in (*config.pairs.data, *config.pairs.val_data):
-        check_there(spec, image_column=config.pairs.image_column, caption_column=config.pairs.caption_column)
     for source in (config.towers.init, config.align.image_encoder, config.align.text_encoder):
         if source is not None:
             check_fetchable(source)
     if config.towers.model is not None and config.towers.init is None:
         check_name(config.towers.model)
-    save = config.save
-    refuse_held(save.out)
-    if save.resume not in ("none", "auto"):
-        check_resume(Path(save.resume))
-    elif save.resume == "none" and not save.overwrite and held_files(save.out):
-        raise already_holds(save.out)
-    _check_writable(save.out)
 
 
 def check_combination(config: TrainConfig) -> None:
@@ -153,35 +125,3 @@ def check_no_heads(align: AlignConfig) -> None:
 def fsdp_alone() -> InputError:
     """The error of shards for one process."""
     return InputError("fsdp is True, but there is one process; start several with torchrun, or leave it out")
-
-
-def held_files(out: Path) -> list[Path]:
-    """The files of a run that a folder holds."""
-    return [out / name for name in _RUN_FILES if (out / name).exists()]
-
-
-def already_holds(out: Path) -> InputError:
-    """The error of a run folder that another run is in."""
-    return InputError(f"{out}: already holds a run; go on with --resume auto, or give --overwrite or another --out")
-
-
-def check_resume(path: Path) -> None:
-    """Looks whether a folder is a checkpoint or a run with one; whether they are whole is not looked at.
-
-    Raises:
-        InputError: It is neither.
-    """
-    if not path.is_dir():
-        raise InputError(f"resume is {str(path)!r}: no such folder; give none, auto, a checkpoint or a run")
-    if not (path / TRAINER_FILE).is_file() and not any((path / CHECKPOINTS_FOLDER).glob("step-*")):
-        raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
-
-
-def _check_writable(out: Path) -> None:
-    """Writes a file without a name where the run folder is or would be made, and leaves nothing behind."""
-    place = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None

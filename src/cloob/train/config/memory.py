@@ -94,12 +94,12 @@ def measure(stepper: Stepper, images: Tensor, tokens: Tensor) -> Need:
     """What autograd keeps of a forward pass with two pairs, and what all parameters need; changes nothing."""
     module, kept = stepper.module, dict[int, int]()
     parameters = list(module.parameters())
-    own = {p.untyped_storage().data_ptr() for p in parameters}
+    parameter_storages = {p.untyped_storage().data_ptr() for p in parameters}
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
+        if storage.data_ptr() not in parameter_storages:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 

@@ -13,10 +13,10 @@ from cloob.errors import InputError, nearest
 from cloob.renamed import RENAMED, RETIRED
 
 
-def check(ok: bool, key: str, found: object, right: str) -> None:
+def check(ok: bool, key: str, value: object, right: str) -> None:
     """Raises the one-line error of a bad value unless ``ok``."""
     if not ok:
-        raise InputError(f"{key} is {found!r}; it must be {right}")
+        raise InputError(f"{key} is {value!r}; it must be {right}")
 
 
 def check_choice(key: str, value: object, annotation: Any) -> None:

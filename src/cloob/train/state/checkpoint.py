@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from cloob.data.fingerprint import Fingerprint
 from cloob.errors import InputError
+from cloob.files import flush, flush_entries
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.runs import (
@@ -96,7 +97,7 @@ def whole_state(
     """The encoder's weights, None where it holds them whole, and the optimiser's state; called on all ranks at once."""
     if not sharding.is_sharded(encoder):
         return None, optimizer.state_dict()
-    return sharding.whole(encoder.state_dict()), sharding.whole(optimizer.state_dict())
+    return sharding.gather_state(encoder.state_dict()), sharding.gather_state(optimizer.state_dict())
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,26 @@ class TrainerState:
     data: Mapping[str, Fingerprint]
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
+
+    path: Path
+    encoder: DualEncoder
+    state: dict[str, Any]
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stood."""
+        return Progress(**self.state["progress"])
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to go on from: those of ``model/``, unless these are an average."""
+        weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
+        return weights
+
+
 def save_checkpoint(
     run: Path,
     encoder: DualEncoder,
@@ -129,6 +150,7 @@ def save_checkpoint(
     trainer: TrainerState,
     *,
     keep: int,
+    hopfield: bool | None = None,
     weights: dict[str, Tensor] | None = None,
     average: WeightAverage | None = None,
     validation: dict[str, Any] | None = None,
@@ -141,6 +163,7 @@ def save_checkpoint(
         objective: The objective; its ``config()`` goes into the model folder.
         trainer: What else the run goes on from.
         keep: Checkpoints to keep beside the best, 0 for all.
+        hopfield: Whether the objective retrieved at the last step; None: as it was made.
         weights: The encoder's whole ``state_dict``, where it is in shards.
         average: The running average of the weights, which goes into the model folder in their place.
         validation: What goes into ``validation.json``: ``metric``, ``val_loss``, ``val_recall``.
@@ -166,17 +189,14 @@ def save_checkpoint(
     try:
         temporary.mkdir(parents=True)
         exported = encoder if average is None else average.encoder
-        save_model(temporary / MODEL_FOLDER, exported, objective.config(), weights)
+        settings = objective.config() | ({} if hopfield is None else {"hopfield": hopfield})
+        save_model(temporary / MODEL_FOLDER, exported, settings, weights)
         if validation is not None:
             text = json.dumps({"step": trainer.progress.step, **validation}, indent=2) + "\n"
             (temporary / VALIDATION_FILE).write_text(text, encoding="utf-8")
         with (temporary / TRAINER_FILE).open("wb") as file:
             torch.save(state, file)
-        _flush(temporary)
-        if final.exists():  # of a run that was stopped while it validated, or one that could not be read
-            final.rename(folder / f".tmp-replaced-{final.name}-{os.getpid()}")
-        temporary.rename(final)
-        _flush_folder(folder)
+        _put_in_place(temporary, final)
     except Exception as error:
         reason = _disk_reason(error, folder)
         if reason is None:
@@ -189,6 +209,15 @@ def save_checkpoint(
     if keep:
         _prune(run, keep)
     return final
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """Flushes a whole checkpoint to the disk, then gives it its name."""
+    flush(temporary)
+    if final.exists():  # of a run that was stopped while it validated, or one that could not be read
+        final.rename(final.with_name(f".tmp-replaced-{final.name}-{os.getpid()}"))
+    temporary.rename(final)
+    flush_entries(final.parent)
 
 
 def _prune(run: Path, keep: int) -> None:
@@ -220,26 +249,6 @@ def _remove(checkpoint: Path) -> None:
     hidden = checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Flushes every file and folder below ``folder`` to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        if path.is_dir():
-            _flush_folder(path)
-        else:
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _disk_reason(error: BaseException, folder: Path) -> str | None:

@@ -6,27 +6,20 @@ import contextlib
 import logging
 import math
 import random
-import shutil
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from cloob.data.fingerprint import Fingerprint, differences
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, one_line
-from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
 from cloob.models.runs import (
-    AVERAGED_FOLDER,
-    CHECKPOINTS_FOLDER,
     MODEL_FOLDER,
-    RUN_CONFIG_FILE,
     TRAINER_FILE,
     list_checkpoints,
 )
@@ -34,40 +27,14 @@ from cloob.models.untrusted import check_folder
 from cloob.scales import FixedScaleWarning
 from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
-from cloob.train.config import checks as preflight
 from cloob.train.ranks import on_rank_zero
-from cloob.train.state.checkpoint import FORMAT, Progress, set_aside
+from cloob.train.state.checkpoint import FORMAT, Checkpoint, Progress
+from cloob.train.state.compare import check_same_architecture, check_same_objective
 from cloob.train.state.rng import set_rng_state
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.average import WeightAverage
 
 logger = logging.getLogger(__name__)
-# Changing these between a run and its resumption changes no number of the training.
-_FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
-    f"pairs.{leaf}" for leaf in ("workers", "val_data", "val_every", "cache_dir", "cache_gb")
-}
-_FREE_KEYS |= {"run.patience", "towers.average_with_start"}
-_FREE_KEYS |= {"run.batch_size"}  # has a line of its own
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint read back: ``encoder`` holds the weights of ``model/``, ``state`` what ``trainer.pt`` holds."""
-
-    path: Path
-    encoder: DualEncoder
-    state: dict[str, Any]
-
-    @property
-    def progress(self) -> Progress:
-        """Where the run stood."""
-        return Progress(**self.state["progress"])
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """The weights to go on from: those of ``model/``, unless these are an average."""
-        weights: dict[str, Tensor] = self.state["weights"] if "weights" in self.state else self.encoder.state_dict()
-        return weights
 
 
 class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
@@ -107,8 +74,7 @@ def stop_if_finished(
     if progress.epoch < epochs and not 0 < config.run.patience <= progress.stale:
         return
     check_same_architecture(checkpoint, encoder)
-    for _ in _changes(checkpoint, config):
-        pass
+    check_same_objective(checkpoint, config)
     _load_objective(checkpoint, objective)
     raise AlreadyFinished(checkpoint.path, progress)
 
@@ -128,8 +94,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{file}: cannot be read ({one_line(error, 200)}); use an earlier checkpoint") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise InputError(f"{file}: has format {found!r}; this version reads format {FORMAT}")
+        stored = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise InputError(f"{file}: has format {stored!r}; this version reads format {FORMAT}")
     try:
         encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
     except InputError:
@@ -157,20 +123,21 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
         return None
     if resume != "auto":
         path = Path(resume)
-        preflight.check_resume(path)
+        if not path.is_dir():
+            raise InputError(f"resume is {resume!r}: no such folder; give none, auto, a checkpoint or a run")
         if (path / TRAINER_FILE).is_file():
             return read_checkpoint(path)
         run = path
         if not list_checkpoints(run):
             raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
-    found = list_checkpoints(run)
-    for path in reversed(found):
+    checkpoints = list_checkpoints(run)
+    for path in reversed(checkpoints):
         try:
             return read_checkpoint(path)
         except InputError as error:
             logger.warning("%s; trying the checkpoint before it", error)
-    if found:
-        raise InputError(f"{run}: none of its {len(found)} checkpoints can be read; start anew with --overwrite")
+    if checkpoints:
+        raise InputError(f"{run}: none of its {len(checkpoints)} checkpoints can be read; start anew with --overwrite")
     return None
 
 
@@ -183,141 +150,11 @@ def find_checkpoint_on_every_rank(run: Path, resume: str) -> Checkpoint | None:
     if resume != "none" and world_size() > 1:
 
         def choose() -> str:
-            found = find_checkpoint(run, resume)
-            return "none" if found is None else str(found.path)
+            checkpoint = find_checkpoint(run, resume)
+            return "none" if checkpoint is None else str(checkpoint.path)
 
         resume = str(on_rank_zero(choose))
     return find_checkpoint(run, resume)
-
-
-def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    """Makes the run folder, and sees to it that no earlier run is mixed up with this one.
-
-    Raises:
-        InputError: The folder cannot be written, or holds a run that this one would spoil.
-    """
-    out, save = config.save.out, config.save
-    held = preflight.held_files(out)
-    if checkpoint is not None and checkpoint.path.parent.parent.resolve() == out.resolve():
-        newest = list_checkpoints(out)[-1]
-        if save.resume != "auto" and newest.name > checkpoint.path.name:
-            raise InputError(
-                f"{out}: holds {newest.name}, which is newer than {checkpoint.path.name}; "
-                f"resume that one, or into another --out"
-            )
-        set_aside(checkpoint.path)
-    elif held and save.resume != "auto" and not save.overwrite:
-        raise preflight.already_holds(out)
-    try:
-        if save.overwrite:
-            beside = [out / name for name in ("tensorboard", AVERAGED_FOLDER, "results.json")]
-            for path in [*held, *out.glob("nonfinite-step-*.json"), *beside]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (out / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
-
-
-def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> bool:
-    """Compares the configuration, and the pairs of an epoch, with those the checkpoint was trained with.
-
-    What only changes the course of the training is allowed and said in the log of rank 0; another objective is not.
-
-    Returns:
-        Whether the current epoch can go on: with another number of pairs its order is another.
-
-    Raises:
-        InputError: The objective differs.
-    """
-    said = [
-        f"resumed with another {key}: {now!r} instead of {before!r}"
-        for key, before, now in _changes(checkpoint, config)
-    ]
-    processes = len(checkpoint.state["rng"])
-    if processes != world_size():
-        said.append(
-            f"resumed with {world_size()} processes instead of {processes}: the data go on where they were, "
-            f"sums may round differently"
-        )
-    size = checkpoint.state["batch_size"]
-    if size != config.run.batch_size:
-        said.append(
-            f"resumed with batch size {config.run.batch_size} instead of {size}: the data go on where they were, "
-            f"the learning rate where a run of that batch size would be"
-        )
-    held = checkpoint.state.get("pairs", pairs)
-    if held != pairs:
-        begun = ": the epoch begins anew" if checkpoint.progress.position else ""
-        said.append(f"resumed with {pairs:,} pairs an epoch instead of {held:,}{begun}")
-    for line in said if rank() == 0 else ():
-        logger.warning(line)
-    return bool(held == pairs)
-
-
-def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, accept: bool) -> None:
-    """Compares fingerprints of training and held-out pairs with those of the run that wrote the checkpoint.
-
-    Held-out pairs that one of the two runs has not got are no change of the data.
-
-    Raises:
-        InputError: They differ, and that is not accepted; says in what.
-    """
-    before: Mapping[str, Fingerprint] = checkpoint.state.get("data", {})
-    for kind in (kind for kind in data if kind in before):
-        changed = differences(before[kind], data[kind])
-        if not changed:
-            continue
-        told = f"{checkpoint.path}: the {kind} are not those of this checkpoint's run ({'; '.join(changed)})"
-        if not accept:
-            raise InputError(f"{told}; --accept-changed-data goes on with these")
-        if rank() == 0:
-            logger.warning("%s; accepted", told)
-
-
-def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:
-    """Compares the names and shapes of the weights.
-
-    Raises:
-        InputError: They differ.
-    """
-    wanted, held = encoder.state_dict(), checkpoint.weights
-    for name in wanted.keys() | held.keys():
-        here = tuple(wanted[name].shape) if name in wanted else "nothing"
-        there = tuple(held[name].shape) if name in held else "nothing"
-        if here != there:
-            raise InputError(
-                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
-                f"resume with the model it was trained with"
-            )
-
-
-def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:
-    """What changes the course of the training and differs from the checkpoint's run: key, its value, the one now."""
-    file = checkpoint.path.parent.parent / RUN_CONFIG_FILE
-    if not file.is_file():
-        return
-    before, now = _flat(TrainConfig.from_json(file)), _flat(config)
-    for key in now:
-        part = key.partition(".")[0]
-        if _same(before[key], now[key]) or part in _FREE_KEYS or key in _FREE_KEYS:
-            continue
-        if part == "loss":
-            raise InputError(
-                f"{checkpoint.path}: was trained with {key} = {before[key]!r}, not {now[key]!r}; "
-                f"resume with the same objective, or start from the weights with --init {checkpoint.path}"
-            )
-        yield key, before[key], now[key]
-
-
-def _same(a: object, b: object) -> bool:
-    # A temperature is kept as its logarithm: read back, it may differ in the last digit.
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, rel_tol=1e-6)
-    return a == b
-
-
-def _flat(config: TrainConfig) -> dict[str, object]:
-    return {f"{part}.{leaf}": value for part, leaves in config.to_dict().items() for leaf, value in leaves.items()}
 
 
 def restore(

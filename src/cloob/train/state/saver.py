@@ -14,8 +14,7 @@ from cloob.models.runs import find_best, is_better
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects, on_rank_zero
-from cloob.train.state.checkpoint import Progress, TrainerState, save_checkpoint, whole_state
-from cloob.train.state.resume import Checkpoint
+from cloob.train.state.checkpoint import Checkpoint, Progress, TrainerState, save_checkpoint, whole_state
 from cloob.train.state.rng import rng_state
 from cloob.train.step import Stepper
 from cloob.train.towers.average import WeightAverage
@@ -62,8 +61,8 @@ class Saver:
         self.data = data
         self.last: Path | None = resumed.path if resumed else None
         self._saved = (resumed.progress.step, resumed.progress.epoch) if resumed else None
-        found = on_rank_zero(lambda: find_best(config.save.out, config.save.best))
-        self._best: float | None = found[1] if found else None
+        best = on_rank_zero(lambda: find_best(config.save.out, config.save.best))
+        self._best: float | None = best[1] if best else None
         self._validation: tuple[int, Validation] | None = None
 
     def judged(self, step: int, validation: Validation) -> bool:
@@ -75,11 +74,15 @@ class Saver:
         self._best = value
         return True
 
-    def save(self, progress: Progress) -> Path | None:
+    def save(self, progress: Progress, hopfield: bool | None = None) -> Path | None:
         """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
 
         If it stays so, the weights may be at fault: they must not push the good checkpoints out. One that was written
         at the end of an epoch before the held-out pairs were looked at is written again.
+
+        Args:
+            progress: Where the run stands.
+            hopfield: Whether the objective retrieved at the last step; None: as it was made.
 
         Returns:
             The checkpoint, None when none was written.
@@ -110,6 +113,7 @@ class Saver:
                 self.objective,
                 trainer,
                 keep=self.config.save.keep,
+                hopfield=hopfield,
                 weights=weights,
                 average=self.average,
                 validation=validation,

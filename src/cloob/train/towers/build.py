@@ -117,8 +117,8 @@ def compile_towers(encoder: DualEncoder, backend: str, device: torch.device, *, 
         InputError: inductor finds no C++ compiler for the CPU.
     """
     if backend == "inductor" and device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
+        from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, which only a compiled run waits for
+        from torch._inductor.exc import InvalidCxxCompiler  # likewise
 
         try:
             get_cpp_compiler()

@@ -67,11 +67,11 @@ def layer_depths(names: Iterable[str]) -> dict[str, Depth]:
     blocks = {name: _block(name) for name in ordered}
     depths: dict[str, Depth] = {}
     for tower in ("image", "text"):
-        own = [name for name in ordered if tower_of(name) == tower]
-        known = sorted({block for name in own if (block := blocks[name]) is not None})
+        names = [name for name in ordered if tower_of(name) == tower]
+        known = sorted({block for name in names if (block := blocks[name]) is not None})
         place = {block: i + 1 for i, block in enumerate(known)}
         top, begun = len(known) + 1, False
-        for name in own:
+        for name in names:
             block = blocks[name]
             begun = begun or block is not None
             outside = 0 if _is_input(name, begun) else top
@@ -127,8 +127,8 @@ def freeze(encoder: DualEncoder, tower: str, unlocked: int = 0) -> None:
     depths = {name: depth for name, depth in layer_depths(named).items() if tower_of(name) == tower}
     top = max(depth.top for depth in depths.values())
     if unlocked > top:
-        found = f"the {tower} tower of {encoder.name} has {top + 1} depths, 0 to {top}"
-        raise InputError(f"unlocked is {unlocked}; {found}")
+        depths_there = f"the {tower} tower of {encoder.name} has {top + 1} depths, 0 to {top}"
+        raise InputError(f"unlocked is {unlocked}; {depths_there}")
     for name, depth in depths.items():
         if depth.depth <= depth.top - unlocked:
             named[name].requires_grad_(False)

@@ -4,6 +4,10 @@ A sharded weight is a ``DTensor`` of which each rank holds a part. What is writt
 in the same format as without sharding, so a run may go on with or without it, on any number of ranks. Scalars cannot be
 sharded: open_clip's frozen ``logit_scale`` and the objective's τ⁻¹ and β stay whole on each rank. Buffers do too; like
 DDP, :func:`share_buffers` hands rank 0's to all.
+
+torch.distributed.checkpoint.state_dict has helpers for whole states. They are not used: they name the optimiser's state
+by parameters where the checkpoint has its own numbers, step the optimiser once to load it, and leave the memory layout
+of the moments as it comes.
 """
 
 from __future__ import annotations
@@ -32,14 +36,14 @@ def shard(encoder: nn.Module, device: torch.device) -> None:
         device: Where they are.
     """
     mesh = init_device_mesh(device.type, (world_size(),))
-    whole = {p for p in encoder.parameters() if p.ndim == 0}
+    unsharded = {p for p in encoder.parameters() if p.ndim == 0}
     for parameter in encoder.parameters():
         # Shards are flat: weights lose the channels-last layout here, activations keep it.
         parameter.data = parameter.data.contiguous()
     for block in list(_blocks(encoder)):
-        fully_shard(block, mesh=mesh, ignored_params=whole)
+        fully_shard(block, mesh=mesh, ignored_params=unsharded)
     # Resharded after a forward pass, so that the parameters are shards whenever nobody computes with them.
-    fully_shard(encoder, mesh=mesh, reshard_after_forward=True, ignored_params=whole)
+    fully_shard(encoder, mesh=mesh, reshard_after_forward=True, ignored_params=unsharded)
     for method in ("encode_image", "encode_text"):
         if hasattr(encoder, method):
             register_fsdp_forward_method(encoder, method)
@@ -94,7 +98,7 @@ def _by_kind(tensors: Iterable[Any]) -> tuple[list[Any], list[Any]]:
     return kinds
 
 
-def whole(value: Any) -> Any:
+def gather_state(value: Any) -> Any:
     """A state dict with every shard replaced by the whole tensor, on the CPU; called on every rank at once.
 
     Args:
@@ -104,9 +108,9 @@ def whole(value: Any) -> Any:
         The same, on rank 0; elsewhere the sharded tensors are None, as only rank 0 writes.
     """
     if isinstance(value, dict):
-        return {key: whole(item) for key, item in value.items()}
+        return {key: gather_state(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(whole(item) for item in value)
+        return type(value)(gather_state(item) for item in value)
     if isinstance(value, DTensor):
         gathered = value.full_tensor()
         return gathered.cpu() if rank() == 0 else None
@@ -116,7 +120,7 @@ def whole(value: Any) -> Any:
 @torch.no_grad()
 def load_whole(module: nn.Module, state: dict[str, Tensor]) -> None:
     """``module.load_state_dict`` of a whole state into sharded parameters, without communication."""
-    module.load_state_dict({name: _like(state[name], own) for name, own in module.state_dict().items()})
+    module.load_state_dict({name: _like(state[name], like) for name, like in module.state_dict().items()})
 
 
 def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
@@ -139,11 +143,11 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     optimizer.load_state_dict({**state, "state": entries})
 
 
-def _like(value: Tensor, own: Tensor | None) -> Tensor:
+def _like(value: Tensor, like: Tensor | None) -> Tensor:
     """A whole tensor laid out as ``own``: in its memory format, or this rank's shard."""
-    if isinstance(own, DTensor):
-        whole = value.to(own.device).contiguous()
-        return distribute_tensor(whole, own.device_mesh, own.placements, src_data_rank=None)
-    if own is None or own.shape != value.shape:
+    if isinstance(like, DTensor):
+        contiguous = value.to(like.device).contiguous()
+        return distribute_tensor(contiguous, like.device_mesh, like.placements, src_data_rank=None)
+    if like is None or like.shape != value.shape:
         return value
-    return torch.empty_like(own, dtype=value.dtype, requires_grad=False).copy_(value)
+    return torch.empty_like(like, dtype=value.dtype, requires_grad=False).copy_(value)

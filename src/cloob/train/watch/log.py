@@ -120,7 +120,7 @@ class TensorBoard(Callback):
         if info.rank != 0:
             return
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from torch.utils.tensorboard import SummaryWriter  # an extra
         except ImportError:
             return
         self._writer = SummaryWriter(str(info.run / "tensorboard"), purge_step=info.start_step + 1)
@@ -241,8 +241,8 @@ class ProgressDisplay(Callback):
 
 
 def _rich_bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.console import Console  # for terminals alone
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # likewise
 
     return Progress(
         TextColumn("{task.description}"),

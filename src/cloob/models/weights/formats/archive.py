@@ -149,10 +149,10 @@ def _records(path: Path, file: BinaryIO, entries: list[_Entry], directory: int) 
             raise _wrong(path, "its records overlap, or bytes between them belong to none")
         local = _LOCAL.unpack(_at(file, entry.offset, _LOCAL.size))
         sign, _, flags, method, _, _, crc, packed, plain, name_size, extra_size = local
-        own = _at(file, entry.offset + _LOCAL.size, name_size)
+        name = _at(file, entry.offset + _LOCAL.size, name_size)
         agrees = crc in (entry.crc, 0) and packed in (entry.packed, 0, 0xFFFFFFFF)
         agrees = agrees and plain in (entry.size, 0, 0xFFFFFFFF)
-        if sign != b"PK\x03\x04" or own != entry.name or flags != entry.flags or method != entry.method or not agrees:
+        if sign != b"PK\x03\x04" or name != entry.name or flags != entry.flags or method != entry.method or not agrees:
             raise _wrong(path, "a record and the directory contradict each other")
         start = entry.offset + _LOCAL.size + name_size + extra_size
         free = start + entry.packed

@@ -72,5 +72,5 @@ class Fields:
 
     def wrong(self, key: str, wanted: str) -> InputError:
         """The error for a field."""
-        found = printable(repr(self.values.get(key, "nothing")))
-        return InputError(f"{self.path}: {self.prefix}{key} is {found[:60]}; {wanted} is wanted")
+        value = printable(repr(self.values.get(key, "nothing")))
+        return InputError(f"{self.path}: {self.prefix}{key} is {value[:60]}; {wanted} is wanted")

@@ -72,9 +72,9 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
     return {
         "numbers": [(r.loss, r.grad_norm) for r in results],
         "refused": not refused.finite,
-        "weights": sharding.whole(encoder.state_dict()),
+        "weights": sharding.gather_state(encoder.state_dict()),
         "inv_tau": float(objective.inv_tau.detach()),
-        "moments": sharding.whole(moments),
+        "moments": sharding.gather_state(moments),
         "sharded": sum(p.numel() for p in sharded),
         "held": sum(p.to_local().numel() for p in sharded),
         "all": sum(p.numel() for p in encoder.parameters() if p.ndim),
@@ -85,7 +85,7 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
 def roundtrip(encoder: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
     """Whether whole states, handed to every rank as a checkpoint is, load back into the same shards."""
     # Copied, as writing to disk would: what is not sharded is handed out as it is.
-    states = copy.deepcopy([sharding.whole(encoder.state_dict()), sharding.whole(optimizer.state_dict())])
+    states = copy.deepcopy([sharding.gather_state(encoder.state_dict()), sharding.gather_state(optimizer.state_dict())])
     dist.broadcast_object_list(states, src=0)
     before = [p.to_local().clone() if isinstance(p, DTensor) else p.clone() for p in encoder.parameters()]
     kept = [s["exp_avg"].to_local().clone() for s in optimizer.state.values() if isinstance(s.get("exp_avg"), DTensor)]

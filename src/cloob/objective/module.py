@@ -1,86 +1,32 @@
-"""The objective as a module: scales, gather over ranks, choice of path, and the call that open_clip's trainers make."""
+"""The module: members and settings of the family, and the way of a call from rows to the loss."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, Self, overload
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
 
-from cloob import distributed, functional
-from cloob.distributed import Layout
-from cloob.functional import streamed
-from cloob.functional.checks import (
-    NonFiniteFeaturesError,
-    as_rows,
-    check_ids,
-    check_lengths,
-    check_positive,
-    extremes,
-    outside_autocast,
-    positive_scalar,
-    readable,
-)
-from cloob.functional.reference import Contrast, Scale, by_name, check_pairs, combine
+from cloob import distributed
+from cloob.functional.checks import readable
+from cloob.functional.reference import Contrast, Scale, check_pairs
+from cloob.objective.implementation import Backend, Implementation, choose_implementation
+from cloob.objective.ranks import agree_on_rows, loss_over_ranks
+from cloob.objective.values import Scales, check_values, positive_scales
 from cloob.scales import ScaledModule
-
-__all__ = [
-    "MAX_INV_TAU",
-    "OBJECTIVES",
-    "STREAM_FROM",
-    "Backend",
-    "ContrastiveObjective",
-    "Implementation",
-    "NonFiniteFeaturesError",
-    "check_finite",
-    "make_objective",
-]
-
-Backend = Literal["auto", "reference", "streamed"]
-
-# At 64 to 256 pairs both paths take about equal time, above the streamed one is faster (benchmarks/objective.py --sizes
-# 64 128 256 512 1024; 2 CPU cores, D = 512).
-STREAM_FROM = 256
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
 
 
-# Lengths further than this from one are told of: rows made unit in bfloat16 are within half of it.
-UNIT_TOLERANCE = 0.01
-
-
-class Implementation(NamedTuple):
-    """One way to compute the objective, and the parts of it that a gather over ranks comes between."""
-
-    objective: Callable[..., Tensor]
-    retrieval: Callable[..., Tensor]
-    info_loob: Callable[..., Tensor]
-    info_nce: Callable[..., Tensor]
-
-
-_REFERENCE = Implementation(
-    functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce
-)
-_STREAMED = Implementation(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
-
-
-@dataclass(frozen=True)
-class _Member:
-    contrast: Contrast
-    hopfield: bool
-
-
-_MEMBERS = {
-    "clip": _Member("infonce", False),
-    "infoloob": _Member("infoloob", False),
-    "infonce-hopfield": _Member("infonce", True),
-    "cloob": _Member("infoloob", True),
+_MEMBERS: dict[str, tuple[Contrast, bool]] = {  # contrast, hopfield
+    "clip": ("infonce", False),
+    "infoloob": ("infoloob", False),
+    "infonce-hopfield": ("infonce", True),
+    "cloob": ("infoloob", True),
 }
 OBJECTIVES = tuple(_MEMBERS)
 
@@ -164,7 +110,7 @@ class ContrastiveObjective(ScaledModule):
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
-        self._lengths_told = False
+        self._warned_of_lengths = False
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
 
@@ -181,9 +127,8 @@ class ContrastiveObjective(ScaledModule):
 
     @property
     def name(self) -> str:
-        """The member of the family, one of :data:`OBJECTIVES`."""
-        own = _Member(self.contrast, self.hopfield)
-        return next(name for name, member in _MEMBERS.items() if member == own)
+        """The member of the family, one of ``OBJECTIVES``."""
+        return next(name for name, member in _MEMBERS.items() if member == (self.contrast, self.hopfield))
 
     @property
     def inv_tau(self) -> Tensor:
@@ -230,6 +175,7 @@ class ContrastiveObjective(ScaledModule):
         logit_bias: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        hopfield: bool | None = None,
         output_dict: Literal[False] = False,
     ) -> Tensor: ...
 
@@ -242,6 +188,7 @@ class ContrastiveObjective(ScaledModule):
         logit_bias: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        hopfield: bool | None = None,
         output_dict: Literal[True],
     ) -> dict[str, Tensor]: ...
 
@@ -253,6 +200,7 @@ class ContrastiveObjective(ScaledModule):
         logit_bias: Tensor | None = None,
         *,
         ids: Tensor | None = None,
+        hopfield: bool | None = None,
         output_dict: bool = False,
     ) -> Tensor | dict[str, Tensor]:
         """The loss of a batch of pairs.
@@ -264,6 +212,8 @@ class ContrastiveObjective(ScaledModule):
                 ``scale="unit"`` (see above).
             logit_bias: Without effect: a constant added to all logits cancels in both contrasts.
             ids: (N,) integer ids; pairs of equal id are not each other's negatives.
+            hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
+                ``gather`` the same on all ranks.
             output_dict: Return ``{"contrastive_loss": loss}``, as open_clip's trainers expect.
 
         Returns:
@@ -280,22 +230,21 @@ class ContrastiveObjective(ScaledModule):
         if self.training:
             self.clamp_()
         if self.gather and not distributed.is_initialized():
-            raise RuntimeError(
-                "gather=True needs a process group: start with torchrun, or call init_process_group first"
-            )
+            raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
+        hopfield = self.hopfield if hopfield is None else hopfield
+        member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
+        prepare = partial(self._prepare, logit_scale)
         if self.gather and distributed.world_size() > 1:
-            loss = self._over_ranks(image_features, text_features, logit_scale, ids)
+            x, y, ids, scales, layout = agree_on_rows(image_features, text_features, ids, prepare)
+            parts, (inv_tau, beta) = self.implementation(layout.total), (scales["inv_tau"], scales["beta"])
+            loss = loss_over_ranks(x, y, inv_tau, beta, ids=ids, layout=layout, parts=parts, **member)
         else:
             x, y = check_pairs(image_features, text_features)
-            scales = self._scales(logit_scale, x)
-            self._look(x, y, scales)
-            loss = self.implementation(len(x)).objective(
-                x, y, **scales, contrast=self.contrast, hopfield=self.hopfield, scale=self.scale, ids=ids
-            )
+            loss = self.implementation(len(x)).objective(x, y, **prepare(x, y), ids=ids, **member)
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _scales(self, logit_scale: float | Tensor | None, like: Tensor) -> dict[str, float | Tensor]:
-        """τ⁻¹ and β of a call: numbers where they are fixed, else 0-d tensors of the rows' dtype and device."""
+    def _prepare(self, logit_scale: float | Tensor | None, x: Tensor, y: Tensor) -> Scales:
+        """The scales of a call, after a look at them and at the rows; tells once of rows that are no unit vectors."""
         learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
         if learns and self.scale == "paper":
             raise ValueError(
@@ -303,105 +252,17 @@ class ContrastiveObjective(ScaledModule):
                 "detach it to use its value alone"
             )
         inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
-        both = {"inv_tau": inv_tau, "beta": self.scale_value("beta")}
-        for name, value in both.items():
-            if isinstance(value, Tensor):
-                both[name] = positive_scalar(name, value, like)
-            else:
-                check_positive(name, value, like.dtype)
-        return both
-
-    def _look(self, x: Tensor, y: Tensor, scales: dict[str, float | Tensor]) -> None:
-        """Refuses bad rows and scales, and tells of rows that are no unit vectors; waits for the device once."""
-        if not (self.check and readable()):
-            return
-        sides, learned = {"image_features": x, "text_features": y}, _tensors(scales)
-        lengths = extremes(**sides, **learned)
-        for name in learned:
-            check_positive(name, lengths[name][0], x.dtype)
-        check_lengths(lengths, **sides)
-        for name in sides:
-            least, greatest = lengths[name]
-            if not self._lengths_told and max(1 - least, greatest - 1) > UNIT_TOLERANCE:
-                self._lengths_told = True
-                warnings.warn(
-                    f"{name} has rows of length {least:.3g} to {greatest:.3g}, but the objective is one of unit rows: "
-                    "torch.nn.functional.normalize makes them (said once; check=False says nothing)",
-                    stacklevel=2,
-                )
+        scales = positive_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta")}, like=x)
+        if self.check and readable():
+            notice = check_values(x, y, scales)
+            if notice is not None and not self._warned_of_lengths:
+                self._warned_of_lengths = True
+                warnings.warn(notice, stacklevel=2)
+        return scales
 
     def implementation(self, n_candidates: int) -> Implementation:
         """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``."""
-        streams = self.matmul is not None or n_candidates >= STREAM_FROM
-        if self.backend == "reference" or (self.backend == "auto" and not streams):
-            return _REFERENCE
-        return Implementation(*(partial(function, matmul=self.matmul) for function in _STREAMED))
-
-    @outside_autocast
-    def _over_ranks(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: float | Tensor | None,
-        ids: Tensor | None,
-    ) -> Tensor:
-        """This rank's rows against those of all ranks; see :mod:`cloob.distributed` for the gradient contract."""
-        x, y, ids, scales, layout = self._agreed(image_features, text_features, logit_scale, ids)
-        inv_tau, beta = scales["inv_tau"], scales["beta"]
-        parts = self.implementation(layout.total)
-        all_x, all_y = _gather_both(x, y, layout)
-        if self.hopfield:
-            u_x, u_y, v_x, v_y = (parts.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
-            all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
-        else:
-            u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
-        direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, self.contrast)
-        own = {
-            "positive_offset": layout.own.start,
-            "ids": ids,
-            "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
-        }
-        images, texts = direction(u_x, all_u_y, inv_tau, **own), direction(v_y, all_v_x, inv_tau, **own)
-        share = len(x) / layout.total
-        return distributed.global_sum(combine(images, texts, inv_tau, self.scale) * share)
-
-    def _agreed(
-        self,
-        image_features: Tensor,
-        text_features: Tensor,
-        logit_scale: float | Tensor | None,
-        ids: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, dict[str, float | Tensor], Layout]:
-        """This rank's rows, ids and scales, and everybody's layout, once every rank found its arguments in order."""
-        fault, x, y = None, image_features, text_features
-        scales: dict[str, float | Tensor] = {"inv_tau": 1.0, "beta": 1.0}
-        facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
-        facts |= dict.fromkeys(scales, 1.0)
-        try:
-            x, y = as_rows(image_features=image_features, text_features=text_features)
-            if len(x) != len(y) or len(x) < 1:
-                raise ValueError(
-                    f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected"
-                )
-            both = check_ids(ids, None, len(x), len(x), x.device)
-            ids = None if both is None else both[0].to(torch.int64)
-            scales = self._scales(logit_scale, x)
-            self._look(x, y, scales)
-            values = (float(scale.detach()) if isinstance(scale, Tensor) else scale for scale in scales.values())
-            numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *values)
-            facts = dict(zip(facts, numbers, strict=True))
-        except (TypeError, ValueError) as error:
-            fault = error
-        device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
-        everywhere = distributed.agree(facts, fault, device)
-        for name, told in everywhere.items():
-            # Processors that differ may give other last bits for the exponential of the same parameter.
-            tolerance = 1e-3 * min(told) if name in scales else 0.0
-            if name != "rows" and max(told) - min(told) > tolerance:
-                named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(told))
-                advice = "; a learnable one has to be inside what DDP wraps" if name in scales else ""
-                raise ValueError(f"ranks differ in {name}: {named}{advice}")
-        return x, y, ids, scales, Layout(everywhere["rows"])
+        return choose_implementation(self.backend, self.matmul, n_candidates)
 
 
 def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
@@ -426,28 +287,8 @@ def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
     _one_of("objective", name, OBJECTIVES)
     if name == "clip":
         return ContrastiveObjective.clip(**overrides)
-    member = _MEMBERS[name]
-    return ContrastiveObjective(**{"contrast": member.contrast, "hopfield": member.hopfield, **overrides})
-
-
-def check_finite(**named: Tensor) -> None:
-    """Refuses rows that are NaN, infinite or zero; waits once for the device.
-
-    Raises:
-        NonFiniteFeaturesError: Names the matrix, how many of its rows, and the first.
-    """
-    some = {name: rows for name, rows in named.items() if len(rows)}
-    check_lengths(extremes(**some), **some)
-
-
-def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-    """Both matrices from all ranks in one exchange."""
-    both = distributed.gather_rows(torch.cat([left, right], dim=1), layout)
-    return both[:, : left.shape[1]], both[:, left.shape[1] :]
-
-
-def _tensors(scales: dict[str, float | Tensor]) -> dict[str, Tensor]:
-    return {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
+    contrast, hopfield = _MEMBERS[name]
+    return ContrastiveObjective(**{"contrast": contrast, "hopfield": hopfield, **overrides})
 
 
 def _as_tensor(scalar: float | Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A wrong command line: one line, exit code 2, at once. torch is kept from being imported at all."""
+"""A wrong command line: one line, exit code 2; where words alone are wrong, before torch is imported at all."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
+from support import refused
 
 CASES: dict[str, str] = {
     "": "data is missing; give --data with your pairs (a table such as pairs.csv, shards, or a folder of images with",
@@ -50,6 +53,8 @@ CASES: dict[str, str] = {
     "--average-with-start 0.5": "average_with_start needs the trained weights of a start; give --init",
     "--image-encoder timm:x": "text_encoder is missing: heads need both",
     "--data-weights 1 2": "data_weights is (1.0, 2.0); it must be a positive number for each of the 1 sources",
+}
+FILES: dict[str, str] = {
     "--data no.csv": "no.csv: no such file or folder (did you mean t.csv",
     "--data nowhere/in/here": "nowhere/in/here: no such file or folder (nor is there a folder nowhere/in)",
     "--data shards/{0..2}.tar": "shards/0.tar: no such file (3 of the 3 files in shards/{0..2}.tar)",
@@ -64,7 +69,7 @@ CASES: dict[str, str] = {
     "--resume no": "resume is 'no': no such folder; give none, auto, a checkpoint or a run",
     "--resume file": "resume is 'file': no such folder",
     "--resume empty": "empty: holds no whole checkpoint; resuming needs a checkpoint or a run folder",
-    "--out file": "file: the run folder cannot be written (Not a directory)",
+    "--out file": "file: the run folder cannot be written (File exists)",
     "--out file/run": "file/run: the run folder cannot be written (Not a directory)",
     "--out /proc/run": "/proc/run: the run folder cannot be written (",
     "--out run": "run: already holds a run; go on with --resume auto, or give --overwrite or another --out",
@@ -94,26 +99,13 @@ def _words(case: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str]]:
-    """Exit code and what is said, for each case; the folder is afterwards what it was."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "t.csv").write_text("filepath\ttitle\na.png\tx\n")
-    (folder / "lines.jsonl").write_text('{"image": "a.png", "caption": "x"}\n')
-    parquet.write_table(pa.table({"filepath": ["a.png"], "text": ["x"]}), folder / "table.parquet")
-    (folder / "broken.parquet").write_bytes(b"PAR1 and no more")
-    (folder / "file").write_text("")
-    (folder / "empty").mkdir()
-    (folder / "run").mkdir()
-    (folder / "run" / "metrics.jsonl").write_text("")
-    before = sorted(folder.rglob("*"))
+    """Exit code and what is said, for each case."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    words = json.dumps([_words(case) for case in CASES])
+    words, folder = json.dumps([_words(case) for case in CASES]), tmp_path_factory.mktemp("place")
     command = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(command, input=words, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert sorted(folder.rglob("*")) == before
+    assert not list(folder.iterdir())
     return {case: (code, said) for case, (code, said) in zip(CASES, json.loads(done.stdout), strict=True)}
 
 
@@ -125,28 +117,37 @@ def test_a_wrong_command_line_is_refused_before_torch_is_imported(told: dict[str
     assert "Error parsing" not in said or "--lr" in case
 
 
-def test_what_may_be_right_is_let_through(tmp_path: Path, pairs_as: dict[str, str]) -> None:
-    """Streams are not asked for, and a run that goes on or is replaced is meant."""
-    base = TrainConfig().override(data=["demo"], out=tmp_path / "new" / "run")
-    checkpoint = tmp_path / "old" / "checkpoints" / "step-00000002"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer.pt").write_bytes(b"")
-    for leaves in (
-        {"data": [*pairs_as.values(), "demo"], "val_data": ["demo:val", f"{pairs_as['shards']}/*.tar"]},
-        {"data": ["s3://nowhere/{0..9}.tar", "pipe:exit 1"]},
-        {"resume": str(checkpoint)},
-        {"resume": str(tmp_path / "old")},
-        {"out": tmp_path / "old", "resume": "auto"},
-        {"out": tmp_path / "old", "overwrite": True},
-    ):
-        preflight(base.override(**leaves))
-    assert not (tmp_path / "new").exists()
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with tables, and with what is no run folder."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "t.csv").write_text("filepath\ttitle\na.png\tx\n")
+    (folder / "lines.jsonl").write_text('{"image": "a.png", "caption": "x"}\n')
+    parquet.write_table(pa.table({"filepath": ["a.png"], "text": ["x"]}), folder / "table.parquet")
+    (folder / "broken.parquet").write_bytes(b"PAR1 and no more")
+    (folder / "file").write_text("")
+    (folder / "empty").mkdir()
+    (folder / "run").mkdir()
+    (folder / "run" / "metrics.jsonl").write_text("")
+    return folder
 
 
-def test_of_several_processes_none_looks_at_files_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    config = TrainConfig().override(data=["demo"], out=tmp_path)
-    with pytest.raises(InputError, match="already holds a run"):
+@pytest.mark.parametrize("case", FILES)
+def test_wrong_files_are_refused_and_nothing_is_left_behind(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    words = shlex.split(case)
+    for option, default in (("--data", "demo"), ("--out", "new/run")):
+        words += [] if option in words else [option, default]
+    assert FILES[case] in refused(capsys, "train", "--model", "tiny-vit", *words)
+    assert sorted(place.rglob("*")) == before
+
+
+def test_of_several_processes_none_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig().override(data=["demo"], model="no-such-model")
+    with pytest.raises(InputError, match="unknown model 'no-such-model'"):
         preflight(config)
     monkeypatch.setenv("WORLD_SIZE", "2")
     preflight(config)

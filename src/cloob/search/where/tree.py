@@ -1,10 +1,16 @@
-"""Filters over an index's metadata: a small language that is parsed, never handed to a database as it stands."""
+"""The tree of a filter, and the columns that every item has."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 Literal = str | int | float | bool | None
+
+TEXTS = ("path", "name", "source", "date", "caption")
+"""Columns of text that every item has; ``name`` is the last part of the path."""
+
+NUMBERS = ("id", "bytes", "width", "height")
+"""Columns of whole numbers that every item has."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""``cloob index``: a collection of pictures becomes an index, or an index is brought up to date."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cloob.commands.arguments import CacheArguments, check_amounts, parse
+from cloob.data.shards.paths import is_pattern
+from cloob.data.shards.spec import is_remote, local_path
+from cloob.errors import InputError, require
+from cloob.models.names import check_source
+from cloob.search.sqlite.file import FILE, connect, one_line
+
+if TYPE_CHECKING:
+    import tyro
+else:  # the annotations below are read when the words are parsed
+    tyro = require("tyro", "train")
+
+
+@dataclass(frozen=True)
+class IndexArguments:
+    """Index pictures, or bring an index up to date: new, changed, moved and vanished files."""
+
+    sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
+    """Folders of pictures, or what `cloob train --data` reads (captions are not needed); none: all that the index
+    knows."""
+    out: str = ""
+    """The index: a folder, made where it is missing."""
+    model: str | None = None
+    """Run or checkpoint folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only one of the index."""
+    name: str | None = None
+    """What the index calls the model; its file name or tag when left out."""
+    replace_model: bool = False
+    """Make all vectors anew where the model of this name has other weights than it had."""
+    exclude: tuple[str, ...] = ()
+    """Globs; files and folders that match one are left out: --exclude '*.gif' cache."""
+    max_megapixels: float | None = None
+    """Larger pictures are left out."""
+    remove_all: bool = False
+    """Remove all pictures of a source of which nothing is there any more."""
+    merge: str | None = None
+    """Another index, to be taken into this one."""
+    export: Path | None = None
+    """Write a Parquet table: path, caption, date, size, columns, vector, and x, y on a map."""
+    image_column: str | None = None
+    """Column of a table with the picture or its path."""
+    caption_column: str | None = None
+    """Column of a table with the caption."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    batch_size: int = 64
+    """Pictures a forward pass, and a transaction."""
+    workers: int = 2
+    """Decoding threads."""
+    cache: CacheArguments = field(default_factory=CacheArguments)
+
+
+def main(words: Sequence[str]) -> int:
+    """Indexes; exit code 1 when a source could not be read, with what there is written."""
+    arguments = parse(IndexArguments, words, "cloob index")
+    check_amounts(arguments.batch_size, arguments.workers)
+    if arguments.max_megapixels is not None and not arguments.max_megapixels > 0:
+        raise InputError(f"--max-megapixels is {arguments.max_megapixels:g}; more than 0 is wanted")
+    if not arguments.out:
+        raise InputError("--out is missing; it says where the index is to be (cloob index --help)")
+    if arguments.model is not None:
+        check_source(arguments.model)
+    known = _known_sources(arguments)
+    for source in arguments.sources:
+        _check_there(source, known)
+    arguments.cache.use()
+    from cloob.commands.work.index import run  # torch: only for words that are right
+
+    return run(arguments)
+
+
+def _known_sources(arguments: IndexArguments) -> set[str]:
+    """The sources of an index that is there; refuses what cannot become one."""
+    if is_remote(arguments.out):
+        return set()
+    folder = Path(arguments.out)
+    file = folder / FILE
+    if file.exists():
+        connection = connect(file, writable=False)
+        try:
+            with one_line(file):
+                return {row[0] for row in connection.execute("SELECT DISTINCT source FROM items")}
+        except sqlite3.Error:
+            return set()
+        finally:
+            connection.close()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: is a file; --out is the folder of the index")
+    if folder.is_dir() and any(not entry.name.startswith(".tmp-") for entry in folder.iterdir()):
+        raise InputError(f"{folder}: is a folder with other files in it; --out names a new one, or an index")
+    if arguments.sources and arguments.model is None:
+        raise InputError("--model is missing; a new index needs one, such as a run folder or RN50/openai")
+    if not arguments.sources and not arguments.merge:
+        raise InputError(f"{folder}: no index; name what is to be indexed: cloob index SRC --model M --out {folder}")
+    return set()
+
+
+def _check_there(source: str, known: set[str]) -> None:
+    if is_remote(source) or source.startswith("demo"):
+        return
+    path = Path(local_path(source))
+    if not path.exists() and not is_pattern(str(path)) and str(path.absolute()) not in known:
+        raise InputError(f"{source}: no such file or folder")

@@ -1,0 +1,149 @@
+"""Sorts pictures as ``cloob classify`` was asked to, and says or moves what there is."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from cloob.commands.finding import ClassifyArguments, read_labels
+from cloob.commands.work.collection import opened
+from cloob.commands.work.showing import folder_name, free_name, hint, name_of, printable
+from cloob.errors import InputError
+from cloob.search.index import Index
+from cloob.search.open import is_there
+from cloob.search.records import Item
+from cloob.search.sort.classify import NONE, TEMPLATES, LabelOptions, Labels, check_labels
+from cloob.search.sort.fewshot import Head, load_head, save_head
+from cloob.search.sort.label import head_of, label_by_head, label_index
+
+_PAGE = 4096
+
+
+def run(arguments: ClassifyArguments) -> int:
+    """Sorts; returns the exit code."""
+    arguments.cache.use()
+    templates = arguments.templates or TEMPLATES
+    names = None if arguments.labels is None else check_labels(read_labels(arguments.labels), templates)
+    with opened(arguments.source, arguments.model, arguments.device, arguments.workers) as (index, unread):
+        if names is not None:
+            options = LabelOptions(templates, arguments.multi, arguments.none, arguments.cutoff, arguments.inv_tau)
+            labels = label_index(index, names, options, where=arguments.where)
+            _say_temperature(labels)
+        else:
+            labels = label_by_head(index, _head(arguments, index), where=arguments.where)
+        _print(index, labels, arguments)
+        failed = _move(index, labels, arguments.move_to) if arguments.move_to is not None else 0
+    counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
+    print(f"cloob: {len(labels.ids):,} pictures: {counts}", file=sys.stderr)
+    if arguments.move_to is None and not arguments.multi:
+        hint(f"cloob classify {shlex.quote(arguments.source)} … --move-to sorted")
+    return 1 if unread or failed else 0
+
+
+def _say_temperature(labels: Labels) -> None:
+    tau = labels.temperature
+    if tau is not None and tau.origin == "default":
+        print(
+            f"cloob: the model does not say its τ⁻¹: {tau.inv_tau:g} is taken, and probabilities show an order alone "
+            "(--inv-tau sets another)",
+            file=sys.stderr,
+        )
+
+
+def _head(arguments: ClassifyArguments, index: Index) -> Head:
+    """The head of the examples, kept where it was asked for; or one that was kept before."""
+    asked = index.model()
+    if arguments.examples is None:
+        assert arguments.head is not None
+        return load_head(arguments.head, asked.fingerprint, asked.dim)
+    spec = asked.spec if is_there(arguments.source) else arguments.model
+    with opened(arguments.examples, spec, arguments.device, arguments.workers) as (examples, _):
+        head, zero_shot = head_of(examples, arguments.examples)
+    judged = head.judged
+    said = f"{judged.accuracy:.1%} of {judged.examples} examples right, each held out once ({judged.folds} folds)"
+    print(f"cloob: head for {len(head.names)} labels: {said}; by the labels' names {zero_shot:.1%}", file=sys.stderr)
+    place = arguments.head
+    if place is None and "://" not in arguments.source and is_there(arguments.source):
+        place = Path(arguments.source) / "heads" / f"{folder_name(arguments.examples.resolve().name)}.safetensors"
+    if place is not None:
+        save_head(place, head)
+        print(f"cloob: kept as {place} (--head {place} takes it again)", file=sys.stderr)
+    else:
+        print("cloob: the head is not kept; --head FILE keeps it", file=sys.stderr)
+    return head
+
+
+def _rows(index: Index, labels: Labels) -> Iterator[tuple[Item, int]]:
+    """Pictures and their places in the labels."""
+    for start in range(0, len(labels.ids), _PAGE):
+        ids = labels.ids[start : start + _PAGE].tolist()
+        place = {id_: start + number for number, id_ in enumerate(ids)}
+        for item in index.items(ids):
+            yield item, place[item.id]
+
+
+def _print(index: Index, labels: Labels, arguments: ClassifyArguments) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if arguments.csv:
+        writer.writerow(("path", "label", "probability", "margin"))
+    for item, row in _rows(index, labels):
+        chosen = [_entry(labels, row, label) for label in labels.chosen[row]]
+        if arguments.json:
+            print(json.dumps({"id": item.id, "path": item.path, "labels": chosen}))
+        elif arguments.csv:
+            path = item.path.encode("utf-8", "replace").decode()
+            for entry in chosen or [{"label": "", "probability": "", "margin": ""}]:
+                writer.writerow((path, entry["label"], entry["probability"], entry["margin"]))
+        else:
+            shown = ", ".join(f"{printable(str(entry['label']))} {entry['probability']:.2f}" for entry in chosen)
+            print(f"{printable(item.path)}\t{shown or NONE}")
+
+
+def _entry(labels: Labels, row: int, label: int) -> dict[str, str | float | None]:
+    margin = None if labels.margins is None else round(float(labels.margins[row, label]), 3)
+    probability = round(float(labels.probabilities[row, label]), 6)
+    return {"label": labels.names[label], "probability": probability, "margin": margin}
+
+
+def _move(index: Index, labels: Labels, folder: Path) -> int:
+    """Moves each file into a folder of its label; returns how many could not be."""
+    moved = failed = stayed = 0
+    for item, row in _rows(index, labels):
+        if not labels.chosen[row]:
+            stayed += 1
+            continue
+        try:
+            _move_file(item, folder / folder_name(labels.names[labels.chosen[row][0]]))
+            moved += 1
+        except (OSError, InputError) as error:
+            said = error.strerror if isinstance(error, OSError) else str(error)
+            print(f"cloob: {printable(item.path)} is not moved: {said}", file=sys.stderr)
+            failed += 1
+    also = (f", {stayed} fit no label and stay" if stayed else "") + (
+        f", {failed} could not be moved" if failed else ""
+    )
+    print(f"cloob: {moved} moved to {folder}{also}", file=sys.stderr)
+    return failed
+
+
+def _move_file(item: Item, folder: Path) -> None:
+    """Moves one file to a name that is free."""
+    source = Path(item.path)
+    if not source.is_file() or source.is_symlink():
+        raise InputError("it is no file of its own (in a container, a link, or gone)")
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 10_000):
+        target = free_name(folder, name_of(item.path), number)
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is ours from here on
+        except FileExistsError:
+            continue
+        shutil.move(source, target)
+        return
+    raise InputError("10,000 files of this name are there")

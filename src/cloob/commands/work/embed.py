@@ -1,0 +1,57 @@
+"""Writes vectors of pictures as ``cloob embed`` was asked to."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from cloob.commands.finding import EmbedArguments
+from cloob.commands.work.collection import opened
+from cloob.errors import InputError, require
+from cloob.files import write_whole
+from cloob.search.ask.find import rows_in_blocks
+from cloob.search.index import Index
+
+
+def run(arguments: EmbedArguments) -> int:
+    """Embeds; returns the exit code."""
+    arguments.cache.use()
+    with opened(arguments.source, arguments.model, arguments.device, arguments.workers) as (index, unread):
+        count = write_vectors(index, arguments.out)
+    left = f", {unread:,} could not be read" if unread else ""
+    print(f"cloob: {arguments.out}: {count:,} pictures{left}", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def write_vectors(index: Index, out: Path) -> int:
+    """Writes the vectors of an index's default model, in the order of ids, with path and caption of each.
+
+    Returns:
+        How many.
+
+    Raises:
+        InputError: There are none, or the file cannot be written.
+    """
+    if out.suffix == ".parquet":
+        return index.export(out)
+    asked = index.model()
+    parts = list(rows_in_blocks(index, asked, None))
+    if not parts:
+        raise InputError("no picture has a vector; there is nothing to write")
+    items = [item for ids, _ in parts for item in index.items(ids.tolist())]
+    vectors = np.concatenate([rows for _, rows in parts])
+    paths = [item.path.encode("utf-8", "replace").decode() for item in items]
+    captions = [item.caption or "" for item in items]
+    if out.suffix == ".npz":
+        stream = io.BytesIO()
+        np.savez(stream, vectors=vectors, paths=np.array(paths), captions=np.array(captions), model=asked.name)
+        content = stream.getvalue()
+    else:
+        facts = {"paths": json.dumps(paths), "captions": json.dumps(captions), "model": asked.name}
+        content = require("safetensors.numpy", "train").save({"vectors": vectors}, facts)
+    write_whole(out, content)
+    return len(items)

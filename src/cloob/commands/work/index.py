@@ -1,0 +1,171 @@
+"""Makes an index or brings one up to date, as ``cloob index`` was asked to, and says what came of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import replace
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cloob.commands.index import IndexArguments
+from cloob.distributed import rank
+from cloob.errors import InputError
+from cloob.search.build import Effort, Summary
+from cloob.search.index import Index
+from cloob.search.open import is_there
+from cloob.search.scan.open import ScanOptions
+from cloob.search.update import ModelChanged, UpdateOptions
+
+_SAID_EVERY = 60.0
+
+
+def run(arguments: IndexArguments) -> int:
+    """Indexes, merges, exports; returns the exit code."""
+    with _open(arguments) as index:
+        failed = False
+        if arguments.sources or not (arguments.merge or arguments.export):
+            try:
+                summary = _update(index, arguments)
+            except KeyboardInterrupt:
+                print(
+                    f"cloob: interrupted; {len(index):,} pictures are in {arguments.out}, the same command goes on",
+                    file=sys.stderr,
+                )
+                return 130
+            failed = _tell(summary) if _is_first() else False
+        if arguments.merge is not None:
+            with Index.open(arguments.merge) as other:
+                done = index.merge(other)
+            print(f"{arguments.merge}: {done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known")
+            if done.other:
+                print(f"cloob: {done.other:,} pictures are other ones here; they stay as they are", file=sys.stderr)
+        if arguments.export is not None:
+            rows = index.export(arguments.export, model=arguments.name)
+            print(f"{arguments.export}: {rows:,} rows")
+        if _is_first():
+            _next(index, arguments.out)
+        return 1 if failed else 0
+
+
+def _open(arguments: IndexArguments) -> Index:
+    """The index, made where it is missing; of several ranks the first one makes it."""
+    if is_there(arguments.out):
+        return Index.open(arguments.out, writable=True)
+    try:
+        return Index.create(arguments.out)
+    except InputError:
+        if not is_there(arguments.out):  # else another rank was faster
+            raise
+        return Index.open(arguments.out, writable=True)
+
+
+def _update(index: Index, arguments: IndexArguments) -> Summary:
+    options = UpdateOptions(
+        model=arguments.model,
+        name=arguments.name,
+        replace_model=arguments.replace_model,
+        device=arguments.device,
+        scan=ScanOptions(arguments.exclude, arguments.image_column, arguments.caption_column),
+        effort=Effort(arguments.batch_size, arguments.workers, arguments.max_megapixels, arguments.remove_all),
+    )
+    with _Bar() as bar:
+        try:
+            return index.update(arguments.sources, options, progress=bar.update)
+        except ModelChanged as error:
+            if not _agrees(error):
+                raise
+        return index.update(arguments.sources, replace(options, replace_model=True), progress=bar.update)
+
+
+def _agrees(error: ModelChanged) -> bool:
+    """Asks whether a model's vectors may go; without a terminal nobody says so."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"cloob: {error}", file=sys.stderr)
+    print("Make its vectors anew? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+class _Bar:
+    """How far it is and how long it takes: a bar, or without a terminal a line a minute."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("pictures", total=None)
+        self._start = self._said = time.monotonic()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar.live.is_started:
+            self._bar.stop()
+
+    def update(self, done: int, total: int) -> None:
+        """So many of so many."""
+        if not _is_first():
+            return
+        if sys.stderr.isatty():
+            if not self._bar.live.is_started:
+                self._bar.start()
+            self._bar.update(self._task, completed=done, total=total)
+            return
+        now = time.monotonic()
+        if now - self._said >= _SAID_EVERY:
+            self._said = now
+            rate = done / (now - self._start)
+            left = (total - done) / rate / 60
+            said = f"{done:,} of {total:,} pictures, {rate:,.0f} a second, {left:,.0f} minutes left"
+            print(f"cloob: {said}", file=sys.stderr, flush=True)
+
+
+def _is_first() -> bool:
+    """Whether this is the rank that speaks."""
+    return rank() == 0 and os.environ.get("RANK", "0") == "0"
+
+
+def _tell(summary: Summary) -> bool:
+    """Says what was done, and on stderr what was not; whether a source could not be read."""
+    counts = (
+        ("added", summary.added),
+        ("changed", summary.changed),
+        ("moved", summary.moved),
+        ("described anew", summary.described),
+        ("known, with a vector of this model now", summary.completed),
+        ("removed", summary.removed),
+        ("as they were", summary.unchanged),
+    )
+    said = ", ".join(f"{count:,} {what}" for what, count in counts if count) or "nothing there"
+    speed = f" ({summary.embedded / summary.seconds:,.0f} a second)" if summary.embedded > 1 else ""
+    print(f"pictures: {said}; {summary.embedded:,} through the model in {summary.seconds:,.1f} s{speed}")
+    for fault, count in summary.faults.most_common():
+        print(f"cloob: {count:,} × {fault}: {_such(summary.fault_examples[fault], count)}", file=sys.stderr)
+    for reason, count in summary.left_out.counts.items():
+        examples = summary.left_out.examples[reason]
+        print(f"cloob: left out, {reason}: {count:,}: {_such(examples, count)}", file=sys.stderr)
+    for source, why in summary.refused.items():
+        print(f"cloob: {source}: {why}", file=sys.stderr)
+    unread = {"folder cannot be listed", "shard cannot be read", "truncated shard"} & set(summary.left_out.counts)
+    return bool(summary.refused or unread)
+
+
+def _such(examples: list[str], count: int) -> str:
+    return ", ".join(_printable(example) for example in examples) + (", …" if count > len(examples) else "")
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor."""
+    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else "�" for c in shown)
+
+
+def _next(index: Index, address: str) -> None:
+    """What is there, and the commands that come next."""
+    models = ", ".join(model.name for model in index.models)
+    place = shlex.quote(address)
+    print(f'{address}: {len(index):,} pictures, {models}\n\n  cloob search {place} "…"\n  cloob serve {place}')

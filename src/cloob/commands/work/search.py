@@ -1,0 +1,158 @@
+"""Searches an index as ``cloob search`` was asked to, and shows what there is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import tempfile
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from cloob.commands.finding import SearchArguments, read_cutoff
+from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, printable
+from cloob.errors import InputError
+from cloob.search.ask.query import Query, Term
+from cloob.search.index import Index
+from cloob.search.records import Item, Results
+from cloob.search.show import terminal
+from cloob.search.where import Comparison, parse
+
+
+def run(arguments: SearchArguments, words: Sequence[str]) -> int:
+    """Searches; returns the exit code."""
+    arguments.cache.use()
+    query = Query.parse(words)
+    with Index.open(arguments.index, model=arguments.model) as index:
+        if arguments.where is not None:
+            parse(arguments.where, index.columns())
+        if arguments.duplicates:
+            return _duplicates(index, arguments)
+        if arguments.like is not None:
+            query = Query((Term(find_item(index, arguments.like), "item"), *query.terms))
+        if query.needs_model:
+            index.encoder(device=arguments.device)
+        if arguments.explain:
+            return _explain(index, arguments, query)
+        cutoff = read_cutoff(arguments.cutoff)
+        if cutoff == "auto" and not query.needs_model:
+            cutoff = None  # what is like a picture of the index is asked for in order
+        results = index.search(query, top=arguments.top, where=arguments.where, cutoff=cutoff)  # type: ignore[arg-type]
+        return _show(index, arguments, words, results)
+
+
+def find_item(index: Index, like: str) -> int:
+    """The id of a picture of the index by its id or its path.
+
+    Raises:
+        InputError: There is none.
+    """
+    if like.isascii() and like.isdigit() and index.items([int(like[:18])]):
+        return int(like[:18])
+    whole = os.path.abspath(like)  # noqa: PTH100 - links stay as the index has them
+    for path in dict.fromkeys((like, whole)):
+        ids = index.store.ids(Comparison("path", "=", path), limit=1)
+        if len(ids):
+            return int(ids[0])
+    raise InputError(f"--like {like}: no picture of {index.store.address} has this id or path")
+
+
+def _show(index: Index, arguments: SearchArguments, words: Sequence[str], results: Results) -> int:
+    title = " ".join(words) or f"like {arguments.like}"
+    items = [hit.item for hit in results.hits]
+    if arguments.json:
+        found = {"query": list(words), "model": results.model, "searched": results.searched, "cut": results.cut}
+        print(json.dumps(found | {"hits": [as_dict(hit) for hit in results.hits]}))
+    elif arguments.paths:
+        print_paths(items, null=arguments.null)
+    else:
+        _print_hits(index, results)
+    code = copy_all(items, arguments.copy_to, index.picture) if arguments.copy_to is not None else 0
+    if arguments.sheet is not None or arguments.open:
+        _sheet(index, arguments, title, results)
+    if not results.hits:
+        print(f"cloob: {nothing(results)}", file=sys.stderr)
+    elif not arguments.json and not arguments.paths:
+        hint(f"cloob search {shlex.quote(arguments.index)} --like {items[0].id} --open")
+    return code
+
+
+def nothing(results: Results) -> str:
+    """Why nothing was found."""
+    if not results.searched:
+        return "no picture to search: the filter lets none through, or the index is empty"
+    return f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same"
+
+
+def _print_hits(index: Index, results: Results) -> None:
+    how = terminal.protocol(os.environ, sys.stdout.isatty())
+    for hit in results.hits:
+        if how is not None:
+            data = _picture(index, hit.item)
+            print(terminal.shown(data, how) if data is not None else "(not readable any more)")
+        print(hit_line(hit, aligned=sys.stdout.isatty()))
+    if results.cut and results.hits and sys.stdout.isatty():
+        print(f"{results.cut} more are below the cutoff (--cutoff none shows them)", file=sys.stderr)
+
+
+def _picture(index: Index, item: Item) -> bytes | None:
+    try:
+        return index.picture(item.id)
+    except (InputError, OSError):
+        return None
+
+
+def _sheet(index: Index, arguments: SearchArguments, title: str, results: Results) -> None:
+    from cloob.search.show.sheet import write_sheet  # Pillow
+
+    path = arguments.sheet
+    if path is None:
+        handle, name = tempfile.mkstemp(prefix="cloob-", suffix=".html")
+        os.close(handle)
+        path = Path(name)
+    said = f"{len(results.hits)} of {results.searched:,} pictures, by {results.model}"
+    write_sheet(path, title, said, results.hits, lambda item: _picture(index, item))
+    print(f"cloob: contact sheet: {path}", file=sys.stderr)
+    if arguments.open and not webbrowser.open(path.absolute().as_uri()):
+        print("cloob: no browser could be started; open the file yourself", file=sys.stderr)
+
+
+def _duplicates(index: Index, arguments: SearchArguments) -> int:
+    groups = [index.items(group) for group in index.duplicates(arguments.threshold, where=arguments.where)]
+    if arguments.json:
+        print(
+            json.dumps({"threshold": arguments.threshold, "groups": [list(map(item_dict, group)) for group in groups]})
+        )
+    elif arguments.paths:
+        print_paths([item for group in groups for item in group[1:]], null=arguments.null)
+    else:
+        print("\n\n".join("\n".join(f"{item.id}\t{printable(item.path)}" for item in group) for group in groups))
+    surplus = sum(len(group) - 1 for group in groups)
+    said = f"{len(groups):,} groups, {surplus:,} pictures could go" if groups else "no picture is there twice"
+    print(f"cloob: {said} (cosine {arguments.threshold:g} and above)", file=sys.stderr)
+    if arguments.copy_to is not None:
+        return copy_all([item for group in groups for item in group], arguments.copy_to, index.picture)
+    return 0
+
+
+def _explain(index: Index, arguments: SearchArguments, query: Query) -> int:
+    found = index.explain(query, beta=arguments.beta, top=arguments.top, where=arguments.where)
+    if arguments.json:
+        facts = ("beta", "memory", "collection", "effective", "agreement", "model")
+        pictures = [{"weight": p.weight, "score": p.score, **item_dict(p.item)} for p in found.pictures]
+        nearest = [as_dict(hit) for hit in found.nearest]
+        print(json.dumps({name: getattr(found, name) for name in facts} | {"pictures": pictures, "nearest": nearest}))
+        return 0
+    part = "" if found.memory == found.collection else f" (the nearest of {found.collection:,})"
+    print(f"β = {found.beta:g}: of {found.memory:,} pictures{part} some {found.effective:,.1f} take part;")
+    print(f"what they make has a cosine of {found.agreement:.3f} with the query. By weight:")
+    for picture in found.pictures:
+        where = f"{picture.item.id:>6}  {printable(picture.item.path)}  {printable(picture.item.caption or '')[:60]}"
+        print(f"{picture.weight:7.2%}  {picture.score:6.3f}  {where}".rstrip())
+    print("Nearest to what was retrieved:")
+    for hit in found.nearest:
+        print(f"         {hit_line(hit, aligned=True)}")
+    hint(f"cloob search {shlex.quote(arguments.index)} … --explain --beta {found.beta * 4:g}")
+    return 0

@@ -1,0 +1,116 @@
+"""What a search or a classification shows: lines for people and pipes, copies, and pictures in a terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cloob.errors import InputError
+from cloob.search.records import Hit, Item
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """Text of strangers without what a terminal would obey, and on one line."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def name_of(path: str) -> str:
+    """The last part of a path, of a member of a container too, as a file name that leaves no folder."""
+    name = printable(re.split(r"/|\\|::", path)[-1]).strip()
+    return "picture" if name in ("", ".", "..") else name[-200:]
+
+
+def folder_name(label: str) -> str:
+    """A label as the name of a folder."""
+    name = re.sub(r"[/\\]", "_", printable(label)).strip()
+    return "_" if name in ("", ".", "..") else name[:200]
+
+
+def as_dict(hit: Hit) -> dict[str, Any]:
+    """A hit as JSON has it."""
+    item = hit.item
+    margin = None if hit.margin is None else round(hit.margin, 4)
+    return {"score": round(hit.score, 6), "margin": margin, **item_dict(item)}
+
+
+def item_dict(item: Item) -> dict[str, Any]:
+    """A picture as JSON has it."""
+    facts = ("id", "path", "source", "caption", "date", "width", "height", "bytes")
+    return {name: getattr(item, name) for name in facts} | {"columns": dict(item.columns)}
+
+
+def hit_line(hit: Hit, *, aligned: bool) -> str:
+    """Score, margin, id, path and caption; parted by tabs for pipes."""
+    margin = "" if hit.margin is None else f"{hit.margin:.1f}"
+    caption = printable(hit.item.caption or "")
+    if not aligned:
+        return "\t".join((f"{hit.score:.4f}", margin, str(hit.item.id), printable(hit.item.path), caption))
+    shown = caption if len(caption) <= 60 else f"{caption[:59]}…"
+    return f"{hit.score:6.3f}  {margin:>5}  {hit.item.id:>6}  {printable(hit.item.path)}  {shown}".rstrip()
+
+
+def print_paths(items: Sequence[Item], *, null: bool) -> None:
+    """Paths as the file system has them, byte by byte."""
+    end = b"\0" if null else b"\n"
+    sys.stdout.flush()
+    sys.stdout.buffer.write(b"".join(os.fsencode(item.path) + end for item in items))
+    sys.stdout.buffer.flush()
+
+
+def copy_all(items: Sequence[Item], folder: Path, picture: Callable[[int], bytes]) -> int:
+    """Copies pictures into a folder; what is there stays, and a picture that is there already is not copied again.
+
+    Returns:
+        The exit code: 1 where one could not be read or written, which stderr names.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
+    copied = there = failed = 0
+    for item in items:
+        try:
+            fresh = write_new(folder, name_of(item.path), picture(item.id))
+        except (InputError, OSError) as error:
+            print(f"cloob: {printable(item.path)} is not copied: {printable(str(error))}", file=sys.stderr)
+            failed += 1
+            continue
+        copied, there = copied + fresh, there + (not fresh)
+    also = f", {there} were there" if there else ""
+    also += f", {failed} could not be copied" if failed else ""
+    print(f"cloob: {copied} copied to {folder}{also}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def write_new(folder: Path, name: str, content: bytes) -> bool:
+    """Writes a file under a name that is free; False where one of these names holds the same bytes already."""
+    for number in range(1, 10_000):
+        path = free_name(folder, name, number)
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+            return True
+        except FileExistsError:
+            if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
+                return False
+    raise InputError(f"{folder / name}: 10,000 files of this name are there")
+
+
+def free_name(folder: Path, name: str, number: int) -> Path:
+    """The first, second, … name to try: ``a.jpg``, ``a-2.jpg``."""
+    stem, dot, suffix = name.rpartition(".")
+    if number == 1:
+        return folder / name
+    return folder / (f"{stem}-{number}{dot}{suffix}" if stem else f"{name}-{number}")
+
+
+def hint(command: str) -> None:
+    """Says the next command, to a person."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        print(f"next: {command}", file=sys.stderr)

@@ -1,0 +1,18 @@
+"""The objective as a module: scales, gather over ranks, choice of path, and the call that open_clip's trainers make."""
+
+from cloob.functional.checks import NonFiniteFeaturesError
+from cloob.objective.implementation import STREAM_FROM, Backend, Implementation
+from cloob.objective.module import MAX_INV_TAU, OBJECTIVES, ContrastiveObjective, make_objective
+from cloob.objective.values import check_finite
+
+__all__ = [
+    "MAX_INV_TAU",
+    "OBJECTIVES",
+    "STREAM_FROM",
+    "Backend",
+    "ContrastiveObjective",
+    "Implementation",
+    "NonFiniteFeaturesError",
+    "check_finite",
+    "make_objective",
+]

@@ -1,0 +1,42 @@
+"""Which functions compute the objective: those that keep N×N matrices, or those that stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloob import functional
+from cloob.functional import streamed
+
+Backend = Literal["auto", "reference", "streamed"]
+
+# At 64 to 256 pairs both paths take about equal time, above the streamed one is faster (benchmarks/objective.py --sizes
+# 64 128 256 512 1024; 2 CPU cores, D = 512).
+STREAM_FROM = 256
+
+
+class Implementation(NamedTuple):
+    """One way to compute the objective, and the parts of it that a gather over ranks comes between."""
+
+    objective: Callable[..., Tensor]
+    retrieval: Callable[..., Tensor]
+    info_loob: Callable[..., Tensor]
+    info_nce: Callable[..., Tensor]
+
+
+REFERENCE = Implementation(
+    functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce
+)
+STREAMED = Implementation(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
+
+
+def choose_implementation(backend: Backend, matmul: torch.dtype | None, n_candidates: int) -> Implementation:
+    """The functions for so many candidates; ``matmul`` is the dtype to multiply in, None for the rows' own."""
+    streams = matmul is not None or n_candidates >= STREAM_FROM
+    if backend == "reference" or (backend == "auto" and not streams):
+        return REFERENCE
+    return Implementation(*(partial(function, matmul=matmul) for function in STREAMED))

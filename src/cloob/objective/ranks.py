@@ -1,0 +1,103 @@
+"""The objective over ranks: a rank's rows against those of all. The gradient contract is :mod:`cloob.distributed`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloob import distributed
+from cloob.distributed import Layout
+from cloob.functional.checks import as_rows, check_ids, outside_autocast
+from cloob.functional.reference import Contrast, Scale, by_name, combine
+from cloob.objective.implementation import Implementation
+from cloob.objective.values import Scales
+
+
+class LocalRows(NamedTuple):
+    """What this rank brings: x and y (n, D), ids (n,) or None, and the scales; and how many rows each rank has."""
+
+    x: Tensor
+    y: Tensor
+    ids: Tensor | None
+    scales: Scales
+    layout: Layout
+
+
+@outside_autocast
+def agree_on_rows(
+    image_features: Tensor, text_features: Tensor, ids: Tensor | None, prepare: Callable[[Tensor, Tensor], Scales]
+) -> LocalRows:
+    """This rank's rows, once every rank found its arguments in order; ``prepare`` looks at rows and gives the scales.
+
+    Raises:
+        ValueError: Some rank's arguments are not; the ranks' widths, dtypes or scales differ. The same on all ranks.
+    """
+    fault, x, y = None, image_features, text_features
+    scales: Scales = {"inv_tau": 1.0, "beta": 1.0}
+    facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
+    facts |= dict.fromkeys(scales, 1.0)
+    try:
+        x, y = as_rows(image_features=image_features, text_features=text_features)
+        if len(x) != len(y) or len(x) < 1:
+            raise ValueError(
+                f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected"
+            )
+        both = check_ids(ids, None, len(x), len(x), x.device)
+        ids = None if both is None else both[0].to(torch.int64)
+        scales = prepare(x, y)
+        values = (float(scale.detach()) if isinstance(scale, Tensor) else scale for scale in scales.values())
+        numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *values)
+        facts = dict(zip(facts, numbers, strict=True))
+    except (TypeError, ValueError) as error:
+        fault = error
+    device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
+    facts_of_ranks = distributed.agree(facts, fault, device)
+    for name, by_rank in facts_of_ranks.items():
+        # Processors that differ may give other last bits for the exponential of the same parameter.
+        tolerance = 1e-3 * min(by_rank) if name in scales else 0.0
+        if name != "rows" and max(by_rank) - min(by_rank) > tolerance:
+            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(by_rank))
+            advice = "; a learnable one has to be inside what DDP wraps" if name in scales else ""
+            raise ValueError(f"ranks differ in {name}: {named}{advice}")
+    return LocalRows(x, y, ids, scales, Layout(facts_of_ranks["rows"]))
+
+
+@outside_autocast
+def loss_over_ranks(
+    x: Tensor,
+    y: Tensor,
+    inv_tau: float | Tensor,
+    beta: float | Tensor,
+    *,
+    ids: Tensor | None,
+    layout: Layout,
+    parts: Implementation,
+    contrast: Contrast,
+    hopfield: bool,
+    scale: Scale,
+) -> Tensor:
+    """The global loss, with the gradient of this rank's rows; arguments as the functions of ``parts`` have them."""
+    all_x, all_y = _gather_both(x, y, layout)
+    if hopfield:
+        u_x, u_y, v_x, v_y = (parts.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
+        all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
+    else:
+        u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
+    direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, contrast)
+    positives = {
+        "positive_offset": layout.local.start,
+        "ids": ids,
+        "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
+    }
+    images, texts = direction(u_x, all_u_y, inv_tau, **positives), direction(v_y, all_v_x, inv_tau, **positives)
+    share = len(x) / layout.total
+    return distributed.global_sum(combine(images, texts, inv_tau, scale) * share)
+
+
+def _gather_both(left: Tensor, right: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Both matrices from all ranks in one exchange."""
+    both = distributed.gather_rows(torch.cat([left, right], dim=1), layout)
+    return both[:, : left.shape[1]], both[:, left.shape[1] :]

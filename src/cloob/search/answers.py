@@ -1,0 +1,131 @@
+"""What an index can be asked; the work is in ``ask``, ``sort`` and ``show``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cloob.errors import InputError
+from cloob.search.ask import find
+from cloob.search.ask.find import Cutoff
+from cloob.search.ask.query import Query, Vector
+from cloob.search.records import IndexedModel, Results
+from cloob.search.store import Ids, Store, Vectors
+from cloob.search.where import Filter
+
+if TYPE_CHECKING:  # torch: only where a model is needed
+    from PIL.Image import Image
+
+    from cloob.models.encoding import Encoder
+    from cloob.search.ask.explain import Retrieved
+    from cloob.search.show.layout import Method
+    from cloob.search.sort.classify import LabelOptions, Labels
+
+
+class Answers(ABC):
+    """What :class:`cloob.search.index.Index` answers with its store, its models and its pictures."""
+
+    store: Store
+
+    @abstractmethod
+    def model(self, name: str | None = None) -> IndexedModel:
+        """A model by its name; the default one for None."""
+
+    @abstractmethod
+    def encoder(self, name: str | None = None) -> Encoder:
+        """A model of the index, loaded once."""
+
+    @abstractmethod
+    def picture(self, id: int) -> bytes:
+        """The bytes of a picture's file."""
+
+    def search(
+        self,
+        query: Query | str | Path | Image | Vector,
+        *,
+        top: int = 20,
+        where: str | Filter | None = None,
+        model: str | None = None,
+        cutoff: Cutoff = "auto",
+    ) -> Results:
+        """The pictures nearest to a query, best first.
+
+        Args:
+            query: Words as they stand, the path of a picture (``Path``), an opened picture, a
+                :class:`cloob.search.ask.query.Query` of several with weights, or a (D,) row.
+            top: How many at most.
+            where: A filter over the metadata, see :mod:`cloob.search.where`.
+            model: The name of the model; None: the default one.
+            cutoff: Hits whose margin is below it are left out (:mod:`cloob.search.ask.background`); ``"auto"``: what
+                docs/search.md measures; None: none is.
+
+        Raises:
+            InputError: The query, the filter, the model or a number is wrong; one line.
+        """
+        return find.search(self, query, top=top, where=where, model=model, cutoff=cutoff)
+
+    def similar(
+        self, id: int, *, top: int = 20, where: str | Filter | None = None, model: str | None = None
+    ) -> Results:
+        """The pictures nearest to one of the index, without itself and without a cutoff; loads no model."""
+        return find.similar(self, id, top=top, where=where, model=model)
+
+    def duplicates(
+        self, threshold: float = find.DUPLICATE, *, where: str | Filter | None = None, model: str | None = None
+    ) -> list[tuple[int, ...]]:
+        """Groups of ids that pairs of at least this cosine join; the largest first."""
+        return find.duplicates(self, threshold, where, model)
+
+    def classify(
+        self,
+        labels: Sequence[str],
+        options: LabelOptions | None = None,
+        *,
+        where: str | Filter | None = None,
+        model: str | None = None,
+    ) -> Labels:
+        """Zero-shot labels for all pictures that match, see :mod:`cloob.search.sort.classify`."""
+        from cloob.search.sort.label import label_index
+
+        return label_index(self, labels, options, where=where, model=model)
+
+    def explain(
+        self,
+        query: Query | str | Path | Image | Vector,
+        *,
+        beta: float | None = None,
+        top: int = 20,
+        where: str | Filter | None = None,
+        model: str | None = None,
+    ) -> Retrieved:
+        """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.ask.explain`."""
+        return find.explain(self, query, beta=beta, top=top, where=where, model=model)
+
+    def map(
+        self,
+        sample: int | None = None,
+        method: Method = "pca",
+        *,
+        where: str | Filter | None = None,
+        model: str | None = None,
+    ) -> tuple[Ids, Vectors]:
+        """Ids of a sample of the pictures, and their (n, 2) places in [0, 1], see :mod:`cloob.search.show.layout`."""
+        from cloob.search.show.layout import map_of
+
+        return map_of(self, sample, method, where, model)
+
+    def thumbnail(self, id: int, size: int = 256) -> bytes:
+        """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata.
+
+        Raises:
+            InputError: The picture is not in the index, or its file is gone, changed or unreadable.
+        """
+        from cloob.pictures import Unreadable
+        from cloob.search.show.thumbnails import thumbnail
+
+        try:
+            return thumbnail(self.picture(id), size)
+        except Unreadable as error:
+            raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None

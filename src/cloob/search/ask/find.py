@@ -1,0 +1,290 @@
+"""The nearest pictures above a cutoff, pictures that are there twice, and what a query retrieves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from cloob.errors import InputError
+from cloob.search.ask import background
+from cloob.search.ask.query import Query, Term, Vector, embed_query
+from cloob.search.records import Hit, IndexedModel, Results
+from cloob.search.store import Ids, Store, Vectors
+from cloob.search.where import Filter, parse
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from cloob.models.encoding import Encoder
+    from cloob.search.ask.explain import Retrieved
+
+Cutoff = float | Literal["auto"] | None
+Asked = "Query | str | Path | Image | Vector"
+
+MAX_TOP = 100_000
+DUPLICATE = 0.97
+"""Cosine from which two pictures count as one."""
+
+_ALL_IDS = 20_000  # up to here unrelated pictures are drawn among all
+_BLOCK = 256  # pictures that are compared at once
+_GROUP = 32  # nearest pictures that a picture may be joined with
+
+
+class Collection(Protocol):
+    """What an index has to have to be asked; :class:`cloob.search.index.Index` is one."""
+
+    @property
+    def store(self) -> Store:
+        """Rows and vectors."""
+
+    def model(self, name: str | None = None) -> IndexedModel:
+        """A model by its name."""
+
+    def encoder(self, name: str | None = None) -> Encoder:
+        """A model, loaded once."""
+
+
+def search(
+    index: Collection,
+    query: Query | str | Path | Image | Vector,
+    *,
+    top: int = 20,
+    where: str | Filter | None = None,
+    model: str | None = None,
+    cutoff: Cutoff = "auto",
+) -> Results:
+    """The pictures nearest to a query, those alone whose margin reaches the cutoff.
+
+    Args:
+        index: What is searched.
+        query: See :meth:`cloob.search.index.Index.search`.
+        top: How many at most.
+        where: A filter, see :mod:`cloob.search.where`.
+        model: The name of the model that is asked; None: the index's own choice.
+        cutoff: A margin; ``"auto"``: the default of the query's kind; None: all.
+
+    Raises:
+        InputError: The query, the filter, the model or a number is wrong.
+    """
+    if not 1 <= top <= MAX_TOP:
+        raise InputError(f"the {top} best are asked for; 1 to {MAX_TOP:,} are given")
+    if isinstance(cutoff, float | int):
+        background.check_cutoff(cutoff)
+    filter_ = read_filter(index, where)
+    asked = index.model(model)
+    if isinstance(query, np.ndarray):
+        row, others, least = checked_row(query, asked), None, None
+        own: tuple[int, ...] = ()
+    else:
+        query = Query.of(query)
+        row = query_row(index, query, asked)
+        own = tuple(int(term.what) for term in query.terms if term.kind == "item")  # type: ignore[arg-type]
+        others = unrelated_rows(index, query, asked)
+        least = background.default_cutoff(query) if cutoff == "auto" else cutoff
+    near = index.store.nearest(asked.name, row[None], top + len(own), filter_)
+    places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:top]
+    ids, scores = near.ids[0][places], near.scores[0][places]
+    return _results(index, asked, ids, scores, others, least, near.searched)
+
+
+def _results(
+    index: Collection,
+    asked: IndexedModel,
+    ids: Ids,
+    scores: Vectors,
+    others: Vectors | None,
+    least: float | None,
+    searched: int,
+) -> Results:
+    """Hits with their margins, without those below the cutoff."""
+    margins: Sequence[float | None] = [None] * len(ids)
+    if others is not None and len(ids):
+        margins = background.levels(index.store.vectors(asked.name, ids.tolist()), others).margins(scores).tolist()
+    kept = [place for place, margin in enumerate(margins) if least is None or margin is None or margin >= least]
+    items = {item.id: item for item in index.store.items(ids[kept].tolist())}
+    hits = [
+        Hit(items[int(ids[place])], float(scores[place]), margins[place]) for place in kept if int(ids[place]) in items
+    ]
+    return Results(tuple(hits), searched, len(ids) - len(kept), asked.name)
+
+
+def read_filter(index: Collection, where: str | Filter | None) -> Filter | None:
+    """A filter of text, or as it is."""
+    return parse(where, index.store.columns()) if isinstance(where, str) else where
+
+
+def query_row(index: Collection, query: Query, asked: IndexedModel) -> Vector:
+    """The unit row of a query by a model of the index."""
+    encoder = index.encoder(asked.name) if query.needs_model else None
+    return checked_row(embed_query(query, encoder, lambda id_: item_row(index, id_, asked)), asked)
+
+
+def item_row(index: Collection, id_: int, asked: IndexedModel) -> Vector:
+    """The unit row of a picture of the index.
+
+    Raises:
+        InputError: It is not there, or has no vector of this model.
+    """
+    row: Vector = index.store.vectors(asked.name, [id_])[0]
+    if not np.isfinite(row).all():
+        there = bool(index.store.items([id_]))
+        said = f"has no vector of the model {asked.name!r}" if there else "is not in this index"
+        raise InputError(f"picture {id_} {said}")
+    return row
+
+
+def checked_row(row: Vector, asked: IndexedModel) -> Vector:
+    """A row as float32 of length 1.
+
+    Raises:
+        InputError: It has another width than the model's, is not finite or zero.
+    """
+    row = np.asarray(row, np.float32)
+    length = float(np.linalg.norm(row)) if row.ndim == 1 else 0.0
+    if row.shape != (asked.dim,) or not 0 < length < np.inf:
+        raise InputError(f"a query of shape {row.shape} for the model {asked.name!r}; ({asked.dim},) is wanted, not 0")
+    return row / length
+
+
+def unrelated_rows(index: Collection, query: Query, asked: IndexedModel) -> Vectors | None:
+    """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
+    rows: Vectors
+    if any(term.kind == "words" for term in query.terms):
+        rows = text_rows(index, asked)
+    else:
+        rows = np.zeros((background.DRAWN, asked.dim), np.float32)  # for the number of draws alone
+    shown = any(term.kind != "words" for term in query.terms)
+    pictures = drawn_pictures(index, asked) if shown else np.empty((0, asked.dim), np.float32)
+    return background.unrelated(query, rows, pictures)
+
+
+def text_rows(index: Collection, asked: IndexedModel) -> Vectors:
+    """(B, D) of the background's texts by a model of the index."""
+    return background.background_rows(lambda: index.encoder(asked.name), asked.fingerprint)
+
+
+def drawn_pictures(index: Collection, asked: IndexedModel) -> Vectors:
+    """(P, D) of pictures that stand for unrelated ones; the same for the same index."""
+    n = index.store.count()
+    generator = np.random.default_rng(0)
+    if n <= _ALL_IDS:
+        ids = generator.permutation(index.store.ids())[: background.DRAWN]
+    else:
+        starts = generator.integers(n, size=background.DRAWN).tolist()
+        ids = np.unique(np.concatenate([index.store.ids(after=start, limit=1) for start in starts]))
+    rows = index.store.vectors(asked.name, ids.tolist())
+    return rows[np.isfinite(rows).all(1)]
+
+
+def rows_in_blocks(
+    index: Collection, asked: IndexedModel, filter_: Filter | None, size: int = 8192
+) -> Iterator[tuple[Ids, Vectors]]:
+    """Ids and vectors of all pictures that match and have one, a part at a time."""
+    last = 0
+    while len(ids := index.store.ids(filter_, after=last, limit=size)):
+        last = int(ids[-1])
+        rows = index.store.vectors(asked.name, ids.tolist())
+        there = np.isfinite(rows).all(1)
+        if there.any():
+            yield ids[there], rows[there]
+
+
+def duplicates(
+    index: Collection, threshold: float = DUPLICATE, where: str | Filter | None = None, model: str | None = None
+) -> list[tuple[int, ...]]:
+    """Groups of pictures that are joined by pairs of at least this cosine; ids ascending, the largest group first.
+
+    A picture is joined with at most its 32 nearest. Takes a search for each picture.
+
+    Raises:
+        InputError: The threshold is no cosine above 0.
+    """
+    if not 0 < threshold <= 1:
+        raise InputError(f"the threshold is {threshold}; a cosine above 0, at most 1, is wanted")
+    filter_, asked = read_filter(index, where), index.model(model)
+    leader: dict[int, int] = {}
+
+    def root(id_: int) -> int:
+        while leader.setdefault(id_, id_) != id_:
+            leader[id_] = leader[leader[id_]]
+            id_ = leader[id_]
+        return id_
+
+    # A cosine of equal rows may be a rounding below 1.
+    least = threshold - 1e-5
+    for ids, rows in rows_in_blocks(index, asked, filter_, _BLOCK):
+        near = index.store.nearest(asked.name, rows, _GROUP, filter_)
+        close = (near.scores >= least) & (near.ids > 0) & (near.ids != ids[:, None])
+        for place, other in zip(*np.nonzero(close), strict=True):
+            a, b = root(int(ids[place])), root(int(near.ids[place, other]))
+            leader[max(a, b)] = min(a, b)
+    groups: dict[int, list[int]] = {}
+    for id_ in leader:
+        groups.setdefault(root(id_), []).append(id_)
+    found = [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
+    return sorted(found, key=lambda group: (-len(group), group))
+
+
+def explain(
+    index: Collection,
+    query: Query | str | Path | Image | Vector,
+    *,
+    beta: float | None = None,
+    top: int = 20,
+    where: str | Filter | None = None,
+    model: str | None = None,
+) -> Retrieved:
+    """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.ask.explain`.
+
+    Args:
+        index: Whose pictures are the memory.
+        query: As for :func:`search`.
+        beta: β; None: the model's own, else 8.
+        top: Pictures to name, of the associated ones and of the nearest.
+        where: Which pictures.
+        model: The name of the model.
+
+    Raises:
+        InputError: As :func:`search`; β is not positive; or no picture is there.
+    """
+    from cloob.search.ask import explain as memory  # torch
+
+    if beta is not None:
+        memory.check_beta(beta)
+    filter_, asked = read_filter(index, where), index.model(model)
+    vector = isinstance(query, np.ndarray)
+    row = checked_row(query, asked) if vector else query_row(index, Query.of(query), asked)  # type: ignore[arg-type]
+    if beta is None:
+        beta = memory.beta_of(index.encoder(asked.name))[0]
+    count = index.store.count(filter_)
+    near = index.store.nearest(asked.name, row[None], max(1, min(count, memory.MEMORY)), filter_)
+    ids = near.ids[0][near.ids[0] > 0]
+    if not len(ids):
+        raise InputError("no picture to retrieve from: the filter lets none through, or the index is empty")
+    found = memory.associate(row, index.store.vectors(asked.name, ids.tolist()), beta)
+    best = np.argsort(-found.weights, kind="stable")[:top]
+    items = {item.id: item for item in index.store.items(ids[best].tolist())}
+    pictures = tuple(
+        memory.Associated(items[int(ids[place])], float(found.weights[place]), float(near.scores[0][place]))
+        for place in best
+        if int(ids[place]) in items
+    )
+    after = search(index, found.pattern, top=top, where=filter_, model=asked.name, cutoff=None)
+    agreement = float(found.pattern @ row)
+    return memory.Retrieved(beta, len(ids), near.searched, pictures, found.effective, agreement, after.hits, asked.name)
+
+
+def similar(
+    index: Collection,
+    id_: int,
+    *,
+    top: int = 20,
+    where: str | Filter | None = None,
+    model: str | None = None,
+    cutoff: Cutoff = None,
+) -> Results:
+    """The pictures nearest to one of the index, without itself; no model is loaded."""
+    return search(index, Query((Term(id_, "item"),)), top=top, where=where, model=model, cutoff=cutoff)

@@ -1,0 +1,358 @@
+"""Brings an index up to date with its sources: what is new, changed, moved or gone, and nothing else.
+
+A file is as it was when size and time are; else its bytes are hashed, and bytes that the index knows keep their vector.
+Each batch is a transaction: whatever ends the process, the next call goes on behind the last one.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from cloob.models.encoding import Encoder, evaluating
+from cloob.search.prepare import Prepared, Preparer, Work, in_threads, limit
+from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut
+from cloob.search.store import FileState, Store, Vectors
+
+COMMIT_SECONDS = 10.0
+"""What is known is written at least this often."""
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How pictures become vectors; no vector depends on it but for rounding.
+
+    Attributes:
+        batch_size: Pictures a forward pass, and a transaction.
+        workers: Threads that read and decode.
+        max_megapixels: Larger pictures are left out; None: no limit but that of ``cloob.pictures``.
+        remove_all: Whether all items of a source may go when nothing of it is there any more.
+    """
+
+    batch_size: int = 64
+    workers: int = 2
+    max_megapixels: float | None = None
+    remove_all: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of the work this process does, of how many; and where all wait for each other."""
+
+    rank: int = 0
+    world_size: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+@dataclass
+class Summary:
+    """What an update did.
+
+    Attributes:
+        added: New pictures.
+        changed: Pictures whose file holds something else now.
+        moved: Files of the same bytes at a new path, while the old one is gone.
+        described: Files of the same bytes of which something else is said now: time, caption or columns.
+        completed: Pictures that were known, and got a vector of this model now.
+        removed: Pictures that are gone.
+        unchanged: Files that were not opened.
+        embedded: Pictures that went through the model.
+        faults: Files that cannot be read, by reason; those known from before included.
+        fault_examples: The first few paths of each reason.
+        left_out: What sources hold and an index does not.
+        refused: By source, why nothing of it was removed.
+        seconds: Altogether.
+    """
+
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    described: int = 0
+    completed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    embedded: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+    fault_examples: dict[str, list[str]] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    refused: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def add_fault(self, fault: str, path: str) -> None:
+        """Counts a file that cannot be read, by what is before the details."""
+        reason = fault.partition(" (")[0].partition(":")[0]
+        self.faults[reason] += 1
+        examples = self.fault_examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(path)
+
+    def add(self, other: Summary) -> None:
+        """Adds what another source or rank did."""
+        for name in ("added", "changed", "moved", "described", "completed", "removed", "unchanged", "embedded"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.faults.update(other.faults)
+        for reason, examples in other.fault_examples.items():
+            shown = self.fault_examples.setdefault(reason, [])
+            shown += examples[: _EXAMPLES - len(shown)]
+        for reason, count in other.left_out.counts.items():
+            first, *rest = other.left_out.examples[reason]
+            self.left_out.add(reason, first, count)
+            for example in rest:
+                self.left_out.add(reason, example, 0)
+        self.refused.update(other.refused)
+
+
+@dataclass
+class Plan:
+    """What one source needs.
+
+    Attributes:
+        collection: The source.
+        work: Pictures to look at.
+        vanished: Known files that the source does not name any more.
+        summary: What the plan alone says.
+    """
+
+    collection: Collection
+    work: list[Work]
+    vanished: list[FileState]
+    summary: Summary
+
+
+def make_plan(store: Store, collection: Collection, model: str, effort: Effort) -> Plan:
+    """Compares a source with what the index knows of it; no file is opened."""
+    known = {state.path: state for state in store.states(collection.name)}
+    there = sum(state.id is not None for state in known.values())
+    plan = Plan(collection, [], [], Summary())
+    found_any = False
+    seen: set[str] = set()
+    for found in collection.scan(known.keys()):
+        found_any = True
+        if found.path in seen:
+            continue
+        seen.add(found.path)
+        state = known.pop(found.path, None)
+        if state is None or not _as_it_was(state, found):
+            plan.work.append(Work(found, state, collection))
+        elif state.fault is not None and not _worth_another_try(state.fault, effort):
+            plan.summary.add_fault(state.fault, state.path)
+        elif state.fault is None and model in state.models:
+            plan.summary.unchanged += 1
+        else:
+            plan.work.append(Work(found, state, collection))
+    plan.vanished = [state for path, state in known.items() if not _below(path, collection.unlisted)]
+    plan.summary.left_out = collection.left_out
+    if there and not found_any and not collection.unlisted and not effort.remove_all:
+        plan.vanished = []
+        plan.summary.refused[collection.name] = (
+            f"none of its {there:,} pictures is there any more (not mounted?), so nothing was removed; "
+            "--remove-all removes them"
+        )
+    return plan
+
+
+def carry_out(
+    store: Store,
+    plans: Sequence[Plan],
+    model: str,
+    encoder: Callable[[], Encoder],
+    effort: Effort,
+    part: Part | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Does what plans say.
+
+    Args:
+        store: The index.
+        plans: One a source.
+        model: The name of the model that the vectors are of; the store has it.
+        encoder: Gives the model, when it is first needed; it may be called from several threads.
+        effort: How.
+        part: Which part of it; None: all.
+        progress: Called with the pictures that were looked at so far, and in all.
+    """
+    part = part or Part()
+    start = time.monotonic()
+    summary = Summary()
+    updater = _Updater(store, model, encoder, effort, plans)
+    work = [each for plan in plans for each in plan.work if _is_mine(each, updater, part)]
+    try:
+        for done, prepared in enumerate(updater.prepare(iter(work)), 1):
+            updater.take(prepared)
+            if progress is not None:
+                progress(done, len(work))
+        updater.flush()
+    finally:
+        summary.add(updater.summary)
+    part.wait()
+    if part.rank == 0:
+        for plan in plans:
+            summary.add(plan.summary)
+            summary.removed += updater.remove(plan)
+        store.optimise()
+    part.wait()
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+class _Updater:
+    """Takes prepared pictures, and writes them batch by batch."""
+
+    def __init__(
+        self, store: Store, model: str, encoder: Callable[[], Encoder], effort: Effort, plans: Sequence[Plan]
+    ) -> None:
+        self.summary = Summary()
+        self._store, self._model, self._encoder, self._effort = store, model, encoder, effort
+        self._preparer = Preparer(encoder, self._known, effort.max_megapixels)
+        self._vanished: dict[tuple[str, str], list[FileState]] = {}
+        self.sizes: set[tuple[str, int]] = set()
+        for plan in plans:
+            for state in plan.vanished:
+                if state.id is not None:
+                    self._vanished.setdefault((plan.collection.name, state.content), []).append(state)
+                    self.sizes.add((plan.collection.name, state.bytes))
+        self._moved: set[int] = set()
+        self._to_embed: list[Prepared] = []
+        self._to_copy: list[Prepared] = []
+        self._faults: list[Prepared] = []
+        self._written = time.monotonic()
+
+    def prepare(self, work: Iterator[Work]) -> Iterator[Prepared]:
+        """Looks at pictures ahead of the model."""
+        return in_threads(self._preparer, work, self._effort.workers, 2 * self._effort.batch_size)
+
+    def take(self, prepared: Prepared) -> None:
+        """Keeps a picture for the next batch, and writes that when it is full or a while has passed."""
+        waiting = self._faults if prepared.item is None else self._to_copy if prepared.same else self._to_embed
+        waiting.append(prepared)
+        size = self._effort.batch_size
+        full = len(self._to_embed) >= size or len(self._to_copy) + len(self._faults) >= 4 * size
+        if full or time.monotonic() - self._written > COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is waiting: moved and unchanged bytes first, as their vectors are still there."""
+        copies, self._to_copy = self._to_copy, []
+        for prepared in self._without_moved(copies):
+            self._copy(prepared)
+        embed, self._to_embed = list(self._without_moved(self._to_embed)), []
+        for start in range(0, len(embed), self._effort.batch_size):
+            self._embed(embed[start : start + self._effort.batch_size])
+        faults, self._faults = self._faults, []
+        for prepared in faults:
+            assert prepared.fault is not None
+            self._write_fault(prepared, prepared.fault)
+        self._written = time.monotonic()
+
+    def remove(self, plan: Plan) -> int:
+        """Removes what is gone and was not found elsewhere."""
+        ids = [state.id for state in plan.vanished if state.id is not None and state.id not in self._moved]
+        for start in range(0, len(ids), 10_000):
+            self._store.remove(ids[start : start + 10_000])
+        if faulty := [state.path for state in plan.vanished if state.id is None]:
+            self._store.clear_faults(plan.collection.name, faulty)
+        return len(ids)
+
+    def _known(self, content: str) -> Sequence[int]:
+        return self._store.find([content]).get(content, [])
+
+    def _without_moved(self, some: Sequence[Prepared]) -> Iterator[Prepared]:
+        """Gives moved files their new path; those of them that have a vector of this model are done then."""
+        for prepared in some:
+            assert prepared.item is not None
+            pool = self._vanished.get((prepared.item.source, prepared.item.content), [])
+            if prepared.work.state is not None or not pool:
+                yield prepared
+                continue
+            state = pool.pop()
+            assert state.id is not None
+            self._moved.add(state.id)
+            self._store.update_items([replace(prepared.item, id=state.id)])
+            self.summary.moved += 1
+            if self._model not in state.models:
+                yield replace(prepared, work=replace(prepared.work, state=state))
+
+    def _copy(self, prepared: Prepared) -> None:
+        """A picture whose bytes the index knows: their vector if it is one of this model, else through the model."""
+        item, state = prepared.item, prepared.work.state
+        assert item is not None
+        if state is not None and state.content == item.content and self._model in state.models:
+            assert state.id is not None
+            self._store.update_items([replace(item, id=state.id)])
+            self.summary.described += 1
+            return
+        vectors = self._store.vectors(self._model, prepared.same)
+        there = np.flatnonzero(np.isfinite(vectors).all(1))
+        if len(there):
+            self._write([prepared], vectors[there[:1]])
+            return
+        again = self._preparer(prepared.work, decode=True)
+        if again.item is None:
+            self._faults.append(again)
+        else:
+            self._to_embed.append(again)
+
+    def _embed(self, batch: list[Prepared]) -> None:
+        encoder = self._encoder()
+        pixels = torch.stack([prepared.pixels for prepared in batch if prepared.pixels is not None])
+        with evaluating(encoder):
+            features = encoder.encode_image(pixels.to(getattr(encoder, "device", "cpu"))).float().cpu()
+        finite = torch.isfinite(features).all(1).tolist()
+        good = [prepared for prepared, is_finite in zip(batch, finite, strict=True) if is_finite]
+        self._write(good, features[torch.tensor(finite)].numpy())
+        self.summary.embedded += len(batch)
+        for prepared, is_finite in zip(batch, finite, strict=True):
+            if not is_finite:
+                self._write_fault(prepared, "embedding not finite")
+
+    def _write(self, batch: list[Prepared], vectors: Vectors) -> None:
+        items = [prepared.item for prepared in batch if prepared.item is not None]
+        if items:
+            self._store.write(items, self._model, vectors)
+        for prepared in batch:
+            state = prepared.work.state
+            if state is None or state.id is None:
+                self.summary.added += 1
+            elif prepared.item is not None and state.content != prepared.item.content:
+                self.summary.changed += 1
+            else:
+                self.summary.completed += 1
+
+    def _write_fault(self, prepared: Prepared, fault: str) -> None:
+        found, name = prepared.work.found, prepared.work.collection.name
+        state = FileState(None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ())
+        self._store.write_faults(name, [state])
+        self.summary.add_fault(fault, found.path)
+
+
+def _as_it_was(state: FileState, found: Found) -> bool:
+    return state.mtime_ns == found.mtime_ns and found.bytes in (None, state.bytes)
+
+
+def _worth_another_try(fault: str, effort: Effort) -> bool:
+    """Whether a file that could not be read may be readable by now though it has not changed."""
+    if fault.startswith("no decoder"):
+        return True
+    above = fault.startswith("image too large: ")
+    return above and (effort.max_megapixels is None or not fault.endswith(limit(effort.max_megapixels)))
+
+
+def _below(path: str, folders: Sequence[str]) -> bool:
+    return any(path.startswith((f"{folder}/", f"{folder}{SEPARATOR}")) for folder in folders)
+
+
+def _is_mine(work: Work, updater: _Updater, part: Part) -> bool:
+    """Whether this rank looks at a picture: rank 0 at all that may have moved, so that no old path is given twice."""
+    if part.world_size == 1:
+        return True
+    moved = work.state is None and (work.collection.name, work.found.bytes) in updater.sizes
+    digest = zlib.crc32(work.found.path.encode("utf-8", "surrogateescape"))
+    return part.rank == (0 if moved else digest % part.world_size)

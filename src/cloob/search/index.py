@@ -1,0 +1,239 @@
+"""An index of pictures: what a user does with it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from cloob.data.batch import BadSample
+from cloob.errors import InputError, nearest
+from cloob.search.answers import Answers
+from cloob.search.open import open_store
+from cloob.search.records import IndexedModel, Item
+from cloob.search.store import Store
+from cloob.search.where import Filter
+
+if TYPE_CHECKING:  # torch: only where a model is needed, as a search for what is like a picture of the index needs none
+    from cloob.models.encoding import Encoder
+    from cloob.search.build import Summary
+    from cloob.search.merge import Merged
+    from cloob.search.scan.open import Pictures
+    from cloob.search.update import UpdateOptions
+    from cloob.search.where import Filter
+
+
+class Index(Answers):
+    """Pictures with their metadata and their vectors of one model or several; may be used by several threads.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import cloob
+        >>> from cloob.search.update import UpdateOptions
+        >>> from PIL import Image
+        >>> folder = Path("pictures")
+        >>> folder.mkdir()
+        >>> for name in ("red", "blue"):
+        ...     Image.new("RGB", (64, 64), name).save(folder / f"{name}.png")
+        >>> model = cloob.create_model("tiny-vit", seed=0)
+        >>> with cloob.Index.create("pictures.idx") as index:
+        ...     done = index.update([folder], UpdateOptions(model=model))
+        ...     print(done.added, len(index), [Path(item.path).name for item in index.items(index.store.ids())])
+        2 2 ['blue.png', 'red.png']
+    """
+
+    def __init__(self, store: Store, model: str | None = None) -> None:
+        """Wraps a store; see :meth:`open` and :meth:`create`.
+
+        Args:
+            store: What keeps it.
+            model: The name of the model that is asked when none is named; None: the first.
+        """
+        self.store = store
+        self._default = model
+        self._encoders: dict[str, Encoder] = {}
+        self._lock = threading.RLock()
+        self._pictures: Pictures | None = None
+        if model is not None:
+            self.model(model)
+
+    @classmethod
+    def open(cls, address: str | Path, *, model: str | None = None, writable: bool = False) -> Self:
+        """Opens an index that is there.
+
+        Args:
+            address: Its folder, or ``postgresql://…``.
+            model: The name of the model that is asked when none is named; None: the first.
+            writable: Whether it is going to be changed.
+
+        Raises:
+            InputError: There is none, it is damaged, or has no such model.
+        """
+        return cls(open_store(address, writable=writable), model)
+
+    @classmethod
+    def create(cls, address: str | Path) -> Self:
+        """Makes an empty index.
+
+        Raises:
+            InputError: There is one already, or the folder cannot be written.
+        """
+        return cls(open_store(address, create=True))
+
+    def close(self) -> None:
+        """Lets go of the database and of the models."""
+        self.store.close()
+        self._encoders.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.store.count()
+
+    def revision(self) -> int:
+        """Grows with each change."""
+        return self.store.revision()
+
+    def columns(self) -> dict[str, str]:
+        """The metadata columns beside an item's own, and whether they hold ``text``, ``number`` or both (``mixed``)."""
+        return self.store.columns()
+
+    @property
+    def models(self) -> tuple[IndexedModel, ...]:
+        """The models that there are vectors of."""
+        return self.store.models()
+
+    def model(self, name: str | None = None) -> IndexedModel:
+        """A model by its name; the default one for None.
+
+        Raises:
+            InputError: The index has no such model, or none at all.
+        """
+        models = self.models
+        wanted = name if name is not None else self._default
+        if not models:
+            raise InputError(f"{self.store.address}: is empty; `cloob index` fills it")
+        if wanted is None:
+            return models[0]
+        for model in models:
+            if model.name == wanted:
+                return model
+        names = [model.name for model in models]
+        raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, names)}")
+
+    def use(self, name: str, encoder: Encoder) -> None:
+        """Hands in a loaded model, so that :meth:`encoder` has not to load it.
+
+        Raises:
+            InputError: Its weights are others than those that the index has vectors of.
+        """
+        self._check(self.model(name), encoder)
+        self._encoders[self.model(name).name] = encoder
+
+    def encoder(self, name: str | None = None, device: str = "auto") -> Encoder:
+        """A model of the index, loaded once.
+
+        Raises:
+            InputError: It cannot be loaded, or its weights are others than those that the index has vectors of.
+        """
+        from cloob.models.load import load_model
+
+        with self._lock:
+            model = self.model(name)
+            if model.name not in self._encoders:
+                encoder = load_model(model.spec, device=device)
+                self._check(model, encoder)
+                self._encoders[model.name] = encoder
+            return self._encoders[model.name]
+
+    def _check(self, model: IndexedModel, encoder: Encoder) -> None:
+        from cloob.models.fingerprint import fingerprint
+        from cloob.search.update import changed
+
+        if fingerprint(encoder) != model.fingerprint:
+            raise changed(model, self.store.address)
+
+    def items(self, ids: Sequence[int]) -> list[Item]:
+        """Items in the order asked for; ids that are not there are left out."""
+        return self.store.items(ids)
+
+    def picture(self, id: int) -> bytes:
+        """The bytes of a picture's file, read again from where it lies.
+
+        Raises:
+            InputError: The index has no such item, its file is gone, or it holds something else by now.
+        """
+        from cloob.search.scan.open import Pictures
+
+        found = self.store.items([id])
+        if not found:
+            raise InputError(f"{self.store.address}: has no item {id}")
+        (item,) = found
+        with self._lock:
+            self._pictures = self._pictures or Pictures()
+        try:
+            data = self._pictures.read(item.source, item.path)
+        except BadSample as bad:
+            raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
+        if hashlib.sha256(data).hexdigest() != item.content:  # whatever else lies there, the index does not name it
+            raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
+        return data
+
+    def merge(self, other: Index) -> Merged:
+        """Takes in what another index has: items that are not here, and vectors of models that are not here.
+
+        Raises:
+            InputError: A name stands for other weights there than here.
+        """
+        from cloob.search.merge import merge
+
+        return merge(self.store, other.store)
+
+    def export(self, path: str | Path, *, model: str | None = None, where: Filter | None = None) -> int:
+        """Writes a Parquet table: path, caption, what else is known, vector, and a place (x, y) on a map.
+
+        Args:
+            path: The file.
+            model: Whose vectors; None: the default one's.
+            where: Only items that match.
+
+        Returns:
+            The number of rows.
+
+        Raises:
+            InputError: The file cannot be written, or there is nothing to write.
+        """
+        from cloob.search.export import export
+
+        return export(self.store, self.model(model), Path(path), where)
+
+    def update(
+        self,
+        sources: Sequence[str | Path] = (),
+        options: UpdateOptions | None = None,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Summary:
+        """Adds what sources have, and removes what they have no more.
+
+        Under ``torchrun`` each rank takes its part, and all ranks return the same summary.
+
+        Args:
+            sources: Folders of pictures, tables, shards, data sets; none: all that the index knows.
+            options: Which model, and how; None: the index's only model.
+            progress: Called with the pictures that were looked at so far, and in all.
+
+        Raises:
+            InputError: A source that is not there or lies in another one, or a model that cannot be loaded.
+            ModelChanged: The model has other weights than those that the index has vectors of.
+        """
+        from cloob.search.update import update
+
+        return update(self.store, sources, options, progress)

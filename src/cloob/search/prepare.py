@@ -1,0 +1,165 @@
+"""From a picture that a source names to its pixels and to what the index says of it: in threads, ahead of the model."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+from warnings import catch_warnings
+
+from torch import Tensor
+
+from cloob.data.batch import BadSample
+from cloob.models.encoding import Encoder
+from cloob.pictures import Encoded, Unreadable
+from cloob.search.records import Item
+from cloob.search.scan.collection import Collection, Found
+from cloob.search.store import FileState
+
+_DATES = ((0x8769, 0x9003), (0x8769, 0x9004), (None, 0x0132))  # EXIF: taken, digitised, changed
+_DATE = re.compile(r"(\d{4}):(\d\d):(\d\d)(?:[ T](\d\d):(\d\d):(\d\d))?")
+_ISO = re.compile(r"\d{4}(-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d)?\S*)?)?)?")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Work:
+    """A picture that has to be looked at.
+
+    Attributes:
+        found: Where it is.
+        state: What is known of the file; None for a new one.
+        collection: Its source.
+    """
+
+    found: Found
+    state: FileState | None
+    collection: Collection
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture that was looked at.
+
+    Attributes:
+        work: As it was asked for.
+        item: What the index is to say of it; id 0. None where the file cannot be read.
+        pixels: For the model; None where the vector is known already.
+        same: Items with the same bytes, which have a vector.
+        fault: Why it cannot be read.
+    """
+
+    work: Work
+    item: Item | None
+    pixels: Tensor | None = None
+    same: tuple[int, ...] = ()
+    fault: str | None = None
+
+
+class Preparer:
+    """Reads, hashes and, where the vector of these bytes is not known, decodes.
+
+    Args:
+        encoder: Whose ``preprocess`` makes the pixels; asked for when the first picture has to be decoded.
+        known: Ids of the items that have these bytes and a vector.
+        max_megapixels: A larger picture is a fault.
+    """
+
+    def __init__(
+        self,
+        encoder: Callable[[], Encoder],
+        known: Callable[[str], Sequence[int]],
+        max_megapixels: float | None = None,
+    ) -> None:
+        self._encoder, self._known, self._most = encoder, known, max_megapixels
+
+    def __call__(self, work: Work, *, decode: bool = False) -> Prepared:
+        """Looks at one picture; ``decode`` whether its vector is known or not."""
+        try:
+            data = work.collection.read(work.found)
+            encoded = Encoded(data)
+            width, height = encoded.size
+            if self._most is not None and width * height > self._most * 1e6:
+                return Prepared(work, None, fault=f"image too large: {too_large(width, height, self._most)}")
+            content = hashlib.sha256(data).hexdigest()
+            item = self._item(work, encoded, content, len(data))
+            same = () if decode else tuple(self._known(content))
+            if same:
+                return Prepared(work, item, same=same)
+            encoder = self._encoder()
+            return Prepared(work, item, encoder.preprocess(encoded.rgb()))
+        except BadSample as bad:
+            return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason)
+        except Unreadable as bad:
+            return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})")
+
+    def _item(self, work: Work, encoded: Encoded, content: str, size: int) -> Item:
+        caption, columns = work.collection.describe(work.found)
+        stated = columns.get("date")
+        date = stated if isinstance(stated, str) and _ISO.fullmatch(stated) else date_taken(encoded)
+        width, height = encoded.size
+        return Item(
+            id=0,
+            source=work.collection.name,
+            path=work.found.path,
+            content=content,
+            bytes=size,
+            mtime_ns=work.found.mtime_ns,
+            width=width,
+            height=height,
+            date=date,
+            caption=caption,
+            columns=dict(columns),
+        )
+
+
+def too_large(width: int, height: int, most: float) -> str:
+    """The end of a fault of that kind; a picture is tried again when the limit is another one."""
+    return f"{width * height / 1e6:.1f} megapixels, {limit(most)}"
+
+
+def limit(most: float) -> str:
+    """How a fault names the limit."""
+    return f"the limit is {most:g}"
+
+
+def date_taken(encoded: Encoded) -> str | None:
+    """When a picture was taken as its EXIF says, ISO 8601 without a time zone; None where that says nothing."""
+    exif = encoded.exif
+    if exif is None:
+        return None
+    for group, tag in _DATES:
+        try:
+            raw = exif.get(tag) if group is None else exif.get_ifd(group).get(tag)
+        except Exception:  # Pillow raises nearly anything on damaged EXIF
+            continue
+        match = _DATE.match(raw) if isinstance(raw, str) else None
+        if match is not None and match[1] != "0000":
+            year, month, day, *time = match.groups()
+            return f"{year}-{month}-{day}" + (f"T{time[0]}:{time[1]}:{time[2]}" if time[0] else "")
+    return None
+
+
+def in_threads(function: Callable[[T], R], tasks: Iterator[T], workers: int, ahead: int) -> Iterator[R]:
+    """``map`` in order, with so many threads that work at most ``ahead`` tasks early; 0: without."""
+    if workers < 1:
+        yield from map(function, tasks)
+        return
+    waiting: deque[Future[R]] = deque()
+    # The decoder sets warning filters, which are the process's; threads that interleave could leave theirs behind.
+    with catch_warnings(), ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(function, task))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

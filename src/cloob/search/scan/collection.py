@@ -1,0 +1,150 @@
+"""What all kinds of sources have in common."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Collection as Paths
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any, NamedTuple, Protocol
+
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
+from cloob.data.decode import read_image_file
+from cloob.search.records import Value
+
+SEPARATOR = "::"
+"""Between a container and a picture in it."""
+
+_EXAMPLES = 3
+
+
+class Found(NamedTuple):
+    """A picture that a source names, not opened yet.
+
+    Attributes:
+        path: As in :class:`cloob.search.records.Item`.
+        bytes: Size of the file; None where only reading it tells.
+        mtime_ns: When it, or what is said of it, was changed last; None where nothing says so.
+        place: What its source finds it by.
+    """
+
+    path: str
+    bytes: int | None
+    mtime_ns: int | None
+    place: Any = None
+
+
+@dataclass
+class LeftOut:
+    """What a source holds and an index does not: how much for each reason, and the first few."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: str, example: str, count: int = 1) -> None:
+        """Counts one more."""
+        self.counts[reason] = self.counts.get(reason, 0) + count
+        shown = self.examples.setdefault(reason, [])
+        if len(shown) < _EXAMPLES:
+            shown.append(example)
+
+
+class Collection(Protocol):
+    """A source of pictures. ``read`` and ``describe`` may be called from several threads.
+
+    Attributes:
+        name: What the index calls it: an absolute path, or the address as it was given.
+        left_out: What the last ``scan`` left out.
+        unlisted: Beginnings of paths that the last ``scan`` could not list: what is known below them stays.
+    """
+
+    name: str
+    left_out: LeftOut
+    unlisted: list[str]
+
+    def scan(self, known: Paths[str]) -> Iterator[Found]:
+        """All pictures; ``known`` are the paths that the index has of this source."""
+
+    def read(self, found: Found) -> bytes:
+        """The bytes of a picture's file.
+
+        Raises:
+            BadSample: There are none.
+        """
+
+    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+        """Caption and columns."""
+
+
+class Gone:
+    """What is left of a source that is not there any more: nothing; see ``Collection``."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.left_out = LeftOut()
+        self.unlisted: list[str] = []
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+        """Nothing."""
+        return iter(())
+
+    def read(self, found: Found) -> bytes:
+        """Nothing to be read."""
+        raise BadSample("missing image", found.path, "its source is gone")
+
+    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+        """Nothing to be said."""
+        return None, {}
+
+
+def is_excluded(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a path below a source, or a part of it, is one of some globs."""
+    names = (path, *path.split("/"))
+    return any(fnmatch(name, pattern) for pattern in patterns for name in names)
+
+
+def value(raw: Any) -> Value:
+    """What a source says in a column, as an index holds it; None for what it cannot hold."""
+    if isinstance(raw, float):
+        return raw if math.isfinite(raw) else None
+    if raw is None or isinstance(raw, bool):
+        return raw
+    if isinstance(raw, int):
+        return raw if -(2**63) <= raw < 2**63 else str(raw)
+    if isinstance(raw, bytes):
+        return None
+    if hasattr(raw, "isoformat"):
+        raw = raw.isoformat()
+    if isinstance(raw, list) and all(isinstance(each, str) for each in raw):
+        raw = ", ".join(raw)
+    if not isinstance(raw, str):
+        try:
+            raw = json.dumps(raw, default=str)
+        except (TypeError, ValueError, RecursionError):
+            return None
+    text = str(raw)
+    return text if len(text) <= MAX_CAPTION_BYTES else text[:MAX_CAPTION_BYTES]
+
+
+def stated(path: str) -> os.stat_result | None:
+    """The state of a regular file; None where there is none."""
+    try:
+        state = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
+    except (OSError, ValueError):
+        return None
+    return state if stat.S_ISREG(state.st_mode) else None
+
+
+def read_regular(path: str) -> bytes:
+    """The bytes of a picture file, which is no pipe and no device.
+
+    Raises:
+        BadSample: There is none, or it is above ``MAX_IMAGE_BYTES``.
+    """
+    if stated(path) is None:
+        raise BadSample("missing image", path, "no such file")
+    return read_image_file(path, path)

@@ -1,0 +1,120 @@
+"""A folder of pictures, with captions beside them or without."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection as Paths
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.search.records import Value
+from cloob.search.scan.collection import Found, LeftOut, is_excluded, read_regular, stated
+from cloob.search.scan.rows import Described
+
+_IMAGES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+_CAPTIONS = tuple(f".{extension}" for extension in CAPTION_EXTENSIONS)
+_INDEX = "index.sqlite"
+
+
+class Folder:
+    """All pictures below a folder, by the endings of their names; see ``Collection``.
+
+    Hidden files and folders, and folders that are an index themselves, are passed over. A link is followed where it
+    leads to a picture below the folder.
+
+    Args:
+        folder: The folder.
+        exclude: Globs of paths below it, or of parts of these.
+        described: What a table in it says of its pictures.
+    """
+
+    def __init__(self, folder: Path, exclude: tuple[str, ...] = (), described: Described | None = None) -> None:
+        self.name = os.path.abspath(folder)  # noqa: PTH100 - links in it stay
+        self.left_out = LeftOut()
+        self.unlisted: list[str] = []
+        self._exclude = exclude
+        self._described = described
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+        """All pictures, folder by folder in order of their names."""
+        self.left_out, self.unlisted = LeftOut(), []
+        others: Counter[str] = Counter()
+        waiting = [self.name]
+        while waiting:
+            folder = waiting.pop()
+            try:
+                with os.scandir(folder) as entries:
+                    listed = sorted((entry for entry in entries if not entry.name.startswith(".")), key=_name)
+            except OSError as error:
+                self.unlisted.append(folder)
+                self.left_out.add("folder cannot be listed", f"{folder} ({error.strerror})")
+                continue
+            if any(entry.name == _INDEX for entry in listed):
+                continue
+            below, captions = [], {entry.name for entry in listed if entry.name.lower().endswith(_CAPTIONS)}
+            for entry in listed:
+                if self._exclude and is_excluded(os.path.relpath(entry.path, self.name), self._exclude):
+                    self.left_out.add("excluded", entry.path)
+                elif entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                elif entry.name.lower().endswith(_IMAGES):
+                    if (found := self._found(entry, captions)) is not None:
+                        yield found
+                elif entry.is_symlink() and entry.is_dir():
+                    self.left_out.add("linked folder, not followed", entry.path)
+                elif entry.name not in captions:
+                    others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1  # noqa: PTH122
+            waiting += reversed(below)
+        for kind, count in others.most_common():
+            self.left_out.add("no picture by its name", f"{kind} ({count:,})", count)
+
+    def read(self, found: Found) -> bytes:
+        """The bytes of a picture's file."""
+        return read_regular(found.path)
+
+    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+        """The caption beside it or in the table, and the table's other columns."""
+        caption, columns = self._described.of(found.path) if self._described else (None, {})
+        if found.place is not None:
+            caption = read_caption(found.place) or caption
+        return caption, columns
+
+    def _found(self, entry: os.DirEntry[str], captions: set[str]) -> Found | None:
+        if entry.is_symlink() and not self._leads_inside(entry.path):
+            self.left_out.add("link out of the folder", entry.path)
+            return None
+        state = stated(entry.path)
+        if state is None:
+            self.left_out.add("no regular file", entry.path)
+            return None
+        stem = os.path.splitext(entry.name)[0]  # noqa: PTH122
+        beside = next((f"{stem}{ending}" for ending in _CAPTIONS if f"{stem}{ending}" in captions), None)
+        caption = None if beside is None else os.path.join(os.path.dirname(entry.path), beside)  # noqa: PTH118, PTH120
+        times = [state.st_mtime_ns]
+        if caption is not None and (caption_state := stated(caption)) is not None:
+            times.append(caption_state.st_mtime_ns)
+        if self._described is not None:
+            times.append(self._described.mtime_ns)
+        return Found(entry.path, state.st_size, max(times), caption)
+
+    def _leads_inside(self, path: str) -> bool:
+        root, target = os.path.realpath(self.name), os.path.realpath(path)
+        return os.path.commonpath([root, target]) == root
+
+
+def read_caption(path: str) -> str | None:
+    """The caption in a file; None where it holds none that can be used."""
+    try:
+        if stated(path) is None:
+            return None
+        with open(path, "rb") as file:  # noqa: PTH123
+            return clean_caption(file.read(MAX_CAPTION_BYTES + 1), path)
+    except (OSError, BadSample):
+        return None
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    return entry.name

@@ -1,0 +1,155 @@
+"""Arrow and Parquet files with the pictures inside, such as Hugging Face ``datasets`` folders."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Collection as Paths
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from cloob.data.batch import BadSample
+from cloob.data.decode import MAX_IMAGE_BYTES
+from cloob.data.sources.arrow import is_image, map_arrow
+from cloob.errors import InputError
+from cloob.search.records import Value
+from cloob.search.scan.collection import SEPARATOR, Found, LeftOut, read_regular, value
+from cloob.search.scan.rows import CAPTION_COLUMNS
+
+_MOST_OPEN = 4  # groups of rows of Parquet files, unpacked
+
+
+class Inside:
+    """The pictures in rows of Arrow or Parquet files; see ``Collection``. A path is the file's and a row's number.
+
+    Args:
+        name: What the index calls them.
+        files: All ``.arrow``, or all ``.parquet``.
+        image_column: Column with the pictures; None: the only one of these.
+        caption_column: Column with the captions; None: the first of ``CAPTION_COLUMNS`` that is there.
+
+    Raises:
+        InputError: No such column, or a file that cannot be read.
+    """
+
+    def __init__(
+        self, name: str, files: Sequence[Path], image_column: str | None = None, caption_column: str | None = None
+    ) -> None:
+        self.name = name
+        self.left_out = LeftOut()
+        self.unlisted: list[str] = []
+        self._files = {os.path.abspath(file): file for file in files}  # noqa: PTH100
+        with_schema = _schema(files[0])
+        self._image = image_column or _only_image(files[0], with_schema)
+        names = with_schema.names
+        self._caption = caption_column or next((column for column in CAPTION_COLUMNS if column in names), None)
+        for file in files:
+            missing = {self._image, self._caption or self._image} - set(_schema(file).names)
+            if missing:
+                raise InputError(f"{file} has no column {min(missing)!r}; its columns: {', '.join(names)}")
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+
+    def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
+        """All rows, file by file."""
+        self.left_out = LeftOut()
+        for path, file in self._files.items():
+            mtime = file.stat().st_mtime_ns
+            for group, (start, length) in enumerate(_groups(file)):
+                for row in range(length):
+                    yield Found(f"{path}{SEPARATOR}{start + row}", None, mtime, (path, group, row))
+
+    def read(self, found: Found) -> bytes:
+        """The bytes of a row's picture."""
+        path, group, row = found.place
+        raw = self._table(path, group).column(self._image)[row]
+        if isinstance(raw, pa.StructScalar):
+            stored = raw.as_py() or {}
+            data, name = stored.get("bytes"), stored.get("path")
+        else:
+            plain = raw.as_py()
+            data, name = (plain, None) if isinstance(plain, bytes) else (None, plain)
+        if data is None:
+            if not name:
+                raise BadSample("missing image", found.path, "neither bytes nor a path")
+            return read_regular(os.path.join(os.path.dirname(path), name))  # noqa: PTH118, PTH120
+        if len(data) > MAX_IMAGE_BYTES:
+            raise BadSample("image too large", found.path, f"{len(data):,} bytes")
+        return bytes(data)
+
+    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
+        """The caption, and the columns that are no pictures."""
+        path, group, row = found.place
+        table = self._table(path, group)
+        names = [field.name for field in table.schema if not is_image(field.type)]
+        said = {name: value(table.column(name)[row].as_py()) for name in names if name != self._image}
+        caption = said.pop(self._caption, None) if self._caption else None
+        columns = {name: held for name, held in said.items() if held is not None}
+        return (str(caption).strip() or None) if caption is not None else None, columns
+
+    def find(self, path: str) -> Found | None:
+        """A picture by its path."""
+        container, _, number = path.rpartition(SEPARATOR)
+        if container not in self._files or not number.isdecimal():
+            return None
+        row = int(number)
+        for group, (start, length) in enumerate(_groups(self._files[container])):
+            if start <= row < start + length:
+                return Found(path, None, None, (container, group, row - start))
+        return None
+
+    def _table(self, path: str, group: int) -> pa.Table:
+        """The rows of a Parquet file's group, or of an Arrow file."""
+        key = (path, group)
+        with self._lock:
+            if key not in self._open:
+                while len(self._open) >= _MOST_OPEN and path.lower().endswith(".parquet"):
+                    self._open.popitem(last=False)
+                try:
+                    if path.lower().endswith(".parquet"):
+                        self._open[key] = parquet.ParquetFile(path).read_row_group(group)
+                    else:
+                        self._open[key] = map_arrow(self._files[path])
+                except (OSError, pa.ArrowException) as error:
+                    raise BadSample("missing image", path, " ".join(str(error).split())[:300]) from None
+            self._open.move_to_end(key)
+            return self._open[key]
+
+
+def holds_pictures(file: Path, image_column: str | None) -> bool:
+    """Whether a file of a folder has its pictures inside."""
+    schema = _schema(file)
+    return image_column in schema.names if image_column else any(is_image(field.type) for field in schema)
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        return parquet.read_schema(file) if file.suffix.lower() == ".parquet" else map_arrow(file).schema
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from None
+
+
+def _groups(file: Path) -> list[tuple[int, int]]:
+    """First row and number of rows of what is unpacked at once."""
+    if file.suffix.lower() != ".parquet":
+        return [(0, map_arrow(file).num_rows)]
+    about = parquet.read_metadata(file)
+    groups, start = [], 0
+    for group in range(about.num_row_groups):
+        length = about.row_group(group).num_rows
+        groups.append((start, length))
+        start += length
+    return groups
+
+
+def _only_image(file: Path, schema: pa.Schema) -> str:
+    names: list[Any] = [field.name for field in schema if is_image(field.type)]
+    if len(names) != 1:
+        said = f"the columns {', '.join(names)} hold pictures" if names else "no column holds pictures"
+        raise InputError(f"{file}: {said}; its columns: {', '.join(schema.names)} (--image-column names one)")
+    return str(names[0])

@@ -1,0 +1,151 @@
+"""From what a user writes to a collection of pictures."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cloob.cache import Cache
+from cloob.data.batch import BadSample
+from cloob.data.open import DEMO, DEMO_SPLITS
+from cloob.data.shards.paths import is_pattern, listed_shards, matching_files, tars_in
+from cloob.data.shards.remote import open_remote
+from cloob.data.shards.spec import is_remote, local_path
+from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
+from cloob.data.source import IMAGE_EXTENSIONS
+from cloob.data.sources.arrow import ARROW_SUFFIXES, arrow_files, holds_images
+from cloob.data.sources.table import TABLE_SUFFIXES
+from cloob.errors import InputError
+from cloob.search.scan.collection import SEPARATOR, Collection, read_regular, stated
+from cloob.search.scan.folder import Folder
+from cloob.search.scan.inside import Inside, holds_pictures
+from cloob.search.scan.rows import find_described
+from cloob.search.scan.shards import Shard, Shards
+from cloob.search.scan.tables import Table
+
+
+@dataclass(frozen=True)
+class ScanOptions:
+    """How sources are read.
+
+    Attributes:
+        exclude: Globs; what matches one, below its source or in a part of its path, is left out.
+        image_column: Column of a table with the picture or its path; None: ``filepath``, or the only one of pictures.
+        caption_column: Column with the caption; None: ``title``, ``caption`` or ``text``.
+        cache: Where streamed shards are kept; None: ``Cache()``.
+    """
+
+    exclude: tuple[str, ...] = ()
+    image_column: str | None = None
+    caption_column: str | None = None
+    cache: Cache | None = None
+
+
+def source_name(spec: str | Path) -> str:
+    """What an index calls a source: an absolute path, or an address as it is written."""
+    text = str(spec)
+    if is_remote(text) or text in DEMO_SPLITS:
+        return text
+    return os.path.abspath(local_path(text))  # noqa: PTH100 - links in it stay
+
+
+def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Collection:
+    """Opens a source of pictures, which need no captions.
+
+    Args:
+        spec: A folder of pictures, or whatever ``open_source`` takes: a table, shards, a Hugging Face data set, Arrow
+            or Parquet files with the pictures inside, ``demo``.
+        options: How; None takes the defaults.
+
+    Raises:
+        InputError: There is no such thing, or it is none of these.
+    """
+    options = options or ScanOptions()
+    text, name = str(spec), source_name(spec)
+    if text in DEMO_SPLITS:
+        return _shards(text, tars_in(DEMO / DEMO_SPLITS[text]), options)
+    if is_remote(text):
+        return _streamed(text, options)
+    path = Path(name)
+    if path.is_dir():
+        return _folder(path, options)
+    pattern = is_pattern(name) and not path.exists()
+    if not pattern and not path.exists():
+        raise InputError(f"{spec}: no such file or folder")
+    suffix = path.suffix.lower()
+    if not pattern and (suffix == ".arrow" or (suffix == ".parquet" and holds_images(path, _image(options)))):
+        return Inside(name, [path], options.image_column, options.caption_column)
+    if not pattern and suffix in TABLE_SUFFIXES:
+        return Table(path, _image(options), options.caption_column, options.exclude)
+    paths = listed_shards(path) if suffix == ".json" and not pattern else [path]
+    paths = matching_files(name) if pattern else paths
+    if all(file.suffix.lower() in ARROW_SUFFIXES for file in paths):
+        return Inside(name, paths, options.image_column, options.caption_column)
+    if not all(is_tar(file) for file in paths):
+        kinds = f"a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
+        raise InputError(f"{spec}: a folder of pictures, {kinds} is wanted")
+    return _shards(name, paths, options)
+
+
+class Pictures:
+    """Reads single pictures of an index again from where they lie; keeps the sources open. For several threads."""
+
+    def __init__(self, options: ScanOptions | None = None) -> None:
+        self._options = options
+        self._open: dict[str, Collection] = {}
+        self._lock = threading.Lock()
+
+    def read(self, source: str, path: str) -> bytes:
+        """The bytes of a picture's file.
+
+        Args:
+            source: The item's.
+            path: The item's.
+
+        Raises:
+            BadSample: It is not there any more.
+            InputError: Its source cannot be opened.
+        """
+        if SEPARATOR not in path or stated(path) is not None:
+            return read_regular(path)
+        with self._lock:
+            if source not in self._open:
+                self._open[source] = open_collection(source, self._options)
+            collection = self._open[source]
+        found = collection.find(path) if isinstance(collection, Shards | Inside) else None
+        if found is None:
+            raise BadSample("missing image", path, f"not in {source} any more")
+        return collection.read(found)
+
+
+def _image(options: ScanOptions) -> str:
+    return options.image_column or "filepath"
+
+
+def _folder(path: Path, options: ScanOptions) -> Collection:
+    """A folder of pictures; of tars or Arrow files where no picture lies in it itself."""
+    pictures = any(file.suffix.lower()[1:] in IMAGE_EXTENSIONS for file in path.iterdir())
+    if not pictures and (tars := tars_in(path)):
+        return _shards(str(path), tars, options)
+    if not pictures and (files := arrow_files(path)) and holds_pictures(files[0], options.image_column):
+        return Inside(str(path), files, options.image_column, options.caption_column)
+    return Folder(path, options.exclude, find_described(path, options.caption_column))
+
+
+def _shards(name: str, paths: Sequence[Path], options: ScanOptions) -> Shards:
+    shards = [Shard(str(path), partial(Path, path), local=True) for path in paths]
+    return Shards(name, shards, options.exclude)
+
+
+def _streamed(spec: str, options: ScanOptions) -> Shards:
+    source = open_remote(spec, options.cache or Cache())
+    names = source.shard_names
+    shards = [
+        Shard(name, partial(source.fetch_shard, i), local=False, samples=count)
+        for i, (name, count) in enumerate(zip(names, source.shard_sizes, strict=True))
+    ]
+    return Shards(spec, shards, options.exclude)

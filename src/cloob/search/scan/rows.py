@@ -1,0 +1,136 @@
+"""Tables whose rows say something of pictures, with all their columns."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cloob.data.sources.table import TABLE_SUFFIXES, column_names, read_table
+from cloob.errors import InputError, nearest
+from cloob.search.records import Value
+from cloob.search.scan.collection import value
+
+CAPTION_COLUMNS = ("title", "caption", "text")
+"""Where captions are sought when nobody has named their column."""
+
+_LINE_BYTES = 32 * 1024 * 1024
+
+
+class Rows:
+    """A table in memory; a row is made into values when it is asked for.
+
+    Args:
+        path: CSV, TSV, Parquet or JSON lines.
+        image_column: Column with the paths of pictures.
+        caption_column: Column with captions; None: the first of ``CAPTION_COLUMNS`` that is there.
+
+    Raises:
+        InputError: Not a table, or a column that was named is missing.
+
+    Attributes:
+        lost: Rows that a stray quote hides.
+    """
+
+    def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
+        names = column_names(path, (image_column, caption_column or image_column))
+        for column in (image_column, caption_column):
+            if column is not None and column not in names:
+                raise InputError(f"{path} has no column {column!r}; {nearest(column, names)}")
+        self._image = image_column
+        self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
+        self.lost = 0
+        self._rows: list[dict[str, Any]] | None = None
+        if path.suffix.lower() in (".jsonl", ".ndjson"):
+            self._rows = _json_lines(path)
+            self._length = len(self._rows)
+        else:
+            table, self.lost = read_table(path, names)
+            self._table = pa.table({name: _typed(table.column(name)) for name in table.column_names})
+            self._length = len(self._table)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def images(self) -> list[str]:
+        """The column with the paths."""
+        if self._rows is not None:
+            return [_text(row.get(self._image)).strip() for row in self._rows]
+        return [_text(each).strip() for each in self._table.column(self._image).to_pylist()]
+
+    def row(self, index: int) -> tuple[str | None, dict[str, Value]]:
+        """Caption and other columns of a row."""
+        row = self._rows[index] if self._rows is not None else self._table.slice(index, 1).to_pylist()[0]
+        caption = _text(row.get(self._caption)).strip() if self._caption is not None else ""
+        others = {str(name): value(raw) for name, raw in row.items() if name not in (self._image, self._caption)}
+        return caption or None, {name: held for name, held in others.items() if held is not None}
+
+
+class Described:
+    """What the table of an imagefolder says of the pictures beside it.
+
+    Attributes:
+        mtime_ns: When the table was changed last.
+    """
+
+    def __init__(self, path: Path, caption_column: str | None) -> None:
+        self.mtime_ns = path.stat().st_mtime_ns
+        self._rows = Rows(path, "file_name", caption_column)
+        folder = os.path.abspath(path.parent)  # noqa: PTH100
+        paths = self._rows.images()
+        self._places = {os.path.normpath(os.path.join(folder, name)): i for i, name in enumerate(paths)}  # noqa: PTH118
+
+    def of(self, path: str) -> tuple[str | None, Mapping[str, Value]]:
+        """Caption and columns of a picture; nothing where the table does not name it."""
+        return self._rows.row(self._places[path]) if path in self._places else (None, {})
+
+
+def find_described(folder: Path, caption_column: str | None) -> Described | None:
+    """The ``metadata.csv`` or ``.jsonl`` of an imagefolder, if there is one with a column ``file_name``."""
+    for path in (folder / f"metadata{suffix}" for suffix in TABLE_SUFFIXES):
+        if path.is_file() and "file_name" in column_names(path, ("file_name", "file_name")):
+            return Described(path, caption_column)
+    return None
+
+
+def _text(raw: Any) -> str:
+    return raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else "" if raw is None else str(raw)
+
+
+def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Bytes as whole numbers or numbers where all are, else as text where that is UTF-8."""
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        return column
+    try:
+        text = column.cast(pa.large_string())
+    except pa.ArrowException:
+        return column
+    for kind in (pa.int64(), pa.float64()):
+        try:
+            return pc.if_else(pc.equal(text, ""), None, text).cast(kind)
+        except pa.ArrowException:
+            continue
+    return text
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(_LINE_BYTES):
+            number += 1
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig", "replace"))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
+            rows.append(row)
+    return rows

@@ -1,0 +1,95 @@
+"""Approximate search in large collections: a faiss index finds candidates, which the matrix then scores exactly.
+
+The index is kept in the user's own cache and not beside the database: faiss trusts the files that it reads, and an
+index's folder may come from somebody else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloob.cache import Cache
+from cloob.errors import InputError, require
+from cloob.search.sqlite.exact import Part, rescore
+from cloob.search.sqlite.exact import nearest as exact_nearest
+from cloob.search.store import Ids, Vectors
+
+EXACT_UP_TO = 1_000_000
+"""So many vectors are searched exactly unless somebody asks otherwise."""
+
+WORTH_IT_FROM = 200_000
+"""Below this an index is not built even where approximate search is asked for."""
+
+_CANDIDATES = 10
+"""Rows that are scored exactly for each one that is wanted."""
+
+
+def worthwhile(n: int, wanted: bool | None) -> bool:
+    """Whether so many vectors are to be searched by an index."""
+    return n > EXACT_UP_TO if wanted is None else wanted and n >= WORTH_IT_FROM
+
+
+def build(name: str, rows: Vectors) -> None:
+    """Builds the index of (n, D) rows and keeps it; nothing where it is kept already.
+
+    Raises:
+        InputError: faiss is not installed.
+    """
+    faiss = require("faiss", "search")
+    Cache().get("features", name, lambda path: _write(faiss, rows, path))
+
+
+def find(name: str, n: int, dim: int) -> Any:
+    """The index of this name, or None."""
+    path = Cache().find("features", name)
+    if path is None:
+        return None
+    try:
+        index = require("faiss", "search").read_index(str(path))
+    except (InputError, RuntimeError):
+        return None
+    return index if (index.ntotal, index.d) == (n, dim) else None
+
+
+def nearest(index: Any, parts: Sequence[Part], queries: Vectors, top: int) -> tuple[Ids, Vectors]:
+    """As ``exact.nearest``, of which the first part is the one that the index is of."""
+    faiss = require("faiss", "search")
+    first, others = parts[0], parts[1:]
+    selector = None
+    if first.positions is not None:
+        mask = np.zeros(len(first.ids), bool)
+        mask[first.positions] = True
+        selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
+    parameters = faiss.SearchParametersIVF(sel=selector, nprobe=_probes(index.nlist))
+    wanted = min(len(first), max(_CANDIDATES * top, 100))
+    _, found = index.search(np.ascontiguousarray(queries, np.float32), wanted, params=parameters)
+    ids = np.zeros((len(queries), top), np.int64)
+    scores = np.full((len(queries), top), -np.inf, np.float32)
+    for i, query in enumerate(queries):
+        positions = np.sort(found[i][found[i] >= 0])
+        rest = exact_nearest(others, query[None], top)[0][0]
+        candidates = [(first, positions)]
+        candidates += [(part, np.flatnonzero(np.isin(part.ids, rest))) for part in others]
+        best = rescore(candidates, query, top)
+        ids[i, : len(best[0])], scores[i, : len(best[0])] = best
+    return ids, scores
+
+
+def _probes(nlist: int) -> int:
+    return max(16, nlist // 32)
+
+
+def _write(faiss: Any, rows: Vectors, path: Path) -> None:
+    n, dim = rows.shape
+    nlist = int(2 ** round(math.log2(4 * math.sqrt(n))))
+    index = faiss.index_factory(dim, f"IVF{nlist},SQfp16", faiss.METRIC_INNER_PRODUCT)
+    sample = np.sort(np.random.default_rng(0).choice(n, min(n, 64 * nlist), replace=False))
+    index.train(np.ascontiguousarray(rows[sample]))
+    for start in range(0, n, 65_536):
+        index.add(np.ascontiguousarray(rows[start : start + 65_536]))
+    faiss.write_index(index, str(path))

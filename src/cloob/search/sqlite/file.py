@@ -1,0 +1,205 @@
+"""The SQLite file of an index: its tables, and how it is opened when nobody knows who wrote it.
+
+A file that somebody hands over is data. Its tables have to be exactly those that are made here, so that no view,
+trigger or generated column of a stranger's is ever run; functions in it are not trusted; nothing in it may be larger
+than ``MAX_BLOB`` whatever its length says; and no extension is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from cloob.errors import InputError
+
+FILE = "index.sqlite"
+"""Of an index, in its folder."""
+
+APPLICATION = 0x434C4F42
+"""SQLite's ``application_id`` of an index, "CLOB"."""
+
+VERSION = 1
+"""Of the tables; kept as ``user_version``."""
+
+MAX_BLOB = 64 * 1024 * 1024
+"""A value of more bytes is refused: far above the widest vector and the longest caption."""
+
+PATIENCE_SECONDS = 60.0
+"""So long a writer waits for another one; a batch takes a fraction of a second."""
+
+SCHEMA = (
+    "CREATE TABLE revisions(revision INTEGER PRIMARY KEY, stamp INTEGER NOT NULL) STRICT",
+    "CREATE TABLE models(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL,"
+    " fingerprint TEXT NOT NULL, dim INTEGER NOT NULL) STRICT",
+    "CREATE TABLE items(id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, path TEXT NOT NULL,"
+    " name TEXT NOT NULL, content TEXT NOT NULL, bytes INTEGER NOT NULL, mtime_ns INTEGER, width INTEGER NOT NULL,"
+    " height INTEGER NOT NULL, date TEXT, caption TEXT, columns TEXT NOT NULL, UNIQUE(source, path)) STRICT",
+    "CREATE INDEX items_content ON items(content)",
+    "CREATE TABLE vectors(item INTEGER NOT NULL, model INTEGER NOT NULL, revision INTEGER NOT NULL,"
+    " vector BLOB NOT NULL, UNIQUE(item, model)) STRICT",
+    "CREATE INDEX vectors_revision ON vectors(model, revision, item)",
+    "CREATE TABLE faults(source TEXT NOT NULL, path TEXT NOT NULL, bytes INTEGER NOT NULL, mtime_ns INTEGER,"
+    " fault TEXT NOT NULL, PRIMARY KEY(source, path)) STRICT, WITHOUT ROWID",
+)
+
+_OF_SQLITE = ("sqlite_sequence", "sqlite_stat1", "sqlite_stat4")
+
+
+@contextmanager
+def one_line(path: Path) -> Iterator[None]:
+    """What SQLite complains of, as one line that names the file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        said = " ".join(str(error).split())
+        code = getattr(error, "sqlite_errorname", "") or ""
+        if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            raise InputError(
+                f"{path}: another process has been writing for {PATIENCE_SECONDS:.0f} s; wait until it is done"
+            ) from None
+        if code.startswith("SQLITE_NOTADB"):
+            raise InputError(f"{path}: is no index of cloob's ({said})") from None
+        if code.startswith(("SQLITE_CORRUPT", "SQLITE_TOOBIG")) or "too big" in said:
+            raise InputError(f"{path}: is damaged ({said}); make it anew with `cloob index`") from None
+        if code.startswith("SQLITE_FULL"):
+            raise InputError(f"{path}: the disk is full; what was written before stays") from None
+        raise InputError(f"{path}: {said}") from None
+
+
+def create(path: Path) -> None:
+    """Makes the file of an empty index, whole or not at all.
+
+    Raises:
+        InputError: There is a file already, or it cannot be written.
+    """
+    if path.exists():
+        raise InputError(f"{path}: is there already")
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with one_line(path):
+            connection = sqlite3.connect(temporary, isolation_level=None)
+            try:
+                connection.execute(f"PRAGMA application_id = {APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+                connection.execute("PRAGMA synchronous = OFF")  # a whole file is synced below
+                connection.execute("BEGIN")
+                for statement in SCHEMA:
+                    connection.execute(statement)
+                connection.execute("INSERT INTO revisions VALUES (1, ?)", (stamp(),))
+                connection.execute("COMMIT")
+            finally:
+                connection.close()
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if path.exists():  # another process was faster; its index is as empty as ours
+            return
+        temporary.rename(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def stamp() -> int:
+    """A random number that tells two revisions of one number apart."""
+    return secrets.randbits(62)
+
+
+def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
+    """Opens the file of an index.
+
+    Args:
+        path: The file.
+        writable: Else nothing is written, and a folder that cannot be written is fine.
+
+    Returns:
+        A connection in autocommit mode; text that is not UTF-8 (names of files) has surrogates.
+
+    Raises:
+        InputError: No such file, no index, of a newer cloob, damaged, or with what no index has in it.
+    """
+    if not path.is_file():
+        raise InputError(f"{path.parent}: holds no index ({path.name}); `cloob index` makes one")
+    with one_line(path):
+        connection = _open(path, writable)
+        try:
+            _protect(connection)
+            _check(connection, path)
+            if writable:
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def _open(path: Path, writable: bool) -> sqlite3.Connection:
+    """A connection; to a file in a folder that cannot be written, one that looks for no other writer."""
+    address = f"file:{quote(str(path.absolute()))}"
+
+    def opened(options: str) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"{address}?{options}", uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        try:
+            connection.execute("PRAGMA schema_version").fetchone()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    if writable:
+        return opened("mode=rw")
+    try:
+        return opened("mode=ro")
+    except sqlite3.OperationalError:
+        if path.with_name(f"{path.name}-wal").exists():
+            raise
+        return opened("mode=ro&immutable=1")
+
+
+def _protect(connection: sqlite3.Connection) -> None:
+    connection.text_factory = _text
+    connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BLOB)
+    for setting in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "temp_store = MEMORY"):
+        connection.execute(f"PRAGMA {setting}")
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuses what is not exactly an index of this version."""
+    if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION:
+        raise InputError(f"{path}: is no index of cloob's, but another program's database")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > VERSION:
+        raise InputError(f"{path}: was written by a newer cloob (version {version}, this one reads {VERSION})")
+    if version != VERSION:
+        raise InputError(f"{path}: has version {version}, {VERSION} is wanted; make it anew with `cloob index`")
+    found = _objects(connection)
+    memory = sqlite3.connect(":memory:")
+    try:
+        for statement in SCHEMA:
+            memory.execute(statement)
+        wanted = _objects(memory)
+    finally:
+        memory.close()
+    for kind, name, _ in sorted(found - wanted):
+        raise InputError(f"{path}: has a {kind} {name!r} that no index has; it is not read")
+    for kind, name, _ in sorted(wanted - found):
+        raise InputError(f"{path}: has no {kind} {name!r}; make it anew with `cloob index`")
+
+
+def _objects(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
+    """Kind, name and SQL of everything that a database defines."""
+    rows = connection.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_schema").fetchall()
+    return {(str(kind), str(name), str(sql)) for kind, name, sql in rows if name not in _OF_SQLITE}

@@ -1,0 +1,273 @@
+"""The vectors of one model as a mapped matrix beside the database, which can be made again from it at any time.
+
+The matrix belongs to one revision of the index. Each vector carries the revision in which it was written: so a newer
+index is the matrix without the rows that have gone or changed since, and with those that were written since. As long
+as these are few they are kept in memory beside it; when they are many the file is written anew, whole.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cloob.errors import InputError
+from cloob.search.sqlite import approximate
+from cloob.search.sqlite.exact import Part, nearest
+from cloob.search.store import Ids, Neighbours, Vectors
+
+_MAGIC = b"cloobvec"
+_HEADER = struct.Struct("<8sQQqqqq")  # magic, n, D, identity, model, revision, stamp
+_HEAD_BYTES = 4096
+_PAGE = 4096
+_FEW = 20_000  # vectors beside the file: 40 MB at D = 512, and 10 ms of a search
+_FEW_PART = 0.05
+
+
+class Key(NamedTuple):
+    """Of what a matrix is: the index, the model's number, and the revision with its stamp."""
+
+    identity: int
+    model: int
+    revision: int
+    stamp: int
+
+
+class Matrix(NamedTuple):
+    """The vectors of a revision.
+
+    Attributes:
+        key: Of the file, or of the matrix in memory.
+        base: What the file holds; its ``positions`` leave out what has gone since.
+        extra: What was written since.
+    """
+
+    key: Key
+    base: Part
+    extra: Part
+
+
+class MatrixCache:
+    """One model's vectors, as the database has them now."""
+
+    def __init__(
+        self, database: Path, connection: Callable[[], sqlite3.Connection], model: int, dim: int, faiss: bool | None
+    ) -> None:
+        """Reads nothing yet.
+
+        Args:
+            database: The file; the matrix lies beside it.
+            connection: Gives this thread's connection to it.
+            model: The model's number.
+            dim: D.
+            faiss: Whether a search may be approximate; None: above ``approximate.EXACT_UP_TO`` vectors.
+        """
+        self._database = database
+        self._file = database.with_name(f"vectors-{model}.f32")
+        self._connection = connection
+        self._model, self._dim = model, dim
+        self._faiss = faiss
+        self._lock = threading.Lock()
+        self._matrix: Matrix | None = None
+        self._revision = -1
+        self._index: tuple[Key, Any] | None = None
+
+    def nearest(self, queries: Vectors, top: int, allowed: Ids | None) -> Neighbours:
+        """The items nearest to (Q, D) queries, among those of ascending ids if these are given."""
+        matrix = self.current()
+        parts = [part if allowed is None else part.only(allowed) for part in (matrix.base, matrix.extra)]
+        searched = sum(map(len, parts))
+        index = self._faiss_index(matrix) if approximate.worthwhile(len(parts[0]), self._faiss) else None
+        exact = index is None
+        found = nearest(parts, queries, top) if exact else approximate.nearest(index, parts, queries, top)
+        return Neighbours(*found, searched)
+
+    def current(self) -> Matrix:
+        """The vectors as the database has them now."""
+        with self._lock:
+            return self._update(whole=False)
+
+    def refresh(self) -> None:
+        """Writes the file anew if it does not have everything, and a faiss index where one is worthwhile."""
+        with self._lock:
+            matrix = self._update(whole=True)
+        if approximate.worthwhile(len(matrix.base), self._faiss):
+            approximate.build(_name(matrix.key), matrix.base.rows)
+
+    def _faiss_index(self, matrix: Matrix) -> Any:
+        with self._lock:
+            if self._index is None or self._index[0] != matrix.key:
+                index = approximate.find(_name(matrix.key), len(matrix.base.ids), self._dim)
+                self._index = None if index is None else (matrix.key, index)
+            return None if self._index is None else self._index[1]
+
+    def _update(self, *, whole: bool) -> Matrix:
+        connection = self._connection()
+        connection.execute("BEGIN")  # one state of the database for all that is read
+        try:
+            key = self._key(connection)
+            if self._matrix is None or self._revision != key.revision or self._matrix.key.identity != key.identity:
+                self._matrix = self._follow(connection, key)
+                self._revision = key.revision
+            changed = len(self._matrix.extra) + len(self._matrix.base.ids) - len(self._matrix.base)
+            if changed > max(_FEW, _FEW_PART * len(self._matrix.base.ids)) or (whole and changed):
+                self._matrix = self._write(connection, key, self._matrix)
+            return self._matrix
+        finally:
+            connection.execute("COMMIT")
+
+    def _key(self, connection: sqlite3.Connection) -> Key:
+        first, last = (
+            connection.execute(f"SELECT revision, stamp FROM revisions ORDER BY revision {way} LIMIT 1").fetchone()
+            or (0, 0)
+            for way in ("ASC", "DESC")
+        )
+        return Key(first[1], self._model, last[0], last[1])
+
+    def _follow(self, connection: sqlite3.Connection, key: Key) -> Matrix:
+        """The matrix that is there, brought up to date; an empty one to start with if none fits."""
+        base = self._matrix if self._matrix is not None and self._is_past(connection, self._matrix.key, key) else None
+        if base is None:
+            base = self._read()
+            if base is None or not self._is_past(connection, base.key, key):
+                base = _empty(Key(key.identity, self._model, 0, 0), self._dim)
+        rows = connection.execute(
+            "SELECT item FROM vectors WHERE model = ? AND revision <= ? ORDER BY item", (self._model, base.key.revision)
+        )
+        kept = np.fromiter((row[0] for row in rows), np.int64)
+        whole = Part(base.base.ids, base.base.rows)
+        alive = whole if np.array_equal(kept, whole.ids) else whole.only(kept)
+        if len(alive) != len(kept):  # the file is not what it says
+            return self._follow_anew(connection, key)
+        number = connection.execute(
+            "SELECT count(*) FROM vectors WHERE model = ? AND revision > ?", (self._model, base.key.revision)
+        ).fetchone()[0]
+        if number > max(_FEW, _FEW_PART * len(whole.ids)):
+            return self._write(connection, key, Matrix(base.key, alive, _empty(key, self._dim).extra))
+        cursor = connection.execute(
+            "SELECT item, vector FROM vectors WHERE model = ? AND revision > ? ORDER BY item",
+            (self._model, base.key.revision),
+        )
+        return Matrix(base.key, alive, Part(*read_vectors(self._database, cursor.fetchall(), self._dim)))
+
+    def _follow_anew(self, connection: sqlite3.Connection, key: Key) -> Matrix:
+        return self._write(connection, key, _empty(Key(key.identity, self._model, 0, 0), self._dim))
+
+    def _is_past(self, connection: sqlite3.Connection, past: Key, now: Key) -> bool:
+        """Whether a key is one of this very index, at an earlier revision or the same."""
+        if past[:2] != now[:2]:
+            return False
+        row = connection.execute("SELECT stamp FROM revisions WHERE revision = ?", (past.revision,)).fetchone()
+        return past.revision == 0 or (row is not None and row[0] == past.stamp)
+
+    def _read(self) -> Matrix | None:
+        """What the file holds if it is whole."""
+        try:
+            with self._file.open("rb") as file:
+                magic, n, dim, *key = _HEADER.unpack(file.read(_HEADER.size))
+                size = os.fstat(file.fileno()).st_size
+            if magic != _MAGIC or dim != self._dim or size != _size(n, dim):
+                return None
+            ids, rows = _mapped(self._file, n, dim, "r")
+        except (OSError, ValueError, struct.error):
+            return None
+        if n and (ids[0] < 1 or not (np.diff(ids) > 0).all()):
+            return None
+        return Matrix(Key(*key), Part(ids, rows), _empty(Key(*key), dim).extra)
+
+    def _write(self, connection: sqlite3.Connection, key: Key, matrix: Matrix) -> Matrix:
+        """A matrix of everything, in a new file; in memory where none can be written."""
+        rows = connection.execute("SELECT item FROM vectors WHERE model = ? ORDER BY item", (self._model,))
+        ids = np.fromiter((row[0] for row in rows), np.int64)
+        temporary = self._file.with_name(f".tmp-{self._file.name}-{os.getpid()}-{threading.get_ident()}")
+        try:
+            with temporary.open("wb") as file:
+                file.write(_HEADER.pack(_MAGIC, len(ids), self._dim, *key))
+                file.truncate(_size(len(ids), self._dim))
+                file.flush()
+                _take_room(file.fileno(), _size(len(ids), self._dim))
+            target_ids, target = _mapped(temporary, len(ids), self._dim, "r+")
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            target_ids, target = np.empty(len(ids), np.int64), np.empty((len(ids), self._dim), np.float32)
+        try:
+            target_ids[:] = ids
+            self._fill(connection, ids, target, matrix)
+            if temporary.exists():
+                if isinstance(target, np.memmap):
+                    target.flush()
+                temporary.replace(self._file)
+                target_ids, target = _mapped(self._file, len(ids), self._dim, "r")
+        except OSError:  # it cannot be given its name: the map stays, the file goes
+            pass
+        finally:
+            temporary.unlink(missing_ok=True)
+        return Matrix(key, Part(target_ids, target), _empty(key, self._dim).extra)
+
+    def _fill(self, connection: sqlite3.Connection, ids: Ids, target: Vectors, matrix: Matrix) -> None:
+        base = matrix.base
+        positions = np.arange(len(base.ids)) if base.positions is None else base.positions
+        for start in range(0, len(positions), _PAGE):
+            some = positions[start : start + _PAGE]
+            target[np.searchsorted(ids, base.ids[some])] = base.rows[some]
+        cursor = connection.execute(
+            "SELECT item, vector FROM vectors WHERE model = ? AND revision > ? ORDER BY item",
+            (self._model, matrix.key.revision),
+        )
+        while page := cursor.fetchmany(_PAGE):
+            found, vectors = read_vectors(self._database, page, self._dim)
+            target[np.searchsorted(ids, found)] = vectors
+
+
+def read_vectors(path: Path, rows: Sequence[tuple[int, bytes]], dim: int) -> tuple[Ids, Vectors]:
+    """Ids and vectors of rows of the database.
+
+    Raises:
+        InputError: One is no finite vector of this width and of length 1.
+    """
+    ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
+    wrong = [number for number, blob in rows if not isinstance(blob, bytes) or len(blob) != 4 * dim]
+    if not wrong:
+        vectors: Vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f4").reshape(len(rows), dim)
+        with np.errstate(all="ignore"):
+            lengths = np.einsum("nd,nd->n", vectors, vectors)
+        wrong = ids[~(np.abs(lengths - 1) < 0.05)].tolist()
+    if wrong:
+        raise InputError(
+            f"{path}: is damaged: the vector of item {wrong[0]} is none of width {dim} and length 1 "
+            f"({len(wrong):,} are wrong); make it anew with `cloob index`"
+        )
+    return ids, vectors.astype(np.float32, copy=False)
+
+
+def _empty(key: Key, dim: int) -> Matrix:
+    part = Part(np.empty(0, np.int64), np.empty((0, dim), np.float32))
+    return Matrix(key, part, part)
+
+
+def _size(n: int, dim: int) -> int:
+    return _HEAD_BYTES + 8 * n + 4 * n * dim
+
+
+def _take_room(file: int, size: int) -> None:
+    """Has a full disk complain now: it would end the process when the map is written to."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+
+
+def _mapped(file: Path, n: int, dim: int, mode: Any) -> tuple[Ids, Vectors]:
+    """Ids and rows of a file, which a map of nothing would refuse."""
+    if n == 0:
+        return np.empty(0, np.int64), np.empty((0, dim), np.float32)
+    ids = np.memmap(file, np.int64, mode, _HEAD_BYTES, (n,))
+    return ids, np.memmap(file, np.float32, mode, _HEAD_BYTES + 8 * n, (n, dim))
+
+
+def _name(key: Key) -> str:
+    return f"{key.identity}-{key.model}-{key.revision}-{key.stamp}.faiss"

@@ -1,0 +1,367 @@
+"""The store of one machine: SQLite for everything, and matrices of it for searching."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloob.errors import InputError, nearest
+from cloob.search import where as filters
+from cloob.search.records import IndexedModel, Item, Value
+from cloob.search.sqlite.file import FILE, connect, create, one_line, stamp
+from cloob.search.sqlite.matrix import MatrixCache, read_vectors
+from cloob.search.store import FileState, Ids, Neighbours, Vectors
+from cloob.search.where import Filter
+
+MAX_DIM = 65_536
+
+_ITEM = "id, source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
+_PAGE = 10_000
+
+
+class SqliteStore:
+    """An index in a folder; see :class:`cloob.search.store.Store` for what each method does.
+
+    Any number of threads and processes may read while one writes; a second writer waits for the first one's batch.
+    """
+
+    def __init__(self, folder: Path, *, writable: bool = False, approximate: bool | None = None) -> None:
+        """Opens an index.
+
+        Args:
+            folder: Holds ``index.sqlite``.
+            writable: Whether it is going to be changed.
+            approximate: Whether a search may ask a faiss index, where there is one that fits: see
+                ``cloob.search.sqlite.matrix``.
+
+        Raises:
+            InputError: There is none, or it is not to be read; one line.
+        """
+        self._path = folder / FILE
+        self._writable = writable
+        self._threads = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        self._lock = threading.RLock()  # of writing, and of the caches
+        self._caches: dict[int, MatrixCache] = {}
+        self._approximate = approximate
+        self._connection()
+
+    @classmethod
+    def create(cls, folder: Path) -> SqliteStore:
+        """An empty index in a folder, which is made where it is missing."""
+        create(folder / FILE)
+        return cls(folder, writable=True)
+
+    @property
+    def address(self) -> str:
+        """The folder."""
+        return str(self._path.parent)
+
+    def close(self) -> None:
+        """Ends the connections of all threads."""
+        with self._lock:
+            for connection in self._connections:
+                connection.close()
+            self._connections.clear()
+            self._caches.clear()
+            self._threads = threading.local()
+
+    def revision(self) -> int:
+        """Grows with each transaction."""
+        return int(self._rows("SELECT max(revision) FROM revisions")[0][0] or 0)
+
+    def models(self) -> tuple[IndexedModel, ...]:
+        """All models, in the order in which they came."""
+        rows = self._rows("SELECT name, spec, fingerprint, dim FROM models ORDER BY id")
+        return tuple(IndexedModel(*row) for row in rows)
+
+    def add_model(self, model: IndexedModel) -> None:
+        """Adds a model without vectors; one of the same weights gets the new place that it is loaded from."""
+        if not 1 <= model.dim <= MAX_DIM:
+            raise InputError(f"{model.name}: vectors of width {model.dim:,}; 1 to {MAX_DIM:,} is possible")
+        with self._writing() as connection:
+            rows = connection.execute("SELECT fingerprint FROM models WHERE name = ?", (model.name,)).fetchall()
+            if rows and rows[0][0] != model.fingerprint:
+                raise InputError(f"{model.name}: {self.address} holds vectors of another model of this name")
+            if rows:
+                connection.execute("UPDATE models SET spec = ? WHERE name = ?", (model.spec, model.name))
+            else:
+                values = (model.name, model.spec, model.fingerprint, model.dim)
+                connection.execute("INSERT INTO models(name, spec, fingerprint, dim) VALUES (?, ?, ?, ?)", values)
+
+    def remove_model(self, name: str) -> None:
+        """Removes a model and its vectors."""
+        number, _ = self._model(name)
+        with self._writing() as connection:
+            connection.execute("DELETE FROM vectors WHERE model = ?", (number,))
+            connection.execute("DELETE FROM models WHERE id = ?", (number,))
+
+    def states(self, source: str) -> Iterator[FileState]:
+        """What is known of a source's files, in pages: writing in between is fine."""
+        names = dict(self._rows("SELECT id, name FROM models"))
+        last = 0
+        while True:
+            rows = self._rows(
+                "SELECT id, path, bytes, mtime_ns, content, (SELECT group_concat(model) FROM vectors WHERE item = id)"
+                " FROM items WHERE source = CAST(? AS TEXT) AND id > ? ORDER BY id LIMIT ?",
+                (_bytes(source), last, _PAGE),
+            )
+            for number, path, size, mtime, content, models in rows:
+                held = tuple(names[int(model)] for model in models.split(",") if int(model) in names) if models else ()
+                yield FileState(number, path, size, mtime, content, None, held)
+            if len(rows) < _PAGE:
+                break
+            last = rows[-1][0]
+        for path, size, mtime, fault in self._rows(
+            "SELECT path, bytes, mtime_ns, fault FROM faults WHERE source = CAST(? AS TEXT)", (_bytes(source),)
+        ):
+            yield FileState(None, path, size, mtime, "", fault, ())
+
+    def write(self, items: Sequence[Item], model: str, vectors: Vectors) -> None:
+        """Adds or replaces items with their vectors."""
+        number, dim = self._model(model)
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if vectors.shape != (len(items), dim) or not np.isfinite(vectors).all():
+            raise ValueError(f"vectors: {vectors.shape} found, finite ({len(items)}, {dim}) wanted")
+        with self._writing() as connection:
+            revision = connection.execute("SELECT max(revision) FROM revisions").fetchone()[0]
+            for item, vector in zip(items, vectors, strict=True):
+                place = (_bytes(item.source), _bytes(item.path))
+                there = connection.execute(
+                    "SELECT id, content FROM items WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT)", place
+                ).fetchone()
+                if there is None:
+                    identity = connection.execute(_INSERT, _values(item)).lastrowid
+                else:
+                    identity = there[0]
+                    if there[1] != item.content:
+                        connection.execute("DELETE FROM vectors WHERE item = ?", (identity,))
+                    connection.execute(_UPDATE, (*_values(item), identity))
+                connection.execute(
+                    "INSERT OR REPLACE INTO vectors VALUES (?, ?, ?, ?)",
+                    (identity, number, revision, vector.astype("<f4").tobytes()),
+                )
+                connection.execute(_FORGET, place)
+
+    def update_items(self, items: Sequence[Item]) -> None:
+        """Writes anew what is known of items; vectors stay."""
+        with self._writing() as connection:
+            for item in items:
+                place = (_bytes(item.source), _bytes(item.path))
+                _delete(
+                    connection,
+                    "SELECT id FROM items WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT) AND id != ?",
+                    (*place, item.id),
+                )
+                connection.execute(_UPDATE, (*_values(item), item.id))
+                connection.execute(_FORGET, place)
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Removes items with their vectors."""
+        with self._writing() as connection:
+            _delete(connection, "SELECT value FROM json_each(?)", (json.dumps([int(each) for each in ids]),))
+
+    def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
+        """Notes files that could not be read, in the place of what was known of them."""
+        with self._writing() as connection:
+            for fault in faults:
+                place = (_bytes(source), _bytes(fault.path))
+                _delete(
+                    connection,
+                    "SELECT id FROM items WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT)",
+                    place,
+                )
+                connection.execute(
+                    "INSERT OR REPLACE INTO faults VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)",
+                    (*place, fault.bytes, fault.mtime_ns, (fault.fault or "").encode("utf-8", "replace").decode()),
+                )
+
+    def clear_faults(self, source: str, paths: Sequence[str]) -> None:
+        """Forgets files that could not be read."""
+        with self._writing() as connection:
+            connection.executemany(_FORGET, [(_bytes(source), _bytes(path)) for path in paths])
+
+    def sources(self) -> tuple[str, ...]:
+        """All sources, sorted."""
+        rows = self._rows("SELECT source FROM items UNION SELECT source FROM faults ORDER BY 1")
+        return tuple(row[0] for row in rows)
+
+    def columns(self) -> dict[str, str]:
+        """The metadata columns and their kinds; reads all items that have any."""
+        rows = self._rows(
+            "SELECT key, max(json_each.type IN ('text')), max(json_each.type IN ('integer', 'real', 'true', 'false'))"
+            " FROM items, json_each(items.columns) WHERE items.columns != '{}' GROUP BY key ORDER BY key"
+        )
+        return {name: "mixed" if text and number else "text" if text else "number" for name, text, number in rows}
+
+    def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
+        """Ids of the items with these bytes."""
+        found: dict[str, list[int]] = {}
+        for content, number in self._rows(
+            "SELECT content, id FROM items WHERE content IN (SELECT value FROM json_each(?)) ORDER BY id",
+            (json.dumps(list(contents)),),
+        ):
+            found.setdefault(content, []).append(number)
+        return found
+
+    def count(self, where: Filter | None = None) -> int:
+        """How many items there are, or match."""
+        condition, values = _condition(where)
+        return int(self._rows(f"SELECT count(*) FROM items WHERE {condition}", values)[0][0])
+
+    def ids(self, where: Filter | None = None, *, after: int = 0, limit: int | None = None) -> Ids:
+        """Ids of the items that match, ascending."""
+        condition, values = _condition(where)
+        rows = self._rows(
+            f"SELECT id FROM items WHERE ({condition}) AND id > ? ORDER BY id LIMIT ?",
+            (*values, after, -1 if limit is None else limit),
+        )
+        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
+
+    def items(self, ids: Sequence[int]) -> list[Item]:
+        """Items in the order asked for."""
+        wanted = [int(each) for each in ids]
+        rows = self._rows(
+            f"SELECT {_ITEM} FROM items WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
+        )
+        found = {row[0]: _item(row) for row in rows}
+        return [found[each] for each in wanted if each in found]
+
+    def vectors(self, model: str, ids: Sequence[int]) -> Vectors:
+        """Vectors in the order asked for, NaN where there is none."""
+        number, dim = self._model(model)
+        wanted = np.asarray(ids, np.int64).reshape(-1)
+        result = np.full((len(wanted), dim), np.nan, np.float32)
+        for start in range(0, len(wanted), _PAGE):
+            part = wanted[start : start + _PAGE]
+            rows = self._rows(
+                "SELECT item, vector FROM vectors WHERE model = ? AND item IN (SELECT value FROM json_each(?))",
+                (number, json.dumps(part.tolist())),
+            )
+            found, vectors = read_vectors(self._path, rows, dim)
+            order = np.argsort(found)
+            found, vectors = found[order], vectors[order]
+            places = np.searchsorted(found, part)
+            there = places < len(found)
+            there[there] = found[places[there]] == part[there]
+            result[start : start + _PAGE][there] = vectors[places[there]]
+        return result
+
+    def nearest(self, model: str, queries: Vectors, top: int, where: Filter | None = None) -> Neighbours:
+        """The items nearest to each query: exact, or by faiss where the collection is large."""
+        number, dim = self._model(model)
+        if queries.ndim != 2 or queries.shape[1] != dim:
+            raise ValueError(f"queries: {queries.shape} found, (Q, {dim}) wanted")
+        allowed = None if where is None else self.ids(where)
+        with one_line(self._path):
+            return self._cache(number, dim).nearest(queries, top, allowed)
+
+    def optimise(self) -> None:
+        """Writes anew the matrices that do not fit, and faiss indices where these are worthwhile."""
+        for number, dim in self._rows("SELECT id, dim FROM models"):
+            with one_line(self._path):
+                self._cache(number, dim).refresh()
+
+    def _cache(self, model: int, dim: int) -> MatrixCache:
+        with self._lock:
+            if model not in self._caches:
+                self._caches[model] = MatrixCache(self._path, self._connection, model, dim, self._approximate)
+            return self._caches[model]
+
+    def _model(self, name: str) -> tuple[int, int]:
+        """A model's number and the width of its vectors."""
+        rows = self._rows("SELECT id, dim FROM models WHERE name = ?", (name,))
+        if not rows:
+            names = [model.name for model in self.models()]
+            raise InputError(f"{self.address}: has no vectors of a model {name!r}; {nearest(name, names)}")
+        number, dim = rows[0]
+        if not 1 <= dim <= MAX_DIM:
+            raise InputError(f"{self._path}: is damaged (vectors of width {dim}); make it anew with `cloob index`")
+        return number, dim
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's own."""
+        connection: sqlite3.Connection | None = getattr(self._threads, "connection", None)
+        if connection is None:
+            connection = connect(self._path, writable=self._writable)
+            self._threads.connection = connection
+            with self._lock:
+                self._connections.append(connection)
+        return connection
+
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        with one_line(self._path):
+            return self._connection().execute(statement, values).fetchall()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, which makes a new revision."""
+        if not self._writable:
+            raise InputError(f"{self.address}: was opened to be read")
+        with self._lock, one_line(self._path):
+            connection = self._connection()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.execute(
+                    "INSERT INTO revisions SELECT coalesce(max(revision), 0) + 1, ? FROM revisions", (stamp(),)
+                )
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:  # SQLite itself may have ended it
+                    connection.execute("ROLLBACK")
+                raise
+
+
+_INSERT = (
+    "INSERT INTO items(source, path, name, content, bytes, mtime_ns, width, height, date, caption, columns) VALUES"
+    " (CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"
+)
+_UPDATE = (
+    "UPDATE items SET source = CAST(? AS TEXT), path = CAST(? AS TEXT), name = CAST(? AS TEXT), content = ?, bytes = ?,"
+    " mtime_ns = ?, width = ?, height = ?, date = CAST(? AS TEXT), caption = CAST(? AS TEXT), columns = ? WHERE id = ?"
+)
+_FORGET = "DELETE FROM faults WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT)"
+
+
+def _bytes(text: str | None) -> bytes | None:
+    """Text as SQLite gets it: a file's name need not be UTF-8."""
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+def _values(item: Item) -> tuple[Any, ...]:
+    texts = (_bytes(item.source), _bytes(item.path), _bytes(os.path.basename(item.path)))  # noqa: PTH119
+    sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
+    return (*texts, *sizes, _bytes(item.date), _bytes(item.caption), json.dumps(dict(item.columns)))
+
+
+def _item(row: tuple[Any, ...]) -> Item:
+    number, source, path, content, size, mtime, width, height, date, caption, columns = row
+    return Item(number, source, path, content, size, mtime, width, height, date, caption, _columns(columns))
+
+
+def _columns(text: str) -> dict[str, Value]:
+    try:
+        columns: dict[str, Value] = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        columns = {}
+    return columns if isinstance(columns, dict) else {}
+
+
+def _condition(where: Filter | None) -> tuple[str, list[Value]]:
+    return ("1", []) if where is None else filters.sql(where, "sqlite")
+
+
+def _delete(connection: sqlite3.Connection, chosen: str, values: Sequence[Any]) -> None:
+    """Removes the items whose ids a query gives, with their vectors."""
+    ids = [(row[0],) for row in connection.execute(chosen, values)]
+    connection.executemany("DELETE FROM vectors WHERE item = ?", ids)
+    connection.executemany("DELETE FROM items WHERE id = ?", ids)

@@ -1,0 +1,215 @@
+"""What ``Index.update`` does: which model, which sources, which ranks; the work itself is in ``build``."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from cloob import distributed
+from cloob.errors import InputError
+from cloob.models.encoding import Encoder, evaluating
+from cloob.models.fingerprint import fingerprint
+from cloob.models.load import load_model
+from cloob.search.build import Effort, Part, Summary, carry_out, make_plan
+from cloob.search.records import IndexedModel
+from cloob.search.scan.collection import Collection, Gone
+from cloob.search.scan.open import ScanOptions, open_collection, source_name
+from cloob.search.store import Store
+
+
+class ModelChanged(InputError):  # noqa: N818 - what happened, in the words a user reads
+    """The weights behind a model's name are others than those that an index has vectors of."""
+
+
+@dataclass(frozen=True)
+class UpdateOptions:
+    """How an index is brought up to date.
+
+    Attributes:
+        model: What ``load_model`` takes, or a loaded encoder; None: the only one that the index has.
+        name: What the index calls the model; None: its file name or tag.
+        replace_model: Whether vectors of a model of this name but with other weights may go.
+        device: Where the model runs.
+        scan: How sources are read.
+        effort: How pictures become vectors.
+    """
+
+    model: str | Path | Encoder | None = None
+    name: str | None = None
+    replace_model: bool = False
+    device: str | torch.device = "auto"
+    scan: ScanOptions = field(default_factory=ScanOptions)
+    effort: Effort = field(default_factory=Effort)
+
+
+def update(
+    store: Store,
+    sources: Sequence[str | Path],
+    options: UpdateOptions | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Brings an index up to date with sources; see :meth:`cloob.search.index.Index.update`."""
+    options = options or UpdateOptions()
+    device = distributed.resolve_device(options.device)
+    with distributed.process_group(device):
+        part = Part(distributed.rank(), distributed.world_size(), _wait)
+        model = _Model(store, options, device)
+        model.ready(part)
+        collections = _open_all(store, sources, options)
+        plans = [make_plan(store, each, model.name, options.effort) for each in collections]
+        part.wait()  # nobody writes before all have compared
+        own = carry_out(store, plans, model.name, model.encoder, options.effort, part, progress)
+        return _together(own)
+
+
+def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
+    """Sources by name; what is gone of one that the index knows is an empty one.
+
+    Raises:
+        InputError: No source, one that is not there and never was, or one inside another.
+    """
+    known = store.sources()
+    given = {source_name(source): source for source in sources or known}
+    if not given:
+        raise InputError(f"{store.address}: is empty; name a source of pictures: cloob index SRC --model M --out IDX")
+    _check_apart(given, known)
+    collections: list[Collection] = []
+    for name, source in given.items():
+        gone = name in known and name.startswith(os.sep) and not os.path.lexists(name)
+        collections.append(Gone(name) if gone else open_collection(source, options.scan))
+    return collections
+
+
+def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuses a source inside another one, which would have its pictures in the index twice."""
+    for name in names:
+        for other in (*known, *names):
+            if name.startswith(f"{other}{os.sep}"):
+                raise InputError(f"{name}: lies in {other}, which is a source of this index; index that one alone")
+    for name in names:
+        for other in known:
+            if other.startswith(f"{name}{os.sep}"):
+                raise InputError(
+                    f"{name}: holds {other}, which is a source of this index; index that one, or make a new index"
+                )
+
+
+class _Model:
+    """The model of an update: loaded at once where it was named, else when the first picture needs it."""
+
+    def __init__(self, store: Store, options: UpdateOptions, device: torch.device) -> None:
+        self._store, self._options, self._device = store, options, device
+        self._lock = threading.Lock()
+        self._encoder: Encoder | None = None
+        known = store.models()
+        given = options.model
+        if given is None:
+            named = [model for model in known if options.name in (None, model.name)]
+            if len(named) != 1:
+                names = ", ".join(model.name for model in known)
+                raise InputError(
+                    f"{store.address}: has vectors of {names}; --name says of which"
+                    if known
+                    else f"{store.address}: is empty; --model says which model is to embed"
+                )
+            self.name, self.spec = named[0].name, named[0].spec
+        elif isinstance(given, str | Path):
+            self.spec = _absolute(str(given))
+            self.name = options.name or default_name(str(given))
+        else:
+            self.name = self.spec = options.name or given.name
+            self._encoder = given
+
+    def ready(self, part: Part) -> None:
+        """Loads and compares a model that was named, and adds it where it is new.
+
+        Raises:
+            InputError: It cannot be loaded.
+            ModelChanged: The index has vectors of another one of this name, which may not go.
+        """
+        if self._options.model is None:
+            return
+        encoder = self._encoder or load_model(self.spec, device=self._device)
+        self._encoder = encoder
+        new = IndexedModel(self.name, self.spec, fingerprint(encoder), _width(encoder))
+        known = self._store.models()
+        same = next((model for model in known if model.fingerprint == new.fingerprint), None)
+        if same is not None and same.name != self.name:
+            if self._options.name is not None:
+                raise InputError(f"{self.name}: {self._store.address} has vectors of these weights, as {same.name!r}")
+            self.name, new = same.name, replace(new, name=same.name)
+        old = next((model for model in known if model.name == self.name), None)
+        if old is not None and old.fingerprint != new.fingerprint and not self._options.replace_model:
+            raise changed(old, self._store.address)
+        part.wait()  # all have compared
+        if part.rank == 0:
+            if old is not None and old.fingerprint != new.fingerprint:
+                self._store.remove_model(self.name)
+            self._store.add_model(new)
+        part.wait()
+
+    def encoder(self) -> Encoder:
+        """The model."""
+        with self._lock:
+            if self._encoder is None:
+                encoder = load_model(self.spec, device=self._device)
+                old = next(model for model in self._store.models() if model.name == self.name)
+                if old.fingerprint != fingerprint(encoder):
+                    raise changed(old, self._store.address)
+                self._encoder = encoder
+            return self._encoder
+
+
+def changed(model: IndexedModel, address: str) -> ModelChanged:
+    """Says that a model is not the one that an index has vectors of."""
+    return ModelChanged(
+        f"{model.name}: has other weights or another preprocessing than when {address} was indexed ({model.spec}); "
+        "--replace-model makes its vectors anew, --name NAME keeps both"
+    )
+
+
+def default_name(spec: str) -> str:
+    """What an index calls a model: the last part of a path, or the name as it is written."""
+    if spec.startswith(("hf-hub:", "local-dir:")):
+        spec = spec.partition(":")[2]
+    return Path(spec).name if Path(spec.removesuffix(":best")).exists() else spec
+
+
+def _absolute(spec: str) -> str:
+    """A path that is found from anywhere; any other name as it is."""
+    local = spec.removeprefix("local-dir:")
+    path = Path(local).expanduser()
+    there = path.exists() or Path(str(path).removesuffix(":best")).exists()
+    return f"{spec[: len(spec) - len(local)]}{path.absolute()}" if there else spec
+
+
+def _width(encoder: Encoder) -> int:
+    """D."""
+    width = getattr(encoder, "embed_dim", None)
+    if not isinstance(width, int):
+        with evaluating(encoder):
+            width = encoder.encode_text(["a"]).shape[1]
+    return width
+
+
+def _wait() -> None:
+    if distributed.is_initialized():
+        dist.barrier()
+
+
+def _together(own: Summary) -> Summary:
+    """What all ranks did."""
+    if not distributed.is_initialized():
+        return own
+    parts: list[Summary] = [own] * distributed.world_size()
+    dist.all_gather_object(parts, own)
+    total = Summary(seconds=max(part.seconds for part in parts))
+    for part in parts:
+        total.add(part)
+    return total

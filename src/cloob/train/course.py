@@ -1,0 +1,78 @@
+"""The course of a run: which step it stands at, how many are left, and what the schedules say of a step."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from cloob.data.loader import Loader
+from cloob.distributed import rank
+from cloob.train.config import TrainConfig
+from cloob.train.optim import make_retrieval_schedule, make_schedule, warmup_steps
+from cloob.train.state.checkpoint import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class Course:
+    """Functions of the progress alone: a run that goes on finds them as one that was not stopped.
+
+    Args:
+        config: The run's.
+        loader: The training batches.
+        progress: Where the run stands; the loop moves it.
+        hopfield: Whether the objective retrieves, at some time at least.
+
+    Attributes:
+        epochs: Of the whole run; the last may be cut short.
+        learning_rate: Of a step.
+        retrieves: Whether the objective does at a step.
+    """
+
+    def __init__(self, config: TrainConfig, loader: Loader, progress: Progress, *, hopfield: bool) -> None:
+        self._config, self._loader, self._progress = config, loader, progress
+        self._total_steps = total = config.run.total_steps(loader.steps_per_epoch)
+        self.epochs = math.ceil(total / loader.steps_per_epoch)
+        self.learning_rate = make_schedule(config.optim, total)
+        self.retrieves = make_retrieval_schedule(config.loss, total, hopfield=hopfield)
+        if rank() == 0:
+            _warn(config, total)
+
+    def place(self) -> int:
+        """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
+        progress = self._progress
+        return progress.epoch * self._loader.steps_per_epoch + progress.position // self._config.run.batch_size
+
+    def retrieved(self) -> bool:
+        """Whether the objective retrieved at the last step."""
+        return self.retrieves(max(self.place() - 1, 0))
+
+    def steps_left(self) -> int:
+        """Steps from here to the end of the run."""
+        if self._config.run.epochs is None:
+            return max(self._total_steps - self.place(), 0)
+        later = self.epochs - self._progress.epoch - 1
+        if later < 0:
+            return 0
+        start, offset = divmod(self._progress.position, self._config.run.batch_size)
+        return self._loader.steps(offset) - start + later * self._loader.steps_per_epoch
+
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or the held-out pairs showed nothing better for ``patience`` of them."""
+        return self._progress.epoch >= self.epochs or 0 < self._config.run.patience <= self._progress.stale
+
+
+def _warn(config: TrainConfig, total: int) -> None:
+    """Says what is allowed and hardly meant, of a run of ``total`` steps."""
+    warmup = warmup_steps(config.optim, total)
+    if warmup >= total:
+        logger.warning(
+            "the warm-up takes %d steps, the whole run has %d: the learning rate never reaches its peak; "
+            "--warmup %d is a tenth of the run",
+            warmup,
+            total,
+            total // 10,
+        )
+    if config.towers.freeze != "none" and config.towers.init is None:
+        frozen = config.towers.freeze
+        logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)

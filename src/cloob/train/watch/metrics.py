@@ -1,0 +1,70 @@
+"""What the log says of a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from cloob.distributed import rank, world_size
+from cloob.functional.geometry import effective_eigenvalues, saturation
+from cloob.objective import ContrastiveObjective
+from cloob.train.parts import Parts
+from cloob.train.ranks import gather_objects
+from cloob.train.step import StepResult
+from cloob.train.watch.log import finite
+
+# Enough for a number that is watched; the time that it takes grows with the square.
+_MEASURED_PAIRS = 2048
+
+
+def step_metrics(parts: Parts, result: StepResult | None, lr: float, *, hopfield: bool) -> dict[str, Any]:
+    """The line of a step but for its times; all ranks call this.
+
+    Args:
+        parts: The run's.
+        result: The step's, None where it had too few samples.
+        lr: Its learning rate.
+        hopfield: Whether its objective retrieved.
+    """
+    progress = parts.progress
+    line: dict[str, Any] = {
+        "step": progress.step,
+        "epoch": progress.epoch + 1,
+        "samples_seen": progress.samples_seen,
+        "loss": finite(result.loss) if result else None,
+        "lr": lr,
+        "grad_norm": finite(result.grad_norm) if result else None,
+    }
+    due = result is not None and result.finite and progress.step % parts.config.log.log_every == 0
+    for name in ("inv_tau", "beta"):
+        scale = parts.objective.scale_value(name)
+        if isinstance(scale, float):
+            line[name] = scale
+        else:  # a learned one is on the device, which would have to be waited for in each step
+            read = parts.device.type == "cpu" or (due and rank() == 0)
+            line[name] = float(scale.detach()) if read else None
+    if not hopfield:
+        line["beta"] = None
+    if parts.config.optim.layer_decay < 1:
+        line["lr_lowest"] = lr * min(group["lr_scale"] for group in parts.stepper.optimizer.param_groups)
+    if result is not None and parts.config.run.precision == "fp16":
+        line["loss_scale"] = result.loss_scale
+    if result is not None and due:
+        line |= _measure(result, parts.objective)
+    return line
+
+
+def _measure(result: StepResult, objective: ContrastiveObjective) -> dict[str, float]:
+    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly spread over it and its ranks."""
+    most = _MEASURED_PAIRS // world_size()
+    both = [rows[:: -(-len(rows) // most)].cpu() for rows in (result.image_features, result.text_features)]
+    everywhere = gather_objects(both)
+    if rank() != 0:
+        return {}
+    images, texts = (torch.cat([features[side] for features in everywhere]) for side in (0, 1))
+    return {
+        "saturation": float(saturation(images, texts, float(objective.inv_tau.detach()))),
+        "effective_eigenvalues_image": int(effective_eigenvalues(images)),
+        "effective_eigenvalues_text": int(effective_eigenvalues(texts)),
+    }

@@ -1,0 +1,304 @@
+"""``cloob search``, ``cloob classify`` and ``cloob embed`` as a user runs them, with a model that knows colours."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloob.cli import main
+from cloob.models.folder import read_model, save_model
+from cloob.models.runs import MODEL_FOLDER
+from cloob.models.towers import create_model
+from cloob.search.index import Index
+from cloob.search.update import UpdateOptions
+from search_colours import ColourModel, make_index, write_pictures
+from support import picture, refused, run_cloob
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``pictures`` and ``index``."""
+    folder = tmp_path_factory.mktemp("searched")
+    make_index(folder / "index", write_pictures(folder / "pictures"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def colour_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever model is asked for knows colours, and each name is one of a model."""
+    monkeypatch.setattr("cloob.models.names.check_source", lambda _: None)
+    for name in ("cloob.models.load.load_model", "cloob.search.update.load_model"):
+        monkeypatch.setattr(name, lambda *_, **__: ColourModel())
+    for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
+        monkeypatch.setenv(variable, os.environ.get(variable, ""))  # put back at the end
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def test_lines_json_and_paths(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = str(place / "index")
+    out, err = run(capsys, "search", index, "a red thing")
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert err == "" and len(lines) == 4
+    for score, margin, id_, path, caption in lines:
+        assert float(score) > 0.9 and float(margin) > 3 and int(id_) > 0
+        assert Path(path).stem.startswith("red-") and caption.startswith("red number")
+    found = json.loads(run(capsys, "search", index, "red", "--json", "--top", "2")[0])
+    assert (found["query"], found["searched"], found["cut"], found["model"]) == (["red"], 32, 0, "colours")
+    assert [hit["path"] for hit in found["hits"]] == [line[3] for line in lines[:2]]
+    assert found["hits"][0].keys() >= {"id", "score", "margin", "caption", "width", "columns", "date"}
+    out, _ = run(capsys, "search", index, "red", "--paths")
+    assert out.splitlines() == [line[3] for line in lines]
+    out, _ = run(capsys, "search", index, "red", "--paths", "-0")
+    assert out.split("\0") == [*(line[3] for line in lines), ""]
+
+
+def test_weights_filters_pictures_and_likeness(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, red = str(place / "index"), str(place / "pictures" / "red-1.png")
+
+    def found(*words: str) -> list[str]:
+        return [Path(path).stem for path in run(capsys, "search", index, *words, "--paths")[0].splitlines()]
+
+    def found_behind(words: list[str], terms: list[str]) -> list[str]:
+        return [Path(p).stem for p in run(capsys, "search", index, *words, "--paths", "--", *terms)[0].splitlines()]
+
+    assert found("blue", "--where", "name = 'blue-3.png'") == ["blue-3"]
+    assert found(red, "--top", "1") == ["red-1"]
+    assert {n[:4] for n in found_behind(["red", "+0.9:cyan", "--top", "4"], ["-red"])} == {"cyan"}
+    alike = found("--like", red)
+    assert "red-1" not in alike and {name[:3] for name in alike[:3]} == {"red"} and len(alike) == 20
+    id_ = json.loads(run(capsys, "search", index, red, "--top", "1", "--json")[0])["hits"][0]["id"]
+    assert found("--like", str(id_)) == alike
+
+
+def test_nothing_fits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = run(capsys, "search", str(place / "index"), "the third declension")
+    assert out == "" and "nothing fits among 32 pictures" in err
+    out, _ = run(capsys, "search", str(place / "index"), "the third declension", "--cutoff", "none", "--top", "3")
+    assert out.count("\n") == 3
+    _, err = run(capsys, "search", str(place / "index"), "red", "--where", "width > 1000")
+    assert "no picture to search" in err
+
+
+def test_copies_never_overwrite(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "copies"
+    target.mkdir()
+    (target / "red-0.png").write_bytes(b"mine")
+    _, err = run(capsys, "search", str(place / "index"), "red", "--copy-to", str(target))
+    assert (target / "red-0.png").read_bytes() == b"mine" and "4 copied" in err
+    assert (target / "red-0-2.png").read_bytes() == (place / "pictures" / "red-0.png").read_bytes()
+    _, err = run(capsys, "search", str(place / "index"), "red", "--copy-to", str(target))
+    assert "0 copied" in err and "4 were there" in err and len(list(target.iterdir())) == 5
+
+
+def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = write_pictures(tmp_path / "pictures")
+    index = make_index(tmp_path / "index", pictures)
+    (pictures / "red-0.png").unlink()
+    (pictures / "red-1.png").write_bytes(b"another")
+    assert main(["search", str(index), "red", "--copy-to", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert "red-0.png is not copied" in err and "red-1.png is not copied" in err and "2 could not be copied" in err
+    sheet = tmp_path / "sheet.html"
+    run(capsys, "search", str(index), "red", "--sheet", str(sheet))
+    assert sheet.read_text().count("not readable any more") == 2
+
+
+def test_duplicates_and_explain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index = str(place / "index")
+    groups = json.loads(run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--json")[0])["groups"]
+    assert len(groups) == 8 and all(len(group) == 4 for group in groups)
+    out, err = run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--paths")
+    assert len(out.splitlines()) == 24 and "8 groups, 24 pictures could go" in err
+    found = json.loads(run(capsys, "search", index, "red", "--explain", "--beta", "50", "--json")[0])
+    assert found["beta"] == 50 and sum(p["weight"] for p in found["pictures"]) == pytest.approx(1, abs=0.01)
+    out, _ = run(capsys, "search", index, "red", "--explain")
+    assert "β = 8: of 32 pictures" in out and "Nearest to what was retrieved" in out
+
+
+def test_classify_an_index_and_a_folder_alike(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    of_index, err = run(
+        capsys, "classify", str(place / "index"), "--labels", "red, blue", "--json", "--none", "--cutoff", "3"
+    )
+    assert "red 4" in err and "none of these 24" in err and "does not say its τ⁻¹" in err
+    words = ("classify", str(place / "pictures"), "--labels", "red,blue", "--json", "--none", "--cutoff", "3")
+    of_folder, _ = run(capsys, *words, "--model", "colours")
+    rows = [json.loads(line) for line in of_index.splitlines()]
+    assert [row["labels"] for row in rows] == [json.loads(line)["labels"] for line in of_folder.splitlines()]
+    for row in rows:
+        name = Path(row["path"]).stem.split("-")[0]
+        assert [entry["label"] for entry in row["labels"]] == ([name] if name in ("red", "blue") else [])
+    out, err = run(capsys, "classify", str(place / "index"), "--labels", "red,blue", "--csv", "--inv-tau", "10")
+    table = list(csv.DictReader(io.StringIO(out)))
+    assert len(table) == 32 and table[0].keys() == {"path", "label", "probability", "margin"} and "τ⁻¹" not in err
+
+
+def test_move_to_never_overwrites_and_what_fits_none_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = write_pictures(tmp_path / "pictures", n=2)
+    target = tmp_path / "sorted"
+    (target / "red").mkdir(parents=True)
+    (target / "red" / "red-0.png").write_bytes(b"mine")
+    (tmp_path / "labels.txt").write_text("red\nblue/../green\n\n")
+    words = ("--labels", str(tmp_path / "labels.txt"), "--none", "--cutoff", "3", "--move-to", str(target))
+    _, err = run(capsys, "classify", str(pictures), *words, "--model", "colours")
+    assert "moved to" in err and "fit no label and stay" in err
+    assert (target / "red" / "red-0.png").read_bytes() == b"mine"
+    with Image.open(target / "red" / "red-0-2.png") as moved:
+        assert moved.size == (20, 20)
+    assert {path.name for path in target.iterdir()} <= {"red", "blue_.._green"}
+    assert (pictures / "white-0.png").is_file() and not (pictures / "red-0.png").exists()
+
+
+def test_examples_make_a_head_that_is_kept(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    examples, flat = tmp_path / "examples", write_pictures(tmp_path / "flat")
+    for name in ("red", "blue"):
+        (examples / name).mkdir(parents=True)
+        for path in flat.glob(f"{name}-*.png"):
+            path.rename(examples / name / path.name)
+    index = str(place / "index")
+    words = ("--where", "name like 'red%' or name like 'blue%'", "--csv")
+    out, err = run(capsys, "classify", index, "--examples", str(examples), *words)
+    assert "100.0% of 8 examples right" in err
+    head = place / "index" / "heads" / "examples.safetensors"
+    assert head.is_file()
+    assert run(capsys, "classify", index, "--head", str(head), *words)[0] == out
+    for row in csv.DictReader(io.StringIO(out)):
+        assert Path(row["path"]).stem.startswith(row["label"])
+
+
+def test_embed_writes_the_same_rows_in_three_forms(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyarrow import parquet
+    from safetensors import safe_open
+
+    pictures = tmp_path / "pictures"
+    write_pictures(pictures, n=1)
+    (pictures / "cut.png").write_bytes(picture("red")[:50])
+    for suffix in ("npz", "safetensors", "parquet"):
+        out = tmp_path / f"vectors.{suffix}"
+        assert main(["embed", str(pictures), "--model", "colours", "--out", str(out)]) == 1
+        err = capsys.readouterr().err
+        assert "corrupt image, such as" in err and "8 pictures, 1 could not be read" in err
+    with np.load(tmp_path / "vectors.npz", allow_pickle=False) as file:
+        vectors, paths = file["vectors"], file["paths"].tolist()
+    assert vectors.dtype == np.float32 and vectors.shape == (8, 24) and len(paths) == 8
+    with safe_open(tmp_path / "vectors.safetensors", framework="numpy") as file:
+        np.testing.assert_array_equal(file.get_tensor("vectors"), vectors)
+        assert json.loads(file.metadata()["paths"]) == paths
+    table = parquet.read_table(tmp_path / "vectors.parquet").to_pydict()
+    np.testing.assert_allclose(np.array(table["vector"]), vectors, atol=1e-6)
+    assert table["path"] == paths
+    assert main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")]) == 0
+    assert "32 pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("search", "{index}"), "nothing to search for"),
+        (("search", "{none}", "a"), "no such folder; cloob index"),
+        (("search", "{pictures}", "a"), "holds no index"),
+        (("search", "{index}", "a", "--where", "captoin = 'x'"), "did you mean caption?"),
+        (("search", "{index}", "a", "--cutoff", "high"), "--cutoff is 'high'"),
+        (("search", "{index}", "a", "--top", "0"), "--top is 0"),
+        (("search", "{index}", "file:///etc/passwd"), "file:// is not opened"),
+        (("search", "{index}", "none.jpg"), "no such picture"),
+        (("search", "{index}", "-people"), "comes behind --"),
+        (("search", "{index}", "a", "--", "+0:b"), "the weight is 0"),
+        (("search", "{index}", "--like", "999"), "no picture of"),
+        (("search", "{index}", "a", "--model", "coluors"), "did you mean colours?"),
+        (("search", "{index}", "a", "--beta", "3"), "--beta is that of --explain"),
+        (("search", "{index}", "a", "--explain", "--beta", "0"), "β is 0"),
+        (("search", "{index}", "a", "--duplicates"), "leave the query out"),
+        (("search", "{index}", "a", "-0"), "-0 ends the paths of --paths"),
+        (("classify", "{pictures}", "--labels", "a"), "no model given"),
+        (("classify", "{index}"), "give --labels"),
+        (("classify", "{index}", "--labels", "a,a"), "'a' is there twice"),
+        (("classify", "{index}", "--labels", "none.txt"), "no such file"),
+        (("classify", "{index}", "--labels", "a", "--templates", "x"), "has no {{c}}"),
+        (("classify", "{index}", "--examples", "{none}"), "no such folder"),
+        (("classify", "{index}", "--head", "{none}"), "no such head"),
+        (("classify", "{index}", "--labels", "a", "--multi", "--move-to", "{none}"), "one of them"),
+        (("classify", "{none}", "--labels", "a", "--model", "m"), "no such file or folder"),
+        (("embed", "{pictures}", "--out", "x.csv", "--model", "m"), ".parquet"),
+        (("embed", "{pictures}", "--out", "{pictures}/red-0.npz"), "no model given"),
+    ],
+)
+def test_mistakes_are_one_line(
+    place: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    places = {"index": place / "index", "pictures": place / "pictures", "none": place / "none"}
+    filled = [word.format(**places) for word in words]
+    assert said.format() in refused(capsys, *filled)
+
+
+def test_help_and_mistakes_need_neither_torch_nor_numpy(place: Path) -> None:
+    code = (
+        "import sys\nfrom cloob.cli import main\n"
+        "for words in ('search --help', 'search nowhere a', 'classify nowhere', 'embed --help'):\n"
+        "    main(words.split())\nassert not {'torch', 'numpy', 'pyarrow'} & set(sys.modules), set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    code = (
+        "import sys\nfrom cloob.cli import main\n"
+        "assert main(['search', sys.argv[1], '--like', '3', '--json']) == 0\n"
+        "assert not {'torch', 'pyarrow', 'open_clip'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(place / "index")], check=True, capture_output=True)
+
+
+def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "red\x1b]0;title\x07.png").write_bytes(picture("red"))
+    (pictures / "red\x1b]0;title\x07.txt").write_text("red \x1b[2J\u202e caption")
+    index = make_index(tmp_path / "index", pictures)
+    for words in (("search", str(index), "red"), ("search", str(index), "red", "--explain")):
+        assert "\x1b" not in run(capsys, *words)[0]
+    assert "\x1b" not in run(capsys, "classify", str(index), "--labels", "red")[0]
+
+
+@pytest.mark.nightly
+def test_a_process_with_a_model_of_its_own(tmp_path: Path) -> None:
+    model = tmp_path / MODEL_FOLDER
+    save_model(model, create_model("tiny-vit", seed=0), {"inv_tau": 30.0})
+    with Index.create(tmp_path / "index") as index:
+        options = UpdateOptions(model=read_model(model, lambda _: None), name=str(model))  # type: ignore[arg-type, return-value]
+        index.update([write_pictures(tmp_path / "pictures", n=1)], options)
+    done = run_cloob("search", str(tmp_path / "index"), "a red thing", "--cutoff", "none", "--paths", "--top", "3")
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("\n") == 3
+
+
+def test_pictures_in_a_terminal(place: Path) -> None:
+    """A real terminal: the escape of the protocol comes before each line."""
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-kitty"}
+    environment.pop("TMUX", None)
+    words = [sys.executable, "-m", "cloob", "search", str(place / "index"), "--like", "3", "--top", "2"]
+    process = subprocess.Popen(words, stdout=follower, stderr=follower, env=environment)
+    os.close(follower)
+    parts = []
+    try:
+        while part := os.read(leader, 65536):
+            parts.append(part)
+    except OSError:  # the other end is closed
+        pass
+    os.close(leader)
+    assert process.wait(60) == 0
+    shown = b"".join(parts)
+    assert shown.count(b"\x1b_Ga=T,f=100,") == 2 and b"next: cloob search" in shown

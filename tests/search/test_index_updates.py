@@ -1,0 +1,269 @@
+"""An index that is brought up to date is the one that would be made anew, whatever happened to the files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
+from index_fakes import FakeEncoder, options, write_noise
+
+from cloob.search.index import Index
+
+NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
+
+
+def content(index: Index, model: str = "fake") -> dict[str, tuple[object, ...]]:
+    """What an index says by path, vectors rounded: a batch of another size rounds differently."""
+    items = index.items(index.store.ids().tolist())
+    vectors = index.store.vectors(model, [item.id for item in items]) if items else []
+    return {
+        item.path: (item.content, item.mtime_ns, item.bytes, item.width, item.caption, tuple(np.round(vector, 4)))
+        for item, vector in zip(items, vectors, strict=True)
+    }
+
+
+def faults(index: Index) -> dict[str, str]:
+    known = (state for source in index.store.sources() for state in index.store.states(source))
+    return {state.path: state.fault for state in known if state.fault is not None}
+
+
+class Updates(RuleBasedStateMachine):
+    files = Bundle("files")
+
+    @initialize()
+    def begin(self) -> None:
+        self.root = Path(tempfile.mkdtemp())
+        self.folder = self.root / "pictures"
+        self.folder.mkdir()
+        write_noise(self.folder / "always.png", 999)  # a source of which nothing is left is another matter
+        self.encoder = FakeEncoder()
+        self.index = Index.create(self.root / "index")
+        self.clock = 10**18
+        self.ids: dict[str, int] = {}
+
+    def stamp(self, path: Path) -> None:
+        self.clock += 10**9
+        os.utime(path, ns=(self.clock, self.clock))
+
+    @rule(target=files, name=st.sampled_from(NAMES), seed=st.integers(0, 4))
+    def write(self, name: str, seed: int) -> str:
+        self.stamp(write_noise(self.folder / name, seed))
+        return name
+
+    @rule(target=files, name=st.sampled_from(NAMES))
+    def damage(self, name: str) -> str:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"no picture")
+        self.stamp(path)
+        return name
+
+    @rule(name=files)
+    def touch(self, name: str) -> None:
+        if (self.folder / name).exists():
+            self.stamp(self.folder / name)
+
+    @rule(name=files, caption=st.sampled_from(["a dog", "a cat", None]))
+    def caption(self, name: str, caption: str | None) -> None:
+        beside = (self.folder / name).with_suffix(".txt")
+        if caption is None:
+            beside.unlink(missing_ok=True)
+        elif beside.parent.is_dir():
+            beside.write_text(caption)
+            self.stamp(beside)
+
+    @rule(target=files, name=consumes(files), to=st.sampled_from(NAMES))
+    def move(self, name: str, to: str) -> object:
+        if not (self.folder / name).exists():
+            return multiple()
+        (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).rename(self.folder / to)
+        return to
+
+    @rule(target=files, name=files, to=st.sampled_from(NAMES))
+    def copy(self, name: str, to: str) -> object:
+        if name == to or not (self.folder / name).exists():
+            return multiple()
+        (self.folder / to).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(self.folder / name, self.folder / to)
+        return to
+
+    @rule(name=consumes(files))
+    def delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    @rule(workers=st.sampled_from([0, 2]))
+    def update(self, workers: int) -> None:
+        before, bad = (content(self.index), faults(self.index)) if self.index.models else ({}, {})
+        seen, known = self.encoder.seen, {row[0] for row in before.values()}
+        summary = self.index.update([self.folder], options(self.encoder, workers=workers))
+        with Index.create(self.root / "anew") as anew:
+            anew.update([self.folder], options(FakeEncoder()))
+            assert content(self.index) == content(anew)
+            assert faults(self.index) == faults(anew)
+        shutil.rmtree(self.root / "anew")
+        after = content(self.index)
+        assert summary.added - summary.removed == len(after) - len(before) + len(set(faults(self.index)) & set(before))
+        if not summary.changed and bad == faults(self.index):  # else the last item of some bytes may have gone first
+            assert self.encoder.seen - seen <= sum(row[0] not in known for row in after.values())
+        again = self.index.update([self.folder], options(self.encoder))
+        assert again.unchanged == len(after) and again.embedded == again.added == again.changed == again.removed == 0
+
+    @rule()
+    def search(self) -> None:
+        if not self.index.models or not len(self.index):
+            return
+        ids = self.index.store.ids()
+        vectors = self.index.store.vectors("fake", ids.tolist())
+        found = self.index.store.nearest("fake", vectors, 1)
+        assert found.searched == len(ids) and np.allclose(found.scores, 1, atol=1e-5)
+
+    def teardown(self) -> None:
+        if hasattr(self, "index"):
+            self.index.close()
+            shutil.rmtree(self.root)
+
+
+TestUpdates = Updates.TestCase
+TestUpdates.settings = settings(max_examples=12, stateful_step_count=16, deadline=None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for seed, name in enumerate(["a.png", "sub/b.png", "sub/c.png"]):
+        write_noise(tmp_path / "pictures" / name, seed)
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Index:
+    return Index.create(tmp_path / "index")
+
+
+def by_name(index: Index) -> dict[str, int]:
+    return {Path(item.path).name: item.id for item in index.items(index.store.ids().tolist())}
+
+
+def test_a_moved_file_keeps_its_id_and_its_vectors(folder: Path, index: Index) -> None:
+    first, second = FakeEncoder(), FakeEncoder("second", seed=1)
+    index.update([folder], options(first))
+    index.update([folder], options(second))
+    before = by_name(index)
+    (folder / "a.png").rename(folder / "sub" / "d.png")
+    summary = index.update([folder], options(first))
+    assert (summary.moved, summary.embedded, summary.added, summary.removed) == (1, 0, 0, 0)
+    assert by_name(index) == {"d.png": before["a.png"], "b.png": before["b.png"], "c.png": before["c.png"]}
+    assert np.isfinite(index.store.vectors("second", [before["a.png"]])).all()
+
+
+def test_a_copy_does_not_go_through_the_model(folder: Path, index: Index) -> None:
+    encoder = FakeEncoder()
+    index.update([folder], options(encoder))
+    shutil.copy(folder / "a.png", folder / "copy.png")
+    summary = index.update([folder], options(encoder))
+    assert (summary.added, summary.embedded, encoder.seen) == (1, 0, 3)
+    ids = by_name(index)
+    assert (index.store.vectors("fake", [ids["a.png"]]) == index.store.vectors("fake", [ids["copy.png"]])).all()
+
+
+def test_a_changed_file_loses_the_vectors_of_other_models(folder: Path, index: Index) -> None:
+    first, second = FakeEncoder(), FakeEncoder("second", seed=1, dim=5)
+    index.update([folder], options(first))
+    index.update([folder], options(second))
+    write_noise(folder / "a.png", 77)
+    summary = index.update([folder], options(first))
+    assert (summary.changed, summary.embedded) == (1, 1)
+    ids = by_name(index)
+    assert np.isnan(index.store.vectors("second", [ids["a.png"]])).all()
+    assert index.update([folder], options(second)).completed == 1
+
+
+def test_a_source_that_is_gone_is_not_removed(folder: Path, index: Index) -> None:
+    encoder = FakeEncoder()
+    index.update([folder], options(encoder))
+    folder.rename(folder.with_name("unmounted"))
+    for empty in (False, True):
+        if empty:
+            folder.mkdir()
+        summary = index.update([], options(encoder))
+        assert list(summary.refused) == [str(folder)] and "nothing was removed" in summary.refused[str(folder)]
+        assert len(index) == 3 and summary.removed == 0
+    assert index.update([], options(encoder, remove_all=True)).removed == 3 and len(index) == 0
+
+
+def test_bad_files_are_noted_and_not_tried_again(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = FakeEncoder()
+    (folder / "bad.png").write_bytes(b"nope")
+    assert index.update([folder], options(encoder)).faults == {"corrupt image": 1}
+    from cloob.search import prepare
+
+    def never(data: bytes) -> None:
+        raise AssertionError("opened again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "Encoded", never)
+        summary = index.update([folder], options(encoder))
+    assert summary.faults == {"corrupt image": 1} and summary.unchanged == 3
+    write_noise(folder / "bad.png", 50)
+    summary = index.update([folder], options(encoder))
+    assert summary.added == 1 and not summary.faults and faults(index) == {}
+    (folder / "bad.png").write_bytes(b"nope again")
+    assert index.update([folder], options(encoder)).faults == {"corrupt image": 1} and len(index) == 3
+    (folder / "bad.png").unlink()
+    assert not index.update([folder], options(encoder)).faults and faults(index) == {}
+
+
+def test_a_limit_in_megapixels(folder: Path, index: Index) -> None:
+    encoder = FakeEncoder()
+    summary = index.update([folder], options(encoder, max_megapixels=1e-4))
+    assert summary.faults == {"image too large": 3} and summary.added == 0
+    assert index.update([folder], options(encoder, max_megapixels=1e-4)).faults == {"image too large": 3}
+    assert index.update([folder], options(encoder, max_megapixels=1)).added == 3
+
+
+def test_an_embedding_that_is_not_finite_is_a_fault(folder: Path, index: Index) -> None:
+    class Broken(FakeEncoder):
+        def encode_image(self, images):  # type: ignore[no-untyped-def]
+            rows = super().encode_image(images)
+            rows[0] = float("nan")
+            return rows
+
+    summary = index.update([folder], options(Broken()))
+    assert summary.faults == {"embedding not finite": 1} and summary.added == 2
+
+
+def test_a_folder_that_cannot_be_listed_keeps_its_pictures(
+    folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = FakeEncoder()
+    index.update([folder], options(encoder))
+    scandir = os.scandir
+
+    def failing(path: str):  # type: ignore[no-untyped-def]
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    summary = index.update([folder], options(encoder))
+    assert summary.removed == 0 and len(index) == 3
+    assert summary.left_out.counts == {"folder cannot be listed": 1}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path, index: Index) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    write_noise(folder / name, 1)
+    encoder = FakeEncoder()
+    assert index.update([folder], options(encoder)).added == 1
+    assert index.update([folder], options(encoder)).unchanged == 1
+    (item,) = index.items(index.store.ids().tolist())
+    assert item.path == str(folder / name) and index.picture(item.id) == (folder / name).read_bytes()

@@ -1,0 +1,88 @@
+"""Two indices in one, and an index as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from index_fakes import FakeEncoder, options, write_noise
+from pyarrow import parquet
+
+from cloob.errors import InputError
+from cloob.search.index import Index
+from cloob.search.where import parse
+
+
+def make(folder: Path, pictures: dict[str, int], *encoders: FakeEncoder, name: str = "p") -> Index:
+    for path, seed in pictures.items():
+        write_noise(folder / name / path, seed)
+    index = Index.create(folder / "index")
+    for encoder in encoders:
+        index.update([folder / name], options(encoder))
+    return index
+
+
+def test_a_merge_adds_what_is_not_there(tmp_path: Path) -> None:
+    first, second = FakeEncoder(), FakeEncoder("second", seed=1, dim=5)
+    here = make(tmp_path / "a", {"x.png": 1, "y.png": 2}, first)
+    there = make(tmp_path / "b", {"u.png": 2, "v.png": 3}, FakeEncoder("other name"), second)
+    done = here.merge(there)
+    assert (done.added, done.vectors, done.present, done.other) == (2, 4, 0, 0)
+    assert len(here) == 4 and [model.name for model in here.models] == ["fake", "second"]
+    ids = here.store.ids().tolist()
+    assert np.isfinite(here.store.vectors("fake", ids)).all()
+    assert np.isfinite(here.store.vectors("second", ids)).all(1).tolist() == [False, False, True, True]
+    assert here.store.nearest("fake", here.store.vectors("fake", [4]), 1).ids.tolist() == [[4]]
+    again = here.merge(there)
+    assert (again.added, again.vectors, again.present) == (0, 0, 2)
+
+
+def test_a_merge_of_one_source_completes_models_and_keeps_what_is_said_here(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    here = make(folder, {"x.png": 1, "y.png": 2}, FakeEncoder())
+    there = Index.create(tmp_path / "there")
+    (folder / "p" / "x.txt").write_text("said later")
+    write_noise(folder / "p" / "y.png", 5)
+    there.update([folder / "p"], options(FakeEncoder("second", seed=1)))
+    done = here.merge(there)
+    assert (done.added, done.vectors, done.present, done.other) == (0, 1, 1, 1)
+    item = here.items([1])[0]
+    assert item.path.endswith("x.png") and item.caption is None
+    assert np.isfinite(here.store.vectors("second", [1, 2])).all(1).tolist() == [True, False]
+
+
+def test_vectors_of_two_models_never_mix(tmp_path: Path) -> None:
+    here = make(tmp_path / "a", {"x.png": 1}, FakeEncoder())
+    there = make(tmp_path / "b", {"u.png": 2}, FakeEncoder(seed=1))
+    before = here.revision()
+    with pytest.raises(InputError, match="another model 'fake'"):
+        here.merge(there)
+    assert here.revision() == before
+    with pytest.raises(InputError, match="--replace-model"):
+        here.update([tmp_path / "a" / "p"], options(FakeEncoder(seed=1)))
+    with pytest.raises(InputError, match="other weights"):
+        here.use("fake", FakeEncoder(seed=1))
+    assert here.revision() == before
+
+
+def test_an_export(tmp_path: Path) -> None:
+    index = make(tmp_path, {f"{i}.png": i for i in range(30)} | {"q.png": 0}, FakeEncoder())
+    assert index.export(tmp_path / "out" / "e.parquet") == 31
+    table = parquet.read_table(tmp_path / "out" / "e.parquet")
+    rows = table.to_pylist()
+    items = index.items([row["id"] for row in rows])
+    assert [row["path"] for row in rows] == [item.path for item in items]
+    vectors = np.array([row["vector"] for row in rows], np.float32)
+    assert (vectors == index.store.vectors("fake", [row["id"] for row in rows])).all()
+    places = np.array([[row["x"], row["y"]] for row in rows])
+    assert (places.min(0) == 0).all() and (places.max(0) == 1).all()
+    # PCA by the book, up to signs and the stretch to [0, 1].
+    centred = vectors - vectors.mean(0)
+    flat = centred @ np.linalg.svd(centred.astype(np.float64))[2][:2].T
+    for axis in (0, 1):
+        assert abs(np.corrcoef(flat[:, axis], places[:, axis])[0, 1]) == pytest.approx(1, abs=1e-4)
+    assert index.export(tmp_path / "one.parquet", where=parse("path like '%/q.png'")) == 1
+    with pytest.raises(InputError, match="no picture"):
+        index.export(tmp_path / "none.parquet", where=parse("path = 'x'"))
+    assert not list(tmp_path.glob(".tmp*")) and not (tmp_path / "none.parquet").exists()

@@ -1,0 +1,244 @@
+"""What sources name: folders, tables, shards, data sets."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from index_fakes import FakeEncoder, noise, options, write_noise
+from PIL import Image
+from pyarrow import parquet
+
+from cloob.errors import InputError
+from cloob.search.index import Index
+from cloob.search.scan.open import ScanOptions, open_collection
+from cloob.search.update import UpdateOptions
+from support import served, serving
+
+
+def png(seed: int) -> bytes:
+    stream = io.BytesIO()
+    noise(seed).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def scanned(source: Path | str, **how: object) -> dict[str, tuple[str | None, Mapping[str, object]]]:
+    """Caption and columns by name."""
+    collection = open_collection(source, ScanOptions(**how))  # type: ignore[arg-type]
+    return {Path(found.path).name: collection.describe(found) for found in collection.scan(())}
+
+
+def left_out(source: Path | str, **how: object) -> dict[str, int]:
+    collection = open_collection(source, ScanOptions(**how))  # type: ignore[arg-type]
+    list(collection.scan(()))
+    return collection.left_out.counts
+
+
+def write_tar(path: Path, members: Mapping[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    for name in ("a.png", "B.JPG", "sub/c.png", ".hidden.png", ".dir/d.png", "other/e.png", "idx/thumb.png"):
+        write_noise(folder / name, 1)
+    (folder / "idx" / "index.sqlite").touch()
+    (folder / "a.txt").write_text("a dog")
+    (folder / "film.mp4").touch()
+    (folder / "alone.txt").touch()
+    assert scanned(folder) == {"a.png": ("a dog", {}), "B.JPG": (None, {}), "c.png": (None, {}), "e.png": (None, {})}
+    assert left_out(folder) == {"no picture by its name": 1}
+    assert set(scanned(folder, exclude=("sub", "*.JPG"))) == {"a.png", "e.png"}
+    assert left_out(folder, exclude=("sub", "*.JPG")) == {"excluded": 2, "no picture by its name": 1}
+    assert set(scanned(folder, exclude=("sub/*",))) == {"a.png", "B.JPG", "e.png"}
+
+
+def test_links_and_pipes(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    write_noise(folder / "a.png", 1)
+    write_noise(tmp_path / "outside.png", 2)
+    (folder / "inside.png").symlink_to("a.png")
+    (folder / "out.png").symlink_to(tmp_path / "outside.png")
+    (folder / "nowhere.png").symlink_to("gone.png")
+    (folder / "round").symlink_to(".")
+    (folder / "out").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "a.txt")  # nor is a caption read from one
+    assert scanned(folder) == {"a.png": (None, {}), "inside.png": (None, {})}
+    counts = left_out(folder)
+    assert counts == {
+        "link out of the folder": 1,
+        "no regular file": 2,
+        "linked folder, not followed": 2,
+    }
+
+
+def test_an_imagefolder(tmp_path: Path) -> None:
+    write_noise(tmp_path / "p" / "a.png", 1)
+    write_noise(tmp_path / "p" / "b.png", 2)
+    (tmp_path / "p" / "metadata.csv").write_text("file_name,text,year\na.png,a dog,2020\nc.png,no,1\n")
+    assert scanned(tmp_path / "p") == {"a.png": ("a dog", {"year": 2020}), "b.png": (None, {})}
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl"])
+def test_a_table(tmp_path: Path, kind: str) -> None:
+    write_noise(tmp_path / "a.png", 1)
+    rows = [
+        {"filepath": "a.png", "title": "a dog", "year": 2020, "score": 0.5, "place": "Linz"},
+        {"filepath": "a.png", "title": "an animal", "year": 1, "score": 1.0, "place": "x"},
+        {"filepath": "gone.png", "title": "", "year": 2021, "score": 1.5, "place": ""},
+    ]
+    path = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif kind == "jsonl":
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    else:
+        comma = "," if kind == "csv" else "\t"
+        path.write_text("\n".join(comma.join(map(str, row)) for row in [list(rows[0]), *(r.values() for r in rows)]))
+    found = scanned(path)
+    assert found["a.png"] == ("a dog\nan animal", {"year": 2020, "score": 0.5, "place": "Linz"})
+    assert found["gone.png"][0] is None and found["gone.png"][1]["year"] == 2021
+    with Index.create(tmp_path / "i") as index:
+        summary = index.update([path], options(FakeEncoder()))
+        assert summary.added == 1 and summary.faults == {"missing image": 1}
+        assert index.update([path], options(FakeEncoder())).unchanged == 1
+        write_noise(tmp_path / "gone.png", 3)  # what was missing has come
+        assert index.update([path], options(FakeEncoder())).added == 1
+        assert index.columns() == {"place": "text", "score": "number", "year": "number"}
+    with pytest.raises(InputError, match="no column 'picture'"):
+        open_collection(path, ScanOptions(image_column="picture"))
+
+
+def test_shards(tmp_path: Path) -> None:
+    members = {
+        "a.png": png(1),
+        "a.txt": b"a dog",
+        "a.json": json.dumps({"year": 2020, "tags": ["x", "y"], "nested": {"k": 1}, "nan": float("nan")}).encode(),
+        "b.png": png(2),
+        "c.txt": b"no picture",
+    }
+    tar = write_tar(tmp_path / "0.tar", members)
+    found = scanned(tmp_path)
+    assert found["0.tar::a.png"] == ("a dog", {"year": 2020, "tags": "x, y", "nested": '{"k": 1}'})
+    assert found["0.tar::b.png"] == (None, {}) and left_out(tmp_path) == {"sample without a picture": 1}
+    with Index.create(tmp_path.parent / f"{tmp_path.name}-i") as index:
+        assert index.update([tmp_path], options(FakeEncoder())).added == 2
+        ids = index.store.ids().tolist()
+        assert [index.picture(number) for number in ids] == [png(1), png(2)]
+        write_tar(tar, members | {"b.png": png(3), "d.png": png(4)})
+        os.utime(tar, ns=(10**18, 10**18))
+        with pytest.raises(InputError, match="has changed since it was indexed"):
+            index.picture(ids[1])
+        summary = index.update([tmp_path], options(FakeEncoder()))
+        assert (summary.added, summary.changed, summary.described, summary.embedded) == (1, 1, 1, 2)
+        whole = tar.read_bytes()
+        for content, said in ((whole[:1500], "truncated shard"), (b"no tar" * 999, "shard cannot be read")):
+            tar.write_bytes(content)
+            summary = index.update([tmp_path], options(FakeEncoder()))
+            assert summary.removed == 0 and summary.left_out.counts == {said: 1} and len(index) == 3
+
+
+def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from http.server import SimpleHTTPRequestHandler
+
+    write_tar(tmp_path / "0.tar", {"a.png": png(1), "a.txt": b"a dog", "b.png": png(2), "b.txt": b"a cat"})
+    (tmp_path / "sizes.json").write_text('{"0.tar": 2}')
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *given: object) -> None:
+            super().__init__(*given, directory=str(tmp_path))  # type: ignore[arg-type]
+
+        def log_message(self, *said: object) -> None:
+            asked.append(self.path)
+
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    with served(serving(Handler)) as address, Index.create(tmp_path / "i") as index:
+        source = f"{address}/{{0..0}}.tar"
+        assert index.update([source], options(FakeEncoder())).added == 2
+        assert asked.count("/0.tar") == 1
+        monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "another"))
+        assert index.update([source], options(FakeEncoder())).unchanged == 2
+        assert asked.count("/0.tar") == 1
+        assert [item.path for item in index.items([1, 2])] == ["0.tar::a.png", "0.tar::b.png"]
+        assert index.picture(1) == png(1) and asked.count("/0.tar") == 2
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str) -> None:
+    kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pictures = [{"bytes": png(i), "path": None} for i in range(5)] + [{"bytes": None, "path": "beside.png"}, None]
+    write_noise(tmp_path / "data" / "beside.png", 9)
+    table = pa.table(
+        {
+            "image": pa.array(pictures, kinds),
+            "text": [f"number {i}" for i in range(7)],
+            "label": list(range(7)),
+            "mask": [b"x"] * 7,
+        }
+    )
+    table = table.drop(["mask"])
+    path = tmp_path / "data" / f"train.{kind}"
+    if kind == "parquet":
+        parquet.write_table(table, path, row_group_size=2)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    found = scanned(path)
+    assert found[f"train.{kind}::3"] == ("number 3", {"label": 3}) and len(found) == 7
+    with Index.create(tmp_path / "i") as index:
+        summary = index.update([path], options(FakeEncoder(), workers=2))
+        assert summary.added == 6 and summary.faults == {"missing image": 1}
+        assert index.picture(4) == png(3)
+        assert index.update([path], options(FakeEncoder())).unchanged == 6
+
+
+def test_what_exif_says(tmp_path: Path) -> None:
+    dates = {
+        "taken.jpg": ({0x8769: {0x9003: "2021:03:04 05:06:07"}, 0x0132: "2022:01:01 00:00:00"}, "2021-03-04T05:06:07"),
+        "changed.jpg": ({0x0132: "2022:01:02 03:04:05"}, "2022-01-02T03:04:05"),
+        "unset.jpg": ({0x0132: "0000:00:00 00:00:00"}, None),
+        "odd.jpg": ({0x0132: "yesterday"}, None),
+        "turned.jpg": ({0x0112: 6}, None),
+    }
+    for seed, (name, (tags, _)) in enumerate(dates.items()):
+        exif = Image.Exif()
+        exif.update(tags)
+        write_noise(tmp_path / "p" / name, seed, exif=exif)
+    with Index.create(tmp_path / "i") as index:
+        index.update([tmp_path / "p"], options(FakeEncoder()))
+        items = {Path(item.path).name: item for item in index.items(index.store.ids().tolist())}
+    assert {name: item.date for name, item in items.items()} == {name: date for name, (_, date) in dates.items()}
+    assert (items["taken.jpg"].width, items["taken.jpg"].height) == (12, 10)
+    assert (items["turned.jpg"].width, items["turned.jpg"].height) == (10, 12)
+
+
+def test_what_is_no_source(tmp_path: Path) -> None:
+    (tmp_path / "x.doc").touch()
+    for source, said in (("nowhere", "no such file"), ("x.doc", "is wanted"), ("no*.tar", "no file matches")):
+        with pytest.raises(InputError, match=said):
+            open_collection(tmp_path / source)
+
+
+def test_one_source_inside_another(tmp_path: Path) -> None:
+    write_noise(tmp_path / "p" / "sub" / "a.png", 1)
+    with Index.create(tmp_path / "i") as index:
+        with pytest.raises(InputError, match="lies in"):
+            index.update([tmp_path / "p", tmp_path / "p" / "sub"], options(FakeEncoder()))
+        index.update([tmp_path / "p" / "sub"], options(FakeEncoder()))
+        with pytest.raises(InputError, match="holds"):
+            index.update([tmp_path / "p"], options(FakeEncoder()))
+        with pytest.raises(InputError, match="no such file"):
+            index.update([tmp_path / "q"], UpdateOptions(model=FakeEncoder()))

@@ -1,0 +1,91 @@
+"""A model that knows colours, and an index of pictures of one colour each: what is found is known by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+import support
+from cloob.search.index import Index
+from cloob.search.update import UpdateOptions
+
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "cyan": (0, 255, 255),
+    "magenta": (255, 0, 255),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+}
+DIM = 24
+
+
+class ColourModel:
+    """A picture is the row of the colour nearest to its mean, a text that of the colour it names."""
+
+    name = "colours"
+    fingerprint = "c" * 32
+    embed_dim = DIM
+
+    def __init__(self, **config: object) -> None:
+        self.objective_config = config
+        self.texts: list[str] = []
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(image.convert("RGB").resize((4, 4)))).permute(2, 0, 1)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        means = images.float().mean((2, 3))
+        palette = torch.tensor(list(COLOURS.values()), dtype=torch.float32)
+        nearest = torch.cdist(means, palette).argmin(1).tolist()
+        # The exact shade turns a row a little, so that no two pictures are the same.
+        return torch.stack(
+            [self._row(list(COLOURS)[n], float(mean.sum())) for n, mean in zip(nearest, means, strict=True)]
+        )
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        self.texts += texts
+        return torch.stack(
+            [self._row(next((w for w in re.findall("[a-z]+", text) if w in COLOURS), text)) for text in texts]
+        )
+
+    @staticmethod
+    def _row(name: str, shade: float | None = None) -> Tensor:
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+        row = torch.randn(DIM, generator=torch.Generator().manual_seed(seed))
+        if shade is not None:
+            row = row + 0.1 * torch.randn(DIM, generator=torch.Generator().manual_seed(int(shade)))
+        return row / row.norm()
+
+
+def write_pictures(folder: Path, n: int = 4) -> Path:
+    """``n`` shades of each colour, ``red-0.png`` … with a caption beside."""
+    folder.mkdir(parents=True)
+    for name, colour in COLOURS.items():
+        for i in range(n):
+            shade = tuple(min(255, c + 5 * i) if c == 0 else c - 5 * i for c in colour)
+            (folder / f"{name}-{i}.png").write_bytes(support.picture(shade, (20 + i, 20)))
+            (folder / f"{name}-{i}.txt").write_text(f"{name} number {i}")
+    return folder
+
+
+def make_index(place: Path, pictures: Path, model: ColourModel | None = None) -> Path:
+    """An index of a folder by the model that knows colours."""
+    with Index.create(place) as index:
+        index.update([pictures], UpdateOptions(model=model or ColourModel(), name="colours"))
+    return place
+
+
+def open_index(place: Path, model: ColourModel | None = None) -> Index:
+    index = Index.open(place)
+    index.use("colours", model or ColourModel())
+    return index

@@ -1,0 +1,51 @@
+"""Training, loading and judging: what needs the extra ``train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, assert_type
+
+import torch
+from torch import Tensor
+
+import cloob
+from cloob import TrainConfig, create_model, evaluate, get_recipe, load_model, open_source, train
+from cloob.data.batch import RawSample
+from cloob.models.encoder import DualEncoder
+
+
+def fit(data: str) -> Path:
+    config = get_recipe("align").override(data=(data,), epochs=3)
+    assert_type(config, TrainConfig)
+    result = train(config)
+    assert_type(result.run, Path)
+    return result.run
+
+
+def judge(run: Path, held_out: str) -> dict[str, Any]:
+    source = open_source(held_out)
+    assert_type(source.read(0), RawSample)
+    results = evaluate({"mine": run}, retrieval=[source])
+    assert_type(results, dict[str, Any])
+    return results
+
+
+def find(run: Path, query: str, pictures: list[Path]) -> int:
+    model = load_model(run, device="cpu")
+    assert_type(model, DualEncoder)
+    assert_type(model.encode_image(pictures), Tensor)
+    similarity = model.encode_text([query]) @ model.encode_image(pictures).T
+    return int(similarity.argmax())
+
+
+def start() -> DualEncoder:
+    assert_type(cloob.__version__, str)
+    return create_model("RN50").to(torch.device("cpu"))
+
+
+def mistakes(run: Path) -> None:
+    """What a type checker has to refuse; an ignore that is not needed is an error too."""
+    train("align")  # type: ignore[arg-type]
+    evaluate([run])  # type: ignore[arg-type]
+    load_model(3)  # type: ignore[arg-type]
+    print(cloob.objektive)  # type: ignore[attr-defined]
