@@ -8,7 +8,7 @@ export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test torch-alone nightly lowest newest lint docs package install bench bench-data clean
 
-demo: $(VENV)/.train
+demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
 
 test: $(VENV)/.dev
@@ -70,6 +70,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/mutual_information.py
 	$(BIN)/python benchmarks/towers.py
 	$(BIN)/python benchmarks/train_cost.py
+	$(BIN)/python benchmarks/export.py
 	@test -d $(DATA) || echo "no folder $(DATA): data, train_step, text_padding and evaluate are left out; make bench DATA=…"
 	@test ! -d $(DATA) || $(MAKE) --no-print-directory bench-data
 
@@ -84,13 +85,14 @@ $(VENV)/bin/python:
 	  || { echo "cloob needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which: make PYTHON=python3.12 …"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.train: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[train]"
+$(VENV)/.align: pyproject.toml | $(VENV)/bin/python
+	@echo "installing into $(VENV); the first time takes some minutes …"
+	$(BIN)/python -m pip install --quiet --editable ".[train,align]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
-	@touch $@ $(VENV)/.train
+	@touch $@ $(VENV)/.align
 
 clean:
 	rm -rf $(VENV) .venv-* build dist runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

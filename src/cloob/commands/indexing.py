@@ -22,8 +22,8 @@ class IndexArguments:
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
     """Folders of pictures, or what `cloob train --data` reads (captions are not needed); none: all that the index
     knows."""
-    out: str = ""
-    """The index: a folder, made where it is missing."""
+    out: Annotated[str, tyro.conf.arg(aliases=["--store"], metavar="DIR|postgresql://…")] = ""
+    """The index: a folder, made where it is missing, or a PostgreSQL database with pgvector."""
     model: str | None = None
     """Run or checkpoint folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only one of the index."""
     name: str | None = None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloob.commands.arguments import parse
+from cloob.commands.steps import say_next
 from cloob.errors import InputError, nearest
 from cloob.models.names import known_models
 
@@ -26,4 +27,5 @@ def main(words: Sequence[str]) -> int:
     if not names:
         raise InputError(f"no model has {arguments.contains!r} in its name; {nearest(arguments.contains, known)}")
     print("\n".join(names))
+    say_next(["train", "--data", "demo", "--model", names[0]])
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloob.commands.arguments import parse
+from cloob.commands.steps import say_next
 from cloob.recipes import RECIPES, describe
 
 
@@ -19,4 +20,5 @@ def main(words: Sequence[str]) -> int:
     parse(RecipesArguments, words, "cloob recipes")
     width = max(map(len, RECIPES))
     print("\n".join(f"{name:<{width}}  {describe(name)}" for name in RECIPES))
+    say_next(["train", "align", "--data", "demo"])
     return 0

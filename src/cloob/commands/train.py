@@ -51,8 +51,15 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
     else:
         start = TrainConfig()
     # A length that is typed takes the place of the start's; its value is read with the other words.
-    typed = [name for name in LENGTHS if any(word.partition("=")[0] == f"--{name}" for word in words)]
-    return (start.override(**dict.fromkeys(typed, 1)) if len(typed) == 1 else start), words
+    given = {word.partition("=")[0].replace("_", "-") for word in words}
+    typed = [name for name in LENGTHS if f"--{name}" in given]
+    start = start.override(**dict.fromkeys(typed, 1)) if len(typed) == 1 else start
+    # So does one way to hold pairs out of the other.
+    if "--val-split" in given and "--val-data" not in given:
+        start = start.override(val_data=())
+    elif "--val-data" in given and "--val-split" not in given:
+        start = start.override(val_split=0.0)
+    return start, words
 
 
 def _take_recipe(words: list[str]) -> str | None:

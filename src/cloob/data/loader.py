@@ -20,7 +20,7 @@ from cloob.data.mix import parts_of
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder
 from cloob.data.pool import WorkerPool
 from cloob.data.source import Source
-from cloob.errors import InputError
+from cloob.errors import InputError, TooFewPairs
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,10 @@ class PairLoader(Loader):
             buffer=shuffle_buffer,
         )
         if batching.drop_last and len(self._order) < batch_size:
-            raise InputError(
+            raise TooFewPairs(
                 f"{source.name} holds {len(self._order):,} pairs, fewer than one batch of {batch_size:,}: "
-                f"a batch size of {len(self._order):,} or less is right"
+                f"a batch size of {len(self._order):,} or less is right",
+                len(self._order),
             )
         super().__init__(batch_size, len(self._order), drop_last=batching.drop_last, lanes=world_size)
         self.source = source

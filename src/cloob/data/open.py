@@ -124,7 +124,8 @@ def _hint(path: Path) -> str:
         return f" (folders are parted by '/' here: {str(path).replace(chr(92), '/')})"
     if not path.parent.is_dir():
         return f" (nor is there a folder {path.parent})"
-    beside = [other.name for other in path.parent.iterdir()]
+    # An empty folder is nothing to open, and may be the run's own, which its lock has just made.
+    beside = [other.name for other in path.parent.iterdir() if other.is_file() or any(other.glob("[!.]*"))]
     return f" ({nearest(path.name, beside)})" if beside else ""
 
 

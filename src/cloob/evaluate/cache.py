@@ -19,6 +19,7 @@ from cloob.cache import Cache
 from cloob.data.content import add_part
 from cloob.errors import InputError, require
 from cloob.models.fingerprint import add_module
+from cloob.models.runs import ONNX_FILE
 
 _VERSION = "3"  # of what is stored and how it is computed; a new number makes all files of the old one unused
 
@@ -84,6 +85,8 @@ def folder_key(folder: Path, device: str | torch.device) -> str:
         InputError: A file cannot be read.
     """
     state = _model_state(device)
+    if (folder / ONNX_FILE).is_file():
+        add_part(state, *(part.encode() for part in _versions(("onnxruntime",))))
     try:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             add_part(state, path.relative_to(folder).as_posix().encode())

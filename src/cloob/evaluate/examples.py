@@ -15,7 +15,7 @@ from cloob.evaluate.embeddings import Embeddings, Labelled
 from cloob.evaluate.report import ExampleQuery, ShownPicture
 
 
-class _Gallery(NamedTuple):
+class Gallery(NamedTuple):
     """A set as one model sees it: (n, D) images, each with its groups, and (T, D) texts, each with its group.
 
     A group is a class, or all captions that are equal; a text asks for the images of its group. The label of an image
@@ -58,16 +58,16 @@ def example_queries(
     Raises:
         InputError: A query that is no class name or caption of the set, or what embedding raises.
     """
-    galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
+    galleries = {model: gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
     chosen = _draw(first, n) if queries is None else [_find(first, q, data.name) for q in queries]
     answers: dict[str, list[list[ShownPicture]]] = {}
-    for model, gallery in galleries.items():
-        scores = (gallery.texts[chosen] @ gallery.images.T).nan_to_num(nan=-torch.inf)
+    for model, seen in galleries.items():
+        scores = (seen.texts[chosen] @ seen.images.T).nan_to_num(nan=-torch.inf)
         best = scores.topk(min(k, int(torch.isfinite(scores[0]).sum())), dim=1)
         answers[model] = [
             [
-                _shown_picture(data, gallery, row, image, score)
+                _shown_picture(data, seen, row, image, score)
                 for image, score in zip(images.tolist(), values.tolist(), strict=True)
             ]
             for row, images, values in zip(chosen, best.indices, best.values, strict=True)
@@ -78,12 +78,13 @@ def example_queries(
     ]
 
 
-def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Gallery:
+def gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> Gallery:
+    """A set as a model sees it, embedded on first use."""
     if _is_labelled(data):
         images, labels, classes = embeddings.labelled(model, data)
         groups_of_image = [frozenset([label]) for label in labels.tolist()]
         names = [data.classnames[label] for label in labels.tolist()]
-        return _Gallery(images.features, groups_of_image, names, classes, range(len(classes)), data.classnames)
+        return Gallery(images.features, groups_of_image, names, classes, range(len(classes)), data.classnames)
     pairs = embeddings.pairs(model, data)
     # An unreadable caption has no words and equals no other.
     ids = [caption_id(caption) if caption else -1 - i for i, caption in enumerate(pairs.captions)]
@@ -91,38 +92,40 @@ def _gallery(embeddings: Embeddings, model: str, data: Labelled | Reader) -> _Ga
     for image, group in zip(pairs.image_of_text.tolist(), ids, strict=True):
         groups[image].add(group)
     firsts = [pairs.captions[text] for text in pairs.first_texts.tolist()]
-    return _Gallery(pairs.images.features, [frozenset(g) for g in groups], firsts, pairs.texts, ids, pairs.captions)
+    return Gallery(pairs.images.features, [frozenset(g) for g in groups], firsts, pairs.texts, ids, pairs.captions)
 
 
 def _is_labelled(data: Labelled | Reader) -> TypeGuard[Labelled]:
     return hasattr(data, "classnames")
 
 
-def _draw(gallery: _Gallery, n: int) -> list[int]:
+def _draw(seen: Gallery, n: int) -> list[int]:
     """Rows of ``n`` different texts that a readable image answers."""
-    readable = torch.isfinite(gallery.images).all(1).tolist()
-    answered = {
-        group for groups, good in zip(gallery.groups_of_image, readable, strict=True) if good for group in groups
-    }
+    readable = torch.isfinite(seen.images).all(1).tolist()
+    answered = {group for groups, good in zip(seen.groups_of_image, readable, strict=True) if good for group in groups}
     rows: dict[int, int] = {}
-    for row, group in enumerate(gallery.group_of_text):
-        if group in answered and gallery.words[row]:
+    for row, group in enumerate(seen.group_of_text):
+        if group in answered and seen.words[row]:
             rows.setdefault(group, row)
     candidates = list(rows.values())
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))
     return [candidates[i] for i in order[:n].tolist()]
 
 
-def _find(gallery: _Gallery, query: str, name: str) -> int:
-    words = list(gallery.words)
+def _find(seen: Gallery, query: str, name: str) -> int:
+    words = list(seen.words)
     if query not in words:
         raise InputError(f"{name}: no class or caption {query!r}; {nearest(query, words)}")
     return words.index(query)
 
 
-def _shown_picture(data: Labelled | Reader, gallery: _Gallery, row: int, image: int, score: float) -> ShownPicture:
-    sample = data.read(image)
-    content = sample[1] if isinstance(sample, tuple) else sample.image
-    return ShownPicture(
-        content, gallery.labels[image], gallery.group_of_text[row] in gallery.groups_of_image[image], score
-    )
+def _shown_picture(data: Labelled | Reader, seen: Gallery, row: int, image: int, score: float) -> ShownPicture:
+    correct = seen.group_of_text[row] in seen.groups_of_image[image]
+    return ShownPicture(picture_bytes(data, image), seen.labels[image], correct, score)
+
+
+def picture_bytes(data: Labelled | Reader, place: int) -> bytes:
+    """The encoded picture at a place in a set."""
+    sample = data.read(place)
+    content: bytes = sample[1] if isinstance(sample, tuple) else sample.image
+    return content

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from cloob.errors import InputError, require
-from cloob.models.encoder import DualEncoder, EvalTransform
+from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
 
 MODEL_TYPE = "cloob"
@@ -32,7 +32,7 @@ MODEL_TYPE = "cloob"
 
 def load_cloob(
     model_name: str, pretrained: str | None = None, cache_dir: str | None = None, device: str | torch.device = "cpu"
-) -> tuple[DualEncoder, EvalTransform, Any]:
+) -> tuple[DualEncoder, Any, Any]:
     """Loads a model as CLIP_benchmark's ``load_clip`` wants it.
 
     Args:

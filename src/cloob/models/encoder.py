@@ -5,7 +5,7 @@ Shapes: n items, (H, W) = (image_size, image_size), L = context_length, D = embe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,14 +63,14 @@ class EncoderConfig:
 
     Attributes:
         kind: Of the model folder: ``"open_clip"`` towers, ``"towers"`` that open_clip does not have, or heads
-            ``"aligned"`` on frozen encoders.
+            ``"aligned"`` on frozen encoders, or ``"onnx"`` graphs.
         embed_dim: D.
         context_length: L.
-        settings: What the folder's file says: open_clip's ``model_cfg``, or the content of ``towers.json`` or
-            ``aligned.json`` as far as the encoder's other attributes do not say it.
+        settings: What the folder's file says: open_clip's ``model_cfg``, or the content of ``towers.json``,
+            ``aligned.json`` or ``onnx.json`` as far as the encoder's other attributes do not say it.
     """
 
-    kind: Literal["open_clip", "towers", "aligned"]
+    kind: Literal["open_clip", "towers", "aligned", "onnx"]
     embed_dim: int
     context_length: int
     settings: dict[str, Any]
@@ -139,13 +139,23 @@ class DualEncoder(nn.Module):
         self.embed_dim = config.embed_dim
         self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
-        self.preprocess = EvalTransform(self.preprocess_cfg)
+        self.preprocess = self._make_preprocess()
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
         for scale in (self.model.logit_scale, getattr(self.model, "logit_bias", None)):
             if scale is not None:
                 scale.requires_grad_(False)
         self.set_channels_last(True)
+
+    def _make_preprocess(self) -> Callable[[Image], Tensor]:
+        return EvalTransform(self.preprocess_cfg)
+
+    def check_weights(self) -> None:
+        """Refuses an encoder that has no weights to train, store or export.
+
+        Raises:
+            InputError: It is an ONNX export.
+        """
 
     @property
     def trims_texts(self) -> bool:
@@ -232,7 +242,7 @@ class DualEncoder(nn.Module):
             some = images[start : start + batch_size]
             if not isinstance(some, Tensor):
                 some = torch.stack([self.preprocess(_open_image(image)) for image in some])
-            with _autograd(grad):
+            with self._autograd(grad):
                 parts.append(self._image_features(some.to(self.device)))
         return torch.cat(parts) if parts else self._no_rows()
 
@@ -266,7 +276,7 @@ class DualEncoder(nn.Module):
             self._check_tokens(tokens)
             if self.trims_texts and tokens.device.type == "cpu":
                 tokens = trimmed(tokens)
-            with _autograd(grad):
+            with self._autograd(grad):
                 parts.append(self._text_features(tokens.to(self.device)))
         return torch.cat(parts) if parts else self._no_rows()
 
@@ -278,8 +288,7 @@ class DualEncoder(nn.Module):
             )
         if images.dtype == torch.uint8:
             images = images.float().div_(255).sub_(self._mean).div_(self._std)  # in place: half the time on a CPU
-        weight = next(self.model.visual.parameters())
-        images = images.to(weight.dtype, memory_format=self._layout)
+        images = images.to(self._dtype(), memory_format=self._layout)
         return _unit_rows(self.model.encode_image(images))
 
     def _text_features(self, tokens: Tensor) -> Tensor:
@@ -298,13 +307,16 @@ class DualEncoder(nn.Module):
 
     def _no_rows(self) -> Tensor:
         """What no images or texts embed to, in the dtype that some would have."""
-        rows = torch.zeros(0, self.embed_dim, device=self.device, dtype=next(self.model.parameters()).dtype)
-        return _unit_rows(rows)
+        return _unit_rows(torch.zeros(0, self.embed_dim, device=self.device, dtype=self._dtype()))
 
+    def _dtype(self) -> torch.dtype:
+        """In which the towers compute."""
+        parameters: Iterator[nn.Parameter] = self.model.visual.parameters()
+        return next(parameters).dtype
 
-def _autograd(wanted: bool) -> AbstractContextManager[None]:
-    """Autograd as the caller has it where a gradient is wanted, else off."""
-    return nullcontext() if wanted else torch.no_grad()
+    def _autograd(self, wanted: bool) -> AbstractContextManager[None]:
+        """Autograd as the caller has it where a gradient is wanted, else off."""
+        return nullcontext() if wanted else torch.no_grad()
 
 
 def _check_batch_size(size: int) -> None:

@@ -20,10 +20,12 @@ from cloob.models.aligned.encoders import LoadModel
 from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model, reachable_hub
+from cloob.models.onnx import folder as onnx_folder
 from cloob.models.runs import (
     ALIGNED_FILE,
     CONFIG_FILE,
     OBJECTIVE_FILE,
+    ONNX_FILE,
     TOWERS_FILE,
     WEIGHTS_FILE,
     config_file,
@@ -50,7 +52,9 @@ def save_model(
 
     Raises:
         ValueError: ``objective`` is not JSON-able or its ``inv_tau`` is not positive.
+        InputError: The encoder is an ONNX export.
     """
+    encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
     if encoder.config.kind == "aligned":  # heads on frozen encoders: the encoders by name alone
         files = aligned_files(encoder)
@@ -84,6 +88,8 @@ def read_model(folder: Path, load_model: LoadModel) -> DualEncoder:
         return load_aligned(folder, config, objective, load_model)
     if file.name == TOWERS_FILE:
         return towers_folder.load(folder, config, objective)
+    if file.name == ONNX_FILE:
+        return onnx_folder.load(folder, config, objective)
     return _read_open_clip(folder, config, objective)
 
 

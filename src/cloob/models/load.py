@@ -9,6 +9,7 @@ import torch
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
+from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import read_model, readied_text_tower
 from cloob.models.hub import check_hub_model, fetch_first
@@ -16,8 +17,11 @@ from cloob.models.names import check_path, known_models
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
+    HEADS_FILE,
     HUB_WEIGHTS_FILES,
     MODEL_FOLDER,
+    OBJECTIVE_FILE,
+    TOWERS_WEIGHTS_FILE,
     best_checkpoint,
     config_file,
     latest_checkpoint,
@@ -26,6 +30,7 @@ from cloob.models.runs import (
 from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
 from cloob.models.untrusted import check_model_cfg, read_json
 from cloob.models.weights import families, open_clip_folder
+from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer, stored_tokenizer
 
 BEST = ":best"
 
@@ -48,7 +53,7 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
 
     Example:
         >>> import cloob
-        >>> config = cloob.get_recipe("demo-cloob").override(steps=2, device="cpu", out="runs/example")
+        >>> config = cloob.get_recipe("demo-scratch-cloob").override(steps=2, device="cpu", out="runs/example")
         >>> model = cloob.load_model(cloob.train(config).run)
         >>> model.encode_text(["a red heart", "an elephant"]).shape
         torch.Size([2, 256])
@@ -110,18 +115,31 @@ def _load_hub(source: str) -> DualEncoder:
     """Towers from the Hugging Face hub, or from its cache, read as a folder's are."""
     name = source.removeprefix("hf-hub:")
     with translated(source):
-        config = read_json(check_hub_model(name, source) / CONFIG_FILE)
+        folder = check_hub_model(name, source)
+        if config_file(folder).name != CONFIG_FILE:  # ours, pushed by `cloob push`
+            if here := encoders_here(read_json(config_file(folder))):
+                raise InputError(f"{source}: asks for {here[0]!r}, a folder of this machine")
+            folder = fetch_first(name, source, [[file] for file in (HEADS_FILE, TOWERS_WEIGHTS_FILE)])
+            fetch_first(name, source, [[RinnaTokenizer.FILE], [OBJECTIVE_FILE]])
+            return read_model(folder, _load)
+        config = read_json(folder / CONFIG_FILE)
         model_cfg = config.get("model_cfg")
         if not isinstance(model_cfg, dict):
             raise InputError(f"{source}: {CONFIG_FILE} has no 'model_cfg'")
         check_model_cfg(model_cfg, f"{source}: {CONFIG_FILE}")
         folder = fetch_first(name, source, [[file] for file in HUB_WEIGHTS_FILES])
-    tokenizer = load_tokenizer(source, model_cfg, source)
+        if "tokenizer" in config:
+            fetch_first(name, source, [[HUB_FILE], [CONFIG_FILE]])
+    objective = dict(read_json(folder / OBJECTIVE_FILE)) if (folder / OBJECTIVE_FILE).is_file() else {}
+    if "tokenizer" in config:
+        tokenizer = stored_tokenizer(folder / CONFIG_FILE, config["tokenizer"], model_cfg["text_cfg"])
+    else:
+        tokenizer = load_tokenizer(source, model_cfg, source)
     with readied_text_tower(model_cfg):
         weights = weights_file(folder)
         assert weights is not None, folder
         model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
-    return DualEncoder(source, model, tokenizer, EncoderConfig.open_clip(model_cfg))
+    return DualEncoder(source, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
 
 def _load_tag(source: str) -> DualEncoder:

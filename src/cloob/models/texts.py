@@ -82,13 +82,15 @@ class _Text(nn.Module):
         return features
 
 
-def encode_short(model: Any, tower: str, tokens: Tensor) -> Tensor:
+def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
     """``model.encode_text`` with as many positions as the tokens have; differentiable.
 
     Args:
         model: An open_clip model.
         tower: Its causal tower's name, from ``causal_tower``.
         tokens: (n, L') integers, L' at most the context length.
+        new_mask: Makes the mask anew instead of cutting it out: torch.export, which follows L' as a variable, would ask
+            whether what is cut out is all of it.
 
     Returns:
         (n, D), equal up to rounding to what the padded tokens give.
@@ -96,9 +98,12 @@ def encode_short(model: Any, tower: str, tokens: Tensor) -> Tensor:
     holder = model.get_submodule(tower)
     length = tokens.shape[1]
     prefix = ".".join(filter(None, ("model", tower)))
+    mask = holder.attn_mask
     shorter = {
         f"{prefix}.positional_embedding": holder.positional_embedding[:length],
-        f"{prefix}.attn_mask": holder.attn_mask[:length, :length],
+        f"{prefix}.attn_mask": torch.full_like(mask[0, 0], -torch.inf).expand(length, length).triu(1)
+        if new_mask
+        else mask[:length, :length],
     }
     features: Tensor = functional_call(_Text(model), shorter, (tokens,))
     return features

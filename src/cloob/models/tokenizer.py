@@ -99,6 +99,11 @@ class FastTokenizer:
         """All tokens of a text, without start and end."""
         return self._encode(text, sys.maxsize)
 
+    def tables(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
+        """The numbers of all symbols but the two special words, and the pairs that may be joined, lowest rank first."""
+        ids = {symbol: number for symbol, number in self._ids.items() if symbol not in self._specials}
+        return ids, sorted(self._ranks, key=self._ranks.__getitem__)
+
     def _encode(self, text: str, enough: int) -> list[int]:
         """The tokens of a text, or the first of them once they are ``enough``."""
         if not (text.isascii() and text.isprintable() and "&" not in text):

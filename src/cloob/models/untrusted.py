@@ -13,7 +13,10 @@ from typing import Any, NoReturn
 
 from cloob.errors import InputError, one_line
 
-CONFIG_FILES = ("config.json", "*_config.json", "*.index.json", "special_tokens_map.json")
+CONFIG_FILES = (
+    *("config.json", "*_config.json", "*.index.json", "special_tokens_map.json"),
+    *("objective.json", "towers.json", "aligned.json"),  # ours
+)
 """Patterns of the files that may ask for code or name other files; fetched from a hub before all others."""
 
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"})

@@ -23,7 +23,7 @@ from cloob.data.loader import Batching, Loader, PairLoader, Share
 from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
 from cloob.distributed import rank, world_size
-from cloob.errors import InputError, require
+from cloob.errors import InputError, TooFewPairs, require
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
@@ -163,9 +163,9 @@ class FeatureLoader(Loader):
             yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()))
 
 
-def _too_few(name: str, n: int, pairs: str, batch_size: int) -> InputError:
-    return InputError(
-        f"{name} holds {n:,} {pairs}, fewer than one batch of {batch_size:,}; give --batch-size {n:,} or less"
+def _too_few(name: str, n: int, pairs: str, batch_size: int) -> TooFewPairs:
+    return TooFewPairs(
+        f"{name} holds {n:,} {pairs}, fewer than one batch of {batch_size:,}; give --batch-size {n:,} or less", n
     )
 
 
@@ -193,7 +193,7 @@ def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_
     loader = PairLoader(source, encoder.preprocess, encoder.tokenizer, batching, Share(workers=config.pairs.workers))
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
-    place, bad, said = 0, 0, 0
+    place, bad, said = 0, 0, -1
     try:
         for batch in loader.epoch(0):
             gets_on()

@@ -31,6 +31,7 @@ class RunInfo:
         start_step: Steps done before this process took over; 0 unless resumed.
         rank: This process's rank; callbacks are called on every rank.
         resumed_from: The checkpoint, or None.
+        pairs_per_epoch: Pairs that an epoch visits, usable or not.
     """
 
     run: Path
@@ -44,6 +45,7 @@ class RunInfo:
     start_step: int = 0
     rank: int = 0
     resumed_from: Path | None = None
+    pairs_per_epoch: int = 0
 
 
 @dataclass(frozen=True)

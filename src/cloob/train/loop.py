@@ -55,7 +55,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
 
     Example:
         >>> import cloob
-        >>> config = cloob.get_recipe("demo-cloob").override(steps=2, device="cpu", out="runs/example")
+        >>> config = cloob.get_recipe("demo-scratch-cloob").override(steps=2, device="cpu", out="runs/example")
         >>> result = cloob.train(config)
         >>> result.steps, result.samples_seen
         (2, 256)
@@ -118,6 +118,7 @@ class _Run:
             average=parts.average.encoder if parts.average else None,
             rank=rank(),
             resumed_from=parts.resumed_from,
+            pairs_per_epoch=parts.loader.pairs_per_epoch,
         )
         result = None
         self.began = time.perf_counter() - progress.seconds

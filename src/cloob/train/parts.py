@@ -91,8 +91,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     check_combination(config)
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     on_rank_zero(lambda: refuse_another_run(config, checkpoint))
-    source = build.open_pairs(config.pairs.data, config, config.pairs.data_weights)
-    held_out = build.open_pairs(config.pairs.val_data, config) if config.pairs.val_data else None
+    source, held_out = build.open_both(config)
     encoder = build.make_encoder(config)
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config, encoder)

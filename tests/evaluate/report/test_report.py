@@ -174,7 +174,7 @@ def test_verdict_reads_the_interval_either_way_round(turned: bool, low: float, h
         entry |= {"model": "clip", "baseline": "cloob", "difference": -0.022, "low": -high, "high": -low}
     other = entry | {"set": "t", "difference": 0.9}
     found = verdict({"rows": [row("clip", s=0.15), row("cloob", s=0.172)], "differences": [other, entry], "level": 0.9})
-    assert found.title == "cloob is ahead of clip" + ("" if clear else ", but not clearly")
+    assert found.title == ("cloob is ahead of clip" if clear else "No clear difference between cloob and clip")
     ends = f"{100 * low:+.1f} to {100 * high:+.1f}".replace("-", "−")
     assert f"+2.2 points, 90 % interval {ends}" in found.detail
     assert ("clear of zero" in found.detail) is clear
@@ -186,6 +186,48 @@ def test_verdict_over_several_sets_compares_means_on_the_common_ones() -> None:
     assert (found.leader, found.runner_up) == ("b", "c")  # means 0.25, 0.35, 0.30
     assert found.title == "b leads, c follows"
     assert found.detail.endswith("+5.0 points. Ahead of c on 1 of 2 sets.")
+
+
+def compared(**gaps: tuple[float, float]) -> dict[str, Any]:
+    """Results in which ``a`` leads, by so much over each other model (the ends of an interval)."""
+    rows = [row("a", s=0.4), *(row(name, s=0.4 - (low + high) / 2) for name, (low, high) in gaps.items())]
+    entries = [
+        {"set": "s", "model": "a", "baseline": name, "difference": (low + high) / 2, "low": low, "high": high}
+        for name, (low, high) in gaps.items()
+    ]
+    return {"rows": rows, "differences": entries}
+
+
+@pytest.mark.parametrize(
+    ("gaps", "title"),
+    [
+        ({"b": (0.01, 0.05), "c": (0.02, 0.08)}, "a leads, b follows"),
+        ({"b": (-0.01, 0.05), "c": (0.02, 0.08)}, "No clear difference between a and b; c is behind"),
+        ({"b": (-0.01, 0.05), "c": (0.0, 0.08)}, "No clear difference between a, b and c"),
+        (
+            {"b": (-0.01, 0.05), "c": (0.02, 0.08), "d": (0.03, 0.09)},
+            "No clear difference between a and b; c and d are behind",
+        ),
+    ],
+)
+def test_verdict_of_three_says_who_is_not_told_apart(gaps: dict[str, tuple[float, float]], title: str) -> None:
+    assert verdict(compared(**gaps)).title == title
+
+
+def test_verdict_of_what_guessing_could_give() -> None:
+    """The best model's interval holds one in 20 classes: then nothing is said of who is ahead."""
+    results = compared(b=(0.01, 0.05))
+    for entry, low in zip(results["rows"], (0.06, 0.04), strict=True):
+        entry["zeroshot"]["s"] |= {"acc1_interval": [low, 0.5], "n_classes": 20}
+    found = verdict(results)
+    assert found.title == "a is ahead of b" and found.detail.endswith(". Not clearly above guessing: b.")
+    results["rows"][0]["zeroshot"]["s"]["acc1_interval"] = [0.05, 0.5]
+    assert verdict(results).title == "No clear difference from guessing"
+    alone = verdict({"rows": results["rows"][:1]})
+    assert alone.title.endswith("% zero-shot top-1, no clear difference from guessing")
+    pictures = {"text_to_image@1": 0.1, "text_to_image@1_interval": [0.01, 0.2], "n_images": 50}
+    retrieval = {"rows": [{"model": "a", "retrieval": {"s": pictures}}]}
+    assert verdict(retrieval).title.endswith("no clear difference from guessing")
 
 
 def test_verdict_level_single_and_nothing() -> None:
@@ -363,11 +405,15 @@ def test_confusion_pictures_hold_the_shares() -> None:
         {"label": "z", "taken": "x", "count": "1 of 4"},
     ]
     assert "62.5 % of 8 images" in item["alt"]
+    assert item["names"] == [{"name": "x", "at": 25.0}, {"name": "z", "at": 75.0}]  # of the classes with images
     few = torch.tensor([[1, 1, 0], [0, 1, 0]])
     assert report_confusion.panels([Confusion("s", "m", ("x", "y"), few)], {"m": 0}) == []
     many = torch.cat([3 * torch.eye(600, dtype=torch.int64), torch.zeros(600, 1, dtype=torch.int64)], 1)
     (panel,) = report_confusion.panels([Confusion("s", "m", [str(i) for i in range(600)], many)], {"m": 0})
     assert panel["models"][0]["size"] == 200 and panel["models"][0]["worst"] == []
+    names = panel["models"][0]["names"]
+    assert [entry["name"] for entry in names] == [str(i) for i in range(0, 600, 30)]
+    assert names[1]["at"] == pytest.approx(100 * 30.5 / 600, abs=0.01)
 
 
 # --- the page as text

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is
 
 def snippets(language: str) -> list[str]:
     text = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    text = text.partition("\n## Out: ")[0]  # tests/export has the rest
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 

@@ -132,6 +132,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_run_s_own_folder_is_not_named_as_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").write_text("")
+    assert "no such file or folder (known: other)" in refused(capsys, "train", "--data", "xyz", "--out", "out")
+
+
 @pytest.mark.parametrize("case", FILES)
 def test_wrong_files_are_refused_and_nothing_is_left_behind(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, case: str

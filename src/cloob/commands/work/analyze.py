@@ -13,6 +13,7 @@ from rich.table import Table
 
 from cloob.cache import Cache
 from cloob.commands.measuring import AnalyzeArguments
+from cloob.commands.steps import say_next
 from cloob.commands.work.console import EmbeddingProgress
 from cloob.commands.work.evaluate import named
 from cloob.commands.work.judge import check_writable
@@ -53,6 +54,7 @@ def run(arguments: AnalyzeArguments) -> int:
     _print_table(analysis)
     for failure in analysis.get("failures", ()):
         print(f"cloob: {failure['model']}: {failure['error']}", file=sys.stderr)
+    say_next(["eval", *arguments.models, "--retrieval", arguments.pairs, "--out", arguments.out / "eval"])
     return 1 if analysis.get("failures") else 0
 
 

@@ -6,6 +6,7 @@ import shutil
 import uuid
 from pathlib import Path
 
+from cloob.commands.steps import say_next
 from cloob.errors import InputError
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
@@ -27,4 +28,5 @@ def run(source: str, target: Path) -> int:
     theirs = encoder.config.kind == "open_clip"
     kind = f"open_clip reads it as local-dir:{target}" if theirs else "cloob alone reads it"
     print(f"{target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {kind}")
+    say_next(["eval", target, "--zeroshot", "demo:noto-emoji"])
     return 0

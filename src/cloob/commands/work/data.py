@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
+from cloob.commands.advice import SMALL, good_batch
 from cloob.commands.measuring import DataArguments
+from cloob.commands.steps import columns, say_next
 from cloob.data.open import open_source
 from cloob.data.shards.count import write_counts
 from cloob.data.survey import SMALL_SIDE, Survey, survey
@@ -49,7 +52,18 @@ def _look(arguments: DataArguments) -> int:
         _print(result)
         if arguments.out is not None:
             print(arguments.out)
+        if result.usable:
+            say_next(_training(arguments, result, source.streamed))
     return 0
+
+
+def _training(arguments: DataArguments, result: Survey, streamed: bool) -> list[str | Path]:
+    """How to train on what was looked at: heads on frozen encoders where it is small."""
+    small = result.rows <= SMALL
+    held_out = [] if streamed else ["--val-split", "0.1"]
+    batch = ["--batch-size", str(good_batch(result.rows))] if small else []
+    named = columns(arguments.image_column, arguments.caption_column)
+    return ["train", *(["align"] if small else []), "--data", arguments.data, *named, *batch, *held_out]
 
 
 def lines(result: Survey) -> list[tuple[str, str]]:

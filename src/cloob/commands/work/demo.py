@@ -1,57 +1,118 @@
-"""Trains the members of the demo one after the other, and says who wins."""
+"""Trains the members of the demo one after the other; shows what they find, and says who is ahead."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from cloob.commands.steps import say_next
 from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
-from cloob.evaluate.embeddings import EmbedOptions
+from cloob.evaluate.embed import Encoder
+from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.report import ExampleQuery
+from cloob.evaluate.searches import searches
 from cloob.evaluate.sets.captioned import open_captioned
-from cloob.evaluate.sets.labelled import open_labelled
+from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
+from cloob.models.aligned import AlignedEncoder, share_encoders
+from cloob.models.load import load_model
+from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.watch.log import ProgressDisplay
 
+TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
+_SAME = "The same {what}, data, seed and number of steps; the objective and its tuned settings differ."
 _NOTES = (
-    "The same towers, data, seed, steps and augmentation; only the objective differs. Trained on pictograms of other"
-    " makers than the Noto emoji that are classified here; no Noto picture was trained on. One short run on a CPU"
-    " shows how things work; it does not settle which objective is better.",
+    "Trained on pictograms of other makers than the Noto emoji that are searched and classified here; no Noto picture"
+    " was trained on. The texts were picked by hand from 32 that were tried; abstract ones, such as “something to"
+    " eat”, find little. One short run on a CPU shows how things work; it does not settle which objective is better."
 )
 
 
 def run(configs: Mapping[str, TrainConfig], out: Path, device_name: str) -> int:
-    """Trains, evaluates and reports; returns the exit code."""
+    """Trains, evaluates, searches and reports; returns the exit code."""
     device = resolve_device(device_name)
     check_writable(out)
+    logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
+    logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the frozen encoders are
     runs = {}
     for name, config in configs.items():
         runs[name] = train(config, callbacks=[ProgressDisplay(title=name)])
         if runs[name].stopped:  # what is asked to end does not begin the next training
             print(f"cloob: {name} was stopped by {runs[name].stopped}; nothing is compared", file=sys.stderr)
             return 1
+    print("cloob: embedding the test pictures and the words for them …", file=sys.stderr, flush=True)
+    noto = open_labelled("demo:noto-emoji")
     comparison = Comparison(
         models={name: result.run for name, result in runs.items()},
-        zeroshot=[open_labelled("demo:noto-emoji")],
+        zeroshot=[noto],
         retrieval=[open_captioned("demo:val")],
         train_seconds={name: result.seconds for name, result in runs.items()},
-        settings={
-            name: {
-                "steps": runs[name].steps,
-                "epochs": config.run.epochs,
-                "batch_size": config.run.batch_size,
-                "lr": config.optim.lr,
-                "seed": config.run.seed,
-            }
-            for name, config in configs.items()
-        },
+        settings={name: _settings(config, runs[name]) for name, config in configs.items()},
+        loaded=_loaded(runs, device),
     )
     embeddings, results = measure(comparison, EmbedOptions(device, workers=2), out)
+    finder = _finder(results)
+    found = searches(embeddings, noto, TEXTS, models=[finder, *(name for name in runs if name != finder)])
     page = out / "report.html"
-    write_page(page, comparison, embeddings, results, title="CLOOB and CLIP side by side", notes=_NOTES)
+    what = "frozen encoders" if comparison.loaded else "towers"
+    title = f"Five searches among {len(noto):,} pictures that no model here was trained on"
+    notes = (_NOTES, _SAME.format(what=what))
+    write_page(page, comparison, embeddings, results, title=title, notes=notes, searches=found)
     print_table(results)
+    _print_found(found, finder)
+    index = _build_index(embeddings, finder, noto, out)
     print(f"{out}/  one run folder per objective, results.json\n{page}")
+    if index is not None:
+        say_next(["serve", index])
+    else:
+        say_next(["analyze", *(result.run for result in runs.values()), "--out", out / "analyze"])
     return tell(results)
+
+
+def _finder(results: Mapping[str, Any]) -> str:
+    """The model whose pictures are shown first and whose index is built: the one that classifies most of them right."""
+    best = max(results["rows"], key=lambda row: max((of_set["acc1"] for of_set in row["zeroshot"].values()), default=0))
+    return str(best["model"])
+
+
+def _settings(config: TrainConfig, result: RunResult) -> dict[str, Any]:
+    """What the report says of a run beside its objective."""
+    return {
+        "steps": result.steps,
+        "epochs": config.run.epochs,
+        "batch_size": config.run.batch_size,
+        "lr": config.optim.lr,
+        "head_dropout": config.align.head_dropout if config.align.image_encoder else None,
+        "seed": config.run.seed,
+    }
+
+
+def _loaded(runs: Mapping[str, RunResult], device: Any) -> dict[str, Encoder]:
+    """The models, if they stand on the same frozen encoders, which then see each picture once for all of them."""
+    models = {name: load_model(result.run, device=device) for name, result in runs.items()}
+    aligned = [model for model in models.values() if isinstance(model, AlignedEncoder)]
+    if len(aligned) < len(models):
+        return {}
+    share_encoders(aligned)
+    return dict(models)
+
+
+def _build_index(embeddings: Embeddings, model: str, data: LabelledSet, out: Path) -> Path | None:
+    """The index of the demo's pictures, for ``cloob serve``; None as long as there is no ``cloob.Index``."""
+    return None
+
+
+def _print_found(found: Sequence[ExampleQuery], model: str) -> None:
+    """The searches on a terminal: the names of the first pictures of each."""
+    print(f"\nfound by {model}:")
+    width = max(len(query.query) for query in found)
+    for query in found:
+        names = ", ".join(picture.label for picture in query.answers[model][:4])
+        print(f"  {query.query:<{width}}  {names}")
+    print()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cloob.cache import Cache
 from cloob.commands.measuring import EvalArguments
+from cloob.commands.steps import columns, say_next
 from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
@@ -23,8 +24,9 @@ from cloob.evaluate.tables import write_set_files
 def run(arguments: EvalArguments) -> int:
     """Evaluates; returns the exit code."""
     sets = _open(arguments)
-    columns = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
-    pairs = [*sets.pairs, *(open_captioned(path, **columns) for path in arguments.retrieval)]
+    named_columns = (arguments.image_column, arguments.caption_column)
+    own = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
+    pairs = [*sets.pairs, *(open_captioned(path, **own) for path in arguments.retrieval)]
     for line in sets.missing.values():
         print(f"cloob: {line}", file=sys.stderr)
     if not sets.sets and not pairs:
@@ -51,6 +53,8 @@ def run(arguments: EvalArguments) -> int:
     write_page(arguments.out / "report.html", comparison, embeddings, results, title="Evaluation")
     print_table(results)
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
+    of_pairs = ["--pairs", arguments.retrieval[0]] if arguments.retrieval and not columns(*named_columns) else []
+    say_next(["analyze", *arguments.models, *of_pairs, "--out", arguments.out / "analyze"])
     return tell(results)
 
 

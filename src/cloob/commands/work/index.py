@@ -16,7 +16,7 @@ from cloob.distributed import rank
 from cloob.errors import InputError
 from cloob.search.build import Effort, Summary
 from cloob.search.index import Index
-from cloob.search.open import is_there
+from cloob.search.open import is_database, is_there
 from cloob.search.scan.open import ScanOptions
 from cloob.search.update import ModelChanged, UpdateOptions
 
@@ -47,12 +47,14 @@ def run(arguments: IndexArguments) -> int:
             rows = index.export(arguments.export, model=arguments.name)
             print(f"{arguments.export}: {rows:,} rows")
         if _is_first():
-            _next(index, arguments.out)
+            _next(index, index.store.address)
         return 1 if failed else 0
 
 
 def _open(arguments: IndexArguments) -> Index:
     """The index, made where it is missing; of several ranks the first one makes it."""
+    if is_database(arguments.out):
+        return Index.create(arguments.out)
     if is_there(arguments.out):
         return Index.open(arguments.out, writable=True)
     try:

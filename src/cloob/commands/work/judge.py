@@ -9,11 +9,12 @@ from typing import Any
 
 from cloob.commands.work.console import EmbeddingProgress
 from cloob.errors import InputError
+from cloob.evaluate.embed import Encoder
 from cloob.evaluate.embeddings import Embeddings, EmbedOptions
 from cloob.evaluate.examples import example_queries
 from cloob.evaluate.measures.confusion import confusion_matrix
 from cloob.evaluate.measures.probe import ProbeOptions
-from cloob.evaluate.report import Confusion, ReportExtras, write_report
+from cloob.evaluate.report import Confusion, ExampleQuery, ReportExtras, write_report
 from cloob.evaluate.sets.captioned import CaptionedSet
 from cloob.evaluate.sets.labelled import LabelledSet
 from cloob.evaluate.suite import evaluate, write_results
@@ -33,6 +34,7 @@ class Comparison:
         missing: Name of a set -> why it is not among the sets; listed under ``failures`` with ``model`` None.
         train_seconds: Model name -> seconds that its training took.
         settings: Model name -> more settings for its row, beside its objective's.
+        loaded: Models that are loaded already, by their names, so that they are not loaded again.
     """
 
     models: Mapping[str, str | Path]
@@ -43,6 +45,7 @@ class Comparison:
     missing: Mapping[str, str] = field(default_factory=dict)
     train_seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    loaded: Mapping[str, Encoder] = field(default_factory=dict)
 
 
 def measure(comparison: Comparison, options: EmbedOptions, out: Path) -> tuple[Embeddings, dict[str, Any]]:
@@ -60,7 +63,12 @@ def measure(comparison: Comparison, options: EmbedOptions, out: Path) -> tuple[E
         InputError: No model that can be loaded, two sets of one name, or ``out`` that cannot be written.
     """
     with EmbeddingProgress() as progress:
-        embeddings = Embeddings(comparison.models, options, progress=progress.update, tower=bool(comparison.training))
+        embeddings = Embeddings(
+            {**comparison.models, **comparison.loaded},
+            options,
+            progress=progress.update,
+            tower=bool(comparison.training),
+        )
         results = evaluate(
             embeddings,
             comparison.zeroshot,
@@ -85,6 +93,7 @@ def write_page(
     *,
     title: str,
     notes: Sequence[str] = (),
+    searches: Sequence[ExampleQuery] = (),
 ) -> None:
     """Writes the report: the numbers, curves of the runs, example queries and confusion pictures.
 
@@ -95,6 +104,7 @@ def write_page(
         results: Likewise.
         title: Headline of the page.
         notes: Paragraphs under it.
+        searches: What the page begins with, see :func:`cloob.evaluate.searches.searches`.
 
     Raises:
         InputError: The page cannot be written.
@@ -112,7 +122,8 @@ def write_page(
             matrix = confusion_matrix(images.features, labels, classes)
             confusions.append(Confusion(data.name, model, data.classnames, matrix))
     curves = {model: curve(comparison.models[model]) for model in models}
-    extras = ReportExtras({model: lines for model, lines in curves.items() if lines}, {}, queries, confusions)
+    curves = {model: lines for model, lines in curves.items() if lines}
+    extras = ReportExtras(curves, {}, queries, confusions, searches=searches)
     write_report(path, results, extras, title=title, notes=notes)
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+from pathlib import Path
 
+from cloob.commands.advice import lines
+from cloob.commands.steps import columns, say_next
+from cloob.errors import TooFewPairs
 from cloob.models.runs import AVERAGED_FOLDER, find_best
-from cloob.train.callbacks import RunResult
+from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from cloob.train.optim import warmup_steps
 from cloob.train.watch.log import ProgressDisplay
 
 
@@ -16,12 +22,34 @@ def run(config: TrainConfig) -> int:
     """Trains; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the encoders are
+    logging.getLogger("cloob.train.towers.build").setLevel(logging.INFO)  # says what is held out
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
-    result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])
+    try:
+        result = train(config, callbacks=[_Advice(), ProgressDisplay(title=config.loss.objective)])
+    except TooFewPairs as error:
+        if first:
+            _advise(config, error.pairs, 0, 0)
+        raise
     if first:  # torchrun's other processes have nothing to add
         _report(config, result)
     return 0
+
+
+class _Advice(Callback):
+    """Says before the first step of a small run what it does with few pairs, and what would do better."""
+
+    def on_start(self, info: RunInfo) -> None:
+        """Prints it; nothing for a run that goes on."""
+        if info.rank or info.start_step:
+            return
+        warmup = warmup_steps(info.config.optim, info.total_steps)
+        _advise(info.config, info.pairs_per_epoch, info.total_steps, warmup)
+
+
+def _advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> None:
+    for line in lines(config, pairs, steps, warmup):
+        print(f"cloob: {line}" if not line.startswith(" ") else line, file=sys.stderr)
 
 
 def _report(config: TrainConfig, result: RunResult) -> None:
@@ -35,8 +63,22 @@ def _report(config: TrainConfig, result: RunResult) -> None:
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
-    best = find_best(result.run, config.save.best) if config.pairs.val_data else None
+    best = find_best(result.run, config.save.best) if config.pairs.holds_out else None
     if best is not None:
         print(f"{result.run}:best: {config.save.best} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and config.towers.average_with_start is not None:
         print(f"{result.run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
+    if result.stopped is None:
+        say_next(*_next(config, f"{result.run}:best" if best is not None else str(result.run)))
+
+
+def _next(config: TrainConfig, model: str) -> list[list[str | Path]]:
+    """Look at the model: on held-out pairs if there are any of their own, and at its geometry."""
+    pairs, out = config.pairs, config.save.out
+    named = columns(pairs.image_column, pairs.caption_column)
+    commands: list[list[str | Path]] = []
+    if pairs.val_data:
+        commands.append(["eval", model, "--retrieval", *pairs.val_data, *named, "--out", out / "eval"])
+    if not named:  # analyze knows the default columns alone
+        commands.append(["analyze", out, "--pairs", (pairs.val_data or pairs.data)[0], "--out", out / "analyze"])
+    return commands or [["eval", model, "--retrieval", *pairs.data, *named, "--out", out / "eval"]]

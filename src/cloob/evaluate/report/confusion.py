@@ -15,9 +15,12 @@ import torch
 from torch import Tensor
 
 from cloob.errors import require
+from cloob.evaluate.report.numbers import shortened
 
 MOST_CELLS = 256
 WORST_SHOWN = 6
+MOST_NAMES = 20
+"""So many class names stand beside a picture at most; of more classes only every second, third and so on."""
 _LEAST_IMAGES = 3  # a class on average; below, a cell is one image and the picture is noise
 _COLOURS = ("0069a8", "d0560a", "00896a", "b8568f", "8a6d00", "3f9fd6", "5b4ea3", "6b6b6b")  # --c0 … of page.css
 
@@ -51,10 +54,20 @@ def panels(confusions: Sequence[Confusion], colours: Mapping[str, int]) -> list[
         worst = _worst(item)
         right = 100 * int(item.matrix.diagonal().sum()) / images
         alt = f"Confusion of {item.model} on {item.set}: {right:.1f} % of {images} images on the diagonal"
-        sets.setdefault(item.set, []).append(
-            {"model": item.model, "colour": colours[item.model], "uri": uri, "size": size, "alt": alt, "worst": worst}
-        )
+        shown = {"uri": uri, "size": size, "alt": alt, "worst": worst, "names": _names(item)}
+        sets.setdefault(item.set, []).append({"model": item.model, "colour": colours[item.model], **shown})
     return [{"set": name, "models": models} for name, models in sets.items()]
+
+
+def _names(item: Confusion) -> list[dict[str, Any]]:
+    """Class names beside the picture, from its top to its bottom: where the middle of each lies, in % of the side."""
+    seen = [name for name, n in zip(item.classnames, item.matrix.sum(1).tolist(), strict=True) if n]
+    every = -(-len(seen) // MOST_NAMES)
+    return [
+        {"name": shortened(name, 40), "at": round(100 * (i + 0.5) / len(seen), 2)}
+        for i, name in enumerate(seen)
+        if i % every == 0
+    ]
 
 
 def _worst(item: Confusion) -> list[dict[str, str]]:
@@ -71,7 +84,9 @@ def _worst(item: Confusion) -> list[dict[str, str]]:
         if share == 0:
             break
         count = f"{int(item.matrix[label, predicted])} of {int(totals[label])}"
-        confusions.append({"label": names[label], "taken": names[predicted], "count": count})
+        confusions.append(
+            {"label": shortened(names[label], 60), "taken": shortened(names[predicted], 60), "count": count}
+        )
     return confusions
 
 

@@ -91,32 +91,70 @@ class Verdict:
 
 
 def verdict(results: Mapping[str, Any], what: Measure | None) -> Verdict:
-    """Who is ahead, by how much, and whether the interval allows to say so."""
+    """Who is ahead, by how much, and whether the intervals allow to say so.
+
+    There is no clear difference where the interval of the difference holds zero, and none from guessing where that of
+    the best model holds what guessing would give.
+    """
     if what is None:
         return _geometry_verdict(results["rows"])
     sets = what.sets
     where = f"on {sets[0]}" if len(sets) == 1 else f"on average over {len(sets)} sets"
     order = sorted(what.values, key=what.mean, reverse=True)
+    guessing = [model for model in order if _holds_guessing(results["rows"], what, model)]
     if len(order) == 1:
         title = f"{order[0]}: {percent(what.mean(order[0]))}\u00a0% {what.name}"
+        title += ", no clear difference from guessing" if guessing else ""
         return Verdict(title, f"Measured {where}.", None, None)
     a, b = order[:2]
+    gaps = {other: difference(results, what, a, other, sets[0] if len(sets) == 1 else None) for other in order[1:]}
     scores = f"{percent(what.mean(a))}\u00a0% against {percent(what.mean(b))}\u00a0% {what.name} {where}"
-    gap = difference(results, what, a, b, sets[0] if len(sets) == 1 else None)
+    gap = gaps[b]
     assert gap is not None  # every compared model has a number on every one of these sets
     detail = f"{scores}: {points(gap.value)} points"
-    title = f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
     if gap.interval:
         low, high = gap.interval
         detail += f", {_level(results)} interval {points(low)} to {points(high)}"
         detail += ", clear of zero" if low > 0 else ", which includes zero"
-        title += "" if low > 0 else ", but not clearly"
-    if what.mean(a) == what.mean(b):
-        title = f"{a} and {b} are level"
     if len(sets) > 1:
         wins = sum(what.values[a][s][0] > what.values[b][s][0] for s in sets)
         detail += f". Ahead of {b} on {wins} of {len(sets)} sets"
-    return Verdict(title, f"{detail}.", a, b)
+    if guessing and a not in guessing:
+        detail += f". Not clearly above guessing: {_listed(guessing)}"
+    return Verdict(_title(what, order, gaps, a in guessing), f"{detail}.", a, b)
+
+
+def _title(what: Measure, order: Sequence[str], gaps: Mapping[str, Difference | None], at_guessing: bool) -> str:
+    """The headline of two models or more, best first."""
+    a, b, *_ = order
+    level = [other for other, gap in gaps.items() if gap and gap.interval and gap.interval[0] <= 0]
+    if at_guessing:
+        return "No clear difference from guessing"
+    if what.mean(a) == what.mean(b):
+        return f"{a} and {b} are level"
+    if level == list(order[1:]):
+        return f"No clear difference between {_listed(order)}"
+    if b in level:
+        behind = [other for other in order[1:] if other not in level]
+        return f"No clear difference between {_listed([a, *level])}; {_listed(behind)} {_are(behind)} behind"
+    return f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
+def _holds_guessing(rows: Sequence[Row], what: Measure, model: str) -> bool:
+    """Whether a model's interval on the only set holds what guessing would give."""
+    if len(what.sets) != 1:
+        return False
+    pair, guess = what.values[model][what.sets[0]][1], guessing_level(rows, what.sets[0])
+    return pair is not None and guess is not None and pair[0] <= guess
 
 
 def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
@@ -229,11 +267,17 @@ def _span(
     return Span(model, colour, form(value), text, at(value), at(low), round(at(high) - at(low), 2))
 
 
-def _chance(rows: Sequence[Row], name: str, top: float) -> float | None:
-    """Where guessing lies on the track, in %, when some row tells how many classes the set has."""
+def guessing_level(rows: Sequence[Row], name: str) -> float | None:
+    """The share that guessing gets right: one of the classes, or of the images that are searched; None if unknown."""
     for row in rows:
-        numbers = part(row, "zeroshot").get(name, {})
-        n = number(numbers.get("n_classes")) or len(numbers.get("per_class") or ())
+        numbers, retrieval = part(row, "zeroshot").get(name, {}), part(row, "retrieval").get(name, {})
+        n = number(numbers.get("n_classes")) or len(numbers.get("per_class") or ()) or number(retrieval.get("n_images"))
         if n:
-            return round(100 / n / top, 2) if 1 / n <= top else None
+            return 1 / n
     return None
+
+
+def _chance(rows: Sequence[Row], name: str, top: float) -> float | None:
+    """Where guessing lies on the track, in %; None where that is unknown or beyond its end."""
+    guess = guessing_level(rows, name)
+    return round(100 * guess / top, 2) if guess is not None and guess <= top else None

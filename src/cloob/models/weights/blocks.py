@@ -121,7 +121,7 @@ class Patches(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) normalised pixels to (n, L, d)."""
         rows = self.conv(images).flatten(2).transpose(1, 2)
-        first = self.class_embedding.expand(len(rows), 1, -1)
+        first = self.class_embedding.expand(rows.shape[0], 1, -1)
         return torch.cat([first, rows], 1) + self.position_embedding
 
 

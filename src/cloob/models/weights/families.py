@@ -7,14 +7,14 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.runs import ALIGNED_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER, TOWERS_FILE
+from cloob.models.runs import ALIGNED_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER, ONNX_FILE, TOWERS_FILE
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna
 from cloob.models.weights.fetch import fetch_model, show_progress
 from cloob.models.weights.folders import INDEX, WEIGHTS_FILES
 from cloob.models.weights.formats.torchfile import is_legacy, read_torch
 
-_OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
+_OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, ONNX_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
 PORT = ":port"
 """What stands behind the name of a crowsonkb file that is to compute as that repository's port to torch does."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.untrusted import read_json
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS, build, filled
 from cloob.models.weights.folders import folder_weights
@@ -39,12 +40,14 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     model_cfg = _model_cfg(fields, len(tensors))
     text = model_cfg["text_cfg"]
     model = build(model_cfg, _preprocess(folder, model_cfg["vision_cfg"]["image_size"]), str(where))
-    plan = _plan(model_cfg)
+    plan = key_map(model_cfg["text_cfg"]["layers"], model_cfg["vision_cfg"]["layers"])
     model = filled(model, weights, tensors, plan, _IGNORED)
     end = _end(fields, text["vocab_size"])
     pad = fields.inside("text_config").integer("pad_token_id", end, least=0, most=text["vocab_size"] - 1)
     tokenizer = hub_tokenizer(folder, text["context_length"], pad, end)
     objective = clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
+    if (folder / OBJECTIVE_FILE).is_file():  # of `cloob export`
+        objective = dict(read_json(folder / OBJECTIVE_FILE)) or objective
     return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
 
@@ -123,8 +126,8 @@ def _preprocess(folder: Path, size: int) -> dict[str, Any]:
     }
 
 
-def _plan(config: Mapping[str, Any]) -> dict[str, Part]:
-    """Where each weight of open_clip's module comes from."""
+def key_map(text_layers: int, image_layers: int) -> dict[str, Part]:
+    """Where each weight of open_clip's module comes from, for towers of so many blocks."""
     text, image = "text_model", "vision_model"
     plan = {
         "token_embedding.weight": Part((f"{text}.embeddings.token_embedding.weight",)),
@@ -138,10 +141,7 @@ def _plan(config: Mapping[str, Any]) -> dict[str, Part]:
     }
     norms = {"ln_final": f"{text}.final_layer_norm", "visual.ln_pre": f"{image}.pre_layrnorm"}
     norms["visual.ln_post"] = f"{image}.post_layernorm"
-    for ours, tower, layers in (
-        ("", text, config["text_cfg"]["layers"]),
-        ("visual.", image, config["vision_cfg"]["layers"]),
-    ):
+    for ours, tower, layers in (("", text, text_layers), ("visual.", image, image_layers)):
         for i in range(layers):
             block, layer = f"{ours}transformer.resblocks.{i}", f"{tower}.encoder.layers.{i}"
             for kind in ("weight", "bias"):

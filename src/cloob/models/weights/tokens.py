@@ -26,10 +26,11 @@ class ClipTokenizer(FastTokenizer):
         specials: How a text writes the start and the end token.
         ending: What a text that is too long ends with: ``"kept"`` the end token, ``"cut"`` whatever stands there.
         context_length: L.
+        tables: What ``FastTokenizer`` takes over; None: open_clip's.
     """
 
-    def __init__(self, specials: tuple[str, str], ending: Ending, context_length: int = 77) -> None:
-        original = require("open_clip.tokenizer", "train").SimpleTokenizer(context_length=context_length)
+    def __init__(self, specials: tuple[str, str], ending: Ending, context_length: int = 77, tables: Any = None) -> None:
+        original = tables or require("open_clip.tokenizer", "train").SimpleTokenizer(context_length=context_length)
         super().__init__(original)
         if specials != self._specials:
             ids = dict(zip(specials, (self.sot_token_id, self.eot_token_id), strict=True))
@@ -123,8 +124,8 @@ class HubTokenizer:
     """
 
     def __init__(self, path: Path, context_length: int, pad: int, end: int) -> None:
-        self.path, self.context_length, self._pad, self._end = path, context_length, pad, end
-        self.settings = {"kind": "hub", "pad": pad, "end": end}
+        self.path, self.context_length, self.pad, self.end = path, context_length, pad, end
+        self.settings: dict[str, Any] = {"kind": "hub", "pad": pad, "end": end}
         library = require("tokenizers", "align")
         try:
             self._tokenizer: Any = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -137,18 +138,18 @@ class HubTokenizer:
         """Tokens of n texts, (n, L) int64."""
         texts = [texts] if isinstance(texts, str) else texts
         length = context_length or self.context_length
-        rows = torch.full((len(texts), length), self._pad)
+        rows = torch.full((len(texts), length), self.pad)
         for row, encoded in zip(rows, self._tokenizer.encode_batch(list(texts)), strict=True):
             ids = encoded.ids
             if len(ids) > length:
-                ids = [*ids[: length - 1], self._end]
+                ids = [*ids[: length - 1], self.end]
             row[: len(ids)] = torch.tensor(ids)
         return rows
 
     def save_pretrained(self, folder: Path) -> None:
         """Writes what a tokenizer of transformers needs into a folder."""
         (folder / HUB_FILE).write_text(self._tokenizer.to_str(), encoding="utf-8")
-        words = {key: self._tokenizer.id_to_token(number) for key, number in (("pad", self._pad), ("eos", self._end))}
+        words = {key: self._tokenizer.id_to_token(number) for key, number in (("pad", self.pad), ("eos", self.end))}
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": self.context_length,

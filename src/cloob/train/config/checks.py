@@ -39,7 +39,7 @@ def check_combination(config: TrainConfig) -> None:
             ``compile``, ``retrieval_from`` with held-out pairs judged by the loss, which it changes; or as ``aligns``.
     """
     towers = config.towers
-    if config.loss.retrieval_from and config.pairs.val_data and config.save.best == "val_loss":
+    if config.loss.retrieval_from and config.pairs.holds_out and config.save.best == "val_loss":
         raise InputError(
             "the loss is another from retrieval_from on, so it cannot tell the best; give --best val_recall"
         )
@@ -50,10 +50,14 @@ def check_combination(config: TrainConfig) -> None:
             f"restarts is {config.optim.restarts}, but the schedule is {config.optim.schedule!r}; "
             "add --schedule cosine-restarts"
         )
-    if config.run.patience and not config.pairs.val_data:
-        raise InputError(f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data")
-    if config.pairs.val_every > 1 and not config.pairs.val_data:
-        raise InputError(f"val_every is {config.pairs.val_every}, but there are no held-out pairs; give --val-data")
+    if config.run.patience and not config.pairs.holds_out:
+        raise InputError(
+            f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data or --val-split"
+        )
+    if config.pairs.val_every > 1 and not config.pairs.holds_out:
+        raise InputError(
+            f"val_every is {config.pairs.val_every}, but there are no held-out pairs; give --val-data or --val-split"
+        )
     if config.run.compile_backend != RunConfig.compile_backend and not config.run.compile:
         raise InputError(f"compile_backend is {config.run.compile_backend!r}, but nothing is compiled; add --compile")
     if config.loss.init_scales and towers.init is None:

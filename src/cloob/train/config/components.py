@@ -37,6 +37,9 @@ class PairsConfig:
     """Passes over each source of --data in an epoch, one number a source; a fraction takes another part each time."""
     val_data: tuple[str, ...] = ()
     """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data."""
+    val_split: float = 0.0
+    """Hold this share of --data out in place of --val-data, say 0.1: always the same pairs, none with a picture or
+    caption that is trained on. All pairs are read once for it."""
     val_every: int = 1
     """Epochs from one look at --val-data to the next; the end of the run has one anyway."""
     image_column: str = "filepath"
@@ -60,9 +63,16 @@ class PairsConfig:
     max_bad_fraction: float = 0.05
     """Stop when more than this fraction of an epoch's samples cannot be used."""
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are held-out pairs."""
+        return bool(self.val_data or self.val_split)
+
     def __post_init__(self) -> None:
         check(all(self.data), "data", self.data, "sources without empty names")
         check(all(self.val_data), "val_data", self.val_data, "sources without empty names")
+        check(0 <= self.val_split < 1, "val_split", self.val_split, "a share of the pairs below 1, or 0 for none")
+        check(not (self.val_split and self.val_data), "val_split", self.val_split, "left out with --val-data")
         check(self.val_every >= 1, "val_every", self.val_every, "a number of epochs, 1 or more")
         check(
             len(self.data_weights) in (0, len(self.data)) and all(_positive(weight) for weight in self.data_weights),

@@ -13,6 +13,7 @@ from cloob.data.loader import Batching, Loader, PairLoader, Share
 from cloob.data.mix import mix
 from cloob.data.open import open_source
 from cloob.data.source import Source
+from cloob.data.split import split
 from cloob.data.transforms import train_transform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
@@ -44,9 +45,33 @@ def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[floa
     Raises:
         InputError: As ``open_source``.
     """
+    return mix(_open(specs, config), weights)
+
+
+def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
+    """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs.
+
+    Raises:
+        InputError: As ``open_source`` or ``split``.
+    """
+    pairs = config.pairs
+    if not pairs.val_split:
+        source = open_pairs(pairs.data, config, pairs.data_weights)
+        return source, open_pairs(pairs.val_data, config) if pairs.val_data else None
+    sources = _open(pairs.data, config)
+    if rank() == 0:
+        logger.info("reading all pairs once, to hold some out (--val-split) …")
+    source, held_out = split(sources, pairs.val_split, pairs.data_weights)
+    if rank() == 0:
+        total = len(source) + len(held_out)
+        logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
+    return source, held_out
+
+
+def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
     pairs = config.pairs
     columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
-    return mix([open_source(spec, **columns, cache=make_cache(config)) for spec in specs], weights)
+    return [open_source(spec, **columns, cache=make_cache(config)) for spec in specs]
 
 
 def make_encoder(config: TrainConfig) -> DualEncoder:
@@ -61,6 +86,7 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")
+    encoder.check_weights()
     if isinstance(encoder, AlignedEncoder):
         preflight.check_heads_alone(config)
         align.check_same_heads(encoder, config)

@@ -1,0 +1,166 @@
+"""Held-out pairs out of the training pairs, without a picture or caption that both have: ``--val-split``.
+
+Pairs of equal pictures (byte by byte) or equal captions (up to case and spaces) belong together, and with them what
+they belong to; such a group is held out as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from cloob.data.batch import BadSample, RawSample, caption_id
+from cloob.data.fingerprint import Fingerprint, digest
+from cloob.data.mix import mix
+from cloob.data.source import Source
+from cloob.errors import InputError
+
+_LOOKS = 1000  # pairs from one call of ``progress`` to the next
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some rows of a source, in their order.
+
+    Attributes:
+        whole: The source.
+        rows: (n,) int64, ascending.
+        part: What they are, for the name: ``training`` or ``held out``.
+    """
+
+    whole: Source
+    rows: np.ndarray
+    part: str
+    streamed = False
+
+    @property
+    def name(self) -> str:
+        """The source's, and which part of it."""
+        return f"{self.whole.name} ({self.part})"
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Rows that are left of each file; files of which nothing is left do not count."""
+        ends = np.searchsorted(self.rows, np.cumsum(self.whole.shard_sizes))
+        return tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fingerprint(self) -> Fingerprint:
+        """The source's, and which rows."""
+        return {**self.whole.fingerprint(), "pairs": len(self), f"rows that are {self.part}": digest([self.rows])}
+
+    def read(self, index: int) -> RawSample:
+        """The pair at ``index``; raises ``BadSample`` when it cannot be used."""
+        return self.whole.read(int(self.rows[index]))
+
+
+def split(
+    sources: Sequence[Source],
+    share: float,
+    weights: Sequence[float] = (),
+    progress: Callable[[int, int], object] | None = None,
+) -> tuple[Source, Source]:
+    """Parts pairs into those to train on and those to judge by.
+
+    Which pairs are held out depends on their bytes alone: not on a seed, the order of the rows or the names of files.
+    Groups are taken in the order of a hash until the share is reached; one that is too large for what is missing is
+    left to the training. Pairs that cannot be read stay there too, where they are counted. All pairs are read once.
+
+    Args:
+        sources: Where the pairs are; together, so that none is held out of one and trained on in another.
+        share: Of all readable pairs, to be held out, in (0, 1).
+        weights: Passes over each source in an epoch, see :func:`cloob.data.mix.mix`.
+        progress: Called with how many pairs were read, and how many there are.
+
+    Returns:
+        The training pairs and the held-out pairs, at most ``share`` of all (rounded, at least two).
+
+    Raises:
+        InputError: A source is streamed, fewer than two pairs can be held out, or no pairs of a source would be left.
+    """
+    for source in sources:
+        if source.streamed:
+            raise InputError(
+                f"{source.name}: streamed pairs would all be fetched to hold some out; give --val-data in place of "
+                "--val-split"
+            )
+    places, groups, hashes = _groups(sources, progress)
+    target = max(2, round(share * len(places)))
+    held = _choose(groups, hashes, target)
+    n_held = int(held.sum())
+    if n_held < 2:
+        raise InputError(
+            f"val_split is {share:g}: of {len(places):,} usable pairs {n_held} can be held out without a picture or "
+            "caption that the others have too; give another share, or --val-data"
+        )
+    train, val = [], []
+    for i, source in enumerate(sources):
+        rows = places[held & (places[:, 0] == i), 1]
+        others = np.setdiff1d(np.arange(len(source)), rows)
+        if not len(others):
+            raise InputError(f"{source.name}: all its pairs would be held out; give a lower --val-split, or --val-data")
+        train.append(Subset(source, others, "training"))
+        if len(rows):
+            val.append(Subset(source, rows, "held out"))
+    return mix(train, weights), mix(val)
+
+
+def _groups(
+    sources: Sequence[Source], progress: Callable[[int, int], object] | None
+) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+    """Every readable pair with the group that it belongs to.
+
+    Returns:
+        (n, 2) int64, source and row of each; (n,) int64, the group of each, numbered by its first pair; and a hash of
+        each pair.
+    """
+    total, seen = sum(map(len, sources)), 0
+    parent: list[int] = []
+    first: dict[bytes | int, int] = {}  # the first pair with a picture or caption
+    places: list[tuple[int, int]] = []
+    hashes: list[bytes] = []
+
+    def root(pair: int) -> int:
+        while parent[pair] != pair:
+            parent[pair] = parent[parent[pair]]
+            pair = parent[pair]
+        return pair
+
+    for i, source in enumerate(sources):
+        for row in range(len(source)):
+            seen += 1
+            if progress is not None and (seen % _LOOKS == 0 or seen == total):
+                progress(seen, total)
+            try:
+                sample = source.read(row)
+            except BadSample:
+                continue
+            picture, caption = hashlib.blake2b(sample.image, digest_size=16).digest(), caption_id(sample.caption)
+            pair = len(parent)
+            parent.append(pair)
+            places.append((i, row))
+            hashes.append(hashlib.blake2b(picture + caption.to_bytes(8, "little"), digest_size=16).digest())
+            for key in (picture, caption):
+                parent[root(pair)] = root(first.setdefault(key, pair))
+    roots = np.array([root(pair) for pair in range(len(parent))], dtype=np.int64)
+    return np.array(places, dtype=np.int64).reshape(-1, 2), roots, hashes
+
+
+def _choose(groups: np.ndarray, hashes: Sequence[bytes], target: int) -> np.ndarray:
+    """(n,) bool: the pairs of the groups that are taken, at most ``target`` and never all pairs."""
+    by_group: dict[int, list[int]] = {}
+    for pair, group in enumerate(groups.tolist()):
+        by_group.setdefault(group, []).append(pair)
+    held = np.zeros(len(groups), dtype=bool)
+    left = min(target, len(groups) - 1)
+    for members in sorted(by_group.values(), key=lambda pairs: min(hashes[pair] for pair in pairs)):
+        if len(members) <= left:
+            held[members] = True
+            left -= len(members)
+    return held

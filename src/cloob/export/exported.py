@@ -1,0 +1,88 @@
+"""What an exporter says of the folder that it wrote, and how that folder comes to be: whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cloob.errors import InputError
+from cloob.models.runs import OBJECTIVE_FILE
+
+CARD_FILE = "README.md"
+
+
+class Unsupported(InputError):  # noqa: N818 (what the model is, in the words a user reads)
+    """A model that the other program has no place for; the line names what to export to instead."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the model card and the command line say of an export.
+
+    Attributes:
+        library: The ``library_name`` of the hub's metadata: ``"transformers"``, ``"onnx"``, …
+        summary: One clause for the command line: what the folder is and who reads it.
+        usage: Markdown: how to use the folder, with code; ``DIR`` stands for the folder.
+        notes: Sentences of the card's list "What to know": what differs from the model here, figures.
+        tags: More tags for the hub.
+    """
+
+    library: str
+    summary: str
+    usage: str
+    notes: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write into, which gets the target's name once the block is done; nothing is left if it fails.
+
+    Args:
+        target: A place that ``check_target`` has looked at; what is there is replaced.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_target(source: str, target: Path, *, overwrite: bool) -> None:
+    """Refuses a target that holds something else, or would replace what is exported.
+
+    Args:
+        source: What ``load_model`` takes.
+        target: Where the export is to go.
+        overwrite: Whether an earlier export may be replaced.
+
+    Raises:
+        InputError: The line says why.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir() or (any(target.iterdir()) and not is_export(target)):
+        raise InputError(f"{target}: exists and is no export; give another place")
+    place = Path(source.removeprefix("local-dir:").removesuffix(":best"))
+    if place.exists() and place.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{target}: is where the model comes from; give another place")
+    if any(target.iterdir()) and not overwrite:
+        raise InputError(f"{target}: exists; --overwrite replaces it")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether a folder is what ``cloob export`` wrote: each has a card and the objective's settings."""
+    return (folder / CARD_FILE).is_file() and (folder / OBJECTIVE_FILE).is_file()

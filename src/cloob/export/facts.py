@@ -1,0 +1,202 @@
+"""What a model card says of a model: its towers, how it was trained, and how good it is; read from its run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from cloob.errors import InputError
+from cloob.evaluate.facts import model_facts
+from cloob.models.encoder import DualEncoder
+from cloob.models.load import BEST, find_model_folder
+from cloob.models.runs import CHECKPOINTS_FOLDER, EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step
+from cloob.models.untrusted import read_json
+
+RESULTS_FILE = "results.json"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model.
+
+    Attributes:
+        towers: Name of the towers' configuration.
+        kind: Of the model folder, as ``EncoderConfig.kind``.
+        embed_dim: D.
+        image_size: Side of the input in pixels.
+        context_length: L.
+        parameters: How many numbers the towers have.
+        objective: Member of the family that it was trained with; None if unknown.
+        settings: Its ``objective.json``; empty if unknown.
+        training: What its run says of the training, label to text; empty without a run.
+        results: Its row of a ``results.json``; empty without.
+        level: Of the intervals in it.
+    """
+
+    towers: str
+    kind: str
+    embed_dim: int
+    image_size: int
+    context_length: int
+    parameters: int
+    objective: str | None
+    settings: Mapping[str, Any]
+    training: Mapping[str, str] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    level: float = 0.95
+
+
+def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None) -> Facts:
+    """Facts of a model that was loaded.
+
+    Args:
+        source: What ``load_model`` took.
+        encoder: What it gave.
+        results: A ``results.json``; None: the one in the run's folder, or beside it if that has a row of its name.
+
+    Raises:
+        InputError: ``results`` is none, or has no row of the model.
+    """
+    folder = find_model_folder(source)
+    run = _run_of(folder)
+    objective = model_facts(encoder)
+    row, level = _results(source, run, results, objective.settings)
+    return Facts(
+        towers=encoder.name,
+        kind=encoder.config.kind,
+        embed_dim=encoder.embed_dim,
+        image_size=encoder.image_size,
+        context_length=encoder.context_length,
+        parameters=sum(value.numel() for value in encoder.model.parameters()),
+        objective=objective.objective,
+        settings=objective.settings,
+        training=_training(run, folder) if run is not None and folder is not None else {},
+        results=row,
+        level=level,
+    )
+
+
+def _run_of(folder: Path | None) -> Path | None:
+    """The run folder that a model folder belongs to."""
+    if folder is None:
+        return None
+    folder = folder.resolve()
+    for place in (*folder.parents[:1], *folder.parents[2:3]):  # averaged/ and checkpoints/step-N/model
+        if (place / RUN_CONFIG_FILE).is_file() and (place / CHECKPOINTS_FOLDER).is_dir():
+            return place
+    return None
+
+
+def _training(run: Path, folder: Path) -> dict[str, str]:
+    config = read_json(run / RUN_CONFIG_FILE)
+
+    def said(section: str, key: str) -> Any:
+        part = config.get(section)
+        return part.get(key) if isinstance(part, dict) else None
+
+    checkpoint = folder.resolve().parent
+    step = checkpoint_step(checkpoint) if checkpoint.name.startswith("step-") else None
+    done = _progress(run, step)
+    data = said("pairs", "data")
+    rows = {
+        "data": ", ".join(data_name(str(name)) for name in data) if isinstance(data, list) else None,
+        "steps": f"{step:,}" if step is not None else done.get("step"),
+        "pairs seen": done.get("samples_seen"),
+        "batch size": said("run", "batch_size"),
+        "precision": said("run", "precision"),
+        "learning rate": said("optim", "lr"),
+        "schedule": said("optim", "schedule"),
+        "weight decay": said("optim", "weight_decay"),
+        "starts from": data_name(str(said("towers", "init"))) if said("towers", "init") else None,
+        "retrieval joins": f"after {said('loss', 'retrieval_from'):.0%}" if said("loss", "retrieval_from") else None,
+        "averaged weights": f"decay {said('optim', 'ema')}" if said("optim", "ema") else None,
+        "seed": said("run", "seed"),
+    }
+    return {label: f"{value}" for label, value in rows.items() if value is not None}
+
+
+def _progress(run: Path, step: int | None) -> dict[str, str]:
+    """Steps and pairs of the epochs that a checkpoint has behind it, as far as the run says."""
+    try:
+        lines = [json.loads(line) for line in (run / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()]
+        ends = [line for line in lines if step is None or line["step"] == step]
+        return {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def data_name(source: str) -> str:
+    """A data source as a card names it: no folder of a machine, no host, no key of an address.
+
+    Args:
+        source: As ``--data`` took it.
+
+    Returns:
+        A relative path and a set that comes along as they are, else the last part of the place.
+    """
+    if source.startswith("pipe:"):
+        return "a pipe"
+    if source.startswith("demo"):
+        return source
+    if _ADDRESS.match(source):
+        place = source.partition("://" if "://" in source else ":")[2]
+        return PurePosixPath(re.split(r"[?#]", place.partition("/")[2])[0]).name or "an address"
+    path = Path(source)
+    if source and not path.is_absolute() and ".." not in path.parts and not source.startswith("~"):
+        return source
+    return path.name.lstrip("~.") or "a folder"
+
+
+def _results(
+    source: str, run: Path | None, given: Path | None, settings: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], float]:
+    """The model's row and the level of its intervals."""
+    name = Path(source.removesuffix(BEST).removeprefix("local-dir:"))
+    if given is not None:
+        content = read_json(given)
+        rows = _rows(content)
+        fitting = [row for row in rows if _is_tail(str(row["model"]), name)] or (rows if len(rows) == 1 else [])
+        if len(fitting) != 1:
+            models = ", ".join(str(row["model"]) for row in rows) or "none"
+            raise InputError(f"{given}: which of its models ({models}) is {source}?")
+        if not _same_objective(fitting[0], settings):
+            raise InputError(f"{given}: its model {fitting[0]['model']} has another objective than {source}")
+        return fitting[0], _level(content)
+    for place in (run, run.parent) if run is not None else ():
+        path = place / RESULTS_FILE
+        if not path.is_file():
+            continue
+        content = read_json(path)
+        fitting = [row for row in _rows(content) if _is_tail(str(row["model"]), run or name)]
+        if len(fitting) == 1 and _same_objective(fitting[0], settings):
+            return fitting[0], _level(content)
+    return {}, 0.95
+
+
+def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = content.get("rows")
+    return [row for row in rows if isinstance(row, dict) and "model" in row] if isinstance(rows, list) else []
+
+
+def _level(content: Mapping[str, Any]) -> float:
+    level = content.get("level")
+    return float(level) if isinstance(level, int | float) else 0.95
+
+
+def _is_tail(name: str, place: Path) -> bool:
+    """Whether results call the model at a place so: by the last parts of its path."""
+    parts = Path(name.removesuffix(BEST)).parts
+    return bool(parts) and place.parts[-len(parts) :] == parts
+
+
+def _same_objective(row: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    theirs = row.get("settings") or {}
+    return all(key not in theirs or key not in settings or theirs[key] == settings[key] for key in _IDENTITY)
+
+
+_IDENTITY = ("contrast", "hopfield", "scale")

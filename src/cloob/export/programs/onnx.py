@@ -1,0 +1,187 @@
+"""Both towers as ONNX graphs, checked by onnxruntime, that ``cloob.load_model`` and any ONNX runtime run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob.errors import InputError, one_line, require
+from cloob.export.exported import Exported
+from cloob.export.programs.int8 import measured, open_sets, quantise
+from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
+from cloob.models.encoder import DualEncoder
+from cloob.models.onnx.folder import IMAGE_FILE, TEXT_FILE, image_ports, text_ports, write_config
+from cloob.models.onnx.graph import Port, check_graph
+from cloob.models.onnx.tokens import store_tokenizer, tokenizer_note
+from cloob.models.onnx.towers import open_session
+from cloob.models.runs import ONNX_FILE
+
+OPSET = 20
+"""Of the standard's versions the first with GELU as one operator; onnxruntime runs it since 1.17."""
+_USAGE = """```python
+import cloob
+
+model = cloob.load_model("DIR")  # onnxruntime runs it; no towers of torch's are built
+rows = model.encode_text(["a photo of a dog"])
+```
+
+`image.onnx` takes `pixel_values` (n, 3, H, W), normalised by `preprocess_cfg` in `onnx.json`, and gives `image_embeds`;
+`text.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. `tokenizer.json` is for the package
+`tokenizers`. Twenty lines that need neither torch nor cloob are in cloob's docs/weights.md.
+"""
+
+
+def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets: Sequence[str] = ()) -> Exported:
+    """Writes the graphs of both towers into a folder, with the tokenizer and ``onnx.json``.
+
+    Args:
+        encoder: On the CPU, in float32.
+        folder: An empty folder.
+        int8: Whether the weights of matrix products are stored as 8-bit integers, and products computed in them.
+        sets: Labelled sets to measure the export on, in float32 and in int8; with ``int8`` alone.
+
+    Raises:
+        InputError: The towers cannot be exported, or the graphs do not compute what they do.
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, "onnx")
+    opened = open_sets(sets) if int8 else []
+    with exportable(encoder) as towers, tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tmp-onnx-") as plain:
+        place = Path(plain) if int8 else folder
+        worst = {tower.kind: _export(encoder, tower, place) for tower in towers}
+        _complete(encoder, place, towers[1].pad, "float32")
+        if not int8:
+            return _told(encoder, folder, worst)
+        off = {}
+        for tower, name in zip(towers, (IMAGE_FILE, TEXT_FILE), strict=True):
+            quantise(place / name, folder / name)
+            off[tower.kind] = worst_difference(tower, _runner(folder / name, tower, encoder))
+        _complete(encoder, folder, towers[1].pad, "int8")
+        return _told(encoder, folder, off, measured(place, folder, opened))
+
+
+def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
+    """Writes one tower's graph and checks it; returns how much an entry of its rows is off at most."""
+    source, result = _ports(encoder, tower)
+    path = folder / (IMAGE_FILE if tower.kind == "image" else TEXT_FILE)
+    try:
+        with _quiet():
+            program: Any = torch.onnx.export(
+                tower.module,
+                tower.example(),
+                dynamo=True,
+                dynamic_shapes=tower.dynamic_shapes(),
+                input_names=[source.name],
+                output_names=[result.name],
+                opset_version=OPSET,
+                verbose=False,
+            )
+            _without_origins(program.model)
+            program.save(path)
+    except Exception as error:  # torch's, onnxscript's and onnx's have no common class
+        raise InputError(
+            f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({_cause(error)})"
+        ) from error
+    return checked(encoder.name, tower, _runner(path, tower, encoder))
+
+
+def _runner(path: Path, tower: Tower, encoder: DualEncoder) -> Any:
+    """The function of a graph, which is looked at as one of unknown origin is."""
+    source, result = _ports(encoder, tower)
+    check_graph(path, source, result)
+    session = open_session(path)
+
+    def run(items: Tensor) -> Tensor:
+        try:
+            rows = session.run([result.name], {source.name: items.numpy()})[0]
+        except Exception as error:  # onnxruntime's have no common class
+            said = f"onnxruntime cannot run the exported {tower.kind} tower on {tuple(items.shape)}"
+            raise InputError(f"{encoder.name}: {said} ({one_line(error, 200)})") from error
+        return torch.from_numpy(rows)
+
+    return run
+
+
+def _ports(encoder: DualEncoder, tower: Tower) -> tuple[Port, Port]:
+    if tower.kind == "image":
+        return image_ports(encoder.image_size, encoder.embed_dim)
+    return text_ports(None if tower.pad is not None else encoder.context_length, encoder.embed_dim)
+
+
+def _complete(encoder: DualEncoder, folder: Path, pad: int | None, precision: str) -> None:
+    """Writes what an ONNX folder has beside its graphs."""
+    tokenizer = store_tokenizer(encoder.tokenizer, folder, encoder.context_length)
+    write_config(folder, encoder, precision=precision, pad=pad, tokenizer=tokenizer)
+
+
+def _without_origins(model: Any) -> None:
+    """Takes out where in which source file each operator comes from: paths of this machine, and much text."""
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong at the bottom: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error, 200)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the exporter's talk off the terminal: it prints, warns and logs of what is of no use to a user."""
+    names = ("onnxscript", "onnx_ir", "torch", "torch.onnx", "torch.export", "torch.fx")
+    levels = {name: logging.getLogger(name).level for name in names}
+    try:
+        for name in names:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        nowhere = io.StringIO()
+        with (
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def _told(encoder: DualEncoder, folder: Path, worst: dict[str, float], costs: Sequence[str] = ()) -> Exported:
+    """What the card says of the folder."""
+    config = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
+    images, texts = worst["image"], worst["text"]
+    if config["precision"] == "int8":
+        notes = [
+            "Matrix products run in 8-bit integers, activations quantised as they come; convolutions stay in float32.",
+            f"Entries of unit rows differ from the model's by up to {images:.1g} (images) and {texts:.1g} (texts).",
+        ]
+        notes += [f"What that costs, by `cloob eval`: {cost}." for cost in costs]
+    else:
+        notes = [f"Checked by onnxruntime: unit rows equal the model's to {max(images, texts):.0e}."]
+    if config["pad"] is None:
+        notes.append(f"`{TEXT_FILE}` takes {encoder.context_length} tokens, padding included.")
+    else:
+        notes.append(f"`{TEXT_FILE}` also takes rows without the padding that all of them share ({config['pad']}).")
+    notes.append(tokenizer_note(config["tokenizer"]))
+    summary = "cloob.load_model and any ONNX runtime read it"
+    return Exported("onnx", summary, _USAGE, tuple(notes), ("onnx",))

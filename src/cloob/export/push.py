@@ -1,0 +1,222 @@
+"""A model as a repository of the Hugging Face hub: written to a folder, then sent in one commit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cloob.errors import InputError, one_line, require
+from cloob.export.card import write_card
+from cloob.export.exported import Exported, Unsupported
+from cloob.export.facts import Facts
+from cloob.export.transformers import export_transformers
+from cloob.models.aligned.model import encoders_here
+from cloob.models.encoder import DualEncoder
+from cloob.models.folder import save_model
+from cloob.models.runs import CONFIG_FILE
+
+_MAY_BE_THERE = """
+open_clip_config.json open_clip_model.safetensors towers.json aligned.json heads.safetensors spiece.model
+config.json model.safetensors preprocessor_config.json tokenizer.json tokenizer_config.json vocab.json
+merges.txt special_tokens_map.json modules.json sentence_bert_config.json config_sentence_transformers.json
+1_Normalize/config.json objective.json
+"""
+"""What a push may have written; what this one does not write of that would contradict it, and goes."""
+_USAGE_HERE = """\
+With [cloob](https://arxiv.org/abs/2110.11316)'s package:
+
+```python
+import cloob
+
+model = cloob.load_model("hf-hub:DIR")
+rows = model.encode_text(["a dog", "a cat"])  # unit rows; model.encode_image(["picture.jpg"])
+```
+"""
+_USAGE_OPEN_CLIP = """
+With open_clip:
+
+```python
+import open_clip
+
+model, preprocess = open_clip.create_model_from_pretrained("hf-hub:DIR")
+tokenizer = open_clip.get_tokenizer("hf-hub:DIR")
+features = model.encode_text(tokenizer(["a dog", "a cat"]), normalize=True)
+```
+"""
+
+
+class PushFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
+    """The hub did not take a repository: one line that says why, and what there is now. Exit code 1."""
+
+
+def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str) -> str | None:
+    """Writes the files of a repository.
+
+    Args:
+        encoder: The model.
+        folder: An empty folder.
+        name: ``ORG/NAME``.
+        facts: For the card.
+        license: As the hub spells it.
+
+    Returns:
+        Why there are no files of transformers among them; None where there are.
+
+    Raises:
+        InputError: Something is not installed or cannot be written, or the model is heads on an encoder in a folder of
+            this machine.
+    """
+    if here := encoders_here(encoder.config.settings):
+        raise InputError(f"{encoder.name}: its encoder {here[0]} is on this machine alone; push that, and train on it")
+    save_model(folder, encoder, encoder.objective_config)
+    theirs = facts.kind == "open_clip"
+    if theirs:
+        _name_tokenizer(folder, name)
+    exported, without = _beside(encoder, folder)
+    usage = _USAGE_HERE + (_USAGE_OPEN_CLIP if theirs else "")
+    notes: tuple[str, ...] = (f"There are no files of transformers: {without}.",)
+    tags: tuple[str, ...] = ()
+    if exported is not None:
+        usage += f"\nWith transformers:\n\n{exported.usage}"
+        notes, tags = exported.notes, exported.tags
+    library = "open_clip" if theirs else "cloob"
+    write_card(
+        folder,
+        facts,
+        name=name,
+        library=library,
+        usage=usage.replace("DIR", name),
+        notes=notes,
+        tags=[library, "clip", *([facts.objective] if facts.objective else []), *tags],
+        license=license,
+    )
+    return without
+
+
+def _beside(encoder: DualEncoder, folder: Path) -> tuple[Exported | None, str | None]:
+    """Writes transformers' files into a folder with the model's own; or why there are none."""
+    place = folder / "transformers"
+    place.mkdir()
+    try:
+        exported = export_transformers(encoder, place)
+        shutil.copytree(place, folder, dirs_exist_ok=True)
+    except Unsupported as error:
+        return None, one_line(error).partition(": ")[2].rpartition("; ")[0]
+    finally:
+        shutil.rmtree(place)
+    return exported, None
+
+
+def _name_tokenizer(folder: Path, name: str) -> None:
+    """Lets open_clip find a tokenizer in the repository where it looks for it: under the repository's name."""
+    path = folder / CONFIG_FILE
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config["model_cfg"]["text_cfg"].get("hf_tokenizer_name"):
+        config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = name
+        path.write_text(json.dumps(config, indent=2, allow_nan=False), encoding="utf-8")
+
+
+def check_online(name: str) -> None:
+    """Raises InputError where the environment says that there is no network."""
+    if require("huggingface_hub.constants", "export").HF_HUB_OFFLINE:
+        raise InputError(f"{name}: HF_HUB_OFFLINE is set; unset it to push, or look at the files with --dry-run")
+
+
+def list_files(folder: Path) -> list[tuple[str, int]]:
+    """The files of a repository's folder by name, with their sizes in bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in files]
+
+
+def send(folder: Path, name: str, *, private: bool) -> str:
+    """Makes the repository on the hub if it is not there, and commits the folder to it.
+
+    Args:
+        folder: What ``write_repository`` wrote; files of an earlier push that are not in it go.
+        name: ``ORG/NAME``.
+        private: Whether a new repository is seen by its owners alone.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        InputError: The hub knows nobody of that token, or does not let them write there.
+        PushFailed: It is not reached, breaks off, or fails.
+    """
+    hub: Any = require("huggingface_hub", "export")
+    constants: Any = require("huggingface_hub.constants", "export")
+    written = {file for file, _ in list_files(folder)}
+    interface = hub.HfApi(endpoint=constants.ENDPOINT)
+    with _in_peace(hub):
+        with _translated(name, constants.ENDPOINT, "nothing was sent"):
+            address = interface.create_repo(name, private=private, exist_ok=True)
+        with _translated(name, constants.ENDPOINT, "the repository has nothing of this push in it; push again"):
+            interface.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                commit_message="Add the model",
+                delete_patterns=[file for file in _MAY_BE_THERE.split() if file not in written],
+            )
+    return str(address)
+
+
+@contextmanager
+def _in_peace(hub: Any) -> Iterator[None]:
+    """Shows the hub's progress where somebody looks, and none of what its libraries say to each other."""
+    hidden = hub.utils.are_progress_bars_disabled()
+    if not sys.stderr.isatty():
+        hub.utils.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        if not hidden:
+            hub.utils.enable_progress_bars()
+
+
+@contextmanager
+def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
+    """Turns what huggingface_hub raises into one line.
+
+    Raises:
+        InputError: For 401 and 403.
+        PushFailed: For everything else.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    # Its errors, those of the library under it and xet's have no common class; the cause stays attached.
+    except Exception as error:
+        cause: BaseException = error
+        while (status := _status(cause)) is None and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if status == 401:
+            mend = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
+            raise InputError(f"{name}: {endpoint} does not know you; {mend}") from error
+        if status == 403:
+            raise InputError(
+                f"{name}: {endpoint} does not let you write there; is ORG yours, and may the token write?"
+            ) from error
+        said = f"answers {status} ({_said(cause)})" if status else f"cannot be reached ({one_line(cause, 120)})"
+        raise PushFailed(f"{name}: {endpoint} {said}; {state}") from error
+
+
+def _status(error: BaseException) -> int | None:
+    """The status of an HTTP error, whichever library's it is."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _said(error: Any) -> str:
+    """What the hub says of its error, without the address and the request's number that the library adds."""
+    response = error.response
+    message = getattr(error, "server_message", None) or getattr(response, "reason_phrase", None) or response.reason
+    return " ".join(str(message).split())[:120]

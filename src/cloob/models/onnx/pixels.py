@@ -1,0 +1,47 @@
+"""open_clip's evaluation transform by Pillow and numpy alone: the shorter side resized, the middle cut out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from cloob.errors import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
+
+
+class ShortestTransform:
+    """PIL image -> uint8 (3, H, W): the pixels of ``cloob.models.encoder.EvalTransform`` without what that imports.
+
+    Args:
+        preprocess_cfg: open_clip's, for which :meth:`suits` holds.
+    """
+
+    def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
+        self.size = int(preprocess_cfg["size"])
+        self.interpolation = str(preprocess_cfg["interpolation"])
+
+    @staticmethod
+    def suits(preprocess_cfg: dict[str, Any]) -> bool:
+        """Whether this transform is the one that is asked for."""
+        asked = {"mode": "RGB", "resize_mode": "shortest"} | preprocess_cfg
+        plain = asked["mode"] == "RGB" and asked["resize_mode"] == "shortest"
+        return plain and asked.get("interpolation") in _INTERPOLATIONS
+
+    def __call__(self, image: Image) -> Tensor:
+        """Resizes and crops one image: uint8 (3, H, W)."""
+        pil, numpy = require("PIL.Image", "onnx"), require("numpy", "onnx")
+        size, (width, height) = self.size, image.size
+        shorter = min(width, height)
+        if shorter != size:
+            width, height = size * width // shorter, size * height // shorter
+            resample = getattr(pil.Resampling, self.interpolation.upper())
+            image = image.resize((width, height), resample)
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        square = image.crop((left, top, left + size, top + size)).convert("RGB")
+        return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).contiguous()

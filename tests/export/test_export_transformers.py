@@ -1,0 +1,237 @@
+"""``cloob export --to transformers``: what transformers and sentence-transformers compute of the folder."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from small_models import OBJECTIVE, RESNET, VISION, write_model
+from torch import Tensor
+
+from cloob import cli, load_model
+from cloob.export import transformers as exporter
+from cloob.export.exported import Exported, Unsupported
+from cloob.export.transformers import export_transformers
+from cloob.models.towers import create_model
+from support import refused, run_script
+
+TEXTS = ["a dog", "", "Two  RED hearts!", "it's 3 o'clock", "naïve 日本語", "long " * 40]
+
+
+def export(source: Path, target: Path) -> Path:
+    assert cli.main(["export", str(source), str(target), "--to", "transformers"]) == 0
+    return target
+
+
+def features(folder: Path, pixels: Tensor, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
+    """What transformers computes, not normalised."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(texts, padding=True, truncation=True, max_length=length, return_tensors="pt")
+    with torch.no_grad():
+        images, text = model.get_image_features(pixels), model.get_text_features(**tokens)
+    return tuple(getattr(value, "pooler_output", value) for value in (images, text))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"quick_gelu": True},
+        {"custom_text": True},
+        {"text": {"act_kwargs": {"approximate": "tanh"}}, "vision_cfg": VISION | {"norm_kwargs": {"eps": 1e-3}}},
+    ],
+    ids=["gelu", "quick_gelu", "custom_text", "tanh and eps"],
+)
+def test_features_are_those_of_open_clip(changes: dict[str, Any], tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model", **changes)
+    folder = export(source, tmp_path / "out")
+    encoder = load_model(source, device="cpu")
+    pixels = torch.randn(3, 3, 32, 32)
+    images, texts = features(folder, pixels, TEXTS, encoder.context_length)
+    with torch.no_grad():
+        torch.testing.assert_close(images, encoder.model.encode_image(pixels), atol=1e-5, rtol=0)
+        own = encoder.model.encode_text(encoder.tokenizer(TEXTS))
+        torch.testing.assert_close(texts, own, atol=1e-5, rtol=0)
+    assert texts.std() > 0.1 and images.std() > 0.1
+
+
+def test_special_tokens_have_hugging_faces_names_and_real_numbers(exported: Path) -> None:
+    text = json.loads((exported / "config.json").read_text())["text_config"]
+    assert (text["bos_token_id"], text["eos_token_id"], text["pad_token_id"]) == (49406, 49407, 49407)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert tokenizer.convert_ids_to_tokens([49406, 49407]) == ["<|startoftext|>", "<|endoftext|>"]
+    assert tokenizer.model_max_length == 16
+    assert tokenizer("<|endoftext|>")["input_ids"] == [49406, 49407, 49407]
+
+
+def test_what_was_exported_loads_here_with_its_objective(exported: Path, small: Path) -> None:
+    here, original = load_model(exported, device="cpu"), load_model(small, device="cpu")
+    assert here.objective_config == OBJECTIVE and here.make_objective().name == "cloob"
+    torch.testing.assert_close(here.encode_text(TEXTS), original.encode_text(TEXTS), atol=1e-6, rtol=0)
+    picture = [Image.effect_noise((40, 47), 80).convert("RGB")]
+    torch.testing.assert_close(here.encode_image(picture), original.encode_image(picture), atol=1e-6, rtol=0)
+
+
+def test_pixels_differ_as_the_card_says(exported: Path, small: Path) -> None:
+    from transformers import AutoImageProcessor
+
+    encoder, processor = load_model(small, device="cpu"), AutoImageProcessor.from_pretrained(exported)
+    noise = Image.effect_noise((8, 8), 120).convert("RGB")
+    apart = {}
+    for width, height in [(32, 32), (33, 32), (35, 32), (32, 35), (39, 32), (32, 40), (32, 38), (100, 50)]:
+        picture = noise.resize((width, height), Image.Resampling.BICUBIC)
+        theirs = torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"][0])
+        grey = theirs * torch.tensor(encoder.std).view(3, 1, 1) + torch.tensor(encoder.mean).view(3, 1, 1)
+        apart[width, height] = float((255 * grey - encoder.preprocess(picture)).abs().max())
+    moved = {size for size, levels in apart.items() if levels > 1.5}
+    assert moved == {size for size in apart if abs(size[0] - size[1]) % 4 == 3}
+    card = (exported / "README.md").read_text()
+    (figure,) = re.findall(r"unit rows are then ([\d.]+) apart", card)
+    assert 0.01 < float(figure) < 2
+    assert "HTML (`&amp;`)" in card and "ftfy" in card and "`truncation=True`" in card
+
+
+def test_texts_that_are_not_cleaned_are_named_rightly(exported: Path, small: Path) -> None:
+    import html
+
+    import ftfy
+    from transformers import AutoTokenizer
+
+    encoder, tokenizer = load_model(small, device="cpu"), AutoTokenizer.from_pretrained(exported)
+    for text in ("Tom &amp; Jerry", "a dog’s “house”", "schÃ¶n", "a ﬁne ﬂower", "ｗｉｄｅ"):
+        own = encoder.tokenizer([text])[0].tolist()
+        assert tokenizer(text)["input_ids"] != own[: own.index(49407) + 1]
+        assert tokenizer(html.unescape(ftfy.fix_text(text)))["input_ids"] == own[: own.index(49407) + 1]
+
+
+def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "weights.md"
+    _, _, out = (page.read_text(encoding="utf-8") if page.is_file() else "").partition("## Out: exports")
+    snippets = [code for code in re.findall(r"```python\n(.*?)```", out, re.DOTALL) if "models/mine-hf" in code]
+    assert len(snippets) == 3 or not page.is_file()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine-hf").symlink_to(exported)
+    worker = Path(__file__).with_name("reading_worker.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(worker), str(exported), str(small), json.dumps(snippets)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["texts"] < 1e-6 and seen["pictures"] < 1e-6 and seen["saved again"] < 1e-6
+    assert seen["cropped"] < 1e-6 and seen["alike"]
+    assert max(abs(length - 1) for length in seen["lengths"]) < 1e-5
+    assert seen["longest"] == 16
+    assert seen["labels"] == ["a cat", "a dog"] and abs(sum(seen["scores"]) - 1) < 1e-5
+    assert seen["scores apart"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vision_cfg": RESNET}, "its image tower is a ModifiedResNet"),
+        ({"text": {"no_causal_mask": True}}, "its text tower is not CLIP's causal one"),
+        ({"text": {"ls_init_value": 0.1}}, "CLIPModel has no place for transformer.resblocks.0.ls_1.gamma"),
+        ({"vision_cfg": VISION | {"no_ln_pre": True}}, "CLIPModel needs visual.ln_pre.bias, visual.ln_pre.weight"),
+        ({"vision_cfg": VISION | {"pool_type": "avg"}}, "CLIPModel computes another image feature"),
+        ({"text": {"proj_bias": True}}, "CLIPModel"),
+        ({"init_logit_bias": -10.0}, "CLIPModel has no place for logit_bias"),
+        ({"text": {"vocab_size": 50}}, "it takes tokens, not texts"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else str(value)[:40],
+)
+def test_other_towers_are_refused_in_one_line_that_says_what_takes_them(
+    changes: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_model(tmp_path / "model", **changes)
+    if changes.get("text", {}).get("vocab_size"):
+        config = json.loads((source / "open_clip_config.json").read_text())
+        config["tokenizer"] = {"kind": "clip", "specials": ["<a>", "<b>"], "ending": "kept"}
+        (source / "open_clip_config.json").write_text(json.dumps(config))
+    error = refused(capsys, "export", str(source), str(tmp_path / "out"), "--to", "transformers")
+    assert said in error and "--to onnx takes it" in error
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_wrong_map_of_names_would_be_seen(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_map = exporter.key_map
+
+    def swapped(*layers: int) -> Any:
+        plan = dict(true_map(*layers))
+        one, two = (f"visual.transformer.resblocks.0.ln_{n}.bias" for n in (1, 2))
+        plan[one], plan[two] = plan[two], plan[one]
+        return plan
+
+    monkeypatch.setattr(exporter, "key_map", swapped)
+    with pytest.raises(Unsupported, match="CLIPModel computes another image feature"):
+        export_transformers(load_model(small, device="cpu"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["open_clip/vit_quickgelu", "open_clip/vit_gelu", "hf_clip/vit_gelu"])
+def test_the_originals_features_of_shared_models(name: str, tmp_path: Path) -> None:
+    import numpy as np
+
+    source = Path(__file__).parents[3] / "shared" / "weights" / name
+    if not source.is_dir():
+        pytest.skip("the weights of other programs are not beside the checkout")
+    folder = export(source, tmp_path / "out")
+    with np.load(source / "inputs.npz") as inputs, np.load(source / "expected.npz") as expected:
+        images, texts = features(folder, torch.from_numpy(inputs["images"]), inputs["texts"].tolist(), 77)
+        torch.testing.assert_close(images, torch.from_numpy(expected["image_features"]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(texts, torch.from_numpy(expected["text_features"]), atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_of_open_clips_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("tiny-vit", seed=1).eval()
+    state = {f"module.{key}": value for key, value in model.model.state_dict().items()}
+    monkeypatch.chdir(tmp_path)
+    torch.save({"epoch": 3, "name": "x", "state_dict": state}, "epoch_3.pt")
+    assert torch.equal(
+        load_model("tiny-vit/epoch_3.pt", device="cpu").encode_text(["a dog"]), model.encode_text(["a dog"])
+    )
+
+
+def test_targets(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "export_transformers", lambda encoder, folder: Exported("none", "nothing", ""))
+    words = ("--to", "transformers")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    assert "exists and is no export" in refused(capsys, "export", str(small), str(tmp_path / "mine"), *words)
+    assert "exists and is no export" in refused(capsys, "export", str(small), str(small), *words, "--overwrite")
+    target = export(small, tmp_path / "deep" / "out")
+    (target / "old").write_text("")
+    capsys.readouterr()
+    assert "--overwrite replaces it" in refused(capsys, "export", str(small), str(target), *words)
+    assert "where the model comes from" in refused(capsys, "export", str(target), str(target), *words, "--overwrite")
+    assert cli.main(["export", str(small), str(target), *words, "--overwrite"]) == 0
+    assert not (target / "old").exists() and [path.name for path in target.parent.iterdir()] == ["out"]
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", text={"width": 32})  # so that the weights are the largest file
+    script = (
+        "import resource, signal, sys; from cloob import cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000)); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    done = run_script(script, "export", str(model), str(tmp_path / "out"), "--to", "transformers")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert f"{tmp_path / 'out'}: cannot be written" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]

@@ -1,0 +1,244 @@
+"""``cloob push``, against a stand-in for the hub: what arrives, what loads again, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub import TOKEN, Repository, StandIn, stand_in
+from PIL import Image
+from small_models import OBJECTIVE, RESNET, write_model
+
+from cloob import cli, load_model
+from cloob.errors import InputError
+from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open_text_encoder
+from cloob.models.folder import save_model
+from cloob.models.towers import open_clip
+from support import refused, run_cloob
+
+NAME = "me/small"
+HUGGING_FACE = {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "modules.json"}
+OPEN_CLIP = {"open_clip_config.json", "open_clip_model.safetensors", "objective.json", "README.md"}
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A hub that this process uses, with a token that it knows and an empty cache."""
+    with stand_in() as (server, address):
+        for key, value in {
+            "ENDPOINT": address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        }.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{key}", value, raising=False)  # older ones have no Xet
+        template = "huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE"  # older ones have it by value
+        monkeypatch.setattr(template, address + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that transformers has not, which is therefore soon written."""
+    return write_model(tmp_path_factory.mktemp("models") / "resnet", vision_cfg=RESNET)
+
+
+def push(source: Path, *words: str, name: str = NAME) -> int:
+    return cli.main(["push", str(source), name, "--license", "mit", *words])
+
+
+def same_model(one: Any, other: Any) -> None:
+    texts, pictures = ["a dog", "two hearts " * 30], [Image.effect_noise((40, 33), 80).convert("RGB")]
+    torch.testing.assert_close(one.encode_text(texts), other.encode_text(texts), atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.encode_image(pictures), other.encode_image(pictures), atol=1e-6, rtol=0)
+
+
+def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
+    hub: StandIn, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push(small, "--private") == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.splitlines()[-2:] == [
+        f"{_address(hub)}/{NAME}",
+        f'cloob.load_model("hf-hub:{NAME}") loads it',
+    ]
+    repository = hub.repositories[NAME]
+    assert repository.private and repository.commits == ["Add the model"]
+    assert repository.files.keys() >= HUGGING_FACE | OPEN_CLIP
+    card = repository.files["README.md"].decode()
+    assert "library_name: open_clip" in card and 'load_model("hf-hub:me/small")' in card and "DIR" not in card
+    here, encoder = load_model(f"hf-hub:{NAME}", device="cpu"), load_model(small, device="cpu")
+    assert here.objective_config == OBJECTIVE
+    same_model(here, encoder)
+    folder = tmp_path / "clone"
+    for path, content in hub.repositories[NAME].files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    from transformers import CLIPModel
+
+    library = open_clip()
+    model = library.create_model(f"local-dir:{folder}")
+    tokens, pixels = library.get_tokenizer(f"local-dir:{folder}")(["a dog"]), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        own = encoder.model.encode_text(tokens), encoder.model.encode_image(pixels)
+        torch.testing.assert_close(model.encode_text(tokens), own[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(model.encode_image(pixels), own[1], atol=1e-6, rtol=0)
+        theirs = CLIPModel.from_pretrained(folder).get_image_features(pixels)
+        torch.testing.assert_close(getattr(theirs, "pooler_output", theirs), own[1], atol=1e-5, rtol=0)
+    same_model(load_model(folder, device="cpu"), encoder)
+    with_hub = library.create_model(f"hf-hub:{NAME}")
+    torch.testing.assert_close(with_hub.encode_text(tokens), own[0], atol=1e-6, rtol=0)
+
+
+def test_a_model_that_transformers_has_not_goes_without_its_files(
+    hub: StandIn, resnet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = dict.fromkeys(HUGGING_FACE | OPEN_CLIP, b"of another model")
+    hub.repositories[NAME] = Repository(False, earlier | {"notes.txt": b"mine", ".gitattributes": b""})
+    assert push(resnet) == 0
+    assert "without files of transformers: its image tower is a ModifiedResNet" in capsys.readouterr().out
+    files = hub.repositories[NAME].files  # what the earlier push left would be another model
+    assert files.keys() == OPEN_CLIP | {
+        "notes.txt",
+        ".gitattributes",
+    }
+    assert "There are no files of transformers: its image tower is a ModifiedResNet" in files["README.md"].decode()
+    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(resnet, device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["open_clip/vit_quickgelu", "hf_clip/vit_gelu"])
+def test_a_tokenizer_of_the_models_own_comes_along(hub: StandIn, name: str) -> None:
+    source = Path(__file__).parents[3] / "shared" / "weights" / name
+    if not source.is_dir():
+        pytest.skip("the weights of other programs are not beside the checkout")
+    assert push(source) == 0
+    original = load_model(source, device="cpu")
+    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), original)
+    tokens = open_clip().get_tokenizer(f"hf-hub:{NAME}")(["a dog"], context_length=77)
+    torch.testing.assert_close(tokens, original.tokenizer(["a dog"]))
+
+
+def test_towers_that_open_clip_has_not(hub: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "models" / "weights"))
+    try:
+        import own_files
+    finally:
+        sys.path.pop(0)
+    config = own_files.CROWSONKB | {"text_encoder": own_files.CROWSONKB["text_encoder"] | {"vocab_size": 49408}}
+    source = own_files.write_crowsonkb(tmp_path, own_files.crowsonkb_arrays(vocabulary=49408))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert push(source) == 0
+    files = hub.repositories[NAME].files
+    assert files.keys() == {"towers.json", "model.safetensors", "objective.json", "README.md"}
+    assert "library_name: cloob" in files["README.md"].decode() and "open_clip" not in files["README.md"].decode()
+    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(source, device="cpu"))
+
+
+def test_heads_on_frozen_encoders(
+    hub: StandIn, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tower = str(small)
+    image, text = open_image_encoder(tower, load_model, None), open_text_encoder(tower, load_model)
+    heads = [Head(side.features, 12, "linear", 0.0) for side in (image, text)]
+    names = {"image_encoder": tower, "text_encoder": tower}
+    save_model(tmp_path / "heads", aligned_encoder(image, text, heads[0], heads[1], names), OBJECTIVE)
+    error = refused(capsys, "push", str(tmp_path / "heads"), NAME, "--license", "mit")
+    assert f"its encoder {tower} is on this machine alone" in error and hub.requests == []
+    monkeypatch.setattr("cloob.export.push.encoders_here", lambda _: [])
+    assert push(tmp_path / "heads") == 0
+    assert hub.repositories[NAME].files.keys() == {"aligned.json", "heads.safetensors", "objective.json", "README.md"}
+    assert "transformers has no such model" in hub.repositories[NAME].files["README.md"].decode()
+    with pytest.raises(InputError, match="a folder of this machine"):
+        load_model(f"hf-hub:{NAME}")
+    monkeypatch.setattr("cloob.models.load.encoders_here", lambda _: [])
+    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(tmp_path / "heads", device="cpu"))
+
+
+def test_a_dry_run_lists_and_asks_nobody(hub: StandIn, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert push(small, "--dry-run") == 0
+    out = capsys.readouterr().out
+    sizes = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in out.splitlines()[:-2]}
+    assert sizes.keys() >= HUGGING_FACE | OPEN_CLIP and sizes["model.safetensors"] > 49408 * 16 * 4
+    assert out.splitlines()[-2].split()[0] == f"{sum(sizes.values()):,}"
+    assert hub.requests == [] and hub.repositories == {}
+
+
+@pytest.mark.parametrize(
+    ("request_", "failure", "code", "said"),
+    [
+        ("POST /api/repos/create", 401, 2, "does not know you; log in with `hf auth login`, or set HF_TOKEN"),
+        ("POST /api/repos/create", 403, 2, "does not let you write there; is ORG yours"),
+        ("POST /api/repos/create", 500, 1, "answers 500 (the stand-in fails); nothing was sent"),
+        ("POST /api/repos/create", "break", 1, "cannot be reached"),
+        ("POST /api/models/me/small/preupload", 403, 2, "does not let you write there"),
+        ("POST /me/small.git/info/lfs", 500, 1, "answers 500 (the stand-in fails); the repository has nothing of this"),
+        ("PUT /lfs", 500, 1, "answers 500"),
+        ("PUT /lfs", "break", 1, "cannot be reached"),
+        ("POST /lfs", 404, 1, "answers 404"),
+        ("POST /api/models/me/small/commit", 500, 1, "answers 500"),
+        ("POST /api/models/me/small/commit", "break", 1, "cannot be reached"),
+        ("POST /api/validate-yaml", 400, 1, "answers 400"),
+    ],
+)
+def test_failures_are_one_line(
+    hub: StandIn,
+    resnet: Path,
+    capsys: pytest.CaptureFixture[str],
+    request_: str,
+    failure: int | str,
+    code: int,
+    said: str,
+) -> None:
+    hub.failures[request_] = failure
+    assert push(resnet) == code
+    err = capsys.readouterr().err
+    assert err.startswith(f"cloob: {NAME}: {_address(hub)} ") and err.count("\n") == 1 and said in err, err
+    assert all(repository.files == {} for repository in hub.repositories.values())
+    hub.failures.clear()
+    assert push(resnet) == 0 and hub.repositories[NAME].files.keys() >= OPEN_CLIP
+
+
+def test_a_token_that_the_hub_does_not_know(
+    hub: StandIn, resnet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
+    assert push(resnet) == 2
+    err = capsys.readouterr().err
+    assert "does not know you" in err and "hf_of" not in err
+    assert hub.repositories == {}
+
+
+def test_nobody_there(resnet: Path, hub: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    assert push(resnet) == 1
+    assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in refused(capsys, "push", str(resnet), NAME, "--license", "mit")
+
+
+@pytest.mark.nightly
+def test_the_command_in_a_process_of_its_own(resnet: Path, tmp_path: Path) -> None:
+    with stand_in() as (hub, address):
+        environment = {
+            "HF_ENDPOINT": address,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path),
+        }
+        done = run_cloob("push", str(resnet), NAME, "--license", "mit", **environment)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert hub.repositories[NAME].files.keys() >= OPEN_CLIP
+
+
+def _address(hub: StandIn) -> str:
+    return f"http://127.0.0.1:{hub.server_port}"

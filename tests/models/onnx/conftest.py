@@ -1,0 +1,40 @@
+"""An ONNX folder of a small model, made once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cloob.models.encoder import DualEncoder
+from cloob.models.onnx.words import tokenizer_json, write_json
+from cloob.models.towers import create_model
+
+
+@pytest.fixture(scope="session")
+def model(lively: Callable[..., DualEncoder]) -> DualEncoder:
+    encoder = lively("tiny-resnet")
+    encoder.objective_config = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
+    return encoder
+
+
+@pytest.fixture(scope="session")
+def exported(model: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``model`` as ``cloob export --to onnx`` writes it."""
+    from cloob.export.programs.onnx import export_onnx
+
+    folder = tmp_path_factory.mktemp("onnx") / "exported"
+    folder.mkdir()
+    export_onnx(model, folder)
+    (folder / "objective.json").write_text(json.dumps(model.objective_config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tokenizer.json`` of open_clip's tokenizer for 24 tokens."""
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    write_json(path, tokenizer_json(create_model("tiny-vit", seed=0).tokenizer))  # type: ignore[arg-type]
+    return path

@@ -1,0 +1,49 @@
+"""docs/weights.md: the example that needs neither torch nor this package gives the model's rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cloob.models.encoder import DualEncoder
+from support import run_script
+
+PAGE = Path(__file__).parents[3] / "docs" / "weights.md"
+pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the tests")
+
+
+def test_the_example_without_torch_and_cloob(model: DualEncoder, exported: Path, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 25
+    pictures = ("cat.jpg", "dog.jpg")
+    for number, (name, size) in enumerate(zip(pictures, ((90, 131), (200, 67)), strict=True)):
+        noise = np.random.default_rng(number).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size).save(tmp_path / name, quality=95)
+    script = (
+        "import sys\nsys.modules['torch'] = sys.modules['cloob'] = sys.modules['open_clip'] = None\n"
+        + code.replace('Path("DIR")', "Path(sys.argv[1])")
+        + "\nimport json; print(json.dumps((images @ run('text.onnx', np.array(tokens)).T).tolist()))"
+    )
+    run = run_script(script, str(exported), cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    found = torch.tensor(json.loads(run.stdout.splitlines()[-1]))
+    texts = ["a photo of a cat", "a photo of a dog"]
+    wanted = model.encode_image([tmp_path / name for name in pictures]) @ model.encode_text(texts).T
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    assert (found[0] - found[1]).abs().max() > 1e-4
+
+
+def test_the_tables_are_what_the_record_says() -> None:
+    record = json.loads((PAGE.parents[1] / "benchmarks/results/export/results.json").read_text())
+    page = PAGE.read_text(encoding="utf-8")
+    for result in record["models"].values():
+        for cells in result["forms"].values():
+            assert f"{cells['image_ms']:.1f} ms | {cells['text_ms']:.2f} ms | {cells['megabytes']:.0f} MB" in page
+        for seconds in result["first_text_s"].values():
+            assert f"{seconds:.2f} s" in page

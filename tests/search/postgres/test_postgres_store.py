@@ -1,0 +1,333 @@
+"""The store in PostgreSQL against the one in SQLite, on a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cloob.errors import InputError
+from cloob.search import where
+from cloob.search.postgres import neighbours
+from cloob.search.postgres.server import Server
+from cloob.search.postgres.store import PostgresStore
+from cloob.search.records import IndexedModel, Item
+from cloob.search.sqlite.store import SqliteStore
+from cloob.search.store import FileState, Store, Vectors
+
+MODEL = IndexedModel("small", "runs/small", "f" * 64, 8)
+OTHER = IndexedModel("other", "runs/other", "0" * 64, 3)
+
+
+def item(path: str, content: str = "c", number: int = 0, **more: Any) -> Item:
+    return Item(number, "SRC", path, content, 10, 1, 4, 3, **more)
+
+
+def unit(n: int, dim: int, seed: int = 0) -> Vectors:
+    rows = np.random.default_rng(seed).standard_normal((n, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.fixture
+def store(address: str) -> Iterator[PostgresStore]:
+    with closing(PostgresStore(address, create=True)) as store:
+        store.add_model(MODEL)
+        yield store
+
+
+def seen(store: Store) -> dict[str, Any]:
+    """All that an index holds, by path, without ids."""
+    items = {one.id: one for one in store.items(store.ids().tolist())}
+    states = [state for source in store.sources() for state in store.states(source)]
+    return {
+        "items": {one.path: (one.content, one.caption, one.date, dict(one.columns)) for one in items.values()},
+        "states": sorted((s.path, s.content, s.fault, s.models, s.id is None) for s in states),
+        "vectors": {
+            (model.name, one.path): store.vectors(model.name, [one.id])[0].tolist()
+            for model in store.models()
+            for one in items.values()
+            if not np.isnan(store.vectors(model.name, [one.id])).any()
+        },
+        "columns": store.columns(),
+    }
+
+
+_WORDS = st.sampled_from(["dog", "cat's", 'say "hi"', "naïve ☃", "50 %", "a\\b", ""])
+_COLUMNS = st.dictionaries(
+    st.sampled_from(["camera", "stars", "a b"]), st.one_of(_WORDS, st.integers(-9, 9), st.booleans(), st.none())
+)
+_ITEMS = st.lists(
+    st.builds(
+        item,
+        st.sampled_from(["a.jpg", "b.jpg", "sub/c.jpg", "x" * 3000]),
+        st.sampled_from(["1", "2"]),
+        caption=st.none() | _WORDS,
+        date=st.none() | st.sampled_from(["2023-12-31T23:59:59", "2024-05-01T08:00:00"]),
+        columns=_COLUMNS,
+    ),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda one: one.path,
+)
+_STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), _ITEMS, st.sampled_from([MODEL, OTHER])),
+        st.tuples(st.just("remove"), st.sampled_from(["a.jpg", "b.jpg"])),
+        st.tuples(st.just("move"), st.sampled_from(["a.jpg", "b.jpg"]), st.sampled_from(["b.jpg", "d.jpg"])),
+        st.tuples(st.just("fault"), st.sampled_from(["a.jpg", "z.jpg"])),
+        st.tuples(st.just("clear"), st.sampled_from(["a.jpg", "z.jpg"])),
+    ),
+    max_size=8,
+)
+
+
+def play(store: Store, steps: Sequence[tuple[Any, ...]]) -> None:
+    by_path = lambda path: [one for one in store.items(store.ids().tolist()) if one.path == path]  # noqa: E731
+    for seed, (step, *what) in enumerate(steps):
+        if step == "write":
+            store.write(what[0], what[1].name, unit(len(what[0]), what[1].dim, seed))
+        elif step == "remove":
+            store.remove([one.id for one in by_path(what[0])])
+        elif step == "move":
+            store.update_items([item(what[1], one.content, one.id) for one in by_path(what[0])])
+        elif step == "fault":
+            store.write_faults("SRC", [FileState(None, what[0], 5, 2, "", "corrupt image", ())])
+        else:
+            store.clear_faults("SRC", [what[0]])
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=_STEPS)
+def test_it_does_what_sqlite_does(address: str, tmp_path_factory: pytest.TempPathFactory, steps: Any) -> None:
+    with psycopg.connect(address, autocommit=True) as connection:
+        for (table,) in connection.execute("SELECT tablename FROM pg_tables WHERE tablename LIKE 'cloob%'").fetchall():
+            connection.execute(f"DROP TABLE {table} CASCADE".encode())
+    stores: list[Store] = [
+        PostgresStore(address, create=True),
+        SqliteStore.create(tmp_path_factory.mktemp("index")),
+    ]
+    for store in stores:
+        store.add_model(MODEL)
+        store.add_model(OTHER)
+        before = store.revision()
+        play(store, steps)
+        assert store.revision() >= before + len(steps)
+    assert seen(stores[0]) == seen(stores[1])
+    for text in ("caption like '%O%'", "date >= 2024", "stars > 0 and not camera is null", '"a b" = true'):
+        filters = [where.parse(text)] * 2
+        counts = [store.count(filter_) for store, filter_ in zip(stores, filters, strict=True)]
+        paths = [
+            sorted(one.path for one in store.items(store.ids(filter_).tolist()))
+            for store, filter_ in zip(stores, filters, strict=True)
+        ]
+        assert counts[0] == counts[1] == len(paths[0]) and paths[0] == paths[1]
+    for store in stores:
+        store.close()
+
+
+def fill(store: PostgresStore, n: int) -> Vectors:
+    vectors = unit(n, MODEL.dim, 7)
+    vectors[n // 2] = vectors[0]  # a tie, which the smaller id wins
+    items = [item(f"{i:06}.jpg", str(i), columns={"i": i}) for i in range(n)]
+    store.write(items, MODEL.name, vectors)
+    return vectors
+
+
+def loop(vectors: Vectors, query: Vectors, top: int, allowed: Sequence[int]) -> list[int]:
+    return sorted(allowed, key=lambda i: (-float(np.float32(vectors[i] @ query)), i))[:top]
+
+
+def test_exact_neighbours_equal_a_loop(store: PostgresStore) -> None:
+    vectors = fill(store, 60)
+    ids = store.ids()
+    queries = np.concatenate([unit(3, MODEL.dim, 1), vectors[:1]])
+    found = store.nearest(MODEL.name, queries, 7, where.parse("i >= 30 or i < 5"))
+    allowed = [i for i in range(60) if i >= 30 or i < 5]
+    assert found.searched == len(allowed)
+    for row, query in enumerate(queries):
+        best = loop(vectors, query, 7, allowed)
+        assert found.ids[row].tolist() == [ids[i] for i in best]
+        np.testing.assert_allclose(found.scores[row], vectors[best] @ query, atol=1e-6)
+    assert found.ids[3, :2].tolist() == [ids[0], ids[30]]
+
+
+def test_fewer_items_than_asked_for_end_in_id_0(store: PostgresStore) -> None:
+    fill(store, 4)
+    found = store.nearest(MODEL.name, unit(1, MODEL.dim), 6, where.parse("i < 2"))
+    assert found.searched == 2 and (found.ids[0, 2:] == 0).all() and np.isneginf(found.scores[0, 2:]).all()
+
+
+def test_hnsw_finds_what_is_near_and_fills_up_behind_a_narrow_filter(
+    store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbours, "HNSW_ROWS", 1000)
+    vectors = fill(store, 1500)
+    store.optimise()
+    walked: list[int] = []
+    walk = neighbours._walk
+    monkeypatch.setattr(neighbours, "_walk", lambda *words: (walked.append(1), walk(*words))[1])
+    ids = store.ids()
+    queries = unit(20, MODEL.dim, 3)
+    found = store.nearest(MODEL.name, queries, 10)
+    assert len(walked) == 20
+    best = [[int(ids[i]) for i in loop(vectors, query, 10, range(1500))] for query in queries]
+    hits = [len(set(row.tolist()) & set(wanted)) for row, wanted in zip(found.ids, best, strict=True)]
+    assert np.mean(hits) >= 9.5
+    assert (np.diff(found.scores, axis=1) <= 0).all()
+    narrow = store.nearest(MODEL.name, queries[:3], 10, where.parse("i in (3, 700, 1400)"))
+    for row, query in enumerate(queries[:3]):
+        assert narrow.ids[row, :3].tolist() == [ids[i] for i in loop(vectors, query, 3, [3, 700, 1400])]
+
+
+def test_the_walk_goes_by_the_index(store: PostgresStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "HNSW_ROWS", 100)
+    fill(store, 300)
+    assert not store._server.rows(
+        "SELECT 1 FROM pg_indexes WHERE indexname LIKE '%%hnsw' AND schemaname = current_schema()"
+    )
+    store.optimise()
+    store.optimise()  # finds it there
+    with store._server.transaction() as cursor:
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        plan = cursor.execute(
+            "EXPLAIN SELECT item FROM cloob_vectors_1 ORDER BY (vector::halfvec(8)) <#> %s::halfvec(8) LIMIT 5",
+            (unit(1, 8)[0],),
+        ).fetchall()
+    assert any("hnsw" in row[0] for row in plan)
+
+
+def test_two_writers_and_a_reader(address: str, store: PostgresStore) -> None:
+    """Two processes write halves that overlap, in opposite orders; nothing is lost, doubled or stuck."""
+    script = (
+        "import sys; import numpy as np; from cloob.search.postgres.store import PostgresStore; "
+        "from cloob.search.records import Item\n"
+        "store = PostgresStore(sys.argv[1], writable=True)\n"
+        "for start in (range(0, 120, 20) if sys.argv[2] == 'up' else range(100, -20, -20)):\n"
+        "    names = [f'{i}.jpg' for i in range(start, start + 20)]\n"
+        "    if sys.argv[2] == 'down': names.reverse()\n"
+        "    items = [Item(0, 'SRC', name, name, 1, 1, 1, 1) for name in names]\n"
+        "    vectors = np.zeros((20, 8), np.float32); vectors[:, 0] = 1\n"
+        "    store.write(items, 'small', vectors)\n"
+    )
+    words = [sys.executable, "-c", script, address]
+    writers = [subprocess.Popen([*words, way], stderr=subprocess.PIPE) for way in ("up", "down")]
+    revisions = [store.revision()]
+    while any(writer.poll() is None for writer in writers):
+        revisions.append(store.revision())
+        assert store.count() % 20 == 0  # whole batches only
+    assert [writer.communicate()[1] for writer in writers] == [b"", b""]
+    assert revisions == sorted(revisions)
+    assert store.count() == 120 and store.nearest("small", unit(1, 8), 1).searched == 120
+    assert store.revision() == revisions[0] + 12
+
+
+def test_killed_in_the_middle_of_a_batch_leaves_nothing_of_it(address: str, store: PostgresStore) -> None:
+    script = (
+        "import sys; import numpy as np; from cloob.search.postgres.store import PostgresStore; "
+        "from cloob.search.records import Item\n"
+        "store = PostgresStore(sys.argv[1], writable=True)\n"
+        "with store._server.transaction(write=True) as cursor:\n"
+        "    store.write([Item(0, 'SRC', 'a.jpg', 'a', 1, 1, 1, 1)], 'small', np.ones((1, 8), np.float32))\n"
+        "    print('written', flush=True); sys.stdin.read()\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, address], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None and child.stdout.readline() == "written\n"
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert store.count() == 0
+    store.write([item("a.jpg")], "small", unit(1, 8))  # and holds no lock
+    assert store.count() == 1
+
+
+def test_a_connection_that_the_server_drops_is_made_anew(address: str, store: PostgresStore) -> None:
+    fill(store, 3)
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()")
+    assert store.count() == 3
+
+
+def test_strange_text_is_kept_as_far_as_postgresql_can(store: PostgresStore) -> None:
+    store.write(
+        [item("a\udcff.jpg", caption="a\0b", columns={"x\0": "y\0", "nan": float("nan"), "big": 10**18})],
+        "small",
+        unit(1, 8),
+    )
+    (one,) = store.items(store.ids().tolist())
+    assert (one.path, one.caption, dict(one.columns)) == ("a?.jpg", "a�b", {"x�": "y�", "big": 10**18})
+
+
+def test_errors_are_one_line_without_the_password(postgres: str, address: str, tmp_path: Path) -> None:
+    cases = {
+        postgres.replace("pass%20word", "wrong"): "password authentication failed",
+        postgres.replace("/postgres", "/nowhere"): 'database "nowhere" does not exist',
+        "postgresql://cloob:secret@127.0.0.1:1/x": "onnect",
+        "postgresql://host:port/x": "port",
+        address: "holds no index",
+        f"{postgres}?options=-csearch_path%3Dnone": "holds no index",
+        "postgresql://x?nonsense=1": "no address",
+    }
+    for wrong, said in cases.items():
+        with pytest.raises(InputError) as caught:
+            PostgresStore(wrong)
+        line = str(caught.value)
+        assert said in line and "\n" not in line, line
+        assert not any(secret in line for secret in ("pass word", "pass%20word", "wrong@", "secret")), line
+    with pytest.raises(InputError, match="has no schema"):
+        PostgresStore(f"{postgres}?options=-csearch_path%3Dnone", create=True)
+
+
+def test_what_was_opened_to_be_read_cannot_be_written(address: str, store: PostgresStore) -> None:
+    with closing(PostgresStore(address)) as reader:
+        with pytest.raises(InputError, match="opened to be read"):
+            reader.remove([1])
+        with pytest.raises(InputError, match="read-only"):
+            reader._server.rows("DELETE FROM cloob_items RETURNING id")
+
+
+def test_a_newer_version_is_refused(address: str, store: PostgresStore) -> None:
+    with store._server.transaction(write=True) as cursor:
+        cursor.execute("UPDATE cloob_index SET version = 99")
+    with pytest.raises(InputError, match="version 99"):
+        PostgresStore(address)
+
+
+def test_models_keep_apart(store: PostgresStore) -> None:
+    store.add_model(OTHER)
+    with pytest.raises(InputError, match="another model of this name"):
+        store.add_model(IndexedModel("small", "x", "1" * 64, 8))
+    with pytest.raises(InputError, match="did you mean small"):
+        store.vectors("smal", [1])
+    fill(store, 3)
+    store.write([item("000001.jpg", "1")], OTHER.name, unit(1, 3))
+    assert store.nearest(OTHER.name, unit(1, 3), 5).searched == 1
+    store.remove_model(MODEL.name)
+    assert [model.name for model in store.models()] == ["other"] and store.count() == 3
+    with pytest.raises(ValueError, match="wanted"):
+        store.write([item("a")], OTHER.name, unit(1, 8))
+    with pytest.raises(ValueError, match="finite"):
+        store.write([item("a")], OTHER.name, np.full((1, 3), np.nan, np.float32))
+
+
+def test_a_server_without_pgvector_is_named(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"
+    execute = psycopg.Cursor.execute
+
+    def without(self: Any, statement: Any, *words: Any, **more: Any) -> Any:
+        return execute(self, "SELECT 1 WHERE false" if statement == script else statement, *words, **more)
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", without)
+    with pytest.raises(InputError, match="has no pgvector"):
+        Server(address, writable=True, create=True)
