@@ -192,6 +192,7 @@ def test_what_is_not_there_is_said_in_a_line(client: TestClient) -> None:
     ):
         answer = client.post("/api/search", json=body)
         assert answer.status_code == status, answer.text
+        assert "/idx" not in answer.text  # where the index lies
         assert "Traceback" not in answer.text and answer.json()["detail"].count("\n") == 0
 
 
