@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from colours import COLOURS, ColourEncoder, build, draw
 from PIL import Image
+from served_colours import COLOURS, ColourEncoder, build, draw
 from starlette.testclient import TestClient
 
 from cloob.search.index import Index

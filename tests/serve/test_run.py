@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colours import draw
+from served_colours import draw
 from starlette.testclient import TestClient
 
 import cloob
