@@ -12,13 +12,14 @@ floor. The model has random weights: times do not depend on them. Two kinds of f
 
 Medians of interleaved repeats.
 
-``python -m benchmarks.search query [--sizes 10000,100000,1000000] [--threads 2]``: milliseconds of a query, recall@10 of
-text queries, memory, and what making it costs, for vectors 512 wide (benchmarks/vectors/collection.py says how they are
-made) in cloob's SQLite store, exact and by faiss; in its PostgreSQL store; in numpy, faiss's flat index and LanceDB. Each
-engine is a process; all are ready before the first is asked, and they take turns. LanceDB is installed into an environment
-of its own; without it, or without a server that has pgvector, its rows are left out, which the record says. A million
-vectors take 12 GB of temporary files. "Own" memory is a process's own, "mapped" are pages of files, which the
-system may take back; of PostgreSQL it is the client's alone.
+``python -m benchmarks.search query [--sizes 10000,100000,1000000] [--threads 2]``: milliseconds of a query,
+recall@10 of text queries, memory, and what making it costs, for vectors 512 wide (benchmarks/vectors/collection.py
+says how they are made) in cloob's SQLite store, exact and by faiss; in its PostgreSQL store; in numpy, faiss's flat
+index and LanceDB. Each engine is a process; all are ready before the first is asked, and they take turns. LanceDB
+is installed into an environment of its own; without it, or without a server that has pgvector, its rows are left
+out, which the record says. A million vectors take 12 GB of temporary files. Memory is a process's own (own_bytes);
+file_bytes are pages of files, which the system may take back, those of the file that the vectors were read from
+among them. Of PostgreSQL it is the client's.
 
 Writes results.json to --out, in which the parts and sizes that were not measured now stay.
 """
@@ -39,10 +40,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.vectors.measure import engines, measure, table
 from PIL import Image
 from torch.utils.data import DataLoader
-
-from benchmarks.vectors.measure import engines, measure, table
 
 WORKERS = 2
 BATCH = 64

@@ -1,10 +1,11 @@
 """Vectors as an image-text model makes them, and the text queries that look for them.
 
 Pictures: norm(0.55 g + 0.45 c + 0.5 e). g is the mean direction of pictures, c the unit centre of one of 20,000
-concepts, e what is the picture's own. A concept is half one of 200 topics, half its own; how many pictures it has falls as
-1 / (rank + 50). Texts: norm(0.25 g + 0.55 t + 0.4 c + 0.6 e) with another mean direction t, the modality gap, for concepts
-drawn from the same distribution. All directions are Gaussian with standard deviations that fall as j^-0.4 over the axes in a
-fixed random order, since the spectra of such models fall too. :func:`statistics_of` gives the cosines that come of it.
+concepts, e what is the picture's own. A concept is half one of 200 topics, half its own; how many pictures it has
+falls as 1 / (rank + 50). Texts: norm(0.25 g + 0.55 t + 0.4 c + 0.6 e) with another mean direction t, the modality
+gap, for concepts drawn from the same distribution. All directions are Gaussian with standard deviations that fall
+as j^-0.4 over the axes in a fixed random order, since the spectra of such models fall too. :func:`statistics_of`
+gives the cosines that come of it.
 """
 
 from __future__ import annotations

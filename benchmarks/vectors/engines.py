@@ -1,7 +1,7 @@
 """What is compared: each engine in a process of its own, so that its memory is its own.
 
-``python -m benchmarks.vectors.engines NAME VECTORS.npy QUERIES.npy FOLDER`` reads lines of JSON, ``["prepare"]``, ``["ask",
-start, stop, seconds]``, ``["probes", n]``, and answers each by a line.
+``python -m benchmarks.vectors.engines NAME VECTORS.npy QUERIES.npy FOLDER`` reads lines of JSON,
+``["prepare"]``, ``["ask", start, stop, seconds]``, ``["probes", n]``, and answers each by a line.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def sqlite(rows: Vectors, folder: Path, approximate: bool | None) -> Store:
 def postgres(rows: Vectors, folder: Path) -> Store:
     """A server of its own on loopback."""
     import psycopg
-
     from benchmarks.vectors.server import start
+
     from cloob.search.postgres.store import PostgresStore
 
     address = start(folder / "postgres")
@@ -194,7 +194,10 @@ def memory() -> dict[str, int]:
     """Bytes of this process in memory: its own, and pages of files, which the system may take back."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     values = dict(line.split(":", 1) for line in lines)
-    return {"own_bytes": int(values["RssAnon"].split()[0]) * 1024, "file_bytes": int(values["RssFile"].split()[0]) * 1024}
+    return {
+        "own_bytes": int(values["RssAnon"].split()[0]) * 1024,
+        "file_bytes": int(values["RssFile"].split()[0]) * 1024,
+    }
 
 
 def answer(engine: Engine, queries: Vectors, words: list[Any]) -> dict[str, Any]:
