@@ -122,7 +122,7 @@ def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
 
 
 def summary(results: Path = records.RESULTS) -> str:
-    """The table of the page's summary: the mean zero-shot top-1 of each method on each tower, and the differences to CLIP."""
+    """The page's summary: the mean zero-shot top-1 of each method on each tower, and the differences to CLIP."""
     runs, _ = select(records.read("cells", results), records.search_scores(results))
     if not runs:
         return "No cell has been run yet."
