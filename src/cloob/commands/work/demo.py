@@ -110,9 +110,13 @@ def _build_index(model: Path, data: LabelledSet, out: Path, device: str) -> Path
     """Writes the searched pictures as files, named by what they show, and an index of them for ``cloob serve``."""
     pictures, index = out / "pictures", out / "index"
     pictures.mkdir(exist_ok=True)
+    taken: set[str] = set()
     for place, label in enumerate(data.labels.tolist()):
         name = re.sub(r"[^\w (),.'-]", "_", data.classnames[label])
-        write_whole(pictures / f"{name} {place}.webp", data.read(place)[1])
+        if name.casefold() in taken:
+            name = f"{name} {place}"
+        taken.add(name.casefold())
+        write_whole(pictures / f"{name}.webp", data.read(place)[1])
     if (index / FILE).is_file():  # of an earlier demo, with another model
         shutil.rmtree(index)
     print("cloob: an index of the pictures …", file=sys.stderr, flush=True)

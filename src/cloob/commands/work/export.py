@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from cloob.commands.exporting import ExportArguments
+from cloob.commands.steps import say_next
 from cloob.export.card import write_card
 from cloob.export.exported import Exported, whole_folder
 from cloob.export.facts import gather_facts
@@ -34,6 +35,10 @@ def run(arguments: ExportArguments, licence: str | None) -> int:
             license=licence,
         )
     print(f"{arguments.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {exported.summary}")
+    if arguments.to == "transformers":  # the other formats are not read back
+        say_next(["eval", arguments.source, arguments.target, "--zeroshot", "demo:noto-emoji"])
+    if licence is not None:
+        say_next(["push", arguments.source, f"me/{name}", "--license", licence, "--dry-run"])
     return 0
 
 
