@@ -219,9 +219,10 @@ class Stepper:
             else:
                 loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield)
                 torch.autograd.backward(loss)
-        loss = torch.where(acceptable(features[0], features[1], *scales), loss.detach(), math.nan)
+        # Not torch.where: it would copy the number to the device, and wait for that.
+        loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *scales), math.nan)
         total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
-        norm = torch.where(loss.isfinite(), total, math.nan)
+        norm = total.masked_fill(~loss.isfinite(), math.nan)
         finite = norm.isfinite()
         if self.clip_grad_norm > 0:
             sharding.clip(self._parameters, self.clip_grad_norm, total)
