@@ -110,7 +110,7 @@ class ContrastiveObjective(ScaledModule):
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
-        self._warned_of_lengths = False
+        self.trusts_lengths = self._warned_of_lengths = False  # the first is without_waiting's
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
 
@@ -262,7 +262,7 @@ class ContrastiveObjective(ScaledModule):
 
     def implementation(self, n_candidates: int) -> Implementation:
         """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``."""
-        return choose_implementation(self.backend, self.matmul, n_candidates)
+        return choose_implementation(self.backend, self.matmul, n_candidates, unit_rows=self.trusts_lengths)
 
 
 def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
