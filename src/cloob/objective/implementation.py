@@ -26,12 +26,28 @@ class Implementation(NamedTuple):
     retrieval: Callable[..., Tensor]
     info_loob: Callable[..., Tensor]
     info_nce: Callable[..., Tensor]
+    sigmoid_loss: Callable[..., Tensor]
+
+    def directions(self, bias: float | Tensor) -> dict[str, Callable[..., Tensor]]:
+        """One direction of each contrast by its name; ``bias`` is the sigmoid loss's."""
+        sigmoid = partial(self.sigmoid_loss, bias=bias)
+        return {"infoloob": self.info_loob, "infonce": self.info_nce, "sigmoid": sigmoid}
 
 
 REFERENCE = Implementation(
-    functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce
+    functional.cloob_reference,
+    functional.hopfield_retrieval,
+    functional.info_loob,
+    functional.info_nce,
+    functional.sigmoid_loss,
 )
-STREAMED = Implementation(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
+STREAMED = Implementation(
+    streamed.cloob_streamed,
+    streamed.hopfield_retrieval,
+    streamed.info_loob,
+    streamed.info_nce,
+    streamed.sigmoid_loss,
+)
 
 
 def choose_implementation(
