@@ -75,7 +75,7 @@ def _show(index: Index, arguments: SearchArguments, words: Sequence[str], result
     if not results.hits:
         print(f"cloob: {nothing(results)}", file=sys.stderr)
     elif not arguments.json and not arguments.paths:
-        hint(f"cloob search {shlex.quote(arguments.index)} --like {items[0].id} --open")
+        hint(f"cloob search {shlex.quote(index.store.address)} --like {items[0].id} --open")
     return code
 
 
@@ -154,5 +154,5 @@ def _explain(index: Index, arguments: SearchArguments, query: Query) -> int:
     print("Nearest to what was retrieved:")
     for hit in found.nearest:
         print(f"         {hit_line(hit, aligned=True)}")
-    hint(f"cloob search {shlex.quote(arguments.index)} … --explain --beta {found.beta * 4:g}")
+    hint(f"cloob search {shlex.quote(index.store.address)} … --explain --beta {found.beta * 4:g}")
     return 0
