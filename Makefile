@@ -87,7 +87,7 @@ $(VENV)/bin/python:
 
 $(VENV)/.align: pyproject.toml | $(VENV)/bin/python
 	@echo "installing into $(VENV); the first time takes some minutes …"
-	$(BIN)/python -m pip install --quiet --editable ".[train,align]"
+	$(BIN)/python -m pip install --quiet --editable ".[train,align,serve]"
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

@@ -27,7 +27,8 @@ release = version = next(
 extensions = ["myst_nb", "autoapi.extension", "sphinx_copybutton"]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_templates", "**/.ipynb_checkpoints"]
-suppress_warnings = ["autoapi.python_import_resolution"]
+# ref.python: more than one attribute is named as a built-in type, such as `bytes`.
+suppress_warnings = ["autoapi.python_import_resolution", "ref.python"]
 
 nitpicky = True
 
@@ -101,11 +102,14 @@ def setup(app: Any) -> None:
 
 # Strict (`-n`) about names of this package. Those of others need their inventories, and a network; aliases of types
 # and type variables have no entry of their own.
-_OTHERS = "torch numpy np PIL collections contextlib pathlib typing types argparse open_clip sentence_transformers mteb"
+_OTHERS = (
+    "abc torch numpy np PIL collections contextlib pathlib typing types argparse open_clip sentence_transformers mteb"
+)
 nitpick_ignore_regex = [
     (r"py:.*", rf"({'|'.join(_OTHERS.split())})\..*"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?(Contrast|Scale|Reason|Backend|\w+Name|LoadModel|ContextFactory|[A-Z])"),
     (r"py:.*", r"(cloob\.[\w.]+\.)?_\w+|cuda|callable|optional|(u?int|float|bool)\d*"),
+    (r"py:.*", r"cloob\.(search|models\.encoding)\b.*|retrieval|ModelChanged"),
     # Classes and modules that have no page: who reads the signature finds them in the source.
     (
         r"py:.*",

@@ -1,7 +1,7 @@
 """Takes a picture of a page for the docs: ``python docs/pictures.py PAGE PICTURE.png [WIDTH HEIGHT]``.
 
-PAGE is a file or an address. The pictures in docs/pictures/ are of the demo's pages:
-``python docs/pictures.py runs/demo/report.html docs/pictures/report.png``. Needs Chromium, its driver and selenium.
+PAGE is a file or an address. The pictures in docs/images/ are of the demo's pages:
+``python docs/pictures.py runs/demo/report.html docs/images/report.png``. Needs Chromium, its driver and selenium.
 """
 
 from __future__ import annotations

@@ -80,6 +80,28 @@ def contrast_loop(
     return math.fsum(losses) / len(losses)
 
 
+def sigmoid_loop(
+    anchors: Rows,
+    candidates: Rows,
+    inv_tau: float,
+    bias: float,
+    offset: int = 0,
+    ids: Sequence[int] | None = None,
+    candidate_ids: Sequence[int] | None = None,
+) -> float:
+    """SigLIP's loss (arXiv:2303.15343, Eq. 1), pair by pair; others of the anchor's id are left out."""
+    candidate_ids = ids if candidate_ids is None else candidate_ids
+    losses = []
+    for i, anchor in enumerate(anchors):
+        for j, candidate in enumerate(candidates):
+            if j != i + offset and ids is not None and ids[i] == candidate_ids[j]:
+                continue
+            z = 1.0 if j == i + offset else -1.0
+            against = -z * (inv_tau * dot(anchor, candidate) + bias)
+            losses.append(max(against, 0.0) + math.log1p(math.exp(-abs(against))))  # ln(1 + e^against)
+    return math.fsum(losses) / len(anchors)
+
+
 def objective_loop(
     x: Rows,
     y: Rows,
@@ -89,6 +111,7 @@ def objective_loop(
     contrast: str = "infoloob",
     hopfield: bool = True,
     scale: str = "paper",
+    bias: float = -10.0,
     ids: Sequence[int] | None = None,
 ) -> float:
     """Eq. 3 with the authors' factor τ, or the mean of both directions."""
@@ -96,6 +119,8 @@ def objective_loop(
     if hopfield:
         u_x, u_y = retrieval_loop(x, x, beta), retrieval_loop(y, x, beta)
         v_x, v_y = retrieval_loop(x, y, beta), retrieval_loop(y, y, beta)
+    if contrast == "sigmoid":
+        return (sigmoid_loop(u_x, u_y, inv_tau, bias, 0, ids) + sigmoid_loop(v_y, v_x, inv_tau, bias, 0, ids)) / 2
     both = contrast_loop(contrast, u_x, u_y, inv_tau, 0, ids) + contrast_loop(contrast, v_y, v_x, inv_tau, 0, ids)
     return both / inv_tau if scale == "paper" else both / 2
 

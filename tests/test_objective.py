@@ -17,7 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import cloob
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
-from cloob.objective import OBJECTIVES, ContrastiveObjective, NonFiniteFeaturesError, implementation, make_objective
+from cloob.objective import (
+    OBJECTIVES,
+    PAPER_OBJECTIVES,
+    ContrastiveObjective,
+    NonFiniteFeaturesError,
+    implementation,
+    make_objective,
+)
 from paper_loops import MEMBER_IDS, MEMBERS, objective_loop, pairs, relative_error, value_and_gradients
 
 each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
@@ -65,7 +72,8 @@ def test_clip_is_clips_cross_entropy_with_a_learnable_scale() -> None:
 
 
 def test_members_by_name() -> None:
-    assert OBJECTIVES == ("clip", "infoloob", "infonce-hopfield", "cloob")
+    assert PAPER_OBJECTIVES == ("clip", "infoloob", "infonce-hopfield", "cloob")
+    assert (*PAPER_OBJECTIVES, "siglip", "siglip-hopfield") == OBJECTIVES
     for name in OBJECTIVES:
         assert make_objective(name).name == name
     assert make_objective("clip").config() == ContrastiveObjective.clip().config()
@@ -92,7 +100,7 @@ def test_a_call_says_whether_to_retrieve(hopfield: bool, backend: str) -> None:
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_config_is_json_and_builds_the_same_objective(name: str) -> None:
-    retrieves = name in ("cloob", "infonce-hopfield")
+    retrieves = name == "cloob" or "hopfield" in name
     objective = make_objective(name, learnable_inv_tau=True, learnable_beta=retrieves, matmul="bfloat16")
     with torch.no_grad():
         objective.log_inv_tau += 0.5
@@ -140,7 +148,7 @@ def test_gradients_of_learnable_scales(backend: str) -> None:
     assert own.log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", PAPER_OBJECTIVES)
 def test_a_learned_temperature_takes_the_mean_since_the_papers_scale_only_raises_it(name: str) -> None:
     assert make_objective(name, learnable_inv_tau=True).scale == "unit"
     with pytest.raises(ValueError, match="learnable_inv_tau=True needs scale='unit'"):
@@ -153,7 +161,7 @@ def test_a_learned_temperature_takes_the_mean_since_the_papers_scale_only_raises
         assert log_inv_tau.grad is not None and (log_inv_tau.grad.item() < 0) == rises
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", PAPER_OBJECTIVES)
 def test_a_logit_scale_that_learns_is_refused_by_the_papers_scale(name: str) -> None:
     x, y = pairs(8, 5, dtype=torch.float32)
     scale = torch.tensor(30.0, requires_grad=True)
@@ -279,7 +287,7 @@ def test_bad_rows_are_named(contrast: str, hopfield: bool, value: float, what: s
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"contrast": "infonoc"}, "contrast is 'infonoc'; one of 'infoloob', 'infonce' is expected"),
+        ({"contrast": "infonoc"}, "contrast is 'infonoc'; one of 'infoloob', 'infonce', 'sigmoid' is expected"),
         ({"scale": "sum"}, "scale is 'sum'; one of 'paper', 'unit'"),
         ({"backend": "triton"}, "backend is 'triton'; one of 'auto', 'reference', 'streamed'"),
         ({"matmul": "float16"}, "matmul is 'float16'; one of 'float32', 'bfloat16'"),
@@ -289,6 +297,9 @@ def test_bad_rows_are_named(contrast: str, hopfield: bool, value: float, what: s
         ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
         ({"beta": math.nan}, "beta is nan"),
         ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
+        ({"bias": -1.0}, "bias needs contrast='sigmoid'"),
+        ({"contrast": "sigmoid", "bias": math.inf}, "bias is inf; a finite number"),
+        ({"contrast": "sigmoid", "scale": "paper"}, "contrast='sigmoid' needs scale='unit'"),
         ({"hopfield": False, "learnable_beta": True}, "learnable_beta=True needs hopfield=True"),
     ],
 )

@@ -1,4 +1,4 @@
-"""All tables of ``docs/results.md``, and README's, recomputed from the records between two marker lines.
+"""All tables of ``docs/results.md``, recomputed from the records between marker lines.
 
 Cells count when they were run with the setting that the search chooses from the records as they are; CLIP and CLOOB
 with their published settings stand beside them.
@@ -43,6 +43,8 @@ from benchmarks.pictograms.search_tables import attempts_table, equal_settings, 
 from benchmarks.pictograms.selection import NAMES, Runs, select, zeroshot_mean
 
 BEGIN, END = "<!-- pictograms:begin -->", "<!-- pictograms:end -->"
+SUMMARY = "<!-- pictograms-summary:begin -->", "<!-- pictograms-summary:end -->"
+PAGE = "docs/results.md"
 COMPARED = (("cloob", "clip"), ("cloob-warm", "clip"), ("infoloob", "clip"), ("cloob-warm", "infoloob"))
 """The claim, the claim for the form that retrieves later, what InfoLOOB alone does, and what retrieval adds to it."""
 CLAIMS = COMPARED[:2]
@@ -50,9 +52,14 @@ EFFECTS = (*COMPARED, ("infonce-hopfield", "clip"), ("cloob", "infonce-hopfield"
 
 
 def write(results: Path, root: Path) -> None:
-    """Puts the tables between the markers of ``docs/results.md`` and of README."""
-    for page, tables in ((root / "docs" / "results.md", render(results)), (root / "README.md", summary(results))):
-        page.write_text(replaced(page.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    """Puts the tables between the markers of ``docs/results.md``."""
+    page = root / PAGE
+    page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def filled(text: str, results: Path = records.RESULTS) -> str:
+    """The page's text with the summary and all tables as the records give them."""
+    return replaced(replaced(text, summary(results), *SUMMARY), render(results))
 
 
 def replaced(text: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
@@ -115,7 +122,7 @@ def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
 
 
 def summary(results: Path = records.RESULTS) -> str:
-    """README's table: the mean zero-shot top-1 of each method on each tower, and the differences to CLIP."""
+    """The page's summary: the mean zero-shot top-1 of each method on each tower, and the differences to CLIP."""
     runs, _ = select(records.read("cells", results), records.search_scores(results))
     if not runs:
         return "No cell has been run yet."

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from cloob import cli
 from cloob.commands import demo as demo_command
 from cloob.commands.work import demo
 from cloob.evaluate.sets.captioned import open_captioned
@@ -20,6 +19,7 @@ from cloob.evaluate.sets.labelled import open_labelled
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from cloob.search.index import Index
 from cloob.train.config import TrainConfig
 from support import refused, write_classes, write_pairs
 
@@ -56,8 +56,12 @@ def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list
     best = max(rows, key=lambda row: row["zeroshot"]["emoji"]["acc1"])["model"]
     (other,) = [model for model in models if model != best]
     assert f"Nearest first, by {best};" in page and f"The same by {other}" in page and f"found by {best}:" in out
-    (line,) = [line for line in err.splitlines() if line.startswith("next:")]
-    assert shlex.split(line.removeprefix("next:"))[1] in cli.COMMANDS
+    lines = [line.partition(":")[2] for line in err.splitlines() if line.startswith(("next:", "  or:"))]
+    serve, search = (shlex.split(line)[1:] for line in lines)
+    assert serve == ["serve", str(folder / "demo" / "index")] and search[0] == "search"
+    with Index.open(folder / "demo" / "index") as index:
+        names = [Path(item.path).name for item in index.items(index.store.ids())]
+        assert len(index) == 8 and sum(name.startswith("red ") for name in names) == 2
     return page
 
 

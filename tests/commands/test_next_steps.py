@@ -66,8 +66,9 @@ def test_data_leads_to_training_and_training_to_looking(
     err = capsys.readouterr().err
     assert "4 of 40 pairs are held out" in caplog.text
     assert "36 pairs: tiny-vit, cloob, batches of 32, 1 steps" in err and "heads on two frozen encoders" in err
-    (command,) = next_commands(err)
-    assert command[:4] == ["analyze", "run", "--pairs", "my pairs"]
+    analyze, index = next_commands(err)
+    assert analyze[:4] == ["analyze", "run", "--pairs", "my pairs"]
+    assert index == ["index", "my pairs", "--model", "run:best", "--out", "run/index"]
     (better,) = [shlex.split(line.partition(":")[2])[1:] for line in err.splitlines() if "better:" in line]
     advised = check_train(better)
     assert advised.run.batch_size == 8 and advised.pairs.val_split == 0.1 and str(advised.save.out) == "run-advised"

@@ -65,7 +65,8 @@ def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
 ) -> None:
     assert push(small, "--private") == 0
     out, err = capsys.readouterr()
-    assert err == "" and out.splitlines()[-2:] == [
+    assert err == f"next: cloob eval hf-hub:{NAME} --zeroshot demo:noto-emoji\n"
+    assert out.splitlines()[-2:] == [
         f"{_address(hub)}/{NAME}",
         f'cloob.load_model("hf-hub:{NAME}") loads it',
     ]
@@ -165,7 +166,8 @@ def test_heads_on_frozen_encoders(
 
 def test_a_dry_run_lists_and_asks_nobody(hub: StandIn, small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert push(small, "--dry-run") == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err.endswith(f"next: cloob push {small} {NAME} --license mit\n")
     sizes = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in out.splitlines()[:-2]}
     assert sizes.keys() >= HUGGING_FACE | OPEN_CLIP and sizes["model.safetensors"] > 49408 * 16 * 4
     assert out.splitlines()[-2].split()[0] == f"{sum(sizes.values()):,}"

@@ -140,7 +140,7 @@ def test_ids_that_are_all_different_change_nothing(objective: Objective) -> None
         ),
         ({"text_features": torch.ones(3, 4).double()}, ValueError, "text_features has dtype torch.float64"),
         ({"image_features": "cat.png"}, TypeError, "image_features is a str"),
-        ({"contrast": "infonoc"}, ValueError, "contrast is 'infonoc'; 'infoloob' or 'infonce' is expected"),
+        ({"contrast": "infonoc"}, ValueError, "contrast is 'infonoc'; 'infoloob' or 'infonce' or 'sigmoid' is"),
         ({"scale": "mean"}, ValueError, "scale is 'mean'; 'paper' or 'unit' is expected"),
         ({"inv_tau": -30.0}, ValueError, r"inv_tau is -30\.0"),
         ({"beta": 0.0}, ValueError, r"beta is 0\.0"),

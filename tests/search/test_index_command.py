@@ -40,7 +40,8 @@ def test_it_says_what_it_did_and_what_comes_next(
     assert cli.main(["index", "pictures", "--model", str(models / "one"), "--out", "my idx"]) == 0
     out, err = capsys.readouterr()
     assert out.startswith("pictures: 6 added; 6 through the model in ")
-    assert out.endswith("my idx: 6 pictures, one\n\n  cloob search 'my idx' \"…\"\n  cloob serve 'my idx'\n")
+    assert out.endswith("my idx: 6 pictures, one\n")
+    assert err.endswith("next: cloob search 'my idx' 'something red'\n  or: cloob serve 'my idx' --open\n")
     assert err.startswith("cloob: 1 × corrupt image: ") and "\x1b" not in err
 
     # Neither source nor model need be named again; what is there already is not embedded.

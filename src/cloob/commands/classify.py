@@ -20,7 +20,7 @@ def main(words: Sequence[str]) -> int:
     check_source(arguments.source, arguments.model)
     from cloob.commands.work.classify import run  # torch: only for words that are right
 
-    return run(arguments)
+    return run(arguments, words)
 
 
 def check_source(source: str, model: str | None) -> None:

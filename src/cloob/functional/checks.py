@@ -94,13 +94,26 @@ def positive_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     Raises:
         ValueError: Not a single number, not finite or not positive, or too large or small for the dtype.
     """
+    return _scalar(name, value, like, check_positive)
+
+
+def finite_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
+    """As :func:`positive_scalar`, for a scalar of any sign.
+
+    Raises:
+        ValueError: Not a single number, or not finite.
+    """
+    return _scalar(name, value, like, check_number)
+
+
+def _scalar(name: str, value: float | Tensor, like: Tensor, check: Callable[[str, float, torch.dtype], None]) -> Tensor:
     if not isinstance(value, Tensor):
-        check_positive(name, float(value), like.dtype)
+        check(name, float(value), like.dtype)
         return torch.full((), value, dtype=like.dtype, device=like.device)
     if value.numel() != 1:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; a single positive number is expected")
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; a single number is expected")
     if value.device.type == "cpu" and readable():
-        check_positive(name, float(value.detach()), like.dtype)
+        check(name, float(value.detach()), like.dtype)
     return value.to(dtype=like.dtype, device=like.device).reshape(())
 
 
@@ -113,6 +126,16 @@ def check_positive(name: str, number: float, dtype: torch.dtype) -> None:
     range_ = torch.finfo(dtype)
     if not range_.tiny <= number <= range_.max:
         raise ValueError(f"{name} is {number}; a positive, finite number is expected")
+
+
+def check_number(name: str, number: float, dtype: torch.dtype) -> None:
+    """Refuses a scalar that is no finite number of the dtype.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not abs(number) <= torch.finfo(dtype).max:
+        raise ValueError(f"{name} is {number}; a finite number is expected")
 
 
 def extremes(**named: Tensor) -> dict[str, tuple[float, float]]:

@@ -3,14 +3,18 @@
 Both draw an anchor to its positive and push it from the other candidates. They differ in one term: InfoNCE keeps the
 positive in the denominator, so that its gradient carries a factor 1 − p and dies once p, the softmax probability of the
 positive, nears one; InfoLOOB leaves it out and does not saturate.
+
+SigLIP's sigmoid loss (Zhai et al. 2023, arXiv:2303.15343) asks of each anchor and candidate by itself whether they are
+a pair: no term knows of the others.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
+from cloob.functional.checks import as_rows, check_ids, finite_scalar, outside_autocast, positive_scalar
 
 
 @outside_autocast
@@ -64,6 +68,29 @@ def info_nce(
     logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
     others = same & ~_is_positive(same, positive_offset)
     return (logits.masked_fill(others, -torch.inf).logsumexp(dim=1) - positive).mean()
+
+
+@outside_autocast
+def sigmoid_loss(
+    anchors: Tensor,
+    candidates: Tensor,
+    inv_tau: float | Tensor,
+    bias: float | Tensor = -10.0,
+    *,
+    positive_offset: int = 0,
+    ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+) -> Tensor:
+    """SigLIP's loss: ``−1/N Σ_i Σ_j ln σ( z_ij (τ⁻¹ a_i·c_j + b) )``, z_ij = 1 for the positive, −1 for all others.
+
+    Arguments, returned value and errors as in :func:`info_loob`, and ``bias``: b, any finite number, about −ln M at
+    the start, since nearly all candidates are no pair of the anchor. Candidates of the anchor's own id are left out of
+    the sum, its positive stays.
+    """
+    logits, positive, same = _logits(anchors, candidates, inv_tau, positive_offset, ids, candidate_ids)
+    b = finite_scalar("bias", bias, logits)
+    negatives = F.logsigmoid(-(logits + b)).masked_fill(same, 0.0).sum(dim=1)
+    return -(F.logsigmoid(positive + b) + negatives).mean()
 
 
 def _logits(

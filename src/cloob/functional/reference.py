@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from cloob.functional.checks import as_rows, outside_autocast, positive_scalar
-from cloob.functional.contrast import info_loob, info_nce
+from cloob.functional.contrast import info_loob, info_nce, sigmoid_loss
 from cloob.functional.hopfield import hopfield_retrieval
 
-Contrast = Literal["infoloob", "infonce"]
+Contrast = Literal["infoloob", "infonce", "sigmoid"]
 Scale = Literal["paper", "unit"]
 Direction = Callable[..., Tensor]
 
@@ -35,6 +36,7 @@ def cloob_reference(
     contrast: Contrast = "infoloob",
     hopfield: bool = True,
     scale: Scale = "paper",
+    bias: float | Tensor = -10.0,
     ids: Tensor | None = None,
 ) -> Tensor:
     """The objective of a batch of N pairs; every N×N matrix is built and kept for the backward pass.
@@ -44,10 +46,11 @@ def cloob_reference(
         text_features: (N, D) text embeddings Y, unit rows; row i belongs to image i.
         inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast.
         beta: Inverse temperature β > 0 of the retrieval; unused without it.
-        contrast: ``"infoloob"`` or ``"infonce"``.
-        hopfield: Contrast retrieved embeddings (CLOOB) or the plain ones (CLIP).
+        contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"``.
+        hopfield: Contrast retrieved embeddings (CLOOB) or the plain ones (CLIP, SigLIP).
         scale: ``"paper"`` is τ · (sum of both directions), as the authors' code; ``"unit"`` their mean, as CLIP and two
-            ports of CLOOB. Paper = unit · 2τ, so at τ⁻¹ = 30 unit is 15 times as large.
+            ports of CLOOB. Paper = unit · 2τ, so at τ⁻¹ = 30 unit is 15 times as large. The sigmoid loss has no paper.
+        bias: b of the sigmoid loss; unused by the others, in which it cancels.
         ids: (N,) integer ids; pairs of equal id are not each other's negatives.
 
     Returns:
@@ -55,13 +58,15 @@ def cloob_reference(
 
     Raises:
         TypeError: Not tensors.
-        ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``.
+        ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
-    direction = by_name({"infoloob": info_loob, "infonce": info_nce}, contrast)
+    check_scale(contrast, scale)
+    sigmoid = partial(sigmoid_loss, bias=bias)
+    direction = by_name({"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}, contrast)
     x, y = check_pairs(image_features, text_features)
     u_x, u_y, v_x, v_y = retrieve(x, y, beta) if hopfield else Retrieved(x, y, x, y)
     images = direction(u_x, u_y, inv_tau, ids=ids)
-    texts = direction(v_y, v_x, inv_tau, ids=ids)
+    texts = images if is_symmetric(contrast, hopfield) else direction(v_y, v_x, inv_tau, ids=ids)
     return combine(images, texts, inv_tau, scale)
 
 
@@ -94,11 +99,26 @@ def by_name(directions: Mapping[str, Direction], contrast: str) -> Direction:
     """The function of one direction by its name.
 
     Raises:
-        ValueError: The name is neither ``"infoloob"`` nor ``"infonce"``.
+        ValueError: There is none of that name.
     """
     if contrast not in directions:
-        raise ValueError(f"contrast is {contrast!r}; 'infoloob' or 'infonce' is expected")
+        raise ValueError(f"contrast is {contrast!r}; {' or '.join(map(repr, directions))} is expected")
     return directions[contrast]
+
+
+def is_symmetric(contrast: str, hopfield: bool) -> bool:
+    """Whether both directions are one sum: the sigmoid loss over X·Yᵀ, which has no rows and no columns apart."""
+    return contrast == "sigmoid" and not hopfield
+
+
+def check_scale(contrast: str, scale: str) -> None:
+    """Refuses τ · sum for the sigmoid loss: τ takes the τ⁻¹ out of a logit, but here a bias stands beside it.
+
+    Raises:
+        ValueError: It is asked for.
+    """
+    if contrast == "sigmoid" and scale == "paper":
+        raise ValueError("scale='paper' is that of the softmax contrasts; contrast='sigmoid' needs scale='unit'")
 
 
 def combine(images: Tensor, texts: Tensor, inv_tau: float | Tensor, scale: Scale) -> Tensor:

@@ -27,7 +27,7 @@ def contrast_with_negatives(
     """The objective of N pairs with M further candidates for the anchors.
 
     Args:
-        objective: Any of the family.
+        objective: Any of the family but the sigmoid loss, which has no softmax that the candidates could join.
         anchors: (N, D) unit rows.
         positives: (N, D) unit rows.
         negatives: (M, D) unit rows.
@@ -36,12 +36,12 @@ def contrast_with_negatives(
         0-d loss.
 
     Raises:
-        ValueError: Shapes do not fit; N < 2 without gather; a row is not finite or zero.
+        ValueError: The sigmoid loss; shapes do not fit; N < 2 without gather; a row is not finite or zero.
     """
     x, y, z = anchors, positives, negatives
     pairs, extra = _layouts(x, y, z, objective)
     parts = objective.implementation(pairs.total + extra.total)
-    direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, objective.contrast)
+    direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, objective.contrast)  # no sigmoid
     inv_tau, beta = objective.inv_tau, objective.beta
 
     def everywhere(rows: Tensor, layout: Layout) -> Tensor:

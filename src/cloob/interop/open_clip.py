@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from cloob import distributed
 from cloob.errors import InputError, install, require
 from cloob.models.towers import open_clip
-from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
+from cloob.objective import PAPER_OBJECTIVES, ContrastiveObjective, make_objective
 
 
 class OpenClipLoss(nn.Module):
@@ -52,11 +52,13 @@ class OpenClipLoss(nn.Module):
             1/evaluations of the gradient of ``logit_scale``.
 
     Raises:
-        ValueError: The objective has parameters, or scale="paper" where τ⁻¹ is learned.
+        ValueError: The sigmoid loss; the objective has parameters, or scale="paper" where τ⁻¹ is learned.
     """
 
     def __init__(self, objective: ContrastiveObjective, *, learn_inv_tau: bool = False, evaluations: int = 1) -> None:
         super().__init__()
+        if objective.bias is not None:
+            raise ValueError("the sigmoid loss is open_clip's own SigLipLoss (open_clip_train --siglip)")
         if next(objective.parameters(), None) is not None:
             raise ValueError(
                 "the objective has learnable scales, which open_clip's optimiser would not know; "
@@ -82,7 +84,7 @@ class OpenClipLoss(nn.Module):
             image_features: (N, D) unit rows.
             text_features: (N, D) unit rows.
             logit_scale: 0-d or (1,), ``exp`` of the model's parameter.
-            logit_bias: Cancels in both contrasts.
+            logit_bias: Cancels in both contrasts; the sigmoid loss is open_clip's own.
             output_dict: Return ``{"contrastive_loss": loss}``.
         """
         inv_tau = None
@@ -102,7 +104,7 @@ class Options:
     """What the launcher's own options say.
 
     Attributes:
-        objective: One of ``cloob.objective.OBJECTIVES``.
+        objective: One of ``cloob.objective.PAPER_OBJECTIVES``; open_clip_train has SigLIP's as ``--siglip``.
         inv_tau: τ⁻¹; None takes the objective's own (fixed), or the model's ``logit_scale`` (learned).
         beta: β of the retrieval.
         temperature: ``"fixed"`` or ``"learned"``; None learns for ``clip`` alone.
@@ -196,7 +198,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--cloob-objective", dest="objective", choices=OBJECTIVES, default="cloob", help="default: cloob")
+    add("--cloob-objective", dest="objective", choices=PAPER_OBJECTIVES, default="cloob", help="default: cloob")
     add("--cloob-inv-tau", dest="inv_tau", type=float, help="1/temperature; default: 30 (clip: the model's)")
     add("--cloob-beta", dest="beta", type=float, default=8.0, help="of the Hopfield retrieval; default: 8")
     add("--cloob-temperature", dest="temperature", choices=("fixed", "learned"), help="default: fixed (clip: learned)")

@@ -2,12 +2,14 @@
 
 from cloob.functional.checks import NonFiniteFeaturesError
 from cloob.objective.implementation import STREAM_FROM, Backend, Implementation
-from cloob.objective.module import MAX_INV_TAU, OBJECTIVES, ContrastiveObjective, make_objective
+from cloob.objective.members import make_objective
+from cloob.objective.module import MAX_INV_TAU, OBJECTIVES, PAPER_OBJECTIVES, ContrastiveObjective
 from cloob.objective.values import check_finite
 
 __all__ = [
     "MAX_INV_TAU",
     "OBJECTIVES",
+    "PAPER_OBJECTIVES",
     "STREAM_FROM",
     "Backend",
     "ContrastiveObjective",

@@ -26,17 +26,43 @@ class Implementation(NamedTuple):
     retrieval: Callable[..., Tensor]
     info_loob: Callable[..., Tensor]
     info_nce: Callable[..., Tensor]
+    sigmoid_loss: Callable[..., Tensor]
+
+    def directions(self, bias: float | Tensor) -> dict[str, Callable[..., Tensor]]:
+        """One direction of each contrast by its name; ``bias`` is the sigmoid loss's."""
+        sigmoid = partial(self.sigmoid_loss, bias=bias)
+        return {"infoloob": self.info_loob, "infonce": self.info_nce, "sigmoid": sigmoid}
 
 
 REFERENCE = Implementation(
-    functional.cloob_reference, functional.hopfield_retrieval, functional.info_loob, functional.info_nce
+    functional.cloob_reference,
+    functional.hopfield_retrieval,
+    functional.info_loob,
+    functional.info_nce,
+    functional.sigmoid_loss,
 )
-STREAMED = Implementation(streamed.cloob_streamed, streamed.hopfield_retrieval, streamed.info_loob, streamed.info_nce)
+STREAMED = Implementation(
+    streamed.cloob_streamed,
+    streamed.hopfield_retrieval,
+    streamed.info_loob,
+    streamed.info_nce,
+    streamed.sigmoid_loss,
+)
 
 
-def choose_implementation(backend: Backend, matmul: torch.dtype | None, n_candidates: int) -> Implementation:
-    """The functions for so many candidates; ``matmul`` is the dtype to multiply in, None for the rows' own."""
+def choose_implementation(
+    backend: Backend, matmul: torch.dtype | None, n_candidates: int, *, unit_rows: bool = False
+) -> Implementation:
+    """The functions for so many candidates.
+
+    Args:
+        backend: Which, or ``"auto"``.
+        matmul: The dtype to multiply in, None for the rows' own.
+        n_candidates: Rows that each anchor is contrasted with.
+        unit_rows: Nobody has to look whether the rows are of unit length.
+    """
     streams = matmul is not None or n_candidates >= STREAM_FROM
     if backend == "reference" or (backend == "auto" and not streams):
         return REFERENCE
-    return Implementation(*(partial(function, matmul=matmul) for function in STREAMED))
+    parts = Implementation(*(partial(function, matmul=matmul) for function in STREAMED))
+    return parts._replace(objective=partial(parts.objective, unit_rows=unit_rows))

@@ -11,42 +11,48 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.functional.checks import readable
-from cloob.functional.reference import Contrast, Scale, check_pairs
+from cloob.functional.checks import check_number, readable
+from cloob.functional.reference import Contrast, Scale, check_pairs, check_scale
 from cloob.objective.implementation import Backend, Implementation, choose_implementation
 from cloob.objective.ranks import agree_on_rows, loss_over_ranks
-from cloob.objective.values import Scales, check_values, positive_scales
+from cloob.objective.values import Scales, check_scales, check_values, one_of
 from cloob.scales import ScaledModule
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
+_BIAS = -10.0  # what SigLIP's starts from
 
-
-_MEMBERS: dict[str, tuple[Contrast, bool]] = {  # contrast, hopfield
+MEMBERS: dict[str, tuple[Contrast, bool]] = {  # contrast, hopfield
     "clip": ("infonce", False),
     "infoloob": ("infoloob", False),
     "infonce-hopfield": ("infonce", True),
     "cloob": ("infoloob", True),
+    "siglip": ("sigmoid", False),
+    "siglip-hopfield": ("sigmoid", True),
 }
-OBJECTIVES = tuple(_MEMBERS)
+OBJECTIVES = tuple(MEMBERS)
+PAPER_OBJECTIVES = OBJECTIVES[:4]  # those that CLOOB's paper compares
 
 
 class ContrastiveObjective(ScaledModule):
-    """The family {InfoLOOB, InfoNCE} × {Hopfield retrieval, none}; CLOOB and CLIP are two of its four members.
+    """The family {InfoLOOB, InfoNCE, sigmoid} × {Hopfield retrieval, none}; CLOOB, CLIP and SigLIP are members.
 
     The state holds τ⁻¹ and β, learnable (``log_inv_tau``) or fixed (``fixed_inv_tau``): a state with another fixed
-    value is taken up with a ``FixedScaleWarning``.
+    value is taken up with a ``FixedScaleWarning``. That of the sigmoid loss also holds its ``bias``, a parameter.
 
     Args:
-        contrast: ``"infoloob"`` or ``"infonce"``.
+        contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"`` (SigLIP's, arXiv:2303.15343).
         hopfield: Contrast embeddings retrieved from the batch (Eq. 4, 5) instead of the plain ones.
         inv_tau: Inverse temperature τ⁻¹ > 0 of the contrast; the start value if it is learnable.
         beta: Inverse temperature β > 0 of the retrieval; likewise.
-        learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as in CLIP; with ``"unit"`` only.
+        learnable_inv_tau: Learn ln τ⁻¹ (parameter ``log_inv_tau``), bounded by 100 as in CLIP (the sigmoid loss has no
+            bound, as in SigLIP); with ``"unit"`` only.
         learnable_beta: Learn ln β (parameter ``log_beta``); with retrieval only.
         scale: ``"paper"`` returns τ · (sum of both directions), ``"unit"`` their mean: paper = unit · 2τ. None is
             ``"paper"``, but ``"unit"`` where τ⁻¹ is learned: the derivative of τ · loss by τ⁻¹ is −τ² H, H ≥ 0 the
             entropy of the softmax over the denominator, so that τ⁻¹ would rise to its bound whatever the embeddings.
+            The sigmoid loss has ``"unit"`` alone: without retrieval the sum over all N² pairs, divided by N.
+        bias: Start of the sigmoid loss's learned bias, None for −10; with that contrast only.
         backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster.
         gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
             gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then), so
@@ -83,6 +89,7 @@ class ContrastiveObjective(ScaledModule):
         learnable_inv_tau: bool = False,
         learnable_beta: bool = False,
         scale: Scale | None = None,
+        bias: float | None = None,
         backend: Backend = "auto",
         gather: bool = False,
         matmul: Literal["float32", "bfloat16"] = "float32",
@@ -90,18 +97,22 @@ class ContrastiveObjective(ScaledModule):
     ) -> None:
         super().__init__()
         if scale is None:
-            scale = "unit" if learnable_inv_tau else "paper"
-        _one_of("contrast", contrast, ("infoloob", "infonce"))
-        _one_of("scale", scale, ("paper", "unit"))
-        _one_of("backend", backend, ("auto", "reference", "streamed"))
-        _one_of("matmul", matmul, ("float32", "bfloat16"))
+            scale = "unit" if learnable_inv_tau or contrast == "sigmoid" else "paper"
+        one_of("contrast", contrast, ("infoloob", "infonce", "sigmoid"))
+        one_of("scale", scale, ("paper", "unit"))
+        one_of("backend", backend, ("auto", "reference", "streamed"))
+        one_of("matmul", matmul, ("float32", "bfloat16"))
         if matmul == "bfloat16" and backend == "reference":
             raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'; the reference has no such path")
         if learnable_beta and not hopfield:
             raise ValueError("learnable_beta=True needs hopfield=True: without retrieval β has no gradient")
+        check_scale(contrast, scale)
+        if bias is not None and contrast != "sigmoid":
+            raise ValueError("bias needs contrast='sigmoid': a constant added to all logits cancels in the others")
         if learnable_inv_tau and scale == "paper":
             raise ValueError("learnable_inv_tau=True needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings")
-        if learnable_inv_tau and inv_tau > MAX_INV_TAU * (1 + 1e-5):  # exp(ln 100) in float32 is a little above 100
+        bounded = learnable_inv_tau and contrast != "sigmoid"
+        if bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5):  # exp(ln 100) in float32 is a little above 100
             raise ValueError(f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or below")
         self.contrast: Contrast = contrast
         self.hopfield = hopfield
@@ -110,9 +121,14 @@ class ContrastiveObjective(ScaledModule):
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
-        self._warned_of_lengths = False
+        self.trusts_lengths = self._warned_of_lengths = False  # the first is without_waiting's
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
+        self.bias: nn.Parameter | None = None
+        if contrast == "sigmoid":
+            number = _BIAS if bias is None else float(bias)
+            check_number("bias", number, torch.float32)
+            self.bias = nn.Parameter(torch.tensor(number))
 
     @classmethod
     def cloob(cls, **overrides: Any) -> Self:
@@ -125,10 +141,17 @@ class ContrastiveObjective(ScaledModule):
         clip = {"contrast": "infonce", "hopfield": False, "inv_tau": 1 / 0.07, "learnable_inv_tau": True}
         return cls(**{**clip, "scale": "unit", **overrides})
 
+    @classmethod
+    def siglip(cls, **overrides: Any) -> Self:
+        """SigLIP's objective: sigmoid loss on the embeddings, τ⁻¹ learnable from 10 and the bias from −10."""
+        return cls(
+            **{"contrast": "sigmoid", "hopfield": False, "inv_tau": 10.0, "learnable_inv_tau": True, **overrides}
+        )
+
     @property
     def name(self) -> str:
         """The member of the family, one of ``OBJECTIVES``."""
-        return next(name for name, member in _MEMBERS.items() if member == (self.contrast, self.hopfield))
+        return next(name for name, member in MEMBERS.items() if member == (self.contrast, self.hopfield))
 
     @property
     def inv_tau(self) -> Tensor:
@@ -141,7 +164,7 @@ class ContrastiveObjective(ScaledModule):
         return _as_tensor(self.scale_value("beta"))
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, τ⁻¹ and β at their present values; serialisable as JSON."""
+        """The constructor's arguments, τ⁻¹, β and bias at their present values; serialisable as JSON."""
         return {
             "contrast": self.contrast,
             "hopfield": self.hopfield,
@@ -150,6 +173,7 @@ class ContrastiveObjective(ScaledModule):
             "learnable_inv_tau": self.learns("inv_tau"),
             "learnable_beta": self.learns("beta"),
             "scale": self.scale,
+            **({} if self.bias is None else {"bias": float(self.bias.detach())}),
             "backend": self.backend,
             "gather": self.gather,
             "matmul": "float32" if self.matmul is None else "bfloat16",
@@ -162,8 +186,8 @@ class ContrastiveObjective(ScaledModule):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bounds a learnable τ⁻¹ by 100 in place; the forward pass in training mode does so too."""
-        if self.learns("inv_tau"):
+        """Bounds a learnable τ⁻¹ of a softmax by 100 in place; the forward pass in training mode does so too."""
+        if self.learns("inv_tau") and self.contrast != "sigmoid":
             self.log_inv_tau.clamp_(max=math.log(MAX_INV_TAU))
 
     @overload
@@ -210,7 +234,8 @@ class ContrastiveObjective(ScaledModule):
             text_features: (N, D) text embeddings, unit rows; row i belongs to image i.
             logit_scale: Takes the place of τ⁻¹ if given: that is how open_clip hands a learnable one over, which needs
                 ``scale="unit"`` (see above).
-            logit_bias: Without effect: a constant added to all logits cancels in both contrasts.
+            logit_bias: Takes the place of the sigmoid loss's bias if given. Without effect on InfoLOOB and InfoNCE, in
+                which a constant added to all logits cancels.
             ids: (N,) integer ids; pairs of equal id are not each other's negatives.
             hopfield: Takes the place of the constructor's for this call, as a schedule over a run asks for; with
                 ``gather`` the same on all ranks.
@@ -223,7 +248,7 @@ class ContrastiveObjective(ScaledModule):
             NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it. Not with ``check=False``.
             ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
                 learns with ``scale="paper"``. With ``gather`` every rank raises, and the message names the rank; also
-                where the ranks' τ⁻¹ or β have drifted apart.
+                where the ranks' τ⁻¹, β or bias have drifted apart.
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
                 path, where ``backend="reference"`` is asked for.
         """
@@ -233,17 +258,17 @@ class ContrastiveObjective(ScaledModule):
             raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
         hopfield = self.hopfield if hopfield is None else hopfield
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
-        prepare = partial(self._prepare, logit_scale)
+        prepare = partial(self._prepare, logit_scale, logit_bias)
         if self.gather and distributed.world_size() > 1:
             x, y, ids, scales, layout = agree_on_rows(image_features, text_features, ids, prepare)
-            parts, (inv_tau, beta) = self.implementation(layout.total), (scales["inv_tau"], scales["beta"])
-            loss = loss_over_ranks(x, y, inv_tau, beta, ids=ids, layout=layout, parts=parts, **member)
+            parts = self.implementation(layout.total)
+            loss = loss_over_ranks(x, y, scales, ids=ids, layout=layout, parts=parts, **member)
         else:
             x, y = check_pairs(image_features, text_features)
             loss = self.implementation(len(x)).objective(x, y, **prepare(x, y), ids=ids, **member)
         return {"contrastive_loss": loss} if output_dict else loss
 
-    def _prepare(self, logit_scale: float | Tensor | None, x: Tensor, y: Tensor) -> Scales:
+    def _prepare(self, logit_scale: float | Tensor | None, logit_bias: Tensor | None, x: Tensor, y: Tensor) -> Scales:
         """The scales of a call, after a look at them and at the rows; tells once of rows that are no unit vectors."""
         learns = isinstance(logit_scale, Tensor) and logit_scale.requires_grad and torch.is_grad_enabled()
         if learns and self.scale == "paper":
@@ -252,7 +277,8 @@ class ContrastiveObjective(ScaledModule):
                 "detach it to use its value alone"
             )
         inv_tau = self.scale_value("inv_tau") if logit_scale is None else logit_scale
-        scales = positive_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta")}, like=x)
+        bias = 0.0 if self.bias is None else self.bias if logit_bias is None else logit_bias
+        scales = check_scales({"inv_tau": inv_tau, "beta": self.scale_value("beta"), "bias": bias}, like=x)
         if self.check and readable():
             notice = check_values(x, y, scales)
             if notice is not None and not self._warned_of_lengths:
@@ -262,39 +288,8 @@ class ContrastiveObjective(ScaledModule):
 
     def implementation(self, n_candidates: int) -> Implementation:
         """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``."""
-        return choose_implementation(self.backend, self.matmul, n_candidates)
-
-
-def make_objective(name: str, **overrides: Any) -> ContrastiveObjective:
-    """A member of the family by its name.
-
-    Args:
-        name: ``"clip"`` and ``"cloob"`` as published; ``"infoloob"`` and ``"infonce-hopfield"`` are the two between
-            them, with CLOOB's fixed τ⁻¹, β and scale.
-        **overrides: Arguments of :class:`ContrastiveObjective`.
-
-    Raises:
-        ValueError: Another name.
-
-    Example:
-        >>> from cloob import make_objective
-        >>> clip = make_objective("clip")
-        >>> clip.contrast, clip.hopfield, round(clip.inv_tau.item(), 2)
-        ('infonce', False, 14.29)
-        >>> make_objective("cloob", beta=14.3).name
-        'cloob'
-    """
-    _one_of("objective", name, OBJECTIVES)
-    if name == "clip":
-        return ContrastiveObjective.clip(**overrides)
-    contrast, hopfield = _MEMBERS[name]
-    return ContrastiveObjective(**{"contrast": contrast, "hopfield": hopfield, **overrides})
+        return choose_implementation(self.backend, self.matmul, n_candidates, unit_rows=self.trusts_lengths)
 
 
 def _as_tensor(scalar: float | Tensor) -> Tensor:
     return scalar if isinstance(scalar, Tensor) else torch.tensor(scalar, dtype=torch.float64)
-
-
-def _one_of(name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")

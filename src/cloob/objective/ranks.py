@@ -11,7 +11,7 @@ from torch import Tensor
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import as_rows, check_ids, outside_autocast
-from cloob.functional.reference import Contrast, Scale, by_name, combine
+from cloob.functional.reference import Contrast, Scale, by_name, combine, is_symmetric
 from cloob.objective.implementation import Implementation
 from cloob.objective.values import Scales
 
@@ -36,7 +36,7 @@ def agree_on_rows(
         ValueError: Some rank's arguments are not; the ranks' widths, dtypes or scales differ. The same on all ranks.
     """
     fault, x, y = None, image_features, text_features
-    scales: Scales = {"inv_tau": 1.0, "beta": 1.0}
+    scales: Scales = {"inv_tau": 1.0, "beta": 1.0, "bias": 0.0}
     facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
     facts |= dict.fromkeys(scales, 1.0)
     try:
@@ -48,7 +48,7 @@ def agree_on_rows(
         both = check_ids(ids, None, len(x), len(x), x.device)
         ids = None if both is None else both[0].to(torch.int64)
         scales = prepare(x, y)
-        values = (float(scale.detach()) if isinstance(scale, Tensor) else scale for scale in scales.values())
+        values = (float(scale.detach() if isinstance(scale, Tensor) else scale) for scale in scales.values())
         numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *values)
         facts = dict(zip(facts, numbers, strict=True))
     except (TypeError, ValueError) as error:
@@ -57,7 +57,7 @@ def agree_on_rows(
     facts_of_ranks = distributed.agree(facts, fault, device)
     for name, by_rank in facts_of_ranks.items():
         # Processors that differ may give other last bits for the exponential of the same parameter.
-        tolerance = 1e-3 * min(by_rank) if name in scales else 0.0
+        tolerance = 1e-3 * min(map(abs, by_rank)) if name in scales else 0.0
         if name != "rows" and max(by_rank) - min(by_rank) > tolerance:
             named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(by_rank))
             advice = "; a learnable one has to be inside what DDP wraps" if name in scales else ""
@@ -69,8 +69,7 @@ def agree_on_rows(
 def loss_over_ranks(
     x: Tensor,
     y: Tensor,
-    inv_tau: float | Tensor,
-    beta: float | Tensor,
+    scales: Scales,
     *,
     ids: Tensor | None,
     layout: Layout,
@@ -80,19 +79,22 @@ def loss_over_ranks(
     scale: Scale,
 ) -> Tensor:
     """The global loss, with the gradient of this rank's rows; arguments as the functions of ``parts`` have them."""
+    inv_tau, beta = scales["inv_tau"], scales["beta"]
     all_x, all_y = _gather_both(x, y, layout)
     if hopfield:
         u_x, u_y, v_x, v_y = (parts.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
         all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
     else:
         u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
-    direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, contrast)
+    direction = by_name(parts.directions(scales["bias"]), contrast)
     positives = {
         "positive_offset": layout.local.start,
         "ids": ids,
         "candidate_ids": None if ids is None else distributed.gather_rows(ids, layout),
     }
-    images, texts = direction(u_x, all_u_y, inv_tau, **positives), direction(v_y, all_v_x, inv_tau, **positives)
+    images = direction(u_x, all_u_y, inv_tau, **positives)
+    # Where both directions are one sum over all pairs, the sum over ranks of the first is that sum.
+    texts = images if is_symmetric(contrast, hopfield) else direction(v_y, all_v_x, inv_tau, **positives)
     share = len(x) / layout.total
     return distributed.global_sum(combine(images, texts, inv_tau, scale) * share)
 

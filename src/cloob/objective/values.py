@@ -4,25 +4,45 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cloob.functional.checks import check_lengths, check_positive, extremes, positive_scalar
+from cloob.functional.checks import (
+    check_lengths,
+    check_number,
+    check_positive,
+    extremes,
+    finite_scalar,
+    positive_scalar,
+)
 
 Scales = dict[str, float | Tensor]
-"""τ⁻¹ (``inv_tau``) and β (``beta``) of a call: numbers where they are fixed, else 0-d tensors."""
+"""τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias`` of a call: numbers where they are fixed, else 0-d
+tensors."""
 
 # Lengths further than this from one are told of: rows made unit in bfloat16 are within half of it.
 UNIT_TOLERANCE = 0.01
 
 
-def positive_scales(scales: Scales, like: Tensor) -> Scales:
+def check_scales(scales: Scales, like: Tensor) -> Scales:
     """The scales of a call, tensors with the rows' dtype and device.
 
     Raises:
-        ValueError: One is not positive and finite, as far as that is seen without waiting for a device.
+        ValueError: One is not positive (the bias: any number) and finite, as far as that is seen without waiting for a
+            device.
     """
     for name, value in scales.items():
         if not isinstance(value, Tensor):
-            check_positive(name, value, like.dtype)
-    return {name: positive_scalar(name, v, like) if isinstance(v, Tensor) else v for name, v in scales.items()}
+            _check(name, value, like)
+    as_scalar = {name: finite_scalar if name == "bias" else positive_scalar for name in scales}
+    return {name: as_scalar[name](name, v, like) if isinstance(v, Tensor) else v for name, v in scales.items()}
+
+
+def one_of(name: str, value: str, options: tuple[str, ...]) -> None:
+    """Refuses a setting that is none of its options.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if value not in options:
+        raise ValueError(f"{name} is {value!r}; one of {', '.join(map(repr, options))} is expected")
 
 
 def check_values(x: Tensor, y: Tensor, scales: Scales) -> str | None:
@@ -33,13 +53,13 @@ def check_values(x: Tensor, y: Tensor, scales: Scales) -> str | None:
 
     Raises:
         NonFiniteFeaturesError: A row is NaN, infinite or zero.
-        ValueError: A learned scale is no positive, finite number.
+        ValueError: A learned scale is no positive, finite number, or a learned bias not finite.
     """
     sides = {"image_features": x, "text_features": y}
     learned = {name: scale for name, scale in scales.items() if isinstance(scale, Tensor)}
     lengths = extremes(**sides, **learned)
     for name in learned:
-        check_positive(name, lengths[name][0], x.dtype)
+        _check(name, lengths[name][0], x)
     check_lengths(lengths, **sides)
     for name in sides:
         least, greatest = lengths[name]
@@ -49,6 +69,11 @@ def check_values(x: Tensor, y: Tensor, scales: Scales) -> str | None:
                 "torch.nn.functional.normalize makes them (said once; check=False says nothing)"
             )
     return None
+
+
+def _check(name: str, number: float, like: Tensor) -> None:
+    check = check_number if name == "bias" else check_positive
+    check(name, number, like.dtype)
 
 
 def check_finite(**named: Tensor) -> None:

@@ -16,7 +16,7 @@ _CLIP: dict[str, Any] = {"objective": "clip", "inv_tau": 1 / 0.07, "learnable_in
 def _cc3m(**overrides: Any) -> TrainConfig:
     """Conceptual Captions: RN50, batch 512, 70 epochs, ten cosine cycles; the authors' table is tab-separated.
 
-    The authors trained in float16 mixed precision; here bfloat16 takes its place.
+    The authors trained in float16 mixed precision; here bfloat16 takes its place, on a GPU that has it.
     """
     start = TrainConfig().override(
         data=("cc3m/train.csv",),
@@ -36,7 +36,7 @@ def _cc3m(**overrides: Any) -> TrainConfig:
         restarts=10,
         epochs=70,
         batch_size=512,
-        precision="bf16",
+        precision="auto",
     )
     return start.override(**overrides)
 

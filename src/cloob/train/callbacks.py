@@ -84,7 +84,11 @@ class Callback:
         """Before the first step."""
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
-        """After each optimiser step, with the line of ``metrics.jsonl``."""
+        """After each optimiser step, with the line of ``metrics.jsonl``.
+
+        On a CUDA device lines come together, each ``log_every`` steps and before a checkpoint: until then nobody waits
+        for the device. So the towers may be some steps further than the line.
+        """
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
         """After each epoch, with the line of ``epochs.jsonl``."""

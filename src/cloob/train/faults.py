@@ -130,7 +130,13 @@ def _describe(fault: Exception | None) -> str:
 
 
 def skip_nonfinite(
-    config: TrainConfig, progress: Progress, result: StepResult, lr: float, keys: tuple[str, ...], last: Path | None
+    config: TrainConfig,
+    progress: Progress,
+    result: StepResult,
+    step: int,
+    lr: float,
+    keys: tuple[str, ...],
+    last: Path | None,
 ) -> None:
     """Writes which samples of all ranks were in a step that was not finite; ends the run if there were too many.
 
@@ -138,6 +144,7 @@ def skip_nonfinite(
         config: The run's; ``nonfinite-step-N.json`` goes into its folder.
         progress: Where the run stands; counts such steps in a row.
         result: The step's.
+        step: Its number; the run may be some steps further.
         lr: Its learning rate.
         keys: This rank's samples.
         last: The last checkpoint, for the error.
@@ -147,7 +154,6 @@ def skip_nonfinite(
         InputError: The folder cannot be written.
     """
     progress.nonfinite += 1
-    step = progress.step
     all_keys = list(itertools.chain.from_iterable(gather_objects(keys)))
     path = config.save.out / f"nonfinite-step-{step}.json"
     numbers: dict[str, Any] = {"step": step, "epoch": progress.epoch + 1, "loss": str(result.loss)}

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,12 +23,12 @@ from cloob.train.ranks import Tally, on_rank_zero
 from cloob.train.state.resume import AlreadyFinished
 from cloob.train.state.rng import preserved_rng
 from cloob.train.state.runlock import RunLock
-from cloob.train.step import StepResult
+from cloob.train.step import Launched, StepResult
 from cloob.train.towers import finetune
 from cloob.train.towers import fsdp as sharding
 from cloob.train.validate import Validation, validate
+from cloob.train.watch.ledger import Ledger, Taken
 from cloob.train.watch.log import TensorBoard
-from cloob.train.watch.metrics import step_metrics
 from cloob.train.watch.trackers import make_trackers
 
 _CPU = torch.device("cpu")
@@ -100,7 +101,7 @@ class _Run:
         self.lock = lock
         self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
         self.callbacks = callbacks
-        self.last_loss: float | None = None
+        self.ledger = Ledger(parts, partial(self._call, "on_step"))
         self.skipped: dict[str, int] = {}
 
     def go(self, stop: StopSignal) -> RunResult:
@@ -130,6 +131,10 @@ class _Run:
             self._save()
             result = self._result("SIGTERM" if stopped else None)
             return result
+        except Exception:
+            with contextlib.suppress(Exception):  # what ended the run is to be told, not what was found on the way out
+                self.ledger.settle()
+            raise
         finally:
             parts.close()
             self._call("on_end", result)
@@ -147,7 +152,7 @@ class _Run:
             epochs=progress.epoch,
             samples_seen=progress.samples_seen,
             seconds=time.perf_counter() - self.began,
-            loss=self.last_loss,
+            loss=self.ledger.last_loss,
             checkpoint=self.parts.saver.last,
             stopped=stopped,
             skipped=self.skipped,
@@ -196,37 +201,19 @@ class _Run:
         place = self.course.place()
         lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
         progress.step += 1
-        result, why = None, None
-        if counts.samples < 2 or counts.smallest < 1:
-            why = "too few usable samples"
-        else:
+        outcome = None
+        if counts.samples >= 2 and counts.smallest >= 1:
             batch = batch.to(parts.device, non_blocking=True)
             ids = batch.ids if parts.config.loss.mask_duplicates else None
-            result = self._stepped(batch, ids, lr, hopfield)
-            why = None if result.finite else "overflow" if result.overflow else "not finite"
-        if result is not None and result.finite:
-            self.last_loss = result.loss
-            progress.samples_seen += counts.samples
-            progress.loss_sum += result.loss
-            progress.loss_steps += 1
-            progress.nonfinite = 0
-            if parts.average is not None:
-                parts.average.update(parts.encoder)
-        line = step_metrics(parts, result, lr, hopfield=hopfield)
-        elapsed = time.perf_counter() - began
-        line |= {"images_per_second": counts.samples / elapsed, "data_wait": waited / elapsed}
-        if why is not None:
-            line["skipped"] = why
-        parts.log.write("metrics", line)
-        self._call("on_step", line)
-        if why == "not finite" and result is not None:
-            faults.skip_nonfinite(parts.config, progress, result, lr, batch.keys, parts.saver.last)
+            outcome = self._stepped(batch, ids, lr, hopfield)
+        self.ledger.add(Taken(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
-    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool) -> StepResult:
+    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool) -> StepResult | Launched:
         """One optimiser step; one line if there is not enough memory for it."""
         parts = self.parts
+        take = parts.stepper.launch if parts.stepper.late else parts.stepper
         try:
-            return parts.stepper(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
+            return take(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -243,6 +230,7 @@ class _Run:
             StopRequested: The run was told to end while it validated; the epoch is not over then.
         """
         parts, progress = self.parts, self.parts.progress
+        self.ledger.settle()
         parts.bad.check(ended=True)
         self.skipped = parts.bad.reasons()
         due = (progress.epoch + 1) % parts.config.pairs.val_every == 0 or progress.epoch + 1 == self.course.epochs
@@ -289,6 +277,7 @@ class _Run:
 
     def _save(self) -> None:
         """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
+        self.ledger.settle()
         on_rank_zero(self.lock.check)
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
         progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)

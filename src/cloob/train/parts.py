@@ -23,7 +23,7 @@ from cloob.train.state.checkpoint import Checkpoint, Progress, remove_leftovers
 from cloob.train.state.compare import check_same_data, check_same_run
 from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
-from cloob.train.step import Stepper, TowersWithLoss
+from cloob.train.step import Stepper, TowersWithLoss, can_be_late
 from cloob.train.towers import build, finetune
 from cloob.train.towers.average import WeightAverage, make_average
 from cloob.train.watch.log import RunLog
@@ -95,7 +95,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     encoder = build.make_encoder(config)
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config, encoder)
-    config = build.resolved(config, encoder, objective)
+    config = build.resolved(config, encoder, objective, device)
     loader = build.make_loader(source, encoder, config, device)
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
@@ -115,7 +115,10 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
-    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config))
+    # The average counts its updates on the host, which would have to know which steps leave a trace.
+    late = works_by_itself(device) and average is None
+    late = late and can_be_late(optimizer, config.run.precision, sharded=config.run.fsdp)
+    stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config), late=late)
     if checkpoint is not None:
         stepper.load_state_dict(checkpoint.state.get("stepper", {}))
     towers.train()
@@ -159,6 +162,11 @@ def _progress_of(checkpoint: Checkpoint, config: TrainConfig, loader: Loader) ->
     if rank() != 0:
         progress.reasons = {}
     return progress
+
+
+def works_by_itself(device: torch.device) -> bool:
+    """Whether a device runs behind the host, so that each number that is read of it costs a wait."""
+    return device.type == "cuda"
 
 
 def _micro_batch_size(config: TrainConfig) -> int:

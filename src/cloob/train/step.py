@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from cloob.distributed import world_size
 from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
+from cloob.objective.waiting import acceptable, without_waiting
 from cloob.train.gradcache import cached_backward
 from cloob.train.optim import set_learning_rate
 from cloob.train.towers import fsdp as sharding
@@ -84,6 +86,7 @@ class StepResult:
         overflow: A step in fp16 was skipped because its gradient overflowed, and the loss scale was lowered. That is
             how the scale is found, not a fault.
         loss_scale: What the loss was multiplied by for the backward pass; 1 but for fp16.
+        scales: Learned τ⁻¹ (``inv_tau``) and β (``beta``) after the step, where they came with its numbers.
     """
 
     loss: float
@@ -93,6 +96,29 @@ class StepResult:
     text_features: Tensor
     overflow: bool = False
     loss_scale: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Launched:
+    """A step that the device takes by itself; what it did is known there, and nobody has waited for it.
+
+    Attributes:
+        numbers: (3 + learned scales,) float32 on the device: loss, gradient norm, 1 if both are finite else 0, scales.
+        names: Of the learned scales.
+        features: (n, D) image and text features of this rank; None for those that are not looked at.
+    """
+
+    numbers: Tensor
+    names: tuple[str, ...]
+    features: tuple[Tensor, Tensor] | None
+
+    def result(self, numbers: Sequence[float]) -> StepResult:
+        """What the step did, by its numbers once they were read."""
+        loss, norm, finite, *scales = numbers
+        nothing = torch.empty(0, 0)
+        scale_of = dict(zip(self.names, scales, strict=True))
+        return StepResult(loss, norm, finite == 1.0, *(self.features or (nothing, nothing)), scales=scale_of)
 
 
 class Stepper:
@@ -107,6 +133,11 @@ class Stepper:
         optimizer: Over the module's trainable parameters.
         clip_grad_norm: Largest global gradient norm; 0 for no clipping.
         micro_batch_size: Pairs of this rank whose activations are held at a time (gradient caching); 0 for all.
+        late: ``launch`` is to be called in the place of the stepper itself.
+
+    Raises:
+        ValueError: ``late`` with what needs the host: several ranks, shards, fp16, or an optimiser that takes no
+            ``found_inf`` (AdamW does with ``fused=True``).
     """
 
     def __init__(
@@ -115,6 +146,8 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         clip_grad_norm: float = 0.0,
         micro_batch_size: int = 0,
+        *,
+        late: bool = False,
     ) -> None:
         self.module = module
         self.optimizer = optimizer
@@ -124,6 +157,9 @@ class Stepper:
         device = self._parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
         self._sharded = sharding.is_sharded(module.encoder)
+        self.late = late
+        if late and not can_be_late(optimizer, module.precision, sharded=self._sharded):
+            raise ValueError("late=True needs one process, fp32 or bf16, no shards, and a fused optimiser")
         self._wrapped: nn.Module = module
         if world_size() > 1 and not self._sharded:
             self._wrapped = nn.parallel.DistributedDataParallel(
@@ -168,6 +204,37 @@ class Stepper:
         overflow = not finite and scale > 1.0 and self.scaler.get_scale() < scale
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(value, norm, finite, *features, overflow=overflow, loss_scale=scale)
+
+    def launch(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
+    ) -> Launched:
+        """The same step without waiting for the device, which decides by itself whether it leaves a trace."""
+        _copy(self._backup, self._buffers)
+        objective = self.module.objective
+        learned = [name for name in ("inv_tau", "beta") if objective.learns(name)]
+        scales = [torch.as_tensor(objective.scale_value(name)).detach() for name in learned]
+        with without_waiting(objective):
+            if self.micro_batch_size:
+                loss, *features = self._cached_backward(images, tokens, ids, hopfield)
+            else:
+                loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield)
+                torch.autograd.backward(loss)
+        # Not torch.where: it would copy the number to the device, and wait for that.
+        loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *scales), math.nan)
+        total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
+        norm = total.masked_fill(~loss.isfinite(), math.nan)
+        finite = norm.isfinite()
+        if self.clip_grad_norm > 0:
+            sharding.clip(self._parameters, self.clip_grad_norm, total)
+        set_learning_rate(self.optimizer, lr)
+        _step_unless(~finite, self.optimizer)
+        objective.clamp_()
+        for buffer, before in zip(self._buffers, self._backup, strict=True):
+            torch.where(finite, buffer, before, out=buffer)
+        self.optimizer.zero_grad(set_to_none=True)
+        scales = [torch.as_tensor(objective.scale_value(name)).detach() for name in learned]
+        numbers = torch.stack([number.float() for number in (loss, norm, finite, *scales)])
+        return Launched(numbers, tuple(learned), (features[0], features[1]))
 
     def _backward(
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
@@ -215,6 +282,24 @@ class Stepper:
         )
         image_features, text_features = (torch.cat(side) for side in zip(*features, strict=True))
         return loss, image_features, text_features
+
+
+def can_be_late(optimizer: torch.optim.Optimizer, precision: str, *, sharded: bool) -> bool:
+    """Whether a step can be decided on the device: on one process, without a loss scale or shards."""
+    takes_found_inf = getattr(optimizer, "_step_supports_amp_scaling", False)
+    return bool(takes_found_inf) and precision != "fp16" and not sharded and world_size() == 1
+
+
+def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true.
+
+    By the attribute through which ``torch.amp.GradScaler`` tells a fused optimiser the same.
+    """
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
 
 
 def _given(hopfield: bool | None) -> dict[str, Any]:

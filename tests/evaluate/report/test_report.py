@@ -214,6 +214,21 @@ def test_verdict_of_three_says_who_is_not_told_apart(gaps: dict[str, tuple[float
     assert verdict(compared(**gaps)).title == title
 
 
+def test_verdict_says_what_other_measures_make_clear() -> None:
+    results = compared(b=(-0.01, 0.05), c=(0.01, 0.05))
+    other = {"metric": "image_to_text@1", "set": "pairs", "model": "a", "baseline": "b"}
+    results["differences"] += [
+        {**other, "difference": -0.03, "low": -0.05, "high": -0.01},
+        {**other, "model": "c", "baseline": "a", "difference": -0.02, "low": -0.04, "high": -0.01},
+        {**other, "metric": "text_to_image@1", "difference": -0.02, "low": -0.05, "high": 0.01},
+        {**other, "model": "c", "difference": 0.3, "low": 0.2, "high": 0.4},
+    ]
+    assert verdict(results).detail.partition("includes zero. ")[2] == (
+        "a is behind b by 3.0 points in image → text recall@1 on pairs. "
+        "a is ahead of c by 2.0 points in image → text recall@1 on pairs."
+    )
+
+
 def test_verdict_of_what_guessing_could_give() -> None:
     """The best model's interval holds one in 20 classes: then nothing is said of who is ahead."""
     results = compared(b=(0.01, 0.05))

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -69,7 +70,7 @@ def test_where_the_file_alone_differs_is_what_the_card_says(alone: Any, theirs: 
     assert "HTML" in CLIP_NOTE and "decoded wrongly" in CLIP_NOTE and "terminals" in CLIP_NOTE
 
 
-# Latin, Greek, Cyrillic, punctuation, kana and wide forms, but no bytes that could be text decoded wrongly.
+# Latin, Greek, Cyrillic, punctuation, kana and wide forms, without what begins an entity of HTML.
 LETTERS = st.sampled_from(
     [
         chr(code)
@@ -77,13 +78,14 @@ LETTERS = st.sampled_from(
         for code in range(*block)
         if chr(code) != "&"
     ]
-    + [chr(code) for code in range(0xFF01, 0xFFDD)]
+    + [chr(code) for code in range(0xFF01, 0xFFDD) if chr(code) != "＆"]
 )
 
 
 @given(st.text(LETTERS, max_size=40))
 @settings(max_examples=200)
 def test_any_plain_text(alone: Any, theirs: Any, text: str) -> None:
+    assume(ftfy.fix_encoding(text) == text)  # what looks as if it was decoded wrongly is what differs
     assert alone.encode(text).ids == theirs(text)[0].tolist()
 
 

@@ -206,7 +206,7 @@ def test_a_missing_compiler_is_one_line(nano_configs: Path, monkeypatch: pytest.
         ({"fsdp": True, "micro_batch_size": 4}, "fsdp is True; it must be left out with --micro-batch-size"),
         ({"sync_bn": True, "micro_batch_size": 4}, "sync_bn is True; it must be left out with --micro-batch-size"),
         ({"fsdp": True, "compile": True}, "fsdp is True; it must be left out with --compile"),
-        ({"precision": "fp8"}, "precision is 'fp8'; it must be one of fp32, bf16, fp16"),
+        ({"precision": "fp8"}, "precision is 'fp8'; it must be one of auto, fp32, bf16, fp16"),
         ({"compile_backend": "g++"}, "compile_backend is 'g.*'; it must be one of inductor"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import cloob
-from cloob import TrainConfig, create_model, evaluate, get_recipe, load_model, open_source, train
+from cloob import Index, TrainConfig, create_model, evaluate, get_recipe, load_model, open_source, train
 from cloob.data.batch import RawSample
 from cloob.models.encoder import DualEncoder
 
@@ -36,6 +36,12 @@ def find(run: Path, query: str, pictures: list[Path]) -> int:
     assert_type(model.encode_image(pictures), Tensor)
     similarity = model.encode_text([query]) @ model.encode_image(pictures).T
     return int(similarity.argmax())
+
+
+def opened(path: Path) -> int:
+    with Index.open(path) as index:
+        assert_type(index, Index)
+        return len(index)
 
 
 def start() -> DualEncoder:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cloob.commands.finding import ClassifyArguments, read_labels
@@ -25,8 +24,8 @@ from cloob.search.sort.label import head_of, label_by_head, label_index
 _PAGE = 4096
 
 
-def run(arguments: ClassifyArguments) -> int:
-    """Sorts; returns the exit code."""
+def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
+    """Sorts, as the words after ``cloob classify`` ask; returns the exit code."""
     arguments.cache.use()
     templates = arguments.templates or TEMPLATES
     names = None if arguments.labels is None else check_labels(read_labels(arguments.labels), templates)
@@ -42,7 +41,7 @@ def run(arguments: ClassifyArguments) -> int:
     counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
     print(f"cloob: {len(labels.ids):,} pictures: {counts}", file=sys.stderr)
     if arguments.move_to is None and not arguments.multi:
-        hint(f"cloob classify {shlex.quote(arguments.source)} … --move-to sorted")
+        hint(["classify", *words, "--move-to", "sorted"])
     return 1 if unread or failed else 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,13 +15,17 @@ from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
 from cloob.evaluate.embed import Encoder
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embeddings import EmbedOptions
 from cloob.evaluate.report import ExampleQuery
 from cloob.evaluate.searches import searches
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
+from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder, share_encoders
 from cloob.models.load import load_model
+from cloob.search.index import Index
+from cloob.search.sqlite.file import FILE
+from cloob.search.update import UpdateOptions
 from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
@@ -66,12 +72,9 @@ def run(configs: Mapping[str, TrainConfig], out: Path, device_name: str) -> int:
     write_page(page, comparison, embeddings, results, title=title, notes=notes, searches=found)
     print_table(results)
     _print_found(found, finder)
-    index = _build_index(embeddings, finder, noto, out)
-    print(f"{out}/  one run folder per objective, results.json\n{page}")
-    if index is not None:
-        say_next(["serve", index])
-    else:
-        say_next(["analyze", *(result.run for result in runs.values()), "--out", out / "analyze"])
+    index = _build_index(runs[finder].run, noto, out, device_name)
+    print(f"{out}/  one run folder per objective, results.json, pictures/, index/\n{page}")
+    say_next(["serve", index], ["search", index, "something red"])
     return tell(results)
 
 
@@ -103,9 +106,23 @@ def _loaded(runs: Mapping[str, RunResult], device: Any) -> dict[str, Encoder]:
     return dict(models)
 
 
-def _build_index(embeddings: Embeddings, model: str, data: LabelledSet, out: Path) -> Path | None:
-    """The index of the demo's pictures, for ``cloob serve``; None as long as there is no ``cloob.Index``."""
-    return None
+def _build_index(model: Path, data: LabelledSet, out: Path, device: str) -> Path:
+    """Writes the searched pictures as files, named by what they show, and an index of them for ``cloob serve``."""
+    pictures, index = out / "pictures", out / "index"
+    pictures.mkdir(exist_ok=True)
+    taken: set[str] = set()
+    for place, label in enumerate(data.labels.tolist()):
+        name = re.sub(r"[^\w (),.'-]", "_", data.classnames[label])
+        if name.casefold() in taken:
+            name = f"{name} {place}"
+        taken.add(name.casefold())
+        write_whole(pictures / f"{name}.webp", data.read(place)[1])
+    if (index / FILE).is_file():  # of an earlier demo, with another model
+        shutil.rmtree(index)
+    print("cloob: an index of the pictures …", file=sys.stderr, flush=True)
+    with Index.create(index) as created:
+        created.update([pictures], UpdateOptions(model=str(model), device=device))
+    return index
 
 
 def _print_found(found: Sequence[ExampleQuery], model: str) -> None:

@@ -11,10 +11,12 @@ import numpy as np
 
 from cloob.commands.finding import EmbedArguments
 from cloob.commands.work.collection import opened
+from cloob.commands.work.showing import hint
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.search.ask.find import rows_in_blocks
 from cloob.search.index import Index
+from cloob.search.open import is_there
 
 
 def run(arguments: EmbedArguments) -> int:
@@ -24,6 +26,10 @@ def run(arguments: EmbedArguments) -> int:
         count = write_vectors(index, arguments.out)
     left = f", {unread:,} could not be read" if unread else ""
     print(f"cloob: {arguments.out}: {count:,} pictures{left}", file=sys.stderr)
+    if is_there(arguments.source):
+        hint(["serve", arguments.source, "--open"])
+    elif arguments.model is not None:
+        hint(["index", arguments.source, "--model", arguments.model, "--out", arguments.out.with_suffix(".idx")])
     return 1 if unread else 0
 
 

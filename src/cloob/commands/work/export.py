@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from cloob.commands.exporting import ExportArguments
+from cloob.commands.steps import say_next
 from cloob.export.card import write_card
 from cloob.export.exported import Exported, whole_folder
 from cloob.export.facts import gather_facts
@@ -34,6 +35,10 @@ def run(arguments: ExportArguments, licence: str | None) -> int:
             license=licence,
         )
     print(f"{arguments.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {exported.summary}")
+    if arguments.to == "transformers":  # the other formats are not read back
+        say_next(["eval", arguments.source, arguments.target, "--zeroshot", "demo:noto-emoji"])
+    if licence is not None:
+        say_next(["push", arguments.source, f"me/{name}", "--license", licence, "--dry-run"])
     return 0
 
 
@@ -41,14 +46,14 @@ def _export(encoder: DualEncoder, folder: Path, arguments: ExportArguments) -> E
     """Imports the one exporter that is asked for."""
     match arguments.to:
         case "transformers":
-            from cloob.export.transformers import export_transformers
+            from cloob.export.transformers import export_transformers  # transformers
 
             return export_transformers(encoder, folder)
         case "onnx":
-            from cloob.export.programs.onnx import export_onnx
+            from cloob.export.programs.onnx import export_onnx  # onnx
 
             return export_onnx(encoder, folder, int8=arguments.int8, sets=arguments.eval)
         case _:
-            from cloob.export.programs.torch_export import export_torch
+            from cloob.export.programs.torch_export import export_torch  # torch.export
 
             return export_torch(encoder, folder)

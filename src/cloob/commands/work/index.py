@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from dataclasses import replace
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloob.commands.indexing import IndexArguments
+from cloob.commands.steps import say_next
 from cloob.distributed import rank
 from cloob.errors import InputError
 from cloob.search.build import Effort, Summary
@@ -170,5 +170,6 @@ def _printable(text: str) -> str:
 def _next(index: Index, address: str) -> None:
     """What is there, and the commands that come next."""
     models = ", ".join(model.name for model in index.models)
-    place = shlex.quote(address)
-    print(f'{address}: {len(index):,} pictures, {models}\n\n  cloob search {place} "…"\n  cloob serve {place}')
+    print(f"{address}: {len(index):,} pictures, {models}", flush=True)
+    if len(index) and models:
+        say_next(["search", address, "something red"], ["serve", address, "--open"])

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from cloob.commands.exporting import PushArguments
+from cloob.commands.steps import say_next
 from cloob.errors import InputError
 from cloob.export.facts import gather_facts
 from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
@@ -27,7 +28,8 @@ def run(arguments: PushArguments, licence: str) -> int:
             if without is not None:
                 print(f"without files of transformers: {without}")
             if arguments.dry_run:
-                print(f"{arguments.repository}: not sent, as --dry-run asks")
+                print(f"{arguments.repository}: not sent, as --dry-run asks", flush=True)
+                say_next(_sending(arguments, licence))
                 return 0
             address = send(folder, arguments.repository, private=arguments.private)
     except OSError as error:
@@ -36,8 +38,16 @@ def run(arguments: PushArguments, licence: str) -> int:
     except PushFailed as error:
         print(f"cloob: {error}", file=sys.stderr)
         return 1
-    print(f'{address}\ncloob.load_model("hf-hub:{arguments.repository}") loads it')
+    print(f'{address}\ncloob.load_model("hf-hub:{arguments.repository}") loads it', flush=True)
+    say_next(["eval", f"hf-hub:{arguments.repository}", "--zeroshot", "demo:noto-emoji"])
     return 0
+
+
+def _sending(arguments: PushArguments, licence: str) -> list[str | Path]:
+    """The words of the same push, sent."""
+    words: list[str | Path] = ["push", arguments.source, arguments.repository, "--license", licence]
+    words += ["--private"] if arguments.private else []
+    return words if arguments.results is None else [*words, "--results", arguments.results]
 
 
 def _list(folder: Path) -> None:

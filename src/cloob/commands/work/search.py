@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import tempfile
 import webbrowser
@@ -35,7 +34,7 @@ def run(arguments: SearchArguments, words: Sequence[str]) -> int:
         if query.needs_model:
             index.encoder(device=arguments.device)
         if arguments.explain:
-            return _explain(index, arguments, query)
+            return _explain(index, arguments, query, words)
         cutoff = read_cutoff(arguments.cutoff)
         if cutoff == "auto" and not query.needs_model:
             cutoff = None  # what is like a picture of the index is asked for in order
@@ -75,7 +74,7 @@ def _show(index: Index, arguments: SearchArguments, words: Sequence[str], result
     if not results.hits:
         print(f"cloob: {nothing(results)}", file=sys.stderr)
     elif not arguments.json and not arguments.paths:
-        hint(f"cloob search {shlex.quote(index.store.address)} --like {items[0].id} --open")
+        hint(["search", index.store.address, "--like", str(items[0].id), "--open"])
     return code
 
 
@@ -137,7 +136,7 @@ def _duplicates(index: Index, arguments: SearchArguments) -> int:
     return 0
 
 
-def _explain(index: Index, arguments: SearchArguments, query: Query) -> int:
+def _explain(index: Index, arguments: SearchArguments, query: Query, words: Sequence[str]) -> int:
     found = index.explain(query, beta=arguments.beta, top=arguments.top, where=arguments.where)
     if arguments.json:
         facts = ("beta", "memory", "collection", "effective", "agreement", "model")
@@ -154,5 +153,7 @@ def _explain(index: Index, arguments: SearchArguments, query: Query) -> int:
     print("Nearest to what was retrieved:")
     for hit in found.nearest:
         print(f"         {hit_line(hit, aligned=True)}")
-    hint(f"cloob search {shlex.quote(index.store.address)} … --explain --beta {found.beta * 4:g}")
+    like = [] if arguments.like is None else ["--like", arguments.like]
+    behind = ["--", *words] if words else []
+    hint(["search", index.store.address, *like, "--explain", "--beta", f"{found.beta * 4:g}", *behind])
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import webbrowser
 
+from cloob.commands.steps import say_next
 from cloob.errors import require
 from cloob.search.index import Index
 
@@ -28,5 +29,7 @@ def run(place: str, *, host: str, port: int, token: str | None, model: str | Non
             serve(index, opened, config)
         except KeyboardInterrupt:
             print("cloob: the server has ended", file=sys.stderr)
+            if index.models:
+                say_next(["index", "--out", index.store.address])  # brings it up to date
             return 130
     return 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cloob.commands.steps import say_next
 from cloob.errors import InputError
 from cloob.search.records import Hit, Item
 
@@ -110,7 +111,11 @@ def free_name(folder: Path, name: str, number: int) -> Path:
     return folder / (f"{stem}-{number}{dot}{suffix}" if stem else f"{name}-{number}")
 
 
-def hint(command: str) -> None:
-    """Says the next command, to a person."""
+def hint(words: Sequence[str | Path]) -> None:
+    """Says the next command, to a person: who reads the output of these by a program reads their stderr as well.
+
+    Args:
+        words: What comes after ``cloob``.
+    """
     if sys.stdout.isatty() and sys.stderr.isatty():
-        print(f"next: {command}", file=sys.stderr)
+        say_next(words)

@@ -73,7 +73,7 @@ def _report(config: TrainConfig, result: RunResult) -> None:
 
 
 def _next(config: TrainConfig, model: str) -> list[list[str | Path]]:
-    """Look at the model: on held-out pairs if there are any of their own, and at its geometry."""
+    """Look at the model: on held-out pairs of their own, at its geometry, at what it finds; two of these at most."""
     pairs, out = config.pairs, config.save.out
     named = columns(pairs.image_column, pairs.caption_column)
     commands: list[list[str | Path]] = []
@@ -81,4 +81,6 @@ def _next(config: TrainConfig, model: str) -> list[list[str | Path]]:
         commands.append(["eval", model, "--retrieval", *pairs.val_data, *named, "--out", out / "eval"])
     if not named:  # analyze knows the default columns alone
         commands.append(["analyze", out, "--pairs", (pairs.val_data or pairs.data)[0], "--out", out / "analyze"])
-    return commands or [["eval", model, "--retrieval", *pairs.data, *named, "--out", out / "eval"]]
+    if Path(pairs.data[0]).is_dir():
+        commands.append(["index", pairs.data[0], "--model", model, "--out", out / "index"])
+    return commands[-2:] or [["eval", model, "--retrieval", *pairs.data, *named, "--out", out / "eval"]]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloob.evaluate.report.numbers import Row, count, interval, number, part, percent, points
+from cloob.evaluate.report.numbers import METRICS, Row, count, interval, number, part, percent, points
 from cloob.evaluate.report.plots import nice_ticks, tick_text
 
 
@@ -121,7 +121,25 @@ def verdict(results: Mapping[str, Any], what: Measure | None) -> Verdict:
         detail += f". Ahead of {b} on {wins} of {len(sets)} sets"
     if guessing and a not in guessing:
         detail += f". Not clearly above guessing: {_listed(guessing)}"
+    detail += "".join(f". {sentence}" for sentence in _elsewhere(results, what, a))
     return Verdict(_title(what, order, gaps, a in guessing), f"{detail}.", a, b)
+
+
+def _elsewhere(results: Mapping[str, Any], what: Measure, leader: str, most: int = 3) -> list[str]:
+    """Where else the leader differs clearly from another model: by other measures, as a sentence each."""
+    found = []
+    for entry in results.get("differences") or ():
+        value, low, high = (number(entry.get(key)) for key in ("difference", "low", "high"))
+        metric, pair = entry.get("metric", "acc1"), (str(entry.get("model")), str(entry.get("baseline")))
+        if value is None or low is None or high is None or low <= 0 <= high:
+            continue
+        if metric == what.key or leader not in pair or entry.get("set") is None:
+            continue
+        value = value if pair[0] == leader else -value
+        other = pair[1] if pair[0] == leader else pair[0]
+        side, by = "ahead of" if value > 0 else "behind", points(abs(value)).removeprefix("+")
+        found.append(f"{leader} is {side} {other} by {by} points in {METRICS.get(metric, metric)} on {entry['set']}")
+    return found[:most]
 
 
 def _title(what: Measure, order: Sequence[str], gaps: Mapping[str, Difference | None], at_guessing: bool) -> str:

@@ -180,7 +180,7 @@ def tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table]:
     return [table for table in parts if table.rows]
 
 
-_METRICS = {
+METRICS = {
     "acc1": "zero-shot top-1",
     "probe_acc1": "linear probe top-1",
     "image_to_text@1": "image → text recall@1",
@@ -203,7 +203,7 @@ def differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> Table
                 Cell(str(entry["set"]) if entry.get("set") is not None else "mean of the sets"),
                 Cell(str(entry["model"]), colour=colours[str(entry["model"])]),
                 Cell(str(entry["baseline"]), colour=colours.get(str(entry["baseline"]))),
-                Cell(_METRICS.get(metric, metric)),
+                Cell(METRICS.get(metric, metric)),
                 Cell(points(value), value, span, best=clear),
                 Cell("–" if not span else "yes" if clear else "no"),
             )

@@ -45,7 +45,7 @@ class _Contrast(torch.autograd.Function):
         share = candidates.new_zeros(len(candidates), 1)
         for rows in strips(anchors):
             p = product(a[rows], c.T, anchors)
-            _exclude(p, rows, offset, ids)
+            exclude(p, rows, offset, ids)
             losses[rows], pull = _to_softmax(p, positive[rows], leave_out)
             if d_anchors is None or d_candidates is None:
                 continue
@@ -71,7 +71,7 @@ class _Contrast(torch.autograd.Function):
         return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None, None
 
 
-def _exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor] | None) -> None:
+def exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor] | None) -> None:
     """Sets the logits of positives, and of candidates that share the anchor's id, to −∞; in place."""
     logits.diagonal(rows.start + offset).fill_(-torch.inf)
     if ids is not None:

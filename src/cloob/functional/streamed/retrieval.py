@@ -22,6 +22,7 @@ from cloob.functional.streamed.tiles import (
 
 # exp(±limit), summed over a million rows, is a normal number of the type.
 _UNSHIFTED_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
+_UNIT = 1.01  # the longest that unit rows are after rounding in low precision
 
 
 class _Patterns(NamedTuple):
@@ -242,7 +243,9 @@ def hopfield_retrieval(
 
 @eager
 @outside_autocast
-def retrieve(x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype | None = None) -> Retrieved:
+def retrieve(
+    x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype | None = None, unit_rows: bool = False
+) -> Retrieved:
     """The four retrievals of a batch that is its own memory (Eq. 4 and 5), sharing what they share.
 
     Args:
@@ -250,6 +253,8 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype 
         y: (N, D) text embeddings, likewise.
         beta: Inverse temperature β > 0.
         matmul: As in :func:`hopfield_retrieval`.
+        unit_rows: The rows are known to be of unit length. Then nothing is read to choose between the two forms, which
+            would wait for a device; a β that is a tensor takes the one that is safe for every β.
 
     Returns:
         The retrievals, each (N, D) unit rows.
@@ -258,9 +263,10 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype 
         ValueError: As the reference.
     """
     x, y = as_rows(x=x, y=y)
-    beta = positive_scalar("beta", beta, x)
+    number, beta = beta, positive_scalar("beta", beta, x)
     dtype = matmul_dtype(matmul, x)
-    if not _unshifted_is_safe(x, y, beta, dtype):
+    safe = _is_safe_for_unit_rows(number, x.dtype, dtype) if unit_rows else _unshifted_is_safe(x, y, beta, dtype)
+    if not safe:
         return Retrieved(*(apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y)))
     v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)
     return Retrieved(
@@ -285,6 +291,16 @@ def _unshifted_is_safe(x: Tensor, y: Tensor, beta: Tensor, matmul: torch.dtype) 
     if matmul != x.dtype:
         centred = max(lengths[2:4])
         bound = centred * (max(longest, centred) + max(lengths[4:]))
+    return bool(number * bound <= _unshifted_limit(x.dtype, matmul))
+
+
+def _is_safe_for_unit_rows(beta: float | Tensor, dtype: torch.dtype, matmul: torch.dtype) -> bool:
+    """The same of rows of unit length, without a look at them or at a tensor; so a β that is one is not safe."""
+    # Centred rows are at most twice as long, their means at most as long.
+    bound = _UNIT**2 if matmul == dtype else 2 * _UNIT * (2 * _UNIT + _UNIT)
+    return not isinstance(beta, Tensor) and beta * bound <= _unshifted_limit(dtype, matmul)
+
+
+def _unshifted_limit(dtype: torch.dtype, matmul: torch.dtype) -> float:
     # bfloat16 has the range of float32.
-    limit = _UNSHIFTED_LIMIT[x.dtype if matmul == x.dtype else torch.float32]
-    return bool(number * bound <= limit)
+    return _UNSHIFTED_LIMIT[dtype if matmul == dtype else torch.float32]

@@ -241,9 +241,9 @@ class RunConfig:
     micro_batch_size: int = 0
     """Pairs whose activations are held at a time on each rank (gradient caching: the loss is still that of the whole
     batch, at the price of a second forward pass); 0 holds all."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the towers; weights and loss stay in float32. fp16 scales the loss, and lowers the scale after a
-    step whose gradient overflows."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32
+    (config.json says which). fp16 scales the loss, and lowers the scale after a step whose gradient overflows."""
     channels_last: bool = True
     """Keep image towers in the channels-last memory layout, in which convolutions are faster."""
     grad_checkpointing: bool = False
@@ -278,7 +278,7 @@ class RunConfig:
         check(
             self.micro_batch_size >= 0, "micro_batch_size", self.micro_batch_size, "1 or more, or 0 for the whole batch"
         )
-        check_choice("precision", self.precision, Literal["fp32", "bf16", "fp16"])
+        check_choice("precision", self.precision, Literal["auto", "fp32", "bf16", "fp16"])
         check_choice("compile_backend", self.compile_backend, Literal["inductor", "aot_eager", "eager"])
         self._check_combinations()
         check(0 <= self.seed < 2**63, "seed", self.seed, "0 or more")

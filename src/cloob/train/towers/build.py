@@ -26,6 +26,7 @@ from cloob.objective import ContrastiveObjective, make_objective
 from cloob.train import align
 from cloob.train.config import TrainConfig
 from cloob.train.config import checks as preflight
+from cloob.train.ranks import gather_objects
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.recompute import enable_recomputation
 
@@ -210,8 +211,10 @@ def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:
     return TrimmedTokenizer(encoder.tokenizer) if trims else encoder.tokenizer
 
 
-def resolved(config: TrainConfig, encoder: DualEncoder, objective: ContrastiveObjective) -> TrainConfig:
-    """The configuration with every default that was chosen while building filled in."""
+def resolved(
+    config: TrainConfig, encoder: DualEncoder, objective: ContrastiveObjective, device: torch.device
+) -> TrainConfig:
+    """The configuration with every default that was chosen while building filled in; every rank calls this."""
     chosen = objective.config()
     names = ["inv_tau", "learnable_inv_tau", "learnable_beta", "scale", *(["beta"] if objective.hopfield else [])]
     leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
@@ -219,4 +222,14 @@ def resolved(config: TrainConfig, encoder: DualEncoder, objective: ContrastiveOb
         leaves |= align.head_settings(encoder)
     if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
         leaves |= {"model": config.towers.model or DEFAULT_MODEL, "image_size": encoder.image_size}
+    if config.run.precision == "auto":
+        leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16(device))) else "fp32"
     return config.override(**leaves)
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by itself; a CPU that does is not told from those that emulate it."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -18,6 +18,7 @@ from cloob.models.runs import EPOCHS_FILE, METRICS_FILE, SKIPPED_FILE
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 
 logger = logging.getLogger(__name__)
+_MUCH = 0.3  # of the time of a step
 
 
 def finite(value: float) -> float | None:
@@ -178,6 +179,8 @@ class ProgressDisplay(Callback):
         self._rate = 0.0
         self._began = self._last = 0.0
         self._done = 0
+        self._shares = {"data": 0.0, "device": 0.0}  # of an epoch's steps, summed
+        self._steps = 0
 
     def on_start(self, info: RunInfo) -> None:
         """Draws the empty bar."""
@@ -197,6 +200,9 @@ class ProgressDisplay(Callback):
         if self._info is None:
             return
         self._done += 1
+        self._steps += 1
+        for name in self._shares:
+            self._shares[name] += metrics.get(f"{name}_wait", 0.0)
         speed = metrics["images_per_second"]
         self._rate = speed if self._rate == 0 else 0.9 * self._rate + 0.1 * speed
         loss = "skipped" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
@@ -220,13 +226,22 @@ class ProgressDisplay(Callback):
             validation += f", mean recall {100 * metrics['val_recall']:.1f} %"
         if lost := sum(metrics.get("val_skipped", {}).values()):
             validation += f" (without {lost} held-out pairs, named in skipped.jsonl)"
+        waiting = self._waiting()
         mean = "-" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
         skipped = ", ".join(f"{count} {reason}" for reason, count in metrics["skipped"].items())
-        if self.mode == "lines" or validation or skipped:
+        if self.mode == "lines" or validation or skipped or waiting:
             self._print(
-                f"{self.title}: epoch {metrics['epoch']} done, mean loss {mean}{validation}"
+                f"{self.title}: epoch {metrics['epoch']} done, mean loss {mean}{validation}{waiting}"
                 + (f"; skipped samples (named in skipped.jsonl): {skipped}" if skipped else "")
             )
+
+    def _waiting(self) -> str:
+        """Whether the steps of the epoch waited for data, where that is worth a word; begins to count anew."""
+        data, device = (share / self._steps if self._steps else 0.0 for share in self._shares.values())
+        self._shares, self._steps = dict.fromkeys(self._shares, 0.0), 0
+        if data < _MUCH or data < device:
+            return ""
+        return f", {data:.0%} of the time waiting for data (more --workers, a faster disk or smaller pictures help)"
 
     def on_end(self, result: RunResult | None) -> None:
         """Leaves the last state of the bar on the screen."""

@@ -9,6 +9,7 @@ import torch
 from cloob.distributed import rank, world_size
 from cloob.functional.geometry import effective_eigenvalues, saturation
 from cloob.objective import ContrastiveObjective
+from cloob.train.config import TrainConfig
 from cloob.train.parts import Parts
 from cloob.train.ranks import gather_objects
 from cloob.train.step import StepResult
@@ -18,29 +19,37 @@ from cloob.train.watch.log import finite
 _MEASURED_PAIRS = 2048
 
 
-def step_metrics(parts: Parts, result: StepResult | None, lr: float, *, hopfield: bool) -> dict[str, Any]:
+def is_due(config: TrainConfig, step: int) -> bool:
+    """Whether the batch of a step is measured."""
+    return step % config.log.log_every == 0
+
+
+def step_metrics(parts: Parts, result: StepResult | None, step: int, lr: float, *, hopfield: bool) -> dict[str, Any]:
     """The line of a step but for its times; all ranks call this.
 
     Args:
         parts: The run's.
         result: The step's, None where it had too few samples.
+        step: Its number.
         lr: Its learning rate.
         hopfield: Whether its objective retrieved.
     """
     progress = parts.progress
     line: dict[str, Any] = {
-        "step": progress.step,
+        "step": step,
         "epoch": progress.epoch + 1,
         "samples_seen": progress.samples_seen,
         "loss": finite(result.loss) if result else None,
         "lr": lr,
         "grad_norm": finite(result.grad_norm) if result else None,
     }
-    due = result is not None and result.finite and progress.step % parts.config.log.log_every == 0
+    due = result is not None and result.finite and is_due(parts.config, step)
     for name in ("inv_tau", "beta"):
         scale = parts.objective.scale_value(name)
         if isinstance(scale, float):
             line[name] = scale
+        elif parts.stepper.late:  # with the numbers of the step: the device is at a later one
+            line[name] = result.scales[name] if result else None
         else:  # a learned one is on the device, which would have to be waited for in each step
             read = parts.device.type == "cpu" or (due and rank() == 0)
             line[name] = float(scale.detach()) if read else None

@@ -1,0 +1,327 @@
+"""Steps that nobody waits for: the same run, line by line, and a step in which nothing is read from the device."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_train_step import Towers, batch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from train_helpers import Recorder, lines
+
+from cloob.errors import TrainingFailed
+from cloob.models.runs import list_checkpoints
+from cloob.objective import ContrastiveObjective, make_objective
+from cloob.objective.waiting import acceptable, without_waiting
+from cloob.train import parts
+from cloob.train.callbacks import Callback, RunInfo
+from cloob.train.config import TrainConfig
+from cloob.train.loop import train
+from cloob.train.step import Stepper, TowersWithLoss
+from cloob.train.towers import build
+
+READS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
+METHODS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"}
+
+
+class Operations(TorchDispatchMode):
+    """Counts numbers that are read, sizes that depend on values, and copies to another device."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        chosen = args[1] if name in ("index", "index_put_", "index_put") else ()
+        out = func(*args, **(kwargs or {}))
+        if name in READS or any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in chosen):
+            self.counts[name] += 1
+        if isinstance(out, Tensor) and name in ("_to_copy", "copy_"):
+            self.counts["copy"] += any(isinstance(a, Tensor) and a.device != out.device for a in args)
+        return out
+
+
+class Methods(TorchFunctionMode):
+    """Counts what a tensor on the CPU answers without an operation, such as ``tolist``."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.__name__] += func.__name__ in METHODS
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def reads() -> Iterator[Counter[str]]:
+    """What a device would be waited for. Its stand-in is the CPU, or ``meta``, whose tensors have no values to read."""
+    counts: Counter[str] = Counter()
+    with Operations(counts), Methods(counts):
+        yield counts
+    for name in list(counts):
+        if not counts[name]:
+            del counts[name]
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU takes steps as a device does that works by itself."""
+    monkeypatch.setattr(parts, "works_by_itself", lambda device: True)
+
+
+def stepper(objective: ContrastiveObjective, *, late: bool, clip: float = 0.0, micro: int = 0) -> Stepper:
+    torch.manual_seed(0)
+    module = TowersWithLoss(Towers(), objective).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, fused=True)
+    return Stepper(module, optimizer, clip, micro, late=late)
+
+
+def state(take: Stepper) -> dict[str, Tensor]:
+    flat = dict(take.module.state_dict())
+    for index, moments in take.optimizer.state_dict()["state"].items():
+        flat |= {f"{index}.{name}": value for name, value in moments.items()}
+    return {name: value.clone() for name, value in flat.items()}
+
+
+@pytest.mark.parametrize(("clip", "micro"), [(0.0, 0), (1e-3, 0), (1e3, 0), (0.5, 2)])
+@pytest.mark.parametrize("name", ["cloob", "clip"])
+def test_a_late_step_is_the_step(name: str, clip: float, micro: int) -> None:
+    waits, goes_on = (stepper(make_objective(name), late=late, clip=clip, micro=micro) for late in (False, True))
+    ids = torch.tensor([0, 1, 2, 1, 4, 5])
+    for _ in range(3):
+        one = waits(*batch(), ids, 1e-2)
+        launched = goes_on.launch(*batch(), ids, 1e-2)
+        other = launched.result(launched.numbers.tolist())
+        assert (other.loss, other.grad_norm, other.finite) == (one.loss, one.grad_norm, True)
+        assert torch.equal(other.image_features, one.image_features)
+    for key, value in state(waits).items():
+        assert torch.equal(state(goes_on)[key], value), key
+    learned = {} if name == "cloob" else {"inv_tau": float(waits.module.objective.inv_tau.detach())}
+    assert other.scales == learned
+
+
+@pytest.mark.parametrize("micro", [0, 2])
+@pytest.mark.parametrize("where", ["nan", "inf", "zero", "gradient"])
+def test_a_late_step_that_is_not_finite_leaves_no_trace(where: str, micro: int) -> None:
+    take = stepper(make_objective("cloob"), late=True, clip=1.0, micro=micro)
+    take.launch(*batch(), None, 1e-2)
+    before = state(take)
+    images, tokens = batch()
+    hooks = []
+    if where == "gradient":
+        hooks = [take.module.encoder.text.weight.register_hook(lambda gradient: gradient * math.inf)]  # type: ignore
+    elif where == "zero":
+        hooks = [
+            take.module.encoder.text.register_forward_hook(lambda *a: a[2] * (torch.arange(len(a[2])) > 0)[:, None])
+        ]  # type: ignore
+    else:
+        images[2, 1] = float(where)
+    launched = take.launch(images, tokens, None, 1e-2)
+    for hook in hooks:
+        hook.remove()
+    result = launched.result(launched.numbers.tolist())
+    assert not result.finite and math.isfinite(result.loss) == (where == "gradient")
+    after = state(take)
+    for key, value in before.items():  # running means and the optimiser's count of steps among them
+        assert torch.equal(after[key], value), key
+    launched = take.launch(*batch(), None, 1e-2)
+    assert launched.result(launched.numbers.tolist()).finite
+    assert not torch.equal(take.module.encoder.text.weight, before["encoder.text.weight"])  # type: ignore
+
+
+@pytest.mark.parametrize("pairs", [6, 300])  # the plain path and the streamed one
+@pytest.mark.parametrize("micro", [0, 3])
+def test_nothing_is_read_in_a_late_step(pairs: int, micro: int) -> None:
+    goes_on, waits = (
+        stepper(make_objective("cloob"), late=late, clip=1.0, micro=100 * micro) for late in (True, False)
+    )
+    images, tokens, ids = torch.randn(pairs, 5), torch.randn(pairs, 3), torch.arange(pairs) // 2
+    with reads() as read:
+        launched = goes_on.launch(images, tokens, ids, 1e-2)
+    assert not read
+    with reads() as read:
+        waits(images, tokens, ids, 1e-2)
+    assert read["__float__"] >= 2 and read["tolist"] == 1 + (pairs == 300)  # what is counted is there to be counted
+    assert launched.result(launched.numbers.tolist()).finite
+
+
+@pytest.mark.parametrize("pairs", [6, 300])
+@pytest.mark.parametrize(
+    "options", [{}, {"learnable_beta": True}, {"contrast": "infonce"}, {"hopfield": False}, {"learnable_inv_tau": True}]
+)
+def test_the_objective_waits_for_no_device_inside(
+    pairs: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On ``meta`` there are no values: whatever looked at one would fail."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)  # it does not know of meta
+    objective = ContrastiveObjective(**options).to("meta")
+    x, y = (torch.empty(pairs, 8, device="meta", requires_grad=True) for _ in range(2))
+    ids = torch.empty(pairs, dtype=torch.int64, device="meta")
+    with reads() as read, without_waiting(objective):
+        objective(x, y, ids=ids).backward()
+        acceptable(x, y)
+    assert not read and x.grad is not None
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        objective(x, y, ids=ids)
+    assert objective.check and not objective.trusts_lengths
+
+
+@pytest.mark.parametrize("beta", [8.0, 50.0, 70.0])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_trusted_lengths_change_nothing(beta: float, learnable: bool) -> None:
+    objective = ContrastiveObjective(beta=beta, learnable_beta=learnable, backend="streamed")
+    rows = [F.normalize(torch.randn(40, 8, generator=torch.Generator().manual_seed(s)), dim=1) for s in (0, 1)]
+    gradients = []
+    for context in (False, True):
+        x, y = (side.clone().requires_grad_() for side in rows)
+        if context:
+            with without_waiting(objective):
+                loss = objective(x, y)
+        else:
+            loss = objective(x, y)
+        loss.backward()
+        gradients.append((loss.detach(), x.grad, y.grad))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_acceptable_is_what_the_check_takes() -> None:
+    objective = make_objective("cloob")
+    good = F.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    for value in (None, 0.0, math.nan, math.inf):
+        for side in (0, 1):
+            rows = [good.clone(), good.clone()]
+            if value is not None:
+                rows[side][2] = value
+            taken = bool(acceptable(*rows))
+            assert taken == (value is None)
+            if not taken:
+                with pytest.raises(ValueError, match="row 2"):
+                    objective(*rows)
+    assert not acceptable(good, good, torch.tensor(-1.0)) and acceptable(good, good, torch.tensor(30.0))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "fp32"])
+def test_what_needs_the_host_is_refused(precision: str) -> None:
+    module = TowersWithLoss(Towers(), make_objective("cloob"), precision)
+    optimizer = torch.optim.AdamW(module.parameters(), fused=precision == "fp16")
+    with pytest.raises(ValueError, match="late=True needs one process"):
+        Stepper(module, optimizer, late=True)
+
+
+class Spoils(Callback):
+    """Makes the gradients of some steps infinite; counts by backward passes, so that it does not matter who waits."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+        self.passes = 0
+
+    def on_start(self, info: RunInfo) -> None:
+        def hook(gradient: Tensor) -> Tensor:
+            self.passes += 1
+            return gradient * math.inf if self.passes in self.steps else gradient
+
+        info.encoder.model.positional_embedding.register_hook(hook)
+
+
+def everything(run: Path) -> list[dict[str, Any]]:
+    times = ("images_per_second", "data_wait", "device_wait")
+    return [{key: value for key, value in line.items() if key not in times} for line in lines(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize("objective", ["cloob", "clip"])
+def test_a_late_run_is_the_run(
+    objective: str, base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines, faults and checkpoints; log lines are due each 4 steps, epochs have 5."""
+    settings = base.override(objective=objective, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
+    recorders = {name: Recorder() for name in ("waits", "late")}
+    for name, recorder in recorders.items():
+        if name == "late":
+            monkeypatch.setattr(parts, "works_by_itself", lambda device: True)
+        train(settings.override(out=tmp_path / name), callbacks=[recorder, Spoils(2, 6, 7)])
+    one, other = tmp_path / "waits", tmp_path / "late"
+    assert everything(one) == everything(other)
+    assert [line["step"] for line in lines(other / "metrics.jsonl") if "skipped" in line] == [2, 6, 7]
+    assert all("device_wait" in line and 0 <= line["device_wait"] <= 1 for line in lines(other / "metrics.jsonl"))
+    assert "saturation" in lines(other / "metrics.jsonl")[3]
+    for file in ("nonfinite-step-2.json", "nonfinite-step-6.json"):
+        assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
+    steps = [[line["step"] for line in recorder.of("step")] for recorder in recorders.values()]
+    assert steps[0] == steps[1] == list(range(1, 11))
+    for here, there in zip(list_checkpoints(one), list_checkpoints(other), strict=True):
+        assert here.name == there.name
+        weights = [torch.load(path / "trainer.pt", weights_only=True)["optimizer"] for path in (here, there)]
+        for index, moments in weights[0]["state"].items():
+            for key, value in moments.items():
+                assert torch.equal(value, weights[1]["state"][index][key])
+
+
+def test_a_late_run_names_the_step_at_which_it_failed(base: TrainConfig, tmp_path: Path, late: None) -> None:
+    settings = base.override(out=tmp_path / "run", save_every=0, max_nonfinite=2, epochs=2)
+    with pytest.raises(TrainingFailed, match="step 3: loss or gradient not finite for 2 steps in a row"):
+        train(settings, callbacks=[Spoils(2, 3)])
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_lines_of_steps_before_a_fault_are_not_lost(base: TrainConfig, tmp_path: Path, late: None) -> None:
+    class Breaks(Callback):
+        def on_checkpoint(self, path: Path) -> None:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        train(base.override(out=tmp_path / "run", save_every=3), callbacks=[Breaks()])
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 3
+
+
+def test_a_late_run_waits_once_in_each_window(base: TrainConfig, tmp_path: Path, late: None) -> None:
+    """Steps 5, 6 and 7 stand between the lines of 4 and 8: nothing at all is read while they are taken."""
+    settings = base.override(out=tmp_path / "run", save_every=0, model="nano-vit", epochs=1, steps=None, batch_size=4)
+    seen: dict[int, Counter[str]] = {}
+    launch = Stepper.launch
+
+    def counting(self: Stepper, *args: Any, **kwargs: Any) -> Any:
+        with reads() as read:
+            out = launch(self, *args, **kwargs)
+        seen[len(seen)] = read
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "launch", counting)
+        train(settings)
+    assert len(seen) == 10 and not any(seen.values())
+
+
+def test_an_average_is_waited_for(base: TrainConfig, tmp_path: Path, late: None) -> None:
+    """It must not move with a step that leaves no trace; so these runs keep to the old way, and are the same."""
+    train(base.override(out=tmp_path / "run", ema=0.9, epochs=1, save_every=0), callbacks=[Spoils(2)])
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    assert "device_wait" not in found[0] and found[1]["skipped"] == "not finite"
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "precision"), [("cpu", True, "fp32"), ("cuda", True, "bf16"), ("cuda", False, "fp32")]
+)
+def test_auto_is_resolved_by_the_device(
+    device: str, has: bool, precision: str, base: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has and not including_emulation)
+    config = base.override(precision="auto")
+    encoder = build.make_encoder(config)
+    found = build.resolved(config, encoder, make_objective("cloob"), torch.device(device))
+    assert found.run.precision == precision
+    kept = build.resolved(base.override(precision="fp16"), encoder, make_objective("cloob"), torch.device(device))
+    assert kept.run.precision == "fp16"
