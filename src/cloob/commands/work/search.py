@@ -74,7 +74,7 @@ def _show(index: Index, arguments: SearchArguments, words: Sequence[str], result
     if not results.hits:
         print(f"cloob: {nothing(results)}", file=sys.stderr)
     elif not arguments.json and not arguments.paths:
-        hint(["search", arguments.index, "--like", str(items[0].id), "--open"])
+        hint(["search", index.store.address, "--like", str(items[0].id), "--open"])
     return code
 
 
@@ -155,5 +155,5 @@ def _explain(index: Index, arguments: SearchArguments, query: Query, words: Sequ
         print(f"         {hit_line(hit, aligned=True)}")
     like = [] if arguments.like is None else ["--like", arguments.like]
     behind = ["--", *words] if words else []
-    hint(["search", arguments.index, *like, "--explain", "--beta", f"{found.beta * 4:g}", *behind])
+    hint(["search", index.store.address, *like, "--explain", "--beta", f"{found.beta * 4:g}", *behind])
     return 0

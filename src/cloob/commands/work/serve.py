@@ -21,7 +21,7 @@ def run(place: str, *, host: str, port: int, token: str | None, model: str | Non
         config = settings(host, token)
         shown = address(opened, config)
         models = ", ".join(each.name for each in index.models)
-        print(f"{place}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
+        print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if browser:
             webbrowser.open(shown)
