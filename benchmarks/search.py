@@ -1,6 +1,6 @@
 """Search, figure by figure, side by side with what people use otherwise.
 
-``python benchmarks/search.py index [--model ViT-B-32] [--threads 2] [--repeats 3] [--quick]``: pictures a second of
+``python -m benchmarks.search index [--model ViT-B-32] [--threads 2] [--repeats 3] [--quick]``: pictures a second of
 ``cloob index`` and of the customary open_clip loop on the same files, and the model's forward pass alone, which is the
 floor. The model has random weights: times do not depend on them. Two kinds of files: ``web`` (640×480) and ``camera``
 (4000×3000), JPEG, made here; ``--pictures DIR`` takes others. Rows:
@@ -10,12 +10,24 @@ floor. The model has random weights: times do not depend on them. Two kinds of f
 - ``loader``: the same with a DataLoader that has as many worker processes as ours has threads;
 - ``forward``: ``encode_image`` of pixels that are ready.
 
-Medians of interleaved repeats. Writes results.json to --out, in which the parts that were not measured now stay.
+Medians of interleaved repeats.
+
+``python -m benchmarks.search query [--sizes 10000,100000,1000000] [--threads 2]``: milliseconds of a query,
+recall@10 of text queries, memory, and what making it costs, for vectors 512 wide (benchmarks/vectors/collection.py
+says how they are made) in cloob's SQLite store, exact and by faiss; in its PostgreSQL store; in numpy, faiss's flat
+index and LanceDB. Each engine is a process; all are ready before the first is asked, and they take turns. LanceDB
+is installed into an environment of its own; without it, or without a server that has pgvector, its rows are left
+out, which the record says. A million vectors take 12 GB of temporary files. Memory is a process's own (own_bytes);
+file_bytes are pages of files, which the system may take back, those of the file that the vectors were read from
+among them. Of PostgreSQL it is the client's.
+
+Writes results.json to --out, in which the parts and sizes that were not measured now stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import platform
 import statistics
@@ -28,6 +40,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.vectors.measure import engines, measure, table
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -119,6 +132,17 @@ def measure_index(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def measure_query(args: argparse.Namespace) -> dict[str, Any]:
+    """Queries, for each number of vectors."""
+    found: dict[str, Any] = args.known.get("query", {}).get("sizes", {})
+    for n in args.sizes:
+        names, left_out = engines(n)
+        found[str(n)] = measure(n, args.threads, names) | {"left out": left_out}
+    found = {size: found[size] for size in sorted(found, key=int)}
+    print(table(found), flush=True)
+    return {"sizes": found, "faiss": importlib.metadata.version("faiss-cpu"), "numpy": np.__version__}
+
+
 def interleaved(rows: dict[str, Callable[[], None]], count: int, repeats: int) -> dict[str, Any]:
     """Things a second of each row: the median, and all repeats."""
     rates: dict[str, list[float]] = {}
@@ -137,7 +161,7 @@ def machine(threads: int) -> dict[str, Any]:
     return {"cpu": cpu, "threads": threads, "torch": torch.__version__, "python": platform.python_version()}
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"index": measure_index}
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"index": measure_index, "query": measure_query}
 
 
 def main() -> None:
@@ -148,12 +172,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="a quarter of the pictures")
+    parser.add_argument(
+        "--sizes", type=lambda text: [int(size) for size in text.split(",")], default=[10_000, 100_000, 1_000_000]
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     path = args.out / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for part in args.parts or PARTS:
+        args.known = results
         results[part] = PARTS[part](args) | {"machine": machine(args.threads)}
         args.out.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

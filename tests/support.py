@@ -19,6 +19,9 @@ from PIL import Image
 
 from cloob import cli
 
+OPENING = "cloob: opening data …\n"
+"""What `cloob train` and `cloob eval` say first."""
+
 Colour = tuple[int, int, int] | str
 
 
@@ -41,7 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     """The one line on stderr of a command, run here, that must exit with 2, beside the one that says it begins."""
     assert cli.main(words) == 2
     out, err = capsys.readouterr()
-    err = err.removeprefix("cloob: opening data …\n")
+    err = err.removeprefix(OPENING)
     assert out == ""
     assert err.startswith("cloob: ") and err.count("\n") == 1, err
     assert "Traceback" not in err

@@ -137,8 +137,9 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(
 ) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
-    line = refused(capsys, "demo", "--from-scratch", "--out", str(blocked / "demo"), "--device", "cpu")
-    assert str(blocked / "demo") in line
+    assert cli.main(["demo", "--from-scratch", "--out", str(blocked / "demo"), "--device", "cpu"]) == 2
+    begins, line = capsys.readouterr().err.splitlines()
+    assert begins.endswith("loading …") and line.startswith(f"cloob: {blocked / 'demo'}: ")
 
 
 def test_a_demo_that_is_stopped_does_not_begin_the_next_training(

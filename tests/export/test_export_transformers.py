@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -87,14 +88,14 @@ def test_pixels_differ_as_the_card_says(exported: Path, small: Path) -> None:
     from transformers import AutoImageProcessor
 
     encoder, processor = load_model(small, device="cpu"), AutoImageProcessor.from_pretrained(exported)
-    noise = Image.effect_noise((8, 8), 120).convert("RGB")
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8))
     apart = {}
     for width, height in [(32, 32), (33, 32), (35, 32), (32, 35), (39, 32), (32, 40), (32, 38), (100, 50)]:
         picture = noise.resize((width, height), Image.Resampling.BICUBIC)
         theirs = torch.as_tensor(processor(picture, return_tensors="pt")["pixel_values"][0])
         grey = theirs * torch.tensor(encoder.std).view(3, 1, 1) + torch.tensor(encoder.mean).view(3, 1, 1)
         apart[width, height] = float((255 * grey - encoder.preprocess(picture)).abs().max())
-    moved = {size for size, levels in apart.items() if levels > 1.5}
+    moved = {size for size, levels in apart.items() if levels > 3}
     assert moved == {size for size in apart if abs(size[0] - size[1]) % 4 == 3}
     card = (exported / "README.md").read_text()
     (figure,) = re.findall(r"unit rows are then ([\d.]+) apart", card)
@@ -183,7 +184,6 @@ def test_a_wrong_map_of_names_would_be_seen(small: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("name", ["open_clip/vit_quickgelu", "open_clip/vit_gelu", "hf_clip/vit_gelu"])
 def test_the_originals_features_of_shared_models(name: str, tmp_path: Path) -> None:
-    import numpy as np
 
     source = Path(__file__).parents[3] / "shared" / "weights" / name
     if not source.is_dir():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from colours import ColourEncoder, build, draw
+from served_colours import ColourEncoder, build, draw
 from starlette.testclient import TestClient
 
 from cloob.search.index import Index

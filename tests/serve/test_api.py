@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from colours import COLOURS, ColourEncoder, build, draw
 from PIL import Image
+from served_colours import COLOURS, ColourEncoder, build, draw
 from starlette.testclient import TestClient
 
 from cloob.search.index import Index
@@ -192,6 +192,7 @@ def test_what_is_not_there_is_said_in_a_line(client: TestClient) -> None:
     ):
         answer = client.post("/api/search", json=body)
         assert answer.status_code == status, answer.text
+        assert "/idx" not in answer.text  # where the index lies
         assert "Traceback" not in answer.text and answer.json()["detail"].count("\n") == 0
 
 

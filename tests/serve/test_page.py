@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 import pytest
 import uvicorn
-from colours import COLOURS, ColourEncoder, build, draw
 from pagehelp import chromium
+from served_colours import COLOURS, ColourEncoder, build, draw
 
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions

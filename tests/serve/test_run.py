@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from colours import draw
+from served_colours import draw
+from starlette.testclient import TestClient
 
 import cloob
 from cloob.models.folder import save_model
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
+from cloob.serve.app import make_app
 from cloob.serve.run import address, settings
+from cloob.serve.settings import ServeConfig
 from support import refused
 
 
@@ -90,21 +93,32 @@ def test_a_taken_port_is_said_in_a_line(capsys: pytest.CaptureFixture[str], plac
         assert f"port {port} of 127.0.0.1 is taken" in refused(capsys, "serve", str(place), "--port", str(port))
 
 
-def test_killed_at_any_moment_a_second_start_has_everything_and_ctrl_c_ends_cleanly(place: Path) -> None:
+def test_killed_at_any_moment_a_second_start_has_everything(place: Path) -> None:
     query = {"parts": [{"words": "red"}], "cutoff": False}
-    with serving(place) as (process, address):
-        health, headers = get(f"{address}api/health")
+    with serving(place) as (process, root):
+        health, headers = get(f"{root}api/health")
         assert health["pictures"] == 8 and "server" not in headers
-        first = post(f"{address}api/search", query)
+        first = post(f"{root}api/search", query)
         process.send_signal(signal.SIGKILL)
         process.wait(20)
-    with serving(place) as (process, address):
-        assert get(f"{address}api/health")[0] == health
-        assert post(f"{address}api/search", query) == first and len(first["hits"]) == 8
+    with Index.open(place) as index, TestClient(make_app(index, ServeConfig()), base_url="http://localhost") as again:
+        assert again.get("/api/health").json() == health
+        second = again.post("/api/search", json=query).json()
+    assert [hit["id"] for hit in second["hits"]] == [hit["id"] for hit in first["hits"]] and len(first["hits"]) == 8
+
+
+def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
+    Index.create(tmp_path / "idx").close()
+    with serving(tmp_path / "idx") as (process, root):
+        assert get(f"{root}api/health")[0]["pictures"] == 0
+        assert get(f"{root}api/ids")[0]["ids"] == []
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            post(f"{root}api/search", {"parts": [{"words": "red"}]})
+        assert refusal.value.code == 400
+        refusal.value.close()
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == 130 and "the server has ended\n" in said, said
-        assert said.endswith(f"next: cloob index --out {place}\n")
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130 and said.strip().endswith("the server has ended"), said
 
 
 @pytest.mark.parametrize(

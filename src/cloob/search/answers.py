@@ -89,7 +89,7 @@ class Answers(ABC):
         model: str | None = None,
     ) -> Labels:
         """Zero-shot labels for all pictures that match, see :mod:`cloob.search.sort.classify`."""
-        from cloob.search.sort.label import label_index
+        from cloob.search.sort.label import label_index  # torch
 
         return label_index(self, labels, options, where=where, model=model)
 
@@ -115,7 +115,7 @@ class Answers(ABC):
         model: str | None = None,
     ) -> tuple[Ids, Vectors]:
         """Ids of a sample of the pictures, and their (n, 2) places in [0, 1], see :mod:`cloob.search.show.layout`."""
-        from cloob.search.show.layout import map_of
+        from cloob.search.show.layout import map_of  # scikit-learn
 
         return map_of(self, sample, method, where, model)
 
@@ -125,8 +125,8 @@ class Answers(ABC):
         Raises:
             InputError: The picture is not in the index, or its file is gone, changed or unreadable.
         """
-        from cloob.pictures import Unreadable
-        from cloob.search.show.thumbnails import thumbnail
+        from cloob.pictures import Unreadable  # Pillow
+        from cloob.search.show.thumbnails import thumbnail  # Pillow
 
         try:
             return thumbnail(self.picture(id), size)

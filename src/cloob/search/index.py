@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # torch: only where a model is needed, as a search for what i
     from cloob.models.encoding import Encoder
     from cloob.search.build import Summary
     from cloob.search.merge import Merged
-    from cloob.search.scan.open import Pictures
+    from cloob.search.scan.open import Pictures  # pyarrow
     from cloob.search.update import UpdateOptions
     from cloob.search.where import Filter
 
@@ -143,7 +143,7 @@ class Index(Answers):
         Raises:
             InputError: It cannot be loaded, or its weights are others than those that the index has vectors of.
         """
-        from cloob.models.load import load_model
+        from cloob.models.load import load_model  # torch
 
         with self._lock:
             model = self.model(name)
@@ -154,8 +154,8 @@ class Index(Answers):
             return self._encoders[model.name]
 
     def _check(self, model: IndexedModel, encoder: Encoder) -> None:
-        from cloob.models.fingerprint import fingerprint
-        from cloob.search.update import changed
+        from cloob.models.fingerprint import fingerprint  # torch
+        from cloob.search.update import changed  # torch
 
         if fingerprint(encoder) != model.fingerprint:
             raise changed(model, self.store.address)
@@ -170,7 +170,7 @@ class Index(Answers):
         Raises:
             InputError: The index has no such item, its file is gone, or it holds something else by now.
         """
-        from cloob.search.scan.open import Pictures
+        from cloob.search.scan.open import Pictures  # pyarrow
 
         found = self.store.items([id])
         if not found:
@@ -192,7 +192,7 @@ class Index(Answers):
         Raises:
             InputError: A name stands for other weights there than here.
         """
-        from cloob.search.merge import merge
+        from cloob.search.merge import merge  # torch
 
         return merge(self.store, other.store)
 
@@ -210,7 +210,7 @@ class Index(Answers):
         Raises:
             InputError: The file cannot be written, or there is nothing to write.
         """
-        from cloob.search.export import export
+        from cloob.search.export import export  # pyarrow
 
         return export(self.store, self.model(model), Path(path), where)
 
@@ -234,6 +234,6 @@ class Index(Answers):
             InputError: A source that is not there or lies in another one, or a model that cannot be loaded.
             ModelChanged: The model has other weights than those that the index has vectors of.
         """
-        from cloob.search.update import update
+        from cloob.search.update import update  # torch
 
         return update(self.store, sources, options, progress)

@@ -109,7 +109,7 @@ def _page() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.name.rpartition(".")[2] in _TYPES}
 
 
-async def _problem(_: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     """One line of JSON; of our own faults nothing but that there was one."""
     if isinstance(error, RequestValidationError):
         first = error.errors()[0]
@@ -119,7 +119,9 @@ async def _problem(_: Request, error: Exception) -> Response:
         return _line(error.status_code, str(error.detail), error.headers)
     for kind, status in _STATUS:
         if isinstance(error, kind):
-            return _line(status, one_line(error), {"retry-after": "1"} if status == 503 else None)
+            place = str(request.app.state.collection.index.store.address)
+            said = one_line(error).replace(place, "the index")
+            return _line(status, said, {"retry-after": "1"} if status == 503 else None)
     logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
     return _line(500, "the server failed at this; its own window says more")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from colours import ColourModel, write_pictures
 
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
+from search_colours import ColourModel, write_pictures
 
 
 def test_it_answers_what_an_index_in_a_folder_answers(address: str, tmp_path: Path) -> None:

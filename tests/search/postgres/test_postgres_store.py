@@ -289,6 +289,11 @@ def test_errors_are_one_line_without_the_password(postgres: str, address: str, t
         PostgresStore(f"{postgres}?options=-csearch_path%3Dnone", create=True)
 
 
+def test_the_address_that_is_shown_opens_it_again(address: str, store: PostgresStore) -> None:
+    words, schema = psycopg.conninfo.conninfo_to_dict(store.address), psycopg.conninfo.conninfo_to_dict(address)
+    assert schema.pop("password") and words == schema
+
+
 def test_what_was_opened_to_be_read_cannot_be_written(address: str, store: PostgresStore) -> None:
     with closing(PostgresStore(address)) as reader:
         with pytest.raises(InputError, match="opened to be read"):

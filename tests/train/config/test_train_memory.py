@@ -86,9 +86,9 @@ def test_memory_that_runs_out_at_a_step_is_one_line(base: TrainConfig, many: str
         leave(120_000_000)
         step = Stepper.__call__
 
-        def larger_step(self: Stepper, *arguments: Any) -> Any:
+        def larger_step(self: Stepper, *arguments: Any, **options: Any) -> Any:
             torch.empty(10**10, dtype=torch.uint8)
-            return step(self, *arguments)
+            return step(self, *arguments, **options)
 
         Stepper.__call__ = larger_step  # type: ignore[method-assign]
 
@@ -106,10 +106,10 @@ def test_a_gpu_s_error_is_one_line(trained: Trained, tmp_path: Path, monkeypatch
     step = Stepper.__call__
     steppers: list[Stepper] = []
 
-    def fails(self: Stepper, *arguments: Any) -> Any:
+    def fails(self: Stepper, *arguments: Any, **options: Any) -> Any:
         steppers.append(self)
         if len(steppers) <= 3:
-            return step(self, *arguments)
+            return step(self, *arguments, **options)
         for parameter in self.module.parameters():
             parameter.grad = torch.zeros_like(parameter)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has …")
@@ -126,7 +126,7 @@ def test_a_gpu_s_error_is_one_line(trained: Trained, tmp_path: Path, monkeypatch
 def test_other_errors_of_a_step_are_no_want_of_memory(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(*_: Any) -> Any:
+    def fails(*_: Any, **__: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     monkeypatch.setattr(Stepper, "__call__", fails)

@@ -54,8 +54,10 @@ def run(arguments: EvalArguments) -> int:
     print_table(results)
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
     of_pairs = ["--pairs", arguments.retrieval[0]] if arguments.retrieval and not columns(*named_columns) else []
-    say_next(["analyze", *arguments.models, *of_pairs, "--out", arguments.out / "analyze"])
-    return tell(results)
+    code = tell(results)
+    if code == 0:
+        say_next(["analyze", *arguments.models, *of_pairs, "--out", arguments.out / "analyze"])
+    return code
 
 
 def _open(arguments: EvalArguments) -> SuiteSets:

@@ -46,14 +46,14 @@ def _export(encoder: DualEncoder, folder: Path, arguments: ExportArguments) -> E
     """Imports the one exporter that is asked for."""
     match arguments.to:
         case "transformers":
-            from cloob.export.transformers import export_transformers
+            from cloob.export.transformers import export_transformers  # transformers
 
             return export_transformers(encoder, folder)
         case "onnx":
-            from cloob.export.programs.onnx import export_onnx
+            from cloob.export.programs.onnx import export_onnx  # onnx
 
             return export_onnx(encoder, folder, int8=arguments.int8, sets=arguments.eval)
         case _:
-            from cloob.export.programs.torch_export import export_torch
+            from cloob.export.programs.torch_export import export_torch  # torch.export
 
             return export_torch(encoder, folder)

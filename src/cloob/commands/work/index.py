@@ -32,7 +32,8 @@ def run(arguments: IndexArguments) -> int:
                 summary = _update(index, arguments)
             except KeyboardInterrupt:
                 print(
-                    f"cloob: interrupted; {len(index):,} pictures are in {arguments.out}, the same command goes on",
+                    f"cloob: interrupted; {len(index):,} pictures are in {index.store.address}, "
+                    "the same command goes on",
                     file=sys.stderr,
                 )
                 return 130

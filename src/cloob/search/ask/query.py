@@ -141,7 +141,7 @@ def _embed_terms(
     if words or pictures:
         import torch  # not for queries that name pictures of the index alone
 
-        from cloob.models.encoding import evaluating
+        from cloob.models.encoding import evaluating  # torch
 
         assert encoder is not None
         with evaluating(encoder):
@@ -159,7 +159,7 @@ def _embed_terms(
 
 def _picture(term: Term) -> Image:
     """The upright picture of a term."""
-    from cloob.pictures import Unreadable, decode, read_file, upright
+    from cloob.pictures import Unreadable, decode, read_file, upright  # Pillow
 
     name = str(term.what) if term.kind in ("picture", "address") else "the picture"
     try:
@@ -179,7 +179,7 @@ def _picture(term: Term) -> Image:
 
 def _fetched(address: str) -> bytes:
     """What an address gives; redirections to other schemes than http and https are refused where they occur."""
-    from cloob.data.shards.fetch import fetch
+    from cloob.data.shards.fetch import fetch  # fsspec
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
         target = Path(folder) / "picture"

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from cloob.errors import InputError, require
 
@@ -148,7 +149,7 @@ class Server:
         there = cursor.execute("SELECT to_regclass('cloob_index')").fetchone()
         if there is None or there[0] is None:
             if not create:
-                raise InputError(f"{self.address}: holds no index; `cloob index SRC --model M --store …` makes one")
+                raise InputError(f"{self.address}: holds no index; `cloob index SRC --model M --out …` makes one")
             self._make(cursor)
         row = cursor.execute("SELECT version FROM cloob_index").fetchone()
         if row is None or row[0] != VERSION:
@@ -183,11 +184,11 @@ class Server:
         try:
             parts = self._psycopg.conninfo.conninfo_to_dict(address)
         except self._psycopg.ProgrammingError:
-            raise InputError("--store: no address of a database; postgresql://USER@HOST:PORT/DATABASE is one") from None
+            raise InputError("--out: no address of a database; postgresql://USER@HOST:PORT/DATABASE is one") from None
         self._password = str(parts.get("password") or "")
-        user = f"{parts['user']}@" if parts.get("user") else ""
+        user = f"{quote(str(parts['user']), safe='')}@" if parts.get("user") else ""
         port = f":{parts['port']}" if parts.get("port") else ""
-        options = f"?options={parts['options']}" if parts.get("options") else ""
+        options = f"?options={quote(str(parts['options']), safe=',')}" if parts.get("options") else ""
         return f"postgresql://{user}{parts.get('host') or ''}{port}/{parts.get('dbname') or ''}{options}"
 
     def _without_password(self, said: str) -> str:

@@ -23,6 +23,7 @@ MAX_DIM = 16_000
 _ITEM = "id, source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
 _FIELDS = "source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
 _PLACE = "md5(source) = md5(%s) AND md5(path) = md5(%s)"  # long paths do not fit into an index as they are
+_INLINE_DIM = 2_000  # up to here a vector fits into its row's page, and a scan reads it in place
 _PAGE = 10_000
 
 
@@ -74,10 +75,11 @@ class PostgresStore:
                     (model.name, model.spec, model.fingerprint, model.dim),
                 ).fetchone()
                 assert added is not None
-                cursor.execute(
-                    f"CREATE TABLE {vectors_table(added[0])} (item bigint PRIMARY KEY"
-                    f" REFERENCES cloob_items ON DELETE CASCADE, vector vector({model.dim}) NOT NULL)"
-                )
+                table = vectors_table(added[0])
+                key = "item bigint PRIMARY KEY REFERENCES cloob_items ON DELETE CASCADE"
+                cursor.execute(f"CREATE TABLE {table} ({key}, vector vector({model.dim}) NOT NULL)")
+                if model.dim <= _INLINE_DIM:
+                    cursor.execute(f"ALTER TABLE {table} ALTER vector SET STORAGE PLAIN")
             elif row[0] != model.fingerprint:
                 raise InputError(f"{model.name}: {self.address} holds vectors of another model of this name")
             else:

@@ -69,7 +69,7 @@ def write_sheet(
 
 
 def _card(hit: Hit, data: bytes | None) -> str:
-    from cloob.pictures import Unreadable
+    from cloob.pictures import Unreadable  # Pillow
 
     item = hit.item
     name = item.path.replace("::", "/").rsplit("/", 1)[-1]

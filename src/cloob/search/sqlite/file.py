@@ -32,6 +32,9 @@ MAX_BLOB = 64 * 1024 * 1024
 PATIENCE_SECONDS = 60.0
 """So long a writer waits for another one; a batch takes a fraction of a second."""
 
+_PAGE_BYTES = 16_384
+"""Seven vectors of width 512 a page; of SQLite's own 4,096 each would fill one, half of it empty."""
+
 SCHEMA = (
     "CREATE TABLE revisions(revision INTEGER PRIMARY KEY, stamp INTEGER NOT NULL) STRICT",
     "CREATE TABLE models(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL,"
@@ -85,6 +88,7 @@ def create(path: Path) -> None:
         with one_line(path):
             connection = sqlite3.connect(temporary, isolation_level=None)
             try:
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
                 connection.execute(f"PRAGMA application_id = {APPLICATION}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
                 connection.execute("PRAGMA synchronous = OFF")  # a whole file is synced below
