@@ -118,8 +118,7 @@ def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> Non
         refusal.value.close()
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
-        assert process.returncode == 130 and "the server has ended\n" in said, said
-        assert said.endswith(f"next: cloob index --out {tmp_path / 'idx'}\n")
+        assert process.returncode == 130 and said.strip().endswith("the server has ended"), said
 
 
 @pytest.mark.parametrize(

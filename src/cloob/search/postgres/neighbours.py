@@ -15,12 +15,12 @@ import numpy as np
 from cloob.search.postgres.server import Server, vectors_table
 from cloob.search.store import Neighbours, Vectors
 
-HNSW_ROWS = 50_000
-"""A model with more vectors gets an HNSW index; below, the exact scan answers in tens of milliseconds."""
+HNSW_ROWS = 10_000
+"""A model with more vectors gets an HNSW index; below, the exact scan is fast enough."""
 
 _HNSW_DIM = 4_000  # halfvec's limit for an index
 _CANDIDATES = 4  # times as many as asked for are ranked again
-_EF_SEARCH = (100, 1000)  # the least, and pgvector's most
+_EF_SEARCH = (200, 1000)  # the least (100 gave recall@10 0.938 at 100,000 vectors), and pgvector's most
 
 Condition = tuple[str, Sequence[Any]]
 """Over ``cloob_items``, with its parameters."""
