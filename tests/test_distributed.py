@@ -254,6 +254,8 @@ def test_loss_and_sgd_steps_are_those_of_one_process(ranks: list[dict[str, Any]]
         untouched = Towers(learnable(case[0], "reference", False) if case[0] != "outside" else None).named_parameters()
         for name, before in untouched:
             assert not torch.equal(before, expected["parameters"][name]), f"{case}: {name} does not move"
+        # Of SigLIP the scale's gradient sums over all N² pairs, of which most cancel.
+        close = 1e-4 if case[0].startswith("siglip") else 1e-5
         for rank, found in enumerate(ranks):
             got = found["steps"][case]
             assert got["losses"] == pytest.approx(expected["losses"], rel=1e-5, abs=1e-6), (case, rank)
@@ -261,8 +263,8 @@ def test_loss_and_sgd_steps_are_those_of_one_process(ranks: list[dict[str, Any]]
                 torch.testing.assert_close(
                     got["parameters"][name],
                     value,
-                    rtol=1e-5,
-                    atol=1e-5,
+                    rtol=close,
+                    atol=close,
                     msg=lambda m, c=(case, rank, name): f"{c}: {m}",
                 )
 

@@ -61,7 +61,7 @@ def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list
     assert serve == ["serve", str(folder / "demo" / "index")] and search[0] == "search"
     with Index.open(folder / "demo" / "index") as index:
         names = [Path(item.path).name for item in index.items(index.store.ids())]
-        assert len(index) == 8 and sum(name.startswith("red ") for name in names) == 2
+        assert len(index) == 8 and sum(name.startswith(("red.", "red ")) for name in names) == 2
     return page
 
 
