@@ -45,9 +45,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def serving(place: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server and its address; it is killed at the end where it has not ended."""
     command = [sys.executable, "-m", "cloob", "serve", str(place), "--port", "0", *words]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}, start_new_session=True
-    )
+    # A background job of a shell ignores Ctrl-C, and hands that on to what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         assert process.stderr is not None
         for line in process.stderr:

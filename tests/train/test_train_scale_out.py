@@ -60,6 +60,7 @@ def two_hosts(trained: Trained, tmp_path: Path, start: Callable[[dict[str, Any],
     assert exact(tmp_path / "here") == exact(one.save.out)
 
 
+@pytest.mark.nightly
 def test_two_launchers_on_loopback(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
     endpoint = f"127.0.0.1:{free_port()}"
     two_hosts(
