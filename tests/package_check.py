@@ -27,7 +27,7 @@ FIRST_OF_PAGE = re.compile(r"^```python\n(.*?)^```", flags=re.MULTILINE | re.DOT
 IN_WHEEL = ("cloob/py.typed", "cloob/objective.py", "cloob/data/demo/NOTICE", "cloob/evaluate/sets/prompts/NOTICE.md")
 IN_SDIST = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "src/cloob/py.typed")
 IN_SDIST += ("tests/conftest.py", "docs/index.md", "docs/conf.py", "Makefile")
-NOT_WANTED = re.compile(r"__pycache__|\.pyc$|(^|/)(\.venv|runs|build|dist|\.git|\.hypothesis|docs/api)(/|$)|\.env$")
+NOT_WANTED = re.compile(r"__pycache__|\.pyc$|(^|/)(\.venv|runs|dist|\.git|\.hypothesis|docs/api)(/|$)|^([^/]+-[^/]+/)?build/|\.env$")
 
 
 def build(dist: Path) -> tuple[Path, Path]:
