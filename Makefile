@@ -22,7 +22,7 @@ torch-alone: $(VENV)/.dev
 	  tests/test_objective_state.py tests/test_objective_tracing.py tests/test_distributed.py $(ARGS)
 
 nightly: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 --hypothesis-profile nightly $(ARGS)
 
 # The suite with the lowest versions that pyproject.toml allows. Old packages warn of what newer ones have changed.
 lowest: $(VENV)/.dev

@@ -13,11 +13,14 @@ from cloob.serve.app import make_app
 from cloob.serve.settings import ServeConfig
 
 schemathesis: Any = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+# It imports this late. While threads of an index run, Python 3.11 may fail to parse it: "AST constructor recursion
+# depth mismatch" (python/cpython#106905).
+pytest.importorskip("schemathesis.specs.openapi.schemas")
 # A filter, weights that cancel, ids that are not there: well-formed, and refused with these.
 CHECKS = {"positive_data_acceptance": {"expected-statuses": ["2xx", 400, 404, 413, 415]}}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def described(index: Index) -> Any:
     app = make_app(index, ServeConfig(local=False, max_upload_pixels=100_000))
     config = schemathesis.Config.from_dict({"checks": CHECKS})

@@ -37,6 +37,7 @@ SAME = [
     "‘single’ “double”",
     "ﬁne ﬂower ﬃ ŉ ǆ Ĳ ﬆ",
     "ΟΔΥΣΣΕΥΣ ΣΑΣ Σ αΣ仗",
+    "Α'Σ Α.Σ' Α·Σ.Α ΣΣ'Σ aΣʰ ʰΣ 1Σ",
     "e\u0301 é",
     "\u200bzero\u200dwidth\ufeffbom\x00\x07bell",
     "ＦＵＬＬ ｗｉｄｔｈ ｶﾞ",

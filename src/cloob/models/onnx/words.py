@@ -25,6 +25,9 @@ _LIGATURES = {"Ĳ": "IJ", "ĳ": "ij", "ŉ": "'n", "Ǆ": "DŽ", "ǅ": "Dž", "ǆ"
 _LIGATURES |= {"Ǌ": "NJ", "ǋ": "Nj", "ǌ": "nj", "Ǳ": "DZ", "ǲ": "Dz", "ǳ": "dz", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl"}
 _LIGATURES |= {"ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "ſt", "ﬆ": "st"}
 _WIDE = range(0xFF01, 0xFFF0)
+# Python lowers a sigma at a word's end to ς, the package every one to σ (Unicode, section 3.13, Final_Sigma).
+_CASED = r"(?!\p{Case_Ignorable})\p{Cased}"
+_LAST_SIGMA = rf"{_CASED}\p{{Case_Ignorable}}*\KΣ(?!\p{{Case_Ignorable}}*{_CASED})"
 
 
 def _mended() -> list[tuple[dict[str, str], str]]:
@@ -36,8 +39,7 @@ def _mended() -> list[tuple[dict[str, str], str]]:
         *(({"String": old}, new) for old, new in single.items()),
         ({"Regex": "[ʼ‘-‛]"}, "'"),
         ({"Regex": "[“-‟]"}, '"'),
-        # Python writes a capital sigma at a word's end as ς, the package always as σ.
-        ({"Regex": "(?<=[\\p{Lu}\\p{Ll}\\p{Lt}])Σ(?![\\p{Lu}\\p{Ll}\\p{Lt}])"}, "ς"),
+        ({"Regex": _LAST_SIGMA}, "ς"),
         ({"Regex": "\\s+"}, " "),
     ]
 

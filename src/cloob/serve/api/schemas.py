@@ -7,21 +7,31 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cloob.search.records import Item, Value
 
 MOST = 1000
-Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17])]
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 3.0 is an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# After `Field`, or the description of the API loses the bounds.
+Whole = BeforeValidator(_whole)
+Id = Annotated[int, Field(ge=1, le=2**53 - 1, examples=[17]), Whole]
 Weight = Annotated[float, Field(ge=-10, le=10, examples=[1.0, -0.5])]
 Name = Annotated[str, Field(min_length=1, max_length=200, examples=["cloob"])]
 Where = Annotated[str, Field(max_length=2000, examples=["date >= 2024 and caption like '%dog%'"])]
-Top = Annotated[int, Field(ge=1, le=MOST, examples=[50])]
+Top = Annotated[int, Field(ge=1, le=MOST, examples=[50]), Whole]
 Label = Annotated[str, Field(min_length=1, max_length=200, examples=["bird", "flower"])]
 
 
 class _Words(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    # Strict: neither `true` nor "3" is a number.
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class WordsPart(_Words):
@@ -63,7 +73,7 @@ class ExplainQuery(_Words):
 
     parts: Parts
     beta: Annotated[float, Field(gt=0, le=1000, description="Left out, the model's own.", examples=[8.0])] | None = None
-    top: Annotated[int, Field(ge=1, le=100)] = 12
+    top: Annotated[int, Field(ge=1, le=100), Whole] = 12
     where: Where | None = None
     model: Name | None = None
 
@@ -80,7 +90,7 @@ class ClassifyQuery(_Words):
     none: Annotated[bool, Field(description="Also offer 'none of these'.")] = False
     where: Where | None = None
     model: Name | None = None
-    top: Annotated[int, Field(ge=1, le=MOST, description="Pictures listed for each label.")] = 100
+    top: Annotated[int, Field(ge=1, le=MOST, description="Pictures listed for each label."), Whole] = 100
 
 
 class EmbedQuery(_Words):
