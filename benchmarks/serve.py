@@ -4,7 +4,7 @@
 
 Each client sends one query after the other, without a pause: three of five are words (half of them are four
 words drawn anew, so that the model runs), one is more like this, one a thumbnail.
-The server is another process of this machine.
+The server is another process of this machine; the clients are one process (aiohttp), which takes part of a core.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-import httpx
+import aiohttp
 import numpy as np
 
 WORDS = tuple("red blue old small bird house car tree face hand arrow music heart sun cloud fish".split())  # noqa: SIM905
@@ -46,7 +46,7 @@ def machine() -> str:
 
 
 async def client(
-    web: httpx.AsyncClient, seed: int, ids: list[int], until: float, rows: list[tuple[str, float, int]]
+    web: aiohttp.ClientSession, seed: int, ids: list[int], until: float, rows: list[tuple[str, float, int]]
 ) -> None:
     """Asks until the time is over."""
     draw = random.Random(seed)
@@ -54,18 +54,17 @@ async def client(
         kind = draw.choice(["words", "words", "words", "similar", "thumbnail"])
         id_ = draw.choice(ids)
         start = time.perf_counter()
+        if kind == "words":
+            words = " ".join(draw.sample(WORDS, draw.choice([1, 4])))
+            asked = web.post("/api/search", json={"parts": [{"words": words}], "top": 50})
+        else:
+            asked = web.get(f"/api/items/{id_}/{kind}")
         try:
-            if kind == "words":
-                words = " ".join(draw.sample(WORDS, draw.choice([1, 4])))
-                answer = await web.post("/api/search", json={"parts": [{"words": words}], "top": 50})
-            elif kind == "similar":
-                answer = await web.get(f"/api/items/{id_}/similar")
-            else:
-                answer = await web.get(f"/api/items/{id_}/thumbnail")
-            status = answer.status_code
+            async with asked as answer:
+                status, content = answer.status, await answer.read()
             if status != 200:
-                print(f"{kind}: {status} {answer.text[:200]}", file=sys.stderr)
-        except httpx.HTTPError as error:
+                print(f"{kind}: {status} {content[:200]!r}", file=sys.stderr)
+        except (aiohttp.ClientError, TimeoutError) as error:
             status = 0
             print(f"{kind}: {error!r}", file=sys.stderr)
         rows.append((kind, time.perf_counter() - start, status))
@@ -74,10 +73,12 @@ async def client(
 async def load(address: str, clients: int, seconds: float) -> list[tuple[str, float, int]]:
     """All clients at once."""
     rows: list[tuple[str, float, int]] = []
-    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=address, limits=limits, timeout=60) as web:
-        ids = (await web.get("/api/ids")).json()["ids"]
-        await web.post("/api/search", json={"parts": [{"words": "the first one loads the model"}]})
+    connections = aiohttp.TCPConnector(limit=clients)
+    async with aiohttp.ClientSession(address, connector=connections, timeout=aiohttp.ClientTimeout(60)) as web:
+        async with web.get("/api/ids") as answer:
+            ids = (await answer.json())["ids"]
+        async with web.post("/api/search", json={"parts": [{"words": "the first one loads the model"}]}) as answer:
+            await answer.read()
         until = time.perf_counter() + seconds
         await asyncio.gather(*(client(web, seed, ids, until, rows) for seed in range(clients)))
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"--port is {arguments.port}; 0 to 65535 is wanted")
     if arguments.token is not None and not _TOKEN.fullmatch(arguments.token):
         raise InputError("--token is too short or holds other characters; 16 letters, digits, . _ ~ or - are wanted")
+    _share_cores()
     from cloob.commands.work.serve import run  # FastAPI and torch: only for words that are right
 
     return run(
@@ -59,3 +61,14 @@ def main(words: Sequence[str]) -> int:
         model=arguments.model,
         browser=arguments.open,
     )
+
+
+def _share_cores() -> None:
+    """Keeps the threads of numpy and of torch from waiting for each other; before either is imported.
+
+    Two searches run at a time, so each has half of the cores. Threads of OpenMP that have nothing to do sleep and do
+    not spin. What is set already stays. docs/serve.md has the figures.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, (os.cpu_count() or 1) // 2)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from cloob.errors import InputError
 from cloob.search.ask import find
@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # torch: only where a model is needed
     from cloob.search.show.layout import Method
     from cloob.search.sort.classify import LabelOptions, Labels
 
+T = TypeVar("T")
+
 
 class Answers(ABC):
     """What :class:`cloob.search.index.Index` answers with its store, its models and its pictures."""
@@ -36,6 +38,10 @@ class Answers(ABC):
     @abstractmethod
     def encoder(self, name: str | None = None) -> Encoder:
         """A model of the index, loaded once."""
+
+    @abstractmethod
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What ``work`` returns, kept for later calls with an equal key."""
 
     @abstractmethod
     def picture(self, id: int) -> bytes:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
@@ -24,6 +25,9 @@ if TYPE_CHECKING:  # torch: only where a model is needed, as a search for what i
     from cloob.search.scan.open import Pictures  # pyarrow
     from cloob.search.update import UpdateOptions
     from cloob.search.where import Filter
+
+T = TypeVar("T")
+_KEPT = 64  # values of `once`
 
 
 class Index(Answers):
@@ -56,6 +60,7 @@ class Index(Answers):
         self._default = model
         self._encoders: dict[str, Encoder] = {}
         self._lock = threading.RLock()
+        self._once: OrderedDict[Hashable, Any] = OrderedDict()
         self._pictures: Pictures | None = None
         if model is not None:
             self.model(model)
@@ -127,6 +132,20 @@ class Index(Answers):
                 return model
         names = [model.name for model in models]
         raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, names)}")
+
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What ``work`` returns, kept for later calls with an equal key; of the keys used last, a few."""
+        with self._lock:
+            if key in self._once:
+                self._once.move_to_end(key)
+                value: T = self._once[key]
+                return value
+        value = work()  # twice where two threads ask for it at once: neither waits for a model with the lock held
+        with self._lock:
+            self._once[key] = value
+            while len(self._once) > _KEPT:
+                self._once.popitem(last=False)
+        return value
 
     def use(self, name: str, encoder: Encoder) -> None:
         """Hands in a loaded model, so that :meth:`encoder` has not to load it.

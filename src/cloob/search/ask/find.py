@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
     from cloob.search.ask.explain import Retrieved
 
+T = TypeVar("T")
 Cutoff = float | Literal["auto"] | None
 Asked = "Query | str | Path | Image | Vector"
 
@@ -45,6 +46,9 @@ class Collection(Protocol):
 
     def encoder(self, name: str | None = None) -> Encoder:
         """A model, loaded once."""
+
+    def once(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What ``work`` returns, kept for later calls with an equal key."""
 
 
 def search(
@@ -153,14 +157,17 @@ def checked_row(row: Vector, asked: IndexedModel) -> Vector:
 
 def unrelated_rows(index: Collection, query: Query, asked: IndexedModel) -> Vectors | None:
     """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
-    rows: Vectors
-    if any(term.kind == "words" for term in query.terms):
-        rows = text_rows(index, asked)
-    else:
-        rows = np.zeros((background.DRAWN, asked.dim), np.float32)  # for the number of draws alone
-    shown = any(term.kind != "words" for term in query.terms)
-    pictures = drawn_pictures(index, asked) if shown else np.empty((0, asked.dim), np.float32)
-    return background.unrelated(query, rows, pictures)
+    shape = tuple((term.kind == "words", term.weight) for term in query.terms)
+    words, shown = (any(is_words is wanted for is_words, _ in shape) for wanted in (True, False))
+
+    def work() -> Vectors | None:
+        # Without words, rows for the number of draws alone.
+        rows = text_rows(index, asked) if words else np.zeros((background.DRAWN, asked.dim), np.float32)
+        pictures = drawn_pictures(index, asked) if shown else np.empty((0, asked.dim), np.float32)
+        return background.unrelated(query, rows, pictures)
+
+    revision = index.store.revision() if shown else None
+    return index.once(("unrelated", asked.name, asked.fingerprint, revision, shape), work)
 
 
 def text_rows(index: Collection, asked: IndexedModel) -> Vectors:
