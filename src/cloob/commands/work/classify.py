@@ -28,10 +28,10 @@ def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
     """Sorts, as the words after ``cloob classify`` ask; returns the exit code."""
     arguments.cache.use()
     templates = arguments.templates or TEMPLATES
-    names = None if arguments.labels is None else check_labels(read_labels(arguments.labels), templates)
+    options = LabelOptions(templates, arguments.multi, arguments.none, arguments.cutoff, arguments.inv_tau)
+    names = None if arguments.labels is None else check_labels(read_labels(arguments.labels), options)
     with opened(arguments.source, arguments.model, arguments.device, arguments.workers) as (index, unread):
         if names is not None:
-            options = LabelOptions(templates, arguments.multi, arguments.none, arguments.cutoff, arguments.inv_tau)
             labels = label_index(index, names, options, where=arguments.where)
             _say_temperature(labels)
         else:

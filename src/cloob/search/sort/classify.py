@@ -100,11 +100,12 @@ class LabelOptions:
     inv_tau: float | None = None
 
 
-def check_labels(names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> tuple[str, ...]:
+def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]:
     """Labels without the white space around them.
 
     Raises:
-        InputError: Fewer than one, an empty one, two that are equal, or a template without ``{c}``.
+        InputError: None, an empty one, two that are equal, one that no picture can do without, or a template without
+            ``{c}``.
     """
     labels = tuple(" ".join(name.split()) for name in names)
     if not labels or not all(labels):
@@ -114,11 +115,13 @@ def check_labels(names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> 
     if len(set(labels)) < len(labels):
         twice = next(label for place, label in enumerate(labels) if label in labels[:place])
         raise InputError(f"the label {twice!r} is there twice")
-    for template in templates:
+    for template in options.templates:
         if "{c}" not in template:
             raise InputError(f"template {template!r} has no {{c}} where the label belongs")
-    if not templates:
+    if not options.templates:
         raise InputError("no template; one with {c} is wanted, such as 'a photo of a {c}.'")
+    if len(labels) == 1 and not (options.none or options.multi):
+        raise InputError(f"one label alone, which every picture would get; beside {labels[0]!r} name others, or --none")
     return labels
 
 

@@ -34,7 +34,7 @@ def label_index(
         InputError: Labels, templates, filter or model are wrong, or no picture matches.
     """
     options = options or LabelOptions()
-    names = classify.check_labels(labels, options.templates)
+    names = classify.check_labels(labels, options)
     asked = index.model(model)
     ids, rows = _all_rows(index, where, model, len(names))
     encoder = index.encoder(asked.name)
