@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.frozen.captions import wrong_rows
 from benchmarks.pictograms.cells import IMAGE_SIZE, PROBED, ZEROSHOT
 from PIL import Image
 from torch import Tensor
@@ -80,6 +81,17 @@ def load(data: Path, cache: Path, encoder: DualEncoder, tests: bool = True) -> D
     test = {name: _labelled(data / "zeroshot" / name, "test", cache, encoder) for name in ZEROSHOT}
     probe = {name: _labelled(data / "zeroshot" / name, "train", cache, encoder) for name in PROBED}
     return Data(pairs, test, probe)
+
+
+def with_wrong_captions(data: Data, share: float, seed: int) -> Data:
+    """The same pictures, with so much of the training and of the held-out captions going round among their pairs."""
+    pairs = dict(data.pairs)
+    for place, name in enumerate(("train", "val")):
+        right, rows = data.pairs[name], np.arange(len(data.pairs[name]))
+        rows = wrong_rows("swap", share, rows, rows, rows, np.random.default_rng([seed, place]))
+        captions = tuple(right.captions[row] for row in rows)
+        pairs[name] = Pairs(right.images, right.tokens[rows], right.ids[rows], captions)
+    return Data(pairs, data.test, data.probe)
 
 
 class Augmented:

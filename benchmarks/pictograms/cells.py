@@ -131,7 +131,7 @@ _RETRIEVING: list[dict[str, Any]] = [
     {"inv_tau": 15.0, "beta": 16.0},
     {"inv_tau": 8.0, "beta": 16.0},
 ]
-_TEMPERATURES: dict[str, list[dict[str, Any]]] = {
+TEMPERATURES: dict[str, list[dict[str, Any]]] = {
     "clip": [{"inv_tau": t, "learnable_inv_tau": False} for t in (10.0, 20.0, 30.0, 50.0)],
     "infoloob": [{"inv_tau": t} for t in (8.0, 12.0, 20.0, 50.0)],
     "infonce-hopfield": _RETRIEVING,
@@ -149,7 +149,7 @@ _FURTHER: dict[str, list[dict[str, Any]]] = {
 _NEXT_RATE = {5e-4: 2.5e-4, 1e-3: 7e-4, 2e-3: 4e-3}
 """Beyond the edge of the learning rates, or between two of them."""
 _ROUNDS: tuple[tuple[str, Callable[[str, Setting], list[dict[str, Any]]]], ...] = (
-    ("temperature", lambda method, _: _TEMPERATURES[method]),
+    ("temperature", lambda method, _: TEMPERATURES[method]),
     ("learning rate", lambda *_: [{"lr": lr} for lr in (5e-4, 2e-3)]),
     ("further learning rate", lambda _, best: [{"lr": _NEXT_RATE[best.lr]}]),
     ("batch", lambda *_: [{"batch_size": n} for n in (64, 256)]),

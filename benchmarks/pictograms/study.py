@@ -1,4 +1,6 @@
-"""Runs the study, or a part: ``python -m benchmarks.pictograms {search|cells|attempts|timing|tables|all|status}``.
+"""Runs the study, or a part: ``python -m benchmarks.pictograms STAGE``.
+
+Stages: search, cells, attempts, wrong-search, wrong (both with wrong captions), timing, tables, all, status.
 
 Every run ends as one record under ``results/``; what has a record is not run again, and a run that was stopped goes on
 where it was. Several of these may work on one list at a time (``--threads 1`` each): a run is claimed by a file.
@@ -19,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pictograms import cells as plan
-from benchmarks.pictograms import records
+from benchmarks.pictograms import records, wrong
 from benchmarks.pictograms.cells import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "runs" / "pictograms"
+STAGES = ("search", "cells", "attempts", wrong.SEARCH, wrong.RUNS)
 
 
 def open_cells(stage: str, options: argparse.Namespace) -> Iterable[Cell]:
@@ -33,6 +36,12 @@ def open_cells(stage: str, options: argparse.Namespace) -> Iterable[Cell]:
         listed = list(plan.search_cells(scores))
     elif stage == "cells":
         listed = plan.grid(scores, options.epochs or plan.CELL_EPOCHS)
+    elif stage == wrong.SEARCH:
+        listed = [
+            cell for place in zip(*(wrong.search(m, scores) for m in wrong.MEMBERS), strict=True) for cell in place
+        ]
+    elif stage == wrong.RUNS:
+        listed = list(wrong.cells(scores, records.read(wrong.SEARCH)))
     else:
         from benchmarks.pictograms.attempts import attempts
 
@@ -103,13 +112,16 @@ class Stage:
 
         from cloob.models.towers import create_model
 
-        full = self.stage == "cells"
+        full = self.stage in ("cells", wrong.RUNS)
         if self.data is None:
             encoder = create_model(cell.tower, seed=0)
             self.data = cache.load(self.options.data, WORK / "cache", encoder, tests=full)
         say(f"{cell.stage}: {cell.id}")
         state = WORK / "state" / f"{cell.stage}--{cell.id}.pt"
-        run = Run(cell, self.data, state, self.options.device, full, say)
+        data = self.data
+        if self.stage in (wrong.SEARCH, wrong.RUNS):
+            data = cache.with_wrong_captions(data, wrong.SHARE, cell.seed)
+        run = Run(cell, data, state, self.options.device, full, say)
         try:
             record = run.go(self.stop)
         except RuntimeError as error:
@@ -175,7 +187,7 @@ def say(text: str) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """Prints what is done and what is open."""
-    for stage in ("search", "cells", "attempts"):
+    for stage in STAGES:
         listed = [cell.id for cell in open_cells(stage, options)]
         done = records.read(stage)
         print(f"{stage}: {len(done)} records; {sum(name not in done for name in listed)} of {len(listed)} listed open")
@@ -189,7 +201,7 @@ def status(options: argparse.Namespace) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictograms", description=__doc__)
-    parser.add_argument("stage", choices=("search", "cells", "attempts", "timing", "tables", "status", "all"))
+    parser.add_argument("stage", choices=(*STAGES, "timing", "tables", "status", "all"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the benchmark's folder")
     parser.add_argument("--method", default="", help="only these, separated by commas")
     parser.add_argument("--tower", default="", help="only these")
@@ -221,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: asked.append(n))
         try:
-            stages = ("search", "cells", "attempts", "timing") if options.stage == "all" else (options.stage,)
+            stages = (*STAGES, "timing") if options.stage == "all" else (options.stage,)
             for stage in stages:
                 if stage == "timing":
                     # Other figures each time: `all`, which may be started again and again, measures once.

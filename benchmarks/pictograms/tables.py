@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.pictograms import records
+from benchmarks.pictograms import records, wrong
 from benchmarks.pictograms.cell_tables import (
     ablation,
     chosen_table,
@@ -44,6 +44,7 @@ from benchmarks.pictograms.selection import NAMES, Runs, select, zeroshot_mean
 
 BEGIN, END = "<!-- pictograms:begin -->", "<!-- pictograms:end -->"
 SUMMARY = "<!-- pictograms-summary:begin -->", "<!-- pictograms-summary:end -->"
+WRONG = "<!-- pictograms-wrong:begin -->", "<!-- pictograms-wrong:end -->"
 PAGE = "docs/results.md"
 COMPARED = (("cloob", "clip"), ("cloob-warm", "clip"), ("infoloob", "clip"), ("cloob-warm", "infoloob"))
 """The claim, the claim for the form that retrieves later, what InfoLOOB alone does, and what retrieval adds to it."""
@@ -59,7 +60,9 @@ def write(results: Path, root: Path) -> None:
 
 def filled(text: str, results: Path = records.RESULTS) -> str:
     """The page's text with the summary and all tables as the records give them."""
-    return replaced(replaced(text, summary(results), *SUMMARY), render(results))
+    searched, runs = (records.read(stage, results) for stage in (wrong.SEARCH, wrong.RUNS))
+    of_wrong = wrong.render(records.search_scores(results), searched, runs)
+    return replaced(replaced(replaced(text, summary(results), *SUMMARY), render(results)), of_wrong, *WRONG)
 
 
 def replaced(text: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
