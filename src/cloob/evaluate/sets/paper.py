@@ -17,16 +17,15 @@ Under one root folder (``LAYOUTS`` holds what a missing set's message says):
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cloob.data.decode import read_image_file
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, require
-from cloob.evaluate.sets.labelled import LabelledSet
+from cloob.evaluate.sets.labelled import FilePictures, LabelledSet
 
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
@@ -44,28 +43,6 @@ LAYOUTS: Mapping[str, str] = {
     "imagenetv2": "imagenetv2-matched-frequency-format-val/<0 … 999>/*.jpeg (its .tar.gz, unpacked)",
 }
 """What to put under the root for each set, in the order of the paper's table."""
-
-
-class ListedPictures:
-    """Pictures by a list of files.
-
-    Args:
-        root: What keys are relative to.
-        paths: The files.
-    """
-
-    def __init__(self, root: Path, paths: Iterable[Path]) -> None:
-        self._root = root
-        self._paths = list(paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def read(self, index: int) -> tuple[str, bytes]:
-        """Key and encoded image; raises :class:`cloob.data.batch.BadSample` where the file cannot be read."""
-        path = self._paths[index]
-        key = path.relative_to(self._root).as_posix()
-        return key, read_image_file(path, key)
 
 
 def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
@@ -92,7 +69,8 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
         raise InputError(
             f"{name}: labels from {labels.min()} to {labels.max()} found, 0 to {len(classnames) - 1} would be right"
         )
-    return LabelledSet(name, classnames, templates, labels, ListedPictures(root, (path for path, _ in samples)))
+    pictures = FilePictures(root, [path.relative_to(root).as_posix() for path, _ in samples])
+    return LabelledSet(name, classnames, templates, labels, pictures)
 
 
 def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -10,7 +10,7 @@ from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import is_tar
 from cloob.errors import InputError, nearest
 from cloob.evaluate.sets.captioned import CaptionedSet, open_captioned
-from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
+from cloob.evaluate.sets.labelled import LabelledSet, open_labelled, subfolders
 from cloob.evaluate.sets.paper import LAYOUTS, open_paper_set
 
 SUITES = {
@@ -68,7 +68,7 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
         if name == "paper":
             _open_paper(folder, opened, probe)
             continue
-        places = _subfolders(folder) if name == "pictograms" else _webdatasets(folder, _DEEPEST)
+        places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _DEEPEST)
         if not places:
             raise InputError(
                 f"--suite {name}: {folder} holds no {'folder' if name == 'pictograms' else 'test/nshards.txt'}"
@@ -149,14 +149,10 @@ def _open_one(folder: Path, name: str, opened: SuiteSets, probe: bool) -> None:
         opened.training[data.name] = train
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def _webdatasets(folder: Path, depth: int) -> list[Path]:
     """Folders with ``test/nshards.txt``, by path; nothing is looked for inside of one."""
     places: list[Path] = []
-    for path in _subfolders(folder):
+    for path in subfolders(folder):
         if (path / "test" / "nshards.txt").is_file():
             places.append(path)
         elif depth > 1:

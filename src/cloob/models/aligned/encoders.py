@@ -26,6 +26,7 @@ from cloob.models.hub import check_hub_model, fetch_first, reachable_hub
 from cloob.models.names import check_path
 from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
+from cloob.models.weights.blocks import preprocess
 
 E = TypeVar("E", bound=nn.Module)
 LoadModel = Callable[[str], DualEncoder]
@@ -236,18 +237,11 @@ def _with_timm_config(network: nn.Module, spec: str, image_size: int | None) -> 
     data: Any = require("timm.data", "train")
     config = data.resolve_data_config({}, model=network)
     size = image_size or int(config["input_size"][-1])
-    preprocess = {
-        "size": size,
-        "mean": tuple(config["mean"]),
-        "std": tuple(config["std"]),
-        "interpolation": config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic",
-        "mode": "RGB",
-        "resize_mode": "shortest",
-        "fill_color": 0,
-    }
+    interpolation = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bicubic"
+    pixels = preprocess(size, tuple(config["mean"]), tuple(config["std"]), interpolation)
     network.eval()
     with translated(f"{spec} at {size} pixels"):
-        return ImageEncoder(network, preprocess)
+        return ImageEncoder(network, pixels)
 
 
 def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:

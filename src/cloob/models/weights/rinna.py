@@ -125,8 +125,7 @@ def build(where: Path, config: dict[str, Any], known: int) -> Towers:
     fields.number("scale_hopfield")
     eps = text.number("layer_norm_eps", 1e-12 if kind == "bert" else 1e-5)
     with torch.device("meta"):
-        towers = Towers(ImageTower(image, embed_dim), TextTower(text, embed_dim, eps))
-    towers.logit_scale = nn.Parameter(torch.tensor(math.log(inv_tau)), requires_grad=False)
+        towers = Towers(ImageTower(image, embed_dim), TextTower(text, embed_dim, eps), math.log(inv_tau))
     towers.visual.preprocess_cfg = preprocess(size, CLIP_MEAN, CLIP_STD, "bilinear")  # type: ignore[assignment]
     return towers
 
