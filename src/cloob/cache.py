@@ -152,11 +152,7 @@ class Cache:
         return None
 
     def put(self, kind: Kind, name: str, content: bytes) -> Path:
-        """Writes the file of this name, in place of one that is there.
-
-        Raises:
-            InputError: As ``get``.
-        """
+        """Writes the file of this name, in place of one that is there; errors as of ``get``."""
         with self._writing(kind):
             path = self._path(kind, name)
             _write(path, lambda temporary: temporary.write_bytes(content))
@@ -164,11 +160,7 @@ class Cache:
             return path
 
     def beside(self, path: Path, make: Callable[[Path], None]) -> Path:
-        """The index of a cached file, which goes when that goes; made now if it is not there.
-
-        Raises:
-            InputError: As ``get``.
-        """
+        """The index of a cached file, which goes when that goes; made now if it is not there; errors as of ``get``."""
         with self._writing("indices"):
             return self._keep(_index(path), make)
 

@@ -182,11 +182,7 @@ class Embeddings:
         return self._labelled[key][1]
 
     def tower(self, model: str, data: Labelled) -> TowerFeatures:
-        """The image tower's features of a labelled set, for probes; the names of the classes play no part.
-
-        Raises:
-            InputError: As :meth:`labelled`.
-        """
+        """The image tower's features of a labelled set, for probes; errors as of ``labelled``, classes play no part."""
         key = (model, id(data))
         if key not in self._towers:
             labels = _labels(data)
@@ -196,11 +192,7 @@ class Embeddings:
         return self._towers[key][1]
 
     def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
-        """A linear probe fitted on the image tower's features of a set, see ``measures.probe.fit_probe``.
-
-        Raises:
-            InputError: As :meth:`tower` and ``fit_probe``.
-        """
+        """A probe fitted on the tower's features of a set; errors as of ``tower`` and ``measures.probe.fit_probe``."""
         labels = _labels(train)
 
         def key() -> str:
@@ -217,11 +209,7 @@ class Embeddings:
         return Probe(weight=fit.tensors["weight"], **fit.facts)
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
-        """The images and captions of a source through a model.
-
-        Raises:
-            InputError: See ``embed_pairs``.
-        """
+        """The images and captions of a source through a model; errors as of ``embed_pairs``."""
         key = (model, id(source))
         if key not in self._pairs:
             label = model, source.name

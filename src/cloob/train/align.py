@@ -53,11 +53,7 @@ class Features(NamedTuple):
 
 
 def make_aligned(config: TrainConfig) -> AlignedEncoder:
-    """The two encoders with fresh heads, whose weights depend on the seed alone.
-
-    Raises:
-        InputError: An encoder cannot be opened.
-    """
+    """The two encoders, opened, with fresh heads, whose weights depend on the seed alone."""
     align = config.align
     assert align.image_encoder is not None and align.text_encoder is not None
     image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
@@ -111,11 +107,7 @@ def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
 
 
 def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
-    """Refuses settings of heads that are not those of the heads to start from.
-
-    Raises:
-        InputError: One differs.
-    """
+    """Refuses settings of heads that are not those of the heads to start from."""
     for key, held in head_settings(encoder).items():
         asked = getattr(config.align, key)
         if asked not in (held, getattr(AlignConfig, key)):

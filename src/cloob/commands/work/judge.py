@@ -128,11 +128,7 @@ def write_page(
 
 
 def check_writable(out: Path) -> None:
-    """Finds out before the work, not after it, whether results can be written to ``out``.
-
-    Raises:
-        InputError: They cannot; the message names the folder.
-    """
+    """Finds out before the work that results cannot be written to ``out``: InputError with the folder's name."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".tmp-probe"

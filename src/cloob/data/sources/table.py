@@ -152,11 +152,7 @@ def _check_columns(path: Path, image_column: str, caption_column: str) -> None:
 
 
 def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
-    """The columns of a table, from its header alone; ``wanted`` tells which delimiter is meant.
-
-    Raises:
-        InputError: Not a table.
-    """
+    """A table's columns, from its header alone; ``wanted`` tells which delimiter is meant; InputError if it is none."""
     with _one_line(path):
         return _NAMES[path.suffix.lower()](path, wanted)
 

@@ -99,11 +99,7 @@ def _short_name(spec: str | Path) -> str:
 
 
 def is_retrieval_folder(folder: Path) -> bool:
-    """Whether a folder says of itself that it is one of CLIP_benchmark's retrieval sets.
-
-    Raises:
-        OSError: The file that says it cannot be read.
-    """
+    """Whether a folder says that it is a retrieval set of CLIP_benchmark's; OSError where that cannot be read."""
     kind = folder / _TYPE_FILE
     return kind.is_file() and kind.read_text(encoding="utf-8").strip().lower() == "retrieval"
 

@@ -79,11 +79,7 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
 
 
 def training_split(path: str | Path) -> LabelledSet | None:
-    """The training images of a labelled set; None if it has no such split.
-
-    Raises:
-        InputError: It has one, with a mistake in it.
-    """
+    """The training images of a labelled set, None without such a split; InputError where it has a mistake."""
     part = local_folder(path, "labelled pictures") / _TRAIN_SPLIT
     if not part.is_dir():
         return None

@@ -123,11 +123,7 @@ def filled(
     plan: Mapping[str, Part],
     ignored: frozenset[str] = frozenset(),
 ) -> Any:
-    """The module with a file's weights, and with the causal mask that no file holds.
-
-    Raises:
-        InputError: As ``fill``.
-    """
+    """The module with a file's weights, and with the causal mask that no file holds; errors as of ``fill``."""
     fill(model, path, tensors, plan, ignored)
     for module in model.modules():
         mask = getattr(module, "attn_mask", None)

@@ -78,11 +78,7 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
-    """The encoder of a folder.
-
-    Raises:
-        InputError: Its configuration or its weights are not those of a published model.
-    """
+    """The encoder of a folder; InputError where configuration or weights are not those of a published model."""
     where = folder / "config.json"
     weights, tensors = folder_weights(folder)
     towers = build(where, config, len(tensors))

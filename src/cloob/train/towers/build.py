@@ -41,11 +41,7 @@ def make_cache(config: TrainConfig) -> Cache:
 
 
 def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
-    """Opens one source or several as one, each with its weight if there are any.
-
-    Raises:
-        InputError: As ``open_source``.
-    """
+    """Opens one source or several as one, each with its weight if there are any; errors as of ``open_source``."""
     return mix(_open(specs, config), weights)
 
 
