@@ -174,7 +174,7 @@ def _content(
         tables.append(differences)
 
     def drawn(shown: Sequence[figures.Figure]) -> list[dict[str, Any]]:
-        return [_with_markup(figure, markup) for figure in shown]
+        return [{**vars(figure), "svg": markup(figure.svg)} for figure in shown]  # escaped where it was made
 
     return {
         "colours": colours,
@@ -270,11 +270,6 @@ def _setting_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.5g}" if math.isfinite(value) else numbers.MISSING
     return numbers.MISSING if value is None else str(value)
-
-
-def _with_markup(figure: figures.Figure, markup: type[str]) -> dict[str, Any]:
-    """A figure for the template; its SVG was escaped where it was made."""
-    return {**vars(figure), "svg": markup(figure.svg)}
 
 
 def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
