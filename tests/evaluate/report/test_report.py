@@ -73,7 +73,7 @@ def full_results() -> dict[str, Any]:
 def full_queries() -> list[ExampleQuery]:
     found = [ShownPicture(picture("red"), "a cat", i == 0, 0.5 - i / 10) for i in range(4)]
     found.append(ShownPicture(picture("blue"), EVIL, False, math.nan))
-    return [ExampleQuery(f"a drawing of {EVIL}", "cat", {"cloob": found, "clip": found[::-1]})]
+    return [ExampleQuery(f"a drawing of {EVIL}", {"cloob": found, "clip": found[::-1]})]
 
 
 def full_curves() -> dict[str, list[dict[str, Any]]]:
@@ -498,7 +498,7 @@ def test_the_least_results_make_a_page() -> None:
 
 
 def test_an_unknown_picture_becomes_its_label() -> None:
-    lost = ExampleQuery("q", None, {"cloob": [ShownPicture(b"<svg onload=x>", "a label", True, 0.1)]})
+    lost = ExampleQuery("q", {"cloob": [ShownPicture(b"<svg onload=x>", "a label", True, 0.1)]})
     page = render(queries=[lost], confusions=[])
     assert '<span class="no-image">a label</span>' in page
     assert "<img" not in page
@@ -536,9 +536,7 @@ def test_nothing_of_a_file_but_its_pixels_gets_into_the_page(kind: str, side: in
     image.save(stream, kind, **extra)
     data = stream.getvalue() + (b"SECRET trailer" if kind == "JPEG" else b"")
     assert b"SECRET" in data
-    page = render(
-        queries=[ExampleQuery("q", None, {"cloob": [ShownPicture(data, "a label", True, 0.1)]})], confusions=[]
-    )
+    page = render(queries=[ExampleQuery("q", {"cloob": [ShownPicture(data, "a label", True, 0.1)]})], confusions=[])
     pictures = [base64.b64decode(found) for found in re.findall(r"data:image/\w+;base64,([A-Za-z0-9+/=]+)", page)]
     assert pictures and not any(b"SECRET" in found for found in pictures)
     found = shown(data)
@@ -587,14 +585,8 @@ def test_beta_is_not_a_setting_without_retrieval() -> None:
     assert re.findall(r"<td[^>]*>(.*?)</td>", cells[1]) == ["8", "–"]
 
 
-def test_target_is_named_only_when_the_query_does_not() -> None:
-    found = {"cloob": [ShownPicture(picture("red"), "cat", True, 0.1)]}
-    assert "looking for" not in render(queries=[ExampleQuery("an icon of a Cat", "cat", found)])
-    assert "looking for: cat" in render(queries=[ExampleQuery("a feline", "cat", found)])
-
-
 def test_size_stays_small() -> None:
-    queries = [ExampleQuery(f"q{i}", None, {m: [ShownPicture(bytes(picture("red")) + bytes(3000), "x", True, 0.1)] * 5
+    queries = [ExampleQuery(f"q{i}", {m: [ShownPicture(bytes(picture("red")) + bytes(3000), "x", True, 0.1)] * 5
                for m in ("cloob", "clip")}) for i in range(12)]  # fmt: skip
     long = {m: [{"step": s, "loss": 1 / (s + 1)} for s in range(20_000)] for m in ("cloob", "clip")}
     assert len(render(queries=queries, curves=long).encode()) < 1_000_000
@@ -639,7 +631,7 @@ def test_a_single_logged_step_is_a_number_and_no_dot() -> None:
 def test_a_long_caption_is_cut_where_it_is_shown() -> None:
     caption = "a red square and what is around it, " * 80
     found = {"cloob": [ShownPicture(picture("red"), caption, True, 0.1)]}
-    page = render(queries=[ExampleQuery(caption, None, found)])
+    page = render(queries=[ExampleQuery(caption, found)])
     heading = re.search(r"<h3 title[^>]*>([^<]*)</h3>", page)
     assert heading is not None and heading[1].endswith("…") and 80 < len(heading[1]) <= 160
     assert page.count(caption) == 1  # whole where the pointer rests on the query
