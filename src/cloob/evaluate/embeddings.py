@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from cloob.cache import Cache
 from cloob.data.batch import Skip
 from cloob.data.content import content_key
 from cloob.errors import InputError
 from cloob.evaluate.cache import Stored, fingerprint, load, save
 from cloob.evaluate.embed import (
+    EmbedOptions,
     Encoder,
     ImageEmbeddings,
     PairEmbeddings,
@@ -79,23 +79,6 @@ class TowerFeatures(NamedTuple):
     labels: Tensor
 
 
-@dataclass(frozen=True)
-class EmbedOptions:
-    """How pictures and texts are embedded; no embedding depends on it but for rounding.
-
-    Attributes:
-        device: Where models are loaded to.
-        batch_size: Images or texts a forward pass.
-        workers: Decoding threads, see :func:`cloob.evaluate.embed.embed_images`.
-        cache: Where embeddings outlive the process, see :mod:`cloob.evaluate.cache`; None keeps none.
-    """
-
-    device: str | torch.device = "cpu"
-    batch_size: int = 256
-    workers: int = 0
-    cache: Cache | None = None
-
-
 class Embeddings:
     """The embeddings of all models and sets, computed on first use and kept, on the disk too if so wished.
 
@@ -122,11 +105,9 @@ class Embeddings:
         Raises:
             InputError: No models.
         """
-        options = options or EmbedOptions()
-        self._models = Models(models, options.device)
-        self._batch_size, self._workers = options.batch_size, options.workers
+        self._options = options or EmbedOptions()
+        self._models = Models(models, self._options.device)
         self._progress = progress
-        self._cache = options.cache
         self._with_tower = tower
         self._facts: dict[str, ModelFacts] = {}
         self._kept: dict[tuple[str, str, int], tuple[Reader, Any]] = {}
@@ -159,7 +140,7 @@ class Embeddings:
         """
 
         def classes() -> Stored:
-            embedded = class_embeddings(self.encoder(model), data.classnames, data.templates, self._batch_size)
+            embedded = class_embeddings(self.encoder(model), data.classnames, data.templates, self._options.batch_size)
             return Stored({"classes": embedded}, {})
 
         def prompts_key() -> str:
@@ -200,7 +181,7 @@ class Embeddings:
 
         def embed() -> Stored:
             report = self._report(model, source.name)
-            embedded = embed_pairs(self.encoder(model), source, self._batch_size, self._workers, report)
+            embedded = embed_pairs(self.encoder(model), source, self._options, report)
             stored = _store_images(embedded.images)
             texts = {"texts": embedded.texts, "image_of_text": embedded.image_of_text}
             return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(embedded.captions)})
@@ -218,8 +199,8 @@ class Embeddings:
         def embed() -> Stored:
             encoder, report = self.encoder(model), self._report(model, data.name)
             if not tower:
-                return _store_images(embed_images(encoder, data, self._batch_size, self._workers, report))
-            images, features = embed_images_and_tower(encoder, data, self._batch_size, self._workers, report)
+                return _store_images(embed_images(encoder, data, self._options, report))
+            images, features = embed_images_and_tower(encoder, data, self._options, report)
             stored = _store_images(images)
             return Stored({**stored.tensors, "tower": features}, stored.facts)
 
@@ -249,15 +230,16 @@ class Embeddings:
         also: Sequence[str] = (),
     ) -> Stored:
         """What the disk has, under ``also`` as well, else what ``compute`` gives, which the disk then has."""
-        model_key = None if self._cache is None else self._models.key(model)
-        if self._cache is None or model_key is None:
+        cache = self._options.cache
+        model_key = None if cache is None else self._models.key(model)
+        if cache is None or model_key is None:
             return compute()
         key = data_key()
         for name in (kind, *also):
-            if (cached := load(self._cache, model_key, name, key)) is not None:
+            if (cached := load(cache, model_key, name, key)) is not None:
                 return cached
         stored = compute()
-        save(self._cache, model_key, kind, key, stored)
+        save(cache, model_key, kind, key, stored)
         return stored
 
     def _content_key(self, data: Reader) -> str:

@@ -20,7 +20,7 @@ from cloob.commands.work.judge import check_writable
 from cloob.data.batch import BadSample
 from cloob.distributed import resolve_device
 from cloob.evaluate.analysis import analyze
-from cloob.evaluate.embeddings import EmbedOptions
+from cloob.evaluate.embed import EmbedOptions
 from cloob.evaluate.report import ReportExtras, ShownPicture, write_report
 from cloob.evaluate.sets.captioned import CaptionedSet, open_captioned
 from cloob.evaluate.suite import write_results

@@ -9,8 +9,8 @@ from typing import Any
 
 from cloob.commands.work.console import EmbeddingProgress
 from cloob.errors import InputError
-from cloob.evaluate.embed import Encoder
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions, Encoder
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.examples import example_queries
 from cloob.evaluate.measures.confusion import confusion_matrix
 from cloob.evaluate.measures.probe import ProbeOptions
