@@ -32,6 +32,7 @@ from cloob.evaluate.report import figures as report_figures
 from cloob.evaluate.report.pictures import data_uri
 from cloob.evaluate.report.plots import Series, line_chart, nice_ticks, thin
 from cloob.evaluate.report.problems import problems
+from cloob.evaluate.report.tables import differences, result_tables
 from support import picture
 
 EVIL = "<script>alert(1)</script>\"'&"
@@ -118,7 +119,7 @@ def test_formats() -> None:
 
 def test_tables_mark_the_best_of_each_set_and_no_tie() -> None:
     rows = [row("a", one=0.2, two=0.5), row("b", one=0.1, two=0.5)]
-    (table,) = numbers.tables(rows, {"a": 0, "b": 1})
+    (table,) = result_tables(rows, {"a": 0, "b": 1})
     assert table.id == "zeroshot"
     shown = [(line[0].text, line[1].text, line[2].text, line[2].best) for line in table.rows]
     assert shown == [
@@ -133,20 +134,20 @@ def test_tables_mark_the_best_of_each_set_and_no_tie() -> None:
 def test_median_rank_is_better_when_low_and_infinite_is_missing() -> None:
     ranks = {"a": 4.0, "b": 9.0, "c": math.inf}
     rows = [{"model": m, "retrieval": {"s": {"image_to_text_median_rank": r}}} for m, r in ranks.items()]
-    (table,) = numbers.tables(rows, {"a": 0, "b": 1, "c": 2})
+    (table,) = result_tables(rows, {"a": 0, "b": 1, "c": 2})
     column = len(table.headers) - 1
     assert [(line[column].text, line[column].best) for line in table.rows] == [("4", True), ("9", False), ("–", False)]
     assert sum(width for _, width in table.groups) == len(table.headers)
 
 
 def test_training_time_is_shown_without_geometry() -> None:
-    tables = numbers.tables([row("a", s=0.1) | {"train_seconds": 61.0}], {"a": 0})
+    tables = result_tables([row("a", s=0.1) | {"train_seconds": 61.0}], {"a": 0})
     assert [t.id for t in tables] == ["zeroshot", "geometry"]
     assert tables[1].rows[0][tables[1].headers.index("Training time")].value == 61.0
 
 
 def test_unknown_scalar_of_the_geometry_gets_a_column() -> None:
-    tables = numbers.tables([{"model": "a", "geometry": {"s": {"brand_new": 0.25, "list": [1]}}}], {"a": 0})
+    tables = result_tables([{"model": "a", "geometry": {"s": {"brand_new": 0.25, "list": [1]}}}], {"a": 0})
     assert tables[0].headers[-1] == "Brand new"
     assert tables[0].rows[0][-1].text == "0.250"
 
@@ -362,7 +363,7 @@ def test_differences_say_whether_they_are_clear() -> None:
         {**what, "metric": "acc1", "set": "s", "difference": 0.1, "low": 0.02, "high": 0.2},
         {**what, "metric": "probe_acc1", "set": None, "difference": -0.1, "low": -0.3, "high": 0.1},
     ]
-    table = numbers.differences({"differences": entries}, {"a": 0, "b": 1})
+    table = differences({"differences": entries}, {"a": 0, "b": 1})
     assert table is not None
     shown = [[cell.text for cell in line] for line in table.rows]
     assert shown == [
@@ -371,7 +372,7 @@ def test_differences_say_whether_they_are_clear() -> None:
     ]
     assert [line[4].best for line in table.rows] == [True, False]
     assert table.rows[0][4].interval == "+2.0 to +20.0"
-    assert numbers.differences({}, {}) is None
+    assert differences({}, {}) is None
 
 
 def test_what_is_missing_is_named_once() -> None:

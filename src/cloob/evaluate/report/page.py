@@ -31,6 +31,7 @@ from cloob.evaluate.report import confusion, figures, headline, numbers
 from cloob.evaluate.report.confusion import Confusion
 from cloob.evaluate.report.pictures import data_uri
 from cloob.evaluate.report.problems import problems
+from cloob.evaluate.report.tables import differences, result_tables
 from cloob.evaluate.report.template import HERE, markup, render
 from cloob.files import write_whole
 
@@ -152,9 +153,9 @@ def _content(results: Mapping[str, Any], rows: list[Mapping[str, Any]], extras: 
     colours = _colours(rows, extras)
     what = headline.measure(rows)
     verdict = headline.verdict(results, what)
-    tables = numbers.tables(rows, colours)
-    if differences := numbers.differences(results, colours):
-        tables.append(differences)
+    tables = result_tables(rows, colours)
+    if compared := differences(results, colours):
+        tables.append(compared)
 
     def drawn(shown: Sequence[figures.Figure]) -> list[dict[str, Any]]:
         return [{**vars(figure), "svg": markup(figure.svg)} for figure in shown]  # escaped where it was made
