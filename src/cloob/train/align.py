@@ -137,18 +137,10 @@ class FeatureLoader(Loader):
         self._seed = seed
         self._train = train
 
-    def epoch(
-        self,
-        epoch: int,
-        start_step: int = 0,
-        lanes: int | None = None,
-        *,
-        offset: int = 0,
-        order_batch_size: int | None = None,
-    ) -> Iterator[Batch]:
-        """As ``PairLoader.epoch``; the order is the same for any ``lanes`` and ``order_batch_size``."""
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int, order_batch_size: int) -> Iterator[Batch]:
+        """The order is the same for any ``lanes`` and ``order_batch_size``."""
         order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)[offset:]
-        for step in range(start_step, self.steps(offset)):
+        for step in steps:
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             index = torch.from_numpy(local_part(batch, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])
