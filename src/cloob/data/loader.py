@@ -151,7 +151,7 @@ class PairLoader(Loader):
     Args:
         source: The pairs.
         transform: RGB image to ``(3, H, W)`` uint8. With a second required parameter it is called as
-            ``transform(image, generator)`` with the sample's own generator (``train_transform``).
+            ``transform(image, generator)`` with the sample's own generator (``TrainTransform``).
         tokenizer: List of n captions to ``(n, L)`` integers.
         batching: How the pairs become batches.
         share: What of it this process does; None: all of it, without workers.
