@@ -6,9 +6,7 @@ import base64
 import io
 import math
 import re
-import shutil
 import stat
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -653,26 +651,6 @@ def test_a_card_does_not_read_like_another_model() -> None:
 # --- the page in a browser
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver_path = shutil.which("chromedriver")
-    if binary is None or driver_path is None:
-        pytest.skip("no chromium with chromedriver on this machine")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = binary
-    flags = "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-quic no-first-run"
-    flags += " disable-background-networking disable-component-update disable-sync"
-    for flag in flags.split():
-        options.add_argument(f"--{flag}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
 def page(browser: Any, tmp_path: Path) -> Any:
     path = tmp_path / "report.html"
@@ -685,6 +663,8 @@ def page(browser: Any, tmp_path: Path) -> Any:
     extras = ReportExtras(full_curves(), checkpoints, full_queries(), full_confusions(), twins)
     write_report(path, results, extras, title="A & B", notes=EVIL)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.get_log("browser")
     browser.get(path.as_uri())
     return browser
 
