@@ -83,11 +83,7 @@ class ArrowSource:
         return int(self._ends[-1])
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; its key is ``file/row``, rows counted from 0 in each file.
-
-        Raises:
-            BadSample: It cannot be used.
-        """
+        """The pair at ``index``, or a ``BadSample``; its key is ``file/row``, rows counted from 0 in each file."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[shard]) + self.shard_sizes[shard]
         path = self._paths[shard]

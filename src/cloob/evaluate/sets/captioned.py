@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
+from cloob.data.content import Reader
 from cloob.data.decode import read_image_file
 from cloob.data.open import open_source
 from cloob.data.shards.spec import is_remote, local_path
@@ -43,20 +44,7 @@ class BadPicture(BadSample):
         self.captions = captions
 
 
-class CaptionedSet(Protocol):
-    """Pictures by number."""
-
-    @property
-    def name(self) -> str:
-        """What results call the set."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> CaptionedSample:
-        """The picture at ``index`` in [0, len); raises ``BadSample`` (``BadPicture`` where captions are known)."""
-
-
-def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> CaptionedSet:
+def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> Reader:
     """Opens pictures and captions for retrieval.
 
     Args:
@@ -71,7 +59,8 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
         caption_column: Column of a table with the caption.
 
     Returns:
-        The set, in the order in which the pictures first appear.
+        The set, in the order in which the pictures first appear. ``read`` gives a ``CaptionedSample``, or raises
+        ``BadSample``: a ``BadPicture`` where the captions are known.
 
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two pictures; one line.

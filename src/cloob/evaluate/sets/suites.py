@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloob.data.content import Reader
 from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import is_tar
 from cloob.errors import InputError, nearest
-from cloob.evaluate.sets.captioned import CaptionedSet, open_captioned
+from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import LabelledSet, open_labelled, subfolders
 from cloob.evaluate.sets.paper import LAYOUTS, open_paper_set
 
@@ -38,7 +39,7 @@ class SuiteSets:
 
     sets: list[LabelledSet] = field(default_factory=list)
     training: dict[str, LabelledSet] = field(default_factory=dict)
-    pairs: list[CaptionedSet] = field(default_factory=list)
+    pairs: list[Reader] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
