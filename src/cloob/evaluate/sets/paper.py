@@ -1,17 +1,6 @@
 """The paper's eight sets, each read from the folders that its makers (or torchvision) give it. Nothing is downloaded.
 
-Under one root folder (``LAYOUTS`` holds what a missing set's message says):
-
-- ``birdsnap/``: the distribution's ``species.txt``, ``images.txt``, ``test_images.txt``, and the pictures where its
-  ``get_birdsnap.py`` puts them, ``download/images/<dir>/<file>``. Pictures that the web has lost are left out.
-- ``country211/{train,valid,test}/<ISO code>/*.jpg``: torchvision's ``Country211``.
-- ``flowers-102/``: ``jpg/image_00001.jpg`` …, ``imagelabels.mat``, ``setid.mat``: torchvision's ``Flowers102``.
-- ``gtsrb/``: ``GTSRB/Final_Test/Images/*.ppm``, ``GT-final_test.csv``, ``GTSRB/Training/<class>/*.ppm``: torchvision's.
-- ``ucf101/``: ``ucfTrainTestlist/{classInd,testlist01,trainlist01}.txt`` as distributed, and the middle frame of each
-  video as a picture, ``frames/<class>/<video>.jpg`` (or .png, .webp). The first of the three splits is used.
-- ``stanford_cars/``: ``cars_test/``, ``cars_test_annos_withlabels.mat``, ``devkit/``, ``cars_train/``: torchvision's.
-- ``imagenet/{val,train}/<wnid>/*.JPEG``, 1000 folders each: what torchvision's ``ImageNet`` makes of the archives.
-- ``imagenetv2-matched-frequency-format-val/<0 … 999>/*.jpeg``: the folder's name is the label.
+``LAYOUTS`` says what lies under the one root folder, docs/evaluate.md what is beside it for probes.
 """
 
 from __future__ import annotations
@@ -50,7 +39,7 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
 
     Args:
         name: A key of ``LAYOUTS``.
-        root: Folder of all sets, laid out as this module's docstring says.
+        root: Folder of all sets, laid out as docs/evaluate.md says.
         split: ``"test"`` (ImageNet's validation images), or ``"train"`` for a probe (Flowers102: its train and
             validation images, as CLIP had them; ImageNet V2: ImageNet's).
 
