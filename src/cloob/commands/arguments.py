@@ -16,7 +16,7 @@ import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloob.cache import use_cache
 from cloob.errors import InputError, require
@@ -56,7 +56,7 @@ def parse(
     """
     _check_renamed(words, prog)
     complaint = io.StringIO()
-    extra = {} if default is None else {"default": default}
+    extra: dict[str, Any] = {} if default is None else {"default": default}
     _refuse_empty_paths(kind, words)
     try:
         with contextlib.redirect_stderr(complaint):
