@@ -14,7 +14,7 @@ import torch
 from cloob.cache import Cache
 from cloob.data.content import content_key
 from cloob.errors import InputError
-from cloob.evaluate import embeddings as embedding
+from cloob.evaluate import loaded
 from cloob.evaluate.cache import Stored, fingerprint, load, module_key, save
 from cloob.evaluate.embed import EmbedOptions, Encoder
 from cloob.evaluate.embeddings import Embeddings
@@ -56,7 +56,7 @@ def test_a_finished_evaluation_needs_no_model(model: Path, monkeypatch: pytest.M
     first = run()
     assert first == evaluate(Embeddings({"m": model}, tower=True), [data], [pairs], training={"solid": train})
     stored = embeddings_in(cache)
-    monkeypatch.setattr(embedding, "load_model", no_model)
+    monkeypatch.setattr(loaded, "load_model", no_model)
     assert run() == first
     assert embeddings_in(cache) == stored
     assert first["rows"][0]["zeroshot"]["solid"]["unreadable"] == {"corrupt image": 1}  # type: ignore[index]
