@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from cloob.cache import Cache
-from cloob.evaluate.embed import embed_texts
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions, embed_texts
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.search.ask.background import CUTOFF, DRAWN, background_texts, levels, unrelated
 from cloob.search.ask.query import Query, Term

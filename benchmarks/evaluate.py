@@ -60,7 +60,8 @@ import json, sys, time
 from pathlib import Path
 import torch
 from cloob.evaluate.sets.labelled import open_labelled
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.suite import evaluate
 from cloob.models.towers import open_clip
 open_clip()

@@ -65,7 +65,8 @@ def theirs(python: str, model: Path, folder: Path) -> dict[str, Any]:
 def ours(model: Path, folder: Path) -> dict[str, Any]:
     """What our evaluation finds."""
     start = time.perf_counter()
-    from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+    from cloob.evaluate.embed import EmbedOptions
+    from cloob.evaluate.embeddings import Embeddings
     from cloob.evaluate.sets.labelled import open_labelled
     from cloob.evaluate.suite import evaluate
 

@@ -24,8 +24,8 @@ from torch.nn import functional as F
 
 from cloob.cache import Cache
 from cloob.data.open import open_source
-from cloob.evaluate.embed import PairEmbeddings
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions, PairEmbeddings
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.measures.retrieval import retrieval_ranks
 from cloob.functional import hopfield_retrieval
 from cloob.functional.bootstrap import paired_bootstrap

@@ -6,7 +6,9 @@ import atexit
 import multiprocessing
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -42,3 +44,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"the pictogram benchmark is not beside the checkout ({path.parent.name}/{path.name})")
     return path
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless Chromium."""
+    from support import chromium
+
+    yield from chromium(tmp_path_factory.mktemp("chromium"))

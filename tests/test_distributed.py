@@ -36,7 +36,15 @@ SIZES = {
     3: {"equal": (3, 3, 3), "unequal": (1, 4, 2)},
     4: {"equal": (2, 2, 2, 2), "unequal": (3, 1, 2, 4)},
 }
-STEP_CASES = list(itertools.product(OBJECTIVES, ("reference", "streamed"), ("equal", "unequal"), (False, True)))
+# Each member on equal parts without ids and on unequal ones with ids; CLOOB in the two other ways as well.
+STEP_CASES = [
+    (name, backend, split, with_ids)
+    for name, backend, split, with_ids in itertools.product(
+        OBJECTIVES, ("reference", "streamed"), ("equal", "unequal"), (False, True)
+    )
+    if name == "cloob" or with_ids == (split == "unequal")
+]
+COMPILED = 2  # ranks around which a compiled module is tried: tracing is what takes the time
 
 
 class Towers(nn.Module):
@@ -217,7 +225,9 @@ def worker(rank: int, world: int, folder: str) -> None:
         primitives()
         sizes = SIZES[world]
         found = {"steps": steps(lambda split: Layout(sizes[split]).local, sizes, gather=True)}
-        found |= {"flops": flops_and_values(), "faults": faults(), "compiled": compiled()}
+        found |= {"flops": flops_and_values(), "faults": faults()}
+        if world == COMPILED:
+            found["compiled"] = compiled()
         torch.save(found, path / f"rank-{rank}.pt")
     except BaseException:
         (path / f"rank-{rank}.txt").write_text(traceback.format_exc())
@@ -285,6 +295,7 @@ def test_the_arithmetic_of_a_rank_falls_with_their_number(ranks: list[dict[str, 
             assert low == lifted
 
 
+@pytest.mark.parametrize("ranks", [COMPILED], indirect=True, ids="{}-ranks".format)
 def test_torch_compile_around_it(ranks: list[dict[str, Any]]) -> None:
     for found in ranks:
         assert max(found["compiled"].values()) < 1e-6

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import logging
 import os
@@ -152,11 +153,7 @@ class Cache:
         return None
 
     def put(self, kind: Kind, name: str, content: bytes) -> Path:
-        """Writes the file of this name, in place of one that is there.
-
-        Raises:
-            InputError: As ``get``.
-        """
+        """Writes the file of this name, in place of one that is there; errors as of ``get``."""
         with self._writing(kind):
             path = self._path(kind, name)
             _write(path, lambda temporary: temporary.write_bytes(content))
@@ -164,11 +161,7 @@ class Cache:
             return path
 
     def beside(self, path: Path, make: Callable[[Path], None]) -> Path:
-        """The index of a cached file, which goes when that goes; made now if it is not there.
-
-        Raises:
-            InputError: As ``get``.
-        """
+        """The index of a cached file, which goes when that goes; made now if it is not there; errors as of ``get``."""
         with self._writing("indices"):
             return self._keep(_index(path), make)
 
@@ -329,10 +322,6 @@ def _bytes_of_environment() -> int:
     return int(text) if text else DEFAULT_BYTES
 
 
-_warned: set[str] = set()
-
-
+@functools.cache
 def _warn_once(message: str) -> None:
-    if message not in _warned:
-        _warned.add(message)
-        logger.warning("%s", message)
+    logger.warning("%s", message)

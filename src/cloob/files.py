@@ -1,10 +1,12 @@
-"""Whole files or none: what is written appears under its name in one go, and folders are flushed to the disk."""
+"""Whole files and folders or none: they appear under their names in one go, and can be flushed to the disk."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from cloob.errors import InputError
@@ -31,6 +33,26 @@ def write_whole(path: Path, content: str | bytes, refused: str | None = None) ->
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink()
         raise InputError(f"{refused or f'{path}: cannot be written'} ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A new folder to write into, which takes the target's place once the block is done; nothing is left if it fails.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def flush(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,33 @@ def test_help_names_every_command_and_imports_nothing_heavy() -> None:
     assert not modules & {"torch", "numpy", "open_clip", "tyro", "rich", "PIL"}
 
 
-@pytest.mark.parametrize("command", sorted(cli.COMMANDS))
-def test_help_of_each_command_needs_no_torch(command: str) -> None:
-    done = run_cloob(command, "--help", python=("-X", "importtime"))
-    assert done.returncode == 0
-    assert "usage: cloob " + command in done.stdout
-    modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
-    assert not modules & {"torch", "open_clip"}
+def in_one_process(*commands: list[str]) -> list[tuple[int, str, str, list[str]]]:
+    """Exit code, stdout, stderr and the heavy modules there are after each command, one after the other."""
+    script = """
+import contextlib, io, json, sys
+from cloob import cli
+
+told = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = cli.main(words)
+    heavy = [name for name in ("torch", "open_clip") if name in sys.modules]
+    told.append((code, out.getvalue(), err.getvalue(), heavy))
+print(json.dumps(told))
+"""
+    done = run_script(script, json.dumps(commands))
+    assert done.returncode == 0, done.stderr
+    return [tuple(one) for one in json.loads(done.stdout)]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_help_of_each_command_needs_no_torch() -> None:
+    for command, told in zip(cli.COMMANDS, in_one_process(*([name, "--help"] for name in cli.COMMANDS)), strict=True):
+        code, out, _, heavy = told
+        assert (code, heavy) == (0, []) and f"usage: cloob {command}" in out, command
+
+
+def test_a_mistake_in_the_words_needs_no_torch() -> None:
+    mistakes = [
         ["trian"],
         ["train", "--datta", "x"],
         ["train", "--epochs", "3", "demo-clob"],
@@ -44,14 +60,11 @@ def test_help_of_each_command_needs_no_torch(command: str) -> None:
         ["export", "a", "b", "--to", "onnx", "--license", "mine"],
         ["push", "a", "me/b"],
         ["push", "a", "b", "--license", "mit"],
-    ],
-    ids=" ".join,
-)
-def test_a_mistake_in_the_words_needs_no_torch(words: list[str]) -> None:
-    script = "import sys; from cloob import cli; code = cli.main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
-    done = run_script(script, *words)
-    assert done.stdout == "2 False\n", done.stderr
-    assert done.stderr.startswith("cloob: ") and done.stderr.count("\n") == 1
+    ]
+    for words, told in zip(mistakes, in_one_process(*mistakes), strict=True):
+        code, out, err, heavy = told
+        assert (code, out, heavy) == (2, "", []), words
+        assert err.startswith("cloob: ") and err.count("\n") == 1, words
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

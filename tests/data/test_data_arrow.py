@@ -17,7 +17,7 @@ from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.sources.arrow import ArrowSource
 from cloob.data.sources.table import TableSource
-from cloob.data.transforms import train_transform
+from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 
 MakeImage = Callable[..., bytes]
@@ -100,7 +100,7 @@ def test_parquet_with_images_is_unpacked_once(
     found: list[str] = []
     for workers in (0, 1):
         batching, share = Batching(3, drop_last=False), Share(workers=workers)
-        pairs = PairLoader(source, train_transform(4), tokenizer, batching, share)
+        pairs = PairLoader(source, TrainTransform(4), tokenizer, batching, share)
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
         pairs.close()
     assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))

@@ -22,7 +22,7 @@ from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.order import epoch_order, local_part, sample_generator
 from cloob.data.pool import worker_lost
-from cloob.data.transforms import train_transform
+from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
@@ -129,7 +129,7 @@ def test_workers_change_nothing(shards: Path, tokenizer: Callable[[list[str]], T
     with (shards / "00001.tar").open("r+b") as file:
         file.truncate(3000)
     source = open_source(shards)
-    for transform in (train_transform(6, scale=(0.3, 0.9)), noise):
+    for transform in (TrainTransform(6, scale=(0.3, 0.9)), noise):
         here, there = (
             PairLoader(source, transform, tokenizer, Batching(4, seed=5, drop_last=False), Share(workers=w))
             for w in (0, workers)
@@ -223,7 +223,7 @@ def test_transforms_of_either_kind(tokenizer: Callable[[list[str]], Tensor]) -> 
         assert scale == 1.0
         return pixel(image)
 
-    for transform in (pixel, optional, noise, torch.nn.Sequential(PixelModule()), train_transform(2)):
+    for transform in (pixel, optional, noise, torch.nn.Sequential(PixelModule()), TrainTransform(2)):
         assert next(loader(Numbers(4), tokenizer, 2, transform=transform).epoch(0)).images.dtype == torch.uint8
 
 

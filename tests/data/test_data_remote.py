@@ -409,23 +409,21 @@ def test_ranks_and_workers_share_shards_and_visit_each_pair_once(
 
 
 def test_shards_are_fetched_before_they_are_needed(
-    shards: Path, cache: Cache, tokenizer: Callable[[list[str]], Tensor]
+    shards: Path, cache: Cache, tokenizer: Callable[[list[str]], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = open_source(simple(shards), cache=cache)
-    assert isinstance(source, RemoteShardSource)
     done = threading.Event()
     fetched: list[int] = []
-    fetch = source.fetch_shard
+    fetch = RemoteShardSource.fetch_shard
 
-    def noted(shard: int) -> Path:
-        path = fetch(shard)
+    def noted(source: RemoteShardSource, shard: int) -> Path:
+        path = fetch(source, shard)
         if threading.current_thread().name == "cloob-prefetch":
             fetched.append(shard)
             if len(fetched) == 3:
                 done.set()
         return path
 
-    source.fetch_shard = noted  # type: ignore[method-assign]
-    batches = loader(source, tokenizer, shuffle_buffer=100).epoch(0)
+    monkeypatch.setattr(RemoteShardSource, "fetch_shard", noted)
+    batches = loader(open_source(simple(shards), cache=cache), tokenizer, shuffle_buffer=100).epoch(0)
     next(batches)
     assert done.wait(20) and sorted(fetched) == [0, 1, 2]

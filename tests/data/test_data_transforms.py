@@ -13,7 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 
 import cloob.data.transforms as module
 from cloob.data.decode import Encoded, decode
-from cloob.data.transforms import TrainTransform, crop_box, resize, to_tensor, train_transform
+from cloob.data.transforms import TrainTransform, crop_box, resize, to_tensor
 
 unit = st.floats(0, 1, exclude_max=True)
 
@@ -63,7 +63,7 @@ def test_resize_is_pillows_bicubic_within_one_level(width: int, height: int, siz
 
 
 def test_transform_is_crop_then_resize() -> None:
-    image, transform = picture(90, 70), train_transform(32, scale=(0.3, 0.6))
+    image, transform = picture(90, 70), TrainTransform(32, scale=(0.3, 0.6))
     uniforms = torch.rand(23, generator=torch.Generator().manual_seed(5), dtype=torch.float64).tolist()
     top, left, h, w = crop_box(70, 90, (0.3, 0.6), (3 / 4, 4 / 3), uniforms)
     expected = image.crop((left, top, left + w, top + h)).resize((32, 32), Image.Resampling.BICUBIC)
@@ -72,7 +72,7 @@ def test_transform_is_crop_then_resize() -> None:
 
 
 def test_the_generator_alone_decides() -> None:
-    image, transform = picture(50, 50), train_transform(16, scale=(0.2, 0.9))
+    image, transform = picture(50, 50), TrainTransform(16, scale=(0.2, 0.9))
     state = torch.get_rng_state()
     same = [transform(image, torch.Generator().manual_seed(1)) for _ in range(2)]
     other = transform(image, torch.Generator().manual_seed(2))
@@ -82,7 +82,7 @@ def test_the_generator_alone_decides() -> None:
 
 def test_flip_is_off_by_default_and_mirrors_half_of_the_time() -> None:
     image = picture(16, 16)
-    plain, flipping = train_transform(16, scale=(1.0, 1.0)), train_transform(16, scale=(1.0, 1.0), flip=True)
+    plain, flipping = TrainTransform(16, scale=(1.0, 1.0)), TrainTransform(16, scale=(1.0, 1.0), flip=True)
     flips = 0
     for seed in range(200):
         a, b = (t(image, torch.Generator().manual_seed(seed)) for t in (plain, flipping))
@@ -94,12 +94,12 @@ def test_flip_is_off_by_default_and_mirrors_half_of_the_time() -> None:
 @pytest.mark.parametrize("options", [{"scale": (0.0, 1.0)}, {"scale": (0.9, 0.8)}, {"scale": (0.5, 1.1)}])
 def test_bad_scales_are_refused(options: dict[str, tuple[float, float]]) -> None:
     with pytest.raises(ValueError, match="scale"):
-        train_transform(16, **options)
+        TrainTransform(16, **options)
 
 
 def test_one_pixel_images_pass() -> None:
-    assert train_transform(8)(picture(1, 1), torch.Generator()).shape == (3, 8, 8)
-    assert train_transform(8)(picture(1, 700), torch.Generator()).shape == (3, 8, 8)
+    assert TrainTransform(8)(picture(1, 1), torch.Generator()).shape == (3, 8, 8)
+    assert TrainTransform(8)(picture(1, 700), torch.Generator()).shape == (3, 8, 8)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -146,7 +146,7 @@ def photograph(width: int, height: int, seed: int = 0) -> bytes:
     [(150, 145, 64, 2), (301, 255, 64, 2), (420, 380, 64, 4), (700, 640, 64, 8)],
 )
 def test_the_reduced_crop_looks_like_the_whole_ones(width: int, height: int, size: int, reduction: int) -> None:
-    data, transform = photograph(width, height), train_transform(size)
+    data, transform = photograph(width, height), TrainTransform(size)
     for seed in range(5):
         crop = transform.draw(width, height, seeded(seed))
         assert crop.reduction == reduction
@@ -162,7 +162,7 @@ def test_the_reduced_crop_looks_like_the_whole_ones(width: int, height: int, siz
 
 
 def test_flip_and_reduction_go_together() -> None:
-    data, transform = photograph(300, 260), train_transform(32, flip=True)
+    data, transform = photograph(300, 260), TrainTransform(32, flip=True)
     crops = [transform.draw(300, 260, seeded(seed)) for seed in range(8)]
     assert {crop.flip for crop in crops} == {True, False}
     for crop in crops:
@@ -172,7 +172,7 @@ def test_flip_and_reduction_go_together() -> None:
 
 
 def test_pixels_are_the_same_with_and_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
-    image, transform = picture(300, 250), train_transform(64, scale=(0.3, 0.9))
+    image, transform = picture(300, 250), TrainTransform(64, scale=(0.3, 0.9))
     shared = module._view(image)
     assert shared.shape == (4, 250, 300) and torch.equal(shared[:3], to_tensor(image))
     result = transform(image, seeded(3))
@@ -191,4 +191,4 @@ def test_pixels_outlive_their_image() -> None:
 def test_an_image_in_several_pieces_passes() -> None:
     """Pillow keeps more than 16 MB in blocks, which cannot be handed out as one."""
     image = Image.new("RGB", (2400, 2000), (9, 8, 7))
-    assert train_transform(8)(image, seeded(0)).unique().tolist() == [7, 8, 9]
+    assert TrainTransform(8)(image, seeded(0)).unique().tolist() == [7, 8, 9]

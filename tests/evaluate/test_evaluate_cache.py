@@ -14,10 +14,10 @@ import torch
 from cloob.cache import Cache
 from cloob.data.content import content_key
 from cloob.errors import InputError
-from cloob.evaluate import embeddings as embedding
+from cloob.evaluate import loaded
 from cloob.evaluate.cache import Stored, fingerprint, load, module_key, save
-from cloob.evaluate.embed import Encoder
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions, Encoder
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.suite import evaluate
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
@@ -56,7 +56,7 @@ def test_a_finished_evaluation_needs_no_model(model: Path, monkeypatch: pytest.M
     first = run()
     assert first == evaluate(Embeddings({"m": model}, tower=True), [data], [pairs], training={"solid": train})
     stored = embeddings_in(cache)
-    monkeypatch.setattr(embedding, "load_model", no_model)
+    monkeypatch.setattr(loaded, "load_model", no_model)
     assert run() == first
     assert embeddings_in(cache) == stored
     assert first["rows"][0]["zeroshot"]["solid"]["unreadable"] == {"corrupt image": 1}  # type: ignore[index]
@@ -185,7 +185,8 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from evaluate_fakes import COLOURS, Labels, Pairs
 from cloob.cache import Cache
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.suite import evaluate, write_results
 folder, out = Path(sys.argv[2]), Path(sys.argv[3])
 names = list(COLOURS)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cloob.errors import InputError
-from cloob.evaluate.embed import embed_images, embed_pairs, embed_texts, evaluating
+from cloob.evaluate.embed import EmbedOptions, embed_images, embed_pairs, embed_texts, evaluating
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
 NAMES = list(COLOURS)
@@ -18,7 +18,7 @@ NAMES = list(COLOURS)
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
 def test_rows_are_the_single_images_in_order(batch_size: int, workers: int) -> None:
     data = Labels([*NAMES, "blue"])
-    features, keys, bad = embed_images(ColourModel(), data, batch_size, workers)
+    features, keys, bad = embed_images(ColourModel(), data, EmbedOptions(batch_size=batch_size, workers=workers))
     expected = torch.tensor([COLOURS[c] for c in data.colours]).float() - 127.5
     assert torch.allclose(features, expected / expected.norm(dim=1, keepdim=True))
     assert features.dtype == torch.float32
@@ -27,16 +27,18 @@ def test_rows_are_the_single_images_in_order(batch_size: int, workers: int) -> N
 
 def test_batches_are_full_and_progress_counts_images() -> None:
     model, seen = ColourModel(), []
-    embed_images(model, Labels(["red"] * 7, broken=[1]), batch_size=3, progress=lambda *x: seen.append(x))
+    embed_images(model, Labels(["red"] * 7, broken=[1]), EmbedOptions(batch_size=3), progress=lambda *x: seen.append(x))
     assert model.image_batches == [3, 3]
     assert seen == [(4, 7), (7, 7)]
-    embed_images(model, Labels(["red"] * 3, broken=[2]), batch_size=2, progress=lambda *x: seen.append(x))
+    embed_images(model, Labels(["red"] * 3, broken=[2]), EmbedOptions(batch_size=2), progress=lambda *x: seen.append(x))
     assert model.image_batches[2:] == [2] and seen[2:] == [(2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_unreadable_image_keeps_its_row_as_nan(workers: int) -> None:
-    features, keys, bad = embed_images(ColourModel(), Labels(NAMES, broken=[0, 5]), 2, workers)
+    features, keys, bad = embed_images(
+        ColourModel(), Labels(NAMES, broken=[0, 5]), EmbedOptions(batch_size=2, workers=workers)
+    )
     assert torch.isnan(features).all(1).tolist() == [True, False, False, False, False, True]
     assert not torch.isnan(features[1:5]).any()
     assert len(keys) == 6
@@ -48,7 +50,7 @@ def test_pairs_are_read_once_and_unreadable_ones_are_nan() -> None:
     reads: list[int] = []
     original = source.read
     source.read = lambda index: (reads.append(index), original(index))[1]  # type: ignore[method-assign]
-    images, texts, captions, image_of_text = embed_pairs(ColourModel(), source, batch_size=2)
+    images, texts, captions, image_of_text = embed_pairs(ColourModel(), source, EmbedOptions(batch_size=2))
     assert reads == list(range(6))
     assert torch.isnan(images.features).all(1).tolist() == [False, True, True, False, False, False]
     assert torch.isnan(texts).all(1).tolist() == [False, False, True, False, False, False]
@@ -73,7 +75,7 @@ def test_equal_texts_go_through_the_tower_once() -> None:
 
 def test_threads_leave_the_warning_filters_alone() -> None:
     before = list(warnings.filters)
-    embed_images(ColourModel(), Labels(["red"] * 60, broken=range(0, 60, 7)), 8, workers=4)
+    embed_images(ColourModel(), Labels(["red"] * 60, broken=range(0, 60, 7)), EmbedOptions(batch_size=8, workers=4))
     assert warnings.filters == before
 
 
@@ -108,4 +110,4 @@ def test_errors_name_set_and_key() -> None:
     with pytest.raises(InputError, match="no texts"):
         embed_texts(ColourModel(), [])
     with pytest.raises(ValueError, match="batch_size"):
-        embed_images(ColourModel(), Labels(["red"]), 0)
+        embed_images(ColourModel(), Labels(["red"]), EmbedOptions(batch_size=0))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 import torch
 
@@ -40,18 +38,6 @@ def test_more_pictures_than_there_are_and_two_models() -> None:
     assert list(search.answers) == ["n", "m"]
     assert [len(answers) for answers in search.answers.values()] == [7, 7]  # all that can be read
     assert search.answers["n"][0].label == "blue" and search.answers["m"][0].label == "red"
-
-
-def test_an_index_may_do_the_finding() -> None:
-    asked: list[tuple[str, tuple[str, ...], int]] = []
-
-    def find(model: str, texts: Sequence[str], k: int) -> list[list[tuple[int, float]]]:
-        asked.append((model, tuple(texts), k))
-        return [[(2, 0.5), (0, 0.25)] for _ in texts]
-
-    found = searches(Embeddings({"m": ColourModel()}), SET, ["a red", "b red"], k=2, find=find)
-    assert asked == [("m", ("a red", "b red"), 2)]
-    assert [[a.label for a in search.answers["m"]] for search in found] == [["green", "red"]] * 2
 
 
 @pytest.mark.parametrize("texts", [[], [" "], ["red", ""]])

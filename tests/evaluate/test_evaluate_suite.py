@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from cloob.errors import InputError
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.examples import example_queries
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import open_labelled

@@ -300,7 +300,8 @@ def launch(processes: int, ours: Sequence[str], theirs: Sequence[str]) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("learned", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["fixed", "learned"])
+@pytest.mark.nightly  # of one process in each run: test_accumulation_equals_the_whole_batch
+@pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
 def test_two_processes_that_accumulate_equal_one(
     learned: bool, csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:

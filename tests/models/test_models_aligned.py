@@ -24,9 +24,9 @@ from cloob.models.aligned import (
     open_text_encoder,
 )
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
-from cloob.models.encoder import EvalTransform
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
+from cloob.models.pixels import EvalTransform
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 

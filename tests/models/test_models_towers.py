@@ -12,11 +12,12 @@ import torch
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.models.towers import TINY_MODELS, create_model, list_models, load_tokenizer, open_clip
+from cloob.models.names import known_models
+from cloob.models.towers import TINY_MODELS, create_model, load_tokenizer, open_clip
 
 
-def test_list_models_has_ours_and_open_clips() -> None:
-    names = list_models()
+def test_known_models_has_ours_and_open_clips() -> None:
+    names = known_models()
     assert names[:3] == list(TINY_MODELS)
     assert {"RN50", "RN101", "RN50x4", "ViT-B-32", "ViT-B-16"} <= set(names)
     assert len(names) == len(set(names))

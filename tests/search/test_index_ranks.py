@@ -3,58 +3,38 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from index_fakes import FakeEncoder, content, faults, options, write_noise
 
-from cloob.search.index import Index
-
-WORKER = """
-import json, os, shutil, sys
-from pathlib import Path
-from typing import Any
-import torch
-from index_fakes import FakeEncoder, options, write_noise
+from cloob import distributed
 from cloob.distributed import process_group
 from cloob.search.index import Index
-
-pictures, encoder = Path(sys.argv[2]), FakeEncoder()
-
-def update():
-    with Index.open(sys.argv[1], writable=True) as index:
-        done = index.update([pictures], options(encoder))
-    return [done.added, done.moved, done.removed, done.unchanged, done.embedded, done.faults]
-
-# One group for both updates: without torchrun a second one may meet the first one's store, which is closing.
-with process_group(torch.device("cpu")):
-    told = [*update(), encoder.seen]
-    if os.environ["RANK"] == "0":  # the other one waits for this one in its update
-        (pictures / "00.png").unlink()
-        (pictures / "01.png").rename(pictures / "moved.png")
-        shutil.copy(pictures / "moved.png", pictures / "copy.png")  # of two heirs only one gets the item
-        for seed in range(30, 36):
-            write_noise(pictures / f"{seed}.png", seed)
-    print(json.dumps([told, update()]))
-"""
+from support import fork
 
 
-def run_ranks(index: Path, pictures: Path) -> list[Any]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": places}
-    command = [sys.executable, "-c", WORKER, str(index), str(pictures)]
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    ranks = [subprocess.Popen(command, env={**os.environ, **group, "RANK": rank}, **pipes) for rank in "01"]
-    outputs = [process.communicate(timeout=120) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], outputs
-    return [json.loads(out) for out, _ in outputs]
+def update_twice(index: Path, pictures: Path, answer: Path) -> None:
+    """What each of two ranks does; the pictures change in between."""
+    encoder = FakeEncoder()
+
+    def update() -> list[Any]:
+        with Index.open(index, writable=True) as opened:
+            done = opened.update([pictures], options(encoder))
+        return [done.added, done.moved, done.removed, done.unchanged, done.embedded, done.faults]
+
+    # One group for both updates: without torchrun a second one may meet the first one's store, which is closing.
+    with process_group(torch.device("cpu")):
+        told = [*update(), encoder.seen]
+        if distributed.rank() == 0:  # the other one waits for this one in its update
+            (pictures / "00.png").unlink()
+            (pictures / "01.png").rename(pictures / "moved.png")
+            shutil.copy(pictures / "moved.png", pictures / "copy.png")  # of two heirs only one gets the item
+            for seed in range(30, 36):
+                write_noise(pictures / f"{seed}.png", seed)
+        answer.with_name(f"{answer.name}-{distributed.rank()}").write_text(json.dumps([told, update()]))
 
 
 def test_two_ranks_make_one_index(tmp_path: Path) -> None:
@@ -63,7 +43,11 @@ def test_two_ranks_make_one_index(tmp_path: Path) -> None:
         write_noise(pictures / f"{seed:02}.png", seed)
     (pictures / "bad.png").write_bytes(b"nope")
     Index.create(tmp_path / "index").close()
-    (first, first_again), (second, second_again) = run_ranks(tmp_path / "index", pictures)
+    ranks = fork(tmp_path / "ranks", 2, lambda: update_twice(tmp_path / "index", pictures, tmp_path / "answer"))
+    assert ranks.wait() == [0, 0], ranks.told()
+    (first, first_again), (second, second_again) = (
+        json.loads((tmp_path / f"answer-{rank}").read_text()) for rank in (0, 1)
+    )
     assert first[:6] == second[:6] == [23, 0, 0, 0, 23, {"corrupt image": 1}]
     assert first[6] + second[6] == 23 and first[6] and second[6]
     assert first_again == second_again == [7, 1, 1, 21, 6, {"corrupt image": 1}]

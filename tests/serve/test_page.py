@@ -13,7 +13,6 @@ from urllib.parse import quote
 
 import pytest
 import uvicorn
-from pagehelp import chromium
 from served_colours import COLOURS, ColourEncoder, build, draw
 
 from cloob.search.index import Index
@@ -24,11 +23,6 @@ from support import picture
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 N = 60
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    yield from chromium(tmp_path_factory.mktemp("chromium"))
 
 
 def serving(index: Index) -> Iterator[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from cloob.train import align
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.towers import build
+from support import fork
 
 
 @pytest.fixture(scope="module")
@@ -210,14 +210,12 @@ def test_patience_keeps_the_best_heads(heads: TrainConfig) -> None:
     assert mean == pytest.approx(max(recalls), abs=0.01)
 
 
-def test_two_processes_share_the_features(heads: TrainConfig, launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_processes_share_the_features(heads: TrainConfig, tmp_path: Path) -> None:
     config = heads.override(head_dropout=0.0, epochs=1)
     two = config.override(out=tmp_path / "two", cache_dir=tmp_path / "other")
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint")
-    job = launch({"config": two.to_dict()}, launcher=(*launcher, "localhost:0"))
+    ranks = fork(tmp_path / "ranks", 2, lambda: train(two) and None)
     one = train(config)
-    output, _ = job.communicate(timeout=120)
-    assert job.returncode == 0, output
+    assert ranks.wait() == [0, 0], ranks.told()
     assert (
         len(list((tmp_path / "other" / "features").glob("*.safetensors"))) == 1
     )  # training and validation are the same pairs here

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import KilledAfter, exact, fork, lines
+from train_helpers import KilledAfter, exact, lines
 
 from cloob.cli import main
 from cloob.models.load import load_model
 from cloob.recipes import get_recipe
 from cloob.train.loop import train
+from support import fork
 
 SMALL = "--model nano-vit --image-size 32 --batch-size 8 --epochs 3 --workers 1 --warmup 3 --log-every 5 --device cpu"
 

@@ -18,70 +18,91 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import Trained, exact, fork, free_port, lines, wait_until
+import torch
+from train_helpers import Trained, exact, lines
+from train_worker import Trouble
 
+from cloob.distributed import process_group
 from cloob.errors import InputError
 from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state.resume import find_checkpoint
+from support import fork, free_port
 
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--master-port={port}")
 
-
-def test_sigterm_to_the_whole_process_group(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_sigterm_to_the_whole_process_group(trained: Trained, tmp_path: Path) -> None:
     """What a scheduler sends reaches the data workers as well: checkpoint, exit code 0, and the numbers go on."""
     config = trained.config.override(out=tmp_path / "run", save_every=100, workers=1)
-    process = launch({"config": config.to_dict(), "slow": 0.25}, new_group=True)
+
+    def slowly() -> None:
+        os.setsid()
+        result = train(config, callbacks=[Trouble(slow=0.25)])
+        print(f"stopped={result.stopped} steps={result.steps}")
+
+    ranks = fork(tmp_path, 1, slowly)
     log = config.save.out / "metrics.jsonl"
-    wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, process)
-    os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    end = time.monotonic() + 120
+    while not (log.is_file() and log.read_text().count("\n") >= 3):
+        assert not ranks.poll() and time.monotonic() < end, ranks.told()
+        time.sleep(0.01)
+    os.killpg(ranks.pids[0], signal.SIGTERM)
+    assert ranks.wait(60) == [0], ranks.told()
     (saved,) = list_checkpoints(config.save.out)
-    assert f"stopped=SIGTERM steps={int(saved.name[5:])}" in output and "Traceback" not in output
+    assert f"stopped=SIGTERM steps={int(saved.name[5:])}" in ranks.told() and "Traceback" not in ranks.told()
     train(config.override(resume="auto"))
     assert exact(config.save.out) == exact(trained.run)
 
 
-def test_two_ranks(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
-    """Under torchrun: one rank killed and the run restarted; the numbers of one process; bad numbers on one rank."""
-    learned = {"learnable_inv_tau": True, "scale": "unit"}
-    common = trained.config.override(batch_size=10, epochs=3, keep=0, **learned)  # 4 steps an epoch
-    names = ("whole", "killed", "stopped", "plain", "poisoned")
-    whole, killed, stopped, plain, poisoned = (tmp_path / name for name in names)
-    same = common.override(out=plain, model="nano-vit")
+def learned(trained: Trained) -> TrainConfig:
+    """12 steps of two ranks with a learned τ⁻¹."""
+    return trained.config.override(batch_size=10, epochs=3, keep=0, learnable_inv_tau=True, scale="unit", resume="auto")
 
-    def job(config: TrainConfig, **more: Any) -> dict[str, Any]:
-        return {"config": config.override(resume="auto").to_dict(), **more}
 
-    port = free_port()
-    launcher = [part.format(port=port) for part in TORCHRUN]
+@pytest.mark.nightly
+def test_torchrun_restarts_a_run_that_lost_a_rank(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
+    """Killed, restarted by torchrun, resumed from the newest checkpoint: bit for bit the run that was left alone."""
+    whole, killed = (learned(trained).override(out=tmp_path / name) for name in ("whole", "killed"))
     kill_at = random.Random().randint(3, 11)
     print(f"rank 1 killed after step {kill_at}")
-    process = launch(
-        job(common.override(out=whole)),
-        job(same),
-        job(same.override(out=poisoned), poison=[5, 6]),
-        job(common.override(out=stopped), stop_at=5),
-        job(common.override(out=stopped)),
-        job(common.override(out=killed), kill_at=kill_at),
-        launcher=launcher,
-    )
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", f"--master-port={free_port()}")
+    jobs = ({"config": whole.to_dict()}, {"config": killed.to_dict(), "kill_at": kill_at})
+    process = launch(*jobs, launcher=launcher)
     try:
         output, _ = process.communicate(timeout=200)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun ends its ranks
         pytest.fail(f"the ranks hang: {process.communicate(timeout=60)[0]}")
     assert process.returncode == 0, output
+    assert [line["step"] for line in exact(whole.save.out)] == list(range(1, 13))
+    assert exact(killed.save.out) == exact(whole.save.out)
 
-    # Killed, restarted by torchrun, resumed from the newest checkpoint: bit for bit the run that was left alone.
-    assert [line["step"] for line in exact(whole)] == list(range(1, 13))
-    assert exact(killed) == exact(whole)
+
+def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
+    """The numbers of one process; one rank that is told to end; bad numbers on one rank."""
+    common = learned(trained)  # 4 steps an epoch
+    whole, stopped, plain, poisoned = (tmp_path / name for name in ("whole", "stopped", "plain", "poisoned"))
+    same = common.override(out=plain, model="nano-vit")
+    runs: list[tuple[TrainConfig, dict[str, Any]]] = [
+        (common.override(out=whole), {}),
+        (same, {}),
+        (same.override(out=poisoned), {"poison": (5, 6)}),
+        (common.override(out=stopped), {"stop_at": 5}),
+        (common.override(out=stopped), {}),
+    ]
+
+    def all_runs() -> None:
+        with process_group(torch.device("cpu")):
+            for config, trouble in runs:
+                result = train(config, callbacks=[Trouble(**trouble)])
+                print(f"stopped={result.stopped} steps={result.steps}")
+
+    ranks = fork(tmp_path / "ranks", 2, all_runs)
+    assert ranks.wait(200) == [0, 0], ranks.told()
     assert lines(whole / "epochs.jsonl")[0]["skipped"] == {"corrupt image": 1, "empty caption": 1}
 
     # One rank was told to end: both did after that step, with a checkpoint, and the next start went on from it.
-    assert output.count("stopped=SIGTERM steps=5") == 2
+    assert ranks.told().count("stopped=SIGTERM steps=5") == 2
     assert (stopped / "checkpoints" / "step-00000005").is_dir() and exact(stopped) == exact(whole)
 
     # Two ranks with half a batch each are one process with the whole batch, gradients and τ⁻¹ included.
@@ -102,7 +123,7 @@ def test_two_ranks(trained: Trained, launch: Callable[..., Any], tmp_path: Path)
 
     # Another number of processes goes on at the same samples.
     shutil.rmtree(plain / "checkpoints" / "step-00000012")
-    train(same.override(resume="auto"))
+    train(same)
     assert [line["samples_seen"] for line in exact(plain)] == [line["samples_seen"] for line in exact(alone.run)]
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import Ranks, fork, lines
+from train_helpers import lines
 
 from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.watch.log import ProgressDisplay
+from support import Ranks, fork
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_helpers import Trained, exact, fork, free_port, lines, wait_until
+from train_helpers import Trained, exact, lines, wait_until
 
 from cloob.data.open import open_source
 from cloob.errors import InputError
@@ -26,6 +26,7 @@ from cloob.train.loop import train
 from cloob.train.step import TowersWithLoss
 from cloob.train.towers.build import make_val_loader
 from cloob.train.validate import validate
+from support import fork, free_port
 
 
 def launcher(endpoint: str, *more: str) -> tuple[str, ...]:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from train_helpers import free_port, lines, wait_until
+from train_helpers import lines, wait_until
 
 from cloob.models.runs import list_checkpoints
+from support import free_port
 
 TEXT = (Path(__file__).parents[2] / "docs" / "scale-out.md").read_text()
 OPTIONS = "--model tiny-vit --image-size 64 --batch-size 8 --max-bad-fraction 0.2 --device cpu --no-tensorboard"

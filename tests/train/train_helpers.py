@@ -1,20 +1,14 @@
-"""What the tests of this folder share beside fixtures."""
+"""What the tests of training alone share beside fixtures: its callbacks, its logs, and processes that train."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,80 +91,6 @@ class Launcher:
             text=True,
             start_new_session=new_group,
         )
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nobody is given by asking for any: it may be bound seconds later."""
-    chance = random.Random()
-    while True:
-        port = chance.randrange(20_000, 32_768)
-        with socket.socket() as free, contextlib.suppress(OSError):
-            free.bind(("127.0.0.1", port))
-            return port
-
-
-@dataclass
-class Ranks:
-    """Processes forked from this one, as the ranks of one run; what they print goes into files."""
-
-    pids: list[int]
-    outputs: list[Path]
-    codes: dict[int, int] = field(default_factory=dict)
-
-    def poll(self) -> dict[int, int]:
-        """Exit codes of the ranks that have ended, negative for a signal."""
-        for i, pid in enumerate(self.pids):
-            if i not in self.codes:
-                done, status = os.waitpid(pid, os.WNOHANG)
-                if done:
-                    self.codes[i] = os.waitstatus_to_exitcode(status)
-        return self.codes
-
-    def wait(self, limit: float = 120, *, together: bool = False) -> list[int]:
-        """Exit codes of all ranks; ``together``: one that is killed takes the others with it, as a machine does."""
-        end = time.monotonic() + limit
-        while len(self.poll()) < len(self.pids):
-            late = time.monotonic() > end
-            if late or (together and any(code < 0 for code in self.codes.values())):
-                for i, pid in enumerate(self.pids):
-                    if i not in self.codes:
-                        os.kill(pid, signal.SIGKILL)
-            assert not late, f"the ranks hang: {self.told()}"
-            time.sleep(0.01)
-        return [self.codes[i] for i in range(len(self.pids))]
-
-    def told(self) -> str:
-        return "\n".join(path.read_text() for path in self.outputs)
-
-
-def fork(folder: Path, processes: int, action: Callable[[], int | None]) -> Ranks:
-    """Runs ``action`` in each of some processes, which need no time for imports; several are the ranks of a run."""
-    import torch._dynamo  # noqa: F401 - DDP and optimisers import it, which takes each process seconds
-
-    folder.mkdir(parents=True, exist_ok=True)
-    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = Ranks([], [folder / f"rank-{rank}.txt" for rank in range(processes)])
-    for rank, output in enumerate(ranks.outputs):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12+: a fork with threads about
-            pid = os.fork()
-        if pid == 0:
-            code = 1
-            with contextlib.suppress(BaseException):
-                if processes > 1:
-                    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
-                handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(handle, 1), os.dup2(handle, 2)
-                sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-                logging.basicConfig(format="%(message)s", force=True)
-                try:
-                    code = action() or 0
-                except BaseException:
-                    traceback.print_exc()
-                sys.stdout.flush()
-            os._exit(code)
-        ranks.pids.append(pid)
-    return ranks
 
 
 @dataclass

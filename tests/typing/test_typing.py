@@ -26,8 +26,9 @@ def test_the_project_uses_each_public_name() -> None:
     assert not [name for name in cloob.__all__ if not re.search(rf"\b{name}\b", text)]
 
 
+@pytest.mark.nightly
 def test_the_project_passes_and_its_mistakes_are_seen() -> None:
-    """Its ``assert_type`` hold, and each ``type: ignore`` has an error behind it. Torch is read once, then cached."""
+    """Its ``assert_type`` hold, and each ``type: ignore`` has an error behind it; `make lint` looks at that as well."""
     pytest.importorskip("mypy")
     command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--cache-dir", str(CACHE), "."]
     done = subprocess.run(

@@ -68,7 +68,10 @@ def advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> Advice |
     length = advised.run.total_steps(max(1, pairs * 9 // 10 // batch))
     if (advised.optim.warmup or 0) > length // 4:
         options += ["--warmup", str(max(1, length // 10))]
-    return Advice(tuple(reasons), (*_start(config, scratch or aligns(config)), *options, *_out(config)))
+    return Advice(
+        tuple(reasons),
+        (*_start(config, scratch or aligns(config)), *options, "--out", f"{os.fspath(config.save.out)}-advised"),
+    )
 
 
 def good_batch(pairs: int) -> int:
@@ -93,11 +96,6 @@ def _start(config: TrainConfig, align: bool) -> Sequence[str]:
     where = ["align"] if align else ["--init", config.towers.init or ""]
     named = map(str, columns(pairs.image_column, pairs.caption_column))
     return ["train", *where, "--data", *pairs.data, *named, "--objective", config.loss.objective]
-
-
-def _out(config: TrainConfig) -> Sequence[str]:
-    """A folder of its own."""
-    return ["--out", f"{os.fspath(config.save.out)}-advised"]
 
 
 def _only_demo(specs: Sequence[str]) -> bool:

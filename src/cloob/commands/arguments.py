@@ -16,11 +16,16 @@ import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloob.cache import use_cache
 from cloob.errors import InputError, require
 from cloob.renamed import RENAMED
+
+if TYPE_CHECKING:
+    import tyro as tyro  # for all commands: annotations of their arguments are read when words are parsed
+else:
+    tyro = require("tyro", "train")
 
 T = TypeVar("T")
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
@@ -49,11 +54,9 @@ def parse(
         InputError: A word is unknown or a value wrong; one line.
         SystemExit: ``--help`` was asked for and printed.
     """
-    tyro: Any = require("tyro", "train")
     _check_renamed(words, prog)
     complaint = io.StringIO()
-    extra = {} if default is None else {"default": default}
-    flat = (tyro.conf.OmitArgPrefixes,)
+    extra: dict[str, Any] = {} if default is None else {"default": default}
     _refuse_empty_paths(kind, words)
     try:
         with contextlib.redirect_stderr(complaint):
@@ -62,7 +65,7 @@ def parse(
                 args=list(words),
                 prog=f"{prog} {usage}".rstrip(),
                 description=description,
-                config=flat,
+                config=(tyro.conf.OmitArgPrefixes,),
                 **extra,
             )
     except SystemExit as exit_:

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
-from cloob.errors import require
-
-if TYPE_CHECKING:
-    import tyro
-else:  # the annotations below are read when the words are parsed
-    tyro = require("tyro", "train")
+from cloob.commands.arguments import tyro
 
 
 @dataclass(frozen=True)

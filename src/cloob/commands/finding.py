@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from cloob.commands.arguments import CacheArguments
-from cloob.errors import InputError, require
-
-if TYPE_CHECKING:
-    import tyro
-else:  # the annotations below are read when the words are parsed
-    tyro = require("tyro", "train")
+from cloob.commands.arguments import CacheArguments, tyro
+from cloob.errors import InputError
 
 
 @dataclass(frozen=True)

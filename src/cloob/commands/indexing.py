@@ -4,15 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from cloob.commands.arguments import CacheArguments
-from cloob.errors import require
-
-if TYPE_CHECKING:
-    import tyro
-else:  # the annotations below are read when the words are parsed
-    tyro = require("tyro", "train")
+from cloob.commands.arguments import CacheArguments, tyro
 
 
 @dataclass(frozen=True)

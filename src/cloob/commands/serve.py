@@ -6,15 +6,10 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-from cloob.commands.arguments import parse
-from cloob.errors import InputError, require
-
-if TYPE_CHECKING:
-    import tyro
-else:  # the annotations below are read when the words are parsed
-    tyro = require("tyro", "train")
+from cloob.commands.arguments import parse, tyro
+from cloob.errors import InputError
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
@@ -34,58 +36,36 @@ def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
         raise BadSample("missing image", key, f"{prefix}{path}: {said}") from None
 
 
-class Encoded:
-    """A sample's image file of which the header has been read, see :class:`cloob.pictures.Encoded`."""
-
-    def __init__(self, data: bytes, key: str = "") -> None:
-        """Reads the header.
-
-        Args:
-            data: The bytes of the file.
-            key: The sample's key, for the error.
-
-        Raises:
-            BadSample: ``"corrupt image"``, ``"no decoder"``, or ``"image too large"`` above ``MAX_PIXELS``.
-        """
-        self._key = key
-        try:
-            self._file = pictures.Encoded(data)
-        except pictures.Unreadable as error:
-            raise BadSample(error.reason, key, error.detail) from None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height of the upright picture, pixels."""
-        return self._file.size
-
-    @property
-    def orientation(self) -> int:
-        """EXIF's, 1 to 8."""
-        return self._file.orientation
-
-    def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
-        """Decodes the image; arguments and result as of :meth:`cloob.pictures.Encoded.rgb`.
-
-        Raises:
-            BadSample: ``"corrupt image"``.
-        """
-        try:
-            return self._file.rgb(reduction, upright=upright)
-        except pictures.Unreadable as error:
-            raise BadSample(error.reason, self._key, error.detail) from None
-
-
-def decode(data: bytes, key: str = "") -> Image.Image:
-    """Decodes an image file to upright RGB, see :mod:`cloob.pictures`.
+class Encoded(pictures.Encoded):
+    """A sample's image file of which the header has been read, see :class:`cloob.pictures.Encoded`.
 
     Args:
         data: The bytes of the file.
         key: The sample's key, for the error.
 
-    Returns:
-        A loaded image of mode RGB.
-
     Raises:
-        BadSample: As ``Encoded`` and ``Encoded.rgb``; above ``MAX_PIXELS`` nothing is decoded.
+        BadSample: ``"corrupt image"``, ``"no decoder"``, or ``"image too large"`` above ``MAX_PIXELS``; ``rgb`` too.
     """
+
+    def __init__(self, data: bytes, key: str = "") -> None:
+        self._key = key
+        with _bad_sample(key):
+            super().__init__(data)
+
+    def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
+        """Decodes the image; arguments and result as of :meth:`cloob.pictures.Encoded.rgb`."""
+        with _bad_sample(self._key):
+            return super().rgb(reduction, upright=upright)
+
+
+@contextmanager
+def _bad_sample(key: str) -> Iterator[None]:
+    try:
+        yield
+    except pictures.Unreadable as error:
+        raise BadSample(error.reason, key, error.detail) from None
+
+
+def decode(data: bytes, key: str = "") -> Image.Image:
+    """Decodes an image file to upright RGB, see :mod:`cloob.pictures`; arguments and errors as ``Encoded``."""
     return Encoded(data, key).rgb()

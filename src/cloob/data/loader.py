@@ -99,7 +99,6 @@ class Loader(ABC):
         full, rest = divmod(self.pairs_per_epoch - offset, self.batch_size)
         return full + (rest > 0 and not self._drop_last)
 
-    @abstractmethod
     def epoch(
         self,
         epoch: int,
@@ -109,7 +108,34 @@ class Loader(ABC):
         offset: int = 0,
         order_batch_size: int | None = None,
     ) -> Iterator[Batch]:
-        """This rank's batches of one epoch, see ``PairLoader.epoch``."""
+        """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
+
+        With workers, one epoch can be iterated at a time: beginning another ends the one before.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            start_step: Batches to leave out at the start, for a resume.
+            lanes: The number the epoch was begun with, when it goes on with another number of ranks. Of effect only
+                for sources that are read shard by shard.
+            offset: Pairs to leave out before the first batch: where the epoch goes on with another batch size, its
+                place need not be a multiple of this one.
+            order_batch_size: The batch size that the epoch was begun with. Of effect as ``lanes``.
+
+        Yields:
+            ``steps(offset) - start_step`` batches.
+        """
+        lanes, order_batch_size = lanes or self.lanes, order_batch_size or self.batch_size
+        steps = self.steps(offset)
+        if epoch < 0 or offset < 0 or not 0 <= start_step <= steps or lanes < 1 or order_batch_size < 1:
+            raise ValueError(
+                f"epoch {epoch}, start_step {start_step} of {steps}, lanes {lanes}, offset {offset}, "
+                f"order_batch_size {order_batch_size}: out of range"
+            )
+        return self._batches(epoch, range(start_step, steps), lanes, offset, order_batch_size)
+
+    @abstractmethod
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int, order_batch_size: int) -> Iterator[Batch]:
+        """As ``epoch``, whose arguments are in order."""
 
     def close(self) -> None:  # noqa: B027 - for most there is nothing to end
         """Ends what runs beside, if anything does; the loader cannot be used afterwards."""
@@ -125,7 +151,7 @@ class PairLoader(Loader):
     Args:
         source: The pairs.
         transform: RGB image to ``(3, H, W)`` uint8. With a second required parameter it is called as
-            ``transform(image, generator)`` with the sample's own generator (``train_transform``).
+            ``transform(image, generator)`` with the sample's own generator (``TrainTransform``).
         tokenizer: List of n captions to ``(n, L)`` integers.
         batching: How the pairs become batches.
         share: What of it this process does; None: all of it, without workers.
@@ -171,40 +197,9 @@ class PairLoader(Loader):
         self._pin = share.pin_memory and torch.cuda.is_available()
         self._pool = WorkerPool(self._builder, share.workers, pin_memory=self._pin) if share.workers else None
 
-    def epoch(
-        self,
-        epoch: int,
-        start_step: int = 0,
-        lanes: int | None = None,
-        *,
-        offset: int = 0,
-        order_batch_size: int | None = None,
-    ) -> Iterator[Batch]:
-        """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
-
-        With workers, one epoch can be iterated at a time: beginning another ends the one before.
-
-        Args:
-            epoch: Number of the epoch, from 0.
-            start_step: Batches to leave out at the start, for a resume.
-            lanes: The number the epoch was begun with, when it goes on with another number of ranks. Of effect only
-                for sources that are read shard by shard.
-            offset: Pairs to leave out before the first batch: where the epoch goes on with another batch size, its
-                place need not be a multiple of this one.
-            order_batch_size: The batch size that the epoch was begun with. Of effect as ``lanes``.
-
-        Yields:
-            ``steps(offset) - start_step`` batches.
-        """
-        lanes, order_batch_size = lanes or self.lanes, order_batch_size or self.batch_size
-        steps = self.steps(offset)
-        if epoch < 0 or offset < 0 or not 0 <= start_step <= steps or lanes < 1 or order_batch_size < 1:
-            raise ValueError(
-                f"epoch {epoch}, start_step {start_step} of {steps}, lanes {lanes}, offset {offset}, "
-                f"order_batch_size {order_batch_size}: out of range"
-            )
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int, order_batch_size: int) -> Iterator[Batch]:
         order = self._order.epoch(epoch, lanes, order_batch_size)
-        requests = self._requests(epoch, order, range(start_step, steps), offset)
+        requests = self._requests(epoch, order, steps, offset)
         return self._pool.batches(requests) if self._pool is not None else self._in_process(requests)
 
     def close(self) -> None:

@@ -81,7 +81,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None
     if spec in DEMO_SPLITS:
         return ShardSource(spec, tars_in(DEMO / DEMO_SPLITS[spec]), cache=cache)
     if spec.startswith("demo:"):
-        raise _no_demo(spec)
+        raise InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}")
     if is_remote(spec):
         return open_remote(spec, cache)
     spec = local_path(spec)
@@ -113,10 +113,6 @@ def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None
     raise InputError(
         f"{spec}: expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
     )
-
-
-def _no_demo(spec: str) -> InputError:
-    return InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}")
 
 
 def _hint(path: Path) -> str:

@@ -7,7 +7,7 @@ they belong to; such a group is held out as a whole or not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,8 +18,6 @@ from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.mix import mix
 from cloob.data.source import Source
 from cloob.errors import InputError
-
-_LOOKS = 1000  # pairs from one call of ``progress`` to the next
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,7 @@ class Subset:
         return self.whole.read(int(self.rows[index]))
 
 
-def split(
-    sources: Sequence[Source],
-    share: float,
-    weights: Sequence[float] = (),
-    progress: Callable[[int, int], object] | None = None,
-) -> tuple[Source, Source]:
+def split(sources: Sequence[Source], share: float, weights: Sequence[float] = ()) -> tuple[Source, Source]:
     """Parts pairs into those to train on and those to judge by.
 
     Which pairs are held out depends on their bytes alone: not on a seed, the order of the rows or the names of files.
@@ -76,7 +69,6 @@ def split(
         sources: Where the pairs are; together, so that none is held out of one and trained on in another.
         share: Of all readable pairs, to be held out, in (0, 1).
         weights: Passes over each source in an epoch, see :func:`cloob.data.mix.mix`.
-        progress: Called with how many pairs were read, and how many there are.
 
     Returns:
         The training pairs and the held-out pairs, at most ``share`` of all (rounded, at least two).
@@ -90,7 +82,7 @@ def split(
                 f"{source.name}: streamed pairs would all be fetched to hold some out; give --val-data in place of "
                 "--val-split"
             )
-    places, groups, hashes = _groups(sources, progress)
+    places, groups, hashes = _groups(sources)
     target = max(2, round(share * len(places)))
     held = _choose(groups, hashes, target)
     n_held = int(held.sum())
@@ -111,16 +103,13 @@ def split(
     return mix(train, weights), mix(val)
 
 
-def _groups(
-    sources: Sequence[Source], progress: Callable[[int, int], object] | None
-) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+def _groups(sources: Sequence[Source]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
     """Every readable pair with the group that it belongs to.
 
     Returns:
         (n, 2) int64, source and row of each; (n,) int64, the group of each, numbered by its first pair; and a hash of
         each pair.
     """
-    total, seen = sum(map(len, sources)), 0
     parent: list[int] = []
     first: dict[bytes | int, int] = {}  # the first pair with a picture or caption
     places: list[tuple[int, int]] = []
@@ -134,9 +123,6 @@ def _groups(
 
     for i, source in enumerate(sources):
         for row in range(len(source)):
-            seen += 1
-            if progress is not None and (seen % _LOOKS == 0 or seen == total):
-                progress(seen, total)
             try:
                 sample = source.read(row)
             except BadSample:

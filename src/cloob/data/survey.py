@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -161,19 +160,14 @@ def survey(
     rows = list(spread_rows(source, most)) if most else range(len(source))
     result = Survey(source.name, len(source), len(source.shard_sizes), context_length)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        for chunk in _chunks(rows):
+        for start in range(0, len(rows), _CHUNK):
+            chunk = rows[start : start + _CHUNK]
             samples = [_read(source, row) for row in chunk]
             for row, sample, size in zip(chunk, samples, pool.map(_size, samples), strict=True):
                 _add(result, row, sample, size, count_tokens)
             if progress is not None:
                 progress(result.seen, len(rows))
     return result
-
-
-def _chunks(rows: Sequence[int]) -> Iterator[list[int]]:
-    remaining: Iterable[int] = iter(rows)
-    while chunk := list(islice(remaining, _CHUNK)):
-        yield chunk
 
 
 def _read(source: Source, row: int) -> RawSample | Skip:

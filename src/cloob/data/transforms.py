@@ -127,7 +127,6 @@ class TrainTransform:
     Attributes:
         image_size: Side of the square result, pixels.
         scale: Part of the image's area that a crop keeps, smallest and largest.
-        ratio: Width/height of a crop, smallest and largest.
         flip: Mirror with probability one half.
         reduce: Let JPEG files be decoded at reduced size where that leaves the crop at least ``image_size`` wide and
             high.
@@ -136,7 +135,6 @@ class TrainTransform:
     image_size: int
     scale: tuple[float, float] = (0.9, 1.0)
     flip: bool = False
-    ratio: tuple[float, float] = _RATIO
     reduce: bool = True
 
     def __post_init__(self) -> None:
@@ -144,8 +142,6 @@ class TrainTransform:
             raise ValueError(f"image_size {self.image_size} must be at least 1")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale {self.scale} must be (low, high) with 0 < low <= high <= 1")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio {self.ratio} must be (low, high) with 0 < low <= high")
 
     def __call__(self, image: Image.Image, generator: torch.Generator) -> Tensor:
         """``(3, image_size, image_size)`` uint8; draws from ``generator`` only, always the same count of numbers."""
@@ -164,7 +160,7 @@ class TrainTransform:
             The crop that is drawn of the upright image, where it lies in the stored one.
         """
         uniforms = torch.rand(2 * _TRIES + 3, generator=generator, dtype=torch.float64).tolist()
-        top, left, h, w = crop_box(height, width, self.scale, self.ratio, uniforms)
+        top, left, h, w = crop_box(height, width, self.scale, _RATIO, uniforms)
         swap, reverse_rows, reverse_columns = axes(orientation)
         if reverse_rows:
             top = height - top - h
@@ -204,8 +200,3 @@ class TrainTransform:
         if reverse_rows:
             pixels = pixels.flip(-2)
         return pixels.flip(-1) if reverse_columns != crop.flip else pixels
-
-
-def train_transform(image_size: int, scale: tuple[float, float] = (0.9, 1.0), flip: bool = False) -> TrainTransform:
-    """The augmentation used in training; see ``TrainTransform``. The evaluation transform is the encoder's."""
-    return TrainTransform(image_size, scale=scale, flip=flip)

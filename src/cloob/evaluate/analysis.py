@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError, message
-from cloob.evaluate.embed import Reader
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions, Reader
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.measures.geometry import DEFAULT_LIMIT, geometry
 from cloob.evaluate.suite import all_failed
 from cloob.models.runs import checkpoint_step, epoch_of, list_checkpoints

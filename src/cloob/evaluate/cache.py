@@ -51,11 +51,7 @@ def load(cache: Cache, model: str, kind: str, data: str) -> Stored | None:
 
 
 def save(cache: Cache, model: str, kind: str, data: str, stored: Stored) -> Path:
-    """Stores under the keys, whole or not at all.
-
-    Raises:
-        InputError: The cache cannot be written.
-    """
+    """Stores under the keys, whole or not at all; InputError where the cache cannot be written."""
     tensors = {name: value.contiguous() for name, value in stored.tensors.items()}
     facts = json.dumps(stored.facts)  # escaped: a key may come from a file name that is not UTF-8
     content = require("safetensors.torch", "train").save(tensors, metadata={"facts": facts})

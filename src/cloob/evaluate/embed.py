@@ -11,12 +11,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 from warnings import catch_warnings
 
 import torch
 from torch import Tensor
 
+from cloob.cache import Cache
 from cloob.data.batch import BadSample, Skip
 from cloob.data.content import Reader as Reader
 from cloob.data.decode import decode
@@ -27,6 +29,24 @@ from cloob.models.encoding import evaluating as evaluating
 
 Progress = Callable[[int, int], None]
 """Called with (images done, images in all) after each batch."""
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How pictures and texts are embedded; no embedding depends on it but for rounding.
+
+    Attributes:
+        device: Where models are loaded to.
+        batch_size: Images or texts a forward pass.
+        workers: Threads that read and decode ahead of the model (Pillow decodes and resizes outside the GIL); 0 decodes
+            in between.
+        cache: Where embeddings outlive the process, see :mod:`cloob.evaluate.cache`; None keeps none.
+    """
+
+    device: str | torch.device = "cpu"
+    batch_size: int = 256
+    workers: int = 0
+    cache: Cache | None = None
 
 
 class ImageEmbeddings(NamedTuple):
@@ -81,20 +101,14 @@ class _Loaded(NamedTuple):
 
 
 def embed_images(
-    encoder: Encoder,
-    reader: Reader,
-    batch_size: int = 256,
-    workers: int = 0,
-    progress: Progress | None = None,
+    encoder: Encoder, reader: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
 ) -> ImageEmbeddings:
     """Embeds every image of a set, in order.
 
     Args:
         encoder: The model; it is put into evaluation mode for the time being.
         reader: The samples.
-        batch_size: Images a forward pass.
-        workers: Threads that read and decode ahead of the model (Pillow decodes and resizes outside the GIL);
-            0 decodes in between. The result does not depend on it.
+        options: How; the encoder stays where it is.
         progress: Called after each batch.
 
     Returns:
@@ -103,22 +117,18 @@ def embed_images(
     Raises:
         InputError: The set is empty, none of its images can be read, or an embedding is not finite.
     """
-    return _embed(encoder, reader, batch_size, workers, progress)[0]
+    return _embed(encoder, reader, options, progress)[0]
 
 
 def embed_images_and_tower(
-    encoder: Encoder,
-    reader: Reader,
-    batch_size: int = 256,
-    workers: int = 0,
-    progress: Progress | None = None,
+    encoder: Encoder, reader: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
 ) -> tuple[ImageEmbeddings, Tensor]:
     """Like :func:`embed_images`, with the (n, F) features of the image tower from the same pass (for probes).
 
     They are those of :func:`cloob.evaluate.tower.capture_tower`, float32 on the CPU, NaN rows as in the embeddings.
     """
     tower: list[Tensor] = []
-    images, _ = _embed(encoder, reader, batch_size, workers, progress, tower)
+    images, _ = _embed(encoder, reader, options, progress, tower)
     readable = torch.cat(tower)
     features = torch.full((len(images.features), readable.shape[1]), torch.nan)
     features[torch.isfinite(images.features).all(1)] = readable
@@ -126,11 +136,7 @@ def embed_images_and_tower(
 
 
 def embed_pairs(
-    encoder: Encoder,
-    source: Reader,
-    batch_size: int = 256,
-    workers: int = 0,
-    progress: Progress | None = None,
+    encoder: Encoder, source: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
 ) -> PairEmbeddings:
     """Embeds the images and captions of a source, reading each pair once; arguments as in :func:`embed_images`.
 
@@ -141,11 +147,12 @@ def embed_pairs(
     Raises:
         InputError: As :func:`embed_images`.
     """
-    images, of_images = _embed(encoder, source, batch_size, workers, progress)
+    options = options or EmbedOptions()
+    images, of_images = _embed(encoder, source, options, progress)
     captions = tuple(caption for group in of_images for caption in group)
     image_of_text = torch.arange(len(of_images)).repeat_interleave(torch.tensor([len(group) for group in of_images]))
     readable = torch.tensor([bool(caption) for caption in captions])
-    features = embed_texts(encoder, [caption for caption in captions if caption], batch_size)
+    features = embed_texts(encoder, [caption for caption in captions if caption], options.batch_size)
     texts = torch.full((len(captions), features.shape[1]), torch.nan)
     texts[readable] = features
     return PairEmbeddings(images, texts, captions, image_of_text)
@@ -182,12 +189,13 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -
 def _embed(
     encoder: Encoder,
     reader: Reader,
-    batch_size: int,
-    workers: int,
+    options: EmbedOptions | None,
     progress: Progress | None,
     tower: list[Tensor] | None = None,
 ) -> tuple[ImageEmbeddings, tuple[tuple[str, ...], ...]]:
     """The images and the captions of each; ``tower``, if there is one, gets the tower's features of each batch."""
+    options = options or EmbedOptions()
+    batch_size = options.batch_size
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     total = len(reader)
@@ -197,7 +205,7 @@ def _embed(
     parts: list[Tensor] = []
     pixels: list[Tensor] = []
     with evaluating(encoder), nullcontext() if tower is None else capture_tower(encoder) as captured:
-        for index, sample in enumerate(_load_all(encoder, reader, workers, ahead=2 * batch_size)):
+        for index, sample in enumerate(_load_all(encoder, reader, options.workers, ahead=2 * batch_size)):
             keys.append(sample.key)
             captions.append(sample.captions)
             if isinstance(sample.pixels, Skip):

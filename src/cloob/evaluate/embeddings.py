@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cloob.cache import Cache
 from cloob.data.batch import Skip
 from cloob.data.content import content_key
-from cloob.errors import InputError, nearest
-from cloob.evaluate.cache import Stored, fingerprint, folder_key, load, module_key, save
+from cloob.errors import InputError
+from cloob.evaluate.cache import Stored, fingerprint, load, save
 from cloob.evaluate.embed import (
+    EmbedOptions,
     Encoder,
     ImageEmbeddings,
     PairEmbeddings,
@@ -27,9 +27,11 @@ from cloob.evaluate.embed import (
     embed_pairs,
 )
 from cloob.evaluate.facts import ModelFacts, model_facts
+from cloob.evaluate.loaded import Models
 from cloob.evaluate.measures.probe import Probe, ProbeOptions, fit_probe
 from cloob.evaluate.measures.zeroshot import class_embeddings
-from cloob.models.load import find_model_folder, load_model
+
+T = TypeVar("T")
 
 
 class Labelled(Reader, Protocol):
@@ -77,23 +79,6 @@ class TowerFeatures(NamedTuple):
     labels: Tensor
 
 
-@dataclass(frozen=True)
-class EmbedOptions:
-    """How pictures and texts are embedded; no embedding depends on it but for rounding.
-
-    Attributes:
-        device: Where models are loaded to.
-        batch_size: Images or texts a forward pass.
-        workers: Decoding threads, see :func:`cloob.evaluate.embed.embed_images`.
-        cache: Where embeddings outlive the process, see :mod:`cloob.evaluate.cache`; None keeps none.
-    """
-
-    device: str | torch.device = "cpu"
-    batch_size: int = 256
-    workers: int = 0
-    cache: Cache | None = None
-
-
 class Embeddings:
     """The embeddings of all models and sets, computed on first use and kept, on the disk too if so wished.
 
@@ -120,33 +105,21 @@ class Embeddings:
         Raises:
             InputError: No models.
         """
-        if not models:
-            raise InputError("no model to evaluate")
-        self.models = dict(models)
-        options = options or EmbedOptions()
-        self._device, self._batch_size, self._workers = options.device, options.batch_size, options.workers
+        self._options = options or EmbedOptions()
+        self._models = Models(models, self._options.device)
         self._progress = progress
-        self._cache = options.cache
         self._with_tower = tower
-        self._loaded: tuple[str, Encoder] | None = None
         self._facts: dict[str, ModelFacts] = {}
-        self._model_keys: dict[str, str | None] = {}
-        self._content_keys: dict[int, tuple[Reader, str]] = {}
-        self._folders: dict[str, Path | None] = {}
-        # By the set itself, which is kept, so that its id stays its own: two sets may have one name.
-        self._labelled: dict[tuple[str, int], tuple[Labelled, LabelledEmbeddings]] = {}
-        self._pairs: dict[tuple[str, int], tuple[Reader, PairEmbeddings]] = {}
-        self._towers: dict[tuple[str, int], tuple[Labelled, TowerFeatures]] = {}
+        self._kept: dict[tuple[str, str, int], tuple[Reader, Any]] = {}
+
+    @property
+    def models(self) -> Mapping[str, Encoder | str | Path]:
+        """The models by the name they have in results, as they were given."""
+        return self._models.sources
 
     def encoder(self, model: str) -> Encoder:
         """The model, loaded."""
-        source = self._source(model)
-        if not isinstance(source, str | Path):
-            return source
-        if self._loaded is None or self._loaded[0] != model:
-            self._loaded = None  # let go of the other one first
-            self._loaded = (model, load_model(self._folder(model) or source, device=self._device))
-        return self._loaded[1]
+        return self._models.encoder(model)
 
     def facts(self, model: str) -> ModelFacts:
         """Objective, τ⁻¹ and β of a model."""
@@ -165,42 +138,29 @@ class Embeddings:
             InputError: See ``embed_images`` and ``class_embeddings``; a label without a class; labels that
                 are not one an image.
         """
-        key = (model, id(data))
-        if key not in self._labelled:
+
+        def classes() -> Stored:
+            embedded = class_embeddings(self.encoder(model), data.classnames, data.templates, self._options.batch_size)
+            return Stored({"classes": embedded}, {})
+
+        def prompts_key() -> str:
+            return fingerprint(str(len(data.classnames)), *data.classnames, *data.templates)
+
+        def compute() -> LabelledEmbeddings:
             labels = _labels(data)
-
-            def classes() -> Stored:
-                embedded = class_embeddings(self.encoder(model), data.classnames, data.templates, self._batch_size)
-                return Stored({"classes": embedded}, {})
-
-            def prompts_key() -> str:
-                return fingerprint(str(len(data.classnames)), *data.classnames, *data.templates)
-
             prompts = self._stored(model, "classes", prompts_key, classes)
-            images, _ = self._images(model, data, self._with_tower)
-            self._labelled[key] = data, LabelledEmbeddings(images, labels, prompts.tensors["classes"])
-        return self._labelled[key][1]
+            images = self._images(model, data, self._with_tower)
+            return LabelledEmbeddings(_read_images(images), labels, prompts.tensors["classes"])
+
+        return self._once("labelled", model, data, compute)
 
     def tower(self, model: str, data: Labelled) -> TowerFeatures:
-        """The image tower's features of a labelled set, for probes; the names of the classes play no part.
-
-        Raises:
-            InputError: As :meth:`labelled`.
-        """
-        key = (model, id(data))
-        if key not in self._towers:
-            labels = _labels(data)
-            _, features = self._images(model, data, True)
-            assert features is not None
-            self._towers[key] = (data, TowerFeatures(features, labels))
-        return self._towers[key][1]
+        """The image tower's features of a labelled set, for probes; errors as of ``labelled``, classes play no part."""
+        labels = _labels(data)
+        return TowerFeatures(self._images(model, data, True).tensors["tower"], labels)
 
     def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
-        """A linear probe fitted on the image tower's features of a set, see ``measures.probe.fit_probe``.
-
-        Raises:
-            InputError: As :meth:`tower` and ``fit_probe``.
-        """
+        """A probe fitted on the tower's features of a set; errors as of ``tower`` and ``measures.probe.fit_probe``."""
         labels = _labels(train)
 
         def key() -> str:
@@ -217,53 +177,49 @@ class Embeddings:
         return Probe(weight=fit.tensors["weight"], **fit.facts)
 
     def pairs(self, model: str, source: Reader) -> PairEmbeddings:
-        """The images and captions of a source through a model.
+        """The images and captions of a source through a model; errors as of ``embed_pairs``."""
 
-        Raises:
-            InputError: See ``embed_pairs``.
-        """
-        key = (model, id(source))
-        if key not in self._pairs:
-            label = model, source.name
+        def embed() -> Stored:
+            report = self._report(model, source.name)
+            embedded = embed_pairs(self.encoder(model), source, self._options, report)
+            stored = _store_images(embedded.images)
+            texts = {"texts": embedded.texts, "image_of_text": embedded.image_of_text}
+            return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(embedded.captions)})
 
-            def compute() -> Stored:
-                encoder = self.encoder(model)
-                embedded = embed_pairs(encoder, source, self._batch_size, self._workers, self._report(*label))
-                stored = _store_images(embedded.images)
-                texts = {"texts": embedded.texts, "image_of_text": embedded.image_of_text}
-                return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(embedded.captions)})
+        def compute() -> PairEmbeddings:
+            stored = self._stored(model, "captioned", lambda: self._content_key(source), embed)
+            texts, image_of_text = stored.tensors["texts"], stored.tensors["image_of_text"]
+            return PairEmbeddings(_read_images(stored), texts, tuple(stored.facts["captions"]), image_of_text)
 
-            features = self._stored(model, "captioned", lambda: self._content_key(source), compute)
-            self._pairs[key] = (
-                source,
-                PairEmbeddings(
-                    _read_images(features),
-                    features.tensors["texts"],
-                    tuple(features.facts["captions"]),
-                    features.tensors["image_of_text"],
-                ),
-            )
-        return self._pairs[key][1]
+        return self._once("pairs", model, source, compute)
 
-    def _images(self, model: str, data: Labelled, tower: bool) -> tuple[ImageEmbeddings, Tensor | None]:
+    def _images(self, model: str, data: Labelled, tower: bool) -> Stored:
         """The images of a labelled set, and the tower's features if they are wanted."""
-        known = self._towers.get((model, id(data)))
-        report = self._report(model, data.name)
 
-        def compute() -> Stored:
-            encoder = self.encoder(model)
+        def embed() -> Stored:
+            encoder, report = self.encoder(model), self._report(model, data.name)
             if not tower:
-                return _store_images(embed_images(encoder, data, self._batch_size, self._workers, report))
-            images, features = embed_images_and_tower(encoder, data, self._batch_size, self._workers, report)
+                return _store_images(embed_images(encoder, data, self._options, report))
+            images, features = embed_images_and_tower(encoder, data, self._options, report)
             stored = _store_images(images)
             return Stored({**stored.tensors, "tower": features}, stored.facts)
 
         # A run with probes has left the embeddings too, which a run without them takes from there.
         kinds = ("images-tower",) if tower else ("images", "images-tower")
-        features = self._stored(model, kinds[0], lambda: self._content_key(data), compute, kinds[1:])
-        if tower and known is None:
-            self._towers[model, id(data)] = (data, TowerFeatures(features.tensors["tower"], _labels(data)))
-        return _read_images(features), features.tensors.get("tower")
+        return self._once(
+            kinds[0],
+            model,
+            data,
+            lambda: self._stored(model, kinds[0], lambda: self._content_key(data), embed, kinds[1:]),
+        )
+
+    def _once(self, kind: str, model: str, data: Reader, compute: Callable[[], T]) -> T:
+        """What is computed once of a set, which is kept too, so that its id stays its own: two may have one name."""
+        key = kind, model, id(data)
+        if key not in self._kept:
+            self._kept[key] = data, compute()
+        value: T = self._kept[key][1]
+        return value
 
     def _stored(
         self,
@@ -274,49 +230,20 @@ class Embeddings:
         also: Sequence[str] = (),
     ) -> Stored:
         """What the disk has, under ``also`` as well, else what ``compute`` gives, which the disk then has."""
-        model_key = None if self._cache is None else self._model_key(model)
-        if self._cache is None or model_key is None:
+        cache = self._options.cache
+        model_key = None if cache is None else self._models.key(model)
+        if cache is None or model_key is None:
             return compute()
         key = data_key()
         for name in (kind, *also):
-            if (cached := load(self._cache, model_key, name, key)) is not None:
+            if (cached := load(cache, model_key, name, key)) is not None:
                 return cached
         stored = compute()
-        save(self._cache, model_key, kind, key, stored)
+        save(cache, model_key, kind, key, stored)
         return stored
 
-    def _model_key(self, model: str) -> str | None:
-        """What the disk knows a model by; None for an encoder that is no module, whose weights nobody can see."""
-        if model not in self._model_keys:
-            folder = self._folder(model)
-            if folder is not None:
-                self._model_keys[model] = folder_key(folder, self._device)
-            else:
-                encoder = self.encoder(model)
-                towers = {
-                    name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective_config")
-                }
-                device = getattr(encoder, "device", self._device)
-                key = module_key(encoder, towers, device) if isinstance(encoder, nn.Module) else None
-                self._model_keys[model] = key
-        return self._model_keys[model]
-
-    def _folder(self, model: str) -> Path | None:
-        """The model folder, the same one however long a run goes on to write newer checkpoints; None for others."""
-        if model not in self._folders:
-            source = self._source(model)
-            self._folders[model] = find_model_folder(source) if isinstance(source, str | Path) else None
-        return self._folders[model]
-
     def _content_key(self, data: Reader) -> str:
-        if id(data) not in self._content_keys:
-            self._content_keys[id(data)] = (data, content_key(data))  # holding it keeps its id its own
-        return self._content_keys[id(data)][1]
-
-    def _source(self, model: str) -> Encoder | str | Path:
-        if model not in self.models:
-            raise InputError(f"no model {model!r}; {nearest(model, self.models)}")
-        return self.models[model]
+        return self._once("content", "", data, lambda: content_key(data))
 
     def _report(self, model: str, name: str) -> Progress | None:
         call = self._progress

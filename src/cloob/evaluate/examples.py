@@ -73,7 +73,7 @@ def example_queries(
             for row, images, values in zip(chosen, best.indices, best.values, strict=True)
         ]
     return [
-        ExampleQuery(first.words[row], None, {model: lists[i] for model, lists in answers.items()})
+        ExampleQuery(first.words[row], {model: lists[i] for model, lists in answers.items()})
         for i, row in enumerate(chosen)
     ]
 

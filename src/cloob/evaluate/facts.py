@@ -34,11 +34,7 @@ class ModelFacts:
 
 
 def model_facts(encoder: Encoder) -> ModelFacts:
-    """Objective, τ⁻¹ and β of a loaded model.
-
-    Raises:
-        InputError: Its settings say something else than a number for one of them.
-    """
+    """Objective, τ⁻¹ and β of a loaded model; InputError where its settings say no number for one of them."""
     settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
     members = {}
     for name in OBJECTIVES:

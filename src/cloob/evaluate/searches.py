@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -12,9 +12,6 @@ from cloob.evaluate.embeddings import Embeddings, Labelled
 from cloob.evaluate.examples import gallery, picture_bytes
 from cloob.evaluate.report import ExampleQuery, ShownPicture
 
-Find = Callable[[str, Sequence[str], int], list[list[tuple[int, float]]]]
-"""(model, texts, k) to the best pictures of each text, best first: their places in the set, and their cosines."""
-
 
 def searches(
     embeddings: Embeddings,
@@ -23,7 +20,6 @@ def searches(
     *,
     models: Sequence[str] | None = None,
     k: int = 8,
-    find: Find | None = None,
 ) -> list[ExampleQuery]:
     """What each model finds for some texts among the pictures of a set, right or wrong.
 
@@ -33,7 +29,6 @@ def searches(
         texts: What is searched for; any words.
         models: Names of the models to ask; None asks all.
         k: Pictures a search.
-        find: How they are found, e.g. by an index; None compares the text with every picture.
 
     Returns:
         The searches in order, with the encoded pictures, their labels and cosines. Pictures that cannot be read are
@@ -44,17 +39,14 @@ def searches(
     """
     if not texts or not all(text.strip() for text in texts):
         raise InputError("searches: expected texts with words in them")
-    find = find or (lambda model, asked, n: find_exact(embeddings, model, data, asked, n))
     found: dict[str, list[list[ShownPicture]]] = {}
     for model in models or list(embeddings.models):
         labels = gallery(embeddings, model, data).labels
         found[model] = [
             [ShownPicture(picture_bytes(data, place), labels[place], False, score) for place, score in best]
-            for best in find(model, texts, k)
+            for best in find_exact(embeddings, model, data, texts, k)
         ]
-    return [
-        ExampleQuery(text, None, {model: lists[i] for model, lists in found.items()}) for i, text in enumerate(texts)
-    ]
+    return [ExampleQuery(text, {model: lists[i] for model, lists in found.items()}) for i, text in enumerate(texts)]
 
 
 def find_exact(

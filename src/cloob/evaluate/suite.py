@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import combinations, zip_longest
 from pathlib import Path
@@ -29,14 +29,6 @@ from cloob.functional.bootstrap import grouped_bootstrap
 
 Hits = dict[tuple[str, str], dict[str, Tensor]]
 """(metric, set) -> model -> (n,) whether each sample is right (its mean over the seeds of a probe)."""
-
-
-@dataclass(frozen=True)
-class _Options:
-    geometry_limit: int
-    level: float
-    seed: int
-    probe: ProbeOptions
 
 
 def evaluate(
@@ -91,61 +83,103 @@ def evaluate(
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
-    options = _Options(geometry_limit, level, seed, probe or ProbeOptions())
     _check_sets(zeroshot, retrieval)
+    measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, level, seed)
     rows: list[dict[str, Any]] = []
-    failures: list[dict[str, Any]] = []
-    hits: Hits = {}
     for model in embeddings.models:
-        try:
-            row = _begin_row(embeddings, model, with_probe=bool(training))
-        except (InputError, OSError) as error:
-            failures.append({"model": model, "set": None, "error": message(error)})
-            continue
-        row["settings"] |= (settings or {}).get(model, {})
-        row["train_seconds"] = (train_seconds or {}).get(model)
-        for data, measure in _tasks(embeddings, zeroshot, retrieval, training):
-            try:
-                measure(row, hits, options)
-            except InputError as error:
-                failures.append({"model": model, "set": data.name, "error": str(error)})
-        rows.append(row)
+        row = measuring.row(model, zeroshot, retrieval, training)
+        if row is not None:
+            row["settings"] |= (settings or {}).get(model, {})
+            row["train_seconds"] = (train_seconds or {}).get(model)
+            rows.append(row)
     if not rows:
-        raise InputError(all_failed(failures, "loaded"))
-    results = {"rows": rows, "differences": differences(hits, level=level, seed=seed), "level": level}
-    return {**results, "failures": failures} if failures else results
+        raise InputError(all_failed(measuring.failures, "loaded"))
+    compared = differences(measuring.hits, level=level, seed=seed)
+    results = {"rows": rows, "differences": compared, "level": level}
+    return {**results, "failures": measuring.failures} if measuring.failures else results
 
 
-def _begin_row(embeddings: Embeddings, model: str, *, with_probe: bool) -> dict[str, Any]:
-    """The row of a model before anything is measured."""
-    facts = embeddings.facts(model)
-    probe: dict[str, Any] = {"probe": {}} if with_probe else {}
-    return {
-        "model": model,
-        "objective": facts.objective,
-        "settings": dict(facts.settings),
-        "zeroshot": {},
-        "retrieval": {},
-        "geometry": {},
-        **probe,
-        "train_seconds": None,
-    }
+@dataclass
+class _Measuring:
+    """Measures model by model, and keeps what is right for each, and what failed."""
 
+    embeddings: Embeddings
+    probe: ProbeOptions
+    geometry_limit: int
+    level: float
+    seed: int
+    hits: Hits = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
 
-def _tasks(
-    embeddings: Embeddings,
-    zeroshot: Sequence[Labelled],
-    retrieval: Sequence[Reader],
-    training: Mapping[str, Labelled],
-) -> Iterator[tuple[Reader, Callable[[dict[str, Any], Hits, _Options], None]]]:
-    """What is measured of each model, by set, in the order of the results."""
-    for data in zeroshot:
-        yield data, partial(_classify, embeddings, data)
-    for data in zeroshot:
-        if data.name in training:
-            yield data, partial(_probe, embeddings, data, training[data.name])
-    for source in retrieval:
-        yield source, partial(_retrieve, embeddings, source)
+    def row(
+        self,
+        model: str,
+        zeroshot: Sequence[Labelled],
+        retrieval: Sequence[Reader],
+        training: Mapping[str, Labelled],
+    ) -> dict[str, Any] | None:
+        """The row of a model; None if it cannot be loaded."""
+        try:
+            facts = self.embeddings.facts(model)
+        except (InputError, OSError) as error:
+            self.failures.append({"model": model, "set": None, "error": message(error)})
+            return None
+        row: dict[str, Any] = {"model": model, "objective": facts.objective, "settings": dict(facts.settings)}
+        row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}, **({"probe": {}} if training else {})}
+        probed = [data for data in zeroshot if data.name in training]
+        tasks: list[tuple[Reader, Callable[[dict[str, Any]], None]]] = [
+            *((data, partial(self._classify, data)) for data in zeroshot),
+            *((data, partial(self._probe, data, training[data.name])) for data in probed),
+            *((source, partial(self._retrieve, source)) for source in retrieval),
+        ]
+        for data, measure in tasks:
+            try:
+                measure(row)
+            except InputError as error:
+                self.failures.append({"model": model, "set": data.name, "error": str(error)})
+        return row
+
+    def _classify(self, data: Labelled, row: dict[str, Any]) -> None:
+        name, model = data.name, row["model"]
+        images, labels, classes = self.embeddings.labelled(model, data)
+        ranks = classifying.zeroshot_ranks(images.features, labels, classes)
+        numbers = classifying.summarise(ranks, labels, len(classes), data.classnames, level=self.level, seed=self.seed)
+        row["zeroshot"][name] = {**numbers, **_unreadable(images.bad)}
+        self.hits.setdefault(("acc1", name), {})[model] = ranks < 1
+
+    def _probe(self, data: Labelled, train: Labelled, row: dict[str, Any]) -> None:
+        name, model, how = data.name, row["model"], self.probe
+        _check_classes(data, train)
+        tested_on = self.embeddings.tower(model, data)
+        n_classes = len(data.classnames)
+        fits = []
+        for seed in how.seeds:
+            try:
+                probe = self.embeddings.probe(model, train, n_classes, how, seed)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+            fits.append((probing.probe_ranks(probe.weight, *tested_on), probe))
+        row["probe"][name] = probing.summarise(fits, tested_on.labels, n_classes, how, level=self.level, seed=self.seed)
+        right = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
+        self.hits.setdefault(("probe_acc1", name), {})[model] = right
+
+    def _retrieve(self, source: Reader, row: dict[str, Any]) -> None:
+        name, model = source.name, row["model"]
+        pairs = self.embeddings.pairs(model, source)
+        images = pairs.images.features
+        ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
+        numbers = retrieving.summarise(ranks, pairs.image_of_text, level=self.level, seed=self.seed)
+        row["retrieval"][name] = {**numbers, **({"unreadable": pairs.unreadable} if pairs.unreadable else {})}
+        for direction, values in ranks._asdict().items():
+            right = values < 1
+            right = retrieving.by_picture(right, pairs.image_of_text) if direction == "text_to_image" else right
+            self.hits.setdefault((f"{direction}@1", name), {})[model] = right
+        facts = self.embeddings.facts(model)
+        try:
+            texts = pairs.texts[pairs.first_texts]
+            row["geometry"][name] = geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from error
 
 
 def all_failed(failures: Sequence[Mapping[str, Any]], what: str) -> str:
@@ -204,36 +238,6 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
     write_whole(path, text, f"{path}: results cannot be written here")
 
 
-def _classify(embeddings: Embeddings, data: Labelled, row: dict[str, Any], hits: Hits, options: _Options) -> None:
-    name, model = data.name, row["model"]
-    images, labels, classes = embeddings.labelled(model, data)
-    ranks = classifying.zeroshot_ranks(images.features, labels, classes)
-    numbers = classifying.summarise(
-        ranks, labels, len(classes), data.classnames, level=options.level, seed=options.seed
-    )
-    row["zeroshot"][name] = {**numbers, **_unreadable(images.bad)}
-    hits.setdefault(("acc1", name), {})[model] = ranks < 1
-
-
-def _probe(
-    embeddings: Embeddings, data: Labelled, train: Labelled, row: dict[str, Any], hits: Hits, options: _Options
-) -> None:
-    name, model, how = data.name, row["model"], options.probe
-    _check_classes(data, train)
-    tested_on = embeddings.tower(model, data)
-    n_classes = len(data.classnames)
-    fits = []
-    for seed in how.seeds:
-        try:
-            probe = embeddings.probe(model, train, n_classes, how, seed)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from error
-        fits.append((probing.probe_ranks(probe.weight, *tested_on), probe))
-    numbers = probing.summarise(fits, tested_on.labels, n_classes, how, level=options.level, seed=options.seed)
-    row["probe"][name] = numbers
-    hits.setdefault(("probe_acc1", name), {})[model] = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
-
-
 def _check_classes(data: Labelled, train: Labelled) -> None:
     """Raises InputError where a label is not the same class to test as to train, which no number would show."""
     pairs = enumerate(zip_longest(data.classnames, train.classnames))
@@ -246,26 +250,6 @@ def _check_classes(data: Labelled, train: Labelled) -> None:
     counts = f"{n_tested} classes to test, but {n_trained} to train"
     what = counts if n_tested != n_trained else "other classes to train than to test"
     raise InputError(f"{data.name}: {what}; label {label} is {tested} to test, but {trained} to train")
-
-
-def _retrieve(embeddings: Embeddings, source: Reader, row: dict[str, Any], hits: Hits, options: _Options) -> None:
-    name, model = source.name, row["model"]
-    pairs = embeddings.pairs(model, source)
-    images = pairs.images.features
-    ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
-    numbers = retrieving.summarise(ranks, pairs.image_of_text, level=options.level, seed=options.seed)
-    row["retrieval"][name] = {**numbers, **({"unreadable": pairs.unreadable} if pairs.unreadable else {})}
-    for direction, values in ranks._asdict().items():
-        right = values < 1
-        right = retrieving.by_picture(right, pairs.image_of_text) if direction == "text_to_image" else right
-        hits.setdefault((f"{direction}@1", name), {})[model] = right
-    facts = embeddings.facts(model)
-    try:
-        texts = pairs.texts[pairs.first_texts]
-        measures = geometry(images, texts, facts.inv_tau, facts.beta, options.geometry_limit)
-    except ValueError as error:
-        raise InputError(f"{name}: {error}") from error
-    row["geometry"][name] = measures
 
 
 def _unreadable(bad: Sequence[Skip]) -> dict[str, Any]:

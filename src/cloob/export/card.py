@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cloob.citation import BIBTEX
 from cloob.errors import require
 from cloob.export.exported import CARD_FILE
 from cloob.export.facts import Facts
@@ -26,20 +27,6 @@ _SECTIONS = {
     ),
 }
 _SETTINGS = {"inv_tau": "τ⁻¹", "beta": "β", "scale": "scale"}
-_CITATION = """\
-```bibtex
-@inproceedings{furst2022cloob,
-  title={CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP},
-  author={F{\\"u}rst, Andreas and Rumetshofer, Elisabeth and Lehner, Johannes and Tran, Viet and Tang, Fei and
-    Ramsauer, Hubert and Kreil, David and Kopp, Michael and Klambauer, G{\\"u}nter and Bitto-Nemling, Angela and
-    Hochreiter, Sepp},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2022},
-  eprint={2110.11316},
-  archivePrefix={arXiv}
-}
-```
-"""
 
 
 def write_card(
@@ -74,7 +61,7 @@ def write_card(
         parts.append("## What to know\n\n" + "\n".join(f"- {note}" for note in notes))
     parts += [f"## Training\n\n{_training(facts)}", f"## Results\n\n{_results(facts)}"]
     given = f"`{license}`." if license else "Not given; ask whoever published the model before you use it."
-    parts += [f"## Licence\n\n{given}", f"## Citation\n\n{_CITATION.strip()}"]
+    parts += [f"## Licence\n\n{given}", f"## Citation\n\n```bibtex\n{BIBTEX}```"]
     head = _metadata(facts, short, library, [*dict.fromkeys(tags)], license)
     write_whole(folder / CARD_FILE, f"---\n{head}\n---\n\n" + "\n\n".join(parts) + "\n")
 

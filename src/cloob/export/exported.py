@@ -1,11 +1,7 @@
-"""What an exporter says of the folder that it wrote, and how that folder comes to be: whole or not at all."""
+"""What an exporter says of the folder that it wrote, and where it may write one."""
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,29 +32,6 @@ class Exported:
     usage: str
     notes: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A new folder to write into, which gets the target's name once the block is done; nothing is left if it fails.
-
-    Args:
-        target: A place that ``check_target`` has looked at; what is there is replaced.
-
-    Raises:
-        InputError: It cannot be written.
-    """
-    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def check_target(source: str, target: Path, *, overwrite: bool) -> None:

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cloob.citation import BIBTEX
 from cloob.errors import InputError, require
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import Encoder, evaluating
@@ -43,14 +44,6 @@ from mteb.models.model_meta import (  # type: ignore[import-not-found, unused-ig
 )
 
 PREFIX = "cloob/"
-_CITATION = """@inproceedings{furst2022cloob,
-    title={CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP},
-    author={F{\\"u}rst, Andreas and Rumetshofer, Elisabeth and Lehner, Johannes and Tran, Viet and Tang, Fei and
-        Ramsauer, Hubert and Kreil, David and Kopp, Michael and Klambauer, G{\\"u}nter and Bitto-Nemling, Angela and
-        Hochreiter, Sepp},
-    booktitle={Advances in Neural Information Processing Systems},
-    year={2022},
-}"""
 
 
 class CloobEncoder(AbsEncoder):  # type: ignore[misc, unused-ignore]  # untyped where mteb is not installed
@@ -135,7 +128,7 @@ def meta(model_name: str) -> ModelMeta:
         use_instructions=False,
         training_datasets=None,
         modalities=["image", "text"],
-        citation=_CITATION,
+        citation=BIBTEX,
         **{**unknown, "max_tokens": None, "embed_dim": None, **facts},
     )
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob import distributed
+from cloob.citation import BIBTEX
 from cloob.errors import require
 from cloob.functional.reference import Scale
 from cloob.interop.negatives import contrast_with_negatives
@@ -36,20 +37,6 @@ from cloob.objective import ContrastiveObjective, check_finite
 
 require("sentence_transformers", "sentence-transformers")
 from sentence_transformers.base.losses.gradcache import CachedLossMixin, has_static_embedding_input  # noqa: E402
-
-_CITATION = """
-@inproceedings{furst2022cloob,
-    title={CLOOB: Modern Hopfield Networks with InfoLOOB Outperform CLIP},
-    author={F{\\"u}rst, Andreas and Rumetshofer, Elisabeth and Lehner, Johannes and Tran, Viet and Tang, Fei and
-        Ramsauer, Hubert and Kreil, David and Kopp, Michael and Klambauer, G{\\"u}nter and Bitto-Nemling, Angela and
-        Hochreiter, Sepp},
-    booktitle={Advances in Neural Information Processing Systems},
-    year={2022},
-    eprint={2110.11316},
-    archivePrefix={arXiv},
-    primaryClass={cs.LG}
-}
-"""
 
 
 class InfoLOOBLoss(nn.Module):
@@ -134,7 +121,7 @@ class InfoLOOBLoss(nn.Module):
     @property
     def citation(self) -> str:
         """BibTeX, for the model card."""
-        return _CITATION
+        return BIBTEX
 
 
 class CLOOBLoss(InfoLOOBLoss):

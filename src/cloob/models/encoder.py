@@ -15,46 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError
+from cloob.models.pixels import EvalTransform, open_image
 from cloob.models.texts import causal_tower, encode_short, trimmed
 from cloob.models.tokenizer import FastTokenizer
 from cloob.objective import ContrastiveObjective
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-class EvalTransform:
-    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform up to, and without, its normalisation.
-
-    A small object of its own, so that a loader's worker gets it without the towers.
-    """
-
-    def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
-        """Builds open_clip's transform.
-
-        Args:
-            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``resize_mode``, and ``interpolation``,
-                which may be ``"lanczos"`` as well.
-        """
-        transform = require("open_clip.transform", "train")
-        vision = require("torchvision.transforms", "train")
-        lanczos = preprocess_cfg.get("interpolation") == "lanczos"  # open_clip has no such transform
-        known = preprocess_cfg | {"interpolation": "bicubic"} if lanczos else preprocess_cfg
-        composed = transform.image_transform_v2(transform.PreprocessCfg(**known), is_train=False)
-        if lanczos:
-            resize = composed.transforms[0]
-            assert isinstance(resize, vision.Resize), resize
-            resize.interpolation = vision.InterpolationMode.LANCZOS
-        *geometry, to_tensor, normalize = composed.transforms
-        assert isinstance(to_tensor, vision.ToTensor), to_tensor
-        assert isinstance(normalize, vision.Normalize), normalize
-        self._transform = vision.Compose([*geometry, vision.PILToTensor()])
-
-    def __call__(self, image: Image) -> Tensor:
-        """Resizes and crops one image: uint8 (3, H, W)."""
-        pixels: Tensor = self._transform(image)
-        return pixels
 
 
 @dataclass(frozen=True)
@@ -236,15 +204,13 @@ class DualEncoder(nn.Module):
         """
         if isinstance(images, str | Path) or not isinstance(images, Tensor | Sequence):
             raise TypeError(f"images: a list or a tensor, not one {type(images).__name__}")
-        _check_batch_size(batch_size)
-        parts = []
-        for start in range(0, len(images), batch_size):
-            some = images[start : start + batch_size]
+
+        def rows(some: Sequence[Image | str | Path] | Tensor) -> Tensor:
             if not isinstance(some, Tensor):
-                some = torch.stack([self.preprocess(_open_image(image)) for image in some])
-            with self._autograd(grad):
-                parts.append(self._image_features(some.to(self.device)))
-        return torch.cat(parts) if parts else self._no_rows()
+                some = torch.stack([self.preprocess(open_image(image)) for image in some])
+            return self._image_features(some.to(self.device))
+
+        return self._embed(images, rows, batch_size, grad)
 
     def encode_text(self, texts: Sequence[str] | Tensor, *, batch_size: int = 1024, grad: bool = False) -> Tensor:
         """Embeds texts, without a gradient unless asked for. Mode (train, eval) is the caller's.
@@ -268,17 +234,23 @@ class DualEncoder(nn.Module):
             for place, text in enumerate(texts):
                 if not isinstance(text, str):
                     raise TypeError(f"texts: a list of strings, but number {place} is a {type(text).__name__}")
-        _check_batch_size(batch_size)
-        parts = []
-        for start in range(0, len(texts), batch_size):
-            some = texts[start : start + batch_size]
+
+        def rows(some: Sequence[str] | Tensor) -> Tensor:
             tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
             self._check_tokens(tokens)
             if self.trims_texts and tokens.device.type == "cpu":
                 tokens = trimmed(tokens)
-            with self._autograd(grad):
-                parts.append(self._text_features(tokens.to(self.device)))
-        return torch.cat(parts) if parts else self._no_rows()
+            return self._text_features(tokens.to(self.device))
+
+        return self._embed(texts, rows, batch_size, grad)
+
+    def _embed(self, items: Any, rows: Callable[[Any], Tensor], batch_size: int, grad: bool) -> Tensor:
+        """The rows of all items, computed for so many at once; of none in the dtype that some would have."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; 1 or more is expected")
+        with self._autograd(grad):
+            parts = [rows(items[start : start + batch_size]) for start in range(0, len(items), batch_size)]
+            return torch.cat(parts or [_unit_rows(torch.zeros(0, self.embed_dim).to(self.device, self._dtype()))])
 
     def _image_features(self, images: Tensor) -> Tensor:
         size = self.image_size
@@ -305,10 +277,6 @@ class DualEncoder(nn.Module):
                 f"tokens: {tokens.dtype} {tuple(tokens.shape)} found, int64 (n, {self.context_length}) wanted"
             )
 
-    def _no_rows(self) -> Tensor:
-        """What no images or texts embed to, in the dtype that some would have."""
-        return _unit_rows(torch.zeros(0, self.embed_dim, device=self.device, dtype=self._dtype()))
-
     def _dtype(self) -> torch.dtype:
         """In which the towers compute."""
         parameters: Iterator[nn.Parameter] = self.model.visual.parameters()
@@ -317,11 +285,6 @@ class DualEncoder(nn.Module):
     def _autograd(self, wanted: bool) -> AbstractContextManager[None]:
         """Autograd as the caller has it where a gradient is wanted, else off."""
         return nullcontext() if wanted else torch.no_grad()
-
-
-def _check_batch_size(size: int) -> None:
-    if size < 1:
-        raise ValueError(f"batch_size is {size}; 1 or more is expected")
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -335,22 +298,3 @@ def _square(name: str, size: int | Sequence[int]) -> int:
     if len(sides) != 1:
         raise InputError(f"{name}: image size {size} found, and only square inputs work here")
     return sides.pop()
-
-
-def _open_image(image: Image | str | Path) -> Image:
-    """The upright RGB image of an opened image or of the file that a path leads to, see ``cloob.pictures``."""
-    pil = require("PIL.Image", "train")
-    from cloob.pictures import Unreadable, decode, read_file, upright  # needs Pillow, which texts do not
-
-    if not isinstance(image, pil.Image | str | Path):
-        raise TypeError(f"images: PIL images or paths, not {type(image).__name__}; pixels go in as one tensor")
-    name = str(image) if isinstance(image, str | Path) else f"an image of {image.width}×{image.height} pixels"
-    try:
-        return decode(read_file(image)) if isinstance(image, str | Path) else upright(image)
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except Unreadable as error:
-        said = "not a readable image" if error.reason == "corrupt image" else error.reason
-        raise InputError(f"{name}: {said} ({' '.join(error.detail.split())})") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: not a readable image ({' '.join(str(error).split())})") from None

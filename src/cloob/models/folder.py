@@ -16,8 +16,8 @@ from torch import Tensor
 
 from cloob.errors import InputError, require
 from cloob.files import flush
-from cloob.models.aligned.encoders import LoadModel
 from cloob.models.aligned.model import aligned_files, load_aligned
+from cloob.models.aligned.opening import LoadModel
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model, reachable_hub
 from cloob.models.onnx import folder as onnx_folder

@@ -34,11 +34,7 @@ def known_models() -> list[str]:
 
 
 def check_name(name: str) -> str:
-    """A model's name as open_clip spells it: ``ViT-B/32`` as ``ViT-B-32``.
-
-    Raises:
-        InputError: There is no such model.
-    """
+    """A model's name as open_clip spells it (``ViT-B/32`` is ``ViT-B-32``); InputError if there is no such model."""
     spelled = name.replace("/", "-")
     known = known_models()
     if spelled not in known:
@@ -47,11 +43,7 @@ def check_name(name: str) -> str:
 
 
 def check_source(source: str) -> None:
-    """Refuses what ``load_model`` can load in no case, without loading anything.
-
-    Raises:
-        InputError: No such folder or file, and no name that is known.
-    """
+    """Refuses what ``load_model`` can load in no case: no file or folder, and no name that is known. Loads nothing."""
     if source.startswith("hf-hub:"):
         return
     text = check_path(source.removeprefix("local-dir:"))

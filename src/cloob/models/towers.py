@@ -21,11 +21,11 @@ from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line, require
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
-from cloob.models.names import CONFIGS, TINY_MODELS, check_name, known_models
+from cloob.models.names import CONFIGS, TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
-__all__ = ["TINY_MODELS", "check_words", "create_model", "list_models", "load_tokenizer", "open_clip", "translated"]
+__all__ = ["TINY_MODELS", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
 
 
 @functools.cache
@@ -40,11 +40,6 @@ def open_clip() -> ModuleType:
     return module
 
 
-def list_models() -> list[str]:
-    """The names ``create_model`` takes: our tiny towers first, then open_clip's."""
-    return known_models()
-
-
 def create_model(
     name: str,
     *,
@@ -56,7 +51,7 @@ def create_model(
     """Two towers with fresh or pretrained weights, in training mode.
 
     Args:
-        name: One of ``list_models()``; a ``/`` counts as ``-`` (``ViT-B/32``).
+        name: One of ``cloob models``; a ``/`` counts as ``-`` (``ViT-B/32``).
         image_size: Side of the square input in pixels; ``None`` takes the configuration's.
         seed: Seed of the fresh weights; the same seed gives the same weights whatever the global generator's state,
             and leaves that state alone. ``None`` draws from the global generator.

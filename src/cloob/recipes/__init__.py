@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 
 from cloob.errors import InputError, nearest
 from cloob.recipes import demo, paper, pictograms, trained
@@ -14,41 +15,12 @@ from cloob.train.config import TrainConfig
 __all__ = ["RECIPES", "describe", "get_recipe"]
 
 RECIPES: dict[str, Callable[[], TrainConfig]] = {
-    recipe.__name__.replace("_", "-"): recipe
-    for recipe in (
-        demo.demo_cloob,
-        demo.demo_clip,
-        demo.demo_infoloob,
-        demo.demo_infonce_hopfield,
-        demo.demo_scratch_cloob,
-        demo.demo_scratch_clip,
-        demo.demo_scratch_infoloob,
-        demo.demo_scratch_infonce_hopfield,
-        paper.cc3m_cloob,
-        paper.cc3m_clip,
-        paper.cc3m_infoloob,
-        paper.cc3m_infonce_hopfield,
-        paper.yfcc_rn50_cloob,
-        paper.yfcc_rn50_clip,
-        paper.yfcc_rn101_cloob,
-        paper.yfcc_rn101_clip,
-        paper.yfcc_rn50x4_cloob,
-        paper.yfcc_rn50x4_clip,
-        paper.yfcc_vit_b_32_cloob,
-        paper.yfcc_vit_b_32_clip,
-        paper.yfcc_vit_b_16_cloob,
-        paper.yfcc_vit_b_16_clip,
-        trained.finetune,
-        trained.lit,
-        trained.align,
-        pictograms.pictograms_cloob,
-        pictograms.pictograms_cloob_warm,
-        pictograms.pictograms_clip,
-        pictograms.pictograms_infoloob,
-        pictograms.pictograms_infonce_hopfield,
-    )
+    name.replace("_", "-"): recipe
+    for module in (demo, paper, trained, pictograms)
+    for name, recipe in vars(module).items()
+    if isinstance(recipe, FunctionType) and recipe.__module__ == module.__name__ and not name.startswith("_")
 }
-"""Every recipe by its name."""
+"""Every recipe by its name: the public functions of these modules, in their order there."""
 
 
 def get_recipe(name: str) -> TrainConfig:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cloob.train.config import TrainConfig
 
-_START = "ViT-B-32/laion2b_s34b_b79k"
+
+def _from_start(**overrides: Any) -> TrainConfig:
+    """CLOOB on trained towers: what fine-tuning and LiT have in common."""
+    return TrainConfig().override(
+        init="ViT-B-32/laion2b_s34b_b79k",
+        objective="cloob",
+        weight_decay=0.1,
+        beta2=0.98,
+        eps=1e-6,
+        clip_grad_norm=1.0,
+        schedule="cosine",
+        **overrides,
+    )
 
 
 def finetune() -> TrainConfig:
@@ -13,20 +27,8 @@ def finetune() -> TrainConfig:
     The objective is CLOOB's. open_clip's weights were trained with CLIP's: `--objective clip --inv-tau 100` goes on
     with that. OUT/averaged holds the mean of the weights before and after (WiSE-FT).
     """
-    return TrainConfig().override(
-        init=_START,
-        objective="cloob",
-        lr=1e-4,
-        layer_decay=0.75,
-        weight_decay=0.1,
-        beta2=0.98,
-        eps=1e-6,
-        clip_grad_norm=1.0,
-        schedule="cosine",
-        epochs=10,
-        batch_size=256,
-        average_with_start=0.5,
-        out="runs/finetune",
+    return _from_start(
+        lr=1e-4, layer_decay=0.75, epochs=10, batch_size=256, average_with_start=0.5, out="runs/finetune"
     )
 
 
@@ -35,20 +37,7 @@ def lit() -> TrainConfig:
 
     The text tower goes on from the weights of --init, whereas Zhai et al. 2022 draw it anew.
     """
-    return TrainConfig().override(
-        init=_START,
-        freeze="image",
-        objective="cloob",
-        lr=5e-4,
-        weight_decay=0.1,
-        beta2=0.98,
-        eps=1e-6,
-        clip_grad_norm=1.0,
-        schedule="cosine",
-        epochs=20,
-        batch_size=512,
-        out="runs/lit",
-    )
+    return _from_start(freeze="image", lr=5e-4, epochs=20, batch_size=512, out="runs/lit")
 
 
 def align() -> TrainConfig:

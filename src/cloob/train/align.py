@@ -53,11 +53,7 @@ class Features(NamedTuple):
 
 
 def make_aligned(config: TrainConfig) -> AlignedEncoder:
-    """The two encoders with fresh heads, whose weights depend on the seed alone.
-
-    Raises:
-        InputError: An encoder cannot be opened.
-    """
+    """The two encoders, opened, with fresh heads, whose weights depend on the seed alone."""
     align = config.align
     assert align.image_encoder is not None and align.text_encoder is not None
     image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
@@ -111,11 +107,7 @@ def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
 
 
 def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
-    """Refuses settings of heads that are not those of the heads to start from.
-
-    Raises:
-        InputError: One differs.
-    """
+    """Refuses settings of heads that are not those of the heads to start from."""
     for key, held in head_settings(encoder).items():
         asked = getattr(config.align, key)
         if asked not in (held, getattr(AlignConfig, key)):
@@ -145,18 +137,10 @@ class FeatureLoader(Loader):
         self._seed = seed
         self._train = train
 
-    def epoch(
-        self,
-        epoch: int,
-        start_step: int = 0,
-        lanes: int | None = None,
-        *,
-        offset: int = 0,
-        order_batch_size: int | None = None,
-    ) -> Iterator[Batch]:
-        """As ``PairLoader.epoch``; the order is the same for any ``lanes`` and ``order_batch_size``."""
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int, order_batch_size: int) -> Iterator[Batch]:
+        """The order is the same for any ``lanes`` and ``order_batch_size``."""
         order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)[offset:]
-        for step in range(start_step, self.steps(offset)):
+        for step in steps:
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             index = torch.from_numpy(local_part(batch, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])

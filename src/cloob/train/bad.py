@@ -35,11 +35,7 @@ class BadSamples:
         self._examples: dict[str, str] = {}
 
     def count(self, batch: Batch, counts: Tally) -> None:
-        """Takes note of a batch.
-
-        Raises:
-            InputError: As ``check``, once 20 samples were bad.
-        """
+        """Takes note of a batch; once 20 samples were bad, errors as of ``check``."""
         reasons = self.progress.reasons
         for skip in batch.skipped:
             reasons[skip.reason] = reasons.get(skip.reason, 0) + 1

@@ -68,11 +68,7 @@ def parameter_groups(
 def make_optimizer(
     encoder: nn.Module, objective: nn.Module, config: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW over ``parameter_groups``, fused where the device has it.
-
-    Raises:
-        InputError: Nothing is left to train.
-    """
+    """AdamW over ``parameter_groups``, fused where the device has it; InputError where nothing is left to train."""
     groups = parameter_groups(encoder, objective, config.weight_decay, config.layer_decay)
     if not groups:
         raise InputError("nothing to train: every parameter is frozen")

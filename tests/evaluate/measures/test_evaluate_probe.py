@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from cloob.errors import InputError
-from cloob.evaluate.embed import embed_images, embed_images_and_tower
+from cloob.evaluate.embed import EmbedOptions, embed_images, embed_images_and_tower
 from cloob.evaluate.measures.probe import ProbeOptions, _search, _split, fit_probe, probe_ranks
 from cloob.evaluate.suite import evaluate
 from cloob.evaluate.tower import capture_tower
@@ -137,8 +137,8 @@ def test_tower_features_of_real_towers(name: str) -> None:
     """The same embeddings as without, and features that the tower's own last step maps to them."""
     encoder = create_model(name, seed=0).eval()
     data = Labels(NAMES[:3], broken=[1])
-    plain = embed_images(encoder, data, 2).features
-    images, tower = embed_images_and_tower(encoder, data, 2)
+    plain = embed_images(encoder, data, EmbedOptions(batch_size=2)).features
+    images, tower = embed_images_and_tower(encoder, data, EmbedOptions(batch_size=2))
     assert torch.equal(images.features.nan_to_num(), plain.nan_to_num())
     assert torch.isnan(tower[1]).all() and torch.isfinite(tower[[0, 2]]).all()
     visual = encoder.model.visual

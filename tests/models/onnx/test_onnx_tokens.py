@@ -13,10 +13,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cloob.models.encoder import DualEncoder, EvalTransform
+from cloob.models.encoder import DualEncoder
 from cloob.models.onnx.pixels import ShortestTransform
 from cloob.models.onnx.tokens import CLIP_NOTE, read_tokenizer, store_tokenizer, tokenizer_note
 from cloob.models.onnx.words import byte_letters
+from cloob.models.pixels import EvalTransform
 from cloob.models.towers import create_model, open_clip
 from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.tokens import ClipTokenizer

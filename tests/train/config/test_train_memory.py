@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_train_mount import trained_until
 from torch import Tensor
-from train_helpers import Trained, fork, lines
+from train_helpers import Trained, lines
 
 from cloob.cli import main
 from cloob.data.batch import Batch
@@ -24,6 +24,7 @@ from cloob.objective import make_objective
 from cloob.train.config import TrainConfig, memory
 from cloob.train.loop import train
 from cloob.train.step import Stepper, TowersWithLoss
+from support import fork
 
 
 @pytest.fixture(scope="module")

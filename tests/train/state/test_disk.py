@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import Ranks, exact, fork
+from train_helpers import exact
 
 from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
@@ -19,6 +19,7 @@ from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state.resume import find_checkpoint, read_checkpoint
 from cloob.train.watch.log import ProgressDisplay
+from support import Ranks, fork
 
 DISK = 128 << 20
 

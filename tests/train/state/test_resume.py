@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_helpers import KilledAfter, Recorder, exact, fork, lines
+from train_helpers import KilledAfter, Recorder, exact, lines
 
 from cloob.data.batch import Batch
 from cloob.data.loader import PairLoader
@@ -19,6 +19,7 @@ from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from support import fork
 
 nightly = pytest.mark.nightly
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_helpers import Ranks, Trained, exact, fork
+from train_helpers import Trained, exact
 
 from cloob.cli import main
 from cloob.errors import InputError, TrainingFailed
@@ -22,6 +22,7 @@ from cloob.train.loop import train
 from cloob.train.state import runlock
 from cloob.train.state.runlock import NAME, RunLock
 from cloob.train.watch.log import ProgressDisplay
+from support import Ranks, fork
 
 
 @dataclass

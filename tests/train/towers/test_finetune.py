@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from train_helpers import exact
 
+from cloob.distributed import process_group
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
@@ -24,6 +24,7 @@ from cloob.train.loop import train
 from cloob.train.optim import make_optimizer, parameter_groups, set_learning_rate
 from cloob.train.towers.build import make_encoder, make_loss
 from cloob.train.towers.finetune import freeze, interpolate, keep_frozen, layer_depths, tower_of
+from support import fork
 
 
 def names_of(model: str) -> list[str]:
@@ -197,17 +198,21 @@ def test_resumed_with_a_frozen_tower_is_the_same(few: TrainConfig, tmp_path: Pat
     assert exact(again.save.out) == exact(whole.run)[3:]
 
 
-def test_two_processes_with_a_frozen_tower(few: TrainConfig, launch: Callable[..., Any], tmp_path: Path) -> None:
+def test_two_processes_with_a_frozen_tower(few: TrainConfig, tmp_path: Path) -> None:
     """DDP leaves the frozen parameters alone; two processes do what one does, but for rounding."""
     runs = {
         frozen: few.override(model="nano-vit", freeze=frozen, layer_decay=0.5, out=tmp_path / frozen)
         for frozen in ("image", "text")
     }
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint")
-    job = launch(*({"config": config.to_dict()} for config in runs.values()), launcher=(*launcher, "localhost:0"))
+
+    def both() -> None:
+        with process_group(torch.device("cpu")):
+            for config in runs.values():
+                train(config)
+
+    ranks = fork(tmp_path / "ranks", 2, both)
     alone = {frozen: train(config.override(out=tmp_path / f"{frozen}-alone")) for frozen, config in runs.items()}
-    output, _ = job.communicate(timeout=120)
-    assert job.returncode == 0, output
+    assert ranks.wait() == [0, 0], ranks.told()
     start = weights(create_model("nano-vit", seed=0))
     for frozen, other in (("image", "text"), ("text", "image")):
         end = weights(load_model(tmp_path / frozen))

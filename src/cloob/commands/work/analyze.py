@@ -18,11 +18,12 @@ from cloob.commands.work.console import EmbeddingProgress
 from cloob.commands.work.evaluate import named
 from cloob.commands.work.judge import check_writable
 from cloob.data.batch import BadSample
+from cloob.data.content import Reader
 from cloob.distributed import resolve_device
 from cloob.evaluate.analysis import analyze
-from cloob.evaluate.embeddings import EmbedOptions
+from cloob.evaluate.embed import EmbedOptions
 from cloob.evaluate.report import ReportExtras, ShownPicture, write_report
-from cloob.evaluate.sets.captioned import CaptionedSet, open_captioned
+from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.suite import write_results
 from cloob.models.runs import curve
 
@@ -58,7 +59,7 @@ def run(arguments: AnalyzeArguments) -> int:
     return 1 if analysis.get("failures") else 0
 
 
-def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str], source: CaptionedSet) -> None:
+def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str], source: Reader) -> None:
     place = {}  # of a picture in the source, by its key
     wanted = {key for run in analysis["runs"] for pair in run["similar"] for key in pair["keys"]}
     for index in range(len(source) if wanted else 0):

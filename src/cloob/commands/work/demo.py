@@ -14,8 +14,7 @@ from cloob.commands.steps import say_next
 from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
-from cloob.evaluate.embed import Encoder
-from cloob.evaluate.embeddings import EmbedOptions
+from cloob.evaluate.embed import EmbedOptions, Encoder
 from cloob.evaluate.report import ExampleQuery
 from cloob.evaluate.searches import searches
 from cloob.evaluate.sets.captioned import open_captioned

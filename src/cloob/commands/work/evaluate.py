@@ -13,7 +13,7 @@ from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.evaluate.embeddings import EmbedOptions
+from cloob.evaluate.embed import EmbedOptions
 from cloob.evaluate.measures.probe import ProbeOptions
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import open_labelled

@@ -8,8 +8,9 @@ from pathlib import Path
 from cloob.commands.exporting import ExportArguments
 from cloob.commands.steps import say_next
 from cloob.export.card import write_card
-from cloob.export.exported import Exported, whole_folder
+from cloob.export.exported import Exported
 from cloob.export.facts import gather_facts
+from cloob.files import whole_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
 from cloob.models.runs import OBJECTIVE_FILE

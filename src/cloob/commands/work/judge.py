@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from cloob.commands.work.console import EmbeddingProgress
+from cloob.data.content import Reader
 from cloob.errors import InputError
-from cloob.evaluate.embed import Encoder
-from cloob.evaluate.embeddings import Embeddings, EmbedOptions
+from cloob.evaluate.embed import EmbedOptions, Encoder
+from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.examples import example_queries
 from cloob.evaluate.measures.confusion import confusion_matrix
 from cloob.evaluate.measures.probe import ProbeOptions
 from cloob.evaluate.report import Confusion, ExampleQuery, ReportExtras, write_report
-from cloob.evaluate.sets.captioned import CaptionedSet
 from cloob.evaluate.sets.labelled import LabelledSet
 from cloob.evaluate.suite import evaluate, write_results
 from cloob.models.runs import curve
@@ -39,7 +39,7 @@ class Comparison:
 
     models: Mapping[str, str | Path]
     zeroshot: Sequence[LabelledSet] = ()
-    retrieval: Sequence[CaptionedSet] = ()
+    retrieval: Sequence[Reader] = ()
     training: Mapping[str, LabelledSet] = field(default_factory=dict)
     probe: ProbeOptions | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
@@ -128,11 +128,7 @@ def write_page(
 
 
 def check_writable(out: Path) -> None:
-    """Finds out before the work, not after it, whether results can be written to ``out``.
-
-    Raises:
-        InputError: They cannot; the message names the folder.
-    """
+    """Finds out before the work that results cannot be written to ``out``: InputError with the folder's name."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / ".tmp-probe"

@@ -43,11 +43,7 @@ def run(arguments: SearchArguments, words: Sequence[str]) -> int:
 
 
 def find_item(index: Index, like: str) -> int:
-    """The id of a picture of the index by its id or its path.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The id of a picture of the index by its id or its path; InputError where there is none."""
     if like.isascii() and like.isdigit() and index.items([int(like[:18])]):
         return int(like[:18])
     whole = os.path.abspath(like)  # noqa: PTH100 - links stay as the index has them

@@ -83,11 +83,7 @@ class ShardSource:
         self._reader.read(0, 0, 0)
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; its key is ``shard file/key in the shard``.
-
-        Raises:
-            BadSample: It cannot be used.
-        """
+        """The pair at ``index``, or a ``BadSample``; its key is ``shard file/key in the shard``."""
         shard = self._index.shard(index)
         path, label = self._reader.paths[shard], self._labels[shard]
         image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self._index.places)

@@ -13,11 +13,7 @@ from cloob.errors import InputError
 
 
 def local_shards(spec: str) -> list[Path]:
-    """The tars that a local path, folder or pattern names.
-
-    Raises:
-        InputError: There are none.
-    """
+    """The tars that a local path, folder or pattern names; InputError where there are none."""
     spec = local_path(spec)
     path = Path(spec)
     tars = tars_in(path) if path.is_dir() else matching_files(spec)

@@ -49,6 +49,7 @@ class RemoteShardSource:
         self._urls = tuple(urls)
         self._cache = cache
         self._ends = np.cumsum(counts)
+        self._prefetcher = Prefetcher(self.fetch_shard)
         self._forget()
 
     @property
@@ -61,7 +62,6 @@ class RemoteShardSource:
         self._paths: dict[int, Path] = {}
         self._reads = 0
         self._warned = False
-        self._prefetcher: Prefetcher | None = None
         self._pid = os.getpid()
 
     def __len__(self) -> int:
@@ -90,12 +90,7 @@ class RemoteShardSource:
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the shards of these pairs fetched in the background; failures show when a pair is read."""
-        if self._pid != os.getpid():
-            self._forget()
-        if self._prefetcher is None:
-            self._prefetcher = Prefetcher(self.fetch_shard)
-        for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            self._prefetcher.want(shard)
+        self._prefetcher.want(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())
 
     def fetch_shard(self, shard: int) -> Path:
         """The shard's file in the cache, fetched now if it is not there."""

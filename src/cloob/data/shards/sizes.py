@@ -30,11 +30,7 @@ _ADDRESS = re.compile(r"[A-Za-z0-9._~/%+=,@!&?:-]{1,2000}")
 
 
 def parse_sizes(where: str, content: bytes) -> dict[str, int]:
-    """The counts in what ``sizes.json`` holds.
-
-    Raises:
-        InputError: It is not a JSON object of counts.
-    """
+    """The counts in what ``sizes.json`` holds; InputError unless it is a JSON object of counts."""
     try:
         counts = json.loads(content.decode("utf-8-sig"), object_pairs_hook=lambda pairs: _distinct(where, pairs))
     except InputError:
@@ -76,11 +72,7 @@ def _short(value: Any) -> str:
 
 
 def read_sizes(path: Path) -> dict[str, int]:
-    """The counts in a local file; empty when there is no such file.
-
-    Raises:
-        InputError: The file cannot be read, or is no list.
-    """
+    """The counts in a local file, none without such a file; InputError where it cannot be read or is no list."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_LIST_BYTES + 1)
@@ -94,11 +86,7 @@ def read_sizes(path: Path) -> dict[str, int]:
 
 
 def fetch_sizes(url: str) -> dict[str, int]:
-    """The counts in a list elsewhere.
-
-    Raises:
-        InputError: It cannot be fetched, or is no list.
-    """
+    """The counts in a list elsewhere; InputError where it cannot be fetched or is no list."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / SIZES
         fetch(url, path, max_bytes=MAX_LIST_BYTES)
@@ -106,11 +94,7 @@ def fetch_sizes(url: str) -> dict[str, int]:
 
 
 def check_bare(where: str, name: str) -> str:
-    """A name in a local list: that of a file beside it.
-
-    Raises:
-        InputError: It is anything else.
-    """
+    """A name in a local list: InputError unless it is that of a file beside it."""
     if not _BARE.fullmatch(name):
         raise InputError(
             f"{where}: names {_short(name)}; a list on disk may only name files beside itself, by letters, digits, "

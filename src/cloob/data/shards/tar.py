@@ -133,11 +133,7 @@ class TarReader:
         return self._handle(tar).read(size, offset)
 
     def listing(self, tar: int) -> TarListing:
-        """Scans the headers of one archive.
-
-        Raises:
-            InputError: It is not a tar, or cannot be read, or unpacks to too much.
-        """
+        """Scans the headers of an archive; InputError if it is no tar, cannot be read, or unpacks to too much."""
         path = self.paths[tar]
         try:
             data, cut = _unpack(path)

@@ -77,18 +77,13 @@ class ArrowSource:
     def _forget(self) -> None:
         self._ends = np.cumsum(self.shard_sizes)
         self._opened: OrderedDict[int, pa.Table] = OrderedDict()
-        self._prefetcher: Prefetcher | None = None
-        self._pid = os.getpid()
+        self._prefetcher = Prefetcher(self._file)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; its key is ``file/row``, rows counted from 0 in each file.
-
-        Raises:
-            BadSample: It cannot be used.
-        """
+        """The pair at ``index``, or a ``BadSample``; its key is ``file/row``, rows counted from 0 in each file."""
         shard = int(np.searchsorted(self._ends, index, side="right"))
         row = index - int(self._ends[shard]) + self.shard_sizes[shard]
         path = self._paths[shard]
@@ -126,12 +121,7 @@ class ArrowSource:
 
     def prefetch(self, indices: np.ndarray) -> None:
         """Has the Parquet files of these pairs unpacked in the background."""
-        if self._pid != os.getpid():
-            self._forget()
-        if self._prefetcher is None:
-            self._prefetcher = Prefetcher(self._file)
-        for shard in np.unique(np.searchsorted(self._ends, indices, side="right")).tolist():
-            self._prefetcher.want(shard)
+        self._prefetcher.want(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())
 
     def _open(self, shard: int) -> pa.Table:
         if shard in self._opened:
@@ -158,7 +148,7 @@ class ArrowSource:
         return self._cache.get("tables", name, lambda target: _convert(path, target, self._columns))
 
     def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_opened", "_prefetcher", "_ends", "_pid")
+        left_out = ("_opened", "_prefetcher", "_ends")
         return {key: value for key, value in vars(self).items() if key not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

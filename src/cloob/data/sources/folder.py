@@ -77,11 +77,7 @@ class FolderSource:
         }
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; its key is the image's path below the folder.
-
-        Raises:
-            BadSample: It cannot be used.
-        """
+        """The pair at ``index``, or a ``BadSample``; its key is the image's path below the folder."""
         below = os.fsdecode(self._paths[index].as_py())
         key, path = printable(below), self._folder / below
         other = self._beside.get(index)

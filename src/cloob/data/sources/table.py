@@ -29,7 +29,6 @@ from cloob.errors import InputError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
-_TEXT_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ("\t", ",", ";", "|")
 _BLOCK_BYTES = 32 * 1024 * 1024  # a row must fit into one block; a caption of a megabyte is only a bad sample
 _MAX_HEADER_BYTES = 1024 * 1024
@@ -61,12 +60,8 @@ class TableSource:
         self._path = path
         columns = (image_column, caption_column)
         _check_columns(path, *columns)
-        self.swallowed: tuple[Swallowed, ...] = ()
         with _one_line(path):
-            if path.suffix.lower() in _TEXT_SUFFIXES:
-                table, self.swallowed = _read_text(path, columns)
-            else:
-                table = _READERS[path.suffix.lower()](path, columns)
+            table, self.swallowed = _read(path, columns)
         self._images = _as_bytes(table.column(image_column), path)
         self._captions = _as_bytes(table.column(caption_column), path)
         del table
@@ -152,25 +147,25 @@ def _check_columns(path: Path, image_column: str, caption_column: str) -> None:
 
 
 def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
-    """The columns of a table, from its header alone; ``wanted`` tells which delimiter is meant.
-
-    Raises:
-        InputError: Not a table.
-    """
+    """A table's columns, from its header alone; ``wanted`` tells which delimiter is meant; InputError if it is none."""
     with _one_line(path):
-        return _NAMES[path.suffix.lower()](path, wanted)
+        match path.suffix.lower():
+            case ".csv" | ".tsv":
+                return _sniff(path, wanted)[1]
+            case ".parquet":
+                return list(parquet.read_schema(path).names)
+            case _:
+                return _json_names(path)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, int]:
-    """Columns of a CSV, TSV or Parquet table, those of text as bytes; and how many rows stray quotes hide.
+    """Columns of a table, those of text tables as bytes; and how many rows stray quotes hide.
 
     Raises:
         InputError: Not a table.
     """
     with _one_line(path):
-        if path.suffix.lower() not in _TEXT_SUFFIXES:
-            return parquet.read_table(path, columns=list(columns)), 0
-        table, swallowed = _read_text(path, columns)
+        table, swallowed = _read(path, columns)
     return table, len(swallowed) + sum(field.rows for field in swallowed)
 
 
@@ -182,6 +177,24 @@ def _one_line(path: Path) -> Iterator[None]:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
+
+
+def _read(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
+    """The columns, and the fields of a text table that hold rows."""
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            return _read_text(path, columns)
+        case ".parquet":
+            return parquet.read_table(path, columns=list(columns)), ()
+    table = arrow_json.read_json(
+        path,
+        read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
+        parse_options=arrow_json.ParseOptions(
+            explicit_schema=pa.schema([(column, pa.string()) for column in dict.fromkeys(columns)]),
+            unexpected_field_behavior="ignore",
+        ),
+    )
+    return table, ()
 
 
 def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
@@ -237,15 +250,7 @@ def _first_line(path: Path, most: int) -> bytes:
     return re.split(rb"[\r\n]", line, maxsplit=1)[0]
 
 
-def _read_parquet(path: Path, columns: tuple[str, str]) -> pa.Table:
-    return parquet.read_table(path, columns=list(columns))
-
-
-def _parquet_names(path: Path, columns: tuple[str, str]) -> list[str]:
-    return list(parquet.read_schema(path).names)
-
-
-def _json_names(path: Path, columns: tuple[str, str]) -> list[str]:
+def _json_names(path: Path) -> list[str]:
     """The keys of the first line."""
     line = _first_line(path, _BLOCK_BYTES)
     if not line.strip():
@@ -257,32 +262,3 @@ def _json_names(path: Path, columns: tuple[str, str]) -> list[str]:
     if not isinstance(first, dict):
         raise InputError(f"{path}: line 1 is not a JSON object but a {type(first).__name__}")
     return list(first)
-
-
-def _read_json(path: Path, columns: tuple[str, str]) -> pa.Table:
-    return arrow_json.read_json(
-        path,
-        read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
-        parse_options=arrow_json.ParseOptions(
-            explicit_schema=pa.schema([(column, pa.string()) for column in dict.fromkeys(columns)]),
-            unexpected_field_behavior="ignore",
-        ),
-    )
-
-
-def _text_names(path: Path, columns: tuple[str, str]) -> list[str]:
-    return _sniff(path, columns)[1]
-
-
-_NAMES = {
-    ".csv": _text_names,
-    ".tsv": _text_names,
-    ".parquet": _parquet_names,
-    ".jsonl": _json_names,
-    ".ndjson": _json_names,
-}
-_READERS = {
-    ".parquet": _read_parquet,
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
-}

@@ -154,17 +154,14 @@ def _title(what: Measure, order: Sequence[str], gaps: Mapping[str, Difference | 
         return f"No clear difference between {_listed(order)}"
     if b in level:
         behind = [other for other in order[1:] if other not in level]
-        return f"No clear difference between {_listed([a, *level])}; {_listed(behind)} {_are(behind)} behind"
+        are = "is" if len(behind) == 1 else "are"
+        return f"No clear difference between {_listed([a, *level])}; {_listed(behind)} {are} behind"
     return f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
 
 
 def _listed(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def _are(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"
 
 
 def _holds_guessing(rows: Sequence[Row], what: Measure, model: str) -> bool:

@@ -26,14 +26,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 from cloob.evaluate.report import confusion, figures, headline, numbers
 from cloob.evaluate.report.confusion import Confusion
 from cloob.evaluate.report.pictures import data_uri
 from cloob.evaluate.report.problems import problems
+from cloob.evaluate.report.tables import differences, result_tables
+from cloob.evaluate.report.template import HERE, markup, render
 from cloob.files import write_whole
-
-HERE = Path(__file__).parent
 
 _SETTINGS = {  # how a setting is called on the page, in the order in which they are listed
     "objective": "Objective",
@@ -72,12 +72,10 @@ class ExampleQuery:
 
     Attributes:
         query: The text.
-        target: What would be right, when that is not the query itself.
         answers: Model name -> its best images, best first.
     """
 
     query: str
-    target: str | None
     answers: Mapping[str, Sequence[ShownPicture]]
 
 
@@ -138,43 +136,29 @@ def render_report(
     notes: str | Sequence[str] = (),
 ) -> str:
     """The report's HTML as a string; arguments as in ``write_report``."""
-    jinja2 = require("jinja2", "train")
-    markup = require("markupsafe", "train").Markup
     rows = _rows(results)
-    content = _content(results, rows, extras or ReportExtras(), markup)
     script = (HERE / "page.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page: str = environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         title=title,
         notes=[notes] if isinstance(notes, str) else list(notes),
-        css=markup((HERE / "page.css").read_text(encoding="utf-8")),
         script=markup(script),
-        script_digest=digest,
-        **content,
+        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **_content(results, rows, extras or ReportExtras()),
     )
-    return page
 
 
-def _content(
-    results: Mapping[str, Any], rows: list[Mapping[str, Any]], extras: ReportExtras, markup: type[str]
-) -> dict[str, Any]:
+def _content(results: Mapping[str, Any], rows: list[Mapping[str, Any]], extras: ReportExtras) -> dict[str, Any]:
     """What the template shows."""
     colours = _colours(rows, extras)
     what = headline.measure(rows)
     verdict = headline.verdict(results, what)
-    tables = numbers.tables(rows, colours)
-    if differences := numbers.differences(results, colours):
-        tables.append(differences)
+    tables = result_tables(rows, colours)
+    if compared := differences(results, colours):
+        tables.append(compared)
 
     def drawn(shown: Sequence[figures.Figure]) -> list[dict[str, Any]]:
-        return [_with_markup(figure, markup) for figure in shown]
+        return [{**vars(figure), "svg": markup(figure.svg)} for figure in shown]  # escaped where it was made
 
     return {
         "colours": colours,
@@ -272,11 +256,6 @@ def _setting_text(value: object) -> str:
     return numbers.MISSING if value is None else str(value)
 
 
-def _with_markup(figure: figures.Figure, markup: type[str]) -> dict[str, Any]:
-    """A figure for the template; its SVG was escaped where it was made."""
-    return {**vars(figure), "svg": markup(figure.svg)}
-
-
 def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
     models = []
     for name, answers in query.answers.items():
@@ -291,7 +270,7 @@ def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
         ]
         right = sum(item.correct for item in answers)
         models.append({"name": name, "colour": colours[name], "images": images, "right": right})
-    return {"text": query.query, "shown": numbers.shortened(query.query), "target": query.target, "models": models}
+    return {"text": query.query, "shown": numbers.shortened(query.query), "models": models}
 
 
 def _similar(

@@ -9,9 +9,8 @@ from typing import Any
 from cloob.data.batch import BadSample
 from cloob.data.source import Source
 from cloob.data.survey import Survey
-from cloob.errors import require
-from cloob.evaluate.report.page import HERE
 from cloob.evaluate.report.pictures import data_uri
+from cloob.evaluate.report.template import render
 from cloob.files import write_whole
 
 
@@ -30,20 +29,12 @@ def write_sheet(
     Raises:
         InputError: ``path`` cannot be written.
     """
-    jinja2 = require("jinja2", "train")
     rows = survey.usable
     count = min(pictures, len(rows))
     shown = [rows[i * (len(rows) - 1) // max(1, count - 1)] for i in range(count)]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("sheet.html.j2").render(
+    page = render(
+        "sheet.html.j2",
         title=survey.name,
-        css=require("markupsafe", "train").Markup((HERE / "page.css").read_text(encoding="utf-8")),
         facts=facts,
         pairs=list(_pairs(source, shown)),
         bad=[(reason, count, examples) for reason, (count, examples) in sorted(survey.bad.items())],

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any, Protocol
+from typing import Any
 
 from cloob.data.batch import BadSample, RawSample, clean_caption
+from cloob.data.content import Reader
 from cloob.data.decode import read_image_file
 from cloob.data.open import open_source
 from cloob.data.shards.spec import is_remote, local_path
@@ -43,20 +44,7 @@ class BadPicture(BadSample):
         self.captions = captions
 
 
-class CaptionedSet(Protocol):
-    """Pictures by number."""
-
-    @property
-    def name(self) -> str:
-        """What results call the set."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> CaptionedSample:
-        """The picture at ``index`` in [0, len); raises ``BadSample`` (``BadPicture`` where captions are known)."""
-
-
-def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> CaptionedSet:
+def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> Reader:
     """Opens pictures and captions for retrieval.
 
     Args:
@@ -71,7 +59,8 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
         caption_column: Column of a table with the caption.
 
     Returns:
-        The set, in the order in which the pictures first appear.
+        The set, in the order in which the pictures first appear. ``read`` gives a ``CaptionedSample``, or raises
+        ``BadSample``: a ``BadPicture`` where the captions are known.
 
     Raises:
         InputError: Nothing there, not readable as what it is, or fewer than two pictures; one line.
@@ -99,11 +88,7 @@ def _short_name(spec: str | Path) -> str:
 
 
 def is_retrieval_folder(folder: Path) -> bool:
-    """Whether a folder says of itself that it is one of CLIP_benchmark's retrieval sets.
-
-    Raises:
-        OSError: The file that says it cannot be read.
-    """
+    """Whether a folder says that it is a retrieval set of CLIP_benchmark's; OSError where that cannot be read."""
     kind = folder / _TYPE_FILE
     return kind.is_file() and kind.read_text(encoding="utf-8").strip().lower() == "retrieval"
 

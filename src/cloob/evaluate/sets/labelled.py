@@ -96,7 +96,7 @@ def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
     others = sorted(p.parent.name for p in folder.glob("*/nshards.txt"))
     if others:
         raise InputError(f"{folder} has no split {split!r}; it has {', '.join(others)}")
-    return _open_folders(folder, part if part.is_dir() and _subfolders(part) else folder)
+    return _open_folders(folder, part if part.is_dir() and subfolders(part) else folder)
 
 
 # CLIP_benchmark's layout
@@ -176,7 +176,9 @@ def _label(raw: bytes, n_classes: int, where: str) -> int:
 # One sub-folder a class
 
 
-class _FilePictures:
+class FilePictures:
+    """Pictures by their paths below a folder, which are their keys as well."""
+
     def __init__(self, root: Path, paths: list[str]) -> None:
         self._root = root
         self._paths = tuple(paths)
@@ -185,13 +187,14 @@ class _FilePictures:
         return len(self._paths)
 
     def read(self, index: int) -> tuple[str, bytes]:
+        """Key and encoded image; raises ``BadSample`` where the file cannot be read."""
         path = self._paths[index]
         key = printable(path)
         return key, read_image_file(self._root / path, key)
 
 
 def _open_folders(folder: Path, root: Path) -> LabelledSet:
-    names = _subfolders(root)
+    names = [path.name for path in subfolders(root)]
     if names and set(names) <= _SPLITS:
         raise InputError(
             f"{root} holds splits ({', '.join(names)}), not classes; give the folder of one, such as {root / names[-1]}"
@@ -220,12 +223,13 @@ def _open_folders(folder: Path, root: Path) -> LabelledSet:
         classnames,
         _read_templates(folder),
         np.array(labels, np.int64),
-        _FilePictures(root, paths),
+        FilePictures(root, paths),
     )
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in a folder, sorted."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _images_below(root: Path, name: str) -> list[str]:

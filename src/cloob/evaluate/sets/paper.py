@@ -1,32 +1,20 @@
 """The paper's eight sets, each read from the folders that its makers (or torchvision) give it. Nothing is downloaded.
 
-Under one root folder (``LAYOUTS`` holds what a missing set's message says):
-
-- ``birdsnap/``: the distribution's ``species.txt``, ``images.txt``, ``test_images.txt``, and the pictures where its
-  ``get_birdsnap.py`` puts them, ``download/images/<dir>/<file>``. Pictures that the web has lost are left out.
-- ``country211/{train,valid,test}/<ISO code>/*.jpg``: torchvision's ``Country211``.
-- ``flowers-102/``: ``jpg/image_00001.jpg`` …, ``imagelabels.mat``, ``setid.mat``: torchvision's ``Flowers102``.
-- ``gtsrb/``: ``GTSRB/Final_Test/Images/*.ppm``, ``GT-final_test.csv``, ``GTSRB/Training/<class>/*.ppm``: torchvision's.
-- ``ucf101/``: ``ucfTrainTestlist/{classInd,testlist01,trainlist01}.txt`` as distributed, and the middle frame of each
-  video as a picture, ``frames/<class>/<video>.jpg`` (or .png, .webp). The first of the three splits is used.
-- ``stanford_cars/``: ``cars_test/``, ``cars_test_annos_withlabels.mat``, ``devkit/``, ``cars_train/``: torchvision's.
-- ``imagenet/{val,train}/<wnid>/*.JPEG``, 1000 folders each: what torchvision's ``ImageNet`` makes of the archives.
-- ``imagenetv2-matched-frequency-format-val/<0 … 999>/*.jpeg``: the folder's name is the label.
+``LAYOUTS`` says what lies under the one root folder, docs/evaluate.md what is beside it for probes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cloob.data.decode import read_image_file
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, require
-from cloob.evaluate.sets.labelled import LabelledSet
+from cloob.evaluate.sets.labelled import FilePictures, LabelledSet
 
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
@@ -46,34 +34,12 @@ LAYOUTS: Mapping[str, str] = {
 """What to put under the root for each set, in the order of the paper's table."""
 
 
-class ListedPictures:
-    """Pictures by a list of files.
-
-    Args:
-        root: What keys are relative to.
-        paths: The files.
-    """
-
-    def __init__(self, root: Path, paths: Iterable[Path]) -> None:
-        self._root = root
-        self._paths = list(paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def read(self, index: int) -> tuple[str, bytes]:
-        """Key and encoded image; raises :class:`cloob.data.batch.BadSample` where the file cannot be read."""
-        path = self._paths[index]
-        key = path.relative_to(self._root).as_posix()
-        return key, read_image_file(path, key)
-
-
 def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
     """Opens one of the paper's sets.
 
     Args:
         name: A key of ``LAYOUTS``.
-        root: Folder of all sets, laid out as this module's docstring says.
+        root: Folder of all sets, laid out as docs/evaluate.md says.
         split: ``"test"`` (ImageNet's validation images), or ``"train"`` for a probe (Flowers102: its train and
             validation images, as CLIP had them; ImageNet V2: ImageNet's).
 
@@ -92,7 +58,8 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
         raise InputError(
             f"{name}: labels from {labels.min()} to {labels.max()} found, 0 to {len(classnames) - 1} would be right"
         )
-    return LabelledSet(name, classnames, templates, labels, ListedPictures(root, (path for path, _ in samples)))
+    pictures = FilePictures(root, [path.relative_to(root).as_posix() for path, _ in samples])
+    return LabelledSet(name, classnames, templates, labels, pictures)
 
 
 def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

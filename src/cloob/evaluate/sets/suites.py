@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cloob.data.content import Reader
 from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import is_tar
 from cloob.errors import InputError, nearest
-from cloob.evaluate.sets.captioned import CaptionedSet, open_captioned
-from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
+from cloob.evaluate.sets.captioned import open_captioned
+from cloob.evaluate.sets.labelled import LabelledSet, open_labelled, subfolders
 from cloob.evaluate.sets.paper import LAYOUTS, open_paper_set
 
 SUITES = {
@@ -38,7 +39,7 @@ class SuiteSets:
 
     sets: list[LabelledSet] = field(default_factory=list)
     training: dict[str, LabelledSet] = field(default_factory=dict)
-    pairs: list[CaptionedSet] = field(default_factory=list)
+    pairs: list[Reader] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -68,7 +69,7 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
         if name == "paper":
             _open_paper(folder, opened, probe)
             continue
-        places = _subfolders(folder) if name == "pictograms" else _webdatasets(folder, _DEEPEST)
+        places = subfolders(folder) if name == "pictograms" else _webdatasets(folder, _DEEPEST)
         if not places:
             raise InputError(
                 f"--suite {name}: {folder} holds no {'folder' if name == 'pictograms' else 'test/nshards.txt'}"
@@ -79,11 +80,7 @@ def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool =
 
 
 def training_split(path: str | Path) -> LabelledSet | None:
-    """The training images of a labelled set; None if it has no such split.
-
-    Raises:
-        InputError: It has one, with a mistake in it.
-    """
+    """The training images of a labelled set, None without such a split; InputError where it has a mistake."""
     part = local_folder(path, "labelled pictures") / _TRAIN_SPLIT
     if not part.is_dir():
         return None
@@ -149,14 +146,10 @@ def _open_one(folder: Path, name: str, opened: SuiteSets, probe: bool) -> None:
         opened.training[data.name] = train
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def _webdatasets(folder: Path, depth: int) -> list[Path]:
     """Folders with ``test/nshards.txt``, by path; nothing is looked for inside of one."""
     places: list[Path] = []
-    for path in _subfolders(folder):
+    for path in subfolders(folder):
         if (path / "test" / "nshards.txt").is_file():
             places.append(path)
         elif depth > 1:

@@ -18,15 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob.errors import InputError, one_line, require
-from cloob.models.aligned.encoders import (
-    ImageEncoder,
-    LoadModel,
-    TextEncoder,
-    TowerText,
-    open_image_encoder,
-    open_text_encoder,
-)
+from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.aligned.heads import Head
+from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 

@@ -26,8 +26,9 @@ from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.onnx.graph import EXTERNAL, FLOAT, INT64, Port, check_graph
 from cloob.models.onnx.pixels import ShortestTransform
 from cloob.models.onnx.tokens import read_tokenizer
-from cloob.models.onnx.towers import GraphImages, GraphTexts, GraphTowers
+from cloob.models.onnx.towers import GraphImages, GraphTexts
 from cloob.models.runs import ONNX_FILE
+from cloob.models.weights.blocks import Towers
 from cloob.models.weights.formats.fields import Fields
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def load(folder: Path, content: dict[str, Any], objective: dict[str, Any]) -> On
     check_graph(folder / TEXT_FILE, *text_ports(None if pad is not None else length, dim))
     images = GraphImages(folder / IMAGE_FILE, PIXELS, IMAGE_ROWS, preprocess)
     texts = GraphTexts(folder / TEXT_FILE, TOKENS, TEXT_ROWS, pad)
-    towers = GraphTowers(images, texts, fields.number("logit_scale", positive=False))
+    towers = Towers(images, texts, fields.number("logit_scale", positive=False))
     tokenizer = read_tokenizer(folder, fields.inside("tokenizer"), length)
     settings = {"precision": precision, "pad": pad, "fingerprint": str(content.get("fingerprint", ""))[:64]}
     config = EncoderConfig("onnx", dim, length, settings)

@@ -16,7 +16,7 @@ _INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
 
 
 class ShortestTransform:
-    """PIL image -> uint8 (3, H, W): the pixels of ``cloob.models.encoder.EvalTransform`` without what that imports.
+    """PIL image -> uint8 (3, H, W): the pixels of ``cloob.models.pixels.EvalTransform`` without what that imports.
 
     Args:
         preprocess_cfg: open_clip's, for which :meth:`suits` holds.

@@ -29,11 +29,7 @@ class Field(NamedTuple):
 
 
 def fields(data: Buffer, start: int, end: int) -> Iterator[Field]:
-    """The fields of a message, in order.
-
-    Raises:
-        ValueError: These bytes are no message.
-    """
+    """The fields of a message, in order; ValueError if these bytes are no message."""
     at = start
     while at < end:
         key, at = _number(data, at, end)
@@ -63,11 +59,7 @@ def text(data: Buffer, field: Field) -> str:
 
 
 def numbers(data: Buffer, field: Field, most: int) -> list[int]:
-    """The signed whole numbers of a field, alone or packed.
-
-    Raises:
-        ValueError: There are more than ``most``.
-    """
+    """The signed whole numbers of a field, alone or packed; ValueError for more than ``most``."""
     found: list[int] = []
     if field.start < 0:
         found.append(field.value)

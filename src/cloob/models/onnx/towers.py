@@ -103,31 +103,6 @@ class GraphTexts(GraphTower):
             yield some[:, : min(math.ceil(longest / _STEP) * _STEP, some.shape[1])].contiguous()
 
 
-class GraphTowers(nn.Module):
-    """What a ``DualEncoder`` asks of an open_clip module, made of two graphs.
-
-    Args:
-        visual: The image tower.
-        text: The text tower.
-        logit_scale: ln τ⁻¹.
-    """
-
-    def __init__(self, visual: GraphImages, text: GraphTexts, logit_scale: float) -> None:
-        super().__init__()
-        self.visual, self.text = visual, text
-        self.logit_scale = nn.Parameter(torch.tensor(logit_scale), requires_grad=False)
-
-    def encode_image(self, images: Tensor) -> Tensor:
-        """(n, 3, H, W) normalised pixels to (n, D)."""
-        rows: Tensor = self.visual(images)
-        return rows
-
-    def encode_text(self, tokens: Tensor) -> Tensor:
-        """(n, L) tokens to (n, D)."""
-        rows: Tensor = self.text(tokens)
-        return rows
-
-
 def open_session(path: Path) -> Any:
     """A session of onnxruntime on the CPU, with as many threads as torch has.
 

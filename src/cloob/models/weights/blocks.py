@@ -131,12 +131,13 @@ class Towers(nn.Module):
     Args:
         visual: Pixels to features; with ``preprocess_cfg``.
         text: Tokens to features.
+        logit_scale: ln τ⁻¹; on the CPU, wherever the towers are built.
     """
 
-    def __init__(self, visual: nn.Module, text: nn.Module) -> None:
+    def __init__(self, visual: nn.Module, text: nn.Module, logit_scale: float) -> None:
         super().__init__()
         self.visual, self.text = visual, text
-        self.logit_scale = nn.Parameter(torch.zeros(()), requires_grad=False)
+        self.logit_scale = nn.Parameter(torch.tensor(logit_scale, device="cpu"), requires_grad=False)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) normalised pixels to (n, D)."""

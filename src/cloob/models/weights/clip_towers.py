@@ -13,6 +13,7 @@ from torch import nn
 
 from cloob.errors import InputError
 from cloob.models.towers import open_clip, translated
+from cloob.models.weights.blocks import preprocess
 from cloob.models.weights.formats.stored import Stored
 from cloob.models.weights.keymap import Part, fill
 
@@ -110,17 +111,8 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: s
     kind = library.CustomTextCLIP if config.get("custom_text") else library.CLIP
     with translated(where), torch.device("meta"):
         model = kind(**options)
-    size = model.visual.image_size
-    model.visual.preprocess_cfg = {
-        "size": size,
-        "mode": "RGB",
-        "mean": CLIP_MEAN,
-        "std": CLIP_STD,
-        "interpolation": "bicubic",
-        "resize_mode": "shortest",
-        "fill_color": 0,
-        **preprocess_cfg,
-    }
+    clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
+    model.visual.preprocess_cfg = clip | dict(preprocess_cfg)
     return model
 
 
@@ -131,11 +123,7 @@ def filled(
     plan: Mapping[str, Part],
     ignored: frozenset[str] = frozenset(),
 ) -> Any:
-    """The module with a file's weights, and with the causal mask that no file holds.
-
-    Raises:
-        InputError: As ``fill``.
-    """
+    """The module with a file's weights, and with the causal mask that no file holds; errors as of ``fill``."""
     fill(model, path, tensors, plan, ignored)
     for module in model.modules():
         mask = getattr(module, "attn_mask", None)

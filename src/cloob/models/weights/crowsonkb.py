@@ -135,8 +135,7 @@ def build(where: Path, config: dict[str, Any], gelu: Gelu, known: int) -> Towers
         if layers > known:
             raise side.wrong("n_layers", f"what the {known} tensors of the weights can be")
     with torch.device("meta"):
-        towers = Towers(ImageTower(image, d_embed, gelu), TextTower(text, d_embed, gelu))
-    towers.logit_scale = nn.Parameter(torch.tensor(math.log(inv_tau)), requires_grad=False)
+        towers = Towers(ImageTower(image, d_embed, gelu), TextTower(text, d_embed, gelu), math.log(inv_tau))
     towers.visual.preprocess_cfg = preprocess(size, mean, std, "lanczos")  # type: ignore[assignment]
     return towers
 

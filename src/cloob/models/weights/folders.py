@@ -16,11 +16,7 @@ INDEX = ".index.json"
 
 
 def folder_weights(folder: Path) -> tuple[Path, dict[str, Stored]]:
-    """The file of weights of a folder, or the index of several, and its tensors.
-
-    Raises:
-        InputError: There is none, or it cannot be read.
-    """
+    """A folder's file of weights, or the index of several, and its tensors; InputError where none can be read."""
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
             return folder / name, file_tensors(folder / name)
@@ -30,11 +26,7 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Stored]]:
 
 
 def file_tensors(path: Path) -> dict[str, Stored]:
-    """The tensors of a safetensors file, or of a ``state_dict`` that torch wrote.
-
-    Raises:
-        InputError: It is neither.
-    """
+    """The tensors of a safetensors file or of a ``state_dict`` that torch wrote; InputError if it is neither."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     file = read_torch(path)

@@ -29,11 +29,7 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
-    """The encoder of a folder.
-
-    Raises:
-        InputError: Its configuration or its weights are not those of a ``CLIPModel`` that open_clip has towers for.
-    """
+    """The encoder of a folder; InputError where it is no ``CLIPModel`` that open_clip has towers for."""
     where = folder / "config.json"
     weights, tensors = folder_weights(folder)
     fields = Fields(where, config)

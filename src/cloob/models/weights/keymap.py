@@ -56,11 +56,7 @@ def check_fit(
     plan: Mapping[str, Part],
     ignored: frozenset[str] = frozenset(),
 ) -> None:
-    """Holds the keys, shapes and dtypes of a file against a module's; arguments as of ``fill``.
-
-    Raises:
-        InputError: They do not fit; the line lists how.
-    """
+    """Refuses a file whose keys, shapes or dtypes are not the module's, and lists how; arguments as of ``fill``."""
     misfits = _misfits(module.state_dict(), tensors, plan, ignored)
     if any(misfits):
         raise InputError(f"{path}: its weights do not fit: {listed(misfits)}")

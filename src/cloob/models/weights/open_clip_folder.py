@@ -19,11 +19,10 @@ from cloob.models.towers import open_clip, translated
 from cloob.models.weights.clip_towers import MAX_LAYERS, build, filled, is_plain
 from cloob.models.weights.folders import file_tensors
 from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.stored import Stored
 from cloob.models.weights.keymap import check_fit, fill, same_names
 
 _MOST = 1 << 16
-_PREPROCESS = frozenset({"size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
+_PREPROCESS = frozenset({"mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
 
 
 def load(file: Path, config: dict[str, Any], weights: Path) -> Any:
@@ -44,11 +43,14 @@ def load(file: Path, config: dict[str, Any], weights: Path) -> Any:
     preprocess = fields.inside("preprocess_cfg").values if "preprocess_cfg" in config else {}
     _check_pixels(file, preprocess)
     if is_plain(model_cfg.values):
-        model = build(model_cfg.values, _known(preprocess), str(file))
+        known = {key: value for key, value in preprocess.items() if key in _PREPROCESS}
+        model = build(model_cfg.values, known, str(file))
         return filled(model, weights, tensors, same_names(model))
     with translated(str(file)), torch.device("meta"):
         skeleton = _towers(model_cfg.values)
-    plan, ignored = same_names(skeleton), _ignored(skeleton, tensors)
+    plan = same_names(skeleton)
+    # Older versions of transformers wrote this key, which holds nothing.
+    ignored = frozenset({"text.transformer.embeddings.position_ids"} & tensors.keys()) - plan.keys()
     check_fit(skeleton, weights, tensors, plan, ignored)
     with translated(str(file)), torch.random.fork_rng(devices=[]):
         model = open_clip().create_model(f"local-dir:{file.parent}", load_weights=False, pretrained_text=False)
@@ -70,15 +72,6 @@ def _towers(model_cfg: Mapping[str, Any]) -> nn.Module:
         kind = library.CoCa if "multimodal_cfg" in options else library.CustomTextCLIP
     module: nn.Module = kind(**options)
     return module
-
-
-def _ignored(module: nn.Module, tensors: Mapping[str, Stored]) -> frozenset[str]:
-    """Keys of the file that older versions of transformers wrote and that hold nothing."""
-    return frozenset({"text.transformer.embeddings.position_ids"} & tensors.keys()) - module.state_dict().keys()
-
-
-def _known(preprocess: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in preprocess.items() if key in _PREPROCESS and key != "size"}
 
 
 def _check_pixels(file: Path, preprocess: Mapping[str, Any]) -> None:

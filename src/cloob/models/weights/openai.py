@@ -26,11 +26,7 @@ def matches(file: TorchFile) -> bool:
 
 
 def load(file: TorchFile) -> DualEncoder:
-    """The encoder.
-
-    Raises:
-        InputError: The file's weights are not those of a CLIP.
-    """
+    """The encoder; InputError where the file's weights are not those of a CLIP."""
     path = file.path
     tensors = file.scripted_tensors() if file.scripted else file.tensors(file.value, "the file")
     config = infer_config(path, tensors)

@@ -78,11 +78,7 @@ def matches(config: Mapping[str, Any]) -> bool:
 
 
 def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
-    """The encoder of a folder.
-
-    Raises:
-        InputError: Its configuration or its weights are not those of a published model.
-    """
+    """The encoder of a folder; InputError where configuration or weights are not those of a published model."""
     where = folder / "config.json"
     weights, tensors = folder_weights(folder)
     towers = build(where, config, len(tensors))
@@ -125,8 +121,7 @@ def build(where: Path, config: dict[str, Any], known: int) -> Towers:
     fields.number("scale_hopfield")
     eps = text.number("layer_norm_eps", 1e-12 if kind == "bert" else 1e-5)
     with torch.device("meta"):
-        towers = Towers(ImageTower(image, embed_dim), TextTower(text, embed_dim, eps))
-    towers.logit_scale = nn.Parameter(torch.tensor(math.log(inv_tau)), requires_grad=False)
+        towers = Towers(ImageTower(image, embed_dim), TextTower(text, embed_dim, eps), math.log(inv_tau))
     towers.visual.preprocess_cfg = preprocess(size, CLIP_MEAN, CLIP_STD, "bilinear")  # type: ignore[assignment]
     return towers
 

@@ -15,11 +15,7 @@ _MOST = 1e4
 
 
 def scale_of(path: Path, name: str, logarithm: Tensor) -> float:
-    """Exp of a stored logarithm.
-
-    Raises:
-        InputError: It is no scale that a model was trained with.
-    """
+    """Exp of a stored logarithm; InputError if it is no scale that a model was trained with."""
     value = float(logarithm.detach().double())
     scale = math.exp(value) if abs(value) < 700 else math.inf
     if not 1 / _MOST < scale < _MOST:

@@ -96,11 +96,7 @@ def aligns(config: TrainConfig) -> bool:
 
 
 def check_heads_alone(config: TrainConfig) -> None:
-    """Refuses what makes no sense where nothing but heads is trained.
-
-    Raises:
-        InputError: It is asked for.
-    """
+    """Refuses what makes no sense where nothing but heads is trained."""
     run, towers = config.run, config.towers
     for key in ("fsdp", "compile", "grad_checkpointing"):
         if getattr(run, key):
@@ -114,11 +110,7 @@ def check_heads_alone(config: TrainConfig) -> None:
 
 
 def check_no_heads(align: AlignConfig) -> None:
-    """Refuses settings of heads where there are none.
-
-    Raises:
-        InputError: A setting is not its default.
-    """
+    """Refuses settings of heads where there are none."""
     for key, value in dataclasses.asdict(align).items():
         if value != getattr(AlignConfig, key):
             raise InputError(

@@ -77,11 +77,7 @@ def _where(cls: type, key: str, prefix: str) -> str:
 
 
 def convert(value: Any, hint: Any, key: str) -> Any:
-    """The value as the annotation wants it.
-
-    Raises:
-        InputError: It cannot be; the message names the key.
-    """
+    """The value as the annotation wants it, or an InputError that names the key."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is types.UnionType or origin is typing.Union:
         if value is None and type(None) in args:

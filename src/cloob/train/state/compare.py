@@ -61,11 +61,7 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> b
 
 
 def check_same_objective(checkpoint: Checkpoint, config: TrainConfig) -> None:
-    """Compares the settings of the loss alone.
-
-    Raises:
-        InputError: They differ.
-    """
+    """Refuses other settings of the loss than the checkpoint's."""
     for _ in _changes(checkpoint, config):
         pass
 
@@ -91,11 +87,7 @@ def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, 
 
 
 def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:
-    """Compares the names and shapes of the weights.
-
-    Raises:
-        InputError: They differ.
-    """
+    """Refuses weights of other names or shapes than the checkpoint's."""
     wanted, held = encoder.state_dict(), checkpoint.weights
     for name in wanted.keys() | held.keys():
         here = tuple(wanted[name].shape) if name in wanted else "nothing"

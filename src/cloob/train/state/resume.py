@@ -80,11 +80,7 @@ def stop_if_finished(
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads a checkpoint folder.
-
-    Raises:
-        InputError: A file is missing, cut short or of another format.
-    """
+    """Reads a checkpoint folder; InputError for a file that is missing, cut short or of another format."""
     file = path / TRAINER_FILE
     if not file.is_file():
         raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
@@ -142,11 +138,7 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
 
 
 def find_checkpoint_on_every_rank(run: Path, resume: str) -> Checkpoint | None:
-    """As ``find_checkpoint``, with rank 0's choice on all ranks: they must read the same one.
-
-    Raises:
-        InputError: As ``find_checkpoint``.
-    """
+    """As ``find_checkpoint``, with rank 0's choice on all ranks: they must read the same one."""
     if resume != "none" and world_size() > 1:
 
         def choose() -> str:

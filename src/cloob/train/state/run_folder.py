@@ -22,11 +22,7 @@ _RUN_FILES = (RUN_CONFIG_FILE, METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE, CHECKPOI
 
 
 def refuse_another_run(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    """Refuses a run folder that holds a run which is neither gone on from nor to be replaced.
-
-    Raises:
-        InputError: It does.
-    """
+    """Refuses a run folder that holds a run which is neither gone on from nor to be replaced."""
     save = config.save
     goes_on = save.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, save.out))
     if not goes_on and not save.overwrite and _held_files(save.out):

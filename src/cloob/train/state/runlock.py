@@ -121,11 +121,7 @@ class RunLock:
 
 
 def refuse_held(run: Path) -> None:
-    """Refuses a run folder that a living process holds.
-
-    Raises:
-        InputError: One does; names host and process.
-    """
+    """Refuses a run folder that a living process holds; names host and process."""
     path = run / NAME
     owner = _owner(path)
     if owner is None or not _alive(path, owner):

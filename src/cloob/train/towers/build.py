@@ -14,7 +14,7 @@ from cloob.data.mix import mix
 from cloob.data.open import open_source
 from cloob.data.source import Source
 from cloob.data.split import split
-from cloob.data.transforms import train_transform
+from cloob.data.transforms import TrainTransform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.models.aligned import AlignedEncoder
@@ -41,11 +41,7 @@ def make_cache(config: TrainConfig) -> Cache:
 
 
 def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
-    """Opens one source or several as one, each with its weight if there are any.
-
-    Raises:
-        InputError: As ``open_source``.
-    """
+    """Opens one source or several as one, each with its weight if there are any; errors as of ``open_source``."""
     return mix(_open(specs, config), weights)
 
 
@@ -190,7 +186,7 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
         raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, device, make_cache(config), train=True)
-    transform = train_transform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
+    transform = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
     batching = Batching(size, config.run.seed, shuffle_buffer=config.pairs.shuffle_buffer)
     share = Share(rank(), world_size(), config.pairs.workers, pin_memory=device.type == "cuda")
     return PairLoader(source, transform, _tokenizer(encoder, config), batching, share)

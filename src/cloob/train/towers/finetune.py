@@ -7,9 +7,7 @@ norm, attention pool, projection).
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -18,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError
+from cloob.files import whole_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
@@ -207,13 +206,6 @@ def write_average(config: TrainConfig, checkpoint: Path) -> Path:
     tuned = load_model(checkpoint)
     interpolate(load_model(config.towers.init), tuned, config.towers.average_with_start)
     final = config.save.out / AVERAGED_FOLDER
-    temporary = final.with_name(f".tmp-{AVERAGED_FOLDER}-{os.getpid()}")
-    try:
-        save_model(temporary, tuned, tuned.objective_config)
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-    except OSError as error:
-        raise InputError(f"{final}: cannot be written ({error.strerror})") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with whole_folder(final) as folder:
+        save_model(folder, tuned, tuned.objective_config)
     return final

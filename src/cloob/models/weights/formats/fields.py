@@ -27,11 +27,7 @@ class Fields:
         self.path, self.values, self.prefix = path, values, prefix
 
     def inside(self, key: str) -> Fields:
-        """The object under a key.
-
-        Raises:
-            InputError: There is none.
-        """
+        """The object under a key; InputError if there is none."""
         value = self.values.get(key)
         if not isinstance(value, dict):
             raise self.wrong(key, "an object")

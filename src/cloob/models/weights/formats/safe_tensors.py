@@ -45,7 +45,8 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     places: list[tuple[int, int]] = []
     for key, entry in header.items():
         if key == "__metadata__":
-            _check_metadata(path, entry)
+            if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+                raise InputError(f"{path}: __metadata__ must hold strings alone")
             continue
         where = repr(printable(key))
         begin, end, dtype, shape = _fields(path, where, entry)
@@ -62,11 +63,6 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     if start + free != size:
         raise InputError(f"{path}: its tensors end at byte {start + free}, and the file has {size} (cut short?)")
     return tensors
-
-
-def _check_metadata(path: Path, entry: Any) -> None:
-    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-        raise InputError(f"{path}: __metadata__ must hold strings alone")
 
 
 def _fields(path: Path, where: str, entry: Any) -> tuple[int, int, torch.dtype, tuple[int, ...]]:

@@ -109,11 +109,7 @@ def stored(
 
 
 def check_total(path: Path, tensors: Iterable[Stored], size: int) -> None:
-    """Refuses tensors that together claim more bytes than their file has, as those do that share storage.
-
-    Raises:
-        InputError: They do.
-    """
+    """Refuses tensors that together claim more bytes than their file has, as those that share storage do."""
     total = sum(tensor.nbytes for tensor in tensors)
     if total > size:
         raise InputError(f"{path}: its tensors claim {total} bytes, and the file has {size}")

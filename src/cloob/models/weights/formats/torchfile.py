@@ -60,22 +60,14 @@ class TorchFile:
     scripted: bool = False
 
     def tensor(self, where: str, ref: TensorRef) -> Stored:
-        """A tensor of the file, its sizes checked.
-
-        Raises:
-            InputError: It does not fit its storage.
-        """
+        """A tensor of the file; InputError if it does not fit its storage."""
         area = self.areas.get(ref.storage.key)
         if area is None or area[1] != ref.storage.numel * ref.storage.dtype.itemsize:
             raise InputError(f"{self.path}: {where} has a storage that is missing or of another size than it claims")
         return stored(self.path, where, area, ref.storage.dtype, ref.shape, ref.strides, ref.offset)
 
     def tensors(self, mapping: Any, what: str) -> dict[str, Stored]:
-        """A dictionary of tensors; other values are refused.
-
-        Raises:
-            InputError: It is none.
-        """
+        """A dictionary of tensors; InputError for one that holds anything else."""
         if not isinstance(mapping, dict):
             raise InputError(f"{self.path}: {what} is no dictionary of tensors")
         tensors: dict[str, Stored] = {}
@@ -87,11 +79,7 @@ class TorchFile:
         return tensors
 
     def scripted_tensors(self) -> dict[str, Stored]:
-        """The parameters and buffers of a TorchScript archive, by the names of its ``state_dict``.
-
-        Raises:
-            InputError: Its modules are not a tree.
-        """
+        """A TorchScript archive's parameters and buffers by their ``state_dict`` names; InputError if it is no tree."""
         refs: dict[str, TensorRef] = {}
         seen: set[int] = set()
         walk: list[tuple[str, Any]] = [("", self.value)]
