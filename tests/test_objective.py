@@ -308,6 +308,17 @@ def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> No
         ContrastiveObjective(**options)
 
 
+def test_kernels_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective = ContrastiveObjective(backend="triton")  # a model folder that says so opens everywhere
+    x, y = pairs(6, 5, dtype=torch.float32)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for there, message in ((False, "needs a CUDA device, and torch sees none"), (True, "triton is not installed; pip")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        with pytest.raises(ValueError, match=message):
+            objective(x, y)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [

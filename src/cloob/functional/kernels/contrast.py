@@ -38,7 +38,8 @@ class _Contrast(torch.autograd.Function):
         c, own = (candidates - mean).to(matmul).contiguous(), (anchors - common).to(matmul).contiguous()
         a = anchors.to(matmul).contiguous()
         losses = anchors.new_empty(n, 1)
-        d_anchors, d_candidates = (t.new_zeros(t.shape) for t in (anchors, candidates))
+        sides = (anchors, candidates) if differentiable else (anchors[:0], candidates[:0])
+        d_anchors, d_candidates = (side.new_zeros(side.shape) for side in sides)
         share = candidates.new_zeros(len(candidates))
         for rows in strips(anchors, len(candidates)):
             positives = slice(rows.start + offset, rows.stop + offset)

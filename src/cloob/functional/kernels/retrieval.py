@@ -89,6 +89,7 @@ class _Retrieval(torch.autograd.Function):
         shift = torch.empty_like(counts)
         for rows in strips(state, len(stored)):
             e, highest, total = strip_of(queries[rows], memory.rows, beta)
+            assert e is not None
             shift[rows] = highest.amax(dim=1)
             factor = (highest - shift[rows, None]).exp_()
             rescaled(e, factor)

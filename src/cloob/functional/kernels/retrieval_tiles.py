@@ -111,7 +111,7 @@ def pull(
     if shift is not None:
         e -= tl.load(shift + rows, mask=rows < n_rows, other=0.0)[:, None]
     inside = (rows < n_rows)[:, None] & (columns < n_columns)[None, :]
-    e = tl.where(inside, tl.exp(e), 0.0)
+    e = tl.exp(tl.where(inside, e, float("-inf")))
     at = rows[:, None] * width + columns[None, :]
     tl.store(e_tile + at, e, mask=inside)
     t *= e

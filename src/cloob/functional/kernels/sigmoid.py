@@ -117,7 +117,8 @@ class _Sigmoid(torch.autograd.Function):
         own_positives = candidates[offset : offset + n] - mean
         positive = inv_tau * (anchors * own_positives).sum(dim=1) + constant
         losses, pull = -F.logsigmoid(positive), -(-positive).sigmoid()  # the loss, and its derivative by the logit
-        d_anchors, d_candidates = (t.new_zeros(t.shape) for t in (anchors, candidates))
+        sides = (anchors, candidates) if differentiable else (anchors[:0], candidates[:0])
+        d_anchors, d_candidates = (side.new_zeros(side.shape) for side in sides)
         by_row, by_column = pull.clone(), candidates.new_zeros(len(candidates))
         for rows in strips(anchors, len(candidates)):
             excluded = Excluded(rows.start + offset, *([] if ids is None else [ids[0][rows], ids[1]]))
