@@ -6,8 +6,9 @@ this is skipped.
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -40,6 +41,26 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "LINE", 64)
     monkeypatch.setattr(tiles, "tile_rows", lambda device: TILE)
     monkeypatch.setattr(softmax, "STRIP_ROWS", TILE)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def rounded() -> Iterator[None]:
+    """A GPU rounds to bfloat16, the interpreter cuts off, and what is always too small adds up."""
+    if not launch.INTERPRETED:
+        yield
+        return
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    original = interpreter._convert_float
+
+    def convert(data: Any, source: Any, target: Any, mode: Any) -> Any:
+        if (source.name, target.name) == ("fp32", "bf16"):
+            bits = data.view("uint32").astype("uint64")
+            return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("uint16")
+        return original(data, source, target, mode)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_convert_float", convert)
+        yield
 
 
 def scalars(*values: float) -> list[Tensor]:
@@ -111,7 +132,7 @@ def test_sigmoid_equals_the_reference(hopfield: bool, ids: bool, bias: float) ->
     seed=st.integers(0, 10**6),
     data=st.data(),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_contrast_of_any_shape(
     n: int, more: int, d: int, name: str, inv_tau: float, different: int | None, seed: int, data: st.DataObject
 ) -> None:
@@ -134,7 +155,7 @@ def test_contrast_of_any_shape(
     beta=st.floats(0.1, 200.0),
     seed=st.integers(0, 10**6),
 )
-@settings(max_examples=25)
+@settings(max_examples=12)
 def test_retrieval_of_any_shape(n: int, m: int, d: int, beta: float, seed: int) -> None:
     weights = unit(n, d, seed + 2)
 
@@ -153,7 +174,7 @@ def test_retrieval_of_any_shape(n: int, m: int, d: int, beta: float, seed: int) 
 
 
 @given(n=st.integers(2, 70), d=st.integers(1, 40), beta=st.floats(0.1, 58.0), seed=st.integers(0, 10**6))
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_four_retrievals_of_any_shape(n: int, d: int, beta: float, seed: int) -> None:
     weights = [unit(n, d, seed + k) for k in range(3, 7)]
 
@@ -172,14 +193,13 @@ def test_four_retrievals_of_any_shape(n: int, d: int, beta: float, seed: int) ->
 
 @each_member
 def test_bfloat16_products_keep_the_gradient_to_a_hundredth(contrast: str, hopfield: bool) -> None:
-    # The interpreter cuts bfloat16 off where a GPU rounds it: twice the error.
     inputs = (*pairs(96, 64), *scalars(30.0, 8.0))
     options = {"contrast": contrast, "hopfield": hopfield}
     exact = value_and_gradients(cloob_reference, *inputs, **options)
     low = value_and_gradients(kernels.cloob_triton, *single(inputs), matmul=torch.bfloat16, **options)
     assert all(t.dtype == torch.float32 for t in low)
     errors = [relative_error(got.cpu(), expected) for got, expected in zip(low, exact, strict=True)]
-    assert max(errors) <= 2e-2, errors
+    assert max(errors) <= 1e-2, errors
     assert errors[1] > 1e-4  # it did multiply in bfloat16
 
 

@@ -22,8 +22,9 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1 leaves nothing to compile", allow_module_level=True)
 
-from triton import knobs
+
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 from triton.compiler import compile as compile_kernel
 
@@ -62,8 +63,7 @@ class Launch:
 
     def compiled_for(self, arch: int) -> Any:
         source = ASTSource(self.kernel, self.signature, self.constants, self.attributes)
-        options = {"num_warps": launch.WARPS, "num_stages": launch.STAGES}
-        return compile_kernel(source, target=GPUTarget("cuda", arch, 32), options=options)
+        return compile_kernel(source, target=GPUTarget("cuda", arch, 32), options=launch.OPTIONS)
 
 
 def launches(matmul: torch.dtype | None, monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
@@ -94,7 +94,7 @@ def spilled_and_registers(ptx: str, arch: int, folder: Path) -> tuple[int, int]:
     """Bytes that do not fit into registers, and registers a thread, as ptxas says."""
     (folder / "kernel.ptx").write_text(ptx, encoding="utf-8")
     suffix = "a" if arch >= 90 else ""
-    command = [knobs.nvidia.ptxas.path, "-v", f"--gpu-name=sm_{arch}{suffix}", "kernel.ptx", "-o", "kernel.cubin"]
+    command = [get_ptxas(arch).path, "-v", f"--gpu-name=sm_{arch}{suffix}", "kernel.ptx", "-o", "kernel.cubin"]
     done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     spills = sum(map(int, re.findall(r"(\d+) bytes spill stores", done.stderr)))
     return spills, max(map(int, re.findall(r"Used (\d+) registers", done.stderr)))

@@ -6,7 +6,7 @@ A program computes BLOCK × BLOCK numbers of a product, walking along its third 
   half of a multiprocessor's 256 KiB, and 128 of the 255 registers that each of 8 · 32 threads may have. A wider tile
   would read less (one of 128 × 128 does 64 operations for each byte of bfloat16 it loads) but would not hold two.
 - LINE = 128 bytes, a cache line: 64 numbers in bfloat16, 32 in float32. Both factors of a step take 32 KiB.
-- STAGES = 3 steps are under way at a time: 96 KiB of shared memory. An H100 has 228 KiB, an A100 164, a consumer's
+- Three steps (``num_stages``) are under way at a time: 96 KiB of shared memory. An H100 has 228 KiB, an A100 164, a consumer's
   card 100.
 
 These are reasons, not measurements: nothing here has run on a GPU yet.
@@ -23,8 +23,7 @@ from torch import Tensor
 
 BLOCK = 128
 LINE = 128
-WARPS = 8
-STAGES = 3
+OPTIONS = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": True}  # fused: a · b + c in one operation
 
 
 @triton.jit
@@ -59,7 +58,7 @@ def cdiv(n: int, size: int) -> int:
 def run(kernel: Any, grid: tuple[int, ...], *arguments: Tensor | int | None, **constants: Any) -> None:
     """Runs ``kernel`` on the device of its first argument, a tensor, with this module's sizes."""
     with torch.cuda.device_of(arguments[0]):
-        kernel[grid](*arguments, BLOCK=BLOCK, num_warps=WARPS, num_stages=STAGES, **constants)
+        kernel[grid](*arguments, BLOCK=BLOCK, **OPTIONS, **constants)
 
 
 def of_product(dtype: torch.dtype) -> dict[str, Any]:

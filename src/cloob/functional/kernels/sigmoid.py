@@ -22,8 +22,8 @@ from cloob.functional.streamed.tiles import apply, differentiable_once, eager, m
 @triton.jit
 def log1p(u):
     """ln(1 + u) for 0 ≤ u ≤ 1: of a sum with one, a small u would keep few digits."""
-    series = u * (1.0 - u * (1.0 / 2 - u * (1.0 / 3 - u * (1.0 / 4 - u * (1.0 / 5 - u * (1.0 / 6))))))
-    return tl.where(u < 0.03125, series, tl.log(1.0 + u))
+    series = u * (1.0 - u * (1.0 / 2 - u * (1.0 / 3 - u * (1.0 / 4))))  # the next term: u⁴ / 5
+    return tl.where(u < 0.015625, series, tl.log(1.0 + u))
 
 
 @triton.jit
@@ -57,10 +57,10 @@ def sigmoids(
     z = product(z, anchors, candidates, i, j, n_rows, n_columns, d, BLOCK, DEPTH, PRECISION, LIFT)
     z = z * tl.load(scale) + tl.load(constant + rows, mask=rows < n_rows, other=0.0)[:, None]
     inside = taken(rows, columns, row_ids, column_ids, offset, n_rows, n_columns, True)
+    z = tl.where(inside, z, float("-inf"))  # of which both are 0
     u = tl.exp(-tl.abs(z))  # at most 1
-    p = tl.where(inside, tl.where(z >= 0, 1.0, u) / (1.0 + u), 0.0)
-    loss = tl.where(inside, tl.maximum(z, 0.0) + log1p(u), 0.0)
-    tl.store(losses + j * n_rows + rows, tl.sum(loss, 1), mask=rows < n_rows)
+    tl.store(losses + j * n_rows + rows, tl.sum(tl.maximum(z, 0.0) + log1p(u), 1), mask=rows < n_rows)
+    p = tl.where(z >= 0, 1.0, u) / (1.0 + u)
     tl.store(by_row + j * n_rows + rows, tl.sum(p, 1), mask=rows < n_rows)
     tl.store(by_column + i * n_columns + columns, tl.sum(p, 0), mask=columns < n_columns)
     if tile is not None:
