@@ -113,4 +113,5 @@ def test_kernels_fit_a_multiprocessor(
         spilled, registers = spilled_and_registers(kernel.asm["ptx"], arch, tmp_path)
         shared = kernel.metadata.shared / KIB
         print(f"sm_{arch} {one.kernel.__name__}: {registers} registers, {spilled} B spilled, {shared:.0f} KiB shared")
-        assert shared <= 99 and spilled == 0, one.key
+        # Products in float32 run on no tensor cores, and `pull` keeps their factors beside two tiles of sums.
+        assert shared <= 99 and spilled <= (0 if matmul else 256), one.key

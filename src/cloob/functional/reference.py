@@ -60,7 +60,8 @@ def cloob_reference(
         TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
-    directions = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": partial(sigmoid_loss, bias=bias)}
+    sigmoid = partial(sigmoid_loss, bias=bias)
+    directions: dict[str, Direction] = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}
     member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
     return of_parts(retrieve, directions, image_features, text_features, inv_tau, beta, ids=ids, **member)
 

@@ -40,7 +40,7 @@ from cloob.functional.checks import outside_autocast
 from cloob.functional.kernels.contrast import info_loob, info_nce
 from cloob.functional.kernels.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.kernels.sigmoid import sigmoid_loss
-from cloob.functional.reference import Contrast, Scale, of_parts
+from cloob.functional.reference import Contrast, Direction, Scale, of_parts
 from cloob.functional.streamed.tiles import eager
 
 __all__ = ["cloob_triton", "hopfield_retrieval", "info_loob", "info_nce", "retrieve", "sigmoid_loss"]
@@ -63,7 +63,8 @@ def cloob_triton(
     unit_rows: bool = False,
 ) -> Tensor:
     """:func:`cloob.functional.streamed.cloob_streamed` by Triton kernels, for rows on a CUDA device, no float64."""
-    directions = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": partial(sigmoid_loss, bias=bias)}
+    sigmoid = partial(sigmoid_loss, bias=bias)
+    directions: dict[str, Direction] = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}
     directions = {name: partial(direction, matmul=matmul) for name, direction in directions.items()}
     retrieval = partial(retrieve, matmul=matmul, unit_rows=unit_rows)
     member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}

@@ -6,8 +6,8 @@ A program computes BLOCK × BLOCK numbers of a product, walking along its third 
   half of a multiprocessor's 256 KiB, and 128 of the 255 registers that each of 8 · 32 threads may have. A wider tile
   would read less (one of 128 × 128 does 64 operations for each byte of bfloat16 it loads) but would not hold two.
 - LINE = 128 bytes, a cache line: 64 numbers in bfloat16, 32 in float32. Both factors of a step take 32 KiB.
-- Three steps (``num_stages``) are under way at a time: 96 KiB of shared memory. An H100 has 228 KiB, an A100 164, a consumer's
-  card 100.
+- Three steps (``num_stages``) are under way at a time: 96 KiB of shared memory. An H100 has 228 KiB, an A100 164, a
+  consumer's card 100.
 
 These are reasons, not measurements: nothing here has run on a GPU yet.
 """

@@ -200,9 +200,8 @@ def pull_of(
     grid = (len(by_column), len(by_row))
     by_program = left.weight.new_empty(grid)
     sides = (left.rows, right.rows, left.weighted, right.weighted, left.weight, right.weight)
-    grads = (of_left.rows, None, of_left.along, None)
-    if of_right is not None:
-        grads = (of_left.rows, of_right.rows, of_left.along, of_right.along)
+    right_rows, right_along = (None, None) if of_right is None else of_right
+    grads = (of_left.rows, right_rows, of_left.along, right_along)
     arguments = (*sides, *grads, shift, beta, e, t, by_row, by_column, by_program)
     launch.run(pull, grid, *arguments, n, m, d, e.stride(0), **of_product(e.dtype))
     return Pull(e, t, by_row.sum(dim=0), by_column.sum(dim=0), by_program.sum())

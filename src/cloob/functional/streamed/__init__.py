@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from cloob.functional.checks import outside_autocast
-from cloob.functional.reference import Contrast, Scale, of_parts
+from cloob.functional.reference import Contrast, Direction, Scale, of_parts
 from cloob.functional.streamed.contrast import info_loob, info_nce
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.sigmoid import sigmoid_loss
@@ -71,7 +71,8 @@ def cloob_streamed(
     similarity 0.95 and more). That is while there is a gradient: where InfoNCE has saturated (below a loss of about
     1e-3) what is left of it is the rounding of the logits.
     """
-    directions = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": partial(sigmoid_loss, bias=bias)}
+    sigmoid = partial(sigmoid_loss, bias=bias)
+    directions: dict[str, Direction] = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}
     directions = {name: partial(direction, matmul=matmul) for name, direction in directions.items()}
     retrieval = partial(retrieve, matmul=matmul, unit_rows=unit_rows)
     member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
