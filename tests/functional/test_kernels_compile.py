@@ -114,4 +114,4 @@ def test_kernels_fit_a_multiprocessor(
         shared = kernel.metadata.shared / KIB
         print(f"sm_{arch} {one.kernel.__name__}: {registers} registers, {spilled} B spilled, {shared:.0f} KiB shared")
         # Products in float32 run on no tensor cores, and `pull` keeps their factors beside two tiles of sums.
-        assert shared <= 99 and spilled <= (0 if matmul else 256), one.key
+        assert shared <= 99 and spilled <= (0 if matmul else 512), one.key
