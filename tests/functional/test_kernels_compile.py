@@ -113,5 +113,6 @@ def test_kernels_fit_a_multiprocessor(
         spilled, registers = spilled_and_registers(kernel.asm["ptx"], arch, tmp_path)
         shared = kernel.metadata.shared / KIB
         print(f"sm_{arch} {one.kernel.__name__}: {registers} registers, {spilled} B spilled, {shared:.0f} KiB shared")
-        # Products in float32 run on no tensor cores, and `pull` keeps their factors beside two tiles of sums.
-        assert shared <= 99 and spilled <= (0 if matmul else 512), one.key
+        # `pull` holds two tiles of sums, and products in float32, which no tensor core does, their factors beside them.
+        most = 512 if matmul is None else 0 if arch >= 90 or one.kernel.__name__ != "pull" else 128
+        assert shared <= 99 and spilled <= most, one.key

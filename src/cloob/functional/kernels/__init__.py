@@ -1,8 +1,8 @@
 """The streamed objective as Triton kernels: the same value and gradient, each tile finished before it leaves the chip.
 
-It computes what :mod:`cloob.functional.streamed` does, tile by tile, and its derivation is there. On a GPU that path
-spends more time on carrying numbers to and fro than on products: each tile is written by a matrix product, then read,
-scaled, exponentiated and rounded by four more operations. Here the product's own program does all of that:
+It computes what :mod:`cloob.functional.streamed` does, tile by tile, and its derivation is there. That path writes each
+tile by a matrix product, then reads, scales, exponentiates and rounds it by four more operations, which carry numbers
+to and fro. Here the product's own program does all of that:
 
 ====================================  =====================================================  ==========
 what, for a tile of n × m             kernel                                                 operations
@@ -24,8 +24,8 @@ Memory traffic, in bfloat16: a number of a tile is written once and read by its 
 56 N² bytes, of which a tile's 32 MiB may stay in the L2 cache. Against 52 N²D operations that is 0.93 D operations a
 byte, 475 at D = 512, where an H100 balances at about 300: the products are to be the limit, not the memory.
 
-The kernels are compiled for NVIDIA cards (sm_80, sm_90) by a test, and correct under Triton's interpreter; **they have not run on a GPU
-yet**, no time has been measured, and ``backend="auto"`` never takes them.
+A test compiles the kernels for NVIDIA cards (sm_80, sm_90), and under Triton's interpreter they are correct. **They
+have not run on a GPU yet**, no time has been measured, and ``backend="auto"`` never takes them.
 """
 
 from __future__ import annotations
