@@ -139,6 +139,7 @@ RAISED_BY: dict[str, Callable[[], object] | str] = {
         rows(), rows()
     ),
     "can be differentiated once": twice_differentiated,
+    "backend='triton' needs": lambda: ContrastiveObjective(backend="triton")(rows(), rows()),
     "as in the state that was loaded": loaded,
     "no micro-batches": lambda: cached_backward(lambda part: part, OBJECTIVE, [], towers=OBJECTIVE),
 }

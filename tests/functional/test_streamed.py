@@ -142,7 +142,7 @@ def test_rows_of_any_length_on_both_branches(length: float, beta: float) -> None
     x, y = pairs(20, 16)
     both = [length * x, length * y]
     single = [t.float() for t in both]
-    safe = streamed.retrieval._unshifted_is_safe(*single, torch.tensor(beta), torch.float32)
+    safe = streamed.sums.unshifted_is_safe(*single, torch.tensor(beta), torch.float32)
     assert safe == (beta * length**2 <= 60.0)
     assert_equal_paths(cloob_reference, cloob_streamed, *both, *scalars(10.0, beta))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -60,9 +60,31 @@ def cloob_reference(
         TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
-    check_scale(contrast, scale)
     sigmoid = partial(sigmoid_loss, bias=bias)
-    direction = by_name({"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}, contrast)
+    directions: dict[str, Direction] = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}
+    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
+    return of_parts(retrieve, directions, image_features, text_features, inv_tau, beta, ids=ids, **member)
+
+
+def of_parts(
+    retrieve: Callable[[Tensor, Tensor, float | Tensor], Retrieved],
+    directions: Mapping[str, Direction],
+    image_features: Tensor,
+    text_features: Tensor,
+    inv_tau: float | Tensor,
+    beta: float | Tensor,
+    *,
+    contrast: Contrast,
+    hopfield: bool,
+    scale: Scale,
+    ids: Tensor | None,
+) -> Tensor:
+    """The objective by the functions of its parts: all four retrievals, and one direction of each contrast by its name.
+
+    The rest is as in :func:`cloob_reference`.
+    """
+    check_scale(contrast, scale)
+    direction = by_name(directions, contrast)
     x, y = check_pairs(image_features, text_features)
     u_x, u_y, v_x, v_y = retrieve(x, y, beta) if hopfield else Retrieved(x, y, x, y)
     images = direction(u_x, u_y, inv_tau, ids=ids)

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from cloob import distributed
 from cloob.errors import InputError, install, require
 from cloob.models.towers import open_clip
-from cloob.objective import PAPER_OBJECTIVES, ContrastiveObjective, make_objective
+from cloob.objective import BACKENDS, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
 
 
 class OpenClipLoss(nn.Module):
@@ -208,7 +208,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
         choices=("paper", "unit"),
         help="tau * sum, or mean; default: paper (clip, learned temperature: unit)",
     )
-    add("--cloob-backend", dest="backend", choices=("auto", "reference", "streamed"), default="auto")
+    add("--cloob-backend", dest="backend", choices=BACKENDS, default="auto")
     add("--cloob-matmul", dest="matmul", choices=("float32", "bfloat16"), default="float32")
     if "--" in argv:
         cut = list(argv).index("--")

@@ -1,12 +1,13 @@
 """The objective as a module: scales, gather over ranks, choice of path, and the call that open_clip's trainers make."""
 
 from cloob.functional.checks import NonFiniteFeaturesError
-from cloob.objective.implementation import STREAM_FROM, Backend, Implementation
+from cloob.objective.implementation import BACKENDS, STREAM_FROM, Backend, Implementation
 from cloob.objective.members import make_objective
 from cloob.objective.module import MAX_INV_TAU, OBJECTIVES, PAPER_OBJECTIVES, ContrastiveObjective
 from cloob.objective.values import check_finite
 
 __all__ = [
+    "BACKENDS",
     "MAX_INV_TAU",
     "OBJECTIVES",
     "PAPER_OBJECTIVES",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cloob import distributed
 from cloob.functional.checks import check_number, readable
 from cloob.functional.reference import Contrast, Scale, check_pairs, check_scale
-from cloob.objective.implementation import Backend, Implementation, choose_implementation
+from cloob.objective.implementation import BACKENDS, Backend, Implementation, choose_implementation
 from cloob.objective.ranks import agree_on_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_scales, check_values, one_of
 from cloob.scales import ScaledModule
@@ -53,11 +53,12 @@ class ContrastiveObjective(ScaledModule):
             entropy of the softmax over the denominator, so that τ⁻¹ would rise to its bound whatever the embeddings.
             The sigmoid loss has ``"unit"`` alone: without retrieval the sum over all N² pairs, divided by N.
         bias: Start of the sigmoid loss's learned bias, None for −10; with that contrast only.
-        backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster.
+        backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster of
+            both. ``"triton"`` streams by kernels on CUDA, which have not run on a GPU yet: never taken by ``"auto"``.
         gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
             gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then), so
             a learnable scale has to be inside what DDP wraps.
-        matmul: ``"bfloat16"`` lets the streamed path multiply in bfloat16 with float32 accumulation.
+        matmul: ``"bfloat16"`` lets the streamed paths multiply in bfloat16 with float32 accumulation.
         check: Look at the values: rows that are NaN, infinite or zero and learned scales that are no positive number
             are refused, rows that are no unit vectors told of once. That waits once for the device; False spares it.
             Nothing is looked at while ``torch.compile`` or ``torch.export`` trace, nor inside ``torch.func.vmap``.
@@ -100,10 +101,10 @@ class ContrastiveObjective(ScaledModule):
             scale = "unit" if learnable_inv_tau or contrast == "sigmoid" else "paper"
         one_of("contrast", contrast, ("infoloob", "infonce", "sigmoid"))
         one_of("scale", scale, ("paper", "unit"))
-        one_of("backend", backend, ("auto", "reference", "streamed"))
+        one_of("backend", backend, BACKENDS)
         one_of("matmul", matmul, ("float32", "bfloat16"))
         if matmul == "bfloat16" and backend == "reference":
-            raise ValueError("matmul='bfloat16' needs backend='streamed' or 'auto'; the reference has no such path")
+            raise ValueError("matmul='bfloat16' needs another backend than 'reference', which has no such path")
         if learnable_beta and not hopfield:
             raise ValueError("learnable_beta=True needs hopfield=True: without retrieval β has no gradient")
         check_scale(contrast, scale)
@@ -249,6 +250,7 @@ class ContrastiveObjective(ScaledModule):
             ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
                 learns with ``scale="paper"``. With ``gather`` every rank raises, and the message names the rank; also
                 where the ranks' τ⁻¹, β or bias have drifted apart.
+            InputError: ``backend="triton"`` without a CUDA device or without the package triton.
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
                 path, where ``backend="reference"`` is asked for.
         """

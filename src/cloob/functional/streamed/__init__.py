@@ -31,21 +31,13 @@ shift, and without retrieval one direction of it is the whole.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cloob.functional.checks import outside_autocast
-from cloob.functional.reference import (
-    Contrast,
-    Retrieved,
-    Scale,
-    by_name,
-    check_pairs,
-    check_scale,
-    combine,
-    is_symmetric,
-)
+from cloob.functional.reference import Contrast, Direction, Scale, of_parts
 from cloob.functional.streamed.contrast import info_loob, info_nce
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.sigmoid import sigmoid_loss
@@ -79,12 +71,9 @@ def cloob_streamed(
     similarity 0.95 and more). That is while there is a gradient: where InfoNCE has saturated (below a loss of about
     1e-3) what is left of it is the rounding of the logits.
     """
-    check_scale(contrast, scale)
     sigmoid = partial(sigmoid_loss, bias=bias)
-    direction = by_name({"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}, contrast)
-    x, y = check_pairs(image_features, text_features)
-    retrieved = retrieve(x, y, beta, matmul=matmul, unit_rows=unit_rows) if hopfield else Retrieved(x, y, x, y)
-    u_x, u_y, v_x, v_y = retrieved
-    images = direction(u_x, u_y, inv_tau, ids=ids, matmul=matmul)
-    texts = images if is_symmetric(contrast, hopfield) else direction(v_y, v_x, inv_tau, ids=ids, matmul=matmul)
-    return combine(images, texts, inv_tau, scale)
+    directions: dict[str, Direction] = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}
+    directions = {name: partial(direction, matmul=matmul) for name, direction in directions.items()}
+    retrieval = partial(retrieve, matmul=matmul, unit_rows=unit_rows)
+    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
+    return of_parts(retrieval, directions, image_features, text_features, inv_tau, beta, ids=ids, **member)

@@ -46,7 +46,7 @@ class _Contrast(torch.autograd.Function):
         for rows in strips(anchors):
             p = product(a[rows], c.T, anchors)
             exclude(p, rows, offset, ids)
-            losses[rows], pull = _to_softmax(p, positive[rows], leave_out)
+            losses[rows], pull = to_softmax(p, positive[rows], leave_out)
             if d_anchors is None or d_candidates is None:
                 continue
             positives = slice(rows.start + offset, rows.stop + offset)
@@ -78,7 +78,7 @@ def exclude(logits: Tensor, rows: slice, offset: int, ids: tuple[Tensor, Tensor]
         logits.masked_fill_(ids[0][rows, None] == ids[1][None, :], -torch.inf)
 
 
-def _to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tensor, Tensor]:
+def to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tensor, Tensor]:
     """Turns whole rows of logits without their (n, 1) positives into probabilities, in place.
 
     Returns:

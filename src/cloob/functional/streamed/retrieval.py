@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cloob.functional.checks import as_rows, check_memory, outside_autocast, positive_scalar
 from cloob.functional.reference import Retrieved
+from cloob.functional.streamed.sums import safe_for_unit_rows, through_unit, to_unit, unshifted_is_safe
 from cloob.functional.streamed.tiles import (
     accumulate,
     apply,
@@ -19,10 +20,6 @@ from cloob.functional.streamed.tiles import (
     product,
     tile_pairs,
 )
-
-# exp(±limit), summed over a million rows, is a normal number of the type.
-_UNSHIFTED_LIMIT = {torch.float32: 60.0, torch.float64: 600.0}
-_UNIT = 1.01  # the longest that unit rows are after rounding in low precision
 
 
 class _Patterns(NamedTuple):
@@ -73,20 +70,6 @@ def _widened(matrix: Tensor, column: Tensor) -> Tensor:
     return torch.cat([matrix, column, matrix.new_zeros(len(matrix), 7)], dim=1)
 
 
-def _unit(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit rows and (N, 1) norms of ``sums``, without squaring what may be as large as exp(60)."""
-    scale = torch.linalg.vector_norm(sums, torch.inf, dim=1, keepdim=True)
-    rows = sums / torch.where(scale > 0, scale, 1.0)
-    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    return rows.div_(torch.where(norms > 0, norms, 1.0)), norms * scale
-
-
-def _through_unit(grad: Tensor, rows: Tensor, norms: Tensor) -> Tensor:
-    """The gradient of the sums from that of their unit rows; zero where the sum is zero."""
-    projected = torch.addcmul(grad, (grad * rows).sum(dim=1, keepdim=True), rows, value=-1)
-    return projected.mul_(torch.where(norms > 0, 1 / norms, 0.0))
-
-
 class _MutualRetrieval(torch.autograd.Function):
     """``norm(E right)`` and ``norm(Eᵀ left)`` from one pass over E = exp(β left rightᵀ).
 
@@ -106,8 +89,8 @@ class _MutualRetrieval(torch.autograd.Function):
             accumulate(sums_l[rows], e, r_weighted[columns])
             if right is not None or rows != columns:
                 accumulate(sums_r[columns], e.T, l_weighted[rows])
-        retrieved_l, norms_l = _unit(b.with_mean(sums_l))
-        retrieved_r, norms_r = (None, None) if right is None else _unit(a.with_mean(sums_r))
+        retrieved_l, norms_l = to_unit(b.with_mean(sums_l))
+        retrieved_r, norms_r = (None, None) if right is None else to_unit(a.with_mean(sums_r))
         ctx.save_for_backward(left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r)
         ctx.matmul = matmul
         return retrieved_l if retrieved_r is None else (retrieved_l, retrieved_r)
@@ -120,8 +103,8 @@ class _MutualRetrieval(torch.autograd.Function):
         matmul = ctx.matmul
         a, b, (l, l_weighted, r, r_weighted) = _sides(left, right, beta, matmul)
         d = left.shape[1]
-        g_l = b.along(_through_unit(grad_l, retrieved_l, norms_l)).to(matmul)
-        g_r = g_l if right is None else a.along(_through_unit(grad_r[0], retrieved_r, norms_r)).to(matmul)
+        g_l = b.along(through_unit(grad_l, retrieved_l, norms_l)).to(matmul)
+        g_r = g_l if right is None else a.along(through_unit(grad_r[0], retrieved_r, norms_r)).to(matmul)
         # Through the softmax, and as a term of the sum, which the weights are still to be taken with if there are any.
         soft_l, term_l = _buffers(a)
         soft_r, term_r = (soft_l, term_l) if right is None else _buffers(b)
@@ -186,7 +169,7 @@ class _Retrieval(torch.autograd.Function):
                 sums[rows] *= (shift[rows] - highest).exp()
                 accumulate(sums[rows], s.sub_(highest).exp_().to(matmul), m[columns])
                 shift[rows] = highest
-        retrieved, norms = _unit(patterns.with_mean(sums))
+        retrieved, norms = to_unit(patterns.with_mean(sums))
         ctx.save_for_backward(state, stored, beta, shift, retrieved, norms)
         ctx.matmul = matmul
         return retrieved
@@ -199,7 +182,7 @@ class _Retrieval(torch.autograd.Function):
         matmul = ctx.matmul
         patterns = _patterns(stored, torch.zeros_like(stored[0]), beta, matmul)
         q, m, d = state.to(matmul), patterns.rows.to(matmul), state.shape[1]
-        g = patterns.along(_through_unit(grad, retrieved, norms)).to(matmul)
+        g = patterns.along(through_unit(grad, retrieved, norms)).to(matmul)
         d_state, d_stored, d_beta = torch.zeros_like(state), torch.zeros_like(stored), torch.zeros_like(beta)
         for rows in blocks(state):
             for columns in blocks(stored):
@@ -265,7 +248,7 @@ def retrieve(
     x, y = as_rows(x=x, y=y)
     number, beta = beta, positive_scalar("beta", beta, x)
     dtype = matmul_dtype(matmul, x)
-    safe = _is_safe_for_unit_rows(number, x.dtype, dtype) if unit_rows else _unshifted_is_safe(x, y, beta, dtype)
+    safe = safe_for_unit_rows(number, x.dtype, dtype) if unit_rows else unshifted_is_safe(x, y, beta, dtype)
     if not safe:
         return Retrieved(*(apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y)))
     v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)
@@ -275,32 +258,3 @@ def retrieve(
         v_x=v_x,
         v_y=apply(_MutualRetrieval, y, None, beta, dtype),
     )
-
-
-def _unshifted_is_safe(x: Tensor, y: Tensor, beta: Tensor, matmul: torch.dtype) -> bool:
-    """Whether no exponential leaves the range of the type: not of a centred product, nor times weights and summed."""
-    both = [x.detach(), y.detach()]
-    parts = [beta.detach(), *(rows.norm(dim=1).max() for rows in both)]
-    if matmul != x.dtype:
-        means = [rows.mean(dim=0) for rows in both]
-        parts += [(rows - mean).norm(dim=1).max() for rows, mean in zip(both, means, strict=True)]
-        parts += [mean.norm() for mean in means]
-    number, *lengths = torch.stack(parts).tolist()  # waits for the device once
-    longest = max(lengths[:2])
-    bound = longest**2
-    if matmul != x.dtype:
-        centred = max(lengths[2:4])
-        bound = centred * (max(longest, centred) + max(lengths[4:]))
-    return bool(number * bound <= _unshifted_limit(x.dtype, matmul))
-
-
-def _is_safe_for_unit_rows(beta: float | Tensor, dtype: torch.dtype, matmul: torch.dtype) -> bool:
-    """The same of rows of unit length, without a look at them or at a tensor; so a β that is one is not safe."""
-    # Centred rows are at most twice as long, their means at most as long.
-    bound = _UNIT**2 if matmul == dtype else 2 * _UNIT * (2 * _UNIT + _UNIT)
-    return not isinstance(beta, Tensor) and beta * bound <= _unshifted_limit(dtype, matmul)
-
-
-def _unshifted_limit(dtype: torch.dtype, matmul: torch.dtype) -> float:
-    # bfloat16 has the range of float32.
-    return _UNSHIFTED_LIMIT[dtype if matmul == dtype else torch.float32]

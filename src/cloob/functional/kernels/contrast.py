@@ -1,0 +1,122 @@
+"""One direction of InfoLOOB and of InfoNCE by kernels; values and gradients as in :mod:`cloob.functional.streamed`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
+from cloob.functional.contrast import check_contrast
+from cloob.functional.kernels.launch import check_rows
+from cloob.functional.kernels.products import Side, accumulate
+from cloob.functional.kernels.softmax import Excluded, as_int64, rescaled, strip_of, strips
+from cloob.functional.streamed.contrast import to_softmax
+from cloob.functional.streamed.tiles import apply, differentiable_once, eager, matmul_dtype
+
+
+class _Contrast(torch.autograd.Function):
+    """One direction of InfoLOOB (``leave_out``) or InfoNCE, and its gradient up to the factor that comes back to it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        candidates: Tensor,
+        inv_tau: Tensor,
+        offset: int,
+        ids: tuple[Tensor, Tensor] | None,
+        leave_out: bool,
+        differentiable: bool,
+        matmul: torch.dtype,
+    ) -> Tensor:
+        n = len(anchors)
+        # A softmax ignores what the candidates have in common, and low precision does not round it if it is not there;
+        # what the anchors have in common is put back in float32.
+        mean, common = candidates.mean(dim=0), anchors.mean(dim=0)
+        c, own = (candidates - mean).to(matmul).contiguous(), (anchors - common).to(matmul).contiguous()
+        a = anchors.to(matmul).contiguous()
+        losses = anchors.new_empty(n, 1)
+        sides = (anchors, candidates) if differentiable else (anchors[:0], candidates[:0])
+        d_anchors, d_candidates = (side.new_zeros(side.shape) for side in sides)
+        share = candidates.new_zeros(len(candidates))
+        for rows in strips(anchors, len(candidates)):
+            positives = slice(rows.start + offset, rows.stop + offset)
+            own_positives = candidates[positives] - mean
+            positive = inv_tau * (anchors[rows] * own_positives).sum(dim=1, keepdim=True)
+            excluded = Excluded(rows.start + offset, *([] if ids is None else [ids[0][rows], ids[1]]))
+            e, highest, total = strip_of(a[rows], c, inv_tau, excluded, keep=differentiable)
+            # Blocks by their log-sum-exp are a softmax too: that of the logits, summed block by block.
+            probability = highest + total.log()
+            losses[rows], pull = to_softmax(probability, positive, leave_out)
+            if e is None:
+                continue
+            share += rescaled(e, torch.where(total > 0, probability / total, 0.0))
+            share[positives] += pull[:, 0]
+            accumulate(e, Side(d_anchors[rows], c), Side(d_candidates, own[rows]))
+            d_anchors[rows].addcmul_(pull, own_positives)
+            d_candidates[positives].addcmul_(pull, anchors[rows] - common)
+        if differentiable:
+            d_candidates.addcmul_(share[:, None], common)
+            # The logits are τ⁻¹ a·c: what a gains along itself, τ⁻¹ gains.
+            d_inv_tau = (d_anchors * anchors).sum().div_(n) if ctx.needs_input_grad[2] else torch.zeros_like(inv_tau)
+            ctx.save_for_backward(d_anchors.mul_(inv_tau / n), d_candidates.mul_(inv_tau / n), d_inv_tau)
+        return losses.mean()
+
+    @staticmethod
+    @differentiable_once
+    @outside_autocast
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None, None
+
+
+@eager
+@outside_autocast
+def _contrast(
+    leave_out: bool,
+    anchors: Tensor,
+    candidates: Tensor,
+    inv_tau: float | Tensor,
+    offset: int,
+    ids: Tensor | None,
+    candidate_ids: Tensor | None,
+    matmul: torch.dtype | None,
+) -> Tensor:
+    anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
+    check_rows(anchors)
+    n, m = check_contrast(anchors, candidates, offset)
+    both = as_int64(check_ids(ids, candidate_ids, n, m, anchors.device))
+    scale = positive_scalar("inv_tau", inv_tau, anchors)
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (anchors, candidates, scale))
+    options = (offset, both, leave_out, differentiable, matmul_dtype(matmul, anchors))
+    loss: Tensor = apply(_Contrast, anchors, candidates, scale, *options)
+    return loss
+
+
+def info_loob(
+    anchors: Tensor,
+    candidates: Tensor,
+    inv_tau: float | Tensor,
+    *,
+    positive_offset: int = 0,
+    ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+    matmul: torch.dtype | None = None,
+) -> Tensor:
+    """:func:`cloob.functional.info_loob` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
+    return _contrast(True, anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, matmul)
+
+
+def info_nce(
+    anchors: Tensor,
+    candidates: Tensor,
+    inv_tau: float | Tensor,
+    *,
+    positive_offset: int = 0,
+    ids: Tensor | None = None,
+    candidate_ids: Tensor | None = None,
+    matmul: torch.dtype | None = None,
+) -> Tensor:
+    """:func:`cloob.functional.info_nce` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
+    return _contrast(False, anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, matmul)
