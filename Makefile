@@ -28,7 +28,7 @@ kernels: $(VENV)/.dev $(TRITON)/.installed
 	PYTHONPATH=$(TRITON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/functional/test_kernels_compile.py $(ARGS)
 
 $(TRITON)/.installed: | $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON) "triton>=3.6"
+	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON) "triton>=3.9"
 	@touch $@
 
 nightly: $(VENV)/.dev

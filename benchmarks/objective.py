@@ -76,10 +76,13 @@ def contenders() -> dict[str, Loss]:
     except ImportError:
         print("ClipLoss is left out: open_clip does not import")
     if torch.cuda.is_available():
-        from cloob.functional.kernels import cloob_triton
+        try:
+            from cloob.functional.kernels import cloob_triton
 
-        found["triton"] = lambda x, y: cloob_triton(x, y, INV_TAU, BETA)
-        found["triton bf16"] = lambda x, y: cloob_triton(x, y, INV_TAU, BETA, matmul=torch.bfloat16)
+            found["triton"] = lambda x, y: cloob_triton(x, y, INV_TAU, BETA)
+            found["triton bf16"] = lambda x, y: cloob_triton(x, y, INV_TAU, BETA, matmul=torch.bfloat16)
+        except ImportError:
+            print("triton is left out: its package does not import")
     try:
         from inf_cl import cal_inf_loss
 

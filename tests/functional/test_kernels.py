@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -290,6 +292,26 @@ def test_no_grad_some_inputs_only_and_rows_that_are_not_contiguous() -> None:
     exact = value_and_gradients(cloob_reference, x.detach().cpu().double(), y.detach().cpu().double(), *scalars(30.0))
     assert not value.requires_grad and value == loss
     assert relative_error(gradient.cpu(), exact[2]) < 1e-5
+
+
+def of_rank(rank: int, folder: Path) -> None:
+    """Loss and gradients of one of two ranks against those of one process."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    x, y = pairs(9, 6)
+    own, ids = slice(0, 4) if rank == 0 else slice(4, 9), torch.arange(9) // 2
+    objective = ContrastiveObjective(backend="triton", gather=True)
+    exact = value_and_gradients(cloob_reference, x, y, *scalars(30.0, 8.0), ids=ids)
+    inputs = (x[own].float(), y[own].float())
+    found = value_and_gradients(lambda a, b: objective(a, b, ids=ids[own]), *inputs)
+    assert relative_error(found[0], exact[0]) < 1e-5
+    for got, expected in zip(found[1:], exact[1:3], strict=True):
+        assert relative_error(got / 2, expected[own]) < 1e-5  # the averaging over ranks divides by their number
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not launch.INTERPRETED, reason="two ranks need two devices")
+def test_two_ranks(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(of_rank, (tmp_path,), nprocs=2)
 
 
 @pytest.mark.skipif(not launch.INTERPRETED, reason="products are counted where they are interpreted")
