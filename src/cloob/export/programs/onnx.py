@@ -21,10 +21,11 @@ from cloob.export.exported import Exported
 from cloob.export.programs.int8 import measured, open_sets, quantise
 from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.folder import IMAGE_FILE, TEXT_FILE, image_ports, text_ports, write_config
+from cloob.models.onnx.contents import IMAGE_FILE, TEXT_FILE, image_ports, text_ports
+from cloob.models.onnx.folder import write_config
 from cloob.models.onnx.graph import Port, check_graph
+from cloob.models.onnx.session import open_session
 from cloob.models.onnx.tokens import store_tokenizer, tokenizer_note
-from cloob.models.onnx.towers import open_session
 from cloob.models.runs import ONNX_FILE
 
 OPSET = 20
