@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cloob.models.encoding import Encoder
+    from cloob.search.ask.embedder import Embedder
     from cloob.search.ask.explain import Retrieved
 
 Cutoff = float | Literal["auto"] | None
@@ -45,6 +46,9 @@ class Collection(Protocol):
 
     def encoder(self, name: str | None = None) -> Encoder:
         """A model, loaded once."""
+
+    def embedder(self, name: str | None = None) -> Embedder:
+        """What embeds words and pictures of queries."""
 
 
 def search(
@@ -120,8 +124,8 @@ def read_filter(index: Collection, where: str | Filter | None) -> Filter | None:
 
 def query_row(index: Collection, query: Query, asked: IndexedModel) -> Vector:
     """The unit row of a query by a model of the index."""
-    encoder = index.encoder(asked.name) if query.needs_model else None
-    return checked_row(embed_query(query, encoder, lambda id_: item_row(index, id_, asked)), asked)
+    embedder = index.embedder(asked.name) if query.needs_model else None
+    return checked_row(embed_query(query, embedder, lambda id_: item_row(index, id_, asked)), asked)
 
 
 def item_row(index: Collection, id_: int, asked: IndexedModel) -> Vector:
@@ -165,7 +169,7 @@ def unrelated_rows(index: Collection, query: Query, asked: IndexedModel) -> Vect
 
 def text_rows(index: Collection, asked: IndexedModel) -> Vectors:
     """(B, D) of the background's texts by a model of the index."""
-    return background.background_rows(lambda: index.encoder(asked.name), asked.fingerprint)
+    return background.background_rows(lambda: index.embedder(asked.name), asked.fingerprint)
 
 
 def drawn_pictures(index: Collection, asked: IndexedModel) -> Vectors:
