@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,9 @@ def test_a_vit_by_the_command_line(vit: Path, tmp_path: Path, capsys: pytest.Cap
     target = tmp_path / "onnx"
     assert cli.main(["export", str(vit), str(target), "--to", "onnx"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith(f"{target}: small") and err == ""
+    assert out.startswith(f"{target}: small")
+    eval_, index = (shlex.split(line.partition("cloob ")[2]) for line in err.splitlines())
+    assert eval_[:3] == ["eval", str(vit), str(target)] and index[:4] == ["index", "PICTURES", "--model", str(target)]
     assert {path.name for path in target.iterdir()} >= {"image.onnx", "text.onnx", "onnx.json", "tokenizer.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
     wanted, own = load_model(vit, device="cpu"), load_model(target, device="cpu")

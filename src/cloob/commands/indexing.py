@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.arguments import CacheArguments
 from cloob.errors import require
+from cloob.machine import decoders
 
 if TYPE_CHECKING:
     import tyro
@@ -48,6 +49,6 @@ class IndexArguments:
     """auto, cpu, cuda, cuda:N or mps."""
     batch_size: int = 64
     """Pictures a forward pass, and a transaction."""
-    workers: int = 2
-    """Decoding threads."""
+    workers: int = field(default_factory=decoders)
+    """Decoding threads; left out, one a processor."""
     cache: CacheArguments = field(default_factory=CacheArguments)

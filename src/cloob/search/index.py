@@ -163,7 +163,7 @@ class Index(Answers):
             return self._encoders[model.name]
 
     def embedder(self, name: str | None = None, device: str = "auto") -> Embedder:
-        """What embeds the words and pictures of queries: :meth:`encoder`, or of an ONNX folder its graphs without torch.
+        """What embeds queries: :meth:`encoder`, or of an ONNX folder its graphs, without torch.
 
         Raises:
             InputError: As :meth:`encoder`.

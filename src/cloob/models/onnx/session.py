@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError, one_line, require
+from cloob.machine import processors
 from cloob.models.tokenizer import Tokens
 
 Rows = npt.NDArray[np.float32]
@@ -118,7 +119,7 @@ def _threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if asked.isascii() and asked.isdigit() and int(asked) > 0:
         return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return processors()
 
 
 def _lengths(rows: Tokens, pad: int) -> Tokens:
