@@ -108,7 +108,7 @@ def test_other_programs_weights(folder: Path, tmp_path: Path, name: str) -> None
     wanted = load_model(str(shared / name), device="cpu")
     export_onnx(wanted, folder)
     own = load_model(folder, device="cpu")
-    tokens = torch.randint(1, 300, (7, 77), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(1, 100, (7, 77), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(own.encode_text(tokens), wanted.encode_text(tokens), rtol=0, atol=1e-5)
     (tmp_path / "programs").mkdir()
     export_torch(wanted, tmp_path / "programs")

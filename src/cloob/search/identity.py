@@ -23,7 +23,8 @@ class ModelChanged(InputError):  # noqa: N818 - what happened, in the words a us
 def changed(model: IndexedModel, address: str) -> ModelChanged:
     """Says that a model is not the one that an index has vectors of."""
     return ModelChanged(
-        f"{model.name}: has other weights or another preprocessing than when {address} was indexed ({model.spec}); "
+        f"{model.name}: has other weights or another preprocessing or precision than when {address} was indexed "
+        f"({model.spec}); "
         "--replace-model makes its vectors anew, --name NAME keeps both"
     )
 

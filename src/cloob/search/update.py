@@ -33,10 +33,10 @@ class UpdateOptions:
     Attributes:
         model: What ``load_model`` takes, or a loaded encoder; None: the only one that the index has.
         name: What the index calls the model; None: its file name or tag.
-        replace_model: Whether vectors of a model of this name but with other weights may go.
+        replace_model: Whether vectors of a model of this name may go, where its weights or the way are others now.
         device: Where the model runs.
-        precision: In which its image tower computes; None: as the index has it.
-        draft: Whether large JPEG files are decoded smaller; None: likewise.
+        precision: In which its image tower computes; None: as the index has it, float32 in a new one.
+        draft: Whether large JPEG files are decoded smaller; None: as the index has it, else not.
         scan: How sources are read.
         effort: How pictures become vectors.
     """
@@ -125,7 +125,9 @@ class _Model:
             self.name, self.spec = named[0].name, named[0].spec
             self.making = Making.of(named[0].fingerprint)
             if self._chosen(self.making) != self.making:
-                raise InputError(f"{self.name}: its vectors were made in another way; --model and --replace-model")
+                raise InputError(
+                    f"{self.name}: its vectors were made in another way; --model with --replace-model makes them anew"
+                )
         elif isinstance(given, str | Path):
             self.spec = _absolute(str(given))
             self.name = options.name or default_name(str(given))
@@ -148,8 +150,9 @@ class _Model:
             weights = fingerprint(self._encoder)
         known = self._store.models()
         own = [model for model in known if weights_of(model.fingerprint) == weights]
-        first = next((model for model in own if model.name == self.name), own[0] if own else None)
-        self.making = self._chosen(Making.of(first.fingerprint) if first is not None else Making())
+        own.sort(key=lambda model: model.name != self.name)
+        goes_on = own and not self._options.replace_model
+        self.making = self._chosen(Making.of(own[0].fingerprint) if goes_on else Making())
         new = IndexedModel(self.name, self.spec, self.making.mark(weights), _width(self._encoder))
         same = next((model for model in known if model.fingerprint == new.fingerprint), None)
         if same is not None and same.name != self.name:

@@ -39,7 +39,8 @@ rows = model.encode_text(["a photo of a dog"])
 
 `image.onnx` takes `pixel_values` (n, 3, H, W), normalised by `preprocess_cfg` in `onnx.json`, and gives `image_embeds`;
 `text.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. Their weights lie in `image.onnx.data` and
-`text.onnx.data`, which have to stay beside them. `tokenizer.json` is for the package `tokenizers`. Twenty lines that need neither torch nor cloob are in cloob's docs/weights.md.
+`text.onnx.data`, which have to stay beside them. `tokenizer.json` is for the package `tokenizers`. Twenty lines that
+need neither torch nor cloob are in cloob's docs/weights.md.
 """
 
 
