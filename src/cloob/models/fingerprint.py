@@ -109,7 +109,7 @@ def _facts(encoder: nn.Module) -> dict[str, Any]:
 
 def _stamp(source: str) -> list[tuple[str | int, ...]] | None:
     """What the system says of a source's files; None where they are not known, or one was changed a moment ago."""
-    files = []
+    files: list[tuple[str | int, ...]] = []
     try:
         for path in sorted(set(_files(source))):
             stat = path.stat()
