@@ -117,7 +117,7 @@ def _stamp(source: str) -> list[tuple[str | int, ...]] | None:
             if newest > time.time_ns() - _YOUNG_SECONDS * 1e9:
                 return None
             files.append((str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-    except OSError:
+    except (OSError, InputError):  # which loading it says in its own words
         return None
     return files or None
 
