@@ -53,7 +53,7 @@ def commands(text: str) -> list[list[str]]:
 def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A folder with what README's commands name, a model that knows colours, and the commands that were only read."""
     monkeypatch.chdir(tmp_path)
-    for name in ("cloob.models.load.load_model", "cloob.search.update.load_model"):
+    for name in ("cloob.models.load.load_model", "cloob.models.fingerprint.load_model"):
         monkeypatch.setattr(name, lambda *_, **__: PathModel())
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
         monkeypatch.setenv(variable, os.environ.get(variable, ""))

@@ -29,8 +29,9 @@ from cloob.errors import InputError, require
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["shards", "tables", "indices", "embeddings", "features"]
-"""Fetched tars; Parquet as Arrow; where samples lie in local tars; and what models make of pictures and texts."""
+Kind = Literal["shards", "tables", "indices", "embeddings", "features", "digests"]
+"""Fetched tars; Parquet as Arrow; where samples lie in local tars; what models make of pictures and texts (two kinds);
+and fingerprints of models."""
 
 DEFAULT_BYTES = 50 * 1024**3
 INDEX_SUFFIX = ".index"

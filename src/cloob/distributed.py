@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import itertools
 import os
@@ -80,6 +81,19 @@ def _collective(name: str, former: str) -> Any:
 _joined = itertools.count()
 
 
+@functools.cache
+def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
+    """The store of all ranks at an address, this rank and their number.
+
+    Kept as long as the process lives: without torchrun rank 0 holds the store, and a rank that came early to its next
+    group would meet that of the last one, which is closing, and wait for ever.
+    """
+    from torch.distributed.rendezvous import rendezvous  # a torch built without distributed has none
+
+    store, own_rank, ranks = next(rendezvous("env://"))
+    return store, own_rank, ranks
+
+
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins torchrun's process group for the time inside; nothing without torchrun or when already joined.
@@ -92,9 +106,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    from torch.distributed.rendezvous import rendezvous  # a torch built without distributed has none
-
-    store, own_rank, ranks = next(rendezvous("env://"))
+    store, own_rank, ranks = _meet(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
     attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_joined)}"
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",

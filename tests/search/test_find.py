@@ -12,6 +12,7 @@ from PIL import Image
 from cloob.cache import Cache
 from cloob.errors import InputError
 from cloob.search.ask import background, find
+from cloob.search.ask.by_torch import ByTorch
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
 from search_colours import COLOURS, DIM, ColourModel, open_index
@@ -145,17 +146,17 @@ def test_beta_is_the_models_own(coloured: Path) -> None:
 
 def test_the_background_is_embedded_once_and_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
     model, cache = ColourModel(), Cache(tmp_path)
-    first = background.background_rows(lambda: model, "f" * 32, cache)
+    first = background.background_rows(lambda: ByTorch(model), "f" * 32, cache)
     assert len(model.texts) == len(first) == len(background.background_texts())
     np.testing.assert_array_equal(background.background_rows(_unavailable, "f" * 32, cache), first)
     (file,) = tmp_path.rglob("*.npy")
     file.write_bytes(file.read_bytes()[:100])
-    np.testing.assert_array_equal(background.background_rows(lambda: model, "f" * 32, cache), first)
+    np.testing.assert_array_equal(background.background_rows(lambda: ByTorch(model), "f" * 32, cache), first)
     np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    np.testing.assert_array_equal(background.background_rows(lambda: model, "f" * 32, cache), first)
+    np.testing.assert_array_equal(background.background_rows(lambda: ByTorch(model), "f" * 32, cache), first)
 
 
-def _unavailable() -> ColourModel:
+def _unavailable() -> ByTorch:
     raise AssertionError("the model is not needed")
 
 

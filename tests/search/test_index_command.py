@@ -119,7 +119,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from index_fakes import FakeEncoder
 from cloob import cli
-from cloob.search import update
+from cloob.models import fingerprint
 
 class Slow(FakeEncoder):
     def encode_image(self, images):
@@ -127,7 +127,7 @@ class Slow(FakeEncoder):
             signal.raise_signal(signal.SIGINT)
         return super().encode_image(images)
 
-update.load_model = lambda spec, device: Slow()
+fingerprint.load_model = lambda spec, device: Slow()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.exit(cli.main(["index", *sys.argv[2:], "--batch-size", "2"]))
 """

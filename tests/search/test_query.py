@@ -13,6 +13,7 @@ from PIL import Image
 
 from cloob.errors import InputError
 from cloob.search.ask import query as queries
+from cloob.search.ask.by_torch import ByTorch
 from cloob.search.ask.query import Query, Term, embed_query
 from search_colours import ColourModel
 from support import picture, served, serving
@@ -86,7 +87,7 @@ def test_the_row_is_the_weighted_sum(tmp_path: Path) -> None:
     item = np.eye(24, dtype=np.float32)[3]
     query = Query((*Query.parse(["blue", f"+0.5:{path}", "-0.25:cyan"]).terms, Term(7, "item", 2.0)))
     asked = []
-    row = embed_query(query, model, lambda id_: asked.append(id_) or item)
+    row = embed_query(query, ByTorch(model), lambda id_: asked.append(id_) or item)
     blue, cyan = model.encode_text(["blue", "cyan"]).double().numpy()
     red = model.encode_image(model.preprocess(Image.open(path))[None]).double().numpy()[0]
     expected = blue + 0.5 * red - 0.25 * cyan + 2 * item
@@ -96,22 +97,22 @@ def test_the_row_is_the_weighted_sum(tmp_path: Path) -> None:
 
 def test_an_opened_picture_and_pictures_alone_need_no_words() -> None:
     model = ColourModel()
-    row = embed_query(Query.of(Image.new("RGB", (9, 9), "red")), model)
+    row = embed_query(Query.of(Image.new("RGB", (9, 9), "red")), ByTorch(model))
     assert float(row @ model.encode_text(["red"]).numpy()[0]) > 0.9
     assert not Query((Term(7, "item"),)).needs_model
 
 
 def test_terms_that_cancel_are_refused() -> None:
     with pytest.raises(InputError, match="cancel each other"):
-        embed_query(Query.parse(["red", "-red"]), ColourModel())
+        embed_query(Query.parse(["red", "-red"]), ByTorch(ColourModel()))
     with pytest.raises(InputError, match="an empty query"):
-        embed_query(Query(()), ColourModel())
+        embed_query(Query(()), ByTorch(ColourModel()))
 
 
 def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(picture("red")[:40])
     with pytest.raises(InputError, match=r"cut\.png: corrupt image"):
-        embed_query(Query.parse([str(tmp_path / "cut.png")]), ColourModel())
+        embed_query(Query.parse([str(tmp_path / "cut.png")]), ByTorch(ColourModel()))
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -139,7 +140,7 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     model = ColourModel()
     with served(serving(Server)) as address:
         for path in ("/red", "/on"):
-            row = embed_query(Query.parse([address + path]), model)
+            row = embed_query(Query.parse([address + path]), ByTorch(model))
             assert float(row @ model.encode_text(["red"]).numpy()[0]) > 0.9
         for path, said in (
             ("/away", "leads from http: to file:"),
@@ -149,4 +150,4 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
             ("/none", "no such file"),
         ):
             with pytest.raises(InputError, match=said):
-                embed_query(Query.parse([address + path]), model)
+                embed_query(Query.parse([address + path]), ByTorch(model))

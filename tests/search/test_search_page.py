@@ -27,7 +27,7 @@ def test_the_commands_and_the_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("cloob.models.load.load_model", "cloob.search.update.load_model"):
+    for name in ("cloob.models.load.load_model", "cloob.models.fingerprint.load_model"):
         monkeypatch.setattr(name, lambda *_, **__: ColourModel())
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
         monkeypatch.setenv(variable, os.environ.get(variable, ""))

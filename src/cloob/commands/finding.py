@@ -8,6 +8,7 @@ from typing import Annotated
 
 from cloob.commands.arguments import CacheArguments, tyro
 from cloob.errors import InputError
+from cloob.machine import decoders
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class ClassifyArguments:
     """What `cloob eval` takes, for a SRC; for an index the name of one of its models."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    workers: int = 2
-    """Threads that read and decode."""
+    workers: int = field(default_factory=decoders)
+    """Threads that read and decode; left out, one a processor."""
     cache: CacheArguments = field(default_factory=CacheArguments)
 
 
@@ -112,8 +113,8 @@ class EmbedArguments:
     """Replace the file where it is there."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
-    workers: int = 2
-    """Threads that read and decode."""
+    workers: int = field(default_factory=decoders)
+    """Threads that read and decode; left out, one a processor."""
     cache: CacheArguments = field(default_factory=CacheArguments)
 
 

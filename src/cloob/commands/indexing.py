@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cloob.commands.arguments import CacheArguments, tyro
+from cloob.machine import decoders
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class IndexArguments:
     name: str | None = None
     """What the index calls the model; its file name or tag when left out."""
     replace_model: bool = False
-    """Make all vectors anew where the model of this name has other weights than it had."""
+    """Make all vectors anew where the model of this name has other weights, --precision or --draft than it had."""
     exclude: tuple[str, ...] = ()
     """Globs; files and folders that match one are left out: --exclude '*.gif' cache."""
     max_megapixels: float | None = None
@@ -40,8 +41,14 @@ class IndexArguments:
     """Column of a table with the caption."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    precision: Literal["fp32", "bf16"] | None = None
+    """Of the image tower; bf16 is for GPUs and for processors with AMX, others are slower in it. Left out, as the index
+    has it, else fp32."""
+    draft: bool = False
+    """Decode large JPEG files at a half, a quarter or an eighth of their size: faster, and other vectors by a hair. An
+    index that was begun so goes on so."""
     batch_size: int = 64
     """Pictures a forward pass, and a transaction."""
-    workers: int = 2
-    """Decoding threads."""
+    workers: int = field(default_factory=decoders)
+    """Decoding threads; left out, one a processor."""
     cache: CacheArguments = field(default_factory=CacheArguments)

@@ -6,9 +6,8 @@ A file that cannot be read counts as absent and is written anew.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from cloob.cache import Cache
 from cloob.data.content import add_part
 from cloob.errors import InputError, require
-from cloob.models.fingerprint import add_module
+from cloob.models.fingerprint import add_module, package_versions
 from cloob.models.runs import ONNX_FILE
 
 _VERSION = "3"  # of what is stored and how it is computed; a new number makes all files of the old one unused
@@ -82,7 +81,7 @@ def folder_key(folder: Path, device: str | torch.device) -> str:
     """
     state = _model_state(device)
     if (folder / ONNX_FILE).is_file():
-        add_part(state, *(part.encode() for part in _versions(("onnxruntime",))))
+        add_part(state, *(part.encode() for part in package_versions(("onnxruntime",))))
     try:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             add_part(state, path.relative_to(folder).as_posix().encode())
@@ -108,17 +107,10 @@ def module_key(module: nn.Module, facts: Mapping[str, Any], device: str | torch.
 
 def _model_state(device: str | torch.device) -> Any:
     state = hashlib.blake2b(digest_size=16)
-    for part in (_VERSION, torch.device(device).type, *_versions(("torch", "open_clip_torch", "timm", "pillow"))):
+    for part in (
+        _VERSION,
+        torch.device(device).type,
+        *package_versions(("torch", "open_clip_torch", "timm", "pillow")),
+    ):
         add_part(state, part.encode())
     return state
-
-
-def _versions(packages: Iterable[str]) -> list[str]:
-    """Versions of what decides over pixels and towers, without importing it."""
-    versions = []
-    for package in packages:
-        try:
-            versions.append(importlib.metadata.version(package))
-        except importlib.metadata.PackageNotFoundError:
-            versions.append("")
-    return versions

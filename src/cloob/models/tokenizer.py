@@ -14,16 +14,22 @@ What makes ``SimpleTokenizer`` slow on captions, and what is done about it:
 from __future__ import annotations
 
 import html
+import importlib
 import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from cloob.errors import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tokens = npt.NDArray[np.int64]
 
 _WORDS_KEPT = 1 << 16
 _LONGEST_KEPT = 32
@@ -56,7 +62,6 @@ class FastTokenizer:
         self._ranks: dict[tuple[str, str], int] = original.bpe_ranks
         self._letters: dict[int, str] = original.byte_encoder
         self._pieces: Any = original.pat
-        self._fix_text: Callable[[str], str] = require("ftfy", "train").fix_text
         self._words: dict[str, tuple[int, ...]] = {}
         self._specials: tuple[str, str] = ("<start_of_text>", "<end_of_text>")
 
@@ -86,14 +91,21 @@ class FastTokenizer:
         Returns:
             (n, L) int64: start, tokens, end, zeros. A text that is too long is cut, and ends with the end token.
         """
+        return as_tensor(self.ids(texts, context_length))
+
+    def ids(self, texts: str | Sequence[str], context_length: int | None = None) -> Tokens:
+        """As ``__call__``, without torch."""
         texts = [texts] if isinstance(texts, str) else texts
         length = context_length or self.context_length
         rows = array("q")
         for text in texts:
-            tokens = [self.sot_token_id, *self._encode(text, length)][: length - 1]
-            rows.extend((*tokens, self.eot_token_id, *[0] * (length - 1 - len(tokens))))
-        flat = torch.frombuffer(rows, dtype=torch.int64) if rows else torch.empty(0, dtype=torch.int64)
-        return flat.view(len(texts), length)
+            tokens = self._row([self.sot_token_id, *self._encode(text, length)], length)
+            rows.extend((*tokens, *[0] * (length - len(tokens))))
+        return np.array(rows, np.int64).reshape(len(texts), length)
+
+    def _row(self, tokens: list[int], length: int) -> list[int]:
+        """Start and text with the end token behind them, cut to what fits."""
+        return [*tokens[: length - 1], self.eot_token_id]
 
     def encode(self, text: str) -> list[int]:
         """All tokens of a text, without start and end."""
@@ -107,7 +119,7 @@ class FastTokenizer:
     def _encode(self, text: str, enough: int) -> list[int]:
         """The tokens of a text, or the first of them once they are ``enough``."""
         if not (text.isascii() and text.isprintable() and "&" not in text):
-            text = html.unescape(html.unescape(self._fix_text(text)))
+            text = html.unescape(html.unescape(require("ftfy", "train").fix_text(text)))
         tokens: list[int] = []
         # White space is made equal before lower() looks at what stands around a capital sigma.
         for word in " ".join(text.split()).lower().split():
@@ -138,6 +150,12 @@ class FastTokenizer:
             if len(tokens) >= enough:
                 break
         return tokens
+
+
+def as_tensor(tokens: Tokens) -> Tensor:
+    """Tokens for torch, which is imported here: a search by an ONNX folder has its tokens without it."""
+    tensor: Tensor = importlib.import_module("torch").from_numpy(tokens)
+    return tensor
 
 
 def merge_pairs(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:

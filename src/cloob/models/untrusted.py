@@ -71,7 +71,7 @@ def parse_json(path: Path, text: bytes, kind: type = dict) -> Any:
         raise InputError(f"{path}: nested too deeply for a configuration") from None
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
-    if any(depth > _DEEPEST for depth, _, _ in _walk(content)):
+    if _is_deep(content):
         raise InputError(f"{path}: nested too deeply for a configuration")
     if not isinstance(content, kind):
         wanted = "object" if kind is dict else kind.__name__
@@ -90,6 +90,15 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_deep(content: Any) -> bool:
+    """Whether anything lies deeper than ``_DEEPEST``; numbers and words are passed over at once, as there are many."""
+    level = [content] if isinstance(content, dict | list) else []
+    for _ in range(_DEEPEST):
+        inner = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [item for values in inner for item in values if isinstance(item, dict | list)]
+    return any(level)
 
 
 def _walk(content: Any) -> Iterator[tuple[int, str, Any]]:

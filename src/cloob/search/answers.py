@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # torch: only where a model is needed
     from PIL.Image import Image
 
     from cloob.models.encoding import Encoder
+    from cloob.search.ask.embedder import Embedder
     from cloob.search.ask.explain import Retrieved
     from cloob.search.show.layout import Method
     from cloob.search.sort.classify import LabelOptions, Labels
@@ -42,6 +43,10 @@ class Answers(ABC):
     @abstractmethod
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
         """What ``work`` returns, kept for later calls with an equal key."""
+
+    @abstractmethod
+    def embedder(self, name: str | None = None) -> Embedder:
+        """What embeds words and pictures of queries."""
 
     @abstractmethod
     def picture(self, id: int) -> bytes:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
 from cloob.search.answers import Answers
+from cloob.search.identity import changed, weights_of
 from cloob.search.open import open_store
 from cloob.search.records import IndexedModel, Item
 from cloob.search.store import Store
@@ -20,6 +21,8 @@ from cloob.search.where import Filter
 
 if TYPE_CHECKING:  # torch: only where a model is needed, as a search for what is like a picture of the index needs none
     from cloob.models.encoding import Encoder
+    from cloob.models.onnx.plain import PlainEncoder
+    from cloob.search.ask.embedder import Embedder
     from cloob.search.build import Summary
     from cloob.search.merge import Merged
     from cloob.search.scan.open import Pictures  # pyarrow
@@ -59,6 +62,7 @@ class Index(Answers):
         self.store = store
         self._default = model
         self._encoders: dict[str, Encoder] = {}
+        self._plain: dict[str, PlainEncoder | None] = {}
         self._lock = threading.RLock()
         self._once: OrderedDict[Hashable, Any] = OrderedDict()
         self._pictures: Pictures | None = None
@@ -92,6 +96,7 @@ class Index(Answers):
         """Lets go of the database and of the models."""
         self.store.close()
         self._encoders.clear()
+        self._plain.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -153,8 +158,12 @@ class Index(Answers):
         Raises:
             InputError: Its weights are others than those that the index has vectors of.
         """
-        self._check(self.model(name), encoder)
-        self._encoders[self.model(name).name] = encoder
+        from cloob.models.fingerprint import fingerprint  # torch
+
+        model = self.model(name)
+        self._check(model, fingerprint(encoder))
+        self._encoders[model.name] = encoder
+        self._plain.pop(model.name, None)
 
     def encoder(self, name: str | None = None, device: str = "auto") -> Encoder:
         """A model of the index, loaded once.
@@ -162,21 +171,40 @@ class Index(Answers):
         Raises:
             InputError: It cannot be loaded, or its weights are others than those that the index has vectors of.
         """
-        from cloob.models.load import load_model  # torch
+        from cloob.models.fingerprint import load_with_fingerprint  # torch
 
         with self._lock:
             model = self.model(name)
             if model.name not in self._encoders:
-                encoder = load_model(model.spec, device=device)
-                self._check(model, encoder)
+                encoder, weights = load_with_fingerprint(model.spec, device)
+                self._check(model, weights)
                 self._encoders[model.name] = encoder
             return self._encoders[model.name]
 
-    def _check(self, model: IndexedModel, encoder: Encoder) -> None:
-        from cloob.models.fingerprint import fingerprint  # torch
-        from cloob.search.update import changed  # torch
+    def embedder(self, name: str | None = None, device: str = "auto") -> Embedder:
+        """What embeds queries: :meth:`encoder`, or of an ONNX folder its graphs, without torch.
 
-        if fingerprint(encoder) != model.fingerprint:
+        Raises:
+            InputError: As :meth:`encoder`.
+        """
+        from cloob.models.onnx.plain import PlainEncoder  # only where something has to be embedded
+
+        with self._lock:
+            model = self.model(name)
+            if model.name not in self._encoders and model.name not in self._plain:
+                plain = PlainEncoder.open(model.spec)
+                if plain is not None:
+                    self._check(model, plain.fingerprint)
+                self._plain[model.name] = plain
+            if (plain := self._plain.get(model.name)) is not None:
+                return plain
+            from cloob.search.ask.by_torch import ByTorch  # torch
+
+            return ByTorch(self.encoder(name, device))
+
+    def _check(self, model: IndexedModel, weights: str) -> None:
+        """Raises ModelChanged where a fingerprint is not that of the model that the index has vectors of."""
+        if weights != weights_of(model.fingerprint):
             raise changed(model, self.store.address)
 
     def items(self, ids: Sequence[int]) -> list[Item]:

@@ -14,18 +14,16 @@ import torch.distributed as dist
 from cloob import distributed
 from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
-from cloob.models.fingerprint import fingerprint
-from cloob.models.load import load_model
+from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.search.build.carry import Part, carry_out
+from cloob.search.build.forward import Forward
 from cloob.search.build.plan import Effort, Summary, make_plan
+from cloob.search.identity import Making, Precision, changed, weights_of
+from cloob.search.identity import ModelChanged as ModelChanged
 from cloob.search.records import IndexedModel
 from cloob.search.scan.collection import Collection, Gone
 from cloob.search.scan.open import ScanOptions, open_collection, source_name
 from cloob.search.store import Store
-
-
-class ModelChanged(InputError):  # noqa: N818 - what happened, in the words a user reads
-    """The weights behind a model's name are others than those that an index has vectors of."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,10 @@ class UpdateOptions:
     Attributes:
         model: What ``load_model`` takes, or a loaded encoder; None: the only one that the index has.
         name: What the index calls the model; None: its file name or tag.
-        replace_model: Whether vectors of a model of this name but with other weights may go.
+        replace_model: Whether vectors of a model of this name may go, where its weights or the way are others now.
         device: Where the model runs.
+        precision: In which its image tower computes; None: as the index has it, float32 in a new one.
+        draft: Whether large JPEG files are decoded smaller; None: as the index has it, else not.
         scan: How sources are read.
         effort: How pictures become vectors.
     """
@@ -45,6 +45,8 @@ class UpdateOptions:
     name: str | None = None
     replace_model: bool = False
     device: str | torch.device = "auto"
+    precision: Precision | None = None
+    draft: bool | None = None
     scan: ScanOptions = field(default_factory=ScanOptions)
     effort: Effort = field(default_factory=Effort)
 
@@ -65,7 +67,7 @@ def update(
         collections = _open_all(store, sources, options)
         plans = [make_plan(store, each, model.name, options.effort) for each in collections]
         part.wait()  # nobody writes before all have compared
-        own = carry_out(store, plans, model.name, model.encoder, options.effort, part, progress)
+        own = carry_out(store, plans, model.name, Forward(model.encoder, model.making), options.effort, part, progress)
         return _together(own)
 
 
@@ -108,6 +110,7 @@ class _Model:
         self._store, self._options, self._device = store, options, device
         self._lock = threading.Lock()
         self._encoder: Encoder | None = None
+        self.making = Making()
         known = store.models()
         given = options.model
         if given is None:
@@ -120,6 +123,11 @@ class _Model:
                     else f"{store.address}: is empty; --model says which model is to embed"
                 )
             self.name, self.spec = named[0].name, named[0].spec
+            self.making = Making.of(named[0].fingerprint)
+            if self._chosen(self.making) != self.making:
+                raise InputError(
+                    f"{self.name}: its vectors were made in another way; --model with --replace-model makes them anew"
+                )
         elif isinstance(given, str | Path):
             self.spec = _absolute(str(given))
             self.name = options.name or default_name(str(given))
@@ -136,10 +144,16 @@ class _Model:
         """
         if self._options.model is None:
             return
-        encoder = self._encoder or load_model(self.spec, device=self._device)
-        self._encoder = encoder
-        new = IndexedModel(self.name, self.spec, fingerprint(encoder), _width(encoder))
+        if self._encoder is None:
+            self._encoder, weights = load_with_fingerprint(self.spec, self._device)
+        else:
+            weights = fingerprint(self._encoder)
         known = self._store.models()
+        own = [model for model in known if weights_of(model.fingerprint) == weights]
+        own.sort(key=lambda model: model.name != self.name)
+        goes_on = own and not self._options.replace_model
+        self.making = self._chosen(Making.of(own[0].fingerprint) if goes_on else Making())
+        new = IndexedModel(self.name, self.spec, self.making.mark(weights), _width(self._encoder))
         same = next((model for model in known if model.fingerprint == new.fingerprint), None)
         if same is not None and same.name != self.name:
             if self._options.name is not None:
@@ -159,20 +173,17 @@ class _Model:
         """The model."""
         with self._lock:
             if self._encoder is None:
-                encoder = load_model(self.spec, device=self._device)
+                encoder, weights = load_with_fingerprint(self.spec, self._device)
                 old = next(model for model in self._store.models() if model.name == self.name)
-                if old.fingerprint != fingerprint(encoder):
+                if weights_of(old.fingerprint) != weights:
                     raise changed(old, self._store.address)
                 self._encoder = encoder
             return self._encoder
 
-
-def changed(model: IndexedModel, address: str) -> ModelChanged:
-    """Says that a model is not the one that an index has vectors of."""
-    return ModelChanged(
-        f"{model.name}: has other weights or another preprocessing than when {address} was indexed ({model.spec}); "
-        "--replace-model makes its vectors anew, --name NAME keeps both"
-    )
+    def _chosen(self, making: Making) -> Making:
+        """A way of making vectors, but for what was asked for."""
+        precision, draft = self._options.precision, self._options.draft
+        return Making(precision or making.precision, making.draft if draft is None else draft)
 
 
 def default_name(spec: str) -> str:

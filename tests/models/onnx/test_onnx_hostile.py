@@ -214,9 +214,9 @@ import sys, resource
 import torch
 from cloob import load_model
 from cloob.errors import InputError
-from cloob.models.onnx import towers
+from cloob.models.onnx import session
 
-towers._memory = lambda: 1 << 30  # of which half may be used
+session._memory = lambda: 1 << 30  # of which half may be used
 for folder in sys.argv[1:]:
     model = load_model(folder, device="cpu")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

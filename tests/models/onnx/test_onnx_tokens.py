@@ -15,7 +15,8 @@ from PIL import Image
 
 from cloob.models.encoder import DualEncoder
 from cloob.models.onnx.pixels import ShortestTransform
-from cloob.models.onnx.tokens import CLIP_NOTE, read_tokenizer, store_tokenizer, tokenizer_note
+from cloob.models.onnx.reading import read_tokenizer
+from cloob.models.onnx.tokens import CLIP_NOTE, store_tokenizer, tokenizer_note
 from cloob.models.onnx.words import byte_letters
 from cloob.models.pixels import EvalTransform
 from cloob.models.towers import create_model, open_clip

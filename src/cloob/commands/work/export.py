@@ -36,10 +36,14 @@ def run(arguments: ExportArguments, licence: str | None) -> int:
             license=licence,
         )
     print(f"{arguments.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {exported.summary}")
-    if arguments.to == "transformers":  # the other formats are not read back
-        say_next(["eval", arguments.source, arguments.target, "--zeroshot", "demo:noto-emoji"])
+    steps: list[list[str | Path]] = []
+    if arguments.to != "torch-export":  # which alone is not read back
+        steps.append(["eval", arguments.source, arguments.target, "--zeroshot", "demo:noto-emoji"])
+    if arguments.to == "onnx":
+        steps.append(["index", "PICTURES", "--model", arguments.target, "--out", "pictures.idx"])
     if licence is not None:
-        say_next(["push", arguments.source, f"me/{name}", "--license", licence, "--dry-run"])
+        steps.append(["push", arguments.source, f"me/{name}", "--license", licence, "--dry-run"])
+    say_next(*steps)
     return 0
 
 

@@ -72,6 +72,8 @@ def _update(index: Index, arguments: IndexArguments) -> Summary:
         name=arguments.name,
         replace_model=arguments.replace_model,
         device=arguments.device,
+        precision=arguments.precision,
+        draft=arguments.draft or None,
         scan=ScanOptions(arguments.exclude, arguments.image_column, arguments.caption_column),
         effort=Effort(arguments.batch_size, arguments.workers, arguments.max_megapixels, arguments.remove_all),
     )

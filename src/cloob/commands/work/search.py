@@ -32,7 +32,7 @@ def run(arguments: SearchArguments, words: Sequence[str]) -> int:
         if arguments.like is not None:
             query = Query((Term(find_item(index, arguments.like), "item"), *query.terms))
         if query.needs_model:
-            index.encoder(device=arguments.device)
+            index.embedder(device=arguments.device)
         if arguments.explain:
             return _explain(index, arguments, query, words)
         cutoff = read_cutoff(arguments.cutoff)

@@ -21,10 +21,11 @@ from cloob.export.exported import Exported
 from cloob.export.programs.int8 import measured, open_sets, quantise
 from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.folder import IMAGE_FILE, TEXT_FILE, image_ports, text_ports, write_config
+from cloob.models.onnx.contents import IMAGE_FILE, TEXT_FILE, image_ports, text_ports
+from cloob.models.onnx.folder import write_config
 from cloob.models.onnx.graph import Port, check_graph
+from cloob.models.onnx.session import open_session
 from cloob.models.onnx.tokens import store_tokenizer, tokenizer_note
-from cloob.models.onnx.towers import open_session
 from cloob.models.runs import ONNX_FILE
 
 OPSET = 20
@@ -37,8 +38,9 @@ rows = model.encode_text(["a photo of a dog"])
 ```
 
 `image.onnx` takes `pixel_values` (n, 3, H, W), normalised by `preprocess_cfg` in `onnx.json`, and gives `image_embeds`;
-`text.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. `tokenizer.json` is for the package
-`tokenizers`. Twenty lines that need neither torch nor cloob are in cloob's docs/weights.md.
+`text.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. Their weights lie in `image.onnx.data` and
+`text.onnx.data`, which have to stay beside them. `tokenizer.json` is for the package `tokenizers`. Twenty lines that
+need neither torch nor cloob are in cloob's docs/weights.md.
 """
 
 
@@ -88,7 +90,7 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
                 verbose=False,
             )
             _without_origins(program.model)
-            program.save(path)
+            program.save(path, external_data=True)  # which onnxruntime maps: a session opens in a third of the time
     except Exception as error:  # torch's, onnxscript's and onnx's have no common class
         raise InputError(
             f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({_cause(error)})"

@@ -1,13 +1,4 @@
-"""An ONNX folder: what ``onnx.json`` says, and the encoder that runs its graphs.
-
-::
-
-    onnx.json        format, name, sizes, preprocess_cfg, tokenizer
-    image.onnx       pixel_values float32 (n, 3, H, W), normalised -> image_embeds float32 (n, D), unit rows
-    text.onnx        input_ids int64 (n, L), or (n, L') for L' ≤ L without padding -> text_embeds float32 (n, D)
-    tokenizer.json   for the package tokenizers; spiece.model for rinna's
-    objective.json   as in every model folder
-"""
+"""An ONNX folder (:mod:`cloob.models.onnx.contents`): written, and read as the encoder that runs its graphs."""
 
 from __future__ import annotations
 
@@ -23,22 +14,16 @@ from torch import Tensor
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.onnx.graph import EXTERNAL, FLOAT, INT64, Port, check_graph
+from cloob.models.onnx.contents import FORMAT, IMAGE_FILE, TEXT_FILE, read_contents
+from cloob.models.onnx.graph import EXTERNAL
 from cloob.models.onnx.pixels import ShortestTransform
-from cloob.models.onnx.tokens import read_tokenizer
+from cloob.models.onnx.reading import read_tokenizer
 from cloob.models.onnx.towers import GraphImages, GraphTexts
 from cloob.models.runs import ONNX_FILE
 from cloob.models.weights.blocks import Towers
-from cloob.models.weights.formats.fields import Fields
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-FORMAT = 1
-IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
-PIXELS, TOKENS = "pixel_values", "input_ids"
-IMAGE_ROWS, TEXT_ROWS = "image_embeds", "text_embeds"
-_LARGEST_IMAGE, _LONGEST_TEXT = 4096, 1 << 16
 
 
 class OnnxEncoder(DualEncoder):
@@ -60,16 +45,6 @@ class OnnxEncoder(DualEncoder):
         if wanted:
             raise ValueError("grad=True: an ONNX export has no gradient; load the model that it was made of")
         return super()._autograd(wanted)
-
-
-def image_ports(image_size: int, embed_dim: int) -> tuple[Port, Port]:
-    """Input and output of the image tower's graph."""
-    return Port(PIXELS, FLOAT, (None, 3, image_size, image_size)), Port(IMAGE_ROWS, FLOAT, (None, embed_dim))
-
-
-def text_ports(length: int | None, embed_dim: int) -> tuple[Port, Port]:
-    """Input and output of the text tower's graph; ``length`` is None where any up to L goes."""
-    return Port(TOKENS, INT64, (None, length)), Port(TEXT_ROWS, FLOAT, (None, embed_dim))
 
 
 def fingerprint(folder: Path) -> str:
@@ -121,39 +96,9 @@ def load(folder: Path, content: dict[str, Any], objective: dict[str, Any]) -> On
     Raises:
         InputError: A file is missing, damaged, not to be trusted or does not fit the others.
     """
-    where = folder / ONNX_FILE
-    fields = Fields(where, content)
-    fields.integer("format", least=FORMAT, most=FORMAT)
-    dim = fields.integer("embed_dim")
-    length = fields.integer("context_length", least=2, most=_LONGEST_TEXT)
-    precision = fields.one_of("precision", ("float32", "int8"))
-    pad = fields.integer("pad", least=0) if content.get("pad") is not None else None
-    preprocess = _preprocess(fields.inside("preprocess_cfg"))
-    for name in (IMAGE_FILE, TEXT_FILE):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name} beside {ONNX_FILE}")
-    check_graph(folder / IMAGE_FILE, *image_ports(preprocess["size"], dim))
-    check_graph(folder / TEXT_FILE, *text_ports(None if pad is not None else length, dim))
-    images = GraphImages(folder / IMAGE_FILE, PIXELS, IMAGE_ROWS, preprocess)
-    texts = GraphTexts(folder / TEXT_FILE, TOKENS, TEXT_ROWS, pad)
-    towers = Towers(images, texts, fields.number("logit_scale", positive=False))
-    tokenizer = read_tokenizer(folder, fields.inside("tokenizer"), length)
-    settings = {"precision": precision, "pad": pad, "fingerprint": str(content.get("fingerprint", ""))[:64]}
-    config = EncoderConfig("onnx", dim, length, settings)
-    return OnnxEncoder(str(content.get("name", folder.name)), towers, tokenizer, config, objective)
-
-
-def _preprocess(fields: Fields) -> dict[str, Any]:
-    """open_clip's ``preprocess_cfg``, each part checked."""
-    fill = fields.values.get("fill_color", 0)
-    if type(fill) is not int or not 0 <= fill <= 255:
-        raise fields.wrong("fill_color", "a whole number from 0 to 255")
-    return {
-        "size": fields.integer("size", most=_LARGEST_IMAGE),
-        "mode": fields.one_of("mode", ("RGB",), "RGB"),
-        "mean": fields.channels("mean"),
-        "std": fields.channels("std", positive=True),
-        "interpolation": fields.one_of("interpolation", ("bicubic", "bilinear", "lanczos"), "bicubic"),
-        "resize_mode": fields.one_of("resize_mode", ("shortest", "longest", "squash"), "shortest"),
-        "fill_color": fill,
-    }
+    found = read_contents(folder, content)
+    images, texts = GraphImages(found.images, found.preprocess_cfg), GraphTexts(found.texts)
+    towers = Towers(images, texts, found.logit_scale)
+    tokenizer = read_tokenizer(folder, found.tokenizer, found.context_length)
+    config = EncoderConfig("onnx", found.embed_dim, found.context_length, found.settings)
+    return OnnxEncoder(found.name, towers, tokenizer, config, objective)

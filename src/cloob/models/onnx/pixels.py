@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from cloob.errors import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 _INTERPOLATIONS = ("bicubic", "bilinear", "lanczos")
 
@@ -35,7 +37,12 @@ class ShortestTransform:
 
     def __call__(self, image: Image) -> Tensor:
         """Resizes and crops one image: uint8 (3, H, W)."""
-        pil, numpy = require("PIL.Image", "onnx"), require("numpy", "onnx")
+        tensor: Tensor = importlib.import_module("torch").from_numpy(self.array(image))
+        return tensor
+
+    def array(self, image: Image) -> npt.NDArray[np.uint8]:
+        """As ``__call__``, without torch."""
+        pil = require("PIL.Image", "onnx")
         size, (width, height) = self.size, image.size
         shorter = min(width, height)
         if shorter != size:
@@ -44,4 +51,4 @@ class ShortestTransform:
             image = image.resize((width, height), resample)
         left, top = round((width - size) / 2), round((height - size) / 2)
         square = image.crop((left, top, left + size, top + size)).convert("RGB")
-        return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).contiguous()
+        return np.ascontiguousarray(np.asarray(square).transpose(2, 0, 1))

@@ -1,4 +1,4 @@
-"""The tokenizer of an ONNX folder: written so that others can use it, and read back.
+"""The tokenizer of an ONNX folder, written so that others can use it; :mod:`cloob.models.onnx.reading` reads it back.
 
 What ``onnx.json`` says of it is one of
 
@@ -13,29 +13,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from cloob.errors import InputError, one_line, require
+from cloob.errors import require
 from cloob.models.aligned.encoders import PaddedTokenizer
-from cloob.models.onnx.words import SPECIALS, read_tables, tokenizer_json, write_json
+from cloob.models.onnx.reading import CLEANINGS
+from cloob.models.onnx.words import SPECIALS, tokenizer_json, write_json
 from cloob.models.tokenizer import FastTokenizer
-from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.tokens import (
-    HUB_FILE,
-    ClipTokenizer,
-    HubTokenizer,
-    NoTokenizer,
-    RinnaTokenizer,
-    hub_tokenizer,
-)
+from cloob.models.weights.tokens import HUB_FILE, HubTokenizer, NoTokenizer, RinnaTokenizer
 
-_CLEANINGS = ("whitespace", "lower", "canonicalize")
-_LARGEST_JSON = 64 << 20
 CLIP_NOTE = (
     "`tokenizer.json` gives the model's tokens but for texts that ftfy mends beyond single characters: HTML entities "
     "(`&amp;`), text that was decoded wrongly (`Ã¶`), escapes of terminals."
@@ -93,76 +80,6 @@ def tokenizer_note(settings: dict[str, Any]) -> str:
     return f"No tokenizer is in the folder: {settings['why']}."
 
 
-def read_tokenizer(folder: Path, fields: Fields, context_length: int) -> Callable[[list[str]], Tensor]:
-    """The tokenizer that the settings in ``onnx.json`` ask for.
-
-    Args:
-        folder: With its file.
-        fields: The settings.
-        context_length: L.
-
-    Raises:
-        InputError: They are none, or its file is missing or damaged.
-    """
-    kind = fields.one_of("kind", ("clip", "json", "hub", "rinna", "none"))
-    if kind == "none":
-        return NoTokenizer(f"{fields.path}: the model has no tokenizer; give tokens, not texts")
-    path = folder / (RinnaTokenizer.FILE if kind == "rinna" else HUB_FILE)
-    if not path.is_file():
-        raise InputError(f"{folder}: no {path.name} in it, the tokenizer that {fields.path.name} asks for")
-    if kind == "rinna":
-        return RinnaTokenizer(path, context_length)
-    if kind == "hub":
-        return hub_tokenizer(folder, context_length, fields.integer("pad", least=0), fields.integer("end", least=0))
-    if kind == "json":
-        strip = fields.integer("strip", least=0) if fields.values.get("strip") is not None else None
-        cleaning = fields.one_of("clean", _CLEANINGS) if fields.values.get("clean") is not None else None
-        return JsonTokenizer(path, context_length, cleaning, strip)
-    match fields.values.get("specials"):
-        case [str(start), str(end)] if start and end and start != end:
-            ending: Any = fields.one_of("ending", ("kept", "cut"))
-            tables = read_tables(path, context_length, (start, end))
-            return ClipTokenizer((start, end), ending, context_length, tables)
-    raise fields.wrong("specials", "two words")
-
-
-class JsonTokenizer:
-    """The tokens of a ``tokenizer.json`` that pads and cuts by itself.
-
-    Args:
-        path: The file.
-        context_length: L.
-        cleaning: Which of open_clip's cleanings a text goes through first; None for none.
-        strip: The token that zeros take the place of; None for none.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
-
-    def __init__(self, path: Path, context_length: int, cleaning: str | None, strip: int | None) -> None:
-        self.path, self.context_length, self.cleaning, self.strip = path, context_length, cleaning, strip
-        library = require("tokenizers", "onnx")
-        if path.stat().st_size > _LARGEST_JSON:
-            raise InputError(f"{path}: {path.stat().st_size:,} bytes are too many for a tokenizer")
-        try:
-            self._tokenizer: Any = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-            padding = self._tokenizer.padding
-            self._tokenizer.enable_padding(**{**padding, "length": context_length, "pad_to_multiple_of": None})
-            self._tokenizer.enable_truncation(context_length)
-        except Exception as error:  # whatever the library raises for a damaged file
-            raise InputError(f"{path}: not a tokenizer that pads its rows ({one_line(error, 100)})") from None
-
-    def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Tokens of n texts, (n, L) int64."""
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if self.cleaning is not None:
-            clean = require("open_clip.tokenizer", "train").get_clean_fn(self.cleaning)
-            texts = [clean(text) for text in texts]
-        ids = [encoded.ids for encoded in self._tokenizer.encode_batch(texts)]
-        tokens = torch.tensor(ids, dtype=torch.int64).view(len(texts), self.context_length)
-        return tokens if self.strip is None else tokens.masked_fill(tokens == self.strip, 0)
-
-
 def _hub_parts(tokenizer: Any) -> tuple[Any, str | None, int | None]:
     """The tokenizer of transformers that another one wraps, its cleaning, and the token that it strips."""
     if isinstance(tokenizer, PaddedTokenizer):
@@ -170,7 +87,7 @@ def _hub_parts(tokenizer: Any) -> tuple[Any, str | None, int | None]:
     module = sys.modules.get("open_clip.tokenizer")
     if module is None or type(tokenizer) is not module.HFTokenizer or tokenizer.tokenizer_mode:
         return None, None, None
-    cleaning = next((name for name in _CLEANINGS if tokenizer.clean_fn is module.get_clean_fn(name)), None)
+    cleaning = next((name for name in CLEANINGS if tokenizer.clean_fn is module.get_clean_fn(name)), None)
     if cleaning is None:
         return None, None, None
     strip = int(tokenizer.tokenizer.sep_token_id) if tokenizer.strip_sep_token else None

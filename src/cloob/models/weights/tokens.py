@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from cloob.errors import InputError, one_line, require
-from cloob.models.tokenizer import FastTokenizer
+from cloob.models.tokenizer import FastTokenizer, Tokens, as_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CLIP_VOCABULARY = 49408
 HUB_FILE = "tokenizer.json"
@@ -41,18 +43,11 @@ class ClipTokenizer(FastTokenizer):
         self._specials, self._ending = specials, ending
         self.settings = _settings(specials, ending)
 
-    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
+    def _row(self, tokens: list[int], length: int) -> list[int]:
         """As ``FastTokenizer``; where long texts are cut, their last token is one of their own."""
-        tokens = super().__call__(texts, context_length)
-        if self._ending == "kept":
-            return tokens
-        length = tokens.shape[1]
-        for row, text in enumerate([texts] if isinstance(texts, str) else texts):
-            if tokens[row, -1] == self.eot_token_id:
-                words = [self.sot_token_id, *self._encode(text, length)]
-                if len(words) >= length:
-                    tokens[row, -1] = words[length - 1]
-        return tokens
+        if self._ending == "cut" and len(tokens) >= length:
+            return tokens[:length]
+        return super()._row(tokens, length)
 
 
 class NoTokenizer:
@@ -71,6 +66,10 @@ class NoTokenizer:
         """Writes nothing, as there is nothing."""
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
+        """Raises InputError."""
+        raise InputError(self._why)
+
+    def ids(self, texts: str | Sequence[str], context_length: int | None = None) -> Tokens:
         """Raises InputError."""
         raise InputError(self._why)
 
@@ -136,14 +135,18 @@ class HubTokenizer:
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """Tokens of n texts, (n, L) int64."""
+        return as_tensor(self.ids(texts, context_length))
+
+    def ids(self, texts: str | Sequence[str], context_length: int | None = None) -> Tokens:
+        """As ``__call__``, without torch."""
         texts = [texts] if isinstance(texts, str) else texts
         length = context_length or self.context_length
-        rows = torch.full((len(texts), length), self.pad)
+        rows = np.full((len(texts), length), self.pad, np.int64)
         for row, encoded in zip(rows, self._tokenizer.encode_batch(list(texts)), strict=True):
             ids = encoded.ids
             if len(ids) > length:
                 ids = [*ids[: length - 1], self.end]
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = ids
         return rows
 
     def save_pretrained(self, folder: Path) -> None:
@@ -204,12 +207,16 @@ class RinnaTokenizer:
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """Tokens of n texts, (n, L) int64."""
+        return as_tensor(self.ids(texts, context_length))
+
+    def ids(self, texts: str | Sequence[str], context_length: int | None = None) -> Tokens:
+        """As ``__call__``, without torch."""
         texts = [texts] if isinstance(texts, str) else texts
         length = context_length or self.context_length
-        rows = torch.full((len(texts), length), self.PAD)
+        rows = np.full((len(texts), length), self.PAD, np.int64)
         for row, text in zip(rows, texts, strict=True):
             ids = [self._CLS, *self._encode(text)][:length]
-            row[: len(ids)] = torch.tensor(ids)
+            row[: len(ids)] = ids
         return rows
 
     def _encode(self, text: str) -> list[int]:

@@ -25,7 +25,7 @@ from cloob.errors import InputError
 from cloob.search.ask.query import Query
 
 if TYPE_CHECKING:
-    from cloob.models.encoding import Encoder
+    from cloob.search.ask.embedder import Embedder
 
 CUTOFF = 3.0
 """Margin below which a hit is left out unless another cutoff is asked for."""
@@ -48,11 +48,11 @@ def background_texts() -> tuple[str, ...]:
     return tuple(text.splitlines())
 
 
-def background_rows(encoder: Callable[[], Encoder], fingerprint: str, cache: Cache | None = None) -> Vectors:
+def background_rows(embedder: Callable[[], Embedder], fingerprint: str, cache: Cache | None = None) -> Vectors:
     """The unit rows of the background's texts, kept on the disk for the next process.
 
     Args:
-        encoder: Gives the model where they have to be made.
+        embedder: Gives the model where they have to be made.
         fingerprint: Of the model.
         cache: Where they are kept; None: ``Cache()``.
 
@@ -65,11 +65,7 @@ def background_rows(encoder: Callable[[], Encoder], fingerprint: str, cache: Cac
     found = cache.find("embeddings", name)
     rows = _read(found.read_bytes(), len(texts)) if found is not None else None
     if rows is None:
-        from cloob.models.encoding import evaluating  # torch
-
-        model = encoder()
-        with evaluating(model):
-            rows = model.encode_text(list(texts)).float().cpu().numpy()
+        rows = embedder().texts(texts)
         stream = io.BytesIO()
         np.save(stream, rows, allow_pickle=False)
         cache.put("embeddings", name, stream.getvalue())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from cloob.models.encoding import Encoder
+    from cloob.search.ask.embedder import Embedder
     from cloob.search.ask.explain import Retrieved
 
 T = TypeVar("T")
@@ -49,6 +50,9 @@ class Collection(Protocol):
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
         """What ``work`` returns, kept for later calls with an equal key."""
+
+    def embedder(self, name: str | None = None) -> Embedder:
+        """What embeds words and pictures of queries."""
 
 
 def search(
@@ -124,8 +128,8 @@ def read_filter(index: Collection, where: str | Filter | None) -> Filter | None:
 
 def query_row(index: Collection, query: Query, asked: IndexedModel) -> Vector:
     """The unit row of a query by a model of the index."""
-    encoder = index.encoder(asked.name) if query.needs_model else None
-    return checked_row(embed_query(query, encoder, lambda id_: item_row(index, id_, asked)), asked)
+    embedder = index.embedder(asked.name) if query.needs_model else None
+    return checked_row(embed_query(query, embedder, lambda id_: item_row(index, id_, asked)), asked)
 
 
 def item_row(index: Collection, id_: int, asked: IndexedModel) -> Vector:
@@ -172,7 +176,7 @@ def unrelated_rows(index: Collection, query: Query, asked: IndexedModel) -> Vect
 
 def text_rows(index: Collection, asked: IndexedModel) -> Vectors:
     """(B, D) of the background's texts by a model of the index."""
-    return background.background_rows(lambda: index.encoder(asked.name), asked.fingerprint)
+    return background.background_rows(lambda: index.embedder(asked.name), asked.fingerprint)
 
 
 def drawn_pictures(index: Collection, asked: IndexedModel) -> Vectors:

@@ -27,7 +27,7 @@ from cloob.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cloob.models.encoding import Encoder
+    from cloob.search.ask.embedder import Embedder
 
 Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]
@@ -101,12 +101,12 @@ class Query:
         return any(term.kind != "item" for term in self.terms)
 
 
-def embed_query(query: Query, encoder: Encoder | None, vector_of: Callable[[int], Vector] | None = None) -> Vector:
+def embed_query(query: Query, embedder: Embedder | None, vector_of: Callable[[int], Vector] | None = None) -> Vector:
     """The unit row of a query.
 
     Args:
         query: At least one term.
-        encoder: The model; None where nothing has to be embedded.
+        embedder: The model; None where nothing has to be embedded.
         vector_of: Gives the unit row of a picture of the index, by id.
 
     Returns:
@@ -117,7 +117,7 @@ def embed_query(query: Query, encoder: Encoder | None, vector_of: Callable[[int]
     """
     if not query.terms:
         raise InputError("an empty query; give words, a picture, or --like ID")
-    rows = _embed_terms(query, encoder, vector_of)
+    rows = _embed_terms(query, embedder, vector_of)
     total = np.sum([term.weight * row for term, row in zip(query.terms, rows, strict=True)], axis=0)
     length, weight = float(np.linalg.norm(total)), max(abs(term.weight) for term in query.terms)
     if not np.isfinite(length):
@@ -128,7 +128,7 @@ def embed_query(query: Query, encoder: Encoder | None, vector_of: Callable[[int]
 
 
 def _embed_terms(
-    query: Query, encoder: Encoder | None, vector_of: Callable[[int], Vector] | None
+    query: Query, embedder: Embedder | None, vector_of: Callable[[int], Vector] | None
 ) -> list[npt.NDArray[np.float64]]:
     """A unit row a term; all words go through the model at once, and all pictures."""
     rows: list[npt.NDArray[np.float64]] = [np.empty(0)] * len(query.terms)
@@ -138,22 +138,15 @@ def _embed_terms(
     for place in items:
         assert vector_of is not None
         rows[place] = np.asarray(vector_of(int(query.terms[place].what)), np.float64)  # type: ignore[arg-type]
-    if words or pictures:
-        import torch  # not for queries that name pictures of the index alone
-
-        from cloob.models.encoding import evaluating  # torch
-
-        assert encoder is not None
-        with evaluating(encoder):
-            embedded: list[tuple[list[int], torch.Tensor]] = []
-            if words:
-                embedded.append((words, encoder.encode_text([str(query.terms[place].what) for place in words])))
-            if pictures:
-                pixels = torch.stack([encoder.preprocess(_picture(query.terms[place])) for place in pictures])
-                embedded.append((pictures, encoder.encode_image(pixels.to(getattr(encoder, "device", "cpu")))))
-        for places, features in embedded:
-            for place, row in zip(places, features.double().cpu().numpy(), strict=True):
-                rows[place] = row
+    if words:
+        assert embedder is not None
+        for place, row in zip(words, embedder.texts([str(query.terms[place].what) for place in words]), strict=True):
+            rows[place] = row.astype(np.float64)
+    if pictures:
+        assert embedder is not None
+        shown = embedder.pictures([_picture(query.terms[place]) for place in pictures])
+        for place, row in zip(pictures, shown, strict=True):
+            rows[place] = row.astype(np.float64)
     return rows
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from cloob.models.encoding import Encoder, evaluating
+from cloob.search.build.forward import Forward
 from cloob.search.build.plan import Effort, Plan, Summary
 from cloob.search.build.prepare import Prepared, Preparer, Work, in_threads
 from cloob.search.store import FileState, Store, Vectors
@@ -35,7 +35,7 @@ def carry_out(
     store: Store,
     plans: Sequence[Plan],
     model: str,
-    encoder: Callable[[], Encoder],
+    forward: Forward,
     effort: Effort,
     part: Part | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -46,7 +46,7 @@ def carry_out(
         store: The index.
         plans: One a source.
         model: The name of the model that the vectors are of; the store has it.
-        encoder: Gives the model, when it is first needed; it may be called from several threads.
+        forward: The model.
         effort: How.
         part: Which part of it; None: all.
         progress: Called with the pictures that were looked at so far, and in all.
@@ -54,7 +54,7 @@ def carry_out(
     part = part or Part()
     start = time.monotonic()
     summary = Summary()
-    updater = _Updater(store, model, encoder, effort, plans)
+    updater = _Updater(store, model, forward, effort, plans)
     work = [each for plan in plans for each in plan.work if _is_mine(each, updater, part)]
     try:
         for done, prepared in enumerate(updater.prepare(iter(work)), 1):
@@ -78,12 +78,10 @@ def carry_out(
 class _Updater:
     """Takes prepared pictures, and writes them batch by batch."""
 
-    def __init__(
-        self, store: Store, model: str, encoder: Callable[[], Encoder], effort: Effort, plans: Sequence[Plan]
-    ) -> None:
+    def __init__(self, store: Store, model: str, forward: Forward, effort: Effort, plans: Sequence[Plan]) -> None:
         self.summary = Summary()
-        self._store, self._model, self._encoder, self._effort = store, model, encoder, effort
-        self._preparer = Preparer(encoder, self._known, effort.max_megapixels)
+        self._store, self._model, self._forward, self._effort = store, model, forward, effort
+        self._preparer = Preparer(forward, self._known, effort.max_megapixels)
         self._vanished: dict[tuple[str, str], list[FileState]] = {}
         self.sizes: set[tuple[str, int]] = set()
         for plan in plans:
@@ -173,10 +171,7 @@ class _Updater:
             self._to_embed.append(again)
 
     def _embed(self, batch: list[Prepared]) -> None:
-        encoder = self._encoder()
-        pixels = torch.stack([prepared.pixels for prepared in batch if prepared.pixels is not None])
-        with evaluating(encoder):
-            features = encoder.encode_image(pixels.to(getattr(encoder, "device", "cpu"))).float().cpu()
+        features = self._forward.rows([prepared.pixels for prepared in batch if prepared.pixels is not None])
         finite = torch.isfinite(features).all(1).tolist()
         good = [prepared for prepared, is_finite in zip(batch, finite, strict=True) if is_finite]
         self._write(good, features[torch.tensor(finite)].numpy())

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from cloob.machine import decoders
 from cloob.search.build.prepare import Work, limit
 from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut
 from cloob.search.store import FileState, Store
@@ -25,7 +26,7 @@ class Effort:
     """
 
     batch_size: int = 64
-    workers: int = 2
+    workers: int = field(default_factory=decoders)
     max_megapixels: float | None = None
     remove_all: bool = False
 

@@ -14,8 +14,8 @@ from warnings import catch_warnings
 from torch import Tensor
 
 from cloob.data.batch import BadSample
-from cloob.models.encoding import Encoder
 from cloob.pictures import Encoded, Unreadable
+from cloob.search.build.forward import Forward
 from cloob.search.records import Item
 from cloob.search.scan.collection import Collection, Found
 from cloob.search.store import FileState
@@ -66,21 +66,22 @@ class Preparer:
     """Reads, hashes and, where the vector of these bytes is not known, decodes.
 
     Args:
-        encoder: Whose ``preprocess`` makes the pixels; asked for when the first picture has to be decoded.
+        forward: Makes the pixels.
         known: Ids of the items that have these bytes and a vector.
         max_megapixels: A larger picture is a fault.
     """
 
     def __init__(
         self,
-        encoder: Callable[[], Encoder],
+        forward: Forward,
         known: Callable[[str], Sequence[int]],
         max_megapixels: float | None = None,
     ) -> None:
-        self._encoder, self._known, self._most = encoder, known, max_megapixels
+        self._forward, self._known, self._most = forward, known, max_megapixels
 
     def __call__(self, work: Work, *, decode: bool = False) -> Prepared:
         """Looks at one picture; ``decode`` whether its vector is known or not."""
+        self._forward.wait()
         try:
             data = work.collection.read(work.found)
             encoded = Encoded(data)
@@ -92,8 +93,7 @@ class Preparer:
             same = () if decode else tuple(self._known(content))
             if same:
                 return Prepared(work, item, same=same)
-            encoder = self._encoder()
-            return Prepared(work, item, encoder.preprocess(encoded.rgb()))
+            return Prepared(work, item, self._forward.pixels(encoded))
         except BadSample as bad:
             return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason)
         except Unreadable as bad:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from cloob.errors import InputError, nearest
 from cloob.search import where as filters
-from cloob.search.postgres import neighbours
+from cloob.search.postgres import ingest, neighbours
+from cloob.search.postgres.rows import ITEM, PLACE, UPDATE, as_text, place_of, values_of
 from cloob.search.postgres.server import Server, vectors_table
-from cloob.search.records import IndexedModel, Item, Value
+from cloob.search.records import IndexedModel, Item
 from cloob.search.store import FileState, Ids, Neighbours, Vectors
 from cloob.search.where import Filter
 
 MAX_DIM = 16_000
 """Of pgvector's ``vector``."""
 
-_ITEM = "id, source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
-_FIELDS = "source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
-_PLACE = "md5(source) = md5(%s) AND md5(path) = md5(%s)"  # long paths do not fit into an index as they are
 _INLINE_DIM = 2_000  # up to here a vector fits into its row's page, and a scan reads it in place
 _PAGE = 10_000
 
@@ -101,7 +97,7 @@ class PostgresStore:
             rows = self._server.rows(
                 f"SELECT id, path, bytes, mtime_ns, content{held} FROM cloob_items"
                 " WHERE md5(source) = md5(%s) AND id > %s ORDER BY id LIMIT %s",
-                (_text(source), last, _PAGE),
+                (as_text(source), last, _PAGE),
             )
             for number, path, size, mtime, content, *there in rows:
                 names = tuple(name for (_, name), has in zip(models, there, strict=True) if has)
@@ -111,7 +107,7 @@ class PostgresStore:
             last = rows[-1][0]
         for path, size, mtime, fault in self._server.rows(
             "SELECT path, bytes, mtime_ns, fault FROM cloob_faults WHERE md5(source) = md5(%s) ORDER BY path",
-            (_text(source),),
+            (as_text(source),),
         ):
             yield FileState(None, path, size, mtime, "", fault, ())
 
@@ -121,26 +117,8 @@ class PostgresStore:
         vectors = np.ascontiguousarray(vectors, np.float32)
         if vectors.shape != (len(items), dim) or not np.isfinite(vectors).all():
             raise ValueError(f"vectors: {vectors.shape} found, finite ({len(items)}, {dim}) wanted")
-        last = {(item.source, item.path): i for i, item in enumerate(items)}  # of one place twice the last counts
-        order = [last[place] for place in sorted(last)]  # in which every writer takes its rows: no deadlock
-        others = [table for table in self._tables() if table != vectors_table(number)]
-        with self._server.transaction(write=True) as cursor:
-            for i in order:
-                place = (_text(items[i].source), _text(items[i].path))
-                there = cursor.execute(
-                    f"SELECT id, content FROM cloob_items WHERE {_PLACE} FOR UPDATE", place
-                ).fetchone()
-                identity = cursor.execute(_UPSERT, _values(items[i])).fetchone()
-                assert identity is not None
-                if there is not None and there[1] != items[i].content:
-                    for table in others:
-                        cursor.execute(f"DELETE FROM {table} WHERE item = %s", identity)
-                cursor.execute(
-                    f"INSERT INTO {vectors_table(number)} VALUES (%s, %s)"
-                    " ON CONFLICT (item) DO UPDATE SET vector = EXCLUDED.vector",
-                    (identity[0], vectors[i]),
-                )
-                cursor.execute(f"DELETE FROM cloob_faults WHERE {_PLACE}", place)
+        others = [other for other in self._numbers() if other != number]
+        ingest.write(self._server, number, others, items, vectors)
 
     def update_items(self, items: Sequence[Item]) -> None:
         """Writes anew what is known of items; vectors stay."""
@@ -151,10 +129,10 @@ class PostgresStore:
                 "UPDATE cloob_items SET path = 'moving ' || id || ' ' || path WHERE id = ANY(%s)", (_ids(items),)
             )
             for item in items:
-                place = (_text(item.source), _text(item.path))
-                cursor.execute(f"DELETE FROM cloob_items WHERE {_PLACE}", place)
-                cursor.execute(_UPDATE, (*_values(item), item.id))
-                cursor.execute(f"DELETE FROM cloob_faults WHERE {_PLACE}", place)
+                place = place_of(item)
+                cursor.execute(f"DELETE FROM cloob_items WHERE {PLACE}", place)
+                cursor.execute(UPDATE, (*values_of(item), item.id))
+                cursor.execute(f"DELETE FROM cloob_faults WHERE {PLACE}", place)
 
     def remove(self, ids: Sequence[int]) -> None:
         """Removes items; their vectors go with them."""
@@ -165,19 +143,19 @@ class PostgresStore:
         """Notes files that could not be read, in the place of what was known of them."""
         with self._server.transaction(write=True) as cursor:
             for fault in sorted(faults, key=lambda fault: fault.path):
-                place = (_text(source), _text(fault.path))
-                cursor.execute(f"DELETE FROM cloob_items WHERE {_PLACE}", place)
+                place = (as_text(source), as_text(fault.path))
+                cursor.execute(f"DELETE FROM cloob_items WHERE {PLACE}", place)
                 cursor.execute(
                     "INSERT INTO cloob_faults VALUES (%s, %s, %s, %s, %s) ON CONFLICT (md5(source), md5(path))"
                     " DO UPDATE SET bytes = EXCLUDED.bytes, mtime_ns = EXCLUDED.mtime_ns, fault = EXCLUDED.fault",
-                    (*place, fault.bytes, fault.mtime_ns, _text(fault.fault or "")),
+                    (*place, fault.bytes, fault.mtime_ns, as_text(fault.fault or "")),
                 )
 
     def clear_faults(self, source: str, paths: Sequence[str]) -> None:
         """Forgets files that could not be read."""
         with self._server.transaction(write=True) as cursor:
             for path in sorted(paths):
-                cursor.execute(f"DELETE FROM cloob_faults WHERE {_PLACE}", (_text(source), _text(path)))
+                cursor.execute(f"DELETE FROM cloob_faults WHERE {PLACE}", (as_text(source), as_text(path)))
 
     def sources(self) -> tuple[str, ...]:
         """All sources, sorted."""
@@ -219,7 +197,7 @@ class PostgresStore:
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for."""
         wanted = [int(number) for number in ids]
-        rows = self._server.rows(f"SELECT {_ITEM} FROM cloob_items WHERE id = ANY(%s)", (wanted,))
+        rows = self._server.rows(f"SELECT {ITEM} FROM cloob_items WHERE id = ANY(%s)", (wanted,))
         items = {row[0]: Item(*row) for row in rows}
         return [items[number] for number in wanted if number in items]
 
@@ -245,8 +223,9 @@ class PostgresStore:
         for model in self.models():
             neighbours.build(self._server, *self._model(model.name))
 
-    def _tables(self) -> list[str]:
-        return [vectors_table(row[0]) for row in self._server.rows("SELECT id FROM cloob_models")]
+    def _numbers(self) -> list[int]:
+        """The numbers of all models."""
+        return [int(row[0]) for row in self._server.rows("SELECT id FROM cloob_models")]
 
     def _model(self, name: str) -> tuple[int, int]:
         """A model's number and the width of its vectors."""
@@ -255,15 +234,6 @@ class PostgresStore:
             names = [model.name for model in self.models()]
             raise InputError(f"{self.address}: has no vectors of a model {name!r}; {nearest(name, names)}")
         return int(rows[0][0]), int(rows[0][1])
-
-
-_UPSERT = f"""
-INSERT INTO cloob_items ({_FIELDS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
-ON CONFLICT (md5(source), md5(path)) DO UPDATE SET content = EXCLUDED.content, bytes = EXCLUDED.bytes,
-  mtime_ns = EXCLUDED.mtime_ns, width = EXCLUDED.width, height = EXCLUDED.height, date = EXCLUDED.date,
-  caption = EXCLUDED.caption, columns = EXCLUDED.columns
-RETURNING id"""
-_UPDATE = f"UPDATE cloob_items SET ({_FIELDS}) = ROW(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) WHERE id = %s"
 
 
 def _condition(where: Filter | None) -> tuple[str, list[Any]]:
@@ -275,26 +245,3 @@ def _condition(where: Filter | None) -> tuple[str, list[Any]]:
 
 def _ids(items: Sequence[Item]) -> list[int]:
     return [item.id for item in items]
-
-
-def _values(item: Item) -> tuple[Any, ...]:
-    return (
-        *(_text(item.source), _text(item.path), item.content, item.bytes, item.mtime_ns, item.width, item.height),
-        *(None if text is None else _text(text) for text in (item.date, item.caption)),
-        _json(item.columns),
-    )
-
-
-def _json(columns: Mapping[str, Value]) -> str:
-    """Columns as JSON, which has neither NaN nor infinity, and PostgreSQL's no character 0."""
-    kept = {
-        _text(name): _text(value) if isinstance(value, str) else value
-        for name, value in columns.items()
-        if not (isinstance(value, float) and not math.isfinite(value))
-    }
-    return json.dumps(kept, ensure_ascii=False)
-
-
-def _text(text: str) -> str:
-    """Text as PostgreSQL takes it: no character 0, no half of a surrogate pair."""
-    return text.replace("\0", "�").encode("utf-8", "replace").decode()

@@ -1,0 +1,101 @@
+"""An ONNX folder without torch: the same rows and fingerprint, and a search that imports nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cloob import cli, load_model
+from cloob.models.encoder import DualEncoder
+from cloob.models.fingerprint import fingerprint
+from cloob.models.onnx.plain import PlainEncoder
+from cloob.search.identity import ModelChanged
+from cloob.search.index import Index
+from cloob.search.update import UpdateOptions
+from support import picture, run_script
+
+TEXTS = ["a dog", "two cats & a bird", "long " * 100, "Tom &amp; Jerry", "naïve ☃", *(f"number {i}" for i in range(40))]
+
+
+@pytest.fixture(scope="module")
+def loaded(exported: Path) -> DualEncoder:
+    return load_model(exported, device="cpu")
+
+
+def test_rows_and_fingerprint_are_those_of_the_loaded_model(loaded: DualEncoder, exported: Path) -> None:
+    plain = PlainEncoder.open(f"local-dir:{exported}")
+    assert plain is not None and plain.fingerprint == fingerprint(loaded)
+    np.testing.assert_allclose(plain.texts(TEXTS), loaded.encode_text(TEXTS).numpy(), atol=1e-6)
+    generator = np.random.default_rng(0)
+    images = [
+        Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
+        for size in ((64, 64), (90, 131), (9, 3))
+    ]
+    np.testing.assert_allclose(plain.pictures(images), loaded.encode_image(images).numpy(), atol=1e-6)
+    assert plain.texts(TEXTS).dtype == np.float32
+
+
+def test_what_is_no_such_folder_is_left_to_torch(exported: Path, tmp_path: Path) -> None:
+    assert PlainEncoder.open("RN50/openai") is None and PlainEncoder.open(str(tmp_path)) is None
+    shutil.copytree(exported, other := tmp_path / "other")
+    content = json.loads((other / "onnx.json").read_text())
+    content["preprocess_cfg"]["resize_mode"] = "squash"
+    (other / "onnx.json").write_text(json.dumps(content))
+    assert PlainEncoder.open(str(other)) is None
+
+
+def test_a_search_by_words_and_pictures_imports_no_torch(exported: Path, tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        (tmp_path / "pictures" / f"{name}.png").write_bytes(picture(name))
+    with Index.create(tmp_path / "idx") as index:
+        index.update([tmp_path / "pictures"], UpdateOptions(model=exported))
+        wanted = index.search("a dog", cutoff=None)
+    script = """
+import json, sys
+from cloob import cli
+index, picture = sys.argv[1:]
+assert cli.main(["search", index, "a dog", "--cutoff", "none", "--json"]) == 0
+assert cli.main(["search", index, picture, "--cutoff", "none", "--json"]) == 0
+heavy = ("torch", "open_clip", "torchvision", "transformers", "timm", "onnx", "pyarrow", "sklearn", "scipy", "ftfy")
+print([name for name in heavy if name in sys.modules])
+"""
+    run = run_script(script, str(tmp_path / "idx"), str(tmp_path / "pictures" / "red.png"))
+    words, shown, imported = run.stdout.splitlines()
+    assert imported == "[]", run.stderr
+    assert [hit["path"] for hit in json.loads(words)["hits"]] == [hit.item.path for hit in wanted.hits]
+    assert json.loads(shown)["hits"][0]["path"].endswith("red.png")
+    assert json.loads(shown)["hits"][0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_another_model_at_the_same_place_is_refused(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(exported, place := tmp_path / "model")
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "red.png").write_bytes(picture("red"))
+    with Index.create(tmp_path / "idx") as index:
+        index.update([tmp_path / "pictures"], UpdateOptions(model=place))
+    content = json.loads((place / "onnx.json").read_text())
+    (place / "onnx.json").write_text(json.dumps(content | {"fingerprint": "0" * 64}))
+    with Index.open(tmp_path / "idx") as index, pytest.raises(ModelChanged):
+        index.search("a dog")
+    assert cli.main(["search", str(tmp_path / "idx"), "a dog"]) == 2
+    assert "other weights" in capsys.readouterr().err
+
+
+def test_a_model_that_is_handed_in_goes_before_the_folder(exported: Path, loaded: DualEncoder, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "red.png").write_bytes(picture("red"))
+    with Index.create(tmp_path / "idx") as index:
+        index.update([tmp_path / "pictures"], UpdateOptions(model=exported))
+        assert isinstance(index.embedder(), PlainEncoder)
+        index.use(index.models[0].name, loaded)
+        assert not isinstance(index.embedder(), PlainEncoder)
+        assert torch.isfinite(torch.from_numpy(index.embedder().texts(["a dog"]))).all()
