@@ -96,7 +96,7 @@ def state(take: Stepper) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("clip", "micro"), [(0.0, 0), (1e-3, 0), (1e3, 0), (0.5, 2)])
-@pytest.mark.parametrize("name", ["cloob", "clip"])
+@pytest.mark.parametrize("name", ["cloob", "clip", "siglip"])
 def test_a_late_step_is_the_step(name: str, clip: float, micro: int) -> None:
     waits, goes_on = (stepper(make_objective(name), late=late, clip=clip, micro=micro) for late in (False, True))
     ids = torch.tensor([0, 1, 2, 1, 4, 5])
@@ -108,8 +108,9 @@ def test_a_late_step_is_the_step(name: str, clip: float, micro: int) -> None:
         assert torch.equal(other.image_features, one.image_features)
     for key, value in state(waits).items():
         assert torch.equal(state(goes_on)[key], value), key
-    learned = {} if name == "cloob" else {"inv_tau": float(waits.module.objective.inv_tau.detach())}
-    assert other.scales == learned
+    scales = waits.module.objective.scale_values()
+    assert other.scales == {name: float(scale.detach()) for name, scale in scales.items() if isinstance(scale, Tensor)}
+    assert len(other.scales) == ["cloob", "clip", "siglip"].index(name)
 
 
 @pytest.mark.parametrize("micro", [0, 2])
@@ -159,7 +160,15 @@ def test_nothing_is_read_in_a_late_step(pairs: int, micro: int) -> None:
 
 @pytest.mark.parametrize("pairs", [6, 300])
 @pytest.mark.parametrize(
-    "options", [{}, {"learnable_beta": True}, {"contrast": "infonce"}, {"hopfield": False}, {"learnable_inv_tau": True}]
+    "options",
+    [
+        {},
+        {"learnable_beta": True},
+        {"contrast": "infonce"},
+        {"hopfield": False},
+        {"learnable_inv_tau": True},
+        {"contrast": "sigmoid"},
+    ],
 )
 def test_the_objective_waits_for_no_device_inside(
     pairs: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -241,7 +250,7 @@ def everything(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in times} for line in lines(run / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("objective", ["cloob", "clip"])
+@pytest.mark.parametrize("objective", ["cloob", "clip", "siglip"])
 def test_a_late_run_is_the_run(
     objective: str, base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +265,7 @@ def test_a_late_run_is_the_run(
     assert everything(one) == everything(other)
     assert [line["step"] for line in lines(other / "metrics.jsonl") if "skipped" in line] == [2, 6, 7]
     assert all("device_wait" in line and 0 <= line["device_wait"] <= 1 for line in lines(other / "metrics.jsonl"))
-    assert "saturation" in lines(other / "metrics.jsonl")[3]
+    assert "effective_eigenvalues_text" in lines(other / "metrics.jsonl")[3]
     for file in ("nonfinite-step-2.json", "nonfinite-step-6.json"):
         assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
     steps = [[line["step"] for line in recorder.of("step")] for recorder in recorders.values()]

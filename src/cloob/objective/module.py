@@ -163,6 +163,13 @@ class ContrastiveObjective(ScaledModule):
         """0-d β, likewise."""
         return _as_tensor(self.scale_value("beta"))
 
+    def scale_values(self) -> Scales:
+        """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias``: fixed ones as numbers, others as tensors."""
+        scales: Scales = {name: self.scale_value(name) for name in ("inv_tau", "beta")}
+        if self.bias is not None:
+            scales["bias"] = self.bias
+        return scales
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, τ⁻¹, β and bias at their present values; serialisable as JSON."""
         return {

@@ -20,10 +20,14 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         demo.demo_clip,
         demo.demo_infoloob,
         demo.demo_infonce_hopfield,
+        demo.demo_siglip,
+        demo.demo_siglip_hopfield,
         demo.demo_scratch_cloob,
         demo.demo_scratch_clip,
         demo.demo_scratch_infoloob,
         demo.demo_scratch_infonce_hopfield,
+        demo.demo_scratch_siglip,
+        demo.demo_scratch_siglip_hopfield,
         paper.cc3m_cloob,
         paper.cc3m_clip,
         paper.cc3m_infoloob,
@@ -46,6 +50,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         pictograms.pictograms_clip,
         pictograms.pictograms_infoloob,
         pictograms.pictograms_infonce_hopfield,
+        pictograms.pictograms_siglip,
     )
 }
 """Every recipe by its name."""

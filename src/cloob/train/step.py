@@ -86,7 +86,7 @@ class StepResult:
         overflow: A step in fp16 was skipped because its gradient overflowed, and the loss scale was lowered. That is
             how the scale is found, not a fault.
         loss_scale: What the loss was multiplied by for the backward pass; 1 but for fp16.
-        scales: Learned τ⁻¹ (``inv_tau``) and β (``beta``) after the step, where they came with its numbers.
+        scales: Learned τ⁻¹ (``inv_tau``), β (``beta``) and ``bias`` after the step, where they came with its numbers.
     """
 
     loss: float
@@ -211,8 +211,8 @@ class Stepper:
         """The same step without waiting for the device, which decides by itself whether it leaves a trace."""
         _copy(self._backup, self._buffers)
         objective = self.module.objective
-        learned = [name for name in ("inv_tau", "beta") if objective.learns(name)]
-        scales = [torch.as_tensor(objective.scale_value(name)).detach() for name in learned]
+        scales = _learned(objective)
+        positive = [scale for name, scale in scales.items() if name != "bias"]  # a bias that is bad spoils the loss
         with without_waiting(objective):
             if self.micro_batch_size:
                 loss, *features = self._cached_backward(images, tokens, ids, hopfield)
@@ -220,7 +220,7 @@ class Stepper:
                 loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield)
                 torch.autograd.backward(loss)
         # Not torch.where: it would copy the number to the device, and wait for that.
-        loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *scales), math.nan)
+        loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
         total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
         norm = total.masked_fill(~loss.isfinite(), math.nan)
         finite = norm.isfinite()
@@ -232,9 +232,9 @@ class Stepper:
         for buffer, before in zip(self._buffers, self._backup, strict=True):
             torch.where(finite, buffer, before, out=buffer)
         self.optimizer.zero_grad(set_to_none=True)
-        scales = [torch.as_tensor(objective.scale_value(name)).detach() for name in learned]
-        numbers = torch.stack([number.float() for number in (loss, norm, finite, *scales)])
-        return Launched(numbers, tuple(learned), (features[0], features[1]))
+        scales = _learned(objective)
+        numbers = torch.stack([number.float() for number in (loss, norm, finite, *scales.values())])
+        return Launched(numbers, tuple(scales), (features[0], features[1]))
 
     def _backward(
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
@@ -300,6 +300,11 @@ def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:
+    """The 0-d scales that are parameters, by their names, where they are and without their graph."""
+    return {name: scale.detach() for name, scale in objective.scale_values().items() if isinstance(scale, Tensor)}
 
 
 def _given(hopfield: bool | None) -> dict[str, Any]:
