@@ -14,7 +14,7 @@ from cloob import distributed
 from cloob.functional.checks import check_number, readable
 from cloob.functional.reference import Contrast, Scale, check_pairs, check_scale
 from cloob.objective.implementation import Backend, Implementation, choose_implementation
-from cloob.objective.ranks import agree_on_rows, loss_over_ranks
+from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_scales, check_values, one_of
 from cloob.scales import ScaledModule
 
@@ -121,7 +121,8 @@ class ContrastiveObjective(ScaledModule):
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
-        self.trusts_lengths = self._warned_of_lengths = False  # the first is without_waiting's
+        self.trusts_lengths = self._warned_of_lengths = False  # the first and the next are without_waiting's
+        self.layout: distributed.Layout | None = None
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
         self.bias: nn.Parameter | None = None
@@ -267,7 +268,8 @@ class ContrastiveObjective(ScaledModule):
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
         prepare = partial(self._prepare, logit_scale, logit_bias)
         if self.gather and distributed.world_size() > 1:
-            x, y, ids, scales, layout = agree_on_rows(image_features, text_features, ids, prepare)
+            agree = agree_on_rows if self.layout is None else partial(known_rows, layout=self.layout)
+            x, y, ids, scales, layout = agree(image_features, text_features, ids, prepare)
             parts = self.implementation(layout.total)
             loss = loss_over_ranks(x, y, scales, ids=ids, layout=layout, parts=parts, **member)
         else:

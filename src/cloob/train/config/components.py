@@ -255,6 +255,9 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32
     (config.json says which). fp16 scales the loss, and lowers the scale after a step whose gradient overflows."""
+    tf32: bool | None = None
+    """On a GPU that has it, round the inputs of float32 matrix products to TF32, the objective's among them; left out,
+    with --precision auto alone. False leaves torch's own settings as they are, by which convolutions use it."""
     channels_last: bool = True
     """Keep image towers in the channels-last memory layout, in which convolutions are faster."""
     grad_checkpointing: bool = False
@@ -375,6 +378,8 @@ class LogConfig:
     """Also log to this Weights & Biases project."""
     trackio: str | None = None
     """Also log to this Trackio project."""
+    profile: bool = False
+    """Also write OUT/profile: where the time of the first steps goes, as a table, and a trace of three of them."""
 
     def __post_init__(self) -> None:
         check(self.log_every >= 1, "log_every", self.log_every, "1 or more")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -229,7 +230,23 @@ def resolved(
         leaves |= {"model": config.towers.model or DEFAULT_MODEL, "image_size": encoder.image_size}
     if config.run.precision == "auto":
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16(device))) else "fp32"
+    if config.run.tf32 is None:
+        leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
     return config.override(**leaves)
+
+
+@contextlib.contextmanager
+def float32_products(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Inside, float32 matrix products on CUDA are as the configuration says; a GPU without TF32 takes no notice."""
+    if not config.run.tf32 or device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def has_bfloat16(device: torch.device) -> bool:
