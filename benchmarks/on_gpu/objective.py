@@ -133,9 +133,7 @@ def _times(
             held.pop(contender, None)
     times = {contender: [took] for contender, took in first.items()}
     round_takes = sum(first.values())
-    rounds = (
-        MOST_REPEATS - 1 if not round_takes else min(MOST_REPEATS - 1, math.floor(0.1 * record.left() / round_takes))
-    )
+    rounds = min(MOST_REPEATS - 1, math.floor(0.1 * record.left() / max(round_takes, 1e-9)))
     for _ in range(rounds):
         for contender, taken in times.items():
             with products(contender.arithmetic):

@@ -1,7 +1,7 @@
 """A training step of RN50 and of ViT-B-32 on batches in page-locked memory, beside open_clip_train's own loop.
 
-Both get what their own data pipelines hand out: ours raw pixels (uint8), open_clip_train normalised ones (float32). Data
-are not decoded here. Blocks of steps are interleaved, and each ends with a look at its last loss.
+Both get what their own data pipelines hand out: ours raw pixels (uint8), open_clip_train normalised ones (float32).
+Data are not decoded here. Blocks of steps are interleaved, and each ends with a look at its last loss.
 """
 
 from __future__ import annotations
