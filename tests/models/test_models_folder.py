@@ -152,13 +152,13 @@ def test_a_bias_that_no_model_learns(bias: float, tmp_path: Path) -> None:
 
 def test_fresh_towers_of_siglip_say_nothing_of_an_objective(tmp_path: Path) -> None:
     config = json.loads((CONFIGS / "tiny-vit.json").read_text()) | {"init_logit_bias": -10}
-    (tmp_path / "tiny-siglip.json").write_text(json.dumps(config))
+    (tmp_path / "tiny-sigmoid.json").write_text(json.dumps(config))
     open_clip_module().add_model_config(tmp_path)
-    encoder = create_model("tiny-siglip", seed=0)
+    encoder = create_model("tiny-sigmoid", seed=0)
     assert encoder.objective_config == {} and encoder.model.logit_bias is None
     weights = encoder.model.state_dict() | {"logit_bias": torch.tensor(-3.0)}
     torch.save(weights, tmp_path / "weights.pt")
-    trained = create_model("tiny-siglip", pretrained=str(tmp_path / "weights.pt")).make_objective()
+    trained = create_model("tiny-sigmoid", pretrained=str(tmp_path / "weights.pt")).make_objective()
     assert trained.name == "siglip" and trained.config()["bias"] == -3.0
 
 
