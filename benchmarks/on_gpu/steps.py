@@ -159,7 +159,7 @@ def _theirs(model: str, pairs: int, block: int, device: torch.device, precision:
     words = ["--model", model, "--batch-size", str(pairs), "--skip-scheduler", "--lr", "1e-4"]
     words += ["--precision", "amp_bf16" if precision == "bf16" else "fp32", "--device", str(device)]
     args: Any = parse_args(words)
-    args.distributed, args.rank, args.local_rank, args.world_size, args.distill = False, 0, 0, 1, False
+    vars(args).update(distributed=False, rank=0, local_rank=0, world_size=1, distill=False, wandb=False)
     towers, _, _ = create_model_and_transforms(model, precision=args.precision, device=device, output_dict=True)
     named = [(name, p) for name, p in towers.named_parameters() if p.requires_grad]
     plain = [p for name, p in named if p.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))]

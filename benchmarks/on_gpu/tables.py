@@ -56,7 +56,7 @@ def _tests(rows: Sequence[Row]) -> str:
     columns: Columns = {
         "test": lambda row: row["test"],
         "outcome": lambda row: row["outcome"],
-        "why": lambda row: row.get("why", ""),
+        "why": lambda row: row.get("why", "")[:90],
     }
     return lay_out(title, columns, [row for row in rows if row["outcome"] != "passed"])
 

@@ -25,7 +25,8 @@ def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
     record = Record(tmp_path / "rows", 10.0)
     assert record.has_time_for("short", 1.0) and not record.has_time_for("long", 6.0)
     record.row(what="short", seconds=1.0)
-    (tmp_path / "rows").open("a").write('{"what": "cut sh')
+    with (tmp_path / "rows").open("a") as file:
+        file.write('{"what": "cut sh')
     rows = read_rows(tmp_path / "rows")
     assert rows[0]["skipped"] == "long" and "would take about 6.0 s" in rows[0]["why"]
     assert rows[1] == {"what": "short", "seconds": 1.0} and len(rows) == 2
