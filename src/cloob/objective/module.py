@@ -78,6 +78,7 @@ class ContrastiveObjective(ScaledModule):
 
     log_inv_tau: nn.Parameter
     log_beta: nn.Parameter
+    layout: distributed.Layout | None = None  # set by without_waiting
 
     def __init__(
         self,
@@ -121,8 +122,7 @@ class ContrastiveObjective(ScaledModule):
         self.gather = gather
         self.matmul = torch.bfloat16 if matmul == "bfloat16" else None
         self.check = check
-        self.trusts_lengths = self._warned_of_lengths = False  # the first and the next are without_waiting's
-        self.layout: distributed.Layout | None = None
+        self.trusts_lengths = self._warned_of_lengths = False  # the first is without_waiting's
         self.add_scale("inv_tau", inv_tau, learnable=learnable_inv_tau)
         self.add_scale("beta", beta, learnable=learnable_beta)
         self.bias: nn.Parameter | None = None
