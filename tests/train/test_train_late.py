@@ -380,6 +380,18 @@ def test_auto_is_resolved_by_the_device(
     config = base.override(precision="auto")
     encoder = build.make_encoder(config)
     found = build.resolved(config, encoder, make_objective("cloob"), torch.device(device))
-    assert found.run.precision == precision
+    assert found.run.precision == precision and found.run.tf32 == (device == "cuda")
     kept = build.resolved(base.override(precision="fp16"), encoder, make_objective("cloob"), torch.device(device))
-    assert kept.run.precision == "fp16"
+    assert kept.run.precision == "fp16" and kept.run.tf32 is False
+
+
+@pytest.mark.parametrize(
+    ("tf32", "device", "said"), [(True, "cuda", "high"), (True, "cpu", "highest"), (False, "cuda", "highest")]
+)
+def test_float32_products_round_to_tf32_for_the_time_of_a_run(
+    tf32: bool, device: str, said: str, base: TrainConfig
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    with build.float32_products(base.override(tf32=tf32), torch.device(device)):
+        assert torch.get_float32_matmul_precision() == said
+    assert torch.get_float32_matmul_precision() == before == "highest"
