@@ -109,7 +109,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     store, own_rank, ranks = _meet(os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"))
     attempt = f"{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}-{next(_joined)}"
     dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
+        # Small numbers between hosts go by gloo: on the device they would wait for all work that is under way there.
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
         store=dist.PrefixStore(f"attempt-{attempt}", store),  # type: ignore[attr-defined]
         rank=own_rank,
         world_size=ranks,
@@ -126,6 +127,11 @@ def process_group(device: torch.device) -> Iterator[None]:
         if any(issubclass(type(candidate), DistributedDataParallel) for candidate in gc.get_objects()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         del group
+
+
+def host(device: torch.device) -> torch.device:
+    """The CPU if the process group can send tensors from there, which waits for no device; else ``device``."""
+    return torch.device("cpu") if "cpu:" in dist.get_backend_config() else device
 
 
 @dataclass(frozen=True)
@@ -234,7 +240,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layout: Layout = ctx.layout
         equal = len(set(layout.sizes)) == 1
-        if equal and dist.get_backend() == "nccl":
+        if equal and grad.is_cuda and "cuda:nccl" in dist.get_backend_config():
             summed = grad.new_empty(layout.sizes[0], *grad.shape[1:])
             _collective("reduce_scatter_single", "reduce_scatter_tensor")(summed, grad.contiguous())
             return summed, None

@@ -32,5 +32,6 @@ def write_model(folder: Path, *, text: dict[str, Any] | None = None, **changes: 
     save_file({key: value.contiguous() for key, value in state.items()}, folder / "open_clip_model.safetensors")
     content = {"model_cfg": config, "preprocess_cfg": {"interpolation": "bicubic"}, "name": "small"}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
-    (folder / "objective.json").write_text(json.dumps(OBJECTIVE))
+    if "init_logit_bias" not in config:  # a model of SigLIP's says with it what it was trained with
+        (folder / "objective.json").write_text(json.dumps(OBJECTIVE))
     return folder

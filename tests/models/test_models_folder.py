@@ -14,12 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from cloob.cli import main
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
+from cloob.models.names import CONFIGS
 from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints
 from cloob.models.towers import TINY_MODELS, create_model
+from cloob.models.towers import open_clip as open_clip_module
+from cloob.objective import make_objective
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
@@ -101,6 +105,61 @@ def test_round_trip(name: str, tmp_path: Path, lively: Callable[..., DualEncoder
     for ours, theirs in zip(embeddings(encoder.eval()), embeddings(loaded), strict=True):
         assert torch.equal(ours, theirs)
     assert {path.name for path in (tmp_path / "m").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
+
+
+def siglip_folder(folder: Path, bias: float = -7.5) -> Path:
+    """A folder as open_clip writes one of SigLIP's models: no file of ours, the bias among the weights."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    cfg = create_model("tiny-vit", seed=0).config.settings | {"init_logit_bias": -10.0, "init_logit_scale": 2.3}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = open_clip.CLIP(**cfg).state_dict()
+    assert state["logit_bias"].item() == -10
+    state |= {"logit_bias": torch.tensor(bias), "logit_scale": torch.tensor(math.log(117.0))}
+    folder.mkdir(parents=True)
+    (folder / CONFIG_FILE).write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {}}))
+    save_file(state, folder / WEIGHTS_FILE)
+    return folder
+
+
+def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(tmp_path: Path) -> None:
+    import open_clip
+
+    encoder = load_model(siglip_folder(tmp_path / "theirs"))
+    objective = encoder.make_objective()
+    assert objective.name == "siglip" and objective.bias is not None and objective.bias.item() == -7.5
+    assert objective.inv_tau.item() == pytest.approx(117.0)
+    assert "model.logit_bias" not in encoder.state_dict() and "init_logit_bias" not in encoder.config.settings
+    assert main(["convert", str(tmp_path / "theirs"), str(tmp_path / "ours")]) == 0
+    written = json.loads((tmp_path / "ours" / CONFIG_FILE).read_text())["model_cfg"]
+    assert written["init_logit_bias"] == -7.5
+    one, other = (open_clip.create_model(f"local-dir:{tmp_path / name}") for name in ("theirs", "ours"))
+    for key, value in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, msg=key)
+    again = load_model(tmp_path / "ours")
+    assert again.objective_config == pytest.approx(encoder.objective_config)
+    # In a softmax it cancels.
+    save_model(tmp_path / "clip", encoder, make_objective("clip").config())
+    assert open_clip.create_model(f"local-dir:{tmp_path / 'clip'}").logit_bias is None
+
+
+@pytest.mark.parametrize("bias", [math.nan, math.inf, 1e30])
+def test_a_bias_that_no_model_learns(bias: float, tmp_path: Path) -> None:
+    fails(siglip_folder(tmp_path / "m", bias), WEIGHTS_FILE)
+
+
+def test_fresh_towers_of_siglip_say_nothing_of_an_objective(tmp_path: Path) -> None:
+    config = json.loads((CONFIGS / "tiny-vit.json").read_text()) | {"init_logit_bias": -10}
+    (tmp_path / "tiny-sigmoid.json").write_text(json.dumps(config))
+    open_clip_module().add_model_config(tmp_path)
+    encoder = create_model("tiny-sigmoid", seed=0)
+    assert encoder.objective_config == {} and encoder.model.logit_bias is None
+    weights = encoder.model.state_dict() | {"logit_bias": torch.tensor(-3.0)}
+    torch.save(weights, tmp_path / "weights.pt")
+    trained = create_model("tiny-sigmoid", pretrained=str(tmp_path / "weights.pt")).make_objective()
+    assert trained.name == "siglip" and trained.config()["bias"] == -3.0
 
 
 def test_image_size_survives(tmp_path: Path) -> None:

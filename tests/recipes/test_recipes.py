@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from cloob.errors import InputError
+from cloob.objective import OBJECTIVES
 from cloob.recipes import RECIPES, describe, get_recipe
 from cloob.train.config import TrainConfig
 
@@ -65,7 +66,8 @@ def test_the_towers_of_every_recipe_can_be_made(model: str) -> None:
 def test_families_differ_in_the_objective_alone() -> None:
     for family in ("cc3m-", "pictograms-"):
         members = [get_recipe(name) for name in RECIPES if name.startswith(family)]
-        assert {member.loss.objective for member in members} == {"cloob", "clip", "infoloob", "infonce-hopfield"}
+        names = {"cloob", "clip", "infoloob", "infonce-hopfield"} | ({"siglip"} if family == "pictograms-" else set())
+        assert {member.loss.objective for member in members} == names
         assert len({(m.pairs, m.towers, m.optim, m.run, m.log, m.align) for m in members}) == 1
     warm, cloob = get_recipe("pictograms-cloob-warm").loss, get_recipe("pictograms-cloob").loss
     assert (warm.retrieval_from, dataclasses.replace(warm, retrieval_from=0.0)) == (0.5, cloob)
@@ -115,13 +117,13 @@ def test_the_papers_hyper_parameters() -> None:
 def test_demo_recipes_from_scratch_differ_in_the_objective_only() -> None:
     demos = [get_recipe(name) for name in RECIPES if name.startswith("demo-scratch-")]
     assert len({(d.pairs, d.towers, d.optim, d.run, d.log) for d in demos}) == 1
-    assert {d.loss.objective for d in demos} == {"cloob", "clip", "infoloob", "infonce-hopfield"}
+    assert {d.loss.objective for d in demos} == set(OBJECTIVES)
     assert demos[0].pairs.data == ("demo",) and demos[0].towers.model == "tiny-resnet"
 
 
 def test_demo_recipes_on_frozen_encoders_have_tuned_settings_and_are_else_alike() -> None:
-    demos = [get_recipe(f"demo-{name}") for name in ("clip", "infoloob", "cloob", "infonce-hopfield")]
-    assert [d.loss.objective for d in demos] == ["clip", "infoloob", "cloob", "infonce-hopfield"]
+    demos = [get_recipe(f"demo-{name}") for name in OBJECTIVES]
+    assert [d.loss.objective for d in demos] == list(OBJECTIVES)
     untuned = [d.override(lr=1e-3, head_dropout=0.3) for d in demos]
     assert len({(d.pairs, d.towers, d.optim, d.run, d.log, d.align) for d in untuned}) == 1
     assert demos[0].pairs.data == ("demo",) and not demos[0].pairs.holds_out

@@ -13,14 +13,14 @@ import pytest
 import torch
 from train_helpers import lines
 
-from cloob.objective import PAPER_OBJECTIVES
+from cloob.objective import OBJECTIVES
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 
 GOLDEN = Path(__file__).with_name("golden_curves.json")
 
 
-@pytest.mark.parametrize("objective", PAPER_OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_golden_curve(objective: str, base: TrainConfig, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

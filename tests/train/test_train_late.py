@@ -6,21 +6,21 @@ import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from device_reads import reads
 from test_train_step import Towers, batch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from train_helpers import Recorder, lines
+from train_helpers import Recorder, fork, lines
 
 from cloob.errors import TrainingFailed
-from cloob.models.runs import list_checkpoints
+from cloob.models.load import load_model
+from cloob.models.runs import latest_checkpoint, list_checkpoints
+from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective, make_objective
 from cloob.objective.waiting import acceptable, without_waiting
 from cloob.train import parts
@@ -29,50 +29,7 @@ from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.step import Stepper, TowersWithLoss
 from cloob.train.towers import build
-
-READS = {"_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select", "_unique2", "unique_dim"}
-METHODS = {"item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "__index__"}
-
-
-class Operations(TorchDispatchMode):
-    """Counts numbers that are read, sizes that depend on values, and copies to another device."""
-
-    def __init__(self, counts: Counter[str]) -> None:
-        super().__init__()
-        self.counts = counts
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        chosen = args[1] if name in ("index", "index_put_", "index_put") else ()
-        out = func(*args, **(kwargs or {}))
-        if name in READS or any(t is not None and t.dtype in (torch.bool, torch.uint8) for t in chosen):
-            self.counts[name] += 1
-        if isinstance(out, Tensor) and name in ("_to_copy", "copy_"):
-            self.counts["copy"] += any(isinstance(a, Tensor) and a.device != out.device for a in args)
-        return out
-
-
-class Methods(TorchFunctionMode):
-    """Counts what a tensor on the CPU answers without an operation, such as ``tolist``."""
-
-    def __init__(self, counts: Counter[str]) -> None:
-        super().__init__()
-        self.counts = counts
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.counts[func.__name__] += func.__name__ in METHODS
-        return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def reads() -> Iterator[Counter[str]]:
-    """What a device would be waited for. Its stand-in is the CPU, or ``meta``, whose tensors have no values to read."""
-    counts: Counter[str] = Counter()
-    with Operations(counts), Methods(counts):
-        yield counts
-    for name in list(counts):
-        if not counts[name]:
-            del counts[name]
+from cloob.train.towers.average import WeightAverage
 
 
 @pytest.fixture
@@ -81,11 +38,16 @@ def late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "works_by_itself", lambda device: True)
 
 
-def stepper(objective: ContrastiveObjective, *, late: bool, clip: float = 0.0, micro: int = 0) -> Stepper:
+def stepper(
+    objective: ContrastiveObjective, *, late: bool, clip: float = 0.0, micro: int = 0, precision: str = "fp32"
+) -> Stepper:
     torch.manual_seed(0)
-    module = TowersWithLoss(Towers(), objective).train()
+    module = TowersWithLoss(Towers(), objective, precision).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, fused=True)
-    return Stepper(module, optimizer, clip, micro, late=late)
+    take = Stepper(module, optimizer, clip, micro, late=late)
+    # So few pairs have gradients that overflow at torch's own 2¹⁶.
+    take.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")
+    return take
 
 
 def state(take: Stepper) -> dict[str, Tensor]:
@@ -96,20 +58,24 @@ def state(take: Stepper) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("clip", "micro"), [(0.0, 0), (1e-3, 0), (1e3, 0), (0.5, 2)])
-@pytest.mark.parametrize("name", ["cloob", "clip"])
-def test_a_late_step_is_the_step(name: str, clip: float, micro: int) -> None:
-    waits, goes_on = (stepper(make_objective(name), late=late, clip=clip, micro=micro) for late in (False, True))
+@pytest.mark.parametrize(("name", "precision"), [("cloob", "fp32"), ("clip", "fp16"), ("siglip", "fp32")])
+def test_a_late_step_is_the_step(name: str, precision: str, clip: float, micro: int) -> None:
+    waits, goes_on = (
+        stepper(make_objective(name), late=late, clip=clip, micro=micro, precision=precision) for late in (False, True)
+    )
     ids = torch.tensor([0, 1, 2, 1, 4, 5])
     for _ in range(3):
         one = waits(*batch(), ids, 1e-2)
         launched = goes_on.launch(*batch(), ids, 1e-2)
         other = launched.result(launched.numbers.tolist())
         assert (other.loss, other.grad_norm, other.finite) == (one.loss, one.grad_norm, True)
+        assert (other.loss_scale, other.overflow) == (one.loss_scale, False)
         assert torch.equal(other.image_features, one.image_features)
     for key, value in state(waits).items():
         assert torch.equal(state(goes_on)[key], value), key
-    learned = {} if name == "cloob" else {"inv_tau": float(waits.module.objective.inv_tau.detach())}
-    assert other.scales == learned
+    scales = waits.module.objective.scale_values()
+    assert other.scales == {name: float(scale.detach()) for name, scale in scales.items() if isinstance(scale, Tensor)}
+    assert len(other.scales) == ["cloob", "clip", "siglip"].index(name)
 
 
 @pytest.mark.parametrize("micro", [0, 2])
@@ -142,10 +108,11 @@ def test_a_late_step_that_is_not_finite_leaves_no_trace(where: str, micro: int) 
 
 
 @pytest.mark.parametrize("pairs", [6, 300])  # the plain path and the streamed one
-@pytest.mark.parametrize("micro", [0, 3])
-def test_nothing_is_read_in_a_late_step(pairs: int, micro: int) -> None:
+@pytest.mark.parametrize(("micro", "precision"), [(0, "fp32"), (3, "fp32"), (0, "fp16")])
+def test_nothing_is_read_in_a_late_step(pairs: int, micro: int, precision: str) -> None:
     goes_on, waits = (
-        stepper(make_objective("cloob"), late=late, clip=1.0, micro=100 * micro) for late in (True, False)
+        stepper(make_objective("cloob"), late=late, clip=1.0, micro=100 * micro, precision=precision)
+        for late in (True, False)
     )
     images, tokens, ids = torch.randn(pairs, 5), torch.randn(pairs, 3), torch.arange(pairs) // 2
     with reads() as read:
@@ -159,7 +126,15 @@ def test_nothing_is_read_in_a_late_step(pairs: int, micro: int) -> None:
 
 @pytest.mark.parametrize("pairs", [6, 300])
 @pytest.mark.parametrize(
-    "options", [{}, {"learnable_beta": True}, {"contrast": "infonce"}, {"hopfield": False}, {"learnable_inv_tau": True}]
+    "options",
+    [
+        {},
+        {"learnable_beta": True},
+        {"contrast": "infonce"},
+        {"hopfield": False},
+        {"learnable_inv_tau": True},
+        {"contrast": "sigmoid"},
+    ],
 )
 def test_the_objective_waits_for_no_device_inside(
     pairs: int, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -213,19 +188,46 @@ def test_acceptable_is_what_the_check_takes() -> None:
     assert not acceptable(good, good, torch.tensor(-1.0)) and acceptable(good, good, torch.tensor(30.0))
 
 
-@pytest.mark.parametrize("precision", ["fp16", "fp32"])
-def test_what_needs_the_host_is_refused(precision: str) -> None:
-    module = TowersWithLoss(Towers(), make_objective("cloob"), precision)
-    optimizer = torch.optim.AdamW(module.parameters(), fused=precision == "fp16")
-    with pytest.raises(ValueError, match="late=True needs one process"):
-        Stepper(module, optimizer, late=True)
+def test_what_needs_the_host_is_refused() -> None:
+    module = TowersWithLoss(Towers(), make_objective("cloob"))
+    with pytest.raises(ValueError, match="late=True needs an optimiser that takes found_inf"):
+        Stepper(module, torch.optim.AdamW(module.parameters(), fused=False), late=True)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_the_loss_scale_moves_as_if_it_had_been_waited_for(where: str) -> None:
+    """A gradient that overflows lowers it, a loss that is not finite says nothing of it."""
+    waits, goes_on = (stepper(make_objective("cloob"), late=late, precision="fp16") for late in (False, True))
+    for step in range(4):
+        images, tokens = batch()
+        if where == "loss" and step in (1, 2):
+            images[0, 0] = math.nan
+        hooks = [
+            one.module.encoder.text.weight.register_hook(lambda g: g * math.inf)  # type: ignore
+            for one in (waits, goes_on)
+            if where == "gradient" and step in (1, 2)
+        ]
+        expected = waits(images, tokens, None, 1e-2)
+        launched = goes_on.launch(images, tokens, None, 1e-2)
+        for hook in hooks:
+            hook.remove()
+        found = launched.result(launched.numbers.tolist())
+        assert (found.finite, found.overflow, found.loss_scale) == (
+            expected.finite,
+            expected.overflow,
+            expected.loss_scale,
+        )
+        assert found.overflow == (where == "gradient" and step in (1, 2))
+    assert goes_on.state_dict() == waits.state_dict()
+    assert goes_on.state_dict()["scaler"]["scale"] == 2.0 ** (6 if where == "gradient" else 8)
 
 
 class Spoils(Callback):
     """Makes the gradients of some steps infinite; counts by backward passes, so that it does not matter who waits."""
 
-    def __init__(self, *steps: int) -> None:
+    def __init__(self, *steps: int, parameter: str = "positional_embedding") -> None:
         self.steps = steps
+        self.parameter = parameter
         self.passes = 0
 
     def on_start(self, info: RunInfo) -> None:
@@ -233,7 +235,7 @@ class Spoils(Callback):
             self.passes += 1
             return gradient * math.inf if self.passes in self.steps else gradient
 
-        info.encoder.model.positional_embedding.register_hook(hook)
+        getattr(info.encoder.model, self.parameter).register_hook(hook)
 
 
 def everything(run: Path) -> list[dict[str, Any]]:
@@ -241,7 +243,7 @@ def everything(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key not in times} for line in lines(run / "metrics.jsonl")]
 
 
-@pytest.mark.parametrize("objective", ["cloob", "clip"])
+@pytest.mark.parametrize("objective", ["cloob", "clip", "siglip"])
 def test_a_late_run_is_the_run(
     objective: str, base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +258,7 @@ def test_a_late_run_is_the_run(
     assert everything(one) == everything(other)
     assert [line["step"] for line in lines(other / "metrics.jsonl") if "skipped" in line] == [2, 6, 7]
     assert all("device_wait" in line and 0 <= line["device_wait"] <= 1 for line in lines(other / "metrics.jsonl"))
-    assert "saturation" in lines(other / "metrics.jsonl")[3]
+    assert "effective_eigenvalues_text" in lines(other / "metrics.jsonl")[3]
     for file in ("nonfinite-step-2.json", "nonfinite-step-6.json"):
         assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
     steps = [[line["step"] for line in recorder.of("step")] for recorder in recorders.values()]
@@ -304,11 +306,67 @@ def test_a_late_run_waits_once_in_each_window(base: TrainConfig, tmp_path: Path,
     assert len(seen) == 10 and not any(seen.values())
 
 
-def test_an_average_is_waited_for(base: TrainConfig, tmp_path: Path, late: None) -> None:
-    """It must not move with a step that leaves no trace; so these runs keep to the old way, and are the same."""
-    train(base.override(out=tmp_path / "run", ema=0.9, epochs=1, save_every=0), callbacks=[Spoils(2)])
-    found = lines(tmp_path / "run" / "metrics.jsonl")
-    assert "device_wait" not in found[0] and found[1]["skipped"] == "not finite"
+def test_an_average_moves_with_the_steps_that_leave_a_trace(
+    base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = base.override(ema=0.9, epochs=2, save_every=0, keep=0, model="nano-resnet")
+    averages: list[dict[str, Tensor]] = []
+    for name in ("waits", "late"):
+        monkeypatch.setattr(parts, "works_by_itself", lambda device, late=name == "late": late)
+        train(settings.override(out=tmp_path / name), callbacks=[Spoils(1, 4, parameter="text_projection")])
+        found = load_model(tmp_path / name)
+        averages.append(found.state_dict())
+        state = torch.load(latest_checkpoint(tmp_path / name) / "trainer.pt", weights_only=True)
+        assert state["average"] == {"updates": 8}
+    assert everything(tmp_path / "waits") == everything(tmp_path / "late")
+    assert all(torch.equal(value, averages[1][key]) for key, value in averages[0].items())
+
+
+def test_an_average_is_not_waited_for(nano_configs: Path) -> None:
+    encoder = create_model("nano-resnet", seed=0)
+    average = WeightAverage(encoder, 0.9)
+    with reads() as read:
+        average.update(encoder, torch.tensor(True))
+        average.update(encoder, torch.tensor(False))
+    assert not read and average.updates == 1
+
+
+@pytest.mark.parametrize(
+    "leaves",
+    [
+        {"objective": "clip", "precision": "fp16", "mask_duplicates": True},
+        pytest.param({"fsdp": True, "model": "nano-vit"}, marks=pytest.mark.nightly),
+        pytest.param({"micro_batch_size": 2, "ema": 0.9, "model": "nano-vit"}, marks=pytest.mark.nightly),
+    ],
+    ids=lambda leaves: ", ".join(leaves),
+)
+def test_late_ranks_are_the_ranks(leaves: dict[str, Any], base: TrainConfig, tmp_path: Path) -> None:
+    """Two processes, of which one has two samples that cannot be used; and nothing is read in their steps."""
+    settings = base.override(epochs=2, save_every=3, keep=0, clip_grad_norm=1.0, log_every=4, **leaves)
+
+    def both() -> None:
+        train(settings.override(out=tmp_path / "waits"), callbacks=[Spoils(2, 6)])
+        launch, seen = Stepper.launch, []
+
+        def counting(self: Stepper, *args: Any, **kwargs: Any) -> Any:
+            with reads() as read:
+                out = launch(self, *args, **kwargs)
+            seen.append(dict(read))
+            return out
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(parts, "works_by_itself", lambda device: True)
+            patch.setattr(Stepper, "launch", counting)
+            train(settings.override(out=tmp_path / "late"), callbacks=[Spoils(2, 6)])
+        assert len(seen) == 10 and not any(seen), seen
+
+    ranks = fork(tmp_path / "ranks", 2, both)
+    assert ranks.wait() == [0, 0], ranks.told()
+    assert everything(tmp_path / "waits") == everything(tmp_path / "late")
+    skipped = {line["step"] for line in lines(tmp_path / "late" / "metrics.jsonl") if "skipped" in line}
+    assert "fsdp" in leaves or len(skipped) >= 2  # FSDP calls no hook of a parameter that is in shards
+    one, other = (load_model(tmp_path / name).state_dict() for name in ("waits", "late"))
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
 @pytest.mark.parametrize(
@@ -322,6 +380,18 @@ def test_auto_is_resolved_by_the_device(
     config = base.override(precision="auto")
     encoder = build.make_encoder(config)
     found = build.resolved(config, encoder, make_objective("cloob"), torch.device(device))
-    assert found.run.precision == precision
+    assert found.run.precision == precision and found.run.tf32 == (device == "cuda")
     kept = build.resolved(base.override(precision="fp16"), encoder, make_objective("cloob"), torch.device(device))
-    assert kept.run.precision == "fp16"
+    assert kept.run.precision == "fp16" and kept.run.tf32 is False
+
+
+@pytest.mark.parametrize(
+    ("tf32", "device", "said"), [(True, "cuda", "high"), (True, "cpu", "highest"), (False, "cuda", "highest")]
+)
+def test_float32_products_round_to_tf32_for_the_time_of_a_run(
+    tf32: bool, device: str, said: str, base: TrainConfig
+) -> None:
+    before = torch.get_float32_matmul_precision()
+    with build.float32_products(base.override(tf32=tf32), torch.device(device)):
+        assert torch.get_float32_matmul_precision() == said
+    assert torch.get_float32_matmul_precision() == before == "highest"

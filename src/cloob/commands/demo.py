@@ -25,8 +25,8 @@ class DemoArguments:
     """Train CLIP, InfoLOOB and CLOOB side by side on a set that comes along, search its pictures; no network needed."""
 
     objectives: tuple[ObjectiveName, ...] | None = None
-    """Members of the family to train: clip, infoloob, infonce-hopfield, cloob. Left out, all but the third; from
-    scratch clip and cloob."""
+    """Members of the family to train: clip, infoloob, infonce-hopfield, cloob, siglip, siglip-hopfield. Left out, clip,
+    infoloob and cloob; from scratch clip and cloob."""
     from_scratch: bool = False
     """Train both towers from random weights, in place of heads on two frozen encoders (the extra align)."""
     seed: int = 0

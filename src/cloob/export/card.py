@@ -26,7 +26,7 @@ _SECTIONS = {
         },
     ),
 }
-_SETTINGS = {"inv_tau": "τ⁻¹", "beta": "β", "scale": "scale"}
+_SETTINGS = {"inv_tau": "τ⁻¹", "beta": "β", "bias": "bias", "scale": "scale"}
 
 
 def write_card(
@@ -102,7 +102,12 @@ _OBJECTIVES = {
     "clip": "CLIP's objective (InfoNCE)",
     "infoloob": "InfoLOOB (arXiv:2110.11316, without retrieval)",
     "infonce-hopfield": "InfoNCE on embeddings retrieved from modern Hopfield networks",
+    "siglip": "SigLIP's sigmoid loss (arXiv:2303.15343)",
+    "siglip-hopfield": "SigLIP's sigmoid loss on embeddings retrieved from modern Hopfield networks",
 }
+
+
+_LEARNABLE = {"learnable_inv_tau": "τ⁻¹", "learnable_beta": "β"}
 
 
 def _training(facts: Facts) -> str:
@@ -112,8 +117,9 @@ def _training(facts: Facts) -> str:
         settings = {label: facts.settings[key] for key, label in _SETTINGS.items() if key in facts.settings}
         if not facts.settings.get("hopfield"):
             settings.pop("β", None)
-        for key, label in (("learnable_inv_tau", "τ⁻¹"), ("learnable_beta", "β")):
-            if facts.settings.get(key) and label in settings:
+        learned = [label for key, label in _LEARNABLE.items() if facts.settings.get(key)]
+        for label in (*learned, "bias"):  # the bias always is
+            if label in settings:
                 settings[label] = f"{settings[label]:.4g} (learned)"
         rows |= {label: str(value) for label, value in settings.items()}
     rows |= facts.training

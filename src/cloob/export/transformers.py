@@ -110,6 +110,8 @@ def _state(encoder: DualEncoder, text: Any) -> dict[str, Tensor]:
     Raises:
         Unsupported: There are others than ``CLIPModel`` has.
     """
+    if encoder.objective_config.get("contrast") == "sigmoid":
+        raise Unsupported(f"{encoder.name}: CLIPModel has no place for logit_bias; --to onnx takes it")
     weights = {key.removeprefix("text."): value for key, value in encoder.model.state_dict().items()}
     blocks = [len(tower.transformer.resblocks) for tower in (text, encoder.model.visual)]
     plan = key_map(*blocks)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -56,7 +56,8 @@ class DualEncoder(nn.Module):
 
     Attributes:
         name: The configuration's name, or where the model came from.
-        model: The open_clip module; its ``logit_scale`` and ``logit_bias`` are frozen: the scales are the objective's.
+        model: The open_clip module; its ``logit_scale`` is frozen and its ``logit_bias`` taken out: both are the
+            objective's, and stored with the towers again by ``save_model``.
         tokenizer: list of n strings -> int64 (n, L); ``FastTokenizer`` in place of open_clip's own.
         preprocess: PIL image -> uint8 (3, H, W), see ``EvalTransform``.
         config: What it was built from.
@@ -110,9 +111,11 @@ class DualEncoder(nn.Module):
         self.preprocess = self._make_preprocess()
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
-        for scale in (self.model.logit_scale, getattr(self.model, "logit_bias", None)):
-            if scale is not None:
-                scale.requires_grad_(False)
+        self.model.logit_scale.requires_grad_(False)
+        if getattr(self.model, "logit_bias", None) is not None:
+            self.model.logit_bias = None
+            settings = {key: value for key, value in config.settings.items() if key != "init_logit_bias"}
+            self.config = replace(config, settings=settings)
         self.set_channels_last(True)
 
     def _make_preprocess(self) -> Callable[[Image], Tensor]:

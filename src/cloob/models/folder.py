@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cloob.errors import InputError, require
@@ -35,6 +36,7 @@ from cloob.models.runs import (
 from cloob.models.towers import load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
 from cloob.models.weights import open_clip_folder, towers_folder
+from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import stored_tokenizer
 
 
@@ -47,11 +49,12 @@ def save_model(
         folder: Made when it is not there.
         encoder: The towers.
         objective: JSON-able ``ContrastiveObjective.config()``; its ``inv_tau`` is stored as open_clip's
-            ``logit_scale``, ln(inv_tau), so that open_clip's logits have the trained temperature.
+            ``logit_scale``, ln(inv_tau), so that open_clip's logits have the trained temperature, and its ``bias``, if
+            it has one, as ``logit_bias``, as in open_clip's SigLIP models.
         weights: The encoder's ``state_dict`` where the encoder itself holds only a part of it (shards).
 
     Raises:
-        ValueError: ``objective`` is not JSON-able or its ``inv_tau`` is not positive.
+        ValueError: ``objective`` is not JSON-able, its ``inv_tau`` is not positive or its ``bias`` no number.
         InputError: The encoder is an ONNX export.
     """
     encoder.check_weights()
@@ -61,7 +64,7 @@ def save_model(
     else:
         state = _stored_state(encoder.state_dict() if weights is None else weights, objective)
         others = encoder.config.kind == "towers"
-        files = towers_folder.towers_files(encoder, state) if others else _open_clip_files(encoder, state)
+        files = towers_folder.towers_files(encoder, state) if others else _open_clip_files(encoder, state, objective)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     (folder / OBJECTIVE_FILE).write_bytes(json.dumps(objective, indent=2, allow_nan=False).encode())
@@ -115,9 +118,14 @@ def _stored_state(weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -
     return state
 
 
-def _open_clip_files(encoder: DualEncoder, state: dict[str, Tensor]) -> dict[str, bytes]:
+def _open_clip_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of a folder of open_clip's towers by their names."""
-    config = {"model_cfg": encoder.config.settings, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
+    model_cfg = encoder.config.settings
+    if "bias" in objective:
+        bias = float(objective["bias"])
+        model_cfg = model_cfg | {"init_logit_bias": bias}
+        state = state | {"logit_bias": torch.full_like(state["logit_scale"], bias)}
+    config = {"model_cfg": model_cfg, "preprocess_cfg": encoder.preprocess_cfg, "name": encoder.name}
     settings = getattr(encoder.tokenizer, "settings", None)  # of other programs; open_clip passes over the key
     if settings is not None:
         config["tokenizer"] = settings
@@ -147,4 +155,5 @@ def _read_open_clip(folder: Path, config: dict[str, Any], objective: dict[str, A
     else:
         tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(file))
     name = str(config.get("name", folder.name))
+    objective = objective or sigmoid_objective(weights, model)
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)

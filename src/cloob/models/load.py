@@ -30,6 +30,7 @@ from cloob.models.runs import (
 from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
 from cloob.models.untrusted import check_model_cfg, read_json
 from cloob.models.weights import families, open_clip_folder
+from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer, stored_tokenizer
 
 BEST = ":best"
@@ -139,6 +140,7 @@ def _load_hub(source: str) -> DualEncoder:
         weights = weights_file(folder)
         assert weights is not None, folder
         model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
+    objective = objective or sigmoid_objective(weights, model)
     return DualEncoder(source, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
 

@@ -23,6 +23,7 @@ from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
 from cloob.models.names import CONFIGS, TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
+from cloob.models.weights.scales import sigmoid_objective
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 __all__ = ["TINY_MODELS", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
@@ -59,7 +60,8 @@ def create_model(
         pretrained: One of open_clip's tags for this name, or a weights file; ``None`` for fresh weights.
 
     Returns:
-        The encoder; open_clip's own ``logit_scale`` is frozen in it.
+        The encoder; open_clip's own ``logit_scale`` is frozen in it. Pretrained weights that hold a ``logit_bias``
+        (SigLIP) say with it which objective they were trained with.
 
     Raises:
         InputError: Unknown name, tag or device; an image size that the tower cannot take; weights that cannot be
@@ -99,7 +101,8 @@ def create_model(
     tokenizer = load_tokenizer(name, config, f"model {name!r}")
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
-    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config)).to(place)
+    trained = {} if pretrained is None else sigmoid_objective(Path(f"{name}/{pretrained}"), model)
+    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
 
 
 def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:

@@ -14,7 +14,7 @@ from cloob import distributed
 from cloob.functional.checks import check_number, readable
 from cloob.functional.reference import Contrast, Scale, check_pairs, check_scale
 from cloob.objective.implementation import BACKENDS, Backend, Implementation, choose_implementation
-from cloob.objective.ranks import agree_on_rows, loss_over_ranks
+from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_scales, check_values, one_of
 from cloob.scales import ScaledModule
 
@@ -79,6 +79,7 @@ class ContrastiveObjective(ScaledModule):
 
     log_inv_tau: nn.Parameter
     log_beta: nn.Parameter
+    layout: distributed.Layout | None = None  # set by without_waiting
 
     def __init__(
         self,
@@ -163,6 +164,13 @@ class ContrastiveObjective(ScaledModule):
     def beta(self) -> Tensor:
         """0-d β, likewise."""
         return _as_tensor(self.scale_value("beta"))
+
+    def scale_values(self) -> Scales:
+        """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias``: fixed ones as numbers, others as tensors."""
+        scales: Scales = {name: self.scale_value(name) for name in ("inv_tau", "beta")}
+        if self.bias is not None:
+            scales["bias"] = self.bias
+        return scales
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, τ⁻¹, β and bias at their present values; serialisable as JSON."""
@@ -262,7 +270,8 @@ class ContrastiveObjective(ScaledModule):
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
         prepare = partial(self._prepare, logit_scale, logit_bias)
         if self.gather and distributed.world_size() > 1:
-            x, y, ids, scales, layout = agree_on_rows(image_features, text_features, ids, prepare)
+            agree = agree_on_rows if self.layout is None else partial(known_rows, layout=self.layout)
+            x, y, ids, scales, layout = agree(image_features, text_features, ids, prepare)
             parts = self.implementation(layout.total)
             loss = loss_over_ranks(x, y, scales, ids=ids, layout=layout, parts=parts, **member)
         else:

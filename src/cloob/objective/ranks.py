@@ -27,6 +27,35 @@ class LocalRows(NamedTuple):
 
 
 @outside_autocast
+def known_rows(
+    image_features: Tensor,
+    text_features: Tensor,
+    ids: Tensor | None,
+    prepare: Callable[[Tensor, Tensor], Scales],
+    layout: Layout,
+) -> LocalRows:
+    """This rank's rows, where it is known how many each rank has; tells the other ranks nothing.
+
+    Raises:
+        ValueError: This rank's arguments are not in order, or not as many as ``layout`` says.
+    """
+    x, y, ids = _checked(image_features, text_features, ids)
+    own = layout.local.stop - layout.local.start
+    if len(x) != own:
+        raise ValueError(f"{len(x)} rows on this rank, where the layout says {own}")
+    return LocalRows(x, y, ids, prepare(x, y), layout)
+
+
+def _checked(image_features: Tensor, text_features: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A rank's arguments, if they fit each other."""
+    x, y = as_rows(image_features=image_features, text_features=text_features)
+    if len(x) != len(y) or len(x) < 1:
+        raise ValueError(f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected")
+    both = check_ids(ids, None, len(x), len(x), x.device)
+    return x, y, None if both is None else both[0].to(torch.int64)
+
+
+@outside_autocast
 def agree_on_rows(
     image_features: Tensor, text_features: Tensor, ids: Tensor | None, prepare: Callable[[Tensor, Tensor], Scales]
 ) -> LocalRows:
@@ -40,13 +69,7 @@ def agree_on_rows(
     facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
     facts |= dict.fromkeys(scales, 1.0)
     try:
-        x, y = as_rows(image_features=image_features, text_features=text_features)
-        if len(x) != len(y) or len(x) < 1:
-            raise ValueError(
-                f"{len(x)} image_features and {len(y)} text_features: equally many, at least 1, are expected"
-            )
-        both = check_ids(ids, None, len(x), len(x), x.device)
-        ids = None if both is None else both[0].to(torch.int64)
+        x, y, ids = _checked(image_features, text_features, ids)
         scales = prepare(x, y)
         values = (float(scale.detach() if isinstance(scale, Tensor) else scale) for scale in scales.values())
         numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *values)

@@ -52,6 +52,16 @@ def demo_infonce_hopfield() -> TrainConfig:
     return demo_cloob().override(objective="infonce-hopfield", out="runs/demo/infonce-hopfield")
 
 
+def demo_siglip() -> TrainConfig:
+    """SigLIP's sigmoid loss on the demo pairs, heads on frozen encoders; CLIP's settings, not tuned."""
+    return _demo("siglip", lr=1e-3, head_dropout=0.3)
+
+
+def demo_siglip_hopfield() -> TrainConfig:
+    """SigLIP's sigmoid loss on retrieved embeddings, heads on frozen encoders; CLOOB's settings, not tuned."""
+    return _demo("siglip-hopfield", beta=8.0, lr=1e-3, head_dropout=0.5)
+
+
 def _scratch(objective: ObjectiveName) -> TrainConfig:
     """Both towers from random weights, sized for under two minutes on two CPU cores; alike but for the objective."""
     return TrainConfig().override(
@@ -88,3 +98,13 @@ def demo_scratch_infoloob() -> TrainConfig:
 def demo_scratch_infonce_hopfield() -> TrainConfig:
     """InfoNCE with Hopfield retrieval on the demo pairs from random weights."""
     return _scratch("infonce-hopfield")
+
+
+def demo_scratch_siglip() -> TrainConfig:
+    """SigLIP's sigmoid loss on the demo pairs from random weights, learnable τ⁻¹ and bias."""
+    return _scratch("siglip")
+
+
+def demo_scratch_siglip_hopfield() -> TrainConfig:
+    """SigLIP's sigmoid loss with Hopfield retrieval on the demo pairs from random weights."""
+    return _scratch("siglip-hopfield")

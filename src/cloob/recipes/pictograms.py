@@ -1,4 +1,4 @@
-"""Small runs on a CPU: 64-pixel pictures of a few ten thousand pairs, the four members of the family alike."""
+"""Small runs on a CPU: 64-pixel pictures of a few ten thousand pairs, the members of the family alike."""
 
 from __future__ import annotations
 
@@ -48,3 +48,8 @@ def pictograms_infoloob() -> TrainConfig:
 def pictograms_infonce_hopfield() -> TrainConfig:
     """InfoNCE with Hopfield retrieval on small pictures on a CPU, alike in everything else."""
     return _pictograms("infonce-hopfield")
+
+
+def pictograms_siglip() -> TrainConfig:
+    """SigLIP's sigmoid loss on small pictures on a CPU, alike in everything else."""
+    return _pictograms("siglip")

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from cloob.data.batch import Batch
-from cloob.distributed import process_group, rank, resolve_device, world_size
+from cloob.data.copies import Copies
+from cloob.distributed import Layout, process_group, rank, resolve_device, world_size
 from cloob.train import faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig, memory
@@ -24,11 +25,13 @@ from cloob.train.state.resume import AlreadyFinished
 from cloob.train.state.rng import preserved_rng
 from cloob.train.state.runlock import RunLock
 from cloob.train.step import Launched, StepResult
-from cloob.train.towers import finetune
+from cloob.train.towers import build, finetune
 from cloob.train.towers import fsdp as sharding
 from cloob.train.validate import Validation, validate
 from cloob.train.watch.ledger import Ledger, Taken
 from cloob.train.watch.log import TensorBoard
+from cloob.train.watch.profiling import Profile
+from cloob.train.watch.spans import DATA
 from cloob.train.watch.trackers import make_trackers
 
 _CPU = torch.device("cpu")
@@ -71,7 +74,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
                 ended = finished.checkpoint
                 on_rank_zero(lambda: finetune.make_good_average(config, ended))
             return finished.result()
-        with StopSignal() as stop:
+        with StopSignal() as stop, build.float32_products(run.parts.config, device):
             result = run.go(stop)
         del run  # and with it DDP, before the group that it holds
         if config.towers.average_with_start is not None and result.stopped is None and result.checkpoint is not None:
@@ -101,6 +104,10 @@ class _Run:
         self.lock = lock
         self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
         self.callbacks = callbacks
+        self.copies = Copies(parts.device)
+        self.spans = parts.stepper.spans
+        followed = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
+        self.profile = Profile(followed, self.spans, self.course.steps_left())
         self.ledger = Ledger(parts, partial(self._call, "on_step"))
         self.skipped: dict[str, int] = {}
 
@@ -128,12 +135,15 @@ class _Run:
             stopped = False
             while not stopped and not self.course.is_over():
                 stopped = self._epoch(stop)
+            self.profile.close()
             self._save()
             result = self._result("SIGTERM" if stopped else None)
             return result
         except Exception:
             with contextlib.suppress(Exception):  # what ended the run is to be told, not what was found on the way out
                 self.ledger.settle()
+            with contextlib.suppress(Exception):
+                self.profile.close()
             raise
         finally:
             parts.close()
@@ -176,19 +186,22 @@ class _Run:
         finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
         try:
             for index in range(start, steps):
+                self.profile.step()
                 began = time.perf_counter()
-                with preserved_rng(_CPU):
+                with preserved_rng(_CPU), self.spans(DATA):
                     fetched = faults.fetch(batches, stop)
                 stop.ignore_children()  # only now: torch sets its own handler when the workers begin
                 waited = time.perf_counter() - began
-                batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
+                with self.spans("agreement of ranks"):
+                    batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
                 parts.bad.count(batch, counts)
                 self._step(batch, counts, began, waited)
                 progress.position = offset + (index + 1) * size
                 last = index + 1 == steps
                 if save_every and progress.step % save_every == 0 and not last:
                     self._save()
-            best = self._end_epoch(stop)
+            with self.spans("end of an epoch", undivided=True):
+                best = self._end_epoch(stop)
         except StopRequested:  # while it validates: the checkpoint lacks the validation, which resuming makes good
             return True
         if best or not save_every or progress.step % save_every == 0:
@@ -203,17 +216,24 @@ class _Run:
         progress.step += 1
         outcome = None
         if counts.samples >= 2 and counts.smallest >= 1:
-            batch = batch.to(parts.device, non_blocking=True)
+            with self.spans("copy to the device"):
+                batch = self.copies(batch)
             ids = batch.ids if parts.config.loss.mask_duplicates else None
-            outcome = self._stepped(batch, ids, lr, hopfield)
+            outcome = self._stepped(batch, ids, lr, hopfield, Layout(counts.sizes))
+            if parts.average is not None:
+                with self.spans("average of the weights"):
+                    parts.average.update(parts.encoder, outcome.finite)
         self.ledger.add(Taken(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
-    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool) -> StepResult | Launched:
+    def _stepped(
+        self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool, layout: Layout
+    ) -> StepResult | Launched:
         """One optimiser step; one line if there is not enough memory for it."""
         parts = self.parts
-        take = parts.stepper.launch if parts.stepper.late else parts.stepper
         try:
-            return take(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
+            if parts.stepper.late:
+                return parts.stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
+            return parts.stepper(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
         except (RuntimeError, MemoryError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -281,6 +301,7 @@ class _Run:
         on_rank_zero(self.lock.check)
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
         progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)
-        written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
+        with self.spans("checkpoint", undivided=True):
+            written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
         if written is not None:
             self._call("on_checkpoint", written)

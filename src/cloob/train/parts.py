@@ -115,9 +115,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
-    # The average counts its updates on the host, which would have to know which steps leave a trace.
-    late = works_by_itself(device) and average is None
-    late = late and can_be_late(optimizer, config.run.precision, sharded=config.run.fsdp)
+    late = works_by_itself(device) and can_be_late(optimizer)
     stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config), late=late)
     if checkpoint is not None:
         stepper.load_state_dict(checkpoint.state.get("stepper", {}))

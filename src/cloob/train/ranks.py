@@ -9,20 +9,21 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from cloob.distributed import rank, world_size
+from cloob.distributed import host, rank, world_size
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Tally:
-    """One step's batch over all ranks."""
+    """One step's batch over all ranks; ``sizes`` are the usable samples of each."""
 
     samples: int
     smallest: int
     bad: int
     stop: bool
     fault: bool = False
+    sizes: tuple[int, ...] = ()
 
 
 def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool = False) -> Tally:
@@ -32,20 +33,20 @@ def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool 
         samples: Usable samples in this rank's part of the batch.
         bad: Samples this rank could not use.
         stop: Whether this rank was asked to stop.
-        device: Where the process group can send tensors from.
+        device: Where the process group can send tensors from, if not from the host.
         fault: Whether this rank could not get its batch.
 
     Returns:
         Sums over the ranks, the smallest part, and whether any rank was asked to stop or has a fault.
     """
     if world_size() == 1:
-        return Tally(samples, samples, bad, stop, fault)
-    counts_here = torch.tensor([samples, bad, int(stop), int(fault)], device=device)
+        return Tally(samples, samples, bad, stop, fault, (samples,))
+    counts_here = torch.tensor([samples, bad, int(stop), int(fault)], device=host(device))
     parts = [torch.empty_like(counts_here) for _ in range(world_size())]
     dist.all_gather(parts, counts_here)
     rows = torch.stack(parts).tolist()
     counts, bads, stops, faults = zip(*rows, strict=True)
-    return Tally(sum(counts), min(counts), sum(bads), any(stops), any(faults))
+    return Tally(sum(counts), min(counts), sum(bads), any(stops), any(faults), counts)
 
 
 def gather_objects(value: T) -> list[T]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cloob.distributed import world_size
+from cloob.distributed import Layout, world_size
 from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
 from cloob.objective.waiting import acceptable, without_waiting
 from cloob.train.gradcache import cached_backward
 from cloob.train.optim import set_learning_rate
 from cloob.train.towers import fsdp as sharding
+from cloob.train.watch.spans import READING, Spans
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,10 +32,14 @@ class TowersWithLoss(nn.Module):
         objective: Called as ``objective(image_features, text_features, ids=…)``, with ``hopfield=`` where a schedule
             says so.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+
+    Attributes:
+        spans: The parts of a step, which a profile times.
     """
 
     def __init__(self, encoder: nn.Module, objective: ContrastiveObjective, precision: str = "fp32") -> None:
         super().__init__()
+        self.spans = Spans(next((p.device for p in encoder.parameters()), torch.device("cpu")))
         self.encoder = encoder
         self.objective = objective
         self.precision = precision
@@ -62,13 +67,13 @@ class TowersWithLoss(nn.Module):
             with their graph.
         """
         low = _AUTOCAST.get(self.precision)
-        with torch.autocast(images.device.type, dtype=low, enabled=low is not None):
+        with self.spans("forward"), torch.autocast(images.device.type, dtype=low, enabled=low is not None):
             image_features, text_features = self.encoder(images, tokens)
         # The encoder returns float32 unit rows whatever autocast says; other towers may not.
         image_features, text_features = image_features.float(), text_features.float()
         if not loss:
             return image_features, text_features
-        with torch.autocast(images.device.type, enabled=False):
+        with self.spans("objective"), torch.autocast(images.device.type, enabled=False):
             value = self.objective(image_features, text_features, ids=ids, **_given(hopfield))
         return value, image_features.detach(), text_features.detach()
 
@@ -86,7 +91,7 @@ class StepResult:
         overflow: A step in fp16 was skipped because its gradient overflowed, and the loss scale was lowered. That is
             how the scale is found, not a fault.
         loss_scale: What the loss was multiplied by for the backward pass; 1 but for fp16.
-        scales: Learned τ⁻¹ (``inv_tau``) and β (``beta``) after the step, where they came with its numbers.
+        scales: Learned τ⁻¹ (``inv_tau``), β (``beta``) and ``bias`` after the step, where they came with its numbers.
     """
 
     loss: float
@@ -104,21 +109,31 @@ class Launched:
     """A step that the device takes by itself; what it did is known there, and nobody has waited for it.
 
     Attributes:
-        numbers: (3 + learned scales,) float32 on the device: loss, gradient norm, 1 if both are finite else 0, scales.
+        numbers: (5 + learned scales,) float32 on the device: loss, gradient norm, 1 if both are finite else 0, the loss
+            scale before and after the step, and the learned scales.
+        finite: 0-d bool on the device: the third of them.
         names: Of the learned scales.
         features: (n, D) image and text features of this rank; None for those that are not looked at.
     """
 
     numbers: Tensor
+    finite: Tensor
     names: tuple[str, ...]
     features: tuple[Tensor, Tensor] | None
 
     def result(self, numbers: Sequence[float]) -> StepResult:
         """What the step did, by its numbers once they were read."""
-        loss, norm, finite, *scales = numbers
+        loss, norm, finite, loss_scale, loss_scale_after, *scales = numbers
         nothing = torch.empty(0, 0)
-        scale_of = dict(zip(self.names, scales, strict=True))
-        return StepResult(loss, norm, finite == 1.0, *(self.features or (nothing, nothing)), scales=scale_of)
+        return StepResult(
+            loss,
+            norm,
+            finite == 1.0,
+            *(self.features or (nothing, nothing)),
+            overflow=finite != 1.0 and loss_scale > 1.0 and loss_scale_after < loss_scale,
+            loss_scale=loss_scale,
+            scales=dict(zip(self.names, scales, strict=True)),
+        )
 
 
 class Stepper:
@@ -136,8 +151,8 @@ class Stepper:
         late: ``launch`` is to be called in the place of the stepper itself.
 
     Raises:
-        ValueError: ``late`` with what needs the host: several ranks, shards, fp16, or an optimiser that takes no
-            ``found_inf`` (AdamW does with ``fused=True``).
+        ValueError: ``late`` with what needs the host: an optimiser that takes no ``found_inf`` (AdamW does with
+            ``fused=True``).
     """
 
     def __init__(
@@ -150,6 +165,7 @@ class Stepper:
         late: bool = False,
     ) -> None:
         self.module = module
+        self.spans = module.spans
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
         self.micro_batch_size = micro_batch_size
@@ -158,8 +174,8 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
         self._sharded = sharding.is_sharded(module.encoder)
         self.late = late
-        if late and not can_be_late(optimizer, module.precision, sharded=self._sharded):
-            raise ValueError("late=True needs one process, fp32 or bf16, no shards, and a fused optimiser")
+        if late and not can_be_late(optimizer):
+            raise ValueError("late=True needs an optimiser that takes found_inf, such as AdamW with fused=True")
         self._wrapped: nn.Module = module
         if world_size() > 1 and not self._sharded:
             self._wrapped = nn.parallel.DistributedDataParallel(
@@ -189,14 +205,16 @@ class Stepper:
         if math.isfinite(value):
             self.scaler.unscale_(self.optimizer)
             total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
-            norm = float(total)
+            with self.spans(READING):
+                norm = float(total)
         finite = math.isfinite(value) and math.isfinite(norm)
         if finite:
-            if 0 < self.clip_grad_norm < norm:
-                sharding.clip(self._parameters, self.clip_grad_norm, total)
-            set_learning_rate(self.optimizer, lr)
-            self.optimizer.step()
-            self.module.objective.clamp_()
+            with self.spans("optimiser"):
+                if 0 < self.clip_grad_norm < norm:
+                    sharding.clip(self._parameters, self.clip_grad_norm, total)
+                set_learning_rate(self.optimizer, lr)
+                self.optimizer.step()
+                self.module.objective.clamp_()
         else:
             _copy(self._buffers, self._backup)
         if math.isfinite(value):
@@ -206,54 +224,96 @@ class Stepper:
         return StepResult(value, norm, finite, *features, overflow=overflow, loss_scale=scale)
 
     def launch(
-        self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        ids: Tensor | None,
+        lr: float,
+        *,
+        hopfield: bool | None = None,
+        layout: Layout | None = None,
     ) -> Launched:
-        """The same step without waiting for the device, which decides by itself whether it leaves a trace."""
+        """The same step without waiting for the device, which decides by itself whether it leaves a trace.
+
+        Args:
+            images: As ``TowersWithLoss.forward``, like the next two and ``hopfield``.
+            tokens: Likewise.
+            ids: Likewise.
+            lr: Learning rate.
+            hopfield: Likewise.
+            layout: How many pairs each rank has; needed with several.
+        """
         _copy(self._backup, self._buffers)
         objective = self.module.objective
-        learned = [name for name in ("inv_tau", "beta") if objective.learns(name)]
-        scales = [torch.as_tensor(objective.scale_value(name)).detach() for name in learned]
-        with without_waiting(objective):
-            if self.micro_batch_size:
-                loss, *features = self._cached_backward(images, tokens, ids, hopfield)
-            else:
-                loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield)
-                torch.autograd.backward(loss)
-        # Not torch.where: it would copy the number to the device, and wait for that.
-        loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *scales), math.nan)
-        total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
-        norm = total.masked_fill(~loss.isfinite(), math.nan)
-        finite = norm.isfinite()
-        if self.clip_grad_norm > 0:
-            sharding.clip(self._parameters, self.clip_grad_norm, total)
-        set_learning_rate(self.optimizer, lr)
-        _step_unless(~finite, self.optimizer)
-        objective.clamp_()
-        for buffer, before in zip(self._buffers, self._backup, strict=True):
-            torch.where(finite, buffer, before, out=buffer)
-        self.optimizer.zero_grad(set_to_none=True)
-        scales = [torch.as_tensor(objective.scale_value(name)).detach() for name in learned]
-        numbers = torch.stack([number.float() for number in (loss, norm, finite, *scales)])
-        return Launched(numbers, tuple(learned), (features[0], features[1]))
+        positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
+        with without_waiting(objective, layout):
+            loss, *features = self._forward(images, tokens, ids, hopfield)
+            if not self.micro_batch_size:
+                with self.spans("backward"):
+                    torch.autograd.backward(self.scaler.scale(loss))
+        if self._sharded:
+            sharding.average_gradients(self._parameters)
+        with self.spans("optimiser"):
+            # Not torch.where: it would copy the number to the device, and wait for that.
+            loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
+            before = self._loss_scale(loss)
+            self.scaler.unscale_(self.optimizer)
+            total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
+            norm = total.masked_fill(~loss.isfinite(), math.nan)
+            finite = norm.isfinite()
+            if self.clip_grad_norm > 0:
+                sharding.clip(self._parameters, self.clip_grad_norm, total)
+            set_learning_rate(self.optimizer, lr)
+            _step_unless(~finite, self.optimizer)
+            objective.clamp_()
+            for buffer, backup in zip(self._buffers, self._backup, strict=True):
+                torch.where(finite, buffer, backup, out=buffer)
+            self._move_loss_scale(loss.isfinite())
+            self.optimizer.zero_grad(set_to_none=True)
+        scales = _learned(objective)
+        known = (loss, norm, finite, before, self._loss_scale(loss), *scales.values())
+        numbers = torch.stack([number.float() for number in known])
+        return Launched(numbers, finite, tuple(scales), (features[0], features[1]))
+
+    def _loss_scale(self, like: Tensor) -> Tensor:
+        """A copy of the 0-d loss scale where it is; 1 without."""
+        return self.scaler._scale.clone() if self.scaler.is_enabled() else torch.ones_like(like)  # get_scale() reads it
+
+    def _move_loss_scale(self, moves: Tensor) -> None:
+        """Adapts the loss scale to a step's gradients, if the 0-d ``moves`` is true."""
+        state = [self.scaler._scale, self.scaler._growth_tracker] if self.scaler.is_enabled() else []
+        before = [tensor.clone() for tensor in state]
+        self.scaler.update()
+        for tensor, backup in zip(state, before, strict=True):
+            torch.where(moves, tensor, backup, out=tensor)
+
+    def _forward(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss and this rank's features; with micro-batches the gradients, too."""
+        # Gradient caching puts the buffers back after its first pass, and with them what DDP had handed out.
+        if self._sharded or (self.micro_batch_size and world_size() > 1):
+            sharding.share_buffers(self.module)
+        if self.micro_batch_size:
+            with self.spans("objective and backward"):
+                return self._cached_backward(images, tokens, ids, hopfield)
+        loss, image_features, text_features = self._wrapped(images, tokens, ids, hopfield=hopfield)
+        return loss, image_features, text_features
 
     def _backward(
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
     ) -> tuple[float, tuple[Tensor, Tensor]]:
         """The loss and this rank's features; leaves the (scaled) gradients of a finite loss in the parameters."""
-        # Gradient caching puts the buffers back after its first pass, and with them what DDP had handed out.
-        if self._sharded or (self.micro_batch_size and world_size() > 1):
-            sharding.share_buffers(self.module)
         try:
-            if self.micro_batch_size:
-                loss, *features = self._cached_backward(images, tokens, ids, hopfield)
-            else:
-                loss, *features = self._wrapped(images, tokens, ids, hopfield=hopfield)
+            loss, *features = self._forward(images, tokens, ids, hopfield)
         except NonFiniteFeaturesError:  # the objective refuses such rows, on every rank when one has them
             nothing = images.new_empty(0, 0, dtype=torch.float32)
             return math.nan, (nothing, nothing)
-        value = float(loss.detach())
+        with self.spans(READING):
+            value = float(loss.detach())
         if math.isfinite(value) and not self.micro_batch_size:
-            torch.autograd.backward(self.scaler.scale(loss))
+            with self.spans("backward"):
+                torch.autograd.backward(self.scaler.scale(loss))
         if self._sharded:
             sharding.average_gradients(self._parameters)
         return value, (features[0], features[1])
@@ -284,10 +344,9 @@ class Stepper:
         return loss, image_features, text_features
 
 
-def can_be_late(optimizer: torch.optim.Optimizer, precision: str, *, sharded: bool) -> bool:
-    """Whether a step can be decided on the device: on one process, without a loss scale or shards."""
-    takes_found_inf = getattr(optimizer, "_step_supports_amp_scaling", False)
-    return bool(takes_found_inf) and precision != "fp16" and not sharded and world_size() == 1
+def can_be_late(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a step can be decided on the device: the optimiser has to take that decision from there."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
@@ -300,6 +359,11 @@ def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
         optimizer.step()
     finally:
         del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:
+    """The 0-d scales that are parameters, by their names, where they are and without their graph."""
+    return {name: scale.detach() for name, scale in objective.scale_values().items() if isinstance(scale, Tensor)}
 
 
 def _given(hopfield: bool | None) -> dict[str, Any]:

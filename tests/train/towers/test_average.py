@@ -17,10 +17,11 @@ from cloob.train.towers.average import WeightAverage, decay_of_update
 
 
 def test_the_decay_rises() -> None:
-    assert [decay_of_update(n, 0.5) for n in range(11)] == pytest.approx(
+    counts = torch.arange(11, dtype=torch.float64)
+    assert [float(decay_of_update(n, 0.5)) for n in counts] == pytest.approx(
         [0, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5, 0.5]
     )
-    assert decay_of_update(10**6, 0.999) == 0.999
+    assert decay_of_update(torch.tensor(1e6, dtype=torch.float64), 0.999) == 0.999
 
 
 def test_against_a_loop_over_numbers(nano_configs: Path) -> None:

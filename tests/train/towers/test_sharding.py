@@ -11,16 +11,18 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from device_reads import reads
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from train_helpers import exact, lines
 
+from cloob.distributed import Layout
 from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.optim import make_optimizer
 from cloob.train.state.resume import read_checkpoint
-from cloob.train.step import Stepper, TowersWithLoss
+from cloob.train.step import Stepper, StepResult, TowersWithLoss
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.build import prepare_towers
 
@@ -32,6 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sgd": {},
     "adamw": {"clip": 0.3},
     "recomputed": {"grad_checkpointing": True},
+    "late": {"clip": 0.3, "late": True},
     "bf16": {"precision": "bf16"},
     "short captions": {"short": 3},  # without the padding that a rank's batch shares: another length on each
     "short captions, recomputed": {"short": 3, "grad_checkpointing": True},
@@ -48,6 +51,20 @@ def batch(rank: int, size: int, context: int) -> tuple[Tensor, Tensor]:
     return images, tokens
 
 
+class LateStep:
+    """A stepper that is called as if it were waited for; notes what it reads from the device."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+        self.read: dict[str, int] = {}
+
+    def __call__(self, *arguments: Any) -> StepResult:
+        with reads() as read:
+            launched = self.stepper.launch(*arguments, layout=Layout((5, 4)))
+        self.read |= read
+        return launched.result(launched.numbers.tolist())
+
+
 def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
     leaves = SETTINGS[setting]
     encoder = create_model("nano-resnet", seed=0).train()
@@ -60,7 +77,8 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
     else:
         optimizer = make_optimizer(encoder, objective, config.optim, CPU)
     module = TowersWithLoss(encoder, objective, leaves.get("precision", "fp32")).train()
-    take = Stepper(module, optimizer, leaves.get("clip", 0.0))
+    stepper = Stepper(module, optimizer, leaves.get("clip", 0.0), late=leaves.get("late", False))
+    take = LateStep(stepper) if stepper.late else stepper
     short = max(0, leaves.get("short", 0) - dist.get_rank())
     images, tokens = batch(dist.get_rank(), encoder.image_size, encoder.context_length - short)
     results = [take(images, tokens, None, 0.01) for _ in range(steps)]
@@ -78,6 +96,7 @@ def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
         "sharded": sum(p.numel() for p in sharded),
         "held": sum(p.to_local().numel() for p in sharded),
         "all": sum(p.numel() for p in encoder.parameters() if p.ndim),
+        "read": take.read if isinstance(take, LateStep) else {},
         "roundtrip": not fsdp or roundtrip(encoder, optimizer),
     }
 
@@ -115,6 +134,15 @@ def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[
     folder = tmp_path_factory.mktemp("ranks")
     mp.spawn(worker, (str(folder), str(nano_configs)), nprocs=RANKS)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def test_a_late_step_over_ranks_is_the_step_and_reads_nothing(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        for waits, late in zip(rank["adamw"], rank["late"], strict=True):
+            assert late["numbers"] == waits["numbers"] and late["read"] == {}
+            assert late["weights"].keys() == waits["weights"].keys()
+            for name, value in waits["weights"].items():
+                assert value is None or torch.equal(late["weights"][name], value), name
 
 
 @pytest.mark.parametrize("setting", SETTINGS)

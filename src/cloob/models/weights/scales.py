@@ -32,6 +32,25 @@ def cloob_objective(inv_tau: float, beta: float | None, scale: str) -> dict[str,
     return settings
 
 
+def sigmoid_objective(path: Path, model: Any) -> dict[str, Any]:
+    """Settings of an open_clip module whose weights hold a bias, which the sigmoid loss alone learns; else empty.
+
+    Args:
+        path: Where the weights are from, for errors.
+        model: The module; τ⁻¹ is its ``logit_scale``, the bias its ``logit_bias``.
+
+    Raises:
+        InputError: They are no scale or no bias that a model was trained with.
+    """
+    stored = getattr(model, "logit_bias", None)
+    if stored is None:
+        return {}
+    bias, inv_tau = float(stored.detach()), scale_of(path, "logit_scale", model.logit_scale)
+    if not abs(bias) < _MOST:
+        raise InputError(f"{path}: logit_bias is {bias:g}, which no model learns")
+    return ContrastiveObjective.siglip(inv_tau=inv_tau, bias=bias).config()
+
+
 def clip_objective(inv_tau: float) -> dict[str, Any]:
     """Settings of a model that was trained with CLIP's objective."""
     return ContrastiveObjective.clip(inv_tau=min(inv_tau, 100.0)).config()

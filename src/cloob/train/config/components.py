@@ -14,7 +14,9 @@ from typing import Any, Literal
 from cloob.errors import InputError
 from cloob.train.config.strict import check, check_choice
 
-ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob"]
+ObjectiveName = Literal["clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield"]
+RETRIEVING = ("cloob", "infonce-hopfield", "siglip-hopfield")
+"""The objectives with Hopfield retrieval."""
 LENGTHS = ("epochs", "samples", "steps")
 """The three ways to give the length of a run; exactly one of them has a value."""
 DEFAULT_EPOCHS = 30
@@ -123,14 +125,18 @@ class LossConfig:
     """The objective. What is left out takes the objective's own default."""
 
     objective: ObjectiveName = "cloob"
-    """cloob: InfoLOOB with Hopfield retrieval; clip: InfoNCE without; and the two between them."""
+    """cloob: InfoLOOB with Hopfield retrieval; clip: InfoNCE without; and the two between them. siglip: SigLIP's
+    sigmoid loss, also with retrieval."""
     inv_tau: float | None = None
     """Inverse temperature of the contrast (its start when it is learned)."""
     beta: float | None = None
     """Inverse temperature of the Hopfield retrieval."""
+    bias: float | None = None
+    """Start of the bias that the sigmoid loss learns; siglip and siglip-hopfield alone."""
     init_scales: bool = False
-    """Start from the inverse temperatures that --init was trained with, unless --inv-tau or --beta says otherwise. Left
-    out, they are the objective's own: a learned one may be far from what another objective or learning rate needs."""
+    """Start from the inverse temperatures (and the bias) that --init was trained with, unless --inv-tau, --beta or
+    --bias says otherwise. Left out, they are the objective's own: a learned one may be far from what another objective
+    or learning rate needs."""
     retrieval_from: float = 0.0
     """Share of the run that is over when the Hopfield retrieval joins: until then the plain embeddings are contrasted.
     0 retrieves from the first step, as published, which short runs do badly with (docs/log.md)."""
@@ -151,7 +157,7 @@ class LossConfig:
         check(
             0 <= self.retrieval_from < 1, "retrieval_from", self.retrieval_from, "a share of the run, from 0 to below 1"
         )
-        retrieves = self.objective in ("cloob", "infonce-hopfield")
+        retrieves = self.objective in RETRIEVING
         alone = f"left out with {self.objective}, which has no retrieval"
         check(retrieves or self.beta is None, "beta", self.beta, alone)
         if self.retrieval_from:
@@ -161,6 +167,11 @@ class LossConfig:
             )
         if self.scale is not None:
             check_choice("scale", self.scale, Literal["paper", "unit"])
+        sigmoid = self.objective.startswith("siglip")
+        check(not sigmoid or self.scale != "paper", "scale", "paper", f"left out with {self.objective}")
+        if self.bias is not None:
+            check(sigmoid, "bias", self.bias, f"left out with {self.objective}, in which it would cancel")
+            check(math.isfinite(self.bias), "bias", self.bias, "a finite number")
         rises = bool(self.learnable_inv_tau) and self.scale == "paper"
         check(
             not rises, "learnable_inv_tau", True, "left out with --scale paper, with which it would rise to its bound"
@@ -168,7 +179,7 @@ class LossConfig:
 
     def overrides(self) -> dict[str, Any]:
         """The objective's arguments that were given: what ``make_objective(name, **overrides)`` takes."""
-        names = ("inv_tau", "beta", "learnable_inv_tau", "learnable_beta", "scale")
+        names = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
@@ -244,6 +255,9 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the towers; weights and loss stay in float32. auto: bf16 on a GPU that has it, else fp32
     (config.json says which). fp16 scales the loss, and lowers the scale after a step whose gradient overflows."""
+    tf32: bool | None = None
+    """On a GPU that has it, round the inputs of float32 matrix products to TF32, the objective's among them; left out,
+    with --precision auto alone. False leaves torch's own settings as they are, by which convolutions use it."""
     channels_last: bool = True
     """Keep image towers in the channels-last memory layout, in which convolutions are faster."""
     grad_checkpointing: bool = False
@@ -357,13 +371,15 @@ class LogConfig:
     """What is written down while training."""
 
     log_every: int = 50
-    """Steps between measurements of the batch's saturation and effective eigenvalues."""
+    """Steps between measurements of the batch's effective eigenvalues and, but for siglip, saturation."""
     tensorboard: bool = True
     """Also write TensorBoard events, when TensorBoard is installed."""
     wandb: str | None = None
     """Also log to this Weights & Biases project."""
     trackio: str | None = None
     """Also log to this Trackio project."""
+    profile: bool = False
+    """Also write OUT/profile: where the time of the first steps goes, as a table, and a trace of three of them."""
 
     def __post_init__(self) -> None:
         check(self.log_every >= 1, "log_every", self.log_every, "1 or more")

@@ -11,6 +11,7 @@ from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
     EPOCHS_FILE,
     METRICS_FILE,
+    PROFILE_FOLDER,
     RUN_CONFIG_FILE,
     SKIPPED_FILE,
     list_checkpoints,
@@ -57,7 +58,7 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         set_aside(checkpoint.path)
     try:
         if save.overwrite:
-            beside = [out / name for name in ("tensorboard", AVERAGED_FOLDER, "results.json")]
+            beside = [out / name for name in ("tensorboard", AVERAGED_FOLDER, PROFILE_FOLDER, "results.json")]
             for path in [*_held_files(out), *out.glob("nonfinite-step-*.json"), *beside]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (out / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)

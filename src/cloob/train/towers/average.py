@@ -1,21 +1,20 @@
 """A running average of the weights: with ``ema`` it is what is validated and exported; training goes on beside it.
 
-The average is PyTorch's own ``AveragedModel``; what is decided here is the decay. A fixed decay d near 1 would keep the
-random start in the average for about 1/(1 - d) steps, so the decay rises to d: update n uses
-``min(d, (1 + n) / (10 + n))``, with n = 0 for the first, which copies the weights.
+A fixed decay d near 1 would keep the random start in the average for about 1/(1 - d) steps, so the decay rises to d:
+update n uses ``min(d, (1 + n) / (10 + n))``, with n = 0 for the first, which copies the weights. Updates are counted on
+the device, which may know before the host whether a step left a trace; so nobody waits for it.
 """
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.train.config import TrainConfig
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 def make_average(encoder: DualEncoder, config: TrainConfig) -> WeightAverage | None:
@@ -31,9 +30,9 @@ def make_average(encoder: DualEncoder, config: TrainConfig) -> WeightAverage | N
     return WeightAverage(encoder, config.optim.ema)
 
 
-def decay_of_update(n: int, decay: float) -> float:
-    """The share of the old average in update ``n``: 0 for the first, then rising to ``decay``."""
-    return 0.0 if n == 0 else min(decay, (1 + n) / (10 + n))
+def decay_of_update(n: Tensor, decay: float) -> Tensor:
+    """The share of the old average in update ``n`` (0-d): 0 for the first, then rising to ``decay``."""
+    return ((1 + n) / (10 + n)).clamp(max=decay) * (n > 0)
 
 
 class WeightAverage:
@@ -47,31 +46,46 @@ class WeightAverage:
         decay: The decay that is reached, in (0, 1).
 
     Attributes:
-        updates: Updates so far.
+        encoder: The towers with the averaged weights, in eval mode and without gradients.
     """
 
     def __init__(self, encoder: DualEncoder, decay: float) -> None:
         self.decay = decay
-        self.updates = 0
-        self._average = AveragedModel(encoder, multi_avg_fn=self._mix, use_buffers=True)
-        self._average.requires_grad_(False)
-        self._average.eval()
+        self.encoder = copy.deepcopy(encoder)
+        self.encoder.requires_grad_(False)
+        self.encoder.eval()
+        device = encoder.device
+        # In float64 the shares are those of the formula to the last bit; MPS has none.
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._count = torch.zeros((), dtype=dtype, device=device)
         kept = encoder.state_dict()
-        self._copied = [n for n, b in encoder.named_buffers() if n not in kept or not bool(b.isfinite().all())]
+        self._copied = {n for n, b in encoder.named_buffers() if n not in kept or not bool(b.isfinite().all())}
 
     @property
-    def encoder(self) -> DualEncoder:
-        """The towers with the averaged weights, in eval mode and without gradients."""
-        module = self._average.module
-        assert isinstance(module, DualEncoder)
-        return module
+    def updates(self) -> int:
+        """Updates so far; waits for the device."""
+        return int(self._count)
 
-    def update(self, encoder: DualEncoder) -> None:
-        """Takes the weights after a step into the average."""
-        self._average.update_parameters(encoder)
-        self.updates += 1
-        for name in self._copied:
-            self.encoder.get_buffer(name).copy_(encoder.get_buffer(name))
+    @torch.no_grad()
+    def update(self, encoder: DualEncoder, taken: bool | Tensor = True) -> None:
+        """Takes the weights after a step into the average.
+
+        Args:
+            encoder: The towers.
+            taken: Whether the step left a trace, 0-d on their device where the host does not know; else nothing is
+                done.
+        """
+        if taken is False:
+            return
+        share = (1 - decay_of_update(self._count, self.decay)) * taken
+        ours = {**dict(self.encoder.named_parameters()), **dict(self.encoder.named_buffers())}
+        theirs = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+        for name, averaged in ours.items():
+            if averaged.is_floating_point() and name not in self._copied:
+                averaged.lerp_(theirs[name], share.to(averaged.dtype))
+            else:
+                averaged.copy_(theirs[name])
+        self._count += taken
 
     def restore(self, weights: dict[str, Tensor], updates: int) -> None:
         """Goes on from an earlier average.
@@ -81,14 +95,4 @@ class WeightAverage:
             updates: The updates behind it; 0 starts anew, with a copy of the weights after the next step.
         """
         self.encoder.load_state_dict(weights)
-        self.updates = updates
-        self._average.n_averaged.fill_(updates)
-
-    @torch.no_grad()
-    def _mix(self, averaged: Tensors, current: Tensors, _: Tensor | int) -> None:
-        # The count is ours and not the tensor handed over: reading that one would wait for the device in each step.
-        keep = decay_of_update(self.updates, self.decay)
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1.0 - keep)
-        else:
-            torch._foreach_copy_(averaged, current)
+        self._count.fill_(updates)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -26,6 +27,7 @@ from cloob.objective import ContrastiveObjective, make_objective
 from cloob.train import align
 from cloob.train.config import TrainConfig
 from cloob.train.config import checks as preflight
+from cloob.train.config.components import RETRIEVING
 from cloob.train.ranks import gather_objects
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.recompute import enable_recomputation
@@ -166,8 +168,11 @@ def make_loss(config: TrainConfig, encoder: DualEncoder) -> ContrastiveObjective
     overrides = config.loss.overrides()
     if config.loss.init_scales:
         trained = encoder.make_objective(**({"beta": config.loss.beta} if config.loss.beta is not None else {}))
-        retrieves = trained.hopfield and config.loss.objective in ("cloob", "infonce-hopfield")
-        shared = ("inv_tau", "beta") if retrieves else ("inv_tau",)
+        shared = ["inv_tau"]
+        if trained.hopfield and config.loss.objective in RETRIEVING:
+            shared.append("beta")
+        if trained.bias is not None and config.loss.objective.startswith("siglip"):
+            shared.append("bias")
         overrides = {name: trained.config()[name] for name in shared} | overrides
     try:
         return make_objective(config.loss.objective, gather=world_size() > 1, **overrides)
@@ -213,6 +218,7 @@ def resolved(
     """The configuration with every default that was chosen while building filled in; every rank calls this."""
     chosen = objective.config()
     names = ["inv_tau", "learnable_inv_tau", "learnable_beta", "scale", *(["beta"] if objective.hopfield else [])]
+    names += [] if objective.bias is None else ["bias"]
     leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
     if isinstance(encoder, AlignedEncoder):
         leaves |= align.head_settings(encoder)
@@ -220,7 +226,23 @@ def resolved(
         leaves |= {"model": config.towers.model or DEFAULT_MODEL, "image_size": encoder.image_size}
     if config.run.precision == "auto":
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16(device))) else "fp32"
+    if config.run.tf32 is None:
+        leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
     return config.override(**leaves)
+
+
+@contextlib.contextmanager
+def float32_products(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Inside, float32 matrix products on CUDA are as the configuration says; a GPU without TF32 takes no notice."""
+    if not config.run.tf32 or device.type != "cuda":
+        yield
+        return
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def has_bfloat16(device: torch.device) -> bool:

@@ -18,6 +18,7 @@ from cloob.train import faults
 from cloob.train.parts import Parts
 from cloob.train.step import Launched, StepResult
 from cloob.train.watch.metrics import is_due, step_metrics
+from cloob.train.watch.spans import READING
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ class Ledger:
         if not steps:
             return
         asked = time.perf_counter()
-        results = _read(steps)
+        with self.parts.stepper.spans(READING):
+            results = _read(steps)
         answered = time.perf_counter()
         lines = [self._line(taken, result) for taken, result in zip(steps, results, strict=True)]
         elapsed = time.perf_counter() - steps[0].began
@@ -107,8 +109,6 @@ class Ledger:
             progress.samples_seen += taken.samples
             progress.loss_sum += result.loss
             progress.loss_steps += 1
-            if parts.average is not None:
-                parts.average.update(parts.encoder)
         return step_metrics(parts, result, taken.step, taken.lr, hopfield=taken.hopfield)
 
     def _enter(self, taken: Taken, result: StepResult | None, line: dict[str, Any]) -> None:

@@ -236,11 +236,13 @@ class ProgressDisplay(Callback):
             )
 
     def _waiting(self) -> str:
-        """Whether the steps of the epoch waited for data, where that is worth a word; begins to count anew."""
+        """What the steps of the epoch waited for, where that is worth a word; begins to count anew."""
         data, device = (share / self._steps if self._steps else 0.0 for share in self._shares.values())
         self._shares, self._steps = dict.fromkeys(self._shares, 0.0), 0
-        if data < _MUCH or data < device:
+        if max(data, device) < _MUCH:
             return ""
+        if data < device:
+            return f", {device:.0%} of the time waiting for the device (data keep up)"
         return f", {data:.0%} of the time waiting for data (more --workers, a faster disk or smaller pictures help)"
 
     def on_end(self, result: RunResult | None) -> None:

@@ -44,8 +44,7 @@ def step_metrics(parts: Parts, result: StepResult | None, step: int, lr: float, 
         "grad_norm": finite(result.grad_norm) if result else None,
     }
     due = result is not None and result.finite and is_due(parts.config, step)
-    for name in ("inv_tau", "beta"):
-        scale = parts.objective.scale_value(name)
+    for name, scale in parts.objective.scale_values().items():
         if isinstance(scale, float):
             line[name] = scale
         elif parts.stepper.late:  # with the numbers of the step: the device is at a later one
@@ -65,15 +64,19 @@ def step_metrics(parts: Parts, result: StepResult | None, step: int, lr: float, 
 
 
 def _measure(result: StepResult, objective: ContrastiveObjective) -> dict[str, float]:
-    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly spread over it and its ranks."""
+    """On rank 0 saturation and effective eigenvalues of the batch, or of pairs evenly spread over it and its ranks.
+
+    Saturation is that of a softmax, which the sigmoid loss has none of.
+    """
     most = _MEASURED_PAIRS // world_size()
     both = [rows[:: -(-len(rows) // most)].cpu() for rows in (result.image_features, result.text_features)]
     everywhere = gather_objects(both)
     if rank() != 0:
         return {}
     images, texts = (torch.cat([features[side] for features in everywhere]) for side in (0, 1))
+    softmax = objective.contrast != "sigmoid"
     return {
-        "saturation": float(saturation(images, texts, float(objective.inv_tau.detach()))),
+        **({"saturation": float(saturation(images, texts, float(objective.inv_tau.detach())))} if softmax else {}),
         "effective_eigenvalues_image": int(effective_eigenvalues(images)),
         "effective_eigenvalues_text": int(effective_eigenvalues(texts)),
     }
