@@ -169,9 +169,7 @@ ZOO = zoo()
 
 def trained_on(data: bytes) -> Tensor:
     """The pixels that training takes with a crop of everything, (H, W, 3)."""
-    builder = BatchBuilder(
-        One(data), TrainTransform(SIDE, scale=(1, 1)), lambda texts: torch.zeros(len(texts), 3), 0
-    )
+    builder = BatchBuilder(One(data), TrainTransform(SIDE, scale=(1, 1)), lambda texts: torch.zeros(len(texts), 3), 0)
     batch = builder.__getitems__(Request(0, np.array([0])))
     assert not batch.skipped
     return batch.images[0].permute(1, 2, 0)
