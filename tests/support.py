@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from cloob import cli
@@ -34,6 +35,20 @@ OPENING = "cloob: opening data …\n"
 """What `cloob train` and `cloob eval` say first."""
 
 Colour = tuple[int, int, int] | str
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, work: Callable[[Path], None]) -> Path:
+    """A folder that ``work`` has filled, once for all workers of pytest-xdist; the others wait for it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with FileLock(base / f"{name}.lock"):
+        if not (base / name).exists():
+            unfinished = base / f"{name}.unfinished"
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir()
+            work(unfinished)
+            unfinished.rename(base / name)
+    return base / name
 
 
 def run_cloob(

@@ -270,7 +270,7 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, caps
     index = make_index(tmp_path / "index", pictures)
     for words in (("search", str(index), "red"), ("search", str(index), "red", "--explain")):
         assert "\x1b" not in run(capsys, *words)[0]
-    assert "\x1b" not in run(capsys, "classify", str(index), "--labels", "red")[0]
+    assert "\x1b" not in run(capsys, "classify", str(index), "--labels", "red,blue")[0]
 
 
 @pytest.mark.nightly

@@ -274,7 +274,7 @@ def test_a_hundred_thousand_pictures_are_a_few_elements(page: Page) -> None:
     page.run("window.grid.close()")
 
 
-PHONE = ["", "?q=red&explain=on", "?view=map", "?view=sort&label=red", "?q=red&model=colours,others"]
+PHONE = ["", "?q=red&explain=on", "?view=map", "?view=sort&label=red&label=blue", "?q=red&model=colours,others"]
 
 
 @pytest.mark.parametrize("address", PHONE)
@@ -294,7 +294,7 @@ def test_each_view_fits_a_phone_and_nothing_jumps(page: Page, address: str) -> N
 
 
 FULL = "?q=red&q=-0.5~w~blue&explain=on&where=" + quote("width >= 1")
-VIEWS = ["", FULL, "?view=map&q=red", "?view=sort&label=red", "?q=fog"]
+VIEWS = ["", FULL, "?view=map&q=red", "?view=sort&label=red&label=blue", "?q=fog"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -15,7 +15,7 @@ from device_reads import reads
 from test_train_step import Towers, batch
 from torch import Tensor
 from torch.nn import functional as F
-from train_helpers import Recorder, fork, lines
+from train_helpers import Recorder, lines
 
 from cloob.errors import TrainingFailed
 from cloob.models.load import load_model
@@ -30,6 +30,7 @@ from cloob.train.loop import train
 from cloob.train.step import Stepper, TowersWithLoss
 from cloob.train.towers import build
 from cloob.train.towers.average import WeightAverage
+from support import fork
 
 
 @pytest.fixture

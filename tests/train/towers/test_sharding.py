@@ -25,6 +25,7 @@ from cloob.train.state.resume import read_checkpoint
 from cloob.train.step import Stepper, StepResult, TowersWithLoss
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.build import prepare_towers
+from support import made_once
 
 CPU = torch.device("cpu")
 RANKS = 2
@@ -131,8 +132,10 @@ def worker(rank: int, folder: str, configs: str) -> None:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (str(folder), str(nano_configs)), nprocs=RANKS)
+    def work(folder: Path) -> None:
+        mp.spawn(worker, (str(folder), str(nano_configs)), nprocs=RANKS)
+
+    folder = made_once(tmp_path_factory, "sharding", work)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

@@ -121,7 +121,7 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     if not options.templates:
         raise InputError("no template; one with {c} is wanted, such as 'a photo of a {c}.'")
     if len(labels) == 1 and not (options.none or options.multi):
-        raise InputError(f"one label alone, which every picture would get; beside {labels[0]!r} name others, or --none")
+        raise InputError("one label alone, which every picture would get; name others, or offer none (--none)")
     return labels
 
 
