@@ -84,7 +84,7 @@ class Spans:
     def _event(self) -> Any:
         if self.device.type != "cuda":
             return None
-        event: Any = torch.cuda.Event(enable_timing=True)
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
