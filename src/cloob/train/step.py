@@ -277,12 +277,13 @@ class Stepper:
 
     def _loss_scale(self, like: Tensor) -> Tensor:
         """A copy of the 0-d loss scale where it is; 1 without."""
-        scale = self.scaler._scale  # get_scale() reads it; None until a loss was scaled, and without scaling
+        scale = self.scaler._scale if self.scaler.is_enabled() else None  # get_scale() would read it
         return torch.ones_like(like) if scale is None else scale.clone()
 
     def _move_loss_scale(self, moves: Tensor) -> None:
         """Adapts the loss scale to a step's gradients, if the 0-d ``moves`` is true."""
-        state = [tensor for tensor in (self.scaler._scale, self.scaler._growth_tracker) if tensor is not None]
+        both = (self.scaler._scale, self.scaler._growth_tracker) if self.scaler.is_enabled() else ()
+        state = [tensor for tensor in both if tensor is not None]  # they are there once a loss was scaled
         before = [tensor.clone() for tensor in state]
         self.scaler.update()
         for tensor, backup in zip(state, before, strict=True):
