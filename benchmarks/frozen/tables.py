@@ -110,9 +110,10 @@ def verdict(runs: Runs, differences: Differences) -> str:
         told = [d.mean for of_sets in found.values() for d in of_sets.values() if d.told]
         means = {world: together(of_sets.values()) for world, of_sets in found.items()}
         clear = [w for w, m in means.items() if m is not None and m.over_seeds[0] > 0 and m.over_classes[0] > 0]
-        full = all(len(runs.get((m, w), {})) == len(SEEDS) for m in ("clip", "cloob") for w in worlds)
+        full = [w for w in worlds if all(len(runs.get((m, w), {})) == len(SEEDS) for m in ("clip", "cloob"))]
         met = bool(told) and won_and_lost(told)[0] >= share * len(told) and len(clear) == len(worlds)
-        answer = ("met" if met else "not met") + ("" if full else " by the cells so far")
+        answer = "met" if met else "not met"
+        answer = answer if len(full) == len(worlds) else f"open, {len(full)} of {len(worlds)} worlds have all seeds"
         lines.append(
             f"- {title}: **{answer}**. CLOOB is ahead of CLIP in {counted(told)} cells above chance; both intervals of "
             f"the mean are above zero for {'; '.join(map(name_of, clear)) or 'no heads'}."

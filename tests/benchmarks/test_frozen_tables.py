@@ -101,9 +101,11 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     assert "| linear, 40 % swapped | +6.0 | +1.0 … +11.0 |" in text and "| 8 of 8 | 3 |" in text
     assert "| linear, clean | flags | 50.0 ± 10.0 | 44.0 ± 11.1 | -6.0 | -11.0 … -1.0 |" in text
     claimed, clean = (line for line in text.splitlines() if line.startswith("- "))
-    assert "**not met by the cells so far**" in claimed and "in 16 of 16 (100 %" in claimed  # MLP heads are missing
+    assert (
+        "**open, 0 of 4 worlds have all seeds**" in claimed and "in 16 of 16 (100 %" in claimed
+    )  # MLP heads are missing
     assert claimed.endswith("above zero for linear, 40 % swapped; linear, 60 % swapped.")
-    assert "**not met by the cells so far**" in clean and clean.endswith("above zero for no heads.")
+    assert "**open, 0 of 2 worlds have all seeds**" in clean and clean.endswith("above zero for no heads.")
     assert "| linear, clean | CLIP | 75.0 ± 0.0 | 25.0 ± 0.0 | 30.0 ± 0.0 | 30.0 ± 0.0 | 90 | 80 |" in text
     assert "| linear, clean | CLIP | `lr0.001_wd0.1_n256_t15` | 10 |" in text
     assert "| `lr0.001_wd0.1_n256_t15` | 10 | 7 | 50.00 **chosen** |" in text
