@@ -99,7 +99,7 @@ def test_each_figure_stands_on_the_page_that_is_linked(readme: str) -> None:
     """In the item of the list that names it, with its interval."""
     section = readme.partition("## What CLOOB is good for")[2].partition("\n![")[0]
     seen = 0
-    for item in section.split("\n- ")[1:]:
+    for item in (" ".join(item.split()) for item in section.split("\n- ")[1:]):
         pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in re.findall(r"\]\(([^)]+\.md)\)", item))
         pages = re.sub(r"−(?=\d)", "-", re.sub(r"\s+", " ", pages))
         for mean, low, high in re.findall(r"([+-]\d+\.\d) \(([+-]\d+\.\d) … ([+-]\d+\.\d)\)", item):
