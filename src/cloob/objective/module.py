@@ -165,7 +165,7 @@ class ContrastiveObjective(ScaledModule):
         """0-d β, likewise."""
         return _as_tensor(self.scale_value("beta"))
 
-    def scale_values(self) -> Scales:
+    def scale_values(self) -> dict[str, float | Tensor]:
         """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias``: fixed ones as numbers, others as tensors."""
         scales: Scales = {name: self.scale_value(name) for name in ("inv_tau", "beta")}
         if self.bias is not None:
