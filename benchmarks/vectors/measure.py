@@ -155,9 +155,9 @@ def engines(n: int) -> tuple[list[str], list[str]]:
 def table(results: dict[str, Any]) -> str:
     """Markdown."""
     lines = [
-        "| vectors | | p50 ms | p95 ms | recall@10 | own memory MB | mapped MB | ingest a second | build s | disk MB |"
+        "| vectors | | p50 ms | p95 ms | recall@10 | memory MB | rows in, a second | build s | disk MB |",
     ]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|---|---|")
     for result in results.values():
         for name in (name for name in ENGINES if name in result):
             row = result[name]
