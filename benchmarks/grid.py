@@ -5,7 +5,7 @@ opened in headless Chromium at 1280×860, without a GPU. A script on the page no
 still, while the wheel turns slowly (20 pixels a frame) and fast (400), and after jumps of a screen to anywhere. A frame
 that takes longer than two of the still page's is late. The two sizes take turns.
 
-    python benchmarks/grid.py [--sizes 1000 100000] [--rounds 3] [--seconds 4] [--out FILE.json]
+    python -m benchmarks.grid [--sizes 1000 100000] [--rounds 3] [--seconds 4] [--out FILE.json]
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.pictures import chromium, served
 from PIL import Image
-from selenium import webdriver
 
 from cloob.search.open import open_store
 from cloob.search.records import IndexedModel, Item
@@ -77,7 +73,10 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         addresses = {size: stack.enter_context(served(make_index(folder, size))) for size in options.sizes}
-        driver = stack.enter_context(chromium(folder / "profile"))
+        driver = chromium(str(folder / "profile"))
+        stack.callback(driver.quit)
+        driver.set_window_size(1280, 860)
+        driver.set_script_timeout(120)
         for _ in range(options.rounds):
             for size, address in addresses.items():
                 start = time.perf_counter()
@@ -154,36 +153,6 @@ def make_index(folder: Path, n: int) -> Path:
         store.write(items, "random", rows / np.linalg.norm(rows, axis=1, keepdims=True))
     store.close()
     return address
-
-
-@contextmanager
-def served(index: Path) -> Iterator[str]:
-    """The address of a server of its own."""
-    command = [sys.executable, "-m", "cloob", "serve", str(index), "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        yield next(match[0] for line in process.stderr if (match := re.search(r"http://\S+", line)))
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@contextmanager
-def chromium(profile: Path) -> Iterator[Any]:
-    """Headless, as the tests have it."""
-    options = webdriver.ChromeOptions()
-    flags = "headless=new no-sandbox disable-gpu disable-dev-shm-usage no-first-run window-size=1280,860"
-    for flag in (*flags.split(), f"user-data-dir={profile}", "enable-precise-memory-info"):
-        options.add_argument(f"--{flag}")
-    driver = webdriver.Chrome(
-        options=options, service=webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
-    )
-    driver.set_script_timeout(120)
-    try:
-        yield driver
-    finally:
-        driver.quit()
 
 
 def machine() -> dict[str, Any]:
