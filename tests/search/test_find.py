@@ -15,7 +15,7 @@ from cloob.search.ask import background, find
 from cloob.search.ask.by_torch import ByTorch
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
-from search_colours import COLOURS, DIM, ColourModel, open_index
+from search_colours import COLOURS, DIM, ColourModel, make_index, open_index, write_pictures
 
 
 def all_rows(index: Index) -> tuple[list[int], np.ndarray]:
@@ -179,3 +179,25 @@ def test_a_map_of_a_large_index_draws_among_all(index: Index, monkeypatch: pytes
     monkeypatch.setattr(find, "_ALL_IDS", 10)
     rows = find.drawn_pictures(index, index.model())
     assert 10 < len(rows) <= 32
+
+
+def test_unrelated_queries_are_made_once_and_anew_for_another_state_of_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    drawn = find.drawn_pictures
+    monkeypatch.setattr(find, "drawn_pictures", lambda *of: made.append(len(drawn(*of))) or drawn(*of))
+    place = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures"))
+    with open_index(place) as index, Index.open(place, writable=True) as other:
+        ids = index.store.ids().tolist()
+        again = [index.similar(ids[0]).hits for _ in range(2)]
+        assert again[0] == again[1] and made == [len(ids)]
+        other.store.remove(ids[-1:])
+        index.similar(ids[0])
+        assert made == [len(ids), len(ids) - 1]
+
+
+def test_what_is_kept_is_of_the_keys_used_last(index: Index) -> None:
+    kept = [index.once(("key", number), lambda number=number: number) for number in range(100)]  # type: ignore[misc]
+    assert kept == list(range(100))
+    assert index.once(("key", 99), lambda: -1) == 99 and index.once(("key", 0), lambda: -1) == -1
