@@ -192,11 +192,12 @@ WORLDS = [*CORE, *BESIDE]
 
 def blocks() -> Iterator[tuple[World, tuple[str, ...]]]:
     """Worlds and methods in the order in which they are run: the claim's first, then what explains it."""
-    others = tuple(method for method in METHODS if method not in CLAIMED)
-    for methods in (CLAIMED, others):
+    others = tuple(method for method in METHODS if method not in (*CLAIMED, "infoloob"))
+    parts = CLAIMED, ("infoloob",), others
+    for methods in parts:
         yield from ((world, methods) for world in CORE)
     for world in BESIDE:
-        yield from ((world, methods) for methods in (CLAIMED, others))
+        yield from ((world, methods) for methods in parts)
 
 
 def next_cell(scores: Scores, done: Mapping[str, Any], head: str = "") -> Cell | None:
