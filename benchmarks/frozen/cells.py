@@ -23,6 +23,7 @@ SEARCH_SEED = 100
 """Not one of the cells': other wrong captions, other initial heads, another order."""
 PAIRS = 43_276
 SIZES = (3_000, 6_000, 12_000, 24_000)
+NEW_TEXT = "new-text"
 EPOCHS = 10
 """The search's start for all pairs; with fewer pairs more epochs, see `World.start_epochs`."""
 
@@ -187,17 +188,16 @@ BESIDE = [
     World("mlp", "name", 0.4),
     World("mlp", "cut", 1.0),
 ]
-WORLDS = [*CORE, *BESIDE]
+LIT = [World(NEW_TEXT, "swap", share) for share in (0.4, 0.0)]
+WORLDS = [*CORE, *LIT, *BESIDE]
 
 
 def blocks() -> Iterator[tuple[World, tuple[str, ...]]]:
     """Worlds and methods in the order in which they are run: the claim's first, then what explains it."""
     others = tuple(method for method in METHODS if method not in (*CLAIMED, "infoloob"))
-    parts = CLAIMED, ("infoloob",), others
-    for methods in parts:
-        yield from ((world, methods) for world in CORE)
-    for world in BESIDE:
-        yield from ((world, methods) for methods in parts)
+    for worlds in (CORE, LIT, *([world] for world in BESIDE)):
+        for methods in (CLAIMED, ("infoloob",), others):
+            yield from ((world, methods) for world in worlds)
 
 
 def next_cell(scores: Scores, done: Mapping[str, Any], head: str = "") -> Cell | None:

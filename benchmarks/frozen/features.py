@@ -10,14 +10,17 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from benchmarks.frozen.captions import FILE_NAMES, cut_all, file_names
+from benchmarks.frozen.cells import NEW_TEXT
 from benchmarks.pictograms.cache import PAIRS
 from benchmarks.pictograms.cells import ZEROSHOT
+from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor
 
 from cloob.data.decode import decode
@@ -25,6 +28,7 @@ from cloob.data.open import open_source
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
+from cloob.models.tokenizer import FastTokenizer
 from cloob.recipes import get_recipe
 from cloob.train.align import make_aligned
 
@@ -63,6 +67,15 @@ class Data:
     texts: tuple[str, ...]
     table: Tensor
     names: np.ndarray
+
+    @cached_property
+    def tokens(self) -> Tensor:
+        """(U, 24) int64, for a text tower that is trained anew."""
+        return FastTokenizer(SimpleTokenizer(context_length=24))(list(self.texts))
+
+    def inputs(self, head: str) -> Tensor:
+        """What a world's text side takes: (U, F') features, or the tokens."""
+        return self.tokens if head == NEW_TEXT else self.table
 
 
 def build(data: Path, cache: Path, say: Callable[[str], None]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
-from benchmarks.frozen.cells import Cell
+from benchmarks.frozen.cells import NEW_TEXT, Cell
 from benchmarks.frozen.features import Data, Pairs
 from benchmarks.pictograms.scoring import recalls, score_rows, score_set
 from benchmarks.pictograms.variants import Variant, build_objective
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from cloob.data.order import epoch_order
 from cloob.models.aligned import Head
+from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import OptimConfig
 from cloob.train.config.components import AlignConfig
@@ -31,17 +32,35 @@ _TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
 
 
 class Heads(nn.Module):
-    """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as ``cloob train align`` by seed."""
+    """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as ``cloob train align`` by seed.
+
+    With ``new-text`` the image's head is linear, and in place of the text's is a whole tower, of tokens (n, L).
+    """
 
     def __init__(self, features: tuple[int, int], kind: str, seed: int, embed_dim: int = EMBED_DIM) -> None:
         super().__init__()
+        new = kind == NEW_TEXT
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            known = cast(Literal["linear", "mlp"], kind)
+            known = cast(Literal["linear", "mlp"], "linear" if new else kind)
             self.image, self.text = (Head(n, embed_dim, known, DROPOUT) for n in features)
+        if new:
+            self.text = TextTower(seed)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
         return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
+
+
+class TextTower(nn.Module):
+    """The tiny towers' text tower with initial weights: 2 layers, width 128, (n, L) tokens to (n, 256) unit rows."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.encoder = create_model("tiny-resnet", seed=seed)
+        self.encoder.model.visual.requires_grad_(False)  # never called
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.encoder.encode_text(tokens, batch_size=_ROWS, grad=torch.is_grad_enabled())
 
 
 class View:
@@ -79,9 +98,10 @@ def run(cell: Cell, data: Data) -> dict[str, Any]:
     assert isinstance(inner, ContrastiveObjective)
     record["inv_tau"] = round(float(inner.inv_tau.detach()), 4)
     if cell.stage == "cells":
-        record |= _tested(heads, data)
+        texts = data.inputs(cell.world.head)
+        record |= _tested(heads, data, texts)
         seen = np.random.default_rng(cell.seed).choice(len(view.rows), min(len(view.rows), 1000), replace=False)
-        fitted = _embedded(heads.image, images[view.pictures[seen]]), _embedded(heads.text, data.table[view.rows[seen]])
+        fitted = _embedded(heads.image, images[view.pictures[seen]]), _embedded(heads.text, texts[view.rows[seen]])
         record["train_recall"] = round(recalls(*fitted, [data.texts[i] for i in view.rows[seen]])["mean_recall"], 6)
     return record | {"cpu_seconds": round(time.process_time() - began, 1)}
 
@@ -91,7 +111,9 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
     setting, images, val = cell.setting, data.pairs["train"].images, data.pairs["val"]
     heads = Heads((images.shape[1], data.table.shape[1]), cell.world.head, cell.seed)
     heads.image.fit(images[view.pictures])
-    heads.text.fit(data.table[view.rows])
+    if isinstance(heads.text, Head):
+        heads.text.fit(data.table[view.rows])
+    texts = data.inputs(cell.world.head)
     objective = build_objective(cell.method, setting)
     optim = OptimConfig(lr=setting.lr, weight_decay=setting.weight_decay, schedule="cosine")
     # Anything with the objective's call and clamp_ will do.
@@ -112,12 +134,12 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
             if isinstance(objective, Variant):
                 objective.progress = step / total
             rows = order[place * size : (place + 1) * size]
-            pair = images[view.pictures[rows]], data.table[view.rows[rows]]
+            pair = images[view.pictures[rows]], texts[view.rows[rows]]
             result = stepper(*pair, None, schedule(step))
             if result.finite:  # else it left no trace
                 losses.append(result.loss)
         heads.eval()
-        held_out = _embedded(heads.image, val.images), _embedded(heads.text, data.table[view.held_out])
+        held_out = _embedded(heads.image, val.images), _embedded(heads.text, texts[view.held_out])
         recall = round(recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6)
         if recall > max((line["recall"] for line in curve), default=-1.0):
             best = copy.deepcopy(heads.state_dict())
@@ -127,22 +149,22 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
     return heads.eval(), objective, curve
 
 
-def _tested(heads: Heads, data: Data) -> dict[str, Any]:
+def _tested(heads: Heads, data: Data, texts: Tensor) -> dict[str, Any]:
     """Scores on the test sets, and on the validation pairs with their own captions."""
     scores: dict[str, Any] = {"zeroshot": {}}
     for name, labelled in data.sets.items():
         n_classes, templates = labelled.prompts.shape
-        prompts = _embedded(heads.text, data.table[labelled.prompts.reshape(-1)])
+        prompts = _embedded(heads.text, texts[labelled.prompts.reshape(-1)])
         classes = F.normalize(prompts.view(n_classes, templates, -1).mean(1), dim=1)
         scores["zeroshot"][name] = score_set(_embedded(heads.image, labelled.images), labelled.labels, classes)
     for name in ("val", "tuxpaint-captions"):
         pairs = data.pairs[name]
-        embedded = _embedded(heads.image, pairs.images), _embedded(heads.text, data.table[pairs.own])
+        embedded = _embedded(heads.image, pairs.images), _embedded(heads.text, texts[pairs.own])
         scores[name] = score_rows(*embedded, [data.texts[i] for i in pairs.own])
     return scores
 
 
 @torch.no_grad()
-def _embedded(head: Head, features: Tensor) -> Tensor:
-    """(n, F) to (n, D) unit rows."""
-    return torch.cat([F.normalize(head(part), dim=1) for part in features.split(_ROWS)])
+def _embedded(head: nn.Module, inputs: Tensor) -> Tensor:
+    """(n, F) features, or (n, L) tokens, to (n, D) unit rows."""
+    return torch.cat([F.normalize(head(part), dim=1) for part in inputs.split(_ROWS)])

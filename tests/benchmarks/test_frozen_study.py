@@ -141,6 +141,19 @@ def test_a_run_keeps_its_best_epoch_and_the_search_sees_no_test_set() -> None:
     assert [(line["loss"], line["skipped_steps"]) for line in lost] == [(None, 6)] * 4
 
 
+def test_a_new_text_tower_is_trained_on_tokens_beside_a_linear_head() -> None:
+    from benchmarks.frozen import cells, running
+
+    data, cell = invented(), a_cell("clip", "search", lr=1e-3)
+    cell = dataclasses.replace(cell, world=dataclasses.replace(cell.world, head=cells.NEW_TEXT, share=0.0), epochs=6)
+    fresh = running.TextTower(cell.seed).state_dict()
+    heads, _, curve = running.train(cell, running.View(data, cell), data)
+    assert curve[-1]["loss"] < curve[0]["loss"] and data.tokens.shape == (156, 24)
+    moved = {name for name, value in heads.text.state_dict().items() if not torch.equal(value, fresh[name])}
+    assert "encoder.model.token_embedding.weight" in moved and not any(".visual." in name for name in moved)
+    assert {world.head for world in cells.LIT} == {cells.NEW_TEXT} and isinstance(heads.image, running.Head)
+
+
 @pytest.fixture(scope="module")
 def aligned(tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
     """Heads between two tiny towers on 32 pairs, 3 epochs of 4 steps."""
