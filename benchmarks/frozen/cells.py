@@ -171,10 +171,20 @@ def chosen(method: str, world: World, scores: Scores) -> Cell | None:
     return max(runs, key=lambda cell: scores[cell.id])
 
 
-def cells_of(method: str, world: World, scores: Scores) -> list[Cell]:
-    """The chosen setting with each seed; nothing before the search is complete."""
+def cells_of(method: str, world: World, scores: Scores, *, masked: bool = False) -> list[Cell]:
+    """The chosen setting with each seed; nothing before the search is complete.
+
+    Args:
+        method: One of ``METHODS``.
+        world: Where.
+        scores: The search's.
+        masked: Pairs with equal captions are no negatives of each other.
+    """
     best = chosen(method, world, scores)
-    return [] if best is None else [dataclasses.replace(best, stage="cells", seed=seed) for seed in SEEDS]
+    if best is None:
+        return []
+    setting = dataclasses.replace(best.setting, mask_duplicates=masked)
+    return [dataclasses.replace(best, stage="cells", seed=seed, setting=setting) for seed in SEEDS]
 
 
 CORE = [World(head, "swap", share) for head in ("linear", "mlp") for share in (0.4, 0.0, 0.6)]
@@ -188,6 +198,8 @@ BESIDE = [
     World("mlp", "name", 0.4),
     World("mlp", "cut", 1.0),
 ]
+MASKED = [World("linear", "swap", share) for share in (0.4, 0.0)]
+"""Where the claim's methods are run with ``mask_duplicates`` too, at the setting chosen without it."""
 LIT = [World(NEW_TEXT, "swap", share) for share in (0.4, 0.0)]
 WORLDS = [*CORE, *LIT, *BESIDE]
 
@@ -215,9 +227,10 @@ def next_cell(scores: Scores, done: Mapping[str, Any], head: str = "") -> Cell |
             for _, cell in search(method, world, scores):
                 if cell.id not in scores:
                     return cell
-        grids = [cells_of(method, world, scores) for method in methods]
-        for of_seed in zip(*grids, strict=True):
-            for cell in of_seed:
-                if cell.id not in done:
-                    return cell
+        for masked in (False, True) if methods == CLAIMED and world in MASKED else (False,):
+            grids = [cells_of(method, world, scores, masked=masked) for method in methods]
+            for of_seed in zip(*grids, strict=True):
+                for cell in of_seed:
+                    if cell.id not in done:
+                        return cell
     return None

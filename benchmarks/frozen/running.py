@@ -135,7 +135,8 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
                 objective.progress = step / total
             rows = order[place * size : (place + 1) * size]
             pair = images[view.pictures[rows]], texts[view.rows[rows]]
-            result = stepper(*pair, None, schedule(step))
+            ids = torch.from_numpy(view.rows[rows]) if setting.mask_duplicates else None
+            result = stepper(*pair, ids, schedule(step))
             if result.finite:  # else it left no trace
                 losses.append(result.loss)
         heads.eval()

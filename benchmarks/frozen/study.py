@@ -73,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stage", choices=("features", "run", "status", "tables"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the benchmark's folder")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "frozen", help="folder of the features")
-    parser.add_argument("--head", default="", choices=("", "linear", "mlp", plan.NEW_TEXT), help="run only these heads' worlds")
+    parser.add_argument(
+        "--head", default="", choices=("", "linear", "mlp", plan.NEW_TEXT), help="run only these heads' worlds"
+    )
     options = parser.parse_args(arguments)
     if options.stage == "status":
         status()

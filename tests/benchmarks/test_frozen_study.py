@@ -106,6 +106,8 @@ def test_each_method_gets_as_many_runs_and_the_claim_comes_first() -> None:
             assert best is not None and scores[best.id] == max(scores[cell.id] for cell in runs)
             assert {cell.seed for cell in runs} == {cells.SEARCH_SEED} and cells.SEARCH_SEED not in cells.SEEDS
             assert [c.seed for c in cells.cells_of(method, world, scores)] == list(cells.SEEDS)
+            masked = cells.cells_of(method, world, scores, masked=True)
+            assert all(cell.setting.mask_duplicates and "_masked" in cell.id for cell in masked)
     assert cells.Cell.from_config(json.loads(json.dumps(order[-1].config()))) == order[-1]
 
 
@@ -136,6 +138,9 @@ def test_a_run_keeps_its_best_epoch_and_the_search_sees_no_test_set() -> None:
     searched = run(a_cell(stage="search"), data)
     assert {"zeroshot", "val", "tuxpaint-captions"}.isdisjoint(searched) and searched["curve"] == record["curve"]
     assert run(a_cell("cloob-warm"), data)["curve"][:2] == run(a_cell("infoloob"), data)["curve"][:2]
+    assert run(a_cell(mask_duplicates=True), data)["curve"] == record["curve"]  # all captions differ
+    data.pairs["train"].own[1::2] = data.pairs["train"].own[::2]
+    assert run(a_cell(mask_duplicates=True), data)["curve"] != run(a_cell(), data)["curve"]
     data.pairs["train"].images[:] = float("nan")
     lost = run(a_cell(stage="search"), data)["curve"]
     assert [(line["loss"], line["skipped_steps"]) for line in lost] == [(None, 6)] * 4

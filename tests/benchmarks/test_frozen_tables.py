@@ -91,6 +91,9 @@ def test_tables_by_hand(tmp_path: Path) -> None:
             for seed, right in enumerate(rights):
                 cell = cells.cells_of(method, world, scores_of(tmp_path))[seed]
                 records.write(tmp_path / "cells" / f"{cell.id}.json", a_record(cell, right))
+    # Two pictures more, with each seed, where equal captions are no negatives.
+    for seed, cell in enumerate(cells.cells_of("clip", worlds[0], scores_of(tmp_path), masked=True)[:3]):
+        records.write(tmp_path / "cells" / f"{cell.id}.json", a_record(cell, (42, 52, 62)[seed]))
     # Another setting than the chosen one counts for nothing.
     other = cells.Cell("cells", "cloob", worlds[0], 0, 10, cells.DEFAULTS["cloob"])
     records.write(tmp_path / "cells" / f"{other.id}.json", a_record(other, 99))
@@ -109,6 +112,7 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     assert "| linear, clean | CLIP | 75.0 ± 0.0 | 25.0 ± 0.0 | 30.0 ± 0.0 | 30.0 ± 0.0 | 90 | 80 |" in text
     assert "| linear, clean | CLIP | `lr0.001_wd0.1_n256_t15` | 10 |" in text
     assert "| `lr0.001_wd0.1_n256_t15` | 10 | 7 | 50.00 **chosen** |" in text
+    assert "| linear, 40 % swapped | CLIP | +2.0 | +2.0 … +2.0 |" in text and "| 30.0 ± 0.0 | 30.0 ± 0.0 | 3 |" in text
     assert "CLOOB − InfoLOOB" not in text and "99.0" not in text
 
 
