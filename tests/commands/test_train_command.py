@@ -88,6 +88,17 @@ def test_a_length_takes_the_place_of_the_recipes_own() -> None:
         assert (run.epochs, run.samples, run.steps) == length
 
 
+@pytest.mark.parametrize("words", ["--objective clip", "--objective=clip", "--objective cloob --objective clip"])
+def test_another_objective_does_not_begin_with_the_recipes_scales(words: str) -> None:
+    start, rest = read_start(["cc3m-cloob", *words.split()])
+    loss = parse(TrainConfig, rest, "cloob train", start).loss
+    assert loss == TrainConfig().override(objective="clip").loss and loss.overrides() == {}
+    start, rest = read_start(["cc3m-cloob", "--inv-tau", "20", *words.split()])
+    assert parse(TrainConfig, rest, "cloob train", start).loss.overrides() == {"inv_tau": 20.0}
+    start, rest = read_start(["cc3m-cloob", "--objective", "cloob"])
+    assert parse(TrainConfig, rest, "cloob train", start).loss == get_recipe("cc3m-cloob").loss
+
+
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()

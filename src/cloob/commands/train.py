@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import typing
@@ -14,7 +15,7 @@ from cloob.errors import InputError
 from cloob.recipes import RECIPES, get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
-from cloob.train.config.components import LENGTHS
+from cloob.train.config.components import LENGTHS, ObjectiveName
 from cloob.train.config.strict import hints, leaf_homes
 
 _USAGE = "[RECIPE | --config FILE]"
@@ -54,7 +55,11 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
     given = {word.partition("=")[0].replace("_", "-") for word in words}
     typed = [name for name in LENGTHS if f"--{name}" in given]
     start = start.override(**dict.fromkeys(typed, 1)) if len(typed) == 1 else start
-    # So does one way to hold pairs out of the other.
+    # Another objective does not begin with the scales of the start's.
+    objective = _value(words, "--objective")
+    if objective in typing.get_args(ObjectiveName):
+        start = start.override(objective=objective)
+    # And one way to hold pairs out takes the place of the other.
     if "--val-split" in given and "--val-data" not in given:
         start = start.override(val_data=())
     elif "--val-data" in given and "--val-split" not in given:
@@ -96,6 +101,16 @@ def _values(option: str) -> tuple[int, bool]:
         return 1, False
     values = typing.get_args(kind)
     return (1, True) if Ellipsis in values else (len(values), False)
+
+
+def _value(words: list[str], name: str) -> str | None:
+    """What ``name VALUE`` or ``name=VALUE`` says last, if anything."""
+    found = None
+    for word, following in itertools.zip_longest(words, words[1:]):
+        option, equals, value = word.partition("=")
+        if option == name:
+            found = value if equals else following
+    return found
 
 
 def _take_option(words: list[str], name: str) -> str | None:

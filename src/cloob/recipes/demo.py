@@ -49,7 +49,7 @@ def demo_infoloob() -> TrainConfig:
 
 def demo_infonce_hopfield() -> TrainConfig:
     """InfoNCE with Hopfield retrieval on the demo pairs, heads on frozen encoders; CLOOB's settings, not tuned."""
-    return demo_cloob().override(objective="infonce-hopfield", out="runs/demo/infonce-hopfield")
+    return _demo("infonce-hopfield", inv_tau=10.0, beta=8.0, lr=1e-3, head_dropout=0.5)
 
 
 def demo_siglip() -> TrainConfig:

@@ -24,6 +24,13 @@ def test_json_round_trip(tmp_path: Path) -> None:
     assert TrainConfig.from_json(path) == config
 
 
+def test_scales_go_with_their_objective() -> None:
+    config = TrainConfig().override(inv_tau=8.0, beta=16.0, scale="paper", lr=3.0)
+    assert config.override(lr=1.0, objective="cloob").loss == config.loss
+    other = config.override(objective="infoloob", inv_tau=15.0)
+    assert other.loss.overrides() == {"inv_tau": 15.0} and other.optim.lr == 3.0
+
+
 def test_what_is_left_out_takes_its_default() -> None:
     assert TrainConfig.from_dict({"optim": {"lr": 0.5}}) == TrainConfig().override(lr=0.5)
 

@@ -17,6 +17,7 @@ from cloob.errors import InputError, nearest
 from cloob.models.untrusted import read_json
 from cloob.train.config.components import (
     LENGTHS,
+    SCALES,
     AlignConfig,
     LogConfig,
     LossConfig,
@@ -54,7 +55,8 @@ class TrainConfig:
     def override(self, **leaves: Any) -> TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.
 
-        A length of the run (``epochs``, ``samples`` or ``steps``) takes the place of the one before.
+        A length of the run (``epochs``, ``samples`` or ``steps``) takes the place of the one before. Another objective
+        begins with its own τ⁻¹, β and scale, not with those that were set for the one before.
 
         Raises:
             InputError: No component has such a leaf, or the value is not right for it.
@@ -63,6 +65,8 @@ class TrainConfig:
         changes: dict[str, dict[str, Any]] = {}
         if any(leaves.get(name) is not None for name in LENGTHS):
             leaves = dict.fromkeys(LENGTHS) | leaves
+        if leaves.get("objective", self.loss.objective) != self.loss.objective:
+            leaves = dict.fromkeys(SCALES) | leaves
         for name, value in leaves.items():
             if name not in homes:
                 raise InputError(f"config: unknown key {name!r}; {nearest(name, homes)}")

@@ -120,6 +120,10 @@ class TowersConfig:
         check(share is None or 0 <= share <= 1, "average_with_start", share, "between 0 (the start) and 1 (the end)")
 
 
+SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale")
+"""Settings of an objective that suit it alone."""
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """The objective. What is left out takes the objective's own default."""
@@ -179,8 +183,7 @@ class LossConfig:
 
     def overrides(self) -> dict[str, Any]:
         """The objective's arguments that were given: what ``make_objective(name, **overrides)`` takes."""
-        names = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in SCALES if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
