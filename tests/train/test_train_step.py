@@ -155,6 +155,16 @@ def test_micro_batches_take_the_step_of_the_whole_batch(size: int, objective: st
         torch.testing.assert_close(q, p)
 
 
+def test_no_pair_is_alone_in_a_micro_batch_where_samples_are_left_out() -> None:
+    take = stepper()
+    take.micro_batch_size = 4
+    images, tokens = (side[:5] for side in batch())
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        nn.BatchNorm1d(4)(torch.zeros(1, 4))
+    assert take(images, tokens, None, lr=0.1).finite
+    assert take.module.encoder.norm.num_batches_tracked == 2
+
+
 @pytest.mark.parametrize("micro", [0, 2])
 def test_a_step_says_whether_to_retrieve(micro: int) -> None:
     called, plain, default = stepper(make_objective("cloob")), stepper(make_objective("infoloob")), stepper()

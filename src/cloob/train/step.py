@@ -324,7 +324,8 @@ class Stepper:
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of the batch, its loss and its features, a micro-batch at a time."""
-        size, features = self.micro_batch_size, []
+        # As even as can be: where samples are left out, none is alone in a micro-batch, of which batch norm knows no spread.
+        parts, features = max(1, -(-len(images) // self.micro_batch_size)), []
 
         def encode(part: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
             embedded: tuple[Tensor, ...] = self._wrapped(*part, loss=False)
@@ -335,7 +336,7 @@ class Stepper:
         loss = cached_backward(
             encode,
             self.module.objective,
-            list(zip(torch.split(images, size), torch.split(tokens, size), strict=True)),
+            list(zip(images.tensor_split(parts), tokens.tensor_split(parts), strict=True)),
             towers=self.module.encoder,
             ids=ids,
             no_sync=getattr(self._wrapped, "no_sync", nullcontext),
