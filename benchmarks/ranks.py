@@ -54,6 +54,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.figures.objective import ranks as tables
 from benchmarks.machine import machine
 from benchmarks.objective import peak_bytes
+
 from cloob.distributed import Layout
 from cloob.objective import make_objective
 
@@ -102,8 +103,8 @@ def received() -> int | None:
     if not hasattr(socket, "TCP_INFO") or not Path("/proc/self/fd").is_dir():
         return None
     total = 0
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as copy:
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(int(entry.name))) as copy:
             info = copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
             total += struct.unpack_from("Q", info, BYTES_RECEIVED)[0]
     return total

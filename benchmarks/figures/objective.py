@@ -14,7 +14,7 @@ _BANDS = (0.2, 0.6, 0.9, 1.0)
 
 
 def objective(record: Record) -> str:
-    """Time and memory of each contender at each size, beside the plain form's; the last line is the machine's own rate."""
+    """Time and memory of each contender at each size, beside the plain form's; its rate beside the machine's own."""
     lines = []
     for row in record["rows"]:
         if row["name"] == "GEMM":
