@@ -19,7 +19,7 @@ def data(record: Record) -> str:
             if row["data"] == form:
                 both = (beside(number(row[key]), row.get(f"{key}_ratio")) for key in ("per_second", "per_cpu_second"))
                 lines.append([str(row["workers"]), row["name"], *both])
-        parts.append(f"{form}:\n\n{table(['workers', 'what', 'samples/s (÷)', 'samples/CPU s (÷)'], lines)}")
+        parts.append(f"{form}:\n\n{table(['workers', 'what', 'samples/s (ratio)', 'samples/CPU s (ratio)'], lines)}")
     return "\n\n".join([*parts, *_tokens(record.get("tokens", {}))])
 
 
@@ -52,7 +52,7 @@ def text_padding(record: Record) -> str:
         ]
         for row in record["rows"]
     ]
-    return table(["towers", "tokens", "padded, s", "trimmed, s", "ratio"], lines)
+    return table(["towers", "tokens", "padded, s", "trimmed, s", "padded ÷ trimmed"], lines)
 
 
 def evaluate(record: Record) -> str:
@@ -66,15 +66,16 @@ def evaluate(record: Record) -> str:
                 ]
                 ratio = row[part].get("ratio")
                 lines.append([row["case"], part, *both, "–" if ratio is None else f"{ratio:.2f}"])
-    return table(["case", "what", "cloob, s", "CLIP_benchmark, s", "ratio"], lines)
+    return table(["case", "what", "cloob, s", "CLIP_benchmark, s", "theirs ÷ ours"], lines)
 
 
 def retrieval(record: Record) -> str:
-    """Time and memory of the ranks, with and without the matrix of all scores."""
+    """Time and memory of the ranks, with and without the matrix of all scores; the load where a row has it."""
     lines = []
     for row in record["rows"]:
         sizes = (megabytes(row[key]) for key in ("peak_bytes", "bytes_of_all_scores"))
-        lines.append([f"{row['n']:,}", row["name"], number(row["seconds"]), *sizes])
+        load = f" (load {row['load']:.1f})" if "load" in row else ""
+        lines.append([f"{row['n']:,}", row["name"], f"{number(row['seconds'])}{load}", *sizes])
     return table(["N", "what", "s", "peak, MB", "all scores, MB"], lines)
 
 
