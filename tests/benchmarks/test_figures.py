@@ -116,6 +116,7 @@ def test_received_bytes_are_those_of_the_sockets() -> None:
             assert ranks.received() == before + 12_345
 
 
+@pytest.mark.nightly
 def test_operations_count_products_in_place() -> None:
     from benchmarks import ranks
 
