@@ -73,8 +73,10 @@ package: $(VENV)/.dev
 
 install: $(VENV)/.dev
 
+# What docs/speed.md shows, but for the two hours of benchmarks/soak.py; the last line writes that page.
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/objective.py
+	$(BIN)/python benchmarks/ranks.py
 	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/gradient_cache.py
 	$(BIN)/python benchmarks/retrieval.py
@@ -82,8 +84,10 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/towers.py
 	$(BIN)/python benchmarks/train_cost.py
 	$(BIN)/python benchmarks/export.py
+	$(BIN)/python benchmarks/start.py
 	@test -d $(DATA) || echo "no folder $(DATA): data, train_step, text_padding and evaluate are left out; make bench DATA=…"
 	@test ! -d $(DATA) || $(MAKE) --no-print-directory bench-data
+	$(BIN)/python -m benchmarks.figures
 
 bench-data: $(VENV)/.dev
 	$(BIN)/python benchmarks/data.py --data $(DATA)/pictograms/train

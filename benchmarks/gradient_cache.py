@@ -20,6 +20,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import machine
+
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.step import Stepper, TowersWithLoss
@@ -86,7 +90,7 @@ def main() -> None:
         name = row["micro_batch_size"] or "whole batch"
         print(f"| {name} | {row['activations'] / 1e6:.0f} | {row['peak'] / 1e6:.0f} | {row['seconds']:.2f} |")
     OUT.mkdir(parents=True, exist_ok=True)
-    result = {"model": arguments.model, "batch_size": arguments.batch_size, "torch": torch.__version__, "rows": rows}
+    result = {"machine": machine(), "model": arguments.model, "batch_size": arguments.batch_size, "rows": rows}
     (OUT / "results.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
