@@ -22,7 +22,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_LAYERS = 256
 _SCALING = (Tensor.__truediv__, Tensor.__mul__, Tensor.__rmul__, Tensor.div, Tensor.mul, torch.div, torch.mul)
-_DRAWING = (Tensor.normal_, Tensor.uniform_)
+_IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.triu_)
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\..+")
 _STAGE = re.compile(r"visual\.layer([1-4])\.(\d+)\..+")
 
@@ -41,7 +41,7 @@ class _Unfilled(TorchFunctionMode):
             tensors = [value for value in args if isinstance(value, Tensor)]
             if len(tensors) == 1 and tensors[0].is_meta and tensors[0].is_floating_point():
                 return torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device="meta")
-        elif func in _DRAWING or getattr(func, "__module__", "") == nn.init.__name__:
+        elif func in _IN_PLACE or getattr(func, "__module__", "") == nn.init.__name__:
             tensor = args[0] if args else (kwargs or {}).get("tensor")
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 return tensor
