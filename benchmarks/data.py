@@ -57,6 +57,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
+
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.source import Source

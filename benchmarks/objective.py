@@ -37,6 +37,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine as this_machine
+
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
 

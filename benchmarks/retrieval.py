@@ -30,6 +30,7 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine as this_machine
+
 from cloob.evaluate.measures.retrieval import retrieval_ranks
 
 KS = (1, 5, 10)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.machine import processor
 from benchmarks.pictograms.cache import Augmented, Data
 from benchmarks.pictograms.cells import Cell
 from benchmarks.pictograms.scoring import score_pairs, score_probe, score_zeroshot
