@@ -27,7 +27,7 @@ _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\..+")
 _STAGE = re.compile(r"visual\.layer([1-4])\.(\d+)\..+")
 
 
-class _Unfilled(TorchFunctionMode):
+class Unfilled(TorchFunctionMode):
     """Leaves out what gives fresh weights their values: without memory there are none.
 
     torch has the shapes of such operations from Python code that brings torch.compile, which takes longer than all
@@ -35,17 +35,18 @@ class _Unfilled(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.randn:
-            func = torch.empty
-        elif func in _SCALING and len(args) == 2 and not kwargs:
+        kwargs = kwargs or {}
+        if func is torch.randn and "generator" not in kwargs and (empty := torch.empty(*args, **kwargs)).is_meta:
+            return empty
+        if func in _SCALING and len(args) == 2 and not kwargs:
             tensors = [value for value in args if isinstance(value, Tensor)]
             if len(tensors) == 1 and tensors[0].is_meta and tensors[0].is_floating_point():
                 return torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device="meta")
-        elif func in _IN_PLACE or getattr(func, "__module__", "") == nn.init.__name__:
-            tensor = args[0] if args else (kwargs or {}).get("tensor")
+        if func in _IN_PLACE or getattr(func, "__module__", "") == nn.init.__name__:
+            tensor = args[0] if args else kwargs.get("tensor")
             if isinstance(tensor, Tensor) and tensor.is_meta:
                 return tensor
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def infer_config(path: Path, tensors: Mapping[str, Stored], text_heads: int | None = None) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: s
     library = open_clip()
     options = {key: value for key, value in config.items() if key != "custom_text"}
     kind = library.CustomTextCLIP if config.get("custom_text") else library.CLIP
-    with translated(where), torch.device("meta"), _Unfilled():
+    with translated(where), torch.device("meta"), Unfilled():
         model = kind(**options)
     clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
     model.visual.preprocess_cfg = clip | dict(preprocess_cfg)
