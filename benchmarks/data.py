@@ -6,10 +6,12 @@ the captions of the shards, at 224 pixels: 500×400 (about 60 kB each, quality 8
 1024×768. Their pictures are noise with the spectrum of photographs (amplitude ~ 1/f^1.3), as no photographs come with
 the project; the cost of decoding goes by the bytes and the pixels, and both are photographs'.
 
-Three contenders, one after the other in each repeat, so that what slows the machine slows all of them:
+Four contenders, one after the other in each repeat, so that what slows the machine slows all of them:
 
 - ``open_clip_train``: its ``get_wds_dataset`` with open_clip's training transform (random crop of the same scale,
   bicubic, to float, normalised) and ``SimpleTokenizer``;
+- ``webdataset``: the pipeline of webdataset's own documentation, with the same transform and tokeniser: shards split
+  over the workers, samples shuffled, decoded, mapped and batched there, by ``WebLoader``;
 - ``cloob``: ``PairLoader`` with ``TrainTransform`` and the tokeniser that ``DualEncoder`` has; uint8, as the encoder
   normalises on its device;
 - ``cloob + float``: the same, and the encoder's normalisation of each batch on this CPU: the same work.
@@ -29,8 +31,6 @@ import io
 import json
 import logging
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -46,12 +46,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import webdataset as wds
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transform import image_transform
 from open_clip_train.data import get_wds_dataset
 from PIL import Image
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import machine
 
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
@@ -62,7 +67,7 @@ from cloob.models.tokenizer import FastTokenizer
 SCALE = (0.9, 1.0)
 SPECTRUM = 1.3
 QUALITY = 87
-THEIRS, OURS, OURS_FLOAT = CONTENDERS = ("open_clip_train", "cloob", "cloob + float")
+THEIRS, PLAIN, OURS, OURS_FLOAT = CONTENDERS = ("open_clip_train", "webdataset", "cloob", "cloob + float")
 MEAN, STD = (torch.tensor(values).view(1, 3, 1, 1) for values in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
 
 
@@ -142,6 +147,32 @@ def ours_float(form: Form, source: Source, workers: int) -> Iterator[Iterator[tu
         yield ((images.float().div_(255).sub_(MEAN).div_(STD), tokens) for images, tokens in batches)
 
 
+def their_transform(form: Form) -> Callable[[Image.Image], Tensor]:
+    """open_clip's training transform."""
+    transform: Callable[[Image.Image], Tensor] = image_transform(
+        form.image_size, is_train=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD, aug_cfg={"scale": SCALE}
+    )
+    return transform
+
+
+@contextlib.contextmanager
+def plain(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    shards = list(map(str, form.shards))
+    share = form.batches // max(1, min(workers, len(shards)))  # of a worker: one without a shard of its own has nothing
+    dataset = (
+        wds.WebDataset(shards, shardshuffle=len(shards))
+        .shuffle(1000)
+        .decode("pilrgb")
+        .to_tuple("jpg;png;jpeg;webp", "txt")
+        .map_tuple(their_transform(form), lambda text: TOKENIZER(text)[0])
+        .batched(form.batch_size)
+        .repeat()
+        .with_epoch(share)
+    )
+    loader = wds.WebLoader(dataset, batch_size=None, shuffle=False, num_workers=min(workers, len(shards)))
+    yield iter(loader)
+
+
 @contextlib.contextmanager
 def theirs(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     options = SimpleNamespace(
@@ -153,10 +184,7 @@ def theirs(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tenso
         world_size=1,
         seed=0,
     )
-    transform = image_transform(
-        form.image_size, is_train=True, mean=OPENAI_DATASET_MEAN, std=OPENAI_DATASET_STD, aug_cfg={"scale": SCALE}
-    )
-    loader = get_wds_dataset(options, transform, is_train=True, tokenizer=TOKENIZER).dataloader
+    loader = get_wds_dataset(options, their_transform(form), is_train=True, tokenizer=TOKENIZER).dataloader
     yield iter(loader)
     inner = getattr(loader.pipeline[0], "_iterator", None)
     if inner is not None:
@@ -164,7 +192,12 @@ def theirs(form: Form, _: Source, workers: int) -> Iterator[Iterator[tuple[Tenso
 
 
 TOKENIZER = SimpleTokenizer()
-MAKERS: dict[str, Callable[[Form, Source, int], Any]] = {THEIRS: theirs, OURS: ours, OURS_FLOAT: ours_float}
+MAKERS: dict[str, Callable[[Form, Source, int], Any]] = {
+    THEIRS: theirs,
+    PLAIN: plain,
+    OURS: ours,
+    OURS_FLOAT: ours_float,
+}
 
 
 def cpu_seconds() -> float:
@@ -226,16 +259,6 @@ def compare_tokens(captions: list[str]) -> dict[str, Any]:
     return row
 
 
-def machine() -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    from PIL import __version__ as pillow
-
-    return {"cpu": cpu, "cores": os.cpu_count(), "torch": torch.__version__, "pillow": pillow}
-
-
 def print_table(rows: list[dict[str, Any]], tokens: dict[str, Any], about: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -280,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
             for workers in args.workers:
                 print(f"{form.name}, {workers} workers …", file=sys.stderr, flush=True)
                 rows += measure(form, workers, args.repeats)
-    about = machine() | {"quick": args.quick}
+    about = machine("pillow") | {"quick": args.quick}
     args.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": about, "tokens": tokens, "rows": rows}
     (args.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -28,7 +28,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -41,6 +40,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.machine import machine as this_machine
 from benchmarks.overlay import CLIP_BENCHMARK, overlay
 
 FIRST = ("animal-silhouettes", "digits", "flags", "fluent3d-emoji", "noto-emoji")
@@ -132,7 +132,8 @@ def their_options(model: Path, sets: list[Path], out: Path) -> list[str]:
 def run(command: list[str], threads: int, out: Path) -> float:
     """Seconds that a command takes."""
     out.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    cache = {"CLOOB_CACHE": str(out / "cache")}  # goes with the folder: a cache of earlier runs would have it all
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", **cache}
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=out)
     if done.returncode:
@@ -204,17 +205,8 @@ def images_apart(ours: Path, theirs: Path) -> dict[str, tuple[int, float]]:
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    import open_clip
-    import torch
-
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    versions = {"torch": torch.__version__, "open_clip": open_clip.__version__, "clip_benchmark": "1.6.2"}
-    settings = {"batch_size": BATCH, "workers": WORKERS}
-    load = {"load_average": round(os.getloadavg()[0], 2)} if hasattr(os, "getloadavg") else {}
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": args.threads, **versions, **settings, **load}
+    settings = {"threads": args.threads, "batch_size": BATCH, "workers": WORKERS}
+    return {**this_machine("open_clip_torch"), "clip_benchmark": "1.6.2", **settings}
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

@@ -25,6 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import machine as this_machine
+
 PICTURES, TEXTS = 16, 64
 WORDS = (
     "a",
@@ -163,18 +167,7 @@ def table(result: dict[str, Any]) -> str:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    import onnxruntime
-    import torch
-
-    model = next(row for row in Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name"))
-    return {
-        "cpu": model.partition(":")[2].strip(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
+    return {**this_machine("onnxruntime"), "python": platform.python_version()}
 
 
 if __name__ == "__main__":

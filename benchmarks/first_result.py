@@ -11,21 +11,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import statistics
-import subprocess
 import sys
-import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-def measure(words: list[str]) -> tuple[float, float]:
-    """CPU and wall seconds of a process."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(words, check=True, capture_output=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+from benchmarks.processes import Cost, measure, medians
 
 
 def main() -> None:
@@ -44,18 +35,13 @@ def main() -> None:
         "search by --like": [*search, "--like", "1"],
         "a mistake": [*search, arguments.query, "--cutoff", "high"],
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    times: dict[str, list[Cost]] = {name: [] for name in commands}
     for repeat in range(arguments.repeats + 1):
         for name, words in commands.items():
-            if name == "a mistake":
-                words = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])", *words]
-            cpu, wall = measure(words)
+            cost = measure(words, code=2 if name == "a mistake" else 0)
             if repeat:
-                times[name].append((cpu, wall))
-    rows = {
-        name: {"cpu_seconds": statistics.median(c for c, _ in some), "seconds": statistics.median(w for _, w in some)}
-        for name, some in times.items()
-    }
+                times[name].append(cost)
+    rows = medians(times)
     base = rows["import torch and open_clip"]["cpu_seconds"]
     for name, row in rows.items():
         row["times the imports"] = round(row["cpu_seconds"] / base, 2)

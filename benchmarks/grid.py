@@ -14,8 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
-import re
 import tempfile
 import time
 from contextlib import ExitStack
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.machine import machine as this_machine
 from benchmarks.pictures import chromium, served
 from PIL import Image
 
@@ -157,9 +156,7 @@ def make_index(folder: Path, n: int) -> Path:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    name = re.search(r"model name\s*:\s*(.*)", text)
-    return {"cpu": name[1] if name else platform.processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    return this_machine()
 
 
 if __name__ == "__main__":

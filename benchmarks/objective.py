@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -34,6 +33,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import machine as this_machine
 
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
@@ -202,13 +205,8 @@ def compare(rows: list[dict[str, Any]]) -> None:
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
     gpu = {"gpu": torch.cuda.get_device_name()} if args.device == "cuda" else {}
-    cores = os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "threads": args.threads, "torch": torch.__version__, "dim": args.dim, **gpu}
+    return {**this_machine(), "threads": args.threads, "dim": args.dim, **gpu}
 
 
 def print_table(rows: list[dict[str, Any]], about: dict[str, Any]) -> None:

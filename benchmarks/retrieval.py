@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -27,6 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import machine as this_machine
 
 from cloob.evaluate.measures.retrieval import retrieval_ranks
 
@@ -94,11 +97,9 @@ def in_fresh_process(name: str, n: int, args: argparse.Namespace) -> dict[str, A
 
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
-    cpu = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    return {"cpu": cpu, "cores": os.cpu_count(), "threads": args.threads, "torch": torch.__version__}
+    about = this_machine()
+    about.pop("load_average", None)  # each row has its own, and rows of the same machine stay
+    return about | {"threads": args.threads}
 
 
 def earlier(path: Path, about: dict[str, Any], args: argparse.Namespace) -> list[dict[str, Any]]:

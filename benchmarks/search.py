@@ -42,6 +42,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.machine import machine as this_machine
 from benchmarks.vectors.measure import engines, measure, table
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -168,9 +169,7 @@ def interleaved(rows: dict[str, Callable[[], float | None]], count: int, repeats
 
 
 def machine(threads: int) -> dict[str, Any]:
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    cpu = names[0].partition(": ")[2] if names else platform.processor()
-    return {"cpu": cpu, "threads": threads, "torch": torch.__version__, "python": platform.python_version()}
+    return {**this_machine(), "threads": threads, "python": platform.python_version()}
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"index": measure_index, "query": measure_query}

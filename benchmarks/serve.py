@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import platform
 import random
 import re
 import subprocess
@@ -22,6 +21,10 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor
 
 WORDS = tuple("red blue old small bird house car tree face hand arrow music heart sun cloud fish".split())  # noqa: SIM905
 
@@ -40,9 +43,7 @@ def processor_seconds(process: int) -> float:
 
 def machine() -> str:
     """The processor and how many cores there are."""
-    text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    name = re.search(r"model name\s*:\s*(.*)", text)
-    return f"{len(os.sched_getaffinity(0))} cores of {name[1] if name else platform.processor()}"
+    return f"{len(os.sched_getaffinity(0))} cores of {processor()}"
 
 
 async def client(

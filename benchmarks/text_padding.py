@@ -11,13 +11,18 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
-from towers import build, processor
+from towers import build
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor
 
 from cloob.data.open import open_source
 from cloob.models.encoder import DualEncoder

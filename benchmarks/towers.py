@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor
 
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.towers import TINY_MODELS, create_model, open_clip, translated
@@ -72,14 +76,6 @@ def pairs_per_second(encoder: DualEncoder, *, batch: int, steps: int, bfloat16: 
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
     return batch / min(seconds[1:])
-
-
-def processor() -> str:
-    """The CPU's name, as Linux gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def main() -> None:

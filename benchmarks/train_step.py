@@ -32,7 +32,10 @@ from typing import Any
 import torch
 from objective import plain
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from towers import processor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import processor
 
 CONFIGS = Path(__file__).parents[1] / "src" / "cloob" / "models" / "configs"
 OURS, OPEN_CLIP, PLAIN = "cloob", "open_clip_train", "plain"

@@ -28,6 +28,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.machine import machine as this_machine
+
 TEXT_MODEL, IMAGE_MODEL = "text_model", "vision_model"
 FAMILIES = {
     "rn50": ("ml-jku RN50", "torch.load, open_clip's towers"),
@@ -294,18 +298,7 @@ def total(tensors: Any) -> int:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    import open_clip
-    import torch
-
-    model = next(row for row in Path("/proc/cpuinfo").read_text().splitlines() if row.startswith("model name"))
-    return {
-        "cpu": model.partition(":")[2].strip(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "open_clip": open_clip.__version__,
-    }
+    return {**this_machine("open_clip_torch"), "python": platform.python_version()}
 
 
 LOADERS = {

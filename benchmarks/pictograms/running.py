@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.machine import processor
 from benchmarks.pictograms.cache import Augmented, Data
 from benchmarks.pictograms.cells import Cell
 from benchmarks.pictograms.scoring import score_pairs, score_probe, score_zeroshot
@@ -35,14 +35,6 @@ _BAD_STEPS = 50
 
 class Interrupted(Exception):  # noqa: N818 - a request, not an error
     """The run was asked to stop; its state is on the disk."""
-
-
-def processor() -> str:
-    """The CPU's name, as Linux gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 class Run:

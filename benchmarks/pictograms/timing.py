@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmarks.machine import processor
 from benchmarks.pictograms.cache import Data
 from benchmarks.pictograms.cells import CELL_EPOCHS, METHODS, SEARCH_SEED, TOWERS, Cell, Scores, chosen_setting
-from benchmarks.pictograms.running import Run, processor
+from benchmarks.pictograms.running import Run
 
 ROUNDS = 6
 

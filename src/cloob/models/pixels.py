@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from cloob.errors import InputError, require
+from cloob.models.importing import import_open_clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -26,7 +27,7 @@ class EvalTransform:
             preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``resize_mode``, and ``interpolation``,
                 which may be ``"lanczos"`` as well.
         """
-        transform = require("open_clip.transform", "train")
+        transform = import_open_clip(".transform")
         vision = require("torchvision.transforms", "train")
         lanczos = preprocess_cfg.get("interpolation") == "lanczos"  # open_clip has no such transform
         known = preprocess_cfg | {"interpolation": "bicubic"} if lanczos else preprocess_cfg

@@ -21,6 +21,7 @@ from cloob.distributed import resolve_device
 from cloob.errors import InputError, one_line, require
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
+from cloob.models.importing import import_open_clip
 from cloob.models.names import CONFIGS, TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
 from cloob.models.weights.scales import sigmoid_objective
@@ -31,12 +32,12 @@ __all__ = ["TINY_MODELS", "check_words", "create_model", "load_tokenizer", "open
 
 @functools.cache
 def open_clip() -> ModuleType:
-    """The open_clip module with our configurations registered; imported (3 s) on the first call.
+    """The open_clip module with our configurations registered; imported on the first call, which takes seconds.
 
     Raises:
         InputError: open_clip is not installed.
     """
-    module = require("open_clip", "train")
+    module = import_open_clip()
     module.add_model_config(CONFIGS)
     return module
 

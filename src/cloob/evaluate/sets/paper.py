@@ -15,6 +15,7 @@ import numpy as np
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, require
 from cloob.evaluate.sets.labelled import FilePictures, LabelledSet
+from cloob.models.importing import import_open_clip
 
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
@@ -65,7 +66,7 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
 def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Class names by label, and templates with ``{c}``, as CLIP used them for a set."""
     if name in ("imagenet", "imagenetv2"):
-        library = require("open_clip", "train")
+        library = import_open_clip()
         templates = (template("{c}") for template in library.OPENAI_IMAGENET_TEMPLATES)
         return tuple(library.IMAGENET_CLASSNAMES), tuple(templates)
     content = json.loads((PROMPTS / f"{name}.json").read_text(encoding="utf-8"))

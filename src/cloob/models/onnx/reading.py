@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from cloob.errors import InputError, one_line, require
+from cloob.models.importing import import_open_clip
 from cloob.models.onnx.words import read_tables
 from cloob.models.tokenizer import Tokens, as_tensor
 from cloob.models.weights.formats.fields import Fields
@@ -102,7 +103,7 @@ class JsonTokenizer:
         """As ``__call__``, without torch; open_clip's cleanings import it all the same."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if self.cleaning is not None:
-            clean = require("open_clip.tokenizer", "train").get_clean_fn(self.cleaning)
+            clean = import_open_clip(".tokenizer").get_clean_fn(self.cleaning)
             texts = [clean(text) for text in texts]
         ids = [encoded.ids for encoded in self._tokenizer.encode_batch(texts)]
         tokens = np.array(ids, np.int64).reshape(len(texts), self.context_length)

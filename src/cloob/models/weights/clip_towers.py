@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cloob.errors import InputError
 from cloob.models.towers import open_clip, translated
@@ -20,8 +21,32 @@ from cloob.models.weights.keymap import Part, fill
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_LAYERS = 256
+_SCALING = (Tensor.__truediv__, Tensor.__mul__, Tensor.__rmul__, Tensor.div, Tensor.mul, torch.div, torch.mul)
+_IN_PLACE = (Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.triu_)
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\..+")
 _STAGE = re.compile(r"visual\.layer([1-4])\.(\d+)\..+")
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves out what gives fresh weights their values: without memory there are none.
+
+    torch has the shapes of such operations from Python code that brings torch.compile, which takes longer than all
+    else here.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.randn and "generator" not in kwargs and (empty := torch.empty(*args, **kwargs)).is_meta:
+            return empty
+        if func in _SCALING and len(args) == 2 and not kwargs:
+            tensors = [value for value in args if isinstance(value, Tensor)]
+            if len(tensors) == 1 and tensors[0].is_meta and tensors[0].is_floating_point():
+                return torch.empty(tensors[0].shape, dtype=tensors[0].dtype, device="meta")
+        if func in _IN_PLACE or getattr(func, "__module__", "") == nn.init.__name__:
+            tensor = args[0] if args else kwargs.get("tensor")
+            if isinstance(tensor, Tensor) and tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def infer_config(path: Path, tensors: Mapping[str, Stored], text_heads: int | None = None) -> dict[str, Any]:
@@ -109,7 +134,7 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: s
     library = open_clip()
     options = {key: value for key, value in config.items() if key != "custom_text"}
     kind = library.CustomTextCLIP if config.get("custom_text") else library.CLIP
-    with translated(where), torch.device("meta"):
+    with translated(where), torch.device("meta"), Unfilled():
         model = kind(**options)
     clip = preprocess(model.visual.image_size, CLIP_MEAN, CLIP_STD, "bicubic")
     model.visual.preprocess_cfg = clip | dict(preprocess_cfg)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cloob.errors import InputError, one_line, require
+from cloob.models.importing import import_open_clip
 from cloob.models.tokenizer import FastTokenizer, Tokens, as_tensor
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ClipTokenizer(FastTokenizer):
     """
 
     def __init__(self, specials: tuple[str, str], ending: Ending, context_length: int = 77, tables: Any = None) -> None:
-        original = tables or require("open_clip.tokenizer", "train").SimpleTokenizer(context_length=context_length)
+        original = tables or import_open_clip(".tokenizer").SimpleTokenizer(context_length=context_length)
         super().__init__(original)
         if specials != self._specials:
             ids = dict(zip(specials, (self.sot_token_id, self.eot_token_id), strict=True))

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
+from cloob.models.importing import import_open_clip
 
 
 def enable_recomputation(encoder: DualEncoder) -> None:
@@ -24,7 +25,7 @@ def enable_recomputation(encoder: DualEncoder) -> None:
     Raises:
         InputError: A tower has no blocks that can be computed again.
     """
-    resnet = require("open_clip.modified_resnet", "train").ModifiedResNet
+    resnet = import_open_clip(".modified_resnet").ModifiedResNet
     visual = encoder.model.visual
     trunk = getattr(visual, "trunk", None)
     if trunk is not None and not _timm_can(trunk):
