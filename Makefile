@@ -82,7 +82,6 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/retrieval.py
 	$(BIN)/python benchmarks/mutual_information.py
 	$(BIN)/python benchmarks/towers.py
-	$(BIN)/python benchmarks/start.py
 	$(BIN)/python benchmarks/train_cost.py
 	$(BIN)/python benchmarks/export.py
 	$(BIN)/python benchmarks/start.py

@@ -64,7 +64,8 @@ def main() -> None:
     rows = medians(costs)
     about = machine("open_clip_torch", "torchvision", "timm") | {"repeats": arguments.repeats}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    record = {"machine": about, "rows": [{"name": name, **row} for name, row in rows.items()]}
+    (arguments.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
     print(table(rows))
 
 
