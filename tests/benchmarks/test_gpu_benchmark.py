@@ -97,7 +97,16 @@ def test_tables_show_all_rows() -> None:
 
 @pytest.mark.nightly
 def test_all_of_it_runs_on_the_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--device", "cpu", "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "gpu.py"),
+        "--device",
+        "cpu",
+        "--minutes",
+        "30",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )

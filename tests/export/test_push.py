@@ -238,7 +238,8 @@ def test_the_command_in_a_process_of_its_own(resnet: Path, tmp_path: Path) -> No
             "HF_HOME": str(tmp_path),
         }
         done = run_cloob("push", str(resnet), NAME, "--license", "mit", **environment)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == f"next: cloob eval hf-hub:{NAME} --zeroshot demo:noto-emoji\n"
         assert hub.repositories[NAME].files.keys() >= OPEN_CLIP
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from cloob.data.decode import decode
@@ -306,3 +307,13 @@ def test_forward_takes_features_only_when_told(whole: AlignedEncoder) -> None:
             assert all(map(torch.equal, whole(*features), whole.project(*features)))
     finally:
         whole.on_features = False
+
+
+def test_a_program_of_an_image_encoder_takes_any_number() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 2, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    encoder = ImageEncoder(network, {"size": 8})
+    images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        program = torch.export.export(encoder, (images[:2],), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
+        for n in (1, 2, 7):
+            torch.testing.assert_close(program.module()(images[:n]), encoder(images[:n]))

@@ -324,7 +324,7 @@ class Stepper:
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of the batch, its loss and its features, a micro-batch at a time."""
-        # As even as can be: where samples are left out, none is alone in a micro-batch, of which batch norm knows no spread.
+        # As even as can be: where samples are left out, none is alone in a micro-batch, which has no spread to norm by.
         parts, features = max(1, -(-len(images) // self.micro_batch_size)), []
 
         def encode(part: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:

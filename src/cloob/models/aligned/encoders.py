@@ -36,7 +36,9 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, H, W) normalised pixels to (n, F)."""
-        if images.device.type != "cpu" or len(images) <= _PICTURES_TOGETHER:
+        # A program takes any number, so what is traced must not depend on it.
+        whole = torch.compiler.is_compiling() or images.device.type != "cpu"
+        if whole or len(images) <= _PICTURES_TOGETHER:
             return self._features(images)
         return torch.cat([self._features(some) for some in torch.split(images, _PICTURES_TOGETHER)])
 
