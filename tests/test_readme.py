@@ -95,21 +95,26 @@ def test_the_snippets_run(readme: str) -> None:
     assert names["loss"].isfinite() and len(blocks(readme, "python")) == 2
 
 
+def figures(item: str, folder: Path) -> int:
+    """How many figures with an interval a piece of text has; each must stand on a page that it links."""
+    links = re.findall(r"\]\(([^)#]+\.md)\)", item)
+    pages = "\n".join((folder / page).read_text(encoding="utf-8") for page in links)
+    pages = re.sub(r"−(?=\d)", "-", re.sub(r"\s+", " ", pages))
+    found = re.findall(r"([+-]\d+\.\d) \(([+-]\d+\.\d) … ([+-]\d+\.\d)\)", item)
+    for mean, low, high in found:
+        figure, interval = re.escape(mean), f"{re.escape(low)} … {re.escape(high)}"
+        in_a_row = rf"\| {figure} \| (?:[^|]+ \| )?{interval} \|"  # of a table, with one interval or two
+        assert re.search(rf"{figure} \({interval}[);]|{in_a_row}", pages), (mean, low, high)
+    return len(found)
+
+
 def test_each_figure_stands_on_the_page_that_is_linked(readme: str) -> None:
     """In the item of the list that names it, with its interval."""
     section = readme.partition("## What CLOOB is good for")[2].partition("\n![")[0]
-    seen = 0
-    for item in (" ".join(item.split()) for item in section.split("\n- ")[1:]):
-        pages = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in re.findall(r"\]\(([^)]+\.md)\)", item))
-        pages = re.sub(r"−(?=\d)", "-", re.sub(r"\s+", " ", pages))
-        for mean, low, high in re.findall(r"([+-]\d+\.\d) \(([+-]\d+\.\d) … ([+-]\d+\.\d)\)", item):
-            seen += 1
-            figure, interval = re.escape(mean), f"{re.escape(low)} … {re.escape(high)}"
-            in_a_row = rf"\| {figure} \| (?:[^|]+ \| )?{interval} \|"  # of a table, with one interval or two
-            assert re.search(rf"{figure} \({interval}[);]|{in_a_row}", pages), (mean, low, high)
-    assert seen == 9
+    assert sum(figures(" ".join(item.split()), ROOT) for item in section.split("\n- ")[1:]) == 11
 
 
-def test_links_lead_to_files(readme: str) -> None:
-    for target in re.findall(r"\]\(([^)\s#]+)\)", readme):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def test_each_figure_of_the_advice_stands_on_the_page_that_is_linked() -> None:
+    text = (ROOT / "docs" / "choose.md").read_text(encoding="utf-8")
+    rows = [row for row in text.partition("## Settings")[0].splitlines() if row.startswith("| ")]
+    assert sum(figures(row, ROOT / "docs") for row in rows) == 8

@@ -198,7 +198,7 @@ BESIDE = [
     World("mlp", "name", 0.4),
     World("mlp", "cut", 1.0),
 ]
-MASKED = [World("linear", "swap", share) for share in (0.4, 0.0)]
+MASKED = [World("linear", "swap", 0.4)]
 """Where the claim's methods are run with ``mask_duplicates`` too, at the setting chosen without it."""
 LIT = [World(NEW_TEXT, "swap", share) for share in (0.4, 0.0)]
 WORLDS = [*CORE, *LIT, *BESIDE]
