@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from cloob.errors import require
 
 _COMPILER = "torch._dynamo"
@@ -79,6 +77,7 @@ def _no_compiler() -> Iterator[None]:
 @contextlib.contextmanager
 def _disabled_later() -> Iterator[None]:
     """``torch.compiler.disable`` brings the compiler when what it decorates is called, as torch's own functions do."""
+    torch = importlib.import_module("torch")  # by name: who searches by an ONNX folder imports this file without torch
     compiler, later = torch.compiler, getattr(torch, "_disable_dynamo", None)
     if later is None or _COMPILER in sys.modules:
         yield
