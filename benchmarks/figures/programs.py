@@ -91,7 +91,9 @@ def soak(record: Record) -> str:
     for row in record["tenths"]:
         counts = (f"{row[key]:,.0f}" for key in ("minutes", "steps"))
         lines.append([*counts, megabytes(row["memory"]), *(f"{row[key]:,.0f}" for key in ("descriptors", "threads"))])
+    later = [sample["memory"] for sample in record["samples"][len(record["samples"]) // 10 :]]
     grown = (
-        f"Memory grows by {record['growth_mb_a_thousand_steps']:+.3f} MB in a thousand steps, after the first tenth."
+        f"After the first tenth the slope is {record['growth_mb_a_thousand_steps']:+.1f} MB in a thousand steps, "
+        f"of samples between {megabytes(min(later))} and {megabytes(max(later))} MB."
     )
     return f"{grown}\n\n{table(['minutes', 'steps', 'memory, MB', 'descriptors', 'threads'], lines)}"

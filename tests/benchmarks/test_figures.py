@@ -68,7 +68,8 @@ def test_tables_by_hand(tmp_path: Path) -> None:
         "start": {"machine": about, "rows": [{"name": "cloob --help", "cpu_seconds": 0.256, "seconds": 1234.5}]},
         "soak": {
             "machine": about,
-            "growth_mb_a_thousand_steps": -0.0123,
+            "growth_mb_a_thousand_steps": -0.123,
+            "samples": [{"memory": 1e9 * size} for size in (0.5, 1.5, 1.6, 1.4, 1.5, 1.5, 1.5, 1.5, 1.5, 1.5)],
             "tenths": [{"minutes": 12.1, "steps": 3400, "memory": 1.5e9, "descriptors": 31.0, "threads": 9.0}],
         },
         "data": {
@@ -90,7 +91,8 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     assert "| cloob | 2 | 2.50 (0.62) | 4.00 (0.50) | 6.00 (0.75) |" in found["ranks"]
     assert "| cloob | 2 | 75.0 (0.75) | 3.2 |" in found["ranks"]
     assert "| cloob --help | 0.256 | 1,234 |" in found["start"]
-    assert "grows by -0.012 MB" in found["soak"] and "| 12 | 3,400 | 1,500 | 31 | 9 |" in found["soak"]
+    assert "slope is -0.1 MB in a thousand steps, of samples between 1,400 and 1,600 MB" in found["soak"]
+    assert "| 12 | 3,400 | 1,500 | 31 | 9 |" in found["soak"]
     assert "| 1 | webdataset | 150 (1.50) | 40.0 (0.80) |" in found["data"]
     assert "load 0.5 to 2." in found["evaluate"]
 
