@@ -28,6 +28,10 @@ def test_each_page_is_in_the_contents_once() -> None:
     assert sorted(entries("index.md")) == [page for page in PAGES if page != "index" and not page.startswith("api/")]
 
 
+def test_no_page_has_the_name_of_one_that_sphinx_writes() -> None:
+    assert not {"search", "genindex", "py-modindex"} & set(PAGES)
+
+
 def test_each_public_name_is_in_the_api() -> None:
     """In docs/api.md, with the module that it is defined in; that module has a page."""
     text = (DOCS / "api.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ class SearchArguments:
     query: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUERY …")] = ()
     """Words, pictures and addresses; none with --like or --duplicates."""
     where: str | None = None
-    """Only among these: "date >= 2024 and caption like '%dog%'" (docs/search.md)."""
+    """Only among these: "date >= 2024 and caption like '%dog%'" (docs/find.md)."""
     top: int = 20
     """How many at most."""
     cutoff: str = "auto"

@@ -71,7 +71,7 @@ class Answers(ABC):
             where: A filter over the metadata, see :mod:`cloob.search.where`.
             model: The name of the model; None: the default one.
             cutoff: Hits whose margin is below it are left out (:mod:`cloob.search.ask.background`); ``"auto"``: what
-                docs/search.md measures; None: none is.
+                docs/find.md measures; None: none is.
             row: The query's unit row (D,) where it is known: then nothing of the query is embedded.
 
         Raises:

@@ -6,7 +6,7 @@ queries score **with that picture**, the margin is (s − m) / d. A hit whose ma
 where none is left nothing fits. An unrelated query has the shape of the query: a term of words becomes a line of
 ``background.txt``, a picture becomes one drawn from the index, the weights stay.
 
-Which statistic and which cutoff: docs/search.md, measured by ``benchmarks/cutoff.py``.
+Which statistic and which cutoff: docs/find.md, measured by ``benchmarks/cutoff.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What docs/search.md writes is what runs here, with a model that knows colours."""
+"""What docs/find.md writes is what runs here, with a model that knows colours."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import support
 from cloob.cli import main
 from search_colours import ColourModel, write_pictures
 
-PAGE = Path(__file__).parents[2] / "docs" / "search.md"
+PAGE = Path(__file__).parents[2] / "docs" / "find.md"
 
 
 def blocks(kind: str) -> list[str]:
     if not PAGE.is_file():  # the tests of an installed package have no documentation beside them
-        pytest.skip("docs/search.md is not beside the tests")
+        pytest.skip("docs/find.md is not beside the tests")
     return re.findall(rf"```{kind}\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
@@ -51,5 +51,5 @@ def test_the_commands_and_the_code(
     assert Path("vectors.npz").is_file() and Path("vectors.parquet").is_file()
     capsys.readouterr()
     for code in blocks("python"):
-        exec(compile(code, "docs/search.md", "exec"), {})
+        exec(compile(code, "docs/find.md", "exec"), {})
     assert "red" in capsys.readouterr().out
