@@ -39,6 +39,30 @@ def test_the_compiler_stays_away_until_it_is_asked_for() -> None:
     assert done.returncode == 0, done.stderr
 
 
+THREADS = """
+import sys, threading, time, torch
+from cloob.models.towers import create_model
+mistakes = []
+def work(wait):
+    time.sleep(wait)
+    try:
+        create_model("tiny-vit", seed=0)
+        torch.compiler.disable(lambda: 1, reason="the patched one knows no reason")
+    except Exception as error:
+        mistakes.append(error)
+threads = [threading.Thread(target=work, args=(0.1 * i,)) for i in range(3)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert not mistakes, mistakes
+"""
+
+
+@pytest.mark.nightly
+def test_threads_that_import_at_the_same_time_see_nothing_of_it() -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_stands_for_the_module_gives_its_function_and_brings_it_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.import_module("torch._dynamo.utils")
     later = importing._Later()

@@ -4,6 +4,8 @@ A third of the time was torch.compile with sympy, for two small things: torchvis
 ``torch._dynamo.utils``, which its ``roi_align`` calls, and timm tells the compiler to leave some methods of one tower
 alone. Both get the same from torch when they are called (torchvision 0.28, timm 1.0; of versions that ask for neither
 or for more, nothing changes). A sixth was Python's search for cycles in what has just been imported.
+
+What stands in for torch's own meanwhile would be seen by other threads: where there are any, the import is a plain one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import gc
 import importlib
 import sys
+import threading
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -31,7 +34,7 @@ def import_open_clip(part: str = "") -> ModuleType:
     Raises:
         InputError: open_clip is not installed.
     """
-    if "open_clip" not in sys.modules:
+    if "open_clip" not in sys.modules and threading.active_count() == 1:
         with _no_collection():
             with _no_compiler(), contextlib.suppress(ModuleNotFoundError):  # open_clip, if it is there, will say it
                 importlib.import_module("torchvision")
