@@ -23,6 +23,8 @@ from cloob.errors import require
 
 _COMPILER = "torch._dynamo"
 _ASKED = f"{_COMPILER}.utils"
+_ONE_AT_A_TIME = threading.RLock()
+"""Threads that import open_clip together may be handed it half made."""
 
 
 def import_open_clip(part: str = "") -> ModuleType:
@@ -34,13 +36,14 @@ def import_open_clip(part: str = "") -> ModuleType:
     Raises:
         InputError: open_clip is not installed.
     """
-    if "open_clip" not in sys.modules and threading.active_count() == 1:
-        with _no_collection():
-            with _no_compiler(), contextlib.suppress(ModuleNotFoundError):  # open_clip, if it is there, will say it
-                importlib.import_module("torchvision")
-            with _disabled_later():
-                require("open_clip", "train")
-    return require(f"open_clip{part}", "train")
+    with _ONE_AT_A_TIME:
+        if "open_clip" not in sys.modules and threading.active_count() == 1:
+            with _no_collection():
+                with _no_compiler(), contextlib.suppress(ModuleNotFoundError):  # open_clip, if it is there, will say it
+                    importlib.import_module("torchvision")
+                with _disabled_later():
+                    require("open_clip", "train")
+        return require(f"open_clip{part}", "train")
 
 
 class _Later(ModuleType):

@@ -21,9 +21,9 @@ def known_models() -> list[str]:
     Raises:
         InputError: open_clip is not installed.
     """
-    module = sys.modules.get("open_clip")
-    if module is not None:  # with what was registered since
-        names: list[str] = module.list_models()
+    list_models = getattr(sys.modules.get("open_clip"), "list_models", None)  # None while a thread is importing it
+    if list_models is not None:  # with what was registered since
+        names: list[str] = list_models()
     else:
         package = importlib.util.find_spec("open_clip")
         if package is None or package.origin is None:
