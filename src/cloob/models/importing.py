@@ -1,9 +1,9 @@
-"""open_clip and its parts, imported in half of the time.
+"""open_clip and its parts, imported in half of the time that they take beside torch's own (``benchmarks/start.py``).
 
-A third of the time was torch.compile with sympy, for two small things: torchvision takes one function of
-``torch._dynamo.utils``, which its ``roi_align`` calls, and timm tells the compiler to leave some methods of one tower
-alone. Both get the same from torch when they are called (torchvision 0.28, timm 1.0; of versions that ask for neither
-or for more, nothing changes). A sixth was Python's search for cycles in what has just been imported.
+The other half was torch.compile with sympy, for two small things, and Python's search for cycles in what has just been
+imported. torchvision takes one function of ``torch._dynamo.utils``, which its ``roi_align`` calls, and timm tells the
+compiler to leave some methods of one tower alone. Both get the same from torch when they are called (torchvision 0.28,
+timm 1.0; of versions that ask for neither or for more, nothing changes).
 
 What stands in for torch's own meanwhile would be seen by other threads: where there are any, the import is a plain one.
 """
