@@ -21,7 +21,7 @@ from cloob.models.aligned import Head
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import OptimConfig
-from cloob.train.config.components import AlignConfig
+from cloob.train.config.model import AlignConfig
 from cloob.train.optim import make_optimizer, make_schedule
 from cloob.train.step import Stepper, TowersWithLoss
 

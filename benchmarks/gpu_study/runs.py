@@ -22,7 +22,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.encoding import evaluating
 from cloob.models.towers import create_model, open_clip
 from cloob.objective import make_objective
-from cloob.train.config.components import OptimConfig
+from cloob.train.config.run import OptimConfig
 from cloob.train.optim import learning_rate, make_optimizer
 from cloob.train.step import Launched, Stepper, StepResult, TowersWithLoss
 from cloob.train.towers.fsdp import load_whole_optimizer

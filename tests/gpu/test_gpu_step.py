@@ -16,7 +16,7 @@ from cloob.data.copies import Copies
 from cloob.distributed import Layout
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.train.config.components import OptimConfig
+from cloob.train.config.run import OptimConfig
 from cloob.train.optim import make_optimizer
 from cloob.train.step import Launched, Stepper, StepResult, TowersWithLoss
 from cloob.train.towers.average import WeightAverage

@@ -13,7 +13,7 @@ from cloob.errors import InputError
 from cloob.train.callbacks import Callback
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
-from cloob.train.config.components import RunConfig
+from cloob.train.config.run import RunConfig
 from cloob.train.loop import train
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
-from cloob.train.config.components import OptimConfig
+from cloob.train.config.run import OptimConfig
 from cloob.train.optim import learning_rate, make_optimizer, make_schedule, parameter_groups, warmup_steps
 
 

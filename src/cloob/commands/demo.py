@@ -13,7 +13,7 @@ from cloob.errors import InputError, install
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
-from cloob.train.config.components import ObjectiveName
+from cloob.train.config.model import ObjectiveName
 
 _SCRATCH: tuple[ObjectiveName, ...] = ("clip", "cloob")
 _FROZEN: tuple[ObjectiveName, ...] = ("clip", "infoloob", "cloob")

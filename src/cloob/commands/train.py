@@ -15,7 +15,8 @@ from cloob.errors import InputError
 from cloob.recipes import RECIPES, get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
-from cloob.train.config.components import LENGTHS, ObjectiveName
+from cloob.train.config.model import ObjectiveName
+from cloob.train.config.run import LENGTHS
 from cloob.train.config.strict import hints, leaf_homes
 
 _USAGE = "[RECIPE | --config FILE]"

@@ -6,7 +6,7 @@ from typing import Any
 
 from cloob.recipes.trained import align
 from cloob.train.config import TrainConfig
-from cloob.train.config.components import ObjectiveName
+from cloob.train.config.model import ObjectiveName
 
 
 def _demo(objective: ObjectiveName, **own: Any) -> TrainConfig:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cloob.train.config import TrainConfig
-from cloob.train.config.components import ObjectiveName
+from cloob.train.config.model import ObjectiveName
 
 
 def _pictograms(objective: ObjectiveName) -> TrainConfig:

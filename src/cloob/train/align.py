@@ -28,7 +28,7 @@ from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerpr
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
 from cloob.train.config import TrainConfig
-from cloob.train.config.components import AlignConfig
+from cloob.train.config.model import AlignConfig
 from cloob.train.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)

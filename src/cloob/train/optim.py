@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from cloob.errors import InputError
-from cloob.train.config.components import LossConfig, OptimConfig
+from cloob.train.config.model import LossConfig
+from cloob.train.config.run import OptimConfig
 from cloob.train.towers.finetune import layer_depths
 
 # Norm layers by type. Their weights have one dimension nearly everywhere; the types settle the rest.

@@ -23,7 +23,7 @@ from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.train.config.components import OptimConfig
+from cloob.train.config.run import OptimConfig
 from cloob.train.optim import make_optimizer
 from cloob.train.state import checkpoint as module
 from cloob.train.state.checkpoint import Progress, TrainerState, save_checkpoint

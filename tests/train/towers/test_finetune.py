@@ -19,7 +19,7 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
-from cloob.train.config.components import OptimConfig
+from cloob.train.config.run import OptimConfig
 from cloob.train.loop import train
 from cloob.train.optim import make_optimizer, parameter_groups, set_learning_rate
 from cloob.train.towers.build import make_encoder, make_loss

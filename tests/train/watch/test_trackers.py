@@ -13,7 +13,7 @@ import pytest
 from train_helpers import Trained, lines
 
 from cloob.errors import InputError
-from cloob.train.config.components import LogConfig
+from cloob.train.config.run import LogConfig
 from cloob.train.loop import train
 from cloob.train.watch.trackers import Tracker, make_trackers
 

@@ -1,6 +1,7 @@
-"""What a training run is made of: its components (``cloob.train.config.components``) nested in ``TrainConfig``.
+"""What a training run is made of: frozen dataclasses, checked as they are made, nested in ``TrainConfig``.
 
-Here they are changed by leaf, written as JSON and read back, strictly. No torch is imported here.
+Here they are changed by leaf, written as JSON and read back, strictly. On the command line the fields appear by their
+leaf names (``--lr``, not ``--optim.lr``), so leaf names are unique across them. No torch is imported here.
 """
 
 from __future__ import annotations
@@ -15,18 +16,9 @@ from typing import Any
 
 from cloob.errors import InputError, nearest
 from cloob.models.untrusted import read_json
-from cloob.train.config.components import (
-    LENGTHS,
-    SCALES,
-    AlignConfig,
-    LogConfig,
-    LossConfig,
-    OptimConfig,
-    PairsConfig,
-    RunConfig,
-    SaveConfig,
-    TowersConfig,
-)
+from cloob.train.config.model import SCALES, AlignConfig, LossConfig, TowersConfig
+from cloob.train.config.pairs import PairsConfig
+from cloob.train.config.run import LENGTHS, LogConfig, OptimConfig, RunConfig, SaveConfig
 from cloob.train.config.strict import build, convert, hints, leaf_homes, plain
 
 

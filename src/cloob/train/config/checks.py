@@ -9,7 +9,9 @@ from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
 from cloob.models.names import check_name
 from cloob.train.config import TrainConfig
-from cloob.train.config.components import AlignConfig, OptimConfig, PairsConfig, RunConfig
+from cloob.train.config.model import AlignConfig
+from cloob.train.config.pairs import PairsConfig
+from cloob.train.config.run import OptimConfig, RunConfig
 
 
 def preflight(config: TrainConfig) -> None:

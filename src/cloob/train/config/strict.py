@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -17,6 +18,11 @@ def check(ok: bool, key: str, value: object, right: str) -> None:
     """Raises the one-line error of a bad value unless ``ok``."""
     if not ok:
         raise InputError(f"{key} is {value!r}; it must be {right}")
+
+
+def positive(value: float) -> bool:
+    """Whether a number is finite and above zero."""
+    return math.isfinite(value) and value > 0
 
 
 def check_choice(key: str, value: object, annotation: Any) -> None:

@@ -27,7 +27,7 @@ from cloob.objective import ContrastiveObjective, make_objective
 from cloob.train import align
 from cloob.train.config import TrainConfig
 from cloob.train.config import checks as preflight
-from cloob.train.config.components import RETRIEVING
+from cloob.train.config.model import RETRIEVING
 from cloob.train.ranks import gather_objects
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.recompute import enable_recomputation

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from cloob.errors import require
 from cloob.files import write_whole
 from cloob.train.callbacks import Callback, RunInfo, RunResult
-from cloob.train.config.components import LogConfig
+from cloob.train.config.run import LogConfig
 
 logger = logging.getLogger(__name__)
 
