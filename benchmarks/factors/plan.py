@@ -16,7 +16,9 @@ from typing import Any
 from benchmarks.factors.world import World
 
 METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob")
-RETRIEVING = METHODS[2:]
+ADDED = ("sum",)
+"""Run after all else, in the base worlds: the mean of InfoLOOB and CLOOB with one τ⁻¹."""
+RETRIEVING = (*METHODS[2:], *ADDED)
 WRONG = (0.4, 0.0, 0.6, 0.2, 0.8)
 """Shares of wrong captions, the most telling first."""
 SIDES: tuple[tuple[str, tuple[float, ...]], ...] = (
@@ -66,7 +68,7 @@ class Run:
 
     Attributes:
         stage: ``search`` or ``cells``: also the folder of its record.
-        method: One of ``METHODS``.
+        method: One of ``METHODS`` or ``ADDED``.
         world: The world it is drawn from.
         seed: Of the drawing, of the encoders as initialised and of the order of the pairs.
         setting: The rest.
@@ -104,8 +106,9 @@ PUBLISHED: dict[str, Setting] = {
     "infoloob": Setting(30.0),
     "infonce-hopfield": Setting(30.0, beta=8.0),
     "cloob": Setting(30.0, beta=8.0),
+    "sum": Setting(30.0, beta=8.0),
 }
-"""Where each search starts; the temperatures of the two in the middle are CLOOB's."""
+"""Where each search starts; the temperatures of InfoLOOB, InfoNCE with retrieval and the sum are CLOOB's."""
 _RETRIEVALS: list[dict[str, Any]] = [{"inv_tau": t, "beta": b} for t in (10.0, 20.0, 30.0) for b in (8.0, 16.0)]
 _TEMPERATURES: dict[str, list[dict[str, Any]]] = {
     "clip": [
@@ -115,6 +118,7 @@ _TEMPERATURES: dict[str, list[dict[str, Any]]] = {
     "infoloob": [{"inv_tau": t} for t in (5.0, 8.0, 12.0, 20.0, 30.0, 50.0)],
     "infonce-hopfield": _RETRIEVALS,
     "cloob": _RETRIEVALS,
+    "sum": _RETRIEVALS,
 }
 Scores = Mapping[str, float]
 """Search run's id -> the best recall on held-out pairs along the run."""
@@ -159,6 +163,11 @@ def worlds() -> list[World]:
 def is_side(world: World) -> bool:
     """Whether something but the share of wrong captions differs from the base world."""
     return world != World(wrong=world.wrong)
+
+
+def methods(world: World) -> tuple[str, ...]:
+    """What is run in a world."""
+    return METHODS if is_side(world) else (*METHODS, *ADDED)
 
 
 def seeds(world: World) -> tuple[int, ...]:
@@ -222,11 +231,12 @@ def _score(method: str, world: World, setting: Setting, scores: Scores) -> float
 
 def runs(scores: Scores) -> Iterator[Run]:
     """All runs that are known by now, in the order in which they are to be done: by world, the search before cells."""
-    for world in worlds():
-        searches = {method: search(method, world, scores) for method in METHODS}
-        for method in METHODS:
+    added = [(world, ADDED) for world in worlds() if not is_side(world)]
+    for world, methods in [*((world, METHODS) for world in worlds()), *added]:
+        searches = {method: search(method, world, scores) for method in methods}
+        for method in methods:
             for setting in searches[method].tried:
                 yield from search_runs(method, world, setting)
         if all(each.complete for each in searches.values()):
             for seed in seeds(world):
-                yield from (Run("cells", method, world, seed, searches[method].best) for method in METHODS)
+                yield from (Run("cells", method, world, seed, searches[method].best) for method in methods)

@@ -17,13 +17,16 @@ from benchmarks.factors.world import FACTORS, VALUES, World
 from benchmarks.pictograms import records
 from benchmarks.pictograms.comparison import counted
 from benchmarks.pictograms.markdown import percent, points, span, spread, table
-from benchmarks.pictograms.selection import NAMES
+from benchmarks.pictograms.selection import NAMES as OF_METHODS
 from benchmarks.pictograms.stats import t_interval
 from benchmarks.pictograms.tables import replaced
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "when-cloob-helps.md"
 BEGIN, END = "<!-- factors:begin -->", "<!-- factors:end -->"
 COMPARED = (("cloob", "clip"), ("infoloob", "clip"), ("infonce-hopfield", "clip"), ("cloob", "infoloob"))
+NAMES = {**OF_METHODS, "sum": "InfoLOOB + CLOOB"}
+SUMMED = ("cloob", "infoloob", "clip")
+"""What the sum of both terms is compared with."""
 Record = Mapping[str, Any]
 Cells = Mapping[tuple[World, str], Mapping[int, Record]]
 """(world, method) -> seed -> record."""
@@ -39,10 +42,11 @@ def render(results: Path) -> str:
     """All tables as Markdown."""
     searched, cells = records.read("search", results), records.read("cells", results)
     scores = {name: record["recall"] for name, record in searched.items()}
-    searches = {(world, m): plan.search(m, world, scores) for world in plan.worlds() for m in METHODS}
+    searches = {(world, m): plan.search(m, world, scores) for world in plan.worlds() for m in plan.methods(world)}
     kept = select(cells, searches)
     hours = sum(r["cpu_seconds"] for of_stage in (searched, cells) for r in of_stage.values()) / 3600
-    done, whole = sum(map(len, kept.values())), sum(len(plan.seeds(world)) for world in plan.worlds()) * len(METHODS)
+    done = sum(map(len, kept.values()))
+    whole = sum(len(plan.seeds(world)) * len(plan.methods(world)) for world in plan.worlds())
     complete = sum(s.complete for s in searches.values())
     parts = [
         f"State: {complete} of {len(searches)} searches complete ({len(searched)} runs), {done} of {whole} cells; "
@@ -55,6 +59,7 @@ def render(results: Path) -> str:
         parts += ["### Zero-shot accuracy over the share of wrong captions, %", accuracy_table(kept, base)]
         parts += ["### The same by factor, from loud to faint", factor_table(kept, base)]
         parts += ["### One thing changed", accuracy_table(kept, sides)]
+        parts += ["### Both terms summed", sum_table(kept, base)]
         parts += ["### What the encoders have become", measures_table(kept, base), averaged_table(kept, base)]
     parts += ["### What the search chose", chosen_table(searches)]
     return "\n\n".join(part for part in parts if part)
@@ -119,6 +124,18 @@ def accuracy_table(cells: Cells, worlds: Sequence[World]) -> str:
             row += [spread([mean_zero_shot(r) for r in of.values()]) for of in by_seed]
             lines.append(row + [shown(paired(cells, world, *pair, mean_zero_shot)) for pair in COMPARED])
     head = ["world", "seeds", *(NAMES[m] for m in METHODS), *(f"{NAMES[a]} − {NAMES[b]}" for a, b in COMPARED)]
+    return table(head, lines) if lines else "Nothing yet."
+
+
+def sum_table(cells: Cells, worlds: Sequence[World]) -> str:
+    """Accuracy of the mean of InfoLOOB and CLOOB, against both and against CLIP."""
+    lines = []
+    for world in worlds:
+        if of_seed := cells.get((world, "sum")):
+            accuracy = spread([mean_zero_shot(record) for record in of_seed.values()])
+            against = [shown(paired(cells, world, "sum", other, mean_zero_shot)) for other in SUMMED]
+            lines.append([name(world), str(len(of_seed)), accuracy, *against])
+    head = ["world", "seeds", NAMES["sum"], *(f"− {NAMES[other]}" for other in SUMMED)]
     return table(head, lines) if lines else "Nothing yet."
 
 

@@ -10,19 +10,11 @@ from typing import Any
 import torch
 from benchmarks.factors import measures
 from benchmarks.factors.encoders import Encoders
-from benchmarks.factors.plan import Run, Setting
+from benchmarks.factors.objectives import objective_of
+from benchmarks.factors.plan import Run
 from benchmarks.factors.world import Sample, draw
 
-from cloob.objective import ContrastiveObjective, make_objective
-
 LOOKS = 10
-
-
-def objective_of(method: str, setting: Setting) -> ContrastiveObjective:
-    """The library's objective; the mean of both directions for all four, so that no loss is larger by convention."""
-    beta = {} if setting.beta is None else {"beta": setting.beta}
-    scales = {"inv_tau": setting.inv_tau, "learnable_inv_tau": setting.learned, **beta}
-    return make_objective(method, scale="unit", **scales)
 
 
 def rate(step: int, total: int, peak: float) -> float:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from paper_loops import objective_loop
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,7 +35,8 @@ def tiny_plan(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(plan, "worlds", lambda: [tiny(wrong=0.4), tiny(wrong=0.0)])
     monkeypatch.setattr(plan, "is_side", lambda world: False)
-    monkeypatch.setattr(plan, "METHODS", ("clip", "cloob"))
+    monkeypatch.setattr(plan, "METHODS", ("clip",))
+    monkeypatch.setattr(plan, "ADDED", ("sum",))
     monkeypatch.setattr(plan, "_MAIN", (lambda *_: [{"lr": 3e-3}, {"lr": 3e-4}],))
     monkeypatch.setattr(plan, "SEARCH_SEEDS", (100,))
     monkeypatch.setattr(plan, "SEEDS", (0, 1))
@@ -131,13 +134,26 @@ def test_unfit_is_the_librarys_saturation_without_retrieval() -> None:
     )
 
 
+def test_the_sum_is_the_mean_of_its_two_objectives_by_the_formula() -> None:
+    from benchmarks.factors.objectives import objective_of
+    from benchmarks.factors.plan import Setting
+
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.nn.functional.normalize(torch.randn(6, 4, generator=generator), dim=1) for _ in range(2))
+    summed = objective_of("sum", Setting(7.0, beta=3.0))
+    assert summed.hopfield and float(summed.inv_tau) == 7.0 and float(summed.beta) == 3.0
+    rows = x.tolist(), y.tolist()
+    parts = [objective_loop(*rows, 7.0, 3.0, hopfield=hopfield, scale="unit") for hopfield in (False, True)]
+    assert float(summed(x, y)) == pytest.approx(sum(parts) / 2, rel=1e-5)
+
+
 def test_every_method_gets_the_same_number_of_runs_in_each_world() -> None:
     from benchmarks.factors import plan
     from benchmarks.factors.world import World
 
     scores: dict[str, float] = {}
     for world in (World(wrong=0.4), World(wrong=0.4, batch=32)):
-        for method in plan.METHODS:
+        for method in plan.methods(world):
             while not (search := plan.search(method, world, scores)).complete:
                 for setting in search.tried:
                     for run in plan.search_runs(method, world, setting):
@@ -148,7 +164,7 @@ def test_every_method_gets_the_same_number_of_runs_in_each_world() -> None:
     listed = list(plan.runs(scores))
     assert len({run.id for run in listed}) == len(listed)
     cells = [run for run in listed if run.stage == "cells" and run.world == World(wrong=0.4)]
-    assert len(cells) == 4 * len(plan.SEEDS) and not {run.seed for run in cells} & set(plan.SEARCH_SEEDS)
+    assert len(cells) == 5 * len(plan.SEEDS) and not {run.seed for run in cells} & set(plan.SEARCH_SEEDS)
 
 
 def test_a_stopped_study_goes_on_and_comes_to_the_same_records(tiny_plan: Any, tmp_path: Path) -> None:
@@ -214,7 +230,7 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     from benchmarks.pictograms import records
 
     world, scores = World(wrong=0.4), {}
-    while not all(plan.search(m, world, scores).complete for m in plan.METHODS):
+    while not all(plan.search(m, world, scores).complete for m in plan.methods(world)):
         for run in list(plan.runs(scores)):
             if run.stage == "search" and run.world == world and run.id not in scores:
                 scores[run.id] = 0.5 if run.setting == plan.PUBLISHED[run.method] else 0.25
@@ -227,7 +243,7 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     other = cell(world, "cloob", 0, 0.99, dataclasses.replace(plan.PUBLISHED["cloob"], beta=3.0))
     records.write(tmp_path / "cells" / f"{other['id']}.json", other)
     text = tables.render(tmp_path)
-    assert "State: 4 of 92 searches complete (200 runs), 6 of 560 cells; 0.1 CPU-core hours." in text
+    assert "State: 5 of 97 searches complete (250 runs), 6 of 610 cells; 0.1 CPU-core hours." in text
     # Differences 6, 4, 8 points: mean 6, sd 2, t(2) = 4.303: 6 ± 4.303 · 2 / √3 = 6 ± 4.97.
     assert (
         "| 40 % wrong | 3 / 0 / 0 / 3 | 50.0 ± 10.0 | – | – | 56.0 ± 11.1 | +6.0 (+1.0 … +11.0) | – | – | – |" in text
@@ -286,4 +302,4 @@ def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> N
 def test_status_needs_no_torch_training(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.factors", "status", "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "wrong0.4: search 0, open 8; cells 0, open 0" in done.stdout
+    assert "wrong0.4: search 0, open 10; cells 0, open 0" in done.stdout
