@@ -135,6 +135,12 @@ def _further(method: str, best: Setting) -> Sequence[Mapping[str, Any]]:
     return _finer("beta" if method in RETRIEVING else "inv_tau", math.sqrt(2))(method, best)
 
 
+def _last(method: str, best: Setting) -> Sequence[Mapping[str, Any]]:
+    """τ⁻¹ below the list of those with retrieval, whose lowest was chosen everywhere; of the others more finely."""
+    factors = (1 / 2, 1 / math.sqrt(2)) if method in RETRIEVING else (2**-0.25, 2**0.25)
+    return [{"inv_tau": best.inv_tau * by} for by in factors]
+
+
 _MAIN: tuple[Round, ...] = (
     lambda method, _: [t | {"length": length} for t in _TEMPERATURES[method] for length in (1.0, 0.25)],
     lambda *_: [{"lr": lr} for lr in (3e-4, 3e-3)],
@@ -143,8 +149,9 @@ _MAIN: tuple[Round, ...] = (
     _further,
     _finer("lr", math.sqrt(3)),
     _finer("weight_decay", math.sqrt(10)),
+    _last,
 )
-"""Temperature with length, learning rate, weight decay, other lengths; then each but the length more finely."""
+"""Temperature with length, learning rate, weight decay, other lengths; each but the length more finely; τ⁻¹ again."""
 _SIDE: tuple[Round, ...] = (
     lambda method, best: [t for t in _TEMPERATURES[method] if any(getattr(best, k) != v for k, v in t.items())][:5],
     lambda *_: [{"length": length} for length in (1.0, 0.5, 0.25, 0.125)],

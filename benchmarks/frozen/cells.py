@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ CLAIMED = ("clip", "cloob")
 SEEDS = (0, 1, 2, 3, 4)
 SEARCH_SEED = 100
 """Not one of the cells': other wrong captions, other initial heads, another order."""
+DECAYS = (1.0, 3.0, 10.0)
+"""Weight decays beside the recipe's 0.1, tried after the search around its best run."""
 PAIRS = 43_276
 SIZES = (3_000, 6_000, 12_000, 24_000)
 NEW_TEXT = "new-text"
@@ -171,7 +173,23 @@ def chosen(method: str, world: World, scores: Scores) -> Cell | None:
     return max(runs, key=lambda cell: scores[cell.id])
 
 
-def cells_of(method: str, world: World, scores: Scores, *, masked: bool = False) -> list[Cell]:
+def decays(method: str, world: World, scores: Scores) -> list[Cell]:
+    """The search's best run with other weight decays; nothing before the search is complete."""
+    best = chosen(method, world, scores)
+    return [] if best is None else [_changed(best, {"weight_decay": decay}) for decay in DECAYS]
+
+
+def chosen_with_decay(method: str, world: World, scores: Scores) -> Cell | None:
+    """The best run when weight decay is chosen too; None before it is."""
+    best, tried = chosen(method, world, scores), decays(method, world, scores)
+    if best is None or any(cell.id not in scores for cell in tried):
+        return None
+    return max([best, *tried], key=lambda cell: scores[cell.id])
+
+
+def cells_of(
+    method: str, world: World, scores: Scores, *, masked: bool = False, with_decay: bool = False
+) -> list[Cell]:
     """The chosen setting with each seed; nothing before the search is complete.
 
     Args:
@@ -179,8 +197,9 @@ def cells_of(method: str, world: World, scores: Scores, *, masked: bool = False)
         world: Where.
         scores: The search's.
         masked: Pairs with equal captions are no negatives of each other.
+        with_decay: The weight decay is chosen too.
     """
-    best = chosen(method, world, scores)
+    best = (chosen_with_decay if with_decay else chosen)(method, world, scores)
     if best is None:
         return []
     setting = dataclasses.replace(best.setting, mask_duplicates=masked)
@@ -204,12 +223,37 @@ LIT = [World(NEW_TEXT, "swap", share) for share in (0.4, 0.0)]
 WORLDS = [*CORE, *LIT, *BESIDE]
 
 
-def blocks() -> Iterator[tuple[World, tuple[str, ...]]]:
-    """Worlds and methods in the order in which they are run: the claim's first, then what explains it."""
+def runs(scores: Scores) -> Iterator[Cell]:
+    """All runs that are known by now, in the order of doing them: the claim's first, then what explains it."""
+    for world in CORE:
+        yield from _searched(CLAIMED, world, scores)
+    for world in MASKED:
+        yield from _by_seed(cells_of(method, world, scores, masked=True) for method in CLAIMED)
+    for share in (0.4, 0.0, 0.6):
+        for methods in (CLAIMED, ("infoloob",)):
+            for world in (world for world in CORE if world.share == share):
+                yield from _searched(methods, world, scores)
+                for method in methods:
+                    yield from decays(method, world, scores)
+                yield from _by_seed(cells_of(method, world, scores, with_decay=True) for method in methods)
     others = tuple(method for method in METHODS if method not in (*CLAIMED, "infoloob"))
     for worlds in (CORE, LIT, *([world] for world in BESIDE)):
         for methods in (CLAIMED, ("infoloob",), others):
-            yield from ((world, methods) for world in worlds)
+            for world in worlds:
+                yield from _searched(methods, world, scores)
+
+
+def _searched(methods: Iterable[str], world: World, scores: Scores) -> Iterator[Cell]:
+    """Each method's search, then the cells of those whose search is complete."""
+    for method in methods:
+        yield from (cell for _, cell in search(method, world, scores))
+    yield from _by_seed(cells_of(method, world, scores) for method in methods)
+
+
+def _by_seed(grids: Iterable[list[Cell]]) -> Iterator[Cell]:
+    """Seed by seed, so that a study that is stopped has pairs."""
+    for of_seed in zip(*filter(None, grids), strict=True):
+        yield from of_seed
 
 
 def next_cell(scores: Scores, done: Mapping[str, Any], head: str = "") -> Cell | None:
@@ -220,17 +264,6 @@ def next_cell(scores: Scores, done: Mapping[str, Any], head: str = "") -> Cell |
         done: The cells' records by id.
         head: Only worlds of this head; all if empty.
     """
-    for world, methods in blocks():
-        if head not in ("", world.head):
-            continue
-        for method in methods:
-            for _, cell in search(method, world, scores):
-                if cell.id not in scores:
-                    return cell
-        for masked in (False, True) if methods == CLAIMED and world in MASKED else (False,):
-            grids = [cells_of(method, world, scores, masked=masked) for method in methods]
-            for of_seed in zip(*grids, strict=True):
-                for cell in of_seed:
-                    if cell.id not in done:
-                        return cell
-    return None
+    known: dict[str, Container[str]] = {"search": scores, "cells": done}
+    wanted = (cell for cell in runs(scores) if head in ("", cell.world.head))
+    return next((cell for cell in wanted if cell.id not in known[cell.stage]), None)

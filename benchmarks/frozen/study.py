@@ -1,7 +1,7 @@
 """The study on frozen encoders: ``python -m benchmarks.frozen {features|run|status|tables} [--cache FOLDER]``.
 
 ``features`` fills the cache, ``run`` does what has no record under ``results/`` yet, one run after the other and in the
-order of ``cells.blocks``; both go on where they were stopped. ``tables`` puts the records' tables into the page.
+order of ``cells.runs``; both go on where they were stopped. ``tables`` puts the records' tables into the page.
 """
 
 from __future__ import annotations

@@ -94,8 +94,12 @@ def test_each_method_gets_as_many_runs_and_the_claim_comes_first() -> None:
         known[cell.id] = (len(known) * 37 % 101) / 101
         order.append(cell)
     worlds = [world for world in cells.WORLDS if world.head == "mlp"]
-    assert len(scores) == len(worlds) * 5 * cells.RUNS_A_METHOD and cells.RUNS_A_METHOD >= 12
-    assert len(done) == len(worlds) * 5 * len(cells.SEEDS)
+    core = [world for world in worlds if world in cells.CORE]
+    afterwards = [(m, world) for m in ("clip", "cloob", "infoloob") for world in core]
+    whole = len(worlds) * 5 * cells.RUNS_A_METHOD
+    assert len(scores) == whole + len(afterwards) * len(cells.DECAYS) and cells.RUNS_A_METHOD >= 12
+    again = sum(cells.chosen_with_decay(*at, scores) != cells.chosen(*at, scores) for at in afterwards)
+    assert len(done) == (len(worlds) * 5 + again) * len(cells.SEEDS) and again
     block = 2 * (cells.RUNS_A_METHOD + len(cells.SEEDS))
     assert [c.world.share for c in order[: 3 * block : block]] == [0.4, 0.0, 0.6]
     assert {c.method for c in order[: 3 * block]} == {"clip", "cloob"}
@@ -108,6 +112,11 @@ def test_each_method_gets_as_many_runs_and_the_claim_comes_first() -> None:
             assert [c.seed for c in cells.cells_of(method, world, scores)] == list(cells.SEEDS)
             masked = cells.cells_of(method, world, scores, masked=True)
             assert all(cell.setting.mask_duplicates and "_masked" in cell.id for cell in masked)
+    for method, world in afterwards:
+        tried = [cells.chosen(method, world, scores), *cells.decays(method, world, scores)]
+        best = cells.chosen_with_decay(method, world, scores)
+        assert [cell.setting.weight_decay for cell in tried] == [0.1, 1, 3, 10]
+        assert best in tried and scores[best.id] == max(scores[cell.id] for cell in tried)
     assert cells.Cell.from_config(json.loads(json.dumps(order[-1].config()))) == order[-1]
 
 
