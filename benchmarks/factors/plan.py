@@ -11,13 +11,14 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from benchmarks.factors.world import World
 
 METHODS = ("clip", "infoloob", "infonce-hopfield", "cloob")
 ADDED = ("sum",)
-"""Run after all else, in the base worlds: the mean of InfoLOOB and CLOOB with one τ⁻¹."""
+"""Run after these, in the base worlds: the mean of InfoLOOB and CLOOB with one τ⁻¹."""
 RETRIEVING = (*METHODS[2:], *ADDED)
 WRONG = (0.4, 0.0, 0.6, 0.2, 0.8)
 """Shares of wrong captions, the most telling first."""
@@ -141,17 +142,23 @@ def _last(method: str, best: Setting) -> Sequence[Mapping[str, Any]]:
     return [{"inv_tau": best.inv_tau * by} for by in factors]
 
 
+_TOGETHER = [
+    {"lr": lr, "weight_decay": 10.0, "length": length}
+    for lr, length in ((1e-3, 0.25), (1e-3 / math.sqrt(3), 0.5), (3e-4, 1.0))
+]
+"""Rate, decay and length moved at once, so that their product hardly changes: no coordinate alone gets there."""
 _MAIN: tuple[Round, ...] = (
     lambda method, _: [t | {"length": length} for t in _TEMPERATURES[method] for length in (1.0, 0.25)],
     lambda *_: [{"lr": lr} for lr in (3e-4, 3e-3)],
     lambda *_: [{"weight_decay": w} for w in (1.0, 3.0, 10.0)],
     lambda *_: [{"length": length} for length in (0.5, 0.125)],
+    lambda *_: _TOGETHER,
     _further,
     _finer("lr", math.sqrt(3)),
     _finer("weight_decay", math.sqrt(10)),
     _last,
 )
-"""Temperature with length, learning rate, weight decay, other lengths; each but the length more finely; τ⁻¹ again."""
+"""Temperature with length, rate, weight decay, other lengths, three together; all but the length finely; τ⁻¹ again."""
 _SIDE: tuple[Round, ...] = (
     lambda method, best: [t for t in _TEMPERATURES[method] if any(getattr(best, k) != v for k, v in t.items())][:5],
     lambda *_: [{"length": length} for length in (1.0, 0.5, 0.25, 0.125)],
@@ -238,8 +245,9 @@ def _score(method: str, world: World, setting: Setting, scores: Scores) -> float
 
 def runs(scores: Scores) -> Iterator[Run]:
     """All runs that are known by now, in the order in which they are to be done: by world, the search before cells."""
-    added = [(world, ADDED) for world in worlds() if not is_side(world)]
-    for world, methods in [*((world, METHODS) for world in worlds()), *added]:
+    sides = [world for world in worlds() if is_side(world)]
+    base = [world for world in worlds() if not is_side(world)]
+    for world, methods in [*product(base, [METHODS]), *product(base, [ADDED]), *product(sides, [METHODS])]:
         searches = {method: search(method, world, scores) for method in methods}
         for method in methods:
             for setting in searches[method].tried:

@@ -38,6 +38,8 @@ COMPARED = (
     ("cloob-warm", "clip"),
     ("infonce-hopfield", "clip"),
     ("cloob", "infoloob"),
+    ("sum", "cloob"),
+    ("sum", "infoloob"),
 )
 TARGET = 0.8
 """The share of the cells above chance in which CLOOB is to be ahead."""

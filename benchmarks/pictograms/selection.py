@@ -15,6 +15,7 @@ NAMES = {
     "infonce-hopfield": "InfoNCE + Hopfield",
     "cloob": "CLOOB",
     "cloob-warm": "CLOOB, InfoLOOB first",
+    "sum": "InfoLOOB + CLOOB",
 }
 Runs = dict[tuple[str, str], dict[int, Record]]
 """(method, tower) -> seed -> record."""

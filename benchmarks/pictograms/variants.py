@@ -32,6 +32,8 @@ OPTIONS = {
 }
 _JOINS = {"warm": 1 / 2, "early": 1 / 6, "queue": 1 / 2}
 """The part of the run after which retrieval joins."""
+_MEMBERS = {"cloob-warm": "cloob", "sum": "cloob"}
+"""What a method is made of whose other half is its setting's option."""
 PERPLEXITY = 8.0
 QUEUE = 1024
 """Patterns kept from the batches before."""
@@ -42,7 +44,7 @@ def build_objective(method: str, setting: Setting) -> nn.Module:
     overrides: dict[str, Any] = {"inv_tau": setting.inv_tau, "learnable_inv_tau": setting.learnable_inv_tau}
     if setting.beta is not None:
         overrides |= {"beta": setting.beta, "learnable_beta": setting.option == "learned-beta"}
-    objective = make_objective(method.removesuffix("-warm"), **overrides)  # what is warm is the option
+    objective = make_objective(_MEMBERS.get(method, method), **overrides)
     return objective if setting.option in ("", "learned-beta") else Variant(objective, setting.option)
 
 

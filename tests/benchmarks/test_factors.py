@@ -158,7 +158,8 @@ def test_every_method_gets_the_same_number_of_runs_in_each_world() -> None:
                 for setting in search.tried:
                     for run in plan.search_runs(method, world, setting):
                         scores.setdefault(run.id, (sum(map(ord, run.id)) * 37 % 101) / 101)
-            assert len(search.tried) == (13 if plan.is_side(world) else 27)
+            # Of the three settings that all methods are given at once, some may have been tried before.
+            assert len(search.tried) == 13 if plan.is_side(world) else 27 <= len(search.tried) <= 30
             assert plan.PUBLISHED[method] in search.tried or plan.is_side(world)
             assert search.scores[search.best] == max(search.scores.values())
     listed = list(plan.runs(scores))
@@ -243,7 +244,7 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     other = cell(world, "cloob", 0, 0.99, dataclasses.replace(plan.PUBLISHED["cloob"], beta=3.0))
     records.write(tmp_path / "cells" / f"{other['id']}.json", other)
     text = tables.render(tmp_path)
-    assert "State: 5 of 97 searches complete (270 runs), 6 of 610 cells; 0.1 CPU-core hours." in text
+    assert "State: 5 of 97 searches complete (300 runs), 6 of 610 cells; 0.1 CPU-core hours." in text
     # Differences 6, 4, 8 points: mean 6, sd 2, t(2) = 4.303: 6 ± 4.303 · 2 / √3 = 6 ± 4.97.
     assert (
         "| 40 % wrong | 3 / 0 / 0 / 3 | 50.0 ± 10.0 | – | – | 56.0 ± 11.1 | +6.0 (+1.0 … +11.0) | – | – | – |" in text

@@ -96,10 +96,10 @@ def test_each_method_gets_as_many_runs_and_the_claim_comes_first() -> None:
     worlds = [world for world in cells.WORLDS if world.head == "mlp"]
     core = [world for world in worlds if world in cells.CORE]
     afterwards = [(m, world) for m in ("clip", "cloob", "infoloob") for world in core]
-    whole = len(worlds) * 5 * cells.RUNS_A_METHOD
+    whole = len(worlds) * len(cells.METHODS) * cells.RUNS_A_METHOD
     assert len(scores) == whole + len(afterwards) * len(cells.DECAYS) and cells.RUNS_A_METHOD >= 12
     again = sum(cells.chosen_with_decay(*at, scores) != cells.chosen(*at, scores) for at in afterwards)
-    assert len(done) == (len(worlds) * 5 + again) * len(cells.SEEDS) and again
+    assert len(done) == (len(worlds) * len(cells.METHODS) + again) * len(cells.SEEDS) and again
     block = 2 * (cells.RUNS_A_METHOD + len(cells.SEEDS))
     assert [c.world.share for c in order[: 3 * block : block]] == [0.4, 0.0, 0.6]
     assert {c.method for c in order[: 3 * block]} == {"clip", "cloob"}
@@ -146,6 +146,8 @@ def test_a_run_keeps_its_best_epoch_and_the_search_sees_no_test_set() -> None:
     assert {**again, "cpu_seconds": 0} == {**record, "cpu_seconds": 0}
     searched = run(a_cell(stage="search"), data)
     assert {"zeroshot", "val", "tuxpaint-captions"}.isdisjoint(searched) and searched["curve"] == record["curve"]
+    curves = [run(a_cell(method), data)["curve"][0]["loss"] for method in ("sum", "cloob", "infoloob")]
+    assert min(curves[1:]) < curves[0] < max(curves[1:])
     assert run(a_cell("cloob-warm"), data)["curve"][:2] == run(a_cell("infoloob"), data)["curve"][:2]
     assert run(a_cell(mask_duplicates=True), data)["curve"] == record["curve"]  # all captions differ
     data.pairs["train"].own[1::2] = data.pairs["train"].own[::2]
