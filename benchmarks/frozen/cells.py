@@ -241,8 +241,6 @@ def runs(scores: Scores) -> Iterator[Cell]:
                 for method in methods:
                     yield from decays(method, world, scores)
                 yield from _by_seed(cells_of(method, world, scores, with_decay=True) for method in methods)
-        for world in (world for world in CORE if world.share == share):
-            yield from _searched(("sum",), world, scores)
     others = tuple(method for method in METHODS if method not in (*CLAIMED, "infoloob"))
     for worlds in (CORE, LIT, *([world] for world in BESIDE)):
         for methods in (CLAIMED, ("infoloob",), others):
