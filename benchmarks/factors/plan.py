@@ -162,6 +162,7 @@ _MAIN: tuple[Round, ...] = (
 _SIDE: tuple[Round, ...] = (
     lambda method, best: [t for t in _TEMPERATURES[method] if any(getattr(best, k) != v for k, v in t.items())][:5],
     lambda *_: [{"length": length} for length in (1.0, 0.5, 0.25, 0.125)],
+    lambda *_: _TOGETHER,
     _finer("lr", math.sqrt(3)),
     _finer("weight_decay", math.sqrt(10)),
 )

@@ -159,7 +159,8 @@ def test_every_method_gets_the_same_number_of_runs_in_each_world() -> None:
                     for run in plan.search_runs(method, world, setting):
                         scores.setdefault(run.id, (sum(map(ord, run.id)) * 37 % 101) / 101)
             # Of the three settings that all methods are given at once, some may have been tried before.
-            assert len(search.tried) == 13 if plan.is_side(world) else 27 <= len(search.tried) <= 30
+            most = 16 if plan.is_side(world) else 30
+            assert most - 3 <= len(search.tried) <= most
             assert plan.PUBLISHED[method] in search.tried or plan.is_side(world)
             assert search.scores[search.best] == max(search.scores.values())
     listed = list(plan.runs(scores))
