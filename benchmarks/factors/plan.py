@@ -248,11 +248,11 @@ def runs(scores: Scores) -> Iterator[Run]:
     """All runs that are known by now, in the order in which they are to be done: by world, the search before cells."""
     sides = [world for world in worlds() if is_side(world)]
     base = [world for world in worlds() if not is_side(world)]
-    for world, methods in [*product(base, [METHODS]), *product(base, [ADDED]), *product(sides, [METHODS])]:
-        searches = {method: search(method, world, scores) for method in methods}
-        for method in methods:
+    for world, members in [*product(base, [METHODS]), *product(base, [ADDED]), *product(sides, [METHODS])]:
+        searches = {method: search(method, world, scores) for method in members}
+        for method in members:
             for setting in searches[method].tried:
                 yield from search_runs(method, world, setting)
         if all(each.complete for each in searches.values()):
             for seed in seeds(world):
-                yield from (Run("cells", method, world, seed, searches[method].best) for method in methods)
+                yield from (Run("cells", method, world, seed, searches[method].best) for method in members)

@@ -24,6 +24,7 @@ from benchmarks.pictograms.tables import replaced
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "when-cloob-helps.md"
 BEGIN, END = "<!-- factors:begin -->", "<!-- factors:end -->"
 COMPARED = (("cloob", "clip"), ("infoloob", "clip"), ("infonce-hopfield", "clip"), ("cloob", "infoloob"))
+USUAL_DECAY = plan.Setting.weight_decay
 SUMMED = ("cloob", "infoloob", "clip")
 """What the sum of both terms is compared with."""
 Record = Mapping[str, Any]
@@ -199,13 +200,16 @@ def by_method(cells: Cells, worlds: Sequence[World]) -> Iterator[tuple[World, st
 
 
 def chosen_table(searches: Mapping[tuple[World, str], plan.Search]) -> str:
-    """The best setting of each complete search, with the published one's score beside it."""
+    """The best setting of each complete search, with the scores of its start and of the best with the usual decay."""
     lines = []
     for (world, method), search in searches.items():
         if search.complete:
             own, start = search.scores[search.best], search.scores[search.tried[0]]
-            lines.append([name(world), NAMES[method], f"`{search.best.slug}`", percent(own, 2), percent(start, 2)])
+            usual = [score for setting, score in search.scores.items() if setting.weight_decay == USUAL_DECAY]
+            scores = [percent(own, 2), percent(start, 2), percent(max(usual), 2) if usual else "–"]
+            lines.append([name(world), NAMES[method], f"`{search.best.slug}`", *scores])
     head = ["world", "method", "chosen", "held-out recall, %", "of the setting that the search began with"]
+    head += [f"of the best with weight decay {USUAL_DECAY}"]
     return table(head, lines) if lines else "Nothing yet."
 
 

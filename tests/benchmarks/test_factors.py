@@ -254,7 +254,7 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     # Ratios 0.4 − (0.08, 0.084, 0.088): 31.6 points, sd 0.4, ± 4.303 · 0.4 / √3 = ± 1.
     assert "| 5 | CLIP − CLOOB, 40 % wrong: +31.6 (+30.6 … +32.6) | open |" in text
     assert "| 40 % wrong | CLOOB | 75.0 | 50.0 | 25.0 | 25.0 | 25.0 | 2.1 | 0.50 | 0.90 | 50.0 | 40.0 |" in text
-    assert "| 40 % wrong | CLIP | `t14.3learned_lr0.001_wd0.1_l1` | 50.00 | 50.00 |" in text
+    assert "| 40 % wrong | CLIP | `t14.3learned_lr0.001_wd0.1_l1` | 50.00 | 50.00 | 50.00 |" in text
     assert "99.0" not in text
 
 
