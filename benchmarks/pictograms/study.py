@@ -37,9 +37,8 @@ def open_cells(stage: str, options: argparse.Namespace) -> Iterable[Cell]:
     elif stage == "cells":
         listed = plan.grid(scores, options.epochs or plan.CELL_EPOCHS)
     elif stage == wrong.SEARCH:
-        listed = [
-            cell for place in zip(*(wrong.search(m, scores) for m in wrong.MEMBERS), strict=True) for cell in place
-        ]
+        searched = records.read(wrong.SEARCH)
+        listed = [cell for method in wrong.MEMBERS for cell in wrong.search(method, scores, searched)]
     elif stage == wrong.RUNS:
         listed = list(wrong.cells(scores, records.read(wrong.SEARCH)))
     else:
