@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +24,33 @@ class Retrieved(NamedTuple):
     u_y: Tensor
     v_x: Tensor
     v_y: Tensor
+
+
+class Parts(NamedTuple):
+    """The functions that one way of computing the objective is made of, with the arguments of the reference's.
+
+    Attributes:
+        retrieve: The four retrievals of a batch that is its own memory.
+        hopfield_retrieval: One retrieval, from any memory.
+        info_loob: One direction of the contrast, as the next two.
+        info_nce: With the positive in the denominator.
+        sigmoid_loss: SigLIP's, which has a bias too.
+    """
+
+    retrieve: Callable[..., Retrieved]
+    hopfield_retrieval: Direction
+    info_loob: Direction
+    info_nce: Direction
+    sigmoid_loss: Direction
+
+    def direction(self, contrast: str, bias: float | Tensor) -> Direction:
+        """One direction of a contrast by its name; ``bias`` is the sigmoid loss's.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        sigmoid = partial(self.sigmoid_loss, bias=bias)
+        return by_name({"infoloob": self.info_loob, "infonce": self.info_nce, "sigmoid": sigmoid}, contrast)
 
 
 @outside_autocast
@@ -60,15 +87,12 @@ def cloob_reference(
         TypeError: Not tensors.
         ValueError: As the functions it calls; N < 2; an unknown ``contrast`` or ``scale``, or two that do not fit.
     """
-    sigmoid = partial(sigmoid_loss, bias=bias)
-    directions: dict[str, Direction] = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}
-    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
-    return of_parts(retrieve, directions, image_features, text_features, inv_tau, beta, ids=ids, **member)
+    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale, "bias": bias}
+    return of_parts(PARTS, image_features, text_features, inv_tau, beta, ids=ids, **member)
 
 
 def of_parts(
-    retrieve: Callable[[Tensor, Tensor, float | Tensor], Retrieved],
-    directions: Mapping[str, Direction],
+    parts: Parts,
     image_features: Tensor,
     text_features: Tensor,
     inv_tau: float | Tensor,
@@ -77,16 +101,14 @@ def of_parts(
     contrast: Contrast,
     hopfield: bool,
     scale: Scale,
+    bias: float | Tensor,
     ids: Tensor | None,
 ) -> Tensor:
-    """The objective by the functions of its parts: all four retrievals, and one direction of each contrast by its name.
-
-    The rest is as in :func:`cloob_reference`.
-    """
+    """The objective by the functions of its parts; the rest is as in :func:`cloob_reference`."""
     check_scale(contrast, scale)
-    direction = by_name(directions, contrast)
+    direction = parts.direction(contrast, bias)
     x, y = check_pairs(image_features, text_features)
-    u_x, u_y, v_x, v_y = retrieve(x, y, beta) if hopfield else Retrieved(x, y, x, y)
+    u_x, u_y, v_x, v_y = parts.retrieve(x, y, beta) if hopfield else Retrieved(x, y, x, y)
     images = direction(u_x, u_y, inv_tau, ids=ids)
     texts = images if is_symmetric(contrast, hopfield) else direction(v_y, v_x, inv_tau, ids=ids)
     return combine(images, texts, inv_tau, scale)
@@ -100,6 +122,9 @@ def retrieve(x: Tensor, y: Tensor, beta: float | Tensor) -> Retrieved:
         v_x=hopfield_retrieval(x, y, beta),
         v_y=hopfield_retrieval(y, y, beta),
     )
+
+
+PARTS = Parts(retrieve, hopfield_retrieval, info_loob, info_nce, sigmoid_loss)
 
 
 def check_pairs(image_features: Tensor, text_features: Tensor) -> list[Tensor]:
@@ -117,7 +142,7 @@ def check_pairs(image_features: Tensor, text_features: Tensor) -> list[Tensor]:
     return [x, y]
 
 
-def by_name(directions: Mapping[str, Direction], contrast: str) -> Direction:
+def by_name(directions: dict[str, Direction], contrast: str) -> Direction:
     """The function of one direction by its name.
 
     Raises:

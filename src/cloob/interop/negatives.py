@@ -40,7 +40,7 @@ def contrast_with_negatives(
     """
     x, y, z = anchors, positives, negatives
     pairs, extra = _layouts(x, y, z, objective)
-    parts = objective.implementation(pairs.total + extra.total)
+    parts = objective.implementation(pairs.total + extra.total).parts
     direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, objective.contrast)  # no sigmoid
     inv_tau, beta = objective.inv_tau, objective.beta
 
@@ -49,8 +49,8 @@ def contrast_with_negatives(
 
     if objective.hopfield:
         all_x, all_y = everywhere(x, pairs), everywhere(y, pairs)
-        u_x, u_y, u_z = (parts.retrieval(query, all_x, beta) for query in (x, y, z))
-        v_x, v_y = (parts.retrieval(query, all_y, beta) for query in (x, y))
+        u_x, u_y, u_z = (parts.hopfield_retrieval(query, all_x, beta) for query in (x, y, z))
+        v_x, v_y = (parts.hopfield_retrieval(query, all_y, beta) for query in (x, y))
     else:
         u_x, u_y, u_z, v_x, v_y = x, y, z, x, y
     offset = pairs.local.start if objective.gather else 0

@@ -10,9 +10,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from cloob import functional
 from cloob.errors import InputError, require
-from cloob.functional import streamed
+from cloob.functional import reference, streamed
+from cloob.functional.reference import Parts
 
 Backend = Literal["auto", "reference", "streamed", "triton"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
@@ -26,31 +26,11 @@ class Implementation(NamedTuple):
     """One way to compute the objective, and the parts of it that a gather over ranks comes between."""
 
     objective: Callable[..., Tensor]
-    retrieval: Callable[..., Tensor]
-    info_loob: Callable[..., Tensor]
-    info_nce: Callable[..., Tensor]
-    sigmoid_loss: Callable[..., Tensor]
-
-    def directions(self, bias: float | Tensor) -> dict[str, Callable[..., Tensor]]:
-        """One direction of each contrast by its name; ``bias`` is the sigmoid loss's."""
-        sigmoid = partial(self.sigmoid_loss, bias=bias)
-        return {"infoloob": self.info_loob, "infonce": self.info_nce, "sigmoid": sigmoid}
+    parts: Parts
 
 
-REFERENCE = Implementation(
-    functional.cloob_reference,
-    functional.hopfield_retrieval,
-    functional.info_loob,
-    functional.info_nce,
-    functional.sigmoid_loss,
-)
-STREAMED = Implementation(
-    streamed.cloob_streamed,
-    streamed.hopfield_retrieval,
-    streamed.info_loob,
-    streamed.info_nce,
-    streamed.sigmoid_loss,
-)
+REFERENCE = Implementation(reference.cloob_reference, reference.PARTS)
+STREAMED = Implementation(streamed.cloob_streamed, streamed.PARTS)
 
 
 def choose_implementation(
@@ -71,8 +51,8 @@ def choose_implementation(
     if backend == "reference" or (backend == "auto" and not streams):
         return REFERENCE
     functions = _triton() if backend == "triton" else STREAMED
-    parts = Implementation(*(partial(function, matmul=matmul) for function in functions))
-    return parts._replace(objective=partial(parts.objective, unit_rows=unit_rows))
+    objective = partial(functions.objective, matmul=matmul, unit_rows=unit_rows)
+    return Implementation(objective, streamed.with_options(functions.parts, matmul, unit_rows))
 
 
 def _triton() -> Implementation:
@@ -86,6 +66,4 @@ def _triton() -> Implementation:
     require("triton", "triton")
     from cloob.functional import kernels  # the package triton is an extra
 
-    return Implementation(
-        kernels.cloob_triton, kernels.hopfield_retrieval, kernels.info_loob, kernels.info_nce, kernels.sigmoid_loss
-    )
+    return Implementation(kernels.cloob_triton, kernels.PARTS)

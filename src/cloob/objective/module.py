@@ -272,7 +272,7 @@ class ContrastiveObjective(ScaledModule):
         if self.gather and distributed.world_size() > 1:
             agree = agree_on_rows if self.layout is None else partial(known_rows, layout=self.layout)
             x, y, ids, scales, layout = agree(image_features, text_features, ids, prepare)
-            parts = self.implementation(layout.total)
+            parts = self.implementation(layout.total).parts
             loss = loss_over_ranks(x, y, scales, ids=ids, layout=layout, parts=parts, **member)
         else:
             x, y = check_pairs(image_features, text_features)

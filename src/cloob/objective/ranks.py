@@ -11,8 +11,7 @@ from torch import Tensor
 from cloob import distributed
 from cloob.distributed import Layout
 from cloob.functional.checks import as_rows, check_ids, outside_autocast
-from cloob.functional.reference import Contrast, Scale, by_name, combine, is_symmetric
-from cloob.objective.implementation import Implementation
+from cloob.functional.reference import Contrast, Parts, Scale, combine, is_symmetric
 from cloob.objective.values import Scales
 
 
@@ -96,7 +95,7 @@ def loss_over_ranks(
     *,
     ids: Tensor | None,
     layout: Layout,
-    parts: Implementation,
+    parts: Parts,
     contrast: Contrast,
     hopfield: bool,
     scale: Scale,
@@ -105,11 +104,13 @@ def loss_over_ranks(
     inv_tau, beta = scales["inv_tau"], scales["beta"]
     all_x, all_y = _gather_both(x, y, layout)
     if hopfield:
-        u_x, u_y, v_x, v_y = (parts.retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y))
+        u_x, u_y, v_x, v_y = (
+            parts.hopfield_retrieval(query, memory, beta) for memory in (all_x, all_y) for query in (x, y)
+        )
         all_u_y, all_v_x = _gather_both(u_y, v_x, layout)
     else:
         u_x, v_y, all_u_y, all_v_x = x, y, all_y, all_x
-    direction = by_name(parts.directions(scales["bias"]), contrast)
+    direction = parts.direction(contrast, scales["bias"])
     positives = {
         "positive_offset": layout.local.start,
         "ids": ids,

@@ -1,8 +1,9 @@
 """The streamed objective as Triton kernels: the same value and gradient, each tile finished before it leaves the chip.
 
-It computes what :mod:`cloob.functional.streamed` does, tile by tile, and its derivation is there. That path writes each
-tile by a matrix product, then reads, scales, exponentiates and rounds it by four more operations, which carry numbers
-to and fro. Here the product's own program does all of that:
+It computes what :mod:`cloob.functional.streamed` does, tile by tile, for rows on a CUDA device that are not float64.
+The derivation is there, and so are the functions that take and check the arguments. That path writes each tile by a
+matrix product, then reads, scales, exponentiates and rounds it by four more operations, which carry numbers to and fro.
+Here the product's own program does all of that:
 
 ====================================  =====================================================  ==========
 what, for a tile of n × m             kernel                                                 operations
@@ -30,7 +31,6 @@ have not run on a GPU yet**, no time has been measured, and ``backend="auto"`` n
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,10 +40,13 @@ from cloob.functional.checks import outside_autocast
 from cloob.functional.kernels.contrast import info_loob, info_nce
 from cloob.functional.kernels.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.kernels.sigmoid import sigmoid_loss
-from cloob.functional.reference import Contrast, Direction, Scale, of_parts
+from cloob.functional.reference import Contrast, Parts, Scale, of_parts
+from cloob.functional.streamed import with_options
 from cloob.functional.streamed.tiles import eager
 
 __all__ = ["cloob_triton", "hopfield_retrieval", "info_loob", "info_nce", "retrieve", "sigmoid_loss"]
+
+PARTS = Parts(retrieve, hopfield_retrieval, info_loob, info_nce, sigmoid_loss)
 
 
 @eager
@@ -63,9 +66,6 @@ def cloob_triton(
     unit_rows: bool = False,
 ) -> Tensor:
     """:func:`cloob.functional.streamed.cloob_streamed` by Triton kernels, for rows on a CUDA device, no float64."""
-    sigmoid = partial(sigmoid_loss, bias=bias)
-    directions: dict[str, Direction] = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}
-    directions = {name: partial(direction, matmul=matmul) for name, direction in directions.items()}
-    retrieval = partial(retrieve, matmul=matmul, unit_rows=unit_rows)
-    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
-    return of_parts(retrieval, directions, image_features, text_features, inv_tau, beta, ids=ids, **member)
+    parts = with_options(PARTS, matmul, unit_rows)
+    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale, "bias": bias}
+    return of_parts(parts, image_features, text_features, inv_tau, beta, ids=ids, **member)

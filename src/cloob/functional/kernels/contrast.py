@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
-from cloob.functional.contrast import check_contrast
+from cloob.functional.checks import outside_autocast
 from cloob.functional.kernels.launch import check_rows
 from cloob.functional.kernels.products import Side, accumulate
 from cloob.functional.kernels.softmax import Excluded, as_int64, rescaled, strip_of, strips
+from cloob.functional.streamed import contrast
 from cloob.functional.streamed.contrast import to_softmax
-from cloob.functional.streamed.tiles import apply, differentiable_once, eager, matmul_dtype
+from cloob.functional.streamed.tiles import differentiable_once
 
 
 class _Contrast(torch.autograd.Function):
@@ -31,7 +32,8 @@ class _Contrast(torch.autograd.Function):
         differentiable: bool,
         matmul: torch.dtype,
     ) -> Tensor:
-        n = len(anchors)
+        check_rows(anchors)
+        n, ids = len(anchors), as_int64(ids)
         # A softmax ignores what the candidates have in common, and low precision does not round it if it is not there;
         # what the anchors have in common is put back in float32.
         mean, common = candidates.mean(dim=0), anchors.mean(dim=0)
@@ -71,52 +73,5 @@ class _Contrast(torch.autograd.Function):
         return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None, None
 
 
-@eager
-@outside_autocast
-def _contrast(
-    leave_out: bool,
-    anchors: Tensor,
-    candidates: Tensor,
-    inv_tau: float | Tensor,
-    offset: int,
-    ids: Tensor | None,
-    candidate_ids: Tensor | None,
-    matmul: torch.dtype | None,
-) -> Tensor:
-    anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
-    check_rows(anchors)
-    n, m = check_contrast(anchors, candidates, offset)
-    both = as_int64(check_ids(ids, candidate_ids, n, m, anchors.device))
-    scale = positive_scalar("inv_tau", inv_tau, anchors)
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (anchors, candidates, scale))
-    options = (offset, both, leave_out, differentiable, matmul_dtype(matmul, anchors))
-    loss: Tensor = apply(_Contrast, anchors, candidates, scale, *options)
-    return loss
-
-
-def info_loob(
-    anchors: Tensor,
-    candidates: Tensor,
-    inv_tau: float | Tensor,
-    *,
-    positive_offset: int = 0,
-    ids: Tensor | None = None,
-    candidate_ids: Tensor | None = None,
-    matmul: torch.dtype | None = None,
-) -> Tensor:
-    """:func:`cloob.functional.info_loob` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
-    return _contrast(True, anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, matmul)
-
-
-def info_nce(
-    anchors: Tensor,
-    candidates: Tensor,
-    inv_tau: float | Tensor,
-    *,
-    positive_offset: int = 0,
-    ids: Tensor | None = None,
-    candidate_ids: Tensor | None = None,
-    matmul: torch.dtype | None = None,
-) -> Tensor:
-    """:func:`cloob.functional.info_nce` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
-    return _contrast(False, anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, matmul)
+info_loob = partial(contrast.info_loob, function=_Contrast)
+info_nce = partial(contrast.info_nce, function=_Contrast)

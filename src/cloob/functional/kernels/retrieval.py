@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_rows, check_memory, outside_autocast, positive_scalar
+from cloob.functional.checks import outside_autocast
 from cloob.functional.kernels.launch import check_rows
 from cloob.functional.kernels.products import Side, accumulate
 from cloob.functional.kernels.retrieval_tiles import Patterns, exponentials_of, gradient, patterns, pull_of
 from cloob.functional.kernels.softmax import rescaled, strip_of, strips
-from cloob.functional.reference import Retrieved
-from cloob.functional.streamed.sums import safe_for_unit_rows, through_unit, to_unit, unshifted_is_safe
-from cloob.functional.streamed.tiles import apply, blocks, differentiable_once, eager, matmul_dtype, tile_pairs
+from cloob.functional.streamed import retrieval
+from cloob.functional.streamed.sums import through_unit, to_unit
+from cloob.functional.streamed.tiles import blocks, differentiable_once, tile_pairs
 
 
 class _MutualRetrieval(torch.autograd.Function):
@@ -25,6 +26,7 @@ class _MutualRetrieval(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, left: Tensor, right: Tensor | None, beta: Tensor, matmul: torch.dtype) -> Any:
+        check_rows(left)
         a = patterns(left, left if right is None else right, beta, matmul)
         b = a if right is None else patterns(right, left, beta, matmul)
         sums_l, counts_l = _buffers(left)
@@ -83,6 +85,7 @@ class _Retrieval(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, state: Tensor, stored: Tensor, beta: Tensor, matmul: torch.dtype) -> Tensor:
+        check_rows(state)
         memory = patterns(stored, torch.zeros_like(stored[:1]), beta, matmul)
         queries = state.to(matmul).contiguous()
         sums, counts = _buffers(state)
@@ -125,50 +128,5 @@ def _buffers(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows.new_zeros(rows.shape), rows.new_zeros(len(rows))
 
 
-@eager
-@outside_autocast
-def hopfield_retrieval(
-    state: Tensor, stored: Tensor, beta: float | Tensor, *, matmul: torch.dtype | None = None
-) -> Tensor:
-    """:func:`cloob.functional.hopfield_retrieval` in O((N + M)·D) memory, for any number of states and any β.
-
-    Args:
-        state: (N, D) state (query) patterns on a CUDA device, no float64.
-        stored: (M, D) stored patterns.
-        beta: Inverse temperature β > 0.
-        matmul: ``torch.bfloat16`` multiplies in bfloat16 with float32 accumulation; None in float32.
-
-    Returns:
-        (N, D) unit rows. An average that is exactly zero stays zero, with zero gradient.
-
-    Raises:
-        ValueError: As the reference; float64; not on a CUDA device.
-    """
-    state, stored = as_rows(state=state, stored=stored)
-    check_rows(state)
-    check_memory(stored)
-    beta = positive_scalar("beta", beta, state)
-    retrieved: Tensor = apply(_Retrieval, state, stored, beta, matmul_dtype(matmul, state))
-    return retrieved
-
-
-@eager
-@outside_autocast
-def retrieve(
-    x: Tensor, y: Tensor, beta: float | Tensor, *, matmul: torch.dtype | None = None, unit_rows: bool = False
-) -> Retrieved:
-    """The four retrievals of a batch that is its own memory, as :func:`cloob.functional.streamed.retrieve`."""
-    x, y = as_rows(x=x, y=y)
-    check_rows(x)
-    number, beta = beta, positive_scalar("beta", beta, x)
-    dtype = matmul_dtype(matmul, x)
-    safe = safe_for_unit_rows(number, x.dtype, dtype) if unit_rows else unshifted_is_safe(x, y, beta, dtype)
-    if not safe:
-        return Retrieved(*(apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y)))
-    v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)
-    return Retrieved(
-        u_x=apply(_MutualRetrieval, x, None, beta, dtype),
-        u_y=u_y,
-        v_x=v_x,
-        v_y=apply(_MutualRetrieval, y, None, beta, dtype),
-    )
+hopfield_retrieval = partial(retrieval.hopfield_retrieval, function=_Retrieval)
+retrieve = partial(retrieval.retrieve, mutual=_MutualRetrieval, single=_Retrieval)

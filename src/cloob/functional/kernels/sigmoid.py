@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -10,13 +11,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from cloob.functional.checks import as_rows, check_ids, finite_scalar, outside_autocast, positive_scalar
-from cloob.functional.contrast import check_contrast
+from cloob.functional.checks import outside_autocast
 from cloob.functional.kernels import launch
 from cloob.functional.kernels.launch import cdiv, check_rows, new_tile, of_product
 from cloob.functional.kernels.products import Side, accumulate, product
 from cloob.functional.kernels.softmax import Excluded, as_int64, strips, taken
-from cloob.functional.streamed.tiles import apply, differentiable_once, eager, matmul_dtype
+from cloob.functional.streamed import sigmoid
+from cloob.functional.streamed.tiles import differentiable_once
 
 
 @triton.jit
@@ -108,7 +109,8 @@ class _Sigmoid(torch.autograd.Function):
         differentiable: bool,
         matmul: torch.dtype,
     ) -> Tensor:
-        n = len(anchors)
+        check_rows(anchors)
+        n, ids = len(anchors), as_int64(ids)
         # Means are kept apart as in the contrast; a sigmoid does not ignore that of the candidates: it comes back with
         # the bias, as a constant of each row.
         mean, common = candidates.mean(dim=0), anchors.mean(dim=0)
@@ -149,26 +151,4 @@ class _Sigmoid(torch.autograd.Function):
         return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None
 
 
-@eager
-@outside_autocast
-def sigmoid_loss(
-    anchors: Tensor,
-    candidates: Tensor,
-    inv_tau: float | Tensor,
-    bias: float | Tensor = -10.0,
-    *,
-    positive_offset: int = 0,
-    ids: Tensor | None = None,
-    candidate_ids: Tensor | None = None,
-    matmul: torch.dtype | None = None,
-) -> Tensor:
-    """:func:`cloob.functional.sigmoid_loss` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
-    anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
-    check_rows(anchors)
-    n, m = check_contrast(anchors, candidates, positive_offset)
-    both = as_int64(check_ids(ids, candidate_ids, n, m, anchors.device))
-    scalars = (positive_scalar("inv_tau", inv_tau, anchors), finite_scalar("bias", bias, anchors))
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (anchors, candidates, *scalars))
-    options = (positive_offset, both, differentiable, matmul_dtype(matmul, anchors))
-    loss: Tensor = apply(_Sigmoid, anchors, candidates, *scalars, *options)
-    return loss
+sigmoid_loss = partial(sigmoid.sigmoid_loss, function=_Sigmoid)

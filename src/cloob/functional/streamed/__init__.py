@@ -37,13 +37,15 @@ import torch
 from torch import Tensor
 
 from cloob.functional.checks import outside_autocast
-from cloob.functional.reference import Contrast, Direction, Scale, of_parts
+from cloob.functional.reference import Contrast, Parts, Scale, of_parts
 from cloob.functional.streamed.contrast import info_loob, info_nce
 from cloob.functional.streamed.retrieval import hopfield_retrieval, retrieve
 from cloob.functional.streamed.sigmoid import sigmoid_loss
 from cloob.functional.streamed.tiles import eager
 
 __all__ = ["cloob_streamed", "hopfield_retrieval", "info_loob", "info_nce", "retrieve", "sigmoid_loss"]
+
+PARTS = Parts(retrieve, hopfield_retrieval, info_loob, info_nce, sigmoid_loss)
 
 
 @eager
@@ -71,9 +73,14 @@ def cloob_streamed(
     similarity 0.95 and more). That is while there is a gradient: where InfoNCE has saturated (below a loss of about
     1e-3) what is left of it is the rounding of the logits.
     """
-    sigmoid = partial(sigmoid_loss, bias=bias)
-    directions: dict[str, Direction] = {"infoloob": info_loob, "infonce": info_nce, "sigmoid": sigmoid}
-    directions = {name: partial(direction, matmul=matmul) for name, direction in directions.items()}
-    retrieval = partial(retrieve, matmul=matmul, unit_rows=unit_rows)
-    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale}
-    return of_parts(retrieval, directions, image_features, text_features, inv_tau, beta, ids=ids, **member)
+    parts = with_options(PARTS, matmul, unit_rows)
+    member: dict[str, Any] = {"contrast": contrast, "hopfield": hopfield, "scale": scale, "bias": bias}
+    return of_parts(parts, image_features, text_features, inv_tau, beta, ids=ids, **member)
+
+
+def with_options(parts: Parts, matmul: torch.dtype | None, unit_rows: bool) -> Parts:
+    """The parts with the two arguments that the reference's have not, as :func:`cloob_streamed` has them."""
+    four_retrievals, *others = parts
+    return Parts(
+        partial(four_retrievals, matmul=matmul, unit_rows=unit_rows), *(partial(part, matmul=matmul) for part in others)
+    )
