@@ -67,9 +67,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "status":
         print(status(options.results))
     elif options.command == "tables":
-        from benchmarks.factors import tables
+        from benchmarks.factors import figures, tables
 
         tables.write(options.results)
+        figures.write(options.results)
     else:
         import torch
         from benchmarks.pictograms.study import yield_to_others

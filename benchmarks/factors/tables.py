@@ -41,8 +41,7 @@ def write(results: Path) -> None:
 def render(results: Path) -> str:
     """All tables as Markdown."""
     searched, cells = records.read("search", results), records.read("cells", results)
-    scores = {name: record["recall"] for name, record in searched.items()}
-    searches = {(world, m): plan.search(m, world, scores) for world in plan.worlds() for m in plan.methods(world)}
+    searches = searches_of(searched)
     kept = select(cells, searches)
     hours = sum(r["cpu_seconds"] for of_stage in (searched, cells) for r in of_stage.values()) / 3600
     done = sum(map(len, kept.values()))
@@ -63,6 +62,12 @@ def render(results: Path) -> str:
         parts += ["### What the encoders have become", measures_table(kept, base), averaged_table(kept, base)]
     parts += ["### What the search chose", chosen_table(searches)]
     return "\n\n".join(part for part in parts if part)
+
+
+def searches_of(searched: Mapping[str, Record]) -> dict[tuple[World, str], plan.Search]:
+    """Each method's search in each world, as far as the records of its runs go."""
+    scores = {name: record["recall"] for name, record in searched.items()}
+    return {(world, m): plan.search(m, world, scores) for world in plan.worlds() for m in plan.methods(world)}
 
 
 def select(cells: Mapping[str, Record], searches: Mapping[tuple[World, str], plan.Search]) -> Cells:

@@ -1,7 +1,7 @@
 """The study on frozen encoders: ``python -m benchmarks.frozen {features|run|status|tables} [--cache FOLDER]``.
 
 ``features`` fills the cache, ``run`` does what has no record under ``results/`` yet, one run after the other and in the
-order of ``cells.runs``; both go on where they were stopped. ``tables`` puts the records' tables into the page.
+order of ``cells.runs``; both go on where they were stopped. ``tables`` puts what the records give into the page.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
         status()
         return 0
     if options.stage == "tables":
-        from benchmarks.frozen import tables
+        from benchmarks.frozen import figures, tables
 
         tables.write(RESULTS, ROOT)
+        figures.write(RESULTS, ROOT)
         return 0
     yield_to_others()
     keep_memory()

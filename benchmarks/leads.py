@@ -1,0 +1,84 @@
+"""Figures of the pages as SVG: leads over CLIP with their intervals, readable on a light page and on a dark one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+COLOURS = {"cloob": "#d1495b", "infoloob": "#2e86ab", "infonce-hopfield": "#c98a1b"}
+"""Method -> colour, the same in every figure."""
+_GREY = "#808080"
+"""Of text and axes: on white and on black nearly the same contrast."""
+
+
+class Lead(NamedTuple):
+    """A mean difference in points and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Row(NamedTuple):
+    """A row of a forest plot: what it says at its left, and a method's lead over CLIP in each panel."""
+
+    label: str
+    leads: Sequence[Mapping[str, Lead]]
+
+
+def lines(path: Path, leads: Mapping[str, Mapping[float, Lead]], names: Mapping[str, str], x_label: str) -> None:
+    """Each method's lead over the share of wrong captions, its interval as a band; CLIP is the line at zero."""
+    with _drawing(path, 1, 1, (7.0, 3.6)) as (axes,):
+        axes.axhline(0, color=_GREY, linewidth=1)
+        axes.text(0.995, 0.02, "CLIP", color=_GREY, ha="right", va="bottom", transform=axes.get_yaxis_transform())
+        for method, by_share in leads.items():
+            shares, drawn = [100 * share for share in by_share], list(by_share.values())
+            axes.plot(shares, [lead.mean for lead in drawn], "o-", color=COLOURS[method], label=names[method])
+            bounds = [lead.low for lead in drawn], [lead.high for lead in drawn]
+            axes.fill_between(shares, *bounds, color=COLOURS[method], alpha=0.2, linewidth=0)
+        axes.set(xlabel=x_label, ylabel="ahead of CLIP, points")
+        axes.legend(frameon=False, labelcolor=_GREY, ncols=len(leads), loc="lower center", bbox_to_anchor=(0.5, 1))
+
+
+def forest(path: Path, titles: Sequence[str], rows: Sequence[Row], names: Mapping[str, str]) -> None:
+    """Rows of dots with intervals, a panel for each of ``titles`` over one scale."""
+    methods = list(dict.fromkeys(method for row in rows for lead in row.leads for method in lead))
+    with _drawing(path, 1, len(titles), (8.0, 1.3 + 0.36 * len(rows))) as panels:
+        for i, (axes, title) in enumerate(zip(panels, titles, strict=True)):
+            axes.axvline(0, color=_GREY, linewidth=1)
+            for k, method in enumerate(methods):
+                shift = 0.16 * (2 * k - len(methods) + 1)
+                found = [(at + shift, row.leads[i][method]) for at, row in enumerate(rows) if method in row.leads[i]]
+                at, means = [y for y, _ in found], [lead.mean for _, lead in found]
+                bars = [[lead.mean - lead.low for _, lead in found], [lead.high - lead.mean for _, lead in found]]
+                axes.errorbar(means, at, xerr=bars, fmt="o", markersize=4, color=COLOURS[method], label=names[method])
+            axes.set_title(title, color=_GREY, fontsize=10)
+            axes.set_xlabel("ahead of CLIP, points")
+            axes.set_yticks(range(len(rows)), [row.label for row in rows])
+            axes.set_ylim(len(rows) - 0.5, -0.5)
+        handles = panels[0].get_legend_handles_labels()
+        options = {"frameon": False, "labelcolor": _GREY, "ncols": len(methods), "loc": "outside upper center"}
+        panels[0].figure.legend(*handles, **options)
+
+
+@contextmanager
+def _drawing(path: Path, n_rows: int, n_columns: int, inches: tuple[float, float]) -> Iterator[list[Any]]:
+    """Axes to draw into; what is drawn is written to ``path`` without a date and without chance in its names."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    grey = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GREY)
+    with matplotlib.rc_context({**grey, "svg.fonttype": "none", "svg.hashsalt": path.name, "font.size": 9.5}):
+        figure, panels = pyplot.subplots(
+            n_rows, n_columns, figsize=inches, layout="constrained", squeeze=False, sharey=True, sharex=True
+        )
+        for axes in panels.flat:
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(visible=True, alpha=0.25, linewidth=0.6)
+        yield list(panels.flat)
+        figure.savefig(path, transparent=True, metadata={"Date": None})
+        pyplot.close(figure)
