@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 def lines(path: Path, leads: Mapping[str, Mapping[float, Lead]], names: Mapping[str, str], x_label: str) -> None:
     """Each method's lead over the share of wrong captions, its interval as a band; CLIP is the line at zero."""
-    with _drawing(path, 1, 1, (7.0, 3.6)) as (axes,):
+    with _drawing(path, 1, 1, (5.6, 3.2)) as (axes,):
         axes.axhline(0, color=_GREY, linewidth=1)
         axes.text(0.995, 0.02, "CLIP", color=_GREY, ha="right", va="bottom", transform=axes.get_yaxis_transform())
         for method, by_share in leads.items():
@@ -45,7 +45,7 @@ def lines(path: Path, leads: Mapping[str, Mapping[float, Lead]], names: Mapping[
 def forest(path: Path, titles: Sequence[str], rows: Sequence[Row], names: Mapping[str, str]) -> None:
     """Rows of dots with intervals, a panel for each of ``titles`` over one scale."""
     methods = list(dict.fromkeys(method for row in rows for lead in row.leads for method in lead))
-    with _drawing(path, 1, len(titles), (8.0, 1.3 + 0.36 * len(rows))) as panels:
+    with _drawing(path, 1, len(titles), (6.4, 1.3 + 0.34 * len(rows))) as panels:
         for i, (axes, title) in enumerate(zip(panels, titles, strict=True)):
             axes.axvline(0, color=_GREY, linewidth=1)
             for k, method in enumerate(methods):
@@ -56,6 +56,7 @@ def forest(path: Path, titles: Sequence[str], rows: Sequence[Row], names: Mappin
                 axes.errorbar(means, at, xerr=bars, fmt="o", markersize=4, color=COLOURS[method], label=names[method])
             axes.set_title(title, color=_GREY, fontsize=10)
             axes.set_xlabel("ahead of CLIP, points")
+            axes.locator_params(axis="x", nbins=7)
             axes.set_yticks(range(len(rows)), [row.label for row in rows])
             axes.set_ylim(len(rows) - 0.5, -0.5)
         handles = panels[0].get_legend_handles_labels()
