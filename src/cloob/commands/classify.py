@@ -28,7 +28,7 @@ def check_source(source: str, model: str | None) -> None:
     path = Path(source)
     if "://" in source or (path / INDEX_FILE).is_file():
         return
-    if path.suffix == "" and not path.exists() and not any(c in source for c in "*{:"):
+    if not path.exists() and not any(c in source for c in "*{:"):
         raise InputError(f"{source}: no such file or folder")
     if model is None:
         raise InputError("no model given: --model names a run folder, or NAME/TAG of open_clip")

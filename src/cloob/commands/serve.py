@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from cloob.commands.arguments import parse, tyro
+from cloob.commands.search import check_index
 from cloob.errors import InputError
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
@@ -41,6 +42,7 @@ def main(words: Sequence[str]) -> int:
     arguments = parse(ServeArguments, words, "cloob serve")
     if not arguments.index:
         raise InputError("IDX is wanted, the index to serve (cloob serve --help)")
+    check_index(arguments.index)
     if not 0 <= arguments.port < 65536:
         raise InputError(f"--port is {arguments.port}; 0 to 65535 is wanted")
     if arguments.token is not None and not _TOKEN.fullmatch(arguments.token):
