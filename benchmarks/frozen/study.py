@@ -57,14 +57,13 @@ def status() -> None:
     known, done = scores(), records.read("cells", RESULTS)
     spent = sum(r["cpu_seconds"] for r in [*records.read("search", RESULTS).values(), *done.values()])
     for world in plan.WORLDS:
-        for method in plan.METHODS:
+        runs, seeds = plan.runs_a_method(world), len(plan.seeds(world))
+        for method in plan.methods(world):
             n = sum(cell.id in known for _, cell in plan.search(method, world, known))
             cells = sum(cell.id in done for cell in plan.cells_of(method, world, known))
-            print(
-                f"{world.slug:24} {method:18} search {n:2} of {plan.RUNS_A_METHOD}, cells {cells} of {len(plan.SEEDS)}"
-            )
-    whole = len(plan.WORLDS) * len(plan.METHODS) * (plan.RUNS_A_METHOD + len(plan.SEEDS))
-    print(f"{len(known) + len(done)} records of {whole}; {spent / 3600:.2f} CPU hours")
+            print(f"{world.slug:24} {method:18} search {n:2} of {runs}, cells {cells} of {seeds}")
+    whole = sum(len(plan.methods(w)) * (plan.runs_a_method(w) + len(plan.seeds(w))) for w in plan.WORLDS)
+    print(f"{len(known) + len(done)} records, {whole} without other weight decays; {spent / 3600:.2f} CPU hours")
 
 
 def main(arguments: list[str] | None = None) -> int:

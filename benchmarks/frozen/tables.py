@@ -14,7 +14,6 @@ from benchmarks.frozen.cells import (
     MASKED,
     METHODS,
     PAIRS,
-    RUNS_A_METHOD,
     SEEDS,
     WORLDS,
     World,
@@ -22,7 +21,10 @@ from benchmarks.frozen.cells import (
     chosen,
     chosen_with_decay,
     decays,
+    methods,
+    runs_a_method,
     search,
+    seeds,
 )
 from benchmarks.pictograms import records
 from benchmarks.pictograms.comparison import Difference, Record, Sets, compared, counted, together, won_and_lost
@@ -95,18 +97,18 @@ def select(
 
 def decaying(runs: Runs, scores: Mapping[str, float], sets: Sets) -> str:
     """The claim's difference where the weight decay is chosen as well."""
-    methods = (*CLAIMED, "infoloob")
+    decayed = (*CLAIMED, "infoloob")
     lines = []
     for world in CORE:
-        best = [chosen_with_decay(method, world, scores) for method in methods]
+        best = [chosen_with_decay(method, world, scores) for method in decayed]
         found = compared(runs.get(("cloob", world), {}), runs.get(("clip", world), {}), sets)
         told = [d for d in found.values() if d.told]
         if mean := together(told):
             row = [name_of(world), *(f"{cell.setting.weight_decay:g}" if cell else "–" for cell in best)]
-            row += [spread([zeroshot_mean(r) for r in runs.get((m, world), {}).values()]) for m in methods]
+            row += [spread([zeroshot_mean(r) for r in runs.get((m, world), {}).values()]) for m in decayed]
             row += [*mean.shown(), f"{won_and_lost([d.mean for d in told])[0]} of {len(told)}", str(len(mean.seeds))]
             lines.append(row)
-    named = [NAMES[method] for method in methods]
+    named = [NAMES[method] for method in decayed]
     head = ["captions", *(f"decay, {name}" for name in named), *(f"{name}, %" for name in named), "CLOOB − CLIP"]
     head += ["95 %, over seeds", "95 %, over classes", "ahead in sets above chance", "seeds"]
     return f"### Weight decay chosen as well\n\n{table(head, lines)}" if lines else ""
@@ -141,12 +143,11 @@ def progress(runs: Runs, scores: Mapping[str, float]) -> str:
     """How much of the study the tables rest on."""
 
     def state(worlds: Sequence[World]) -> str:
-        whole = len(worlds) * len(METHODS)
-        n = sum(
-            cell.id in scores for world in worlds for method in METHODS for _, cell in search(method, world, scores)
-        )
-        cells = sum(len(runs.get((method, world), {})) for world in worlds for method in METHODS)
-        return f"{n} of {whole * RUNS_A_METHOD} runs of the search and {cells} of {whole * len(SEEDS)} cells"
+        listed = [(method, world) for world in worlds for method in methods(world)]
+        n = sum(cell.id in scores for method, world in listed for _, cell in search(method, world, scores))
+        cells = sum(len(runs.get(at, {})) for at in listed)
+        whole = sum(runs_a_method(world) for _, world in listed), sum(len(seeds(world)) for _, world in listed)
+        return f"{n} of {whole[0]} runs of the search and {cells} of {whole[1]} cells"
 
     return f"State: {state(CORE)} of the claim's worlds; {state(WORLDS)} of all."
 

@@ -82,42 +82,70 @@ def test_a_cut_caption_is_a_run_of_its_words() -> None:
     assert len(set(names)) == 500 and names == file_names(500, seed=0) and "IMG_9127.JPG" in names
 
 
-def test_each_method_gets_as_many_runs_and_the_claim_comes_first() -> None:
+@pytest.mark.parametrize("head", ["mlp", "linear", "new-text"])
+def test_each_method_gets_as_many_runs_and_the_claim_comes_first(head: str) -> None:
     from benchmarks.frozen import cells
 
     scores: dict[str, float] = {}
-    done: dict[str, int] = {}
+    done: dict[str, float] = {}
     order = []
-    while (cell := cells.next_cell(scores, done, "mlp")) is not None:
-        known: dict[str, Any] = scores if cell.stage == "search" else done
-        assert cell.id not in known and cell.world.head == "mlp"
-        known[cell.id] = (len(known) * 37 % 101) / 101
-        order.append(cell)
-    worlds = [world for world in cells.WORLDS if world.head == "mlp"]
+    assert cells.next_cell(scores, done, head) == next(c for c in cells.runs(scores) if c.world.head == head)
+    for cell in cells.runs(scores):  # which goes on from the scores as they come
+        known = scores if cell.stage == "search" else done
+        if cell.id not in known:
+            known[cell.id] = (len(known) * 37 % 101) / 101
+            order += [cell] if cell.world.head == head else []
+    assert cells.next_cell(scores, done) is None
+    worlds = [world for world in cells.WORLDS if world.head == head]
     core = [world for world in worlds if world in cells.CORE]
     afterwards = [(m, world) for m in ("clip", "cloob", "infoloob") for world in core]
-    whole = len(worlds) * len(cells.METHODS) * cells.RUNS_A_METHOD
-    assert len(scores) == whole + len(afterwards) * len(cells.DECAYS) and cells.RUNS_A_METHOD >= 12
-    again = sum(cells.chosen_with_decay(*at, scores) != cells.chosen(*at, scores) for at in afterwards)
-    assert len(done) == (len(worlds) * len(cells.METHODS) + again) * len(cells.SEEDS) and again
-    block = 2 * (cells.RUNS_A_METHOD + len(cells.SEEDS))
-    assert [c.world.share for c in order[: 3 * block : block]] == [0.4, 0.0, 0.6]
-    assert {c.method for c in order[: 3 * block]} == {"clip", "cloob"}
-    for world in worlds:
-        for method in cells.METHODS:
-            runs = [cell for _, cell in cells.search(method, world, scores)]
-            best = cells.chosen(method, world, scores)
-            assert best is not None and scores[best.id] == max(scores[cell.id] for cell in runs)
-            assert {cell.seed for cell in runs} == {cells.SEARCH_SEED} and cells.SEARCH_SEED not in cells.SEEDS
-            assert [c.seed for c in cells.cells_of(method, world, scores)] == list(cells.SEEDS)
-            masked = cells.cells_of(method, world, scores, masked=True)
-            assert all(cell.setting.mask_duplicates and "_masked" in cell.id for cell in masked)
+    listed = [(method, world) for world in worlds for method in cells.methods(world)]
+    whole = sum(cells.runs_a_method(world) for _, world in listed)
+    assert len([c for c in order if c.stage == "search"]) == whole + len(afterwards) * len(cells.DECAYS)
+    again = [
+        world for m, world in afterwards if cells.chosen_with_decay(m, world, scores) != cells.chosen(m, world, scores)
+    ]
+    masked = [world for world in cells.MASKED if world.head == head]
+    whole = sum(len(cells.seeds(world)) for _, world in listed)
+    assert len([c for c in order if c.stage == "cells"]) == whole + len(cells.SEEDS) * (len(again) + 2 * len(masked))
+    assert bool(again) == bool(core)
+    if core:
+        assert cells.RUNS_A_METHOD >= 12 and {cells.runs_a_method(world) for world in core} == {cells.RUNS_A_METHOD}
+        block = 2 * (cells.RUNS_A_METHOD + len(cells.SEEDS))
+        assert [c.world.share for c in order[: 3 * block : block]] == [0.4, 0.0, 0.6]
+        assert {c.method for c in order[: 3 * block]} == {"clip", "cloob"}
+    for method, world in listed:
+        runs = [cell for _, cell in cells.search(method, world, scores)]
+        best = cells.chosen(method, world, scores)
+        assert best is not None and scores[best.id] == max(scores[cell.id] for cell in runs)
+        assert len(runs) == len({cell.id for cell in runs}) == cells.runs_a_method(world)
+        assert {cell.seed for cell in runs} == {cells.SEARCH_SEED} and cells.SEARCH_SEED not in cells.SEEDS
+        assert [c.seed for c in cells.cells_of(method, world, scores)] == list(cells.seeds(world))
+        masked_cells = cells.cells_of(method, world, scores, masked=True)
+        assert all(cell.setting.mask_duplicates and "_masked" in cell.id for cell in masked_cells)
     for method, world in afterwards:
         tried = [cells.chosen(method, world, scores), *cells.decays(method, world, scores)]
         best = cells.chosen_with_decay(method, world, scores)
         assert [cell.setting.weight_decay for cell in tried] == [0.1, 1, 3, 10]
         assert best in tried and scores[best.id] == max(scores[cell.id] for cell in tried)
     assert cells.Cell.from_config(json.loads(json.dumps(order[-1].config()))) == order[-1]
+
+
+def test_a_search_beside_the_claim_starts_from_the_claims_choice() -> None:
+    from benchmarks.frozen.cells import CORE, World, chosen, nearest, search
+
+    scores: dict[str, float] = {}
+    fewer = World("linear", "swap", 0.4, 10_819)
+    assert not list(search("clip", fewer, scores))
+    base = World("linear", "swap", 0.4)
+    while (best := chosen("clip", base, scores)) is None:
+        scores |= {cell.id: cell.setting.lr + cell.epochs for _, cell in search("clip", base, scores)}
+    ((name, start),) = search("clip", fewer, scores)
+    assert (name, start.setting, start.world) == ("start", best.setting, fewer)
+    assert start.epochs == 2 * best.epochs  # a quarter of the pairs: half the steps
+    assert nearest(World("mlp", "name", 0.4)) == World("mlp", "swap", 0.4) == nearest(World("mlp", "swap", 0.2))
+    assert nearest(World("mlp", "cut", 1.0)) == World("mlp", "swap", 0.0)
+    assert not any(map(nearest, CORE))
 
 
 def test_methods_see_the_same_wrong_captions_and_held_out_pairs_are_as_wrong() -> None:

@@ -98,7 +98,7 @@ def test_tables_by_hand(tmp_path: Path) -> None:
     other = cells.Cell("cells", "cloob", worlds[0], 0, 10, cells.DEFAULTS["cloob"])
     records.write(tmp_path / "cells" / f"{other.id}.json", a_record(other, 99))
     text = tables.render(tmp_path)
-    assert "State: 90 of 540 runs of the search and 18 of 180 cells of the claim's worlds" in text
+    assert "State: 90 of 345 runs of the search and 18 of 115 cells of the claim's worlds" in text
     assert "| linear, 40 % swapped | 50.0 ± 10.0 | – | – | 56.0 ± 11.1 | – | – |" in text
     # Differences 6, 4, 8: mean 6, sd 2, t(2) = 4.303: 6 ± 4.303 · 2 / √3 = 6 ± 4.97.
     assert "| linear, 40 % swapped | +6.0 | +1.0 … +11.0 |" in text and "| 8 of 8 | 3 |" in text
