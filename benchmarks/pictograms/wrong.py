@@ -120,7 +120,18 @@ def render(first_study: Scores, searched: Records, runs: Records) -> str:
         }
         if any(by_method.values()):
             parts.append(_table(epochs, by_method))
+    if done := [cell for cell in tried if cell.id in searched]:
+        parts.append(_search_table(done, searched))
     return "\n\n".join(parts)
+
+
+def _search_table(done: list[Cell], searched: Records) -> str:
+    looks = [(cell, best_look(searched[cell.id])) for cell in done]
+    lines = [
+        [NAMES[cell.method], f"`{cell.setting.slug}`", str(look["epoch"]), percent(look["val"]["mean_recall"], 2)]
+        for cell, look in looks
+    ]
+    return table(["the search", "setting", "best look, epoch", "held-out recall, %"], lines)
 
 
 def _table(epochs: int, by_method: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:

@@ -76,6 +76,7 @@ def test_the_table_compares_with_clip_by_seed() -> None:
     }
     text = wrong.render(scores, searched, runs)
     assert "16 of 16 search runs, 6 of 24 cells" in text
+    assert "| CLIP | `lr0.001_wd0.5_n128_t20` | 2 | 2000.00 |" in text
     assert "| CLOOB | 3 | 2, 2, 2 | 20.0 | 22.0 ± 10.0 | +2.0 (+2.0 … +2.0) |" in text
 
 
