@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.etree import ElementTree
 
 COLOURS = {"cloob": "#d1495b", "infoloob": "#2e86ab", "infonce-hopfield": "#c98a1b"}
 """Method -> colour, the same in every figure."""
@@ -28,9 +29,14 @@ class Row(NamedTuple):
     leads: Sequence[Mapping[str, Lead]]
 
 
-def lines(path: Path, leads: Mapping[str, Mapping[float, Lead]], names: Mapping[str, str], x_label: str) -> None:
+def lines(path: Path, leads: Mapping[str, Mapping[float, Lead]], names: Mapping[str, str]) -> None:
     """Each method's lead over the share of wrong captions, its interval as a band; CLIP is the line at zero."""
-    with _drawing(path, 1, 1, (5.6, 3.2)) as (axes,):
+    said = [
+        _said(names[method], f"{100 * share:g} % wrong", lead)
+        for method, by_share in leads.items()
+        for share, lead in by_share.items()
+    ]
+    with _drawing(path, said, 1, (5.6, 3.2)) as (axes,):
         axes.axhline(0, color=_GREY, linewidth=1)
         axes.text(0.995, 0.02, "CLIP", color=_GREY, ha="right", va="bottom", transform=axes.get_yaxis_transform())
         for method, by_share in leads.items():
@@ -38,14 +44,20 @@ def lines(path: Path, leads: Mapping[str, Mapping[float, Lead]], names: Mapping[
             axes.plot(shares, [lead.mean for lead in drawn], "o-", color=COLOURS[method], label=names[method])
             bounds = [lead.low for lead in drawn], [lead.high for lead in drawn]
             axes.fill_between(shares, *bounds, color=COLOURS[method], alpha=0.2, linewidth=0)
-        axes.set(xlabel=x_label, ylabel="ahead of CLIP, points")
+        axes.set(xlabel="wrong captions, %", ylabel="ahead of CLIP, points")
         axes.legend(frameon=False, labelcolor=_GREY, ncols=len(leads), loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def forest(path: Path, titles: Sequence[str], rows: Sequence[Row], names: Mapping[str, str]) -> None:
     """Rows of dots with intervals, a panel for each of ``titles`` over one scale."""
     methods = list(dict.fromkeys(method for row in rows for lead in row.leads for method in lead))
-    with _drawing(path, 1, len(titles), (6.4, 1.3 + 0.34 * len(rows))) as panels:
+    said = [
+        _said(names[method], f"{row.label}, {title}", lead)
+        for row in rows
+        for title, of_panel in zip(titles, row.leads, strict=True)
+        for method, lead in of_panel.items()
+    ]
+    with _drawing(path, said, len(titles), (6.4, 1.3 + 0.34 * len(rows))) as panels:
         for i, (axes, title) in enumerate(zip(panels, titles, strict=True)):
             axes.axvline(0, color=_GREY, linewidth=1)
             for k, method in enumerate(methods):
@@ -64,9 +76,19 @@ def forest(path: Path, titles: Sequence[str], rows: Sequence[Row], names: Mappin
         panels[0].figure.legend(*handles, **options)
 
 
+def described(path: Path) -> list[str]:
+    """What a figure shows, as numbers, from its description: whoever cannot see it, or compares it, reads this."""
+    (element,) = ElementTree.parse(path).iter("{http://purl.org/dc/elements/1.1/}description")
+    return (element.text or "").split("; ")
+
+
+def _said(name: str, where: str, lead: Lead) -> str:
+    return f"{name}, {where}: {lead.mean:+z.1f} ({lead.low:+z.1f} … {lead.high:+z.1f})"
+
+
 @contextmanager
-def _drawing(path: Path, n_rows: int, n_columns: int, inches: tuple[float, float]) -> Iterator[list[Any]]:
-    """Axes to draw into; what is drawn is written to ``path`` without a date and without chance in its names."""
+def _drawing(path: Path, said: Sequence[str], n_panels: int, inches: tuple[float, float]) -> Iterator[list[Any]]:
+    """Axes to draw into; what is drawn goes to ``path`` with its numbers, without a date and chance in its names."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,11 +97,11 @@ def _drawing(path: Path, n_rows: int, n_columns: int, inches: tuple[float, float
     grey = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), _GREY)
     with matplotlib.rc_context({**grey, "svg.fonttype": "none", "svg.hashsalt": path.name, "font.size": 9.5}):
         figure, panels = pyplot.subplots(
-            n_rows, n_columns, figsize=inches, layout="constrained", squeeze=False, sharey=True, sharex=True
+            1, n_panels, figsize=inches, layout="constrained", squeeze=False, sharey=True, sharex=True
         )
         for axes in panels.flat:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(visible=True, alpha=0.25, linewidth=0.6)
         yield list(panels.flat)
-        figure.savefig(path, transparent=True, metadata={"Date": None})
+        figure.savefig(path, transparent=True, metadata={"Date": None, "Description": "; ".join(said)})
         pyplot.close(figure)

@@ -31,7 +31,7 @@ def write(results: Path, images: Path = IMAGES) -> None:
     """Draws both."""
     cells = select(records.read("cells", results), searches_of(records.read("search", results)))
     by_share = {m: {w: found for w in sorted(plan.WRONG) if (found := lead(cells, World(wrong=w), m))} for m in MEMBERS}
-    lines(images / "factors-wrong.svg", by_share, NAMES, "wrong captions, %")
+    lines(images / "factors-wrong.svg", by_share, NAMES)
     titles = [f"{100 * share:g} % wrong captions" if share else "right captions" for share in SHARES]
     forest(images / "factors-worlds.svg", titles, list(rows(cells)), NAMES)
 

@@ -96,6 +96,8 @@ DEFAULTS: dict[str, Setting] = {
 """Temperatures as published."""
 
 Changes = dict[str, Any]
+Rounds = tuple[tuple[str, Callable[[Cell], list[Changes]]], ...]
+"""The name of each round, and what it varies around the best run so far."""
 _SHARP: list[Changes] = [
     {"inv_tau": 30.0, "beta": 16.0},
     {"inv_tau": 15.0, "beta": 8.0},
@@ -139,7 +141,7 @@ def _further_epochs(best: Cell) -> list[Changes]:
     return [_epochs(best.world, _NEXT_EPOCHS[part])]
 
 
-_ROUNDS: tuple[tuple[str, Callable[[Cell], list[Changes]]], ...] = (
+_ROUNDS: Rounds = (
     ("temperature", lambda best: _TEMPERATURES[best.method]),
     ("learning rate", lambda _: [{"lr": lr} for lr in (3e-4, 3e-3)]),
     ("further learning rate", lambda best: [{"lr": _NEXT_RATE[best.setting.lr]}]),
@@ -149,11 +151,11 @@ _ROUNDS: tuple[tuple[str, Callable[[Cell], list[Changes]]], ...] = (
     ("further temperature", _between),
 )
 RUNS_A_METHOD = 1 + 4 + 2 + 1 + 2 + 2 + 1 + 2
-_NEW_TEXT_ROUNDS: tuple[tuple[str, Callable[[Cell], list[Changes]]], ...] = (
+_NEW_TEXT_ROUNDS: Rounds = (
     ("temperature", lambda best: _TEMPERATURES[best.method][1:3]),
     ("learning rate", lambda _: [{"lr": 3e-3}]),
 )
-_BESIDE_ROUNDS: tuple[tuple[str, Callable[[Cell], list[Changes]]], ...] = (
+_BESIDE_ROUNDS: Rounds = (
     ("temperature", lambda best: [{"inv_tau": round(best.setting.inv_tau * f, 2)} for f in _HALF_OCTAVES]),
     ("learning rate", lambda best: [{"lr": float(f"{best.setting.lr * f:.2g}")} for f in (0.5, 2.0)]),
     ("epochs", lambda best: [{"epochs": max(1, round(best.epochs * f))} for f in (0.5, 2.0)]),
@@ -195,7 +197,7 @@ def _start(method: str, world: World, scores: Scores) -> Cell | None:
     return dataclasses.replace(best, world=world, epochs=round(best.epochs * world.start_epochs / EPOCHS))
 
 
-def rounds(world: World) -> tuple[tuple[str, Callable[[Cell], list[Changes]]], ...]:
+def rounds(world: World) -> Rounds:
     """What is varied in a world, round by round."""
     if world.head == NEW_TEXT:
         return _NEW_TEXT_ROUNDS

@@ -288,6 +288,21 @@ def test_the_page_holds_what_the_records_give() -> None:
     assert rendered == page, "run: python -m benchmarks.factors tables"
 
 
+def test_the_figures_show_what_the_records_give(tmp_path: Path) -> None:
+    from benchmarks.factors import figures, tables
+    from benchmarks.factors.__main__ import RESULTS
+    from benchmarks.leads import described
+
+    figures.write(RESULTS, tmp_path)
+    for name in ("factors-wrong.svg", "factors-worlds.svg"):
+        told = described(tmp_path / name)
+        assert told == described(figures.IMAGES / name), "run: python -m benchmarks.factors tables"
+        # Each figure stands in a table of the page too.
+        page = tables.PAGE.read_text(encoding="utf-8")
+        assert all(lead.split(": ")[1] in page for lead in told)
+    assert len(told) == 2 * 2 * (1 + sum(len(values) for _, values in figures.plan.SIDES))
+
+
 def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> None:
     from benchmarks.factors.__main__ import RESULTS
     from benchmarks.factors.plan import Run

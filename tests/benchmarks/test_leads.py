@@ -54,11 +54,22 @@ def test_dots_stand_by_their_means_and_rows(drawn: Path) -> None:
 def test_lines_have_a_dot_for_each_share(tmp_path: Path) -> None:
     path = tmp_path / "lines.svg"
     by_share = {0.0: Lead(1.0, 0.0, 2.0), 0.4: Lead(3.0, 2.0, 4.0), 0.8: Lead(2.0, 1.0, 3.0)}
-    leads.lines(path, {"cloob": by_share}, NAMES, "wrong, %")
-    assert {"wrong, %", "CLOOB", "CLIP", "40", "80"} <= set(texts(path))
+    leads.lines(path, {"cloob": by_share}, NAMES)
+    assert {"wrong captions, %", "CLOOB", "CLIP", "40", "80"} <= set(texts(path))
     (a, low), (b, high), (c, middle) = dots(path, "cloob")
     assert b - a == pytest.approx(c - b, rel=1e-3) and low > middle > high
     assert low - high == pytest.approx(2 * (middle - high), rel=1e-3)
+
+
+def test_a_figure_says_its_numbers(tmp_path: Path, drawn: Path) -> None:
+    assert leads.described(drawn) == [
+        "CLOOB, right, linear: +2.0 (+1.0 … +3.0)",
+        "InfoLOOB, right, linear: +1.0 (+0.5 … +1.5)",
+        "CLOOB, wrong, linear: -1.0 (-2.0 … +0.0)",
+        "CLOOB, wrong, MLP: +4.0 (+3.0 … +5.0)",
+    ]
+    leads.lines(tmp_path / "lines.svg", {"cloob": {0.4: Lead(3.0, 2.0, 4.0)}}, NAMES)
+    assert leads.described(tmp_path / "lines.svg") == ["CLOOB, 40 % wrong: +3.0 (+2.0 … +4.0)"]
 
 
 def test_the_same_figure_is_the_same_file(tmp_path: Path, drawn: Path) -> None:
