@@ -1,6 +1,6 @@
-"""What is run: worlds of captions, methods, settings, the search's rule and the order of it all. No torch here.
+"""What is run: settings, the search's rule and the order of it all. No torch here.
 
-A world is a kind of head and a state of the captions. In each world each method is searched by itself with the same
+In each world each method is searched by itself with the same
 number of runs, by coordinate descent: round by round one coordinate is varied around the best setting so far. What is
 best is decided by held-out pairs that are as wrong as the training pairs. The lists are fixed beforehand, so the search
 is a function of its records.
@@ -14,48 +14,24 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.pictograms.cells import METHODS as FIRST_METHODS
+from benchmarks.frozen.worlds import (
+    CLAIMED,
+    CORE,
+    EPOCHS,
+    MASKED,
+    NEW_TEXT,
+    WORLDS,
+    World,
+    methods,
+    nearest,
+    seeds,
+)
 from benchmarks.pictograms.cells import Setting
 
-METHODS = (*FIRST_METHODS, "sum")
-"""Those of the first study, and the mean of InfoLOOB and CLOOB."""
-CLAIMED = ("clip", "cloob")
-"""The claim's two methods, which come first in each world."""
-SEEDS = (0, 1, 2, 3, 4)
 SEARCH_SEED = 100
 """Not one of the cells': other wrong captions, other initial heads, another order."""
 DECAYS = (1.0, 3.0, 10.0)
 """Weight decays beside the recipe's 0.1, tried after the search around its best run."""
-PAIRS = 43_276
-SIZES = (3_000, 6_000, 12_000, 24_000)
-NEW_TEXT = "new-text"
-EPOCHS = 10
-"""The search's start for all pairs; with fewer pairs more epochs, see `World.start_epochs`."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Attributes:
-    head: ``linear`` or ``mlp``.
-    kind: What wrong captions are: ``swap``, ``cut`` or ``name`` (``captions.wrong_rows``).
-    share: How many of the captions.
-    pairs: Training pairs.
-    """
-
-    head: str
-    kind: str
-    share: float
-    pairs: int = PAIRS
-
-    @property
-    def slug(self) -> str:
-        """In letters that suit a file name."""
-        return f"{self.head}_{self.kind}{self.share:g}_{self.pairs}"
-
-    @property
-    def start_epochs(self) -> int:
-        """Where the search of the length begins: the number of steps falls with the root of the number of pairs."""
-        return round(EPOCHS * math.sqrt(PAIRS / self.pairs))
 
 
 @dataclass(frozen=True)
@@ -250,49 +226,6 @@ def cells_of(
         return []
     setting = dataclasses.replace(best.setting, mask_duplicates=masked)
     return [dataclasses.replace(best, stage="cells", seed=seed, setting=setting) for seed in seeds(world)]
-
-
-CORE = [World(head, "swap", share) for head in ("linear", "mlp") for share in (0.4, 0.0, 0.6)]
-"""What the claim is about."""
-BESIDE = [
-    World("linear", "swap", 0.2),
-    World("linear", "name", 0.4),
-    World("linear", "cut", 1.0),
-    *(World("linear", "swap", share, pairs) for share in (0.4, 0.0) for pairs in SIZES),
-    World("mlp", "swap", 0.2),
-    World("mlp", "name", 0.4),
-    World("mlp", "cut", 1.0),
-]
-MASKED = [World("linear", "swap", 0.4)]
-"""Where the claim's methods are run with ``mask_duplicates`` too, at the setting chosen without it."""
-LIT = [World(NEW_TEXT, "swap", 0.4)]
-"""A new text tower on a frozen image encoder."""
-SUMMED = World("mlp", "swap", 0.4)
-"""The only world of the sum, which was not as good there as the rule for it asked."""
-WORLDS = [*CORE, *LIT, *BESIDE]
-
-
-def nearest(world: World) -> World | None:
-    """The world of the claim whose chosen setting the search of one beside it starts from; None for all others."""
-    if world in CORE or world.head == NEW_TEXT:
-        return None
-    share = 0.4 if world.share and world.kind != "cut" else 0.0
-    return World(world.head, "swap", share)
-
-
-def methods(world: World) -> tuple[str, ...]:
-    """What is run in a world."""
-    if world.head == NEW_TEXT:
-        return ("clip", "infoloob", "cloob-warm")
-    if world not in CORE:
-        return CLAIMED
-    explaining = ("infonce-hopfield", "cloob-warm") if world.share == 0.4 else ()
-    return (*CLAIMED, "infoloob", *explaining, *(("sum",) if world == SUMMED else ()))
-
-
-def seeds(world: World) -> tuple[int, ...]:
-    """Of a world's cells."""
-    return SEEDS if world in CORE else SEEDS[:3]
 
 
 def runs(scores: Scores) -> Iterator[Cell]:

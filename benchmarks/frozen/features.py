@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.frozen.captions import FILE_NAMES, cut_all, file_names
-from benchmarks.frozen.cells import NEW_TEXT
+from benchmarks.frozen.worlds import NEW_TEXT
 from benchmarks.pictograms.cache import PAIRS
 from benchmarks.pictograms.cells import ZEROSHOT
 from open_clip.tokenizer import SimpleTokenizer

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.frozen import tables
-from benchmarks.frozen.cells import CORE, World
+from benchmarks.frozen.worlds import CORE, World
 from benchmarks.leads import Lead, Row, forest
 from benchmarks.pictograms import records
 from benchmarks.pictograms.comparison import together

@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
-from benchmarks.frozen.cells import NEW_TEXT, Cell
+from benchmarks.frozen.cells import Cell
 from benchmarks.frozen.features import Data, Pairs
+from benchmarks.frozen.worlds import NEW_TEXT
 from benchmarks.pictograms.scoring import recalls, score_rows, score_set
 from benchmarks.pictograms.variants import Variant, build_objective
 from torch import Tensor, nn

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.frozen import cells as plan
+from benchmarks.frozen import worlds
 from benchmarks.pictograms import records
 from benchmarks.pictograms.selection import zeroshot_mean
 from benchmarks.pictograms.study import ROOT, keep_memory, say, yield_to_others
@@ -56,13 +57,13 @@ def status() -> None:
     """Prints what is done and what is open."""
     known, done = scores(), records.read("cells", RESULTS)
     spent = sum(r["cpu_seconds"] for r in [*records.read("search", RESULTS).values(), *done.values()])
-    for world in plan.WORLDS:
-        runs, seeds = plan.runs_a_method(world), len(plan.seeds(world))
-        for method in plan.methods(world):
+    for world in worlds.WORLDS:
+        runs, seeds = plan.runs_a_method(world), len(worlds.seeds(world))
+        for method in worlds.methods(world):
             n = sum(cell.id in known for _, cell in plan.search(method, world, known))
             cells = sum(cell.id in done for cell in plan.cells_of(method, world, known))
             print(f"{world.slug:24} {method:18} search {n:2} of {runs}, cells {cells} of {seeds}")
-    whole = sum(len(plan.methods(w)) * (plan.runs_a_method(w) + len(plan.seeds(w))) for w in plan.WORLDS)
+    whole = sum(len(worlds.methods(w)) * (plan.runs_a_method(w) + len(worlds.seeds(w))) for w in worlds.WORLDS)
     print(f"{len(known) + len(done)} records, {whole} without other weight decays; {spent / 3600:.2f} CPU hours")
 
 
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the benchmark's folder")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "frozen", help="folder of the features")
     parser.add_argument(
-        "--head", default="", choices=("", "linear", "mlp", plan.NEW_TEXT), help="run only these heads' worlds"
+        "--head", default="", choices=("", "linear", "mlp", worlds.NEW_TEXT), help="run only these heads' worlds"
     )
     options = parser.parse_args(arguments)
     if options.stage == "status":

@@ -8,24 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.frozen.cells import (
-    CLAIMED,
-    CORE,
-    MASKED,
-    METHODS,
-    PAIRS,
-    SEEDS,
-    WORLDS,
-    World,
-    cells_of,
-    chosen,
-    chosen_with_decay,
-    decays,
-    methods,
-    runs_a_method,
-    search,
-    seeds,
-)
+from benchmarks.frozen.cells import cells_of, chosen, chosen_with_decay, decays, runs_a_method, search
+from benchmarks.frozen.worlds import CLAIMED, CORE, MASKED, METHODS, PAIRS, SEEDS, WORLDS, World, methods, seeds
 from benchmarks.pictograms import records
 from benchmarks.pictograms.comparison import Difference, Record, Sets, compared, counted, together, won_and_lost
 from benchmarks.pictograms.markdown import percent, spread, table

@@ -47,7 +47,8 @@ def invented(n: int = 96) -> Any:
 
 
 def a_cell(method: str = "cloob", stage: str = "cells", **changes: Any) -> Any:
-    from benchmarks.frozen.cells import DEFAULTS, Cell, World
+    from benchmarks.frozen.cells import DEFAULTS, Cell
+    from benchmarks.frozen.worlds import World
 
     setting = dataclasses.replace(DEFAULTS[method], batch_size=16, **changes)
     return Cell(stage, method, World("linear", "swap", 0.5, 96), 3, 4, setting)
@@ -84,7 +85,7 @@ def test_a_cut_caption_is_a_run_of_its_words() -> None:
 
 @pytest.mark.parametrize("head", ["mlp", "linear", "new-text"])
 def test_each_method_gets_as_many_runs_and_the_claim_comes_first(head: str) -> None:
-    from benchmarks.frozen import cells
+    from benchmarks.frozen import cells, worlds
 
     scores: dict[str, float] = {}
     done: dict[str, float] = {}
@@ -96,22 +97,22 @@ def test_each_method_gets_as_many_runs_and_the_claim_comes_first(head: str) -> N
             known[cell.id] = (len(known) * 37 % 101) / 101
             order += [cell] if cell.world.head == head else []
     assert cells.next_cell(scores, done) is None
-    worlds = [world for world in cells.WORLDS if world.head == head]
-    core = [world for world in worlds if world in cells.CORE]
+    here = [world for world in worlds.WORLDS if world.head == head]
+    core = [world for world in here if world in worlds.CORE]
     afterwards = [(m, world) for m in ("clip", "cloob", "infoloob") for world in core]
-    listed = [(method, world) for world in worlds for method in cells.methods(world)]
+    listed = [(method, world) for world in here for method in worlds.methods(world)]
     whole = sum(cells.runs_a_method(world) for _, world in listed)
     assert len([c for c in order if c.stage == "search"]) == whole + len(afterwards) * len(cells.DECAYS)
     again = [
         world for m, world in afterwards if cells.chosen_with_decay(m, world, scores) != cells.chosen(m, world, scores)
     ]
-    masked = [world for world in cells.MASKED if world.head == head]
-    whole = sum(len(cells.seeds(world)) for _, world in listed)
-    assert len([c for c in order if c.stage == "cells"]) == whole + len(cells.SEEDS) * (len(again) + 2 * len(masked))
+    masked = [world for world in worlds.MASKED if world.head == head]
+    whole = sum(len(worlds.seeds(world)) for _, world in listed)
+    assert len([c for c in order if c.stage == "cells"]) == whole + len(worlds.SEEDS) * (len(again) + 2 * len(masked))
     assert bool(again) == bool(core)
     if core:
         assert cells.RUNS_A_METHOD >= 12 and {cells.runs_a_method(world) for world in core} == {cells.RUNS_A_METHOD}
-        block = 2 * (cells.RUNS_A_METHOD + len(cells.SEEDS))
+        block = 2 * (cells.RUNS_A_METHOD + len(worlds.SEEDS))
         assert [c.world.share for c in order[: 3 * block : block]] == [0.4, 0.0, 0.6]
         assert {c.method for c in order[: 3 * block]} == {"clip", "cloob"}
     for method, world in listed:
@@ -119,8 +120,8 @@ def test_each_method_gets_as_many_runs_and_the_claim_comes_first(head: str) -> N
         best = cells.chosen(method, world, scores)
         assert best is not None and scores[best.id] == max(scores[cell.id] for cell in runs)
         assert len(runs) == len({cell.id for cell in runs}) == cells.runs_a_method(world)
-        assert {cell.seed for cell in runs} == {cells.SEARCH_SEED} and cells.SEARCH_SEED not in cells.SEEDS
-        assert [c.seed for c in cells.cells_of(method, world, scores)] == list(cells.seeds(world))
+        assert {cell.seed for cell in runs} == {cells.SEARCH_SEED} and cells.SEARCH_SEED not in worlds.SEEDS
+        assert [c.seed for c in cells.cells_of(method, world, scores)] == list(worlds.seeds(world))
         masked_cells = cells.cells_of(method, world, scores, masked=True)
         assert all(cell.setting.mask_duplicates and "_masked" in cell.id for cell in masked_cells)
     for method, world in afterwards:
@@ -132,7 +133,8 @@ def test_each_method_gets_as_many_runs_and_the_claim_comes_first(head: str) -> N
 
 
 def test_a_search_beside_the_claim_starts_from_the_claims_choice() -> None:
-    from benchmarks.frozen.cells import CORE, World, chosen, nearest, search
+    from benchmarks.frozen.cells import chosen, search
+    from benchmarks.frozen.worlds import CORE, World, nearest
 
     scores: dict[str, float] = {}
     fewer = World("linear", "swap", 0.4, 10_819)
@@ -186,16 +188,16 @@ def test_a_run_keeps_its_best_epoch_and_the_search_sees_no_test_set() -> None:
 
 
 def test_a_new_text_tower_is_trained_on_tokens_beside_a_linear_head() -> None:
-    from benchmarks.frozen import cells, running
+    from benchmarks.frozen import running, worlds
 
     data, cell = invented(), a_cell("clip", "search", lr=1e-3)
-    cell = dataclasses.replace(cell, world=dataclasses.replace(cell.world, head=cells.NEW_TEXT, share=0.0), epochs=6)
+    cell = dataclasses.replace(cell, world=dataclasses.replace(cell.world, head=worlds.NEW_TEXT, share=0.0), epochs=6)
     fresh = running.TextTower(cell.seed).state_dict()
     heads, _, curve = running.train(cell, running.View(data, cell), data)
     assert curve[-1]["loss"] < curve[0]["loss"] and data.tokens.shape == (156, 24)
     moved = {name for name, value in heads.text.state_dict().items() if not torch.equal(value, fresh[name])}
     assert "encoder.model.token_embedding.weight" in moved and not any(".visual." in name for name in moved)
-    assert {world.head for world in cells.LIT} == {cells.NEW_TEXT} and isinstance(heads.image, running.Head)
+    assert {world.head for world in worlds.LIT} == {worlds.NEW_TEXT} and isinstance(heads.image, running.Head)
 
 
 @pytest.fixture(scope="module")

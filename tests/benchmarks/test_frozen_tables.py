@@ -80,7 +80,7 @@ def test_the_figure_shows_what_the_records_give(tmp_path: Path) -> None:
 
 
 def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> None:
-    from benchmarks.frozen import cells
+    from benchmarks.frozen import cells, worlds
     from benchmarks.frozen.study import RESULTS
     from benchmarks.pictograms import records
 
@@ -88,19 +88,19 @@ def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> N
         for name, record in records.read(stage, RESULTS).items():
             cell = cells.Cell.from_config(record["config"])
             assert (record["id"], cell.id, cell.stage) == (name, name, stage)
-            assert cell.world in cells.WORLDS and ("zeroshot" in record) == (stage == "cells")
+            assert cell.world in worlds.WORLDS and ("zeroshot" in record) == (stage == "cells")
             assert set(record) <= KEYS
 
 
 def test_tables_by_hand(tmp_path: Path) -> None:
-    from benchmarks.frozen import cells, tables
+    from benchmarks.frozen import cells, tables, worlds
     from benchmarks.pictograms import records
     from benchmarks.pictograms.cells import ZEROSHOT
 
     found = {"n": 100, "n_classes": 20, "labels": records.pack(LABELS)}
     records.write(tmp_path / records.TEST_SETS, dict.fromkeys(ZEROSHOT, found))
-    worlds = [world for world in cells.CORE if world.head == "linear"]
-    for world in worlds:
+    linear = [world for world in worlds.CORE if world.head == "linear"]
+    for world in linear:
         ahead = 6 if world.share else -6
         for method, rights in (("clip", (40, 50, 60)), ("cloob", (40 + ahead, 50 + ahead - 2, 60 + ahead + 2))):
             searched(tmp_path, world, method)
@@ -108,10 +108,10 @@ def test_tables_by_hand(tmp_path: Path) -> None:
                 cell = cells.cells_of(method, world, scores_of(tmp_path))[seed]
                 records.write(tmp_path / "cells" / f"{cell.id}.json", a_record(cell, right))
     # Two pictures more, with each seed, where equal captions are no negatives.
-    for seed, cell in enumerate(cells.cells_of("clip", worlds[0], scores_of(tmp_path), masked=True)[:3]):
+    for seed, cell in enumerate(cells.cells_of("clip", linear[0], scores_of(tmp_path), masked=True)[:3]):
         records.write(tmp_path / "cells" / f"{cell.id}.json", a_record(cell, (42, 52, 62)[seed]))
     # Another setting than the chosen one counts for nothing.
-    other = cells.Cell("cells", "cloob", worlds[0], 0, 10, cells.DEFAULTS["cloob"])
+    other = cells.Cell("cells", "cloob", linear[0], 0, 10, cells.DEFAULTS["cloob"])
     records.write(tmp_path / "cells" / f"{other.id}.json", a_record(other, 99))
     text = tables.render(tmp_path)
     assert "State: 90 of 345 runs of the search and 18 of 115 cells of the claim's worlds" in text
@@ -133,13 +133,13 @@ def test_tables_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_claim_is_met_when_all_of_it_is(tmp_path: Path) -> None:
-    from benchmarks.frozen import cells, tables
+    from benchmarks.frozen import cells, tables, worlds
     from benchmarks.pictograms import records
     from benchmarks.pictograms.cells import ZEROSHOT
 
     found = {"n": 100, "n_classes": 20, "labels": records.pack(LABELS)}
     records.write(tmp_path / records.TEST_SETS, dict.fromkeys(ZEROSHOT, found))
-    for world in cells.CORE:
+    for world in worlds.CORE:
         for method, right in (("clip", 30), ("cloob", 60)):
             searched(tmp_path, world, method)
             for seed, cell in enumerate(cells.cells_of(method, world, scores_of(tmp_path))):
@@ -151,13 +151,13 @@ def test_the_claim_is_met_when_all_of_it_is(tmp_path: Path) -> None:
 
 
 def test_the_weight_decay_that_is_best_for_each_method_is_compared_as_well(tmp_path: Path) -> None:
-    from benchmarks.frozen import cells, tables
+    from benchmarks.frozen import cells, tables, worlds
     from benchmarks.pictograms import records
     from benchmarks.pictograms.cells import ZEROSHOT
 
     found = {"n": 100, "n_classes": 20, "labels": records.pack(LABELS)}
     records.write(tmp_path / records.TEST_SETS, dict.fromkeys(ZEROSHOT, found))
-    world = cells.CORE[0]
+    world = worlds.CORE[0]
     for method, best, right in (("clip", 3.0, 50), ("cloob", 0.1, 53)):
         searched(tmp_path, world, method)
         for cell in cells.decays(method, world, scores_of(tmp_path)):
