@@ -4,8 +4,9 @@ A file appears under its name only when it is whole. Its name is made of what de
 above the size removes what was used longest ago; that harms nobody who has it open (on POSIX), and who looks for it
 makes it anew. So the folder may be deleted at any time.
 
-Neither counted nor removed are ``weights/`` and ``sizes/`` in the same folder: public weights are large and slow to
-fetch, an offline machine has them put there by hand, and counts are small and cost a pass over all shards.
+Neither counted nor removed are ``weights/``, ``sizes/`` and ``addresses/`` in the same folder: public weights are large
+and slow to fetch, an offline machine has them put there by hand, counts are small and cost a pass over all shards, and
+which addresses were typed here only their user can say.
 """
 
 from __future__ import annotations

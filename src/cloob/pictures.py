@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,9 @@ MAX_IMAGE_BYTES = 256 * 1024 * 1024
 
 WHOLE_PIXELS = 32_000_000
 """A JPEG with more pixels is decoded smaller, which bounds what its pixels take to 128 MB (Pillow: 4 bytes each)."""
+
+MOST_RATIO = 64
+"""Of a picture's sides, up to which all of it is resized for a model that looks at its middle."""
 
 Fault = Literal["corrupt image", "image too large", "no decoder"]
 
@@ -75,12 +79,13 @@ class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the progr
 
 
 class Encoded:
-    """An image file of which the header has been read, and nothing decoded yet (of a PNG with EXIF, all).
+    """An image file of which the header has been read, and nothing decoded yet.
+
+    Of a PNG with EXIF all is decoded when its orientation, ``size`` or ``exif`` is asked for: that chunk may come last.
 
     Attributes:
         stored: Width and height as the decoder gives them, pixels; of a JPEG above ``WHOLE_PIXELS`` those it is decoded
             at.
-        orientation: EXIF's, 1 to 8: how the stored picture is turned to be upright.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -100,28 +105,37 @@ class Encoded:
             try:
                 self._image: Image.Image = Image.open(io.BytesIO(data), formats=_formats(data))
                 _check_pixels(self._image)
-                if self._image.format == "PNG" and b"eXIf" in data:
-                    self._image.load()  # that chunk may come last
-                # Pillow turns a TIFF itself while it loads it.
-                self.orientation = 1 if self._image.format == "TIFF" else _orientation(self._image)
             except Unreadable:
                 raise
             except Exception as error:  # the decoders raise nearly anything on damaged bytes
                 raise self._bad(error) from None
+        self._exif_may_come_last = self._image.format == "PNG" and b"eXIf" in data
         self._whole = self._image.size
         self._reducible = self._image.format in ("JPEG", "MPO")
         self._least = _least_reduction(*self._whole) if self._reducible else 1
         self.stored: tuple[int, int] = _reduced(self._whole, self._least)
 
+    @cached_property
+    def orientation(self) -> int:
+        """EXIF's, 1 to 8: how the stored picture is turned to be upright.
+
+        Raises:
+            Unreadable: A PNG with EXIF that is damaged.
+        """
+        self._load_exif()
+        # Pillow turns a TIFF itself while it loads it.
+        return 1 if self._image.format == "TIFF" else _orientation(self._image)
+
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the upright picture, pixels."""
+        """Width and height of the upright picture, pixels; errors as ``orientation``."""
         width, height = self.stored
         return (height, width) if self.orientation >= 5 else (width, height)
 
     @property
     def exif(self) -> Image.Exif | None:
-        """What the camera wrote; before the image is decoded."""
+        """What the camera wrote; before the image is decoded. Errors as ``orientation``."""
+        self._load_exif()
         return _exif(self._image)
 
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
@@ -140,6 +154,7 @@ class Encoded:
         Raises:
             Unreadable: ``"corrupt image"``.
         """
+        orientation = self.orientation  # which goes with the metadata
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -153,7 +168,17 @@ class Encoded:
                 image.info.clear()
             except Exception as error:
                 raise self._bad(error) from None
-        return _turned(image, self.orientation) if upright else image
+        return _turned(image, orientation) if upright else image
+
+    def _load_exif(self) -> None:
+        if self._exif_may_come_last:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                try:
+                    self._image.load()
+                except Exception as error:
+                    raise self._bad(error) from None
+            self._exif_may_come_last = False
 
     def _bad(self, error: Exception) -> Unreadable:
         if isinstance(error, Image.DecompressionBombError):
@@ -166,6 +191,20 @@ class Encoded:
 def decode(data: bytes) -> Image.Image:
     """Decodes an image file to upright RGB; errors as ``Encoded`` and ``Encoded.rgb``."""
     return Encoded(data).rgb()
+
+
+def middle(image: Image.Image) -> Image.Image:
+    """The middle of a picture that is more than ``MOST_RATIO`` times as long as wide; any other as it is.
+
+    For a transform that resizes the shorter side and cuts the middle out: a line of 500,000 pixels would fill the
+    memory on the way.
+    """
+    short = min(image.size)
+    keep = [min(side, MOST_RATIO * short) for side in image.size]
+    if tuple(keep) == image.size:
+        return image
+    left, top = ((side - kept) // 2 for side, kept in zip(image.size, keep, strict=True))
+    return image.crop((left, top, left + keep[0], top + keep[1]))
 
 
 def upright(image: Image.Image) -> Image.Image:

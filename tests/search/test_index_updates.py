@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 from index_fakes import FakeEncoder, content, faults, options, write_noise
 
+from cloob.errors import InputError
 from cloob.search.index import Index
 
 NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
@@ -192,6 +194,44 @@ def test_a_source_that_is_gone_is_not_removed(folder: Path, index: Index) -> Non
         assert list(summary.refused) == [str(folder)] and "nothing was removed" in summary.refused[str(folder)]
         assert len(index) == 3 and summary.removed == 0
     assert index.update([], options(encoder, remove_all=True)).removed == 3 and len(index) == 0
+
+
+def test_a_table_whose_pictures_are_not_mounted_keeps_them(folder: Path, index: Index) -> None:
+    encoder = FakeEncoder()
+    table = folder.with_name("t.csv")
+    table.write_text("filepath\npictures/a.png\npictures/sub/b.png\nnever.png\n")
+    assert index.update([table], options(encoder)).added == 2
+    folder.rename(folder.with_name("unmounted"))
+    summary = index.update([], options(encoder))
+    assert list(summary.refused) == [str(table)] and len(index) == 2 and summary.removed == 0
+    folder.with_name("unmounted").rename(folder)
+    assert index.update([], options(encoder)).unchanged == 2 and encoder.seen == 2
+    (folder / "a.png").unlink()  # one that is gone beside one that is there
+    assert index.update([], options(encoder)).faults == {"missing image": 2} and len(index) == 1
+    shutil.rmtree(folder)
+    assert len(index) == 1 and index.update([], options(encoder, remove_all=True)).faults["missing image"]
+    assert len(index) == 0
+
+
+def test_vectors_go_only_when_the_source_opens(folder: Path, index: Index) -> None:
+    index.update([folder], options(FakeEncoder("m")))
+    other = options(FakeEncoder("m", seed=1))
+    with pytest.raises(InputError, match="no such file"):
+        index.update([folder.with_name("nowhere")], replace(other, replace_model=True))
+    assert np.isfinite(index.store.vectors("m", index.store.ids().tolist())).all()
+
+
+def test_a_caption_that_is_gone_or_old_is_noticed(folder: Path, index: Index) -> None:
+    encoder = FakeEncoder()
+    (folder / "a.txt").write_text("a dog")
+    os.utime(folder / "a.txt", (10**9, 10**9))  # long before the pictures
+    index.update([folder], options(encoder))
+    (folder / "a.txt").rename(folder / "sub" / "b.txt")
+    summary = index.update([folder], options(encoder))
+    assert (summary.described, summary.unchanged) == (2, 1)
+    captions = {Path(item.path).name: item.caption for item in index.items(index.store.ids().tolist())}
+    assert captions == {"a.png": None, "b.png": "a dog", "c.png": None}
+    assert index.update([folder], options(encoder)).unchanged == 3 and encoder.seen == 3
 
 
 def test_bad_files_are_noted_and_not_tried_again(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import sqlite3
 import tarfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -119,6 +122,40 @@ def test_a_table(tmp_path: Path, kind: str) -> None:
         assert index.columns() == {"place": "text", "score": "number", "year": "number"}
     with pytest.raises(InputError, match="no column 'picture'"):
         open_collection(path, ScanOptions(image_column="picture"))
+
+
+def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.png", 1)
+    write_noise(tmp_path / "b.png", 2)
+    rows = [
+        "filepath,title,sku,ean,date,price,name,,title",
+        "a.png,002,0002,12345678901234567890,2017,1.50,Shirt 1,,x",
+        "b.png,10,0010,12345678901234567891,2018,2,Shirt 2,,y",
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    said = {"sku": "0002", "ean": "12345678901234567890", "date": 2017, "price": 1.5, "name": "Shirt 1"}
+    assert scanned(tmp_path / "t.csv")["a.png"] == ("002", said)
+    assert left_out(tmp_path / "t.csv") == {"from filters, a column of a name that all pictures have": 1}
+    with Index.create(tmp_path / "i") as index:
+        index.update([tmp_path / "t.csv"], options(FakeEncoder()))
+        assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
+
+
+def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.png", 1)
+    (tmp_path / "t.csv").write_bytes(b"filepath,title,place\na.png,caf\xe9,Z\xfcrich\n")
+    assert scanned(tmp_path / "t.csv") == {
+        "a.png": ("caf\N{REPLACEMENT CHARACTER}", {"place": "Z\N{REPLACEMENT CHARACTER}rich"})
+    }
+    assert left_out(tmp_path / "t.csv") == {"letters that are not UTF-8": 2}
+    (tmp_path / "t.jsonl").write_text(r'{"filepath": "a.png", "title": "cut \ud83d", "x\ud83d": "y\ud83d"}')
+    cut = "\N{REPLACEMENT CHARACTER}"
+    assert scanned(tmp_path / "t.jsonl") == {"a.png": (f"cut {cut}", {f"x{cut}": f"y{cut}"})}
+    write_tar(tmp_path / "s.tar", {"a.png": png(1), "a.json": rb'{"title": "cut \ud83d"}'})
+    assert scanned(tmp_path / "s.tar") == {"s.tar::a.png": (f"cut {cut}", {"title": f"cut {cut}"})}
+    with Index.create(tmp_path / "i") as index:
+        for source in ("t.jsonl", "s.tar"):
+            assert index.update([tmp_path / source], options(FakeEncoder())).added == 1
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -242,3 +279,47 @@ def test_one_source_inside_another(tmp_path: Path) -> None:
             index.update([tmp_path / "p"], options(FakeEncoder()))
         with pytest.raises(InputError, match="no such file"):
             index.update([tmp_path / "q"], UpdateOptions(model=FakeEncoder()))
+
+
+def merged_and_updated(own: Path, theirs: Index) -> None:
+    with Index.create(own) as index:
+        index.merge(theirs)
+        index.update([], options(FakeEncoder()))
+
+
+@pytest.mark.parametrize("how", ["picture", "update", "merge"])
+def test_an_index_from_somebody_else_runs_no_command(tmp_path: Path, how: str) -> None:
+    folder = tmp_path / "p"
+    write_noise(folder / "a.png", 1)
+    write_tar(tmp_path / "a.tar", {"a.png": (folder / "a.png").read_bytes()})
+    with Index.create(tmp_path / "theirs") as index:
+        index.update([folder], options(FakeEncoder()))
+    marker = tmp_path / "ran"
+    command = f"pipe:touch {marker}; cat {tmp_path}/{{a..b}}.tar"
+    (tmp_path / "sizes.json").write_text('{"a.tar": 1}')
+    with sqlite3.connect(tmp_path / "theirs" / "index.sqlite") as theirs:
+        theirs.execute("UPDATE items SET source = ?, path = 'a.tar::a.png'", [command])
+    theirs.close()
+    with Index.open(tmp_path / "theirs") as index:
+        ways = {
+            "picture": partial(index.picture, 1),
+            "update": partial(index.update, [], options(FakeEncoder())),
+            "merge": partial(merged_and_updated, tmp_path / "own", index),
+        }
+        with pytest.raises(InputError, match="never typed on this machine"):
+            ways[how]()
+    assert not marker.exists()
+
+
+def test_an_address_that_was_typed_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    write_tar(tmp_path / "a.tar", {"a.png": png(1)})
+    (tmp_path / "sizes.json").write_text('{"a.tar": 1}')
+    address = f"pipe:cat {tmp_path}/a.tar"
+    with Index.create(tmp_path / "index") as index:
+        index.update([address], options(FakeEncoder()))
+        assert index.picture(1) == png(1)
+        assert index.update([], options(FakeEncoder())).unchanged == 1
+        shutil.rmtree(tmp_path / "cache")  # the note is gone with it
+        with pytest.raises(InputError, match="type it once"):
+            index.update([], options(FakeEncoder()))

@@ -32,7 +32,17 @@ def test_loopback(host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "0.0.0.0", "10.0.0.1", "[::2]", "", "2130706433"],
+    [
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.nip.io",
+        "0.0.0.0",
+        "10.0.0.1",
+        "[::2]",
+        "[::1]evil",
+        "",
+        "2130706433",
+    ],
 )
 def test_another_name_is_not_answered_on_loopback(host: str) -> None:
     """What DNS rebinding comes with."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +15,20 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from cloob.errors import InputError
 from cloob.search.index import Index
+from cloob.search.records import Item
+from cloob.serve.api import schemas
 from cloob.serve.app import make_app
 from cloob.serve.settings import ServeConfig
 from cloob.serve.uploads import Upload, Uploads
 from support import picture
 
 
-def png_header(width: int, height: int) -> bytes:
+def png_header(width: int, height: int, between: bytes = b"") -> bytes:
     """A PNG that says it has so many pixels, and has none."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
+    chunk = struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + between
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
 
 
@@ -62,6 +68,7 @@ def send(client: TestClient, data: bytes, name: str = "a.png") -> tuple[int, str
         (noise(300_000), 413),
         (png_header(60_000, 60_000), 413),
         (png_header(2**31 - 1, 2**31 - 1), 413),
+        (png_header(5000, 5000, b"\0\0\0\4eXIfMM\0*" + struct.pack(">I", zlib.crc32(b"eXIfMM\0*"))), 413),
         (bomb(), 413),
     ],
     ids=lambda value: str(value)[:20] if isinstance(value, int) else f"{len(value)} bytes",
@@ -163,3 +170,40 @@ def test_beyond_this_machine_no_whole_path_is_told(index: Index, pictures: Path)
             assert found["path"].endswith(found["name"])
             if not local:
                 assert str(pictures) not in web.get("/api/items/1").text
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "told"),
+    [
+        ("/data/photos", "/data/photos/sub/a.png", "sub/a.png"),
+        ("/data/list.csv", "/home/me/photos/a.png", "a.png"),
+        ("/data/{0..1}.tar", "/data/0.tar::sub/a.png", "a.png"),
+        ("s3://bucket/{0..1}.tar", "0.tar::a.png", "a.png"),
+        ("/data/p", os.fsdecode(b"/data/p/caf\xe9.png"), "caf\N{REPLACEMENT CHARACTER}.png"),
+    ],
+)
+def test_what_is_told_of_a_path(source: str, path: str, told: str) -> None:
+    item = Item(1, source, path, "0" * 64, 1, None, 1, 1, None, "cut \ud83d", {"x\ud83d": "\udce9"})
+    said = schemas.picture(item, whole_path=False)
+    assert said["path"] == told
+    json.dumps([said, schemas.picture(item, whole_path=True)], ensure_ascii=False).encode()
+
+
+def test_a_model_that_is_gone_is_said_without_its_path(index: Index, tmp_path: Path) -> None:
+    spec = str(tmp_path / "secret" / "m")
+    gone = replace(index.models[0], spec=spec)
+
+    class Lost:
+        models = (gone,)
+
+        def __getattr__(self, name: str) -> object:
+            if name == "search":
+                raise InputError(f"{spec}: no such folder")
+            return getattr(index, name)
+
+        def __len__(self) -> int:
+            return len(index)
+
+    with TestClient(make_app(Lost(), ServeConfig()), base_url="http://localhost") as web:  # type: ignore[arg-type]
+        answer = web.post("/api/search", json={"parts": [{"words": "red"}]})
+    assert answer.status_code == 400 and "secret" not in answer.text and f"{gone.name}: no such" in answer.text

@@ -56,15 +56,17 @@ def advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> Advice |
         reasons.append(f"{warmup:,} steps of warm-up leave little of {steps:,} steps")
     if not config.pairs.holds_out:
         reasons.append("without held-out pairs nobody sees when the training goes too far")
-    elif _only_demo(config.pairs.val_data) and not _only_demo(config.pairs.data):
+    elif not config.pairs.val_split and _only_demo(config.pairs.val_data) and not _only_demo(config.pairs.data):
         reasons.append(f"the held-out pairs are {', '.join(config.pairs.val_data)}, which are not like yours")
     if not reasons:
         return None
     advised = get_recipe("align") if scratch else config
     batch = good if advised.run.batch_size > 2 * good else advised.run.batch_size
     options += ["--batch-size", str(batch)] if batch != advised.run.batch_size else []
-    if not config.pairs.val_data or _only_demo(config.pairs.val_data):
-        options += ["--val-split", "0.1"]
+    if _only_demo(config.pairs.val_data):
+        options += ["--val-split", f"{config.pairs.val_split or 0.1:g}"]
+    else:
+        options += ["--val-data", *config.pairs.val_data]
     length = advised.run.total_steps(max(1, pairs * 9 // 10 // batch))
     if (advised.optim.warmup or 0) > length // 4:
         options += ["--warmup", str(max(1, length // 10))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
@@ -51,6 +52,12 @@ class Encoded(pictures.Encoded):
         self._key = key
         with _bad_sample(key):
             super().__init__(data)
+
+    @cached_property
+    def orientation(self) -> int:
+        """See :attr:`cloob.pictures.Encoded.orientation`."""
+        with _bad_sample(self._key):
+            return super().orientation
 
     def rgb(self, reduction: int = 1, *, upright: bool = True) -> Image.Image:
         """Decodes the image; arguments and result as of :meth:`cloob.pictures.Encoded.rgb`."""

@@ -36,6 +36,7 @@ class EvalTransform:
             resize = composed.transforms[0]
             assert isinstance(resize, vision.Resize), resize
             resize.interpolation = vision.InterpolationMode.LANCZOS
+        self._cuts = known.get("resize_mode", "shortest") == "shortest"
         *geometry, to_tensor, normalize = composed.transforms
         assert isinstance(to_tensor, vision.ToTensor), to_tensor
         assert isinstance(normalize, vision.Normalize), normalize
@@ -43,7 +44,9 @@ class EvalTransform:
 
     def __call__(self, image: Image) -> Tensor:
         """Resizes and crops one image: uint8 (3, H, W)."""
-        pixels: Tensor = self._transform(image)
+        from cloob.pictures import middle  # needs Pillow, which texts do not
+
+        pixels: Tensor = self._transform(middle(image) if self._cuts else image)
         return pixels
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from cloob.errors import InputError
-from cloob.search.records import IndexedModel, Item
+from cloob.search.records import IndexedModel, Item, valid
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter
 
@@ -80,9 +80,9 @@ def _schema(dim: int) -> pa.Schema:
 def _table(items: list[Item], vectors: Vectors, places: Vectors, schema: pa.Schema) -> pa.Table:
     columns = [
         [item.id for item in items],
-        [_text(item.path) for item in items],
-        [_text(item.source) for item in items],
-        [_text(item.caption) for item in items],
+        [valid(item.path) for item in items],
+        [valid(item.source) for item in items],
+        [None if item.caption is None else valid(item.caption) for item in items],
         [item.date for item in items],
         [item.width for item in items],
         [item.height for item in items],
@@ -94,11 +94,6 @@ def _table(items: list[Item], vectors: Vectors, places: Vectors, schema: pa.Sche
     ]
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _text(text: str | None) -> str | None:
-    """Text that UTF-8 has: a file's name need not be such."""
-    return None if text is None else text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class _Plane:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 Value = str | int | float | bool | None
 """What a metadata column holds."""
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def valid(text: str) -> str:
+    """Text that UTF-8 has: a file's name and a string of JSON need not be such."""
+    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from cloob import distributed
+from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
@@ -21,8 +22,9 @@ from cloob.search.build.plan import Effort, Summary, make_plan
 from cloob.search.identity import Making, Precision, changed, weights_of
 from cloob.search.identity import ModelChanged as ModelChanged
 from cloob.search.records import IndexedModel
+from cloob.search.scan.addresses import remember
 from cloob.search.scan.collection import Collection, Gone
-from cloob.search.scan.open import ScanOptions, open_collection, source_name
+from cloob.search.scan.open import ScanOptions, open_collection, open_named, source_name
 from cloob.search.store import Store
 
 
@@ -63,8 +65,8 @@ def update(
     with distributed.process_group(device):
         part = Part(distributed.rank(), distributed.world_size(), _wait)
         model = _Model(store, options, device)
-        model.ready(part)
         collections = _open_all(store, sources, options)
+        model.ready(part)
         plans = [make_plan(store, each, model.name, options.effort) for each in collections]
         part.wait()  # nobody writes before all have compared
         own = carry_out(store, plans, model.name, Forward(model.encoder, model.making), options.effort, part, progress)
@@ -84,8 +86,14 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     _check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
-        gone = name in known and name.startswith(os.sep) and not os.path.lexists(name)
-        collections.append(Gone(name) if gone else open_collection(source, options.scan))
+        if name in known and name.startswith(os.sep) and not os.path.lexists(name):
+            collections.append(Gone(name))
+        elif sources:
+            collections.append(open_collection(source, options.scan))
+            if is_remote(name):
+                remember(name)
+        else:
+            collections.append(open_named(name, options.scan))
     return collections
 
 

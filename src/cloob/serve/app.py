@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from cloob.errors import InputError, one_line
+from cloob.search.records import valid
 from cloob.serve.api import about, find, items
 from cloob.serve.api.schemas import Problem
 from cloob.serve.batcher import Busy
@@ -119,12 +120,14 @@ async def _problem(request: Request, error: Exception) -> Response:
         return _line(error.status_code, str(error.detail), error.headers)
     for kind, status in _STATUS:
         if isinstance(error, kind):
-            place = str(request.app.state.collection.index.store.address)
-            said = one_line(error).replace(place, "the index")
+            index = request.app.state.collection.index
+            said = one_line(error).replace(str(index.store.address), "the index")
+            for model in index.models:
+                said = said.replace(model.spec, model.name)
             return _line(status, said, {"retry-after": "1"} if status == 503 else None)
     logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
     return _line(500, "the server failed at this; its own window says more")
 
 
 def _line(status: int, said: str, headers: Any = None) -> Response:
-    return JSONResponse({"detail": said}, status_code=status, headers=headers)
+    return JSONResponse({"detail": valid(said)}, status_code=status, headers=headers)

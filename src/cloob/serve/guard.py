@@ -160,9 +160,7 @@ def _offers_token(scope: Scope) -> bool:
 
 def _host(header: str) -> str:
     """The name in a Host header, without the port."""
-    if header.startswith("["):
-        return header.partition("]")[0]
-    return header.rpartition(":")[0] if ":" in header else header
+    return header.rpartition(":")[0] if ":" in header.rpartition("]")[2] else header
 
 
 async def _body(receive: Receive, limit: int) -> bytes:

@@ -165,8 +165,7 @@ def _such(examples: list[str], count: int) -> str:
 
 def _printable(text: str) -> str:
     """Without what would move a terminal's cursor."""
-    shown = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return "".join(c if c.isprintable() else "�" for c in shown)
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def _next(index: Index, address: str) -> None:

@@ -43,6 +43,9 @@ class ShortestTransform:
     def array(self, image: Image) -> npt.NDArray[np.uint8]:
         """As ``__call__``, without torch."""
         pil = require("PIL.Image", "onnx")
+        from cloob.pictures import middle  # needs Pillow, which texts do not
+
+        image = middle(image)
         size, (width, height) = self.size, image.size
         shorter = min(width, height)
         if shorter != size:

@@ -114,7 +114,7 @@ def make_plan(store: Store, collection: Collection, model: str, effort: Effort) 
     found_any = False
     seen: set[str] = set()
     for found in collection.scan(known.keys()):
-        found_any = True
+        found_any = found_any or not found.missing
         if found.path in seen:
             continue
         seen.add(found.path)
@@ -131,6 +131,7 @@ def make_plan(store: Store, collection: Collection, model: str, effort: Effort) 
     plan.summary.left_out = collection.left_out
     if there and not found_any and not collection.unlisted and not effort.remove_all:
         plan.vanished = []
+        plan.work = [work for work in plan.work if work.state is None or work.state.id is None]
         plan.summary.refused[collection.name] = (
             f"none of its {there:,} pictures is there any more (not mounted?), so nothing was removed; "
             "--remove-all removes them"

@@ -85,7 +85,7 @@ class Preparer:
         try:
             data = work.collection.read(work.found)
             encoded = Encoded(data)
-            width, height = encoded.size
+            width, height = encoded.stored  # not `size`, for which a PNG with EXIF would be decoded
             if self._most is not None and width * height > self._most * 1e6:
                 return Prepared(work, None, fault=f"image too large: {too_large(width, height, self._most)}")
             content = hashlib.sha256(data).hexdigest()
@@ -101,8 +101,8 @@ class Preparer:
 
     def _item(self, work: Work, encoded: Encoded, content: str, size: int) -> Item:
         caption, columns = work.collection.describe(work.found)
-        stated = columns.get("date")
-        date = stated if isinstance(stated, str) and _ISO.fullmatch(stated) else date_taken(encoded)
+        stated = str(columns.get("date"))  # a year comes as a number
+        date = stated if _ISO.fullmatch(stated) else date_taken(encoded)
         width, height = encoded.size
         return Item(
             id=0,

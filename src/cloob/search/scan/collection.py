@@ -6,6 +6,7 @@ import json
 import math
 import os
 import stat
+import zlib
 from collections.abc import Collection as Paths
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.data.decode import read_image_file
-from cloob.search.records import Value
+from cloob.search.records import Value, valid
 
 SEPARATOR = "::"
 """Between a container and a picture in it."""
@@ -36,6 +37,11 @@ class Found(NamedTuple):
     bytes: int | None
     mtime_ns: int | None
     place: Any = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether the source names a file that is not there."""
+        return self.bytes == 0 and self.mtime_ns is None
 
 
 @dataclass
@@ -126,8 +132,21 @@ def value(raw: Any) -> Value:
             raw = json.dumps(raw, default=str)
         except (TypeError, ValueError, RecursionError):
             return None
-    text = str(raw)
+    text = valid(str(raw))
     return text if len(text) <= MAX_CAPTION_BYTES else text[:MAX_CAPTION_BYTES]
+
+
+def newest(file: os.stat_result, *said: os.stat_result) -> int:
+    """One time for a file and for what describes it, which is another one when any of them is another file.
+
+    The latest of their times to the millisecond, and below that a number made of all of them: a caption may also go, or
+    come with an older time than the picture's.
+    """
+    if not said:
+        return file.st_mtime_ns
+    latest = max(state.st_mtime_ns for state in (file, *said))
+    told = zlib.crc32(repr([(state.st_mtime_ns, state.st_size) for state in said]).encode())
+    return latest - latest % 1_000_000 + told % 1_000_000
 
 
 def stated(path: str) -> os.stat_result | None:

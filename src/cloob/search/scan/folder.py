@@ -11,7 +11,7 @@ from pathlib import Path
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.search.records import Value
-from cloob.search.scan.collection import Found, LeftOut, is_excluded, read_regular, stated
+from cloob.search.scan.collection import Found, LeftOut, is_excluded, newest, read_regular, stated
 from cloob.search.scan.rows import Described
 
 _IMAGES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -93,12 +93,8 @@ class Folder:
         stem = os.path.splitext(entry.name)[0]  # noqa: PTH122
         beside = next((f"{stem}{ending}" for ending in _CAPTIONS if f"{stem}{ending}" in captions), None)
         caption = None if beside is None else os.path.join(os.path.dirname(entry.path), beside)  # noqa: PTH118, PTH120
-        times = [state.st_mtime_ns]
-        if caption is not None and (caption_state := stated(caption)) is not None:
-            times.append(caption_state.st_mtime_ns)
-        if self._described is not None:
-            times.append(self._described.mtime_ns)
-        return Found(entry.path, state.st_size, max(times), caption)
+        said = (None if caption is None else stated(caption), self._described and self._described.state)
+        return Found(entry.path, state.st_size, newest(state, *(each for each in said if each)), caption)
 
     def _leads_inside(self, path: str) -> bool:
         root, target = os.path.realpath(self.name), os.path.realpath(path)

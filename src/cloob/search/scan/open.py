@@ -20,6 +20,7 @@ from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.data.sources.arrow import ARROW_SUFFIXES, arrow_files, holds_images
 from cloob.data.sources.table import TABLE_SUFFIXES
 from cloob.errors import InputError
+from cloob.search.scan.addresses import check_typed
 from cloob.search.scan.collection import SEPARATOR, Collection, read_regular, stated
 from cloob.search.scan.folder import Folder
 from cloob.search.scan.inside import Inside, holds_pictures
@@ -91,6 +92,17 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
     return _shards(name, paths, options)
 
 
+def open_named(name: str, options: ScanOptions | None = None) -> Collection:
+    """Opens a source that an index names and nobody has typed now; see ``open_collection``.
+
+    Raises:
+        InputError: As there, or it is an address that was never typed on this machine.
+    """
+    if is_remote(name):
+        check_typed(name)
+    return open_collection(name, options)
+
+
 class Pictures:
     """Reads single pictures of an index again from where they lie; keeps the sources open. For several threads."""
 
@@ -114,7 +126,7 @@ class Pictures:
             return read_regular(path)
         with self._lock:
             if source not in self._open:
-                self._open[source] = open_collection(source, self._options)
+                self._open[source] = open_named(source, self._options)
             collection = self._open[source]
         found = collection.find(path) if isinstance(collection, Shards | Inside) else None
         if found is None:

@@ -13,13 +13,15 @@ import pyarrow.compute as pc
 
 from cloob.data.sources.table import TABLE_SUFFIXES, column_names, read_table
 from cloob.errors import InputError, nearest
-from cloob.search.records import Value
+from cloob.search.records import Value, valid
 from cloob.search.scan.collection import value
+from cloob.search.where.tree import NUMBERS, TEXTS
 
 CAPTION_COLUMNS = ("title", "caption", "text")
 """Where captions are sought when nobody has named their column."""
 
 _LINE_BYTES = 32 * 1024 * 1024
+_CODE = r"^[+-]?(0\d|\d{19})"
 
 
 class Rows:
@@ -33,25 +35,36 @@ class Rows:
     Raises:
         InputError: Not a table, or a column that was named is missing.
 
+    Of several columns of one name the first counts.
+
     Attributes:
         lost: Rows that a stray quote hides.
+        not_utf8: Fields of text that is not UTF-8; what is not stands as U+FFFD.
+        shadowed: Columns that no filter sees, as all pictures have one of that name.
     """
 
     def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
-        names = column_names(path, (image_column, caption_column or image_column))
+        names = list(filter(None, dict.fromkeys(column_names(path, (image_column, caption_column or image_column)))))
         for column in (image_column, caption_column):
             if column is not None and column not in names:
                 raise InputError(f"{path} has no column {column!r}; {nearest(column, names)}")
         self._image = image_column
         self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
-        self.lost = 0
+        known = {image_column, self._caption, "date", "caption"}
+        self.shadowed = [name for name in names if name in (*TEXTS, *NUMBERS) and name not in known]
+        self.lost = self.not_utf8 = 0
         self._rows: list[dict[str, Any]] | None = None
         if path.suffix.lower() in (".jsonl", ".ndjson"):
             self._rows = _json_lines(path)
             self._length = len(self._rows)
         else:
             table, self.lost = read_table(path, names)
-            self._table = pa.table({name: _typed(table.column(name)) for name in table.column_names})
+            columns = {name: table.column(table.column_names.index(name)) for name in names}
+            for name in columns.keys() - {image_column}:
+                if _is_bytes(columns[name]):
+                    columns[name] = self._as_text(columns[name], spoilt=path.suffix.lower() != ".parquet")
+                    columns[name] = columns[name] if name == self._caption else _as_numbers(columns[name])
+            self._table = pa.table(columns)
             self._length = len(self._table)
 
     def __len__(self) -> int:
@@ -60,26 +73,39 @@ class Rows:
     def images(self) -> list[str]:
         """The column with the paths."""
         if self._rows is not None:
-            return [_text(row.get(self._image)).strip() for row in self._rows]
+            return [valid(_text(row.get(self._image))).strip() for row in self._rows]
         return [_text(each).strip() for each in self._table.column(self._image).to_pylist()]
 
     def row(self, index: int) -> tuple[str | None, dict[str, Value]]:
         """Caption and other columns of a row."""
         row = self._rows[index] if self._rows is not None else self._table.slice(index, 1).to_pylist()[0]
-        caption = _text(row.get(self._caption)).strip() if self._caption is not None else ""
-        others = {str(name): value(raw) for name, raw in row.items() if name not in (self._image, self._caption)}
+        caption = valid(_text(row.get(self._caption))).strip() if self._caption is not None else ""
+        others = {valid(str(name)): value(raw) for name, raw in row.items() if name not in (self._image, self._caption)}
         return caption or None, {name: held for name, held in others.items() if held is not None}
+
+    def _as_text(self, column: pa.ChunkedArray, *, spoilt: bool) -> pa.ChunkedArray:
+        """Bytes as text; as they are where some are no UTF-8, or with ``spoilt`` what can be read of them."""
+        try:
+            return column.cast(pa.large_string())
+        except pa.ArrowException:
+            if not spoilt:
+                return column
+        texts: list[str | None] = []
+        for raw in column.to_pylist():
+            texts.append(None if raw is None else raw.decode("utf-8", "replace"))
+            self.not_utf8 += raw is not None and raw != str(texts[-1]).encode()
+        return pa.chunked_array([pa.array(texts, pa.large_string())])
 
 
 class Described:
     """What the table of an imagefolder says of the pictures beside it.
 
     Attributes:
-        mtime_ns: When the table was changed last.
+        state: Of the table's file.
     """
 
     def __init__(self, path: Path, caption_column: str | None) -> None:
-        self.mtime_ns = path.stat().st_mtime_ns
+        self.state = path.stat()
         self._rows = Rows(path, "file_name", caption_column)
         folder = os.path.abspath(path.parent)  # noqa: PTH100
         paths = self._rows.images()
@@ -102,20 +128,21 @@ def _text(raw: Any) -> str:
     return raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else "" if raw is None else str(raw)
 
 
-def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Bytes as whole numbers or numbers where all are, else as text where that is UTF-8."""
-    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+def _is_bytes(column: pa.ChunkedArray) -> bool:
+    return bool(pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type))
+
+
+def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text as whole numbers or numbers where all are, and none is a code: ``007``, or more digits than numbers keep."""
+    if not pa.types.is_large_string(column.type) or pc.any(pc.match_substring_regex(column, _CODE)).as_py():
         return column
-    try:
-        text = column.cast(pa.large_string())
-    except pa.ArrowException:
-        return column
+    filled = pc.if_else(pc.equal(column, ""), None, column)
     for kind in (pa.int64(), pa.float64()):
         try:
-            return pc.if_else(pc.equal(text, ""), None, text).cast(kind)
+            return filled.cast(kind)
         except pa.ArrowException:
             continue
-    return text
+    return column
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ from cloob.data.shards.index import group_members
 from cloob.data.shards.tar import Member, TarReader
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
-from cloob.search.records import Value
+from cloob.search.records import Value, valid
 from cloob.search.scan.collection import SEPARATOR, Found, LeftOut, is_excluded, value
 
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
@@ -157,5 +157,5 @@ def _columns(data: bytes) -> dict[str, Value]:
         raw = json.loads(data)
     except (ValueError, RecursionError):
         return {}
-    columns = {str(name): value(each) for name, each in raw.items()} if isinstance(raw, dict) else {}
+    columns = {valid(str(name)): value(each) for name, each in raw.items()} if isinstance(raw, dict) else {}
     return {name: held for name, held in columns.items() if held is not None}

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cloob.search.records import Value
-from cloob.search.scan.collection import Found, LeftOut, is_excluded, read_regular, stated
+from cloob.search.scan.collection import Found, LeftOut, is_excluded, newest, read_regular, stated
 from cloob.search.scan.rows import Rows
 
 
@@ -32,13 +32,17 @@ class Table:
         self.unlisted: list[str] = []
         self._exclude = exclude
         self._rows = Rows(path, image_column, caption_column)
-        self._mtime_ns = path.stat().st_mtime_ns
+        self._state = path.stat()
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         """All pictures in order of their first rows; one that is not there is found with no bytes."""
         self.left_out = LeftOut()
         if self._rows.lost:
             self.left_out.add("row hidden by a stray quote", self.name, self._rows.lost)
+        if self._rows.not_utf8:
+            self.left_out.add("letters that are not UTF-8", self.name, self._rows.not_utf8)
+        for name in self._rows.shadowed:
+            self.left_out.add("from filters, a column of a name that all pictures have", name)
         folder = os.path.dirname(self.name)  # noqa: PTH120
         places: dict[str, list[int]] = {}
         for row, stored in enumerate(self._rows.images()):
@@ -53,7 +57,7 @@ class Table:
             if state is None:
                 yield Found(path, 0, None, rows)
             else:
-                yield Found(path, state.st_size, max(state.st_mtime_ns, self._mtime_ns), rows)
+                yield Found(path, state.st_size, newest(state, self._state), rows)
 
     def read(self, found: Found) -> bytes:
         """The bytes of a picture's file."""

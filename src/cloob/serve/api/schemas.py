@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from cloob.search.records import Item, Value
+from cloob.search.records import Item, Value, valid
 
 MOST = 1000
 
@@ -72,7 +72,9 @@ class ExplainQuery(_Words):
     """Which pictures a query retrieves as memories, and how much of each."""
 
     parts: Parts
-    beta: Annotated[float, Field(gt=0, le=1000, description="Left out, the model's own.", examples=[8.0])] | None = None
+    beta: Annotated[float, Field(ge=1e-3, le=1000, description="Left out, the model's own.", examples=[8.0])] | None = (
+        None
+    )
     top: Annotated[int, Field(ge=1, le=100), Whole] = 12
     where: Where | None = None
     model: Name | None = None
@@ -237,15 +239,16 @@ class Column(BaseModel):
 
 def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
     """The fields of a :class:`Picture`; of its path what lies below the source, unless all of it may be told."""
-    below = item.path.removeprefix(item.source).lstrip("/\\:")
     name = item.path.replace("\\", "/").rpartition("/")[2].rpartition("::")[2]
-    columns: dict[str, Value] = dict(item.columns)
-    told = item.path if whole_path else (below if not below.startswith("/") and below != item.path else name)
+    below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
+    columns: dict[str, Value] = {
+        valid(column): valid(held) if isinstance(held, str) else held for column, held in item.columns.items()
+    }
     return {
         "id": item.id,
-        "name": name,
-        "path": told,
-        "caption": item.caption,
+        "name": valid(name),
+        "path": valid(item.path if whole_path else below),
+        "caption": None if item.caption is None else valid(item.caption),
         "date": item.date,
         "width": item.width,
         "height": item.height,
