@@ -94,6 +94,8 @@ def rewrite(path: Path, text: str) -> None:
         ("zeroshot_classification_templates.txt", "{c}\na {}\n", r"templates\.txt: line 2 has no \{c\}"),
         ("test/nshards.txt", "3", r"2\.tar: no such file, although nshards\.txt counts 3 shards"),
         ("test/nshards.txt", "many", r"nshards\.txt holds 'many'"),
+        ("test/nshards.txt", "9" * 12, r"nshards\.txt holds '999999999999', expected the number of shards"),
+        ("test/nshards.txt", "9" * 5000, r"nshards\.txt holds '9{40}', expected the number of shards"),
     ],
 )
 def test_wrong_text_files(wds: Path, file: str, text: str, said: str) -> None:
@@ -110,12 +112,27 @@ def test_wrong_text_files(wds: Path, file: str, text: str, said: str) -> None:
         ({"a.cls": b"1"}, r"1\.tar: sample 'a' has no image"),
         ({"a.cls": b"cat", "a.png": b"x"}, r"sample 'a' has the label 'cat', expected a number from 0 to 2"),
         ({"a.cls": b"-1", "a.png": b"x"}, r"sample 'a' has the label '-1'"),
+        ({"a.cls": b"1" * 5000, "a.png": b"x"}, r"sample 'a' has the label '1{40}', expected a number from 0 to 2"),
     ],
 )
 def test_wrong_samples(wds: Path, write_tar: WriteTar, files: dict[str, bytes], said: str) -> None:
     write_tar(wds / "test" / "1.tar", files)
     with pytest.raises(InputError, match=said):
         open_labelled(wds)
+
+
+def test_shards_are_looked_for_while_they_are_counted(wds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A count of ten million costs as many looks as there are files, and one more."""
+    looks: list[str] = []
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: looks.append(path.name) or is_file(path))
+    named: list[object] = []
+    monkeypatch.setattr(Path, "__truediv__", lambda path, name: named.append(name) or path.joinpath(name))
+    rewrite(wds / "test" / "nshards.txt", "9999999")
+    with pytest.raises(InputError, match="no such file"):
+        open_labelled(wds)
+    assert [name for name in looks if name.endswith(".tar")] == ["0.tar", "1.tar", "2.tar"]
+    assert len([name for name in named if str(name).endswith(".tar")]) == 3
 
 
 def test_a_truncated_test_set_is_refused(wds: Path) -> None:

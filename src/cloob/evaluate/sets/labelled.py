@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from cloob.errors import InputError, nearest
 DEFAULT_TEMPLATES = ("{c}",)
 _DEMO_SETS = {"demo:noto-emoji": "noto-emoji"}
 _SPLITS = {"train", "val", "valid", "validation", "test"}
+_NUMBER = re.compile(r"[0-9]{1,7}")
+_MOST_BYTES = 1 << 10  # of a file that holds a number alone
 _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
 
 
@@ -137,7 +140,7 @@ def _open_shards(folder: Path, split: str) -> LabelledSet:
         for key, (image, cls) in group_members(listing.members, (IMAGE_EXTENSIONS, ("cls",))).items():
             if image is None or cls is None:
                 raise InputError(f"{path}: sample {key!r} has no {'image' if image is None else '.cls label'}")
-            raw = reader.read(number, cls.offset, cls.size)
+            raw = reader.read(number, cls.offset, min(cls.size, _MOST_BYTES))
             labels.append(_label(raw, len(classnames), f"{path}: sample {key!r}"))
             keys.append(f"{path.name}/{key}")
             shards.append(number)
@@ -152,25 +155,32 @@ def _shard_paths(part: Path) -> tuple[Path, ...]:
     counter = part / "nshards.txt"
     if not counter.is_file():
         return tuple(sorted(path for path in part.iterdir() if is_tar(path)))
-    text = counter.read_text(encoding="utf-8").strip()
-    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+    with counter.open("rb") as file:
+        text = _text(file.read(_MOST_BYTES))
+    if not _NUMBER.fullmatch(text) or int(text) < 1:
         raise InputError(f"{counter} holds {text[:40]!r}, expected the number of shards")
-    paths = tuple(part / f"{i}.tar" for i in range(int(text)))
-    for path in paths:
+    paths = []
+    for i in range(int(text)):
+        path = part / f"{i}.tar"
         if not path.is_file():
-            raise InputError(f"{path}: no such file, although {counter.name} counts {len(paths)} shards")
-    return paths
+            raise InputError(f"{path}: no such file, although {counter.name} counts {text} shards")
+        paths.append(path)
+    return tuple(paths)
 
 
 def _label(raw: bytes, n_classes: int, where: str) -> int:
-    text = raw.decode("utf-8", "replace").strip()
-    if not (text.isascii() and text.isdigit()):
+    text = _text(raw)
+    if not _NUMBER.fullmatch(text):
         raise InputError(f"{where} has the label {text[:40]!r}, expected a number from 0 to {n_classes - 1}")
     if int(text) >= n_classes:
         raise InputError(
             f"{where} has the label {text}, but classnames.txt names {n_classes} classes (0 to {n_classes - 1})"
         )
     return int(text)
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace").strip()
 
 
 # One sub-folder a class
