@@ -172,6 +172,46 @@ def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(shards: Path) -
     assert outcomes(open_source(shards))[:3] == ["pair 0", "pair 1", "truncated shard"]
 
 
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, content: bytes = b"") -> bytes:
+    """A header with its content, whatever size it claims."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def extended(record: bytes) -> bytes:
+    """An extended header of one record, such as ``b"size=3"``."""
+    content = b"%d %s\n" % (len(record) + 4, record)
+    return header("pax", len(content), tarfile.XHDTYPE, content)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        header("9.png", 2**80),
+        header("9.png", -1536),
+        header("long", 2**80, tarfile.GNUTYPE_LONGNAME),
+        header("long", 2, tarfile.GNUTYPE_LONGNAME, b"a") * 1500,
+        extended(b"size=0") * 1500,
+        extended(b"size=-1536") + header("9.png", 3, content=b"abc"),  # leads back to where it stands
+        extended(b"GNU.sparse.map=0,x") + header("9.png", 3, content=b"abc"),
+    ],
+    ids=["size", "negative", "long name", "long names", "extended", "back", "sparse map"],
+)
+@pytest.mark.parametrize("first", [False, True])
+def test_headers_that_cannot_be_followed_are_where_a_shard_is_cut(shards: Path, damaged: bytes, first: bool) -> None:
+    path = shards / "00000.tar"
+    with tarfile.open(path) as tar:
+        at = 0 if first else tar.getmember("p002.png").offset
+    path.write_bytes(path.read_bytes()[:at] + damaged + bytes(1024))
+    listing = TarReader((path,)).listing(0)
+    assert len(listing.members) == (0 if first else 4) and listing.cut is not None
+    assert outcomes(open_source(shards))[: 1 if first else 3] == [
+        *([] if first else ["pair 0", "pair 1"]),
+        "truncated shard",
+    ]
+
+
 def test_an_empty_shard_among_others_is_a_loss(shards: Path) -> None:
     (shards / "00001.tar").write_bytes(b"")
     source = open_source(shards)

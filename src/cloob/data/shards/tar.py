@@ -34,6 +34,8 @@ _MAGIC: tuple[tuple[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.L
     (b"BZh", bz2.BZ2File),
     (b"\xfd7zXZ\x00", lzma.LZMAFile),
 )
+# What tarfile raises for headers that are cut, damaged or claim what no tar holds.
+_DAMAGE = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError, MemoryError)
 _BLOCK = 512
 _pread: Callable[[int, int, int], bytes] | None = getattr(os, "pread", None)  # Windows has none
 _MAX_OPEN_FILES = 64
@@ -214,27 +216,34 @@ def _scan(path: Path, file: IO[bytes], block: Callable[[int], bytes]) -> TarList
         return TarListing((), "the file is empty")
     try:
         tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closing it would do nothing: the file is ours
-    except tarfile.ReadError as error:
+    except _DAMAGE as error:
         if size < _BLOCK or _is_header(block(0)):  # cut in the first member's extended header
-            return TarListing((), f"cut after {size:,} bytes")
+            return TarListing((), _cut(error, size))
         raise InputError(f"{path} is not a tar archive: {error}") from None
     members: list[Member] = []
     try:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined] # tarfile keeps every header otherwise, a kilobyte each
+            if info.size < 0 or tar.offset <= info.offset:  # a size that leads back would be followed for ever
+                raise tarfile.HeaderError
             if info.isreg() and info.offset_data + info.size <= size:
                 members.append(Member(info.name, info.offset_data, info.size))
             while (member := _plain_member(block(tar.offset), tar.offset, size)) is not None:
                 members.append(member)
                 tar.offset = member.offset + -(-member.size // _BLOCK) * _BLOCK
         end = tar.offset
-    except tarfile.ReadError:
-        return TarListing(tuple(members), f"cut after {size:,} bytes")
+    except _DAMAGE as error:
+        return TarListing(tuple(members), _cut(error, size))
     # tarfile takes a damaged header for the end of the archive; the real end is a block of zeros.
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
         return TarListing(tuple(members), f"no end-of-archive mark at byte {end:,} of {size:,}")
     return TarListing(tuple(members))
+
+
+def _cut(error: Exception, size: int) -> str:
+    """What is missing at the end of an archive of ``size`` bytes whose headers cannot be followed any further."""
+    return f"{'cut after' if isinstance(error, tarfile.ReadError) else 'a damaged header within'} {size:,} bytes"
 
 
 def _plain_member(header: bytes, at: int, end: int) -> Member | None:
