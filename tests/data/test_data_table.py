@@ -157,6 +157,7 @@ def test_a_missing_column_lists_those_that_are_there(folder: Path, name: str) ->
         ("t.jsonl", b"", "is empty"),
         ("t.jsonl", b"[1]\n", "not a JSON object but a list"),
         ("t.jsonl", b"{oops\n", "line 1 is not JSON"),
+        ("t.jsonl", b'{"filepath":' + b"[" * 100_000 + b"\n", "line 1 is not JSON"),
         ("t.jsonl", b'{"title":"a","filepath":"b"}\n{"title"\n', "cannot be read as a jsonl table"),
         ("t.parquet", b"no parquet", "cannot be read as a parquet table"),
         (

@@ -140,6 +140,7 @@ def test_pictures_inside_parquet(folder: Path) -> None:
         ("t.jsonl", '{"filepath": "a.png", "title": []}\n', "a list of texts would be right"),
         ("t.jsonl", "[1]\n", "line 1 is not a JSON object but a list"),
         ("t.jsonl", "{\n", "line 1 is not JSON"),
+        ("t.jsonl", '{"filepath": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
         ("t.jsonl", '{"filepath": 3, "title": "x"}\n', "'filepath' is no text"),
         ("t.csv", "filepath,title\na.png,x\na.png,y\n", "1 picture, at least 2 are needed"),
         ("t.csv", "filepath,title\n,x\na.png,y\n", "row 1 has no path"),

@@ -257,7 +257,7 @@ def _json_names(path: Path) -> list[str]:
         raise InputError(f"{path} is empty: each line must be a JSON object")
     try:
         first: Any = json.loads(line.decode("utf-8-sig", "replace"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: line 1 is not JSON: {error}") from None
     if not isinstance(first, dict):
         raise InputError(f"{path}: line 1 is not a JSON object but a {type(first).__name__}")

@@ -175,7 +175,7 @@ def _json_rows(path: Path, image_column: str, caption_column: str) -> Iterable[t
                 continue
             try:
                 row: Any = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
