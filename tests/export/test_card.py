@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,10 @@ def test_words_of_the_hub() -> None:
     ):
         with pytest.raises(InputError, match="ORG/NAME is wanted"):
             check_repository(name)
+
+
+@pytest.mark.parametrize("odd", ["[" * 100_000, "[1]", '"step"', '{"epoch": 0}'])
+def test_odd_lines_of_a_run_are_passed_over(run: Path, tmp_path: Path, odd: str) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "epochs.jsonl").write_text(f"{odd}\n{(run / 'epochs.jsonl').read_text()}")
+    assert "| pairs seen | 5,120 |" in card(copy, tmp_path)[1]

@@ -20,7 +20,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.names import CONFIGS
-from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, latest_checkpoint, list_checkpoints
+from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, curve, epoch_of, latest_checkpoint, list_checkpoints
 from cloob.models.towers import TINY_MODELS, create_model
 from cloob.models.towers import open_clip as open_clip_module
 from cloob.objective import make_objective
@@ -286,3 +286,31 @@ def test_sources_that_are_none(saved: Path, tmp_path: Path) -> None:
 def test_objective_that_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError):
         save_model(tmp_path, create_model("tiny-vit", seed=0), {"inv_tau": math.nan})
+
+
+ODD_LINES = b"".join(
+    line + b"\n"
+    for line in (
+        b"[" * 100_000,
+        b"9" * 5000,
+        b"\xff\xfe",
+        b"[1]",
+        b'"step"',
+        b'{"step": 1, "epoch": 0}',
+        b'{"step": 1e999, "epoch": [1]}',
+        b'{"step": -3, "epoch": ' + b"9" * 400 + b"}",
+    )
+)
+
+
+def test_lines_of_a_log_that_cannot_be_are_passed_over(tmp_path: Path) -> None:
+    assert curve(tmp_path) == [] and epoch_of(tmp_path, 5) is None
+    good = [{"step": 10, "epoch": 2, "loss": 1.5}, {"step": 5, "epoch": 1, "loss": 2.5}]
+    text = ODD_LINES + "\n".join(map(json.dumps, good)).encode() + b'\n{"step": 11, "lo'
+    (tmp_path / "metrics.jsonl").write_bytes(text)
+    (tmp_path / "epochs.jsonl").write_bytes(text)
+    lines = curve(tmp_path)
+    assert lines[-2:] == good and len(lines) == 5 and all(isinstance(line, dict) for line in lines)
+    assert epoch_of(tmp_path, 15) == 3.0
+    (tmp_path / "epochs.jsonl").write_bytes(ODD_LINES)
+    assert epoch_of(tmp_path, 15) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from cloob.errors import InputError
 from cloob.evaluate.facts import model_facts
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import BEST, find_model_folder
-from cloob.models.runs import CHECKPOINTS_FOLDER, EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step
+from cloob.models.runs import CHECKPOINTS_FOLDER, EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines
 from cloob.models.untrusted import read_json
 
 RESULTS_FILE = "results.json"
@@ -123,8 +122,7 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
 def _progress(run: Path, step: int | None) -> dict[str, str]:
     """Steps and pairs of the epochs that a checkpoint has behind it, as far as the run says."""
     try:
-        lines = [json.loads(line) for line in (run / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()]
-        ends = [line for line in lines if step is None or line["step"] == step]
+        ends = [line for line in read_lines(run / EPOCHS_FILE) if step is None or line.get("step") == step]
         return {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}

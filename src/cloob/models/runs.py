@@ -21,7 +21,7 @@ import json
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from cloob.errors import InputError, one_line, require
 from cloob.models.untrusted import read_json
@@ -189,26 +189,40 @@ def find_best(run: Path, metric: str | None = None) -> tuple[Path, float] | None
     return best
 
 
-def curve(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if the model is not a run, or of a line that a crash has cut off."""
-    file = Path(run) / METRICS_FILE
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a log of a run folder, none without the file.
+
+    A line that is no JSON object, as one that a crash has cut off, is passed over.
+    """
     lines = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(values, dict):
+            lines.append(values)
     return lines
+
+
+def curve(run: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none if the model is not a run."""
+    return read_lines(Path(run) / METRICS_FILE)
 
 
 def epoch_of(run: Path, step: int) -> float | None:
     """Epochs done at a step, by the run's epochs.jsonl (a line at each epoch's end), in between by proportion."""
     try:
-        lines = [json.loads(line) for line in (run / EPOCHS_FILE).read_text(encoding="utf-8").splitlines()]
-        ends = sorted((int(line["step"]), int(line["epoch"])) for line in lines)
-    except (OSError, ValueError, KeyError, TypeError):
+        lines = read_lines(run / EPOCHS_FILE)
+    except OSError:
         return None
+    counts = [(line.get("step"), line.get("epoch")) for line in lines]
+    ends = [(steps, epoch) for steps, epoch in counts if _is_count(steps) and _is_count(epoch)]
     if not ends:
         return None
-    steps_per_epoch = ends[0][0] / ends[0][1]
+    steps_per_epoch = min(ends)[0] / min(ends)[1]
     return round(step / steps_per_epoch, 3)
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and 1 <= value < 2**53

@@ -325,6 +325,9 @@ def test_losses_say_how_many_steps_have_none() -> None:
     curves = {"a": [{"step": 1, "loss": 2.0}, {"step": 2, "loss": None}, {"step": 3, "loss": 1.0}, {"lr": 0.1}]}
     (figure,) = report_figures.losses(curves, {"a": 0})
     assert figure.legend == [("a", 0, "last 1.000, 1 skipped or not finite")]
+    curves["a"] += [{"step": 4, "loss": 10**400}, {"step": 5, "loss": 1e308}, {"step": -1e308, "loss": -1e308}]
+    (figure,) = report_figures.losses(curves, {"a": 0})
+    assert figure.legend == [("a", 0, "last 1.000, 4 skipped or not finite")]
 
 
 def test_classes_best_worst_and_apart() -> None:

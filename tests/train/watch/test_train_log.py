@@ -35,6 +35,14 @@ def test_a_resumed_log_keeps_the_steps_up_to_the_checkpoint(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("odd", [b"[" * 100_000, b"[1]", b'{"step": []}', b"{}", b"\xff"])
+def test_a_resumed_log_ends_before_a_line_that_is_none(tmp_path: Path, odd: bytes) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + odd + b"\n")
+    JsonLines(path, keep_to_step=2).close()
+    assert path.read_text() == '{"step": 1}\n'
+
+
 def test_each_line_is_on_disk_at_once(tmp_path: Path) -> None:
     log = JsonLines(tmp_path / "m.jsonl")
     log.write({"step": 1})

@@ -5,23 +5,23 @@ Everything takes the ``rows`` of results.json (DESIGN.md) as plain dictionaries 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
 MISSING = "–"
+_LARGEST = 1e100  # of what is measured; spans and squares of such numbers are finite
 
 
 def number(value: object) -> float | None:
-    """``value`` as a finite float; None for anything that is not one (missing, NaN, text, a list)."""
+    """``value`` as a float below 1e100; None for anything that is not one (missing, NaN, text, a list)."""
     if value is None or isinstance(value, (bool, str, bytes)):
         return None
     try:
         result = float(value)  # type: ignore[arg-type]  # numpy and torch scalars are welcome
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return result if math.isfinite(result) else None
+    return result if abs(result) < _LARGEST else None
 
 
 def interval(value: object) -> tuple[float, float] | None:

@@ -71,12 +71,11 @@ class JsonLines:
 def _lines_to(path: Path, step: int) -> list[str]:
     """The whole lines of a log whose step is at most ``step``."""
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            values = json.loads(line)
-        except ValueError:
-            break
-        if values["step"] > step:
+            if json.loads(line)["step"] > step:
+                break
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
         kept.append(line + "\n")
     return kept
