@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import logging
 import os
@@ -9,6 +10,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from cloob.train.config import TrainConfig
 from cloob.train.config.run import OptimConfig
 from cloob.train.optim import make_optimizer
 from cloob.train.state import checkpoint as module
 from cloob.train.state.checkpoint import Progress, TrainerState, save_checkpoint
+from cloob.train.state.compare import check_same_run
 from cloob.train.state.resume import find_checkpoint, read_checkpoint, restore
 from cloob.train.state.rng import preserved_rng, rng_state, set_rng_state
 
@@ -226,6 +230,96 @@ def test_restore_takes_weights_and_keeps_the_configured_options(trained: Trained
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.7, 0.0]
     assert all(group["betas"] == (0.9, 0.5) for group in optimizer.param_groups)
     assert all(float(state["step"]) == 15 for state in optimizer.state.values())
+
+
+def _set(part: str, key: object, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(state: dict[str, Any]) -> None:
+        state[part][key] = value
+
+    return change
+
+
+DAMAGED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "format": (lambda state: state.update(format=torch.ones(2)), "is not of format 1"),
+    "no progress": (lambda state: state.pop("progress"), "progress is missing or damaged"),
+    "progress": (lambda state: state.update(progress=[]), "progress is missing or damaged"),
+    "a key": (_set("progress", "evil\n", 1), "progress is missing or damaged"),
+    "step": (_set("progress", "step", "x"), "progress.step is"),
+    "negative": (_set("progress", "epoch", -5), "progress.epoch is"),
+    "position": (_set("progress", "position", 10**30), "progress.position is"),
+    "lanes": (_set("progress", "lanes", 2**40), "progress.lanes is"),
+    "seconds": (_set("progress", "seconds", float("nan")), "progress.seconds is"),
+    "reasons": (_set("progress", "reasons", {"x": []}), "progress.reasons is"),
+    "no rng": (lambda state: state.update(rng=5), "rng is"),
+    "no python": (lambda state: state["rng"][0].pop("python"), "rng is"),
+    "python": (lambda state: state["rng"][0].update(python=(3, [1, 2], None)), "rng is"),
+    "numpy": (lambda state: state["rng"][0]["numpy"].__setitem__(2, 10**6), "rng is"),
+    "torch": (lambda state: state["rng"][0].update(torch=torch.zeros(3)), "rng is"),
+    "cuda": (lambda state: state["rng"][0].update(cuda=[1]), "rng is"),
+    "batch size": (lambda state: state.update(batch_size=0), "batch_size is"),
+    "pairs": (lambda state: state.update(pairs="40"), "pairs is"),
+    "data": (lambda state: state.update(data=3), "data is"),
+    "a fingerprint": (_set("data", "training pairs", [1]), "data is"),
+    "a count": (_set("data", "training pairs", {"samples": torch.ones(2)}), "data is"),
+    "no optimizer": (lambda state: state.pop("optimizer"), "optimizer is missing"),
+    "groups": (_set("optimizer", "param_groups", [{"params": [[]]}]), "optimizer is"),
+    "moments": (_set("optimizer", "state", {0: 1}), "optimizer is"),
+    "objective": (_set("objective", "inv_tau", 1.0), "objective is"),
+    "stepper": (_set("stepper", "scaler", {"scale": 1.0}), "stepper is"),
+    "weights": (lambda state: state.update(weights={"a": 1}), "weights is"),
+    "average": (lambda state: state.update(average={}), "average is"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_state_that_no_run_writes_is_one_line(save: Callable[..., Path], name: str) -> None:
+    change, said = DAMAGED[name]
+    file = save(4) / "trainer.pt"
+    state = torch.load(file, weights_only=True)
+    change(state)
+    torch.save(state, file)
+    with pytest.raises(InputError) as caught:
+        read_checkpoint(file.parent)
+    assert str(caught.value).startswith(f"{file}: ") and said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_moments_of_other_shapes_are_refused(save: Callable[..., Path]) -> None:
+    path = save(4)
+    state = torch.load(path / "trainer.pt", weights_only=True)
+    zero = torch.zeros(())
+    state["optimizer"]["state"] = {0: {"step": zero, "exp_avg": torch.zeros(3, 3), "exp_avg_sq": torch.zeros(3, 3)}}
+    torch.save(state, path / "trainer.pt")
+    encoder, objective = create_model("nano-vit", seed=5), make_objective("clip")
+    optimizer = make_optimizer(encoder, objective, OptimConfig(), CPU)
+    with pytest.raises(InputError, match=r"was trained with other parameters \(moments"):
+        restore(read_checkpoint(path), encoder=encoder, objective=objective, optimizer=optimizer)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_trainer_file_that_unpacks_to_more_than_itself_is_not_read(save: Callable[..., Path], method: int) -> None:
+    """Compressed records, and two names for the same bytes, are refused before torch looks into the file."""
+    file = save(4) / "trainer.pt"
+    with zipfile.ZipFile(file) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+        if method == zipfile.ZIP_STORED:
+            twin = copy.copy(archive.filelist[-1])
+            twin.filename = f"{twin.filename}0"
+            archive.filelist.append(twin)
+    with pytest.raises(InputError, match=r"trainer\.pt: not an archive that torch writes, or damaged: .*record"):
+        read_checkpoint(file.parent)
+
+
+def test_a_position_behind_the_end_of_the_epoch_is_refused(save: Callable[..., Path], base: TrainConfig) -> None:
+    found = read_checkpoint(save(4))
+    found.state["progress"]["position"] = 40
+    assert check_same_run(found, base, 40)
+    found.state["progress"]["position"] = 41
+    assert not check_same_run(found, base, 50)  # of other data the epoch begins anew
+    with pytest.raises(InputError, match=r"step-00000004: says that 41 of an epoch's 40 pairs are done"):
+        check_same_run(found, base, 40)
 
 
 def test_a_checkpoint_of_the_first_format_is_read(save: Callable[..., Path]) -> None:

@@ -55,6 +55,11 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> b
     if held != pairs:
         begun = ": the epoch begins anew" if checkpoint.progress.position else ""
         said.append(f"resumed with {pairs:,} pairs an epoch instead of {held:,}{begun}")
+    if held == pairs and checkpoint.progress.position > pairs:
+        raise InputError(
+            f"{checkpoint.path}: says that {checkpoint.progress.position:,} of an epoch's {pairs:,} pairs are done; "
+            f"use an earlier checkpoint"
+        )
     for line in said if rank() == 0 else ():
         logger.warning(line)
     return bool(held == pairs)

@@ -24,12 +24,14 @@ from cloob.models.runs import (
     list_checkpoints,
 )
 from cloob.models.untrusted import check_folder
+from cloob.models.weights.formats.archive import read_directory
 from cloob.scales import FixedScaleWarning
 from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import on_rank_zero
-from cloob.train.state.checkpoint import FORMAT, Checkpoint, Progress
+from cloob.train.state.checkpoint import Checkpoint, Progress
 from cloob.train.state.compare import check_same_architecture, check_same_objective
+from cloob.train.state.contents import check_state
 from cloob.train.state.rng import set_rng_state
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.average import WeightAverage
@@ -85,13 +87,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not file.is_file():
         raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
     check_folder(path / MODEL_FOLDER)
+    with file.open("rb") as opened:
+        read_directory(file, opened, file.stat().st_size)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{file}: cannot be read ({one_line(error, 200)}); use an earlier checkpoint") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        stored = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise InputError(f"{file}: has format {stored!r}; this version reads format {FORMAT}")
+    state = check_state(file, state)
     try:
         encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
     except InputError:
@@ -166,7 +168,8 @@ def restore(
     """
     check_same_architecture(checkpoint, encoder)
     sharded = sharding.is_sharded(encoder)
-    (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, checkpoint.weights)
+    with _other_parameters(checkpoint):
+        (sharding.load_whole if sharded else type(encoder).load_state_dict)(encoder, checkpoint.weights)
     if average is not None:
         averaged = checkpoint.state.get("average")
         average.restore(checkpoint.encoder.state_dict(), averaged["updates"] if averaged else 0)
@@ -174,8 +177,17 @@ def restore(
     _load_objective(checkpoint, objective)
     with _other_parameters(checkpoint):
         sharding.load_whole_optimizer(optimizer, checkpoint.state["optimizer"])
+        _check_moments(optimizer)
     for group, configured in zip(optimizer.param_groups, options, strict=True):
         group.update(configured)  # the moments are the checkpoint's, weight decay and betas the configuration's
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Looks whether what was loaded is a step and two moments of each parameter; torch does not."""
+    for parameter, entry in optimizer.state.items():
+        shapes = {name: getattr(value, "shape", None) for name, value in entry.items()}
+        if shapes != {"step": torch.Size(), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}:
+            raise ValueError(f"moments {shapes}, parameter {tuple(parameter.shape)}")
 
 
 def _load_objective(checkpoint: Checkpoint, objective: nn.Module) -> None:
