@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import struct
 import subprocess
@@ -266,6 +267,15 @@ def test_bad_json_of_columns_is_no_column(tmp_path: Path) -> None:
     for text in ("{", "[1]", "[" * 100_000):
         _set("UPDATE items SET columns = ?", text)(tmp_path / "i" / FILE)
         assert store.items([1])[0].columns == {}
+
+
+def test_a_column_that_is_no_finite_number_is_null(tmp_path: Path) -> None:
+    store = filled(tmp_path / "i", 1)
+    _set("UPDATE items SET columns = ?", '{"a": 1e999, "b": -Infinity, "c": NaN, "d": [1e999], "e": 2.5}')(
+        tmp_path / "i" / FILE
+    )
+    columns = store.items([1])[0].columns
+    assert json.loads(json.dumps(columns, allow_nan=False)) == {"a": None, "b": None, "c": None, "d": [None], "e": 2.5}
 
 
 def test_no_index_and_one_that_is_there(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -44,10 +45,16 @@ def item_of(row: tuple[Any, ...]) -> Item:
 
 def _columns(text: str) -> dict[str, Value]:
     try:
-        columns: dict[str, Value] = json.loads(text)
+        columns: dict[str, Value] = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except (ValueError, TypeError, RecursionError):
         columns = {}
     return columns if isinstance(columns, dict) else {}
+
+
+def _finite(number: str) -> float | None:
+    """A number of a column; None where JSON has none for it."""
+    value = float(number)
+    return value if math.isfinite(value) else None
 
 
 def delete(connection: sqlite3.Connection, chosen: str, values: Sequence[Any]) -> None:
