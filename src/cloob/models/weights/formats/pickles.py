@@ -325,7 +325,7 @@ def _persistent(machine: _Machine) -> None:
     made = machine.rules.persistent
     if made is None:
         raise machine.refuse("a persistent id")
-    machine.stack.append(made(machine.pop()))
+    machine.stack.append(machine.call(Name("torch", "storage", made), (machine.pop(),)))
 
 
 def _build(machine: _Machine) -> None:

@@ -205,7 +205,7 @@ def _storage(identifier: Any) -> _Storage:
             return _Storage(_DTYPES[kind], key, numel)
         case ("storage", Name(module="torch", name=kind), str(key), str(), int(numel), None) if kind in _DTYPES:
             return _Storage(_DTYPES[kind], key, numel)
-    raise InputError("a storage is described in a way that torch does not use; the file cannot be trusted")
+    raise TypeError
 
 
 def _script_class(module: str, name: str) -> Name | None:
