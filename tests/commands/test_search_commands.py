@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,7 +155,7 @@ def test_move_to_never_overwrites_and_what_fits_none_stays(tmp_path: Path, capsy
     target = tmp_path / "sorted"
     (target / "red").mkdir(parents=True)
     (target / "red" / "red-0.png").write_bytes(b"mine")
-    (tmp_path / "labels.txt").write_text("red\nblue/../green\n\n")
+    (tmp_path / "labels.txt").write_text("red\nblue/../green\n\n", encoding="utf-8-sig")
     words = ("--labels", str(tmp_path / "labels.txt"), "--none", "--cutoff", "3", "--move-to", str(target))
     _, err = run(capsys, "classify", str(pictures), *words, "--model", "colours")
     assert "moved to" in err and "fit no label and stay" in err
@@ -161,6 +164,31 @@ def test_move_to_never_overwrites_and_what_fits_none_stays(tmp_path: Path, capsy
         assert moved.size == (20, 20)
     assert {path.name for path in target.iterdir()} <= {"red", "blue_.._green"}
     assert (pictures / "white-0.png").is_file() and not (pictures / "red-0.png").exists()
+
+
+def test_what_cannot_be_moved_leaves_no_copy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that cannot be written: its files can be copied, and not removed."""
+    pictures = write_pictures(tmp_path / "pictures", n=1)
+    before = sorted(pictures.iterdir())
+
+    def refused_there(call: Callable[..., None]) -> Callable[..., None]:
+        def refuse(path: Any, *more: Any, **named: Any) -> None:
+            if isinstance(path, str | Path) and Path(path).parent == pictures:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            call(path, *more, **named)
+
+        return refuse
+
+    monkeypatch.setattr(os, "unlink", refused_there(os.unlink))
+    monkeypatch.setattr(os, "rename", refused_there(os.rename))
+    words = ("--labels", "red,blue", "--model", "colours", "--move-to", str(tmp_path / "sorted"))
+    assert main(("classify", str(pictures), *words)) == 1
+    err = capsys.readouterr().err
+    assert "red-0.png is not moved: Permission denied" in err and "0 moved to" in err
+    assert sorted(pictures.iterdir()) == before
+    assert not [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
 
 
 def test_examples_make_a_head_that_is_kept(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,7 +133,7 @@ def read_labels(text: str) -> tuple[str, ...]:
     path = Path(text)
     if path.is_file():
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--labels {text}: no text file of labels ({type(error).__name__})") from None
         return tuple(line.strip() for line in lines if line.strip())

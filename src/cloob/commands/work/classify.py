@@ -143,6 +143,11 @@ def _move_file(item: Item, folder: Path) -> None:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is ours from here on
         except FileExistsError:
             continue
-        shutil.move(source, target)
+        try:
+            shutil.move(source, target)
+        except BaseException:
+            if source.is_file():  # copied, and the source cannot be removed
+                target.unlink(missing_ok=True)
+            raise
         return
     raise InputError("10,000 files of this name are there")
