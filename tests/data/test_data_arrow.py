@@ -194,3 +194,27 @@ def test_parquet_of_paths_stays_a_table(tmp_path: Path, image: MakeImage) -> Non
     parquet.write_table(table(image, range(2)), tmp_path / "i.parquet")
     assert isinstance(open_source(tmp_path / "i.parquet", cache=Cache(tmp_path / "cache")), ArrowSource)
     assert np.array_equal(open_source(tmp_path / "t.parquet").shard_sizes, [2])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[" * 100_000,
+        "{",
+        "[]",
+        "{}",
+        '{"_data_files": [1]}',
+        '{"_data_files": []}',
+        '{"_data_files": [{"filename": 3}]}',
+    ]
+    + [json.dumps({"_data_files": [{"filename": name}]}) for name in ("../other.arrow", "/etc/passwd", "..", "a\nb")],
+)
+def test_a_saved_set_lists_files_beside_it_alone(tmp_path: Path, image: MakeImage, content: str) -> None:
+    folder = write_saved(tmp_path / "saved", [table(image, range(3))])
+    (folder / "state.json").write_text(content)
+    with pytest.raises(InputError, match=r"saved/state\.json: does not list") as caught:
+        open_source(folder)
+    assert "\n" not in str(caught.value)
+    (folder / "dataset_dict.json").write_text(content)
+    with pytest.raises(InputError, match=r"saved/dataset_dict\.json: does not list"):
+        open_source(folder)

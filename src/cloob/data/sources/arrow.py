@@ -9,10 +9,11 @@ unpacked files are in the one cache.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,11 @@ def arrow_files(folder: Path) -> list[Path]:
         InputError: The folder holds several splits, or a file is missing.
     """
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+        splits = _listed(folder / "dataset_dict.json", lambda content: content["splits"])
         raise InputError(f"{folder} holds the splits {', '.join(splits)}; name one: {folder / splits[0]}")
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        paths = [folder / file["filename"] for file in state["_data_files"]]
+        names = _listed(folder / "state.json", lambda state: [file["filename"] for file in state["_data_files"]])
+        paths = [folder / name for name in names]
         missing = [path for path in paths if not path.is_file()]
         if missing:
             raise InputError(f"{missing[0]}: no such file, but {folder / 'state.json'} names it")
@@ -184,6 +185,22 @@ def arrow_files(folder: Path) -> list[Path]:
             if paths:
                 return paths
     return []
+
+
+def _listed(file: Path, names_in: Callable[[Any], Any]) -> list[str]:
+    """The names that a JSON file of the package datasets lists, each of something beside it; InputError for others."""
+    names = None
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+        names = names_in(json.loads(file.read_bytes()))
+    if names and isinstance(names, list) and all(_is_beside(name) for name in names):
+        return names
+    raise InputError(
+        f"{file}: does not list what lies beside it, as the package datasets writes it; save the set again"
+    )
+
+
+def _is_beside(name: object) -> bool:
+    return isinstance(name, str) and Path(name).name == name != ".." and name.isprintable()
 
 
 def holds_images(path: Path, image_column: str) -> bool:
