@@ -23,7 +23,7 @@ from cloob.models.weights.blocks import Block, Blocks, Gelu, Patches, Towers, pr
 from cloob.models.weights.clip_towers import MAX_LAYERS
 from cloob.models.weights.formats.arrays import array, read_arrays
 from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.pickles import printable
+from cloob.models.weights.formats.pickles import MAX_SPELLED, printable
 from cloob.models.weights.formats.stored import Stored, check_total
 from cloob.models.weights.keymap import Part, fill
 from cloob.models.weights.scales import cloob_objective
@@ -168,6 +168,7 @@ def _tensors(path: Path, value: Any) -> dict[str, Stored]:
             f"{path}: 'params' with the parameters of two towers is wanted, as crowsonkb's training writes"
         )
     tensors: dict[str, Stored] = {}
+    spelled = 0
     for tower in params:
         if not isinstance(tower, dict):
             raise InputError(f"{path}: a tower's parameters are no dictionary")
@@ -176,6 +177,9 @@ def _tensors(path: Path, value: Any) -> dict[str, Stored]:
                 raise InputError(f"{path}: {printable(str(module))!r} holds no parameters")
             for name, item in arrays.items():
                 key = f"{module}/{name}"
+                spelled += len(key)
+                if spelled > MAX_SPELLED:
+                    raise InputError(f"{path}: its names have more than {MAX_SPELLED:,} characters")
                 if key in tensors:
                     raise InputError(f"{path}: {printable(key)!r} is there twice")
                 tensors[key] = array(path, repr(printable(key)), item)

@@ -78,9 +78,8 @@ def _config_beside(path: Path, named: Any) -> tuple[Path, dict[str, Any]] | None
     """The JSON file that says the sizes: the named one, or the one beside the checkpoint that looks like one."""
     if named is not None:
         if not isinstance(named, str) or named != Path(named).name or named in ("", ".", "..") or "\\" in named:
-            raise InputError(
-                f"{path}: model_config_file is {printable(str(named))!r}; the name of a file beside it is wanted"
-            )
+            found = repr(printable(named)) if isinstance(named, str) else f"a {type(named).__name__}"
+            raise InputError(f"{path}: model_config_file is {found}; the name of a file beside it is wanted")
         beside = path.parent / named
         if beside.is_file():
             return beside, read_json(beside)

@@ -10,7 +10,7 @@ import torch
 
 from cloob.errors import InputError
 from cloob.models.weights.formats.pickles import Holder, Name, PickleRules, Span, printable, read_pickle
-from cloob.models.weights.formats.stored import Stored, stored
+from cloob.models.weights.formats.stored import MAX_DIMENSIONS, Stored, stored
 
 _DTYPES = {
     "f2": torch.float16,
@@ -84,7 +84,9 @@ def _is_state(state: Any) -> bool:
 
 
 def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, tuple) and all(type(size) is int and size >= 0 for size in shape)
+    if not isinstance(shape, tuple) or len(shape) > MAX_DIMENSIONS:
+        return False
+    return all(type(size) is int and size >= 0 for size in shape)
 
 
 def _dtype(path: Path, where: str, value: Any) -> torch.dtype:

@@ -21,12 +21,15 @@ from typing import Any, BinaryIO
 from cloob.errors import InputError
 
 _MAX_OPS = 4_000_000
+_MAX_HANDED = 4_000_000
 _MAX_TEXT = 1 << 16
 _MAX_LONG = 16
 _FRAME = b"\x95"
 _LARGE = frozenset({b"B", b"X", b"\x8e", b"\x96"})  # opcodes of what may stand outside of frames
 _UNFRAMED = 3  # other opcodes that may, behind a full frame or large bytes: a frame would be longer than its content
 _FULL_FRAME = 1 << 16
+MAX_SPELLED = 1 << 24
+"""Characters of the names of all arrays of a file: one long prefix, which a file holds once, may be that of many."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,18 @@ class Holder:
 class OrderedPairs(dict[Any, Any]):
     """What stands for ``collections.OrderedDict``; the state that torch adds to one (its metadata) is left out."""
 
+    def __init__(self, pairs: Any = ()) -> None:
+        """Takes a list of pairs, as Python 2 wrote; later ones fill the dict by its items.
+
+        Raises:
+            TypeError, ValueError: It is none, or a key is neither a string nor a whole number.
+        """
+        if pairs != () and not (isinstance(pairs, list) and all(isinstance(pair, list | tuple) for pair in pairs)):
+            raise TypeError
+        if not all(isinstance(key, str | int) for key, _ in pairs):
+            raise TypeError
+        super().__init__(pairs)
+
 
 @dataclass
 class PickleRules:
@@ -107,6 +122,7 @@ class _Machine:
     framed: bool = False
     loose: int = 0
     kept_at: int = -2
+    handed: int = 0
 
     def refuse(self, why: str) -> InputError:
         return InputError(f"{self.path}: not a file of weights that can be trusted: {why} (byte {self.place})")
@@ -158,6 +174,11 @@ class _Machine:
     def call(self, function: Any, arguments: Any) -> Any:
         if not isinstance(function, Name) or function.call is None or not isinstance(arguments, tuple):
             raise self.refuse("it calls what is not to be called")
+        # A value that is kept may be handed on any number of times, and what is called walks through it or copies it.
+        parts = (arguments, *arguments)
+        self.handed += sum(len(part) for part in parts if isinstance(part, dict | list | tuple))
+        if self.handed > _MAX_HANDED:
+            raise self.refuse(f"more than {_MAX_HANDED} values handed to calls")
         try:
             return function.call(*arguments)
         except (TypeError, ValueError) as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cloob.errors import InputError
 
-_MAX_DIMENSIONS = 8
+MAX_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def stored(
     """
     strides = contiguous_strides(shape) if strides is None else strides
     begin, size = area
-    if len(shape) > _MAX_DIMENSIONS or len(strides) != len(shape) or min((*shape, *strides, offset), default=0) < 0:
+    if len(shape) > MAX_DIMENSIONS or len(strides) != len(shape) or min((*shape, *strides, offset), default=0) < 0:
         raise InputError(f"{path}: {where} has shape {_few(shape)} and strides {_few(strides)}, which no tensor has")
     numel, span = math.prod(shape), _span(shape, strides)
     available = size // dtype.itemsize

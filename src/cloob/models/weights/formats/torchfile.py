@@ -11,7 +11,15 @@ import torch
 
 from cloob.errors import InputError
 from cloob.models.weights.formats.archive import read_directory
-from cloob.models.weights.formats.pickles import Holder, Name, OrderedPairs, PickleRules, printable, read_pickle
+from cloob.models.weights.formats.pickles import (
+    MAX_SPELLED,
+    Holder,
+    Name,
+    OrderedPairs,
+    PickleRules,
+    printable,
+    read_pickle,
+)
 from cloob.models.weights.formats.stored import Stored, check_total, stored
 
 _MAGIC = 0x1950A86A20F9469CFC6C
@@ -82,6 +90,7 @@ class TorchFile:
         """A TorchScript archive's parameters and buffers by their ``state_dict`` names; InputError if it is no tree."""
         refs: dict[str, TensorRef] = {}
         seen: set[int] = set()
+        spelled = 0
         walk: list[tuple[str, Any]] = [("", self.value)]
         while walk:
             prefix, module = walk.pop()
@@ -91,10 +100,16 @@ class TorchFile:
                 raise InputError(f"{self.path}: its modules are nested more than {_MAX_DEPTH} deep")
             seen.add(id(module))
             for key, value in module.state.items():
+                if not isinstance(value, TensorRef | Holder):
+                    continue
+                name = f"{prefix}{key}"
+                spelled += len(name)
+                if spelled > MAX_SPELLED:
+                    raise InputError(f"{self.path}: its names have more than {MAX_SPELLED:,} characters")
                 if isinstance(value, TensorRef):
-                    refs[f"{prefix}{key}"] = value
-                elif isinstance(value, Holder):
-                    walk.append((f"{prefix}{key}.", value))
+                    refs[name] = value
+                else:
+                    walk.append((f"{name}.", value))
         return self.tensors(refs, "the archive")
 
 
@@ -212,7 +227,7 @@ def _script_class(module: str, name: str) -> Name | None:
     """A class of TorchScript's own: a plain holder, whatever its code would do."""
     if module != "__torch__" and not module.startswith("__torch__."):
         return None
-    return Name(module, name, lambda: Holder(f"{module}.{name}"))
+    return Name(module, name, lambda: Holder(name))
 
 
 def _whole(number: Any) -> bool:
