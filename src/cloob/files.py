@@ -1,15 +1,19 @@
-"""Whole files and folders or none: they appear under their names in one go, and can be flushed to the disk."""
+"""Whole files and folders or none: written, they appear under their names in one go; no pipe is read for a file."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 from cloob.errors import InputError
+
+_MORE = 1 << 16
 
 
 def write_whole(path: Path, content: str | bytes, refused: str | None = None) -> None:
@@ -33,6 +37,50 @@ def write_whole(path: Path, content: str | bytes, refused: str | None = None) ->
         with contextlib.suppress(OSError):  # the folder itself may be what is wrong
             temporary.unlink()
         raise InputError(f"{refused or f'{path}: cannot be written'} ({error.strerror or error})") from error
+
+
+class TooLarge(Exception):  # noqa: N818 - the file is at fault, not the program
+    """A file has more bytes than are read of it.
+
+    Attributes:
+        size: How many there are, or were found.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+def read_at_most(path: Path | str, most: int) -> bytes:
+    """The bytes of a file. Of a pipe or a device, which may have no end, none is read, nor is one waited for.
+
+    Args:
+        path: The file, or a link to it.
+        most: The largest number of bytes.
+
+    Raises:
+        OSError, ValueError: There is no such file, or it cannot be read (ValueError: a NUL in the path).
+        TooLarge: It has more, which is seen before any is read.
+    """
+    with open(path, "rb", buffering=0, opener=_at_once) as file:
+        state = os.fstat(file.fileno())
+        size = state.st_size
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+        if size > most:
+            raise TooLarge(size)
+        content = file.read(size + 1) or b""
+        # Another length than that of the file: it is changed meanwhile, or is one of /proc, whose lengths are all 0.
+        while len(content) != size and (more := file.read(len(content) + _MORE)):
+            content += more
+            if len(content) > most:
+                raise TooLarge(len(content))
+        return content
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Opens a pipe too without waiting for who writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ Needs Pillow and NumPy (the extra ``train``).
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 from cloob.errors import InputError, require
+from cloob.files import TooLarge, read_at_most
 
 MAX_PIXELS = 178_956_970
 """An image with more pixels is refused by its header: Pillow's own bound. At 4 bytes a pixel it takes 0.7 GB."""
@@ -230,14 +230,14 @@ def read_file(path: Path | str) -> bytes:
     """Reads an image file whole.
 
     Raises:
-        OSError, ValueError: There is no such file, or it cannot be read (ValueError: a NUL in the path).
+        OSError, ValueError: There is no such file, or it cannot be read (ValueError: a NUL in the path); a pipe or a
+            device never is.
         Unreadable: It is above ``MAX_IMAGE_BYTES``.
     """
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - Path.open costs more, and this runs per sample
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_IMAGE_BYTES:
-            raise Unreadable("image too large", f"{size:,} bytes, the limit is {MAX_IMAGE_BYTES:,}")
-        return file.read()
+    try:
+        return read_at_most(path, MAX_IMAGE_BYTES)
+    except TooLarge as error:
+        raise Unreadable("image too large", f"{error.size:,} bytes, the limit is {MAX_IMAGE_BYTES:,}") from None
 
 
 def axes(orientation: int) -> tuple[bool, bool, bool]:

@@ -197,11 +197,14 @@ def test_a_model_without_its_tokenizer_leaves_the_others(work: Path, capsys: pyt
         assert line.count("\n") == 1 and not any((work / "out").glob("*.*"))
 
 
-def test_a_model_whose_objective_is_no_number_leaves_the_others(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("odd", [{"inv_tau": "x"}, {"contrast": {}}], ids=["no number", "no name"])
+def test_a_model_whose_objective_is_none_leaves_the_others(
+    odd: dict[str, object], work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bad = work / "odd"
     shutil.copytree(work / "model", bad)
     settings = json.loads((bad / "objective.json").read_text())
-    (bad / "objective.json").write_text(json.dumps({**settings, "inv_tau": "x"}))
+    (bad / "objective.json").write_text(json.dumps(settings | odd))
     # A name in brackets is no markup, and a class may have a name that is not UTF-8.
     folder = work / "sets" / "two [new]"
     shutil.copytree(work / "sets" / "two", folder)

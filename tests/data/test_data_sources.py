@@ -52,6 +52,37 @@ def test_a_folders_bad_samples(folder: Path, image: Callable[..., bytes]) -> Non
     assert found == {"alone.txt": "missing image", "bare.png": "missing caption", "huge.png": "caption too long"}
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to(os.devnull)], ids=["pipe", "device"])
+def test_a_pipe_or_a_device_is_a_bad_sample(
+    made: Callable[[Path], None], tmp_path: Path, image: Callable[..., bytes]
+) -> None:
+    folder, table = tmp_path / "folder", tmp_path / "table.csv"
+    folder.mkdir()
+    for name in ("good", "also", "picture", "caption"):
+        (folder / f"{name}.png").write_bytes(image())
+        (folder / f"{name}.txt").write_text("a caption")
+    for name in ("picture.png", "caption.txt"):
+        (folder / name).unlink()
+        made(folder / name)
+    said = "a pipe or a device, not a file"
+    picture, caption = folder / "picture.png", folder / "caption.txt"
+    source = open_source(folder)
+    assert len(source.fingerprint()) == 4
+    assert outcomes(source) == {
+        "good.png": "a caption",
+        "also.png": "a caption",
+        "picture.png": f"missing image: {picture}: {said}",
+        "caption.png": f"missing caption: {caption}: {said}",
+    }
+    table.write_text("filepath,title\nfolder/good.png,one\nfolder/also.png,two\nfolder/picture.png,x\n")
+    assert outcomes(open_source(table)) == {
+        "folder/good.png": "one",
+        "folder/also.png": "two",
+        "folder/picture.png": f"missing image: row 3 of table.csv: {tmp_path}/folder/picture.png: {said}",
+    }
+
+
 def outcomes(source: Source) -> dict[str, str]:
     found = {}
     for i in range(len(source)):

@@ -16,6 +16,7 @@ import torch
 
 import support
 from cloob.errors import InputError, one_line
+from cloob.models import untrusted
 from cloob.models.aligned import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
@@ -232,11 +233,27 @@ def test_a_vocabulary_outside_of_the_folder_is_not_read(bert: Path, tmp_path: Pa
         ('{"a":' * 5000 + "1" + "}" * 5000, "nested too deeply"),
         ("[" * 400 + "]" * 400, "nested too deeply"),
         ("[1, 2]", "a JSON object wanted, list found"),
-        ('{"a": ' + "1" * 5000 + "}", "not readable as JSON"),
+        ('{"a": ' + "1" * 5000 + "}", "11… is a number of 5,000 digits"),
+        ('{"inv_tau": ' + "9" * 400 + "}", "99… is a number of 400 digits"),
+        ('{"inv_tau": 1e999}', "1e999 is beyond every floating-point number"),
+        ('{"inv_tau": -1e999}', "-1e999 is beyond every floating-point number"),
         ("\ufeff{}", "not readable as JSON"),
         ('{"a": 1', "not readable as JSON"),
     ],
-    ids=["twice", "nan", "infinity", "deep", "deep list", "list", "long number", "bom", "cut"],
+    ids=[
+        "twice",
+        "nan",
+        "infinity",
+        "deep",
+        "deep list",
+        "list",
+        "long number",
+        "400 digits",
+        "large",
+        "small",
+        "bom",
+        "cut",
+    ],
 )
 def test_json_that_is_no_configuration(text: str, said: str, tower: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tower, tmp_path / "m")
@@ -247,6 +264,37 @@ def test_json_that_is_no_configuration(text: str, said: str, tower: Path, tmp_pa
         (folder / name).write_text(before)
     (folder / CONFIG_FILE).write_bytes(b" " * (17 << 20))
     refused(lambda: read_json(folder / CONFIG_FILE), "too many for a configuration")
+
+
+class Counted(str):
+    """A key that counts how often it is compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Counted.compared += 1
+        return str.__eq__(self, other)
+
+
+def test_a_key_that_is_there_twice_is_found_without_comparing_all() -> None:
+    keys = [*range(1000), 1000, 1000]
+    with pytest.raises(ValueError, match="the key '1000' is there twice"):
+        untrusted._no_key_twice([(Counted(key), None) for key in keys])
+    assert Counted.compared < 10_000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+@pytest.mark.parametrize("name", [CONFIG_FILE, "config.json", "special_tokens_map.json", "objective.json"])
+def test_a_pipe_or_a_device_is_no_configuration(name: str, tower: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tower, tmp_path / "m")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(os.devnull)
+    refused(lambda: read_json(folder / name), name, "a pipe or a device, not a file")
+    refused(lambda: check_folder(folder), name, "a pipe or a device, not a file")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    refused(lambda: check_folder(folder), name, "a pipe or a device, not a file")
 
 
 def test_the_shared_hostile_folders(shared_data: Path) -> None:

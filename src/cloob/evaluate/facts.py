@@ -40,10 +40,10 @@ def model_facts(encoder: Encoder) -> ModelFacts:
     for name in OBJECTIVES:
         config = make_objective(name).config()
         members[config["contrast"], config["hopfield"]] = name
-    objective = members.get((settings.get("contrast"), settings.get("hopfield")))
     scale = getattr(getattr(encoder, "model", None), "logit_scale", None)
     trained_scale = float(scale.detach().exp()) if isinstance(scale, Tensor) else 1 / 0.07
     try:
+        objective = members.get((settings.get("contrast"), settings.get("hopfield")))
         inv_tau = float(settings.get("inv_tau", trained_scale))
         beta = float(settings.get("beta", PAPER_BETA)) if settings.get("hopfield") else PAPER_BETA
     except (KeyError, TypeError, ValueError) as error:

@@ -6,12 +6,15 @@ Looked at before anything else of a model is read: by ``load_model`` and by whoe
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn
 
 from cloob.errors import InputError, one_line
+from cloob.files import TooLarge, read_at_most
 
 CONFIG_FILES = (
     *("config.json", "*_config.json", "*.index.json", "special_tokens_map.json"),
@@ -29,6 +32,7 @@ _LAYERS = re.compile(
     r"(.*_)?(n_)?(layers?|depths?|blocks?|stages?|groups?)|(num|n)_(hidden_)?(layers?|blocks?|groups?)"
 )
 _LARGEST_SIZE = 1 << 24
+_MOST_DIGITS = 300  # of a whole number: a float holds all that have no more
 _DEEPEST = 100  # objects and lists inside each other
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _TIMM_NAME = re.compile(r"\w[\w.-]*")
@@ -45,10 +49,9 @@ def read_json(path: Path, kind: type = dict) -> Any:
         InputError: It cannot be read, or as :func:`parse_json`.
     """
     try:
-        size = path.stat().st_size
-        if size > _LARGEST:
-            raise InputError(f"{path}: {size:,} bytes are too many for a configuration")
-        return parse_json(path, path.read_bytes(), kind)
+        return parse_json(path, read_at_most(path, _LARGEST), kind)
+    except TooLarge as error:
+        raise InputError(f"{path}: {error.size:,} bytes are too many for a configuration") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -62,11 +65,17 @@ def parse_json(path: Path, text: bytes, kind: type = dict) -> Any:
         kind: As in :func:`read_json`.
 
     Raises:
-        InputError: It is no JSON, or of another kind; it has a key twice, NaN or an infinity, or is nested more than
-            100 deep.
+        InputError: It is no JSON, or of another kind; it has a key twice, NaN, an infinity or a number that no float
+            holds, or is nested more than 100 deep.
     """
     try:
-        content = json.loads(text.decode("utf-8"), object_pairs_hook=_no_key_twice, parse_constant=_no_number)
+        content = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_no_key_twice,
+            parse_constant=_no_number,
+            parse_int=_whole,
+            parse_float=_finite,
+        )
     except RecursionError:
         raise InputError(f"{path}: nested too deeply for a configuration") from None
     except ValueError as error:
@@ -82,14 +91,26 @@ def parse_json(path: Path, text: bytes, kind: type = dict) -> Any:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice!r} is there twice")
     return content
 
 
 def _no_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"{digits[:20]}… is a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:20]} is beyond every floating-point number")
+    return number
 
 
 def _is_deep(content: Any) -> bool:

@@ -16,6 +16,7 @@ from cloob.data.fingerprint import Fingerprint, digest, of_column, spread
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.data.sources.table import TableSource, column_names
 from cloob.errors import InputError
+from cloob.files import TooLarge, read_at_most
 
 _IMAGE_SUFFIXES = tuple(f".{ext}" for ext in IMAGE_EXTENSIONS)
 _CAPTION_SUFFIXES = tuple(f".{ext}" for ext in CAPTION_EXTENSIONS)
@@ -65,8 +66,8 @@ class FolderSource:
         captions, sizes = [], []
         for index in spread(len(self)):
             path = self._folder / os.fsdecode(self._paths[index].as_py())
-            with contextlib.suppress(OSError), self._caption(index).open("rb") as file:
-                captions.append(file.read(MAX_CAPTION_BYTES + 1))
+            with contextlib.suppress(OSError, TooLarge):
+                captions.append(read_at_most(self._caption(index), MAX_CAPTION_BYTES))
             with contextlib.suppress(OSError):
                 sizes.append(str(path.stat().st_size))
         return {
@@ -159,8 +160,10 @@ def _kinds(names: Iterable[str]) -> tuple[list[str], dict[str, str], dict[str, s
 
 def _read_caption(path: Path, key: str) -> str:
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_CAPTION_BYTES + 1)
+        raw = read_at_most(path, MAX_CAPTION_BYTES)
+    except TooLarge as error:
+        limit = f"the limit is {MAX_CAPTION_BYTES:,}"
+        raise BadSample("caption too long", key, f"{path}: {error.size:,} bytes, {limit}") from None
     except OSError as error:
         raise BadSample("missing caption", key, f"{path}: {error.strerror}") from None
     return clean_caption(raw, key)

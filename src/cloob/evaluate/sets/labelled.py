@@ -19,12 +19,14 @@ from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import Member, TarReader, is_tar
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, nearest
+from cloob.files import TooLarge, read_at_most
 
 DEFAULT_TEMPLATES = ("{c}",)
 _DEMO_SETS = {"demo:noto-emoji": "noto-emoji"}
 _SPLITS = {"train", "val", "valid", "validation", "test"}
 _NUMBER = re.compile(r"[0-9]{1,7}")
 _MOST_BYTES = 1 << 10  # of a file that holds a number alone
+_MOST_NAMES = 16 << 20  # bytes
 _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
 
 
@@ -259,9 +261,11 @@ def _images_below(root: Path, name: str) -> list[str]:
 def _read_lines(path: Path) -> tuple[str, ...] | None:
     """The lines of a file of names; None if there is no such file. An empty line among them is an error."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = read_at_most(path, _MOST_NAMES).decode("utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
         return None
+    except TooLarge as error:
+        raise InputError(f"{path}: {error.size:,} bytes are too many for a list of names") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
     if not lines:
