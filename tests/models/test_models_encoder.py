@@ -67,6 +67,20 @@ def test_text_as_strings_and_tokens_agree(encoder: DualEncoder) -> None:
         torch.testing.assert_close(encoder.encode_text(TEXTS, batch_size=1), expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("token", [49408, 10**6, -1])
+def test_a_token_that_the_text_tower_does_not_know(
+    token: int, encoder: DualEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = encoder.tokenizer(TEXTS)
+    tokens[1, 1] = token
+    monkeypatch.setattr(encoder, "tokenizer", lambda texts: tokens)
+    pixels = torch.zeros(3, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+    said = f"token {token} found, and its text tower knows 0 to 49407; another model's tokenizer makes such"
+    for embed in (lambda: encoder.encode_text(TEXTS), lambda: encoder(pixels, tokens)):
+        with pytest.raises(InputError, match=said):
+            embed()
+
+
 def test_forward_is_both_encoders(encoder: DualEncoder) -> None:
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
     with torch.no_grad():

@@ -266,6 +266,36 @@ def test_json_that_is_no_configuration(text: str, said: str, tower: Path, tmp_pa
     refused(lambda: read_json(folder / CONFIG_FILE), "too many for a configuration")
 
 
+@pytest.mark.parametrize(
+    ("part", "values", "said"),
+    [
+        ("text_cfg", {"width": None}, "text_cfg.width is None; a whole number"),
+        ("text_cfg", {"width": [8]}, "text_cfg.width is [8]; a whole number"),
+        ("text_cfg", {"heads": None}, "text_cfg.heads is None; a whole number"),
+        ("text_cfg", {"output_tokens": True}, "text_cfg.output_tokens is True; false is wanted"),
+        ("vision_cfg", {"width": [8]}, "vision_cfg.width is [8]; a whole number"),
+        ("vision_cfg", {"head_width": [4]}, "vision_cfg.head_width is [4]; a whole number"),
+        ("vision_cfg", {"head_width": None}, "vision_cfg.head_width is None; a whole number"),
+        ("vision_cfg", {"patch_size": None}, "vision_cfg.patch_size is None; a whole number"),
+        ("vision_cfg", {"image_size": None}, "vision_cfg.image_size is None; a whole number"),
+        ("vision_cfg", {"image_size": ["a", "b"]}, "vision_cfg.image_size is ['a', 'b']; a whole number"),
+        ("vision_cfg", {"image_size": [8]}, "vision_cfg.image_size is [8]; a whole number"),
+        ("vision_cfg", {"output_tokens": True}, "vision_cfg.output_tokens is True; false is wanted"),
+        ("preprocess_cfg", {"mode": "L"}, "preprocess_cfg.mode is 'L'; 'RGB' is wanted"),
+        ("preprocess_cfg", {"resize_mode": ["x"]}, "preprocess_cfg.resize_mode is ['x']; 'shortest'"),
+        ("preprocess_cfg", {"fill_color": "x"}, "preprocess_cfg.fill_color is 'x'; a whole number"),
+        ("preprocess_cfg", {"std": [1e-300, 1, 1]}, "preprocess_cfg.std is [1e-300, 1, 1]; three numbers from 1e-06"),
+        ("preprocess_cfg", {"mean": [1e300, 1, 1]}, "preprocess_cfg.mean is [1e+300, 1, 1]; three numbers from"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(
+    part: str, values: dict[str, object], said: str, tower: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tower, tmp_path / "m")
+    change(folder / CONFIG_FILE, lambda all_: (all_ if part in all_ else all_["model_cfg"])[part].update(values))
+    refused(lambda: load_model(folder), CONFIG_FILE, said)
+
+
 class Counted(str):
     """A key that counts how often it is compared."""
 

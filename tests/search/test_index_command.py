@@ -32,6 +32,17 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+def test_an_index_that_stays_empty_is_a_failure(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "bad.png").write_bytes(b"nope")
+    words = ["index", str(tmp_path / "pictures"), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
+    for _ in range(2):  # the second call does not open the picture again
+        assert cli.main(words) == 1
+        assert capsys.readouterr().err == f"cloob: 1 × corrupt image: {tmp_path / 'pictures' / 'bad.png'}\n"
+
+
 def test_it_says_what_it_did_and_what_comes_next(
     models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cloob.errors import InputError
 from cloob.models.pixels import EvalTransform, open_image
-from cloob.models.texts import causal_tower, encode_short, trimmed
+from cloob.models.texts import causal_tower, encode_short, trimmed, vocabulary_size
 from cloob.models.tokenizer import FastTokenizer
 from cloob.objective import ContrastiveObjective
 
@@ -108,6 +108,7 @@ class DualEncoder(nn.Module):
         self.embed_dim = config.embed_dim
         self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
+        self._vocabulary_size = vocabulary_size(self.model)
         self.preprocess = self._make_preprocess()
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
@@ -228,6 +229,7 @@ class DualEncoder(nn.Module):
             (n, D) unit rows.
 
         Raises:
+            InputError: The tokenizer makes tokens that the text tower does not know.
             TypeError: One string instead of a list, or an item that is none.
             ValueError: Tokens of another shape or dtype, or a batch size below 1.
         """
@@ -279,6 +281,14 @@ class DualEncoder(nn.Module):
             raise ValueError(
                 f"tokens: {tokens.dtype} {tuple(tokens.shape)} found, int64 (n, {self.context_length}) wanted"
             )
+        # A device would have to be waited for, and a compiled tower has no numbers to look at.
+        if tokens.device.type == "cpu" and len(tokens) and self._vocabulary_size and not torch.compiler.is_compiling():
+            least, most = (int(token) for token in tokens.aminmax())
+            if least < 0 or most >= self._vocabulary_size:
+                raise InputError(
+                    f"{self.name}: token {least if least < 0 else most} found, and its text tower knows 0 to "
+                    f"{self._vocabulary_size - 1}; another model's tokenizer makes such"
+                )
 
     def _dtype(self) -> torch.dtype:
         """In which the towers compute."""

@@ -8,6 +8,7 @@ in evaluation, where texts of similar length go together.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,6 +44,20 @@ def causal_tower(model: nn.Module, context_length: int) -> str | None:
     if not torch.equal(mask, torch.full((context_length, context_length), -torch.inf).triu(1).to(mask)):
         return None
     return "" if tower is model else "text"
+
+
+def vocabulary_size(model: nn.Module) -> int | None:
+    """The number of tokens that the text tower of a model knows; None where it has no table of them to see."""
+    text = getattr(model, "text", None)
+    module: Any
+    for module in (text if isinstance(text, nn.Module) else model).modules():
+        table = getattr(module, "token_embedding", None)
+        if table is None and hasattr(module, "get_input_embeddings"):  # of transformers, some of which have none
+            with contextlib.suppress(NotImplementedError):
+                table = module.get_input_embeddings()
+        if isinstance(table, nn.Embedding):
+            return table.num_embeddings
+    return None
 
 
 def trimmed(tokens: Tensor) -> Tensor:

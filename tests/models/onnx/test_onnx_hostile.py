@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from graphs_by_hand import DIM, LENGTH, SIZE, image_graph, text_graph, write_folder
+from graphs_by_hand import DIM, LENGTH, SIZE, graph, image_graph, text_graph, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,6 +46,19 @@ def test_graphs_made_by_hand_run(tmp_path: Path) -> None:
     wanted = torch.nn.functional.normalize(means + torch.tensor([1.0, 2.0, 3.0, 4.0]), dim=1)
     torch.testing.assert_close(rows, wanted)
     assert model.encode_image(torch.zeros(3, 3, SIZE, SIZE, dtype=torch.uint8)).shape == (3, DIM)
+
+
+@pytest.mark.parametrize("shape", [[7, 3], [DIM], [1, DIM]])
+def test_a_graph_gives_the_rows_that_it_says(shape: list[int], tmp_path: Path) -> None:
+    of = helper.make_tensor("of", 1, [1], [1.0])
+    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["image_embeds"], value=of)]
+    ports = ("pixel_values", 1, ["n", 3, SIZE, SIZE]), ("image_embeds", ["n", DIM])
+    image = graph(nodes, *ports, initializer=[helper.make_tensor("shape", 7, [len(shape)], shape)])
+    folder = write_folder(tmp_path / "m", image=image)
+    pixels = torch.zeros(2, 3, SIZE, SIZE, dtype=torch.uint8)
+    said = rf"image\.onnx: gave float32 .+ for 2 items; float32 \(2, {DIM}\) wanted"
+    with pytest.raises(InputError, match=said):
+        load_model(folder, device="cpu").encode_image(pixels)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def run(arguments: IndexArguments) -> int:
                     file=sys.stderr,
                 )
                 return 130
-            failed = _tell(summary) if _is_first() else False
+            failed = _tell(summary, len(index)) if _is_first() else False
         if arguments.merge is not None:
             with Index.open(arguments.merge) as other:
                 done = index.merge(other)
@@ -134,8 +134,8 @@ def _is_first() -> bool:
     return rank() == 0 and os.environ.get("RANK", "0") == "0"
 
 
-def _tell(summary: Summary) -> bool:
-    """Says what was done, and on stderr what was not; whether a source could not be read."""
+def _tell(summary: Summary, pictures: int) -> bool:
+    """Says what was done, and on stderr what was not; whether a source could not be read, or no picture."""
     counts = (
         ("added", summary.added),
         ("changed", summary.changed),
@@ -156,7 +156,7 @@ def _tell(summary: Summary) -> bool:
     for source, why in summary.refused.items():
         print(f"cloob: {source}: {why}", file=sys.stderr)
     unread = {"folder cannot be listed", "shard cannot be read", "truncated shard"} & set(summary.left_out.counts)
-    return bool(summary.refused or unread)
+    return bool(summary.refused or unread or (summary.faults and not pictures))
 
 
 def _such(examples: list[str], count: int) -> str:

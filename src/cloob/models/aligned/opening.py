@@ -83,6 +83,7 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
         return _frozen(_transformer(str(folder), spec))
     loaded = load_model(spec).to("cpu")
     loaded.check_weights()
+    loaded.encode_text(["a"])  # an error of one line where the tokenizer is another model's
     return _frozen(TowerText(loaded.model, loaded.tokenizer, loaded.context_length))
 
 

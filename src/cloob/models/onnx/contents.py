@@ -25,7 +25,7 @@ from cloob.errors import InputError
 from cloob.models.onnx.graph import FLOAT, INT64, Port, check_graph
 from cloob.models.onnx.session import Graph
 from cloob.models.runs import ONNX_FILE
-from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.formats.fields import RESIZE_MODES, Fields
 
 FORMAT = 1
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
@@ -111,22 +111,19 @@ def read_contents(folder: Path, content: dict[str, Any]) -> Contents:
         settings={"precision": precision, "pad": pad, "fingerprint": str(content.get("fingerprint", ""))[:64]},
         preprocess_cfg=preprocess,
         tokenizer=fields.inside("tokenizer"),
-        images=Graph(folder / IMAGE_FILE, PIXELS, IMAGE_ROWS),
-        texts=Graph(folder / TEXT_FILE, TOKENS, TEXT_ROWS, pad),
+        images=Graph(folder / IMAGE_FILE, PIXELS, IMAGE_ROWS, dim),
+        texts=Graph(folder / TEXT_FILE, TOKENS, TEXT_ROWS, dim, pad),
     )
 
 
 def _preprocess(fields: Fields) -> dict[str, Any]:
     """open_clip's ``preprocess_cfg``, each part checked."""
-    fill = fields.values.get("fill_color", 0)
-    if type(fill) is not int or not 0 <= fill <= 255:
-        raise fields.wrong("fill_color", "a whole number from 0 to 255")
     return {
         "size": fields.integer("size", most=_LARGEST_IMAGE),
         "mode": fields.one_of("mode", ("RGB",), "RGB"),
         "mean": fields.channels("mean"),
         "std": fields.channels("std", positive=True),
         "interpolation": fields.one_of("interpolation", ("bicubic", "bilinear", "lanczos"), "bicubic"),
-        "resize_mode": fields.one_of("resize_mode", ("shortest", "longest", "squash"), "shortest"),
-        "fill_color": fill,
+        "resize_mode": fields.one_of("resize_mode", RESIZE_MODES, "shortest"),
+        "fill_color": fields.integer("fill_color", 0, least=0, most=255),
     }

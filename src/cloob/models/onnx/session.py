@@ -36,11 +36,12 @@ class Graph:
         path: The file, which :func:`cloob.models.onnx.graph.check_graph` has looked at.
         source: Name of its input.
         result: Name of its output.
+        embed_dim: D.
         pad: Of a text tower the padding, where the graph takes texts without it; else None.
     """
 
-    def __init__(self, path: Path, source: str, result: str, pad: int | None = None) -> None:
-        self.path, self.source, self.result, self.pad = path, source, result, pad
+    def __init__(self, path: Path, source: str, result: str, embed_dim: int, pad: int | None = None) -> None:
+        self.path, self.source, self.result, self.embed_dim, self.pad = path, source, result, embed_dim, pad
         self._session: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class Graph:
         """The rows of n items, at least one, which are in the dtype that the graph takes.
 
         Raises:
-            InputError: onnxruntime cannot run it.
+            InputError: onnxruntime cannot run it, or its output is not what its file says.
         """
         if self.pad is None:
             return np.concatenate([self._run(items[i : i + _TOGETHER]) for i in range(0, len(items), _TOGETHER)])
@@ -72,9 +73,13 @@ class Graph:
         try:
             if self._session is None:
                 self._session = open_session(self.path)
-            rows: Rows = self._session.run([self.result], {self.source: items})[0]
+            found = self._session.run([self.result], {self.source: items})[0]
         except Exception as error:  # onnxruntime's have no common class
             raise InputError(f"{self.path}: onnxruntime cannot run it ({one_line(error, 200)})") from None
+        rows: Rows = np.asarray(found)
+        if rows.shape != (len(items), self.embed_dim) or rows.dtype != np.float32:
+            wanted = f"float32 {(len(items), self.embed_dim)} wanted"
+            raise InputError(f"{self.path}: gave {rows.dtype} {rows.shape} for {len(items)} items; {wanted}")
         return rows
 
 

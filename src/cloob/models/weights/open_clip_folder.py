@@ -18,7 +18,7 @@ from cloob.errors import InputError
 from cloob.models.towers import open_clip, translated
 from cloob.models.weights.clip_towers import MAX_LAYERS, build, filled, is_plain
 from cloob.models.weights.folders import file_tensors
-from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.formats.fields import RESIZE_MODES, Fields
 from cloob.models.weights.keymap import check_fit, fill, same_names
 
 _MOST = 1 << 16
@@ -74,13 +74,25 @@ def _towers(model_cfg: Mapping[str, Any]) -> nn.Module:
     return module
 
 
+def _sides(vision: Fields) -> list[int]:
+    """Height and width of the pictures."""
+    sides = vision.values.get("image_size", 224)
+    if not isinstance(sides, list):
+        return [vision.integer("image_size", 224, most=_MOST)] * 2
+    if len(sides) != 2 or not all(type(side) is int and 0 < side <= _MOST for side in sides):
+        raise vision.wrong("image_size", f"a whole number from 1 to {_MOST}, or two,")
+    return sides
+
+
 def _check_pixels(file: Path, preprocess: Mapping[str, Any]) -> None:
     fields = Fields(file, preprocess, "preprocess_cfg.")
     for key in ("mean", "std"):
         if key in preprocess:
             fields.channels(key, positive=key == "std")
-    if "interpolation" in preprocess:
-        fields.one_of("interpolation", ("bicubic", "bilinear", "random"))
+    fields.one_of("mode", ("RGB",), "RGB")
+    fields.one_of("interpolation", ("bicubic", "bilinear", "random"), "bicubic")
+    fields.one_of("resize_mode", RESIZE_MODES, "shortest")
+    fields.integer("fill_color", 0, least=0, most=255)
 
 
 def _check(config: Fields, known: int, size: int) -> None:
@@ -93,21 +105,24 @@ def _check(config: Fields, known: int, size: int) -> None:
                 raise side.wrong("layers", f"1 to {MAX_LAYERS} blocks")
             if "hf_model_name" not in side.values and "timm_model_name" not in side.values and count > known:
                 raise side.wrong("layers", f"what the {known} tensors of the weights can be")
-        for key in ("width", "heads", "head_width", "image_size", "context_length", "vocab_size"):
-            if side.values.get(key) is not None and not isinstance(side.values[key], list):
+        for key in ("width", "heads", "head_width", "patch_size", "context_length", "vocab_size"):
+            if side.values.get(key) is not None:
                 side.integer(key, most=1 << 24 if key == "vocab_size" else _MOST)
-        if side.values.get("patch_size") is not None:
-            side.integer("patch_size", most=_MOST)
-    text, vision = config.inside("text_cfg").values, config.inside("vision_cfg").values
-    if text.get("width", 512) % text.get("heads", 8):
-        raise config.inside("text_cfg").wrong("heads", f"a divisor of {text.get('width', 512)}")
-    if "timm_model_name" not in vision and not isinstance(vision.get("layers"), list):
-        width, head = vision.get("width", 768), vision.get("head_width", 64)
-        if width % head:
-            raise config.inside("vision_cfg").wrong("head_width", f"a divisor of {width}")
-        sides, patch = vision.get("image_size", 224), vision.get("patch_size", 16)
-        sides = sides if isinstance(sides, list) else [sides, sides]
-        if math.prod(side // patch for side in sides) * width > size:  # a table that is computed has memory at once
-            raise config.inside("vision_cfg").wrong("image_size", f"a picture that weights of {size} bytes are for")
+        if side.values.get("output_tokens") and "multimodal_cfg" not in config.values:
+            raise side.wrong("output_tokens", "false")
+    vision, text = config.inside("vision_cfg"), config.inside("text_cfg")
+    if not text.values.get("hf_model_name"):
+        width = text.integer("width", 512)
+        if width % text.integer("heads", 8):
+            raise text.wrong("heads", f"a divisor of {width}")
+    sides = _sides(vision)
+    if not vision.values.get("timm_model_name"):
+        width, head = vision.integer("width", 768), vision.integer("head_width", 64)
+        if not isinstance(vision.values.get("layers"), list):
+            if width % head:
+                raise vision.wrong("head_width", f"a divisor of {width}")
+            patch = vision.integer("patch_size", 16)
+            if math.prod(side // patch for side in sides) * width > size:  # a computed table has memory at once
+                raise vision.wrong("image_size", f"a picture that weights of {size} bytes are for")
     if not isinstance(config.values.get("quick_gelu", False), bool):
         raise InputError(f"{config.path}: model_cfg.quick_gelu is neither true nor false")

@@ -10,8 +10,13 @@ from typing import Any
 from cloob.errors import InputError
 from cloob.models.weights.formats.pickles import printable
 
+RESIZE_MODES = ("shortest", "longest", "squash")
+"""How open_clip makes a picture square."""
 LARGEST = 1 << 24
 """No width, depth, vocabulary or picture of a model is larger."""
+
+
+_FARTHEST = 1e6  # of a colour, so that normalised pixels stay finite
 
 
 class Fields:
@@ -62,8 +67,9 @@ class Fields:
         kinds = isinstance(value, list | tuple) and all(
             isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in value
         )
-        if not kinds or len(value) != 3 or (positive and min(value) <= 0):
-            raise self.wrong(key, "three positive numbers" if positive else "three numbers")
+        least = 1 / _FARTHEST if positive else -_FARTHEST
+        if not kinds or len(value) != 3 or not least <= min(value) <= max(value) <= _FARTHEST:
+            raise self.wrong(key, f"three numbers from {least:g} to {_FARTHEST:g}")
         return tuple(float(item) for item in value)
 
     def wrong(self, key: str, wanted: str) -> InputError:
