@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from cloob import ContrastiveObjective
+from cloob.interop.open_clip import OpenClipLoss
 from cloob.objective import NonFiniteFeaturesError, make_objective
 from cloob.train.gradcache import cached_backward
 
@@ -71,7 +72,7 @@ def chunks(n: int, size: int) -> list[int]:
 
 def one_pass(
     towers: nn.Module,
-    objective: nn.Module,
+    objective: Callable[..., Tensor],
     micro_batches: Sequence[Pair],
     ids: Tensor | None = None,
     autocast: Any = nullcontext,
@@ -127,6 +128,48 @@ def test_equals_the_full_batch_for_every_partition(
     # ln τ⁻¹ and ln β are float32 parameters even of float64 towers.
     assert_same(gradients(cached), gradients(full), tolerance)
     assert_same(gradients(objective), gradients(expected_objective), 2e-5)
+
+
+@pytest.mark.parametrize("loss", ["ContrastiveObjective", "siglip", "OpenClipLoss"])
+def test_a_learned_option_gets_its_gradient(loss: str) -> None:
+    """As open_clip hands them over: the exponential of the model's parameter, and a parameter by itself."""
+    found = []
+    for cached in (False, True):
+        towers = Towers()
+        towers.logit_scale = nn.Parameter(torch.tensor(2.0))
+        objective: nn.Module = make_objective("siglip" if loss == "siglip" else "clip", learnable_inv_tau=False)
+        if loss == "OpenClipLoss":
+            objective = OpenClipLoss(objective, learn_inv_tau=True)
+        options = {"logit_scale": towers.logit_scale.exp()}
+        if loss == "siglip":
+            towers.logit_bias = nn.Parameter(torch.tensor(-3.0))
+            options["logit_bias"] = towers.logit_bias
+        if cached:
+            cached_backward(lambda part: towers(*part), objective, cut(batch(), [5, 7]), towers=towers, **options)  # noqa: B023
+        else:
+            objective(*towers(*batch()), **options).backward()
+        found.append(gradients(towers))
+    assert "0.logit_scale" in found[0]
+    assert_same(found[1], found[0], 2e-6)
+
+
+def test_a_learned_option_that_comes_from_the_objectives_parameter_counts_once() -> None:
+    found = []
+    for cached in (False, True):
+        towers, objective = Towers(), make_objective("clip")
+        scale = 2 * objective.log_inv_tau
+        if cached:
+            cached_backward(
+                lambda part: towers(*part),  # noqa: B023
+                objective,
+                cut(batch(), [5, 7]),
+                towers=towers,
+                logit_scale=scale,
+            )
+        else:
+            objective(*towers(*batch()), logit_scale=scale).backward()
+        found.append(gradients(towers, objective))
+    assert_same(found[1], found[0], 2e-6)
 
 
 def test_gradients_add_to_those_that_are_there() -> None:
@@ -328,7 +371,7 @@ def test_peak_activations_follow_the_micro_batch() -> None:
     assert peaks[4] < saved.peak / 7
 
 
-NAMES = ("clip", "cloob")
+NAMES = ("clip", "cloob", "logit_scale")  # the last is a parameter of the towers, handed over as an option
 LOCAL = ([2, 3, 1], [4, 2])  # micro-batches of the two ranks
 
 
@@ -341,8 +384,22 @@ def _worker(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+def _whole(name: str, *, gather: bool) -> Whole:
+    by_option = name == "logit_scale"
+    whole = Whole(
+        Towers(), make_objective("clip" if by_option else name, gather=gather, learnable_inv_tau=not by_option)
+    )
+    if by_option:
+        whole.logit_scale = nn.Parameter(torch.tensor(2.0))
+    return whole
+
+
+def _options(whole: Whole) -> dict[str, Tensor]:
+    return {"logit_scale": whole.logit_scale.exp()} if hasattr(whole, "logit_scale") else {}
+
+
 def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
-    whole = Whole(Towers(), make_objective(name, gather=True, learnable_inv_tau=True))
+    whole = _whole(name, gather=True)
     ddp = DistributedDataParallel(whole)
     syncs = []
 
@@ -356,7 +413,14 @@ def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
     for _ in range(3):
         optimizer.zero_grad()
         losses.append(
-            cached_backward(lambda part: ddp(*part), whole.objective, micro_batches, towers=ddp, no_sync=ddp.no_sync)
+            cached_backward(
+                lambda part: ddp(*part),
+                whole.objective,
+                micro_batches,
+                towers=ddp,
+                no_sync=ddp.no_sync,
+                **_options(whole),
+            )
         )
         optimizer.step()
     return {"losses": losses, "syncs": syncs, "state": whole.state_dict()}
@@ -367,12 +431,12 @@ def test_two_ddp_processes_equal_one(tmp_path: Path) -> None:
     mp.spawn(_worker, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in NAMES:
-        alone = Whole(Towers(), make_objective(name, learnable_inv_tau=True))
+        alone = _whole(name, gather=False)
         optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
         expected = []
         for _ in range(3):
             optimizer.zero_grad()
-            expected.append(one_pass(alone, alone.objective, [batch()]))
+            expected.append(one_pass(alone, partial(alone.objective, **_options(alone)), [batch()]))
             optimizer.step()
         for found in (rank[name] for rank in ranks):
             torch.testing.assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)

@@ -45,16 +45,18 @@ def cached_backward(
         objective: ``objective(image_features, text_features)`` -> 0-d loss, called once with the rows of all
             micro-batches, outside ``autocast``; with ``gather=True`` it gathers over the ranks by itself. If it is a
             module, its own learnable parameters get their gradient, once, in the last backward pass; so if there are
-            any, DDP has to wrap them together with the towers.
+            any, DDP has to wrap them together with the towers. Parameters behind a plain function are not seen, and
+            get none: hand over the module itself.
         micro_batches: This rank's batch in parts, at least one; their sizes, and over ranks their number, may differ
             (but for layers that communicate by themselves, as SyncBatchNorm: equal numbers there).
         towers: The modules that ``encode`` runs: their buffers are put back after the first pass.
         ids: (N,) ids of all pairs, handed to the objective as ``ids=``.
         no_sync: DDP's ``no_sync``: held in all backward passes but the last, so that gradients travel once a batch.
-            ``find_unused_parameters`` has to be off when the objective has parameters.
+            ``find_unused_parameters`` has to be off when the objective has parameters or an option learns.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
         autocast: Entered for each call of ``encode``.
-        **options: Handed to the objective.
+        **options: Handed to the objective. A tensor that requires grad, as ``logit_scale=model.logit_scale.exp()``,
+            gets its gradient as the objective's parameters do.
 
     Returns:
         The objective's 0-d value, detached and without ``scale``. It may be NaN, and then the gradients are, too.
@@ -79,10 +81,13 @@ def cached_backward(
         raise ValueError("no micro-batches: gradient caching needs at least one")
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
+    learned = {name: value for name, value in options.items() if isinstance(value, Tensor) and value.requires_grad}
+    options |= {name: value.detach().requires_grad_() for name, value in learned.items()}
     loss = objective(*rows, **({} if ids is None else {"ids": ids}), **options)
     scales = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
     scaled = loss if scale is None else scale(loss)
-    gradients = torch.autograd.grad(scaled, [*rows, *scales], allow_unused=True)
+    leaves = [*rows, *scales, *(options[name] for name in learned)]
+    gradients = torch.autograd.grad(scaled, leaves, allow_unused=True)
     sizes = [len(features[0]) for features in embedded]
     incoming = list(zip(*(_split(gradient, sizes) for gradient in gradients[: len(rows)]), strict=True))
     for i, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):
@@ -93,7 +98,7 @@ def cached_backward(
                 features = encode(micro_batch)
             pairs = list(zip(features, incoming[i], strict=True))
             if last:
-                pairs += zip(scales, gradients[len(rows) :], strict=True)
+                pairs += zip([*scales, *learned.values()], gradients[len(rows) :], strict=True)
             _backward(pairs)
     return loss.detach()
 
