@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 
 
@@ -98,3 +100,19 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
         raise InputError(f"{module} is not installed; {install(extra)} brings it") from None
+
+
+@contextlib.contextmanager
+def command_line(module: str) -> Iterator[None]:
+    """Inside, an InputError of a module that ``python -m`` runs is one line and exit code 2; an import raises it.
+
+    Args:
+        module: The module's ``__name__``.
+    """
+    try:
+        yield
+    except InputError as error:
+        if module != "__main__":
+            raise
+        print(f"cloob: {message(error)}", file=sys.stderr)
+        sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,20 @@ def test_without_the_package_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delitem(sys.modules, "cloob.interop.clip_benchmark", raising=False)
     with pytest.raises(InputError, match=r"\.\[clip-benchmark\]"):
         import cloob.interop.clip_benchmark  # noqa: F401
+
+
+@pytest.mark.parametrize("name", ["clip_benchmark", "mteb"])
+def test_without_the_package_the_command_line_says_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ``python -m`` runs the module."""
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"cloob.interop.{name}", raising=False)
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module(f"cloob.interop.{name}", run_name="__main__")
+    assert exit_.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("cloob: ") and "is not installed; pip install -e" in line
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError, command_line, require
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
 
@@ -113,10 +113,7 @@ def _values(words: Sequence[str], option: str) -> list[str]:
     return []
 
 
-register()
-
-if __name__ == "__main__":
-    try:
+with command_line(__name__):
+    register()
+    if __name__ == "__main__":
         main(sys.argv[1:])
-    except InputError as error:
-        sys.exit(f"cloob: {error}")

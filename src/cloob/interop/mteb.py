@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 from collections import UserDict
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -29,16 +28,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.citation import BIBTEX
-from cloob.errors import InputError, require
+from cloob.errors import command_line, require
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import Encoder, evaluating
 from cloob.models.load import find_model_folder, load_model
 from cloob.models.runs import CONFIG_FILE
 from cloob.pictures import upright
 
-require("mteb", "mteb")
-from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found, unused-ignore] # noqa: E402
-from mteb.models.model_meta import (  # type: ignore[import-not-found, unused-ignore] # noqa: E402
+with command_line(__name__):
+    require("mteb", "mteb")
+from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found, unused-ignore]
+from mteb.models.model_meta import (  # type: ignore[import-not-found, unused-ignore]
     ModelMeta,
     ScoringFunction,
 )
@@ -160,7 +160,5 @@ register()
 if __name__ == "__main__":
     from mteb.cli import main  # type: ignore[import-not-found, unused-ignore]
 
-    try:
+    with command_line(__name__):
         main()
-    except InputError as error:
-        sys.exit(f"cloob: {error}")
