@@ -93,6 +93,15 @@ def test_one_pair_that_is_not_finite_is_an_error_too(model: Any) -> None:
     assert loss.calculate_loss([[one], [one], [one]]).item() == 0.0
     with pytest.raises(ValueError, match="anchors: 1 of 1 rows are bad"):
         loss.calculate_loss([[one * math.nan], [one]])
+    with pytest.raises(ValueError, match="negative_2: 1 of 1 rows are bad"):
+        loss.calculate_loss([[one], [one], [one], [one * math.nan]])
+
+
+@pytest.mark.parametrize("columns", [2, 3])
+def test_one_anchor_with_two_positives_is_an_error(model: Any, columns: int) -> None:
+    one, two = torch.ones(1, 3), torch.ones(2, 3)
+    with pytest.raises(ValueError, match=r"1 image_features, but 2 text_features|anchors \(1, 3\), positives \(2, 3\)"):
+        CLOOBLoss(model).calculate_loss([[one], [two], [one]][:columns])
 
 
 def test_a_last_batch_of_one_pair_does_not_stop_the_training(model: Any, tmp_path: Path) -> None:

@@ -94,14 +94,15 @@ class InfoLOOBLoss(nn.Module):
             with_backward: Also run the backward pass, and return the loss without graph.
 
         Raises:
-            ValueError: Fewer than two columns.
+            ValueError: Fewer than two columns, or not one positive an anchor; an embedding that is not finite or zero.
         """
         if len(reps) < 2:
             raise ValueError(f"{len(reps)} column: an anchor and a positive are expected at least")
         anchors, positives, *negatives = (_unit_rows(torch.cat(parts)) for parts in reps)
         self.objective.gather = self.gather_across_devices and distributed.world_size() > 1
-        if len(anchors) < 2 and not self.objective.gather:
-            check_finite(anchors=anchors, positives=positives)
+        if len(anchors) == len(positives) < 2 and not self.objective.gather:
+            further = {f"negative_{k}": rows for k, rows in enumerate(negatives, start=1)}
+            check_finite(anchors=anchors, positives=positives, **further)
             loss = 0.0 * torch.cat([anchors, positives, *negatives]).sum()
         elif negatives:
             loss = contrast_with_negatives(self.objective, anchors, positives, torch.cat(negatives))
