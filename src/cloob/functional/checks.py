@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -36,6 +36,13 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
+    """Keeps ``function`` out of the graphs of ``torch.compile``: it breaks the graph, and runs eagerly."""
+    # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
+    disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+    return cast(Callable[P, R], cast(Any, disable)(function))
 
 
 def as_rows(**named: Tensor) -> list[Tensor]:
@@ -84,6 +91,11 @@ def readable() -> bool:
         return False
     functorch = torch._C._functorch
     return all(level.key() != functorch.TransformType.Vmap for level in functorch.get_interpreter_stack() or ())
+
+
+def in_transform() -> bool:
+    """Whether ``torch.func`` transforms the call (grad, jvp, vmap, …)."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def positive_scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cloob import distributed
 from cloob.distributed import Layout
-from cloob.functional.checks import as_rows, check_ids, outside_autocast
+from cloob.functional.checks import as_rows, check_ids, outside_autocast, outside_compiler
 from cloob.functional.reference import Contrast, Parts, Scale, combine, is_symmetric
 from cloob.objective.values import Scales
 
@@ -54,6 +54,7 @@ def _checked(image_features: Tensor, text_features: Tensor, ids: Tensor | None) 
     return x, y, None if both is None else both[0].to(torch.int64)
 
 
+@outside_compiler
 @outside_autocast
 def agree_on_rows(
     image_features: Tensor, text_features: Tensor, ids: Tensor | None, prepare: Callable[[Tensor, Tensor], Scales]
@@ -82,7 +83,9 @@ def agree_on_rows(
         tolerance = 1e-3 * min(map(abs, by_rank)) if name in scales else 0.0
         if name != "rows" and max(by_rank) - min(by_rank) > tolerance:
             named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(by_rank))
-            advice = "; a learnable one has to be inside what DDP wraps" if name in scales else ""
+            advice = (
+                "; average a learnable one's gradient: inside what DDP wraps, or by yourself" if name in scales else ""
+            )
             raise ValueError(f"ranks differ in {name}: {named}{advice}")
     return LocalRows(x, y, ids, scales, Layout(facts_of_ranks["rows"]))
 

@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
+from cloob.functional.checks import in_transform, outside_compiler
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -74,16 +76,14 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def direct(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+        if torch.compiler.is_compiling() or in_transform():
             raise RuntimeError(
                 "the streamed path goes through neither torch.func (grad, vmap, …) nor torch.export; "
                 "backend='reference' does"
             )
         return function(*args, **kwargs)
 
-    # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
-    disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
-    return cast(Callable[P, R], cast(Any, disable)(direct))
+    return outside_compiler(direct)
 
 
 def differentiable_once(backward: Callable[P, R]) -> Callable[P, R]:
