@@ -176,18 +176,22 @@ def test_a_logit_scale_that_learns_is_refused_by_the_papers_scale(name: str) -> 
         )
 
 
-def test_a_learnable_scale_is_bounded_by_100_in_training_alone() -> None:
+def test_a_learnable_scale_is_bounded_by_100() -> None:
+    """Its value always, its parameter in training: an optimiser's last step may end beyond."""
     objective = ContrastiveObjective.clip()
     x, y = pairs(4, 3)
     with torch.no_grad():
         objective.log_inv_tau.fill_(math.log(250.0))
-    fixed = ContrastiveObjective.clip(inv_tau=250.0, learnable_inv_tau=False)
+    fixed = ContrastiveObjective.clip(inv_tau=100.0, learnable_inv_tau=False)
     assert objective.eval()(x, y).item() == pytest.approx(fixed(x, y).item(), rel=1e-5)
-    assert objective.inv_tau.item() == pytest.approx(250.0)
-    objective.train()(x, y)
-    assert objective.inv_tau.item() == pytest.approx(100.0)
-    again = ContrastiveObjective(**objective.config())  # a float32 logarithm of 100 is a little above it
-    assert again.inv_tau.item() == pytest.approx(100.0)
+    assert objective.log_inv_tau.item() == pytest.approx(math.log(250.0))
+    for training in (False, True):
+        assert objective.inv_tau.item() == pytest.approx(100.0)
+        again = ContrastiveObjective(**objective.config())  # a float32 logarithm of 100 is a little above it
+        assert again.inv_tau.item() == pytest.approx(100.0)
+        objective.train(training)(x, y).backward()
+    assert objective.log_inv_tau.item() == pytest.approx(math.log(100.0))
+    assert objective.log_inv_tau.grad != 0  # at its bound it still learns
     with pytest.raises(ValueError, match="inv_tau is 250; a learnable one is kept at 100 or below"):
         ContrastiveObjective.clip(inv_tau=250.0)
     ContrastiveObjective.cloob(inv_tau=250.0).clamp_()  # fixed ones stay as they were asked for
@@ -399,8 +403,9 @@ def test_check_false_looks_at_no_row(backend: str) -> None:
 def test_rows_that_are_no_unit_vectors_are_told_of_once() -> None:
     x, y = pairs(6, 5)
     objective = ContrastiveObjective()
-    with pytest.warns(UserWarning, match=r"text_features has rows of length 3 to 3, but .* unit rows"):
+    with pytest.warns(UserWarning, match=r"text_features has rows of length 3 to 3, but .* unit rows") as told:
         objective(x, 3 * y)
+    assert told[0].filename == __file__
     objective(x, 3 * y)  # warnings are errors here
     with pytest.warns(UserWarning, match=r"image_features has rows of length 0\.5 to 0\.5"):
         ContrastiveObjective()(0.5 * x, y)

@@ -19,8 +19,9 @@ from paper_loops import pairs
 
 def test_another_fixed_value_is_taken_and_told() -> None:
     objective, saved = ContrastiveObjective(inv_tau=30.0), ContrastiveObjective(inv_tau=50.0, beta=8.0)
-    with pytest.warns(FixedScaleWarning, match="inv_tau was 30 and is 50 now, as in the state that was loaded"):
+    with pytest.warns(FixedScaleWarning, match="inv_tau was 30 and is 50 now, as in the state that was loaded") as told:
         assert objective.load_state_dict(saved.state_dict()).missing_keys == []
+    assert told[0].filename == __file__
     x, y = pairs(6, 5)
     assert objective(x, y) == saved(x, y) != ContrastiveObjective(inv_tau=30.0)(x, y)
     assert objective.config() == saved.config() and objective.inv_tau.item() == 50.0

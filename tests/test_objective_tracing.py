@@ -96,6 +96,31 @@ def test_func_grad_and_double_backward(contrast: str, hopfield: bool) -> None:
         torch.func.grad(objective)(x.index_fill(0, torch.tensor([2]), torch.nan), y)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("inv_tau", [30.0, 100.0])
+def test_func_through_a_learned_scale(inv_tau: float) -> None:
+    """In training mode, in which the parameter is bounded in place; inside a transformation nothing can be."""
+    x, y = pairs(4, 3)
+    objective = Objective.clip(backend="reference", inv_tau=inv_tau).double()
+    fixed = Objective.clip(backend="reference", inv_tau=inv_tau, learnable_inv_tau=False)
+    with torch.no_grad():
+        objective.log_inv_tau.add_(0.5 if inv_tau == 100.0 else 0.0)
+    before = objective.log_inv_tau.item()
+    problems = (torch.stack([x, y]), torch.stack([y, x]))
+    for transformed in (
+        lambda o: torch.func.grad(o)(x, y),
+        lambda o: torch.func.hessian(o)(x, y),
+        lambda o: torch.func.jvp(lambda side: o(side, y), (x,), (y,))[1],
+        lambda o: torch.func.vmap(torch.func.grad(o))(*problems),
+    ):
+        torch.testing.assert_close(transformed(objective), transformed(fixed))
+    by_parameters = torch.func.grad(lambda p: torch.func.functional_call(objective, p, (x, y)))
+    gradient = by_parameters(dict(objective.named_parameters()))["log_inv_tau"]
+    assert objective.log_inv_tau.item() == before
+    objective(x, y).backward()
+    torch.testing.assert_close(gradient, objective.log_inv_tau.grad)
+
+
 @each_member
 def test_the_streamed_path_names_the_backend_that_has_them(
     contrast: str, hopfield: bool, monkeypatch: pytest.MonkeyPatch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any, Self
@@ -101,9 +102,17 @@ class ScaledModule(nn.Module):
                 warnings.warn(
                     f"{name} was {number:g} and is {loaded:g} now, as in the state that was loaded",
                     FixedScaleWarning,
-                    stacklevel=2,
+                    stacklevel=callers_level(),
                 )
             self._fixed[name] = loaded
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def callers_level() -> int:
+    """The ``stacklevel`` at which a warning points at the line outside of torch and this package that led to it."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "cloob"):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.functional.checks import check_number, readable
+from cloob.functional.checks import check_number, in_transform, readable
 from cloob.functional.reference import Contrast, Scale, check_pairs, check_scale
 from cloob.objective.implementation import BACKENDS, Backend, Implementation, choose_implementation
 from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_scales, check_values, one_of
-from cloob.scales import ScaledModule
+from cloob.scales import ScaledModule, callers_level
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
@@ -56,8 +56,8 @@ class ContrastiveObjective(ScaledModule):
         backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster of
             both. ``"triton"`` streams by kernels on CUDA, which have not run on a GPU yet: never taken by ``"auto"``.
         gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
-            gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then), so
-            a learnable scale has to be inside what DDP wraps.
+            gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then). So a
+            learnable scale has to be inside what DDP wraps; FSDP takes no scalars: there average its gradient yourself.
         matmul: ``"bfloat16"`` lets the streamed paths multiply in bfloat16 with float32 accumulation.
         check: Look at the values: rows that are NaN, infinite or zero and learned scales that are no positive number
             are refused, rows that are no unit vectors told of once. That waits once for the device; False spares it.
@@ -113,8 +113,8 @@ class ContrastiveObjective(ScaledModule):
             raise ValueError("bias needs contrast='sigmoid': a constant added to all logits cancels in the others")
         if learnable_inv_tau and scale == "paper":
             raise ValueError("learnable_inv_tau=True needs scale='unit': τ · loss falls with τ⁻¹ for all embeddings")
-        bounded = learnable_inv_tau and contrast != "sigmoid"
-        if bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5):  # exp(ln 100) in float32 is a little above 100
+        self._bounded = learnable_inv_tau and contrast != "sigmoid"
+        if self._bounded and inv_tau > MAX_INV_TAU * (1 + 1e-5):  # exp(ln 100) in float32 is a little above 100
             raise ValueError(f"inv_tau is {inv_tau:g}; a learnable one is kept at {MAX_INV_TAU:g} or below")
         self.contrast: Contrast = contrast
         self.hopfield = hopfield
@@ -165,6 +165,13 @@ class ContrastiveObjective(ScaledModule):
         """0-d β, likewise."""
         return _as_tensor(self.scale_value("beta"))
 
+    def scale_value(self, name: str) -> float | Tensor:
+        """As the base's; where a step took the parameter over its bound, value and gradient are those at the bound."""
+        if name == "inv_tau" and self._bounded:
+            excess = (self.log_inv_tau.detach() - math.log(MAX_INV_TAU)).clamp_min(0.0)
+            return (self.log_inv_tau - excess).exp()
+        return super().scale_value(name)
+
     def scale_values(self) -> dict[str, float | Tensor]:
         """τ⁻¹ (``inv_tau``), β (``beta``) and the sigmoid loss's ``bias``: fixed ones as numbers, others as tensors."""
         scales: Scales = {name: self.scale_value(name) for name in ("inv_tau", "beta")}
@@ -195,8 +202,11 @@ class ContrastiveObjective(ScaledModule):
 
     @torch.no_grad()
     def clamp_(self) -> None:
-        """Bounds a learnable τ⁻¹ of a softmax by 100 in place; the forward pass in training mode does so too."""
-        if self.learns("inv_tau") and self.contrast != "sigmoid":
+        """Bounds the parameter of a learnable τ⁻¹ of a softmax, so that τ⁻¹ ≤ 100.
+
+        The forward pass in training mode does so too, but inside ``torch.func``, where nothing can be written.
+        """
+        if self._bounded:
             self.log_inv_tau.clamp_(max=math.log(MAX_INV_TAU))
 
     @overload
@@ -262,7 +272,7 @@ class ContrastiveObjective(ScaledModule):
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
                 path, where ``backend="reference"`` is asked for.
         """
-        if self.training:
+        if self.training and not in_transform():
             self.clamp_()
         if self.gather and not distributed.is_initialized():
             raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
@@ -294,7 +304,7 @@ class ContrastiveObjective(ScaledModule):
             notice = check_values(x, y, scales)
             if notice is not None and not self._warned_of_lengths:
                 self._warned_of_lengths = True
-                warnings.warn(notice, stacklevel=2)
+                warnings.warn(notice, stacklevel=callers_level())
         return scales
 
     def implementation(self, n_candidates: int) -> Implementation:
