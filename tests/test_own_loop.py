@@ -26,10 +26,9 @@ def blocks() -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
-def script() -> str:
-    """The block that torchrun starts."""
-    (only,) = (block for block in blocks() if "torchrun" in block)
-    return only
+def scripts() -> dict[str, str]:
+    """The blocks that torchrun starts, by the names of their files."""
+    return {found[1]: block for block in blocks() if (found := re.match(r"# (\w+\.py): torchrun", block))}
 
 
 @pytest.fixture
@@ -46,11 +45,13 @@ def test_the_snippets_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     names: dict[str, Any] = {}
     for block in blocks():
-        if block != script():
+        if block not in scripts().values():
             exec(compile(block, str(PAGE), "exec"), names)
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
     torch.testing.assert_close(names["loss"], expected)
+    # Of a hash that each process salts for itself it would be another number.
+    assert names["ids"].tolist()[0] == 6164512276740585205
 
 
 def test_accumulating_is_not_a_larger_batch_and_caching_is() -> None:
@@ -73,14 +74,27 @@ def test_accumulating_is_not_a_larger_batch_and_caching_is() -> None:
     assert (added - whole).norm() > 0.1 * whole.norm()
 
 
-@pytest.mark.parametrize("objective", ["clip", pytest.param("cloob", marks=pytest.mark.nightly)])
-def test_two_ranks_print_what_one_does(objective: str, tmp_path: Path) -> None:
-    (tmp_path / "train.py").write_text(script(), encoding="utf-8")
+WITH_UNUSED = "find_unused_parameters=True"
+
+
+@pytest.mark.parametrize(
+    ("name", "objective"),
+    [
+        ("train.py", "clip"),
+        ("fsdp.py", "clip"),
+        (WITH_UNUSED, "clip"),
+        pytest.param("train.py", "cloob", marks=pytest.mark.nightly),
+        pytest.param("fsdp.py", "cloob", marks=pytest.mark.nightly),
+    ],
+)
+def test_two_ranks_print_what_one_does(name: str, objective: str, tmp_path: Path) -> None:
+    script = loss_inside(scripts()["train.py"]) if name == WITH_UNUSED else scripts()[name]
+    (tmp_path / "script.py").write_text(script, encoding="utf-8")
 
     def losses(ranks: int) -> list[float]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         done = subprocess.run(
-            [*launcher, "train.py", objective],
+            [*launcher, "script.py", objective],
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -95,6 +109,22 @@ def test_two_ranks_print_what_one_does(objective: str, tmp_path: Path) -> None:
     assert len(one) == 3 and len(set(one)) == 3
     # The third loss is after two updates: with another gradient it would be another one.
     assert two == pytest.approx(one, rel=1e-4)
+
+
+def loss_inside(script: str) -> str:
+    """The script with ``find_unused_parameters``, as the page says that it goes: ``forward`` returns the loss."""
+    for line, other in (
+        ("DistributedDataParallel(model)", f"DistributedDataParallel(model, {WITH_UNUSED})"),
+        (
+            "return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)",
+            "return self.objective(F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1))",
+        ),
+        ("model.objective(*ddp(images, texts))", "ddp(images, texts)"),
+        ("if step < 2:", "if True:"),
+    ):
+        assert line in script
+        script = script.replace(line, other)
+    return script
 
 
 def rows(n: int = 8, width: int = 5) -> torch.Tensor:
