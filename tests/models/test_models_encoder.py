@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -67,18 +68,29 @@ def test_text_as_strings_and_tokens_agree(encoder: DualEncoder) -> None:
         torch.testing.assert_close(encoder.encode_text(TEXTS, batch_size=1), expected, atol=1e-5, rtol=0)
 
 
+class Unknown:
+    """A tokenizer that gives the same tokens for any texts."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        return self.tokens
+
+
 @pytest.mark.parametrize("token", [49408, 10**6, -1])
 def test_a_token_that_the_text_tower_does_not_know(
     token: int, encoder: DualEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens = encoder.tokenizer(TEXTS)
     tokens[1, 1] = token
-    monkeypatch.setattr(encoder, "tokenizer", lambda texts: tokens)
-    pixels = torch.zeros(3, 3, encoder.image_size, encoder.image_size, dtype=torch.uint8)
+    monkeypatch.setattr(encoder, "tokenizer", Unknown(tokens))
     said = f"token {token} found, and its text tower knows 0 to 49407; another model's tokenizer makes such"
-    for embed in (lambda: encoder.encode_text(TEXTS), lambda: encoder(pixels, tokens)):
+    for texts in (TEXTS, tokens):
         with pytest.raises(InputError, match=said):
-            embed()
+            encoder.encode_text(texts)
+    with pytest.raises(InputError, match=said):
+        pickle.loads(pickle.dumps(encoder.loader_tokenizer))(TEXTS)
 
 
 def test_forward_is_both_encoders(encoder: DualEncoder) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cloob.errors import InputError
 from cloob.models.pixels import EvalTransform, open_image
-from cloob.models.texts import causal_tower, encode_short, trimmed, vocabulary_size
+from cloob.models.texts import KnownTokenizer, causal_tower, check_known, encode_short, trimmed, vocabulary_size
 from cloob.models.tokenizer import FastTokenizer
 from cloob.objective import ContrastiveObjective
 
@@ -130,6 +130,13 @@ class DualEncoder(nn.Module):
         """
 
     @property
+    def loader_tokenizer(self) -> Callable[[list[str]], Tensor]:
+        """``tokenizer`` for a loader, whose tokens may be on a device before the text tower sees them."""
+        if self._vocabulary_size is None:
+            return self.tokenizer
+        return KnownTokenizer(self.name, self._vocabulary_size, self.tokenizer)
+
+    @property
     def trims_texts(self) -> bool:
         """Whether tokens may come without the padding that all rows of a batch share, see ``cloob.models.texts``."""
         return self._causal_tower is not None
@@ -229,7 +236,7 @@ class DualEncoder(nn.Module):
             (n, D) unit rows.
 
         Raises:
-            InputError: The tokenizer makes tokens that the text tower does not know.
+            InputError: The text tower does not know a token, as with another model's tokenizer.
             TypeError: One string instead of a list, or an item that is none.
             ValueError: Tokens of another shape or dtype, or a batch size below 1.
         """
@@ -243,6 +250,8 @@ class DualEncoder(nn.Module):
         def rows(some: Sequence[str] | Tensor) -> Tensor:
             tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
             self._check_tokens(tokens)
+            if self._vocabulary_size is not None and tokens.device.type == "cpu":
+                check_known(self.name, self._vocabulary_size, tokens)
             if self.trims_texts and tokens.device.type == "cpu":
                 tokens = trimmed(tokens)
             return self._text_features(tokens.to(self.device))
@@ -281,14 +290,6 @@ class DualEncoder(nn.Module):
             raise ValueError(
                 f"tokens: {tokens.dtype} {tuple(tokens.shape)} found, int64 (n, {self.context_length}) wanted"
             )
-        # A device would have to be waited for, and a compiled tower has no numbers to look at.
-        if tokens.device.type == "cpu" and len(tokens) and self._vocabulary_size and not torch.compiler.is_compiling():
-            least, most = (int(token) for token in tokens.aminmax())
-            if least < 0 or most >= self._vocabulary_size:
-                raise InputError(
-                    f"{self.name}: token {least if least < 0 else most} found, and its text tower knows 0 to "
-                    f"{self._vocabulary_size - 1}; another model's tokenizer makes such"
-                )
 
     def _dtype(self) -> torch.dtype:
         """In which the towers compute."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from cloob.errors import InputError
+
 _STEP = 8
 """Lengths are multiples of this, so that a run meets few shapes and the kernels even ones."""
 
@@ -58,6 +60,38 @@ def vocabulary_size(model: nn.Module) -> int | None:
         if isinstance(table, nn.Embedding):
             return table.num_embeddings
     return None
+
+
+def check_known(name: str, size: int, tokens: Tensor) -> None:
+    """Refuses tokens that a text tower does not know.
+
+    Args:
+        name: The model's, for the error.
+        size: How many it knows.
+        tokens: Integers of any shape; on the CPU, as a device would have to be waited for.
+
+    Raises:
+        InputError: One is unknown.
+    """
+    least, most = (int(token) for token in tokens.aminmax()) if tokens.numel() else (0, 0)
+    if least < 0 or most >= size:
+        raise InputError(
+            f"{name}: token {least if least < 0 else most} found, and its text tower knows 0 to {size - 1}; another "
+            "model's tokenizer makes such"
+        )
+
+
+class KnownTokenizer:
+    """A tokeniser that makes tokens that a text tower knows, or says so; goes to a loader's workers."""
+
+    def __init__(self, name: str, size: int, tokenizer: Callable[[list[str]], Tensor]) -> None:
+        self._name, self._size, self._tokenizer = name, size, tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Tokens of n texts, (n, L) integers; errors as of ``check_known``."""
+        tokens = self._tokenizer(list(texts))
+        check_known(self._name, self._size, tokens)
+        return tokens
 
 
 def trimmed(tokens: Tensor) -> Tensor:

@@ -174,7 +174,9 @@ def _cached(source: Source, encoder: AlignedEncoder, config: TrainConfig, cache:
 def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_on: Callable[[], object]) -> Features:
     """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
     batching = Batching(_BATCH, shuffle=False, drop_last=False)
-    loader = PairLoader(source, encoder.preprocess, encoder.tokenizer, batching, Share(workers=config.pairs.workers))
+    loader = PairLoader(
+        source, encoder.preprocess, encoder.loader_tokenizer, batching, Share(workers=config.pairs.workers)
+    )
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
     place, bad, said = 0, 0, -1
