@@ -75,35 +75,107 @@ def test_data_leads_to_training_and_training_to_looking(
     assert advised.optim.warmup == 8  # a tenth of 20 epochs of 4 steps, in place of the recipe's 100
 
 
+@pytest.mark.parametrize(("usable", "batch"), [(3, None), (4, 2), (8, 6), (20, 8)])
+def test_data_leads_to_a_batch_that_the_pairs_fill(
+    usable: int, batch: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the usable pairs a part is held out, and a bad one is in no batch."""
+    write_pairs(tmp_path / "mine", {f"{n}": ((6 * n, 90, 90), f"number {n}") for n in range(usable)})
+    (tmp_path / "mine" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "mine" / "bad.txt").write_text("a caption", encoding="utf-8")
+    assert cli.main(["data", str(tmp_path / "mine")]) == 0
+    commands = next_commands(capsys.readouterr().err)
+    assert [check_train(command).run.batch_size for command in commands] == ([batch] if batch else [])
+
+
 def test_json_output_is_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "demo:val", "--most", "4", "--json"]) == 0
     assert capsys.readouterr().out.startswith("{")
 
 
-@pytest.mark.parametrize(("pairs", "batch"), [(2, 8), (50, 8), (128, 8), (500, 16), (611, 32), (5000, 256)])
+@pytest.mark.parametrize(("pairs", "batch"), [(2, 2), (6, 6), (50, 8), (128, 8), (500, 16), (611, 32), (5000, 256)])
 def test_a_good_batch_makes_many_steps(pairs: int, batch: int) -> None:
     assert advice.good_batch(pairs) == batch
 
 
+def advised(words: str, pairs: int, steps: int, warmup: int) -> tuple[list[str], TrainConfig, TrainConfig | None]:
+    """The reasons of the advice for a command, its configuration, and the advised one."""
+    typed = words.split()
+    config = check_train(["train", *typed])
+    said = advice.lines(config, pairs, steps, warmup, typed)
+    reasons = [line for line in said if line.startswith("  - ")]
+    better = [check_train(shlex.split(line.partition(":")[2])[1:]) for line in said if "better:" in line]
+    return reasons, config, better[0] if better else None
+
+
 def test_advice_is_about_what_is_wrong_alone() -> None:
-    good = get_recipe("align").override(data=["mine"], val_data=["held"], batch_size=64, warmup=20)
-    assert advice.lines(good, 1000, 300, 20) == []
-    assert advice.lines(good.override(val_data=[]), 5001, 300, 20) == []
+    good = "align --data mine --batch-size 64 --warmup 20"
+    assert advised(f"{good} --val-data held", 1000, 300, 20)[0] == []
+    assert advised(f"{good} --val-data demo:val", 5001, 300, 20)[0] == []
     cases = {
-        "without held-out pairs": (good.override(val_data=[]), 1000, 300, 20),
-        "the held-out pairs are demo:val, which are not like yours": (
-            good.override(val_data=["demo:val"]),
+        "the held-out pairs are demo:val, which are not like yours": (good, 1000, 300, 20),
+        "100 steps of warm-up leave little of 300 steps": (
+            "align --data mine --batch-size 64 --val-data held --warmup 100",
             1000,
             300,
-            20,
+            100,
         ),
-        "100 steps of warm-up leave little of 300 steps": (good.override(warmup=100), 1000, 300, 100),
-        "a batch of 512 makes 1 steps of an epoch": (good.override(batch_size=512), 1000, 20, 2),
+        "a batch of 512 makes 1 steps of an epoch": (
+            "align --data mine --batch-size 512 --val-data held --warmup 2",
+            1000,
+            20,
+            2,
+        ),
     }
     for reason, case in cases.items():
-        said = advice.lines(*case)
-        assert [line for line in said if line.startswith("  - ")] == [line for line in said if reason in line]
-        check_train(shlex.split(said[-1].partition(":")[2])[1:])
+        reasons, _, better = advised(*case)
+        assert better is not None and len(reasons) == 1 and reason in reasons[0]
+    reasons, _, better = advised("--init tiny --data mine --batch-size 64", 1000, 300, 20)
+    assert better is not None and len(reasons) == 1 and "without held-out pairs" in reasons[0]
+
+
+TUNED = "--lr 3e-5 --clip-grad-norm 0.5 --beta2 0.9 --layer-decay 0.5 --inv-tau 100 --objective clip --data a b"
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        (f"lit --init r/a {TUNED} --batch-size 512 --val-data c", {"batch_size": 32}),
+        (f"finetune --init r/a {TUNED}", {"val_split": 0.1, "batch_size": 16}),
+        (f"{TUNED} --batch-size=256 finetune --init r/a --out r/b", {"val_split": 0.1, "batch_size": 16}),
+        (f"--init r/a {TUNED} --val_split 0.2 --epochs 2 --warmup 50", {"batch_size": 32, "warmup": 3}),
+        (f"--val-data demo:val lit --init r/a {TUNED}", {"val_data": (), "val_split": 0.1, "batch_size": 16}),
+        (
+            "--init r/a --data a --batch-size 32 --retrieval-from 0.5",
+            {"val_split": 0.1, "best": "val_recall"},
+        ),
+        (
+            "align --image-encoder pypi:x --text-encoder pypi:y --data mine --head linear --patience 9",
+            {"val_data": (), "val_split": 0.1, "batch_size": 16},
+        ),
+    ],
+)
+def test_advice_keeps_what_it_is_not_about(words: str, changes: dict[str, object]) -> None:
+    _, config, better = advised(words, 530, 0, 0)
+    assert better == config.override(**changes, out=f"{config.save.out}-advised")
+
+
+def test_advice_for_towers_from_scratch_is_another_recipe() -> None:
+    words = "--model tiny-vit --objective clip --data a b --caption-column text --batch-size 4096"
+    for held_out, changes in (
+        ("--val-data c d", {"val_data": ("c", "d"), "warmup": 36}),
+        ("--val-split 0.2", {"val_split": 0.2, "warmup": 36}),
+        ("", {"val_split": 0.1, "warmup": 32}),
+    ):
+        _, _, better = advised(f"{words} {held_out}", 600, 0, 0)
+        align = get_recipe("align").override(val_data=(), data=("a", "b"), caption_column="text", objective="clip")
+        assert better == align.override(batch_size=32, out="runs/train-advised", **changes)
+
+
+@pytest.mark.parametrize(("pairs", "batch"), [(3, None), (4, 2), (8, 6), (9, 7), (20, 8)])
+def test_an_advised_batch_fits_what_is_not_held_out(pairs: int, batch: int | None) -> None:
+    reasons, _, better = advised("align --data mine", pairs, 0, 0)
+    assert len(reasons) == 2 and (better.run.batch_size if better else None) == batch
 
 
 def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:

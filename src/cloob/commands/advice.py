@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloob.commands.steps import columns, shell
+from cloob.commands.train import words_without
+from cloob.data.split import most_held_out
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import aligns
 
 SMALL = 5_000
 """Up to so many pairs a run gets advice; beyond, whoever has them is taken to know what they want."""
+VAL_SPLIT = 0.1
+"""The share of the pairs that is held out where nothing is said of it."""
 _MOST_BATCH = 256
 
 
@@ -22,14 +27,14 @@ class Advice:
 
     Attributes:
         reasons: A sentence for each change.
-        words: The words after ``cloob`` of the run that is advised.
+        words: The words after ``cloob`` of the run that is advised; none where there are too few pairs for any.
     """
 
     reasons: tuple[str, ...]
     words: tuple[str, ...]
 
 
-def advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> Advice | None:
+def advise(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Sequence[str]) -> Advice | None:
     """Advice for a run that is about to begin; None where there is nothing to say.
 
     Args:
@@ -37,67 +42,91 @@ def advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> Advice |
         pairs: Training pairs of an epoch.
         steps: Steps of the whole run; 0 where the pairs do not make one.
         warmup: Steps of its warm-up.
+        typed: The words after ``cloob train`` that the configuration was read from.
     """
     if pairs > SMALL:
         return None
-    reasons, options = [], []
+    reasons = []
     scratch = not aligns(config) and config.towers.init is None
     if scratch:
         reasons.append(
             f"{pairs:,} pairs are few for towers that start from random weights; heads on two frozen encoders learn "
             "more from them, in minutes on a CPU"
         )
-    size, good = config.run.batch_size, good_batch(pairs)
+    size = config.run.batch_size
     if size > pairs:
         reasons.append(f"a batch of {size:,} is more than there are")
-    elif size > 2 * good:
+    elif size > 2 * good_batch(pairs):
         reasons.append(f"a batch of {size:,} makes {pairs // size} steps of an epoch; a smaller one makes more")
     if warmup > steps // 4:
         reasons.append(f"{warmup:,} steps of warm-up leave little of {steps:,} steps")
     if not config.pairs.holds_out:
         reasons.append("without held-out pairs nobody sees when the training goes too far")
-    elif not config.pairs.val_split and _only_demo(config.pairs.val_data) and not _only_demo(config.pairs.data):
+    elif _held_out_elsewhere(config):
         reasons.append(f"the held-out pairs are {', '.join(config.pairs.val_data)}, which are not like yours")
     if not reasons:
         return None
-    advised = get_recipe("align") if scratch else config
-    batch = good if advised.run.batch_size > 2 * good else advised.run.batch_size
-    options += ["--batch-size", str(batch)] if batch != advised.run.batch_size else []
-    if _only_demo(config.pairs.val_data):
-        options += ["--val-split", f"{config.pairs.val_split or 0.1:g}"]
-    else:
-        options += ["--val-data", *config.pairs.val_data]
-    length = advised.run.total_steps(max(1, pairs * 9 // 10 // batch))
-    if (advised.optim.warmup or 0) > length // 4:
-        options += ["--warmup", str(max(1, length // 10))]
-    return Advice(
-        tuple(reasons),
-        (*_start(config, scratch or aligns(config)), *options, "--out", f"{os.fspath(config.save.out)}-advised"),
-    )
+    return Advice(tuple(reasons), _words(config, pairs, typed, scratch=scratch))
 
 
 def good_batch(pairs: int) -> int:
-    """The power of two that makes 16 to 32 steps of an epoch, from 8 to 256."""
-    return min(_MOST_BATCH, max(8, 1 << max(pairs // 16, 1).bit_length() - 1))
+    """The power of two that makes 16 to 32 steps of an epoch, from 8 to 256; all pairs where these are fewer."""
+    return min(pairs, _MOST_BATCH, max(8, 1 << max(pairs // 16, 1).bit_length() - 1))
 
 
-def lines(config: TrainConfig, pairs: int, steps: int, warmup: int) -> list[str]:
+def lines(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Sequence[str]) -> list[str]:
     """What is said before a run of a small set: what will be done, and what would do better, as a command."""
-    advice = advise(config, pairs, steps, warmup)
+    advice = advise(config, pairs, steps, warmup, typed)
     if advice is None:
         return []
     what = "heads on frozen encoders" if aligns(config) else config.towers.model or config.towers.init
     done = f"{pairs:,} pairs: {what}, {config.loss.objective}, batches of {config.run.batch_size:,}"
     done += f", {steps:,} steps, {warmup:,} of them warm-up" if steps else ""
-    return [done, *(f"  - {reason}" for reason in advice.reasons), f"  better: {shell(advice.words)}"]
+    better = [f"  better: {shell(advice.words)}"] if advice.words else []
+    return [done, *(f"  - {reason}" for reason in advice.reasons), *better]
 
 
-def _start(config: TrainConfig, align: bool) -> Sequence[str]:
-    """The command without its options."""
+def _words(config: TrainConfig, pairs: int, typed: Sequence[str], *, scratch: bool) -> tuple[str, ...]:
+    """The advised run: by another recipe from scratch, else what was typed but for what is advised against."""
+    split = not config.pairs.holds_out or _held_out_elsewhere(config)
+    left = pairs - most_held_out(pairs, VAL_SPLIT) if split else pairs
+    if left < 2:
+        return ()
+    start = get_recipe("align") if scratch else config
+    batch = start.run.batch_size
+    batch = good_batch(left) if batch > min(2 * good_batch(left), left) else batch
+    length = start.override(batch_size=batch).run.total_steps(left // batch)
+    changes: dict[str, str] = {}
+    if batch != start.run.batch_size:
+        changes["--batch-size"] = str(batch)
+    if (start.optim.warmup or 0) > length // 4:
+        changes["--warmup"] = str(max(1, length // 10))
+    if split:
+        changes["--val-split"] = f"{VAL_SPLIT:g}"
+    if split and start.loss.retrieval_from and start.save.best == "val_loss":
+        changes["--best"] = "val_recall"  # the loss is another from there on
+    changes["--out"] = f"{os.fspath(config.save.out)}-advised"
+    if scratch:
+        kept = _by_align(config, split=split)
+    else:
+        kept = words_without(typed, {*changes, "--val-data"} if split else changes)
+    return ("train", *kept, *itertools.chain.from_iterable(changes.items()))
+
+
+def _by_align(config: TrainConfig, *, split: bool) -> list[str]:
+    """Heads on frozen encoders: the run's pairs and objective, and its held-out pairs unless they are split off."""
     pairs = config.pairs
-    where = ["align"] if align else ["--init", config.towers.init or ""]
+    held_out: list[str] = []
+    if not split:
+        held_out = ["--val-split", f"{pairs.val_split:g}"] if pairs.val_split else ["--val-data", *pairs.val_data]
     named = map(str, columns(pairs.image_column, pairs.caption_column))
-    return ["train", *where, "--data", *pairs.data, *named, "--objective", config.loss.objective]
+    return ["align", "--data", *pairs.data, *named, "--objective", config.loss.objective, *held_out]
+
+
+def _held_out_elsewhere(config: TrainConfig) -> bool:
+    """Whether a recipe's own held-out pairs, the demo's, judge a run on other pairs."""
+    pairs = config.pairs
+    return bool(pairs.val_data) and _only_demo(pairs.val_data) and not _only_demo(pairs.data)
 
 
 def _only_demo(specs: Sequence[str]) -> bool:

@@ -6,7 +6,7 @@ import itertools
 import os
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cloob.cache import use_cache
@@ -36,7 +36,7 @@ def main(words: Sequence[str]) -> int:
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     from cloob.commands.work.train import run  # torch: only for a configuration that can begin
 
-    return run(config)
+    return run(config, words)
 
 
 def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
@@ -68,24 +68,39 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
     return start, words
 
 
-def _take_recipe(words: list[str]) -> str | None:
-    """Removes the recipe's name, wherever it stands: the word that is no option's value.
+def words_without(words: Sequence[str], options: Collection[str]) -> list[str]:
+    """The words but for these options and their values."""
+    return [word for word, option in zip(words, _options(words), strict=True) if option not in options]
 
-    An option of any number of values ends at the next option, and at a recipe's name unless that is its first value.
-    """
-    recipes = []
-    taken, more = 0, False  # values that the option before still takes, and whether it may take others
-    for place, word in enumerate(words):
-        if word.startswith("--"):
-            taken, more = (0, False) if "=" in word else _values(word)
-        elif taken:
-            taken -= 1
-        elif not word.startswith("-") and (not more or word.replace("_", "-") in RECIPES):
-            recipes.append(place)
+
+def _take_recipe(words: list[str]) -> str | None:
+    """Removes the recipe's name, wherever it stands: the word that is no option's value."""
+    recipes = [place for place, option in enumerate(_options(words)) if option is None]
     if len(recipes) > 1:
         names = " and ".join(words[place] for place in recipes)
         raise InputError(f"{names} are no options' values: one recipe can be given (cloob train --help)")
     return words.pop(recipes[0]) if recipes else None
+
+
+def _options(words: Sequence[str]) -> list[str | None]:
+    """The option that each word is, or is a value of; None for a recipe's name.
+
+    An option of any number of values ends at the next option, and at a recipe's name unless that is its first value.
+    """
+    found: list[str | None] = []
+    option = None
+    taken, more = 0, False  # values that the option still takes, and whether it may take others
+    for word in words:
+        if word.startswith("--"):
+            option = word.partition("=")[0].replace("_", "-")
+            taken, more = (0, False) if "=" in word else _values(word)
+        elif taken:
+            taken -= 1
+        elif not word.startswith("-") and (not more or word.replace("_", "-") in RECIPES):
+            found.append(None)
+            continue
+        found.append(option)
+    return found
 
 
 def _values(option: str) -> tuple[int, bool]:

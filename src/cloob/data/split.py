@@ -83,8 +83,7 @@ def split(sources: Sequence[Source], share: float, weights: Sequence[float] = ()
                 "--val-split"
             )
     places, groups, hashes = _groups(sources)
-    target = max(2, round(share * len(places)))
-    held = _choose(groups, hashes, target)
+    held = _choose(groups, hashes, most_held_out(len(places), share))
     n_held = int(held.sum())
     if n_held < 2:
         raise InputError(
@@ -101,6 +100,11 @@ def split(sources: Sequence[Source], share: float, weights: Sequence[float] = ()
         if len(rows):
             val.append(Subset(source, rows, "held out"))
     return mix(train, weights), mix(val)
+
+
+def most_held_out(pairs: int, share: float) -> int:
+    """How many of so many readable pairs ``split`` holds out at most."""
+    return max(2, round(share * pairs))
 
 
 def _groups(sources: Sequence[Source]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cloob.commands.advice import SMALL, good_batch
+from cloob.commands.advice import SMALL, VAL_SPLIT, good_batch
 from cloob.commands.measuring import DataArguments
 from cloob.commands.steps import columns, say_next
 from cloob.data.open import open_source
 from cloob.data.shards.count import write_counts
+from cloob.data.split import most_held_out
 from cloob.data.survey import SMALL_SIDE, Survey, survey
 from cloob.evaluate.report.sheet import write_sheet
 from cloob.models.tokenizer import FastTokenizer
@@ -52,16 +53,20 @@ def _look(arguments: DataArguments) -> int:
         _print(result)
         if arguments.out is not None:
             print(arguments.out)
-        if result.usable:
-            say_next(_training(arguments, result, source.streamed))
+        if training := _training(arguments, result, source.streamed):
+            say_next(training)
     return 0
 
 
 def _training(arguments: DataArguments, result: Survey, streamed: bool) -> list[str | Path]:
-    """How to train on what was looked at: heads on frozen encoders where it is small."""
+    """How to train on what was looked at: heads on frozen encoders where it is small; nothing where it is too small."""
     small = result.rows <= SMALL
-    held_out = [] if streamed else ["--val-split", "0.1"]
-    batch = ["--batch-size", str(good_batch(result.rows))] if small else []
+    usable = result.rows * len(result.usable) // max(1, result.seen)
+    left = usable if streamed else usable - most_held_out(usable, VAL_SPLIT)
+    if left < 2:
+        return []
+    held_out = [] if streamed else ["--val-split", f"{VAL_SPLIT:g}"]
+    batch = ["--batch-size", str(good_batch(left))] if small else []
     named = columns(arguments.image_column, arguments.caption_column)
     return ["train", *(["align"] if small else []), "--data", arguments.data, *named, *batch, *held_out]
 

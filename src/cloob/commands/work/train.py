@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from cloob.commands.advice import lines
@@ -18,18 +19,23 @@ from cloob.train.optim import warmup_steps
 from cloob.train.watch.log import ProgressDisplay
 
 
-def run(config: TrainConfig) -> int:
-    """Trains; returns the exit code."""
+def run(config: TrainConfig, typed: Sequence[str]) -> int:
+    """Trains; returns the exit code.
+
+    Args:
+        config: The run's.
+        typed: The words after ``cloob train`` that it was read from.
+    """
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
     logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the encoders are
     logging.getLogger("cloob.train.towers.build").setLevel(logging.INFO)  # says what is held out
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     try:
-        result = train(config, callbacks=[_Advice(), ProgressDisplay(title=config.loss.objective)])
+        result = train(config, callbacks=[_Advice(typed), ProgressDisplay(title=config.loss.objective)])
     except TooFewPairs as error:
         if first:
-            _advise(config, error.pairs, 0, 0)
+            _advise(config, error.pairs, 0, 0, typed)
         raise
     if first:  # torchrun's other processes have nothing to add
         _report(config, result)
@@ -39,16 +45,19 @@ def run(config: TrainConfig) -> int:
 class _Advice(Callback):
     """Says before the first step of a small run what it does with few pairs, and what would do better."""
 
+    def __init__(self, typed: Sequence[str]) -> None:
+        self.typed = typed
+
     def on_start(self, info: RunInfo) -> None:
         """Prints it; nothing for a run that goes on."""
         if info.rank or info.start_step:
             return
         warmup = warmup_steps(info.config.optim, info.total_steps)
-        _advise(info.config, info.pairs_per_epoch, info.total_steps, warmup)
+        _advise(info.config, info.pairs_per_epoch, info.total_steps, warmup, self.typed)
 
 
-def _advise(config: TrainConfig, pairs: int, steps: int, warmup: int) -> None:
-    for line in lines(config, pairs, steps, warmup):
+def _advise(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Sequence[str]) -> None:
+    for line in lines(config, pairs, steps, warmup, typed):
         print(f"cloob: {line}" if not line.startswith(" ") else line, file=sys.stderr)
 
 
