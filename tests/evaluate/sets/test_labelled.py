@@ -69,6 +69,21 @@ def test_image_folder_with_names_templates_and_splits(folders: Path, tmp_path: P
     assert labelled.templates == ("ein Bild: {c}",) and len(labelled) == 3
 
 
+@pytest.mark.parametrize("names", [True, False])
+def test_numbered_folders_are_sorted_by_number(tmp_path: Path, image: MakeImage, names: bool) -> None:
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven")
+    for i in range(12):
+        (tmp_path / "set" / "test" / f"{i}").mkdir(parents=True)
+        (tmp_path / "set" / "test" / f"{i}" / "a.png").write_bytes(image(i))
+    if names:
+        (tmp_path / "set" / "classnames.txt").write_text("\n".join(words))
+    labelled = open_labelled(tmp_path / "set")
+    for i, label in enumerate(labelled.labels.tolist()):
+        key, _ = labelled.read(i)
+        number = int(key.split("/")[-2])
+        assert labelled.classnames[label] == (words[number] if names else str(number))
+
+
 def test_the_real_sets(shared_data: Path) -> None:
     noto = open_labelled(shared_data / "zeroshot" / "noto-emoji")
     assert len(noto) == 1540 and sorted(noto.labels.tolist()) == list(range(1540)) and len(noto.templates) == 6

@@ -240,8 +240,11 @@ def _open_folders(folder: Path, root: Path) -> LabelledSet:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The visible folders in a folder, sorted."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """The visible folders in a folder, sorted by name; by number where all names are whole numbers."""
+    folders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if all(p.name.isdecimal() for p in folders):
+        folders.sort(key=lambda p: int(p.name))
+    return folders
 
 
 def _images_below(root: Path, name: str) -> list[str]:
