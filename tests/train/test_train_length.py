@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from train_helpers import Trained, exact, lines
 
+from cloob.cli import main
 from cloob.errors import InputError
 from cloob.train.callbacks import Callback
 from cloob.train.config import TrainConfig
@@ -66,11 +67,21 @@ def test_validation_every_other_epoch_and_at_the_end(base: TrainConfig, pairs_fo
         check_combination(TrainConfig().override(val_every=2))
 
 
-def test_patience_counts_the_looks_at_the_held_out_pairs(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+def test_patience_counts_the_looks_at_the_held_out_pairs(
+    base: TrainConfig, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """With a learning rate of nearly nothing no look after the first finds a better recall."""
     config = base.override(val_data=[str(pairs_folder)], best="val_recall", lr=1e-12, warmup=0, ema=0.0)
     result = train(config.override(epochs=9, val_every=2, patience=2, out=tmp_path / "run"))
     assert result.epochs == 6
+    command = ["train", "--config", str(result.run / "config.json"), "--resume", "auto", "--epochs", "12"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == (
+        f"{result.run}: already finished (6 epochs, {result.steps} steps); the patience was used up; "
+        "a larger --patience, or 0, goes on, --overwrite or another --out starts anew\n"
+    )
+    assert main([*command, "--patience", "0", "--epochs", "7"]) == 0
+    assert len(lines(result.run / "epochs.jsonl")) == 7
 
 
 def test_exactly_one_length_has_a_value() -> None:

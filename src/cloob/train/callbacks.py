@@ -63,6 +63,7 @@ class RunResult:
         stopped: None when the run reached its end, else ``"SIGTERM"``.
         skipped: Samples of the last epoch that could not be used, by reason.
         already_finished: The run that was to go on had reached its end before; nothing was written.
+        out_of_patience: That end was not its length, but ``patience`` looks at the held-out pairs without a better one.
     """
 
     run: Path
@@ -75,6 +76,7 @@ class RunResult:
     stopped: str | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     already_finished: bool = False
+    out_of_patience: bool = False
 
 
 class Callback:

@@ -64,9 +64,12 @@ def _advise(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Seq
 def _report(config: TrainConfig, result: RunResult) -> None:
     """What the run came to, and where it is."""
     if result.already_finished:
+        on = "more --epochs go on"
+        if result.out_of_patience:
+            on = "the patience was used up; a larger --patience, or 0, goes on"
         print(
             f"{result.run}: already finished ({result.epochs} epochs, {result.steps:,} steps); "
-            "more --epochs go on, --overwrite or another --out starts anew"
+            f"{on}, --overwrite or another --out starts anew"
         )
         return
     if result.stopped:

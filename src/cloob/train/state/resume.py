@@ -42,10 +42,11 @@ logger = logging.getLogger(__name__)
 class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
     """The run that was to go on has reached its end; raised on all ranks, before anything is written."""
 
-    def __init__(self, checkpoint: Path, progress: Progress) -> None:
+    def __init__(self, checkpoint: Path, progress: Progress, *, out_of_patience: bool) -> None:
         super().__init__(str(checkpoint))
         self.checkpoint = checkpoint
         self.progress = progress
+        self.out_of_patience = out_of_patience
 
     def result(self) -> RunResult:
         """What the run had come to."""
@@ -59,6 +60,7 @@ class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
             loss=None,
             checkpoint=self.checkpoint,
             already_finished=True,
+            out_of_patience=self.out_of_patience,
         )
 
 
@@ -73,12 +75,13 @@ def stop_if_finished(
     """
     progress = checkpoint.progress
     epochs = math.ceil(config.run.total_steps(steps_per_epoch) / steps_per_epoch)
-    if progress.epoch < epochs and not 0 < config.run.patience <= progress.stale:
+    out_of_patience = 0 < config.run.patience <= progress.stale
+    if progress.epoch < epochs and not out_of_patience:
         return
     check_same_architecture(checkpoint, encoder)
     check_same_objective(checkpoint, config)
     _load_objective(checkpoint, objective)
-    raise AlreadyFinished(checkpoint.path, progress)
+    raise AlreadyFinished(checkpoint.path, progress, out_of_patience=out_of_patience)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
