@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -42,6 +43,7 @@ def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
     assert names == [f"step-{best['step']:08d}", "step-00000025"]
     assert best_checkpoint(judged.save.out).name == names[0]
     told = json.loads((best_checkpoint(judged.save.out) / "validation.json").read_text())
+    assert told.pop("batch_size") == judged.run.batch_size and told.pop("held_out")
     assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
 
 
@@ -84,6 +86,32 @@ def test_an_improvement_is_saved_even_when_no_checkpoint_is_due(
     found = [int(path.name[5:]) for path in list_checkpoints(tmp_path / "run")]
     assert sorted({*expected, 10}) == found
     assert int(best_checkpoint(tmp_path / "run").name[5:]) == expected[-1]
+
+
+@pytest.mark.parametrize("change", ["batch size", "held-out pairs", "batch size, by recall"])
+def test_what_is_measured_otherwise_is_not_compared(
+    trained: Trained,
+    pairs_folder: Path,
+    pairs_as: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    change: str,
+) -> None:
+    """At a learning rate of nearly nothing no epoch is better than the first, and the second uses up the patience."""
+    run = tmp_path / "run"
+    config = trained.config.override(out=run, val_data=[str(pairs_folder)], epochs=2, keep=1, lr=1e-30, warmup=0)
+    config = config.override(best="val_recall") if "recall" in change else config
+    train(config)
+    changes: dict[str, object] = {"val_data": [pairs_as["table"]]} if "pairs" in change else {"batch_size": 16}
+    with caplog.at_level(logging.WARNING):
+        train(config.override(resume="auto", epochs=3, accept_changed_data=True, **changes))
+    anew = "recall" not in change
+    said = [message for message in caplog.messages if "the best epoch and --patience begin anew" in message]
+    assert len(said) == anew
+    first, last = (lines(run / "epochs.jsonl")[i]["step"] for i in (0, 2))
+    assert int(best_checkpoint(run).name[5:]) == (last if anew else first)
+    state = torch.load(list_checkpoints(run)[-1] / "trainer.pt", weights_only=True)
+    assert state["progress"]["stale"] == (0 if anew else 2)
 
 
 def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -145,7 +146,11 @@ def latest_checkpoint(run: Path) -> Path:
 
 
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
-    """What ``validation.json`` of a checkpoint says: ``metric``, ``val_loss``, ``val_recall``; None without."""
+    """What ``validation.json`` of a checkpoint says; None without.
+
+    ``metric``, ``val_loss``, ``val_recall``, and what these were measured with: ``batch_size``, and ``held_out``, a
+    digest of the pairs.
+    """
     try:
         validation: dict[str, Any] = read_json(checkpoint / VALIDATION_FILE)
     except InputError:  # none, as most checkpoints; one that was cut short makes its checkpoint no candidate either
@@ -173,20 +178,37 @@ def best_checkpoint(run: Path) -> Path:
     return best[0]
 
 
-def find_best(run: Path, metric: str | None = None) -> tuple[Path, float] | None:
-    """The best readable checkpoint and its value, None without any; by default by the newest one's metric."""
+def find_best(
+    run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
+) -> tuple[Path, float] | None:
+    """The best readable checkpoint and its value, None without any that was measured in the same way.
+
+    Args:
+        run: A run folder.
+        metric: What makes the best; left out, the newest one's.
+        measured: ``batch_size`` and ``held_out`` of the values to compare; left out, the newest one's.
+    """
     judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
     if not judged:
         return None
     metric = metric or str(judged[-1][1].get("metric"))
+    measured = judged[-1][1] if measured is None else measured
     best: tuple[Path, float] | None = None
     for path, values in judged:
         value = values.get(metric)
+        if not _measured_alike(metric, values, measured):
+            continue
         if metric not in _LESS_IS_BETTER or not isinstance(value, int | float) or damage(path / MODEL_FOLDER):
             continue
         if best is None or is_better(metric, value, best[1]):
             best = path, float(value)
     return best
+
+
+def _measured_alike(metric: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two validations can be compared: by the same pairs and, for the loss, in batches of the same size."""
+    keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
+    return all(one[key] == other[key] for key in keys if key in one and key in other)
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

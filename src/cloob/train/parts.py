@@ -20,7 +20,7 @@ from cloob.train.optim import make_optimizer
 from cloob.train.ranks import on_rank_zero
 from cloob.train.state import resume
 from cloob.train.state.checkpoint import Checkpoint, Progress, remove_leftovers
-from cloob.train.state.compare import check_same_data, check_same_run
+from cloob.train.state.compare import HELD_OUT, TRAINING, check_same_data, check_same_run, judges_alike
 from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
 from cloob.train.step import Stepper, TowersWithLoss, can_be_late
@@ -100,7 +100,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
-    sources = {"training pairs": source} | ({} if held_out is None else {"held-out pairs": held_out})
+    sources = {TRAINING: source} | ({} if held_out is None else {HELD_OUT: held_out})
     data = {name: on_rank_zero(pairs.fingerprint) for name, pairs in sources.items()}
     if checkpoint is not None:
         check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
@@ -112,6 +112,8 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     progress = Progress()
     if checkpoint is not None:
         progress = _progress_of(checkpoint, config, loader)
+        if not judges_alike(checkpoint, config, data):
+            progress.stale = 0
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers

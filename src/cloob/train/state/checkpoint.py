@@ -166,7 +166,7 @@ def save_checkpoint(
         hopfield: Whether the objective retrieved at the last step; None: as it was made.
         weights: The encoder's whole ``state_dict``, where it is in shards.
         average: The running average of the weights, which goes into the model folder in their place.
-        validation: What goes into ``validation.json``: ``metric``, ``val_loss``, ``val_recall``.
+        validation: What goes into ``validation.json``, see ``read_validation``.
 
     Returns:
         The checkpoint's folder.

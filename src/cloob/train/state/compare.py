@@ -16,6 +16,8 @@ from cloob.train.config import TrainConfig
 from cloob.train.state.checkpoint import Checkpoint
 
 logger = logging.getLogger(__name__)
+TRAINING, HELD_OUT = "training pairs", "held-out pairs"
+"""The two sets of pairs whose fingerprints a checkpoint keeps."""
 # Changing these between a run and its resumption changes no number of the training.
 _FREE_KEYS = {"save", "log", "run.device", "run.max_nonfinite"} | {
     f"pairs.{leaf}" for leaf in ("workers", "val_data", "val_every", "cache_dir", "cache_gb")
@@ -89,6 +91,24 @@ def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, 
             raise InputError(f"{changed_data}; --accept-changed-data goes on with these")
         if rank() == 0:
             logger.warning("%s; accepted", changed_data)
+
+
+def judges_alike(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint]) -> bool:
+    """Whether what the held-out pairs say can be compared with what they said to the checkpoint's run.
+
+    Where it cannot, it is said in the log of rank 0. The loss is measured in batches of the training's size.
+    """
+    before: Mapping[str, Fingerprint] = checkpoint.state.get("data", {})
+    if not (HELD_OUT in before and HELD_OUT in data):
+        return True
+    other = None
+    if before[HELD_OUT] != data[HELD_OUT]:
+        other = "with other held-out pairs"
+    elif config.save.best == "val_loss" and checkpoint.state["batch_size"] != config.run.batch_size:
+        other = "in batches of another size, by which the validation loss is another"
+    if other is not None and rank() == 0:
+        logger.warning("resumed %s: the best epoch and --patience begin anew", other)
+    return other is None
 
 
 def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cloob.data.fingerprint import Fingerprint
+from cloob.data.fingerprint import Fingerprint, digest
 from cloob.models.encoder import DualEncoder
 from cloob.models.runs import find_best, is_better
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import gather_objects, on_rank_zero
 from cloob.train.state.checkpoint import Checkpoint, Progress, TrainerState, save_checkpoint, whole_state
+from cloob.train.state.compare import HELD_OUT
 from cloob.train.state.rng import rng_state
 from cloob.train.step import Stepper
 from cloob.train.towers.average import WeightAverage
@@ -61,7 +63,9 @@ class Saver:
         self.data = data
         self.last: Path | None = resumed.path if resumed else None
         self._saved = (resumed.progress.step, resumed.progress.epoch) if resumed else None
-        best = on_rank_zero(lambda: find_best(config.save.out, config.save.best))
+        held_out = digest([json.dumps(data[HELD_OUT], sort_keys=True)]) if HELD_OUT in data else None
+        self._measured = {"batch_size": config.run.batch_size, "held_out": held_out}
+        best = on_rank_zero(lambda: find_best(config.save.out, config.save.best, self._measured))
         self._best: float | None = best[1] if best else None
         self._validation: tuple[int, Validation] | None = None
 
@@ -96,7 +100,7 @@ class Saver:
         weights, moments = whole_state(self.encoder, self.stepper.optimizer)
         validation: dict[str, Any] | None = None
         if self._validation is not None and self._validation[0] == progress.step:
-            validation = {"metric": self.config.save.best, **self._validation[1].metrics()}
+            validation = {"metric": self.config.save.best, **self._validation[1].metrics(), **self._measured}
         trainer = TrainerState(
             optimizer=moments,
             stepper=self.stepper.state_dict(),
