@@ -37,6 +37,9 @@ _MAGIC: tuple[tuple[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.L
 )
 # What tarfile raises for headers that are cut, damaged or claim what no tar holds.
 _DAMAGE = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError, MemoryError)
+_RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_MOST_EXTENDED = 1 << 20
 _RECORD = re.compile(rb"([0-9]{1,20}) [^=]+=")
 _LONG_NUMBER = re.compile(rb"[0-9]{256}")
 _BLOCK = 512
@@ -211,13 +214,15 @@ def _is_header(block: bytes) -> bool:
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose records are looked at first.
+    """A header whose records are looked at first, and whose names have an end.
 
     Python up to 3.12.5 takes memory and time by the square of a record's length (CVE-2024-6232).
     """
 
     def _proc_member(self, archive: Any) -> tarfile.TarInfo:
-        if self.type in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
+        if self.type in (*_RECORDS, *_NAMES) and self.size > _MOST_EXTENDED:
+            raise tarfile.HeaderError
+        if self.type in _RECORDS:
             at = archive.fileobj.tell()
             if not _are_records(archive.fileobj.read(self.size)):
                 raise tarfile.HeaderError
