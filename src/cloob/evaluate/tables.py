@@ -19,11 +19,14 @@ from cloob.evaluate.measures.confusion import confusion_matrix
 from cloob.evaluate.suite import write_results
 from cloob.files import write_whole
 
+_COLUMNS = ("label", "class", "images")
+_CLIP_BENCHMARK_FILE = re.compile(r".+_en_(zeroshot_classification|zeroshot_retrieval|linear_probe)(-[0-9]+)?\.json")
+
 
 def write_set_files(
     out: Path, results: Mapping[str, Any], embeddings: Embeddings, zeroshot: Sequence[Labelled]
 ) -> list[Path]:
-    """Writes everything of this module.
+    """Writes everything of this module, in place of what an earlier evaluation left there.
 
     Args:
         out: Folder of results.json; the files go to ``clip_benchmark/`` and ``per_class/`` in it.
@@ -43,6 +46,7 @@ def write_set_files(
         for model, source in embeddings.models.items()
         if isinstance(source, str | Path)
     }
+    _remove_earlier(out)
     write_clip_benchmark(out / "clip_benchmark", results, sources)
     taken: set[str] = set()
     for data in zeroshot:
@@ -105,7 +109,7 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     columns = [f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for")]
-    writer.writerow(["label", "class", "images", *columns])
+    writer.writerow([*_COLUMNS, *columns])
     for label, name in enumerate(classnames):
         images = int(next(iter(matrices.values()))[label].sum())
         cells: list[str] = []
@@ -118,6 +122,18 @@ def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str
             cells += [f"{right / images:.6g}" if images else "", taken_for]
         writer.writerow([label, name, images, *cells])
     write_whole(path, text.getvalue())
+
+
+def _remove_earlier(out: Path) -> None:
+    """Removes the files of an earlier evaluation: what is called as ours and, of the CSVs, begins with our columns."""
+    for path in (out / "clip_benchmark").glob("*.json"):
+        if _CLIP_BENCHMARK_FILE.fullmatch(path.name):
+            path.unlink()
+    for path in (out / "per_class").glob("*.csv"):
+        with path.open("rb") as file:
+            ours = file.readline().startswith(f"{','.join(_COLUMNS)},".encode())
+        if ours:
+            path.unlink()
 
 
 def _tasks(row: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
