@@ -196,7 +196,7 @@ def test_pairs_too_few_for_a_batch_get_advice_before_the_error(
     words = ["train", "--data", "mine", "--model", "tiny-vit", "--workers", "0", "--device", "cpu"]
     assert cli.main(words) == 2
     *said, error = capsys.readouterr().err.splitlines()
-    assert error == "cloob: mine holds 20 pairs, fewer than one batch of 256: a batch size of 20 or less is right"
+    assert error == "cloob: mine holds 20 pairs, fewer than one batch of 256; give --batch-size 20 or less"
     assert "  - a batch of 256 is more than there are" in said
     config = check_train(shlex.split(said[-1].partition("better:")[2])[1:])
     assert config.align.text_encoder is not None and config.run.batch_size == 8 and config.pairs.val_split == 0.1

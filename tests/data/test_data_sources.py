@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import tarfile
@@ -195,11 +196,12 @@ def test_names_that_are_not_utf8(tmp_path: Path, image: Callable[..., bytes]) ->
         assert (sample.image, sample.caption) == (image(1), "pair 1")
 
 
-def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes]) -> None:
+def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes], caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.png").write_bytes(image())
     (tmp_path / "a.txt").write_text("a")
-    with pytest.raises(InputError, match="1 usable pair, at least 2 are needed"):
+    with caplog.at_level(logging.INFO), pytest.raises(InputError, match="1 usable pair, at least 2 are needed"):
         open_source(tmp_path)
+    assert caplog.messages == [f"{tmp_path}: 1 row, 1 pair"]
     (tmp_path / "b.png").write_bytes(image())
     with pytest.raises(
         InputError, match=r"1 of 2 pairs usable, at least 2 are needed; 1 × missing caption; first: b\.png"

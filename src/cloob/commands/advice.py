@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cloob.commands.steps import columns, shell
 from cloob.commands.train import words_without
 from cloob.data.split import most_held_out
+from cloob.errors import counted
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import aligns
@@ -49,9 +50,10 @@ def advise(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Sequ
     reasons = []
     scratch = not aligns(config) and config.towers.init is None
     if scratch:
+        are = "is" if pairs == 1 else "are"
         reasons.append(
-            f"{pairs:,} pairs are few for towers that start from random weights; heads on two frozen encoders learn "
-            "more from them, in minutes on a CPU"
+            f"{counted(pairs, 'pairs')} {are} few for towers that start from random weights; heads on two frozen "
+            "encoders learn more from them, in minutes on a CPU"
         )
     size = config.run.batch_size
     if size > pairs:
@@ -80,7 +82,7 @@ def lines(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Seque
     if advice is None:
         return []
     what = "heads on frozen encoders" if aligns(config) else config.towers.model or config.towers.init
-    done = f"{pairs:,} pairs: {what}, {config.loss.objective}, batches of {config.run.batch_size:,}"
+    done = f"{counted(pairs, 'pairs')}: {what}, {config.loss.objective}, batches of {config.run.batch_size:,}"
     done += f", {steps:,} steps, {warmup:,} of them warm-up" if steps else ""
     better = [f"  better: {shell(advice.words)}"] if advice.words else []
     return [done, *(f"  - {reason}" for reason in advice.reasons), *better]

@@ -183,11 +183,7 @@ class PairLoader(Loader):
             buffer=shuffle_buffer,
         )
         if batching.drop_last and len(self._order) < batch_size:
-            raise TooFewPairs(
-                f"{source.name} holds {len(self._order):,} pairs, fewer than one batch of {batch_size:,}: "
-                f"a batch size of {len(self._order):,} or less is right",
-                len(self._order),
-            )
+            raise TooFewPairs(source.name, len(self._order), batch_size)
         super().__init__(batch_size, len(self._order), drop_last=batching.drop_last, lanes=world_size)
         self.source = source
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))

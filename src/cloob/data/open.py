@@ -21,7 +21,7 @@ from cloob.data.source import Source
 from cloob.data.sources.arrow import ARROW_SUFFIXES, ArrowSource, arrow_files, holds_images
 from cloob.data.sources.folder import FolderSource, open_folder
 from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError, counted, nearest
 
 DEMO = Path(__file__).parent / "demo"
 """The demo set that comes with the package; see NOTICE there."""
@@ -169,9 +169,9 @@ def _spread(start: int, stop: int, most: int) -> Iterator[int]:
 
 def _tell(source: Source) -> None:
     """One line on what was opened: rows, pairs, and the rows that a stray quote hides."""
-    line = f"{source.name}: {len(source):,} rows"
+    line = f"{source.name}: {counted(len(source), 'rows')}"
     if isinstance(source, TableSource | FolderSource):
-        line += f", {source.pairs:,} pairs"
+        line += f", {counted(source.pairs, 'pairs')}"
     if not isinstance(source, TableSource) or not source.swallowed:
         _log.info(line)
         return

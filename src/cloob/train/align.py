@@ -82,7 +82,7 @@ def feature_loader(
         InputError: Too many pairs cannot be used, the source holds less than one batch, or the cache cannot be written.
     """
     if train and len(source) < config.run.batch_size:
-        raise _too_few(source.name, len(source), "pairs", config.run.batch_size)
+        raise TooFewPairs(source.name, len(source), config.run.batch_size)
     name = f"{on_rank_zero(lambda: _key(source, encoder))}.safetensors"
     encoder = encoder.to(device)
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
@@ -131,7 +131,7 @@ class FeatureLoader(Loader):
     def __init__(self, features: Features, name: str, *, batch_size: int, seed: int, train: bool) -> None:
         n = len(features.keys)
         if train and n < batch_size:
-            raise _too_few(name, n, "usable pairs", batch_size)
+            raise TooFewPairs(name, n, batch_size, "usable pairs")
         super().__init__(batch_size, n, drop_last=train, lanes=world_size())
         self.features = features
         self._seed = seed
@@ -145,12 +145,6 @@ class FeatureLoader(Loader):
             index = torch.from_numpy(local_part(batch, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])
             yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()))
-
-
-def _too_few(name: str, n: int, pairs: str, batch_size: int) -> TooFewPairs:
-    return TooFewPairs(
-        f"{name} holds {n:,} {pairs}, fewer than one batch of {batch_size:,}; give --batch-size {n:,} or less", n
-    )
 
 
 def _cached(source: Source, encoder: AlignedEncoder, config: TrainConfig, cache: Cache, name: str) -> Features:
