@@ -53,6 +53,13 @@ def commands(text: str) -> list[list[str]]:
 def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A folder with what README's commands name, a model that knows colours, and the commands that were only read."""
     monkeypatch.chdir(tmp_path)
+    read: list[str] = []
+    for command in ONLY_READ:
+        module = {"eval": "evaluate"}.get(command, command)
+        monkeypatch.setattr(
+            f"cloob.commands.work.{module}.run", lambda *_, _name=command, **__: read.append(_name) or 0
+        )
+    # Only now: what is imported while it is replaced keeps the replacement.
     for name in ("cloob.models.load.load_model", "cloob.models.fingerprint.load_model"):
         monkeypatch.setattr(name, lambda *_, **__: PathModel())
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
@@ -62,12 +69,6 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     for table in ("pairs.csv", "val.csv"):
         Path(table).write_text("filepath,title\ncat.jpg,a red cat\n")
     Path("runs/mine").mkdir(parents=True)
-    read: list[str] = []
-    for command in ONLY_READ:
-        module = {"eval": "evaluate"}.get(command, command)
-        monkeypatch.setattr(
-            f"cloob.commands.work.{module}.run", lambda *_, _name=command, **__: read.append(_name) or 0
-        )
     return read
 
 

@@ -199,7 +199,7 @@ def extended(record: bytes) -> bytes:
         header("pax", 4001, tarfile.XHDTYPE, b"2 " * 2000 + b"=") + header("9.png", 3, content=b"abc"),
         header("pax", 5005, tarfile.XHDTYPE, b"5005 a=%s\n" % (b"1" * 4997)) + header("9.png", 3, content=b"abc"),
     ],
-    ids=["size", "negative", "long name", "endless name", "long names", "extended", "back", "sparse map", "records", "digits"],
+    ids=["size", "negative", "long", "endless", "names", "extended", "back", "sparse", "records", "digits"],
 )
 @pytest.mark.parametrize("first", [False, True])
 def test_headers_that_cannot_be_followed_are_where_a_shard_is_cut(shards: Path, damaged: bytes, first: bool) -> None:
