@@ -178,6 +178,12 @@ def test_an_advised_batch_fits_what_is_not_held_out(pairs: int, batch: int | Non
     assert len(reasons) == 2 and (better.run.batch_size if better else None) == batch
 
 
+def test_no_command_is_advised_that_splits_streamed_pairs() -> None:
+    for words, better in (("", False), ("--val-data c", True)):
+        reasons, _, found = advised(f"align --data pipe:cat&a.tar {words}", 500, 0, 0)
+        assert reasons and (found is not None) == better
+
+
 def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:
     start, rest = read_start(["align", "--val-split", "0.1"])
     assert parse(TrainConfig, rest, "cloob train", start).pairs.val_data == ()

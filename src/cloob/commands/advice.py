@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from cloob.commands.steps import columns, shell
 from cloob.commands.train import words_without
+from cloob.data.shards.spec import is_remote
 from cloob.data.split import most_held_out
 from cloob.errors import counted
 from cloob.recipes import get_recipe
@@ -28,7 +29,8 @@ class Advice:
 
     Attributes:
         reasons: A sentence for each change.
-        words: The words after ``cloob`` of the run that is advised; none where there are too few pairs for any.
+        words: The words after ``cloob`` of the run that is advised; none where held-out pairs are missing and
+            none can be split off.
     """
 
     reasons: tuple[str, ...]
@@ -92,7 +94,7 @@ def _words(config: TrainConfig, pairs: int, typed: Sequence[str], *, scratch: bo
     """The advised run: by another recipe from scratch, else what was typed but for what is advised against."""
     split = not config.pairs.holds_out or _held_out_elsewhere(config)
     left = pairs - most_held_out(pairs, VAL_SPLIT) if split else pairs
-    if left < 2:
+    if left < 2 or (split and any(map(is_remote, config.pairs.data))):  # of streamed pairs none are split off
         return ()
     start = get_recipe("align") if scratch else config
     batch = start.run.batch_size
