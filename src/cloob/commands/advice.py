@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cloob.commands.steps import columns, shell
-from cloob.commands.train import words_without
+from cloob.commands.typed import words_without
 from cloob.data.shards.spec import is_remote
 from cloob.data.split import most_held_out
 from cloob.errors import counted
