@@ -16,7 +16,7 @@ from cloob.commands.work.showing import folder_name, free_name, hint, name_of, p
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.open import is_there
-from cloob.search.records import Item
+from cloob.search.records import Item, valid
 from cloob.search.sort.classify import NONE, TEMPLATES, LabelOptions, Labels, check_labels
 from cloob.search.sort.fewshot import Head, load_head, save_head
 from cloob.search.sort.label import head_of, label_by_head, label_index
@@ -96,7 +96,7 @@ def _print(index: Index, labels: Labels, arguments: ClassifyArguments) -> None:
         if arguments.json:
             print(json.dumps({"id": item.id, "path": item.path, "labels": chosen}))
         elif arguments.csv:
-            path = item.path.encode("utf-8", "replace").decode()
+            path = valid(item.path)
             for entry in chosen or [{"label": "", "probability": "", "margin": ""}]:
                 writer.writerow((path, entry["label"], entry["probability"], entry["margin"]))
         else:

@@ -17,6 +17,7 @@ from cloob.files import write_whole
 from cloob.search.ask.find import rows_in_blocks
 from cloob.search.index import Index
 from cloob.search.open import is_there
+from cloob.search.records import valid
 
 
 def run(arguments: EmbedArguments) -> int:
@@ -50,8 +51,8 @@ def write_vectors(index: Index, out: Path) -> int:
         raise InputError("no picture has a vector; there is nothing to write")
     items = [item for ids, _ in parts for item in index.items(ids.tolist())]
     vectors = np.concatenate([rows for _, rows in parts])
-    paths = [item.path.encode("utf-8", "replace").decode() for item in items]
-    captions = [item.caption or "" for item in items]
+    paths = [valid(item.path) for item in items]
+    captions = [valid(item.caption or "") for item in items]
     if out.suffix == ".npz":
         stream = io.BytesIO()
         np.savez(stream, vectors=vectors, paths=np.array(paths), captions=np.array(captions), model=asked.name)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from cloob.files import write_whole
-from cloob.search.records import Hit, Item
+from cloob.search.records import Hit, Item, valid
 from cloob.search.show.thumbnails import data_uri
 
 _CSS = """
@@ -86,4 +86,4 @@ def _card(hit: Hit, data: bytes | None) -> str:
 
 def _text(text: str) -> str:
     """Escaped, and without what is no text (bytes of a file name that are not UTF-8)."""
-    return escape(text.encode("utf-8", "replace").decode())
+    return escape(valid(text))

@@ -14,7 +14,7 @@ import numpy as np
 
 from cloob.errors import InputError, nearest
 from cloob.search import where as filters
-from cloob.search.records import IndexedModel, Item, Value
+from cloob.search.records import IndexedModel, Item, Value, valid
 from cloob.search.sqlite.file import FILE, connect, create, one_line, stamp
 from cloob.search.sqlite.matrix import MatrixCache, read_vectors
 from cloob.search.sqlite.rows import FORGET, INSERT, ITEM, UPDATE, as_bytes, delete, item_of, values_of
@@ -180,7 +180,7 @@ class SqliteStore:
                 )
                 connection.execute(
                     "INSERT OR REPLACE INTO faults VALUES (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?)",
-                    (*place, fault.bytes, fault.mtime_ns, (fault.fault or "").encode("utf-8", "replace").decode()),
+                    (*place, fault.bytes, fault.mtime_ns, valid(fault.fault or "")),
                 )
 
     def clear_faults(self, source: str, paths: Sequence[str]) -> None:
