@@ -117,8 +117,9 @@ def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.
     err = capsys.readouterr().err
     assert "red-0.png is not copied" in err and "red-1.png is not copied" in err and "2 could not be copied" in err
     sheet = tmp_path / "sheet.html"
-    run(capsys, "search", str(index), "red", "--sheet", str(sheet))
+    _, err = run(capsys, "search", str(index), "red", "--sheet", str(sheet))
     assert sheet.read_text().count("not readable any more") == 2
+    assert "cloob: 2 pictures cannot be shown: " in err and ".png: " in err
 
 
 def test_duplicates_and_explain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

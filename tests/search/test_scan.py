@@ -136,6 +136,8 @@ def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
     said = {"sku": "0002", "ean": "12345678901234567890", "date": 2017, "price": 1.5, "name": "Shirt 1"}
     assert scanned(tmp_path / "t.csv")["a.png"] == ("002", said)
     assert left_out(tmp_path / "t.csv") == {"from filters, a column of a name that all pictures have": 1}
+    (tmp_path / "two.csv").write_text("filepath,title,caption\na.png,x,y\n")
+    assert left_out(tmp_path / "two.csv") == {"from filters, a column of a name that all pictures have": 1}
     with Index.create(tmp_path / "i") as index:
         index.update([tmp_path / "t.csv"], options(FakeEncoder()))
         assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
@@ -148,6 +150,9 @@ def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
         "a.png": ("caf\N{REPLACEMENT CHARACTER}", {"place": "Z\N{REPLACEMENT CHARACTER}rich"})
     }
     assert left_out(tmp_path / "t.csv") == {"letters that are not UTF-8": 2}
+    write_noise(tmp_path / "folder" / "a.png", 1)
+    (tmp_path / "folder" / "metadata.csv").write_bytes(b"file_name,title\na.png,caf\xe9\n")
+    assert left_out(tmp_path / "folder") == {"letters that are not UTF-8": 1, "no picture by its name": 1}
     (tmp_path / "t.jsonl").write_text(r'{"filepath": "a.png", "title": "cut \ud83d", "x\ud83d": "y\ud83d"}')
     cut = "\N{REPLACEMENT CHARACTER}"
     assert scanned(tmp_path / "t.jsonl") == {"a.png": (f"cut {cut}", {f"x{cut}": f"y{cut}"})}

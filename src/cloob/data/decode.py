@@ -45,7 +45,8 @@ class Encoded(pictures.Encoded):
         key: The sample's key, for the error.
 
     Raises:
-        BadSample: ``"corrupt image"``, ``"no decoder"``, or ``"image too large"`` above ``MAX_PIXELS``; ``rgb`` too.
+        BadSample: ``"corrupt image"``, ``"no decoder"``, or ``"image too large"`` above ``MAX_PIXELS``; ``rgb`` and
+            ``orientation`` too.
     """
 
     def __init__(self, data: bytes, key: str = "") -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class EvalTransform:
     """PIL image -> uint8 (3, H, W): open_clip's evaluation transform up to, and without, its normalisation.
 
+    Of a picture that is a line only the middle is resized, see ``cloob.pictures.middle``.
+
     A small object of its own, so that a loader's worker gets it without the towers.
     """
 

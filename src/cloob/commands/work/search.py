@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloob.commands.finding import SearchArguments, read_cutoff
 from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, printable
-from cloob.errors import InputError
+from cloob.errors import InputError, counted, message
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
 from cloob.search.records import Item, Results
@@ -85,17 +85,19 @@ def _print_hits(index: Index, results: Results) -> None:
     how = terminal.protocol(os.environ, sys.stdout.isatty())
     for hit in results.hits:
         if how is not None:
-            data = _picture(index, hit.item)
+            data = _picture(index, hit.item, [])
             print(terminal.shown(data, how) if data is not None else "(not readable any more)")
         print(hit_line(hit, aligned=sys.stdout.isatty()))
     if results.cut and results.hits and sys.stdout.isatty():
         print(f"{results.cut} more are below the cutoff (--cutoff none shows them)", file=sys.stderr)
 
 
-def _picture(index: Index, item: Item) -> bytes | None:
+def _picture(index: Index, item: Item, faults: list[str]) -> bytes | None:
+    """A picture's file; None where it cannot be read, and why among the faults."""
     try:
         return index.picture(item.id)
-    except (InputError, OSError):
+    except (InputError, OSError) as error:
+        faults.append(message(error))
         return None
 
 
@@ -108,8 +110,11 @@ def _sheet(index: Index, arguments: SearchArguments, title: str, results: Result
         os.close(handle)
         path = Path(name)
     said = f"{len(results.hits)} of {results.searched:,} pictures, by {results.model}"
-    write_sheet(path, title, said, results.hits, lambda item: _picture(index, item))
+    faults: list[str] = []
+    write_sheet(path, title, said, results.hits, lambda item: _picture(index, item, faults))
     print(f"cloob: contact sheet: {path}", file=sys.stderr)
+    if faults:
+        print(f"cloob: {counted(len(faults), 'pictures')} cannot be shown: {faults[0]}", file=sys.stderr)
     if arguments.open and not webbrowser.open(path.absolute().as_uri()):
         print("cloob: no browser could be started; open the file yourself", file=sys.stderr)
 

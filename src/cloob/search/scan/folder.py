@@ -41,6 +41,8 @@ class Folder:
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         """All pictures, folder by folder in order of their names."""
         self.left_out, self.unlisted = LeftOut(), []
+        if self._described is not None:
+            self._described.tell(self.left_out)
         others: Counter[str] = Counter()
         waiting = [self.name]
         while waiting:

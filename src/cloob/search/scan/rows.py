@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from cloob.data.sources.table import TABLE_SUFFIXES, column_names, read_table
 from cloob.errors import InputError, nearest
 from cloob.search.records import Value, valid
-from cloob.search.scan.collection import value
+from cloob.search.scan.collection import LeftOut, value
 from cloob.search.where.tree import NUMBERS, TEXTS
 
 CAPTION_COLUMNS = ("title", "caption", "text")
@@ -50,7 +50,7 @@ class Rows:
                 raise InputError(f"{path} has no column {column!r}; {nearest(column, names)}")
         self._image = image_column
         self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
-        known = {image_column, self._caption, "date", "caption"}
+        known = {image_column, self._caption, "date"}
         self.shadowed = [name for name in names if name in (*TEXTS, *NUMBERS) and name not in known]
         self.lost = self.not_utf8 = 0
         self._rows: list[dict[str, Any]] | None = None
@@ -83,6 +83,15 @@ class Rows:
         others = {valid(str(name)): value(raw) for name, raw in row.items() if name not in (self._image, self._caption)}
         return caption or None, {name: held for name, held in others.items() if held is not None}
 
+    def tell(self, left_out: LeftOut, name: str) -> None:
+        """Counts what of the table is not as it stands there; ``name`` is what the table is called."""
+        if self.lost:
+            left_out.add("row hidden by a stray quote", name, self.lost)
+        if self.not_utf8:
+            left_out.add("letters that are not UTF-8", name, self.not_utf8)
+        for column in self.shadowed:
+            left_out.add("from filters, a column of a name that all pictures have", column)
+
     def _as_text(self, column: pa.ChunkedArray, *, spoilt: bool) -> pa.ChunkedArray:
         """Bytes as text; as they are where some are no UTF-8, or with ``spoilt`` what can be read of them."""
         try:
@@ -106,10 +115,15 @@ class Described:
 
     def __init__(self, path: Path, caption_column: str | None) -> None:
         self.state = path.stat()
+        self._path = path
         self._rows = Rows(path, "file_name", caption_column)
         folder = os.path.abspath(path.parent)  # noqa: PTH100
         paths = self._rows.images()
         self._places = {os.path.normpath(os.path.join(folder, name)): i for i, name in enumerate(paths)}  # noqa: PTH118
+
+    def tell(self, left_out: LeftOut) -> None:
+        """As :meth:`Rows.tell`."""
+        self._rows.tell(left_out, str(self._path))
 
     def of(self, path: str) -> tuple[str | None, Mapping[str, Value]]:
         """Caption and columns of a picture; nothing where the table does not name it."""

@@ -37,12 +37,7 @@ class Table:
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         """All pictures in order of their first rows; one that is not there is found with no bytes."""
         self.left_out = LeftOut()
-        if self._rows.lost:
-            self.left_out.add("row hidden by a stray quote", self.name, self._rows.lost)
-        if self._rows.not_utf8:
-            self.left_out.add("letters that are not UTF-8", self.name, self._rows.not_utf8)
-        for name in self._rows.shadowed:
-            self.left_out.add("from filters, a column of a name that all pictures have", name)
+        self._rows.tell(self.left_out, self.name)
         folder = os.path.dirname(self.name)  # noqa: PTH120
         places: dict[str, list[int]] = {}
         for row, stored in enumerate(self._rows.images()):
