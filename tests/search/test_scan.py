@@ -20,6 +20,7 @@ from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
+from cloob.search.scan.addresses import remember
 from cloob.search.scan.open import ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
 from support import served, serving
@@ -328,3 +329,12 @@ def test_an_address_that_was_typed_is_fetched_again(tmp_path: Path, monkeypatch:
         shutil.rmtree(tmp_path / "cache")  # the note is gone with it
         with pytest.raises(InputError, match="type it once"):
             index.update([], options(FakeEncoder()))
+
+
+def test_where_the_cache_cannot_be_written_it_is_said_what_that_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file, no folder")
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    remember("https://example.org/a.tar")
+    assert "its pictures will not be fetched by the index alone; CLOOB_CACHE names another folder" in caplog.text

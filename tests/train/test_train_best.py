@@ -114,6 +114,22 @@ def test_what_is_measured_otherwise_is_not_compared(
     assert state["progress"]["stale"] == (0 if anew else 2)
 
 
+def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
+    trained: Trained, pairs_folder: Path, pairs_as: dict[str, str], tmp_path: Path
+) -> None:
+    config = trained.config.override(
+        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=4, patience=1, lr=1e-30, warmup=0
+    )
+    assert train(config).epochs == 2
+    again = train(config.override(resume="auto"))
+    assert again.already_finished and again.out_of_patience
+    others = config.override(resume="auto", val_data=[pairs_as["table"]])
+    with pytest.raises(InputError, match=r"held-out pairs are not those of this checkpoint's run.*accept-changed-data"):
+        train(others)
+    went_on = train(others.override(accept_changed_data=True))
+    assert not went_on.already_finished and went_on.epochs == 4  # epoch 3 is the best again, epoch 4 is not better
+
+
 def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) -> None:
     encoder = load_model(trained.run)
     loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from cloob.data.fingerprint import Fingerprint
 from cloob.data.loader import Loader
 from cloob.distributed import rank, world_size
 from cloob.files import write_whole
@@ -20,13 +23,15 @@ from cloob.train.optim import make_optimizer
 from cloob.train.ranks import on_rank_zero
 from cloob.train.state import resume
 from cloob.train.state.checkpoint import Checkpoint, Progress, remove_leftovers
-from cloob.train.state.compare import HELD_OUT, TRAINING, check_same_data, check_same_run, judges_alike
+from cloob.train.state.compare import HELD_OUT, TRAINING, check_same_data, check_same_run, judged_otherwise
 from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
 from cloob.train.step import Stepper, TowersWithLoss, can_be_late
 from cloob.train.towers import build, finetune
 from cloob.train.towers.average import WeightAverage, make_average
 from cloob.train.watch.log import RunLog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,12 +102,11 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     objective = build.make_loss(config, encoder)
     config = build.resolved(config, encoder, objective, device)
     loader = build.make_loader(source, encoder, config, device)
-    if checkpoint is not None:
-        resume.stop_if_finished(checkpoint, config, loader.steps_per_epoch, encoder, objective)
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
     sources = {TRAINING: source} | ({} if held_out is None else {HELD_OUT: held_out})
     data = {name: on_rank_zero(pairs.fingerprint) for name, pairs in sources.items()}
     if checkpoint is not None:
+        resume.stop_if_finished(checkpoint, config, data, loader.steps_per_epoch, encoder, objective)
         check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
     encoder.to(device)
     objective.to(device)
@@ -111,9 +115,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     optimizer = make_optimizer(encoder, objective, config.optim, device)
     progress = Progress()
     if checkpoint is not None:
-        progress = _progress_of(checkpoint, config, loader)
-        if not judges_alike(checkpoint, config, data):
-            progress.stale = 0
+        progress = _progress_of(checkpoint, config, data, loader)
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
@@ -153,10 +155,17 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     )
 
 
-def _progress_of(checkpoint: Checkpoint, config: TrainConfig, loader: Loader) -> Progress:
+def _progress_of(
+    checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint], loader: Loader
+) -> Progress:
     """Where a run goes on; the counts of bad samples are summed over ranks, so that one rank keeps them."""
     goes_on = check_same_run(checkpoint, config, loader.pairs_per_epoch)
     progress = checkpoint.progress
+    otherwise = judged_otherwise(checkpoint, config, data)
+    if otherwise is not None:
+        progress.stale = 0
+        if rank() == 0:
+            logger.warning("resumed %s: the best epoch and --patience begin anew", otherwise)
     if not goes_on:
         progress.begin_epoch()
     if rank() != 0:

@@ -15,8 +15,10 @@ import numpy as np
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError, require
 from cloob.evaluate.sets.labelled import FilePictures, LabelledSet
+from cloob.files import TooLarge, read_at_most
 from cloob.models.importing import import_open_clip
 
+_MAX_LIST_BYTES = 64 * 1024 * 1024
 PROMPTS = Path(__file__).parent / "prompts"
 """Class names and templates; see NOTICE.md there."""
 
@@ -185,9 +187,11 @@ def _check_folders(name: str, folder: Path, folders: int, right: int) -> None:
 
 def _lines(name: str, root: Path, path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_at_most(path, _MAX_LIST_BYTES).decode("utf-8").splitlines()
     except FileNotFoundError:
         raise _missing(name, root, f"no file {path}") from None
+    except TooLarge as error:
+        raise InputError(f"{name}: {path} has {error.size:,} bytes, at most {_MAX_LIST_BYTES:,} are read") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{name}: {path} cannot be read ({_first_line(error)})") from None
     return [line for line in lines if line.strip()]

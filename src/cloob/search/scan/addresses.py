@@ -6,20 +6,30 @@ stands in an index alone is no reason to fetch from it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import logging
 from pathlib import Path
 
 from cloob.cache import cache_root
 from cloob.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 
 def remember(address: str) -> None:
-    """Notes that an address was typed; nothing where the cache folder cannot be written."""
+    """Notes that an address was typed; where the cache folder cannot be written, says what that costs."""
     note = _note(address)
-    with contextlib.suppress(OSError):
+    try:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
+    except OSError as error:
+        logger.warning(
+            "%s: %s; so nothing notes that %s was typed here: its pictures will not be fetched by the index alone; "
+            "CLOOB_CACHE names another folder",
+            note.parent,
+            error.strerror,
+            address,
+        )
 
 
 def check_typed(address: str) -> None:

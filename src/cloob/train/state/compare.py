@@ -93,22 +93,19 @@ def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, 
             logger.warning("%s; accepted", changed_data)
 
 
-def judges_alike(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint]) -> bool:
-    """Whether what the held-out pairs say can be compared with what they said to the checkpoint's run.
+def judged_otherwise(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[str, Fingerprint]) -> str | None:
+    """Why what the held-out pairs say cannot be compared with what they said to the checkpoint's run; None if it can.
 
-    Where it cannot, it is said in the log of rank 0. The loss is measured in batches of the training's size.
+    The loss is measured in batches of the training's size.
     """
     before: Mapping[str, Fingerprint] = checkpoint.state.get("data", {})
     if not (HELD_OUT in before and HELD_OUT in data):
-        return True
-    other = None
+        return None
     if before[HELD_OUT] != data[HELD_OUT]:
-        other = "with other held-out pairs"
-    elif config.save.best == "val_loss" and checkpoint.state["batch_size"] != config.run.batch_size:
-        other = "in batches of another size, by which the validation loss is another"
-    if other is not None and rank() == 0:
-        logger.warning("resumed %s: the best epoch and --patience begin anew", other)
-    return other is None
+        return "with other held-out pairs"
+    if config.save.best == "val_loss" and checkpoint.state["batch_size"] != config.run.batch_size:
+        return "in batches of another size, by which the validation loss is another"
+    return None
 
 
 def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:

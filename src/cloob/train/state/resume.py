@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from cloob.data.fingerprint import Fingerprint
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, one_line
 from cloob.models.load import load_model
@@ -30,7 +31,7 @@ from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import on_rank_zero
 from cloob.train.state.checkpoint import Checkpoint, Progress
-from cloob.train.state.compare import check_same_architecture, check_same_objective
+from cloob.train.state.compare import check_same_architecture, check_same_objective, judged_otherwise
 from cloob.train.state.contents import check_state
 from cloob.train.state.rng import set_rng_state
 from cloob.train.towers import fsdp as sharding
@@ -65,17 +66,22 @@ class AlreadyFinished(Exception):  # noqa: N818 - an end, not an error
 
 
 def stop_if_finished(
-    checkpoint: Checkpoint, config: TrainConfig, steps_per_epoch: int, encoder: nn.Module, objective: nn.Module
+    checkpoint: Checkpoint,
+    config: TrainConfig,
+    data: Mapping[str, Fingerprint],
+    steps_per_epoch: int,
+    encoder: nn.Module,
+    objective: nn.Module,
 ) -> None:
     """Looks whether a checkpoint leaves anything to do; if not, whether it is what the configuration asks for.
 
     Raises:
         InputError: It is not: the architecture or the objective is another.
-        AlreadyFinished: All epochs are done, or the patience was used up.
+        AlreadyFinished: All epochs are done, or the patience was used up by looks that this run's can be compared with.
     """
     progress = checkpoint.progress
     epochs = math.ceil(config.run.total_steps(steps_per_epoch) / steps_per_epoch)
-    out_of_patience = 0 < config.run.patience <= progress.stale
+    out_of_patience = 0 < config.run.patience <= progress.stale and judged_otherwise(checkpoint, config, data) is None
     if progress.epoch < epochs and not out_of_patience:
         return
     check_same_architecture(checkpoint, encoder)
