@@ -258,14 +258,14 @@ def _by_seed(grids: Iterable[list[Cell]]) -> Iterator[Cell]:
         yield from of_seed
 
 
-def next_cell(scores: Scores, done: Mapping[str, Any], head: str = "") -> Cell | None:
+def next_cell(scores: Scores, done: Mapping[str, Any], world: str = "") -> Cell | None:
     """The first run without a record, if there is one.
 
     Args:
         scores: Of the search's records.
         done: The cells' records by id.
-        head: Only worlds of this head; all if empty.
+        world: What the slug of the cell's world begins with.
     """
     known: dict[str, Container[str]] = {"search": scores, "cells": done}
-    wanted = (cell for cell in runs(scores) if head in ("", cell.world.head))
+    wanted = (cell for cell in runs(scores) if cell.world.slug.startswith(world))
     return next((cell for cell in wanted if cell.id not in known[cell.stage]), None)

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> None:
     }
     records.write(RESULTS / records.TEST_SETS, packed)
     known, done = scores(), set(records.read("cells", RESULTS))
-    while not asked and (cell := plan.next_cell(known, done, options.head)) is not None:
+    while not asked and (cell := plan.next_cell(known, done, options.world)) is not None:
         say(f"{cell.stage}: {cell.id}")
         record = run_cell(cell, data)
         records.write(RESULTS / cell.stage / f"{cell.id}.json", record)
@@ -73,10 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("stage", choices=("features", "run", "status", "tables"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the benchmark's folder")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "frozen", help="folder of the features")
-    parser.add_argument(
-        "--head", default="", choices=("", "linear", "mlp", worlds.NEW_TEXT), help="run only these heads' worlds"
-    )
+    parser.add_argument("--world", default="", help="run only worlds whose name begins so, as status prints it")
     options = parser.parse_args(arguments)
+    if not any(world.slug.startswith(options.world) for world in worlds.WORLDS):
+        parser.error(f"no world's name begins with {options.world!r}")
     if options.stage == "status":
         status()
         return 0
