@@ -34,13 +34,15 @@ $(TRITON)/.installed: | $(VENV)/.dev
 nightly: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 --hypothesis-profile nightly $(ARGS)
 
-# The suite with the lowest versions that pyproject.toml allows. Old packages warn of what newer ones have changed.
+# The suite with the lowest versions that pyproject.toml allows. Old packages warn of what newer ones have changed, and
+# torch 2.10 of its own ways: graphs that are checkpointed, a profiler that begins anew.
 lowest: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --extra dev --output-file .venv-lowest.txt pyproject.toml
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --requirements .venv-lowest.txt
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not nightly" -W default::DeprecationWarning $(ARGS)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not nightly" -W default::DeprecationWarning \
+	  -W "ignore:remat_using_tags:UserWarning" -W "ignore:Warning. Profiler clears events:UserWarning" $(ARGS)
 
 # The core of the suite with another Python, and data workers by each way of starting them: make newest NEWEST=3.14
 NEWEST ?= 3.13
