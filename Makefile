@@ -42,7 +42,7 @@ lowest: $(VENV)/.dev
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --requirements .venv-lowest.txt
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
 	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not nightly" -W default::DeprecationWarning \
-	  -W "ignore:remat_using_tags:UserWarning" -W "ignore:Warning. Profiler clears events:UserWarning" $(ARGS)
+	  -W "ignore:remat_using_tags:UserWarning" -W "ignore:Warning:UserWarning:torch.profiler.profiler" $(ARGS)
 
 # The core of the suite with another Python, and data workers by each way of starting them: make newest NEWEST=3.14
 NEWEST ?= 3.13
