@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         monkeypatch.setattr(template, address + "/{repo_id}/resolve/{revision}/{filename}", raising=False)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)  # between its attempts
         monkeypatch.setenv("HF_TOKEN", TOKEN)
+        for handler in logging.getLogger("huggingface_hub").handlers:  # its stream is of the test that imported it
+            monkeypatch.setattr(handler, "stream", sys.stderr)
         yield server
 
 

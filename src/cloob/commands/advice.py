@@ -50,7 +50,7 @@ def advise(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Sequ
     if pairs > SMALL:
         return None
     reasons = []
-    scratch = not aligns(config) and config.towers.init is None
+    scratch = not aligns(config) and config.towers.init is None and config.towers.init_image is None
     if scratch:
         are = "is" if pairs == 1 else "are"
         reasons.append(
@@ -83,7 +83,7 @@ def lines(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Seque
     advice = advise(config, pairs, steps, warmup, typed)
     if advice is None:
         return []
-    what = "heads on frozen encoders" if aligns(config) else config.towers.model or config.towers.init
+    what = "heads on frozen encoders" if aligns(config) else _towers(config)
     done = f"{counted(pairs, 'pairs')}: {what}, {config.loss.objective}, batches of {config.run.batch_size:,}"
     done += f", {steps:,} steps, {warmup:,} of them warm-up" if steps else ""
     better = [f"  better: {shell(advice.words)}"] if advice.words else []
@@ -125,6 +125,13 @@ def _by_align(config: TrainConfig, *, split: bool) -> list[str]:
         held_out = ["--val-split", f"{pairs.val_split:g}"] if pairs.val_split else ["--val-data", *pairs.val_data]
     named = map(str, columns(pairs.image_column, pairs.caption_column))
     return ["align", "--data", *pairs.data, *named, "--objective", config.loss.objective, *held_out]
+
+
+def _towers(config: TrainConfig) -> str | None:
+    towers = config.towers
+    if towers.init_image is not None:
+        return f"a new text tower for the images of {towers.init_image}"
+    return towers.model or towers.init
 
 
 def _held_out_elsewhere(config: TrainConfig) -> bool:

@@ -59,6 +59,10 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
     objective = last_value(words, "--objective")
     if objective in typing.get_args(ObjectiveName):
         start = start.override(objective=objective)
+    # Trained weights of the image tower alone take the place of those of both towers, and the other way round.
+    starts = {name: last_value(words, option) for name, option in (("init", "--init"), ("init_image", "--init-image"))}
+    typed = [name for name, value in starts.items() if value not in (None, "", "None")]
+    start = start.override(**{typed[0]: starts[typed[0]]}) if len(typed) == 1 else start
     # And one way to hold pairs out takes the place of the other.
     if "--val-split" in given and "--val-data" not in given:
         start = start.override(val_data=())

@@ -112,6 +112,7 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
         "schedule": said("optim", "schedule"),
         "weight decay": said("optim", "weight_decay"),
         "starts from": data_name(str(said("towers", "init"))) if said("towers", "init") else None,
+        "image tower from": data_name(str(said("towers", "init_image"))) if said("towers", "init_image") else None,
         "retrieval joins": f"after {said('loss', 'retrieval_from'):.0%}" if said("loss", "retrieval_from") else None,
         "averaged weights": f"decay {said('optim', 'ema')}" if said("optim", "ema") else None,
         "seed": said("run", "seed"),

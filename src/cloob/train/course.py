@@ -8,6 +8,7 @@ import math
 from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.train.config import TrainConfig
+from cloob.train.config.model import RETRIEVING
 from cloob.train.optim import make_retrieval_schedule, make_schedule, warmup_steps
 from cloob.train.state.checkpoint import Progress
 
@@ -73,6 +74,12 @@ def _warn(config: TrainConfig, total: int) -> None:
             total,
             total // 10,
         )
-    if config.towers.freeze != "none" and config.towers.init is None:
-        frozen = config.towers.freeze
+    towers, frozen, retrieves = config.towers, config.towers.freeze, config.loss.objective in RETRIEVING
+    trained = towers.init or (towers.init_image if frozen == "image" else None)
+    if frozen != "none" and trained is None:
         logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)
+    elif frozen == "image" and towers.init_image and retrieves and not config.loss.retrieval_from:
+        logger.warning(
+            "beside a frozen image tower a new text tower did not leave chance where retrieval began with the first "
+            "step (docs/choose.md); --objective infoloob does without, --retrieval-from 0.5 begins later"
+        )

@@ -17,6 +17,7 @@ from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
+from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
 from cloob.train.config.run import OptimConfig
@@ -178,6 +179,62 @@ def test_a_frozen_text_tower_and_an_unlocked_top(few: TrainConfig, caplog: pytes
     changed = {name for name, equal in same(start, end, "text").items() if not equal}
     assert changed == {"ln_final.weight", "ln_final.bias", "text_projection"}
     assert not same(start, end, "image")["visual.bn1.running_mean"]
+
+
+@pytest.fixture
+def pictured(nano_configs: Path, tmp_path: Path) -> Path:
+    """A model folder whose pixels are normalised in another way than open_clip's towers do from the start."""
+    encoder = create_model("nano-resnet", seed=7)
+    encoder.preprocess_cfg |= {"mean": (0.5, 0.25, 0.5), "std": (0.5, 0.5, 0.25)}
+    with torch.no_grad():
+        encoder.model.visual.bn1.running_mean.add_(0.5)
+    save_model(tmp_path / "pictured", encoder, {})
+    return tmp_path / "pictured"
+
+
+def test_a_new_text_tower_beside_a_trained_image_tower(few: TrainConfig, pictured: Path) -> None:
+    source = load_model(pictured, device="cpu")
+    config = few.override(init_image=str(pictured), model=None, freeze="image", objective="infoloob")
+    encoder = make_encoder(config)
+    assert encoder.name == "nano-resnet" and encoder.mean == source.mean == (0.5, 0.25, 0.5)
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(encoder.eval().encode_image(pixels), source.encode_image(pixels))
+    assert all(same(weights(encoder), weights(source), "image").values())
+    assert all(same(weights(encoder), weights(create_model("nano-resnet", seed=config.run.seed)), "text").values())
+    result = train(config)
+    end = load_model(result.run, device="cpu")
+    assert all(same(weights(end), weights(source), "image").values()) and end.std == source.std
+    assert not any(same(weights(end), weights(encoder), "text").values())
+    assert train(config.override(epochs=2, resume="auto")).epochs == 2
+
+
+def test_a_start_takes_the_place_of_the_other(few: TrainConfig, pictured: Path) -> None:
+    images = get_recipe("finetune").override(init_image="a").towers
+    assert (images.init, images.init_image, images.average_with_start) == (None, "a", None)
+    both = get_recipe("lit").override(init_image="a").override(init="b").towers
+    assert (both.init, both.init_image, both.freeze) == ("b", None, "image")
+    with pytest.raises(InputError, match="init is 'a', init_image 'b'; a run starts from one of them"):
+        train(few.override(init="a", init_image="b"))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("nano-vit", r"another image tower \(visual.* has .*, nano-vit has .*\); --model"),
+        ("nano-quick", "trained with GELU, nano-quick has Quick"),
+    ],
+)
+def test_other_image_towers_are_refused(few: TrainConfig, pictured: Path, model: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        train(few.override(init_image=str(pictured), model=model))
+
+
+@pytest.mark.parametrize(("changes", "warned"), [({}, True), ({"objective": "infoloob"}, False)])
+def test_a_start_that_is_known_to_fail_is_said(
+    few: TrainConfig, pictured: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], warned: bool
+) -> None:
+    train(few.override(init_image=str(pictured), freeze="image", **changes))
+    assert ("did not leave chance" in caplog.text) == warned and "random weights" not in caplog.text
 
 
 def test_what_still_learns_stays_in_training_mode(nano_configs: Path) -> None:

@@ -25,7 +25,7 @@ def preflight(config: TrainConfig) -> None:
         return
     if config.run.fsdp:
         raise fsdp_alone()
-    for source in (config.towers.init, config.align.image_encoder, config.align.text_encoder):
+    for source in (config.towers.init, config.towers.init_image, config.align.image_encoder, config.align.text_encoder):
         if source is not None:
             check_fetchable(source)
     if config.towers.model is not None and config.towers.init is None:
@@ -45,6 +45,8 @@ def check_combination(config: TrainConfig) -> None:
         raise InputError(
             "the loss is another from retrieval_from on, so it cannot tell the best; give --best val_recall"
         )
+    if towers.init is not None and towers.init_image is not None:
+        raise InputError(f"init is {towers.init!r}, init_image {towers.init_image!r}; a run starts from one of them")
     if towers.unlocked and towers.freeze == "none":
         raise InputError(f"unlocked is {towers.unlocked}, but no tower is frozen; add --freeze image or --freeze text")
     if config.optim.restarts != OptimConfig.restarts and config.optim.schedule != "cosine-restarts":
@@ -90,7 +92,7 @@ def aligns(config: TrainConfig) -> bool:
     if not all(given):
         missing = "text_encoder" if align.image_encoder else "image_encoder"
         raise InputError(f"{missing} is missing: heads need both --image-encoder and --text-encoder")
-    for key, value in (("model", towers.model), ("init", towers.init)):
+    for key, value in (("model", towers.model), ("init", towers.init), ("init_image", towers.init_image)):
         if value is not None:
             raise InputError(f"{key} is {value!r}, but the encoders are given by --image-encoder and --text-encoder")
     check_heads_alone(config)

@@ -192,7 +192,7 @@ def _refusal(config: TrainConfig, stepper: Stepper, images: Tensor, tokens: Tens
 
 
 def _name(config: TrainConfig) -> str:
-    return config.towers.model or config.towers.init or "the model"
+    return config.towers.model or config.towers.init or config.towers.init_image or "the model"
 
 
 def _gb(size: float) -> str:

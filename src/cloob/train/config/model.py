@@ -26,6 +26,8 @@ class TowersConfig:
     """Name of the towers, as `cloob models` lists them; RN50 when neither this nor --init is given."""
     init: str | None = None
     """Start from these weights: a run or checkpoint folder, an open_clip NAME/TAG, hf-hub:… or local-dir:…"""
+    init_image: str | None = None
+    """Start the image tower alone from these weights, given as for --init; the text tower begins anew."""
     image_size: int | None = None
     """Side of the square input in pixels; the model's own when left out."""
     freeze: Literal["none", "image", "text"] = "none"
@@ -38,6 +40,7 @@ class TowersConfig:
     def __post_init__(self) -> None:
         check(self.model != "", "model", self.model, "the name of a model")
         check(self.init != "", "init", self.init, "where the weights are")
+        check(self.init_image != "", "init_image", self.init_image, "where the weights are")
         check(self.image_size is None or self.image_size >= 8, "image_size", self.image_size, "8 or more pixels")
         check_choice("freeze", self.freeze, Literal["none", "image", "text"])
         check(self.unlocked >= 0, "unlocked", self.unlocked, "a number of layers, 0 or more")

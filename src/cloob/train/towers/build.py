@@ -29,6 +29,7 @@ from cloob.train.config import TrainConfig
 from cloob.train.config import checks as preflight
 from cloob.train.config.model import RETRIEVING
 from cloob.train.ranks import gather_objects
+from cloob.train.towers import finetune
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.recompute import enable_recomputation
 
@@ -74,7 +75,7 @@ def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
 
 
 def make_encoder(config: TrainConfig) -> DualEncoder:
-    """The towers to start from, on the CPU: created by name, loaded from ``init``, or frozen encoders with heads.
+    """The towers to start from, on the CPU: created by name, loaded, one of each, or frozen encoders with heads.
 
     Raises:
         InputError: Unknown model or weights, or ``model``, ``image_size`` or settings of heads contradict ``init``.
@@ -82,6 +83,8 @@ def make_encoder(config: TrainConfig) -> DualEncoder:
     towers = config.towers
     if preflight.aligns(config):
         return align.make_aligned(config)
+    if towers.init_image is not None:
+        return finetune.beside_image_tower(towers.init_image, towers.model, towers.image_size, config.run.seed)
     if towers.init is None:
         return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
     encoder = load_model(towers.init, device="cpu")

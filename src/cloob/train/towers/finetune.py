@@ -1,4 +1,4 @@
-"""Training that starts from trained towers: how deep a parameter lies, what is frozen, and averaging with the start.
+"""Training that starts from trained towers: one of them or both, what is frozen, and averaging with the start.
 
 Depth of a parameter in its tower: 0 for what first touches pixels or tokens (stem, patch and token embeddings,
 positions), 1, 2, … for the blocks in their order, and one more than the last block for what comes after them (final
@@ -21,6 +21,7 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import AVERAGED_FOLDER, RUN_CONFIG_FILE
+from cloob.models.towers import create_model
 from cloob.train.config import TrainConfig
 
 Tower = Literal["image", "text"]
@@ -175,6 +176,39 @@ def interpolate(start: DualEncoder, tuned: DualEncoder, share: float) -> None:
     for name, value in after.items():
         if value.is_floating_point():
             value.copy_(_between(before[name].to(value), value, share))
+
+
+def beside_image_tower(spec: str, model: str | None, image_size: int | None, seed: int) -> DualEncoder:
+    """An image tower with weights and pixels' normalisation of another model, and a text tower from random weights.
+
+    Args:
+        spec: Whose image tower, as ``load_model`` takes it.
+        model: Name of the towers; None: those of ``spec``.
+        image_size: As of ``create_model``.
+        seed: Of the text tower.
+
+    Returns:
+        The towers, on the CPU.
+
+    Raises:
+        InputError: As of ``load_model`` and ``create_model``, or the image towers are not of the same kind.
+    """
+    source = load_model(spec, device="cpu")
+    source.check_weights()
+    towers = create_model(model or source.name, image_size=image_size, seed=seed)
+    trained, new = (bool(encoder.config.settings.get("quick_gelu")) for encoder in (source, towers))
+    if trained != new:  # no shape tells
+        names = {True: "QuickGELU", False: "GELU"}
+        raise InputError(f"init_image {spec!r} was trained with {names[trained]}, {towers.name} has {names[new]}")
+    wanted, held = towers.model.visual.state_dict(), source.model.visual.state_dict()
+    for name in wanted.keys() | held.keys():
+        here, there = (tuple(side[name].shape) if name in side else "nothing" for side in (wanted, held))
+        if here != there:
+            other = f"visual.{name} has {there}, {towers.name} has {here}"
+            raise InputError(f"init_image {spec!r} has another image tower ({other}); --model names one that fits")
+    towers.model.visual.load_state_dict(held)
+    towers.model.visual.preprocess_cfg = dict(source.preprocess_cfg)
+    return DualEncoder(towers.name, towers.model, towers.tokenizer, towers.config)
 
 
 def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
