@@ -35,8 +35,8 @@ def finetune() -> TrainConfig:
 def lit() -> TrainConfig:
     """LiT: the image tower of --init stays as it is, the text tower is trained towards it.
 
-    The text tower goes on from the weights of --init; with --init-image in its place it begins anew, as Zhai et al. 2022
-    have it.
+    The text tower goes on from the weights of --init; with --init-image in its place it begins anew, as in Zhai et
+    al. 2022.
     """
     return _from_start(freeze="image", lr=5e-4, epochs=20, batch_size=512, out="runs/lit")
 
