@@ -205,7 +205,13 @@ def test_a_new_text_tower_beside_a_trained_image_tower(few: TrainConfig, picture
     end = load_model(result.run, device="cpu")
     assert all(same(weights(end), weights(source), "image").values()) and end.std == source.std
     assert not any(same(weights(end), weights(encoder), "text").values())
+    kept = TrainConfig.from_json(result.run / "config.json").towers
+    assert (kept.model, kept.init_image, kept.freeze) == ("nano-resnet", str(pictured), "image")
     assert train(config.override(epochs=2, resume="auto")).epochs == 2
+    file = pictured / "open_clip_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "name": "mine"}))
+    with pytest.raises(InputError, match="does not say what its towers are called; give --model"):
+        make_encoder(config)
 
 
 def test_a_start_takes_the_place_of_the_other(few: TrainConfig, pictured: Path) -> None:

@@ -226,7 +226,7 @@ def resolved(
     if isinstance(encoder, AlignedEncoder):
         leaves |= align.head_settings(encoder)
     if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
-        leaves |= {"model": config.towers.model or DEFAULT_MODEL, "image_size": encoder.image_size}
+        leaves |= {"model": config.towers.model or encoder.name, "image_size": encoder.image_size}
     if config.run.precision == "auto":
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16(device))) else "fp32"
     if config.run.tf32 is None:

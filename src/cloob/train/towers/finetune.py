@@ -20,6 +20,7 @@ from cloob.files import whole_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
+from cloob.models.names import known_models
 from cloob.models.runs import AVERAGED_FOLDER, RUN_CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.train.config import TrainConfig
@@ -195,6 +196,8 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
     """
     source = load_model(spec, device="cpu")
     source.check_weights()
+    if model is None and source.name not in known_models():
+        raise InputError(f"init_image {spec!r} does not say what its towers are called; give --model")
     towers = create_model(model or source.name, image_size=image_size, seed=seed)
     trained, new = (bool(encoder.config.settings.get("quick_gelu")) for encoder in (source, towers))
     if trained != new:  # no shape tells
