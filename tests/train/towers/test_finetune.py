@@ -10,6 +10,7 @@ import pytest
 import torch
 from train_helpers import exact
 
+from cloob.commands.train import read_start
 from cloob.distributed import process_group
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
@@ -219,6 +220,9 @@ def test_a_start_takes_the_place_of_the_other(few: TrainConfig, pictured: Path) 
     assert (images.init, images.init_image, images.average_with_start) == (None, "a", None)
     both = get_recipe("lit").override(init_image="a").override(init="b").towers
     assert (both.init, both.init_image, both.freeze) == ("b", None, "image")
+    for typed, starts in ((["--init-image", "a"], (None, "a")), (["--init=b"], ("b", None))):
+        towers = read_start(["lit", *typed])[0].towers
+        assert (towers.init, towers.init_image) == starts
     with pytest.raises(InputError, match="init is 'a', init_image 'b'; a run starts from one of them"):
         train(few.override(init="a", init_image="b"))
 

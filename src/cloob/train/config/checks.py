@@ -36,9 +36,10 @@ def check_combination(config: TrainConfig) -> None:
     """Refuses a run without data, and what needs trained weights, held-out pairs or a frozen tower without them.
 
     Raises:
-        InputError: No ``data``, ``average_with_start`` without ``init``, ``patience`` without ``val_data``,
-            ``unlocked`` without ``freeze``, ``restarts`` without their schedule, ``compile_backend`` without
-            ``compile``, ``retrieval_from`` with held-out pairs judged by the loss, which it changes; or as ``aligns``.
+        InputError: No ``data``, both ``init`` and ``init_image``, ``average_with_start`` without ``init``, ``patience``
+            without ``val_data``, ``unlocked`` without ``freeze``, ``restarts`` without their schedule,
+            ``compile_backend`` without ``compile``, ``retrieval_from`` with held-out pairs judged by the loss, which it
+            changes; or as ``aligns``.
     """
     towers = config.towers
     if config.loss.retrieval_from and config.pairs.holds_out and config.save.best == "val_loss":

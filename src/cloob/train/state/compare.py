@@ -14,6 +14,7 @@ from cloob.errors import InputError
 from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.train.config import TrainConfig
 from cloob.train.state.checkpoint import Checkpoint
+from cloob.train.towers.finetune import first_difference
 
 logger = logging.getLogger(__name__)
 TRAINING, HELD_OUT = "training pairs", "held-out pairs"
@@ -111,14 +112,12 @@ def judged_otherwise(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[
 def check_same_architecture(checkpoint: Checkpoint, encoder: nn.Module) -> None:
     """Refuses weights of other names or shapes than the checkpoint's."""
     wanted, held = encoder.state_dict(), checkpoint.weights
-    for name in wanted.keys() | held.keys():
-        here = tuple(wanted[name].shape) if name in wanted else "nothing"
-        there = tuple(held[name].shape) if name in held else "nothing"
-        if here != there:
-            raise InputError(
-                f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
-                f"resume with the model it was trained with"
-            )
+    if difference := first_difference(wanted, held):
+        name, here, there = difference
+        raise InputError(
+            f"{checkpoint.path}: holds another architecture ({name} has {there}, the configured model has {here}); "
+            f"resume with the model it was trained with"
+        )
 
 
 def _changes(checkpoint: Checkpoint, config: TrainConfig) -> Iterator[tuple[str, object, object]]:

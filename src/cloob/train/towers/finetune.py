@@ -8,7 +8,7 @@ norm, attention pool, projection).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -153,6 +153,15 @@ def keep_frozen(encoder: DualEncoder, tower: str) -> None:
 
 
 @torch.no_grad()
+def first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> tuple[str, str, str] | None:
+    """The first tensor by name that has not the same shape on both sides, and both shapes; None if all have."""
+    for name in sorted(here.keys() | there.keys()):
+        shapes = [str(tuple(side[name].shape)) if name in side else "nothing" for side in (here, there)]
+        if shapes[0] != shapes[1]:
+            return name, shapes[0], shapes[1]
+    return None
+
+
 def interpolate(start: DualEncoder, tuned: DualEncoder, share: float) -> None:
     """Moves ``tuned`` to the straight line between two models (WiSE-FT, Wortsman et al. 2022), in place.
 
@@ -168,12 +177,11 @@ def interpolate(start: DualEncoder, tuned: DualEncoder, share: float) -> None:
         InputError: The architectures differ.
     """
     before, after = start.model.state_dict(), tuned.model.state_dict()
-    for name in sorted(before.keys() | after.keys()):
-        here, there = (tuple(state[name].shape) if name in state else "nothing" for state in (after, before))
-        if here != there:
-            raise InputError(
-                f"{start.name}: cannot be averaged with {tuned.name}: {name} has {there} there and {here} here"
-            )
+    if difference := first_difference(after, before):
+        name, here, there = difference
+        raise InputError(
+            f"{start.name}: cannot be averaged with {tuned.name}: {name} has {there} there and {here} here"
+        )
     for name, value in after.items():
         if value.is_floating_point():
             value.copy_(_between(before[name].to(value), value, share))
@@ -204,11 +212,10 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
         names = {True: "QuickGELU", False: "GELU"}
         raise InputError(f"init_image {spec!r} was trained with {names[trained]}, {towers.name} has {names[new]}")
     wanted, held = towers.model.visual.state_dict(), source.model.visual.state_dict()
-    for name in wanted.keys() | held.keys():
-        here, there = (tuple(side[name].shape) if name in side else "nothing" for side in (wanted, held))
-        if here != there:
-            other = f"visual.{name} has {there}, {towers.name} has {here}"
-            raise InputError(f"init_image {spec!r} has another image tower ({other}); --model names one that fits")
+    if difference := first_difference(wanted, held):
+        name, here, there = difference
+        other = f"visual.{name} has {there}, {towers.name} has {here}"
+        raise InputError(f"init_image {spec!r} has another image tower ({other}); --model names one that fits")
     towers.model.visual.load_state_dict(held)
     towers.model.visual.preprocess_cfg = dict(source.preprocess_cfg)
     return DualEncoder(towers.name, towers.model, towers.tokenizer, towers.config)
