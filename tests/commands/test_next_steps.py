@@ -12,6 +12,7 @@ from cloob.commands import advice
 from cloob.commands.arguments import parse
 from cloob.commands.steps import say_next, shell
 from cloob.commands.train import read_start
+from cloob.errors import InputError
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
@@ -113,7 +114,7 @@ def test_advice_is_about_what_is_wrong_alone() -> None:
     assert advised(f"{good} --val-data held", 1000, 300, 20)[0] == []
     assert advised(f"{good} --val-data demo:val", 5001, 300, 20)[0] == []
     cases = {
-        "the held-out pairs are demo:val, which are not like yours": (good, 1000, 300, 20),
+        "the held-out pairs are demo:val, which are not like yours": (f"{good} --val-data demo:val", 1000, 300, 20),
         "100 steps of warm-up leave little of 300 steps": (
             "align --data mine --batch-size 64 --val-data held --warmup 100",
             1000,
@@ -151,7 +152,7 @@ TUNED = "--lr 3e-5 --clip-grad-norm 0.5 --beta2 0.9 --layer-decay 0.5 --inv-tau 
         ),
         (
             "align --image-encoder pypi:x --text-encoder pypi:y --data mine --head linear --patience 9",
-            {"val_data": (), "val_split": 0.1, "batch_size": 16},
+            {"batch_size": 32, "warmup": 32},
         ),
     ],
 )
@@ -174,12 +175,12 @@ def test_advice_for_towers_from_scratch_is_another_recipe() -> None:
 
 @pytest.mark.parametrize(("pairs", "batch"), [(3, None), (4, 2), (8, 6), (9, 7), (20, 8)])
 def test_an_advised_batch_fits_what_is_not_held_out(pairs: int, batch: int | None) -> None:
-    reasons, _, better = advised("align --data mine", pairs, 0, 0)
+    reasons, _, better = advised("align --data mine --val-data demo:val", pairs, 0, 0)
     assert len(reasons) == 2 and (better.run.batch_size if better else None) == batch
 
 
 def test_no_command_is_advised_that_splits_streamed_pairs() -> None:
-    for words, better in (("", False), ("--val-data c", True)):
+    for words, better in (("--val-data demo:val", False), ("--val-data c", True)):
         reasons, _, found = advised(f"align --data pipe:cat&a.tar {words}", 500, 0, 0)
         assert reasons and (found is not None) == better
 
@@ -191,6 +192,32 @@ def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:
     assert shell(["train"]) == "cloob train"
     start, rest = read_start(["align", "--val-split", "0.1", "--val-data", "x"])
     assert start.pairs.val_data == ("demo:val",) and config.pairs.holds_out
+
+
+@pytest.mark.parametrize(
+    ("words", "held_out"),
+    [
+        ("align", (("demo:val",), 0.0)),
+        ("align --data demo", (("demo:val",), 0.0)),
+        ("align --data=demo:train", (("demo:val",), 0.0)),
+        ("align --data pairs.csv", ((), 0.1)),
+        ("--data demo pairs.csv align --epochs 3", ((), 0.1)),
+        ("align --data demo --data=pairs.csv", ((), 0.1)),
+        ("align --data pairs.csv --data demo", (("demo:val",), 0.0)),
+        ("align --data pairs.csv --val-data demo:val", (("demo:val",), 0.0)),
+        ("align --data pairs.csv --val-split 0.3", ((), 0.3)),
+        ("align --data s3://bucket/{0..9}.tar --patience 0", ((), 0.0)),
+        ("finetune --init a --data pairs.csv", ((), 0.0)),
+    ],
+)
+def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tuple[str, ...], float]) -> None:
+    pairs = check_train(["train", *words.split()]).pairs
+    assert (pairs.val_data, pairs.val_split) == held_out
+
+
+def test_streamed_pairs_of_which_none_can_be_held_out_are_asked_for_some() -> None:
+    with pytest.raises(InputError, match="no held-out pairs; give --val-data"):
+        check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar"])
 
 
 def test_pairs_too_few_for_a_batch_get_advice_before_the_error(

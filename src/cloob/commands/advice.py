@@ -15,11 +15,10 @@ from cloob.errors import counted
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import aligns
+from cloob.train.config.pairs import VAL_SPLIT
 
 SMALL = 5_000
 """Up to so many pairs a run gets advice; beyond, whoever has them is taken to know what they want."""
-VAL_SPLIT = 0.1
-"""The share of the pairs that is held out where nothing is said of it."""
 _MOST_BATCH = 256
 
 
@@ -66,7 +65,7 @@ def advise(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Sequ
         reasons.append(f"{warmup:,} steps of warm-up leave little of {steps:,} steps")
     if not config.pairs.holds_out:
         reasons.append("without held-out pairs nobody sees when the training goes too far")
-    elif _held_out_elsewhere(config):
+    elif config.pairs.judged_by_demo:
         reasons.append(f"the held-out pairs are {', '.join(config.pairs.val_data)}, which are not like yours")
     if not reasons:
         return None
@@ -92,7 +91,7 @@ def lines(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Seque
 
 def _words(config: TrainConfig, pairs: int, typed: Sequence[str], *, scratch: bool) -> tuple[str, ...]:
     """The advised run: by another recipe from scratch, else what was typed but for what is advised against."""
-    split = not config.pairs.holds_out or _held_out_elsewhere(config)
+    split = not config.pairs.holds_out or config.pairs.judged_by_demo
     left = pairs - most_held_out(pairs, VAL_SPLIT) if split else pairs
     if left < 2 or (split and any(map(is_remote, config.pairs.data))):  # of streamed pairs none are split off
         return ()
@@ -132,13 +131,3 @@ def _towers(config: TrainConfig) -> str | None:
     if towers.init_image is not None:
         return f"a new text tower for the images of {towers.init_image}"
     return towers.model or towers.init
-
-
-def _held_out_elsewhere(config: TrainConfig) -> bool:
-    """Whether a recipe's own held-out pairs, the demo's, judge a run on other pairs."""
-    pairs = config.pairs
-    return bool(pairs.val_data) and _only_demo(pairs.val_data) and not _only_demo(pairs.data)
-
-
-def _only_demo(specs: Sequence[str]) -> bool:
-    return all(spec.partition(":")[0] == "demo" for spec in specs)

@@ -10,12 +10,14 @@ from pathlib import Path
 
 from cloob.cache import use_cache
 from cloob.commands.arguments import parse
-from cloob.commands.typed import last_value, take_option, take_recipe
+from cloob.commands.typed import last_value, last_values, take_option, take_recipe
+from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
 from cloob.train.config.model import ObjectiveName
+from cloob.train.config.pairs import VAL_SPLIT
 from cloob.train.config.run import LENGTHS
 
 _USAGE = "[RECIPE | --config FILE]"
@@ -68,4 +70,13 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
         start = start.override(val_data=())
     elif "--val-data" in given and "--val-split" not in given:
         start = start.override(val_split=0.0)
+    elif recipe is not None and {"--val-data", "--val-split"}.isdisjoint(given):
+        start = _held_out_of(last_values(words, "--data"), start)
     return start, words
+
+
+def _held_out_of(data: Sequence[str], start: TrainConfig) -> TrainConfig:
+    """The demo's held-out pairs judge no others: of those a share is held out, of streamed ones none."""
+    if not data or not start.override(data=data).pairs.judged_by_demo:
+        return start
+    return start.override(val_data=(), val_split=0.0 if any(map(is_remote, data)) else VAL_SPLIT)

@@ -73,6 +73,17 @@ def last_value(words: list[str], name: str) -> str | None:
     return found
 
 
+def last_values(words: Sequence[str], name: str) -> list[str]:
+    """The values of an option of any number of values where it stands last."""
+    found: list[str] = []
+    for word, option in zip(words, _options(words), strict=True):
+        if word.startswith("--"):
+            found = found if option != name else [word.partition("=")[2]] if "=" in word else []
+        elif option == name:
+            found.append(word)
+    return found
+
+
 def take_option(words: list[str], name: str) -> str | None:
     """Removes ``name VALUE`` or ``name=VALUE`` from the words."""
     for i, word in enumerate(words):

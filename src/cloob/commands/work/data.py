@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cloob.commands.advice import SMALL, VAL_SPLIT, good_batch
+from cloob.commands.advice import SMALL, good_batch
 from cloob.commands.measuring import DataArguments
 from cloob.commands.steps import columns, say_next
 from cloob.data.open import open_source
@@ -17,6 +17,7 @@ from cloob.data.survey import SMALL_SIDE, Survey, survey
 from cloob.evaluate.report.sheet import write_sheet
 from cloob.models.tokenizer import FastTokenizer
 from cloob.models.towers import open_clip
+from cloob.train.config.pairs import VAL_SPLIT
 
 
 def run(arguments: DataArguments) -> int:

@@ -8,6 +8,10 @@ from pathlib import Path
 from cloob.train.config.strict import check, positive
 
 
+VAL_SPLIT = 0.1
+"""The share of the pairs that is held out where nothing is said of it."""
+
+
 @dataclass(frozen=True)
 class PairsConfig:
     """The image-caption pairs and how they are read."""
@@ -50,6 +54,15 @@ class PairsConfig:
     def holds_out(self) -> bool:
         """Whether there are held-out pairs."""
         return bool(self.val_data or self.val_split)
+
+    @property
+    def judged_by_demo(self) -> bool:
+        """Whether the held-out pairs are the demo's and the training pairs are not."""
+        demo, val_demo = (
+            bool(specs) and all(spec.partition(":")[0] == "demo" for spec in specs)
+            for specs in (self.data, self.val_data)
+        )
+        return val_demo and not demo
 
     def __post_init__(self) -> None:
         check(all(self.data), "data", self.data, "sources without empty names")
