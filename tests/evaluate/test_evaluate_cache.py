@@ -21,6 +21,7 @@ from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.suite import evaluate
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
+from cloob.models.weights.tokens import HubTokenizer
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
@@ -110,6 +111,24 @@ def test_models_in_memory(tmp_path: Path) -> None:
         "m", data
     )  # weights that nobody can see
     assert not (tmp_path / "none").exists()
+
+
+def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path: Path) -> None:
+    cache, data = Cache(tmp_path / "cache"), Labels(NAMES)
+
+    def classes(words: dict[str, int]) -> torch.Tensor:
+        encoder = create_model("tiny-vit", seed=0)
+        library = pytest.importorskip("tokenizers")
+        library.Tokenizer(library.models.WordLevel(words, "?")).save(str(tmp_path / "tokenizer.json"))
+        encoder.tokenizer = HubTokenizer(tmp_path / "tokenizer.json", encoder.context_length, pad=0, end=1)
+        return Embeddings({"m": encoder}, EmbedOptions(cache=cache)).labelled("m", data).classes
+
+    texts = [template.replace("{c}", name) for name in NAMES for template in data.templates]
+    words = {"?": 0, **{text: place for place, text in enumerate(texts, 2)}}
+    first = classes(words)
+    n_files = len(embeddings_in(tmp_path / "cache"))
+    assert torch.equal(classes(words), first) and len(embeddings_in(tmp_path / "cache")) == n_files
+    assert not torch.equal(classes({**words, texts[0]: 40, texts[1]: 41}), first)
 
 
 def test_a_damaged_file_is_computed_anew(model: Path) -> None:

@@ -93,6 +93,15 @@ def test_differences_of_three_models_and_a_set_that_one_lacks() -> None:
     ]
 
 
+def test_a_model_without_a_metric_takes_no_mean_from_the_others() -> None:
+    """A model without a tokenizer has probes and no zero-shot accuracy."""
+    hit, miss = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    both = {"a": hit, "b": miss}
+    entries = differences({("acc1", "s"): both, ("acc1", "t"): both, ("probe_acc1", "s"): {**both, "mute": hit}})
+    means = [(e["metric"], e["model"], e["baseline"]) for e in entries if e["set"] is None]
+    assert means == [("acc1", "b", "a")]
+
+
 def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, ColourModel]) -> None:
     wrong = Labels(["red"], labels=[6], name="wrong")
     results = evaluate(models, [wrong, Labels(NAMES)], [Pairs(["red"] * 2, broken=[1], name="one")])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -196,19 +197,71 @@ def test_another_encoder_under_the_same_name_is_noticed(
 
 def test_damaged_folders_get_one_line(whole: AlignedEncoder, tmp_path: Path) -> None:
     save_model(tmp_path, whole, CONFIG)
-    file = tmp_path / "aligned.json"
-    good = file.read_text()
-    weights = (tmp_path / "heads.safetensors").read_bytes()
-    (tmp_path / "heads.safetensors").write_bytes(weights[: len(weights) // 2])
-    with pytest.raises(InputError, match=r"heads.safetensors: cannot be read"):
+    file, weights = tmp_path / "aligned.json", tmp_path / "heads.safetensors"
+    good = json.loads(file.read_text())
+    whole_file = weights.read_bytes()
+    weights.write_bytes(whole_file[: len(whole_file) // 2])
+    with pytest.raises(InputError, match=r"heads.safetensors: "):
         load_model(tmp_path)
-    for text, said in (
-        (json.dumps({**json.loads(good), "format": 2}), "has format 2; this version reads format 1"),
-        (json.dumps({"format": 1}), "not what cloob train align writes"),
+    weights.unlink()
+    with pytest.raises(InputError, match=r"no heads.safetensors beside aligned.json"):
+        load_model(tmp_path)
+    weights.write_bytes(whole_file)
+    for changes, said in (
+        ({"format": 2}, "has format 2; this version reads format 1"),
+        ({"image_encoder": 3}, "image_encoder is 3; a string is wanted"),
+        ({"text_fingerprint": None}, "text_fingerprint is None; a string is wanted"),
+        ({"image_size": -1}, "image_size is -1; a whole number"),
+        ({"heads": []}, "heads is .*; an object is wanted"),
+        ({"heads": {"image": good["heads"]["image"]}}, "heads.text is 'nothing'; an object is wanted"),
     ):
-        file.write_text(text)
+        file.write_text(json.dumps({**good, **changes}))
         with pytest.raises(InputError, match=said):
             load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"features": -1}, "heads.image.features is -1; a whole number"),
+        ({"features": 2.5}, "heads.image.features is 2.5; a whole number"),
+        ({"features": 1 << 24, "embed_dim": 1 << 24}, "trained on another image encoder"),  # a petabyte
+        ({"embed_dim": 1 << 24}, "its weights do not fit: "),
+        ({"kind": "conv"}, "heads.image.kind is 'conv'; 'linear' or 'mlp' is wanted"),
+        ({"dropout": float("inf")}, "aligned.json: "),
+        ({"dropout": 1.0}, "heads.image.dropout is 1.0; a number from 0 to below 1"),
+    ],
+)
+def test_sizes_of_a_head_take_no_memory(
+    changes: dict[str, object], said: str, whole: AlignedEncoder, tmp_path: Path
+) -> None:
+    save_model(tmp_path, whole, CONFIG)
+    file = tmp_path / "aligned.json"
+    content = json.loads(file.read_text())
+    content["heads"]["image"] |= changes
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("text.matrix.weight", float("nan"), "text.matrix.weight holds NaN or infinite values"),
+        ("text.scale", 0.0, "text.scale is 0, and features are divided by it"),
+        ("text.scale", -1.0, "text.scale is -1"),
+        ("more", 0.0, "more is unknown"),
+    ],
+)
+def test_weights_of_a_head_are_looked_at(
+    key: str, value: float, said: str, whole: AlignedEncoder, tmp_path: Path
+) -> None:
+    save_model(tmp_path, whole, CONFIG)
+    tensors = load_file(tmp_path / "heads.safetensors")
+    tensors[key] = torch.full_like(tensors.get(key, torch.zeros(2)), value)
+    save_file(tensors, tmp_path / "heads.safetensors")
+    with pytest.raises(InputError, match=said):
+        load_model(tmp_path)
 
 
 def test_an_encoder_that_is_gone_is_named_with_its_key(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,6 +180,30 @@ def test_a_map_of_a_large_index_draws_among_all(index: Index, monkeypatch: pytes
     monkeypatch.setattr(find, "_ALL_IDS", 10)
     rows = find.drawn_pictures(index, index.model())
     assert 10 < len(rows) <= 32
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.arange(1, 25_001),
+        np.arange(1_000_000, 1_025_000),
+        np.concatenate([np.arange(1, 25_000), [9_000_000]]),
+        np.concatenate([[1], np.arange(9_000_000, 9_025_000)]),
+    ],
+    ids=["dense", "all new", "one far above", "all but one new"],
+)
+def test_unrelated_pictures_are_drawn_from_all_whatever_their_ids(ids: np.ndarray) -> None:
+    class Store:
+        def ids(self, where: None = None, *, after: int = 0, limit: int | None = None) -> np.ndarray:
+            return ids[np.searchsorted(ids, after, "right") :][:limit]
+
+        def vectors(self, model: str, some: list[int]) -> np.ndarray:
+            return np.searchsorted(ids, some)[:, None].astype(np.float32)
+
+    drawn = find.drawn_pictures(SimpleNamespace(store=Store()), SimpleNamespace(name="m"))  # type: ignore[arg-type]
+    places = np.sort(drawn[:, 0])
+    assert len(places) > 200 and len(set(places)) == len(places)
+    assert np.abs(places / len(ids) - np.linspace(0, 1, len(places))).max() < 0.15  # evenly, to Kolmogorov's distance
 
 
 def test_unrelated_queries_are_made_once_and_anew_for_another_state_of_the_index(

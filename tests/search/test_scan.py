@@ -23,6 +23,7 @@ from cloob.search.index import Index
 from cloob.search.scan.addresses import remember
 from cloob.search.scan.open import ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
+from cloob.search.where import parse
 from support import served, serving
 
 
@@ -142,6 +143,21 @@ def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
     with Index.create(tmp_path / "i") as index:
         index.update([tmp_path / "t.csv"], options(FakeEncoder()))
         assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
+
+
+def test_a_time_may_stand_behind_a_space(tmp_path: Path) -> None:
+    rows = [("a", "2024-05-31 18:30:00"), ("b", "2024-05-31T18:30:00"), ("c", "2024-05-31 09:00")]
+    for seed, (name, _) in enumerate(rows):
+        write_noise(tmp_path / f"{name}.png", seed)
+    (tmp_path / "t.csv").write_text("filepath,title,date\n" + "".join(f"{n}.png,{n},{date}\n" for n, date in rows))
+    with Index.create(tmp_path / "i") as index:
+        index.update([tmp_path / "t.csv"], options(FakeEncoder()))
+        for filter_, n in (
+            ("date >= '2024-05-31T18:00'", 2),
+            ("date = '2024-05-31 18:30:00'", 2),
+            ("date < '2024-05-31 12:00'", 1),
+        ):
+            assert index.store.count(parse(filter_)) == n
 
 
 def test_texts_that_are_not_utf8(tmp_path: Path) -> None:

@@ -352,6 +352,21 @@ def test_approximate_search_finds_what_is_there(tmp_path: Path, monkeypatch: pyt
         assert store.nearest("m", queries[:1], 1).scores[0, 0] == pytest.approx(1)
 
 
+def test_a_large_index_without_faiss_is_searched_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(approximate, "EXACT_UP_TO", 10)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    store = SqliteStore.create(tmp_path / "i")
+    store.add_model(MODEL)
+    store.write([item(f"{i}") for i in range(20)], "m", units(20))
+    with caplog.at_level("WARNING"):
+        store.optimise()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("faiss is not installed; pip") and said.endswith("; 20 vectors are searched one by one")
+    assert store.nearest("m", units(20)[3:4], 1).scores[0, 0] == pytest.approx(1)
+
+
 KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv[3])

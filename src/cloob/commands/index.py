@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from cloob.commands.arguments import check_amounts, parse
@@ -42,13 +42,8 @@ def _known_sources(arguments: IndexArguments) -> set[str]:
     file = folder / FILE
     if file.exists():
         connection = connect(file, writable=False)
-        try:
-            with one_line(file):
-                return {row[0] for row in connection.execute("SELECT DISTINCT source FROM items")}
-        except sqlite3.Error:
-            return set()
-        finally:
-            connection.close()
+        with closing(connection), one_line(file):
+            return {row[0] for row in connection.execute("SELECT DISTINCT source FROM items")}
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; --out is the folder of the index")
     if folder.is_dir() and any(not entry.name.startswith(".tmp-") for entry in folder.iterdir()):

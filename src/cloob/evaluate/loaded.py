@@ -12,6 +12,7 @@ from cloob.errors import InputError, nearest
 from cloob.evaluate.cache import folder_key, module_key
 from cloob.models.encoding import Encoder
 from cloob.models.load import find_model_folder, load_model
+from cloob.models.tokenizer import describe
 
 
 class Models:
@@ -55,8 +56,9 @@ class Models:
         encoder = self.encoder(model)
         if not isinstance(encoder, nn.Module):
             return None
-        towers = {name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective_config")}
-        return module_key(encoder, towers, getattr(encoder, "device", self._device))
+        facts = {name: getattr(encoder, name, None) for name in ("config", "preprocess_cfg", "objective_config")}
+        facts["tokenizer"] = describe(getattr(encoder, "tokenizer", None))
+        return module_key(encoder, facts, getattr(encoder, "device", self._device))
 
     def _folder(self, model: str) -> Path | None:
         """The model folder, the same one however long a run goes on to write newer checkpoints; None for others."""

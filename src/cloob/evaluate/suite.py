@@ -201,14 +201,14 @@ def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[
 
     Returns:
         One entry for each metric, set and pair of models, the later model against the earlier; then, where a
-        metric has several sets that all models share, the means over these with ``set`` None.
+        metric has several sets that all models with this metric share, the means over these with ``set`` None.
     """
     entries = []
-    everyone = {model for by_model in hits.values() for model in by_model}
     for metric in dict.fromkeys(metric for metric, _ in hits):
         of_sets: dict[str | None, list[dict[str, Tensor]]] = {
             name: [by_model] for (m, name), by_model in hits.items() if m == metric
         }
+        everyone = {model for groups in of_sets.values() for model in groups[0]}  # that could be measured by it
         shared = [by_model[0] for by_model in of_sets.values() if by_model[0].keys() == everyone]
         if len(shared) > 1:
             of_sets[None] = shared

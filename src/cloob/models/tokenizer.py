@@ -24,13 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import require
+from cloob.errors import InputError, require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Tokens = npt.NDArray[np.int64]
 
+_SENTENCE = "Rules & words: 3 cats, élan — naïve!"
 _WORDS_KEPT = 1 << 16
 _LONGEST_KEPT = 32
 """So many words of so many characters at most are kept (about 15 MB); when they are full, all are forgotten."""
@@ -150,6 +151,24 @@ class FastTokenizer:
             if len(tokens) >= enough:
                 break
         return tokens
+
+
+def describe(tokenizer: Any) -> str:
+    """What tells a tokeniser from others: its vocabulary and rules if it can say them, else the tokens of a sentence.
+
+    Args:
+        tokenizer: Any of an encoder's; None where it has none.
+    """
+    if hasattr(tokenizer, "description"):
+        return str(tokenizer.description())
+    words = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)  # open_clip's, of transformers
+    if words is not None:
+        return str(words.to_str())
+    try:
+        tokens = None if tokenizer is None else np.asarray(tokenizer([_SENTENCE])).tolist()
+    except InputError:
+        tokens = None
+    return f"{getattr(tokenizer, 'settings', None)} {tokens}"
 
 
 def as_tensor(tokens: Tokens) -> Tensor:

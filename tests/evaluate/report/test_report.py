@@ -160,7 +160,7 @@ def verdict(results: dict[str, Any]) -> headline.Verdict:
 
 def test_verdict_without_intervals_subtracts() -> None:
     found = verdict({"rows": [row("clip", s=0.15), row("cloob", s=0.172)]})
-    assert found.title == "cloob is ahead of clip"
+    assert found.title == "cloob is ahead of clip; no interval is known"
     assert found.detail == "17.2 % against 15.0 % zero-shot top-1 on s: +2.2 points."
 
 
@@ -183,7 +183,7 @@ def test_verdict_over_several_sets_compares_means_on_the_common_ones() -> None:
     rows = [row("a", one=0.2, two=0.3, alone=0.99), row("b", one=0.3, two=0.4), row("c", one=0.1, two=0.5)]
     found = verdict({"rows": rows})
     assert (found.leader, found.runner_up) == ("b", "c")  # means 0.25, 0.35, 0.30
-    assert found.title == "b leads, c follows"
+    assert found.title == "b leads, c follows; no interval is known"
     assert found.detail.endswith("+5.0 points. Ahead of c on 1 of 2 sets.")
 
 

@@ -205,6 +205,23 @@ def test_a_list_that_no_memory_holds_is_refused_unread(tmp_path: Path) -> None:
         open_paper_set("birdsnap", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "damage"),
+    [
+        ("stanford_cars", "stanford_cars/cars_test_annos_withlabels.mat", lambda old: old[: len(old) // 2]),
+        ("gtsrb", "gtsrb/GT-final_test.csv", lambda old: old[: len(old) - 3]),
+        ("gtsrb", "gtsrb/GT-final_test.csv", lambda old: old.replace(b";", b",")),
+        ("birdsnap", "birdsnap/species.txt", lambda old: old.replace(b"\t", b" ")),
+    ],
+)
+def test_a_damaged_list_is_one_line(name: str, file: str, damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    MAKERS[name](tmp_path)
+    put(tmp_path / file, damage((tmp_path / file).read_bytes()))
+    with pytest.raises(InputError, match=rf"^{name}: its lists cannot be read \(.*is wanted$"):
+        open_paper_set(name, tmp_path)
+    assert list(open_suites(["paper", str(tmp_path)]).missing) == list(LAYOUTS)
+
+
 def test_the_paper_suite_keeps_what_is_there(tmp_path: Path) -> None:
     ucf101(tmp_path)
     gtsrb(tmp_path)

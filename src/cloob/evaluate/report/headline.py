@@ -156,7 +156,9 @@ def _title(what: Measure, order: Sequence[str], gaps: Mapping[str, Difference | 
         behind = [other for other in order[1:] if other not in level]
         are = "is" if len(behind) == 1 else "are"
         return f"No clear difference between {_listed([a, *level])}; {_listed(behind)} {are} behind"
-    return f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
+    title = f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
+    gap = gaps[b]
+    return title if gap and gap.interval else f"{title}; no interval is known"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cloob.data.source import IMAGE_EXTENSIONS
-from cloob.errors import InputError, require
+from cloob.errors import InputError, one_line, require
 from cloob.evaluate.sets.labelled import FilePictures, LabelledSet
 from cloob.files import TooLarge, read_at_most
 from cloob.models.importing import import_open_clip
@@ -52,7 +52,12 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
     Raises:
         InputError: The set is not there (the message says what to put where), or not what it should be.
     """
-    samples = _READERS[name](root, split)
+    try:
+        samples = _READERS[name](root, split)
+    except InputError:
+        raise
+    except Exception as error:  # torchvision, scipy and the readers here raise all sorts for a list that is damaged
+        raise InputError(f"{name}: its lists cannot be read ({one_line(error)}); {LAYOUTS[name]} is wanted") from error
     if not samples:
         raise _missing(name, root, "no picture found")
     classnames, templates = prompts_of(name)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cloob.errors import InputError
+from cloob.models.tokenizer import describe
 
 _TOGETHER = 32  # texts a forward pass: few enough that a long one does not make many short ones wait
 _PICTURES_TOGETHER = 4  # pictures a forward pass on a CPU: what flows between the layers stays in memory that is there
@@ -133,8 +134,8 @@ class TowerText(nn.Module):
         self.features = _width(self, tokenizer(["a"]))
 
     def options(self) -> list[str]:
-        """As of a ``TextEncoder``; the tokens of a sentence stand for the tokeniser, which is open_clip's."""
-        return [str(self.tokenizer(["Rules & words: 3 cats, élan — naïve!"]).tolist())]
+        """As of a ``TextEncoder``."""
+        return [describe(self.tokenizer)]
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, F)."""

@@ -17,12 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError, require
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
+from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.formats.safe_tensors import read_safetensors
+from cloob.models.weights.keymap import fill, same_names
 
 _FORMAT = 1
 
@@ -160,16 +163,14 @@ def load_aligned(
         InputError: An encoder is not there or is another one than the heads were trained on, or a file is damaged.
     """
     file = folder / ALIGNED_FILE
-    try:
-        if config["format"] != _FORMAT:
-            raise InputError(f"{file}: has format {config['format']!r}; this version reads format {_FORMAT}")
-        names = {key: str(config[key]) for key in ("image_encoder", "text_encoder")}
-        heads = {side: Head(**config["heads"][side]) for side in ("image", "text")}
-        size, known = int(config["image_size"]), {side: config[f"{side}_fingerprint"] for side in heads}
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file}: not what cloob train align writes ({one_line(error)})") from None
+    fields = Fields(file, config)
+    if config.get("format") != _FORMAT:
+        raise InputError(f"{file}: has format {config.get('format')!r}; this version reads format {_FORMAT}")
+    names = {key: _text(fields, key) for key in ("image_encoder", "text_encoder")}
+    known = {side: _text(fields, f"{side}_fingerprint") for side in ("image", "text")}
+    with torch.device("meta"):  # no memory for a stranger's sizes before the file of weights has them
+        heads = {side: _head(fields.inside("heads").inside(side)) for side in known}
+    size = fields.integer("image_size")
     try:
         key = "image_encoder"
         image = open_image_encoder(names[key], load_model, size)
@@ -180,19 +181,39 @@ def load_aligned(
     except RecursionError:
         raise InputError(f"{file}: {key} is {names[key]!r}, which leads back to this folder") from None
     for side, opened in (("image", image), ("text", text)):
-        if fingerprint(opened) != known[side]:
+        if fingerprint(opened) != known[side] or opened.features != heads[side].options["features"]:
             raise InputError(
                 f"{file}: its heads were trained on another {side} encoder than {names[f'{side}_encoder']!r} is now"
             )
-    weights = folder / HEADS_FILE
-    try:
-        tensors = require("safetensors.torch", "train").load_file(weights)
-        for side, head in heads.items():
-            weights_of_side = {key: value for key, value in tensors.items() if key.startswith(f"{side}.")}
-            head.load_state_dict({key.removeprefix(f"{side}."): value for key, value in weights_of_side.items()})
-    except Exception as error:  # safetensors and load_state_dict have no common class
-        raise InputError(f"{weights}: cannot be read ({one_line(error)})") from error
+    _fill(heads, folder / HEADS_FILE)
     return aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
+
+
+def _text(fields: Fields, key: str) -> str:
+    value = fields.values.get(key)
+    if not isinstance(value, str):
+        raise fields.wrong(key, "a string")
+    return value
+
+
+def _head(options: Fields) -> Head:
+    """A head as the configuration says, with each of its sizes looked at."""
+    dropout = options.number("dropout", positive=False)
+    if not 0 <= dropout < 1:
+        raise options.wrong("dropout", "a number from 0 to below 1")
+    kind = options.one_of("kind", ("linear", "mlp"))
+    return Head(options.integer("features"), options.integer("embed_dim"), kind, dropout)  # type: ignore[arg-type]
+
+
+def _fill(heads: Mapping[str, Head], weights: Path) -> None:
+    """Gives both heads, built on the meta device, their weights."""
+    if not weights.is_file():
+        raise InputError(f"{weights.parent}: no {weights.name} beside {ALIGNED_FILE}")
+    both = nn.ModuleDict(heads)
+    fill(both, weights, read_safetensors(weights), same_names(both))
+    for side, head in heads.items():
+        if not head.scale > 0:
+            raise InputError(f"{weights}: {side}.scale is {float(head.scale):g}, and features are divided by it")
 
 
 def encoders_here(settings: Mapping[str, Any]) -> list[str]:

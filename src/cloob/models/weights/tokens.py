@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -150,6 +151,10 @@ class HubTokenizer:
             row[: len(ids)] = ids
         return rows
 
+    def description(self) -> str:
+        """The vocabulary and the rules, as one text."""
+        return f"{self.settings} {self.context_length} {self._tokenizer.to_str()}"
+
     def save_pretrained(self, folder: Path) -> None:
         """Writes what a tokenizer of transformers needs into a folder."""
         (folder / HUB_FILE).write_text(self._tokenizer.to_str(), encoding="utf-8")
@@ -219,6 +224,10 @@ class RinnaTokenizer:
             ids = [self._CLS, *self._encode(text)][:length]
             row[: len(ids)] = ids
         return rows
+
+    def description(self) -> str:
+        """A digest of the pieces, and how many a text may have."""
+        return f"{hashlib.sha256(self.content).hexdigest()} {self.context_length}"
 
     def _encode(self, text: str) -> list[int]:
         if self._processor is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -42,16 +44,16 @@ class Collection(Protocol):
     def store(self) -> Store:
         """Rows and vectors."""
 
-    def model(self, name: str | None = None) -> IndexedModel:
-        """A model by its name."""
+    def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
+        """A model by its name, or one that was found before, if it has not been replaced."""
 
-    def encoder(self, name: str | None = None) -> Encoder:
+    def encoder(self, name: str | IndexedModel | None = None) -> Encoder:
         """A model, loaded once."""
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
         """What ``work`` returns, kept for later calls with an equal key."""
 
-    def embedder(self, name: str | None = None) -> Embedder:
+    def embedder(self, name: str | IndexedModel | None = None) -> Embedder:
         """What embeds words and pictures of queries."""
 
 
@@ -61,7 +63,7 @@ def search(
     *,
     top: int = 20,
     where: str | Filter | None = None,
-    model: str | None = None,
+    model: str | IndexedModel | None = None,
     cutoff: Cutoff = "auto",
     row: Vector | None = None,
 ) -> Results:
@@ -72,12 +74,12 @@ def search(
         query: See :meth:`cloob.search.index.Index.search`.
         top: How many at most.
         where: A filter, see :mod:`cloob.search.where`.
-        model: The name of the model that is asked; None: the index's own choice.
+        model: The model that is asked, or its name; None: the index's own choice.
         cutoff: A margin; ``"auto"``: the default of the query's kind; None: all.
         row: The query's unit row (D,) where it is known: then nothing of the query is embedded.
 
     Raises:
-        InputError: The query, the filter, the model or a number is wrong.
+        InputError: The query, the filter, the model or a number is wrong, or the model was replaced meanwhile.
     """
     if not 1 <= top <= MAX_TOP:
         raise InputError(f"the {top} best are asked for; 1 to {MAX_TOP:,} are given")
@@ -97,7 +99,9 @@ def search(
     near = index.store.nearest(asked.name, row[None], top + len(own), filter_)
     places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:top]
     ids, scores = near.ids[0][places], near.scores[0][places]
-    return _results(index, asked, ids, scores, others, least, near.searched)
+    results = _results(index, asked, ids, scores, others, least, near.searched)
+    index.model(asked)  # vectors are asked for by name: none of these are of other weights
+    return results
 
 
 def _results(
@@ -128,7 +132,7 @@ def read_filter(index: Collection, where: str | Filter | None) -> Filter | None:
 
 def query_row(index: Collection, query: Query, asked: IndexedModel) -> Vector:
     """The unit row of a query by a model of the index."""
-    embedder = index.embedder(asked.name) if query.needs_model else None
+    embedder = index.embedder(asked) if query.needs_model else None
     return checked_row(embed_query(query, embedder, lambda id_: item_row(index, id_, asked)), asked)
 
 
@@ -181,15 +185,26 @@ def text_rows(index: Collection, asked: IndexedModel) -> Vectors:
 
 def drawn_pictures(index: Collection, asked: IndexedModel) -> Vectors:
     """(P, D) of pictures that stand for unrelated ones; the same for the same index."""
-    n = index.store.count()
+    store = index.store
     generator = np.random.default_rng(0)
-    if n <= _ALL_IDS:
-        ids = generator.permutation(index.store.ids())[: background.DRAWN]
-    else:
-        starts = generator.integers(n, size=background.DRAWN).tolist()
-        ids = np.unique(np.concatenate([index.store.ids(after=start, limit=1) for start in starts]))
+    ids = store.ids(limit=_ALL_IDS + 1)
+    if len(ids) > _ALL_IDS:
+        starts = generator.integers(int(ids[0]) - 1, _last_id(store), size=background.DRAWN).tolist()
+        ids = np.unique(np.concatenate([store.ids(after=start, limit=1) for start in starts]))
+        if len(ids) < background.DRAWN // 2:  # wide gaps between the ids, behind which the same ones are drawn
+            ids = store.ids()
+    ids = generator.permutation(ids)[: background.DRAWN]
     rows = index.store.vectors(asked.name, ids.tolist())
     return rows[np.isfinite(rows).all(1)]
+
+
+def _last_id(store: Store) -> int:
+    """The largest id; of a store that is not empty."""
+
+    def is_beyond(id: int) -> bool:
+        return not len(store.ids(after=id, limit=1))
+
+    return bisect.bisect_left(range(sys.maxsize), True, key=is_beyond)
 
 
 def rows_in_blocks(
@@ -234,6 +249,7 @@ def duplicates(
         for place, other in zip(*np.nonzero(close), strict=True):
             a, b = root(int(ids[place])), root(int(near.ids[place, other]))
             leader[max(a, b)] = min(a, b)
+    index.model(asked)  # as in `search`
     groups: dict[int, list[int]] = {}
     for id_ in leader:
         groups.setdefault(root(id_), []).append(id_)
@@ -248,7 +264,7 @@ def explain(
     beta: float | None = None,
     top: int = 20,
     where: str | Filter | None = None,
-    model: str | None = None,
+    model: str | IndexedModel | None = None,
     row: Vector | None = None,
 ) -> Retrieved:
     """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.ask.explain`.
@@ -259,7 +275,7 @@ def explain(
         beta: β; None: the model's own, else 8.
         top: Pictures to name, of the associated ones and of the nearest.
         where: Which pictures.
-        model: The name of the model.
+        model: The model, or its name.
         row: As for :func:`search`.
 
     Raises:
@@ -275,7 +291,7 @@ def explain(
     else:
         row = query_row(index, Query.of(query), asked)
     if beta is None:
-        beta = memory.beta_of(index.encoder(asked.name))[0]
+        beta = memory.beta_of(index.encoder(asked))[0]
     count = index.store.count(filter_)
     near = index.store.nearest(asked.name, row[None], max(1, min(count, memory.MEMORY)), filter_)
     ids = near.ids[0][near.ids[0] > 0]
@@ -289,7 +305,7 @@ def explain(
         for place in best
         if int(ids[place]) in items
     )
-    after = search(index, found.pattern, top=top, where=filter_, model=asked.name, cutoff=None)
+    after = search(index, found.pattern, top=top, where=filter_, model=asked, cutoff=None)
     agreement = float(found.pattern @ row)
     return memory.Retrieved(beta, len(ids), near.searched, pictures, found.effective, agreement, after.hits, asked.name)
 

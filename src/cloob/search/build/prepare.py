@@ -102,7 +102,7 @@ class Preparer:
     def _item(self, work: Work, encoded: Encoded, content: str, size: int) -> Item:
         caption, columns = work.collection.describe(work.found)
         stated = str(columns.get("date"))  # a year comes as a number
-        date = stated if _ISO.fullmatch(stated) else date_taken(encoded)
+        date = stated.replace(" ", "T") if _ISO.fullmatch(stated) else date_taken(encoded)
         width, height = encoded.size
         return Item(
             id=0,

@@ -16,8 +16,8 @@ from cloob.search.sort.fewshot import Head, fit_head
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import Filter
 
-MAX_NUMBERS = 500_000_000
-"""Pictures times labels: probabilities of 2 GB."""
+MAX_NUMBERS = 200_000_000
+"""Pictures times labels. The work on them takes up to 8.5 times the 0.8 GB of so many probabilities."""
 
 
 def label_index(

@@ -6,6 +6,7 @@ index's folder may come from somebody else.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from cloob.errors import InputError, require
 from cloob.search.sqlite.exact import Part, rescore
 from cloob.search.sqlite.exact import nearest as exact_nearest
 from cloob.search.store import Ids, Vectors
+
+logger = logging.getLogger(__name__)
 
 EXACT_UP_TO = 1_000_000
 """So many vectors are searched exactly unless somebody asks otherwise."""
@@ -35,12 +38,12 @@ def worthwhile(n: int, wanted: bool | None) -> bool:
 
 
 def build(name: str, rows: Vectors) -> None:
-    """Builds the index of (n, D) rows and keeps it; nothing where it is kept already.
-
-    Raises:
-        InputError: faiss is not installed.
-    """
-    faiss = require("faiss", "search")
+    """Builds the index of (n, D) rows and keeps it; nothing where it is kept already, and a warning without faiss."""
+    try:
+        faiss = require("faiss", "search")
+    except InputError as error:
+        logger.warning("%s; %s vectors are searched one by one", error, f"{len(rows):,}")
+        return
     Cache().get("features", name, lambda path: _write(faiss, rows, path))
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from cloob.train.config.strict import check, positive
 
-
 VAL_SPLIT = 0.1
 """The share of the pairs that is held out where nothing is said of it."""
 
