@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from cloob import distributed
 from cloob.distributed import Layout
+from cloob.errors import InputError
 from cloob.objective import OBJECTIVES, ContrastiveObjective, make_objective
 from paper_loops import count_flops, pairs
 
@@ -341,3 +342,18 @@ def test_a_mistake_on_one_rank_is_raised_on_all(
 
 def test_outside_a_process_group() -> None:
     assert (distributed.rank(), distributed.world_size(), distributed.is_initialized()) == (0, 1, False)
+
+
+@pytest.mark.parametrize("rank", [None, "first"])
+def test_a_world_that_torchrun_has_not_set_up_is_said(rank: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    distributed._meet.cache_clear()  # type: ignore[attr-defined]
+    with (
+        pytest.raises(InputError, match=r"^WORLD_SIZE is set, but not by torchrun \(.*\); start by torchrun"),
+        distributed.process_group(torch.device("cpu")),
+    ):
+        pass

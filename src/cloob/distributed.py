@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line
 
 
 def is_initialized() -> bool:
@@ -90,7 +90,12 @@ def _meet(address: str | None, port: str | None) -> tuple[Any, int, int]:
     """
     from torch.distributed.rendezvous import rendezvous  # a torch built without distributed has none
 
-    store, own_rank, ranks = next(rendezvous("env://"))
+    try:
+        store, own_rank, ranks = next(rendezvous("env://"))
+    except ValueError as error:  # a variable is missing, or is no number
+        raise InputError(
+            f"WORLD_SIZE is set, but not by torchrun ({one_line(error)}); start by torchrun, or unset it"
+        ) from None
     return store, own_rank, ranks
 
 

@@ -173,6 +173,11 @@ def test_advice_for_towers_from_scratch_is_another_recipe() -> None:
         assert better == align.override(batch_size=32, out="runs/train-advised", **changes)
 
 
+def test_advice_names_the_model_that_nobody_has_typed() -> None:
+    config = check_train(["train", "--data", "mine"])
+    assert advice.lines(config, 40, 0, 0, ["--data", "mine"])[0].startswith("40 pairs: RN50, cloob, batches of 256")
+
+
 @pytest.mark.parametrize(("pairs", "batch"), [(3, None), (4, 2), (8, 6), (9, 7), (20, 8)])
 def test_an_advised_batch_fits_what_is_not_held_out(pairs: int, batch: int | None) -> None:
     reasons, _, better = advised("align --data mine --val-data demo:val", pairs, 0, 0)

@@ -99,6 +99,25 @@ def test_another_objective_does_not_begin_with_the_recipes_scales(words: str) ->
     assert parse(TrainConfig, rest, "cloob train", start).loss == get_recipe("cc3m-cloob").loss
 
 
+def test_another_model_begins_with_its_own_picture_size(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(TrainConfig().override(data=["a"], model="tiny-resnet", image_size=64).to_json())
+    for words, size in (
+        ("--model ViT-B-32", None),
+        ("--model=ViT-B-32 --image-size 96", 96),
+        ("--model tiny-resnet", 64),
+        ("--lr 1e-3", 64),
+    ):
+        start, rest = read_start(["--config", str(file), *words.split()])
+        assert parse(TrainConfig, rest, "cloob train", start).towers.image_size == size
+    assert TrainConfig().override(image_size=96).override(model="tiny-vit").towers.image_size == 96
+
+
+def test_options_may_be_written_with_underscores() -> None:
+    assert read_start(["lit", "--init_image", "a"])[0] == read_start(["lit", "--init-image", "a"])[0]
+    assert read_start(["lit", "--init_image=a"])[0].towers.init_image == "a"
+
+
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()

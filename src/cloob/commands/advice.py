@@ -16,6 +16,7 @@ from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import aligns
 from cloob.train.config.pairs import VAL_SPLIT
+from cloob.train.towers.build import DEFAULT_MODEL
 
 SMALL = 5_000
 """Up to so many pairs a run gets advice; beyond, whoever has them is taken to know what they want."""
@@ -126,8 +127,8 @@ def _by_align(config: TrainConfig, *, split: bool) -> list[str]:
     return ["align", "--data", *pairs.data, *named, "--objective", config.loss.objective, *held_out]
 
 
-def _towers(config: TrainConfig) -> str | None:
+def _towers(config: TrainConfig) -> str:
     towers = config.towers
     if towers.init_image is not None:
         return f"a new text tower for the images of {towers.init_image}"
-    return towers.model or towers.init
+    return towers.model or towers.init or DEFAULT_MODEL

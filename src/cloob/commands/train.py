@@ -61,6 +61,9 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
     objective = last_value(words, "--objective")
     if objective in typing.get_args(ObjectiveName):
         start = start.override(objective=objective)
+    # Nor another model with its picture size.
+    model = last_value(words, "--model")
+    start = start.override(model=model) if model not in (None, "", "None") else start
     # Trained weights of the image tower alone take the place of those of both towers, and the other way round.
     starts = {name: last_value(words, option) for name, option in (("init", "--init"), ("init_image", "--init-image"))}
     typed = [name for name, value in starts.items() if value not in (None, "", "None")]

@@ -68,7 +68,7 @@ def last_value(words: list[str], name: str) -> str | None:
     found = None
     for word, following in itertools.zip_longest(words, words[1:]):
         option, equals, value = word.partition("=")
-        if option == name:
+        if option.replace("_", "-") == name:
             found = value if equals else following
     return found
 

@@ -48,7 +48,8 @@ class TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.
 
         A length of the run (``epochs``, ``samples`` or ``steps``) takes the place of the one before. Another objective
-        begins with its own τ⁻¹, β and scale, not with those that were set for the one before. ``init_image`` takes the
+        begins with its own τ⁻¹, β and scale, not with those that were set for the one before, and another model with its
+        own picture size. ``init_image`` takes the
         place of ``init`` and of the average with it, and ``init`` that of ``init_image``.
 
         Raises:
@@ -60,6 +61,8 @@ class TrainConfig:
             leaves = dict.fromkeys(LENGTHS) | leaves
         if leaves.get("objective", self.loss.objective) != self.loss.objective:
             leaves = dict.fromkeys(SCALES) | leaves
+        if leaves.get("model", self.towers.model) != self.towers.model is not None:
+            leaves = {"image_size": None} | leaves
         if leaves.get("init_image") is not None:
             leaves = {"init": None, "average_with_start": None} | leaves
         elif leaves.get("init") is not None:
