@@ -20,6 +20,8 @@ from cloob import cli, load_model
 from cloob.export import transformers as exporter
 from cloob.export.exported import Exported, Unsupported
 from cloob.export.transformers import export_transformers
+from cloob.models.encoder import DualEncoder
+from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from support import refused, run_script
 
@@ -82,6 +84,48 @@ def test_what_was_exported_loads_here_with_its_objective(exported: Path, small: 
     torch.testing.assert_close(here.encode_text(TEXTS), original.encode_text(TEXTS), atol=1e-6, rtol=0)
     picture = [Image.effect_noise((40, 47), 80).convert("RGB")]
     torch.testing.assert_close(here.encode_image(picture), original.encode_image(picture), atol=1e-6, rtol=0)
+
+
+def same_rows(one: DualEncoder, other: DualEncoder) -> None:
+    picture = [Image.effect_noise((90, 44), 80).convert("RGB")]
+    torch.testing.assert_close(one.encode_text(TEXTS), other.encode_text(TEXTS), atol=1e-6, rtol=0)
+    torch.testing.assert_close(one.encode_image(picture), other.encode_image(picture), atol=1e-6, rtol=0)
+
+
+TANH = {"act_kwargs": {"approximate": "tanh"}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"text": TANH}, {"vision_cfg": VISION | TANH}, {"text": TANH, "vision_cfg": VISION | TANH}],
+    ids=["text", "image", "both"],
+)
+def test_towers_with_tanh_gelu_load_here_again(changes: dict[str, Any], tmp_path: Path) -> None:
+    source = write_model(tmp_path / "model", **changes)
+    here, original = load_model(export(source, tmp_path / "out"), device="cpu"), load_model(source, device="cpu")
+    same_rows(here, original)
+    plain = load_model(write_model(tmp_path / "plain"), device="cpu")  # without tanh: rows that are seen to differ
+    assert (plain.encode_text(TEXTS) - original.encode_text(TEXTS)).abs().max() > 1e-5 or "text" not in changes
+    save_model(tmp_path / "saved", here, OBJECTIVE)
+    same_rows(load_model(tmp_path / "saved", device="cpu"), original)
+
+
+@pytest.mark.parametrize("mode", ["squash", "shortest"])
+def test_the_way_to_resize_comes_back(mode: str, tmp_path: Path) -> None:
+    from transformers import CLIPModel, CLIPProcessor
+
+    source = write_model(tmp_path / "model")
+    config = json.loads((source / "open_clip_config.json").read_text())
+    config["preprocess_cfg"] = {"interpolation": "bilinear", "resize_mode": mode, "mean": [0.5, 0.4, 0.3]}
+    (source / "open_clip_config.json").write_text(json.dumps(config))
+    folder, original = export(source, tmp_path / "out"), load_model(source, device="cpu")
+    here = load_model(folder, device="cpu")
+    assert here.preprocess_cfg["resize_mode"] == mode and here.preprocess_cfg["interpolation"] == "bilinear"
+    same_rows(here, original)
+    saved = tmp_path / "saved"  # transformers 5 puts the processor into processor_config.json alone
+    CLIPModel.from_pretrained(folder).save_pretrained(saved)
+    CLIPProcessor.from_pretrained(folder).save_pretrained(saved)
+    same_rows(load_model(saved, device="cpu"), original)
 
 
 def test_pixels_differ_as_the_card_says(exported: Path, small: Path) -> None:

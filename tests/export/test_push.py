@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,61 @@ def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
     same_model(load_model(folder, device="cpu"), encoder)
     with_hub = library.create_model(f"hf-hub:{NAME}")
     torch.testing.assert_close(with_hub.encode_text(tokens), own[0], atol=1e-6, rtol=0)
+
+
+def offer(hub: StandIn, folder: Path) -> dict[str, bytes]:
+    """A repository with the files of a folder."""
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    hub.repositories[NAME] = Repository(False, files)
+    return files
+
+
+@pytest.mark.parametrize("shard", ["1GB", "1MB"], ids=["one file", "sharded"])
+def test_a_repository_of_transformers_files_alone_is_read_as_its_folder(
+    hub: StandIn, exported: Path, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard: str
+) -> None:
+    from transformers import CLIPModel
+
+    folder = shutil.copytree(exported, tmp_path / "clip")
+    (folder / "model.safetensors").unlink()
+    CLIPModel.from_pretrained(exported).save_pretrained(folder, max_shard_size=shard)
+    assert (folder / "model.safetensors").exists() == (shard == "1GB")
+    assert "open_clip_config.json" not in offer(hub, folder)
+    original, here = load_model(small, device="cpu"), load_model(f"hf-hub:{NAME}", device="cpu")
+    assert here.name == f"hf-hub:{NAME}" and here.objective_config == OBJECTIVE
+    same_model(here, original)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    same_model(load_model(f"hf-hub:{NAME}", device="cpu"), original)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        (
+            "config.json",
+            {"model_type": "bert"},
+            f"hf-hub:{NAME}: neither open_clip_config.json in it nor a config.json",
+        ),
+        ("config.json", None, f"hf-hub:{NAME}: neither open_clip_config.json in it nor a config.json"),
+        ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "auto_map asks for Python code"),
+        ("processor_config.json", {"auto_map": {"AutoProcessor": "evil.P"}}, "auto_map asks for Python code"),
+        ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is False; true is wanted"),
+        ("model.safetensors", None, f"hf-hub:{NAME}: no model.safetensors or model-*.safetensors or pytorch_model.bin"),
+    ],
+)
+def test_what_is_no_repository_of_clip_model_is_refused(
+    hub: StandIn, exported: Path, file: str, change: dict[str, Any] | None, said: str
+) -> None:
+    files = offer(hub, exported)
+    if change is None:
+        del files[file]
+    else:
+        files[file] = json.dumps(json.loads(files.get(file, b"{}")) | change).encode()
+    with pytest.raises(InputError) as caught:
+        load_model(f"hf-hub:{NAME}")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    if "config.json" in file and file != "preprocessor_config.json":  # before any weight is fetched
+        assert not [request for request in hub.requests if "model.safetensors" in request]
 
 
 def test_a_model_that_transformers_has_not_goes_without_its_files(

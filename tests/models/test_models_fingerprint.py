@@ -84,6 +84,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
 def test_where_weights_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (file := tmp_path / "weights.pt").write_bytes(b"x")
     assert fingerprints._files(str(file)) == [file] and fingerprints._files(f"{file}:port") == [file]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert fingerprints._files("~/weights.pt") == [file] and fingerprints._files("~/weights.pt:port") == [file]
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path))
     (kept := tmp_path / "weights" / "ml-jku--rn50-yfcc" / "model.pt").parent.mkdir(parents=True)
     kept.write_bytes(b"x")

@@ -160,6 +160,10 @@ def test_fresh_towers_of_siglip_say_nothing_of_an_objective(tmp_path: Path) -> N
     torch.save(weights, tmp_path / "weights.pt")
     trained = create_model("tiny-sigmoid", pretrained=str(tmp_path / "weights.pt")).make_objective()
     assert trained.name == "siglip" and trained.config()["bias"] == -3.0
+    torch.save(encoder.model.state_dict(), tmp_path / "weights.pt")  # of another objective
+    other = create_model("tiny-sigmoid", pretrained=str(tmp_path / "weights.pt"))
+    save_model(tmp_path / "other", other, OBJECTIVE)
+    assert other.objective_config == {} and load_model(tmp_path / "other").make_objective().name == "cloob"
 
 
 def test_image_size_survives(tmp_path: Path) -> None:

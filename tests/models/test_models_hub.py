@@ -15,7 +15,7 @@ import pytest
 from cloob.errors import InputError
 from cloob.models import names
 from cloob.models.folder import save_model
-from cloob.models.hub import answers
+from cloob.models.hub import answers, check_fetchable
 from cloob.models.load import load_model
 from cloob.models.names import check_path, known_models
 from cloob.models.towers import create_model, open_clip
@@ -108,6 +108,17 @@ def test_without_a_network_what_would_be_fetched_is_refused_at_once(
         server.accept()
 
 
+def test_a_file_of_weights_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
+        check_fetchable("tiny-vit/epoch_32.pt")
+    (tmp_path / "epoch_32.pt").write_bytes(b"")
+    check_fetchable("tiny-vit/epoch_32.pt")
+
+
 def test_a_model_that_is_partly_there_is_one_line(closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_clip()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -144,6 +155,12 @@ def test_paths_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in ("~/runs/mine", "local-dir:~/runs/mine"):
         assert load_model(source).name == "tiny-vit"
+    (tmp_path / "w.pt").write_bytes(b"none")
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "config.json").write_text('{"model_type": "x"}')
+    for source, said in (("~/w.pt", "w.pt: neither a file of torch's"), ("~/hf", "config.json: model_type is 'x'")):
+        with pytest.raises(InputError, match=said):
+            load_model(source)
     monkeypatch.chdir(tmp_path)
     for source in ("runs\\mine", "local-dir:runs\\mine"):
         with pytest.raises(InputError, match=r"runs.mine: no such folder; did you mean runs/mine\?"):

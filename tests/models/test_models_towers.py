@@ -6,9 +6,13 @@ import logging
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
@@ -147,6 +151,53 @@ def test_an_unreachable_tokenizer_is_named_with_what_asks_for_it(monkeypatch: py
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r'pip install -e "\.\[align\]" in a clone'):
         load_tokenizer("ViT-B-16-SigLIP", config, "x")
+
+
+def grown(key: str, rows: int) -> Callable[[dict[str, Tensor]], None]:
+    def change(state: dict[str, Tensor]) -> None:
+        state[key] = torch.randn(rows, state[key].shape[1])
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state["visual.proj"].fill_(torch.nan), "visual.proj holds NaN"),
+        (grown("positional_embedding", 77), r"positional_embedding has shape \(77, 128\), \(24, 128\) is wanted"),
+        (grown("visual.positional_embedding", 50), r"visual\.positional_embedding has shape \(50, 192\)"),
+        (lambda state: state.pop("ln_final.bias"), r"ln_final\.bias is missing"),
+        (lambda state: state.update(more=torch.zeros(2)), "more is unknown"),
+    ],
+)
+def test_a_file_of_weights_has_to_fit(change: Callable[[dict[str, Tensor]], object], said: str, tmp_path: Path) -> None:
+    state = {key: value.clone() for key, value in create_model("tiny-vit", seed=0).model.state_dict().items()}
+    change(state)
+    torch.save(state, tmp_path / "epoch_3.pt")
+    with pytest.raises(InputError, match=rf"epoch_3\.pt: its weights .*{said}") as caught:
+        create_model("tiny-vit", pretrained=str(tmp_path / "epoch_3.pt"))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_a_file_of_open_clips_training_with_siglip(ending: str, tmp_path: Path) -> None:
+    trained = create_model("tiny-vit", seed=0)
+    weights = trained.model.state_dict() | {"logit_bias": torch.tensor(-3.0)}
+    weights["logit_scale"] = torch.tensor(10.0).log()
+    state = {f"module.{key}": value.contiguous() for key, value in weights.items()}
+    file = tmp_path / f"epoch_3.{ending}"
+    if ending == "pt":
+        optimizer = torch.optim.AdamW(trained.model.parameters()).state_dict()
+        torch.save({"epoch": 3, "name": "x", "state_dict": state, "optimizer": optimizer}, file)
+    else:
+        save_file(state, file)
+    encoder = create_model("tiny-vit", pretrained=str(file), seed=1)
+    assert encoder.objective_config["bias"] == -3.0
+    assert encoder.objective_config["inv_tau"] == pytest.approx(10.0)
+    assert encoder.config == trained.config and not encoder.model.logit_scale.requires_grad
+    assert encoder.model.visual.proj.requires_grad
+    for key, value in encoder.model.state_dict().items():
+        assert torch.equal(value, weights[key]), key
 
 
 def test_tag_brings_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:

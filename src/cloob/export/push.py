@@ -23,8 +23,8 @@ from cloob.models.runs import CONFIG_FILE
 
 _MAY_BE_THERE = """
 open_clip_config.json open_clip_model.safetensors towers.json aligned.json heads.safetensors spiece.model
-config.json model.safetensors preprocessor_config.json tokenizer.json tokenizer_config.json vocab.json
-merges.txt special_tokens_map.json modules.json sentence_bert_config.json config_sentence_transformers.json
+config.json model.safetensors preprocessor_config.json processor_config.json tokenizer.json tokenizer_config.json
+vocab.json merges.txt special_tokens_map.json modules.json sentence_bert_config.json config_sentence_transformers.json
 1_Normalize/config.json objective.json
 """
 """What a push may have written; what this one does not write of that would contradict it, and goes."""

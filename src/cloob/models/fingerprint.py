@@ -26,7 +26,7 @@ from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
 from cloob.models.encoding import Encoder
 from cloob.models.load import find_model_folder, load_model
-from cloob.models.names import known_models
+from cloob.models.names import check_path, known_models
 from cloob.models.towers import open_clip
 from cloob.models.weights import registry
 from cloob.models.weights.families import PORT
@@ -102,7 +102,7 @@ def load_with_fingerprint(
 
 
 def _facts(encoder: nn.Module) -> dict[str, Any]:
-    """What decides over embeddings beside the weights."""
+    """What decides over embeddings of pictures, of which an index has vectors, beside the weights."""
     config = getattr(encoder, "config", None)
     return {"config": getattr(config, "settings", None), "preprocess": getattr(encoder, "preprocess_cfg", None)}
 
@@ -131,7 +131,7 @@ def _files(source: str) -> Iterable[Path]:
     folder = find_model_folder(source)
     if folder is not None:
         return _within(folder)
-    name = source.removesuffix(PORT)
+    name = check_path(source).removesuffix(PORT)
     if Path(name).exists():
         return _within(Path(name))
     if name in registry.MODELS:

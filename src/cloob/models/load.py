@@ -29,7 +29,7 @@ from cloob.models.runs import (
 )
 from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
 from cloob.models.untrusted import check_model_cfg, read_json
-from cloob.models.weights import families, open_clip_folder
+from cloob.models.weights import families, hf_clip, open_clip_folder
 from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer, stored_tokenizer
 
@@ -85,8 +85,8 @@ def find_model_folder(source: str | Path) -> Path | None:
 
 def _load(source: str | Path) -> DualEncoder:
     """The encoder on the CPU."""
-    text = str(source)
-    folder = find_model_folder(source)
+    text = check_path(str(source))
+    folder = find_model_folder(text)
     try:
         if folder is not None:
             return read_model(folder, _load)
@@ -123,6 +123,8 @@ def _load_hub(source: str) -> DualEncoder:
             folder = fetch_first(name, source, [[file] for file in (HEADS_FILE, TOWERS_WEIGHTS_FILE)])
             fetch_first(name, source, [[RinnaTokenizer.FILE], [OBJECTIVE_FILE]])
             return read_model(folder, _load)
+        if not (folder / CONFIG_FILE).is_file():
+            return _load_hub_clip(name, source, folder)
         config = read_json(folder / CONFIG_FILE)
         model_cfg = config.get("model_cfg")
         if not isinstance(model_cfg, dict):
@@ -142,6 +144,19 @@ def _load_hub(source: str) -> DualEncoder:
         model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
     objective = objective or sigmoid_objective(weights, model)
     return DualEncoder(source, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
+
+
+def _load_hub_clip(name: str, source: str, folder: Path) -> DualEncoder:
+    """A ``CLIPModel`` of transformers on the hub without open_clip's files, read as a folder's is."""
+    file = folder / "config.json"
+    config = read_json(file) if file.is_file() else {}
+    if not hf_clip.matches(config):
+        raise InputError(f"{source}: neither {CONFIG_FILE} in it nor a config.json of CLIPModel (model_type 'clip')")
+    folder = fetch_first(name, source, [[file] for file in hf_clip.WEIGHTS])
+    fetch_first(name, source, [[HUB_FILE], [file.name]])
+    encoder = hf_clip.load(folder, config)
+    encoder.name = source
+    return encoder
 
 
 def _load_tag(source: str) -> DualEncoder:

@@ -24,6 +24,9 @@ from cloob.models.hub import answers, check_hub_model, no_answer, not_there, rea
 from cloob.models.importing import import_open_clip
 from cloob.models.names import CONFIGS, TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
+from cloob.models.weights.folders import file_tensors
+from cloob.models.weights.formats.stored import Stored
+from cloob.models.weights.keymap import fill, same_names, surplus
 from cloob.models.weights.scales import sigmoid_objective
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
@@ -58,7 +61,8 @@ def create_model(
         seed: Seed of the fresh weights; the same seed gives the same weights whatever the global generator's state,
             and leaves that state alone. ``None`` draws from the global generator.
         device: Where the towers go.
-        pretrained: One of open_clip's tags for this name, or a weights file; ``None`` for fresh weights.
+        pretrained: One of open_clip's tags for this name, or a file of weights of open_clip's, which have to fit as
+            they are; ``None`` for fresh weights.
 
     Returns:
         The encoder; open_clip's own ``logit_scale`` is frozen in it. Pretrained weights that hold a ``logit_bias``
@@ -82,23 +86,29 @@ def create_model(
     if image_size is not None:
         _check_image_size(name, config, image_size)
         config["vision_cfg"]["image_size"] = image_size
+    file = None
     if pretrained is not None:
-        _check_pretrained(name, pretrained)
+        file = _pretrained_file(name, pretrained)
         # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
         tag = library.get_pretrained_cfg(name, pretrained)
         if tag and tag.get("quick_gelu", False) != config.get("quick_gelu", False):
             config["quick_gelu"] = bool(tag["quick_gelu"])
     generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
     with generator, translated(f"model {name!r}"), _fetching(name, pretrained):
+        tensors = {} if file is None else _own_tensors(file, config)
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
         model = library.create_model(
             name,
-            pretrained=pretrained,
+            pretrained=pretrained if file is None else None,
             quick_gelu=config.get("quick_gelu", False),
             force_image_size=image_size,
             pretrained_text=False,
+            **({} if file is None else {"init_logit_bias": config.get("init_logit_bias")}),
         )
+        if file is not None:
+            plan = same_names(model)
+            fill(model, file, tensors, plan, surplus(tensors, plan))
     tokenizer = load_tokenizer(name, config, f"model {name!r}")
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
@@ -227,14 +237,28 @@ def _check_image_size(name: str, config: dict[str, Any], image_size: int) -> Non
         raise InputError(f"image size {image_size} does not suit {name}: {right} would")
 
 
-def _check_pretrained(name: str, pretrained: str) -> None:
-    """Raises InputError when there is neither such a tag nor such a file."""
+def _pretrained_file(name: str, pretrained: str) -> Path | None:
+    """The file of weights, None for a tag; InputError when there is neither such a tag nor such a file."""
     library = open_clip()
     tags = library.list_pretrained_tags_by_model(name)
-    if library.get_pretrained_cfg(name, pretrained) or Path(pretrained).is_file():
-        return
+    if library.get_pretrained_cfg(name, pretrained):
+        return None
+    if Path(pretrained).is_file():
+        return Path(pretrained)
     known = f"its tags: {', '.join(tags)}" if tags else "open_clip has no weights for it"
     raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); {known}")
+
+
+def _own_tensors(file: Path, config: dict[str, Any]) -> dict[str, Stored]:
+    """The tensors of a file of open_clip's; the configuration gets a bias, or loses it, as the file has one."""
+    tensors = file_tensors(file)
+    prefix = "module."  # of training by several processes
+    if all(key.startswith(prefix) for key in tensors):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    config.pop("init_logit_bias", None)
+    if "logit_bias" in tensors:
+        config["init_logit_bias"] = 0.0  # replaced by the file's
+    return tensors
 
 
 def _check_fixed_size(name: str, model: Any, image_size: int) -> None:

@@ -101,6 +101,49 @@ def test_openai(tmp_path: Path, kind: str) -> None:
     check_clip(load_model(tmp_path / "m.pt"), model)
 
 
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "open_clip_model.pt"])
+def test_open_clips_weights_are_not_taken_for_openais(tmp_path: Path, name: str) -> None:
+    torch.save(own_files.open_clip_towers(quick_gelu=False).state_dict(), tmp_path / name)
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path / name)
+    assert str(caught.value) == (
+        f"{tmp_path / name}: open_clip's weights, which do not say their towers; give the folder, if "
+        f"open_clip_config.json is in it, or NAME/FILE from within its folder (such as ViT-B-32/{name})"
+    )
+
+
+def as_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Halved as OpenAI's ``convert_weights`` does it."""
+    return {key: value.half() if value.ndim > 1 else value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "warned"),
+    [
+        (dict, True),
+        (lambda state: {key: value.half() for key, value in state.items()}, True),
+        (as_openai, False),
+        (lambda state: state | {"vocab_size": torch.tensor(40)}, False),
+    ],
+    ids=["float32", "float16", "both, as OpenAI's", "with one of its sizes"],
+)
+def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[dict[str, Tensor]], object], warned: bool
+) -> None:
+    torch.save(change(own_files.open_clip_towers().state_dict()), tmp_path / "m.pt")
+    assert load_model(tmp_path / "m.pt").config.settings["quick_gelu"]
+    said = "taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give NAME/FILE"
+    assert [said in message for message in caplog.messages] == [True] * warned
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_a_checkpoint_of_open_clips_training_without_its_name(tmp_path: Path, prefix: str) -> None:
+    state = {f"{prefix}{key}": value for key, value in own_files.open_clip_towers().state_dict().items()}
+    torch.save({"epoch": 3, "name": "x", "state_dict": state, "optimizer": {}}, tmp_path / "epoch_3.pt")
+    with pytest.raises(InputError, match=r"open_clip's training, .* \(such as ViT-B-32/epoch_3\.pt\)$"):
+        load_model(tmp_path / "epoch_3.pt")
+
+
 @pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_open_clip(tmp_path: Path, name: str, quick_gelu: bool) -> None:

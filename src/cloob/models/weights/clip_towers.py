@@ -114,6 +114,11 @@ def _count(path: Path, tensors: Mapping[str, Stored], *, text: bool) -> int:
     return len(numbers)
 
 
+def beside_its_name(path: Path) -> str:
+    """What to write for a file of open_clip's that does not say its towers, for errors."""
+    return f"NAME/FILE from within its folder (such as ViT-B-32/{path.name})"
+
+
 def is_plain(config: Mapping[str, Any]) -> bool:
     """Whether open_clip builds the towers itself, so that they can be built without memory."""
     vision, text = config["vision_cfg"], config["text_cfg"]

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.untrusted import read_json
@@ -17,10 +16,20 @@ from cloob.models.weights.keymap import Part
 from cloob.models.weights.scales import clip_objective, scale_of
 from cloob.models.weights.tokens import hub_tokenizer
 
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
+"""Patterns of the files of weights on a hub: of the first that is there; an index of several is a configuration."""
 _MOST = 1 << 16
 _IGNORED = frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"})
 _TEXT = {"width": 512, "hidden": 2048, "layers": 12, "heads": 8}
 _IMAGE = {"width": 768, "hidden": 3072, "layers": 12, "heads": 12}
+_ACTIVATIONS = {  # of a tower, beside open_clip's quick_gelu, which is of both
+    "gelu": {},
+    "quick_gelu": {},
+    "gelu_pytorch_tanh": {"act_kwargs": {"approximate": "tanh"}},
+}
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
+_FLAGS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": False, "use_square_size": False}
 
 
 def matches(config: Mapping[str, Any]) -> bool:
@@ -60,16 +69,14 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
     """open_clip's ``model_cfg`` of a CLIPConfig."""
     text, image = fields.inside("text_config"), fields.inside("vision_config")
     text_tower, image_tower = _tower(text, _TEXT, known), _tower(image, _IMAGE, known)
-    activations = {side.one_of("hidden_act", ("gelu", "quick_gelu"), "quick_gelu") for side in (text, image)}
-    if len(activations) != 1:
-        raise fields.wrong("vision_config", "towers with the same hidden_act")
+    text_act, image_act = _activations(text, image)
     size, patch = image.integer("image_size", 224, most=_MOST), image.integer("patch_size", 32, most=_MOST)
     if size % patch or image.integer("num_channels", 3) != 3:
         raise image.wrong("image_size", f"a multiple of patch_size ({patch})")
     vocabulary = text.integer("vocab_size", 49408)
     return {
         "embed_dim": fields.integer("projection_dim", 512, most=_MOST),
-        "quick_gelu": activations == {"quick_gelu"},
+        "quick_gelu": text_act == "quick_gelu",
         "vision_cfg": {
             "image_size": size,
             "layers": image_tower["layers"],
@@ -77,6 +84,7 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
             "head_width": image_tower["width"] // image_tower["heads"],
             "patch_size": patch,
             "mlp_ratio": image_tower["hidden"] / image_tower["width"],
+            **_ACTIVATIONS[image_act],
         },
         "text_cfg": {
             "context_length": text.integer("max_position_embeddings", 77, most=_MOST),
@@ -86,8 +94,18 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
             "layers": text_tower["layers"],
             "mlp_ratio": text_tower["hidden"] / text_tower["width"],
             "hf_tokenizer_name": "local",
+            **_ACTIVATIONS[text_act],
         },
     }
+
+
+def _activations(text: Fields, image: Fields) -> tuple[str, str]:
+    """The activations of the two towers; InputError where open_clip cannot have both."""
+    names = tuple(_ACTIVATIONS)
+    text_act, image_act = (side.one_of("hidden_act", names, "quick_gelu") for side in (text, image))
+    if text_act != image_act and "quick_gelu" in (text_act, image_act):
+        raise image.wrong("hidden_act", f"that of the text tower ({text_act!r}), as open_clip has quick_gelu in both,")
+    return text_act, image_act
 
 
 def _tower(side: Fields, defaults: Mapping[str, int], known: int) -> dict[str, int]:
@@ -106,20 +124,75 @@ def _tower(side: Fields, defaults: Mapping[str, int], known: int) -> dict[str, i
     return tower
 
 
-def _preprocess(folder: Path, size: int) -> dict[str, Any]:
-    """What ``preprocessor_config.json`` says of pixels; CLIP's own without it."""
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
+def _preprocess(folder: Path, side: int) -> dict[str, Any]:
+    """What a folder's image processor makes of pictures, in open_clip's words; CLIP's own without one.
+
+    A field that is left out has the default of ``CLIPImageProcessor``.
+
+    Args:
+        folder: With ``preprocessor_config.json`` or ``processor_config.json``, or neither.
+        side: The ``image_size`` of the towers.
+
+    Raises:
+        InputError: It does what open_clip does not, or a field is of another kind.
+    """
+    fields = _image_processor(folder)
+    if fields is None:
         return {}
-    fields = Fields(path, read_json(path))
-    crop = fields.values.get("crop_size", {"height": size, "width": size})
-    if crop not in (size, {"height": size, "width": size}) or fields.integer("resample", 3, least=0) not in (2, 3):
-        raise InputError(f"{path}: pictures of {size} pixels, bicubic or bilinear, are wanted")
+    key = next((key for key in ("image_processor_type", "feature_extractor_type") if key in fields.values), None)
+    if key is not None:  # others have other defaults
+        fields.one_of(key, _PROCESSORS)
+    for key, right in _FLAGS.items():
+        if fields.values.get(key, right) is not right:
+            raise fields.wrong(key, str(right).lower())
+    if abs(255 * fields.number("rescale_factor", 1 / 255) - 1) > 1e-6:
+        raise fields.wrong("rescale_factor", "1/255")
+    resample = fields.integer("resample", 3, least=0)
+    if resample not in _INTERPOLATIONS:
+        raise fields.wrong("resample", "2 (bilinear) or 3 (bicubic)")
     return {
         "mean": fields.channels("image_mean", list(CLIP_MEAN)),
         "std": fields.channels("image_std", list(CLIP_STD), positive=True),
-        "interpolation": "bicubic" if fields.values.get("resample", 3) == 3 else "bilinear",
+        "interpolation": _INTERPOLATIONS[resample],
+        "resize_mode": _resize_mode(fields, side),
     }
+
+
+def _image_processor(folder: Path) -> Fields | None:
+    """What a folder says of its image processor, None where it says nothing.
+
+    transformers 5 writes ``processor_config.json`` alone, and takes what is in it before ``preprocessor_config.json``.
+    """
+    path = folder / "processor_config.json"
+    if path.is_file() and "image_processor" in (content := read_json(path)):
+        return Fields(path, content).inside("image_processor")
+    path = folder / "preprocessor_config.json"
+    return Fields(path, read_json(path)) if path.is_file() else None
+
+
+def _resize_mode(fields: Fields, side: int) -> str:
+    """open_clip's ``resize_mode`` of ``size``, ``do_center_crop`` and ``crop_size``."""
+    size, crops = fields.values.get("size", 224), fields.values.get("do_center_crop", True)
+    square, shortest = {"height": side, "width": side}, {"shortest_edge": side}
+    if not isinstance(crops, bool):
+        raise fields.wrong("do_center_crop", "true or false")
+    if crops and not _is_one_of(fields.values.get("crop_size", 224), (side, square)):
+        raise fields.wrong("crop_size", f"{side}, the image_size of the towers,")
+    if _is_one_of(size, (square,)):  # of which the crop is all
+        return "squash"
+    if not _is_one_of(size, (side, shortest)):
+        raise fields.wrong("size", f"{shortest} or {square}, the image_size of the towers,")
+    if not crops:
+        raise fields.wrong("do_center_crop", f"true with size {size}")
+    if size == side and fields.values.get("default_to_square", False) is not False:
+        raise fields.wrong("default_to_square", f"false with size {size}")
+    return "shortest"
+
+
+def _is_one_of(value: object, wanted: tuple[object, ...]) -> bool:
+    """Whether it is one of some whole numbers, or objects of them; neither true nor 32.0 is a whole number."""
+    parts = value.values() if isinstance(value, dict) else [value]
+    return value in wanted and all(type(part) is int for part in parts)
 
 
 def key_map(text_layers: int, image_layers: int) -> dict[str, Part]:

@@ -49,6 +49,11 @@ def same_names(module: nn.Module) -> dict[str, Part]:
     return {key: Part((key,)) for key in module.state_dict()}
 
 
+def surplus(tensors: Mapping[str, Stored], plan: Mapping[str, Part]) -> frozenset[str]:
+    """Keys of a file of open_clip's that hold nothing: older versions of transformers wrote them."""
+    return frozenset({"text.transformer.embeddings.position_ids"} & tensors.keys()) - plan.keys()
+
+
 def check_fit(
     module: nn.Module,
     path: Path,

@@ -6,13 +6,14 @@ is not, so it comes from the JSON file beside the checkpoint, or is the 64 wide 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.untrusted import read_json
-from cloob.models.weights.clip_towers import build, filled, infer_config
+from cloob.models.weights.clip_towers import beside_its_name, build, filled, infer_config
 from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.formats.pickles import printable
 from cloob.models.weights.formats.stored import Stored
@@ -38,7 +39,9 @@ def load(file: TorchFile) -> DualEncoder:
         InputError: The file's weights are not those of a model of ml-jku/cloob, or the configuration is another one.
     """
     path = file.path
-    tensors = _renamed(path, file.tensors(file.value["state_dict"], "state_dict"))
+    tensors = file.tensors(file.value["state_dict"], "state_dict")
+    _check_whose(path, tensors)
+    tensors = _renamed(path, tensors)
     beta_tensor = tensors.pop(_BETA, None)
     given = _config_beside(path, file.value.get("model_config_file"))
     heads = None if given is None else Fields(given[0], given[1]).integer("transformer_heads", most=4096)
@@ -60,6 +63,15 @@ def load(file: TorchFile) -> DualEncoder:
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], _SPECIALS, "cut")
     objective_config = cloob_objective(inv_tau, beta, "paper")
     return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config), objective_config)
+
+
+def _check_whose(path: Path, tensors: Mapping[str, Stored]) -> None:
+    """Refuses what open_clip's training writes: the same layout with open_clip's own names."""
+    names = {key.removeprefix("module.") for key in tensors}
+    if "logit_scale" in names and "logit_inv_tau" not in names and any(name.startswith("visual.") for name in names):
+        raise InputError(
+            f"{path}: a checkpoint of open_clip's training, which does not say its towers; give {beside_its_name(path)}"
+        )
 
 
 def _renamed(path: Path, tensors: dict[str, Stored]) -> dict[str, Stored]:

@@ -19,7 +19,7 @@ from cloob.models.towers import open_clip, translated
 from cloob.models.weights.clip_towers import MAX_LAYERS, build, filled, is_plain
 from cloob.models.weights.folders import file_tensors
 from cloob.models.weights.formats.fields import RESIZE_MODES, Fields
-from cloob.models.weights.keymap import check_fit, fill, same_names
+from cloob.models.weights.keymap import check_fit, fill, same_names, surplus
 
 _MOST = 1 << 16
 _PREPROCESS = frozenset({"mode", "mean", "std", "interpolation", "resize_mode", "fill_color"})
@@ -49,8 +49,7 @@ def load(file: Path, config: dict[str, Any], weights: Path) -> Any:
     with translated(str(file)), torch.device("meta"):
         skeleton = _towers(model_cfg.values)
     plan = same_names(skeleton)
-    # Older versions of transformers wrote this key, which holds nothing.
-    ignored = frozenset({"text.transformer.embeddings.position_ids"} & tensors.keys()) - plan.keys()
+    ignored = surplus(tensors, plan)
     check_fit(skeleton, weights, tensors, plan, ignored)
     with translated(str(file)), torch.random.fork_rng(devices=[]):
         model = open_clip().create_model(f"local-dir:{file.parent}", load_weights=False, pretrained_text=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,20 @@ import torch
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.weights.clip_towers import build, filled, infer_config
+from cloob.models.runs import HUB_WEIGHTS_FILES
+from cloob.models.weights.clip_towers import beside_its_name, build, filled, infer_config
 from cloob.models.weights.formats.stored import Stored
 from cloob.models.weights.formats.torchfile import TorchFile
 from cloob.models.weights.keymap import same_names
 from cloob.models.weights.scales import clip_objective, scale_of
 from cloob.models.weights.tokens import clip_tokenizer
 
+logger = logging.getLogger(__name__)
+
 _SPECIALS = ("<|startoftext|>", "<|endoftext|>")
 _SIZES = frozenset({"input_resolution", "context_length", "vocab_size"})
+_OPEN_CLIP_STEMS = frozenset(Path(name).stem for name in HUB_WEIGHTS_FILES)
+_HALVED = frozenset({torch.float16, torch.float32})
 
 
 def matches(file: TorchFile) -> bool:
@@ -29,6 +35,8 @@ def load(file: TorchFile) -> DualEncoder:
     """The encoder; InputError where the file's weights are not those of a CLIP."""
     path = file.path
     tensors = file.scripted_tensors() if file.scripted else file.tensors(file.value, "the file")
+    if not file.scripted and not _SIZES & tensors.keys():
+        _check_whose(path, tensors)
     config = infer_config(path, tensors)
     _check_sizes(path, tensors, config)
     model = build(config, {}, str(path))
@@ -37,6 +45,24 @@ def load(file: TorchFile) -> DualEncoder:
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], _SPECIALS, "kept")
     objective = clip_objective(scale_of(path, "logit_scale", model.logit_scale))
     return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config), objective)
+
+
+def _check_whose(path: Path, tensors: dict[str, Stored]) -> None:
+    """Refuses weights that are open_clip's by their file's name, and warns where nothing says that they are OpenAI's.
+
+    Both have the same keys, and neither activation nor heads are in the weights. OpenAI's are part float16.
+    """
+    if path.stem in _OPEN_CLIP_STEMS:
+        raise InputError(
+            f"{path}: open_clip's weights, which do not say their towers; give the folder, if open_clip_config.json "
+            f"is in it, or {beside_its_name(path)}"
+        )
+    if {tensor.dtype for tensor in tensors.values()} != _HALVED:
+        logger.warning(
+            "%s: taken for OpenAI's weights: QuickGELU and heads of 64; if they are open_clip's, give %s",
+            path,
+            beside_its_name(path),
+        )
 
 
 def _check_sizes(path: Path, tensors: dict[str, Stored], config: dict[str, Any]) -> None:

@@ -1,0 +1,212 @@
+"""What folders of transformers' ``CLIPModel`` say of pictures and activations: followed, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cloob import load_model
+from cloob.errors import InputError
+
+transformers = pytest.importorskip("transformers")
+
+SIDE = 32
+SQUARE = {"height": SIDE, "width": SIDE}
+PROCESSOR = {
+    "image_processor_type": "CLIPImageProcessor",
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "size": {"shortest_edge": SIDE},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": SQUARE,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
+OTHER = {"resample": 2, "image_mean": [0.1, 0.5, 0.9], "image_std": [0.5, 0.4, 0.3]}
+
+
+def write_clip(folder: Path, text_act: str = "gelu", image_act: str = "gelu") -> Any:
+    """A folder without an image processor; returns its ``CLIPModel``."""
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"vocab_size": 40, "max_position_embeddings": 77, "eos_token_id": 39, "bos_token_id": 38}
+    config = transformers.CLIPConfig(
+        text_config=tower | special | {"hidden_act": text_act},
+        vision_config=tower | {"image_size": SIDE, "patch_size": 16, "hidden_act": image_act},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.CLIPModel(config).eval()
+        for parameter in model.parameters():
+            if parameter.ndim:
+                nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder, whose processor each test writes, and its ``CLIPModel``."""
+    folder = tmp_path_factory.mktemp("clip")
+    return folder, write_clip(folder)
+
+
+def processed(folder: Path, processor: Any, name: str = "preprocessor_config.json") -> Path:
+    """The folder with this processor and no other."""
+    for old in ("preprocessor_config.json", "processor_config.json"):
+        (folder / old).unlink(missing_ok=True)
+    (folder / name).write_text(processor if isinstance(processor, str) else json.dumps(processor))
+    return folder
+
+
+def without(*keys: str, **changes: Any) -> dict[str, Any]:
+    return {key: value for key, value in (PROCESSOR | changes).items() if key not in keys}
+
+
+def picture() -> Image.Image:
+    """Twice as wide as high, so that squashed and cropped pictures are others."""
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((180, 90), Image.Resampling.BICUBIC)
+
+
+def theirs(folder: Path, model: Any) -> Tensor:
+    """The unit row of the picture by transformers' own processor and towers."""
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    with torch.no_grad():
+        row = model.get_image_features(torch.as_tensor(processor(picture(), return_tensors="pt")["pixel_values"]))
+    return nn.functional.normalize(getattr(row, "pooler_output", row), dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("processor", "mode"),
+    [
+        (PROCESSOR, "shortest"),
+        (PROCESSOR | OTHER, "shortest"),
+        (PROCESSOR | {"size": SQUARE, "do_center_crop": False}, "squash"),
+        (PROCESSOR | {"size": SQUARE}, "squash"),  # the crop is all of it
+        (without("crop_size", size=SQUARE, do_center_crop=False), "squash"),
+        (without("resample", "do_rescale", "rescale_factor", "image_processor_type"), "shortest"),
+        (PROCESSOR | {"rescale_factor": 0.003921569}, "shortest"),
+        (without("resample", "image_processor_type", size=SIDE, crop_size=SIDE), "shortest"),
+        (without("image_processor_type", feature_extractor_type="CLIPFeatureExtractor", size=SIDE), "shortest"),
+    ],
+    ids=["shortest", "other colours", "squash", "squash, crop", "no crop_size", "few fields", "1/255", "int", "old"],
+)
+def test_pictures_are_prepared_as_transformers_does(
+    clip: tuple[Path, Any], processor: dict[str, Any], mode: str
+) -> None:
+    folder, model = clip
+    encoder = load_model(processed(folder, processor), device="cpu")
+    assert encoder.preprocess_cfg["resize_mode"] == mode
+    assert encoder.preprocess_cfg["interpolation"] == {2: "bilinear", 3: "bicubic"}[processor.get("resample", 3)]
+    assert list(encoder.mean) == processor["image_mean"] and list(encoder.std) == processor["image_std"]
+    if "image_processor_type" not in processor:  # transformers of today asks for it
+        processed(folder, processor | {"image_processor_type": "CLIPImageProcessor"})
+    assert float((encoder.encode_image([picture()]) * theirs(folder, model)).sum()) > 0.999
+
+
+def test_the_processor_that_transformers_5_writes(clip: tuple[Path, Any]) -> None:
+    folder, _ = clip
+    wanted = load_model(processed(folder, PROCESSOR | OTHER), device="cpu").preprocess_cfg
+    whole = {"processor_class": "CLIPProcessor", "image_processor": PROCESSOR | OTHER}
+    assert load_model(processed(folder, whole, "processor_config.json"), device="cpu").preprocess_cfg == wanted
+    (folder / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))  # which transformers passes over then
+    assert load_model(folder, device="cpu").preprocess_cfg == wanted
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "CLIPProcessor"}))
+    cfg = load_model(folder, device="cpu").preprocess_cfg
+    assert cfg["mean"] == tuple(PROCESSOR["image_mean"]) and cfg["interpolation"] == "bicubic"
+    refused(folder, {"image_processor": []}, "image_processor is []; an object is wanted", "processor_config.json")
+    nested = {"image_processor": PROCESSOR | {"do_rescale": False}}
+    refused(folder, nested, "image_processor.do_rescale is False; true is wanted", "processor_config.json")
+
+
+def refused(folder: Path, processor: Any, said: str, name: str = "preprocessor_config.json") -> None:
+    with pytest.raises(InputError) as caught:
+        load_model(processed(folder, processor, name))
+    line = str(caught.value)
+    assert line.startswith(f"{folder / name}: ") and said in line and "\n" not in line and len(line) < 400, line
+
+
+@pytest.mark.parametrize(
+    ("processor", "said"),
+    [
+        (PROCESSOR | {"size": {"shortest_edge": 48}}, "size is {'shortest_edge': 48}; {'shortest_edge': 32} or"),
+        (PROCESSOR | {"size": 48}, "size is 48"),
+        (PROCESSOR | {"size": {"height": 32, "width": 48}}, "size is {'height': 32, 'width': 48}"),
+        (PROCESSOR | {"size": {"shortest_edge": 32, "longest_edge": 64}}, "size is {"),
+        (PROCESSOR | {"size": [32, 32]}, "size is [32, 32]"),
+        (without("size"), "size is 'nothing'"),  # 224, of which a crop is 32
+        (without("crop_size"), "crop_size is 'nothing'; 32, the image_size of the towers, is wanted"),
+        (PROCESSOR | {"crop_size": 48}, "crop_size is 48; 32"),
+        (PROCESSOR | {"crop_size": {"height": 32, "width": 48}}, "crop_size is {"),
+        (PROCESSOR | {"do_center_crop": False}, "do_center_crop is False; true with size {'shortest_edge': 32}"),
+        (PROCESSOR | {"size": 32, "default_to_square": True}, "default_to_square is True; false"),
+        (PROCESSOR | {"do_resize": False}, "do_resize is False; true is wanted"),
+        (PROCESSOR | {"do_rescale": False}, "do_rescale is False; true is wanted"),
+        (PROCESSOR | {"do_normalize": False}, "do_normalize is False; true is wanted"),
+        (PROCESSOR | {"do_pad": True}, "do_pad is True; false is wanted"),
+        (PROCESSOR | {"use_square_size": True}, "use_square_size is True; false is wanted"),
+        (PROCESSOR | {"rescale_factor": 1 / 127.5}, "rescale_factor is 0.00784313725490196; 1/255 is wanted"),
+        (PROCESSOR | {"resample": 1}, "resample is 1; 2 (bilinear) or 3 (bicubic) is wanted"),
+        (PROCESSOR | {"image_processor_type": "ViTImageProcessor"}, "image_processor_type is 'ViTImageProcessor'"),
+        (without("image_processor_type", feature_extractor_type="ViT"), "feature_extractor_type is 'ViT'"),
+        (json.dumps(PROCESSOR).replace("0.48145466", "NaN"), "NaN"),
+        (json.dumps(PROCESSOR).replace("0.48145466", "1e999"), "1e999 is beyond every floating-point number"),
+        (json.dumps(PROCESSOR).replace('"crop_size"', '"size"'), "the key 'size' is there twice"),
+        ("[]", "a JSON object wanted"),
+    ],
+)
+def test_other_pictures_are_refused(clip: tuple[Path, Any], processor: Any, said: str) -> None:
+    refused(clip[0], processor, said)
+
+
+JUNK = ["", "a\nb" * 200, None, -1, 0, 32.0, 10**299, 1e300, [], [1, 2, 3, 4], ["x"] * 3, {}, {"a": [{"b": [None]}]}]
+NESTED = [{"shortest_edge": value} for value in ("32", True, None, [32], {}, 10**299, 32.0)]
+
+
+@pytest.mark.parametrize("key", sorted(PROCESSOR.keys() - {"do_convert_rgb"}))
+def test_junk_in_any_field_is_one_line(clip: tuple[Path, Any], key: str) -> None:
+    for value in [*JUNK, *NESTED, {"height": SIDE, "width": float(SIDE)}, *([1] if key.startswith("do_") else [])]:
+        refused(clip[0], PROCESSOR | {key: value}, f"{key} is ")
+
+
+@pytest.mark.parametrize("text_act", ["gelu", "gelu_pytorch_tanh", "quick_gelu"])
+@pytest.mark.parametrize("image_act", ["gelu", "gelu_pytorch_tanh", "quick_gelu"])
+def test_each_tower_has_its_own_activation(tmp_path: Path, text_act: str, image_act: str) -> None:
+    model = write_clip(tmp_path, text_act, image_act)
+    if text_act != image_act and "quick_gelu" in (text_act, image_act):
+        said = f"vision_config.hidden_act is {image_act!r}; that of the text tower ({text_act!r})"
+        with pytest.raises(InputError) as caught:
+            load_model(tmp_path)
+        assert said in str(caught.value) and "\n" not in str(caught.value)
+        return
+    encoder = load_model(tmp_path, device="cpu")
+    pixels, tokens = torch.randn(3, 3, SIDE, SIDE), torch.randint(5, 38, (3, 77))
+    tokens[:, 20] = 39
+    with torch.no_grad():
+        found = model(input_ids=tokens, pixel_values=pixels)
+        rows = encoder.model.encode_image(pixels, normalize=True), encoder.model.encode_text(tokens, normalize=True)
+    torch.testing.assert_close(rows[0], found.image_embeds, rtol=0, atol=2e-6)
+    torch.testing.assert_close(rows[1], found.text_embeds, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("value", ["gelu_new", "", None, 3, ["gelu"], {"gelu": 1}])
+def test_an_activation_that_is_none(tmp_path: Path, value: object) -> None:
+    write_clip(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["hidden_act"] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"text_config\.hidden_act is .*'gelu_pytorch_tanh' is wanted") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
