@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,39 @@ def test_a_folders_bad_samples(folder: Path, image: Callable[..., bytes]) -> Non
         except BadSample as bad:
             found[bad.key] = bad.reason
     assert found == {"alone.txt": "missing image", "bare.png": "missing caption", "huge.png": "caption too long"}
+
+
+def test_a_sub_folder_that_cannot_be_listed_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def failing(path: str):  # type: ignore[no-untyped-def]
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(InputError) as caught:
+        open_source(folder)
+    said = "cannot be listed (Permission denied); make it readable, or move it elsewhere"
+    assert str(caught.value) == f"{folder / 'sub'}: {said}"
+
+
+def test_linked_folders_are_not_followed_and_said(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.copytree(folder, elsewhere / "pairs")
+    (folder / "near").symlink_to(elsewhere / "pairs", target_is_directory=True)
+    (folder / "sub" / "round").symlink_to(folder, target_is_directory=True)
+    (folder / ".hidden").symlink_to(elsewhere)
+    with caplog.at_level(logging.WARNING):
+        assert len(open_source(folder)) == 3
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{folder}: 3 rows, 3 pairs; 2 linked folders not followed, e.g. {folder}/near: "
+        "give each to --data by itself to read it too"
+    )
+    assert len(open_source(folder / "near")) == 3  # itself a link: it was named
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")

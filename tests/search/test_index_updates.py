@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 from index_fakes import FakeEncoder, content, faults, options, write_noise
 
+from cloob import pictures
 from cloob.errors import InputError
+from cloob.files import read_at_most
 from cloob.search.index import Index
 
 NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
@@ -291,6 +294,71 @@ def test_a_folder_that_cannot_be_listed_keeps_its_pictures(
     summary = index.update([folder], options(encoder))
     assert summary.removed == 0 and len(index) == 3
     assert summary.left_out.counts == {"folder cannot be listed": 1}
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ESTALE, errno.EMFILE])
+@pytest.mark.parametrize("at", ["stat", "read"])
+def test_a_known_picture_that_cannot_be_read_now_stays(
+    folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch, error: int, at: str
+) -> None:
+    first, second = FakeEncoder(), FakeEncoder("second", seed=1)
+    index.update([folder], options(first))
+    index.update([folder], options(second))
+    before = by_name(index)
+    os.utime(folder / "a.png", (10**9, 10**9))
+    write_noise(folder / "new.png", 50)
+    stat = os.stat
+
+    def failing(path: str, *rest: object, **more: object) -> object:
+        if Path(path).name in ("a.png", "new.png"):
+            raise OSError(error, os.strerror(error), str(path))
+        return stat(path, *rest, **more) if at == "stat" else read_at_most(path, *rest)  # type: ignore[arg-type]
+
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(*((os, "stat") if at == "stat" else (pictures, "read_at_most")), failing)
+            summary = index.update([folder], options(first))
+        assert summary.faults == {"missing image": 2} and (summary.removed, summary.unchanged) == (0, 2)
+        assert by_name(index) == before and list(faults(index)) == [str(folder / "new.png")]
+    assert np.isfinite(index.store.vectors("second", [before["a.png"]])).all()
+    summary = index.update([folder], options(first))
+    assert (summary.described, summary.added, summary.embedded) == (1, 1, 1)
+    assert not summary.faults and not faults(index)
+
+
+def test_pictures_of_a_table_that_cannot_be_looked_at_now_stay(
+    folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = folder.with_name("t.csv")
+    table.write_text("filepath\npictures/a.png\npictures/sub/b.png\n")
+    index.update([table], options(FakeEncoder()))
+    stat = os.stat
+
+    def failing(path: str, *rest: object, **more: object) -> os.stat_result:
+        if Path(path).suffix == ".png":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return stat(path, *rest, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", failing)
+        summary = index.update([table], options(FakeEncoder()))
+    assert summary.faults == {"missing image": 2} and not summary.refused and len(index) == 2
+    assert index.update([table], options(FakeEncoder())).unchanged == 2
+
+
+def test_a_known_picture_that_is_gone_when_it_is_read_goes(
+    folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.update([folder], options(FakeEncoder()))
+    (folder / "a.txt").write_text("a dog")
+
+    def gone(path: str, most: int) -> bytes:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "read_at_most", gone)
+        assert index.update([folder], options(FakeEncoder())).faults == {"missing image": 1} and len(index) == 2
+    assert index.update([folder], options(FakeEncoder())).added == 1 and not faults(index)
 
 
 def test_names_that_are_not_utf8(tmp_path: Path, index: Index) -> None:

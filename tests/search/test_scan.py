@@ -8,7 +8,9 @@ import os
 import shutil
 import sqlite3
 import tarfile
+import tracemalloc
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,9 @@ from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
+from cloob.search.scan import shards
 from cloob.search.scan.addresses import remember
+from cloob.search.scan.inside import Inside
 from cloob.search.scan.open import ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
 from cloob.search.where import parse
@@ -209,6 +213,91 @@ def test_shards(tmp_path: Path) -> None:
             assert summary.removed == 0 and summary.left_out.counts == {said: 1} and len(index) == 3
 
 
+@pytest.mark.parametrize("pattern", ["s/*.tar", "s/{0..1}.tar"])
+def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "s").mkdir()
+    for i in range(2):
+        write_tar(tmp_path / "s" / f"{i}.tar", {f"{i}.png": png(i)})
+    source = tmp_path / pattern
+    with Index.create(tmp_path / "i") as index:
+        assert index.update([source], options(FakeEncoder())).added == 2
+        write_tar(tmp_path / "s" / "2.tar", {"2.png": png(2)})
+        number = 3 if "*" in pattern else 2
+        for sources in ([source], []):
+            summary = index.update(sources, options(FakeEncoder(), remove_all=True))
+            assert (len(index), summary.removed, summary.refused) == (number, 0, {})
+        assert summary.unchanged == number
+        shutil.rmtree(tmp_path / "s")
+        summary = index.update([source], options(FakeEncoder()))
+        assert list(summary.refused) == [str(source)] and len(index) == number
+        assert index.update([], options(FakeEncoder(), remove_all=True)).removed == number
+
+
+def test_a_folder_that_is_gone_is_no_pattern(tmp_path: Path) -> None:
+    for seed, name in enumerate(("a{b", "c[d]", "cd")):
+        write_noise(tmp_path / name / "x.png", seed)
+    with Index.create(tmp_path / "i") as index:
+        gone = [tmp_path / "a{b", tmp_path / "c[d]"]
+        assert index.update(gone, options(FakeEncoder())).added == 2
+        for folder in gone:
+            shutil.rmtree(folder)
+        assert sorted(index.update(gone, options(FakeEncoder())).refused) == [str(folder) for folder in gone]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list a process's open files")
+def test_of_many_shards_few_are_open(tmp_path: Path) -> None:
+    for i in range(40):
+        write_tar(tmp_path / f"{i:02}.tar", {f"{i}.png": png(i), f"{i}.txt": str(i).encode()})
+    collection = open_collection(tmp_path)
+    found = list(collection.scan(()))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(collection.read, found * 3)) == [png(i) for i in range(40)] * 3
+        assert [caption for caption, _ in pool.map(collection.describe, found)] == [str(i) for i in range(40)]
+    opened = [link for link in Path("/proc/self/fd").iterdir() if tmp_path in link.resolve().parents]
+    assert 1 <= len(opened) <= 8
+
+
+def test_of_compressed_shards_little_is_kept_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(6):
+        with tarfile.open(tmp_path / f"{i}.tar.gz", "w:gz") as tar:
+            for name, data in ((f"{i}.png", png(i)), (f"{i}.bin", bytes(2_000_000))):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    monkeypatch.setattr(shards, "MAX_UNPACKED_BYTES", 5_000_000, raising=False)
+    tracemalloc.start()
+    try:
+        collection = open_collection(tmp_path)
+        found = list(collection.scan(()))
+        assert tracemalloc.get_traced_memory()[0] < 6_000_000
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(collection.read, found * 2)) == [png(i) for i in range(6)] * 2
+        assert 2_000_000 < tracemalloc.get_traced_memory()[0] < 6_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_an_open_index_shows_what_was_indexed_meanwhile(tmp_path: Path, kind: str) -> None:
+    def write(name: str, seeds: range) -> None:
+        path = tmp_path / "s" / f"{name}.{kind}"
+        if kind == "tar":
+            write_tar(path, {f"{seed}.png": png(seed) for seed in seeds})
+        else:
+            parquet.write_table(pa.table({"image": [{"bytes": png(seed), "path": None} for seed in seeds]}), path)
+        os.utime(path, ns=(10**18, 10**18 + seeds.start * 10**9))
+
+    (tmp_path / "s").mkdir()
+    with Index.create(tmp_path / "i") as writing, Index.open(tmp_path / "i") as index:
+        held: dict[str, range] = {}
+        for name, seeds in (("0", range(3)), ("1", range(3, 5)), ("0", range(10, 14)), ("0", range(20, 22))):
+            write(name, seeds)
+            held[name] = seeds
+            writing.update([tmp_path / "s"], options(FakeEncoder()))
+            shown = [index.picture(number) for number in index.store.ids().tolist()]
+            assert sorted(shown) == sorted(png(seed) for seeds in held.values() for seed in seeds)
+
+
 def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from http.server import SimpleHTTPRequestHandler
 
@@ -233,10 +322,16 @@ def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pyte
         assert asked.count("/0.tar") == 1
         assert [item.path for item in index.items([1, 2])] == ["0.tar::a.png", "0.tar::b.png"]
         assert index.picture(1) == png(1) and asked.count("/0.tar") == 2
+        (tmp_path / "0.tar").unlink()
+        monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "third"))
+        asked.clear()
+        summary = index.update([source], options(FakeEncoder("second", seed=1)))
+        assert summary.faults == {"missing image": 2} and len(index) == 2
+        assert asked.count("/0.tar") == 2  # a request, and its error: not one for each picture
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
-def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str) -> None:
+def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pictures = [{"bytes": png(i), "path": None} for i in range(5)] + [{"bytes": None, "path": "beside.png"}, None]
     write_noise(tmp_path / "data" / "beside.png", 9)
@@ -261,7 +356,9 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str) -> None:
         summary = index.update([path], options(FakeEncoder(), workers=2))
         assert summary.added == 6 and summary.faults == {"missing image": 1}
         assert index.picture(4) == png(3)
-        assert index.update([path], options(FakeEncoder())).unchanged == 6
+        monkeypatch.setattr(Inside, "read", None)  # what has no picture is not looked at again
+        summary = index.update([path], options(FakeEncoder()))
+        assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
 
 
 def test_what_exif_says(tmp_path: Path) -> None:

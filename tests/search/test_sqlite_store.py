@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import struct
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from cloob.errors import InputError
 from cloob.search.records import IndexedModel, Item
-from cloob.search.sqlite import approximate, file, matrix
+from cloob.search.sqlite import approximate, connections, file, matrix
 from cloob.search.sqlite.file import FILE
 from cloob.search.sqlite.store import SqliteStore
 from cloob.search.store import FileState
@@ -165,6 +166,36 @@ def test_a_cache_of_another_index_or_a_damaged_one_is_not_used(tmp_path: Path) -
         with_cache.close()
 
 
+@pytest.mark.parametrize("doing", ["read", "write"])
+@pytest.mark.parametrize("n", [3, 9])
+def test_a_cache_that_another_process_replaces_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, doing: str
+) -> None:
+    """Rows are those of the file that was opened or written here, not what lies at their offset in a newer one."""
+    for name, rows in (("i", 5), ("j", n)):
+        store = filled(tmp_path / name, rows)
+        store.optimise()
+        store.close()
+    cache, newer = (tmp_path / name / "vectors-1.f32" for name in "ij")
+    if doing == "write":
+        cache.unlink()
+    mapped = matrix._mapped
+
+    def late(place: object, *given: object) -> object:
+        if given[-1] == "r":
+            shutil.copy(newer, tmp_path / "copy").replace(cache)
+        return mapped(place, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(matrix, "_mapped", late)
+    store = SqliteStore(tmp_path / "i", writable=True)
+    if doing == "write":
+        store.optimise()
+    found = store.nearest("m", units(5), 1)
+    assert found.ids[:, 0].tolist() == [1, 2, 3, 4, 5]
+    np.testing.assert_allclose(found.scores[:, 0], 1, atol=1e-6)
+    store.close()
+
+
 def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None:
     """Its revisions have the numbers of those that the cache knows, and other vectors."""
     filled(tmp_path / "i", 3).close()
@@ -191,6 +222,60 @@ def test_a_folder_that_cannot_be_written_is_searched(tmp_path: Path, monkeypatch
     assert store.nearest("m", units(1), 1).ids.tolist() == [[1]]
     with pytest.raises(InputError, match="opened to be read"):
         store.remove([1])
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch, log: Path | None = None) -> None:
+    """Has SQLite refuse a reader who may not write the folder: without a log, which it would have to make, or ever."""
+    connect = sqlite3.connect
+
+    def refused(address: object, *given: object, **options: object) -> sqlite3.Connection:
+        if str(address).endswith("?mode=ro") and not (log is not None and log.exists()):
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(address, *given, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(sqlite3, "connect", refused)
+
+
+def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "i").close()
+    _forbid(monkeypatch, tmp_path / "i" / f"{FILE}-wal")
+    reader = SqliteStore(tmp_path / "i")
+    assert reader.count() == 5 and reader.nearest("m", units(1), 1).searched == 5
+    for number in (6, 7):
+        owner = SqliteStore(tmp_path / "i", writable=True)
+        owner.write([item(f"new {number}")], "m", units(1, number))
+        if number == 7:
+            assert reader.count() == 7  # while the owner still writes
+        owner.close()
+        found = reader.nearest("m", units(1, number), 1)
+        assert found.ids.tolist() == [[number]] and found.searched == reader.count() == number
+    reader.close()
+
+
+def test_what_is_half_written_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(tmp_path / "i", 2000).close()
+    path = tmp_path / "i" / FILE
+    log, whole = path.with_name(f"{FILE}-wal"), path.read_bytes()
+    _forbid(monkeypatch)
+    monkeypatch.setattr(connections, "_PAUSES", (0.0,))
+    reader = SqliteStore(tmp_path / "i")
+    half = bytearray(whole)
+    half[16_384:] = b"\xff" * (len(half) - 16_384)
+    path.write_bytes(half)
+    log.touch()
+    for look in (reader.revision, lambda: reader.nearest("m", units(1), 1), lambda: SqliteStore(tmp_path / "i")):
+        with pytest.raises(InputError, match=r"is being written by another process, .*; try again") as error:
+            look()
+        assert "damaged" not in str(error.value) and "\n" not in str(error.value)
+    path.write_bytes(whole)
+    log.unlink()
+    assert reader.nearest("m", units(1), 1).searched == 2000
+    path.write_bytes(half)
+    with pytest.raises(InputError, match="is damaged"):  # nobody writes: it is
+        reader.nearest("m", units(1), 1)
+    reader.close()
 
 
 def _set(statement: str, *values: object) -> Callable[[Path], None]:
@@ -319,6 +404,18 @@ def test_several_threads(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong and store.nearest("m", units(1), 1).searched == 70
+
+
+@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no /dev/fd")
+def test_a_thread_that_has_ended_leaves_no_open_file(tmp_path: Path) -> None:
+    store = filled(tmp_path / "i")
+    before = len(list(Path("/dev/fd").iterdir()))
+    for _ in range(20):
+        thread = threading.Thread(target=store.count)
+        thread.start()
+        thread.join()
+    assert len(list(Path("/dev/fd").iterdir())) < before + 5
+    store.close()
 
 
 def test_approximate_search_finds_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

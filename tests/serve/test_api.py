@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from served_colours import COLOURS, ColourEncoder, build, draw
 from starlette.testclient import TestClient
 
+from cloob.models import fingerprint as fingerprints
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve.app import make_app
@@ -240,3 +242,25 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
         assert after["revision"] > before["revision"]
         assert after["pictures"] == found["searched"] == len(found["hits"]) == 40
         assert len(web.get("/api/map").json()["ids"]) == len(web.get("/api/ids").json()["ids"]) == 40
+
+
+def test_a_model_that_is_replaced_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the old weights meets the new vectors: no upload, no batch, no text that was kept."""
+    old, new = ColourEncoder(), ColourEncoder()
+    new.fingerprint = "f" * 32
+    new._directions = torch.roll(old._directions, 1, 0)
+    folder = draw(tmp_path / "pictures", range(30))
+    data = (folder / "5.png").read_bytes()
+    with build(tmp_path / "idx", folder, old) as index, web_of(index) as web:
+        query: dict[str, Any] = {"parts": [{"words": "red"}], "cutoff": False, "top": 5}
+        agrees(ask(web, "search", **query)["hits"], nearest(index, old.encode_text(["red"])[0].numpy()), 5)
+        held = upload(web, data)["upload"]
+        with Index.open(tmp_path / "idx", writable=True) as other:  # as another process does
+            other.update([folder], UpdateOptions(model=new, name=new.name, replace_model=True))
+        monkeypatch.setattr(fingerprints, "load_with_fingerprint", lambda *_: (new, new.fingerprint))
+        agrees(ask(web, "search", **query)["hits"], nearest(index, new.encode_text(["red"])[0].numpy()), 5)
+        query["parts"] = [{"upload": held}]
+        assert web.post("/api/search", json=query).status_code == 404
+        assert upload(web, data)["upload"] == held
+        found = ask(web, "search", **query)["hits"][0]
+        assert found["score"] == pytest.approx(1) and found["name"] == "5.png"

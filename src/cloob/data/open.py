@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from cloob.cache import Cache
-from cloob.data.batch import BadSample
+from cloob.data.batch import BadSample, printable
 from cloob.data.decode import decode
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.paths import is_pattern, listed_shards, matching_files, tars_in
@@ -168,10 +168,14 @@ def _spread(start: int, stop: int, most: int) -> Iterator[int]:
 
 
 def _tell(source: Source) -> None:
-    """One line on what was opened: rows, pairs, and the rows that a stray quote hides."""
+    """One line on what was opened: rows, pairs, and what is left out by a stray quote or behind a link."""
     line = f"{source.name}: {counted(len(source), 'rows')}"
     if isinstance(source, TableSource | FolderSource):
         line += f", {counted(source.pairs, 'pairs')}"
+    if isinstance(source, FolderSource) and source.linked:
+        left = f"{counted(len(source.linked), 'linked folders')} not followed, e.g. {printable(source.linked[0])}"
+        _log.warning("%s; %s: give each to --data by itself to read it too", line, left)
+        return
     if not isinstance(source, TableSource) or not source.swallowed:
         _log.info(line)
         return

@@ -33,11 +33,11 @@ class Answers(ABC):
     store: Store
 
     @abstractmethod
-    def model(self, name: str | None = None) -> IndexedModel:
-        """A model by its name; the default one for None."""
+    def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
+        """A model by its name, or one that was found before; the default one for None."""
 
     @abstractmethod
-    def encoder(self, name: str | None = None) -> Encoder:
+    def encoder(self, name: str | IndexedModel | None = None) -> Encoder:
         """A model of the index, loaded once."""
 
     @abstractmethod
@@ -45,7 +45,7 @@ class Answers(ABC):
         """What ``work`` returns, kept for later calls with an equal key."""
 
     @abstractmethod
-    def embedder(self, name: str | None = None) -> Embedder:
+    def embedder(self, name: str | IndexedModel | None = None) -> Embedder:
         """What embeds words and pictures of queries."""
 
     @abstractmethod
@@ -58,7 +58,7 @@ class Answers(ABC):
         *,
         top: int = 20,
         where: str | Filter | None = None,
-        model: str | None = None,
+        model: str | IndexedModel | None = None,
         cutoff: Cutoff = "auto",
         row: Vector | None = None,
     ) -> Results:
@@ -69,7 +69,7 @@ class Answers(ABC):
                 :class:`cloob.search.ask.query.Query` of several with weights, or a (D,) row.
             top: How many at most.
             where: A filter over the metadata, see :mod:`cloob.search.where`.
-            model: The name of the model; None: the default one.
+            model: The model or its name; None: the default one.
             cutoff: Hits whose margin is below it are left out (:mod:`cloob.search.ask.background`); ``"auto"``: what
                 docs/find.md measures; None: none is.
             row: The query's unit row (D,) where it is known: then nothing of the query is embedded.
@@ -111,7 +111,7 @@ class Answers(ABC):
         beta: float | None = None,
         top: int = 20,
         where: str | Filter | None = None,
-        model: str | None = None,
+        model: str | IndexedModel | None = None,
         row: Vector | None = None,
     ) -> Retrieved:
         """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.ask.explain`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -61,8 +60,8 @@ class Index(Answers):
         """
         self.store = store
         self._default = model
-        self._encoders: dict[str, Encoder] = {}
-        self._plain: dict[str, PlainEncoder | None] = {}
+        self._encoders: dict[str, Encoder] = {}  # by fingerprint, as a name may come to stand for other weights
+        self._plain: dict[str, PlainEncoder | None] = {}  # likewise
         self._lock = threading.RLock()
         self._once: OrderedDict[Hashable, Any] = OrderedDict()
         self._pictures: Pictures | None = None
@@ -120,13 +119,18 @@ class Index(Answers):
         """The models that there are vectors of."""
         return self.store.models()
 
-    def model(self, name: str | None = None) -> IndexedModel:
-        """A model by its name; the default one for None.
+    def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
+        """A model by its name, or one that was found before; the default one for None.
 
         Raises:
-            InputError: The index has no such model, or none at all.
+            InputError: The index has no such model, none at all, or by now other weights under its name.
         """
         models = self.models
+        if isinstance(name, IndexedModel):
+            for model in models:
+                if (model.name, model.fingerprint) == (name.name, name.fingerprint):
+                    return model
+            raise InputError(f"{self.store.address}: {name.name} was replaced or removed meanwhile; ask again")
         wanted = name if name is not None else self._default
         if not models:
             raise InputError(f"{self.store.address}: is empty; `cloob index` fills it")
@@ -162,11 +166,13 @@ class Index(Answers):
 
         model = self.model(name)
         self._check(model, fingerprint(encoder))
-        self._encoders[model.name] = encoder
-        self._plain.pop(model.name, None)
+        with self._lock:
+            self._let_go()
+            self._encoders[model.fingerprint] = encoder
+            self._plain.pop(model.fingerprint, None)
 
-    def encoder(self, name: str | None = None, device: str = "auto") -> Encoder:
-        """A model of the index, loaded once.
+    def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Encoder:
+        """A model of the index, loaded once, and anew where its name stands for other weights by now.
 
         Raises:
             InputError: It cannot be loaded, or its weights are others than those that the index has vectors of.
@@ -175,13 +181,14 @@ class Index(Answers):
 
         with self._lock:
             model = self.model(name)
-            if model.name not in self._encoders:
+            if model.fingerprint not in self._encoders:
+                self._let_go()
                 encoder, weights = load_with_fingerprint(model.spec, device)
                 self._check(model, weights)
-                self._encoders[model.name] = encoder
-            return self._encoders[model.name]
+                self._encoders[model.fingerprint] = encoder
+            return self._encoders[model.fingerprint]
 
-    def embedder(self, name: str | None = None, device: str = "auto") -> Embedder:
+    def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or of an ONNX folder its graphs, without torch.
 
         Raises:
@@ -191,16 +198,24 @@ class Index(Answers):
 
         with self._lock:
             model = self.model(name)
-            if model.name not in self._encoders and model.name not in self._plain:
+            if model.fingerprint not in self._encoders and model.fingerprint not in self._plain:
+                self._let_go()
                 plain = PlainEncoder.open(model.spec)
                 if plain is not None:
                     self._check(model, plain.fingerprint)
-                self._plain[model.name] = plain
-            if (plain := self._plain.get(model.name)) is not None:
+                self._plain[model.fingerprint] = plain
+            if (plain := self._plain.get(model.fingerprint)) is not None:
                 return plain
             from cloob.search.ask.by_torch import ByTorch  # torch
 
-            return ByTorch(self.encoder(name, device))
+            return ByTorch(self.encoder(model, device))
+
+    def _let_go(self) -> None:
+        """Forgets loaded models whose vectors have gone."""
+        there = {model.fingerprint for model in self.models}
+        for loaded in (self._encoders, self._plain):
+            for gone in loaded.keys() - there:
+                del loaded[gone]
 
     def _check(self, model: IndexedModel, weights: str) -> None:
         """Raises ModelChanged where a fingerprint is not that of the model that the index has vectors of."""
@@ -226,12 +241,9 @@ class Index(Answers):
         with self._lock:
             self._pictures = self._pictures or Pictures()
         try:
-            data = self._pictures.read(item.source, item.path)
+            return self._pictures.read(item.source, item.path, item.content)
         except BadSample as bad:
             raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
-        if hashlib.sha256(data).hexdigest() != item.content:  # whatever else lies there, the index does not name it
-            raise InputError(f"{item.path}: has changed since it was indexed; `cloob index` looks again")
-        return data
 
     def merge(self, other: Index) -> Merged:
         """Takes in what another index has: items that are not here, and vectors of models that are not here.

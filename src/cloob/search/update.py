@@ -24,7 +24,7 @@ from cloob.search.identity import ModelChanged as ModelChanged
 from cloob.search.records import IndexedModel
 from cloob.search.scan.addresses import remember
 from cloob.search.scan.collection import Collection, Gone
-from cloob.search.scan.open import ScanOptions, open_collection, open_named, source_name
+from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.store import Store
 
 
@@ -86,7 +86,7 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     _check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
-        if name in known and name.startswith(os.sep) and not os.path.lexists(name):
+        if name in known and is_gone(name):
             collections.append(Gone(name))
         elif sources:
             collections.append(open_collection(source, options.scan))

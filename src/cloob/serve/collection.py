@@ -70,7 +70,7 @@ class Collection:
         self._texts: OrderedDict[tuple[str, str], Row] = OrderedDict()
         self._mapping = asyncio.Lock()
         self._maps: OrderedDict[Hashable, Any] = OrderedDict()
-        self._batchers: dict[tuple[str, str], Batcher[Any, Row]] = {}
+        self._batchers: dict[tuple[IndexedModel, str], Batcher[Any, Row]] = {}
 
     def close(self) -> None:
         """Ends the threads; what they were at is finished first, what waits is not begun."""
@@ -82,7 +82,7 @@ class Collection:
         try:
             model = await self.model(None)
             query, row = await self.query([Part(words="a picture")], model)
-            await self.search(lambda: self.index.search(query, row=row, top=1, model=model.name))
+            await self.search(lambda: self.index.search(query, row=row, top=1, model=model))
         except InputError as error:  # whoever asks is told the same
             logger.warning("%s", one_line(error))
 
@@ -159,15 +159,15 @@ class Collection:
                 raise Gone(f"no picture {item} with a vector of {model.name}")
             return np.asarray(vectors[0], dtype=np.float32)
         held = self.uploads.get(part.upload or "")
-        if held is None or model.name not in held.rows:
+        if held is None or model.fingerprint not in held.rows:
             raise Gone("the uploaded picture is no longer held; upload it again")
-        return held.rows[model.name]
+        return held.rows[model.fingerprint]
 
     async def text(self, words: str, model: IndexedModel) -> Row:
         """The unit row (D,) of a text, of those used last from memory."""
         key = (model.fingerprint, words)
         if key not in self._texts:
-            self._texts[key] = await self._batcher(model.name, "text")(words)
+            self._texts[key] = await self._batcher(model, "text")(words)
             while len(self._texts) > _KEPT_TEXTS:
                 self._texts.popitem(last=False)
         self._texts.move_to_end(key)
@@ -180,21 +180,23 @@ class Collection:
             TooLarge, Unsupported: See :func:`cloob.serve.uploads.decode_upload`.
         """
         held = self.uploads.get(upload_id(data))
-        models = [model.name for model in await self.search(lambda: self.index.models)]
-        if held is None or set(models) - set(held.rows):
+        models = await self.search(lambda: self.index.models)
+        if held is None or {model.fingerprint for model in models} - set(held.rows):
             image = await self.files(lambda: decode_upload(data, self.config))
-            rows = {model: await self._picture(image, model) for model in models}
+            rows = {model.fingerprint: await self._picture(image, model) for model in models}
             small = await self.files(lambda: thumbnail(image))
             held = Upload(upload_id(data), image.width, image.height, small, rows)
             self.uploads.add(held)
         return held
 
-    async def _picture(self, image: Image.Image, model: str) -> Row:
+    async def _picture(self, image: Image.Image, model: IndexedModel) -> Row:
         pixels = await self.files(lambda: self.index.encoder(model).preprocess(image))
         return await self._batcher(model, "picture")(pixels)
 
-    def _batcher(self, model: str, kind: str) -> Batcher[Any, Row]:
+    def _batcher(self, model: IndexedModel, kind: str) -> Batcher[Any, Row]:
         if (model, kind) not in self._batchers:
+            for old in [key for key in self._batchers if key[0].name == model.name and key[0] != model]:
+                del self._batchers[old]
 
             def texts(batch: list[str]) -> Sequence[Row]:
                 encoder = self.index.encoder(model)

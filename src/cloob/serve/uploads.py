@@ -37,7 +37,7 @@ class Upload:
         width: Upright, pixels.
         height: Upright, pixels.
         thumbnail: JPEG.
-        rows: A unit row (D,) for each model.
+        rows: A unit row (D,) for each model, by its fingerprint.
     """
 
     id: str

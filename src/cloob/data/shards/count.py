@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from cloob.cache import Cache
@@ -19,7 +18,7 @@ from cloob.files import write_whole
 
 
 def count_samples(spec: str) -> dict[str, int]:
-    """Counts the samples of shards: of a local folder or pattern by file name, of streamed ones by full name.
+    """Counts the samples of shards, by path or full address.
 
     Raises:
         InputError: No shards, or one is truncated or cannot be read.
@@ -27,16 +26,20 @@ def count_samples(spec: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     remote = is_remote(spec)
     with tempfile.TemporaryDirectory() as folder:
-        for item in expand(spec, escape=False) if remote else local_shards(spec):
+        for item in _shards(spec):
             path = Path(item)
             if remote:
                 path = Path(folder) / "shard.tar"
-                fetch(str(item), path)
+                fetch(item, path)
             index = open_index(TarReader((path,)), Cache())
             if index.cuts:
                 raise InputError(f"{item}: {index.cuts[0]}; {index.complete(0):,} samples are complete")
-            sizes[str(item) if remote else path.name] = index.complete(0)
+            sizes[item] = index.complete(0)
     return sizes
+
+
+def _shards(spec: str) -> list[str]:
+    return expand(spec, escape=False) if is_remote(spec) else [str(path) for path in local_shards(spec)]
 
 
 def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
@@ -48,10 +51,10 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
             are remembered in any case, for whoever gives the same pattern as ``--data``.
 
     Returns:
-        The list that was written, and the counts.
+        The list that was written, and the counts, by path or full address.
 
     Raises:
-        InputError: As ``count_samples``, or nowhere to write.
+        InputError: As ``count_samples``, nowhere to write, or shards of equal names, which a list cannot tell apart.
     """
     remote = is_remote(spec)
     if not remote and out is None:
@@ -59,17 +62,22 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
         if not folder.is_dir():
             raise InputError("--out is missing: only a folder has its own place for sizes.json")
         out = folder / SIZES
+    names = _names(spec) if out is not None else {}
     sizes = count_samples(spec)
     if remote:
         write_whole(memory(spec), json.dumps(sizes, indent=1) + "\n")
     if out is not None:
-        write_whole(out, json.dumps(_by_name(sizes) if remote else sizes, indent=1) + "\n")
+        write_whole(out, json.dumps({names[item]: count for item, count in sizes.items()}, indent=1) + "\n")
     return out, sizes
 
 
-def _by_name(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Counts by file name instead of full address."""
-    names = {shard_name(url): count for url, count in sizes.items()}
-    if len(names) < len(sizes):
-        raise InputError("--out: shards of several folders have the same names; count each folder by itself")
+def _names(spec: str) -> dict[str, str]:
+    """The file name of each shard, by path or full address; refused before anything is counted if two are equal."""
+    remote = is_remote(spec)
+    names: dict[str, str] = {}
+    items: dict[str, str] = {}
+    for item in _shards(spec):
+        name = names[item] = shard_name(item) if remote else Path(item).name
+        if (other := items.setdefault(name, item)) != item:
+            raise InputError(f"--out: {other} and {item} have the same name; count each folder by itself")
     return names

@@ -78,6 +78,11 @@ class ShardSource:
             "members": digest([keys, *self._index.places]),
         }
 
+    @property
+    def unpacked_bytes(self) -> int:
+        """What it holds of compressed tars in memory."""
+        return self._reader.unpacked_bytes
+
     def hold(self) -> None:
         """Opens the first shard, so that this process can read it even when its name is gone."""
         self._reader.read(0, 0, 0)

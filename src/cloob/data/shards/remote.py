@@ -19,6 +19,7 @@ from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.sizes import SIZES, fetch_sizes, listed_url, remembered
 from cloob.data.shards.spec import expand, shard_name, sibling
+from cloob.data.shards.tar import MAX_UNPACKED_BYTES
 from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -116,9 +117,9 @@ class RemoteShardSource:
             except OSError:  # another process has made room in between
                 if last:
                     raise
-        while len(self._opened) >= _MAX_OPEN_SHARDS:
-            self._paths.pop(self._opened.popitem(last=False)[0])
         self._opened[shard], self._paths[shard] = source, path
+        while len(self._opened) > _MAX_OPEN_SHARDS or (len(self._opened) > 1 and self._unpacked() > MAX_UNPACKED_BYTES):
+            self._paths.pop(self._opened.popitem(last=False)[0])
         if source.complete[0] > self.shard_sizes[shard] and not self._warned:
             logger.warning(
                 "%s holds %s samples, %s says %s: the others are left out (said once)",
@@ -129,6 +130,9 @@ class RemoteShardSource:
             )
             self._warned = True
         return source
+
+    def _unpacked(self) -> int:
+        return sum(source.unpacked_bytes for source in self._opened.values())
 
     def _index(self, shard: int, path: Path) -> ShardSource:
         url = self._urls[shard]

@@ -146,7 +146,7 @@ class TarReader:
         try:
             data, cut = _unpack(path)
             self._unpacked[tar] = data
-            if data is not None and sum(len(held or b"") for held in self._unpacked.values()) > MAX_UNPACKED_BYTES:
+            if data is not None and self.unpacked_bytes > MAX_UNPACKED_BYTES:
                 raise _too_large(f"{path} and the tars before it unpack")
             if data is None:
                 handle = _Handle(path)
@@ -156,6 +156,11 @@ class TarReader:
             raise InputError(f"{path}: {error.strerror or error}") from None
         listing = _scan(path, io.BytesIO(data), lambda at: data[at : at + _BLOCK])
         return TarListing(listing.members, cut or listing.cut)
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """What it holds of compressed tars."""
+        return sum(len(held or b"") for held in self._unpacked.values())
 
     def _handle(self, tar: int) -> _Handle:
         if self._pid != os.getpid():  # forked: another thread of the parent may have held the lock

@@ -39,13 +39,17 @@ class FolderSource:
     """A random-access source over ``a/b.jpg`` with ``a/b.txt`` beside it, in sub-folders too, sorted by path.
 
     Endings may be in capitals. An image without a caption and a caption without an image are counted as bad. Hidden
-    files and folders are left out.
+    files and folders are left out, and so are linked folders.
 
     Args:
         folder: The folder; it is listed once, paths are kept as one arrow array.
 
     Attributes:
         pairs: Images with a caption file beside them.
+        linked: The linked folders.
+
+    Raises:
+        InputError: The folder or one below it cannot be listed.
     """
 
     streamed = False
@@ -53,7 +57,7 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self.name = str(folder)
         self._folder = folder
-        rows, self.pairs = _list(folder)
+        rows, self.pairs, self.linked = _list(folder)
         self._paths = pa.array([os.fsencode(row.path) for row in rows], pa.large_binary())
         self._beside = {index: row.beside for index, row in enumerate(rows) if row.beside}
         self.shard_sizes = (len(self._paths),)
@@ -102,7 +106,7 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
             the only one beside ``file_name``.
 
     Raises:
-        InputError: No column of captions, or a folder of several splits.
+        InputError: No column of captions, a folder of several splits, or one that cannot be listed.
     """
     source = FolderSource(folder)
     if source.pairs:
@@ -122,12 +126,14 @@ def open_folder(folder: Path, caption_column: str) -> FolderSource | TableSource
     return source
 
 
-def _list(folder: Path) -> tuple[list[_Row], int]:
-    """The rows of a folder, sorted, and how many are pairs."""
+def _list(folder: Path) -> tuple[list[_Row], int, tuple[str, ...]]:
+    """The rows of a folder, sorted, how many are pairs, and the folders that are links."""
     rows: list[_Row] = []
+    linked: list[str] = []
     pairs = 0
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        linked += [path for name in folders if os.path.islink(path := os.path.join(root, name))]  # noqa: PTH114, PTH118
         below = Path(root).relative_to(folder)
         images, captions, others = _kinds(name for name in files if not name.startswith("."))
         for name in images:
@@ -138,7 +144,12 @@ def _list(folder: Path) -> tuple[list[_Row], int]:
         pictured = {name.rpartition(".")[0] for name in images}
         alone = [stem for stem in captions if stem not in pictured]
         rows.extend(_Row((below / captions[stem]).as_posix(), others.get(stem, "")) for stem in alone)
-    return sorted(rows), pairs
+    return sorted(rows), pairs, tuple(linked)
+
+
+def _refuse(error: OSError) -> None:
+    folder = printable(str(error.filename))
+    raise InputError(f"{folder}: cannot be listed ({error.strerror}); make it readable, or move it elsewhere") from None
 
 
 def _kinds(names: Iterable[str]) -> tuple[list[str], dict[str, str], dict[str, str]]:

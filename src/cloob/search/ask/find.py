@@ -180,7 +180,7 @@ def unrelated_rows(index: Collection, query: Query, asked: IndexedModel) -> Vect
 
 def text_rows(index: Collection, asked: IndexedModel) -> Vectors:
     """(B, D) of the background's texts by a model of the index."""
-    return background.background_rows(lambda: index.embedder(asked.name), asked.fingerprint)
+    return background.background_rows(lambda: index.embedder(asked), asked.fingerprint)
 
 
 def drawn_pictures(index: Collection, asked: IndexedModel) -> Vectors:

@@ -194,9 +194,11 @@ class _Updater:
                 self.summary.completed += 1
 
     def _write_fault(self, prepared: Prepared, fault: str) -> None:
-        found, name = prepared.work.found, prepared.work.collection.name
+        found, known = prepared.work.found, prepared.work.state
         state = FileState(None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ())
-        self._store.write_faults(name, [state])
+        stays = prepared.passing and known is not None and known.id is not None
+        if not stays and state != known:
+            self._store.write_faults(prepared.work.collection.name, [state])
         self.summary.add_fault(fault, found.path)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from cloob.machine import decoders
 from cloob.search.build.prepare import Work, limit
-from cloob.search.scan.collection import SEPARATOR, Collection, Found, LeftOut
+from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Collection, Found, LeftOut
 from cloob.search.store import FileState, Store
 
 _EXAMPLES = 3
@@ -121,7 +121,7 @@ def make_plan(store: Store, collection: Collection, model: str, effort: Effort) 
         state = known.pop(found.path, None)
         if state is None or not _as_it_was(state, found):
             plan.work.append(Work(found, state, collection))
-        elif state.fault is not None and not _worth_another_try(state.fault, effort):
+        elif state.fault is not None and (found.missing or not _worth_another_try(state.fault, effort)):
             plan.summary.add_fault(state.fault, state.path)
         elif state.fault is None and model in state.models:
             plan.summary.unchanged += 1
@@ -145,8 +145,8 @@ def _as_it_was(state: FileState, found: Found) -> bool:
 
 def _worth_another_try(fault: str, effort: Effort) -> bool:
     """Whether a file that could not be read may be readable by now though it has not changed."""
-    if fault.startswith("no decoder"):
-        return True
+    if fault.startswith(("no decoder", "missing image")):
+        return NO_PICTURE not in fault
     above = fault.startswith("image too large: ")
     return above and (effort.max_megapixels is None or not fault.endswith(limit(effort.max_megapixels)))
 

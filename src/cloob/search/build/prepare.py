@@ -17,7 +17,7 @@ from cloob.data.batch import BadSample
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.build.forward import Forward
 from cloob.search.records import Item
-from cloob.search.scan.collection import Collection, Found
+from cloob.search.scan.collection import Collection, Found, ReadFailed
 from cloob.search.store import FileState
 
 _DATES = ((0x8769, 0x9003), (0x8769, 0x9004), (None, 0x0132))  # EXIF: taken, digitised, changed
@@ -53,6 +53,7 @@ class Prepared:
         pixels: For the model; None where the vector is known already.
         same: Items with the same bytes, which have a vector.
         fault: Why it cannot be read.
+        passing: Whether that may pass, so that what is known of it stays.
     """
 
     work: Work
@@ -60,6 +61,7 @@ class Prepared:
     pixels: Tensor | None = None
     same: tuple[int, ...] = ()
     fault: str | None = None
+    passing: bool = False
 
 
 class Preparer:
@@ -95,7 +97,8 @@ class Preparer:
                 return Prepared(work, item, same=same)
             return Prepared(work, item, self._forward.pixels(encoded))
         except BadSample as bad:
-            return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason)
+            fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
+            return Prepared(work, None, fault=fault, passing=isinstance(bad, ReadFailed))
         except Unreadable as bad:
             return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})")
 

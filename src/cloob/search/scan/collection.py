@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,13 +15,18 @@ from fnmatch import fnmatch
 from typing import Any, NamedTuple, Protocol
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
-from cloob.data.decode import read_image_file
+from cloob.errors import InputError
+from cloob.pictures import Unreadable, read_file
 from cloob.search.records import Value, valid
 
 SEPARATOR = "::"
 """Between a container and a picture in it."""
 
+NO_PICTURE = "neither bytes nor a path"
+"""What a row says that holds no picture and never will."""
+
 _EXAMPLES = 3
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 class Found(NamedTuple):
@@ -80,10 +86,15 @@ class Collection(Protocol):
 
         Raises:
             BadSample: There are none.
+            ReadFailed: They cannot be read now.
         """
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         """Caption and columns."""
+
+
+class ReadFailed(BadSample):
+    """A picture cannot be read now (a permission, a disk, a network); nothing says that it is gone."""
 
 
 class Gone:
@@ -150,11 +161,19 @@ def newest(file: os.stat_result, *said: os.stat_result) -> int:
 
 
 def stated(path: str) -> os.stat_result | None:
-    """The state of a regular file; None where there is none."""
+    """The state of a regular file; None where there is none.
+
+    Raises:
+        OSError: Nothing says whether there is one.
+    """
     try:
         state = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
-    except (OSError, ValueError):
+    except ValueError:
         return None
+    except OSError as error:
+        if error.errno in _NOT_THERE:
+            return None
+        raise
     return state if stat.S_ISREG(state.st_mode) else None
 
 
@@ -163,7 +182,20 @@ def read_regular(path: str) -> bytes:
 
     Raises:
         BadSample: There is none, or it is above ``MAX_IMAGE_BYTES``.
+        ReadFailed: It cannot be read now.
     """
-    if stated(path) is None:
-        raise BadSample("missing image", path, "no such file")
-    return read_image_file(path, path)
+    try:
+        if stated(path) is None:
+            raise BadSample("missing image", path, "no such file")
+        return read_file(path)
+    except Unreadable as error:
+        raise BadSample("image too large", path, error.detail) from None
+    except OSError as error:
+        raise read_fault(path, error) from None
+
+
+def read_fault(path: str, error: Exception) -> BadSample:
+    """What a picture that could not be read is: not there, damaged, or not to be read now."""
+    said = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:300]
+    now = isinstance(error, OSError | MemoryError | InputError) and getattr(error, "errno", None) not in _NOT_THERE
+    return (ReadFailed if now else BadSample)("missing image", path, said)

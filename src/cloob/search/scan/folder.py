@@ -88,14 +88,17 @@ class Folder:
         if entry.is_symlink() and not self._leads_inside(entry.path):
             self.left_out.add("link out of the folder", entry.path)
             return None
-        state = stated(entry.path)
-        if state is None:
-            self.left_out.add("no regular file", entry.path)
-            return None
         stem = os.path.splitext(entry.name)[0]  # noqa: PTH122
         beside = next((f"{stem}{ending}" for ending in _CAPTIONS if f"{stem}{ending}" in captions), None)
         caption = None if beside is None else os.path.join(os.path.dirname(entry.path), beside)  # noqa: PTH118, PTH120
-        said = (None if caption is None else stated(caption), self._described and self._described.state)
+        try:
+            state = stated(entry.path)
+            said = (None if caption is None else stated(caption), self._described and self._described.state)
+        except OSError:  # reading it says why
+            return Found(entry.path, None, None, caption)
+        if state is None:
+            self.left_out.add("no regular file", entry.path)
+            return None
         return Found(entry.path, state.st_size, newest(state, *(each for each in said if each)), caption)
 
     def _leads_inside(self, path: str) -> bool:

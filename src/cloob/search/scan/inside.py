@@ -18,7 +18,7 @@ from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.sources.arrow import is_image, map_arrow
 from cloob.errors import InputError
 from cloob.search.records import Value
-from cloob.search.scan.collection import SEPARATOR, Found, LeftOut, read_regular, value
+from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Found, LeftOut, read_fault, read_regular, value
 from cloob.search.scan.rows import CAPTION_COLUMNS
 
 _MOST_OPEN = 4  # groups of rows of Parquet files, unpacked
@@ -66,8 +66,9 @@ class Inside:
 
     def read(self, found: Found) -> bytes:
         """The bytes of a row's picture."""
-        path, group, row = found.place
-        raw = self._table(path, group).column(self._image)[row]
+        path = found.place[0]
+        table, row = self._row(found)
+        raw = table.column(self._image)[row]
         if isinstance(raw, pa.StructScalar):
             stored = raw.as_py() or {}
             data, name = stored.get("bytes"), stored.get("path")
@@ -76,7 +77,7 @@ class Inside:
             data, name = (plain, None) if isinstance(plain, bytes) else (None, plain)
         if data is None:
             if not name:
-                raise BadSample("missing image", found.path, "neither bytes nor a path")
+                raise BadSample("missing image", found.path, NO_PICTURE)
             return read_regular(os.path.join(os.path.dirname(path), name))  # noqa: PTH118, PTH120
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("image too large", found.path, f"{len(data):,} bytes")
@@ -84,8 +85,7 @@ class Inside:
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         """The caption, and the columns that are no pictures."""
-        path, group, row = found.place
-        table = self._table(path, group)
+        table, row = self._row(found)
         names = [field.name for field in table.schema if not is_image(field.type)]
         said = {name: value(table.column(name)[row].as_py()) for name in names if name != self._image}
         caption = said.pop(self._caption, None) if self._caption else None
@@ -98,10 +98,22 @@ class Inside:
         if container not in self._files or not number.isdecimal():
             return None
         row = int(number)
-        for group, (start, length) in enumerate(_groups(self._files[container])):
+        try:
+            groups = _groups(self._files[container])
+        except (OSError, pa.ArrowException) as error:
+            raise read_fault(path, error) from None
+        for group, (start, length) in enumerate(groups):
             if start <= row < start + length:
                 return Found(path, None, None, (container, group, row - start))
         return None
+
+    def _row(self, found: Found) -> tuple[pa.Table, int]:
+        """The table that a picture lies in, and its row there."""
+        path, group, row = found.place
+        table = self._table(path, group)
+        if row >= len(table):
+            raise BadSample("missing image", found.path, "the file has fewer rows by now")
+        return table, row
 
     def _table(self, path: str, group: int) -> pa.Table:
         """The rows of a Parquet file's group, or of an Arrow file."""
@@ -116,7 +128,7 @@ class Inside:
                     else:
                         self._open[key] = map_arrow(self._files[path])
                 except (OSError, pa.ArrowException) as error:
-                    raise BadSample("missing image", path, " ".join(str(error).split())[:300]) from None
+                    raise read_fault(path, error) from None
             self._open.move_to_end(key)
             return self._open[key]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import os
 import threading
 from collections.abc import Sequence
@@ -14,14 +16,14 @@ from cloob.data.batch import BadSample
 from cloob.data.open import DEMO, DEMO_SPLITS
 from cloob.data.shards.paths import is_pattern, listed_shards, matching_files, tars_in
 from cloob.data.shards.remote import open_remote
-from cloob.data.shards.spec import is_remote, local_path
+from cloob.data.shards.spec import expand, is_remote, local_path
 from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.data.sources.arrow import ARROW_SUFFIXES, arrow_files, holds_images
 from cloob.data.sources.table import TABLE_SUFFIXES
 from cloob.errors import InputError
 from cloob.search.scan.addresses import check_typed
-from cloob.search.scan.collection import SEPARATOR, Collection, read_regular, stated
+from cloob.search.scan.collection import SEPARATOR, Collection, read_regular
 from cloob.search.scan.folder import Folder
 from cloob.search.scan.inside import Inside, holds_pictures
 from cloob.search.scan.rows import find_described
@@ -52,6 +54,17 @@ def source_name(spec: str | Path) -> str:
     if is_remote(text) or text in DEMO_SPLITS:
         return text
     return os.path.abspath(local_path(text))  # noqa: PTH100 - links in it stay
+
+
+def is_gone(name: str) -> bool:
+    """Whether nothing of a source is on this machine any more; of an address nobody knows that."""
+    if not os.path.isabs(name) or os.path.lexists(name):  # noqa: PTH117
+        return False
+    try:
+        items = expand(name, escape=os.sep == "/") if is_pattern(name) else []
+    except InputError:  # a folder with a brace in its name
+        return True
+    return not any(os.path.isfile(match) for item in items for match in glob.iglob(item))  # noqa: PTH113, PTH207
 
 
 def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Collection:
@@ -104,34 +117,57 @@ def open_named(name: str, options: ScanOptions | None = None) -> Collection:
 
 
 class Pictures:
-    """Reads single pictures of an index again from where they lie; keeps the sources open. For several threads."""
+    """Reads single pictures of an index again from where they lie; for several threads.
+
+    Sources stay open. One in which a picture cannot be found, or is another one, is opened anew: it may have changed.
+    """
 
     def __init__(self, options: ScanOptions | None = None) -> None:
         self._options = options
         self._open: dict[str, Collection] = {}
         self._lock = threading.Lock()
 
-    def read(self, source: str, path: str) -> bytes:
+    def read(self, source: str, path: str, content: str) -> bytes:
         """The bytes of a picture's file.
 
         Args:
             source: The item's.
             path: The item's.
+            content: The item's.
 
         Raises:
             BadSample: It is not there any more.
-            InputError: Its source cannot be opened.
+            InputError: It holds something else by now, or its source cannot be opened.
         """
-        if SEPARATOR not in path or stated(path) is not None:
-            return read_regular(path)
+        if SEPARATOR not in path or os.path.isfile(path):  # noqa: PTH113
+            return _as_indexed(read_regular(path), path, content)
+        collection = self._opened(source)
+        try:
+            return _as_indexed(_read(collection, path), path, content)
+        except (BadSample, InputError):
+            collection = self._opened(source, stale=collection)
+        return _as_indexed(_read(collection, path), path, content)
+
+    def _opened(self, source: str, stale: Collection | None = None) -> Collection:
+        """A source, opened anew where it is not open or is the stale one."""
         with self._lock:
-            if source not in self._open:
+            if self._open.get(source) is stale:
                 self._open[source] = open_named(source, self._options)
-            collection = self._open[source]
-        found = collection.find(path) if isinstance(collection, Shards | Inside) else None
-        if found is None:
-            raise BadSample("missing image", path, f"not in {source} any more")
-        return collection.read(found)
+            return self._open[source]
+
+
+def _read(collection: Collection, path: str) -> bytes:
+    found = collection.find(path) if isinstance(collection, Shards | Inside) else None
+    if found is None:
+        raise BadSample("missing image", path, f"not in {collection.name} any more")
+    return collection.read(found)
+
+
+def _as_indexed(data: bytes, path: str, content: str) -> bytes:
+    """Refuses what an index does not name, whatever lies there now."""
+    if hashlib.sha256(data).hexdigest() != content:
+        raise InputError(f"{path}: has changed since it was indexed; `cloob index` looks again")
+    return data
 
 
 def _image(options: ScanOptions) -> str:

@@ -13,14 +13,15 @@ from typing import NamedTuple
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, printable
 from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.shards.index import group_members
-from cloob.data.shards.tar import Member, TarReader
+from cloob.data.shards.tar import MAX_UNPACKED_BYTES, Member, TarReader
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
 from cloob.search.records import Value, valid
-from cloob.search.scan.collection import SEPARATOR, Found, LeftOut, is_excluded, value
+from cloob.search.scan.collection import SEPARATOR, Found, LeftOut, is_excluded, read_fault, value
 
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
 _MOST_LISTED = 8
+_MOST_OPEN = 4
 _CAPTION_KEYS = ("caption", "text", "title")
 
 
@@ -41,7 +42,7 @@ class Shard(NamedTuple):
 
 
 class _Place(NamedTuple):
-    reader: TarReader
+    shard: Shard
     image: Member
     caption: Member | None
     about: Member | None
@@ -64,7 +65,9 @@ class Shards:
         self.unlisted: list[str] = []
         self._shards, self._exclude = shards, exclude
         self._listed: OrderedDict[str, dict[str, Found]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._readers: OrderedDict[str, TarReader] = OrderedDict()
+        self._failed: dict[str, str] = {}
+        self._lock = threading.RLock()
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         """All pictures, shard by shard."""
@@ -78,30 +81,33 @@ class Shards:
             if shard.samples is not None and len(held) == shard.samples:
                 yield from (Found(path, None, None) for path in held)
                 continue
-            yield from self._scan_shard(shard)
+            try:
+                listed = self._list(shard)
+            except (OSError, InputError) as error:
+                self.unlisted.append(shard.path)
+                self.left_out.add("shard cannot be read", " ".join(str(error).split()))
+            else:
+                yield from listed.values()
 
     def read(self, found: Found) -> bytes:
         """The bytes of a member."""
         place = self._place(found)
         if place.image.size > MAX_IMAGE_BYTES:
             raise BadSample("image too large", found.path, f"{place.image.size:,} bytes")
-        try:
-            return place.reader.read(0, place.image.offset, place.image.size)
-        except OSError as error:
-            raise BadSample("missing image", found.path, error.strerror or str(error)) from None
+        return self._bytes(place, place.image)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         """The caption member, and what the JSON member says."""
         place = self._place(found)
         caption, columns = None, {}
         if place.caption is not None and place.caption.size <= MAX_CAPTION_BYTES:
-            data = place.reader.read(0, place.caption.offset, place.caption.size)
+            data = self._bytes(place, place.caption)
             try:
                 caption = clean_caption(data, found.path)
             except BadSample:
                 caption = None
         if place.about is not None and place.about.size <= MAX_CAPTION_BYTES:
-            columns = _columns(place.reader.read(0, place.about.offset, place.about.size))
+            columns = _columns(self._bytes(place, place.about))
         if caption is None:
             stated = next((columns[key] for key in _CAPTION_KEYS if isinstance(columns.get(key), str)), None)
             caption = str(stated) if stated else None
@@ -115,7 +121,10 @@ class Shards:
                 if shard.path == container and container not in self._listed:
                     while len(self._listed) >= _MOST_LISTED:
                         self._listed.popitem(last=False)
-                    self._listed[container] = {found.path: found for found in self._scan_shard(shard)}
+                    try:
+                        self._listed[container] = self._list(shard)
+                    except (OSError, InputError) as error:
+                        raise read_fault(path, error) from None
             return self._listed.get(container, {}).get(path)
 
     def _place(self, found: Found) -> _Place:
@@ -128,16 +137,55 @@ class Shards:
         place: _Place = again.place
         return place
 
-    def _scan_shard(self, shard: Shard) -> Iterator[Found]:
+    def _fetch(self, shard: Shard) -> Path:
+        """A shard's file; what failed once is not waited for again, picture by picture."""
+        if shard.path in self._failed:
+            raise InputError(self._failed[shard.path])
         try:
-            file = shard.fetch()
-            mtime = file.stat().st_mtime_ns if shard.local else None
-            reader = TarReader((file,))
-            listing = reader.listing(0)
+            return shard.fetch()
         except (OSError, InputError) as error:
-            self.unlisted.append(shard.path)
-            self.left_out.add("shard cannot be read", " ".join(str(error).split()))
-            return
+            self._failed[shard.path] = str(error)
+            raise
+
+    def _bytes(self, place: _Place, member: Member) -> bytes:
+        try:
+            return self._reader(place.shard).read(0, member.offset, member.size)
+        except (OSError, InputError) as error:
+            raise read_fault(f"{place.shard.path}{SEPARATOR}{member.name}", error) from None
+
+    def _reader(self, shard: Shard) -> TarReader:
+        """Reads a shard; opened or unpacked once, whatever the number of threads."""
+        with self._lock:
+            if shard.path not in self._readers:
+                reader = TarReader((self._fetch(shard),))
+                reader.read(0, 0, 0)
+                self._keep(shard, reader)
+            self._readers.move_to_end(shard.path)
+            return self._readers[shard.path]
+
+    def _keep(self, shard: Shard, reader: TarReader) -> None:
+        """Keeps a reader in the place of older ones; these end when the last thread has read."""
+        with self._lock:
+            held = self._readers
+            held[shard.path] = reader
+            held.move_to_end(shard.path)
+            while len(held) > 1 and (
+                len(held) > _MOST_OPEN or sum(each.unpacked_bytes for each in held.values()) > MAX_UNPACKED_BYTES
+            ):
+                held.popitem(last=False)
+
+    def _list(self, shard: Shard) -> dict[str, Found]:
+        """The pictures of a shard by their paths.
+
+        Raises:
+            OSError, InputError: It cannot be read.
+        """
+        file = self._fetch(shard)
+        mtime = file.stat().st_mtime_ns if shard.local else None
+        reader = TarReader((file,))
+        listing = reader.listing(0)
+        self._keep(shard, reader)
+        found: dict[str, Found] = {}
         if listing.cut is not None:
             self.unlisted.append(shard.path)
             self.left_out.add("truncated shard", f"{shard.path}: {listing.cut}")
@@ -147,8 +195,9 @@ class Shards:
             elif self._exclude and is_excluded(image.name, self._exclude):
                 self.left_out.add("excluded", f"{shard.path}{SEPARATOR}{printable(image.name)}")
             else:
-                place = _Place(reader, image, caption, about)
-                yield Found(f"{shard.path}{SEPARATOR}{image.name}", image.size, mtime, place)
+                path = f"{shard.path}{SEPARATOR}{image.name}"
+                found[path] = Found(path, image.size, mtime, _Place(shard, image, caption, about))
+        return found
 
 
 def _columns(data: bytes) -> dict[str, Value]:

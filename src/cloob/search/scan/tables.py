@@ -48,7 +48,11 @@ class Table:
             else:
                 places.setdefault(os.path.normpath(os.path.join(folder, stored)), []).append(row)  # noqa: PTH118
         for path, rows in places.items():
-            state = stated(path)
+            try:
+                state = stated(path)
+            except OSError:  # reading it says why
+                yield Found(path, None, None, rows)
+                continue
             if state is None:
                 yield Found(path, 0, None, rows)
             else:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cloob.errors import InputError
 from cloob.search.ask.find import Collection, read_filter, rows_in_blocks, text_rows
+from cloob.search.records import IndexedModel
 from cloob.search.sort import classify
 from cloob.search.sort.classify import LabelOptions, Labels
 from cloob.search.sort.fewshot import Head, fit_head
@@ -36,8 +37,8 @@ def label_index(
     options = options or LabelOptions()
     names = classify.check_labels(labels, options)
     asked = index.model(model)
-    ids, rows = _all_rows(index, where, model, len(names))
-    encoder = index.encoder(asked.name)
+    ids, rows = _all_rows(index, where, asked, len(names))
+    encoder = index.encoder(asked)
     tau = classify.temperature(encoder, options.inv_tau)
     others = text_rows(index, asked) if options.multi or options.none else None
     of_labels = classify.label_rows(encoder, names, options.templates)
@@ -48,7 +49,7 @@ def label_by_head(
     index: Collection, head: Head, *, where: str | Filter | None = None, model: str | None = None
 ) -> Labels:
     """The labels of a head for all pictures that match; one of them for each picture."""
-    ids, rows = _all_rows(index, where, model, len(head.names))
+    ids, rows = _all_rows(index, where, index.model(model), len(head.names))
     labels = Labels(head.names, ids, head.probabilities(rows), None, ())
     return classify.chosen_labels(labels, LabelOptions())
 
@@ -65,7 +66,7 @@ def head_of(index: Collection, folder: Path, seed: int = 0) -> tuple[Head, float
         InputError: A picture that lies in no sub-folder, or too few labels or examples.
     """
     asked = index.model()
-    ids, rows = _all_rows(index, None, None, 1)
+    ids, rows = _all_rows(index, None, asked, 1)
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - as the index has it: links stay
     names: list[str] = []
     for item in index.store.items(ids.tolist()):
@@ -78,16 +79,16 @@ def head_of(index: Collection, folder: Path, seed: int = 0) -> tuple[Head, float
     labels = sorted(set(names))
     numbers = np.array([labels.index(name) for name in names], np.int64)
     head = fit_head(rows, numbers, labels, asked.fingerprint, seed)
-    encoder = index.encoder(asked.name)
+    encoder = index.encoder(asked)
     spoken = [label.replace("_", " ").replace("-", " ") for label in labels]
     of_labels = classify.label_rows(encoder, spoken, classify.TEMPLATES)
     zero_shot = float(((rows @ of_labels.T).argmax(1) == numbers).mean())
     return head, zero_shot
 
 
-def _all_rows(index: Collection, where: str | Filter | None, model: str | None, labels: int) -> tuple[Ids, Vectors]:
+def _all_rows(index: Collection, where: str | Filter | None, asked: IndexedModel, labels: int) -> tuple[Ids, Vectors]:
     """Ids and vectors of all pictures that match."""
-    filter_, asked = read_filter(index, where), index.model(model)
+    filter_ = read_filter(index, where)
     count = index.store.count(filter_)
     if count * labels > MAX_NUMBERS:
         raise InputError(f"{count:,} pictures by {labels:,} labels are too many at once; --where takes a part")

@@ -53,6 +53,27 @@ SCHEMA = (
 _OF_SQLITE = ("sqlite_sequence", "sqlite_stat1", "sqlite_stat4")
 
 
+class BeingWritten(InputError):  # noqa: N818 - nothing is wrong with the file
+    """Another process writes to a file that this one is not allowed to lock."""
+
+
+class Connection(sqlite3.Connection):
+    """A connection to the file of an index.
+
+    Attributes:
+        path: The file.
+        seen: What the file was like when it was opened without locks, as one that nobody writes; None: it has locks.
+    """
+
+    path: Path
+    seen: tuple[int, ...] | None = None
+
+    def check(self) -> None:
+        """Raises BeingWritten where what was read may be of two states of the file, as others write without waiting."""
+        if self.seen is not None and _state(self.path) != self.seen:
+            raise _being_written(self.path)
+
+
 @contextmanager
 def one_line(path: Path) -> Iterator[None]:
     """What SQLite complains of, as one line that names the file."""
@@ -115,7 +136,7 @@ def stamp() -> int:
     return secrets.randbits(62)
 
 
-def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
+def connect(path: Path, *, writable: bool) -> Connection:
     """Opens the file of an index.
 
     Args:
@@ -127,6 +148,7 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
 
     Raises:
         InputError: No such file, no index, of a newer cloob, damaged, or with what no index has in it.
+        BeingWritten: It cannot be locked, and another process writes to it.
     """
     if not path.is_file():
         raise InputError(f"{path.parent}: holds no index ({path.name}); `cloob index` makes one")
@@ -140,18 +162,25 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
                 connection.execute("PRAGMA synchronous = NORMAL")
         except BaseException:
             connection.close()
+            connection.check()  # it may be sound, and half written when it was read
             raise
     return connection
 
 
-def _open(path: Path, writable: bool) -> sqlite3.Connection:
+def _open(path: Path, writable: bool) -> Connection:
     """A connection; to a file in a folder that cannot be written, one that looks for no other writer."""
     address = f"file:{quote(str(path.absolute()))}"
 
-    def opened(options: str) -> sqlite3.Connection:
+    def opened(options: str) -> Connection:
         connection = sqlite3.connect(
-            f"{address}?{options}", uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
+            f"{address}?{options}",
+            uri=True,
+            timeout=PATIENCE_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=Connection,
         )
+        connection.path = path
         try:
             connection.execute("PRAGMA schema_version").fetchone()
         except BaseException:
@@ -164,9 +193,32 @@ def _open(path: Path, writable: bool) -> sqlite3.Connection:
     try:
         return opened("mode=ro")
     except sqlite3.OperationalError:
-        if path.with_name(f"{path.name}-wal").exists():
-            raise
-        return opened("mode=ro&immutable=1")
+        if _log(path).exists():
+            raise _being_written(path) from None
+        seen = _state(path)
+        connection = opened("mode=ro&immutable=1")
+        connection.seen = seen
+        return connection
+
+
+def _log(path: Path) -> Path:
+    """What has been written and is not yet in the file; there as long as a writer is."""
+    return path.with_name(f"{path.name}-wal")
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What is another one after the file was written to, and while it is."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns, _log(path).exists()
+
+
+def _being_written(path: Path) -> BeingWritten:
+    return BeingWritten(
+        f"{path}: is being written by another process, and its folder cannot be written to wait for that; try again"
+    )
 
 
 def _protect(connection: sqlite3.Connection) -> None:

@@ -8,18 +8,18 @@ as these are few they are kept in memory beside it; when they are many the file 
 from __future__ import annotations
 
 import os
-import sqlite3
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from cloob.errors import InputError
 from cloob.search.sqlite import approximate
 from cloob.search.sqlite.exact import Part, nearest
+from cloob.search.sqlite.file import Connection
 from cloob.search.store import Ids, Neighbours, Vectors
 
 _MAGIC = b"cloobvec"
@@ -56,21 +56,17 @@ class Matrix(NamedTuple):
 class MatrixCache:
     """One model's vectors, as the database has them now."""
 
-    def __init__(
-        self, database: Path, connection: Callable[[], sqlite3.Connection], model: int, dim: int, faiss: bool | None
-    ) -> None:
+    def __init__(self, database: Path, model: int, dim: int, faiss: bool | None) -> None:
         """Reads nothing yet.
 
         Args:
             database: The file; the matrix lies beside it.
-            connection: Gives this thread's connection to it.
             model: The model's number.
             dim: D.
             faiss: Whether a search may be approximate; None: above ``approximate.EXACT_UP_TO`` vectors.
         """
         self._database = database
         self._file = database.with_name(f"vectors-{model}.f32")
-        self._connection = connection
         self._model, self._dim = model, dim
         self._faiss = faiss
         self._lock = threading.Lock()
@@ -78,9 +74,10 @@ class MatrixCache:
         self._revision = -1
         self._index: tuple[Key, Any] | None = None
 
-    def nearest(self, queries: Vectors, top: int, allowed: Ids | None) -> Neighbours:
+    def nearest(self, connection: Connection, queries: Vectors, top: int, allowed: Ids | None) -> Neighbours:
         """The items nearest to (Q, D) queries, among those of ascending ids if these are given."""
-        matrix = self.current()
+        with self._lock:
+            matrix = self._update(connection, whole=False)
         parts = [part if allowed is None else part.only(allowed) for part in (matrix.base, matrix.extra)]
         searched = sum(map(len, parts))
         index = self._faiss_index(matrix) if approximate.worthwhile(len(parts[0]), self._faiss) else None
@@ -88,15 +85,10 @@ class MatrixCache:
         found = nearest(parts, queries, top) if exact else approximate.nearest(index, parts, queries, top)
         return Neighbours(*found, searched)
 
-    def current(self) -> Matrix:
-        """The vectors as the database has them now."""
-        with self._lock:
-            return self._update(whole=False)
-
-    def refresh(self) -> None:
+    def refresh(self, connection: Connection) -> None:
         """Writes the file anew if it does not have everything, and a faiss index where one is worthwhile."""
         with self._lock:
-            matrix = self._update(whole=True)
+            matrix = self._update(connection, whole=True)
         if approximate.worthwhile(len(matrix.base), self._faiss):
             approximate.build(_name(matrix.key), matrix.base.rows)
 
@@ -107,22 +99,24 @@ class MatrixCache:
                 self._index = None if index is None else (matrix.key, index)
             return None if self._index is None else self._index[1]
 
-    def _update(self, *, whole: bool) -> Matrix:
-        connection = self._connection()
+    def _update(self, connection: Connection, *, whole: bool) -> Matrix:
+        """The vectors as the database has them now."""
         connection.execute("BEGIN")  # one state of the database for all that is read
         try:
             key = self._key(connection)
-            if self._matrix is None or self._revision != key.revision or self._matrix.key.identity != key.identity:
-                self._matrix = self._follow(connection, key)
-                self._revision = key.revision
-            changed = len(self._matrix.extra) + len(self._matrix.base.ids) - len(self._matrix.base)
-            if changed > max(_FEW, _FEW_PART * len(self._matrix.base.ids)) or (whole and changed):
-                self._matrix = self._write(connection, key, self._matrix)
-            return self._matrix
+            matrix = self._matrix
+            if matrix is None or self._revision != key.revision or matrix.key.identity != key.identity:
+                matrix = self._follow(connection, key)
+            changed = len(matrix.extra) + len(matrix.base.ids) - len(matrix.base)
+            if changed > max(_FEW, _FEW_PART * len(matrix.base.ids)) or (whole and changed):
+                matrix = self._write(connection, key, matrix)
+            connection.check()
+            self._matrix, self._revision = matrix, key.revision
+            return matrix
         finally:
             connection.execute("COMMIT")
 
-    def _key(self, connection: sqlite3.Connection) -> Key:
+    def _key(self, connection: Connection) -> Key:
         first, last = (
             connection.execute(f"SELECT revision, stamp FROM revisions ORDER BY revision {way} LIMIT 1").fetchone()
             or (0, 0)
@@ -130,7 +124,7 @@ class MatrixCache:
         )
         return Key(first[1], self._model, last[0], last[1])
 
-    def _follow(self, connection: sqlite3.Connection, key: Key) -> Matrix:
+    def _follow(self, connection: Connection, key: Key) -> Matrix:
         """The matrix that is there, brought up to date; an empty one to start with if none fits."""
         base = self._matrix if self._matrix is not None and self._is_past(connection, self._matrix.key, key) else None
         if base is None:
@@ -156,10 +150,10 @@ class MatrixCache:
         )
         return Matrix(base.key, alive, Part(*read_vectors(self._database, cursor.fetchall(), self._dim)))
 
-    def _follow_anew(self, connection: sqlite3.Connection, key: Key) -> Matrix:
+    def _follow_anew(self, connection: Connection, key: Key) -> Matrix:
         return self._write(connection, key, _empty(Key(key.identity, self._model, 0, 0), self._dim))
 
-    def _is_past(self, connection: sqlite3.Connection, past: Key, now: Key) -> bool:
+    def _is_past(self, connection: Connection, past: Key, now: Key) -> bool:
         """Whether a key is one of this very index, at an earlier revision or the same."""
         if past[:2] != now[:2]:
             return False
@@ -172,16 +166,16 @@ class MatrixCache:
             with self._file.open("rb") as file:
                 magic, n, dim, *key = _HEADER.unpack(file.read(_HEADER.size))
                 size = os.fstat(file.fileno()).st_size
-            if magic != _MAGIC or dim != self._dim or size != _size(n, dim):
-                return None
-            ids, rows = _mapped(self._file, n, dim, "r")
+                if magic != _MAGIC or dim != self._dim or size != _size(n, dim):
+                    return None
+                ids, rows = _mapped(file, n, dim, "r")  # not by its name, which may be another file's by now
         except (OSError, ValueError, struct.error):
             return None
         if n and (ids[0] < 1 or not (np.diff(ids) > 0).all()):
             return None
         return Matrix(Key(*key), Part(ids, rows), _empty(Key(*key), dim).extra)
 
-    def _write(self, connection: sqlite3.Connection, key: Key, matrix: Matrix) -> Matrix:
+    def _write(self, connection: Connection, key: Key, matrix: Matrix) -> Matrix:
         """A matrix of everything, in a new file; in memory where none can be written."""
         rows = connection.execute("SELECT item FROM vectors WHERE model = ? ORDER BY item", (self._model,))
         ids = np.fromiter((row[0] for row in rows), np.int64)
@@ -202,15 +196,16 @@ class MatrixCache:
             if temporary.exists():
                 if isinstance(target, np.memmap):
                     target.flush()
+                    target_ids, target = _mapped(temporary, len(ids), self._dim, "r")
+                connection.check()
                 temporary.replace(self._file)
-                target_ids, target = _mapped(self._file, len(ids), self._dim, "r")
         except OSError:  # it cannot be given its name: the map stays, the file goes
             pass
         finally:
             temporary.unlink(missing_ok=True)
         return Matrix(key, Part(target_ids, target), _empty(key, self._dim).extra)
 
-    def _fill(self, connection: sqlite3.Connection, ids: Ids, target: Vectors, matrix: Matrix) -> None:
+    def _fill(self, connection: Connection, ids: Ids, target: Vectors, matrix: Matrix) -> None:
         base = matrix.base
         positions = np.arange(len(base.ids)) if base.positions is None else base.positions
         for start in range(0, len(positions), _PAGE):
@@ -261,7 +256,7 @@ def _take_room(file: int, size: int) -> None:
         os.posix_fallocate(file, 0, size)
 
 
-def _mapped(file: Path, n: int, dim: int, mode: Any) -> tuple[Ids, Vectors]:
+def _mapped(file: Path | IO[bytes], n: int, dim: int, mode: Any) -> tuple[Ids, Vectors]:
     """Ids and rows of a file, which a map of nothing would refuse."""
     if n == 0:
         return np.empty(0, np.int64), np.empty((0, dim), np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,8 @@ import numpy as np
 from cloob.errors import InputError, nearest
 from cloob.search import where as filters
 from cloob.search.records import IndexedModel, Item, Value, valid
-from cloob.search.sqlite.file import FILE, connect, create, one_line, stamp
+from cloob.search.sqlite.connections import Connections
+from cloob.search.sqlite.file import FILE, Connection, create, one_line, stamp
 from cloob.search.sqlite.matrix import MatrixCache, read_vectors
 from cloob.search.sqlite.rows import FORGET, INSERT, ITEM, UPDATE, as_bytes, delete, item_of, values_of
 from cloob.search.store import FileState, Ids, Neighbours, Vectors
@@ -46,12 +46,10 @@ class SqliteStore:
         """
         self._path = folder / FILE
         self._writable = writable
-        self._threads = threading.local()
-        self._connections: list[sqlite3.Connection] = []
+        self._connections = Connections(self._path, writable=writable)
         self._lock = threading.RLock()  # of writing, and of the caches
         self._caches: dict[int, MatrixCache] = {}
         self._approximate = approximate
-        self._connection()
 
     @classmethod
     def create(cls, folder: Path) -> SqliteStore:
@@ -67,11 +65,8 @@ class SqliteStore:
     def close(self) -> None:
         """Ends the connections of all threads."""
         with self._lock:
-            for connection in self._connections:
-                connection.close()
-            self._connections.clear()
+            self._connections.close()
             self._caches.clear()
-            self._threads = threading.local()
 
     def revision(self) -> int:
         """Grows with each transaction."""
@@ -260,19 +255,18 @@ class SqliteStore:
         if queries.ndim != 2 or queries.shape[1] != dim:
             raise ValueError(f"queries: {queries.shape} found, (Q, {dim}) wanted")
         allowed = None if where is None else self.ids(where)
-        with one_line(self._path):
-            return self._cache(number, dim).nearest(queries, top, allowed)
+        cache = self._cache(number, dim)
+        return self._connections.look(lambda connection: cache.nearest(connection, queries, top, allowed))
 
     def optimise(self) -> None:
         """Writes anew the matrices that do not fit, and faiss indices where these are worthwhile."""
         for number, dim in self._rows("SELECT id, dim FROM models"):
-            with one_line(self._path):
-                self._cache(number, dim).refresh()
+            self._connections.look(self._cache(number, dim).refresh)
 
     def _cache(self, model: int, dim: int) -> MatrixCache:
         with self._lock:
             if model not in self._caches:
-                self._caches[model] = MatrixCache(self._path, self._connection, model, dim, self._approximate)
+                self._caches[model] = MatrixCache(self._path, model, dim, self._approximate)
             return self._caches[model]
 
     def _model(self, name: str) -> tuple[int, int]:
@@ -286,27 +280,16 @@ class SqliteStore:
             raise InputError(f"{self._path}: is damaged (vectors of width {dim}); make it anew with `cloob index`")
         return number, dim
 
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's own."""
-        connection: sqlite3.Connection | None = getattr(self._threads, "connection", None)
-        if connection is None:
-            connection = connect(self._path, writable=self._writable)
-            self._threads.connection = connection
-            with self._lock:
-                self._connections.append(connection)
-        return connection
-
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        with one_line(self._path):
-            return self._connection().execute(statement, values).fetchall()
+        return self._connections.look(lambda connection: connection.execute(statement, values).fetchall())
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self) -> Iterator[Connection]:
         """One transaction, which makes a new revision."""
         if not self._writable:
             raise InputError(f"{self.address}: was opened to be read")
         with self._lock, one_line(self._path):
-            connection = self._connection()
+            connection = self._connections.own()
             connection.execute("BEGIN IMMEDIATE")
             try:
                 connection.execute(

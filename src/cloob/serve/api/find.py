@@ -36,9 +36,7 @@ async def search(request: Request, query: schemas.SearchQuery) -> Any:
     asked, row = await held.query(_parts(query.parts), model)
     cutoff: Literal["auto"] | None = "auto" if query.cutoff else None
     results = await held.search(
-        lambda: held.index.search(
-            asked, row=row, top=query.top, where=query.where or None, model=model.name, cutoff=cutoff
-        )
+        lambda: held.index.search(asked, row=row, top=query.top, where=query.where or None, model=model, cutoff=cutoff)
     )
     return await _found(held, results)
 
@@ -82,7 +80,7 @@ async def explain(request: Request, query: schemas.ExplainQuery) -> Any:
     asked, row = await held.query(_parts(query.parts), model)
     retrieved = await held.search(
         lambda: held.index.explain(
-            asked, row=row, beta=query.beta, top=query.top, where=query.where or None, model=model.name
+            asked, row=row, beta=query.beta, top=query.top, where=query.where or None, model=model
         )
     )
     memories = [
