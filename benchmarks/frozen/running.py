@@ -22,12 +22,12 @@ from cloob.models.aligned import Head
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
 from cloob.train.config import OptimConfig
-from cloob.train.config.model import AlignConfig
+from cloob.train.config.model import HEADS
 from cloob.train.optim import make_optimizer, make_schedule
 from cloob.train.step import Stepper, TowersWithLoss
 
 EMBED_DIM = 256
-DROPOUT = AlignConfig.head_dropout
+DROPOUT = HEADS["head_dropout"]
 _ROWS = 4096
 _TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
 

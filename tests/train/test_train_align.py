@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,55 @@ def test_features_are_those_of_the_bytes_that_are_there(
     folder = tmp_path / "elsewhere"
     monkeypatch.setattr(AlignedEncoder, "features", _never)
     assert torch.equal(features(), captions)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_pairs_that_cannot_be_used_are_named_counted_and_limited(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, processes: int
+) -> None:
+    """As in other runs, also where the features come from the cache: 22 of 40 pictures are gone, 2 others are bad."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs_folder, folder)
+    for path in sorted(folder.glob("*.png"))[-22:]:
+        path.unlink()
+    config = heads.override(data=[str(folder)], val_data=[str(folder)], epochs=2)
+    said = rf"^{folder}: 23 of 40 (samples|held-out pairs) cannot be used, more than max_bad_fraction = {{}} allows: "
+    examples = (
+        r"22 missing image \(e\.g\. 18\.txt: no image beside .*18\.txt\); 1 corrupt image \(e\.g\. 13\.png: .+\)$"
+    )
+    with pytest.raises(InputError, match=said.format(r"0\.5") + examples):
+        train(config.override(max_bad_fraction=0.5))
+    allowed = config.override(max_bad_fraction=0.6, batch_size=4)
+    if processes == 1:
+        train(allowed)
+    else:
+        ranks = fork(tmp_path / "ranks", 2, lambda: train(allowed) and None)
+        assert ranks.wait() == [0, 0], ranks.told()
+    named = [json.loads(line) for line in (heads.save.out / "skipped.jsonl").read_text().splitlines()]
+    gone = {f"{i:02}.txt": "missing image" for i in range(18, 40)} | {"13.png": "corrupt image"}
+    for held_out in (False, True):
+        part = [line for line in named if line.get("held_out", False) == held_out]
+        assert {line["key"]: line["reason"] for line in part} == gone and len(part) == 23
+        assert {(line["epoch"], line["rank"]) for line in part} == {(1, 0)} and all(line["detail"] for line in part)
+    epochs = [json.loads(line) for line in (heads.save.out / "epochs.jsonl").read_text().splitlines()]
+    counts = {"missing image": 22, "corrupt image": 1}
+    assert [line["skipped"] for line in epochs] == [counts, {}]
+    assert [line["val_skipped"] for line in epochs] == [counts, counts]
+    with pytest.raises(InputError, match=said.format(r"0\.5") + examples):  # by the features in the cache
+        train(config.override(max_bad_fraction=0.5, out=tmp_path / "other"))
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
+
+
+def test_no_usable_pair_at_all_is_one_line(heads: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs_folder, folder)
+    source, encoder = open_source(folder), build.make_encoder(heads)
+    for path in folder.glob("*.png"):
+        path.unlink()
+    with pytest.raises(
+        InputError, match=r"40 of 40 held-out pairs cannot be used, which leaves none: 40 missing image"
+    ):
+        build.make_val_loader(source, encoder, heads.override(max_bad_fraction=1))
 
 
 def test_features_are_those_of_the_tokeniser_and_the_pooling(towers: list[str]) -> None:
@@ -246,9 +296,17 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
         ({"flip": True}, "flip is True, but heads train on features made once"),
         ({"freeze": "image"}, "freeze is 'image', but both encoders are frozen anyway"),
         ({"embed_dim": 16}, f"embed_dim is 16, but init {str(first.run)!r} holds heads with 12"),
+        # What a new head would have counts like any other value.
+        ({"embed_dim": 256}, f"embed_dim is 256, but init {str(first.run)!r} holds heads with 12"),
+        ({"head_dropout": 0.1}, f"head_dropout is 0.1, but init {str(first.run)!r} holds heads with 0.2"),
     ):
         with pytest.raises(InputError, match=re.escape(said)):
             train(again.override(out=tmp_path / "refused", **change))
+    left_out = again.override(embed_dim=None, head_dropout=None, out=tmp_path / "left out", epochs=1)
+    assert (left_out.align.head, left_out.align.embed_dim) == (None, None)
+    assert TrainConfig.from_json(train(left_out).run / "config.json").align == replace(
+        heads.align, image_encoder=None, text_encoder=None, head="linear"
+    )
     fresh = build.make_encoder(heads)
     with torch.no_grad():
         assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01
@@ -272,7 +330,7 @@ def test_settings_of_heads_want_a_start_with_heads(heads: TrainConfig, towers: l
         ({"image_encoder": "nowhere"}, "nowhere: no such folder"),
         ({"batch_size": 39}, "holds 38 usable pairs, fewer than one batch of 39"),
         ({"batch_size": 64}, "holds 40 pairs, fewer than one batch of 64"),
-        ({"max_bad_fraction": 0.01}, "2 of 40 pairs cannot be used, more than --max-bad-fraction 0.01"),
+        ({"max_bad_fraction": 0.01}, "2 of 40 samples cannot be used, more than max_bad_fraction = 0.01 allows: 1 "),
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, Any], said: str, heads: TrainConfig) -> None:

@@ -130,6 +130,21 @@ def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
     assert not went_on.already_finished and went_on.epochs == 4  # epoch 3 is the best again, epoch 4 is not better
 
 
+def test_a_run_out_of_patience_goes_on_by_another_best(
+    trained: Trained, pairs_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The looks were counted by the loss: they say nothing of the recall."""
+    config = trained.config.override(
+        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=3, patience=1, lr=1e-30, warmup=0
+    )
+    ended = train(config)
+    assert (ended.epochs, ended.out_of_patience) == (2, True)
+    with caplog.at_level(logging.WARNING):
+        went_on = train(config.override(resume="auto", best="val_recall"))
+    assert "resumed with --best val_recall instead of val_loss: the best epoch and --patience begin" in caplog.text
+    assert (went_on.already_finished, went_on.epochs, went_on.out_of_patience) == (False, 3, False)
+
+
 def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) -> None:
     encoder = load_model(trained.run)
     loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config)

@@ -7,15 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from train_helpers import Trained, exact, lines
 
 from cloob.cli import main
 from cloob.errors import InputError
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
+from cloob.train import loop
 from cloob.train.callbacks import Callback
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
 from cloob.train.config.run import RunConfig
+from cloob.train.faults import StopRequested
 from cloob.train.loop import train
+from cloob.train.state.checkpoint import Progress
+from cloob.train.validate import Validation, validate
 
 
 class Interrupted(Callback):
@@ -57,6 +64,104 @@ def test_a_run_that_ends_inside_an_epoch_validates_there_and_is_resumed_to_the_b
     assert again.steps == 7 and len(lines(again.run / "metrics.jsonl")) == 7
 
 
+def without_times(log: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines(log)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "save_every"), [("steps", (3, 4, 7), 0), ("samples", (17, 26, 56), 1), ("steps", (2, 10), 2)]
+)
+def test_a_longer_run_goes_on_with_the_rest_of_the_epoch(
+    name: str, values: tuple[int, ...], save_every: int, base: TrainConfig, pairs_folder: Path, tmp_path: Path
+) -> None:
+    """At constant rates it is the run of that length from the start, its lines of epochs and bad pairs included."""
+    config = base.override(schedule="constant", val_data=[str(pairs_folder)], save_every=save_every, keep=0)
+    whole = train(config.override(out=tmp_path / "whole", **{name: values[-1]}))
+    parts = config.override(out=tmp_path / "parts", resume="auto")
+    for value in values:
+        result = train(parts.override(**{name: value}))
+        assert not result.already_finished
+        epoch = lines(result.run / "epochs.jsonl")[-1]
+        assert epoch["step"] == result.steps and epoch["val_loss"] is not None
+        assert (list_checkpoints(result.run)[-1] / "validation.json").is_file()
+        again = train(parts.override(**{name: value}))
+        assert again.already_finished and not again.out_of_patience and again.steps == result.steps
+    assert (result.steps, result.epochs) == (whole.steps, whole.epochs) == (whole.steps, whole.steps // 5)
+    assert exact(result.run) == exact(whole.run)
+    here, there = (load_model(run).state_dict() for run in (result.run, whole.run))
+    assert all(torch.equal(here[key], there[key]) for key in there)
+    assert without_times(result.run / "epochs.jsonl") == without_times(whole.run / "epochs.jsonl")
+    # Held-out pairs are named at the first look, wherever that is.
+    named = [[line["key"] for line in lines(run / "skipped.jsonl")] for run in (result.run, whole.run)]
+    assert sorted(named[0]) == sorted(named[1])
+
+
+def test_a_run_of_steps_goes_on_in_epochs(base: TrainConfig, trained: Trained, tmp_path: Path) -> None:
+    config = base.override(out=tmp_path / "run", schedule="constant", resume="auto")
+    assert train(config.override(steps=8)).epochs == 1
+    result = train(config.override(epochs=3))
+    assert (result.steps, result.epochs) == (15, 3)
+    assert [line["step"] for line in lines(result.run / "epochs.jsonl")] == [5, 10, 15]
+    assert [line["samples_seen"] for line in exact(result.run)] == [line["samples_seen"] for line in exact(trained.run)]
+
+
+def test_a_cut_epoch_whose_pairs_changed_begins_anew(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
+    config = base.override(out=tmp_path / "run", resume="auto", steps=7)
+    train(config)
+    more = config.override(data=[str(pairs_folder)] * 2, steps=22, accept_changed_data=True)
+    assert train(more).steps == 19  # one epoch is done, of ten steps now, so that twelve are left
+    told = [(line["epoch"], line["step"]) for line in lines(tmp_path / "run" / "epochs.jsonl")]
+    assert told == [(1, 5), (2, 17), (3, 19)]
+
+
+def test_sigterm_while_a_cut_epoch_is_looked_back_on(
+    base: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look is made good, and the checkpoint of the same step is written again with it."""
+    config = base.override(steps=7, val_data=[str(pairs_folder)], out=tmp_path / "run")
+    looks = iter((False, True, False))
+
+    def validated(*arguments: Any, **more: Any) -> Validation:
+        if next(looks):
+            raise StopRequested
+        return validate(*arguments, **more)
+
+    monkeypatch.setattr(loop, "validate", validated)
+    stopped = train(config)
+    assert (stopped.stopped, stopped.steps, stopped.out_of_patience) == ("SIGTERM", 7, False)
+    result = train(config.override(resume="auto"))
+    assert (result.stopped, result.steps, result.already_finished) == (None, 7, False)
+    assert [line["step"] for line in lines(result.run / "epochs.jsonl")] == [5, 7]
+    assert result.checkpoint is not None and (result.checkpoint / "validation.json").is_file()
+    assert train(config.override(resume="auto")).already_finished
+
+
+def test_a_cut_epoch_of_an_earlier_version_counts_as_whole(base: TrainConfig, tmp_path: Path) -> None:
+    config = base.override(out=tmp_path / "run", resume="auto")
+    result = train(config.override(steps=7))
+    assert result.checkpoint is not None
+    file = result.checkpoint / "trainer.pt"
+    state = torch.load(file, weights_only=True)
+    state["progress"] = vars(Progress(step=7, epoch=2, samples_seen=54))
+    del state["progress"]["cut"], state["best"]
+    torch.save(state, file)
+    assert train(config.override(steps=7)).already_finished
+    assert train(config.override(epochs=3)).steps == 12
+
+
+def test_what_goes_on_is_the_length_that_was_given(
+    base: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("steps", 3), ("samples", 24)):
+        config = base.override(out=tmp_path / name, **{name: value})
+        train(config)
+        assert main(["train", "--config", str(tmp_path / name / "config.json"), "--resume", "auto"]) == 0
+        assert capsys.readouterr().out == (
+            f"{tmp_path / name}: already finished (3 steps); more --{name} go on, "
+            "--overwrite or another --out starts anew\n"
+        )
+
+
 def test_validation_every_other_epoch_and_at_the_end(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
     config = base.override(val_data=[str(pairs_folder)], out=tmp_path / "run")
     result = train(config.override(epochs=5, val_every=2))
@@ -72,8 +177,17 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
 ) -> None:
     """With a learning rate of nearly nothing no look after the first finds a better recall."""
     config = base.override(val_data=[str(pairs_folder)], best="val_recall", lr=1e-12, warmup=0, ema=0.0)
-    result = train(config.override(epochs=9, val_every=2, patience=2, out=tmp_path / "run"))
-    assert result.epochs == 6
+    words = ["--epochs", "9", "--val-every", "2", "--patience", "2", "--out", str(tmp_path / "run")]
+    (tmp_path / "start.json").write_text(config.to_json())
+    assert main(["train", "--config", str(tmp_path / "start.json"), *words]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith(f"{tmp_path / 'run'}: 30 steps, ")
+    assert said[1] == (
+        f"{tmp_path / 'run'}: ended early at epoch 6: 2 looks at the held-out pairs gave no better val_recall "
+        "after epoch 2, the best"
+    )
+    result = train(config.override(epochs=6, out=tmp_path / "run", resume="auto"))
+    assert result.already_finished and not result.out_of_patience
     command = ["train", "--config", str(result.run / "config.json"), "--resume", "auto", "--epochs", "12"]
     assert main(command) == 0
     assert capsys.readouterr().out == (

@@ -25,6 +25,7 @@ from cloob.train import loop
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
+from cloob.train.state import run_folder
 from cloob.train.validate import Validation
 
 RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
@@ -219,6 +220,41 @@ def test_an_earlier_run_is_not_overwritten_unasked(trained: Trained, tmp_path: P
     assert {p.name for p in out.iterdir()} == RUN_FOLDER | {"notes.txt"}
 
 
+def test_overwriting_takes_links_away_and_not_what_they_lead_to(trained: Trained, tmp_path: Path) -> None:
+    out, disk = tmp_path / "run", tmp_path / "disk"
+    for path in (out, disk):
+        path.mkdir()
+    (disk / "mine").write_text("mine")
+    (out / "checkpoints").symlink_to(disk)
+    result = train(trained.config.override(out=out, overwrite=True, epochs=1))
+    assert not (out / "checkpoints").is_symlink() and len(list_checkpoints(result.run)) == 3
+    assert (disk / "mine").read_text() == "mine"
+
+
+def test_an_error_without_a_number_is_told(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = cut_back(trained, tmp_path / "run", 15)
+
+    def refuses(path: Path) -> None:
+        raise OSError("not today")
+
+    monkeypatch.setattr(run_folder.shutil, "rmtree", refuses)
+    with pytest.raises(InputError, match=r"run: the run folder cannot be written \(not today\)"):
+        train(trained.config.override(out=out, overwrite=True))
+
+
+def test_a_run_resumed_by_its_own_path_is_as_auto(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its newest checkpoint is cut short: the one before it is taken, and the newest is set aside."""
+    out = cut_back(trained, tmp_path / "run", 12)
+    os.truncate(out / "checkpoints" / "step-00000012" / "trainer.pt", 1000)
+    with caplog.at_level(logging.WARNING):
+        train(trained.config.override(out=out, resume=str(out / "checkpoints" / "..")))
+    assert "trying the checkpoint before it" in caplog.text
+    assert exact(out) == exact(trained.run) and same_weights(out, trained.run)
+    assert (out / "checkpoints" / "unreadable-step-00000012").is_dir()
+
+
 def test_sigterm_checkpoints_and_ends(trained: Trained, tmp_path: Path) -> None:
     config = trained.config.override(out=tmp_path / "run", save_every=100)
     before = signal.getsignal(signal.SIGTERM)
@@ -243,6 +279,36 @@ def test_ctrl_c_leaves_the_last_checkpoint(trained: Trained, tmp_path: Path) -> 
     assert load_model(str(tmp_path / "run")).name == "nano-dropout"
     train(config.override(resume="auto"))
     assert exact(tmp_path / "run") == exact(trained.run)
+
+
+class Evaluates(Callback):
+    """Puts the towers into eval mode, and all of them back into training mode if so wanted."""
+
+    def __init__(self, *, back: bool) -> None:
+        self.back = back
+        self.modes: list[list[bool]] = []
+
+    def on_start(self, info: RunInfo) -> None:
+        self.encoder = info.encoder
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        self.modes.append([module.training for module in self.encoder.modules()])
+        self.encoder.eval()
+        if self.back:
+            self.encoder.train()
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_the_loop_switches_the_towers_back(trained: Trained, tmp_path: Path, back: bool) -> None:
+    """Also where a frozen tower was in eval mode before, and a callback puts all of it into training mode."""
+    for frozen in ("none", "image"):
+        config = trained.config.override(out=tmp_path / frozen, epochs=1, freeze=frozen, model="nano-resnet")
+        callback = Evaluates(back=back)
+        result = train(config, callbacks=[callback])
+        assert all(modes == callback.modes[0] for modes in callback.modes) and len(callback.modes) == 5
+        assert callback.encoder.model.visual.bn1.training == (frozen == "none")
+        alone = train(config.override(out=tmp_path / f"{frozen}-alone"))
+        assert exact(result.run) == exact(alone.run) and same_weights(result.run, alone.run)
 
 
 class Poison(Callback):

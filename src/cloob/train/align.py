@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cloob.cache import Cache
-from cloob.data.batch import Batch
+from cloob.data.batch import Batch, Skip
 from cloob.data.content import content_key
 from cloob.data.loader import Batching, Loader, PairLoader, Share
 from cloob.data.order import epoch_order, local_part
@@ -27,12 +27,12 @@ from cloob.errors import InputError, TooFewPairs, require
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
+from cloob.train.bad import check_fraction
 from cloob.train.config import TrainConfig
-from cloob.train.config.model import AlignConfig
 from cloob.train.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)
-_VERSION = "2"  # of what is computed; another number makes the files of the old one unused
+_VERSION = "3"  # of what is computed; another number makes the files of the old one unused
 _BATCH = 128
 
 
@@ -44,12 +44,14 @@ class Features(NamedTuple):
         texts: (N, F') float32.
         ids: (N,) int64 caption ids.
         keys: The N pairs' keys.
+        skipped: The pairs that cannot be used.
     """
 
     images: Tensor
     texts: Tensor
     ids: Tensor
     keys: tuple[str, ...]
+    skipped: tuple[Skip, ...] = ()
 
 
 def make_aligned(config: TrainConfig) -> AlignedEncoder:
@@ -60,7 +62,8 @@ def make_aligned(config: TrainConfig) -> AlignedEncoder:
     text = open_text(align.text_encoder, load_model)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(config.run.seed)
-        heads = [Head(side.features, align.embed_dim, align.head, align.head_dropout) for side in (image, text)]
+        kind, embed_dim, dropout = align.heads().values()
+        heads = [Head(side.features, embed_dim, kind, dropout) for side in (image, text)]
     names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
     encoder = aligned_encoder(image, text, heads[0], heads[1], names)
     encoder.on_features = True
@@ -87,8 +90,16 @@ def feature_loader(
     encoder = encoder.to(device)
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
     held: list[Features] = []
-    on_rank_zero(lambda: held.append(_cached(source, encoder, config, cache, name)))
-    features = held[0] if held else _cached(source, encoder, config, cache, name)
+
+    def check(features: Features) -> None:
+        kind, total = "samples" if train else "held-out pairs", len(features.keys) + len(features.skipped)
+        check_fraction(source.name, kind, features.skipped, total, config.pairs.max_bad_fraction)
+
+    def get() -> Features:
+        return _cached(source, encoder, config, cache, name, check)
+
+    on_rank_zero(lambda: held.append(get()))
+    features = held[0] if held else get()
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
         encoder.fit(features.images, features.texts)
     return FeatureLoader(
@@ -110,12 +121,12 @@ def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
     """Refuses settings of heads that are not those of the heads to start from."""
     for key, held in head_settings(encoder).items():
         asked = getattr(config.align, key)
-        if asked not in (held, getattr(AlignConfig, key)):
+        if asked not in (None, held):
             raise InputError(f"{key} is {asked}, but init {config.towers.init!r} holds heads with {held}; leave it out")
 
 
 class FeatureLoader(Loader):
-    """A ``Loader`` of features.
+    """A ``Loader`` of features. The first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
 
     Args:
         features: Of the whole source.
@@ -144,22 +155,35 @@ class FeatureLoader(Loader):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             index = torch.from_numpy(local_part(batch, rank(), world_size()))
             images, texts, ids = (part[index] for part in self.features[:3])
-            yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()))
+            skipped = self.features.skipped if epoch == offset == step == rank() == 0 else ()
+            yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()), skipped)
 
 
-def _cached(source: Source, encoder: AlignedEncoder, config: TrainConfig, cache: Cache, name: str) -> Features:
-    """The features in the cache, computed now if they are not there or not whole."""
+def _cached(
+    source: Source,
+    encoder: AlignedEncoder,
+    config: TrainConfig,
+    cache: Cache,
+    name: str,
+    check: Callable[[Features], object],
+) -> Features:
+    """The features in the cache, computed now if they are not there or not whole; ``check`` looks at them before.
+
+    What it refuses is not kept: the pictures may be there again tomorrow.
+    """
 
     def make(target: Path) -> None:
         features = _compute(source, encoder, config, target.touch)
+        check(features)
         tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
-        target.write_bytes(
-            require("safetensors.torch", "train").save(tensors, metadata={"keys": json.dumps(features.keys)})
-        )
+        skipped = [(skip.key, skip.reason, skip.detail) for skip in features.skipped]
+        metadata = {"keys": json.dumps(features.keys), "skipped": json.dumps(skipped)}
+        target.write_bytes(require("safetensors.torch", "train").save(tensors, metadata=metadata))
 
     for _ in range(2):
         path = cache.get("features", name, make)
         if (features := _read(path)) is not None:
+            check(features)
             return features
         cache.drop(path)
     raise InputError(f"{path}: the features that were just written cannot be read back")
@@ -173,11 +197,12 @@ def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_
     )
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []
-    place, bad, said = 0, 0, -1
+    skipped: list[Skip] = []
+    place, said = 0, -1
     try:
         for batch in loader.epoch(0):
             gets_on()
-            bad += len(batch.skipped)
+            skipped += batch.skipped
             place += len(batch) + len(batch.skipped)
             if len(batch):
                 images, texts = encoder.features(batch.images, batch.tokens)
@@ -188,13 +213,8 @@ def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_
                 logger.info("%s: features of %d of %d pairs", source.name, place, len(source))
     finally:
         loader.close()
-    if bad > config.pairs.max_bad_fraction * place or not parts:
-        raise InputError(
-            f"{source.name}: {bad:,} of {place:,} pairs cannot be used, more than --max-bad-fraction "
-            f"{config.pairs.max_bad_fraction} allows"
-        )
-    images, texts, ids = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Features(images, texts, ids, tuple(keys))
+    images, texts, ids = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else [torch.empty(0)] * 3
+    return Features(images, texts, ids, tuple(keys), tuple(skipped))
 
 
 def _read(path: Path) -> Features | None:
@@ -205,7 +225,8 @@ def _read(path: Path) -> Features | None:
     try:
         with library.safe_open(path, framework="pt") as file:
             images, texts, ids = (file.get_tensor(name) for name in ("images", "texts", "ids"))
-            return Features(images, texts, ids, tuple(json.loads(file.metadata()["keys"])))
+            keys, skipped = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
+            return Features(images, texts, ids, tuple(keys), tuple(Skip(*skip) for skip in skipped))
     except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:  # as if there were none
         logger.warning("%s: not readable (%s); the features are computed anew", path, error)
         return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
-from cloob.data.batch import Batch
+from cloob.data.batch import Batch, Skip
 from cloob.errors import InputError
 from cloob.train.ranks import Tally, gather_objects
 from cloob.train.state.checkpoint import Progress
@@ -39,7 +40,7 @@ class BadSamples:
         reasons = self.progress.reasons
         for skip in batch.skipped:
             reasons[skip.reason] = reasons.get(skip.reason, 0) + 1
-            self._examples.setdefault(skip.reason, f"{skip.key}: {skip.detail}" if skip.detail else skip.key)
+            self._examples.setdefault(skip.reason, _example(skip))
         if counts.bad and self.progress.epoch_bad < _NAMED:
             self._name(batch)
         self.progress.epoch_good += counts.samples
@@ -51,7 +52,7 @@ class BadSamples:
         """Writes down which samples of all ranks were left out of the step that is about to be taken."""
         place = {"step": self.progress.step + 1, "epoch": self.progress.epoch + 1}
         for rank, skips in enumerate(gather_objects(batch.skipped)):
-            for skip in skips:
+            for skip in skips[:_NAMED]:
                 named = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
                 self.log.write("skipped", place | named)
 
@@ -72,10 +73,7 @@ class BadSamples:
         examples: dict[str, str] = {}
         for part in gather_objects(self._examples):
             examples = part | examples
-        listed = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
-        raise InputError(
-            f"{self.source}: {bad} of {good + bad} samples cannot be used, {_too_many(nothing, self.limit)}: {listed}"
-        )
+        raise _too_many(f"{self.source}: {bad} of {good + bad} samples", nothing, self.limit, reasons, examples)
 
     def reasons(self) -> dict[str, int]:
         """The epoch's bad samples by reason, over all ranks, the most frequent first."""
@@ -106,22 +104,44 @@ class BadHeldOut:
             InputError: The fraction is above the limit, or none can be used; the message gives each reason, how
                 often, and an example.
         """
-        if progress.epoch == 0:
+        if progress.epoch == 0 and not progress.cut:  # the rest of an epoch was looked at before
             place = {"step": progress.step, "epoch": 1, "held_out": True}
             for rank, skip in validation.skipped[:_NAMED]:
                 named = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
                 self.log.write("skipped", place | named)
-        bad = len(validation.skipped)
-        nothing = bad > 0 and bad == validation.pairs
-        if bad <= self.limit * validation.pairs and not nothing:
-            return
-        examples: dict[str, str] = {skip.reason: skip.key for _, skip in reversed(validation.skipped)}
-        listed = "; ".join(f"{n} {reason} (e.g. {examples[reason]})" for reason, n in validation.reasons().items())
-        raise InputError(
-            f"{self.source}: {bad} of {validation.pairs} held-out pairs cannot be used, "
-            f"{_too_many(nothing, self.limit)}: {listed}"
-        )
+        skips = [skip for _, skip in validation.skipped]
+        check_fraction(self.source, "held-out pairs", skips, validation.pairs, self.limit)
 
 
-def _too_many(nothing: bool, limit: float) -> str:
-    return "which leaves none" if nothing and limit == 1 else f"more than max_bad_fraction = {limit:g} allows"
+def check_fraction(source: str, kind: str, skips: Sequence[Skip], total: int, limit: float) -> None:
+    """Compares the fraction of a whole set that cannot be used with the limit.
+
+    Args:
+        source: The set's name, for the error.
+        kind: What its members are called in it.
+        skips: Those that cannot be used.
+        total: How many there are, usable or not.
+        limit: Largest fraction of bad ones.
+
+    Raises:
+        InputError: It is above, or none can be used; the message gives each reason, how often, and an example.
+    """
+    bad = len(skips)
+    nothing = bad > 0 and bad == total
+    if bad <= limit * total and not nothing:
+        return
+    reasons: dict[str, int] = dict(Counter(skip.reason for skip in skips).most_common())
+    examples: dict[str, str] = {skip.reason: _example(skip) for skip in reversed(skips)}
+    raise _too_many(f"{source}: {bad} of {total} {kind}", nothing, limit, reasons, examples)
+
+
+def _example(skip: Skip) -> str:
+    return f"{skip.key}: {skip.detail}" if skip.detail else skip.key
+
+
+def _too_many(
+    what: str, nothing: bool, limit: float, reasons: Mapping[str, int], examples: Mapping[str, str]
+) -> InputError:
+    why = "which leaves none" if nothing and limit == 1 else f"more than max_bad_fraction = {limit:g} allows"
+    listed = "; ".join(f"{n} {reason} (e.g. {examples.get(reason, '?')})" for reason, n in reasons.items())
+    return InputError(f"{what} cannot be used, {why}: {listed}")

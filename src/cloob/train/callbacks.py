@@ -55,15 +55,16 @@ class RunResult:
     Attributes:
         run: The run folder.
         steps: Optimiser steps done.
-        epochs: Epochs completed.
+        epochs: Epochs completed; one that the run's length ended early is none.
         samples_seen: Usable samples trained on.
         seconds: Training time, checkpoints and validation included, over all resumptions.
         loss: Loss of the last step that was not skipped; None if there was none in this process.
         checkpoint: The newest checkpoint; None if the run wrote none.
         stopped: None when the run reached its end, else ``"SIGTERM"``.
         skipped: Samples of the last epoch that could not be used, by reason.
-        already_finished: The run that was to go on had reached its end before; nothing was written.
-        out_of_patience: That end was not its length, but ``patience`` looks at the held-out pairs without a better one.
+        already_finished: The run that was to go on had reached its end before; nothing was written, but for the
+            average with the start where that is asked for.
+        out_of_patience: The end was not its length, but ``patience`` looks at the held-out pairs without a better one.
     """
 
     run: Path
@@ -93,7 +94,11 @@ class Callback:
         """
 
     def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
-        """After each epoch, with the line of ``epochs.jsonl``."""
+        """After each epoch, with the line of ``epochs.jsonl``.
+
+        Where the run's length ends an epoch early, there too. If the run goes on from there, a line of the whole epoch
+        takes the place of that one.
+        """
 
     def on_checkpoint(self, path: Path) -> None:
         """After a checkpoint was written whole."""

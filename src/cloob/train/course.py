@@ -9,6 +9,7 @@ from cloob.data.loader import Loader
 from cloob.distributed import rank
 from cloob.train.config import TrainConfig
 from cloob.train.config.model import RETRIEVING
+from cloob.train.config.run import RunConfig
 from cloob.train.optim import make_retrieval_schedule, make_schedule, warmup_steps
 from cloob.train.state.checkpoint import Progress
 
@@ -41,8 +42,7 @@ class Course:
 
     def place(self) -> int:
         """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
-        progress = self._progress
-        return progress.epoch * self._loader.steps_per_epoch + progress.position // self._config.run.batch_size
+        return _place(self._config.run, self._progress, self._loader.steps_per_epoch)
 
     def retrieved(self) -> bool:
         """Whether the objective retrieved at the last step."""
@@ -59,8 +59,31 @@ class Course:
         return self._loader.steps(offset) - start + later * self._loader.steps_per_epoch
 
     def is_over(self) -> bool:
-        """Whether all epochs are done, or the held-out pairs showed nothing better for ``patience`` of them."""
-        return self._progress.epoch >= self.epochs or 0 < self._config.run.patience <= self._progress.stale
+        """Whether the run has its whole length, or the held-out pairs showed nothing better ``patience`` times."""
+        return self.is_whole() or 0 < self._config.run.patience <= self._progress.stale
+
+    def is_whole(self) -> bool:
+        """Whether the run has its whole length."""
+        return is_whole(self._config.run, self._progress, self._loader.steps_per_epoch)
+
+
+def is_whole(run: RunConfig, progress: Progress, steps_per_epoch: int) -> bool:
+    """Whether a run has its whole length, and the last epoch was looked back on.
+
+    Args:
+        run: Its length and its batch size.
+        progress: Where it stands.
+        steps_per_epoch: At that batch size.
+    """
+    if run.epochs is not None:
+        return progress.epoch >= run.epochs
+    left = run.total_steps(steps_per_epoch) - _place(run, progress, steps_per_epoch)
+    open_end = progress.position > 0 and progress.cut != progress.step  # stopped while it validated
+    return left < 0 or (left == 0 and not open_end)
+
+
+def _place(run: RunConfig, progress: Progress, steps_per_epoch: int) -> int:
+    return progress.epoch * steps_per_epoch + progress.position // run.batch_size
 
 
 def _warn(config: TrainConfig, total: int) -> None:

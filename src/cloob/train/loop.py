@@ -42,7 +42,8 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
 
     Under ``torchrun`` each process calls this; the run folder must be visible to all of them. SIGTERM ends the run
     after the current step with a checkpoint. On the CPU in float32 the same configuration gives the same numbers, bit
-    for bit, whether or not the run was interrupted and resumed.
+    for bit, whether or not the run was interrupted and resumed: with one or two processes; with more up to rounding of
+    the gradients' sums.
 
     Args:
         config: The whole configuration.
@@ -104,6 +105,7 @@ class _Run:
         self.lock = lock
         self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
         self.callbacks = callbacks
+        self.modules = list(parts.towers.modules())
         self.copies = Copies(parts.device)
         self.spans = parts.stepper.spans
         followed = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
@@ -150,9 +152,13 @@ class _Run:
             self._call("on_end", result)
 
     def _call(self, event: str, *arguments: object) -> None:
+        modes = [module.training for module in self.modules]
         with preserved_rng(self.parts.device):
             for callback in self.callbacks:
                 getattr(callback, event)(*arguments)
+        for module, mode in zip(self.modules, modes, strict=True):
+            if module.training != mode:
+                module.training = mode
 
     def _result(self, stopped: str | None) -> RunResult:
         progress = self.parts.progress
@@ -166,6 +172,7 @@ class _Run:
             checkpoint=self.parts.saver.last,
             stopped=stopped,
             skipped=self.skipped,
+            out_of_patience=stopped is None and not self.course.is_whole(),
         )
 
     def _epoch(self, stop: StopSignal) -> bool:
@@ -179,7 +186,7 @@ class _Run:
         batches = parts.loader.epoch(
             progress.epoch, start, progress.lanes, offset=offset, order_batch_size=progress.order_batch_size
         )
-        steps = parts.loader.steps(offset)
+        whole = steps = parts.loader.steps(offset)
         if parts.config.run.epochs is None:
             steps = min(steps, start + self.course.steps_left())
         parts.towers.train()
@@ -201,7 +208,7 @@ class _Run:
                 if save_every and progress.step % save_every == 0 and not last:
                     self._save()
             with self.spans("end of an epoch", undivided=True):
-                best = self._end_epoch(stop)
+                best = self._end_epoch(stop, cut=steps < whole)
         except StopRequested:  # while it validates: the checkpoint lacks the validation, which resuming makes good
             return True
         if best or not save_every or progress.step % save_every == 0:
@@ -240,8 +247,12 @@ class _Run:
             parts.stepper.optimizer.zero_grad(set_to_none=True)
         raise memory.too_large(parts.config, parts.stepper, batch)
 
-    def _end_epoch(self, stop: StopSignal) -> bool:
+    def _end_epoch(self, stop: StopSignal, *, cut: bool) -> bool:
         """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next.
+
+        Args:
+            stop: Ends the validation.
+            cut: Whether the run's length ends the epoch early: a longer run goes on with the rest of it.
 
         Returns:
             Whether the held-out pairs say that these weights are the best so far.
@@ -253,15 +264,12 @@ class _Run:
         self.ledger.settle()
         parts.bad.check(ended=True)
         self.skipped = parts.bad.reasons()
-        due = (progress.epoch + 1) % parts.config.pairs.val_every == 0 or progress.epoch + 1 == self.course.epochs
+        epoch = progress.epoch + 1
+        due = epoch % parts.config.pairs.val_every == 0 or epoch == self.course.epochs
         validation = self._validate(stop) if due else None
-        progress.epoch += 1
-        # Weights after a step that was not finite are not saved, so they cannot be the best.
-        best = validation is not None and not progress.nonfinite and parts.saver.judged(progress.step, validation)
-        if validation is not None:
-            progress.stale = 0 if best else progress.stale + 1
+        best = validation is not None and self._is_best(validation)
         line = {
-            "epoch": progress.epoch,
+            "epoch": epoch,
             "step": progress.step,
             "samples_seen": progress.samples_seen,
             "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
@@ -270,9 +278,21 @@ class _Run:
             **({"val_skipped": validation.reasons()} if validation and validation.skipped else {}),
             "seconds": time.perf_counter() - self.began,
         }
-        progress.begin_epoch()
+        if cut:
+            progress.cut = progress.step
+        else:
+            progress.epoch = epoch
+            progress.begin_epoch()
         parts.log.write("epochs", line)
         self._call("on_epoch_end", line)
+        return best
+
+    def _is_best(self, validation: Validation) -> bool:
+        """Whether a look at the held-out pairs found the best so far; counts those that did not."""
+        progress = self.parts.progress
+        # Weights after a step that was not finite are not saved, so they cannot be the best.
+        best = not progress.nonfinite and self.parts.saver.judged(progress.step, validation)
+        progress.stale = 0 if best else progress.stale + 1
         return best
 
     def _validate(self, stop: StopSignal) -> Validation | None:

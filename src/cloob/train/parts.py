@@ -13,6 +13,7 @@ from cloob.data.fingerprint import Fingerprint
 from cloob.data.loader import Loader
 from cloob.distributed import rank, world_size
 from cloob.files import write_whole
+from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.runs import RUN_CONFIG_FILE
 from cloob.objective import ContrastiveObjective
@@ -133,8 +134,11 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     if rank() == 0:
         remove_leftovers(config.save.out)
         write_whole(config.save.out / RUN_CONFIG_FILE, config.to_json())
-    log = RunLog(config.save.out, progress.step if config.save.resume != "none" else None, writes=rank() == 0)
+    cut = checkpoint is not None and 0 < checkpoint.progress.cut == progress.step
+    kept = progress.step if config.save.resume != "none" else None
+    log = RunLog(config.save.out, kept, cut=cut, writes=rank() == 0)
     limit = config.pairs.max_bad_fraction
+    aligned = isinstance(encoder, AlignedEncoder)  # its features were checked when they were made or read
     return Parts(
         config=config,
         device=device,
@@ -150,7 +154,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         resumed_from=checkpoint.path if checkpoint else None,
         saver=saver,
         log=log,
-        bad=BadSamples(progress, source.name, limit, log),
+        bad=BadSamples(progress, source.name, 1.0 if aligned else limit, log),
         bad_held_out=BadHeldOut(held_out.name if held_out is not None else "", limit, log),
     )
 

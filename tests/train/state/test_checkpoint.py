@@ -69,7 +69,8 @@ def save(nano_configs: Path, tmp_path: Path) -> Callable[..., Path]:
 
     def write(step: int, keep: int = 0, run: Path = tmp_path / "run") -> Path:
         progress = Progress(step=step, reasons={"corrupt image": 2})
-        trainer = TrainerState(optimizer.state_dict(), {}, progress, [rng_state(CPU)], batch_size=8, pairs=40, data={})
+        rng = [rng_state(CPU)]
+        trainer = TrainerState(optimizer.state_dict(), {}, progress, rng, 8, pairs=40, data={}, best="val_loss")
         return save_checkpoint(run, encoder, objective, trainer, keep=keep)
 
     return write
@@ -326,7 +327,7 @@ def test_a_checkpoint_of_the_first_format_is_read(save: Callable[..., Path]) -> 
     """Without stepper, average, weights and what Progress learned since."""
     path = save(4)
     state = torch.load(path / "trainer.pt", weights_only=True)
-    later = ("lanes", "stale")
+    later = ("lanes", "stale", "cut")
     state["progress"] = {key: value for key, value in state["progress"].items() if key not in later}
     first = {key: state[key] for key in ("format", "optimizer", "objective", "progress", "rng", "batch_size")}
     torch.save(first, path / "trainer.pt")

@@ -324,6 +324,13 @@ def test_a_run_writes_the_average_with_its_start(few: TrainConfig, tmp_path: Pat
     assert moved > 30
     objective = json.loads((second.run / "averaged" / "objective.json").read_text())
     assert objective == load_model(second.run).objective_config
+    for share in (0.0, 0.5):  # of a run that has ended: each time the one that is asked for
+        assert train(config.override(average_with_start=share, resume="auto")).already_finished
+        averaged = weights(load_model(second.run / "averaged"))
+        for name, value in averaged.items():
+            if value.is_floating_point():
+                torch.testing.assert_close(value, torch.lerp(start[name], tuned[name], share), rtol=0, atol=0, msg=name)
+        assert TrainConfig.from_json(second.run / "config.json").towers.average_with_start == share
     train(config.override(average_with_start=None, overwrite=True))
     assert not (second.run / "averaged").exists()  # an old average does not stay beside a new run
 

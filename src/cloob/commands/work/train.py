@@ -11,9 +11,10 @@ from pathlib import Path
 from cloob.commands.advice import lines
 from cloob.commands.steps import columns, say_next
 from cloob.errors import TooFewPairs
-from cloob.models.runs import AVERAGED_FOLDER, find_best
+from cloob.models.runs import AVERAGED_FOLDER, EPOCHS_FILE, checkpoint_step, find_best, read_lines
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig
+from cloob.train.config.run import LENGTHS
 from cloob.train.loop import train
 from cloob.train.optim import warmup_steps
 from cloob.train.watch.log import ProgressDisplay
@@ -64,11 +65,13 @@ def _advise(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Seq
 def _report(config: TrainConfig, result: RunResult) -> None:
     """What the run came to, and where it is."""
     if result.already_finished:
-        on = "more --epochs go on"
+        length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
+        on = f"more --{length} go on"
         if result.out_of_patience:
             on = "the patience was used up; a larger --patience, or 0, goes on"
+        epochs = f"{result.epochs} epochs, " if length == "epochs" else ""
         print(
-            f"{result.run}: already finished ({result.epochs} epochs, {result.steps:,} steps); "
+            f"{result.run}: already finished ({epochs}{result.steps:,} steps); "
             f"{on}, --overwrite or another --out starts anew"
         )
         return
@@ -76,12 +79,25 @@ def _report(config: TrainConfig, result: RunResult) -> None:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
     print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
     best = find_best(result.run, config.save.best) if config.pairs.holds_out else None
+    if result.out_of_patience:
+        print(_early(config, result, best[0] if best is not None else None))
     if best is not None:
         print(f"{result.run}:best: {config.save.best} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and config.towers.average_with_start is not None:
         print(f"{result.run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
     if result.stopped is None:
         say_next(*_next(config, f"{result.run}:best" if best is not None else str(result.run)))
+
+
+def _early(config: TrainConfig, result: RunResult, best: Path | None) -> str:
+    """That a run's patience ended it, and since when nothing got better."""
+    looks = f"{config.run.patience} looks" if config.run.patience > 1 else "1 look"
+    step = checkpoint_step(best) if best is not None else -1
+    epochs = [line["epoch"] for line in read_lines(result.run / EPOCHS_FILE) if line.get("step") == step]
+    return (
+        f"{result.run}: ended early at epoch {result.epochs}: {looks} at the held-out pairs gave no better "
+        f"{config.save.best}{f' after epoch {epochs[-1]}, the best' if epochs else ''}"
+    )
 
 
 def _next(config: TrainConfig, model: str) -> list[list[str | Path]]:

@@ -48,9 +48,9 @@ class TrainConfig:
         """A copy with some leaves changed, wherever they sit: ``config.override(lr=1e-4, epochs=3)``.
 
         A length of the run (``epochs``, ``samples`` or ``steps``) takes the place of the one before. Another objective
-        begins with its own τ⁻¹, β and scale, not with those that were set for the one before, and another model with its
-        own picture size. ``init_image`` takes the
-        place of ``init`` and of the average with it, and ``init`` that of ``init_image``.
+        begins with its own τ⁻¹, β and scale, not with those that were set for the one before, and another model with
+        its own picture size. ``init_image`` takes the place of ``init`` and of the average with it, and ``init`` that
+        of ``init_image``.
 
         Raises:
             InputError: No component has such a leaf, or the value is not right for it.

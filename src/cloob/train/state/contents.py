@@ -47,6 +47,7 @@ def _looked_at(state: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         yield part, isinstance(state.get(part, {}), dict)
     yield "batch_size", _is_count(state.get("batch_size"), 1, _MOST_PAIRS)
     yield "pairs", _is_count(state.get("pairs", 1), 1)
+    yield "best", isinstance(state.get("best", ""), str)
     yield from _progress(state["progress"])
     yield "rng", isinstance(state.get("rng"), list) and all(is_rng_state(rank) for rank in state["rng"])
     for part in ("objective", "weights"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import random
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,6 +28,7 @@ from cloob.models.weights.formats.archive import read_directory
 from cloob.scales import FixedScaleWarning
 from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
+from cloob.train.course import is_whole
 from cloob.train.ranks import on_rank_zero
 from cloob.train.state.checkpoint import Checkpoint, Progress
 from cloob.train.state.compare import check_same_architecture, check_same_objective, judged_otherwise
@@ -77,17 +77,18 @@ def stop_if_finished(
 
     Raises:
         InputError: It is not: the architecture or the objective is another.
-        AlreadyFinished: All epochs are done, or the patience was used up by looks that this run's can be compared with.
+        AlreadyFinished: The run has its whole length, or the patience was used up by looks that this run's can be
+            compared with.
     """
     progress = checkpoint.progress
-    epochs = math.ceil(config.run.total_steps(steps_per_epoch) / steps_per_epoch)
-    out_of_patience = 0 < config.run.patience <= progress.stale and judged_otherwise(checkpoint, config, data) is None
-    if progress.epoch < epochs and not out_of_patience:
+    whole = is_whole(config.run, progress, steps_per_epoch)
+    stale = 0 < config.run.patience <= progress.stale and judged_otherwise(checkpoint, config, data) is None
+    if not whole and not stale:
         return
     check_same_architecture(checkpoint, encoder)
     check_same_objective(checkpoint, config)
     _load_objective(checkpoint, objective)
-    raise AlreadyFinished(checkpoint.path, progress, out_of_patience=out_of_patience)
+    raise AlreadyFinished(checkpoint.path, progress, out_of_patience=not whole)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

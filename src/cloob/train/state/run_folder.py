@@ -50,7 +50,8 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
     out, save = config.save.out, config.save
     if checkpoint is not None and _is_of(checkpoint, out):
         newest = list_checkpoints(out)[-1]
-        if save.resume != "auto" and newest.name > checkpoint.path.name:
+        asked = save.resume != "auto" and Path(save.resume).resolve() != out.resolve()  # for this checkpoint
+        if asked and newest.name > checkpoint.path.name:
             raise InputError(
                 f"{out}: holds {newest.name}, which is newer than {checkpoint.path.name}; "
                 f"resume that one, or into another --out"
@@ -60,7 +61,8 @@ def prepare_run_folder(config: TrainConfig, checkpoint: Checkpoint | None) -> No
         if save.overwrite:
             beside = [out / name for name in ("tensorboard", AVERAGED_FOLDER, PROFILE_FOLDER, "results.json")]
             for path in [*_held_files(out), *out.glob("nonfinite-step-*.json"), *beside]:
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+                folder = path.is_dir() and not path.is_symlink()
+                shutil.rmtree(path) if folder else path.unlink(missing_ok=True)
         (out / CHECKPOINTS_FOLDER).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: the run folder cannot be written ({error.strerror})") from None
+        raise InputError(f"{out}: the run folder cannot be written ({error.strerror or error})") from None

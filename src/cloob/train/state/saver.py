@@ -62,7 +62,7 @@ class Saver:
         self.pairs = pairs
         self.data = data
         self.last: Path | None = resumed.path if resumed else None
-        self._saved = (resumed.progress.step, resumed.progress.epoch) if resumed else None
+        self._saved = _place(resumed.progress) if resumed else None
         held_out = digest([json.dumps(data[HELD_OUT], sort_keys=True)]) if HELD_OUT in data else None
         self._measured = {"batch_size": config.run.batch_size, "held_out": held_out}
         best = on_rank_zero(lambda: find_best(config.save.out, config.save.best, self._measured))
@@ -94,7 +94,7 @@ class Saver:
         Raises:
             InputError: The disk is full or not writable.
         """
-        if (progress.step, progress.epoch) == self._saved or progress.nonfinite:
+        if _place(progress) == self._saved or progress.nonfinite:
             return None
         states = gather_objects(rng_state(self.device))
         weights, moments = whole_state(self.encoder, self.stepper.optimizer)
@@ -109,6 +109,7 @@ class Saver:
             batch_size=self.config.run.batch_size,
             pairs=self.pairs,
             data=self.data,
+            best=self.config.save.best,
         )
         self.last = on_rank_zero(
             lambda: save_checkpoint(
@@ -123,5 +124,10 @@ class Saver:
                 validation=validation,
             )
         )
-        self._saved = progress.step, progress.epoch
+        self._saved = _place(progress)
         return self.last
+
+
+def _place(progress: Progress) -> tuple[int, int, int]:
+    """What a checkpoint is of: a step, and whether the epoch that it ends was looked back on."""
+    return progress.step, progress.epoch, progress.cut

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError
-from cloob.files import whole_folder
+from cloob.files import whole_folder, write_whole
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
@@ -152,7 +152,6 @@ def keep_frozen(encoder: DualEncoder, tower: str) -> None:
                 module.training = True
 
 
-@torch.no_grad()
 def first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> tuple[str, str, str] | None:
     """The first tensor by name that has not the same shape on both sides, and both shapes; None if all have."""
     for name in sorted(here.keys() | there.keys()):
@@ -162,6 +161,7 @@ def first_difference(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) ->
     return None
 
 
+@torch.no_grad()
 def interpolate(start: DualEncoder, tuned: DualEncoder, share: float) -> None:
     """Moves ``tuned`` to the straight line between two models (WiSE-FT, Wortsman et al. 2022), in place.
 
@@ -226,11 +226,12 @@ def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
 
 
 def make_good_average(config: TrainConfig, checkpoint: Path) -> None:
-    """As ``write_average`` for a run that had ended before, unless its average is there."""
+    """As ``write_average`` for a run that had ended before; its ``config.json`` then says the share."""
+    write_average(config, checkpoint)
     file = config.save.out / RUN_CONFIG_FILE
-    share = TrainConfig.from_json(file).towers.average_with_start if file.is_file() else None
-    if share != config.towers.average_with_start or not (config.save.out / AVERAGED_FOLDER).is_dir():
-        write_average(config, checkpoint)
+    if file.is_file():
+        ended = TrainConfig.from_json(file)
+        write_whole(file, ended.override(average_with_start=config.towers.average_with_start).to_json())
 
 
 def write_average(config: TrainConfig, checkpoint: Path) -> Path:

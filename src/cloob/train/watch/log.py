@@ -87,12 +87,15 @@ class RunLog:
     Args:
         run: The run folder.
         keep_to_step: As ``JsonLines``.
+        cut: Whether that step ended an epoch early: the line of the whole epoch will take the place of that one's.
         writes: Whether this process writes; the others' calls do nothing.
     """
 
-    def __init__(self, run: Path, keep_to_step: int | None, *, writes: bool) -> None:
-        names = (METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE) if writes else ()
-        self._files = {Path(name).stem: JsonLines(run / name, keep_to_step) for name in names}
+    def __init__(self, run: Path, keep_to_step: int | None, *, cut: bool = False, writes: bool) -> None:
+        keep = dict.fromkeys((METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE) if writes else (), keep_to_step)
+        if cut and keep_to_step is not None and writes:
+            keep[EPOCHS_FILE] = keep_to_step - 1
+        self._files = {Path(name).stem: JsonLines(run / name, step) for name, step in keep.items()}
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
         """Appends one object to ``metrics``, ``epochs`` or ``skipped``.
