@@ -262,6 +262,46 @@ def test_computes_in_float32_whatever_comes(backend: str, dtype: torch.dtype) ->
     assert objective.log_beta.grad.isfinite()
 
 
+def cone(n: int, d: int) -> tuple[Tensor, Tensor]:
+    """Pairs whose rows are alike, as those of fresh towers: the gradient of retrieval is a small difference."""
+    generator = torch.Generator().manual_seed(0)
+    axis = F.normalize(torch.randn(d, generator=generator), dim=0)
+    rows = F.normalize(torch.randn(n, d, generator=generator), dim=1)
+    return F.normalize(0.95 * axis + 0.3 * rows, dim=1), F.normalize(0.95 * axis + 0.3 * rows.roll(1, 1), dim=1)
+
+
+@pytest.mark.parametrize("name", ["cloob", "infoloob", "clip", "siglip"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_backward_pass_inside_autocast_is_as_outside(name: str, dtype: torch.dtype) -> None:
+    gradients = []
+    for inside in (True, False):
+        x, y = cone(64, 128)
+        x.requires_grad_()
+        with torch.autocast("cpu", dtype):
+            loss = make_objective(name)(x, y)
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        assert x.grad is not None
+        gradients.append(x.grad)
+    assert relative_error(*gradients) < 1e-5
+
+
+def test_a_parameter_without_a_part_has_a_gradient_of_zero() -> None:
+    """Else DDP stops."""
+    x, y = pairs(6, 8)
+    cloob = ContrastiveObjective(learnable_beta=True)
+    cloob(x, y, hopfield=False).backward()
+    assert cloob.log_beta.grad == 0
+    clip = ContrastiveObjective.clip()
+    clip(x, y, logit_scale=20.0).backward()
+    assert clip.log_inv_tau.grad == 0
+    siglip = ContrastiveObjective.siglip()
+    siglip(x, y, logit_bias=torch.tensor(-5.0)).backward()
+    assert siglip.bias is not None and siglip.bias.grad == 0 and siglip.log_inv_tau.grad != 0
+
+
 def test_repeats_bit_for_bit() -> None:
     x, y = pairs(40, 8)
     first, second = (value_and_gradients(ContrastiveObjective(backend="streamed"), x, y) for _ in range(2))

@@ -202,7 +202,16 @@ class _Handler(BaseHTTPRequestHandler):
             ]
             return self._json(entries)
         siblings = [{"rfilename": path} for path in repository.files]
-        return self._json({"id": name, "modelId": name, "sha": repository.sha, "siblings": siblings, "tags": []})
+        return self._json(
+            {
+                "id": name,
+                "modelId": name,
+                "sha": repository.sha,
+                "siblings": siblings,
+                "tags": [],
+                "private": repository.private,
+            }
+        )
 
     def _file(self, repository: Repository, path: str) -> None:
         content = repository.files.get(path)

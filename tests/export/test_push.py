@@ -65,6 +65,18 @@ def same_model(one: Any, other: Any) -> None:
     torch.testing.assert_close(one.encode_image(pictures), other.encode_image(pictures), atol=1e-6, rtol=0)
 
 
+def test_nothing_private_goes_to_a_public_repository(
+    hub: StandIn, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert push(small) == 0
+    capsys.readouterr()
+    assert push(small, "--private") == 2
+    assert capsys.readouterr().err == (
+        f"cloob: {NAME}: is there already and is public; make it private first, or leave --private out\n"
+    )
+    assert hub.repositories[NAME].commits == ["Add the model"]
+
+
 def test_what_is_pushed_is_read_here_by_open_clip_and_by_transformers(
     hub: StandIn, small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,7 @@ def test_clip_learns_its_temperature_and_the_others_do_not() -> None:
     ("arguments", "message"),
     [
         (["--cloob-beta", "-1", "--"], "beta is -1"),
+        (["--cloob-temperature", "learned", "--cloob-inv-tau", "200", "--"], "inv_tau is 200; open_clip keeps"),
         (["--cloob-matmul", "bfloat16", "--cloob-backend", "reference"], "matmul"),
         (["--", "--siglip"], "--siglip"),
         (["--", "--model", "coca_ViT-B-32"], "coca_ViT-B-32"),

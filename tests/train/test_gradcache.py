@@ -253,6 +253,37 @@ def test_autocast(outer: bool) -> None:
     assert_same(gradients(cached), gradients(full), 1e-2)
 
 
+def test_the_objective_is_in_float32_within_the_callers_autocast() -> None:
+    """Rows in a narrow cone: in bfloat16 little would be left of the gradient of retrieval."""
+    axis = F.normalize(torch.randn(D, generator=torch.Generator().manual_seed(1)), dim=0)
+    rows = [
+        F.normalize(0.95 * axis + 0.1 * torch.randn(64, D, generator=torch.Generator().manual_seed(s)), dim=1)
+        for s in (2, 3)
+    ]
+    tables = [nn.Embedding.from_pretrained(side, freeze=False) for side in rows]
+
+    def run(autocast: bool) -> dict[str, Tensor]:
+        towers = copy.deepcopy(nn.ModuleList(tables))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            cached_backward(
+                lambda part: (towers[0](part), towers[1](part)),
+                make_objective("cloob", backend="reference"),
+                torch.arange(64).split(16),
+                towers=towers,
+            )
+        return gradients(towers)
+
+    assert_same(run(True), run(False), 1e-6)
+
+
+def test_micro_batches_may_come_once() -> None:
+    micro_batches = cut(batch(), [4, 8])
+    first, second = Towers(), Towers()
+    for towers, parts in ((first, micro_batches), (second, iter(micro_batches))):
+        cached_backward(lambda part, towers=towers: towers(*part), ContrastiveObjective(), parts, towers=towers)
+    assert_same(gradients(second), gradients(first), 0.0)
+
+
 def test_batch_norm_sees_micro_batches_and_counts_each_once() -> None:
     micro_batches = cut(batch(), [4, 5, 3])
     full, cached = (Towers(nn.BatchNorm1d(10)) for _ in range(2))

@@ -156,6 +156,10 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     with _in_peace(hub):
         with _translated(name, constants.ENDPOINT, "nothing was sent"):
             address = interface.create_repo(name, private=private, exist_ok=True)
+            if private and not interface.repo_info(name).private:  # it was there already, and stays as it was
+                raise InputError(
+                    f"{name}: is there already and is public; make it private first, or leave --private out"
+                )
         with _translated(name, constants.ENDPOINT, "the repository has nothing of this push in it; push again"):
             interface.upload_folder(
                 repo_id=name,

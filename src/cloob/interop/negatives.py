@@ -40,7 +40,7 @@ def contrast_with_negatives(
     """
     x, y, z = anchors, positives, negatives
     pairs, extra = _layouts(x, y, z, objective)
-    parts = objective.implementation(pairs.total + extra.total).parts
+    parts = objective.implementation(pairs.total + extra.total, x.device).parts
     direction = by_name({"infoloob": parts.info_loob, "infonce": parts.info_nce}, objective.contrast)  # no sigmoid
     inv_tau, beta = objective.inv_tau, objective.beta
 

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from cloob import distributed
 from cloob.errors import InputError, install, require
 from cloob.models.towers import open_clip
-from cloob.objective import BACKENDS, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
+from cloob.objective import BACKENDS, MAX_INV_TAU, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
 
 
 class OpenClipLoss(nn.Module):
@@ -134,6 +134,10 @@ class Options:
         """
         if self.learned and self.scale == "paper":
             raise ValueError("a learned temperature needs scale 'unit'; τ · loss falls with τ⁻¹ for all embeddings")
+        if self.learned and self.inv_tau is not None and not 1 <= self.inv_tau <= MAX_INV_TAU:
+            raise ValueError(
+                f"inv_tau is {self.inv_tau:g}; open_clip keeps a learned one between 1 and {MAX_INV_TAU:g}"
+            )
         given = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
         return make_objective(
             self.objective,

@@ -109,7 +109,8 @@ class InfoLOOBLoss(nn.Module):
         else:
             loss = self.objective(anchors, positives)
         if with_backward:
-            torch.autograd.backward(loss)
+            with torch.autocast(loss.device.type, enabled=False):  # as in cached_backward
+                torch.autograd.backward(loss)
             loss = loss.detach()
         return loss
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import html
 import importlib
+import json
 import sys
 from array import array
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import InputError, require
+from cloob.errors import require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -161,14 +162,15 @@ def describe(tokenizer: Any) -> str:
     """
     if hasattr(tokenizer, "description"):
         return str(tokenizer.description())
-    words = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)  # open_clip's, of transformers
-    if words is not None:
-        return str(words.to_str())
+    backend = getattr(getattr(tokenizer, "tokenizer", None), "backend_tokenizer", None)  # open_clip's, of transformers
+    # Each call leaves its own padding and truncation there.
+    calls = {"padding": None, "truncation": None}
+    rules = None if backend is None else json.dumps(json.loads(backend.to_str()) | calls)
     try:
         tokens = None if tokenizer is None else np.asarray(tokenizer([_SENTENCE])).tolist()
-    except InputError:
+    except Exception:  # there is none, or it is anybody's
         tokens = None
-    return f"{getattr(tokenizer, 'settings', None)} {tokens}"
+    return f"{getattr(tokenizer, 'settings', None)} {tokens} {rules}"
 
 
 def as_tensor(tokens: Tokens) -> Tensor:

@@ -282,12 +282,20 @@ class ContrastiveObjective(ScaledModule):
         if self.gather and distributed.world_size() > 1:
             agree = agree_on_rows if self.layout is None else partial(known_rows, layout=self.layout)
             x, y, ids, scales, layout = agree(image_features, text_features, ids, prepare)
-            parts = self.implementation(layout.total).parts
+            parts = self.implementation(layout.total, x.device).parts
             loss = loss_over_ranks(x, y, scales, ids=ids, layout=layout, parts=parts, **member)
         else:
             x, y = check_pairs(image_features, text_features)
-            loss = self.implementation(len(x)).objective(x, y, **prepare(x, y), ids=ids, **member)
+            loss = self.implementation(len(x), x.device).objective(x, y, **prepare(x, y), ids=ids, **member)
+        for parameter in self._without_part(hopfield, logit_scale, logit_bias):
+            loss = loss + 0.0 * parameter  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
+
+    def _without_part(self, hopfield: bool, *given: float | Tensor | None) -> list[Tensor]:
+        """The parameters that a call has no use for: β without retrieval, τ⁻¹ and the bias where others are given."""
+        own = (*(getattr(self, f"log_{n}") if self.learns(n) else None for n in ("beta", "inv_tau")), self.bias)
+        used = (hopfield, *(other is None for other in given))
+        return [value for value, use in zip(own, used, strict=True) if value is not None and not use]
 
     def _prepare(self, logit_scale: float | Tensor | None, logit_bias: Tensor | None, x: Tensor, y: Tensor) -> Scales:
         """The scales of a call, after a look at them and at the rows; tells once of rows that are no unit vectors."""
@@ -307,9 +315,16 @@ class ContrastiveObjective(ScaledModule):
                 warnings.warn(notice, stacklevel=callers_level())
         return scales
 
-    def implementation(self, n_candidates: int) -> Implementation:
-        """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``."""
-        return choose_implementation(self.backend, self.matmul, n_candidates, unit_rows=self.trusts_lengths)
+    def implementation(self, n_candidates: int, device: torch.device) -> Implementation:
+        """The functions that compute the objective against so many candidates, by ``backend`` and ``matmul``.
+
+        Inside an autocast ``"auto"`` streams: a backward pass in there would multiply the reference's matrices in its
+        dtype, in which little is left of the gradient of retrieval.
+        """
+        traced = in_transform() or torch.compiler.is_compiling()
+        shielded = self.backend == "auto" and torch.is_autocast_enabled(device.type) and not traced
+        backend: Backend = "streamed" if shielded else self.backend
+        return choose_implementation(backend, self.matmul, n_candidates, unit_rows=self.trusts_lengths)
 
 
 def _as_tensor(scalar: float | Tensor) -> Tensor:

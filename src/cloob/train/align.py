@@ -122,7 +122,8 @@ def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
     for key, held in head_settings(encoder).items():
         asked = getattr(config.align, key)
         if asked not in (None, held):
-            raise InputError(f"{key} is {asked}, but init {config.towers.init!r} holds heads with {held}; leave it out")
+            holds = f"init {config.towers.init!r} holds heads with {held}"
+            raise InputError(f"{key} is {asked}, but {holds}; leave it out, also of --config")
 
 
 class FeatureLoader(Loader):

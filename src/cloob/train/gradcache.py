@@ -14,7 +14,7 @@ in their order, as they do in such a pass: the first pass leaves no trace in the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ ContextFactory = Callable[[], AbstractContextManager[Any]]
 def cached_backward(
     encode: Callable[[T], tuple[Tensor, ...]],
     objective: Callable[..., Tensor],
-    micro_batches: Sequence[T],
+    micro_batches: Iterable[T],
     *,
     towers: nn.Module,
     ids: Tensor | None = None,
@@ -47,8 +47,9 @@ def cached_backward(
             module, its own learnable parameters get their gradient, once, in the last backward pass; so if there are
             any, DDP has to wrap them together with the towers. Parameters behind a plain function are not seen, and
             get none: hand over the module itself.
-        micro_batches: This rank's batch in parts, at least one; their sizes, and over ranks their number, may differ
-            (but for layers that communicate by themselves, as SyncBatchNorm: equal numbers there).
+        micro_batches: This rank's batch in parts, at least one, of which a list is made first; their sizes, and over
+            ranks their number, may differ (but for layers that communicate by themselves, as SyncBatchNorm: equal
+            numbers there).
         towers: The modules that ``encode`` runs: their buffers are put back after the first pass.
         ids: (N,) ids of all pairs, handed to the objective as ``ids=``.
         no_sync: DDP's ``no_sync``: held in all backward passes but the last, so that gradients travel once a batch.
@@ -77,7 +78,8 @@ def cached_backward(
         >>> towers[0].weight.grad.shape
         torch.Size([4, 6])
     """
-    if not len(micro_batches):
+    micro_batches = list(micro_batches)  # both passes need the same: a shuffling loader would give others
+    if not micro_batches:
         raise ValueError("no micro-batches: gradient caching needs at least one")
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
@@ -87,7 +89,8 @@ def cached_backward(
     scales = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
     scaled = loss if scale is None else scale(loss)
     leaves = [*rows, *scales, *(options[name] for name in learned)]
-    gradients = torch.autograd.grad(scaled, leaves, allow_unused=True)
+    with torch.autocast(rows[0].device.type, enabled=False):  # the caller's would reach the products of the gradient
+        gradients = torch.autograd.grad(scaled, leaves, allow_unused=True)
     sizes = [len(features[0]) for features in embedded]
     incoming = list(zip(*(_split(gradient, sizes) for gradient in gradients[: len(rows)]), strict=True))
     for i, (micro_batch, state) in enumerate(zip(micro_batches, states, strict=True)):

@@ -131,6 +131,13 @@ def test_the_processor_that_transformers_5_writes(clip: tuple[Path, Any]) -> Non
     refused(folder, nested, "image_processor.do_rescale is False; true is wanted", "processor_config.json")
 
 
+def test_what_is_not_done_may_be_null(clip: tuple[Path, Any]) -> None:
+    """transformers 4.57 writes ``do_pad: null``."""
+    nulls = dict.fromkeys(("do_pad", "use_square_size", "device"))
+    plain, with_nulls = (load_model(processed(clip[0], PROCESSOR | more)).preprocess_cfg for more in ({}, nulls))
+    assert plain == with_nulls
+
+
 def refused(folder: Path, processor: Any, said: str, name: str = "preprocessor_config.json") -> None:
     with pytest.raises(InputError) as caught:
         load_model(processed(folder, processor, name))

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from cloob import load_model
 from cloob.errors import InputError
@@ -98,3 +99,18 @@ def test_one_long_name_is_not_given_to_many_arrays(tmp_path: Path, monkeypatch: 
 def test_a_configuration_file_that_is_no_name_is_told_by_its_kind(levels: int, tmp_path: Path) -> None:
     pickled = b"}(" + text("state_dict") + b"}" + text("model_config_file") + nested(levels) + b"u"
     refused(archive(tmp_path / "m.pt", pickled), "model_config_file is a tuple; the name of a file beside it is wanted")
+
+
+def test_parameters_are_read_as_tensors(tmp_path: Path) -> None:
+    """``torch.save(dict(model.named_parameters()))``, without any hooks."""
+    value = torch.arange(6.0).reshape(2, 3)
+    torch.save({"a": torch.nn.Parameter(value), "b": value + 1}, tmp_path / "p.pt")
+    file = torchfile.read_torch(tmp_path / "p.pt")
+    tensors = file.tensors(file.value, "weights")
+    with (tmp_path / "p.pt").open("rb") as handle:
+        assert torch.equal(tensors["a"].read(handle), value) and torch.equal(tensors["b"].read(handle), value + 1)
+    whole, hooks = b"ctorch._utils\n_rebuild_parameter\n(", ORDERED + b")R"
+    torchfile.read_torch(archive(tmp_path / "good.pt", whole + TENSOR + b"\x89" + hooks + b"tR"))
+    for arguments in (b"K\x01\x89" + hooks, TENSOR + b"\x89K\x01"):
+        with pytest.raises(InputError):
+            torchfile.read_torch(archive(tmp_path / "bad.pt", whole + arguments + b"tR"))

@@ -341,7 +341,10 @@ def test_a_run_writes_the_average_with_its_start(few: TrainConfig, tmp_path: Pat
         ({"average_with_start": 0.5}, r"^average_with_start needs .* --init$"),
         ({"unlocked": 2}, r"^unlocked is 2, but no tower is frozen; add --freeze image or --freeze text$"),
         ({"freeze": "text", "unlocked": 9}, r"^unlocked is 9; the text tower of nano-resnet has 3 depths, 0 to 2$"),
-        ({"patience": 3}, r"^patience is 3, but there are no held-out pairs; give --val-data or --val-split$"),
+        (
+            {"patience": 3},
+            r"^patience is 3, but there are no held-out pairs; give --val-data or --val-split, or --patience 0$",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(change: dict[str, Any], said: str, few: TrainConfig) -> None:

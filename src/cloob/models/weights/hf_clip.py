@@ -143,7 +143,8 @@ def _preprocess(folder: Path, side: int) -> dict[str, Any]:
     if key is not None:  # others have other defaults
         fields.one_of(key, _PROCESSORS)
     for key, right in _FLAGS.items():
-        if fields.values.get(key, right) is not right:
+        given = fields.values.get(key, right)
+        if given is not right and not (given is None and not right):  # of what is not done transformers 4 writes null
             raise fields.wrong(key, str(right).lower())
     if abs(255 * fields.number("rescale_factor", 1 / 255) - 1) > 1e-6:
         raise fields.wrong("rescale_factor", "1/255")

@@ -23,7 +23,7 @@ from cloob.data.sources.arrow import ARROW_SUFFIXES, arrow_files, holds_images
 from cloob.data.sources.table import TABLE_SUFFIXES
 from cloob.errors import InputError
 from cloob.search.scan.addresses import check_typed
-from cloob.search.scan.collection import SEPARATOR, Collection, read_regular
+from cloob.search.scan.collection import SEPARATOR, Collection, ReadFailed, read_regular
 from cloob.search.scan.folder import Folder
 from cloob.search.scan.inside import Inside, holds_pictures
 from cloob.search.scan.rows import find_described
@@ -136,7 +136,7 @@ class Pictures:
             content: The item's.
 
         Raises:
-            BadSample: It is not there any more.
+            BadSample: It is not there any more, or cannot be read now.
             InputError: It holds something else by now, or its source cannot be opened.
         """
         if SEPARATOR not in path or os.path.isfile(path):  # noqa: PTH113
@@ -144,6 +144,8 @@ class Pictures:
         collection = self._opened(source)
         try:
             return _as_indexed(_read(collection, path), path, content)
+        except ReadFailed:  # nothing says that it has changed
+            raise
         except (BadSample, InputError):
             collection = self._opened(source, stale=collection)
         return _as_indexed(_read(collection, path), path, content)

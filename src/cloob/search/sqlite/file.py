@@ -193,6 +193,8 @@ def _open(path: Path, writable: bool) -> Connection:
     try:
         return opened("mode=ro")
     except sqlite3.OperationalError:
+        if not os.access(path, os.R_OK):
+            raise
         if _log(path).exists():
             raise _being_written(path) from None
         seen = _state(path)

@@ -57,7 +57,8 @@ def check_combination(config: TrainConfig) -> None:
         )
     if config.run.patience and not config.pairs.holds_out:
         raise InputError(
-            f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data or --val-split"
+            f"patience is {config.run.patience}, but there are no held-out pairs; give --val-data or --val-split, "
+            "or --patience 0"
         )
     if config.pairs.val_every > 1 and not config.pairs.holds_out:
         raise InputError(

@@ -223,7 +223,8 @@ def resolved(
     names = ["inv_tau", "learnable_inv_tau", "learnable_beta", "scale", *(["beta"] if objective.hopfield else [])]
     names += [] if objective.bias is None else ["bias"]
     leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
-    leaves |= align.head_settings(encoder) if isinstance(encoder, AlignedEncoder) else config.align.heads()
+    if isinstance(encoder, AlignedEncoder):
+        leaves |= align.head_settings(encoder)
     if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
         leaves |= {"model": config.towers.model or encoder.name, "image_size": encoder.image_size}
     if config.run.precision == "auto":

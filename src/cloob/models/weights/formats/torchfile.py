@@ -203,8 +203,14 @@ def _rules(refs: list[TensorRef], *, scripted: bool = False) -> PickleRules:
         refs.append(ref)
         return ref
 
+    def parameter(data: Any, requires_grad: Any, hooks: Any) -> TensorRef:
+        if not isinstance(data, TensorRef) or hooks:
+            raise TypeError
+        return data
+
     names = [
         Name("torch._utils", "_rebuild_tensor_v2", rebuild),
+        Name("torch._utils", "_rebuild_parameter", parameter),
         Name("collections", "OrderedDict", OrderedPairs),
         *(Name("torch", kind) for kind in _DTYPES),
     ]
