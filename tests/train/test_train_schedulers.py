@@ -23,7 +23,9 @@ OPTIONS = "--model tiny-vit --image-size 64 --batch-size 8 --max-bad-fraction 0.
 # Starts what it is given once for each node, hands SIGTERM on to all of them, and ends with the worst of their codes.
 SRUN = f"""#!{sys.executable}
 import os, signal, subprocess, sys
-tasks = [subprocess.Popen(sys.argv[1:]) for _ in range(int(os.environ["SLURM_NNODES"]))]
+option, processors, *words = sys.argv[1:]
+assert (option, processors) == ("--cpus-per-task", "72")  # which srun does not take over from sbatch
+tasks = [subprocess.Popen(words) for _ in range(int(os.environ["SLURM_NNODES"]))]
 signal.signal(signal.SIGTERM, lambda *_: [task.terminate() for task in tasks])
 sys.exit(max(abs(task.wait()) for task in tasks))
 """
@@ -108,7 +110,8 @@ def test_the_slurm_script_requeues_itself_and_goes_on(script: str, pairs_as: dic
     (tmp_path / "cc3m").mkdir()
     shutil.copy(pairs_as["table"], tmp_path / "cc3m")
     requeued = tmp_path / "requeued"
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node-[a-b]", "REQUEUED": str(requeued)}
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "72"}
+    slurm |= {"SLURM_JOB_NODELIST": "node-[a-b]", "REQUEUED": str(requeued)}
     setting = environment(**slurm)
     setting["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{setting['PATH']}"
     log = tmp_path / "runs" / "cc3m" / "metrics.jsonl"
