@@ -64,7 +64,8 @@ def nano_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("configs")
     vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
     text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
-    for name, more in {"nano-vit": {}, "nano-dropout": {"patch_dropout": 0.25}}.items():
+    others = {"nano-dropout": {"patch_dropout": 0.25}, "nano-tanh": {"act_kwargs": {"approximate": "tanh"}}}
+    for name, more in {"nano-vit": {}, **others}.items():
         config = {"embed_dim": 16, "vision_cfg": vision | more, "text_cfg": text}
         (folder / f"{name}.json").write_text(json.dumps(config))
     resnet = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "image_size": 32}

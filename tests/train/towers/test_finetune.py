@@ -232,6 +232,7 @@ def test_a_start_takes_the_place_of_the_other(few: TrainConfig, pictured: Path) 
     [
         ("nano-vit", r"another image tower \(visual.* has .*, nano-vit has .*\); --model"),
         ("nano-quick", "trained with GELU, nano-quick has Quick"),
+        ("nano-tanh", r"trained with GELU, nano-tanh has GELU \{'approximate': 'tanh'\}"),
     ],
 )
 def test_other_image_towers_are_refused(few: TrainConfig, pictured: Path, model: str, said: str) -> None:

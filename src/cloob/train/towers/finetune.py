@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -207,10 +207,9 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
     if model is None and source.name not in known_models():
         raise InputError(f"init_image {spec!r} does not say what its towers are called; give --model")
     towers = create_model(model or source.name, image_size=image_size, seed=seed)
-    trained, new = (bool(encoder.config.settings.get("quick_gelu")) for encoder in (source, towers))
+    trained, new = (_activation(encoder.config.settings) for encoder in (source, towers))
     if trained != new:  # no shape tells
-        names = {True: "QuickGELU", False: "GELU"}
-        raise InputError(f"init_image {spec!r} was trained with {names[trained]}, {towers.name} has {names[new]}")
+        raise InputError(f"init_image {spec!r} was trained with {trained}, {towers.name} has {new}")
     wanted, held = towers.model.visual.state_dict(), source.model.visual.state_dict()
     if difference := first_difference(wanted, held):
         name, here, there = difference
@@ -219,6 +218,14 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
     towers.model.visual.load_state_dict(held)
     towers.model.visual.preprocess_cfg = dict(source.preprocess_cfg)
     return DualEncoder(towers.name, towers.model, towers.tokenizer, towers.config)
+
+
+def _activation(settings: Mapping[str, Any]) -> str:
+    """Of an open_clip image tower."""
+    if settings.get("quick_gelu"):
+        return "QuickGELU"
+    options = settings.get("vision_cfg", {}).get("act_kwargs")
+    return f"GELU {options}" if options else "GELU"
 
 
 def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
