@@ -55,12 +55,8 @@ def check_fetchable(source: str) -> None:
     text = source.removesuffix(":best")
     kind, _, name = text.rpartition(":")
     tag = not kind and name.rpartition("/")[0].replace("/", "-") in known_models()
-    file = Path(name if not tag else name.rpartition("/")[2])  # NAME/FILE: weights that the file does not name
-    if (
-        file.is_file()
-        or Path(name).expanduser().exists()
-        or not (tag or kind in ("hf-hub", "hf", "timm", "timm:hf-hub"))
-    ):
+    here = Path(name).expanduser().exists() or (tag and Path(name.rpartition("/")[2]).is_file())  # NAME/FILE
+    if here or not (tag or kind in ("hf-hub", "hf", "timm", "timm:hf-hub")):
         return
     constants: Any = require("huggingface_hub.constants", "train")
     cache = Path(constants.HF_HUB_CACHE)

@@ -71,16 +71,39 @@ RINNA = {
 }
 
 
+def drawn(model: Any) -> Any:
+    """A model with random weights, biases and norms too."""
+    for parameter in model.parameters():
+        if parameter.ndim:
+            nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+    return model
+
+
+def write_transformers_clip(folder: Path, text_act: str, image_act: str, max_shard_size: str = "5GB") -> Any:
+    """A folder of transformers' without an image processor; returns its ``CLIPModel``."""
+    import transformers
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    special = {"vocab_size": 40, "max_position_embeddings": 77, "eos_token_id": 39, "bos_token_id": 38}
+    config = transformers.CLIPConfig(
+        text_config=tower | special | {"hidden_act": text_act},
+        vision_config=tower | {"image_size": 32, "patch_size": 16, "hidden_act": image_act},
+        projection_dim=16,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = drawn(transformers.CLIPModel(config).eval())
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return model
+
+
 def open_clip_towers(seed: int = 0, **changes: Any) -> nn.Module:
     """open_clip's own module of ``CLIP`` with random weights, biases and norms too."""
     from open_clip import CLIP as Clip  # slow to import
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Clip(**(CLIP | changes))
-        for parameter in model.parameters():
-            if parameter.ndim:
-                nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
+        model = drawn(Clip(**(CLIP | changes)))
     model.logit_scale.requires_grad_(False)
     return model.eval()
 

@@ -204,18 +204,8 @@ def test_rinna(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("shard", ["5GB", "40KB"], ids=["one file", "sharded"])
 def test_transformers_clip(tmp_path: Path, shard: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = text | {"image_size": 32, "patch_size": 16}
-    special = {"vocab_size": 40, "max_position_embeddings": 77, "eos_token_id": 39, "bos_token_id": 38}
-    config = transformers.CLIPConfig(text_config=text | special, vision_config=vision, projection_dim=16)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.CLIPModel(config).eval()
-        for parameter in model.parameters():
-            if parameter.ndim:
-                nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
-    model.save_pretrained(tmp_path, max_shard_size=shard)
+    pytest.importorskip("transformers")
+    model = own_files.write_transformers_clip(tmp_path, "quick_gelu", "quick_gelu", shard)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "40KB")
     encoder = load_model(tmp_path)
     model.logit_scale.requires_grad_(False)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from own_files import write_transformers_clip
 from PIL import Image
 from torch import Tensor, nn
 
@@ -36,30 +37,11 @@ PROCESSOR = {
 OTHER = {"resample": 2, "image_mean": [0.1, 0.5, 0.9], "image_std": [0.5, 0.4, 0.3]}
 
 
-def write_clip(folder: Path, text_act: str = "gelu", image_act: str = "gelu") -> Any:
-    """A folder without an image processor; returns its ``CLIPModel``."""
-    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    special = {"vocab_size": 40, "max_position_embeddings": 77, "eos_token_id": 39, "bos_token_id": 38}
-    config = transformers.CLIPConfig(
-        text_config=tower | special | {"hidden_act": text_act},
-        vision_config=tower | {"image_size": SIDE, "patch_size": 16, "hidden_act": image_act},
-        projection_dim=16,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = transformers.CLIPModel(config).eval()
-        for parameter in model.parameters():
-            if parameter.ndim:
-                nn.init.normal_(parameter, 1.0 if parameter.ndim == 1 else 0.0, 0.2)
-    model.save_pretrained(folder)
-    return model
-
-
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A folder, whose processor each test writes, and its ``CLIPModel``."""
     folder = tmp_path_factory.mktemp("clip")
-    return folder, write_clip(folder)
+    return folder, write_transformers_clip(folder, "gelu", "gelu")
 
 
 def processed(folder: Path, processor: Any, name: str = "preprocessor_config.json") -> Path:
@@ -191,7 +173,7 @@ def test_junk_in_any_field_is_one_line(clip: tuple[Path, Any], key: str) -> None
 @pytest.mark.parametrize("text_act", ["gelu", "gelu_pytorch_tanh", "quick_gelu"])
 @pytest.mark.parametrize("image_act", ["gelu", "gelu_pytorch_tanh", "quick_gelu"])
 def test_each_tower_has_its_own_activation(tmp_path: Path, text_act: str, image_act: str) -> None:
-    model = write_clip(tmp_path, text_act, image_act)
+    model = write_transformers_clip(tmp_path, text_act, image_act)
     if text_act != image_act and "quick_gelu" in (text_act, image_act):
         said = f"vision_config.hidden_act is {image_act!r}; that of the text tower ({text_act!r})"
         with pytest.raises(InputError) as caught:
@@ -210,7 +192,7 @@ def test_each_tower_has_its_own_activation(tmp_path: Path, text_act: str, image_
 
 @pytest.mark.parametrize("value", ["gelu_new", "", None, 3, ["gelu"], {"gelu": 1}])
 def test_an_activation_that_is_none(tmp_path: Path, value: object) -> None:
-    write_clip(tmp_path)
+    write_transformers_clip(tmp_path, "gelu", "gelu")
     config = json.loads((tmp_path / "config.json").read_text())
     config["text_config"]["hidden_act"] = value
     (tmp_path / "config.json").write_text(json.dumps(config))

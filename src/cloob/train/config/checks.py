@@ -118,7 +118,7 @@ def check_heads_alone(config: TrainConfig) -> None:
 def check_no_heads(align: AlignConfig) -> None:
     """Refuses settings of heads where there are none."""
     for key, value in dataclasses.asdict(align).items():
-        if value not in (None, HEADS.get(key)):  # a run's config.json has them filled in
+        if value not in (None, HEADS.get(key)):  # which the config.json of an earlier run has filled in
             raise InputError(
                 f"{key} is {value}, but there are no heads; give --image-encoder and --text-encoder, or leave it out"
             )
