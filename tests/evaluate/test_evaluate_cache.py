@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from cloob.evaluate.embed import EmbedOptions, Encoder
 from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.suite import evaluate
 from cloob.models.folder import save_model
+from cloob.models.tokenizer import describe
 from cloob.models.towers import create_model
 from cloob.models.weights.tokens import HubTokenizer
 from cloob.objective import make_objective
@@ -129,6 +131,27 @@ def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path: Path) -> None
     n_files = len(embeddings_in(tmp_path / "cache"))
     assert torch.equal(classes(words), first) and len(embeddings_in(tmp_path / "cache")) == n_files
     assert not torch.equal(classes({**words, texts[0]: 40, texts[1]: 41}), first)
+
+
+class HubWords:
+    """As open_clip wraps a tokenizer of transformers; each call leaves its padding and truncation in it."""
+
+    def __init__(self, words: dict[str, int]) -> None:
+        library = pytest.importorskip("tokenizers")
+        self.tokenizer = SimpleNamespace(backend_tokenizer=library.Tokenizer(library.models.WordLevel(words, "?")))
+
+    def __call__(self, texts: list[str]) -> list[list[int]]:
+        backend = self.tokenizer.backend_tokenizer
+        backend.enable_padding(length=8)
+        backend.enable_truncation(8)
+        return [found.ids for found in backend.encode_batch(texts)]
+
+
+def test_a_tokenizer_is_described_alike_before_and_after_its_use() -> None:
+    used = HubWords({"?": 0, "red": 1, "blue": 2})
+    used(["red"])
+    assert describe(used) == describe(used) == describe(HubWords({"?": 0, "red": 1, "blue": 2}))
+    assert describe(used) != describe(HubWords({"?": 0, "red": 2, "blue": 1}))
 
 
 def test_a_damaged_file_is_computed_anew(model: Path) -> None:

@@ -24,8 +24,9 @@ from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.scan import shards
 from cloob.search.scan.addresses import remember
+from cloob.search.scan.collection import ReadFailed
 from cloob.search.scan.inside import Inside
-from cloob.search.scan.open import ScanOptions, open_collection
+from cloob.search.scan.open import Pictures, ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
 from cloob.search.where import parse
 from support import served, serving
@@ -428,6 +429,25 @@ def test_an_index_from_somebody_else_runs_no_command(tmp_path: Path, how: str) -
         with pytest.raises(InputError, match="never typed on this machine"):
             ways[how]()
     assert not marker.exists()
+
+
+def test_a_source_is_not_opened_anew_for_what_cannot_be_read_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def open_source(name: str, options: object) -> object:
+        opened.append(name)
+        return object()
+
+    def read(collection: object, path: str) -> bytes:
+        raise ReadFailed("missing image", path, "not reached")
+
+    monkeypatch.setattr("cloob.search.scan.open.open_named", open_source)
+    monkeypatch.setattr("cloob.search.scan.open._read", read)
+    pictures = Pictures()
+    for _ in range(3):
+        with pytest.raises(ReadFailed):
+            pictures.read("s", "s/0.tar::a.png", "")
+    assert opened == ["s"]
 
 
 def test_an_address_that_was_typed_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

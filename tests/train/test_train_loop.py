@@ -24,6 +24,7 @@ from cloob.models.runs import best_checkpoint, list_checkpoints
 from cloob.train import loop
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
+from cloob.train.config.model import AlignConfig
 from cloob.train.loop import train
 from cloob.train.state import run_folder
 from cloob.train.validate import Validation
@@ -103,6 +104,7 @@ def test_callbacks_see_everything_in_order(trained: Trained) -> None:
 
 def test_config_json_is_resolved_and_trains_the_same(trained: Trained, tmp_path: Path) -> None:
     config = TrainConfig.from_json(trained.run / "config.json")
+    assert config.align == AlignConfig()  # where there are no heads, nothing is said of them
     assert config.loss.inv_tau == pytest.approx(30) and config.loss.beta == pytest.approx(8)
     assert config.loss.learnable_inv_tau is False and config.loss.scale == "paper"
     assert config.towers.model == "nano-dropout" and config.towers.image_size == 32
