@@ -18,6 +18,7 @@ from benchmarks.frozen.worlds import (
     CLAIMED,
     CORE,
     EPOCHS,
+    FINE_TUNE,
     MASKED,
     NEW_TEXT,
     WORLDS,
@@ -131,6 +132,7 @@ _NEW_TEXT_ROUNDS: Rounds = (
     ("temperature", lambda best: _TEMPERATURES[best.method][1:3]),
     ("learning rate", lambda _: [{"lr": 3e-3}]),
 )
+_FINE_TUNE_ROUNDS: Rounds = (("learning rate", lambda _: [{"lr": 3e-4}]),)
 _BESIDE_ROUNDS: Rounds = (
     ("temperature", lambda best: [{"inv_tau": round(best.setting.inv_tau * f, 2)} for f in _HALF_OCTAVES]),
     ("learning rate", lambda best: [{"lr": float(f"{best.setting.lr * f:.2g}")} for f in (0.5, 2.0)]),
@@ -163,7 +165,7 @@ def search(method: str, world: World, scores: Scores) -> Iterator[tuple[str, Cel
 
 
 def _start(method: str, world: World, scores: Scores) -> Cell | None:
-    """As published; beside the claim what was chosen in the world of the claim that is nearest, None before it was."""
+    """As published; beside the claim what was chosen in the world that is nearest, None before it was."""
     near = nearest(world)
     if near is None:
         return Cell("search", method, world, SEARCH_SEED, world.start_epochs, DEFAULTS[method])
@@ -177,6 +179,8 @@ def rounds(world: World) -> Rounds:
     """What is varied in a world, round by round."""
     if world.head == NEW_TEXT:
         return _NEW_TEXT_ROUNDS
+    if world.head == FINE_TUNE:
+        return _FINE_TUNE_ROUNDS
     return _ROUNDS if nearest(world) is None else _BESIDE_ROUNDS
 
 
@@ -184,6 +188,8 @@ def runs_a_method(world: World) -> int:
     """Runs of each method's search."""
     if world.head == NEW_TEXT:
         return 1 + 2 + 1
+    if world.head == FINE_TUNE:
+        return 1 + 1
     return RUNS_A_METHOD if nearest(world) is None else 1 + 2 + 2 + 2
 
 

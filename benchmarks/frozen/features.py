@@ -1,7 +1,8 @@
-"""Everything as the two frozen encoders see it: each picture and each distinct text once, as float32 numpy files.
+"""Everything as the two frozen encoders see it: each picture and each distinct text once, as numpy files.
 
+Pictures twice: as features, float32, and as the maps that the encoder's fine-tuned part begins with, float16.
 The files lie in a cache folder, in pieces: a run that was stopped goes on with the piece that is missing.
-Legend: n pairs or pictures, U distinct texts, F and F' features of the image and the text encoder.
+Legend: n pairs or pictures, U distinct texts, F and F' features of the image and the text encoder, (c, h, w) a map.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from benchmarks.frozen.captions import FILE_NAMES, cut_all, file_names
-from benchmarks.frozen.worlds import NEW_TEXT
+from benchmarks.frozen.tuned import Below
+from benchmarks.frozen.worlds import FINE_TUNE, NEW_TEXT
 from benchmarks.pictograms.cache import PAIRS
 from benchmarks.pictograms.cells import ZEROSHOT
 from open_clip.tokenizer import SimpleTokenizer
@@ -34,12 +36,16 @@ from cloob.train.align import make_aligned
 
 IMAGE_SIZE = 96
 _PIECE, _BATCH = 4096, 64
+_MAPS = "maps"
 _SEED = 0  # of the cut captions and the file names: which pairs get them depends on the run's seed
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """``images`` (n, F) float32; ``own`` and ``cut`` (n,): rows of the captions and of their parts in the texts."""
+    """``images``: (n, F) float32 or (n, c, h, w) float16.
+
+    ``own`` and ``cut`` (n,): rows of the captions and of their parts in the texts.
+    """
 
     images: Tensor
     own: np.ndarray
@@ -51,7 +57,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Labelled:
-    """``images`` (n, F) float32; ``labels`` (n,) int64; ``prompts`` (C, T): rows of the prompts in the texts."""
+    """``images`` as of `Pairs`; ``labels`` (n,) int64; ``prompts`` (C, T): rows of the prompts in the texts."""
 
     images: Tensor
     labels: np.ndarray
@@ -75,58 +81,71 @@ class Data:
 
     def inputs(self, head: str) -> Tensor:
         """What a world's text side takes: (U, F') features, or the tokens."""
-        return self.tokens if head == NEW_TEXT else self.table
+        return self.tokens if head in (NEW_TEXT, FINE_TUNE) else self.table
 
 
-def build(data: Path, cache: Path, say: Callable[[str], None]) -> None:
+def build(data: Path, folder: Path, say: Callable[[str], None]) -> None:
     """Fills the cache with what it lacks.
 
     Args:
         data: Folder of the benchmark.
-        cache: Where the files go.
+        folder: Where the files go.
         say: Told a line for each piece.
     """
     encoder = _encoder()
-    index = cache / "index.json"
+    index = folder / "index.json"
     if not index.is_file():
         write_whole(index, json.dumps(_index(data)))
         say("index: written")
     one_image, one_text = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8), encoder.tokenizer(["a"])
-    for name, path in PAIRS.items():
-        source = open_source(data / path)
 
-        def pictures(rows: range, source: Any = source) -> Tensor:
-            samples = [source.read(i) for i in rows]
-            return encoder.features(_pixels([(s.key, s.image) for s in samples], encoder), one_text)[0]
+    def features(pixels: Tensor) -> Tensor:
+        return encoder.features(pixels, one_text)[0]
 
-        _pieces(cache, name, len(source), pictures, say)
-    for name in ZEROSHOT:
-        labelled = open_labelled(data / "zeroshot" / name, "test")
+    below = _encoder()
+    below.model.visual = Below(below.model.visual)
 
-        def test_pictures(rows: range, labelled: Any = labelled) -> Tensor:
-            return encoder.features(_pixels([labelled.read(i) for i in rows], encoder), one_text)[0]
+    def maps(pixels: Tensor) -> Tensor:
+        return below.features(pixels, one_text)[0].half()
 
-        _pieces(cache, name, len(labelled), test_pictures, say)
+    for place, seen in ((folder, features), (folder / _MAPS, maps)):
+        for name, path in PAIRS.items():
+            source = open_source(data / path)
+
+            def pictures(rows: range, source: Any = source, seen: Callable[[Tensor], Tensor] = seen) -> Tensor:
+                samples = [source.read(i) for i in rows]
+                return seen(_pixels([(s.key, s.image) for s in samples], encoder))
+
+            _pieces(place, name, len(source), pictures, say)
+        for name in ZEROSHOT:
+            labelled = open_labelled(data / "zeroshot" / name, "test")
+
+            def test_pictures(rows: range, labelled: Any = labelled, seen: Callable[[Tensor], Tensor] = seen) -> Tensor:
+                return seen(_pixels([labelled.read(i) for i in rows], encoder))
+
+            _pieces(place, name, len(labelled), test_pictures, say)
     texts = json.loads(index.read_text(encoding="utf-8"))["texts"]
 
     def words(rows: range) -> Tensor:
         return encoder.features(one_image, encoder.tokenizer([texts[i] for i in rows]))[1]
 
-    _pieces(cache, "texts", len(texts), words, say)
+    _pieces(folder, "texts", len(texts), words, say)
 
 
-def load(cache: Path) -> Data:
-    """Reads the cache that ``build`` filled."""
-    index = json.loads((cache / "index.json").read_text(encoding="utf-8"))
+@cache
+def load(folder: Path, *, maps: bool = False) -> Data:
+    """Reads the cache that ``build`` filled; the pictures as features or as maps."""
+    pictures = folder / _MAPS if maps else folder
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     pairs = {
-        name: Pairs(_whole(cache, name), np.array(found["own"]), np.array(found["cut"]))
+        name: Pairs(_whole(pictures, name), np.array(found["own"]), np.array(found["cut"]))
         for name, found in index["pairs"].items()
     }
     sets = {
-        name: Labelled(_whole(cache, name), np.array(found["labels"]), np.array(found["prompts"]))
+        name: Labelled(_whole(pictures, name), np.array(found["labels"]), np.array(found["prompts"]))
         for name, found in index["sets"].items()
     }
-    return Data(pairs, sets, tuple(index["texts"]), _whole(cache, "texts"), np.array(index["names"]))
+    return Data(pairs, sets, tuple(index["texts"]), _whole(folder, "texts"), np.array(index["names"]))
 
 
 def _encoder() -> AlignedEncoder:
@@ -162,9 +181,9 @@ def _pixels(pictures: Sequence[tuple[str, bytes]], encoder: AlignedEncoder) -> T
     return torch.stack([encoder.preprocess(decode(data, key)) for key, data in pictures])
 
 
-def _pieces(cache: Path, name: str, n: int, compute: Callable[[range], Tensor], say: Callable[[str], None]) -> None:
+def _pieces(folder: Path, name: str, n: int, compute: Callable[[range], Tensor], say: Callable[[str], None]) -> None:
     for start in range(0, n, _PIECE):
-        path = cache / name / f"{start:06d}.npy"
+        path = folder / name / f"{start:06d}.npy"
         if path.is_file():
             continue
         rows = range(start, min(start + _PIECE, n))
@@ -175,5 +194,5 @@ def _pieces(cache: Path, name: str, n: int, compute: Callable[[range], Tensor], 
         say(f"{name}: {rows.stop} of {n}")
 
 
-def _whole(cache: Path, name: str) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.load(path) for path in sorted((cache / name).glob("*.npy"))]))
+def _whole(folder: Path, name: str) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.load(path) for path in sorted((folder / name).glob("*.npy"))]))

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from benchmarks.frozen.captions import wrong_rows
 from benchmarks.frozen.cells import Cell
-from benchmarks.frozen.features import Data, Pairs
-from benchmarks.frozen.worlds import NEW_TEXT
+from benchmarks.frozen.features import IMAGE_SIZE, Data, Pairs
+from benchmarks.frozen.tuned import Above, open_encoder
+from benchmarks.frozen.worlds import FINE_TUNE, NEW_TEXT
 from benchmarks.pictograms.scoring import recalls, score_rows, score_set
 from benchmarks.pictograms.variants import Variant, build_objective
 from torch import Tensor, nn
@@ -28,28 +29,33 @@ from cloob.train.step import Stepper, TowersWithLoss
 
 EMBED_DIM = 256
 DROPOUT = HEADS["head_dropout"]
-_ROWS = 4096
+LAYER_DECAY = 0.75
+"""Of the learning rate from a layer to the one below it, in ``fine-tune``: that of ``cloob train finetune``."""
+_ROWS, _MAPS = 4096, 512  # embedded together
 _TRAIN, _HELD_OUT = 0, 1  # the streams of a seed's draws
 
 
 class Heads(nn.Module):
     """(n, F) and (n, F') features to (n, D) unit rows; the same initial weights as ``cloob train align`` by seed.
 
-    With ``new-text`` the image's head is linear, and in place of the text's is a whole tower, of tokens (n, L).
+    With ``new-text`` the image's head is linear, and in place of the text's is a whole tower, of tokens (n, L); with
+    ``fine-tune`` the image encoder's upper stages come before its head, and take maps (n, c, h, w).
     """
 
     def __init__(self, features: tuple[int, int], kind: str, seed: int, embed_dim: int = EMBED_DIM) -> None:
         super().__init__()
-        new = kind == NEW_TEXT
+        new = kind in (NEW_TEXT, FINE_TUNE)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             known = cast(Literal["linear", "mlp"], "linear" if new else kind)
-            self.image, self.text = (Head(n, embed_dim, known, DROPOUT) for n in features)
+            self.visual, self.text = (Head(n, embed_dim, known, DROPOUT) for n in features)
         if new:
             self.text = TextTower(seed)
+        if kind == FINE_TUNE:
+            self.visual = Above(open_encoder(IMAGE_SIZE), self.visual)
 
     def forward(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-        return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
+        return F.normalize(self.visual(images), dim=1), F.normalize(self.text(texts), dim=1)
 
 
 class TextTower(nn.Module):
@@ -58,7 +64,7 @@ class TextTower(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.encoder = create_model("tiny-resnet", seed=seed)
-        self.encoder.model.visual.requires_grad_(False)  # never called
+        self.encoder.model.visual = nn.Identity()  # never called
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.encoder.encode_text(tokens, batch_size=_ROWS, grad=torch.is_grad_enabled())
@@ -102,7 +108,7 @@ def run(cell: Cell, data: Data) -> dict[str, Any]:
         texts = data.inputs(cell.world.head)
         record |= _tested(heads, data, texts)
         seen = np.random.default_rng(cell.seed).choice(len(view.rows), min(len(view.rows), 1000), replace=False)
-        fitted = _embedded(heads.image, images[view.pictures[seen]]), _embedded(heads.text, texts[view.rows[seen]])
+        fitted = _embedded(heads.visual, images[view.pictures[seen]]), _embedded(heads.text, texts[view.rows[seen]])
         record["train_recall"] = round(recalls(*fitted, [data.texts[i] for i in view.rows[seen]])["mean_recall"], 6)
     return record | {"cpu_seconds": round(time.process_time() - began, 1)}
 
@@ -110,13 +116,20 @@ def run(cell: Cell, data: Data) -> dict[str, Any]:
 def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[dict[str, Any]]]:
     """The heads of the best epoch, the objective, and loss and held-out recall by epoch."""
     setting, images, val = cell.setting, data.pairs["train"].images, data.pairs["val"]
-    heads = Heads((images.shape[1], data.table.shape[1]), cell.world.head, cell.seed)
-    heads.image.fit(images[view.pictures])
+    tuned = cell.world.head == FINE_TUNE
+    width = open_encoder(IMAGE_SIZE).features if tuned else images.shape[1]
+    heads = Heads((width, data.table.shape[1]), cell.world.head, cell.seed)
+    heads.visual.fit(images[view.pictures])
     if isinstance(heads.text, Head):
         heads.text.fit(data.table[view.rows])
     texts = data.inputs(cell.world.head)
     objective = build_objective(cell.method, setting)
-    optim = OptimConfig(lr=setting.lr, weight_decay=setting.weight_decay, schedule="cosine")
+    optim = OptimConfig(
+        lr=setting.lr,
+        weight_decay=setting.weight_decay,
+        schedule="cosine",
+        layer_decay=LAYER_DECAY if tuned else 1.0,
+    )
     # Anything with the objective's call and clamp_ will do.
     towers = TowersWithLoss(heads, objective)  # type: ignore[arg-type]
     stepper = Stepper(towers, make_optimizer(heads, objective, optim, torch.device("cpu")))
@@ -141,7 +154,7 @@ def train(cell: Cell, view: View, data: Data) -> tuple[Heads, nn.Module, list[di
             if result.finite:  # else it left no trace
                 losses.append(result.loss)
         heads.eval()
-        held_out = _embedded(heads.image, val.images), _embedded(heads.text, texts[view.held_out])
+        held_out = _embedded(heads.visual, val.images), _embedded(heads.text, texts[view.held_out])
         recall = round(recalls(*held_out, [data.texts[i] for i in view.held_out])["mean_recall"], 6)
         if recall > max((line["recall"] for line in curve), default=-1.0):
             best = copy.deepcopy(heads.state_dict())
@@ -158,15 +171,16 @@ def _tested(heads: Heads, data: Data, texts: Tensor) -> dict[str, Any]:
         n_classes, templates = labelled.prompts.shape
         prompts = _embedded(heads.text, texts[labelled.prompts.reshape(-1)])
         classes = F.normalize(prompts.view(n_classes, templates, -1).mean(1), dim=1)
-        scores["zeroshot"][name] = score_set(_embedded(heads.image, labelled.images), labelled.labels, classes)
+        scores["zeroshot"][name] = score_set(_embedded(heads.visual, labelled.images), labelled.labels, classes)
     for name in ("val", "tuxpaint-captions"):
         pairs = data.pairs[name]
-        embedded = _embedded(heads.image, pairs.images), _embedded(heads.text, texts[pairs.own])
+        embedded = _embedded(heads.visual, pairs.images), _embedded(heads.text, texts[pairs.own])
         scores[name] = score_rows(*embedded, [data.texts[i] for i in pairs.own])
     return scores
 
 
 @torch.no_grad()
 def _embedded(head: nn.Module, inputs: Tensor) -> Tensor:
-    """(n, F) features, or (n, L) tokens, to (n, D) unit rows."""
-    return torch.cat([F.normalize(head(part), dim=1) for part in inputs.split(_ROWS)])
+    """(n, F) features, (n, L) tokens or (n, c, h, w) maps to (n, D) unit rows."""
+    together = _MAPS if inputs.ndim == 4 else _ROWS
+    return torch.cat([F.normalize(head(part), dim=1) for part in inputs.split(together)])

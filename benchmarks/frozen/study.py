@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     known, done = scores(), set(records.read("cells", RESULTS))
     while not asked and (cell := plan.next_cell(known, done, options.world)) is not None:
         say(f"{cell.stage}: {cell.id}")
-        record = run_cell(cell, data)
+        record = run_cell(cell, features.load(options.cache, maps=cell.world.head == worlds.FINE_TUNE))
         records.write(RESULTS / cell.stage / f"{cell.id}.json", record)
         if cell.stage == "search":
             known[cell.id] = record["score"]

@@ -83,14 +83,14 @@ def test_a_cut_caption_is_a_run_of_its_words() -> None:
     assert len(set(names)) == 500 and names == file_names(500, seed=0) and "IMG_9127.JPG" in names
 
 
-@pytest.mark.parametrize("head", ["mlp", "linear", "new-text"])
+@pytest.mark.parametrize("head", ["mlp", "linear", "new-text", "fine-tune"])
 def test_each_method_gets_as_many_runs_and_the_claim_comes_first(head: str) -> None:
     from benchmarks.frozen import cells, worlds
 
     scores: dict[str, float] = {}
     done: dict[str, float] = {}
     order = []
-    assert cells.next_cell(scores, done, head) == next(c for c in cells.runs(scores) if c.world.head == head)
+    assert cells.next_cell(scores, done, head) == next((c for c in cells.runs(scores) if c.world.head == head), None)
     for cell in cells.runs(scores):  # which goes on from the scores as they come
         known = scores if cell.stage == "search" else done
         if cell.id not in known:
@@ -148,6 +148,7 @@ def test_a_search_beside_the_claim_starts_from_the_claims_choice() -> None:
     assert nearest(World("mlp", "name", 0.4)) == World("mlp", "swap", 0.4) == nearest(World("mlp", "swap", 0.2))
     assert nearest(World("mlp", "cut", 1.0)) == World("mlp", "swap", 0.0)
     assert not any(map(nearest, CORE))
+    assert nearest(World("fine-tune", "swap", 0.4)) == World("new-text", "swap", 0.4)
 
 
 def test_methods_see_the_same_wrong_captions_and_held_out_pairs_are_as_wrong() -> None:
@@ -197,7 +198,33 @@ def test_a_new_text_tower_is_trained_on_tokens_beside_a_linear_head() -> None:
     assert curve[-1]["loss"] < curve[0]["loss"] and data.tokens.shape == (156, 24)
     moved = {name for name, value in heads.text.state_dict().items() if not torch.equal(value, fresh[name])}
     assert "encoder.model.token_embedding.weight" in moved and not any(".visual." in name for name in moved)
-    assert {world.head for world in worlds.LIT} == {worlds.NEW_TEXT} and isinstance(heads.image, running.Head)
+    assert {world.head for world in worlds.LIT} == {worlds.NEW_TEXT} and isinstance(heads.visual, running.Head)
+
+
+def test_the_upper_part_of_the_image_encoder_is_fine_tuned_the_lower_ones_more_slowly() -> None:
+    from benchmarks.frozen import running, worlds
+    from benchmarks.frozen.tuned import Below, open_encoder
+
+    encoder = open_encoder(running.IMAGE_SIZE)
+    pixels = torch.randn(156, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    maps = Below(encoder)(pixels).half()
+    data = invented()
+    cell = a_cell("infoloob", "search", lr=1e-3)
+    tuned = dataclasses.replace(cell.world, head=worlds.FINE_TUNE, pairs=32)
+    cell = dataclasses.replace(cell, world=tuned, epochs=2)
+    train, val = data.pairs["train"], data.pairs["val"]
+    data.pairs["train"] = dataclasses.replace(train, images=maps[:32], own=train.own[:32], cut=train.cut[:32])
+    data.pairs["val"] = dataclasses.replace(val, images=maps[96:136])
+    fresh = running.Heads((encoder.features, 8), worlds.FINE_TUNE, cell.seed).eval()
+    whole = encoder(pixels[:8])
+    torch.testing.assert_close(fresh.visual.features(maps[:8]), whole, rtol=0.02, atol=0.02)
+    heads, _, curve = running.train(cell, running.View(data, cell), data)
+    assert curve[1]["loss"] < curve[0]["loss"]
+    before, moved = fresh.state_dict(), heads.state_dict()
+    steps = {name: (moved[name] - before[name]).abs().mean() for name in before if name.endswith("conv_pw.weight")}
+    assert all(step > 0 for step in steps.values())
+    assert steps["visual.blocks.5.0.conv_pw.weight"] < steps["visual.blocks.6.0.conv_pw.weight"]
+    torch.testing.assert_close(heads.visual.head.mean, encoder(pixels[:32]).mean(0), rtol=0.02, atol=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +283,7 @@ def test_a_run_equals_cloob_train_align(
     count = iter(range(9))
     monkeypatch.setattr(running, "recalls", lambda *_: {"mean_recall": next(count)})
     ours, *_ = running.train(cell, running.View(data, cell), data)
-    for side in ("image", "text"):
+    for side, head in (("image", ours.visual), ("text", ours.text)):
         expected = getattr(theirs.model, f"{side}_head").state_dict()
-        for name, value in getattr(ours, side).state_dict().items():
+        for name, value in head.state_dict().items():
             torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
