@@ -20,8 +20,8 @@ SIZES = (3_000, 6_000, 12_000, 24_000)
 NEW_TEXT, FINE_TUNE = "new-text", "fine-tune"
 EPOCHS = 10
 """The search's start for all pairs; with fewer pairs more epochs, see `World.start_epochs`."""
-TUNED_EPOCHS = 6
-"""Of `fine-tune`, where a run costs three times as much; no setting of `new-text` is best after its eighth of ten."""
+TUNED_EPOCHS = 4
+"""Of `fine-tune`, where an epoch costs three times as much; `new-text` is mostly best in the fourth to sixth of ten."""
 
 
 @dataclass(frozen=True)
