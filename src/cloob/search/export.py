@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line
 from cloob.search.records import IndexedModel, Item, valid
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter
@@ -43,6 +43,8 @@ def export(store: Store, model: IndexedModel, path: Path, where: Filter | None =
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+    except (pa.ArrowInvalid, OverflowError) as error:  # a size that no picture has
+        raise InputError(f"{store.address}: is damaged ({one_line(error)})") from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -83,7 +85,7 @@ def _table(items: list[Item], vectors: Vectors, places: Vectors, schema: pa.Sche
         [valid(item.path) for item in items],
         [valid(item.source) for item in items],
         [None if item.caption is None else valid(item.caption) for item in items],
-        [item.date for item in items],
+        [None if item.date is None else valid(item.date) for item in items],
         [item.width for item in items],
         [item.height for item in items],
         [item.bytes for item in items],
