@@ -18,6 +18,7 @@ from cloob.errors import InputError
 from cloob.export.card import write_card
 from cloob.export.facts import data_name, gather_facts
 from cloob.export.words import LICENSES, check_license, check_repository
+from cloob.models.fingerprint import fingerprint
 
 CONFIG = {
     "pairs": {"data": ["/home/xaver/secret/pairs.csv", "s3://key:word@bucket/x/{0..9}.tar?sig=abc", "sets/a|b.csv"]},
@@ -92,17 +93,24 @@ def test_an_earlier_checkpoint_says_its_own_steps(run: Path, tmp_path: Path) -> 
     assert "| steps | 20 |" in body and "| pairs seen | 2,560 |" in body
 
 
-def test_results_beside_a_run_are_its_own_or_none(run: Path, tmp_path: Path) -> None:
+def test_results_beside_a_run_are_of_its_weights_or_none(run: Path, tmp_path: Path) -> None:
     beside = run.parent / "results.json"
+    own = fingerprint(load_model(run, device="cpu"))
+    newer = run / "checkpoints" / "step-00000060" / "model"
     try:
-        beside.write_text(json.dumps({"rows": [{**ROW, "model": "clip"}]}))
-        assert "Not measured" in card(run, tmp_path)[1]
-        beside.write_text(json.dumps({"rows": [{**ROW, "model": "clip"}, ROW]}))
+        for row in ({**ROW, "fingerprint": "0" * 32}, ROW):  # of another checkpoint; of nobody knows which
+            beside.write_text(json.dumps({"rows": [row]}))
+            assert "Not measured" in card(run, tmp_path)[1]
+        beside.write_text(json.dumps({"rows": [{**ROW, "model": "clip"}, {**ROW, "model": "x", "fingerprint": own}]}))
         assert "12.3 (10.0–15.0)" in card(run, tmp_path)[1]
-        beside.write_text(json.dumps({"rows": [{**ROW, "settings": {"contrast": "infonce"}}]}))
+        write_model(newer, quick_gelu=True)
         assert "Not measured" in card(run, tmp_path)[1]
+        with pytest.raises(InputError, match="other weights than"):
+            beside.write_text(json.dumps({"rows": [{**ROW, "fingerprint": own}]}))
+            card(run, tmp_path, beside)
     finally:
         beside.unlink()
+        shutil.rmtree(newer.parent, ignore_errors=True)
 
 
 @pytest.mark.parametrize(

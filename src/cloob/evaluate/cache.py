@@ -20,7 +20,7 @@ from cloob.errors import InputError, require
 from cloob.models.fingerprint import add_module, package_versions
 from cloob.models.runs import ONNX_FILE
 
-_VERSION = "3"  # of what is stored and how it is computed; a new number makes all files of the old one unused
+_VERSION = "4"  # of what is stored and how it is computed; a new number makes all files of the old one unused
 
 
 class Stored(NamedTuple):

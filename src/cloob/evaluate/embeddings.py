@@ -122,7 +122,7 @@ class Embeddings:
         return self._models.encoder(model)
 
     def facts(self, model: str) -> ModelFacts:
-        """Objective, τ⁻¹ and β of a model."""
+        """Objective, τ⁻¹, β and fingerprint of a model."""
         if model not in self._facts:
 
             def compute() -> Stored:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.evaluate.embed import Encoder
+from cloob.models.fingerprint import fingerprint
 from cloob.objective import OBJECTIVES, make_objective
 
 PAPER_BETA = 8.0
@@ -25,16 +26,18 @@ class ModelFacts:
         settings: Its ``objective.json``; empty if unknown.
         inv_tau: τ⁻¹ of its objective, else of its ``logit_scale``, else CLIP's initial 1/0.07.
         beta: β of its objective if it retrieves and says so, else the paper's 8.
+        fingerprint: As of :func:`cloob.models.fingerprint.fingerprint`; None where it has none.
     """
 
     objective: str | None
     settings: Mapping[str, Any]
     inv_tau: float
     beta: float
+    fingerprint: str | None
 
 
 def model_facts(encoder: Encoder) -> ModelFacts:
-    """Objective, τ⁻¹ and β of a loaded model; InputError where its settings say no number for one of them."""
+    """What is known of a loaded model; InputError where its settings say no number for one of them."""
     settings: Mapping[str, Any] = getattr(encoder, "objective_config", None) or {}
     members = {}
     for name in OBJECTIVES:
@@ -48,4 +51,5 @@ def model_facts(encoder: Encoder) -> ModelFacts:
         beta = float(settings.get("beta", PAPER_BETA)) if settings.get("hopfield") else PAPER_BETA
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the settings of its objective are not readable ({error})") from None
-    return ModelFacts(objective=objective, settings=settings, inv_tau=inv_tau, beta=beta)
+    own = isinstance(encoder, nn.Module) or hasattr(encoder, "fingerprint")
+    return ModelFacts(objective, settings, inv_tau, beta, fingerprint(encoder) if own else None)

@@ -125,6 +125,7 @@ class _Measuring:
             self.failures.append({"model": model, "set": None, "error": message(error)})
             return None
         row: dict[str, Any] = {"model": model, "objective": facts.objective, "settings": dict(facts.settings)}
+        row |= {"fingerprint": facts.fingerprint}
         row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}, **({"probe": {}} if training else {})}
         probed = [data for data in zeroshot if data.name in training]
         tasks: list[tuple[Reader, Callable[[dict[str, Any]], None]]] = [

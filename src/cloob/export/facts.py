@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloob.errors import InputError
-from cloob.evaluate.facts import model_facts
+from cloob.evaluate.facts import ModelFacts, model_facts
 from cloob.models.encoder import DualEncoder
-from cloob.models.load import BEST, find_model_folder
+from cloob.models.load import find_model_folder
 from cloob.models.runs import CHECKPOINTS_FOLDER, EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines
 from cloob.models.untrusted import read_json
 
@@ -56,15 +56,15 @@ def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None)
     Args:
         source: What ``load_model`` took.
         encoder: What it gave.
-        results: A ``results.json``; None: the one in the run's folder, or beside it if that has a row of its name.
+        results: A ``results.json``; None: the one in the run's folder, or beside it if that has a row of its weights.
 
     Raises:
-        InputError: ``results`` is none, or has no row of the model.
+        InputError: ``results`` is none, or has no row of the model, or one of other weights.
     """
     folder = find_model_folder(source)
     run = _run_of(folder)
     objective = model_facts(encoder)
-    row, level = _results(source, run, results, objective.settings)
+    row, level = _results(source, run, results, objective)
     return Facts(
         towers=encoder.name,
         kind=encoder.config.kind,
@@ -152,29 +152,43 @@ def data_name(source: str) -> str:
 
 
 def _results(
-    source: str, run: Path | None, given: Path | None, settings: Mapping[str, Any]
+    source: str, run: Path | None, given: Path | None, model: ModelFacts
 ) -> tuple[Mapping[str, Any], float]:
-    """The model's row and the level of its intervals."""
-    name = Path(source.removesuffix(BEST).removeprefix("local-dir:"))
+    """The model's row and the level of its intervals: of its weights, whatever it is called there.
+
+    Rows that were written by hand, or by cloob before it wrote fingerprints, count when they are ``given``.
+    """
     if given is not None:
         content = read_json(given)
         rows = _rows(content)
-        fitting = [row for row in rows if _is_tail(str(row["model"]), name)] or (rows if len(rows) == 1 else [])
+        fitting = _of_weights(rows, model) or _of_name(rows, Path(source.removeprefix("local-dir:")))
         if len(fitting) != 1:
             models = ", ".join(str(row["model"]) for row in rows) or "none"
             raise InputError(f"{given}: which of its models ({models}) is {source}?")
-        if not _same_objective(fitting[0], settings):
-            raise InputError(f"{given}: its model {fitting[0]['model']} has another objective than {source}")
-        return fitting[0], _level(content)
+        row = fitting[0]
+        if row.get("fingerprint") not in (None, model.fingerprint):
+            raise InputError(f"{given}: its model {row['model']} has other weights than {source} has now")
+        if not _same_objective(row, model.settings):
+            raise InputError(f"{given}: its model {row['model']} has another objective than {source}")
+        return row, _level(content)
     for place in (run, run.parent) if run is not None else ():
-        path = place / RESULTS_FILE
-        if not path.is_file():
-            continue
-        content = read_json(path)
-        fitting = [row for row in _rows(content) if _is_tail(str(row["model"]), run or name)]
-        if len(fitting) == 1 and _same_objective(fitting[0], settings):
-            return fitting[0], _level(content)
+        if (place / RESULTS_FILE).is_file():
+            content = read_json(place / RESULTS_FILE)
+            if fitting := _of_weights(_rows(content), model):
+                return fitting[0], _level(content)
     return {}, 0.95
+
+
+def _of_weights(rows: list[dict[str, Any]], model: ModelFacts) -> list[dict[str, Any]]:
+    """At most one: a model that is there under two names has the same numbers under both."""
+    known = model.fingerprint
+    return [row for row in rows if known is not None and row.get("fingerprint") == known][:1]
+
+
+def _of_name(rows: list[dict[str, Any]], place: Path) -> list[dict[str, Any]]:
+    """The rows that call their model by the last parts of a place, else the only one."""
+    named = [row for row in rows if _is_tail(str(row["model"]), place)]
+    return named or (rows if len(rows) == 1 else [])
 
 
 def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -189,7 +203,7 @@ def _level(content: Mapping[str, Any]) -> float:
 
 def _is_tail(name: str, place: Path) -> bool:
     """Whether results call the model at a place so: by the last parts of its path."""
-    parts = Path(name.removesuffix(BEST)).parts
+    parts = Path(name).parts
     return bool(parts) and place.parts[-len(parts) :] == parts
 
 
