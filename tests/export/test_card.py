@@ -105,8 +105,8 @@ def test_results_beside_a_run_are_of_its_weights_or_none(run: Path, tmp_path: Pa
         assert "12.3 (10.0–15.0)" in card(run, tmp_path)[1]
         write_model(newer, quick_gelu=True)
         assert "Not measured" in card(run, tmp_path)[1]
+        beside.write_text(json.dumps({"rows": [{**ROW, "fingerprint": own}]}))
         with pytest.raises(InputError, match="other weights than"):
-            beside.write_text(json.dumps({"rows": [{**ROW, "fingerprint": own}]}))
             card(run, tmp_path, beside)
     finally:
         beside.unlink()
@@ -126,6 +126,20 @@ def test_results_of_another_model_are_refused(run: Path, tmp_path: Path, content
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=said):
         card(run, tmp_path, tmp_path / "results.json")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"zeroshot": {"a": 3}},
+        {"zeroshot": [1]},
+        {"zeroshot": {"a": {"acc1": "high", "acc5": None}}, "settings": [1]},
+    ],
+)
+def test_what_is_no_number_is_not_measured(run: Path, tmp_path: Path, row: dict[str, Any]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({"rows": [{"model": "run", **row}]}))
+    metadata, body = card(run, tmp_path, tmp_path / "results.json")
+    assert "Not measured" in body and "model-index" not in metadata
 
 
 def test_a_model_without_a_run(small: Path, tmp_path: Path) -> None:

@@ -283,6 +283,16 @@ def test_json_that_is_no_configuration(text: str, said: str, tower: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
+    "values", [{"inv_tau": "x"}, {"inv_tau": -1}, {"inv_tau": [1]}, {"beta": "z"}, {"beta": 0}, {"bias": "z"}]
+)
+def test_an_objective_without_its_numbers(values: dict[str, Any], tower: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tower, tmp_path / "m")
+    settings = json.loads((folder / "objective.json").read_text())
+    (folder / "objective.json").write_text(json.dumps(settings | values))
+    refused(lambda: load_model(folder), "objective.json", f"{next(iter(values))} is")
+
+
+@pytest.mark.parametrize(
     ("part", "values", "said"),
     [
         ("text_cfg", {"width": None}, "text_cfg.width is None; a whole number"),

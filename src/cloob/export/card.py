@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cloob.citation import BIBTEX
 from cloob.errors import require
+from cloob.evaluate.report.numbers import MISSING, interval, number, part
 from cloob.export.exported import CARD_FILE
 from cloob.export.facts import Facts
 from cloob.files import write_whole
@@ -75,11 +76,11 @@ def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: s
             dataset_name=set_name,
             metric_type="accuracy",
             metric_name=f"zero-shot top-{k}",
-            metric_value=round(100 * numbers[f"acc{k}"], 2),
+            metric_value=round(100 * accuracy, 2),
         )
-        for set_name, numbers in (facts.results.get("zeroshot") or {}).items()
+        for set_name, numbers in part(facts.results, "zeroshot").items()
         for k in (1, 5)
-        if isinstance(numbers.get(f"acc{k}"), int | float)
+        if (accuracy := number(numbers.get(f"acc{k}"))) is not None
     ]
     more = {"model_name": name, "eval_results": results} if results else {}
     data = hub.ModelCardData(license=license, library_name=library, pipeline_tag=PIPELINE, tags=tags, **more)
@@ -133,20 +134,20 @@ def _training(facts: Facts) -> str:
 def _results(facts: Facts) -> str:
     rows = []
     for section, (kind, keys) in _SECTIONS.items():
-        for set_name, numbers in (facts.results.get(section) or {}).items():
+        for set_name, numbers in part(facts.results, section).items():
             for key, label in keys.items():
-                if isinstance(numbers.get(key), int | float):
-                    rows.append([f"{kind}, {_cell(set_name)}", label, _value(numbers, key), str(numbers.get("n", "–"))])
+                if (value := number(numbers.get(key))) is not None:
+                    shown = _value(value, interval(numbers.get(f"{key}_interval")))
+                    rows.append([f"{kind}, {_cell(set_name)}", label, shown, _cell(numbers.get("n", MISSING))])
     if not rows:
         return "Not measured: `cloob eval` measures, and writes a results.json that a card takes up."
     table = _table(["", "", f"({facts.level:.0%} interval)", "n"], rows)
     return f"{table}\n\nMeasured by `cloob eval`; intervals by bootstrap."
 
 
-def _value(numbers: Mapping[str, Any], key: str) -> str:
-    low_high = numbers.get(f"{key}_interval")
-    interval = f" ({100 * low_high[0]:.1f}–{100 * low_high[1]:.1f})" if low_high else ""
-    return f"{100 * numbers[key]:.1f}{interval}"
+def _value(value: float, low_high: tuple[float, float] | None) -> str:
+    around = f" ({100 * low_high[0]:.1f}–{100 * low_high[1]:.1f})" if low_high else ""
+    return f"{100 * value:.1f}{around}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -151,9 +151,7 @@ def data_name(source: str) -> str:
     return path.name.lstrip("~.") or "a folder"
 
 
-def _results(
-    source: str, run: Path | None, given: Path | None, model: ModelFacts
-) -> tuple[Mapping[str, Any], float]:
+def _results(source: str, run: Path | None, given: Path | None, model: ModelFacts) -> tuple[Mapping[str, Any], float]:
     """The model's row and the level of its intervals: of its weights, whatever it is called there.
 
     Rows that were written by hand, or by cloob before it wrote fingerprints, count when they are ``given``.
@@ -208,8 +206,9 @@ def _is_tail(name: str, place: Path) -> bool:
 
 
 def _same_objective(row: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    theirs = row.get("settings") or {}
-    return all(key not in theirs or key not in settings or theirs[key] == settings[key] for key in _IDENTITY)
+    theirs = row.get("settings")
+    known = theirs if isinstance(theirs, Mapping) else {}
+    return all(key not in known or key not in settings or known[key] == settings[key] for key in _IDENTITY)
 
 
 _IDENTITY = ("contrast", "hopfield", "scale")

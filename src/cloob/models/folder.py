@@ -21,6 +21,7 @@ from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model, reachable_hub
+from cloob.models.objective_file import read_objective
 from cloob.models.onnx import folder as onnx_folder
 from cloob.models.runs import (
     ALIGNED_FILE,
@@ -86,7 +87,7 @@ def read_model(folder: Path, load_model: LoadModel) -> DualEncoder:
     check_folder(folder)
     file = config_file(folder)
     config = read_json(file)
-    objective = dict(read_json(folder / OBJECTIVE_FILE)) if (folder / OBJECTIVE_FILE).is_file() else {}
+    objective = read_objective(folder)
     if file.name == ALIGNED_FILE:
         return load_aligned(folder, config, objective, load_model)
     if file.name == TOWERS_FILE:

@@ -14,6 +14,7 @@ from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import read_model, readied_text_tower
 from cloob.models.hub import check_hub_model, fetch_first
 from cloob.models.names import check_path, known_models
+from cloob.models.objective_file import read_objective
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
@@ -133,7 +134,7 @@ def _load_hub(source: str) -> DualEncoder:
         folder = fetch_first(name, source, [[file] for file in HUB_WEIGHTS_FILES])
         if "tokenizer" in config:
             fetch_first(name, source, [[HUB_FILE], [CONFIG_FILE]])
-    objective = dict(read_json(folder / OBJECTIVE_FILE)) if (folder / OBJECTIVE_FILE).is_file() else {}
+    objective = read_objective(folder)
     if "tokenizer" in config:
         tokenizer = stored_tokenizer(folder / CONFIG_FILE, config["tokenizer"], model_cfg["text_cfg"])
     else:

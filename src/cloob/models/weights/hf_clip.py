@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.runs import OBJECTIVE_FILE
+from cloob.models.objective_file import read_objective
 from cloob.models.untrusted import read_json
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS, build, filled
 from cloob.models.weights.folders import folder_weights
@@ -50,9 +50,8 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     end = _end(fields, text["vocab_size"])
     pad = fields.inside("text_config").integer("pad_token_id", end, least=0, most=text["vocab_size"] - 1)
     tokenizer = hub_tokenizer(folder, text["context_length"], pad, end)
-    objective = clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
-    if (folder / OBJECTIVE_FILE).is_file():  # of `cloob export`
-        objective = dict(read_json(folder / OBJECTIVE_FILE)) or objective
+    # An export has its own.
+    objective = read_objective(folder) or clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
     return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
 
