@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cloob import cli
+from cloob import cli, load_model
 from cloob.commands.work.evaluate import named
+from cloob.models.fingerprint import fingerprint
 from cloob.models.folder import save_model
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
@@ -39,6 +40,7 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
     text = (work / "out" / "results.json").read_text(encoding="utf-8")
     row = json.loads(text)["rows"][0]
     assert list(row["zeroshot"]) == ["one", "two"] and list(row["probe"]) == ["one"]
+    assert row["fingerprint"] == fingerprint(load_model(work / "model", device="cpu"))
     assert row["probe"]["one"]["acc1"] == 1.0 and row["probe"]["one"]["n_train"] == 4
     names = {path.relative_to(work / "out").as_posix() for path in (work / "out").rglob("*") if path.is_file()}
     assert {
