@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.pixels import EvalTransform
+from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 
@@ -195,6 +197,34 @@ def test_another_encoder_under_the_same_name_is_noticed(
         load_model(tmp_path / "model")
 
 
+@pytest.mark.parametrize(
+    ("side", "change"),
+    [
+        ("text", lambda bert, _: _edit(bert / "1_Pooling" / "config.json", "mean", "cls")),
+        ("image", lambda _, tower: _edit(tower / CONFIG_FILE, "0.48145466", "0.0")),
+    ],
+    ids=["pooling", "mean"],
+)
+def test_equal_weights_that_give_other_features_are_noticed(
+    side: str, change: Callable[[Path, Path], None], bert: Path, tower: Path, tmp_path: Path
+) -> None:
+    places = [shutil.copytree(folder, tmp_path / name) for folder, name in ((bert, "bert"), (tower, "tower"))]
+    image, text = open_image(str(places[1])), open_text(str(places[0]))
+    names = {"image_encoder": str(places[1]), "text_encoder": str(places[0])}
+    encoder = aligned_encoder(image, text, Head(image.features, 4), Head(text.features, 4), names)
+    save_model(tmp_path / "model", encoder, CONFIG)
+    load_model(tmp_path / "model")
+    change(*places)
+    with pytest.raises(InputError, match=rf"{side} head was trained on, but gives other features"):
+        load_model(tmp_path / "model")
+
+
+def _edit(file: Path, old: str, new: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+
+
 def test_damaged_folders_get_one_line(whole: AlignedEncoder, tmp_path: Path) -> None:
     save_model(tmp_path, whole, CONFIG)
     file, weights = tmp_path / "aligned.json", tmp_path / "heads.safetensors"
@@ -212,6 +242,8 @@ def test_damaged_folders_get_one_line(whole: AlignedEncoder, tmp_path: Path) -> 
         ({"image_encoder": 3}, "image_encoder is 3; a string is wanted"),
         ({"text_fingerprint": None}, "text_fingerprint is None; a string is wanted"),
         ({"image_size": -1}, "image_size is -1; a whole number"),
+        ({"probe": []}, "probe is .*; an object is wanted"),
+        ({"probe": {"image": [1, 2]}}, r"probe.image is \[1, 2\]; 64 numbers is wanted"),
         ({"heads": []}, "heads is .*; an object is wanted"),
         ({"heads": {"image": good["heads"]["image"]}}, "heads.text is 'nothing'; an object is wanted"),
     ):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
+from cloob.models.runs import ONNX_FILE
 from support import refused, run_script
 
 TEXTS = ["a dog", "", "two cats & a bird", "long " * 100, "Tom &amp; Jerry", *(f"number {i}" for i in range(40))]
@@ -53,6 +56,14 @@ def test_copies_run(loaded: DualEncoder) -> None:
     rows = loaded.encode_text(TEXTS[:3])
     for other in (copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
         assert torch.equal(other.encode_text(TEXTS[:3]), rows)
+
+
+def test_graphs_of_another_model_beside_its_file_are_noticed(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "m")
+    content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
+    (folder / ONNX_FILE).write_text(json.dumps(content | {"fingerprint": "0" * 64}), encoding="utf-8")
+    with pytest.raises(InputError, match="not those that onnx.json was written for"):
+        load_model(folder)
 
 
 def test_it_does_not_train(loaded: DualEncoder, exported: Path, tmp_path: Path) -> None:

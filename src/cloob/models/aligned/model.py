@@ -1,6 +1,7 @@
 """Encoders and heads as one ``DualEncoder``, and the folder it is stored in: the heads, and the encoders' names.
 
-``aligned.json`` names both encoders with a fingerprint of their weights, ``heads.safetensors`` holds the heads.
+``aligned.json`` names both encoders with a fingerprint of their weights and what they give for a picture and a text,
+``heads.safetensors`` holds the heads.
 open_clip does not read such a folder: its encoders may come from anywhere.
 """
 
@@ -28,6 +29,10 @@ from cloob.models.weights.formats.safe_tensors import read_safetensors
 from cloob.models.weights.keymap import fill, same_names
 
 _FORMAT = 1
+_SIDES = ("image", "text")
+_PROBE_TEXT, _PROBE_WIDTH = "A photo of 2 Dogs & a cat.", 64
+_SAME = 0.01
+"""How far what an encoder gives may be from what it gave, relative to its length: machines round, pooling does not."""
 
 
 class AlignedTowers(nn.Module):
@@ -140,6 +145,7 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes]:
         **encoder.config.settings,
         "image_fingerprint": fingerprint(towers.visual),
         "text_fingerprint": fingerprint(towers.text),
+        "probe": {side: [round(value, 6) for value in row.tolist()] for side, row in _probe(encoder).items()},
         "heads": {side: head.options for side, head in heads.items()},
     }
     state = {f"{side}.{key}": value for side, head in heads.items() for key, value in head.state_dict().items()}
@@ -167,7 +173,7 @@ def load_aligned(
     if config.get("format") != _FORMAT:
         raise InputError(f"{file}: has format {config.get('format')!r}; this version reads format {_FORMAT}")
     names = {key: _text(fields, key) for key in ("image_encoder", "text_encoder")}
-    known = {side: _text(fields, f"{side}_fingerprint") for side in ("image", "text")}
+    known = {side: _text(fields, f"{side}_fingerprint") for side in _SIDES}
     with torch.device("meta"):  # no memory for a stranger's sizes before the file of weights has them
         heads = {side: _head(fields.inside("heads").inside(side)) for side in known}
     size = fields.integer("image_size")
@@ -186,7 +192,36 @@ def load_aligned(
                 f"{file}: its heads were trained on another {side} encoder than {names[f'{side}_encoder']!r} is now"
             )
     _fill(heads, folder / HEADS_FILE)
-    return aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
+    encoder = aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
+    if "probe" in config:  # written since 2026
+        _check_probe(encoder, fields.inside("probe"))
+    return encoder
+
+
+def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
+    """The first of the features of a picture and a text that are always the same; of unit length.
+
+    They tell what a fingerprint of weights does not: another tokenizer, pooling, activation or normalisation of pixels.
+    """
+    assert isinstance(encoder, AlignedEncoder)
+    size = encoder.image_size
+    picture = (torch.arange(3 * size * size) % 251).to(torch.uint8).view(1, 3, size, size)
+    rows = encoder.features(picture, encoder.tokenizer([_PROBE_TEXT]))
+    return {side: F.normalize(row[0, :_PROBE_WIDTH].cpu(), dim=0) for side, row in zip(_SIDES, rows, strict=True)}
+
+
+def _check_probe(encoder: AlignedEncoder, given: Fields) -> None:
+    """Raises InputError where an encoder with the right weights gives other features than the heads were trained on."""
+    for side, row in _probe(encoder).items():
+        values = given.values.get(side)
+        if not isinstance(values, list) or not all(type(value) is float for value in values) or len(values) != len(row):
+            raise given.wrong(side, f"{len(row)} numbers")
+        if not torch.linalg.vector_norm(row - torch.tensor(values)) <= _SAME:
+            name = encoder.config.settings[f"{side}_encoder"]
+            raise InputError(
+                f"{given.path}: {name!r} has the weights that the {side} head was trained on, but gives other features "
+                "(its tokenizer, pooling, layers or normalisation of pixels were changed)"
+            )
 
 
 def _text(fields: Fields, key: str) -> str:

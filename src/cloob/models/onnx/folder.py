@@ -97,6 +97,8 @@ def load(folder: Path, content: dict[str, Any], objective: dict[str, Any]) -> On
         InputError: A file is missing, damaged, not to be trusted or does not fit the others.
     """
     found = read_contents(folder, content)
+    if found.settings["fingerprint"] not in ("", fingerprint(folder)):  # vectors of two models would mix
+        raise InputError(f"{folder}: its graphs are not those that {ONNX_FILE} was written for; export the model again")
     images, texts = GraphImages(found.images, found.preprocess_cfg), GraphTexts(found.texts)
     towers = Towers(images, texts, found.logit_scale)
     tokenizer = read_tokenizer(folder, found.tokenizer, found.context_length)
