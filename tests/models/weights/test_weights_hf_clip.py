@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +194,38 @@ def test_each_tower_has_its_own_activation(tmp_path: Path, text_act: str, image_
 @pytest.mark.parametrize("value", ["gelu_new", "", None, 3, ["gelu"], {"gelu": 1}])
 def test_an_activation_that_is_none(tmp_path: Path, value: object) -> None:
     write_transformers_clip(tmp_path, "gelu", "gelu")
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["text_config"]["hidden_act"] = value
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    with_config(tmp_path, lambda config: config["text_config"].update(hidden_act=value))
     with pytest.raises(InputError, match=r"text_config\.hidden_act is .*'gelu_pytorch_tanh' is wanted") as caught:
         load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def with_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "said"),
+    [
+        ("text_config", {"hidden_act": "quick_gelu"}, r"text_config_dict\.hidden_act is 'quick_gelu'; 'gelu', as in"),
+        ("vision_config", {"patch_size": 8}, r"vision_config_dict\.patch_size is 8; 16, as in vision_config, is wanted"),
+        ("vision_config", None, r"vision_config_dict\.num_hidden_layers is 12; 2, as in"),  # its default
+        ("text_config", {"eos_token_id": 7}, r"text_config_dict\.eos_token_id is 7; the last word"),
+    ],
+)
+def test_a_second_description_of_a_tower_has_to_say_the_same(
+    tmp_path: Path, key: str, changes: dict[str, Any] | None, said: str
+) -> None:
+    """transformers puts ``text_config_dict`` and its defaults over ``text_config``."""
+    write_transformers_clip(tmp_path, "gelu", "gelu")
+    rows = load_model(tmp_path, device="cpu").encode_image(torch.zeros(1, 3, SIDE, SIDE))
+    both = ("text_config", "vision_config")
+    with_config(tmp_path, lambda config: config.update({f"{side}_dict": config[side] for side in both}))
+    assert load_model(tmp_path, device="cpu").encode_image(torch.zeros(1, 3, SIDE, SIDE)).equal(rows)
+    other = {} if changes is None else json.loads((tmp_path / "config.json").read_text())[key] | changes
+    with pytest.raises(InputError, match=said) as caught:
+        load_model(with_config(tmp_path, lambda config: config.update({f"{key}_dict": other})))
     assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ from cloob.models.untrusted import read_json
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS, build, filled
 from cloob.models.weights.folders import folder_weights
 from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.formats.pickles import printable
 from cloob.models.weights.keymap import Part
 from cloob.models.weights.scales import clip_objective, scale_of
 from cloob.models.weights.tokens import hub_tokenizer
@@ -20,8 +21,15 @@ WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pyt
 """Patterns of the files of weights on a hub: of the first that is there; an index of several is a configuration."""
 _MOST = 1 << 16
 _IGNORED = frozenset({"text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"})
-_TEXT = {"width": 512, "hidden": 2048, "layers": 12, "heads": 8}
-_IMAGE = {"width": 768, "hidden": 3072, "layers": 12, "heads": 12}
+_TOWER = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_DEFAULTS: dict[str, dict[str, Any]] = {  # of CLIPTextConfig and CLIPVisionConfig
+    "text_config": _TOWER
+    | {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
+    | {"max_position_embeddings": 77, "vocab_size": 49408},
+    "vision_config": _TOWER
+    | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
+    | {"image_size": 224, "patch_size": 32, "num_channels": 3},
+}
 _ACTIVATIONS = {  # of a tower, beside open_clip's quick_gelu, which is of both
     "gelu": {},
     "quick_gelu": {},
@@ -57,22 +65,22 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
 
 def _end(fields: Fields, vocabulary: int) -> int:
     """The end token; open_clip takes the row of the highest token, so it has to be that."""
-    text = fields.inside("text_config")
-    end = text.integer("eos_token_id", 49407, least=0, most=vocabulary - 1)
-    if end not in (2, vocabulary - 1):
-        raise text.wrong("eos_token_id", f"the last word of the vocabulary ({vocabulary - 1})")
+    keys = ("text_config", "text_config_dict")
+    for text in (fields.inside(key) for key in keys if fields.values.get(key) is not None):
+        if text.integer("eos_token_id", 49407, least=0, most=vocabulary - 1) not in (2, vocabulary - 1):
+            raise text.wrong("eos_token_id", f"the last word of the vocabulary ({vocabulary - 1})")
     return vocabulary - 1
 
 
 def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
     """open_clip's ``model_cfg`` of a CLIPConfig."""
-    text, image = fields.inside("text_config"), fields.inside("vision_config")
-    text_tower, image_tower = _tower(text, _TEXT, known), _tower(image, _IMAGE, known)
+    text, image = _side(fields, "text_config"), _side(fields, "vision_config")
+    text_tower, image_tower = _tower(text, known), _tower(image, known)
     text_act, image_act = _activations(text, image)
-    size, patch = image.integer("image_size", 224, most=_MOST), image.integer("patch_size", 32, most=_MOST)
-    if size % patch or image.integer("num_channels", 3) != 3:
+    size, patch = image.integer("image_size", most=_MOST), image.integer("patch_size", most=_MOST)
+    if size % patch or image.integer("num_channels") != 3:
         raise image.wrong("image_size", f"a multiple of patch_size ({patch})")
-    vocabulary = text.integer("vocab_size", 49408)
+    vocabulary = text.integer("vocab_size")
     return {
         "embed_dim": fields.integer("projection_dim", 512, most=_MOST),
         "quick_gelu": text_act == "quick_gelu",
@@ -86,7 +94,7 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
             **_ACTIVATIONS[image_act],
         },
         "text_cfg": {
-            "context_length": text.integer("max_position_embeddings", 77, most=_MOST),
+            "context_length": text.integer("max_position_embeddings", most=_MOST),
             "vocab_size": vocabulary,
             "width": text_tower["width"],
             "heads": text_tower["heads"],
@@ -98,27 +106,39 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
     }
 
 
+def _side(fields: Fields, key: str) -> Fields:
+    """A tower's object with its defaults; InputError where ``KEY_dict``, which transformers puts over it, is another."""
+    given = [fields.inside(key)]
+    if fields.values.get(f"{key}_dict") is not None:
+        given.append(fields.inside(f"{key}_dict"))
+    whole = [Fields(side.path, {**_DEFAULTS[key], **side.values}, side.prefix) for side in given]
+    for name in _DEFAULTS[key]:
+        if whole[-1].values[name] != (value := whole[0].values[name]):
+            raise whole[-1].wrong(name, f"{printable(repr(value))[:60]}, as in {key},")
+    return whole[0]
+
+
 def _activations(text: Fields, image: Fields) -> tuple[str, str]:
     """The activations of the two towers; InputError where open_clip cannot have both."""
     names = tuple(_ACTIVATIONS)
-    text_act, image_act = (side.one_of("hidden_act", names, "quick_gelu") for side in (text, image))
+    text_act, image_act = (side.one_of("hidden_act", names) for side in (text, image))
     if text_act != image_act and "quick_gelu" in (text_act, image_act):
         raise image.wrong("hidden_act", f"that of the text tower ({text_act!r}), as open_clip has quick_gelu in both,")
     return text_act, image_act
 
 
-def _tower(side: Fields, defaults: Mapping[str, int], known: int) -> dict[str, int]:
+def _tower(side: Fields, known: int) -> dict[str, int]:
     tower = {
-        "width": side.integer("hidden_size", defaults["width"], most=_MOST),
-        "hidden": side.integer("intermediate_size", defaults["hidden"], most=_MOST),
-        "layers": side.integer("num_hidden_layers", defaults["layers"], most=MAX_LAYERS),
-        "heads": side.integer("num_attention_heads", defaults["heads"]),
+        "width": side.integer("hidden_size", most=_MOST),
+        "hidden": side.integer("intermediate_size", most=_MOST),
+        "layers": side.integer("num_hidden_layers", most=MAX_LAYERS),
+        "heads": side.integer("num_attention_heads"),
     }
     if tower["width"] % tower["heads"]:
         raise side.wrong("num_attention_heads", f"a divisor of {tower['width']}")
     if tower["layers"] > known:
         raise side.wrong("num_hidden_layers", f"what the {known} tensors of the weights can be")
-    if side.number("layer_norm_eps", 1e-5) != 1e-5:
+    if side.number("layer_norm_eps") != 1e-5:
         raise side.wrong("layer_norm_eps", "1e-05")
     return tower
 
