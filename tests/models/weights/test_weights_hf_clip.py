@@ -229,3 +229,36 @@ def test_a_second_description_of_a_tower_has_to_say_the_same(
     with pytest.raises(InputError, match=said) as caught:
         load_model(with_config(tmp_path, lambda config: config.update({f"{key}_dict": other})))
     assert "\n" not in str(caught.value)
+
+
+def write_tokenizer(folder: Path, change: Callable[[dict[str, Any]], object] = lambda rules: None) -> None:
+    """``tokenizer.json`` of ``CLIPTokenizer`` with a vocabulary of 40 words, changed."""
+    letters = "abcdefghijklmnopqrs"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = transformers.CLIPTokenizer({word: number for number, word in enumerate(words)}, [])
+    tokenizer.save_pretrained(folder)
+    rules = json.loads((folder / "tokenizer.json").read_text())
+    change(rules)
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"post_processor": None}, "puts no '<|startoftext|>' before and '<|endoftext|>' behind a text"),
+        ({"normalizer": None}, "does not make texts lower-case"),
+        ({"normalizer": {"type": "Lowercase"}}, "does not make texts lower-case, NFC and singly spaced"),
+    ],
+)
+def test_rules_that_clip_tokenizer_passes_over_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """transformers 5 has its own rules for CLIPTokenizer, whatever ``tokenizer.json`` says."""
+    write_transformers_clip(tmp_path, "gelu", "gelu")
+    write_tokenizer(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)("A  Bad CAFE")["input_ids"]
+    assert load_model(tmp_path, device="cpu").tokenizer(["A  Bad CAFE"])[0, : len(theirs)].tolist() == theirs
+    write_tokenizer(tmp_path, lambda rules: rules.update(changes))
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    load_model(tmp_path)  # which has those of the file

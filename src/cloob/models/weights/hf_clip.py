@@ -15,7 +15,7 @@ from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.formats.pickles import printable
 from cloob.models.weights.keymap import Part
 from cloob.models.weights.scales import clip_objective, scale_of
-from cloob.models.weights.tokens import hub_tokenizer
+from cloob.models.weights.tokens import HubTokenizer, hub_tokenizer
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 """Patterns of the files of weights on a hub: of the first that is there; an index of several is a configuration."""
@@ -37,6 +37,8 @@ _ACTIVATIONS = {  # of a tower, beside open_clip's quick_gelu, which is of both
 }
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
 _PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor")
+_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+_WORDS = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
 _FLAGS = {"do_resize": True, "do_rescale": True, "do_normalize": True, "do_pad": False, "use_square_size": False}
 
 
@@ -58,6 +60,8 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     end = _end(fields, text["vocab_size"])
     pad = fields.inside("text_config").integer("pad_token_id", end, least=0, most=text["vocab_size"] - 1)
     tokenizer = hub_tokenizer(folder, text["context_length"], pad, end)
+    if isinstance(tokenizer, HubTokenizer):
+        _check_rules(folder, tokenizer)
     # An export has its own.
     objective = read_objective(folder) or clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
     return DualEncoder(folder.name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
@@ -70,6 +74,16 @@ def _end(fields: Fields, vocabulary: int) -> int:
         if text.integer("eos_token_id", 49407, least=0, most=vocabulary - 1) not in (2, vocabulary - 1):
             raise text.wrong("eos_token_id", f"the last word of the vocabulary ({vocabulary - 1})")
     return vocabulary - 1
+
+
+def _check_rules(folder: Path, tokenizer: HubTokenizer) -> None:
+    """InputError where a folder's tokenizer is of transformers' own class, and ``tokenizer.json`` has other rules."""
+    path = folder / "tokenizer_config.json"
+    fields = Fields(path, read_json(path) if path.is_file() else {})
+    if fields.values.get("tokenizer_class") in (None, *_TOKENIZERS):
+        words = [fields.values.get(key, default) for key, default in _WORDS.items()]
+        start, end = (str(word.get("content") if isinstance(word, dict) else word) for word in words)
+        tokenizer.check_clip(start, end)
 
 
 def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:

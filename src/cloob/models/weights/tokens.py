@@ -151,6 +151,23 @@ class HubTokenizer:
             row[: len(ids)] = ids
         return rows
 
+    def check_clip(self, start: str, end: str) -> None:
+        """Refuses rules that are not those of transformers' ``CLIPTokenizer``, which reads no rules from the file.
+
+        Args:
+            start: The word that rows begin with.
+            end: The word that texts end with.
+
+        Raises:
+            InputError: The file has other rules.
+        """
+        capital, small, composed, letter = self.ids(["A  B", "a b", "E\u0301", "\u00e9"]).tolist()
+        words = capital[0], self.end if self.end in small else None
+        if words != (self._tokenizer.token_to_id(start), self._tokenizer.token_to_id(end)):
+            raise InputError(f"{self.path}: puts no {start!r} before and {end!r} behind a text, as CLIPTokenizer does")
+        if capital != small or composed != letter:
+            raise InputError(f"{self.path}: does not make texts lower-case, NFC and singly spaced, as CLIPTokenizer does")
+
     def description(self) -> str:
         """The vocabulary and the rules, as one text."""
         return f"{self.settings} {self.context_length} {self._tokenizer.to_str()}"
