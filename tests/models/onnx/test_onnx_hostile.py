@@ -176,6 +176,7 @@ def test_a_missing_graph(tmp_path: Path, name: str) -> None:
         '{"model": {"vocab": [], "merges": {}}}',
         '{"model": {"vocab": {"a": "0"}, "merges": [1]}}',
         "[" * 1000,
+        '{"normalizer": {"type": "Replace", "pattern": {"String": "a"}, "content": "%s"}}' % ("a" * 300),
     ],
 )
 def test_a_tokenizer_that_is_none(tmp_path: Path, content: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from own_files import write_transformers_clip
+from own_files import write_tokenizer, write_transformers_clip
 from PIL import Image
 from torch import Tensor, nn
 
@@ -211,7 +211,7 @@ def with_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> Pat
     ("key", "changes", "said"),
     [
         ("text_config", {"hidden_act": "quick_gelu"}, r"text_config_dict\.hidden_act is 'quick_gelu'; 'gelu', as in"),
-        ("vision_config", {"patch_size": 8}, r"vision_config_dict\.patch_size is 8; 16, as in vision_config, is wanted"),
+        ("vision_config", {"patch_size": 8}, r"vision_config_dict\.patch_size is 8; 16, as in vision_config, is"),
         ("vision_config", None, r"vision_config_dict\.num_hidden_layers is 12; 2, as in"),  # its default
         ("text_config", {"eos_token_id": 7}, r"text_config_dict\.eos_token_id is 7; the last word"),
     ],
@@ -231,23 +231,12 @@ def test_a_second_description_of_a_tower_has_to_say_the_same(
     assert "\n" not in str(caught.value)
 
 
-def write_tokenizer(folder: Path, change: Callable[[dict[str, Any]], object] = lambda rules: None) -> None:
-    """``tokenizer.json`` of ``CLIPTokenizer`` with a vocabulary of 40 words, changed."""
-    letters = "abcdefghijklmnopqrs"
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = transformers.CLIPTokenizer({word: number for number, word in enumerate(words)}, [])
-    tokenizer.save_pretrained(folder)
-    rules = json.loads((folder / "tokenizer.json").read_text())
-    change(rules)
-    (folder / "tokenizer.json").write_text(json.dumps(rules))
-
-
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"post_processor": None}, "puts no '<|startoftext|>' before and '<|endoftext|>' behind a text"),
-        ({"normalizer": None}, "does not make texts lower-case"),
-        ({"normalizer": {"type": "Lowercase"}}, "does not make texts lower-case, NFC and singly spaced"),
+        ({"normalizer": None}, "makes no text lower-case"),
+        ({"normalizer": {"type": "Lowercase"}}, "makes no text lower-case, NFC and singly spaced"),
     ],
 )
 def test_rules_that_clip_tokenizer_passes_over_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

@@ -13,6 +13,7 @@ from cloob.models.importing import import_open_clip
 from cloob.models.onnx.words import read_tables
 from cloob.models.tokenizer import Tokens, as_tensor
 from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.formats.tokenizer_json import read_rules
 from cloob.models.weights.tokens import HUB_FILE, ClipTokenizer, NoTokenizer, RinnaTokenizer, hub_tokenizer
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
 CLEANINGS = ("whitespace", "lower", "canonicalize")
 """open_clip's, by name."""
-
-_LARGEST_JSON = 64 << 20
 
 
 class Tokenizer(Protocol):
@@ -84,11 +83,9 @@ class JsonTokenizer:
 
     def __init__(self, path: Path, context_length: int, cleaning: str | None, strip: int | None) -> None:
         self.path, self.context_length, self.cleaning, self.strip = path, context_length, cleaning, strip
-        library = require("tokenizers", "onnx")
-        if path.stat().st_size > _LARGEST_JSON:
-            raise InputError(f"{path}: {path.stat().st_size:,} bytes are too many for a tokenizer")
+        library, rules = require("tokenizers", "onnx"), read_rules(path)
         try:
-            self._tokenizer: Any = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            self._tokenizer: Any = library.Tokenizer.from_str(rules)
             padding = self._tokenizer.padding
             self._tokenizer.enable_padding(**{**padding, "length": context_length, "pad_to_multiple_of": None})
             self._tokenizer.enable_truncation(context_length)

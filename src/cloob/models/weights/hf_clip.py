@@ -121,7 +121,7 @@ def _model_cfg(fields: Fields, known: int) -> dict[str, Any]:
 
 
 def _side(fields: Fields, key: str) -> Fields:
-    """A tower's object with its defaults; InputError where ``KEY_dict``, which transformers puts over it, is another."""
+    """A tower's object with its defaults; InputError where ``KEY_dict``, which transformers puts over it, differs."""
     given = [fields.inside(key)]
     if fields.values.get(f"{key}_dict") is not None:
         given.append(fields.inside(f"{key}_dict"))

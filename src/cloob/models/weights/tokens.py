@@ -14,6 +14,7 @@ import numpy as np
 from cloob.errors import InputError, one_line, require
 from cloob.models.importing import import_open_clip
 from cloob.models.tokenizer import FastTokenizer, Tokens, as_tensor
+from cloob.models.weights.formats.tokenizer_json import read_rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,9 +128,9 @@ class HubTokenizer:
     def __init__(self, path: Path, context_length: int, pad: int, end: int) -> None:
         self.path, self.context_length, self.pad, self.end = path, context_length, pad, end
         self.settings: dict[str, Any] = {"kind": "hub", "pad": pad, "end": end}
-        library = require("tokenizers", "align")
+        library, rules = require("tokenizers", "align"), read_rules(path)
         try:
-            self._tokenizer: Any = library.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+            self._tokenizer: Any = library.Tokenizer.from_str(rules)
         except Exception as error:  # whatever the library raises for a damaged file
             raise InputError(f"{path}: not a tokenizer ({one_line(error, 100)})") from None
         self._tokenizer.no_padding()
@@ -166,7 +167,7 @@ class HubTokenizer:
         if words != (self._tokenizer.token_to_id(start), self._tokenizer.token_to_id(end)):
             raise InputError(f"{self.path}: puts no {start!r} before and {end!r} behind a text, as CLIPTokenizer does")
         if capital != small or composed != letter:
-            raise InputError(f"{self.path}: does not make texts lower-case, NFC and singly spaced, as CLIPTokenizer does")
+            raise InputError(f"{self.path}: makes no text lower-case, NFC and singly spaced, as CLIPTokenizer does")
 
     def description(self) -> str:
         """The vocabulary and the rules, as one text."""
