@@ -56,6 +56,11 @@ def message(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether a library failed: an exception, or a panic of Rust's, which is none; not Ctrl-C, not an exit."""
+    return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
+
+
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception's message without line breaks, cut to ``limit`` characters; its type when it has none.
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from cloob.distributed import resolve_device
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError, is_failure, one_line, require
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
 from cloob.models.importing import import_open_clip
@@ -211,7 +211,9 @@ def translated(what: str) -> Iterator[None]:
     except InputError:
         raise
     # Whatever it is: hub, pickle, JSON and shape errors have no common class, and the cause stays attached.
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise InputError(f"{what}: {one_line(error)}") from error
     finally:
         root.removeFilter(_nothing)

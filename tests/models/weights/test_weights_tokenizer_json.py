@@ -10,10 +10,16 @@ import pytest
 from own_files import write_tokenizer
 
 from cloob.errors import InputError
-from cloob.models.weights.formats.tokenizer_json import read_rules
+from cloob.models.onnx.reading import JsonTokenizer
+from cloob.models.towers import translated
+from cloob.models.weights.formats.tokenizer_json import guarded, read_rules
 from cloob.models.weights.tokens import HubTokenizer
 
 pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+PADDING = {"strategy": {"Fixed": 77}, "direction": "Right", "pad_id": 39, "pad_type_id": 0, "pad_token": "?"}
+PADDING |= {"pad_to_multiple_of": None}
 
 
 def replace(old: str, new: str, kind: str = "String") -> dict[str, Any]:
@@ -80,3 +86,46 @@ def test_a_tokenizer_that_blows_a_text_up_is_refused(tmp_path: Path, rules: dict
 def test_what_tokenizers_are_made_of_is_taken(tmp_path: Path, rules: dict[str, Any]) -> None:
     write_tokenizer(tmp_path, lambda known: known.update(rules))
     assert "normalizer" in read_rules(tmp_path / "tokenizer.json")
+
+
+WORDS = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}
+LOST = {"SpecialToken": {"id": "lost", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "said"),
+    [
+        ({"model": WORDS}, "makes no tokens of a text (WordLevel error: Missing [UNK] token"),
+        (
+            {"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", -1.0]]}},
+            "makes no tokens of a text (Encounter",
+        ),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "makes no tokens of a text (chunk size"),
+        (
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+            "not a tokenizer (Precompiled: Error",
+        ),
+        (
+            {"post_processor": {"type": "TemplateProcessing", "single": [LOST], "pair": [A, B], "special_tokens": {}}},
+            "makes no tokens of a text (no entry found",
+        ),
+    ],
+)
+def test_what_the_library_raises_is_one_line(tmp_path: Path, rules: dict[str, Any], said: str) -> None:
+    """Its panics are no exceptions."""
+    path = tmp_path / "tokenizer.json"
+    write_tokenizer(tmp_path, lambda known: known.update(rules | {"padding": PADDING}))
+    for read in (lambda: HubTokenizer(path, 77, 39, 39), lambda: JsonTokenizer(path, 77, None, None)):
+        with pytest.raises(InputError) as caught:
+            read()
+        line = str(caught.value)
+        assert line.startswith(f"{path}: {said}") and "\n" not in line and len(line) < 400, line
+    with pytest.raises(InputError, match="model 'x': "), translated("model 'x'"):
+        tokenizers.Tokenizer.from_str(path.read_text()).encode("b")
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_an_interruption_passes(kind: type[BaseException]) -> None:
+    for guard in (translated, guarded):
+        with pytest.raises(kind), guard("model 'x'"):
+            raise kind

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError
 from cloob.models.importing import import_open_clip
 from cloob.models.onnx.words import read_tables
 from cloob.models.tokenizer import Tokens, as_tensor
 from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.tokenizer_json import read_rules
+from cloob.models.weights.formats.tokenizer_json import TRIAL, encoded, guarded, opened
 from cloob.models.weights.tokens import HUB_FILE, ClipTokenizer, NoTokenizer, RinnaTokenizer, hub_tokenizer
 
 if TYPE_CHECKING:
@@ -83,14 +83,12 @@ class JsonTokenizer:
 
     def __init__(self, path: Path, context_length: int, cleaning: str | None, strip: int | None) -> None:
         self.path, self.context_length, self.cleaning, self.strip = path, context_length, cleaning, strip
-        library, rules = require("tokenizers", "onnx"), read_rules(path)
-        try:
-            self._tokenizer: Any = library.Tokenizer.from_str(rules)
+        self._tokenizer = opened(path, "onnx")
+        with guarded(f"{path}: not a tokenizer that pads its rows"):
             padding = self._tokenizer.padding
             self._tokenizer.enable_padding(**{**padding, "length": context_length, "pad_to_multiple_of": None})
             self._tokenizer.enable_truncation(context_length)
-        except Exception as error:  # whatever the library raises for a damaged file
-            raise InputError(f"{path}: not a tokenizer that pads its rows ({one_line(error, 100)})") from None
+        encoded(path, self._tokenizer, [TRIAL])
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Tokens of n texts, (n, L) int64."""
@@ -102,6 +100,6 @@ class JsonTokenizer:
         if self.cleaning is not None:
             clean = import_open_clip(".tokenizer").get_clean_fn(self.cleaning)
             texts = [clean(text) for text in texts]
-        ids = [encoded.ids for encoded in self._tokenizer.encode_batch(texts)]
+        ids = encoded(self.path, self._tokenizer, texts)
         tokens = np.array(ids, np.int64).reshape(len(texts), self.context_length)
         return tokens if self.strip is None else np.where(tokens == self.strip, 0, tokens)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from cloob.errors import InputError, one_line, require
+from cloob.errors import InputError, require
 from cloob.models.importing import import_open_clip
 from cloob.models.tokenizer import FastTokenizer, Tokens, as_tensor
-from cloob.models.weights.formats.tokenizer_json import read_rules
+from cloob.models.weights.formats.tokenizer_json import TRIAL, encoded, opened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,13 +128,10 @@ class HubTokenizer:
     def __init__(self, path: Path, context_length: int, pad: int, end: int) -> None:
         self.path, self.context_length, self.pad, self.end = path, context_length, pad, end
         self.settings: dict[str, Any] = {"kind": "hub", "pad": pad, "end": end}
-        library, rules = require("tokenizers", "align"), read_rules(path)
-        try:
-            self._tokenizer: Any = library.Tokenizer.from_str(rules)
-        except Exception as error:  # whatever the library raises for a damaged file
-            raise InputError(f"{path}: not a tokenizer ({one_line(error, 100)})") from None
+        self._tokenizer = opened(path, "align")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        encoded(path, self._tokenizer, [TRIAL])
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
         """Tokens of n texts, (n, L) int64."""
@@ -145,10 +142,9 @@ class HubTokenizer:
         texts = [texts] if isinstance(texts, str) else texts
         length = context_length or self.context_length
         rows = np.full((len(texts), length), self.pad, np.int64)
-        for row, encoded in zip(rows, self._tokenizer.encode_batch(list(texts)), strict=True):
-            ids = encoded.ids
+        for row, ids in zip(rows, encoded(self.path, self._tokenizer, texts), strict=True):
             if len(ids) > length:
-                ids = [*ids[: length - 1], self.end]
+                ids[length - 1 :] = [self.end]
             row[: len(ids)] = ids
         return rows
 

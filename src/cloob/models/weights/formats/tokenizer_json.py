@@ -1,4 +1,4 @@
-"""A stranger's ``tokenizer.json``: looked at before the ``tokenizers`` package reads it.
+"""A stranger's ``tokenizer.json``: looked at before the ``tokenizers`` package reads it, which may panic all the same.
 
 Each step that prepares a text takes what the one before it made: n steps of "a" to "aa" make 2^n letters of one.
 """
@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import base64
 import unicodedata
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError
+from cloob.errors import InputError, is_failure, one_line, require
 from cloob.files import TooLarge, read_at_most
 from cloob.models.untrusted import parse_json
 from cloob.models.weights.formats.pickles import printable
 
 _LARGEST = 64 << 20
+TRIAL = "A photo of 3 red hearts."
+"""A text that every tokenizer has to take, tried when it is opened."""
 _MOST_STEPS = 1024
 _MOST = 256
 """Letters that all steps make of one, and tokens that a step puts around a text."""
@@ -34,6 +38,38 @@ _KNOWN = {  # the most letters that a step makes of one, as _letters counts them
     },
     "post_processor": dict.fromkeys(("BertProcessing", "RobertaProcessing", "ByteLevel"), 1),
 }
+
+
+def opened(path: Path, extra: str) -> Any:
+    """The ``Tokenizer`` of a ``tokenizer.json``.
+
+    Args:
+        path: The file.
+        extra: Ours that brings the package.
+
+    Raises:
+        InputError: The package is not installed, or the file is none for it, or as :func:`read_rules`.
+    """
+    library, rules = require("tokenizers", extra), read_rules(path)
+    with guarded(f"{path}: not a tokenizer"):
+        return library.Tokenizer.from_str(rules)
+
+
+def encoded(path: Path, tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text; InputError, which names the file, where the package makes none."""
+    with guarded(f"{path}: makes no tokens of a text"):
+        return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turns whatever the package raises, panics too, into an InputError that begins so."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise InputError(f"{what} ({one_line(error, 100)})") from None
 
 
 def read_rules(path: Path) -> str:
