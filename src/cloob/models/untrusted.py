@@ -25,7 +25,8 @@ CONFIG_FILES = (
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"})
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
 _TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
-_LARGEST = 16 << 20  # bytes of a configuration; an index of shards has some megabytes
+LARGEST_JSON = 16 << 20
+"""Bytes of a configuration or of a header; an index of shards has some megabytes."""
 MOST_LAYERS = 1024
 """No model has more blocks one after the other; each takes time and memory before any weight is looked at."""
 _LAYERS = re.compile(
@@ -49,7 +50,7 @@ def read_json(path: Path, kind: type = dict) -> Any:
         InputError: It cannot be read, or as :func:`parse_json`.
     """
     try:
-        return parse_json(path, read_at_most(path, _LARGEST), kind)
+        return parse_json(path, read_at_most(path, LARGEST_JSON), kind)
     except TooLarge as error:
         raise InputError(f"{path}: {error.size:,} bytes are too many for a configuration") from None
     except OSError as error:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 
 from cloob.errors import InputError
-from cloob.models.untrusted import parse_json
+from cloob.models.untrusted import LARGEST_JSON, parse_json
 from cloob.models.weights.formats.pickles import printable
 from cloob.models.weights.formats.stored import Stored, stored
 
-_MAX_HEADER = 100_000_000
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -37,8 +36,10 @@ def read_safetensors(path: Path) -> dict[str, Stored]:
     with path.open("rb") as file:
         head = file.read(8)
         length = int.from_bytes(head, "little")
-        if len(head) < 8 or length > min(size - 8, _MAX_HEADER):
+        if len(head) < 8 or length > size - 8:
             raise InputError(f"{path}: cut short or damaged: a header of {length} bytes in a file of {size}")
+        if length > LARGEST_JSON:
+            raise InputError(f"{path}: {length:,} bytes are too many for a header")
         header = parse_json(path, file.read(length))
     start = 8 + length
     tensors: dict[str, Stored] = {}
