@@ -16,13 +16,16 @@ Needs Pillow and NumPy (the extra ``train``).
 from __future__ import annotations
 
 import io
+import re
 import warnings
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import IcoImagePlugin, Image
+from PIL.ExifTags import Base
 
 from cloob.errors import InputError, require
 from cloob.files import TooLarge, read_at_most
@@ -35,6 +38,12 @@ MAX_IMAGE_BYTES = 256 * 1024 * 1024
 
 WHOLE_PIXELS = 32_000_000
 """A JPEG with more pixels is decoded smaller, which bounds what its pixels take to 128 MB (Pillow: 4 bytes each)."""
+
+SLOW_PIXELS = 1 << 24
+"""An image with more pixels is refused where Pillow decodes in Python: run-length coded BMP, QOI, PPM in plain text."""
+
+MAX_SCANNED = 1 << 32
+"""A JPEG of more pixels times scans is refused: each scan goes over all pixels, and may be 10 bytes short."""
 
 MOST_RATIO = 64
 """Of a picture's sides, up to which all of it is resized for a model that looks at its middle."""
@@ -49,6 +58,11 @@ _OTHERS = (
     *("GIF", "BMP", "TIFF", "PPM", "JPEG2000", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG"),
     "TGA",  # last: it has no magic
 )
+_ICON = b"\0\0\1\0"
+_IN_PYTHON = ("bmp_rle", "ppm_plain", "qoi")  # Pillow's names of decoders
+_SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")  # marker and length, of one to four channels
+_MOST_LAYERS = 8  # over each other in a file, each of another channel
+_MOST_SHARED = 16  # how often parts of a TIFF may have the same bytes
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -95,16 +109,20 @@ class Encoded:
             data: The bytes of a file: JPEG, PNG, WebP, GIF, AVIF, HEIC, TIFF, BMP, and what else ``_OTHERS`` names.
 
         Raises:
-            Unreadable: ``"corrupt image"``, ``"image too large"`` above ``MAX_PIXELS``, or ``"no decoder"`` for a
-                format that needs another package.
+            Unreadable: ``"corrupt image"``, ``"image too large"`` above ``MAX_PIXELS``, ``SLOW_PIXELS`` or
+                ``MAX_SCANNED``, or ``"no decoder"`` for a format that needs another package.
         """
         self._bytes = len(data)
         with warnings.catch_warnings():
             # Pillow warns of odd metadata, of palettes and, below our own limit, of large images: nothing to act on.
             warnings.simplefilter("ignore")
             try:
+                if data.startswith(_ICON):
+                    # Pillow decodes its first picture while it opens the icon.
+                    entry = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry[0]
+                    _check(Image.open(io.BytesIO(data[entry.offset :]), formats=("PNG", "DIB")), data)
                 self._image: Image.Image = Image.open(io.BytesIO(data), formats=_formats(data))
-                _check_pixels(self._image)
+                _check(self._image, data)
             except Unreadable:
                 raise
             except Exception as error:  # the decoders raise nearly anything on damaged bytes
@@ -280,6 +298,47 @@ def _check_pixels(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
+
+
+def _check(image: Image.Image, data: bytes) -> None:
+    """Refuses what has too many pixels, or has a decoder go over them again and again, or over each in Python."""
+    _check_pixels(image)
+    shown, pixels = f"{image.width}×{image.height} pixels", image.width * image.height
+    tiles = getattr(image, "tile", [])
+    codec = tiles[0][0] if tiles else ""
+    if codec in _IN_PYTHON and pixels > SLOW_PIXELS:
+        raise Unreadable("image too large", f"{shown} of {image.format}, the limit is {SLOW_PIXELS:,}")
+    if codec == "bmp_rle" and pixels > 128 * len(data):  # a run of 255 has two bytes
+        raise Unreadable("corrupt image", f"{len(data):,} bytes cannot hold {shown}")
+    if codec == "ppm_plain" and data.count(b"#") > 1000:  # each comment moves all that follows it
+        raise Unreadable("corrupt image", "more than 1,000 comments")
+    most = MAX_SCANNED // pixels
+    if image.format in ("JPEG", "MPO") and len(data) > 10 * most and _markers(data) > most:
+        scans = sum(1 for _ in _SCAN.finditer(data))
+        if scans > most:
+            raise Unreadable("image too large", f"{scans:,} scans of {shown}")
+    covered = sum((right - left) * (lower - upper) for _, (left, upper, right, lower), *_ in tiles)
+    if covered > _MOST_LAYERS * pixels:
+        raise Unreadable("corrupt image", f"its parts cover {shown} {covered // pixels:,} times")
+    if image.format == "TIFF":
+        _check_parts(image.tag_v2, len(data))  # type: ignore[attr-defined]
+
+
+def _markers(data: bytes) -> int:
+    """How often the bytes of a JPEG's scan header are in a file; elsewhere too they may be by chance."""
+    pairs = (np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1))
+    return sum(int(np.count_nonzero(two == 0xDAFF)) for two in pairs)
+
+
+def _check_parts(tags: Mapping[int, Any], size: int) -> None:
+    """Refuses a TIFF in tiles far larger than the picture, all of which are decoded, or in parts that share bytes."""
+    width, height = tags.get(Base.TileWidth, 1), tags.get(Base.TileLength, 1)
+    padded = -(-tags[Base.ImageWidth] // width) * width * -(-tags[Base.ImageLength] // height) * height
+    if padded > MAX_PIXELS:
+        raise Unreadable("image too large", f"{padded:,} pixels in tiles, the limit is {MAX_PIXELS:,}")
+    counts = tags.get(Base.TileByteCounts) or tags.get(Base.StripByteCounts, ())
+    if sum(counts) > _MOST_SHARED * size:
+        raise Unreadable("corrupt image", f"its parts have {sum(counts):,} bytes, the file {size:,}")
 
 
 def _exif(image: Image.Image) -> Image.Exif | None:
