@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -133,3 +134,34 @@ def test_a_tiff_of_parts_that_share_their_bytes(monkeypatch: pytest.MonkeyPatch)
         ordinary = io.BytesIO()
         Image.new("CMYK", (300, 200)).save(ordinary, "TIFF", tiffinfo={278: 8, 284: planes})
         assert pictures.decode(ordinary.getvalue()).size == (300, 200)
+
+
+@pytest.mark.parametrize(("brightest", "white"), [(0.5, 1), (200, 255), (6e4, 65535), (1e9, 2**32 - 1), (1e20, 1e20)])
+def test_grey_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch, brightest: float, white: float) -> None:
+    monkeypatch.setattr(pictures, "_BLOCK", 32)
+    values = np.random.default_rng(3).uniform(-1, 1, (70, 90)).astype(np.float32)
+    values *= np.float32(brightest) / values.max()
+    kinds = [values] if brightest in (0.5, 1e20) else [values, values.astype(np.int32)]
+    for given in kinds:
+        expected = np.clip(np.rint(given * np.float32(255 / white)), 0, 255)
+        if given is values:
+            given[:2, :3], expected[:2, :3] = [[np.nan, np.inf, -np.inf]] * 2, [[0, 255, 0]] * 2
+        shown = np.asarray(pictures.upright(Image.fromarray(given)))
+        assert np.array_equal(shown[..., 0], expected) and expected.max() > 50
+
+
+def test_grey_in_floating_point_takes_no_arrays_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_BLOCK", 64)
+    image = Image.new("F", (1024, 1024), 0.5)
+    tracemalloc.start()
+    try:
+        pictures.upright(image)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 1024 * 1024  # NumPy's alone
+
+
+def test_of_grey_of_16_bits_the_high_byte() -> None:
+    values = np.arange(0, 65536, 7, dtype=np.uint16).reshape(1, -1)
+    assert np.array_equal(np.asarray(pictures.upright(Image.fromarray(values)))[..., 0], values >> 8)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -63,6 +63,7 @@ _IN_PYTHON = ("bmp_rle", "ppm_plain", "qoi")  # Pillow's names of decoders
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")  # marker and length, of one to four channels
 _MOST_LAYERS = 8  # over each other in a file, each of another channel
 _MOST_SHARED = 16  # how often parts of a TIFF may have the same bytes
+_BLOCK = 1024  # pixels a side
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -389,7 +390,7 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """A loaded image as RGB: grey scaled to 8 bits, transparency on white."""
     if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_grey(np.asarray(image)))
+        image = _grey(image)
     if image.has_transparency_data:
         layer = image if image.mode == "RGBA" else image.convert("RGBA")  # a conversion to itself would be a copy
         paper = Image.new("RGB", image.size, "white")
@@ -398,12 +399,24 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _grey(values: np.ndarray) -> np.ndarray:
+def _grey(image: Image.Image) -> Image.Image:
     """Grey of 16 or 32 bits or floating point as 8 bits."""
-    if values.dtype.itemsize == 2:
-        return (values >> 8).astype(np.uint8)  # as Pillow reads colours of 16 bits
-    brightest = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
-    ranges = (1.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)[values.dtype.kind != "f" :]
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # as Pillow reads colours of 16 bits
+    brightest = max(float(np.nanmax(values, initial=0, where=np.isfinite(values))) for _, values in _blocks(image))
+    ranges = (1.0, 2.0**8 - 1, 2.0**16 - 1, 2.0**32 - 1)[image.mode != "F" :]
     white = next((white for white in ranges if brightest <= white), brightest)
-    scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    grey = np.empty((image.height, image.width), np.uint8)
+    for place, values in _blocks(image):
+        scaled = np.nan_to_num(values * np.float32(255 / white), nan=0.0)
+        grey[place] = np.clip(np.rint(scaled), 0, 255)
+    return Image.fromarray(grey)
+
+
+def _blocks(image: Image.Image) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+    """Where each block lies, rows and columns, and its values: of all at once the steps take 17 bytes a pixel."""
+    for top in range(0, image.height, _BLOCK):
+        for left in range(0, image.width, _BLOCK):
+            lower, right = min(top + _BLOCK, image.height), min(left + _BLOCK, image.width)
+            place = slice(top, lower), slice(left, right)
+            yield place, np.asarray(image.crop((left, top, right, lower)))
