@@ -21,11 +21,13 @@ class Towers(nn.Module):
         self.image = nn.Linear(5, 4)
         self.norm = nn.BatchNorm1d(4)
         self.text = nn.Linear(3, 4)
+        self.register_buffer("centre", torch.zeros(4))
         self.seen: list[torch.dtype] = []
 
     def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         x, y = self.image(images), self.text(tokens)
         self.seen += [x.dtype, y.dtype]
+        self.centre = 0.5 * self.centre + 0.5 * y.detach().mean(0).float()  # a new tensor in the place of the last
         return F.normalize(self.norm(x.float()), dim=-1), F.normalize(y.float(), dim=-1)
 
 

@@ -13,8 +13,7 @@ in their order, as they do in such a pass: the first pass leaves no trace in the
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -130,31 +129,50 @@ class _RandomState:
             torch.mps.set_rng_state(self.mps)
 
 
+class Buffers:
+    """A module's buffers as they are now (running statistics, power iterations), whether written or replaced later."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._held = [
+            (owner._buffers, name, buffer, None if buffer is None else buffer.detach().clone())
+            for owner in module.modules()
+            for name, buffer in owner._buffers.items()
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Puts tensors and values back."""
+        for buffers, name, buffer, value in self._held:
+            if buffer is not None and value is not None:
+                buffer.copy_(value)
+            if buffers.get(name) is not buffer:
+                buffers[name] = buffer
+
+    @torch.no_grad()
+    def restore_unless(self, good: Tensor) -> None:
+        """Puts values back where the 0-d bool ``good`` is false; waits for no device."""
+        for buffers, name, _, value in self._held:
+            now = buffers.get(name)
+            if now is not None and value is not None:
+                torch.where(good, now, value, out=now)
+
+
 def _first_pass(
     encode: Callable[[T], tuple[Tensor, ...]], micro_batches: Sequence[T], towers: nn.Module, autocast: ContextFactory
 ) -> tuple[list[tuple[Tensor, ...]], list[_RandomState]]:
     """Each micro-batch's features, without a graph, and the random state before it."""
-    features, states = [], []
-    with torch.no_grad(), _unchanged_buffers(towers):
-        for micro_batch in micro_batches:
-            states.append(_RandomState.now())
-            with autocast():
-                features.append(tuple(encode(micro_batch)))
+    features, states, buffers = [], [], Buffers(towers)
+    try:
+        with torch.no_grad():
+            for micro_batch in micro_batches:
+                states.append(_RandomState.now())
+                with autocast():
+                    features.append(tuple(encode(micro_batch)))
+    finally:
+        buffers.restore()
     # Inside an autocast of the caller's, older PyTorch hands weights that were cast without a graph to the second pass.
     torch.clear_autocast_cache()
     return features, states
-
-
-@contextlib.contextmanager
-def _unchanged_buffers(towers: nn.Module) -> Iterator[None]:
-    """Puts the buffers back to what they were: running statistics, power iterations of spectral norms."""
-    buffers = list(towers.buffers())
-    before = [buffer.clone() for buffer in buffers]
-    try:
-        yield
-    finally:
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
 
 
 def _split(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:

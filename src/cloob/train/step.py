@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cloob.distributed import Layout, world_size
 from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
 from cloob.objective.waiting import acceptable, without_waiting
-from cloob.train.gradcache import cached_backward
+from cloob.train.gradcache import Buffers, cached_backward
 from cloob.train.optim import set_learning_rate
 from cloob.train.towers import fsdp as sharding
 from cloob.train.watch.spans import READING, Spans
@@ -181,9 +181,6 @@ class Stepper:
             self._wrapped = nn.parallel.DistributedDataParallel(
                 module, device_ids=[device] if device.type == "cuda" else None
             )
-        # A forward pass of a bad batch would poison running means of batch norms for good.
-        self._buffers = [b for b in module.buffers() if b.is_floating_point() or b.dtype == torch.int64]
-        self._backup = [b.detach().clone() for b in self._buffers]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside weights and optimiser: the loss scale; tensors and plain types only."""
@@ -198,7 +195,7 @@ class Stepper:
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
     ) -> StepResult:
         """Takes one step at learning rate ``lr``; the rest as ``TowersWithLoss.forward``."""
-        _copy(self._backup, self._buffers)
+        buffers = Buffers(self.module)  # a bad batch would poison running means for good
         scale = self.scaler.get_scale()
         value, features = self._backward(images, tokens, ids, hopfield)
         norm = math.nan
@@ -216,7 +213,7 @@ class Stepper:
                 self.optimizer.step()
                 self.module.objective.clamp_()
         else:
-            _copy(self._buffers, self._backup)
+            buffers.restore()
         if math.isfinite(value):
             self.scaler.update()
         overflow = not finite and scale > 1.0 and self.scaler.get_scale() < scale
@@ -243,7 +240,7 @@ class Stepper:
             hopfield: Likewise.
             layout: How many pairs each rank has; needed with several.
         """
-        _copy(self._backup, self._buffers)
+        buffers = Buffers(self.module)
         objective = self.module.objective
         positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
         with without_waiting(objective, layout):
@@ -266,8 +263,7 @@ class Stepper:
             set_learning_rate(self.optimizer, lr)
             _step_unless(~finite, self.optimizer)
             objective.clamp_()
-            for buffer, backup in zip(self._buffers, self._backup, strict=True):
-                torch.where(finite, buffer, backup, out=buffer)
+            buffers.restore_unless(finite)
             self._move_loss_scale(loss.isfinite())
             self.optimizer.zero_grad(set_to_none=True)
         scales = _learned(objective)
@@ -372,9 +368,3 @@ def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:
 def _given(hopfield: bool | None) -> dict[str, Any]:
     """The argument of an objective's call, for those that have it."""
     return {} if hopfield is None else {"hopfield": hopfield}
-
-
-@torch.no_grad()
-def _copy(into: list[Tensor], source: list[Tensor]) -> None:
-    for target, tensor in zip(into, source, strict=True):
-        target.copy_(tensor)
