@@ -163,6 +163,27 @@ def test_a_copy_does_not_go_through_the_model(folder: Path, index: Index) -> Non
     assert (index.store.vectors("fake", [ids["a.png"]]) == index.store.vectors("fake", [ids["copy.png"]])).all()
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("order", ["badc", "eabcd", "bcdea", "xabcd"])
+def test_files_that_exchange_their_names_keep_their_vectors(
+    tmp_path: Path, index: Index, order: str, batch_size: int
+) -> None:
+    folder, encoder = tmp_path / "p", FakeEncoder()
+    for seed, name in enumerate("abcde"):
+        write_noise(folder / name / "0.png", seed)
+    index.update([folder], options(encoder))
+    write_noise(tmp_path / "x" / "0.png", 9)  # a new picture under a name that is taken
+    held = {name: (folder / name / "0.png").read_bytes() for name in "abcde"} | {
+        "x": (tmp_path / "x" / "0.png").read_bytes()
+    }
+    for name, now in zip("abcde", order, strict=False):
+        (folder / name / "0.png").write_bytes(held[now])
+    index.update([folder], options(encoder, batch_size=batch_size))
+    with Index.create(tmp_path / "anew") as anew:
+        anew.update([folder], options(FakeEncoder()))
+        assert content(index) == content(anew)
+
+
 def test_a_changed_file_loses_the_vectors_of_other_models(folder: Path, index: Index) -> None:
     first, second = FakeEncoder(), FakeEncoder("second", seed=1, dim=5)
     index.update([folder], options(first))

@@ -48,3 +48,21 @@ def test_a_second_update_finds_what_changed(address: str, tmp_path: Path) -> Non
         assert len(index) == 7
     with Index.create(address) as index:  # what is there is opened
         assert len(index) == 7
+
+
+def test_files_that_exchange_their_names_keep_their_vectors(address: str, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 1)
+    options = UpdateOptions(model=ColourModel())
+    with Index.create(address) as index:
+        index.update([pictures], options)
+
+        def vectors() -> dict[str, list[float]]:
+            items = index.items(index.store.ids().tolist())
+            rows = index.store.vectors("colours", [item.id for item in items]).tolist()
+            return {Path(item.path).stem: row for item, row in zip(items, rows, strict=True)}
+
+        before = vectors()
+        for name, to in (("red-0", "t"), ("blue-0", "red-0"), ("t", "blue-0")):
+            (pictures / f"{name}.png").rename(pictures / f"{to}.png")
+        assert index.update([pictures], options).changed == 2
+        assert vectors() == before | {"red-0": before["blue-0"], "blue-0": before["red-0"]}

@@ -16,6 +16,7 @@ import torch
 from cloob.search.build.forward import Forward
 from cloob.search.build.plan import Effort, Plan, Summary
 from cloob.search.build.prepare import Prepared, Preparer, Work, in_threads
+from cloob.search.records import Item
 from cloob.search.store import FileState, Store, Vectors
 
 COMMIT_SECONDS = 10.0
@@ -111,8 +112,7 @@ class _Updater:
     def flush(self) -> None:
         """Writes what is waiting: moved and unchanged bytes first, as their vectors are still there."""
         copies, self._to_copy = self._to_copy, []
-        for prepared in self._without_moved(copies):
-            self._copy(prepared)
+        self._copy(list(self._without_moved(copies)))
         embed, self._to_embed = list(self._without_moved(self._to_embed)), []
         for start in range(0, len(embed), self._effort.batch_size):
             self._embed(embed[start : start + self._effort.batch_size])
@@ -150,25 +150,35 @@ class _Updater:
             if self._model not in state.models:
                 yield replace(prepared, work=replace(prepared.work, state=state))
 
-    def _copy(self, prepared: Prepared) -> None:
-        """A picture whose bytes the index knows: their vector if it is one of this model, else through the model."""
-        item, state = prepared.item, prepared.work.state
-        assert item is not None
-        if state is not None and state.content == item.content and self._model in state.models:
-            assert state.id is not None
-            self._store.update_items([replace(item, id=state.id)])
-            self.summary.described += 1
-            return
-        vectors = self._store.vectors(self._model, prepared.same)
-        there = np.flatnonzero(np.isfinite(vectors).all(1))
-        if len(there):
-            self._write([prepared], vectors[there[:1]])
-            return
-        again = self._preparer(prepared.work, decode=True)
-        if again.item is None:
-            self._faults.append(again)
-        else:
-            self._to_embed.append(again)
+    def _copy(self, copies: Sequence[Prepared]) -> None:
+        """Pictures whose bytes the index knew: the vector of an item that still has them, else through the model.
+
+        All vectors are read before one is written: files may have exchanged their bytes.
+        """
+        ids = sorted({id_ for prepared in copies for id_ in prepared.same})
+        vectors = dict(zip(ids, self._store.vectors(self._model, ids), strict=True))
+        holders = self._store.find([prepared.item.content for prepared in copies if prepared.item is not None])
+        described: list[Item] = []
+        known: list[tuple[Prepared, Vectors]] = []
+        for prepared in copies:
+            item, state = prepared.item, prepared.work.state
+            assert item is not None
+            if state is not None and state.content == item.content and self._model in state.models:
+                assert state.id is not None
+                described.append(replace(item, id=state.id))
+                continue
+            rows = (vectors[id_] for id_ in prepared.same if id_ in holders.get(item.content, ()))
+            row = next((row for row in rows if np.isfinite(row).all()), None)
+            if row is not None:
+                known.append((prepared, row))
+                continue
+            again = self._preparer(prepared.work, decode=True)
+            (self._faults if again.item is None else self._to_embed).append(again)
+        if described:
+            self._store.update_items(described)
+            self.summary.described += len(described)
+        if known:
+            self._write([prepared for prepared, _ in known], np.stack([row for _, row in known]))
 
     def _embed(self, batch: list[Prepared]) -> None:
         features = self._forward.rows([prepared.pixels for prepared in batch if prepared.pixels is not None])

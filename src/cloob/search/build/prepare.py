@@ -51,7 +51,7 @@ class Prepared:
         work: As it was asked for.
         item: What the index is to say of it; id 0. None where the file cannot be read.
         pixels: For the model; None where the vector is known already.
-        same: Items with the same bytes, which have a vector.
+        same: Items that had the same bytes when it was read; what is written meanwhile may give them others.
         fault: Why it cannot be read.
         passing: Whether that may pass, so that what is known of it stays.
     """
@@ -69,7 +69,7 @@ class Preparer:
 
     Args:
         forward: Makes the pixels.
-        known: Ids of the items that have these bytes and a vector.
+        known: Ids of the items that have these bytes.
         max_megapixels: A larger picture is a fault.
     """
 
