@@ -111,10 +111,12 @@ def make_plan(store: Store, collection: Collection, model: str, effort: Effort) 
     known = {state.path: state for state in store.states(collection.name)}
     there = sum(state.id is not None for state in known.values())
     plan = Plan(collection, [], [], Summary())
-    found_any = False
+    were = {SEPARATOR in state.path for state in known.values() if state.id is not None}
+    are: set[bool] = set()
     seen: set[str] = set()
     for found in collection.scan(known.keys()):
-        found_any = found_any or not found.missing
+        if not found.missing:
+            are.add(SEPARATOR in found.path)
         if found.path in seen:
             continue
         seen.add(found.path)
@@ -129,7 +131,16 @@ def make_plan(store: Store, collection: Collection, model: str, effort: Effort) 
             plan.work.append(Work(found, state, collection))
     plan.vanished = [state for path, state in known.items() if not _below(path, collection.unlisted)]
     plan.summary.left_out = collection.left_out
-    if there and not found_any and not collection.unlisted and not effort.remove_all:
+    if effort.remove_all:
+        return plan
+    if were and are and not were & are:
+        plan.vanished, plan.work = [], []
+        before, now = ("in tars or Arrow files", "files") if True in were else ("files", "in tars or Arrow files")
+        plan.summary.refused[collection.name] = (
+            f"its {there:,} pictures were {before} and now are {now}, so nothing was done; "
+            "--remove-all takes these for those"
+        )
+    elif there and not are and not collection.unlisted:
         plan.vanished = []
         plan.work = [work for work in plan.work if work.state is None or work.state.id is None]
         plan.summary.refused[collection.name] = (

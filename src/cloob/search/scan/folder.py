@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption
+from cloob.data.shards.tar import TAR_SUFFIXES
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
+from cloob.data.sources.arrow import ARROW_SUFFIXES
 from cloob.search.records import Value
 from cloob.search.scan.collection import Found, LeftOut, is_excluded, newest, read_regular, stated
 from cloob.search.scan.rows import Described
 
 _IMAGES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _CAPTIONS = tuple(f".{extension}" for extension in CAPTION_EXTENSIONS)
+_CONTAINERS = (*TAR_SUFFIXES, *ARROW_SUFFIXES)
 _INDEX = "index.sqlite"
 
 
@@ -67,6 +70,8 @@ class Folder:
                         yield found
                 elif entry.is_symlink() and entry.is_dir():
                     self.left_out.add("linked folder, not followed", entry.path)
+                elif entry.name.lower().endswith(_CONTAINERS):
+                    self.left_out.add("tar or Arrow file beside pictures", entry.path)
                 elif entry.name not in captions:
                     others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1  # noqa: PTH122
             waiting += reversed(below)

@@ -18,7 +18,6 @@ from cloob.data.shards.paths import is_pattern, listed_shards, matching_files, t
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import expand, is_remote, local_path
 from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
-from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.data.sources.arrow import ARROW_SUFFIXES, arrow_files, holds_images
 from cloob.data.sources.table import TABLE_SUFFIXES
 from cloob.errors import InputError
@@ -177,8 +176,8 @@ def _image(options: ScanOptions) -> str:
 
 
 def _folder(path: Path, options: ScanOptions) -> Collection:
-    """A folder of pictures; of tars or Arrow files where no picture lies in it itself."""
-    pictures = any(file.suffix.lower()[1:] in IMAGE_EXTENSIONS for file in path.iterdir())
+    """A folder of pictures; of tars or Arrow files where no picture lies in it or below it."""
+    pictures = next(Folder(path, options.exclude).scan(), None) is not None
     if not pictures and (tars := tars_in(path)):
         return _shards(str(path), tars, options)
     if not pictures and (files := arrow_files(path)) and holds_pictures(files[0], options.image_column):
