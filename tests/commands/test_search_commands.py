@@ -134,6 +134,21 @@ def test_duplicates_and_explain(place: Path, capsys: pytest.CaptureFixture[str])
     assert "β = 8: of 32 pictures" in out and "Nearest to what was retrieved" in out
 
 
+def test_a_second_name_of_a_file_is_no_duplicate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = write_pictures(tmp_path / "pictures", n=1)
+    (pictures / "a-link.png").symlink_to("red-0.png")
+    (pictures / "blue-copy.png").write_bytes((pictures / "blue-0.png").read_bytes())
+    (pictures / "blue-link.png").symlink_to("blue-copy.png")
+    index = make_index(tmp_path / "index", pictures)
+    out, err = run(capsys, "search", str(index), "--duplicates", "--paths")
+    assert [Path(path).name for path in out.splitlines()] == ["blue-copy.png"]
+    assert "1 groups, 1 pictures could go" in err
+    (tmp_path / "t.csv").write_text("filepath\npictures/red-0.png\n")
+    with Index.open(index, writable=True) as opened:
+        opened.update([tmp_path / "t.csv"], UpdateOptions(model=ColourModel()))  # type: ignore[arg-type]
+    assert run(capsys, "search", str(index), "--duplicates", "--paths")[0] == out
+
+
 def test_classify_an_index_and_a_folder_alike(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     of_index, err = run(
         capsys, "classify", str(place / "index"), "--labels", "red, blue", "--json", "--none", "--cutoff", "3"

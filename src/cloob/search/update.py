@@ -98,14 +98,16 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
 
 
 def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
-    """Refuses a source inside another one, which would have its pictures in the index twice."""
+    """Refuses a source inside another one, or one by a second name: its pictures would be in the index twice."""
+    real = {name: os.path.realpath(name) if os.path.isabs(name) else name for name in (*known, *names)}  # noqa: PTH117
     for name in names:
-        for other in (*known, *names):
-            if name.startswith(f"{other}{os.sep}"):
+        if name in known:
+            continue
+        for other in real:
+            if other != name and f"{real[name]}{os.sep}".startswith(f"{real[other]}{os.sep}"):
                 raise InputError(f"{name}: lies in {other}, which is a source of this index; index that one alone")
-    for name in names:
         for other in known:
-            if other.startswith(f"{name}{os.sep}"):
+            if real[other].startswith(f"{real[name]}{os.sep}"):
                 raise InputError(
                     f"{name}: holds {other}, which is a source of this index; index that one, or make a new index"
                 )

@@ -120,7 +120,8 @@ def _sheet(index: Index, arguments: SearchArguments, title: str, results: Result
 
 
 def _duplicates(index: Index, arguments: SearchArguments) -> int:
-    groups = [index.items(group) for group in index.duplicates(arguments.threshold, where=arguments.where)]
+    alike = index.duplicates(arguments.threshold, where=arguments.where)
+    groups = [group for ids in alike if len(group := _files(index.items(ids))) > 1]
     if arguments.json:
         print(
             json.dumps({"threshold": arguments.threshold, "groups": [list(map(item_dict, group)) for group in groups]})
@@ -135,6 +136,16 @@ def _duplicates(index: Index, arguments: SearchArguments) -> int:
     if arguments.copy_to is not None:
         return copy_all([item for group in groups for item in group], arguments.copy_to, index.picture)
     return 0
+
+
+def _files(items: Sequence[Item]) -> list[Item]:
+    """Each file once, by the name that is no link where there is one."""
+    files: dict[str, Item] = {}
+    for item in items:
+        path = os.path.realpath(item.path)
+        if path not in files or path == item.path:
+            files[path] = item
+    return list(files.values())
 
 
 def _explain(index: Index, arguments: SearchArguments, query: Query, words: Sequence[str]) -> int:
