@@ -182,6 +182,33 @@ def test_move_to_never_overwrites_and_what_fits_none_stays(tmp_path: Path, capsy
     assert (pictures / "white-0.png").is_file() and not (pictures / "red-0.png").exists()
 
 
+def test_only_what_was_indexed_is_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = write_pictures(tmp_path / "pictures", n=1)
+    index = make_index(tmp_path / "index", pictures)
+    (pictures / "red-0.png").write_bytes(b"my letters")
+    words = ("classify", str(index), "--labels", "red,blue", "--move-to", str(tmp_path / "sorted"))
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert "red-0.png is not moved: has changed since it was indexed" in err and "1 could not be moved" in err
+    assert (pictures / "red-0.png").read_bytes() == b"my letters"
+
+
+def test_captions_move_with_their_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, target = tmp_path / "pictures", tmp_path / "sorted" / "red"
+    for name, caption in {"x/a.png": "one", "y/a.png": "two", "y/a.jpg": None, "z/a.png": None}.items():
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        (pictures / name).write_bytes(picture("red"))
+        if caption is not None:
+            (pictures / name).with_suffix(".txt").write_text(caption)
+    index = make_index(tmp_path / "index", pictures)
+    run(capsys, "classify", str(index), "--labels", "red,blue", "--move-to", str(tmp_path / "sorted"))
+    assert not [path for path in pictures.rglob("*") if path.is_file()]
+    with Index.create(tmp_path / "after") as after:
+        after.update([target], UpdateOptions(model=ColourModel()))  # type: ignore[arg-type]
+        said = {Path(item.path).name: item.caption for item in after.items(after.store.ids().tolist())}
+    assert said == {"a.png": "one", "a-2.jpg": "two", "a-3.png": "two", "a-4.png": None}
+
+
 def test_what_cannot_be_moved_leaves_no_copy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from cloob.commands.finding import ClassifyArguments, read_labels
 from cloob.commands.work.collection import opened
 from cloob.commands.work.showing import folder_name, free_name, hint, name_of, printable
+from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.open import is_there
@@ -118,10 +119,10 @@ def _move(index: Index, labels: Labels, folder: Path) -> int:
             stayed += 1
             continue
         try:
-            _move_file(item, folder / folder_name(labels.names[labels.chosen[row][0]]))
+            _move_file(index, item, folder / folder_name(labels.names[labels.chosen[row][0]]))
             moved += 1
         except (OSError, InputError) as error:
-            said = error.strerror if isinstance(error, OSError) else str(error)
+            said = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{item.path}: ")
             print(f"cloob: {printable(item.path)} is not moved: {said}", file=sys.stderr)
             failed += 1
     also = (f", {stayed} fit no label and stay" if stayed else "") + (
@@ -131,23 +132,41 @@ def _move(index: Index, labels: Labels, folder: Path) -> int:
     return failed
 
 
-def _move_file(item: Item, folder: Path) -> None:
-    """Moves one file to a name that is free."""
+def _move_file(index: Index, item: Item, folder: Path) -> None:
+    """Moves one file as it was indexed, and the captions beside it, to names that are free."""
     source = Path(item.path)
     if not source.is_file() or source.is_symlink():
         raise InputError("it is no file of its own (in a container, a link, or gone)")
+    index.picture(item.id)  # the index may be a stranger's: other bytes stay where they are
     folder.mkdir(parents=True, exist_ok=True)
+    captions = [caption for caption in _beside(source, CAPTION_EXTENSIONS) if caption.is_file()]
+    endings = (*IMAGE_EXTENSIONS, *map(str.upper, IMAGE_EXTENSIONS))
+    shared = any(file.is_file() for file in _beside(source, endings) if file != source)
     for number in range(1, 10_000):
         target = free_name(folder, name_of(item.path), number)
+        if any(map(os.path.lexists, _beside(target, CAPTION_EXTENSIONS))):  # of another picture
+            continue
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is ours from here on
         except FileExistsError:
             continue
+        copies: list[Path] = []
         try:
+            for caption in captions:
+                copies += _beside(target, [caption.suffix[1:]])
+                shutil.copyfile(caption, copies[-1])
             shutil.move(source, target)
         except BaseException:
             if source.is_file():  # copied, and the source cannot be removed
-                target.unlink(missing_ok=True)
+                for file in (target, *copies):
+                    file.unlink(missing_ok=True)
             raise
+        for caption in () if shared else captions:
+            caption.unlink()
         return
     raise InputError("10,000 files of this name are there")
+
+
+def _beside(file: Path, endings: Sequence[str]) -> list[Path]:
+    """The files of the same stem with some endings."""
+    return [Path(f"{os.path.splitext(file)[0]}.{ending}") for ending in endings]  # noqa: PTH122
