@@ -384,6 +384,29 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypa
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_picture_that_a_row_names_is_looked_at_again(tmp_path: Path, kind: str) -> None:
+    write_noise(tmp_path / "data" / "a.png", 1)
+    kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    pictures = [{"bytes": None, "path": "a.png"}, {"bytes": None, "path": "b.png"}, {"bytes": png(2), "path": "c.png"}]
+    table = pa.table({"image": pa.array(pictures, kinds)})
+    path = tmp_path / "data" / f"t.{kind}"
+    if kind == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    with Index.create(tmp_path / "i") as index:
+        summary = index.update([path], options(FakeEncoder()))
+        assert summary.added == 2 and summary.faults == {"missing image": 1}
+        write_noise(tmp_path / "data" / "a.png", 3)
+        write_noise(tmp_path / "data" / "b.png", 4)
+        summary = index.update([path], options(FakeEncoder()))
+        assert (summary.changed, summary.added, summary.unchanged) == (1, 1, 1) and not summary.faults
+        (tmp_path / "data" / "a.png").unlink()
+        assert index.update([path], options(FakeEncoder())).faults == {"missing image": 1} and len(index) == 2
+
+
 def test_what_exif_says(tmp_path: Path) -> None:
     dates = {
         "taken.jpg": ({0x8769: {0x9003: "2021:03:04 05:06:07"}, 0x0132: "2022:01:01 00:00:00"}, "2021-03-04T05:06:07"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from cloob.data.batch import BadSample
@@ -18,7 +20,17 @@ from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.sources.arrow import is_image, map_arrow
 from cloob.errors import InputError
 from cloob.search.records import Value
-from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Found, LeftOut, read_fault, read_regular, value
+from cloob.search.scan.collection import (
+    NO_PICTURE,
+    SEPARATOR,
+    Found,
+    LeftOut,
+    newest,
+    read_fault,
+    read_regular,
+    stated,
+    value,
+)
 from cloob.search.scan.rows import CAPTION_COLUMNS
 
 _MOST_OPEN = 4  # groups of rows of Parquet files, unpacked
@@ -61,8 +73,10 @@ class Inside:
         for path, file in self._files.items():
             mtime = file.stat().st_mtime_ns
             for group, (start, length) in enumerate(_groups(file)):
-                for row in range(length):
-                    yield Found(f"{path}{SEPARATOR}{start + row}", None, mtime, (path, group, row))
+                names = self._names(path, group) or itertools.repeat(None, length)
+                for row, name in enumerate(names):
+                    found = Found(f"{path}{SEPARATOR}{start + row}", None, mtime, (path, group, row))
+                    yield found if name is None else _stated(found, _beside(path, name), file)
 
     def read(self, found: Found) -> bytes:
         """The bytes of a row's picture."""
@@ -78,7 +92,7 @@ class Inside:
         if data is None:
             if not name:
                 raise BadSample("missing image", found.path, NO_PICTURE)
-            return read_regular(os.path.join(os.path.dirname(path), name))  # noqa: PTH118, PTH120
+            return read_regular(_beside(path, name))
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("image too large", found.path, f"{len(data):,} bytes")
         return bytes(data)
@@ -106,6 +120,36 @@ class Inside:
             if start <= row < start + length:
                 return Found(path, None, None, (container, group, row - start))
         return None
+
+    def _names(self, path: str, group: int) -> list[str | None]:
+        """Of each row that has no bytes the file that it names; [] where no row has a name or all have bytes."""
+        kind = _schema(self._files[path]).field(self._image).type
+        try:
+            if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+                column = self._column(path, group)
+            elif pa.types.is_struct(kind) and kind.get_field_index("path") >= 0 and not self._has_bytes(path, group):
+                both = self._column(path, group)
+                column = pc.if_else(pc.is_null(pc.struct_field(both, "bytes")), pc.struct_field(both, "path"), None)
+            else:
+                return []
+            return [name or None for name in column.to_pylist()]
+        except (OSError, ValueError, pa.ArrowException):  # reading a picture says why
+            return []
+
+    def _has_bytes(self, path: str, group: int) -> bool:
+        """Whether a group of a Parquet file says that no row is without bytes, or says nothing: then none is read."""
+        if not path.lower().endswith(".parquet"):
+            return False
+        about = parquet.read_metadata(path).row_group(group)
+        columns = [about.column(i) for i in range(about.num_columns)]
+        facts = [each.statistics for each in columns if each.path_in_schema == f"{self._image}.bytes"]
+        return not any(each is not None and each.has_null_count and each.null_count for each in facts)
+
+    def _column(self, path: str, group: int) -> pa.ChunkedArray:
+        """The pictures of a group."""
+        if path.lower().endswith(".parquet"):
+            return parquet.ParquetFile(path).read_row_group(group, [self._image]).column(self._image)
+        return map_arrow(self._files[path]).column(self._image)
 
     def _row(self, found: Found) -> tuple[pa.Table, int]:
         """The table that a picture lies in, and its row there."""
@@ -137,6 +181,22 @@ def holds_pictures(file: Path, image_column: str | None) -> bool:
     """Whether a file of a folder has its pictures inside."""
     schema = _schema(file)
     return image_column in schema.names if image_column else any(is_image(field.type) for field in schema)
+
+
+def _beside(path: str, name: str) -> str:
+    """The file that a row names."""
+    return os.path.join(os.path.dirname(path), name)  # noqa: PTH118, PTH120
+
+
+def _stated(found: Found, path: str, container: Path) -> Found:
+    """A picture of a row without bytes: its size and time are those of the file that the row names."""
+    try:
+        state = stated(path)
+    except OSError:  # reading it says why
+        return found._replace(mtime_ns=None)
+    if state is None:
+        return found._replace(bytes=0, mtime_ns=None)
+    return found._replace(bytes=state.st_size, mtime_ns=newest(state, container.stat()))
 
 
 def _schema(file: Path) -> pa.Schema:
