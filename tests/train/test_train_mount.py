@@ -8,11 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from train_helpers import lines
 
+from cloob.data.batch import Batch, Skip
+from cloob.errors import InputError
 from cloob.models.runs import list_checkpoints
+from cloob.train.bad import BadSamples
 from cloob.train.config import TrainConfig
-from cloob.train.watch.log import ProgressDisplay
+from cloob.train.ranks import Tally
+from cloob.train.state.checkpoint import Progress
+from cloob.train.watch.log import ProgressDisplay, RunLog
 from support import Ranks, fork
 
 
@@ -98,3 +104,29 @@ def test_an_epoch_without_one_usable_pair_ends_the_run_whatever_the_limit(
     )
     epochs = 0 if held_out else 1
     assert len(lines(run / "epochs.jsonl")) == len(list_checkpoints(run)) == epochs
+
+
+def counted(folder: Path, pairs: int, *batches: tuple[int, int]) -> BadSamples:
+    """The counts of an epoch with a limit of a tenth, after batches of so many good and bad samples."""
+    bad = BadSamples(Progress(), "pairs", 0.1, pairs, RunLog(folder, None, writes=False))
+    for samples, lost in batches:
+        skips = tuple(Skip(str(n), "missing caption", "") for n in range(lost))
+        batch = Batch(torch.empty(0), torch.empty(0), torch.empty(0), ("",) * samples, skips)
+        bad.count(batch, Tally(samples, samples, lost, stop=False))
+    return bad
+
+
+def test_one_bad_file_of_many_stops_no_run_whose_epoch_is_within_the_limit(tmp_path: Path) -> None:
+    """24 of 400 samples lack a caption, and all of them come early."""
+    counted(tmp_path, 400, (0, 16), (8, 8), *[(16, 0)] * 23).check(ended=True)
+    with pytest.raises(InputError, match="41 of 73 samples cannot be used, more than max_bad_fraction = 0.1 allows"):
+        counted(tmp_path, 400, (0, 16), (16, 24), (16, 1), (16, 0))
+    with pytest.raises(InputError, match="24 of 112 samples cannot be used"):  # the epoch had no more
+        counted(tmp_path, 112, (0, 16), (88, 8)).check(ended=True)
+
+
+def test_a_thousand_bad_samples_in_a_row_count_by_the_epoch_so_far(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="1024 of 9024 samples cannot be used"):
+        counted(tmp_path, 10**6, (8000, 0), (0, 512), (0, 512))
+    counted(tmp_path, 10**6, (8000, 0), (0, 512), (1, 511), (0, 512))  # not in a row
+    counted(tmp_path, 10**6, (10**5, 0), (0, 512), (0, 512))  # a hundredth

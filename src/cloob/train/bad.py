@@ -14,6 +14,8 @@ from cloob.train.watch.log import RunLog
 
 # A handful of bad samples says nothing yet about the fraction.
 _ENOUGH_BAD = 20
+# So many without a usable one in between: a mount that has died, not one of many files that is bad.
+_DEAD = 1000
 # So many are named in each epoch: in a set of millions a fraction that is allowed would be a large file.
 _NAMED = 1000
 
@@ -25,14 +27,17 @@ class BadSamples:
         progress: Keeps the counts, so that they survive a resumption.
         source: The source's name, for the error.
         limit: Largest fraction of bad samples.
+        pairs: Samples of a whole epoch.
         log: Where they are named, the first thousand of each epoch.
     """
 
-    def __init__(self, progress: Progress, source: str, limit: float, log: RunLog) -> None:
+    def __init__(self, progress: Progress, source: str, limit: float, pairs: int, log: RunLog) -> None:
         self.progress = progress
         self.source = source
         self.limit = limit
+        self.pairs = pairs
         self.log = log
+        self._in_a_row = 0
         self._examples: dict[str, str] = {}
 
     def count(self, batch: Batch, counts: Tally) -> None:
@@ -45,6 +50,7 @@ class BadSamples:
             self._name(batch)
         self.progress.epoch_good += counts.samples
         self.progress.epoch_bad += counts.bad
+        self._in_a_row = 0 if counts.samples else self._in_a_row + counts.bad
         if self.progress.epoch_bad >= _ENOUGH_BAD:
             self.check()
 
@@ -57,7 +63,10 @@ class BadSamples:
                 self.log.write("skipped", place | named)
 
     def check(self, *, ended: bool = False) -> None:
-        """Compares the fraction of the epoch so far with the limit; every rank comes to the same answer.
+        """Compares the bad samples with the limit; every rank comes to the same answer.
+
+        They are a fraction of the whole epoch, since the rest of it may be good. Once the epoch is over, or a thousand
+        in a row were bad, they are one of the epoch so far.
 
         Args:
             ended: Whether the epoch is over: then one sample at least must have been usable, whatever the limit.
@@ -66,8 +75,9 @@ class BadSamples:
             InputError: It is above; the message gives each reason, how often, and an example.
         """
         good, bad = self.progress.epoch_good, self.progress.epoch_bad
+        total = good + bad if ended or self._in_a_row >= _DEAD else max(good + bad, self.pairs)
         nothing = ended and bad > 0 and good == 0
-        if bad <= self.limit * (good + bad) and not nothing:
+        if bad <= self.limit * total and not nothing:
             return
         reasons = self.reasons()
         examples: dict[str, str] = {}

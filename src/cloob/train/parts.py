@@ -154,7 +154,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         resumed_from=checkpoint.path if checkpoint else None,
         saver=saver,
         log=log,
-        bad=BadSamples(progress, source.name, 1.0 if aligned else limit, log),
+        bad=BadSamples(progress, source.name, 1.0 if aligned else limit, loader.pairs_per_epoch, log),
         bad_held_out=BadHeldOut(held_out.name if held_out is not None else "", limit, log),
     )
 
