@@ -222,6 +222,18 @@ def test_an_earlier_run_is_not_overwritten_unasked(trained: Trained, tmp_path: P
     assert {p.name for p in out.iterdir()} == RUN_FOLDER | {"notes.txt"}
 
 
+def test_what_torchrun_starts_again_does_not_overwrite_its_run(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = cut_back(trained, tmp_path / "run", 10)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(InputError, match=r"run: holds the run that torchrun has started again.*--resume auto"):
+        train(trained.config.override(out=out, overwrite=True))
+    assert list_checkpoints(out)[-1].name == "step-00000010"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert train(trained.config.override(out=out, overwrite=True, epochs=1)).steps == 5
+
+
 def test_overwriting_takes_links_away_and_not_what_they_lead_to(trained: Trained, tmp_path: Path) -> None:
     out, disk = tmp_path / "run", tmp_path / "disk"
     for path in (out, disk):

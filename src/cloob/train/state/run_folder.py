@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -23,8 +24,16 @@ _RUN_FILES = (RUN_CONFIG_FILE, METRICS_FILE, EPOCHS_FILE, SKIPPED_FILE, CHECKPOI
 
 
 def refuse_another_run(config: TrainConfig, checkpoint: Checkpoint | None) -> None:
-    """Refuses a run folder that holds a run which is neither gone on from nor to be replaced."""
+    """Refuses a run folder that holds a run which is neither gone on from nor to be replaced.
+
+    What torchrun starts again after a rank has died replaces nothing: that would be the run itself.
+    """
     save = config.save
+    if save.overwrite and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0 and _held_files(save.out):
+        raise InputError(
+            f"{save.out}: holds the run that torchrun has started again, which --overwrite would remove; "
+            "give --resume auto in its place"
+        )
     goes_on = save.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, save.out))
     if not goes_on and not save.overwrite and _held_files(save.out):
         raise InputError(
