@@ -163,8 +163,12 @@ def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
     assert answer.headers["content-type"] == "image/png"
     small = client.get("/api/items/3/thumbnail?size=64")
     assert small.headers["content-type"] == "image/jpeg" and max(Image.open(io.BytesIO(small.content)).size) <= 64
-    again = client.get("/api/items/3/thumbnail?size=64", headers={"if-none-match": small.headers["etag"]})
-    assert again.status_code == 304 and not again.content
+    for other in ("3/thumbnail?size=128", "4/thumbnail?size=64"):
+        assert client.get(f"/api/items/{other}").headers["etag"] != small.headers["etag"]
+    for path, first in (("picture", answer), ("thumbnail?size=64", small)):
+        assert first.headers["cache-control"] == "private, no-cache"  # another index has the same addresses
+        again = client.get(f"/api/items/3/{path}", headers={"if-none-match": first.headers["etag"]})
+        assert again.status_code == 304 and not again.content
     assert [found["id"] for found in client.get("/api/items?id=3&id=999&id=1").json()] == [3, 1]
     assert client.get("/api/items/3").json()["caption"] == item.caption
 

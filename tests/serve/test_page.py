@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 import uvicorn
+from PIL import Image
 from served_colours import COLOURS, ColourEncoder, build, draw
 
 from cloob.search.index import Index
@@ -80,6 +81,16 @@ class Page:
     def tiles(self) -> list[str]:
         script = "return [...document.querySelectorAll('#columns .tile')].map(t => t.getAttribute('aria-label'))"
         return list(self.run(script))
+
+    def shows(self, address: str, colour: str) -> bool:
+        """Whether the tile of this address has a picture of this colour."""
+        found = self.run(
+            "const image = document.querySelector(`.tile.ready img[src^='${arguments[0]}']`);"
+            "const context = document.createElement('canvas').getContext('2d');"
+            "return image && (context.drawImage(image, 0, 0, 4, 4), [...context.getImageData(2, 2, 1, 1).data])",
+            address,
+        )
+        return bool(found) and all(abs(a - b) < 20 for a, b in zip(found[:3], COLOURS[colour], strict=True))
 
     def focused(self) -> str:
         return str(self.run("return document.activeElement.getAttribute('aria-label') ?? document.activeElement.id"))
@@ -324,7 +335,10 @@ def test_a_collection_that_changes_is_offered(browser: Any, tmp_path: Path) -> N
         site = serving(opened)
         page = Page(browser, next(site))
         page.go().says("#found-note", "8 pictures")
+        page.until(lambda: len(page.all(".tile.ready")) == 8)
+        assert page.shows("/api/items/1/", "red")
         draw(folder, range(8, 11))
+        Image.new("RGB", (24, 25), COLOURS["blue"]).save(folder / "0.png")
         look = "dispatchEvent(new Event('visibilitychange')); return document.getElementById('changed').hidden"
         page.until(
             lambda: page.run("return performance.getEntriesByType('resource').some(e => e.name.endsWith('health'))")
@@ -335,6 +349,7 @@ def test_a_collection_that_changes_is_offered(browser: Any, tmp_path: Path) -> N
         page.says("#changed", "11 pictures now")
         page.one("#changed .button").click()
         page.says("#found-note", "11 pictures")
+        page.until(lambda: page.shows("/api/items/1/", "blue"), "the new picture")
         next(site, None)
         page.one("#words").send_keys("red")  # and now the server is gone
         page.says("[role=alert]", "does not answer")

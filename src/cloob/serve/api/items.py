@@ -70,9 +70,8 @@ async def thumbnail(
 ) -> Response:
     """A small JPEG of a picture, upright and without metadata."""
     held = collection(request)
-    tag = f'"{await _content(held, id)}-{size}"'
-    kept = {"etag": tag, "cache-control": "private, max-age=3600"}
-    if request.headers.get("if-none-match") == tag:
+    kept = _kept(f"{await _content(held, id)}-{size}")
+    if request.headers.get("if-none-match") == kept["etag"]:
         return Response(status_code=304, headers=kept)
     try:
         data = await held.files(lambda: held.index.thumbnail(id, size))
@@ -85,13 +84,14 @@ async def thumbnail(
 async def picture(request: Request, id: IdPath) -> Response:
     """A picture as its file has it; a format that browsers do not show comes as a download."""
     held = collection(request)
-    await _content(held, id)
+    headers = _kept(await _content(held, id))
+    if request.headers.get("if-none-match") == headers["etag"]:
+        return Response(status_code=304, headers=headers)
     try:
         data = await held.files(lambda: held.index.picture(id))
     except (InputError, OSError, Unreadable):
         raise Gone(f"the file of picture {id} is not there or has changed; cloob index brings it up to date") from None
     kind = _kind(data)
-    headers = {"cache-control": "private, max-age=60"}
     if kind == "application/octet-stream":
         headers["content-disposition"] = "attachment"
     return Response(data, media_type=kind, headers=headers)
@@ -126,6 +126,11 @@ async def _content(held: Collection, id_: int) -> str:
     if not found:
         raise Gone(f"no picture {id_}")
     return str(found[0].content[:32])
+
+
+def _kept(tag: str) -> dict[str, str]:
+    """A browser may keep it, and asks each time: the next index has another picture under the same address."""
+    return {"etag": f'"{tag}"', "cache-control": "private, no-cache"}
 
 
 def _kind(data: bytes) -> str:

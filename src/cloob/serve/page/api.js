@@ -53,7 +53,9 @@ export function upload(file) {
   return ask("uploads", { method: "POST", body: form });
 }
 
-export const thumbnail = (id, size = 256) => `/api/items/${id}/thumbnail?size=${size}`;
+// A document shows a picture that it has again without asking: a changed collection has other addresses.
+let round = 0;
+export const thumbnail = (id, size = 256) => `/api/items/${id}/thumbnail?size=${size}${round ? `&round=${round}` : ""}`;
 export const picture = (id) => `/api/items/${id}/picture`;
 export const uploadThumbnail = (id) => `/api/uploads/${id}/thumbnail`;
 
@@ -69,6 +71,7 @@ export function remember(list) {
 
 export function forget() {
   known.clear();
+  round += 1;
 }
 
 export const recall = (id) => known.get(id);
