@@ -110,6 +110,13 @@ def test_the_token_opens_by_bearer_address_and_form() -> None:
     assert wrong.status_code == 401 and "not right" in wrong.text and "set-cookie" not in wrong.headers
 
 
+@pytest.mark.parametrize("others", ['a={"b":1}', "a b", "über=1", "cloob-token=old", "a=x=y", ""])
+def test_odd_cookies_of_other_programs_do_not_hide_the_token(others: str) -> None:
+    web = client("http://10.0.0.5:8017", local=False, token=TOKEN)
+    for cookie in (f"{others}; cloob-token={TOKEN}", f"cloob-token={TOKEN};{others}"):
+        assert web.get("/api/x", headers={"cookie": cookie.encode()}).status_code == 200
+
+
 def test_a_body_is_refused_by_what_it_says_and_by_what_it_is() -> None:
     web = client(max_body_bytes=100, max_upload_bytes=1000)
     assert web.post("/api/x", content=b"x" * 100).text.endswith(" 100")

@@ -6,7 +6,6 @@ import hmac
 import ipaddress
 import json
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlencode
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -82,12 +81,10 @@ class Guard:
     def _known(self, headers: Mapping[str, str]) -> bool:
         scheme, _, value = headers.get("authorization", "").partition(" ")
         offered = [value.strip()] if scheme.lower() == "bearer" else []
-        try:
-            cookies = SimpleCookie(headers.get("cookie", ""))
-        except CookieError:
-            cookies = SimpleCookie()
-        if COOKIE in cookies:
-            offered.append(cookies[COOKIE].value)
+        for cookie in headers.get("cookie", "").split(";"):  # SimpleCookie stops at the first one that is odd
+            name, _, value = cookie.partition("=")
+            if name.strip() == COOKIE:
+                offered.append(value.strip())
         return any(self._right(token) for token in offered)
 
     def _right(self, offered: str) -> bool:
