@@ -93,6 +93,8 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (["data", "demo", "--most", "-1"], "--most is -1; 0 or more is wanted"),
         (["data", "demo:val", "--most", "5", "--out", str(tmp_path / "file" / "x.html")], "cannot be written here"),
         (["data", str(tmp_path / "*.tar"), "--count"], "--out is missing"),
+        (["data", "demo:val", "--out", str(tmp_path / "own.csv")], "own.csv: ends in .csv; .html or .htm is wanted"),
+        (["data", str(tmp_path), "--count", "--out", str(tmp_path / "file")], "ends in nothing; .json is wanted"),
     ):
         assert main(words) == 2
         (line,) = capsys.readouterr().err.splitlines()

@@ -296,6 +296,8 @@ def test_embed_writes_the_same_rows_in_three_forms(
         (("search", "{index}", "a", "--beta", "3"), "--beta is that of --explain"),
         (("search", "{index}", "a", "--explain", "--beta", "0"), "β is 0"),
         (("search", "{index}", "a", "--duplicates"), "leave the query out"),
+        (("search", "{index}", "a", "--sheet", "own.csv"), "own.csv: ends in .csv; .html or .htm is wanted"),
+        (("search", "{index}", "a", "--sheet", "{pictures}"), "ends in nothing"),
         (("search", "{index}", "a", "-0"), "-0 ends the paths of --paths"),
         (("classify", "{pictures}", "--labels", "a"), "no model given"),
         (("classify", "{index}"), "give --labels"),
@@ -310,6 +312,7 @@ def test_embed_writes_the_same_rows_in_three_forms(
         (("serve", "{none}"), "no such folder; cloob index"),
         (("serve", "{pictures}"), "holds no index; cloob index"),
         (("embed", "{pictures}", "--out", "x.csv", "--model", "m"), ".parquet"),
+        (("embed", "a.parquet", "--out", "./a.parquet", "--overwrite", "--model", "m"), "is what is read"),
         (("embed", "{pictures}", "--out", "{pictures}/red-0.npz"), "no model given"),
     ],
 )

@@ -111,6 +111,12 @@ def test_wrong_words_are_one_line(
         f"index pictures --out i --model {one} --max-megapixels 0": "--max-megapixels is 0",
         f"index pictures --out i --model {one} --model-name x": "Unrecognized options",
     }
+    (tmp_path / "own.parquet").write_bytes(b"PAR1")
+    wrong |= {
+        f"index pictures --out i --model {one} --export own.csv": "--export own.csv: ends in .csv; .parquet is wanted",
+        f"index own.parquet --out i --model {one} --export own.parquet": "is what is read",
+        f"index pictures --out i --model {one} --export own.parquet": "is a file of another kind",
+    }
     for words, said in wrong.items():
         assert said in refused(capsys, *words.split()), words
     assert not (tmp_path / "i").exists()

@@ -12,9 +12,10 @@ import dataclasses
 import io
 import itertools
 import math
+import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,9 @@ else:
     tyro = require("tyro", "train")
 
 T = TypeVar("T")
+HTML = (".html", ".htm")
+"""Of a page."""
+
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
 
 
@@ -121,6 +125,28 @@ def check_amounts(batch_size: int, workers: int) -> None:
         raise InputError(f"--batch-size is {batch_size}; 1 or more is wanted")
     if workers < 0:
         raise InputError(f"--workers is {workers}; 0 or more is wanted")
+
+
+def check_out(option: str, path: Path, endings: Sequence[str], inputs: Iterable[str] = ()) -> None:
+    """Refuses to write over what is no such file.
+
+    Args:
+        option: What names the file.
+        path: The file.
+        endings: One of these is wanted.
+        inputs: What is read, and may not be written over.
+
+    Raises:
+        InputError: Another ending, a folder, or an input.
+    """
+    if path.suffix not in endings:
+        *others, last = endings
+        wanted = f"{', '.join(others)} or {last}" if others else last
+        raise InputError(f"{option} {path}: ends in {path.suffix or 'nothing'}; {wanted} is wanted")
+    if path.is_dir():
+        raise InputError(f"{option} {path}: is a folder; a file is wanted")
+    if any(os.path.realpath(path) == os.path.realpath(each) for each in inputs):
+        raise InputError(f"{option} {path}: is what is read; name another file")
 
 
 def _refuse_empty_paths(kind: type, words: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cloob.commands.arguments import parse
+from cloob.commands.arguments import HTML, check_out, parse
 from cloob.commands.measuring import DataArguments
 from cloob.errors import InputError
 
@@ -15,6 +15,8 @@ def main(words: Sequence[str]) -> int:
     for name, least in (("most", 0), ("pictures", 1), ("workers", 1)):
         if getattr(arguments, name) < least:
             raise InputError(f"--{name} is {getattr(arguments, name)}; {least} or more is wanted")
+    if arguments.out is not None:
+        check_out("--out", arguments.out, (".json",) if arguments.count else HTML)
     arguments.cache.use()
     from cloob.commands.work.data import run  # pyarrow and torch: only for words that are right
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cloob.commands.arguments import check_amounts, parse
+from cloob.commands.arguments import check_amounts, check_out, parse
 from cloob.commands.classify import check_source
 from cloob.commands.finding import EmbedArguments
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
 
@@ -16,9 +16,7 @@ def main(words: Sequence[str]) -> int:
     """Embeds; 1 where a picture could not be read."""
     arguments = parse(EmbedArguments, words, "cloob embed")
     check_amounts(1, arguments.workers)
-    if arguments.out.suffix not in SUFFIXES:
-        said = nearest(arguments.out.suffix, SUFFIXES) if arguments.out.suffix else "no ending"
-        raise InputError(f"--out {arguments.out}: {said}; one of {', '.join(SUFFIXES)} is wanted")
+    check_out("--out", arguments.out, SUFFIXES, [arguments.source])
     if arguments.out.exists() and not arguments.overwrite:
         raise InputError(f"{arguments.out}: exists; --overwrite replaces it")
     check_source(arguments.source, arguments.model)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from cloob.commands.arguments import check_amounts, parse
+from cloob.commands.arguments import check_amounts, check_out, parse
 from cloob.commands.indexing import IndexArguments
 from cloob.data.shards.paths import is_pattern
 from cloob.data.shards.spec import is_remote, local_path
@@ -28,6 +28,8 @@ def main(words: Sequence[str]) -> int:
     known = _known_sources(arguments)
     for source in arguments.sources:
         _check_there(source, known)
+    if arguments.export is not None:
+        check_out("--export", arguments.export, (".parquet",), {*arguments.sources, *known})
     arguments.cache.use()
     from cloob.commands.work.index import run  # torch: only for words that are right
 

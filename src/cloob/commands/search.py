@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloob.commands.arguments import parse
+from cloob.commands.arguments import HTML, check_out, parse
 from cloob.commands.finding import SearchArguments, read_cutoff
 from cloob.errors import InputError
 
@@ -62,4 +62,6 @@ def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:
         raise InputError(f"--top is {arguments.top}; 1 to 100,000 is wanted")
     if not 0 < arguments.threshold <= 1:
         raise InputError(f"--threshold is {arguments.threshold}; a cosine above 0, at most 1, is wanted")
+    if arguments.sheet is not None:
+        check_out("--sheet", arguments.sheet, HTML)
     read_cutoff(arguments.cutoff)

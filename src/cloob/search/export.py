@@ -51,6 +51,14 @@ def export(store: Store, model: IndexedModel, path: Path, where: Filter | None =
     return count
 
 
+def is_export(path: Path) -> bool:
+    """Whether a file is what :func:`export` writes."""
+    try:
+        return b"fingerprint" in (parquet.read_schema(path).metadata or {})
+    except (pa.ArrowException, OSError):
+        return False
+
+
 def _pages(store: Store, model: str, where: Filter | None) -> Iterator[tuple[Ids, Vectors]]:
     last = 0
     while len(ids := store.ids(where, after=last, limit=_PAGE)):

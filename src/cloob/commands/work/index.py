@@ -15,6 +15,7 @@ from cloob.commands.steps import say_next
 from cloob.distributed import rank
 from cloob.errors import InputError
 from cloob.search.build import Effort, Summary
+from cloob.search.export import is_export
 from cloob.search.index import Index
 from cloob.search.open import is_database, is_there
 from cloob.search.scan.open import ScanOptions
@@ -25,6 +26,8 @@ _SAID_EVERY = 60.0
 
 def run(arguments: IndexArguments) -> int:
     """Indexes, merges, exports; returns the exit code."""
+    if arguments.export is not None and arguments.export.exists() and not is_export(arguments.export):
+        raise InputError(f"--export {arguments.export}: is a file of another kind; name another file")
     with _open(arguments) as index:
         failed = False
         if arguments.sources or not (arguments.merge or arguments.export):
