@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pty
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import pytest
 from PIL import Image
 
 from cloob.cli import main
+from cloob.commands.work.showing import write_new
 from cloob.models.folder import read_model, save_model
 from cloob.models.runs import MODEL_FOLDER
 from cloob.models.towers import create_model
@@ -106,6 +108,17 @@ def test_copies_never_overwrite(place: Path, tmp_path: Path, capsys: pytest.Capt
     assert (target / "red-0-2.png").read_bytes() == (place / "pictures" / "red-0.png").read_bytes()
     _, err = run(capsys, "search", str(place / "index"), "red", "--copy-to", str(target))
     assert "0 copied" in err and "4 were there" in err and len(list(target.iterdir())) == 5
+
+
+def test_a_copy_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_new(tmp_path, "a.png", bytes(11))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,12 +94,18 @@ def write_new(folder: Path, name: str, content: bytes) -> bool:
     for number in range(1, 10_000):
         path = free_name(folder, name, number)
         try:
-            with path.open("xb") as file:
-                file.write(content)
-            return True
+            file = path.open("xb")
         except FileExistsError:
             if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
                 return False
+            continue
+        try:
+            with file:
+                file.write(content)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return True
     raise InputError(f"{folder / name}: 10,000 files of this name are there")
 
 
