@@ -171,6 +171,11 @@ def test_a_demo_that_is_stopped_does_not_begin_the_next_training(
     assert len(asked) == 1 and "was stopped by SIGTERM" in capsys.readouterr().err
 
 
+def test_what_a_terminal_has_no_letters_for_is_escaped() -> None:
+    done = run_cloob("recipes", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "\\u03c4" in done.stdout and "Traceback" not in done.stderr
+
+
 def test_debug_shows_the_traceback() -> None:
     done = run_cloob("--debug", "trian")
     assert done.returncode != 0 and "Traceback" in done.stderr
