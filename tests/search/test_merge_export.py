@@ -69,6 +69,18 @@ def test_vectors_of_two_models_never_mix(tmp_path: Path) -> None:
     assert here.revision() == before
 
 
+@pytest.mark.parametrize(("own", "other"), [("p", "p/sub"), ("p/sub", "p")])
+def test_a_source_inside_one_of_the_other_index_is_not_merged(tmp_path: Path, own: str, other: str) -> None:
+    write_noise(tmp_path / "p" / "sub" / "a.png", 1)
+    here, there = Index.create(tmp_path / "here"), Index.create(tmp_path / "there")
+    here.update([tmp_path / own], options(FakeEncoder()))
+    there.update([tmp_path / other], options(FakeEncoder("second", seed=1)))
+    before = here.revision()
+    with pytest.raises(InputError, match="which is a source of this index"):
+        here.merge(there)
+    assert here.revision() == before and len(here.models) == 1
+
+
 def test_an_export(tmp_path: Path) -> None:
     index = make(tmp_path, {f"{i}.png": i for i in range(30)} | {"q.png": 0}, FakeEncoder())
     assert index.export(tmp_path / "out" / "e.parquet") == 31

@@ -249,7 +249,7 @@ class Index(Answers):
         """Takes in what another index has: items that are not here, and vectors of models that are not here.
 
         Raises:
-            InputError: A name stands for other weights there than here.
+            InputError: A name stands for other weights there than here, or a source lies in one of the other index.
         """
         from cloob.search.merge import merge  # torch
 

@@ -9,6 +9,7 @@ import numpy as np
 from cloob.errors import InputError
 from cloob.search.records import IndexedModel
 from cloob.search.store import Store
+from cloob.search.update import check_apart
 
 _PAGE = 2000
 
@@ -36,8 +37,10 @@ def merge(store: Store, from_: Store) -> Merged:
     Vectors go with their model's weights, whatever it is called there.
 
     Raises:
-        InputError: A name stands for other weights in one than in the other; nothing is written then.
+        InputError: A name stands for other weights in one than in the other, or a source of one lies in one of the
+            other; nothing is written then.
     """
+    check_apart(from_.sources(), store.sources())
     names = _names(store, from_)
     added: set[int] = set()
     written, present, other = 0, 0, 0

@@ -83,7 +83,7 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     given = {source_name(source): source for source in sources or known}
     if not given:
         raise InputError(f"{store.address}: is empty; name a source of pictures: cloob index SRC --model M --out IDX")
-    _check_apart(given, known)
+    check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
         if name in known and is_gone(name):
@@ -97,7 +97,7 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     return collections
 
 
-def _check_apart(names: Iterable[str], known: Sequence[str]) -> None:
+def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
     """Refuses a source inside another one, or one by a second name: its pictures would be in the index twice."""
     real = {name: os.path.realpath(name) if os.path.isabs(name) else name for name in (*known, *names)}  # noqa: PTH117
     for name in names:
