@@ -143,7 +143,7 @@ def _longest(table: str) -> int | None:
     return max(map(_letters, texts.split("\0")))
 
 
-def _template(template: dict[str, Any], words: dict[str, Any]) -> int | None:
+def _template(template: dict[Any, Any], words: dict[Any, Any]) -> int | None:
     """1 for a template with the text once in it, and few tokens around it; else None."""
     match template:
         case {"single": list(single), "pair": list(pair)}:
