@@ -172,6 +172,23 @@ def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
         assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
 
 
+@pytest.mark.parametrize("image", ["filepath", "image"])
+def test_a_time_that_python_does_not_have_is_text_or_nothing(tmp_path: Path, image: str) -> None:
+    write_noise(tmp_path / "a.png", 1)
+    columns = {
+        image: ["a.png" if image == "filepath" else png(1)],
+        "day": pa.array([10**7], pa.date32()),
+        "far": pa.array([10**18], pa.timestamp("us")),
+        "mars": pa.array([0], pa.timestamp("us", tz="Mars/Base")),
+        "since": pa.array([10**18], pa.duration("s")),
+        "year": [2020],
+    }
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    (said,) = scanned(tmp_path / "t.parquet").values()
+    text = {"day": "29349-01-26", "far": "<value out of range: 1000000000000000000>", "since": str(10**18)}
+    assert said[1] == text | {"year": 2020}
+
+
 def test_a_time_may_stand_behind_a_space(tmp_path: Path) -> None:
     rows = [("a", "2024-05-31 18:30:00"), ("b", "2024-05-31T18:30:00"), ("c", "2024-05-31 09:00")]
     for seed, (name, _) in enumerate(rows):

@@ -31,7 +31,7 @@ from cloob.search.scan.collection import (
     stated,
     value,
 )
-from cloob.search.scan.rows import CAPTION_COLUMNS
+from cloob.search.scan.rows import CAPTION_COLUMNS, plain
 
 _MOST_OPEN = 4  # groups of rows of Parquet files, unpacked
 
@@ -101,7 +101,7 @@ class Inside:
         """The caption, and the columns that are no pictures."""
         table, row = self._row(found)
         names = [field.name for field in table.schema if not is_image(field.type)]
-        said = {name: value(table.column(name)[row].as_py()) for name in names if name != self._image}
+        said = {name: value(plain(table.column(name)[row])) for name in names if name != self._image}
         caption = said.pop(self._caption, None) if self._caption else None
         columns = {name: held for name, held in said.items() if held is not None}
         return (str(caption).strip() or None) if caption is not None else None, columns

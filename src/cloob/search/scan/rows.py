@@ -78,7 +78,10 @@ class Rows:
 
     def row(self, index: int) -> tuple[str | None, dict[str, Value]]:
         """Caption and other columns of a row."""
-        row = self._rows[index] if self._rows is not None else self._table.slice(index, 1).to_pylist()[0]
+        if self._rows is not None:
+            row = self._rows[index]
+        else:
+            row = {name: plain(self._table.column(name)[index]) for name in self._table.column_names}
         caption = valid(_text(row.get(self._caption))).strip() if self._caption is not None else ""
         others = {valid(str(name)): value(raw) for name, raw in row.items() if name not in (self._image, self._caption)}
         return caption or None, {name: held for name, held in others.items() if held is not None}
@@ -136,6 +139,17 @@ def find_described(folder: Path, caption_column: str | None) -> Described | None
         if path.is_file() and "file_name" in column_names(path, ("file_name", "file_name")):
             return Described(path, caption_column)
     return None
+
+
+def plain(scalar: pa.Scalar) -> Any:
+    """What Arrow holds, for Python: Arrow's text of it where Python has no such value, None where neither has one."""
+    try:
+        return scalar.as_py()
+    except (ArithmeticError, ValueError, LookupError, pa.ArrowException):  # year 29349, time zone Mars/Base
+        try:
+            return scalar.cast(pa.string()).as_py()
+        except pa.ArrowException:
+            return None
 
 
 def _text(raw: Any) -> str:
