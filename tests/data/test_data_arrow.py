@@ -175,6 +175,31 @@ def test_columns_are_found_or_asked_for(tmp_path: Path, image: MakeImage) -> Non
         open_source(folder, image_column="n", caption_column="other")
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_later_file_with_a_column_of_another_type_is_named(
+    tmp_path: Path, image: MakeImage, cache: Cache, kind: str
+) -> None:
+    first = table(image, range(3))
+
+    def write(content: pa.Table, number: int) -> None:
+        if kind == "parquet":
+            parquet.write_table(content, tmp_path / f"{number}.parquet")
+            return
+        with pa.OSFile(str(tmp_path / f"{number}.arrow"), "wb") as sink, pa.ipc.new_file(sink, content.schema) as file:
+            file.write_table(content)
+
+    write(first, 0)
+    write(first.set_column(1, "caption", pa.array([1, 2, 3])), 1)
+    with pytest.raises(InputError, match=rf"1\.{kind}: column 'caption' holds int64, not text"):
+        open_source(tmp_path, cache=cache)
+    write(first.set_column(0, "image", pa.array([1, 2, 3])), 1)
+    with pytest.raises(InputError, match=rf"1\.{kind}: column 'image' holds int64, not images"):
+        open_source(tmp_path, cache=cache)
+    write(first.set_column(1, "caption", pa.nulls(3)), 1)
+    with pytest.raises(BadSample, match="missing caption"):
+        open_source(tmp_path, cache=cache).read(3)
+
+
 def test_broken_folders_get_one_line(tmp_path: Path, image: MakeImage) -> None:
     folder = write_saved(tmp_path / "set", [table(image, range(3)), table(image, range(3), caption="other")])
     with pytest.raises(InputError, match=r"data-00001-of-00002\.arrow has no column 'caption', which data-00000"):

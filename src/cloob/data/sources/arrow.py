@@ -49,7 +49,7 @@ class ArrowSource:
         cache: Where Parquet files are unpacked.
 
     Raises:
-        InputError: No file, a file that is not what its name says, or no such column.
+        InputError: No file, a file that is not what its name says, or one without such columns of their kinds.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class ArrowSource:
             missing = [column for column in self._columns if column not in schema.names]
             if missing:
                 raise InputError(f"{path} has no column {missing[0]!r}, which {paths[0].name} has")
+            _check_kinds(path, schema, self._columns)
         self.shard_sizes: tuple[int, ...] = sizes
         self._forget()
 
@@ -272,12 +273,17 @@ def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: st
                     f"(name the one of the {kind}s with --{kind}-column)"
                 )
             column = options[0]
-        kept = schema.field(column).type
-        if not (_is_text(kept) or (kind == "image" and is_image(kept))):
-            right = "text" if kind == "caption" else "images ({bytes, path}, bytes or paths)"
-            raise InputError(f"{path}: column {column!r} holds {kept}, not {right}")
         columns.append(column)
     return columns[0], columns[1]
+
+
+def _check_kinds(path: Path, schema: pa.Schema, columns: tuple[str, str]) -> None:
+    """Refuses a file whose columns hold anything but images and text; one that is empty all over has no type."""
+    image, caption = (schema.field(column).type for column in columns)
+    if not (_is_text(image) or is_image(image) or pa.types.is_null(image)):
+        raise InputError(f"{path}: column {columns[0]!r} holds {image}, not images ({{bytes, path}}, bytes or paths)")
+    if not (_is_text(caption) or pa.types.is_null(caption)):
+        raise InputError(f"{path}: column {columns[1]!r} holds {caption}, not text")
 
 
 def is_image(kind: pa.DataType) -> bool:
