@@ -194,6 +194,15 @@ def test_a_model_of_the_hub_runs_none_of_its_python(
     assert not marker.exists()
 
 
+def test_the_towers_of_the_hub_are_read_before_their_tokenizer(tower: Path, tmp_path: Path, hub_cache: Path) -> None:
+    """Which takes the sizes in the configuration as they are."""
+    folder = shutil.copytree(tower, tmp_path / "m")
+    change(folder / CONFIG_FILE, lambda config: config.update(tokenizer={"kind": "hub", "pad": 0, "end": 1}))
+    change(folder / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(vocab_size="many"))
+    cached(folder, hub_cache, "some", "words")
+    refused(lambda: load_model("hf-hub:some/words"), f"{CONFIG_FILE}: model_cfg.text_cfg.vocab_size is 'many'")
+
+
 @pytest.mark.parametrize(
     ("part", "key", "value"),
     [

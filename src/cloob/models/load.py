@@ -135,14 +135,14 @@ def _load_hub(source: str) -> DualEncoder:
         if "tokenizer" in config:
             fetch_first(name, source, [[HUB_FILE], [CONFIG_FILE]])
     objective = read_objective(folder)
-    if "tokenizer" in config:
-        tokenizer = stored_tokenizer(folder / CONFIG_FILE, config["tokenizer"], model_cfg["text_cfg"])
-    else:
-        tokenizer = load_tokenizer(source, model_cfg, source)
     with readied_text_tower(model_cfg):
         weights = weights_file(folder)
         assert weights is not None, folder
         model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
+    if "tokenizer" in config:
+        tokenizer = stored_tokenizer(folder / CONFIG_FILE, config["tokenizer"], model_cfg["text_cfg"])
+    else:
+        tokenizer = load_tokenizer(source, model_cfg, source)
     objective = objective or sigmoid_objective(weights, model)
     return DualEncoder(source, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
 
