@@ -208,3 +208,14 @@ def test_tag_brings_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = create_model("ViT-B-32", pretrained="openai", image_size=32, seed=0)
     assert isinstance(encoder.model.transformer.resblocks[0].mlp.gelu, transformer.QuickGELU)
     assert encoder.config.settings["quick_gelu"] is True
+
+
+def test_a_tag_without_an_activation_keeps_that_of_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As roberta-ViT-B-32/laion2b_s12b_b32k."""
+    import open_clip.transformer as transformer
+
+    tag = {"hf_hub": "some/model/", "mean": (0.5,) * 3}
+    monkeypatch.setattr(open_clip(), "get_pretrained_cfg", lambda *_: tag)
+    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: None)
+    encoder = create_model("ViT-B-32-quickgelu", pretrained="openai", image_size=32, seed=0)
+    assert isinstance(encoder.model.transformer.resblocks[0].mlp.gelu, transformer.QuickGELU)

@@ -91,7 +91,7 @@ def create_model(
         file = _pretrained_file(name, pretrained)
         # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
         tag = library.get_pretrained_cfg(name, pretrained)
-        if tag and tag.get("quick_gelu", False) != config.get("quick_gelu", False):
+        if tag and "quick_gelu" in tag:
             config["quick_gelu"] = bool(tag["quick_gelu"])
     generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
     with generator, translated(f"model {name!r}"), _fetching(name, pretrained):
