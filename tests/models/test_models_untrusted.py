@@ -204,6 +204,24 @@ def test_the_towers_of_the_hub_are_read_before_their_tokenizer(tower: Path, tmp_
 
 
 @pytest.mark.parametrize(
+    "asks",
+    [
+        {"attn_implementation": "evil/kernel"},
+        {"_attn_implementation": "paged|evil/kernel@main:run"},
+        {"_attn_implementation_internal": "evil/kernel"},
+        {"attn_implementation": {"": "eager", "text_config": "evil/kernel"}},
+        {"text_config": {"experts_implementation": "evil/kernel"}},
+    ],
+)
+def test_a_kernel_of_the_hub_is_code(asks: dict[str, Any], bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "bert")
+    change(folder / "config.json", lambda config: config.update(attn_implementation="sdpa"))
+    open_text_encoder(f"hf:{folder}", load_model)
+    change(folder / "config.json", lambda config: config.update(asks))
+    refused(lambda: open_text_encoder(f"hf:{folder}", load_model), "_implementation", "asks for Python code of the")
+
+
+@pytest.mark.parametrize(
     ("part", "key", "value"),
     [
         ("text_cfg", "hf_tokenizer_name", "../words"),

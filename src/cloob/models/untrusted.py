@@ -23,6 +23,7 @@ CONFIG_FILES = (
 """Patterns of the files that may ask for code or name other files; fetched from a hub before all others."""
 
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "custom_pipeline", "custom_pipelines"})
+_KERNEL_KEYS = re.compile(r"_?(attn|experts)_implementation(_internal)?")  # OWNER/NAME is a package of the hub
 _FILE_KEYS = frozenset({"vocab_file", "merges_file", "tokenizer_file", "spm_file"})
 _TOKENIZER_ARGUMENTS = ("clean", "strip_sep_token", "language", "reduction_mask")
 LARGEST_JSON = 16 << 20
@@ -149,7 +150,8 @@ def check_folder(folder: Path) -> None:
         for _, key, value in _walk(content):
             if type(value) is int and value > MOST_LAYERS and _LAYERS.fullmatch(key):
                 raise InputError(f"{path}: {key} is {value:.6g}; no model has more than {MOST_LAYERS}")
-            if key in _CODE_KEYS and value not in (None, False):
+            kernel = _KERNEL_KEYS.fullmatch(key) and "/" in str(value)
+            if kernel or (key in _CODE_KEYS and value not in (None, False)):
                 raise InputError(f"{path}: {key} asks for Python code of the model's own, which is never run")
             if key in _FILE_KEYS and isinstance(value, str) and leaves(value) and Path(value).exists():
                 raise InputError(f"{path}: {key} is {value!r}, a file outside of its folder")
