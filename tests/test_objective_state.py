@@ -1,4 +1,4 @@
-"""Fixed τ⁻¹ and β: in the state, told when another state says otherwise, and read without a device."""
+"""τ⁻¹ and β: in the state, told when another state says otherwise, read without a device, never in low precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from cloob.objective import ContrastiveObjective
+from cloob.objective import ContrastiveObjective, make_objective
 from cloob.scales import FixedScaleWarning
 from paper_loops import pairs
 
@@ -101,3 +101,38 @@ def test_a_device_without_float64_gets_float32(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "full", spy)
     moved._apply(on_mps(lambda t: t.to("meta")))  # a stand-in refuses what Metal refuses
     assert asked == [(torch.float64, "meta")] * 2 and moved.config()["inv_tau"] == 1 / 0.07
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_learned_scales_are_cast_to_no_lower_precision(name: str, cast: str) -> None:
+    objective = make_objective(name, learnable_beta=name == "siglip", hopfield=name == "siglip")
+    objective.head = nn.Linear(2, 2)  # of a subclass: cast as usual
+    x, y = pairs(6, 5, dtype=torch.float32)
+    objective(x, y).backward()
+    before = {name: p for name, p in objective.named_parameters() if p.ndim == 0}
+    values = {name: (p.clone(), p.grad.clone()) for name, p in before.items()}
+    getattr(objective, cast)()
+    assert objective.head.weight.dtype == getattr(torch, cast)
+    for name, parameter in before.items():
+        assert objective.get_parameter(name) is parameter  # which an optimiser holds
+        assert parameter.dtype == (torch.float64 if cast == "double" else torch.float32)
+        torch.testing.assert_close((parameter, parameter.grad), values[name], rtol=0, atol=0, check_dtype=False)
+    assert {p.dtype for p in objective.float().parameters()} == {torch.float32}
+
+
+def test_learned_scales_are_float32_where_less_is_the_default() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        objective = make_objective("siglip", inv_tau=14.25)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in objective.parameters()} == {torch.float32}
+    assert objective.inv_tau.item() == pytest.approx(14.25, rel=1e-6)
+
+
+def test_a_state_does_not_say_what_the_loss_does_not_do() -> None:
+    objective = ContrastiveObjective()
+    objective.fixed_beta.fill_(2.0)
+    with pytest.raises(ValueError, match=r"^fixed_beta was set to 2, but beta is still 8: load_state_dict changes it"):
+        objective.state_dict()

@@ -139,6 +139,12 @@ def loaded() -> None:
     ContrastiveObjective(inv_tau=30.0).load_state_dict(ContrastiveObjective(inv_tau=20.0).state_dict())
 
 
+def written() -> None:
+    objective = ContrastiveObjective()
+    objective.fixed_beta.fill_(2.0)
+    objective.state_dict()
+
+
 def twice_differentiated() -> None:
     x = rows().requires_grad_()
     torch.autograd.grad(ContrastiveObjective(backend="streamed")(x, rows()), x, create_graph=True)
@@ -171,6 +177,7 @@ RAISED_BY: dict[str, Callable[[], object] | str] = {
     "can be differentiated once": twice_differentiated,
     "backend='triton' needs": lambda: ContrastiveObjective(backend="triton")(rows(), rows()),
     "as in the state that was loaded": loaded,
+    "fixed_beta was set to": written,
     "no micro-batches": lambda: cached_backward(lambda part: part, OBJECTIVE, [], towers=OBJECTIVE),
 }
 

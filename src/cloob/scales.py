@@ -23,7 +23,9 @@ class ScaledModule(nn.Module):
 
     A fixed scalar is in the state as ``fixed_NAME`` (0-d, float64 whatever the module is cast to), a learnable one as
     ``log_NAME``. The number of a fixed one is kept beside its buffer, so that reading it never waits for a device; it
-    follows ``load_state_dict``, and a buffer written to by other means does not change it.
+    follows ``load_state_dict``, and a buffer written to by other means does not change it, but is refused by
+    ``state_dict``. Parameters of one number stay in float32 where the module is cast to less: steps of an optimiser
+    are lost in the rounding of bfloat16.
     """
 
     _version = 2  # states of version 1 hold no fixed scales
@@ -46,7 +48,7 @@ class ScaledModule(nn.Module):
         number = float(value)
         check_positive(name, number, torch.float64)
         if learnable:
-            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(math.log(number))))
+            self.register_parameter(f"log_{name}", scalar_parameter(math.log(number)))
         else:
             self._fixed[name] = number
             self.register_buffer(f"fixed_{name}", torch.tensor(number, dtype=torch.float64))
@@ -63,17 +65,43 @@ class ScaledModule(nn.Module):
         return logarithm.exp()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Moves the fixed scalars with the module, but casts them only where float64 does not exist (MPS)."""
+        """Moves the scalars with the module, but casts the fixed ones only where float64 does not exist (MPS).
+
+        Learned ones, and their gradients, are cast to float32 and float64 alone.
+        """
         for name in self._fixed:
             key = f"fixed_{name}"
             self._buffers[key] = torch.empty((), device=self.get_buffer(key).device)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        scalars = [p for p in self._parameters.values() if p is not None and p.ndim == 0]
+        learned = [*scalars, *(p.grad for p in scalars)]
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            low = result.is_floating_point() and torch.finfo(result.dtype).bits < 32
+            return tensor.to(result.device, torch.float32) if low and any(tensor is one for one in learned) else result
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
         for name, number in self._fixed.items():
             key = f"fixed_{name}"
             device = self.get_buffer(key).device
             dtype = torch.float32 if device.type == "mps" else torch.float64
             self._buffers[key] = torch.full((), number, dtype=dtype, device=device)
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Refuses a fixed scalar whose buffer says something else than the loss.
+
+        Raises:
+            ValueError: One was written to.
+        """
+        for name, number in self._fixed.items():
+            buffer = self.get_buffer(f"fixed_{name}")
+            if type(buffer) is Tensor and not buffer.is_meta and not math.isclose(float(buffer), number, rel_tol=1e-6):
+                raise ValueError(
+                    f"fixed_{name} was set to {float(buffer):g}, but {name} is still {number:g}: "
+                    "load_state_dict changes it, a write does not"
+                )
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -108,6 +136,11 @@ class ScaledModule(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def scalar_parameter(value: float) -> nn.Parameter:
+    """A 0-d parameter in float32, or float64 where that is the default, whatever lower one is."""
+    return nn.Parameter(torch.tensor(value, dtype=torch.promote_types(torch.get_default_dtype(), torch.float32)))
 
 
 def callers_level() -> int:

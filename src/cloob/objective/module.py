@@ -16,7 +16,7 @@ from cloob.functional.reference import Contrast, Scale, check_pairs, check_scale
 from cloob.objective.implementation import BACKENDS, Backend, Implementation, choose_implementation
 from cloob.objective.ranks import agree_on_rows, known_rows, loss_over_ranks
 from cloob.objective.values import Scales, check_scales, check_values, one_of
-from cloob.scales import ScaledModule, callers_level
+from cloob.scales import ScaledModule, callers_level, scalar_parameter
 
 # CLIP's bound on a learnable τ⁻¹ (Radford et al. 2021).
 MAX_INV_TAU = 100.0
@@ -130,7 +130,7 @@ class ContrastiveObjective(ScaledModule):
         if contrast == "sigmoid":
             number = _BIAS if bias is None else float(bias)
             check_number("bias", number, torch.float32)
-            self.bias = nn.Parameter(torch.tensor(number))
+            self.bias = scalar_parameter(number)
 
     @classmethod
     def cloob(cls, **overrides: Any) -> Self:
