@@ -197,6 +197,20 @@ def test_a_learnable_scale_is_bounded_by_100() -> None:
     ContrastiveObjective.cloob(inv_tau=250.0).clamp_()  # fixed ones stay as they were asked for
 
 
+def test_the_bound_leaves_graphs_that_hold_the_parameter() -> None:
+    objective = ContrastiveObjective.clip()
+    x, y = pairs(4, 3)
+    with torch.no_grad():
+        objective.log_inv_tau.fill_(math.log(250.0))
+    prior = 2 * objective.log_inv_tau**2
+    (objective(x, y) + prior).backward()
+    assert objective.log_inv_tau.item() == pytest.approx(math.log(100.0))
+    given = torch.tensor(1.6, requires_grad=True)
+    computed = given.exp()  # exp(1.6) = 4.95 is over the bound
+    torch.func.functional_call(objective, {"log_inv_tau": computed}, (x, y)).backward()
+    assert given.grad.isfinite() and computed == given.exp()
+
+
 def test_a_given_logit_scale_takes_the_place_of_inv_tau_and_learns() -> None:
     x, y = pairs(6, 5, dtype=torch.float32)
     scale = torch.tensor(12.0, requires_grad=True)

@@ -204,10 +204,12 @@ class ContrastiveObjective(ScaledModule):
     def clamp_(self) -> None:
         """Bounds the parameter of a learnable τ⁻¹ of a softmax, so that τ⁻¹ ≤ 100.
 
-        The forward pass in training mode does so too, but inside ``torch.func``, where nothing can be written.
+        The forward pass in training mode does so too, but inside ``torch.func`` and while a graph is traced. Autograd
+        does not see it: a graph that holds the parameter stays good. A tensor that was computed and stands in for the
+        parameter (``functional_call``) is left alone.
         """
-        if self._bounded:
-            self.log_inv_tau.clamp_(max=math.log(MAX_INV_TAU))
+        if self._bounded and self.log_inv_tau.is_leaf and not self.log_inv_tau.is_inference():
+            self.log_inv_tau.data.clamp_(max=math.log(MAX_INV_TAU))
 
     @overload
     def forward(
@@ -267,12 +269,12 @@ class ContrastiveObjective(ScaledModule):
             NonFiniteFeaturesError: A row is NaN, infinite or zero; the message names it. Not with ``check=False``.
             ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
                 learns with ``scale="paper"``. With ``gather`` every rank raises, and the message names the rank; also
-                where the ranks' τ⁻¹, β or bias have drifted apart.
+                where the ranks' τ⁻¹, β or bias have drifted apart, or their members differ.
             InputError: ``backend="triton"`` without a CUDA device or without the package triton.
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
                 path, where ``backend="reference"`` is asked for.
         """
-        if self.training and not in_transform():
+        if self.training and not (in_transform() or torch.compiler.is_compiling()):
             self.clamp_()
         if self.gather and not distributed.is_initialized():
             raise RuntimeError("gather=True needs a process group: start with torchrun, or call init_process_group")
