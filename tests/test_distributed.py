@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -155,17 +156,27 @@ def faults() -> dict[str, tuple[str, str]]:
         "no ids": ((x, y), {}),
         "no scale": ((x, y), {"logit_scale": 0.0}),
         "other scale": ((x, y), {"logit_scale": 31.0}),
+        "other retrieval": ((x, y), {"hopfield": False}),
+        "other contrast": ((x, y), {}),
+        "other size": ((x, y), {}),
+        "a warning": ((2 * x, y), {}),
     }
+    settings: dict[str, dict[str, Any]] = {"other contrast": {"contrast": "infonce"}, "other size": {"scale": "unit"}}
     raised: dict[str, tuple[str, str]] = {}
     for backend, (name, (arguments, options)) in itertools.product(("reference", "streamed"), mistakes.items()):
         objective = ContrastiveObjective(gather=True, backend=backend)
         usual = {"ids": ids} if "ids" in name else {}
+        called = ContrastiveObjective(gather=True, backend=backend, **settings[name]) if name in settings else objective
         try:
-            objective(*(arguments if last else (x, y)), **(options if last else usual))
+            with warnings.catch_warnings(action="error" if name == "a warning" else None):
+                (called if last else objective)(*(arguments if last else (x, y)), **(options if last else usual))
             raised[name] = ("nothing", "")
         except Exception as error:
             raised[name] = (type(error).__name__, str(error))
         assert objective(x, y).isfinite()
+    drifted = make_objective("siglip", gather=True, bias=0.0)
+    drifted.bias.data += 1e-6 * last
+    assert drifted(x, y).isfinite()
     # ids of another integer type are the same ids.
     narrow = ids.to(torch.int16) if last else ids
     assert objective(x, y, ids=narrow) == objective(x, y, ids=ids)
@@ -200,6 +211,13 @@ def primitives() -> None:
         "a": tuple(range(world)),
         "b": (7,) * world,
     }
+
+    class Local(Exception):
+        """No other rank can make one."""
+
+    for fault in (Local("of its own"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "of its own")):
+        with pytest.raises(RuntimeError, match=f"^rank {world - 1}: .*of its own"):
+            distributed.agree({}, fault if rank == world - 1 else None, torch.device("cpu"))
 
 
 def compiled() -> dict[str, float]:
@@ -325,6 +343,10 @@ def test_torch_compile_around_it(ranks: list[dict[str, Any]]) -> None:
         ("no ids", "ValueError", "ranks differ in ids: rank 0 has 1"),
         ("no scale", "ValueError", "rank {last}: inv_tau is 0.0"),
         ("other scale", "ValueError", "ranks differ in inv_tau: rank 0 has 30.0"),
+        ("other retrieval", "ValueError", "ranks differ in hopfield: rank 0 has True"),
+        ("other contrast", "ValueError", "ranks differ in contrast: rank 0 has infoloob"),
+        ("other size", "ValueError", "ranks differ in scale: rank 0 has paper"),
+        ("a warning", "UserWarning", "rank {last}: image_features has rows of length 2 to 2"),
     ],
 )
 def test_a_mistake_on_one_rank_is_raised_on_all(

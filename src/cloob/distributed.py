@@ -174,20 +174,31 @@ def agree(
         For each name the ranks' values.
 
     Raises:
-        Exception: Some rank has a fault; of the first one's type, the message names each and its rank.
+        Exception: Some rank has a fault; of the first one's type (a RuntimeError where the others cannot make one of
+            it), the message names each and its rank.
     """
-    pickled = b"" if fault is None else pickle.dumps(fault)
+    pickled = b"" if fault is None else _pickled(fault)
     numbers = [len(pickled), *(_bits(fact) if isinstance(fact, float) else fact for fact in facts.values())]
     numbers_here = torch.tensor(numbers, dtype=torch.int64, device=device)
     table = numbers_here.new_empty(world_size(), len(numbers_here))
     _collective("all_gather_single", "all_gather_into_tensor")(table.view(-1), numbers_here)
     lengths, *columns = table.T.tolist()
     if any(lengths):
-        raise _joint(pickled, Layout(tuple(lengths)), device)
+        raise _joint(pickled, Layout(tuple(lengths)), device) from fault
     return {
         name: tuple(map(_number, values) if isinstance(fact, float) else values)
         for (name, fact), values in zip(facts.items(), columns, strict=True)
     }
+
+
+def _pickled(fault: Exception) -> bytes:
+    """An error for the other ranks."""
+    try:
+        pickled = pickle.dumps(fault)
+        type(pickle.loads(pickled))("")  # as _joint will
+    except Exception:
+        return pickle.dumps(RuntimeError(str(fault)))
+    return pickled
 
 
 def _joint(pickled: bytes, layout: Layout, device: torch.device) -> Exception:

@@ -63,13 +63,13 @@ def contrast_with_negatives(
 
 def _layouts(x: Tensor, y: Tensor, z: Tensor, objective: ContrastiveObjective) -> tuple[Layout, Layout]:
     """Whose pairs and whose negatives are where, after every rank found all ranks' rows in order."""
-    fault: ValueError | None = None
+    fault: Exception | None = None
     try:
         if x.shape != y.shape or z.shape[1:] != x.shape[1:]:
             raise ValueError(f"anchors {tuple(x.shape)}, positives {tuple(y.shape)}, negatives {tuple(z.shape)}")
         if objective.check:
             check_finite(anchors=x, positives=y, negatives=z)
-    except ValueError as error:
+    except Exception as error:
         fault = error
     if not objective.gather:
         if fault is not None:

@@ -282,8 +282,9 @@ class ContrastiveObjective(ScaledModule):
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
         prepare = partial(self._prepare, logit_scale, logit_bias)
         if self.gather and distributed.world_size() > 1:
-            agree = agree_on_rows if self.layout is None else partial(known_rows, layout=self.layout)
-            x, y, ids, scales, layout = agree(image_features, text_features, ids, prepare)
+            given = (image_features, text_features, ids, prepare)
+            found = agree_on_rows(*given, member) if self.layout is None else known_rows(*given, self.layout)
+            x, y, ids, scales, layout = found
             parts = self.implementation(layout.total, x.device).parts
             loss = loss_over_ranks(x, y, scales, ids=ids, layout=layout, parts=parts, **member)
         else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,12 @@ from cloob.distributed import Layout
 from cloob.functional.checks import as_rows, check_ids, outside_autocast, outside_compiler
 from cloob.functional.reference import Contrast, Parts, Scale, combine, is_symmetric
 from cloob.objective.values import Scales
+
+_SETTINGS: dict[str, tuple[str | bool, ...]] = {
+    "contrast": get_args(Contrast),
+    "hopfield": (False, True),
+    "scale": get_args(Scale),
+}
 
 
 class LocalRows(NamedTuple):
@@ -57,32 +63,40 @@ def _checked(image_features: Tensor, text_features: Tensor, ids: Tensor | None) 
 @outside_compiler
 @outside_autocast
 def agree_on_rows(
-    image_features: Tensor, text_features: Tensor, ids: Tensor | None, prepare: Callable[[Tensor, Tensor], Scales]
+    image_features: Tensor,
+    text_features: Tensor,
+    ids: Tensor | None,
+    prepare: Callable[[Tensor, Tensor], Scales],
+    member: Mapping[str, str | bool],
 ) -> LocalRows:
     """This rank's rows, once every rank found its arguments in order; ``prepare`` looks at rows and gives the scales.
 
     Raises:
-        ValueError: Some rank's arguments are not; the ranks' widths, dtypes or scales differ. The same on all ranks.
+        Exception: Some rank's arguments are not in order, or what it met on the way. The same on all ranks.
+        ValueError: The ranks' widths, dtypes, scales or ``member`` (contrast, hopfield and scale) differ; likewise.
     """
     fault, x, y = None, image_features, text_features
     scales: Scales = {"inv_tau": 1.0, "beta": 1.0, "bias": 0.0}
     facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
     facts |= dict.fromkeys(scales, 1.0)
+    settings = {name: _SETTINGS[name].index(value) for name, value in member.items()}
     try:
         x, y, ids = _checked(image_features, text_features, ids)
         scales = prepare(x, y)
         values = (float(scale.detach() if isinstance(scale, Tensor) else scale) for scale in scales.values())
         numbers = (len(x), x.shape[1], x.element_size(), int(ids is not None), *values)
         facts = dict(zip(facts, numbers, strict=True))
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         fault = error
     device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
-    facts_of_ranks = distributed.agree(facts, fault, device)
+    facts_of_ranks = distributed.agree(facts | settings, fault, device)
     for name, by_rank in facts_of_ranks.items():
         # Processors that differ may give other last bits for the exponential of the same parameter.
-        tolerance = 1e-3 * min(map(abs, by_rank)) if name in scales else 0.0
+        size = max(1.0, *map(abs, by_rank)) if name == "bias" else min(map(abs, by_rank))
+        tolerance = 1e-3 * size if name in scales else 0.0
         if name != "rows" and max(by_rank) - min(by_rank) > tolerance:
-            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(by_rank))
+            shown = [_SETTINGS[name][value] for value in by_rank] if name in settings else by_rank
+            named = ", ".join(f"rank {r} has {value}" for r, value in enumerate(shown))
             advice = (
                 "; average a learnable one's gradient: inside what DDP wraps, or by yourself" if name in scales else ""
             )
