@@ -370,6 +370,32 @@ def test_no_micro_batch_is_refused() -> None:
         cached_backward(lambda part: part, ContrastiveObjective.cloob(), [], towers=Towers())
 
 
+@pytest.mark.parametrize(
+    ("encode", "error", "message"),
+    [
+        (lambda part: part[0], TypeError, "encode returned Tensor; two tensors"),
+        (lambda part: (*part, None), TypeError, "encode returned Tensor, Tensor, NoneType; two tensors"),
+        (lambda part: (part[0], part[1][0]), ValueError, r"encode returned shapes \(4, 5\) and \(7,\)"),
+        (lambda part: (part[0][: len(part[0]) // 8], part[1]), ValueError, r"shapes \(0, 5\) and \(4, 7\)"),
+    ],
+)
+def test_an_encoder_of_anything_but_pairs_is_refused(encode: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cached_backward(encode, ContrastiveObjective.cloob(), cut(batch(), [4, 8]), towers=Towers())
+
+
+def test_what_is_no_loss_is_refused() -> None:
+    towers, parts = Towers(), cut(batch(), [4, 8])
+    step = partial(cached_backward, lambda part: towers(*part), micro_batches=parts, towers=towers)
+    with pytest.raises(TypeError, match="the objective returned a dict; a 0-d tensor is expected"):
+        step(ContrastiveObjective.cloob(), output_dict=True)
+    with pytest.raises(ValueError, match=r"the objective returned shape \(12,\); a 0-d tensor is expected"):
+        step(lambda x, y: (x * y).sum(dim=1))
+    with torch.no_grad(), pytest.raises(ValueError, match="gradients are off"):
+        step(ContrastiveObjective.cloob())
+    assert not gradients(towers)
+
+
 class Saved:
     """Bytes of the activations that autograd keeps, now and at most; parameters do not count."""
 
@@ -433,6 +459,10 @@ def _worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     own = slice(0, sum(LOCAL[0])) if rank == 0 else slice(sum(LOCAL[0]), N)
     micro_batches = cut(tuple(side[own] for side in batch()), LOCAL[rank])
+    static = DistributedDataParallel(Towers(), static_graph=True)
+    for options in ({"towers": static}, {"towers": static.module, "no_sync": static.no_sync}):
+        with pytest.raises(ValueError, match="DDP has static_graph=True"):
+            cached_backward(lambda part: static(*part), ContrastiveObjective(gather=True), micro_batches, **options)
     torch.save({name: _ddp_steps(name, micro_batches) for name in NAMES}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 

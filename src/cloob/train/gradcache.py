@@ -52,7 +52,8 @@ def cached_backward(
         towers: The modules that ``encode`` runs: their buffers are put back after the first pass.
         ids: (N,) ids of all pairs, handed to the objective as ``ids=``.
         no_sync: DDP's ``no_sync``: held in all backward passes but the last, so that gradients travel once a batch.
-            ``find_unused_parameters`` has to be off when the objective has parameters or an option learns.
+            ``find_unused_parameters`` has to be off when the objective has parameters or an option learns, and
+            ``static_graph`` always.
         scale: Multiplies the loss for the backward pass, as ``GradScaler.scale`` does.
         autocast: Entered for each call of ``encode``.
         **options: Handed to the objective. A tensor that requires grad, as ``logit_scale=model.logit_scale.exp()``,
@@ -62,7 +63,9 @@ def cached_backward(
         The objective's 0-d value, detached and without ``scale``. It may be NaN, and then the gradients are, too.
 
     Raises:
-        ValueError: No micro-batch; whatever the objective raises, before any gradient was added.
+        TypeError: ``encode`` returned anything but two tensors, or the objective anything but one.
+        ValueError: No micro-batch; gradients are off; DDP with ``static_graph=True``; features that are not (n, D), a
+            loss that is not 0-d; whatever the objective raises. All before any gradient was added.
 
     Example:
         >>> import torch
@@ -80,11 +83,19 @@ def cached_backward(
     micro_batches = list(micro_batches)  # both passes need the same: a shuffling loader would give others
     if not micro_batches:
         raise ValueError("no micro-batches: gradient caching needs at least one")
+    if not torch.is_grad_enabled():
+        raise ValueError("gradients are off (torch.no_grad or inference_mode): gradient caching is there for them")
+    if any(getattr(module, "static_graph", False) for module in (towers, getattr(no_sync, "__self__", None))):
+        raise ValueError("DDP has static_graph=True, but the passes of gradient caching differ: leave it out")
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
     learned = {name: value for name, value in options.items() if isinstance(value, Tensor) and value.requires_grad}
     options |= {name: value.detach().requires_grad_() for name, value in learned.items()}
     loss = objective(*rows, **({} if ids is None else {"ids": ids}), **options)
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"the objective returned a {type(loss).__name__}; a 0-d tensor is expected")
+    if loss.ndim:
+        raise ValueError(f"the objective returned shape {tuple(loss.shape)}; a 0-d tensor is expected")
     scales = [p for p in objective.parameters() if p.requires_grad] if isinstance(objective, nn.Module) else []
     scaled = loss if scale is None else scale(loss)
     leaves = [*rows, *scales, *(options[name] for name in learned)]
@@ -167,12 +178,29 @@ def _first_pass(
             for micro_batch in micro_batches:
                 states.append(_RandomState.now())
                 with autocast():
-                    features.append(tuple(encode(micro_batch)))
+                    features.append(_checked(encode(micro_batch)))
     finally:
         buffers.restore()
     # Inside an autocast of the caller's, older PyTorch hands weights that were cast without a graph to the second pass.
     torch.clear_autocast_cache()
     return features, states
+
+
+def _checked(features: Any) -> tuple[Tensor, ...]:
+    """What ``encode`` returned, if the objective's rows can be made of it.
+
+    Raises:
+        TypeError: Not two tensors.
+        ValueError: Not of shape (n, D).
+    """
+    sides = features if isinstance(features, tuple | list) else [features]
+    if len(sides) != 2 or not all(isinstance(side, Tensor) for side in sides):
+        kinds = ", ".join(type(side).__name__ for side in sides)
+        raise TypeError(f"encode returned {kinds}; two tensors of shape (n, D) are expected")
+    shapes = [tuple(side.shape) for side in sides]
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][0]:
+        raise ValueError(f"encode returned shapes {shapes[0]} and {shapes[1]}; (n, D) of the same n are expected")
+    return tuple(sides)
 
 
 def _split(gradient: Tensor | None, sizes: list[int]) -> Sequence[Tensor | None]:
