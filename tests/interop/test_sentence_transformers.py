@@ -100,7 +100,7 @@ def test_one_pair_that_is_not_finite_is_an_error_too(model: Any) -> None:
 @pytest.mark.parametrize("columns", [2, 3])
 def test_one_anchor_with_two_positives_is_an_error(model: Any, columns: int) -> None:
     one, two = torch.ones(1, 3), torch.ones(2, 3)
-    with pytest.raises(ValueError, match=r"1 image_features, but 2 text_features|anchors \(1, 3\), positives \(2, 3\)"):
+    with pytest.raises(ValueError, match="columns of 1 and 2 texts: each anchor needs one positive"):
         CLOOBLoss(model).calculate_loss([[one], [two], [one]][:columns])
 
 

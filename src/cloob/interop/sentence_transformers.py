@@ -100,6 +100,8 @@ class InfoLOOBLoss(nn.Module):
             raise ValueError(f"{len(reps)} column: an anchor and a positive are expected at least")
         anchors, positives, *negatives = (_unit_rows(torch.cat(parts)) for parts in reps)
         self.objective.gather = self.gather_across_devices and distributed.world_size() > 1
+        if len(anchors) != len(positives) and not self.objective.gather:  # over ranks all have to hear of it
+            raise ValueError(f"columns of {len(anchors)} and {len(positives)} texts: each anchor needs one positive")
         if len(anchors) == len(positives) < 2 and not self.objective.gather:
             further = {f"negative_{k}": rows for k, rows in enumerate(negatives, start=1)}
             check_finite(anchors=anchors, positives=positives, **further)
