@@ -158,7 +158,13 @@ def test_a_missing_column_lists_those_that_are_there(folder: Path, name: str) ->
         ("t.jsonl", b"[1]\n", "not a JSON object but a list"),
         ("t.jsonl", b"{oops\n", "line 1 is not JSON"),
         ("t.jsonl", b'{"filepath":' + b"[" * 100_000 + b"\n", "line 1 is not JSON"),
-        ("t.jsonl", b'{"title":"a","filepath":"b"}\n{"title"\n', "cannot be read as a jsonl table"),
+        ("t.jsonl", b'{"title":"a","filepath":"b"}\n\n{"title"\n', "t.jsonl: line 3 is not JSON"),
+        ("t.jsonl", b'{"title":"a","filepath":"b"}\n' * 9 + b"7\n", "t.jsonl: line 10 is not a JSON object but a int"),
+        (
+            "t.jsonl",
+            b'{"title":"a","filepath":null}\n{"title":7,"filepath":"b"}\n',
+            "t.jsonl: line 2: 'title' is not text but a int",
+        ),
         ("t.parquet", b"no parquet", "cannot be read as a parquet table"),
         (
             "t.csv",

@@ -186,15 +186,35 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed
             return _read_text(path, columns)
         case ".parquet":
             return parquet.read_table(path, columns=list(columns)), ()
-    table = arrow_json.read_json(
-        path,
-        read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
-        parse_options=arrow_json.ParseOptions(
-            explicit_schema=pa.schema([(column, pa.string()) for column in dict.fromkeys(columns)]),
-            unexpected_field_behavior="ignore",
-        ),
-    )
+    try:
+        table = arrow_json.read_json(
+            path,
+            read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
+            parse_options=arrow_json.ParseOptions(
+                explicit_schema=pa.schema([(column, pa.string()) for column in dict.fromkeys(columns)]),
+                unexpected_field_behavior="ignore",
+            ),
+        )
+    except pa.ArrowInvalid:  # which counts rows from 0, in each block anew
+        _refuse_bad_line(path, columns)
+        raise
     return table, ()
+
+
+def _refuse_bad_line(path: Path, columns: Sequence[str]) -> None:
+    """Raises InputError for the first line that is no JSON object with text, or nothing, in the columns."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                values = json.loads(line.decode("utf-8-sig", "replace")) if line.strip() else {}
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
+            if not isinstance(values, dict):
+                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(values).__name__}")
+            for column in columns:
+                if not isinstance(values.get(column), str | None):
+                    kind = type(values[column]).__name__
+                    raise InputError(f"{path}: line {number:,}: {column!r} is not text but a {kind}")
 
 
 def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
