@@ -58,7 +58,15 @@ def test_the_loader_visits_each_source_as_its_weight_says(
     assert len(torch.unique(images, dim=0)) == 12
 
 
-@pytest.mark.parametrize(("weights", "said"), [([1], "1 given for 2"), ([1, 0], "0 for"), ([1, float("nan")], "nan")])
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ([1], "1 given for 2"),
+        ([1, 0], "0 for"),
+        ([1, float("nan")], "nan"),
+        ([0.04, 1], r"0.04 for .* takes none of its 12 pairs; give 0.083 or more"),
+    ],
+)
 def test_wrong_weights(two: tuple[Source, Source], weights: list[float], said: str) -> None:
     with pytest.raises(InputError, match=said):
         MixedSource(two, tuple(weights))

@@ -27,7 +27,7 @@ class MixedSource:
             pass over each.
 
     Raises:
-        InputError: Not one weight a source, or one that is not positive and finite.
+        InputError: Not one weight a source, or one that is not positive and finite, or takes no pair of its source.
     """
 
     parts: tuple[Source, ...]
@@ -40,6 +40,11 @@ class MixedSource:
         for source, weight in zip(self.parts, self.weights, strict=False):
             if not 0 < weight < float("inf"):
                 raise InputError(f"weights: {weight} for {source.name}; expected a positive number of passes an epoch")
+            if round(weight * len(source)) == 0 < len(source):
+                raise InputError(
+                    f"weights: {weight} for {source.name} takes none of its {len(source):,} pairs; "
+                    f"give {1 / len(source):.2g} or more, or leave it out"
+                )
         object.__setattr__(self, "_ends", np.cumsum([len(part) for part in self.parts]))
 
     @property
