@@ -167,6 +167,8 @@ def test_validation_every_other_epoch_and_at_the_end(base: TrainConfig, pairs_fo
     result = train(config.override(epochs=5, val_every=2))
     losses = [line["val_loss"] for line in lines(result.run / "epochs.jsonl")]
     assert [loss is not None for loss in losses] == [False, True, False, True, True]
+    named = [line for line in lines(result.run / "skipped.jsonl") if line.get("held_out")]
+    assert {(line["key"], line["epoch"]) for line in named} == {("13.png", 2), ("27.png", 2)} and len(named) == 2
     assert not train(config.override(val_every=3, resume="auto")).stopped  # the run is over: nothing is looked at
     with pytest.raises(InputError, match="val_every is 2, but there are no held-out pairs"):
         check_combination(TrainConfig().override(val_every=2))

@@ -94,18 +94,20 @@ class BadSamples:
 
 
 class BadHeldOut:
-    """Names the held-out pairs that cannot be used, after the first epoch, and ends the run if there are too many.
+    """Names the held-out pairs that cannot be used, once in a run, and ends the run if there are too many.
 
     Args:
         source: Their name, for the error.
         limit: Largest fraction of bad ones.
         log: Where they are named, the first thousand.
+        named: Whether they are named there already.
     """
 
-    def __init__(self, source: str, limit: float, log: RunLog) -> None:
+    def __init__(self, source: str, limit: float, log: RunLog, named: bool) -> None:
         self.source = source
         self.limit = limit
         self.log = log
+        self.named = named
 
     def check(self, validation: Validation, progress: Progress) -> None:
         """Looks at a validation; every rank comes to the same answer.
@@ -114,11 +116,12 @@ class BadHeldOut:
             InputError: The fraction is above the limit, or none can be used; the message gives each reason, how
                 often, and an example.
         """
-        if progress.epoch == 0 and not progress.cut:  # the rest of an epoch was looked at before
-            place = {"step": progress.step, "epoch": 1, "held_out": True}
+        if not self.named:
+            place = {"step": progress.step, "epoch": progress.epoch + 1, "held_out": True}
             for rank, skip in validation.skipped[:_NAMED]:
                 named = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
                 self.log.write("skipped", place | named)
+                self.named = True
         skips = [skip for _, skip in validation.skipped]
         check_fraction(self.source, "held-out pairs", skips, validation.pairs, self.limit)
 

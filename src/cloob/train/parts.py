@@ -15,7 +15,7 @@ from cloob.distributed import rank, world_size
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
-from cloob.models.runs import RUN_CONFIG_FILE
+from cloob.models.runs import RUN_CONFIG_FILE, SKIPPED_FILE, read_lines
 from cloob.objective import ContrastiveObjective
 from cloob.train.bad import BadHeldOut, BadSamples
 from cloob.train.config import TrainConfig, memory
@@ -139,6 +139,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     log = RunLog(config.save.out, kept, cut=cut, writes=rank() == 0)
     limit = config.pairs.max_bad_fraction
     aligned = isinstance(encoder, AlignedEncoder)  # its features were checked when they were made or read
+    named = any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE))
     return Parts(
         config=config,
         device=device,
@@ -155,7 +156,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         saver=saver,
         log=log,
         bad=BadSamples(progress, source.name, 1.0 if aligned else limit, loader.pairs_per_epoch, log),
-        bad_held_out=BadHeldOut(held_out.name if held_out is not None else "", limit, log),
+        bad_held_out=BadHeldOut(held_out.name if held_out is not None else "", limit, log, named),
     )
 
 
