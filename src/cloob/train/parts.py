@@ -23,7 +23,7 @@ from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
 from cloob.train.ranks import on_rank_zero
 from cloob.train.state import resume
-from cloob.train.state.checkpoint import Checkpoint, Progress, remove_leftovers
+from cloob.train.state.checkpoint import Checkpoint, Progress, put_back, remove_leftovers
 from cloob.train.state.compare import HELD_OUT, TRAINING, check_same_data, check_same_run, judged_otherwise
 from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
@@ -96,6 +96,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     """
     check_combination(config)
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
+    on_rank_zero(lambda: put_back(config.save.out))
     on_rank_zero(lambda: refuse_another_run(config, checkpoint))
     source, held_out = build.open_both(config)
     encoder = build.make_encoder(config)

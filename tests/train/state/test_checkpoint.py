@@ -27,6 +27,7 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.config.run import OptimConfig
+from cloob.train.loop import train
 from cloob.train.optim import make_optimizer
 from cloob.train.state import checkpoint as module
 from cloob.train.state.checkpoint import Progress, TrainerState, save_checkpoint
@@ -90,6 +91,16 @@ def test_layout_and_keep(save: Callable[..., Path], tmp_path: Path) -> None:
     assert read_checkpoint(path).progress == Progress(step=10, reasons={"corrupt image": 2})
     again = save(10)  # in the place of one that may be damaged
     assert again == path and len(list_checkpoints(run)) == 2 and not hidden(run)
+
+
+def test_a_kill_between_the_two_renames_leaves_the_checkpoint(trained: Trained, tmp_path: Path) -> None:
+    """The only checkpoint is written anew, and the process dies when the old one has given its name up."""
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("step-0000000*", "step-0000001[0-4]"))
+    (only,) = list_checkpoints(run)
+    only.rename(only.with_name(f".tmp-replaced-{only.name}-{os.getpid()}"))
+    assert train(trained.config.override(out=run, resume="auto")).already_finished
+    assert list_checkpoints(run) == [only] and not hidden(run)
 
 
 def test_trainer_file_is_data_only(trained: Trained) -> None:

@@ -13,6 +13,7 @@ The newest ``keep`` stay, and the best one by its validation.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
@@ -46,6 +47,7 @@ from cloob.train.towers.average import WeightAverage
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
+_REPLACED = ".tmp-replaced-"
 
 
 @dataclass
@@ -219,7 +221,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     """Flushes a whole checkpoint to the disk, then gives it its name."""
     flush(temporary)
     if final.exists():  # of a run that was stopped while it validated, or one that could not be read
-        final.rename(final.with_name(f".tmp-replaced-{final.name}-{os.getpid()}"))
+        final.rename(final.with_name(f"{_REPLACED}{final.name}-{os.getpid()}"))
     temporary.rename(final)
     flush_entries(final.parent)
 
@@ -242,7 +244,17 @@ def set_aside(checkpoint: Path) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Removes what an interrupted write left behind."""
+    """Removes what an interrupted write left behind, but for a checkpoint that it has not replaced."""
+    put_back(run)
+def put_back(run: Path) -> None:
+    """Gives a checkpoint its name again that was to be replaced, if the write ended before another had it."""
+    for path in (run / CHECKPOINTS_FOLDER).glob(f"{_REPLACED}*"):
+        final = path.with_name(path.name.removeprefix(_REPLACED).rpartition("-")[0])
+        if not final.exists():
+            with contextlib.suppress(OSError):  # of a disk that refuses: what is written next says so
+                path.rename(final)
+
+
     folder = run / CHECKPOINTS_FOLDER
     for path in folder.glob(".tmp-*") if folder.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
