@@ -232,6 +232,28 @@ def test_a_compressed_shard_cut_short_gives_what_was_unpacked(
     assert found[:-1] == [f"c{i}" for i in range(len(found) - 1)]
 
 
+def test_what_looks_like_a_part_of_a_sample_and_is_none_is_said(
+    tmp_path: Path, image: MakeImage, write_tar: WriteTar, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A dot in a key, a name that comes twice, and a second archive behind the end of the first."""
+    good = {f"{i}.{ext}": data for i in range(2) for ext, data in (("jpg", image(i)), ("txt", b"c"), ("seg.png", b""))}
+    dotted = {"photo.0.png": image(), "photo.0.txt": b"c", "photo.0.json": b"{}"}
+    first, second = write_tar(tmp_path / "0.tar", good | dotted), write_tar(tmp_path / "more", {"9.png": image()})
+    with tarfile.open(first, "a") as tar:
+        tar.add(second, "1.jpg")
+    first.write_bytes(first.read_bytes() + second.read_bytes())
+    for path in (first, tmp_path / "1.tar.gz"):
+        path.write_bytes(gzip.compress(first.read_bytes()) if path != first else first.read_bytes())
+        caplog.clear()
+        source = open_source(path)
+        assert outcomes(source) == ["c", "c"] and len(caplog.records) == 1
+        assert caplog.text.rstrip().endswith(
+            f"{path}: 2 rows; not read: 1 file of a name that the tar holds before, e.g. {path.name}/1.jpg; 2 files "
+            f"whose key has a dot, as WebDataset's key ends at the first, e.g. {path.name}/photo.0.png; "
+            f"1 tar from the end mark on, behind which there is more, e.g. {path.name}"
+        )
+
+
 def test_sizes_json_is_checked(shards: Path) -> None:
     (shards / "sizes.json").write_text(json.dumps({"00000.tar": 5, "00001.tar": 4}))
     assert len(open_source(shards)) == 12
@@ -243,6 +265,10 @@ def test_sizes_json_is_checked(shards: Path) -> None:
     source = open_source(shards)
     with pytest.raises(BadSample, match=r"sizes\.json says 7"):
         source.read(source.shard_sizes[0] - 1)
+    (shards / "sizes.json").write_text(json.dumps({"00001.tar": 4, "00003.tar": 5, "00004.tar": 5}))
+    with pytest.raises(InputError, match=r"00003\.tar: no such file, but sizes\.json beside it names it \(2 missing\)"):
+        open_source(shards)
+    assert len(open_source(shards / "0000[12].tar")) == 7
     (shards / "sizes.json").write_text("{oops")
     with pytest.raises(InputError, match=r"sizes\.json: is not JSON"):
         open_source(shards)

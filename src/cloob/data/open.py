@@ -13,7 +13,7 @@ from cloob.cache import Cache
 from cloob.data.batch import BadSample, printable
 from cloob.data.decode import decode
 from cloob.data.shards.local import ShardSource
-from cloob.data.shards.paths import is_pattern, listed_shards, matching_files, tars_in
+from cloob.data.shards.paths import check_whole, is_pattern, listed_shards, matching_files, tars_in
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import is_remote, local_path
 from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
@@ -100,6 +100,7 @@ def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None
         return TableSource(path, image_column, caption_column)
     if path.is_dir():
         if tars := tars_in(path):
+            check_whole(path)
             return ShardSource(spec, tars, cache=cache)
         files = arrow_files(path)
         return ArrowSource(spec, files, *inside) if files else open_folder(path, caption_column)
@@ -168,13 +169,16 @@ def _spread(start: int, stop: int, most: int) -> Iterator[int]:
 
 
 def _tell(source: Source) -> None:
-    """One line on what was opened: rows, pairs, and what is left out by a stray quote or behind a link."""
+    """One line on what was opened: rows, pairs, and what is left out of tars, by a stray quote or behind a link."""
     line = f"{source.name}: {counted(len(source), 'rows')}"
     if isinstance(source, TableSource | FolderSource):
         line += f", {counted(source.pairs, 'pairs')}"
     if isinstance(source, FolderSource) and source.linked:
         left = f"{counted(len(source.linked), 'linked folders')} not followed, e.g. {printable(source.linked[0])}"
         _log.warning("%s; %s: give each to --data by itself to read it too", line, left)
+        return
+    if isinstance(source, ShardSource) and source.left_out:
+        _log.warning("%s; not read: %s", line, "; ".join(source.left_out))
         return
     if not isinstance(source, TableSource) or not source.swallowed:
         _log.info(line)

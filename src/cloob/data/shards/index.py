@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,19 @@ from cloob.cache import Cache, touch
 from cloob.data.batch import printable
 from cloob.data.shards.tar import Member, TarListing, TarReader, split_name
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from cloob.errors import InputError
+from cloob.errors import InputError, counted
 
 ABSENT = -1
 """Offset of a part that a sample does not have."""
 CUT = -2
 """Offset of the image in the row that stands for what a truncated shard has lost."""
 
-_FORMAT = 2
+_FORMAT = 3
 _MIN_SAVED_BYTES = 64 * 1024 * 1024  # tars smaller than this together are scanned faster than it is worth a file
+_DOTTED = "files", "whose key has a dot, as WebDataset's key ends at the first"
+_REPEATED = "files", "of a name that the tar holds before"
+_BEHIND = "tars", "from the end mark on, behind which there is more"
+_PARTS = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 
 
@@ -69,6 +74,7 @@ class ShardIndex:
         keys: The samples' keys, ``large_string``.
         places: ``(N,)`` int64 each: offset and size of the image, offset and size of the caption, in bytes.
         file: The file that the arrays are mapped from; None when they are in memory.
+        left_out: What lies in the tars and is in no row though it looks like a part of one, one line a kind.
     """
 
     sizes: tuple[int, ...]
@@ -76,6 +82,7 @@ class ShardIndex:
     keys: pa.Array
     places: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     file: Path | None = None
+    left_out: tuple[str, ...] = ()
     _ends: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -141,15 +148,40 @@ def _scan(reader: TarReader) -> ShardIndex:
     keys: list[pa.Array] = []
     places: list[np.ndarray] = []
     cuts: dict[int, str] = {}
-    for i in range(len(reader.paths)):
+    odd: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], str] = {}
+    for i, path in enumerate(reader.paths):
         listing = reader.listing(i)
+        for kind, name in _left_out(listing):
+            odd[kind] += 1
+            examples.setdefault(kind, printable(f"{path.name}/{name}".rstrip("/")))
         shard_keys, shard_places = _index_one(listing)
         if listing.cut is not None:
             cuts[i] = listing.cut
         keys.append(pa.array(shard_keys, pa.large_string()))
         places.append(shard_places)
     a, b, c, d = np.ascontiguousarray(np.concatenate(places).T)
-    return ShardIndex(tuple(len(k) for k in keys), cuts, pa.concat_arrays(keys), (a, b, c, d))
+    left_out = tuple(f"{counted(n, kind[0])} {kind[1]}, e.g. {examples[kind]}" for kind, n in odd.items())
+    sizes = tuple(len(k) for k in keys)
+    return ShardIndex(sizes, cuts, pa.concat_arrays(keys), (a, b, c, d), left_out=left_out)
+
+
+def _left_out(listing: TarListing) -> Iterator[tuple[tuple[str, str], str]]:
+    """What looks like a part of a sample and is none: its kind and its name."""
+    seen: set[tuple[str, str]] = set()
+    dotted: list[tuple[str, str]] = []
+    for member in listing.members:
+        key, extension = split_name(member.name) or ("", "")
+        if extension in _PARTS:
+            if (key, extension) in seen:
+                yield _REPEATED, member.name
+            seen.add((key, extension))
+        elif extension.rpartition(".")[2] in _PARTS:
+            dotted.append((key, member.name))
+    keys = {key for key, _ in seen} if dotted else set()
+    yield from ((_DOTTED, name) for key, name in dotted if key not in keys)  # a.seg.png beside a.jpg is meant so
+    if listing.goes_on:
+        yield _BEHIND, ""
 
 
 def _index_one(listing: TarListing) -> tuple[list[str], np.ndarray]:
@@ -171,7 +203,7 @@ def _index_one(listing: TarListing) -> tuple[list[str], np.ndarray]:
 
 
 def _write(index: ShardIndex, file: Path, key: str) -> None:
-    about = {"key": key, "sizes": index.sizes, "cuts": list(index.cuts.items())}
+    about = {"key": key, "sizes": index.sizes, "cuts": list(index.cuts.items()), "left_out": index.left_out}
     table = pa.table(
         {"key": index.keys, **{name: pa.array(column) for name, column in zip(_COLUMNS, index.places, strict=True)}}
     ).replace_schema_metadata({"cloob": json.dumps(about)})
@@ -195,4 +227,5 @@ def _read(file: Path, key: str | None = None) -> ShardIndex:
         raise KeyError(key)
     columns = [table.column(name).combine_chunks() for name in ("key", *_COLUMNS)]
     a, b, c, d = (column.to_numpy(zero_copy_only=False) for column in columns[1:])
-    return ShardIndex(tuple(about["sizes"]), {int(i): cut for i, cut in about["cuts"]}, columns[0], (a, b, c, d), file)
+    sizes, cuts = tuple(about["sizes"]), {int(i): cut for i, cut in about["cuts"]}
+    return ShardIndex(sizes, cuts, columns[0], (a, b, c, d), file, tuple(about["left_out"]))

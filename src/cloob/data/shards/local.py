@@ -69,6 +69,11 @@ class ShardSource:
         """By shard, what is missing at the end of a truncated one."""
         return self._index.cuts
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """What lies in the tars and is no part of a sample though it looks like one, one line a kind."""
+        return self._index.left_out
+
     def fingerprint(self) -> Fingerprint:
         """The shards' names, and the names, places and sizes of their members; the members are not read."""
         keys = of_column(pa.chunked_array([self._index.keys]))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
+import shlex
 from pathlib import Path
 
-from cloob.data.shards.sizes import check_bare, read_sizes
+from cloob.data.shards.sizes import SIZES, check_bare, read_sizes
 from cloob.data.shards.spec import expand, local_path
 from cloob.data.shards.tar import is_tar
 from cloob.errors import InputError
@@ -25,6 +26,20 @@ def local_shards(spec: str) -> list[Path]:
 def tars_in(folder: Path) -> list[Path]:
     """The tars that lie in a folder itself, sorted."""
     return sorted(path for path in folder.iterdir() if is_tar(path) and path.is_file())
+
+
+def check_whole(folder: Path) -> None:
+    """Refuses a folder that lacks a tar which its ``sizes.json`` names.
+
+    Raises:
+        InputError: One is missing, or the list is none.
+    """
+    missing = [name for name in read_sizes(folder / SIZES) if "/" not in name and not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{folder / missing[0]}: no such file, but {SIZES} beside it names it ({len(missing)} missing); get it "
+            f"again, or count anew what is there: cloob data {shlex.quote(str(folder))} --count"
+        )
 
 
 def listed_shards(path: Path) -> list[Path]:

@@ -45,6 +45,7 @@ _LONG_NUMBER = re.compile(rb"[0-9]{256}")
 _BLOCK = 512
 _pread: Callable[[int, int, int], bytes] | None = getattr(os, "pread", None)  # Windows has none
 _MAX_OPEN_FILES = 64
+_MOST_PADDING = 1 << 20  # behind the end mark; tar pads to 10 KiB
 
 
 def is_tar(path: Path) -> bool:
@@ -65,11 +66,13 @@ class Member:
 class TarListing:
     """The complete members of a tar, in order.
 
-    ``cut`` says what is missing at the end when the archive was truncated or damaged, else it is None.
+    ``cut`` says what is missing at the end when the archive was truncated or damaged, else it is None. ``goes_on``:
+    behind the end mark another archive begins, which is not read, as where tars were put together by ``cat``.
     """
 
     members: tuple[Member, ...]
     cut: str | None = None
+    goes_on: bool = False
 
 
 def split_name(name: str) -> tuple[str, str] | None:
@@ -155,7 +158,7 @@ class TarReader:
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error}") from None
         listing = _scan(path, io.BytesIO(data), lambda at: data[at : at + _BLOCK])
-        return TarListing(listing.members, cut or listing.cut)
+        return TarListing(listing.members, cut or listing.cut, listing.goes_on)
 
     @property
     def unpacked_bytes(self) -> int:
@@ -278,7 +281,9 @@ def _scan(path: Path, file: IO[bytes], block: Callable[[int], bytes]) -> TarList
     file.seek(end)
     if file.read(_BLOCK) != bytes(_BLOCK):
         return TarListing(tuple(members), f"no end-of-archive mark at byte {end:,} of {size:,}")
-    return TarListing(tuple(members))
+    padding = file.read(_MOST_PADDING)
+    at = (len(padding) - len(padding.lstrip(b"\0"))) // _BLOCK * _BLOCK
+    return TarListing(tuple(members), goes_on=at < len(padding) and _is_header(padding[at : at + _BLOCK]))
 
 
 def _cut(error: Exception, size: int) -> str:
