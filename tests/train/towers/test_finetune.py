@@ -215,6 +215,16 @@ def test_a_new_text_tower_beside_a_trained_image_tower(few: TrainConfig, picture
         make_encoder(config)
 
 
+def test_a_new_text_tower_takes_the_picture_size_of_the_trained_image_tower(few: TrainConfig, tmp_path: Path) -> None:
+    save_model(tmp_path / "small", create_model("nano-vit", image_size=24, seed=7), {})
+    config = few.override(init_image=str(tmp_path / "small"), model=None)
+    assert make_encoder(config).image_size == make_encoder(config.override(model="nano-vit")).image_size == 24
+    with pytest.raises(
+        InputError, match="holds an image tower for 24 pixels, image_size is 32; leave --image-size out"
+    ):
+        make_encoder(config.override(image_size=32))
+
+
 def test_a_start_takes_the_place_of_the_other(few: TrainConfig, pictured: Path) -> None:
     images = get_recipe("finetune").override(init_image="a").towers
     assert (images.init, images.init_image, images.average_with_start) == (None, "a", None)

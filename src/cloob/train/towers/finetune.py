@@ -193,7 +193,7 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
     Args:
         spec: Whose image tower, as ``load_model`` takes it.
         model: Name of the towers; None: those of ``spec``.
-        image_size: As of ``create_model``.
+        image_size: As of ``create_model``; None: that of ``spec``.
         seed: Of the text tower.
 
     Returns:
@@ -206,7 +206,7 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
     source.check_weights()
     if model is None and source.name not in known_models():
         raise InputError(f"init_image {spec!r} does not say what its towers are called; give --model")
-    towers = create_model(model or source.name, image_size=image_size, seed=seed)
+    towers = create_model(model or source.name, image_size=image_size or source.image_size, seed=seed)
     trained, new = (_activation(encoder.config.settings) for encoder in (source, towers))
     if trained != new:  # no shape tells
         raise InputError(f"init_image {spec!r} was trained with {trained}, {towers.name} has {new}")
@@ -214,6 +214,9 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
     if difference := first_difference(wanted, held):
         name, here, there = difference
         other = f"visual.{name} has {there}, {towers.name} has {here}"
+        if towers.image_size != source.image_size:
+            held_size = f"init_image {spec!r} holds an image tower for {source.image_size} pixels"
+            raise InputError(f"{held_size}, image_size is {image_size}; leave --image-size out")
         raise InputError(f"init_image {spec!r} has another image tower ({other}); --model names one that fits")
     towers.model.visual.load_state_dict(held)
     towers.model.visual.preprocess_cfg = dict(source.preprocess_cfg)
