@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
 import struct
+import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -18,10 +21,11 @@ from starlette.testclient import TestClient
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.records import Item
+from cloob.serve import collection
 from cloob.serve.api import schemas
 from cloob.serve.app import make_app
 from cloob.serve.settings import ServeConfig
-from cloob.serve.uploads import Upload, Uploads
+from cloob.serve.uploads import Upload, Uploads, decode_upload, thumbnail
 from support import picture
 
 
@@ -102,6 +106,39 @@ def test_a_form_without_a_file_and_several_files(client: TestClient) -> None:
     assert client.post("/api/uploads", data={"file": "text"}).status_code == 422
     many = [("file", (f"{i}.png", picture("red"))) for i in range(1200)]
     assert client.post("/api/uploads", files=many).status_code in (400, 413)
+
+
+def test_two_uploads_are_decoded_at_a_time_and_too_many_are_refused(
+    index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, held, most = threading.Lock(), 0, 0
+
+    def decode(data: bytes, config: ServeConfig) -> Image.Image:
+        nonlocal held, most
+        with lock:
+            held += 1
+            most = max(most, held)
+        return decode_upload(data, config)
+
+    def small(image: Image.Image) -> bytes:  # the last that a picture is needed for
+        nonlocal held
+        made = thumbnail(image)
+        with lock:
+            held -= 1
+        return made
+
+    async def together() -> list[int]:
+        transport = httpx.ASGITransport(app=make_app(index, ServeConfig()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
+            files = [{"file": ("a.png", picture((number, 0, 0)))} for number in range(12)]
+            answers = await asyncio.gather(*(web.post("/api/uploads", files=file) for file in files))
+            return [answer.status_code for answer in answers]
+
+    monkeypatch.setattr(collection, "decode_upload", decode)
+    monkeypatch.setattr(collection, "thumbnail", small)
+    assert asyncio.run(together()) == [200] * 12 and most <= 2
+    monkeypatch.setattr(collection, "_UPLOADS_WAITING", 0)
+    assert asyncio.run(together()) == [503] * 12
 
 
 def test_those_used_longest_ago_are_forgotten() -> None:

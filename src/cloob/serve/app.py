@@ -54,7 +54,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         415: "No picture",
         421: "Asked under another name than localhost",
         422: "Not what this document describes",
-        503: "Too many queries wait",
+        503: "Too many queries or uploads wait",
     }.items()
 }
 

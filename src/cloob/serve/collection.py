@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cloob.errors import InputError, one_line
 from cloob.models.encoding import evaluating
 from cloob.search.ask.query import Query, Term
 from cloob.search.records import IndexedModel
-from cloob.serve.batcher import Batcher
+from cloob.serve.batcher import Batcher, Busy
 from cloob.serve.settings import ServeConfig
 from cloob.serve.uploads import Row, Upload, Uploads, decode_upload, thumbnail, upload_id
 
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 _KEPT_TEXTS = 4096
 _KEPT_MAPS = 8
+_UPLOADS_WAITING = 32  # each with all its bytes, 20 MB at most
 
 
 class Gone(InputError):  # noqa: N818 - not the asker's fault
@@ -56,7 +56,8 @@ class Collection:
     """An open index with its encoders, and a thread for each kind of work.
 
     Encoding has one thread, where queries are joined into batches; searches have two; what takes long (maps,
-    classification) has one of its own, so that no search waits for it; reading files has four.
+    classification) has one of its own, so that no search waits for it; reading files has four. Uploads have two, for
+    two at most are decoded at a time: 64 megapixels are 192 MB.
     """
 
     def __init__(self, index: Index, config: ServeConfig) -> None:
@@ -67,6 +68,8 @@ class Collection:
         self._searching = ThreadPoolExecutor(2, "search")
         self._slow = ThreadPoolExecutor(1, "slow")
         self._files = ThreadPoolExecutor(4, "files")
+        self._decoding = ThreadPoolExecutor(2, "decode")
+        self._uploading = 0
         self._texts: OrderedDict[tuple[str, str], Row] = OrderedDict()
         self._mapping = asyncio.Lock()
         self._maps: OrderedDict[Hashable, Any] = OrderedDict()
@@ -74,7 +77,7 @@ class Collection:
 
     def close(self) -> None:
         """Ends the threads; what they were at is finished first, what waits is not begun."""
-        for pool in (self._encoding, self._searching, self._slow, self._files):
+        for pool in (self._encoding, self._searching, self._slow, self._files, self._decoding):
             pool.shutdown(cancel_futures=True)
 
     async def warm(self) -> None:
@@ -178,20 +181,34 @@ class Collection:
 
         Raises:
             TooLarge, Unsupported: See :func:`cloob.serve.uploads.decode_upload`.
+            Busy: Too many wait already.
         """
+        if self._uploading >= _UPLOADS_WAITING:
+            raise Busy(f"{self._uploading} uploads wait")
+        self._uploading += 1
+        try:
+            return await self._add_upload(data)
+        finally:
+            self._uploading -= 1
+
+    async def _add_upload(self, data: bytes) -> Upload:
         held = self.uploads.get(upload_id(data))
         models = await self.search(lambda: self.index.models)
         if held is None or {model.fingerprint for model in models} - set(held.rows):
-            image = await self.files(lambda: decode_upload(data, self.config))
-            rows = {model.fingerprint: await self._picture(image, model) for model in models}
-            small = await self.files(lambda: thumbnail(image))
-            held = Upload(upload_id(data), image.width, image.height, small, rows)
+
+            def prepare() -> tuple[tuple[int, int], bytes, list[torch.Tensor]]:
+                image = decode_upload(data, self.config)
+                pixels = [self.index.encoder(model).preprocess(image) for model in models]
+                return image.size, thumbnail(image), pixels
+
+            size, small, pixels = await asyncio.get_running_loop().run_in_executor(self._decoding, prepare)
+            rows = {
+                model.fingerprint: await self._batcher(model, "picture")(each)
+                for model, each in zip(models, pixels, strict=True)
+            }
+            held = Upload(upload_id(data), *size, small, rows)
             self.uploads.add(held)
         return held
-
-    async def _picture(self, image: Image.Image, model: IndexedModel) -> Row:
-        pixels = await self.files(lambda: self.index.encoder(model).preprocess(image))
-        return await self._batcher(model, "picture")(pixels)
 
     def _batcher(self, model: IndexedModel, kind: str) -> Batcher[Any, Row]:
         if (model, kind) not in self._batchers:
