@@ -59,11 +59,11 @@ class TableSource:
         self.name = str(path)
         self._path = path
         columns = (image_column, caption_column)
-        _check_columns(path, *columns)
+        check_columns(path, *columns)
         with _one_line(path):
             table, self.swallowed = _read(path, columns)
-        self._images = _as_bytes(table.column(image_column), path)
-        self._captions = _as_bytes(table.column(caption_column), path)
+        self._images = _as_bytes(table, image_column, path)
+        self._captions = _as_bytes(table, caption_column, path)
         del table
         pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
         self._spoilt = {field.row: field for field in self.swallowed}
@@ -118,17 +118,18 @@ class TableSource:
         return BadSample("stray quote", f"line {field.line + within:,} of {self._path.name}", str(field))
 
 
-def _as_bytes(column: pa.ChunkedArray, path: Path) -> pa.ChunkedArray:
+def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
     """A column of text as bytes, which may be anything: whether they are UTF-8 is each row's own matter."""
+    column = table.column(name)
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
         try:
             column = column.cast(pa.large_string()).cast(pa.large_binary())
         except pa.ArrowException:
-            raise InputError(f"{path}: column holds {column.type}, not text") from None
+            raise InputError(f"{path}: column {name!r} holds {column.type}, not text") from None
     return column
 
 
-def _check_columns(path: Path, image_column: str, caption_column: str) -> None:
+def check_columns(path: Path, image_column: str, caption_column: str) -> None:
     """Looks for a table's two columns, in its header alone.
 
     Raises:
@@ -147,15 +148,18 @@ def _check_columns(path: Path, image_column: str, caption_column: str) -> None:
 
 
 def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
-    """A table's columns, from its header alone; ``wanted`` tells which delimiter is meant; InputError if it is none."""
+    """A table's columns, from its header, or its lines until all of ``wanted`` are there; InputError if it is none.
+
+    ``wanted`` also tells which delimiter is meant.
+    """
     with _one_line(path):
         match path.suffix.lower():
             case ".csv" | ".tsv":
-                return _sniff(path, wanted)[1]
+                return [name.strip() for name in _sniff(path, wanted)[1]]
             case ".parquet":
                 return list(parquet.read_schema(path).names)
             case _:
-                return _json_names(path)
+                return _json_names(path, wanted)
 
 
 def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, int]:
@@ -195,40 +199,39 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed
                 unexpected_field_behavior="ignore",
             ),
         )
-    except pa.ArrowInvalid:  # which counts rows from 0, in each block anew
-        _refuse_bad_line(path, columns)
-        raise
+    except pa.ArrowInvalid:  # something else than text, or no JSON: arrow names neither the line nor what is wrong
+        table = _read_json_lines(path, columns)
     return table, ()
 
 
-def _refuse_bad_line(path: Path, columns: Sequence[str]) -> None:
-    """Raises InputError for the first line that is no JSON object with text, or nothing, in the columns."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                values = json.loads(line.decode("utf-8-sig", "replace")) if line.strip() else {}
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
-            if not isinstance(values, dict):
-                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(values).__name__}")
-            for column in columns:
-                if not isinstance(values.get(column), str | None):
-                    kind = type(values[column]).__name__
-                    raise InputError(f"{path}: line {number:,}: {column!r} is not text but a {kind}")
+def _read_json_lines(path: Path, columns: Sequence[str]) -> pa.Table:
+    """The columns as bytes, line by line; numbers as they stand in JSON."""
+    texts: dict[str, list[bytes | None]] = {column: [] for column in columns}
+    for number, row in _json_rows(path):
+        for column, held in texts.items():
+            value = row.get(column)
+            if isinstance(value, list | dict):
+                raise InputError(f"{path}: line {number:,}: {column!r} is {json.dumps(value)[:60]}, not text")
+            text = value if value is None or isinstance(value, str) else json.dumps(value)
+            held.append(None if text is None else text.encode("utf-8", "surrogatepass"))
+    return pa.table({column: pa.array(held, pa.large_binary()) for column, held in texts.items()})
 
 
 def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
     """The columns, and the fields that hold rows."""
-    delimiter, names = _sniff(path, columns)
+    delimiter, written = _sniff(path, columns)
+    names = [name.strip() for name in written]
     try:
+        as_written = [written[names.index(column)] for column in columns]
         table = arrow_csv.read_csv(
             path,
             read_options=arrow_csv.ReadOptions(block_size=_BLOCK_BYTES),
             parse_options=arrow_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=arrow_csv.ConvertOptions(
-                include_columns=list(columns), column_types=dict.fromkeys(columns, pa.binary()), check_utf8=False
+                include_columns=as_written, column_types=dict.fromkeys(as_written, pa.binary()), check_utf8=False
             ),
         )
+        table = table.rename_columns([name.strip() for name in table.column_names])
     except pa.ArrowInvalid:
         _, swallowed = find_swallowed(path, delimiter, names, columns[0])
         if swallowed:
@@ -243,13 +246,13 @@ def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swal
 
 
 def _sniff(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
-    """The delimiter and the column names: the first that yields all columns, else the one with most fields."""
+    """The delimiter and the column names as written: the first that yields all columns, else that of most fields."""
     header = _first_line(path, _MAX_HEADER_BYTES).decode("utf-8-sig", "replace")
     if not header.strip():
         raise InputError(f"{path} is empty: the first line must name the columns")
     splits = [(d, next(csv.reader(io.StringIO(header), delimiter=d))) for d in _DELIMITERS]
     for delimiter, names in splits:
-        if all(column in names for column in columns):
+        if {*columns} <= {name.strip() for name in names}:
             return delimiter, names
     return max(splits, key=lambda split: len(split[1]))
 
@@ -270,15 +273,28 @@ def _first_line(path: Path, most: int) -> bytes:
     return re.split(rb"[\r\n]", line, maxsplit=1)[0]
 
 
-def _json_names(path: Path) -> list[str]:
-    """The keys of the first line."""
-    line = _first_line(path, _BLOCK_BYTES)
-    if not line.strip():
+def _json_names(path: Path, wanted: Sequence[str]) -> list[str]:
+    """The keys of the first line, and of those behind it until all that are wanted are there."""
+    if not _first_line(path, _BLOCK_BYTES).strip():
         raise InputError(f"{path} is empty: each line must be a JSON object")
-    try:
-        first: Any = json.loads(line.decode("utf-8-sig", "replace"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: line 1 is not JSON: {error}") from None
-    if not isinstance(first, dict):
-        raise InputError(f"{path}: line 1 is not a JSON object but a {type(first).__name__}")
-    return list(first)
+    names: dict[str, None] = {}
+    for _, row in _json_rows(path):
+        names |= dict.fromkeys(row)
+        if names.keys() >= {*wanted}:
+            break
+    return list(names)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines that are not empty, with their numbers from 1."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(iter(lambda: file.readline(_BLOCK_BYTES), ""), 1):
+            if not line.strip():
+                continue
+            try:
+                row: Any = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
+            yield number, row
