@@ -206,7 +206,7 @@ def test_a_missing_table_and_a_folder_called_like_one(tmp_path: Path) -> None:
 
 def test_columns_that_hold_no_text(folder: Path) -> None:
     rows = [{"title": [1, 2], "filepath": "img/0.png"}]
-    with pytest.raises(InputError, match="column 'title' holds list<.*>, not text"):
+    with pytest.raises(InputError, match=r"column 'title' holds list<.*>, not text"):
         open_source(write(folder / "t.parquet", rows))
     with pytest.raises(InputError, match=r"line 1: 'title' is \[1, 2\], not text"):
         open_source(write(folder / "t.jsonl", rows))

@@ -72,15 +72,16 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
             run = _Run(assemble(config, device), [*callbacks, *trackers], lock)
         except AlreadyFinished as finished:
             if config.towers.average_with_start is not None:
-                ended = finished.checkpoint
-                on_rank_zero(lambda: finetune.make_good_average(config, ended))
+                ended, start = finished.checkpoint, finished.progress.start
+                on_rank_zero(lambda: finetune.make_good_average(config, ended, start))
             return finished.result()
         with StopSignal() as stop, build.float32_products(run.parts.config, device):
             result = run.go(stop)
+        start = run.parts.progress.start
         del run  # and with it DDP, before the group that it holds
         if config.towers.average_with_start is not None and result.stopped is None and result.checkpoint is not None:
             averaged = result.checkpoint
-            on_rank_zero(lambda: finetune.write_average(config, averaged))
+            on_rank_zero(lambda: finetune.write_average(config, averaged, start))
         return result
 
 

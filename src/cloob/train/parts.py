@@ -15,6 +15,7 @@ from cloob.distributed import rank, world_size
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
+from cloob.models.fingerprint import fingerprint
 from cloob.models.runs import RUN_CONFIG_FILE, SKIPPED_FILE, read_lines
 from cloob.objective import ContrastiveObjective
 from cloob.train.bad import BadHeldOut, BadSamples
@@ -95,11 +96,13 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         AlreadyFinished: There is nothing left to do.
     """
     check_combination(config)
-    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     on_rank_zero(lambda: put_back(config.save.out))
+    checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     on_rank_zero(lambda: refuse_another_run(config, checkpoint))
     source, held_out = build.open_both(config)
     encoder = build.make_encoder(config)
+    began = config.towers.init is not None and checkpoint is None
+    progress = Progress(start=on_rank_zero(lambda: fingerprint(encoder)) if began else "")
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config, encoder)
     config = build.resolved(config, encoder, objective, device)
@@ -115,7 +118,6 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     average = make_average(encoder, config)
     build.prepare_towers(encoder, config, device)
     optimizer = make_optimizer(encoder, objective, config.optim, device)
-    progress = Progress()
     if checkpoint is not None:
         progress = _progress_of(checkpoint, config, data, loader)
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
@@ -138,9 +140,9 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     cut = checkpoint is not None and 0 < checkpoint.progress.cut == progress.step
     kept = progress.step if config.save.resume != "none" else None
     log = RunLog(config.save.out, kept, cut=cut, writes=rank() == 0)
+    named = any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE))
     limit = config.pairs.max_bad_fraction
     aligned = isinstance(encoder, AlignedEncoder)  # its features were checked when they were made or read
-    named = any(line.get("held_out") for line in read_lines(config.save.out / SKIPPED_FILE))
     return Parts(
         config=config,
         device=device,

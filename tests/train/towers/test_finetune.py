@@ -346,6 +346,31 @@ def test_a_run_writes_the_average_with_its_start(few: TrainConfig, tmp_path: Pat
     assert not (second.run / "averaged").exists()  # an old average does not stay beside a new run
 
 
+def test_an_average_is_with_the_very_weights_that_the_run_began_with(few: TrainConfig, tmp_path: Path) -> None:
+    """The start's run goes on meanwhile; its checkpoint of then is still there."""
+    first = train(few)
+    config = few.override(model=None, init=str(first.run), average_with_start=0.0, out=tmp_path / "tuned")
+    stopped = train(config.override(average_with_start=None))
+    train(few.override(resume="auto", epochs=few.run.epochs + 1))
+    for change in ({"resume": "auto"}, {"resume": "auto", "epochs": few.run.epochs + 1}):
+        with pytest.raises(InputError, match="holds other weights than the run began with, so averaged is not"):
+            train(config.override(**change))
+    assert not (stopped.run / "averaged").exists()
+    train(config.override(**change, init=str(first.checkpoint)))
+    start, averaged = weights(load_model(first.checkpoint)), weights(load_model(stopped.run / "averaged"))
+    assert all(torch.equal(value, start[name]) for name, value in averaged.items() if value.is_floating_point())
+
+
+@pytest.mark.parametrize("key", ["init", "init_image"])
+def test_a_run_does_not_overwrite_what_it_starts_from(key: str, few: TrainConfig) -> None:
+    first = train(few)
+    config = few.override(model=None, overwrite=True)
+    for start in (first.run, first.checkpoint):
+        with pytest.raises(InputError, match=f"^{key} '{start}' lies in {first.run}, which --overwrite would remove"):
+            train(config.override(**{key: str(start)}))
+    assert first.checkpoint is not None and first.checkpoint.is_dir()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -70,6 +70,7 @@ class Progress:
         loss_sum: Sum of the losses of the current epoch's steps that were not skipped.
         loss_steps: Their number.
         stale: Epochs in a row in which the held-out pairs found nothing better.
+        start: Fingerprint of the ``init`` that the run began with; empty without one, and where it was not kept.
     """
 
     step: int = 0
@@ -87,6 +88,7 @@ class Progress:
     loss_sum: float = 0.0
     loss_steps: int = 0
     stale: int = 0
+    start: str = ""
 
     def begin_epoch(self) -> None:
         """Forgets what there is of the current epoch, so that it begins, or begins anew."""
@@ -243,9 +245,6 @@ def set_aside(checkpoint: Path) -> None:
             path.rename(aside)
 
 
-def remove_leftovers(run: Path) -> None:
-    """Removes what an interrupted write left behind, but for a checkpoint that it has not replaced."""
-    put_back(run)
 def put_back(run: Path) -> None:
     """Gives a checkpoint its name again that was to be replaced, if the write ended before another had it."""
     for path in (run / CHECKPOINTS_FOLDER).glob(f"{_REPLACED}*"):
@@ -255,6 +254,9 @@ def put_back(run: Path) -> None:
                 path.rename(final)
 
 
+def remove_leftovers(run: Path) -> None:
+    """Removes what an interrupted write left behind, but for a checkpoint that it has not replaced."""
+    put_back(run)
     folder = run / CHECKPOINTS_FOLDER
     for path in folder.glob(".tmp-*") if folder.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)

@@ -72,6 +72,8 @@ def _progress(progress: dict[str, Any]) -> Iterator[tuple[str, bool]]:
         elif isinstance(known.get(key), dict):
             yield part, isinstance(value, dict) and all(isinstance(reason, str) for reason in value)
             yield part, all(map(_is_count, value.values()))
+        elif isinstance(known.get(key), str):
+            yield part, isinstance(value, str)
         else:
             yield part, key in known and _is_count(value)
     yield "progress.lanes", progress.get("lanes", 0) <= _MOST_LANES

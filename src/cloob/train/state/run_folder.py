@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from cloob.errors import InputError
+from cloob.models.load import find_model_folder
 from cloob.models.runs import (
     AVERAGED_FOLDER,
     CHECKPOINTS_FOLDER,
@@ -34,6 +35,11 @@ def refuse_another_run(config: TrainConfig, checkpoint: Checkpoint | None) -> No
             f"{save.out}: holds the run that torchrun has started again, which --overwrite would remove; "
             "give --resume auto in its place"
         )
+    for key in ("init", "init_image") if save.overwrite and _held_files(save.out) else ():
+        spec = getattr(config.towers, key)
+        folder = find_model_folder(spec) if spec is not None else None
+        if folder is not None and folder.resolve().is_relative_to(save.out.resolve()):
+            raise InputError(f"{key} {spec!r} lies in {save.out}, which --overwrite would remove; give another --out")
     goes_on = save.resume == "auto" or (checkpoint is not None and _is_of(checkpoint, save.out))
     if not goes_on and not save.overwrite and _held_files(save.out):
         raise InputError(

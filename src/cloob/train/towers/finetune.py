@@ -18,6 +18,7 @@ from torch import Tensor
 from cloob.errors import InputError
 from cloob.files import whole_folder, write_whole
 from cloob.models.encoder import DualEncoder
+from cloob.models.fingerprint import fingerprint
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.names import known_models
@@ -213,6 +214,9 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
     wanted, held = towers.model.visual.state_dict(), source.model.visual.state_dict()
     if difference := first_difference(wanted, held):
         name, here, there = difference
+        if towers.image_size != source.image_size:
+            held_size = f"init_image {spec!r} holds an image tower for {source.image_size} pixels"
+            raise InputError(f"{held_size}, image_size is {image_size}; leave --image-size out")
         other = f"visual.{name} has {there}, {towers.name} has {here}"
         if towers.image_size != source.image_size:
             held_size = f"init_image {spec!r} holds an image tower for {source.image_size} pixels"
@@ -235,31 +239,39 @@ def _between(start: Tensor, end: Tensor, share: float) -> Tensor:
     return torch.lerp(start, end, share)  # exact at both ends
 
 
-def make_good_average(config: TrainConfig, checkpoint: Path) -> None:
+def make_good_average(config: TrainConfig, checkpoint: Path, start: str) -> None:
     """As ``write_average`` for a run that had ended before; its ``config.json`` then says the share."""
-    write_average(config, checkpoint)
+    write_average(config, checkpoint, start)
     file = config.save.out / RUN_CONFIG_FILE
     if file.is_file():
         ended = TrainConfig.from_json(file)
         write_whole(file, ended.override(average_with_start=config.towers.average_with_start).to_json())
 
 
-def write_average(config: TrainConfig, checkpoint: Path) -> Path:
+def write_average(config: TrainConfig, checkpoint: Path, start: str) -> Path:
     """Writes ``OUT/averaged``, a model folder: the checkpoint's weights averaged with those of ``--init``.
 
     Args:
         config: With ``towers.init`` and ``towers.average_with_start``.
         checkpoint: The run's last checkpoint; it stays as it is.
+        start: Fingerprint of what the run began with; empty where it is not known.
 
     Returns:
         The folder; it appears under its name only when it is whole.
 
     Raises:
-        InputError: The start or the checkpoint cannot be read, or the folder cannot be written.
+        InputError: The start or the checkpoint cannot be read, the start holds other weights by now, or the folder
+            cannot be written.
     """
     assert config.towers.init is not None and config.towers.average_with_start is not None
     tuned = load_model(checkpoint)
-    interpolate(load_model(config.towers.init), tuned, config.towers.average_with_start)
+    begun = load_model(config.towers.init)
+    if start and fingerprint(begun) != start:
+        raise InputError(
+            f"init {config.towers.init!r} holds other weights than the run began with, so {AVERAGED_FOLDER} is not "
+            f"written; {checkpoint} stays; with those weights as --init, --resume auto writes it"
+        )
+    interpolate(begun, tuned, config.towers.average_with_start)
     final = config.save.out / AVERAGED_FOLDER
     with whole_folder(final) as folder:
         save_model(folder, tuned, tuned.objective_config)
