@@ -153,6 +153,19 @@ def test_a_table(tmp_path: Path, kind: str) -> None:
         open_collection(path, ScanOptions(image_column="picture"))
 
 
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_captions_in_a_list_are_joined(tmp_path: Path, kind: str) -> None:
+    write_noise(tmp_path / "a.png", 1)
+    write_noise(tmp_path / "b.png", 2)
+    rows = [{"filepath": "a.png"}, {"filepath": "b.png", "title": ["bow, target", "two ", "", None, "two"]}]
+    path = tmp_path / f"t.{kind}"
+    if kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows[::-1]), path)
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert scanned(path) == {"a.png": (None, {}), "b.png": ("bow, target\ntwo", {})}
+
+
 def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
     write_noise(tmp_path / "a.png", 1)
     write_noise(tmp_path / "b.png", 2)

@@ -44,7 +44,9 @@ class Rows:
     """
 
     def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
-        names = list(filter(None, dict.fromkeys(column_names(path, (image_column, caption_column or image_column)))))
+        self._rows = _json_lines(path) if path.suffix.lower() in (".jsonl", ".ndjson") else None
+        there = column_names(path, (image_column, caption_column or image_column))
+        names = list(filter(None, dict.fromkeys([*there, *(name for row in self._rows or () for name in row)])))
         for column in (image_column, caption_column):
             if column is not None and column not in names:
                 raise InputError(f"{path} has no column {column!r}; {nearest(column, names)}")
@@ -53,9 +55,7 @@ class Rows:
         known = {image_column, self._caption, "date"}
         self.shadowed = [name for name in names if name in (*TEXTS, *NUMBERS) and name not in known]
         self.lost = self.not_utf8 = 0
-        self._rows: list[dict[str, Any]] | None = None
-        if path.suffix.lower() in (".jsonl", ".ndjson"):
-            self._rows = _json_lines(path)
+        if self._rows is not None:
             self._length = len(self._rows)
         else:
             table, self.lost = read_table(path, names)
@@ -153,6 +153,8 @@ def plain(scalar: pa.Scalar) -> Any:
 
 
 def _text(raw: Any) -> str:
+    if isinstance(raw, list):
+        return "\n".join(filter(None, dict.fromkeys(_text(each).strip() for each in raw if not isinstance(each, list))))
     return raw.decode("utf-8", "surrogateescape") if isinstance(raw, bytes) else "" if raw is None else str(raw)
 
 
