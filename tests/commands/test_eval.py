@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cloob import cli, load_model
+from cloob.commands.work.console import print_table
 from cloob.commands.work.evaluate import named
 from cloob.models.fingerprint import fingerprint
 from cloob.models.folder import save_model
@@ -248,6 +249,11 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path) -> Non
     assert f"is that of '{sets}/two/red/0.png'" in said["a/model", "pairs of mine.csv"]
     assert f"{work}/x y/1.png: missing image" in said["a/model", "gone.csv"]
     assert len(said) == len(results["failures"]) == 17
+
+
+def test_no_table_is_printed_that_has_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table({"rows": [{"model": "m", "retrieval": {}, "train_seconds": None}]})
+    assert capsys.readouterr().out == ""
 
 
 def test_models_are_called_by_the_least_that_tells_them_apart() -> None:

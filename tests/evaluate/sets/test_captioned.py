@@ -110,8 +110,16 @@ def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: 
     assert caught.value.captions == ("red one", "red two") and caught.value.reason == "missing image"
     assert found.read(1).captions == ("blue", "")
     path.write_text("filepath,title\nb.png,\nc.png,x\n")
-    with pytest.raises(BadSample, match="missing caption"):
+    with pytest.raises(BadSample, match="empty caption"):
         open_captioned(path).read(0)
+    path.write_bytes("filepath,title\nb.png,bl\xe4u\nc.png,x\n".encode("latin-1"))
+    with pytest.raises(BadSample, match=r"caption not UTF-8 \(row 1: byte 2 of 4\)"):
+        open_captioned(path).read(0)
+    (folder / "t.jsonl").write_text('{"filepath": "a.png"}\n{"filepath": "b.png", "title": "x"}\n')
+    found = open_captioned(folder / "t.jsonl")
+    assert found.read(1).captions == ("x",)
+    with pytest.raises(BadSample, match="missing caption"):
+        found.read(0)
 
 
 def test_other_columns(folder: Path) -> None:
@@ -135,7 +143,11 @@ def test_pictures_inside_parquet(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("t.jsonl", '{"filepath": "a.png"}\n', r"line 1 has no 'title'; .*--caption-column"),
+        (
+            "t.jsonl",
+            '{"filepath": "a.png"}\n',
+            r"no column 'title'; its columns: filepath \(--caption-column names one\)",
+        ),
         ("t.jsonl", '{"filepath": "a.png", "title": [1]}\n', "'title' is \\[1\\]; a text or a list"),
         ("t.jsonl", '{"filepath": "a.png", "title": []}\n', "a list of texts would be right"),
         ("t.jsonl", "[1]\n", "line 1 is not a JSON object but a list"),

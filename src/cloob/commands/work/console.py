@@ -55,7 +55,7 @@ class EmbeddingProgress:
 
 
 def print_table(results: Mapping[str, Any]) -> None:
-    """Prints a row per number and a column per model, intervals in brackets."""
+    """Prints a row per number and a column per model, intervals in brackets; nothing where there is no number."""
     rows = results["rows"]
     table = Table(title=None, pad_edge=False)
     table.add_column("")
@@ -70,7 +70,8 @@ def print_table(results: Mapping[str, Any]) -> None:
     if any(row["train_seconds"] is not None for row in rows):
         table.add_section()
         table.add_row("training, seconds", *(_number(row["train_seconds"]) for row in rows))
-    Console().print(table)
+    if table.row_count:
+        Console().print(table)
 
 
 _SECTIONS = {

@@ -15,8 +15,8 @@ from cloob.data.open import open_source
 from cloob.data.shards.spec import is_remote, local_path
 from cloob.data.source import Source
 from cloob.data.sources.arrow import holds_images
-from cloob.data.sources.table import TABLE_SUFFIXES, TableSource
-from cloob.errors import InputError, nearest
+from cloob.data.sources.table import TABLE_SUFFIXES, TableSource, check_columns
+from cloob.errors import InputError, counted
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _TYPE_FILE = "dataset_type.txt"
@@ -69,7 +69,7 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
     path = Path(spec)
     suffix = path.suffix.lower()
     if suffix in _JSON_SUFFIXES and path.is_file():
-        return _Rows(path, _group(path, _json_rows(path, image_column, caption_column)))
+        return _Rows(path, _json_rows(path, image_column, caption_column))
     inside = suffix == ".parquet" and path.is_file() and holds_images(path, image_column)
     if suffix in TABLE_SUFFIXES and not inside:
         return _of_table(TableSource(path, image_column, caption_column))
@@ -117,13 +117,24 @@ class _Lines:
 
 
 class _Rows:
-    """Pictures of a table, each with the captions of all rows that name it."""
+    """Pictures of a table, each with the captions of all rows that name it.
 
-    def __init__(self, path: Path, captions: dict[str, list[str]]) -> None:
+    A row without a path is a mistake, since its caption would belong to nothing.
+    """
+
+    def __init__(self, path: Path, rows: Iterable[tuple[bytes | None, Sequence[bytes | None]]]) -> None:
         self.name = path.name
         self._folder = path.parent
-        self._keys = list(captions)
-        self._captions = captions
+        self._captions: dict[str, list[str]] = {}
+        self._faults: dict[str, BadSample] = {}  # the first of each picture
+        for number, (image, captions) in enumerate(rows, 1):
+            key = (image or b"").decode("utf-8", "surrogateescape").strip()
+            if not key:
+                raise InputError(f"{path}: row {number:,} has no path of a picture")
+            self._captions.setdefault(key, []).extend(self._usable(each, key, f"row {number:,}") for each in captions)
+        self._keys = list(self._captions)
+        if (count := len(self)) < 2:
+            raise InputError(f"{path}: {counted(count, 'pictures')}, at least 2 are needed")
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -132,11 +143,19 @@ class _Rows:
         key = self._keys[index]
         captions = tuple(self._captions[key])
         if not any(captions):
-            raise BadSample("missing caption", key, f"no row of {self.name} has one")
+            raise self._faults[key]
         try:
             return CaptionedSample(key, read_image_file(self._folder / key, key), captions)
         except BadSample as bad:
             raise BadPicture(bad, captions) from None
+
+    def _usable(self, caption: bytes | None, key: str, where: str) -> str:
+        """The caption, or an empty one that keeps the place of what cannot be used."""
+        try:
+            return " ".join(clean_caption(caption, key, where).split())
+        except BadSample as bad:
+            self._faults.setdefault(key, bad)
+            return ""
 
 
 def _of_table(table: TableSource) -> _Rows:
@@ -144,31 +163,11 @@ def _of_table(table: TableSource) -> _Rows:
     if table.swallowed:  # a test set must be whole
         raise InputError(f"{path}: {table.swallowed[0]}; close it, or double it")
     rows = (table.row(i) for i in range(len(table)))
-    return _Rows(path, _group(path, ((image, [caption]) for image, caption in rows)))
-
-
-def _group(path: Path, rows: Iterable[tuple[bytes | None, Sequence[bytes | None]]]) -> dict[str, list[str]]:
-    """The captions of each picture; a row without a path is a mistake, since its caption would belong to nothing."""
-    captions_of: dict[str, list[str]] = {}
-    for number, (image, captions) in enumerate(rows, 1):
-        key = (image or b"").decode("utf-8", "surrogateescape").strip()
-        if not key:
-            raise InputError(f"{path}: row {number:,} has no path of a picture")
-        captions_of.setdefault(key, []).extend(_usable(caption, key) for caption in captions)
-    if len(captions_of) < 2:
-        raise InputError(f"{path}: {len(captions_of)} picture{'s' * (len(captions_of) != 1)}, at least 2 are needed")
-    return captions_of
-
-
-def _usable(caption: bytes | None, key: str) -> str:
-    """The caption, or an empty one that keeps the place of what cannot be used."""
-    try:
-        return " ".join(clean_caption(caption, key).split())
-    except BadSample:
-        return ""
+    return _Rows(path, ((image, [caption]) for image, caption in rows))
 
 
 def _json_rows(path: Path, image_column: str, caption_column: str) -> Iterable[tuple[bytes, list[bytes | None]]]:
+    check_columns(path, image_column, caption_column)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -179,18 +178,14 @@ def _json_rows(path: Path, image_column: str, caption_column: str) -> Iterable[t
                 raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
-            for column, option in ((image_column, "--image-column"), (caption_column, "--caption-column")):
-                if column not in row:
-                    hint = nearest(column, row)
-                    raise InputError(f"{path}: line {number:,} has no {column!r}; {hint} name one with {option}")
-            captions = row[caption_column]
+            captions = row.get(caption_column)
             texts = captions if isinstance(captions, list) else [captions]
             if not texts or not all(text is None or isinstance(text, str) for text in texts):
                 raise InputError(
                     f"{path}: line {number:,}: {caption_column!r} is {json.dumps(captions)[:60]}; a text or a list of "
                     "texts would be right"
                 )
-            if not isinstance(row[image_column], str):
+            if not isinstance(row.get(image_column), str):
                 raise InputError(f"{path}: line {number:,}: {image_column!r} is no text")
             encoded = [None if text is None else text.encode("utf-8", "surrogatepass") for text in texts]
             yield row[image_column].encode("utf-8", "surrogatepass"), encoded
