@@ -9,8 +9,10 @@ import shutil
 import sqlite3
 import tarfile
 import tracemalloc
+import unicodedata
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 
@@ -435,6 +437,43 @@ def test_a_picture_that_a_row_names_is_looked_at_again(tmp_path: Path, kind: str
         assert (summary.changed, summary.added, summary.unchanged) == (1, 1, 1) and not summary.faults
         (tmp_path / "data" / "a.png").unlink()
         assert index.update([path], options(FakeEncoder())).faults == {"missing image": 1} and len(index) == 2
+
+
+def test_decimals_are_numbers(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.png", 1)
+    prices = pa.array([Decimal("12.50")], pa.decimal128(10, 2))
+    counts = pa.array([Decimal("12.00")], pa.decimal128(10, 2))
+    parquet.write_table(pa.table({"filepath": ["a.png"], "price": prices, "n": counts}), tmp_path / "t.parquet")
+    assert scanned(tmp_path / "t.parquet")["a.png"][1] == {"price": 12.5, "n": 12}
+
+
+def test_dates_of_a_column_have_the_year_first_and_others_are_counted(tmp_path: Path) -> None:
+    dates = {"20240601": "2024-06-01", "2024-6-1": "2024-06-01", "2024/06/01 7:30": None, "05/31/2024": None}
+    dates |= {"2024.01.02 07:30": "2024-01-02T07:30", "2024-05": "2024-05", "2024-13-01": None, "": None}
+    rows = ["filepath,date"]
+    for seed, date in enumerate(dates):
+        write_noise(tmp_path / f"{seed}.png", seed)
+        rows.append(f"{seed}.png,{date}")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    (tmp_path / "floats.csv").write_text("filepath,date\n0.png,2024.0\n1.png,2023.5\n2.png,\n3.png,20240601\n")
+    for name, expected in (("t.csv", list(dates.values())), ("floats.csv", ["2024", None, None, "2024-06-01"])):
+        with Index.create(tmp_path / f"{name}.idx") as index:
+            summary = index.update([tmp_path / name], options(FakeEncoder()))
+            assert [item.date for item in index.items(index.store.ids().tolist())] == expected
+            assert summary.left_out.counts == {"date that cannot be read": 3 if name == "t.csv" else 1}
+
+
+def test_a_table_in_a_folder_is_read_whatever_the_form_of_its_accents(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    composed, apart = (unicodedata.normalize(form, "\u00e9t\u00e9.png") for form in ("NFC", "NFD"))
+    write_noise(folder / "0" / composed, 0)
+    write_noise(folder / "1" / apart, 1)
+    rows = ["file_name,text", f"0/{apart},0", f"1/{composed},1", "gone.png,x", "out.png,y"]
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    assert [caption for caption, _ in scanned(folder).values()] == ["0", "1"]
+    said = {"no picture by its name": 1, "row of the folder's table that names no picture of it": 2}
+    assert left_out(folder) == said
+    assert left_out(folder, exclude=("out.png",))["row of the folder's table that names no picture of it"] == 1
 
 
 def test_what_exif_says(tmp_path: Path) -> None:

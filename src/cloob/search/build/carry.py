@@ -15,7 +15,7 @@ import torch
 
 from cloob.search.build.forward import Forward
 from cloob.search.build.plan import Effort, Plan, Summary
-from cloob.search.build.prepare import Prepared, Preparer, Work, in_threads
+from cloob.search.build.prepare import Prepared, Preparer, Work, in_threads, iso_date
 from cloob.search.records import Item
 from cloob.search.store import FileState, Store, Vectors
 
@@ -102,6 +102,9 @@ class _Updater:
 
     def take(self, prepared: Prepared) -> None:
         """Keeps a picture for the next batch, and writes that when it is full or a while has passed."""
+        date = None if prepared.item is None else prepared.item.columns.get("date")
+        if date not in (None, "") and iso_date(date) is None:
+            self.summary.left_out.add("date that cannot be read", f"{prepared.work.found.path} ({date})")
         waiting = self._faults if prepared.item is None else self._to_copy if prepared.same else self._to_embed
         waiting.append(prepared)
         size = self._effort.batch_size

@@ -16,13 +16,14 @@ from torch import Tensor
 from cloob.data.batch import BadSample
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.build.forward import Forward
-from cloob.search.records import Item
+from cloob.search.records import Item, Value
 from cloob.search.scan.collection import Collection, Found, ReadFailed
 from cloob.search.store import FileState
 
 _DATES = ((0x8769, 0x9003), (0x8769, 0x9004), (None, 0x0132))  # EXIF: taken, digitised, changed
 _DATE = re.compile(r"(\d{4}):(\d\d):(\d\d)(?:[ T](\d\d):(\d\d):(\d\d))?")
 _ISO = re.compile(r"\d{4}(-\d\d(-\d\d([T ]\d\d:\d\d(:\d\d)?\S*)?)?)?")
+_DAY = re.compile(r"(\d{4})[-/.:](\d\d?)[-/.:](\d\d?)([T ].*)?")
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -104,8 +105,7 @@ class Preparer:
 
     def _item(self, work: Work, encoded: Encoded, content: str, size: int) -> Item:
         caption, columns = work.collection.describe(work.found)
-        stated = str(columns.get("date"))  # a year comes as a number
-        date = stated.replace(" ", "T") if _ISO.fullmatch(stated) else date_taken(encoded)
+        date = iso_date(columns.get("date")) or date_taken(encoded)
         width, height = encoded.size
         return Item(
             id=0,
@@ -130,6 +130,21 @@ def too_large(width: int, height: int, most: float) -> str:
 def limit(most: float) -> str:
     """How a fault names the limit."""
     return f"the limit is {most:g}"
+
+
+def iso_date(stated: Value) -> str | None:
+    """ISO 8601 of what a column ``date`` says, which has the year first: ``2024``, ``20240601``, ``2024/6/1 10:00``."""
+    if isinstance(stated, float) and stated.is_integer():
+        stated = int(stated)
+    text = str(stated).strip()
+    if len(text) == 8 and text.isdecimal():
+        text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
+    if match := _DAY.fullmatch(text):
+        year, month, day, rest = match.groups("")
+        if not (1 <= int(month) <= 12 and 1 <= int(day) <= 31):
+            return None
+        text = f"{year}-{int(month):02}-{int(day):02}{rest}"
+    return text.replace(" ", "T") if _ISO.fullmatch(text) else None
 
 
 def date_taken(encoded: Encoded) -> str | None:

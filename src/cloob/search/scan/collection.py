@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Collection as Paths
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, Protocol
 
@@ -126,6 +127,8 @@ def is_excluded(path: str, patterns: tuple[str, ...]) -> bool:
 
 def value(raw: Any) -> Value:
     """What a source says in a column, as an index holds it; None for what it cannot hold."""
+    if isinstance(raw, Decimal) and raw.is_finite():
+        raw = int(raw) if raw == raw.to_integral_value() else float(raw)
     if isinstance(raw, float):
         return raw if math.isfinite(raw) else None
     if raw is None or isinstance(raw, bool):

@@ -47,6 +47,7 @@ class Folder:
         if self._described is not None:
             self._described.tell(self.left_out)
         others: Counter[str] = Counter()
+        rows: set[int | None] = set()
         waiting = [self.name]
         while waiting:
             folder = waiting.pop()
@@ -67,6 +68,8 @@ class Folder:
                     below.append(entry.path)
                 elif entry.name.lower().endswith(_IMAGES):
                     if (found := self._found(entry, captions)) is not None:
+                        if self._described is not None:
+                            rows.add(self._described.row(found.path))
                         yield found
                 elif entry.is_symlink() and entry.is_dir():
                     self.left_out.add("linked folder, not followed", entry.path)
@@ -77,6 +80,9 @@ class Folder:
             waiting += reversed(below)
         for kind, count in others.most_common():
             self.left_out.add("no picture by its name", f"{kind} ({count:,})", count)
+        for path in () if self._described is None else self._described.others(rows):
+            if not is_excluded(os.path.relpath(path, self.name), self._exclude):
+                self.left_out.add("row of the folder's table that names no picture of it", path)
 
     def read(self, found: Found) -> bytes:
         """The bytes of a picture's file."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ class Described:
         folder = os.path.abspath(path.parent)  # noqa: PTH100
         paths = self._rows.images()
         self._places = {os.path.normpath(os.path.join(folder, name)): i for i, name in enumerate(paths)}  # noqa: PTH118
+        self._composed = {unicodedata.normalize("NFC", path): i for path, i in self._places.items()}
 
     def tell(self, left_out: LeftOut) -> None:
         """As :meth:`Rows.tell`."""
@@ -130,7 +132,16 @@ class Described:
 
     def of(self, path: str) -> tuple[str | None, Mapping[str, Value]]:
         """Caption and columns of a picture; nothing where the table does not name it."""
-        return self._rows.row(self._places[path]) if path in self._places else (None, {})
+        row = self.row(path)
+        return (None, {}) if row is None else self._rows.row(row)
+
+    def row(self, path: str) -> int | None:
+        """The row that names a picture, letters with their accents in one character or in two; None: none does."""
+        return self._places.get(path, self._composed.get(unicodedata.normalize("NFC", path)))
+
+    def others(self, rows: Container[int]) -> list[str]:
+        """The paths that other rows than these name."""
+        return [path for path, row in self._places.items() if row not in rows]
 
 
 def find_described(folder: Path, caption_column: str | None) -> Described | None:
