@@ -63,6 +63,14 @@ def test_the_order_and_the_margins_are_those_of_a_loop(index: Index) -> None:
     assert len(kept.hits) + kept.cut == 7
 
 
+def test_what_fits_is_found_where_it_is_not_the_nearest(index: Index) -> None:
+    nearest, *others = index.search("cyan", top=32, cutoff=None).hits
+    best = max(others, key=lambda hit: hit.margin)  # type: ignore[arg-type,return-value]
+    assert best.margin > nearest.margin + 0.01  # type: ignore[operator]
+    found = index.search("cyan", top=1, cutoff=best.margin - 1e-4)  # type: ignore[operator]
+    assert found.hits == (best,) and found.cut == 1
+
+
 def test_filters_pictures_weights_and_rows(index: Index, coloured: Path) -> None:
     assert names(index.search("red", where="caption like '% 2' and width > 20")) == ["red-2"]
     picture = coloured.parent / "pictures" / "green-1.png"

@@ -88,7 +88,8 @@ class Results:
     Attributes:
         hits: At most as many as were asked for, those above the cutoff.
         searched: How many pictures were compared: those that the filter lets through.
-        cut: How many of the nearest the cutoff left out; when ``hits`` is empty and this is not 0, nothing fits.
+        cut: How many of the nearest, as many as were asked for, the cutoff left out; when ``hits`` is empty and this is
+            not 0, nothing fits.
         model: The name of the model that was asked.
     """
 

@@ -32,6 +32,7 @@ MAX_TOP = 100_000
 DUPLICATE = 0.97
 """Cosine from which two pictures count as one."""
 
+_LOOKED = 200  # nearest pictures that the cutoff looks among: the nearest of all need not be the one that fits
 _ALL_IDS = 20_000  # up to here unrelated pictures are drawn among all
 _BLOCK = 256  # pictures that are compared at once
 _GROUP = 32  # nearest pictures that a picture may be joined with
@@ -96,10 +97,11 @@ def search(
         own = tuple(int(term.what) for term in query.terms if term.kind == "item")  # type: ignore[arg-type]
         others = unrelated_rows(index, query, asked)
         least = background.default_cutoff(query) if cutoff == "auto" else cutoff
-    near = index.store.nearest(asked.name, row[None], top + len(own), filter_)
-    places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:top]
+    looked = top if others is None or least is None else max(top, _LOOKED)
+    near = index.store.nearest(asked.name, row[None], looked + len(own), filter_)
+    places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:looked]
     ids, scores = near.ids[0][places], near.scores[0][places]
-    results = _results(index, asked, ids, scores, others, least, near.searched)
+    results = _results(index, asked, ids, scores, others, least, near.searched, top)
     index.model(asked)  # vectors are asked for by name: none of these are of other weights
     return results
 
@@ -112,17 +114,20 @@ def _results(
     others: Vectors | None,
     least: float | None,
     searched: int,
+    top: int,
 ) -> Results:
-    """Hits with their margins, without those below the cutoff."""
+    """Hits with their margins, without those below the cutoff; at most ``top``."""
     margins: Sequence[float | None] = [None] * len(ids)
     if others is not None and len(ids):
         margins = background.levels(index.store.vectors(asked.name, ids.tolist()), others).margins(scores).tolist()
     kept = [place for place, margin in enumerate(margins) if least is None or margin is None or margin >= least]
+    cut = min(top, len(ids)) - sum(place < top for place in kept)
+    kept = kept[:top]
     items = {item.id: item for item in index.store.items(ids[kept].tolist())}
     hits = [
         Hit(items[int(ids[place])], float(scores[place]), margins[place]) for place in kept if int(ids[place]) in items
     ]
-    return Results(tuple(hits), searched, len(ids) - len(kept), asked.name)
+    return Results(tuple(hits), searched, cut, asked.name)
 
 
 def read_filter(index: Collection, where: str | Filter | None) -> Filter | None:
