@@ -97,6 +97,7 @@ def test_nothing_fits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.count("\n") == 3
     _, err = run(capsys, "search", str(place / "index"), "red", "--where", "width > 1000")
     assert "no picture to search" in err
+    assert len(run(capsys, "search", str(place / "index"), "red", "--cutoff", "-1.5e3")[0].splitlines()) == 20
 
 
 def test_copies_never_overwrite(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -295,14 +296,17 @@ def test_embed_writes_the_same_rows_in_three_forms(
     ("words", "said"),
     [
         (("search", "{index}"), "nothing to search for"),
-        (("search", "{none}", "a"), "no such folder; cloob index"),
-        (("search", "{pictures}", "a"), "holds no index"),
+        (("search", "{none}", "a"), "no such folder; cloob index SRC --model M --out {none} makes one"),
+        (("search", "{pictures}", "a"), "holds no index; cloob index SRC --model M --out NAME.idx makes one"),
+        (("search", "{pictures}/red-0.png", "a"), "is a file; cloob index SRC --model M --out NAME.idx makes one"),
         (("search", "{index}", "a", "--where", "captoin = 'x'"), "did you mean caption?"),
         (("search", "{index}", "a", "--cutoff", "high"), "--cutoff is 'high'"),
         (("search", "{index}", "a", "--top", "0"), "--top is 0"),
         (("search", "{index}", "file:///etc/passwd"), "file:// is not opened"),
         (("search", "{index}", "none.jpg"), "no such picture"),
         (("search", "{index}", "-people"), "comes behind --"),
+        (("search", "{index}", "a", "-2024"), "comes behind --"),
+        (("search", "{index}", "a", "--explain", "--beta", "-1"), "β is -1"),
         (("search", "{index}", "a", "--", "+0:b"), "the weight is 0"),
         (("search", "{index}", "--like", "999"), "no picture of"),
         (("search", "{index}", "a", "--model", "coluors"), "did you mean colours?"),
@@ -334,7 +338,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     places = {"index": place / "index", "pictures": place / "pictures", "none": place / "none"}
     filled = [word.format(**places) for word in words]
-    assert said.format() in refused(capsys, *filled)
+    assert said.format(**places) in refused(capsys, *filled)
 
 
 def test_help_and_mistakes_need_neither_torch_nor_numpy(place: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from cloob.commands.arguments import HTML, check_out, parse
@@ -11,11 +13,20 @@ from cloob.errors import InputError
 
 INDEX_FILE = "index.sqlite"
 
+_NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?").fullmatch  # behind an option it is its value
+
 
 def main(words: Sequence[str]) -> int:
     """Searches; 1 where something found could not be copied."""
     own, terms = split_terms(words)
-    taken = next((word for word in own if word[:1] == "-" and word[1:2].isalnum() and word != "-h"), None)
+    taken = next(
+        (
+            word
+            for before, word in pairwise(["", *own])
+            if word[:1] == "-" and word[1:2].isalnum() and word != "-h" and not (before[:2] == "--" and _NUMBER(word))
+        ),
+        None,
+    )
     if taken is not None:
         raise InputError(f"{taken}: what is taken away comes behind --, as in: cloob search IDX beach -- {taken}")
     arguments = parse(SearchArguments, own, "cloob search")
@@ -34,9 +45,13 @@ def split_terms(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def check_index(address: str) -> None:
     """Raises InputError where there is no index, in no time."""
-    if "://" not in address and not (Path(address) / INDEX_FILE).is_file():
-        there = "holds no index" if Path(address).is_dir() else "no such folder"
-        raise InputError(f"{address}: {there}; cloob index SRC --model M --out {address} makes one")
+    path = Path(address)
+    if "://" not in address and not (path / INDEX_FILE).is_file():
+        there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
+        free = not any(path.iterdir()) if path.is_dir() else not path.exists()
+        raise InputError(
+            f"{address}: {there}; cloob index SRC --model M --out {address if free else 'NAME.idx'} makes one"
+        )
 
 
 def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:
