@@ -111,6 +111,11 @@ def test_the_command_writes_its_page_and_json(run: Path, tmp_path: Path, capsys:
     names = ("analysis.json", "report.html")
     first = [(out / name).read_bytes() for name in names]
     assert cli.main(words) == 0 and [(out / name).read_bytes() for name in names] == first
+    capsys.readouterr()
+    assert cli.main(["analyze", f"{tmp_path}/nowhere", *words[1:]]) == 1
+    line, what_next = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"cloob: {tmp_path}/nowhere: no such") and line.count("nowhere") == 1
+    assert what_next.startswith(f"next: cloob eval {run} --retrieval")
 
 
 @pytest.mark.parametrize(

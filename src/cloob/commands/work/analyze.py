@@ -54,8 +54,11 @@ def run(arguments: AnalyzeArguments) -> int:
     print(f"{arguments.out / 'analysis.json'}\n{arguments.out / 'report.html'}")
     _print_table(analysis)
     for failure in analysis.get("failures", ()):
-        print(f"cloob: {failure['model']}: {failure['error']}", file=sys.stderr)
-    say_next(["eval", *arguments.models, "--retrieval", arguments.pairs, "--out", arguments.out / "eval"])
+        model, error = failure["model"], failure["error"]
+        named_in_it = error.startswith((model, models.get(model, model)))
+        print(f"cloob: {error if named_in_it else f'{model}: {error}'}", file=sys.stderr)
+    measured = [models[run["model"]] for run in analysis["runs"]]
+    say_next(["eval", *measured, "--retrieval", arguments.pairs, "--out", arguments.out / "eval"])
     return 1 if analysis.get("failures") else 0
 
 
