@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        print("cloob: interrupted; the last complete checkpoint stays as it is", file=sys.stderr)
+        kept = "; the last complete checkpoint stays as it is" if words[:1] in (["train"], ["demo"]) else ""
+        print(f"cloob: interrupted{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # Whoever read our output has left; Python would complain at exit.

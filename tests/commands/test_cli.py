@@ -188,9 +188,10 @@ def test_ctrl_c_ends_with_130_and_a_sentence(
     def interrupted(words: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cloob.commands.models.main", interrupted)
-    assert cli.main(["models"]) == 130
-    assert "checkpoint" in capsys.readouterr().err
+    for command, said in (("models", ""), ("train", "; the last complete checkpoint stays as it is")):
+        monkeypatch.setattr(f"cloob.commands.{command}.main", interrupted)
+        assert cli.main([command]) == 130
+        assert capsys.readouterr().err == f"cloob: interrupted{said}\n"
 
 
 @pytest.mark.parametrize(
