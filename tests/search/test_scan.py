@@ -73,6 +73,7 @@ def test_a_folder(tmp_path: Path) -> None:
     assert left_out(folder) == {"no picture by its name": 1}
     assert set(scanned(folder, exclude=("sub", "*.JPG"))) == {"a.png", "e.png"}
     assert left_out(folder, exclude=("sub", "*.JPG")) == {"excluded": 2, "no picture by its name": 1}
+    assert left_out(folder, exclude=("a.*", "alone.txt")) == {"excluded": 1, "no picture by its name": 1}
     assert set(scanned(folder, exclude=("sub/*",))) == {"a.png", "B.JPG", "e.png"}
 
 

@@ -63,7 +63,8 @@ class Folder:
             below, captions = [], {entry.name for entry in listed if entry.name.lower().endswith(_CAPTIONS)}
             for entry in listed:
                 if self._exclude and is_excluded(os.path.relpath(entry.path, self.name), self._exclude):
-                    self.left_out.add("excluded", entry.path)
+                    if entry.name not in captions:
+                        self.left_out.add("excluded", entry.path)
                 elif entry.is_dir(follow_symlinks=False):
                     below.append(entry.path)
                 elif entry.name.lower().endswith(_IMAGES):
