@@ -110,6 +110,8 @@ def test_wrong_words_are_one_line(
         f"index pictures --out i --model {one} --batch-size 0": "--batch-size is 0",
         f"index pictures --out i --model {one} --max-megapixels 0": "--max-megapixels is 0",
         f"index pictures --out i --model {one} --model-name x": "Unrecognized options",
+        f"index pictures file --out i --model {one}": "is wanted",
+        "index --out i --merge old": "no index of cloob's",
     }
     (tmp_path / "own.parquet").write_bytes(b"PAR1")
     wrong |= {

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from cloob.commands.indexing import IndexArguments
+from cloob.commands.search import INDEX_FILE
 from cloob.commands.steps import say_next
 from cloob.distributed import rank
 from cloob.errors import InputError
@@ -28,31 +31,49 @@ def run(arguments: IndexArguments) -> int:
     """Indexes, merges, exports; returns the exit code."""
     if arguments.export is not None and arguments.export.exists() and not is_export(arguments.export):
         raise InputError(f"--export {arguments.export}: is a file of another kind; name another file")
+    new = not is_there(arguments.out)
     with _open(arguments) as index:
-        failed = False
-        if arguments.sources or not (arguments.merge or arguments.export):
-            try:
-                summary = _update(index, arguments)
-            except KeyboardInterrupt:
-                print(
-                    f"cloob: interrupted; {len(index):,} pictures are in {index.store.address}, "
-                    "the same command goes on",
-                    file=sys.stderr,
-                )
-                return 130
-            failed = _tell(summary, len(index)) if _is_first() else False
-        if arguments.merge is not None:
-            with Index.open(arguments.merge) as other:
-                done = index.merge(other)
-            print(f"{arguments.merge}: {done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known")
-            if done.other:
-                print(f"cloob: {done.other:,} pictures are other ones here; they stay as they are", file=sys.stderr)
-        if arguments.export is not None:
-            rows = index.export(arguments.export, model=arguments.name)
-            print(f"{arguments.export}: {rows:,} rows")
-        if _is_first():
-            _next(index, index.store.address)
-        return 1 if failed else 0
+        try:
+            return _work(index, arguments)
+        except Exception:
+            if new and not index.models:
+                index.close()
+                _remove(Path(arguments.out))
+            raise
+
+
+def _work(index: Index, arguments: IndexArguments) -> int:
+    failed = False
+    if arguments.sources or not (arguments.merge or arguments.export):
+        try:
+            summary = _update(index, arguments)
+        except KeyboardInterrupt:
+            print(
+                f"cloob: interrupted; {len(index):,} pictures are in {index.store.address}, the same command goes on",
+                file=sys.stderr,
+            )
+            return 130
+        failed = _tell(summary, len(index)) if _is_first() else False
+    if arguments.merge is not None:
+        with Index.open(arguments.merge) as other:
+            done = index.merge(other)
+        print(f"{arguments.merge}: {done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known")
+        if done.other:
+            print(f"cloob: {done.other:,} pictures are other ones here; they stay as they are", file=sys.stderr)
+    if arguments.export is not None:
+        rows = index.export(arguments.export, model=arguments.name)
+        print(f"{arguments.export}: {rows:,} rows")
+    if _is_first():
+        _next(index, index.store.address)
+    return 1 if failed else 0
+
+
+def _remove(folder: Path) -> None:
+    """Removes an index that nothing came into."""
+    for path in folder.glob(f"{INDEX_FILE}*"):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # other files are in it
+        folder.rmdir()
 
 
 def _open(arguments: IndexArguments) -> Index:
