@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import subprocess
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
+from cloob.models.folder import save_model
 from cloob.models.names import known_models
+from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
 from cloob.models.towers import TINY_MODELS, create_model, load_tokenizer, open_clip
 
 
@@ -198,6 +201,19 @@ def test_a_file_of_open_clips_training_with_siglip(ending: str, tmp_path: Path) 
     assert encoder.model.visual.proj.requires_grad
     for key, value in encoder.model.state_dict().items():
         assert torch.equal(value, weights[key]), key
+
+
+def test_a_configuration_beside_a_file_of_weights_that_says_something_else(tmp_path: Path) -> None:
+    save_model(tmp_path, create_model("tiny-vit", seed=0), {})
+    weights, path = str(tmp_path / WEIGHTS_FILE), tmp_path / CONFIG_FILE
+    create_model("tiny-vit", pretrained=weights)  # a warning would be an error
+    config = json.loads(path.read_text())
+    config["preprocess_cfg"].update(mean=[0.5] * 3, resize_mode="squash")
+    config["model_cfg"]["quick_gelu"] = True
+    path.write_text(json.dumps(config))
+    with pytest.warns(UserWarning, match="has another mean and resize_mode and quick_gelu than tiny-vit") as caught:
+        create_model("tiny-vit", pretrained=weights)
+    assert str(caught[0].message).startswith(f"{path}: ") and "\n" not in str(caught[0].message)
 
 
 def test_tag_brings_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:

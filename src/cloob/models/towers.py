@@ -7,6 +7,7 @@ loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -23,8 +24,10 @@ from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
 from cloob.models.importing import import_open_clip
 from cloob.models.names import CONFIGS, TINY_MODELS, check_name
-from cloob.models.untrusted import check_folder
+from cloob.models.runs import CONFIG_FILE
+from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights.folders import file_tensors
+from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.formats.stored import Stored
 from cloob.models.weights.keymap import fill, same_names, surplus
 from cloob.models.weights.scales import sigmoid_objective
@@ -62,7 +65,8 @@ def create_model(
             and leaves that state alone. ``None`` draws from the global generator.
         device: Where the towers go.
         pretrained: One of open_clip's tags for this name, or a file of weights of open_clip's, which have to fit as
-            they are; ``None`` for fresh weights.
+            they are; ``None`` for fresh weights. Beside such a file an ``open_clip_config.json`` with another
+            activation, or other pictures, brings a warning.
 
     Returns:
         The encoder; open_clip's own ``logit_scale`` is frozen in it. Pretrained weights that hold a ``logit_bias``
@@ -113,7 +117,10 @@ def create_model(
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
     trained = {} if pretrained is None else sigmoid_objective(Path(f"{name}/{pretrained}"), model)
-    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
+    encoder = DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained)
+    if file is not None:
+        _warn_of_other_settings(encoder, file.with_name(CONFIG_FILE))
+    return encoder.to(place)
 
 
 def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:
@@ -261,6 +268,22 @@ def _own_tensors(file: Path, config: dict[str, Any]) -> dict[str, Stored]:
     if "logit_bias" in tensors:
         config["init_logit_bias"] = 0.0  # replaced by the file's
     return tensors
+
+
+def _warn_of_other_settings(encoder: DualEncoder, path: Path) -> None:
+    """Warns where the configuration beside a file of weights has another activation or prepares pictures otherwise."""
+    if not path.is_file():
+        return
+    beside = Fields(path, {"model_cfg": {}, "preprocess_cfg": {}} | read_json(path))
+    own = {key: encoder.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
+    given = own | dict(beside.inside("preprocess_cfg").values)
+    other = [key for key, value in own.items() if json.dumps(value) != json.dumps(given[key])]
+    activations = beside.inside("model_cfg").values, encoder.config.settings
+    if len({bool(settings.get("quick_gelu", False)) for settings in activations}) == 2:
+        other.append("quick_gelu")
+    if other:
+        said = f"{path}: has another {' and '.join(other)} than {encoder.name}"
+        warnings.warn(f"{said}, whose is taken; give the folder {path.parent} to take the file's", stacklevel=3)
 
 
 def _check_fixed_size(name: str, model: Any, image_size: int) -> None:

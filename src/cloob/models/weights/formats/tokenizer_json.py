@@ -121,8 +121,8 @@ def _growth(part: str, step: Any) -> float | None:
             return 1 + _letters(new)
         case "normalizer", {"type": "Precompiled", "precompiled_charsmap": str(table)}:
             return _longest(table)
-        case "post_processor", {"type": "TemplateProcessing", "special_tokens": dict(words), **template}:
-            return _template(template, words)
+        case "post_processor", {"type": "TemplateProcessing", "special_tokens": dict(words)}:
+            return _template(step, words)
         case _, {"type": str(kind)}:
             return _KNOWN[part].get(kind)
     return None
