@@ -90,6 +90,17 @@ def test_weights_filters_pictures_and_likeness(place: Path, capsys: pytest.Captu
     assert found("--like", str(id_)) == alike
 
 
+def test_a_name_that_is_not_utf8_and_labels_too_long_for_a_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = write_pictures(tmp_path / "pictures", n=1)
+    odd = (pictures / "red-0.png").rename(pictures / os.fsdecode(b"caf\xe9.png"))
+    index = str(make_index(tmp_path / "index", pictures))
+    assert "blue-0" in run(capsys, "search", index, "--like", str(odd))[0]
+    labels = ",".join(f"a colour of number {i}" for i in range(40))
+    assert run(capsys, "classify", index, "--labels", labels)[0].count("\n") == 8
+
+
 def test_nothing_fits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, err = run(capsys, "search", str(place / "index"), "the third declension")
     assert out == "" and "nothing fits among 32 pictures" in err

@@ -20,6 +20,7 @@ from cloob import pictures
 from cloob.errors import InputError
 from cloob.files import read_at_most
 from cloob.search.index import Index
+from cloob.search.where import Comparison
 
 NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
 
@@ -392,3 +393,6 @@ def test_names_that_are_not_utf8(tmp_path: Path, index: Index) -> None:
     assert index.update([folder], options(encoder)).unchanged == 1
     (item,) = index.items(index.store.ids().tolist())
     assert item.path == str(folder / name) and index.picture(item.id) == (folder / name).read_bytes()
+    for operator, value in (("=", item.path), ("in", ("x", item.path)), ("like", f"%/{name}"), (">=", item.path)):
+        assert index.store.ids(Comparison("path", operator, value)).tolist() == [item.id], operator
+    assert index.store.ids(Comparison("path", "!=", item.path)).tolist() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -131,7 +132,7 @@ def read_cutoff(text: str) -> float | str | None:
 def read_labels(text: str) -> tuple[str, ...]:
     """The labels of ``--labels``: those of a file with one a line, or parted by commas."""
     path = Path(text)
-    if path.is_file():
+    if os.path.isfile(text):  # noqa: PTH113 - many labels are too long a name, for which a Path raises
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -17,6 +17,11 @@ def valid(text: str) -> str:
     return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def as_text(text: str) -> str:
+    """Text as PostgreSQL takes it: no character 0, no half of a surrogate pair."""
+    return text.replace("\0", "�").encode("utf-8", "replace").decode()
+
+
 @dataclass(frozen=True)
 class Item:
     """One picture of an index.

@@ -25,6 +25,7 @@ from cloob.search.postgres.store import PostgresStore
 from cloob.search.records import IndexedModel, Item
 from cloob.search.sqlite.store import SqliteStore
 from cloob.search.store import FileState, Store, Vectors
+from cloob.search.where import Comparison
 
 MODEL = IndexedModel("small", "runs/small", "f" * 64, 8)
 OTHER = IndexedModel("other", "runs/other", "0" * 64, 3)
@@ -267,6 +268,8 @@ def test_strange_text_is_kept_as_far_as_postgresql_can(store: PostgresStore) -> 
     )
     (one,) = store.items(store.ids().tolist())
     assert (one.path, one.caption, dict(one.columns)) == ("a?.jpg", "a�b", {"x�": "y�", "big": 10**18})
+    for column, text in (("path", "a\udcff.jpg"), ("caption", "a\0b")):
+        assert store.ids(Comparison(column, "=", text)).tolist() == [one.id]
 
 
 def test_errors_are_one_line_without_the_password(postgres: str, address: str, tmp_path: Path) -> None:

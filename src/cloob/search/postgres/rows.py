@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cloob.search.records import Item, Value
+from cloob.search.records import Item, Value, as_text
 
 FIELDS = "source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
 ITEM = f"id, {FIELDS}"
@@ -30,11 +30,6 @@ def values_of(item: Item) -> tuple[Any, ...]:
 def place_of(item: Item) -> tuple[str, str]:
     """An item's source and path, of which no two rows have the same."""
     return as_text(item.source), as_text(item.path)
-
-
-def as_text(text: str) -> str:
-    """Text as PostgreSQL takes it: no character 0, no half of a surrogate pair."""
-    return text.replace("\0", "�").encode("utf-8", "replace").decode()
 
 
 def _json(columns: Mapping[str, Value]) -> str:

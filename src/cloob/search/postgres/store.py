@@ -10,9 +10,9 @@ import numpy as np
 from cloob.errors import InputError, nearest
 from cloob.search import where as filters
 from cloob.search.postgres import ingest, neighbours
-from cloob.search.postgres.rows import ITEM, PLACE, UPDATE, as_text, place_of, values_of
+from cloob.search.postgres.rows import ITEM, PLACE, UPDATE, place_of, values_of
 from cloob.search.postgres.server import Server, vectors_table
-from cloob.search.records import IndexedModel, Item
+from cloob.search.records import IndexedModel, Item, as_text
 from cloob.search.store import FileState, Ids, Neighbours, Vectors
 from cloob.search.where import Filter
 

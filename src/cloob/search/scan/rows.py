@@ -139,7 +139,7 @@ class Described:
         """The row that names a picture, letters with their accents in one character or in two; None: none does."""
         return self._places.get(path, self._composed.get(unicodedata.normalize("NFC", path)))
 
-    def others(self, rows: Container[int]) -> list[str]:
+    def others(self, rows: Container[int | None]) -> list[str]:
         """The paths that other rows than these name."""
         return [path for path, row in self._places.items() if row not in rows]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cloob.errors import InputError, nearest
 from cloob.search import where as filters
-from cloob.search.records import IndexedModel, Item, Value, valid
+from cloob.search.records import IndexedModel, Item, valid
 from cloob.search.sqlite.connections import Connections
 from cloob.search.sqlite.file import FILE, Connection, create, one_line, stamp
 from cloob.search.sqlite.matrix import MatrixCache, read_vectors
@@ -303,5 +303,5 @@ class SqliteStore:
                 raise
 
 
-def _condition(where: Filter | None) -> tuple[str, list[Value]]:
+def _condition(where: Filter | None) -> tuple[str, list[Any]]:
     return ("1", []) if where is None else filters.sql(where, "sqlite")

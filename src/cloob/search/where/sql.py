@@ -5,12 +5,13 @@ from __future__ import annotations
 import typing
 from collections.abc import Sequence
 
+from cloob.search.records import as_text, valid
 from cloob.search.where.tree import NUMBERS, TEXTS, And, Comparison, Filter, Literal, Not, Or
 
 Dialect = typing.Literal["sqlite", "postgresql"]
 
 
-def sql(filter_: Filter, dialect: Dialect) -> tuple[str, list[Literal]]:
+def sql(filter_: Filter, dialect: Dialect) -> tuple[str, list[Literal | bytes]]:
     """A filter as a condition for a database; whatever the filter holds travels as parameters.
 
     Args:
@@ -21,7 +22,7 @@ def sql(filter_: Filter, dialect: Dialect) -> tuple[str, list[Literal]]:
         The condition, in brackets, over the columns ``id, path, source, date, bytes, width, height, caption`` and
         ``columns`` (JSON), which is true or false and never null; and its parameters in order.
     """
-    parameters: list[Literal] = []
+    parameters: list[Literal | bytes] = []
     text = _SQL[dialect](parameters).condition(filter_)
     return f"({text})", parameters
 
@@ -29,10 +30,10 @@ def sql(filter_: Filter, dialect: Dialect) -> tuple[str, list[Literal]]:
 class _Sqlite:
     """Writes conditions; parameters are appended in the order in which their places are written."""
 
-    place, like = "?", "LIKE ? ESCAPE '\\'"
+    like = "LIKE {} ESCAPE '\\'"
     collate = number = ""
 
-    def __init__(self, parameters: list[Literal]) -> None:
+    def __init__(self, parameters: list[Literal | bytes]) -> None:
         self._parameters = parameters
 
     def condition(self, filter_: Filter) -> str:
@@ -85,20 +86,23 @@ class _Sqlite:
         text = isinstance(values[0], str)
         expression += self.collate if text else ""
         if operator == "like":
-            self._add(values[0])
-            return f"{expression} {self.like}"
+            return f"{expression} {self.like.format(self._add(values[0]))}"
         cast = self.number if not text and not isinstance(values[0], bool) else ""
         places = ", ".join(self._add(value) + cast for value in values)
         return f"{expression} IN ({places})" if operator == "in" else f"{expression} {operator} {places}"
 
     def _add(self, value: Literal) -> str:
+        """The place of a parameter; SQLite takes the bytes of text that is not UTF-8, as in a file's name."""
         assert value is not None
+        if isinstance(value, str) and valid(value) != value:
+            self._parameters.append(value.encode("utf-8", "surrogateescape"))
+            return "CAST(? AS TEXT)"
         self._parameters.append(value)
-        return self.place
+        return "?"
 
 
 class _Postgresql(_Sqlite):
-    place, like = "%s", "ILIKE %s"
+    like = "ILIKE {}"
     collate = ' COLLATE "C"'
     number = "::numeric"  # a float would overflow where the column's number is larger than any
 
@@ -115,6 +119,12 @@ class _Postgresql(_Sqlite):
         arrow = "->>" if kind == "string" else "->"
         value = f"(columns {arrow} {self._add(column)}::text){cast}"
         return f"{test}{self._compared(value, operator, values)} ELSE false END"
+
+    def _add(self, value: Literal) -> str:
+        """The place of a parameter; text as PostgreSQL holds it."""
+        assert value is not None
+        self._parameters.append(as_text(value) if isinstance(value, str) else value)
+        return "%s"
 
 
 _SQL: dict[Dialect, type[_Sqlite]] = {"sqlite": _Sqlite, "postgresql": _Postgresql}
