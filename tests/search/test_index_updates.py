@@ -154,6 +154,21 @@ def test_a_moved_file_keeps_its_id_and_its_vectors(folder: Path, index: Index) -
     assert np.isfinite(index.store.vectors("second", [before["a.png"]])).all()
 
 
+def test_a_source_that_was_renamed_moves_with_its_ids_and_vectors(folder: Path, index: Index) -> None:
+    first, second = FakeEncoder(), FakeEncoder("second", seed=1)
+    index.update([folder], options(first))
+    index.update([folder], options(second))
+    before = by_name(index)
+    new = folder.rename(folder.with_name("new name"))
+    (new / "a.png").rename(new / "elsewhere.png")  # of this one nothing says that it is the same
+    summary = index.update([new], options(first))
+    assert (summary.moved, summary.added, summary.embedded, summary.removed) == (2, 1, 0, 0)
+    after = by_name(index)
+    assert {after[name] for name in ("b.png", "c.png")} == {before[name] for name in ("b.png", "c.png")}
+    assert np.isfinite(index.store.vectors("second", [before["b.png"], before["c.png"]])).all()
+    assert index.update([new], options(first)).unchanged == 3 and len(index) == 4
+
+
 def test_a_copy_does_not_go_through_the_model(folder: Path, index: Index) -> None:
     encoder = FakeEncoder()
     index.update([folder], options(encoder))

@@ -18,7 +18,7 @@ from cloob.models.encoding import Encoder, evaluating
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.search.build.carry import Part, carry_out
 from cloob.search.build.forward import Forward
-from cloob.search.build.plan import Effort, Summary, make_plan
+from cloob.search.build.plan import Effort, Plan, Summary, make_plan
 from cloob.search.identity import Making, Precision, changed, weights_of
 from cloob.search.identity import ModelChanged as ModelChanged
 from cloob.search.records import IndexedModel
@@ -68,6 +68,7 @@ def update(
         collections = _open_all(store, sources, options)
         model.ready(part)
         plans = [make_plan(store, each, model.name, options.effort) for each in collections]
+        _find_renamed(store, plans)
         part.wait()  # nobody writes before all have compared
         own = carry_out(store, plans, model.name, Forward(model.encoder, model.making), options.effort, part, progress)
         return _together(own)
@@ -111,6 +112,17 @@ def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
                 raise InputError(
                     f"{name}: holds {other}, which is a source of this index; index that one, or make a new index"
                 )
+
+
+def _find_renamed(store: Store, plans: Sequence[Plan]) -> None:
+    """Gives the plans of new sources what is known of sources that are gone: a folder may have got another name."""
+    known = store.sources()
+    new = [plan for plan in plans if plan.collection.name not in known]
+    for name in known if new else ():
+        if is_gone(name):
+            gone = [state for state in store.states(name) if state.id is not None and state.path.startswith(name)]
+            for plan in new:
+                plan.renamed += [replace(s, path=f"{plan.collection.name}{s.path[len(name) :]}") for s in gone]
 
 
 class _Model:

@@ -90,6 +90,7 @@ class _Updater:
                 if state.id is not None:
                     self._vanished.setdefault((plan.collection.name, state.content), []).append(state)
                     self.sizes.add((plan.collection.name, state.bytes))
+        self._renamed = {(state.path, state.content): state for plan in plans for state in plan.renamed}
         self._moved: set[int] = set()
         self._to_embed: list[Prepared] = []
         self._to_copy: list[Prepared] = []
@@ -142,10 +143,13 @@ class _Updater:
         for prepared in some:
             assert prepared.item is not None
             pool = self._vanished.get((prepared.item.source, prepared.item.content), [])
-            if prepared.work.state is not None or not pool:
+            state = None
+            if prepared.work.state is None:
+                place = (prepared.item.path, prepared.item.content)
+                state = self._renamed.pop(place, None) or (pool.pop() if pool else None)
+            if state is None:
                 yield prepared
                 continue
-            state = pool.pop()
             assert state.id is not None
             self._moved.add(state.id)
             self._store.update_items([replace(prepared.item, id=state.id)])

@@ -98,12 +98,14 @@ class Plan:
         work: Pictures to look at.
         vanished: Known files that the source does not name any more.
         summary: What the plan alone says.
+        renamed: Files of sources that are gone, under the paths that they have if this is such a source by a new name.
     """
 
     collection: Collection
     work: list[Work]
     vanished: list[FileState]
     summary: Summary
+    renamed: list[FileState] = field(default_factory=list)
 
 
 def make_plan(store: Store, collection: Collection, model: str, effort: Effort) -> Plan:
