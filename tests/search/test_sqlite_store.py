@@ -47,7 +47,7 @@ def filled(folder: Path, n: int = 5) -> SqliteStore:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     with_all = item(
-        "a/ü.jpg", "x" * 64, date="2024-05-01T12:00:00", caption="a\0b", columns={"k": 1, "t": "ä", "n": 1.5}
+        "a/ü.jpg", "x" * 64, date="2024-05-01T12:00:00", caption="a\0b", columns={"b": True, "k": 1, "t": "ä", "n": 1.5}
     )
     store = filled(tmp_path / "i", 0)
     store.write([with_all], "m", units(1))
@@ -55,6 +55,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert read == replace(with_all, id=1)
     assert list(store.states("s")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, ("m",))]
     assert store.find(["x" * 64, "y"]) == {"x" * 64: [1]} and store.columns() == {
+        "b": "boolean",
         "k": "number",
         "n": "number",
         "t": "text",

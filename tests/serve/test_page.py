@@ -258,6 +258,21 @@ def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "written"),
+    [
+        ("number", "12345678901234567", "x = 12345678901234567"),
+        ("number", "1e3", "x = 1000"),
+        ("boolean", "True", "x = true"),
+        ("text", "it's", "x = 'it''s'"),
+    ],
+)
+def test_the_boxes_write_what_was_typed(page: Page, kind: str, value: str, written: str) -> None:
+    page.go()
+    script = "import('/page/filters.js').then(m => arguments[2](m.comparison('x', arguments[0], '=', arguments[1])))"
+    assert page.driver.execute_async_script(script, kind, value) == written
+
+
 def test_a_hundred_thousand_pictures_are_a_few_elements(page: Page) -> None:
     page.go().until(lambda: page.all(".tile.ready"))
     page.driver.execute_async_script(

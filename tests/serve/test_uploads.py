@@ -226,6 +226,12 @@ def test_what_is_told_of_a_path(source: str, path: str, told: str) -> None:
     json.dumps([said, schemas.picture(item, whole_path=True)], ensure_ascii=False).encode()
 
 
+def test_whole_numbers_that_javascript_would_round_are_text() -> None:
+    columns = {"ean": 12345678901234567, "least": -(2**53) - 1, "exact": 2**53, "yes": True, "x": 1e300, "none": None}
+    said = schemas.picture(Item(1, "s", "a.png", "0" * 64, 1, None, 1, 1, columns=columns), whole_path=False)["columns"]
+    assert said == columns | {"ean": "12345678901234567", "least": "-9007199254740993"}
+
+
 def test_a_model_that_is_gone_is_said_without_its_path(index: Index, tmp_path: Path) -> None:
     spec = str(tmp_path / "secret" / "m")
     gone = replace(index.models[0], spec=spec)

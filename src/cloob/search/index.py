@@ -111,7 +111,7 @@ class Index(Answers):
         return self.store.revision()
 
     def columns(self) -> dict[str, str]:
-        """The metadata columns beside an item's own, and whether they hold ``text``, ``number`` or both (``mixed``)."""
+        """The metadata columns beside an item's own, and what they hold: see :func:`cloob.search.store.column_kind`."""
         return self.store.columns()
 
     @property

@@ -114,7 +114,7 @@ class Store(Protocol):
         """All sources that there are items or faults of, sorted."""
 
     def columns(self) -> dict[str, str]:
-        """The metadata columns beside an item's own: ``"text"``, ``"number"`` or ``"mixed"`` by name, sorted."""
+        """The metadata columns beside an item's own by name, sorted, each with its :func:`column_kind`."""
 
     def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
         """Ids of the items that have these SHA-256, ascending; a content that no item has is left out."""
@@ -136,3 +136,10 @@ class Store(Protocol):
 
     def nearest(self, model: str, queries: Vectors, top: int, where: Filter | None = None) -> Neighbours:
         """The items nearest to each of (Q, D) queries."""
+
+
+def column_kind(text: bool, number: bool, boolean: bool) -> str:
+    """``"text"``, ``"number"`` or ``"boolean"``, where a column holds one of these alone; else ``"mixed"``."""
+    if text + number + boolean > 1:
+        return "mixed"
+    return "text" if text else "boolean" if boolean else "number"

@@ -13,7 +13,7 @@ from cloob.search.postgres import ingest, neighbours
 from cloob.search.postgres.rows import ITEM, PLACE, UPDATE, place_of, values_of
 from cloob.search.postgres.server import Server, vectors_table
 from cloob.search.records import IndexedModel, Item, as_text
-from cloob.search.store import FileState, Ids, Neighbours, Vectors
+from cloob.search.store import FileState, Ids, Neighbours, Vectors, column_kind
 from cloob.search.where import Filter
 
 MAX_DIM = 16_000
@@ -165,12 +165,10 @@ class PostgresStore:
     def columns(self) -> dict[str, str]:
         """The metadata columns and their kinds; reads all items that have any."""
         rows = self._server.rows(
-            "SELECT key, bool_or(jsonb_typeof(value) = 'string'), bool_or(jsonb_typeof(value) IN ('number', 'boolean'))"
-            " FROM cloob_items, jsonb_each(columns) GROUP BY key"
+            "SELECT key, bool_or(jsonb_typeof(value) = 'string'), bool_or(jsonb_typeof(value) = 'number'),"
+            " bool_or(jsonb_typeof(value) = 'boolean') FROM cloob_items, jsonb_each(columns) GROUP BY key"
         )
-        return {
-            name: "mixed" if text and number else "text" if text else "number" for name, text, number in sorted(rows)
-        }
+        return {name: column_kind(*map(bool, kinds)) for name, *kinds in sorted(rows)}
 
     def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
         """Ids of the items with these bytes."""

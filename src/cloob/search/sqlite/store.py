@@ -18,7 +18,7 @@ from cloob.search.sqlite.connections import Connections
 from cloob.search.sqlite.file import FILE, Connection, create, one_line, stamp
 from cloob.search.sqlite.matrix import MatrixCache, read_vectors
 from cloob.search.sqlite.rows import FORGET, INSERT, ITEM, UPDATE, as_bytes, delete, item_of, values_of
-from cloob.search.store import FileState, Ids, Neighbours, Vectors
+from cloob.search.store import FileState, Ids, Neighbours, Vectors, column_kind
 from cloob.search.where import Filter
 
 MAX_DIM = 65_536
@@ -191,10 +191,11 @@ class SqliteStore:
     def columns(self) -> dict[str, str]:
         """The metadata columns and their kinds; reads all items that have any."""
         rows = self._rows(
-            "SELECT key, max(json_each.type IN ('text')), max(json_each.type IN ('integer', 'real', 'true', 'false'))"
+            "SELECT key, max(json_each.type = 'text'), max(json_each.type IN ('integer', 'real')),"
+            " max(json_each.type IN ('true', 'false'))"
             " FROM items, json_each(items.columns) WHERE items.columns != '{}' GROUP BY key ORDER BY key"
         )
-        return {name: "mixed" if text and number else "text" if text else "number" for name, text, number in rows}
+        return {name: column_kind(*kinds) for name, *kinds in rows}
 
     def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
         """Ids of the items with these bytes."""

@@ -120,7 +120,10 @@ class Picture(BaseModel):
     width: int
     height: int
     bytes: int
-    columns: dict[str, Any]
+    columns: Annotated[
+        dict[str, Any],
+        Field(description="What else the source says; a whole number beyond 2^53 as text, since JavaScript rounds it."),
+    ]
 
 
 class FoundPicture(Picture):
@@ -241,9 +244,7 @@ def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
     """The fields of a :class:`Picture`; of its path what lies below the source, unless all of it may be told."""
     name = item.path.replace("\\", "/").rpartition("/")[2].rpartition("::")[2]
     below = item.path.removeprefix(item.source).lstrip("/\\:") if item.path.startswith(item.source) else name
-    columns: dict[str, Value] = {
-        valid(column): valid(held) if isinstance(held, str) else held for column, held in item.columns.items()
-    }
+    columns = {valid(column): _exact(held) for column, held in item.columns.items()}
     return {
         "id": item.id,
         "name": valid(name),
@@ -255,3 +256,10 @@ def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
         "bytes": item.bytes,
         "columns": columns,
     }
+
+
+def _exact(value: Value) -> Value:
+    """A column's value as JavaScript reads it without loss."""
+    if isinstance(value, str):
+        return valid(value)
+    return str(value) if isinstance(value, int) and abs(value) > 2**53 else value

@@ -7,7 +7,9 @@ const OPERATORS = {
   text: [["contains", "like"], ["is", "="], ["is not", "!="]],
   number: [["at least", ">="], ["at most", "<="], ["is", "="]],
   date: [["since", ">="], ["until", "<="]],
+  boolean: [["is", "="], ["is not", "!="]],
 };
+const FITS = { number: (text) => Number.isFinite(Number(text)), boolean: (text) => /^(true|false)$/i.test(text) };
 const panel = $("filters");
 const button = $("filter-button");
 let line = null;
@@ -18,7 +20,8 @@ const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 /** One comparison as the language has it. */
 export function comparison(column, kind, operator, value) {
   const name = /^[\p{L}_][\p{L}\p{N}_]*$/u.test(column) ? column : `"${column.replaceAll('"', '""')}"`;
-  if (kind === "number") return `${name} ${operator} ${Number(value)}`;
+  if (kind === "boolean") return `${name} ${operator} ${value.toLowerCase()}`;
+  if (kind === "number") return `${name} ${operator} ${/^[+-]?\d+$/.test(value) ? value : Number(value)}`; // beyond 2^53 too
   const words = operator === "like" ? `%${value.replace(/[\\%_]/g, "\\$&")}%` : value;
   return `${name} ${operator} ${quoted(words)}`;
 }
@@ -33,13 +36,14 @@ async function build() {
   const value = h("input", { type: "text", "aria-label": "Value", maxLength: 200 });
   const offer = () => {
     operator.replaceChildren(...operators(kinds[column.value]).map(([words, sign]) => h("option", { value: sign }, words)));
-    value.placeholder = { date: "2024-05", number: "800" }[kinds[column.value]] ?? "dog";
+    value.placeholder = { date: "2024-05", number: "800", boolean: "true" }[kinds[column.value]] ?? "dog";
   };
   column.addEventListener("change", offer);
   offer();
   const add = () => {
-    if (!value.value.trim() || (kinds[column.value] === "number" && !Number.isFinite(Number(value.value)))) return value.focus();
-    const one = comparison(column.value, kinds[column.value], operator.value, value.value.trim());
+    const [kind, text] = [kinds[column.value], value.value.trim()];
+    if (!text || FITS[kind]?.(text) === false) return value.focus();
+    const one = comparison(column.value, kind, operator.value, text);
     line.value = line.value.trim() ? `${line.value.trim()} and ${one}` : one;
     value.value = "";
     apply();
