@@ -167,6 +167,15 @@ def test_nothing_fits_is_an_answer(page: Page) -> None:
     assert "cutoff=off" in page.run("return location.search")
 
 
+def test_a_name_with_a_comma_is_one_model(page: Page) -> None:
+    page.go()
+    script = (
+        "import('/page/state.js').then(m => { const s = m.read(arguments[0]); arguments[1]([s.models, m.write(s)]); })"
+    )
+    address = "?model=a%2Cb&model=c"
+    assert page.driver.execute_async_script(script, address) == [["a,b", "c"], address]
+
+
 def test_a_picture_opens_and_leads_on(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
@@ -236,11 +245,13 @@ def test_explain_shows_memories_and_beta_moves_them(page: Page) -> None:
 def test_two_models_stand_side_by_side(page: Page) -> None:
     page.go("?q=red").until(lambda: len(page.all("#model option")) == 3)
     page.run(
-        "const s = document.getElementById('model'); s.value = 'colours,others'; s.dispatchEvent(new Event('change'))"
+        "const s = document.getElementById('model'); s.value = s.options[2].value; s.dispatchEvent(new Event('change'))"
     )
     page.until(lambda: len(page.all(".column .tile")) > 4 and len(page.all(".column")) == 2)
     assert [head.text for head in page.all(".column-head h2")] == ["colours", "others"]
     left, right = (column.rect for column in page.all(".column"))
+    assert page.run("return location.search") == "?q=red&model=colours&model=others"
+    page.go("?q=red&model=colours,others").until(lambda: len(page.all(".column")) == 2, "an old link")
     assert abs(left["y"] - right["y"]) < 2 and left["x"] + left["width"] <= right["x"]
 
 
@@ -300,7 +311,14 @@ def test_a_hundred_thousand_pictures_are_a_few_elements(page: Page) -> None:
     page.run("window.grid.close()")
 
 
-PHONE = ["", "?q=red&explain=on", "?view=map", "?view=sort&label=red&label=blue", "?q=red&model=colours,others"]
+PHONE = [
+    "",
+    "?q=red&explain=on",
+    "?view=map",
+    "?view=sort&label=red&label=blue",
+    "?q=red&model=colours&model=others",
+    "?view=sort&label=red&label=" + "w" * 99,
+]
 
 
 @pytest.mark.parametrize("address", PHONE)

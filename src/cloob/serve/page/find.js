@@ -41,7 +41,7 @@ export async function draw({ force = false } = {}) {
   const { where, cutoff, models: chosen } = state.get();
   const parts = query();
   const models = chosen.length ? chosen : [""];
-  if (columns.map((column) => column.model).join() !== models.join() || !columns.length) build(models);
+  if (JSON.stringify(columns.map((column) => column.model)) !== JSON.stringify(models)) build(models);
   const words = JSON.stringify([parts, where, cutoff, models]);
   if (words === asked && !force) return;
   asked = words;

@@ -34,17 +34,18 @@ async function startModels() {
   const list = (await api.models().catch(() => [])).map((model) => model.name);
   if (list.length < 2) return;
   const select = $("model");
-  const pairs = [];
-  for (let i = 0; i < list.length; i++) for (let j = i + 1; j < list.length; j++) pairs.push(`${list[i]},${list[j]}`);
-  for (const value of [...list, ...pairs]) select.append(new Option(value.replace(",", " beside "), value));
-  select.addEventListener("change", () => state.change({ models: select.value.split(",") }));
+  const pairs = list.flatMap((one, i) => list.slice(i + 1).map((other) => [one, other]));
+  for (const names of [...list.map((name) => [name]), ...pairs]) select.append(new Option(names.join(" beside "), JSON.stringify(names)));
+  select.addEventListener("change", () => state.change({ models: JSON.parse(select.value) }));
   $("models").hidden = false;
   drawModel();
+  const { models } = state.get();
+  if (models.length === 1 && !list.includes(models[0])) state.change({ models: models[0].split(",").slice(0, 2) }, { replace: true }); // an old link
 }
 
 function drawModel() {
-  const chosen = state.get().models.join(",");
-  if (chosen) $("model").value = chosen;
+  const chosen = state.get().models;
+  if (chosen.length) $("model").value = JSON.stringify(chosen);
   else $("model").selectedIndex = 0;
 }
 

@@ -27,7 +27,7 @@ export function read(address = location.search) {
     view: ["sort", "map"].includes(view) ? view : "find",
     parts: words.getAll("q").map(readPart).filter(Boolean).slice(0, 16),
     where: words.get("where") ?? "",
-    models: (words.get("model") ?? "").split(",").filter(Boolean).slice(0, 2),
+    models: words.getAll("model").filter(Boolean).slice(0, 2),
     cutoff: words.get("cutoff") !== "off",
     explain: words.get("explain") === "on",
     beta: words.has("beta") ? Number(words.get("beta")) || null : null,
@@ -45,7 +45,7 @@ export function write(state) {
   set("view", state.view, "find");
   for (const part of state.parts) words.append("q", writePart(part));
   set("where", state.where, "");
-  set("model", state.models.join(","), "");
+  for (const model of state.models) words.append("model", model);
   if (!state.cutoff) words.set("cutoff", "off");
   if (state.explain) words.set("explain", "on");
   if (state.beta) words.set("beta", state.beta);
