@@ -116,9 +116,15 @@ def counted(folder: Path, pairs: int, *batches: tuple[int, int]) -> BadSamples:
     return bad
 
 
-def test_one_bad_file_of_many_stops_no_run_whose_epoch_is_within_the_limit(tmp_path: Path) -> None:
+def test_one_bad_file_of_many_stops_no_run_whose_epoch_is_within_the_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """24 of 400 samples lack a caption, and all of them come early."""
     counted(tmp_path, 400, (0, 16), (8, 8), *[(16, 0)] * 23).check(ended=True)
+    (record,) = caplog.records
+    assert record.message == (
+        "pairs: 24 of 32 samples so far cannot be used; the run ends when more than 40 of an epoch cannot"
+    )
     with pytest.raises(InputError, match=r"41 of 73 samples cannot be used, more than max_bad_fraction = 0\.1 "):
         counted(tmp_path, 400, (0, 16), (16, 24), (16, 1), (16, 0))
     with pytest.raises(InputError, match="24 of 112 samples cannot be used"):  # the epoch had no more

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from cloob.data.batch import Batch, Skip
+from cloob.distributed import rank as own_rank
 from cloob.errors import InputError
 from cloob.train.ranks import Tally, gather_objects
 from cloob.train.state.checkpoint import Progress
 from cloob.train.validate import Validation
 from cloob.train.watch.log import RunLog
 
+logger = logging.getLogger(__name__)
 # A handful of bad samples says nothing yet about the fraction.
 _ENOUGH_BAD = 20
 # So many without a usable one in between: a mount that has died, not one of many files that is bad.
@@ -38,6 +41,7 @@ class BadSamples:
         self.pairs = pairs
         self.log = log
         self._in_a_row = 0
+        self._warned = -1  # the epoch
         self._examples: dict[str, str] = {}
 
     def count(self, batch: Batch, counts: Tally) -> None:
@@ -53,6 +57,7 @@ class BadSamples:
         self._in_a_row = 0 if counts.samples else self._in_a_row + counts.bad
         if self.progress.epoch_bad >= _ENOUGH_BAD:
             self.check()
+            self._warn()
 
     def _name(self, batch: Batch) -> None:
         """Writes down which samples of all ranks were left out of the step that is about to be taken."""
@@ -61,6 +66,18 @@ class BadSamples:
             for skip in skips[:_NAMED]:
                 named = {"rank": rank, "key": skip.key, "reason": skip.reason, "detail": skip.detail}
                 self.log.write("skipped", place | named)
+
+    def _warn(self) -> None:
+        """Says once an epoch that more are bad so far than may be of the whole."""
+        good, bad, epoch = self.progress.epoch_good, self.progress.epoch_bad, self.progress.epoch
+        if bad > self.limit * (good + bad) and self._warned != epoch:
+            self._warned = epoch
+            if own_rank() == 0:
+                most = int(self.limit * self.pairs)
+                logger.warning(
+                    "%s: %d of %d samples so far cannot be used; the run ends when more than %d of an epoch cannot",
+                    *(self.source, bad, good + bad, most),
+                )
 
     def check(self, *, ended: bool = False) -> None:
         """Compares the bad samples with the limit; every rank comes to the same answer.
