@@ -46,6 +46,10 @@ def test_a_second_update_finds_what_changed(address: str, tmp_path: Path) -> Non
         assert (summary.moved, summary.removed, summary.embedded) == (1, 1, 0)
         assert {Path(item.path).name for item in index.items(index.store.ids().tolist())} >= {"crimson.png"}
         assert len(index) == 7
+        before = {Path(item.path).name: item.id for item in index.items(index.store.ids().tolist())}
+        assert index.update([pictures.rename(tmp_path / "renamed")], options).moved == 7
+        assert {Path(item.path).name: item.id for item in index.items(index.store.ids().tolist())} == before
+        assert index.store.sources() == (str(tmp_path / "renamed"),)
     with Index.create(address) as index:  # what is there is opened
         assert len(index) == 7
 
