@@ -11,6 +11,7 @@ import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -230,6 +231,25 @@ def test_whole_numbers_that_javascript_would_round_are_text() -> None:
     columns = {"ean": 12345678901234567, "least": -(2**53) - 1, "exact": 2**53, "yes": True, "x": 1e300, "none": None}
     said = schemas.picture(Item(1, "s", "a.png", "0" * 64, 1, None, 1, 1, columns=columns), whole_path=False)["columns"]
     assert said == columns | {"ean": "12345678901234567", "least": "-9007199254740993"}
+
+
+def test_an_index_called_by_a_dot_takes_no_full_stop(index: Index) -> None:
+    class Here:
+        store = SimpleNamespace(address=".")
+        models = (replace(index.models[0], spec="m"),)
+
+        def __getattr__(self, name: str) -> object:
+            if name == "search":
+                raise InputError(".: is empty. Make some of it by m, in 0.5 s")
+            return getattr(index, name)
+
+        def __len__(self) -> int:
+            return len(index)
+
+    with TestClient(make_app(Here(), ServeConfig()), base_url="http://localhost") as web:  # type: ignore[arg-type]
+        answer = web.post("/api/search", json={"parts": [{"words": "red"}]})
+    said = f"the index: is empty. Make some of it by {index.models[0].name}, in 0.5 s"
+    assert (answer.status_code, answer.json()["detail"]) == (400, said)
 
 
 def test_a_model_that_is_gone_is_said_without_its_path(index: Index, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
@@ -121,9 +122,12 @@ async def _problem(request: Request, error: Exception) -> Response:
     for kind, status in _STATUS:
         if isinstance(error, kind):
             index = request.app.state.collection.index
-            said = one_line(error).replace(str(index.store.address), "the index")
-            for model in index.models:
-                said = said.replace(model.spec, model.name)
+            said = one_line(error)
+            names = {str(index.store.address): "the index"} | {model.spec: model.name for model in index.models}
+            for place, name in names.items():  # of a relative one, such as ".", no part of a word and no full stop
+                whole = re.escape(place)
+                pattern = whole if place.startswith("/") or "://" in place else rf"(?<![\w./]){whole}(?![\w.])"
+                said = re.sub(pattern, lambda _, name=name: name, said)
             return _line(status, said, {"retry-after": "1"} if status == 503 else None)
     logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
     return _line(500, "the server failed at this; its own window says more")
