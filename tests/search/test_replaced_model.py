@@ -83,8 +83,9 @@ def test_a_query_on_its_way_is_asked_again(tmp_path: Path) -> None:
                 ask(before)
 
 
+@pytest.mark.parametrize("new", [NEW, Encoder("m", 1, 24)], ids=["as wide", "wider"])
 def test_a_search_during_which_the_model_is_replaced_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new: Encoder
 ) -> None:
     write_noise(tmp_path / "pictures" / "a.png", 0)
     with Index.create(tmp_path / "index") as index:
@@ -92,7 +93,7 @@ def test_a_search_during_which_the_model_is_replaced_is_refused(
         nearest = index.store.nearest
 
         def late(*given: object) -> object:
-            index.update([tmp_path / "pictures"], replace(options(NEW), replace_model=True))
+            index.update([tmp_path / "pictures"], replace(options(new), replace_model=True))
             return nearest(*given)  # type: ignore[arg-type]
 
         monkeypatch.setattr(index.store, "nearest", late)

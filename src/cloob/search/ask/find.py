@@ -98,12 +98,13 @@ def search(
         others = unrelated_rows(index, query, asked)
         least = background.default_cutoff(query) if cutoff == "auto" else cutoff
     looked = top if others is None or least is None else max(top, _LOOKED)
-    near = index.store.nearest(asked.name, row[None], looked + len(own), filter_)
-    places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:looked]
-    ids, scores = near.ids[0][places], near.scores[0][places]
-    results = _results(index, asked, ids, scores, others, least, near.searched, top)
-    index.model(asked)  # vectors are asked for by name: none of these are of other weights
-    return results
+    try:
+        near = index.store.nearest(asked.name, row[None], looked + len(own), filter_)
+        places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:looked]
+        ids, scores = near.ids[0][places], near.scores[0][places]
+        return _results(index, asked, ids, scores, others, least, near.searched, top)
+    finally:  # vectors are asked for by name: none of these are of other weights, or of another width
+        index.model(asked)
 
 
 def _results(
