@@ -234,6 +234,23 @@ def test_captions_move_with_their_pictures(tmp_path: Path, capsys: pytest.Captur
     assert said == {"a.png": "one", "a-2.jpg": "two", "a-3.png": "two", "a-4.png": None}
 
 
+def test_labels_that_differ_in_a_slash_have_folders_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, target = write_pictures(tmp_path / "pictures"), tmp_path / "sorted"
+    words = ("--labels", "fog/x,fog_x", "--model", "colours", "--move-to", str(target))
+    run(capsys, "classify", str(pictures), *words)
+    assert {path.name for path in target.iterdir()} == {"fog_x", "fog_x-2"}
+
+
+def test_the_only_picture_has_none_like_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(picture("red"))
+    index = make_index(tmp_path / "index", tmp_path / "pictures")
+    _, err = run(capsys, "search", str(index), "--like", "1")
+    assert err == "cloob: there is no other picture to search\n"
+
+
 def test_what_cannot_be_moved_leaves_no_copy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,12 +114,17 @@ def _entry(labels: Labels, row: int, label: int) -> dict[str, str | float | None
 def _move(index: Index, labels: Labels, folder: Path) -> int:
     """Moves each file into a folder of its label; returns how many could not be."""
     moved = failed = stayed = 0
+    folders: list[str] = []
+    for label in labels.names:  # two may differ in what no folder's name can hold
+        plain = folder_name(label)
+        numbered = [f"{plain}-{number}" for number in range(2, len(labels.names) + 1)]
+        folders.append(next(name for name in (plain, *numbered) if name not in folders))
     for item, row in _rows(index, labels):
         if not labels.chosen[row]:
             stayed += 1
             continue
         try:
-            _move_file(index, item, folder / folder_name(labels.names[labels.chosen[row][0]]))
+            _move_file(index, item, folder / folders[labels.chosen[row][0]])
             moved += 1
         except (OSError, InputError) as error:
             said = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{item.path}: ")

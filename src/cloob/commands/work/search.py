@@ -78,6 +78,8 @@ def nothing(results: Results) -> str:
     """Why nothing was found."""
     if not results.searched:
         return "no picture to search: the filter lets none through, or the index is empty"
+    if not results.cut:
+        return "there is no other picture to search"
     return f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same"
 
 
