@@ -6,9 +6,9 @@ For each labelled set half of its classes are in the collection, drawn anew a fe
 classes that are there (to be accepted), of the other half (*near*: the same kind of thing, to be rejected), and of
 other sets' classes (*far*; the two emoji sets have a bit of everything and are left out). Beside the names, pictures
 are queries as well: of classes that are there (itself taken out), and of the others. A query is accepted when one of
-its 20 best hits has a margin (cloob.search.ask.background) of at least the cutoff. ``areas`` compares the margin with
-the score alone and with how far it stands out of the query's own scores, by the area under the curve within a
-collection; ``labels`` is the same question for ten labels and a picture. Rates are means over the sets, each weighing
+its best hits (``LOOKED_AT``) has a margin (cloob.search.ask.background) of at least the cutoff. ``areas`` compares the
+margin with the score alone and with how far it stands out of the query's own scores, by the area under the curve within
+a collection; ``labels`` is the same question for ten labels and a picture. Rates are means over the sets, each weighing
 the same.
 """
 
@@ -26,9 +26,9 @@ from cloob.evaluate.embed import EmbedOptions, embed_texts
 from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.search.ask.background import CUTOFF, DRAWN, background_texts, levels, unrelated
+from cloob.search.ask.find import LOOKED_AT
 from cloob.search.ask.query import Query, Term
 
-TOP = 20
 LABEL_CUTOFFS = (1.0, 1.25, 1.5, 1.75, 2.0)
 CUTOFFS = (2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0)
 MOST_QUERIES = 300
@@ -47,7 +47,7 @@ def best_margins(queries: np.ndarray, pictures: np.ndarray, others: np.ndarray, 
     scores = queries @ pictures.T
     if own is not None:
         scores[np.arange(len(queries)), own] = -np.inf
-    top = np.argsort(-scores, axis=1)[:, :TOP]
+    top = np.argsort(-scores, axis=1)[:, :LOOKED_AT]
     found = [levels(pictures[hits], others).margins(row[hits]).max() for row, hits in zip(scores, top, strict=True)]
     return np.array(found)
 

@@ -32,7 +32,9 @@ MAX_TOP = 100_000
 DUPLICATE = 0.97
 """Cosine from which two pictures count as one."""
 
-_LOOKED = 200  # nearest pictures that the cutoff looks among: the nearest of all need not be the one that fits
+LOOKED_AT = 200
+"""Nearest pictures that the cutoff looks among, at least: the nearest of all need not be the one that fits."""
+
 _ALL_IDS = 20_000  # up to here unrelated pictures are drawn among all
 _BLOCK = 256  # pictures that are compared at once
 _GROUP = 32  # nearest pictures that a picture may be joined with
@@ -97,7 +99,7 @@ def search(
         own = tuple(int(term.what) for term in query.terms if term.kind == "item")  # type: ignore[arg-type]
         others = unrelated_rows(index, query, asked)
         least = background.default_cutoff(query) if cutoff == "auto" else cutoff
-    looked = top if others is None or least is None else max(top, _LOOKED)
+    looked = top if others is None or least is None else max(top, LOOKED_AT)
     try:
         near = index.store.nearest(asked.name, row[None], looked + len(own), filter_)
         places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:looked]
