@@ -226,7 +226,9 @@ def test_a_data_worker_that_dies(trained: Trained, tmp_path: Path) -> None:
     os.kill(worker, signal.SIGKILL)
     assert ranks.wait(60) == [1, 1], ranks.told()
     for output in ranks.outputs:
-        (said,) = [line for line in output.read_text().splitlines() if line.startswith("cloob: ") and "worker" in line]
+        (said,) = [
+            line for line in output.read_text().splitlines() if line.startswith("cloob: ") and "data worker" in line
+        ]
         assert f"rank 1: data worker {worker} died" in said and "the last checkpoint is" in said
         assert "go on with --resume auto" in said and "Traceback" not in output.read_text()
     found = find_checkpoint(run, "auto")
