@@ -207,7 +207,7 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed
 def _read_json_lines(path: Path, columns: Sequence[str]) -> pa.Table:
     """The columns as bytes, line by line; numbers as they stand in JSON."""
     texts: dict[str, list[bytes | None]] = {column: [] for column in columns}
-    for number, row in _json_rows(path):
+    for number, row in json_rows(path):
         for column, held in texts.items():
             value = row.get(column)
             if isinstance(value, list | dict):
@@ -278,15 +278,19 @@ def _json_names(path: Path, wanted: Sequence[str]) -> list[str]:
     if not _first_line(path, _BLOCK_BYTES).strip():
         raise InputError(f"{path} is empty: each line must be a JSON object")
     names: dict[str, None] = {}
-    for _, row in _json_rows(path):
+    for _, row in json_rows(path):
         names |= dict.fromkeys(row)
         if names.keys() >= {*wanted}:
             break
     return list(names)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The lines that are not empty, with their numbers from 1."""
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a table of JSON that are not empty, with their numbers from 1; bytes that are not UTF-8 escaped.
+
+    Raises:
+        InputError: A line is no JSON object.
+    """
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(iter(lambda: file.readline(_BLOCK_BYTES), ""), 1):
             if not line.strip():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections.abc import Container, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.sources.table import TABLE_SUFFIXES, column_names, read_table
+from cloob.data.sources.table import TABLE_SUFFIXES, column_names, json_rows, read_table
 from cloob.errors import InputError, nearest
 from cloob.search.records import Value, valid
 from cloob.search.scan.collection import LeftOut, value
@@ -21,7 +20,6 @@ from cloob.search.where.tree import NUMBERS, TEXTS
 CAPTION_COLUMNS = ("title", "caption", "text")
 """Where captions are sought when nobody has named their column."""
 
-_LINE_BYTES = 32 * 1024 * 1024
 _CODE = r"^[+-]?(0\d|\d{19})"
 
 
@@ -45,7 +43,7 @@ class Rows:
     """
 
     def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
-        self._rows = _json_lines(path) if path.suffix.lower() in (".jsonl", ".ndjson") else None
+        self._rows = [row for _, row in json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else None
         there = column_names(path, (image_column, caption_column or image_column))
         names = list(filter(None, dict.fromkeys([*there, *(name for row in self._rows or () for name in row)])))
         for column in (image_column, caption_column):
@@ -184,21 +182,3 @@ def _as_numbers(column: pa.ChunkedArray) -> pa.ChunkedArray:
         except pa.ArrowException:
             continue
     return column
-
-
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(_LINE_BYTES):
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig", "replace"))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}: line {number:,} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}: line {number:,} is not a JSON object but a {type(row).__name__}")
-            rows.append(row)
-    return rows

@@ -218,9 +218,6 @@ def beside_image_tower(spec: str, model: str | None, image_size: int | None, see
             held_size = f"init_image {spec!r} holds an image tower for {source.image_size} pixels"
             raise InputError(f"{held_size}, image_size is {image_size}; leave --image-size out")
         other = f"visual.{name} has {there}, {towers.name} has {here}"
-        if towers.image_size != source.image_size:
-            held_size = f"init_image {spec!r} holds an image tower for {source.image_size} pixels"
-            raise InputError(f"{held_size}, image_size is {image_size}; leave --image-size out")
         raise InputError(f"init_image {spec!r} has another image tower ({other}); --model names one that fits")
     towers.model.visual.load_state_dict(held)
     towers.model.visual.preprocess_cfg = dict(source.preprocess_cfg)
