@@ -11,6 +11,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,26 @@ def test_killed_at_any_moment_a_second_start_has_everything(place: Path) -> None
         assert again.get("/api/health").json() == health
         second = again.post("/api/search", json=query).json()
     assert [hit["id"] for hit in second["hits"]] == [hit["id"] for hit in first["hits"]] and len(first["hits"]) == 8
+
+
+def test_requests_leave_the_warnings_of_the_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # ``catch_warnings`` in two threads at once loses what either had set: the model is loaded in one of them.
+    changed: list[warnings.catch_warnings] = []
+    enter = warnings.catch_warnings.__enter__
+
+    def counted(self: warnings.catch_warnings) -> Any:
+        changed.append(self)
+        return enter(self)
+
+    Index.create(tmp_path / "idx").close()
+    with (
+        Index.open(tmp_path / "idx") as index,
+        TestClient(make_app(index, ServeConfig()), base_url="http://localhost") as app,
+    ):
+        monkeypatch.setattr(warnings.catch_warnings, "__enter__", counted)
+        assert app.get("/api/health").status_code == 200
+        assert app.post("/api/search", json={"parts": [{"words": "red"}]}).status_code == 400
+        assert not changed
 
 
 def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
