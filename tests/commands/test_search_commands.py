@@ -234,6 +234,25 @@ def test_captions_move_with_their_pictures(tmp_path: Path, capsys: pytest.Captur
     assert said == {"a.png": "one", "a-2.jpg": "two", "a-3.png": "two", "a-4.png": None}
 
 
+def test_what_is_moved_keeps_its_own_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, names = tmp_path / "pictures", {"a::b.png", "b.png", "c\\d.png", " e.png", "f\x07.png"}
+    pictures.mkdir()
+    for name in names:
+        (pictures / name).write_bytes(picture("red"))
+    run(
+        capsys,
+        "classify",
+        str(pictures),
+        "--labels",
+        "red,blue",
+        "--model",
+        "colours",
+        "--move-to",
+        str(tmp_path / "to"),
+    )
+    assert {path.name for path in (tmp_path / "to" / "red").iterdir()} == names
+
+
 def test_labels_that_differ_in_a_slash_have_folders_of_their_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

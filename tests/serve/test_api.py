@@ -248,6 +248,16 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
         assert len(web.get("/api/map").json()["ids"]) == len(web.get("/api/ids").json()["ids"]) == 40
 
 
+def test_rows_of_a_model_that_changes_while_it_is_asked(
+    client: TestClient, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = {"parts": [{"words": "red"}, {"item": 5}], "model": "colours"}
+    assert client.post("/api/search", json=query).status_code == 200
+    monkeypatch.setattr(index.store, "vectors", lambda _model, ids: np.ones((len(ids), 7), np.float32))
+    answer = client.post("/api/search", json=query)
+    assert answer.status_code == 404 and "no picture 5 with a vector of colours" in answer.json()["detail"]
+
+
 def test_a_model_that_is_replaced_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the old weights meets the new vectors: no upload, no batch, no text that was kept."""
     old, new = ColourEncoder(), ColourEncoder()

@@ -158,7 +158,7 @@ class Collection:
         if part.item is not None:
             item = part.item
             vectors = await self.search(lambda: self.index.store.vectors(model.name, [item]))
-            if not np.isfinite(vectors).all():
+            if vectors.shape != (1, model.dim) or not np.isfinite(vectors).all():  # or the model is another by now
                 raise Gone(f"no picture {item} with a vector of {model.name}")
             return np.asarray(vectors[0], dtype=np.float32)
         held = self.uploads.get(part.upload or "")

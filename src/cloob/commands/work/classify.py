@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloob.commands.finding import ClassifyArguments, read_labels
 from cloob.commands.work.collection import opened
-from cloob.commands.work.showing import folder_name, free_name, hint, name_of, printable
+from cloob.commands.work.showing import folder_name, free_name, hint, printable
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
 from cloob.search.index import Index
@@ -148,7 +148,7 @@ def _move_file(index: Index, item: Item, folder: Path) -> None:
     endings = (*IMAGE_EXTENSIONS, *map(str.upper, IMAGE_EXTENSIONS))
     shared = any(file.is_file() for file in _beside(source, endings) if file != source)
     for number in range(1, 10_000):
-        target = free_name(folder, name_of(item.path), number)
+        target = free_name(folder, source.name, number)
         if any(map(os.path.lexists, _beside(target, CAPTION_EXTENSIONS))):  # of another picture
             continue
         try:
