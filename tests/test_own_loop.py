@@ -82,7 +82,7 @@ WITH_UNUSED = "find_unused_parameters=True"
     [
         ("train.py", "clip"),
         ("fsdp.py", "clip"),
-        (WITH_UNUSED, "clip"),
+        pytest.param(WITH_UNUSED, "clip", marks=pytest.mark.nightly),
         pytest.param("train.py", "cloob", marks=pytest.mark.nightly),
         pytest.param("fsdp.py", "cloob", marks=pytest.mark.nightly),
     ],

@@ -149,7 +149,7 @@ def test_channels_last_is_a_layout_and_no_more(nano_configs: Path, enabled: bool
     "leaves",
     [
         {},
-        {"precision": "bf16", "micro_batch_size": 2},
+        pytest.param({"precision": "bf16", "micro_batch_size": 2}, marks=pytest.mark.nightly),
         {"precision": "fp16", "micro_batch_size": 2, "grad_checkpointing": True},
     ],
     ids=lambda leaves: "+".join(leaves) or "alone",
