@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> None:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: asked.append(n))
-    data = features.load(options.cache)
+    data = features.load(options.cache, maps=False)
     packed = {
         name: {"n": len(s.labels), "n_classes": len(s.prompts), "labels": records.pack(s.labels)}
         for name, s in data.sets.items()

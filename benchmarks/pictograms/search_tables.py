@@ -23,7 +23,7 @@ from benchmarks.pictograms.markdown import percent, points, table
 from benchmarks.pictograms.selection import NAMES
 
 
-def search_table(results: Path, scores: Mapping[str, float]) -> str:
+def search_table(scores: Mapping[str, float]) -> str:
     """Every setting that was tried, with its validation score."""
     lines = []
     for method in METHODS:

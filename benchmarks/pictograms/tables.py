@@ -92,7 +92,7 @@ def render(results: Path = records.RESULTS) -> str:
         parts.append(zeroshot_table(published, TOWERS[0], ", as published"))
         title = "#### CLOOB against CLIP, both as published"
         parts.append(differences(published, records.labels_by_set(results), "cloob", "clip", title))
-    parts += [search_table(results, scores), attempts_table(results)]
+    parts += [search_table(scores), attempts_table(results)]
     return "\n\n".join(part for part in parts if part)
 
 
