@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from cloob.errors import InputError
-from cloob.files import TooLarge, flush, read_at_most, write_whole
+from cloob.files import TooLarge, flush, read_at_most, whole_folder, write_whole
 
 
 def test_a_file_is_whole_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -67,3 +68,62 @@ def test_every_file_and_folder_is_flushed(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.add(os.fstat(descriptor).st_ino))
     flush(tmp_path)
     assert flushed == {path.stat().st_ino for path in [tmp_path, *tmp_path.rglob("*")]}
+
+
+def folder_with(path: Path, text: str) -> Path:
+    path.mkdir()
+    (path / "file").write_text(text)
+    return path
+
+
+def test_a_folder_takes_the_place_of_another_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder_with(tmp_path / "target", "old")
+    rename = Path.rename
+
+    def fail(path: Path, to: Path) -> Path:
+        if (path / "file").read_text() == "new":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        return rename(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(InputError, match="target: cannot be written"), whole_folder(target) as folder:
+            (folder / "file").write_text("new")
+    assert (target / "file").read_text() == "old" and list(tmp_path.iterdir()) == [target]
+    with whole_folder(target) as folder:
+        (folder / "file").write_text("new")
+        assert (target / "file").read_text() == "old"
+    assert (target / "file").read_text() == "new" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_s_folder_is_written_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    real, link, new = folder_with(tmp_path / "real" / "a", "old"), tmp_path / "link", tmp_path / "new"
+    link.symlink_to(real)
+    new.symlink_to("real/b")  # nothing is there yet
+    for target in (link, new):
+        with whole_folder(target) as folder:
+            (folder / "file").write_text("new")
+        assert target.is_symlink() and (target / "file").read_text() == "new"
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["a", "b"]
+
+
+def test_a_file_is_no_folder_to_replace(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here")
+    with pytest.raises(InputError, match="file: cannot be written"), whole_folder(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "here" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_cannot_be_replaced_is_said_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = folder_with(tmp_path / "place", "old")
+    (place / "deep").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "place")
+    with pytest.raises(InputError, match="place: a file system is mounted here"), whole_folder(place):
+        pytest.fail("work was done")
+    monkeypatch.undo()
+    monkeypatch.chdir(place / "deep")
+    for target in (Path(), Path(".."), place):
+        with pytest.raises(InputError, match="is where you are"), whole_folder(target):
+            pytest.fail("work was done")
+    assert (place / "file").read_text() == "old"

@@ -83,24 +83,54 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def check_replaceable(target: Path) -> None:
+    """Refuses a folder whose place no other one can take.
+
+    Raises:
+        InputError: A file system is mounted there, or this process stands in it.
+    """
+    place = target.resolve()
+    if os.path.ismount(place):
+        raise InputError(f"{target}: a file system is mounted here, which cannot be replaced; give a folder in it")
+    with contextlib.suppress(FileNotFoundError):  # who stands in a folder that is gone stands in none
+        if Path.cwd().is_relative_to(place):
+            raise InputError(f"{target}: is where you are, which cannot be replaced; give another place")
+
+
 @contextlib.contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A new folder to write into, which takes the target's place once the block is done; nothing is left if it fails.
 
+    Of a link the folder that it names is replaced. What is there before stays until the new one has its place.
+
     Raises:
-        InputError: It cannot be written.
+        InputError: It cannot be written, or the target not be replaced (``check_replaceable``).
     """
-    temporary = target.with_name(f".tmp-{target.name}-{uuid.uuid4().hex[:8]}")
+    check_replaceable(target)
+    place = target.resolve()
+    temporary = place.with_name(f".tmp-{place.name}-{uuid.uuid4().hex[:8]}")
     try:
         temporary.mkdir(parents=True)
         yield temporary
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        _replace(place, temporary)
     except OSError as error:
         raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _replace(place: Path, new: Path) -> None:
+    """Gives a folder the place of another one, which is only then removed, and put back if that fails."""
+    old = place.with_name(f"{new.name}-old")
+    if place.is_dir():
+        place.rename(old)
+    try:
+        new.rename(place)
+    except BaseException:  # Ctrl-C as well
+        if old.exists():
+            old.rename(place)
+        raise
+    shutil.rmtree(old, ignore_errors=True)  # the new one has its place, whatever of the old one cannot be removed
 
 
 def flush(folder: Path) -> None:

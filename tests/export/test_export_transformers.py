@@ -266,6 +266,9 @@ def test_targets(
     assert cli.main(["export", str(small), str(target), *words, "--overwrite"]) == 0
     assert not (target / "old").exists() and [path.name for path in target.parent.iterdir()] == ["out"]
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    monkeypatch.chdir(target)
+    capsys.readouterr()
+    assert "is where you are" in refused(capsys, "export", str(small), ".", *words, "--overwrite")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")

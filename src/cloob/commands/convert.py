@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
+from cloob.files import check_replaceable
 from cloob.models.runs import CONFIG_FILE, TOWERS_FILE
 
 
@@ -38,6 +39,7 @@ def main(words: Sequence[str]) -> int:
 def _check_target(target: Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
+    check_replaceable(target)
     names = (CONFIG_FILE, TOWERS_FILE)
     if not target.is_dir() or (not any((target / name).is_file() for name in names) and any(target.iterdir())):
         raise InputError(f"{target}: exists and is no model folder; give another place")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloob.errors import InputError
+from cloob.files import check_replaceable
 from cloob.models.runs import OBJECTIVE_FILE
 
 CARD_FILE = "README.md"
@@ -35,7 +36,7 @@ class Exported:
 
 
 def check_target(source: str, target: Path, *, overwrite: bool) -> None:
-    """Refuses a target that holds something else, or would replace what is exported.
+    """Refuses a target that holds something else, would replace what is exported, or cannot be replaced itself.
 
     Args:
         source: What ``load_model`` takes.
@@ -47,6 +48,7 @@ def check_target(source: str, target: Path, *, overwrite: bool) -> None:
     """
     if not target.exists():
         return
+    check_replaceable(target)
     if not target.is_dir() or (any(target.iterdir()) and not is_export(target)):
         raise InputError(f"{target}: exists and is no export; give another place")
     place = Path(source.removeprefix("local-dir:").removesuffix(":best"))
