@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 the user's mistake, 130 interrupted.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr has it
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and (out.encoding.lower() != "utf-8" or out.errors == "strict"):
+        # As stderr has it: UTF-8 has no letters for the bytes of some names. A locale that writes them as they are may.
+        out.reconfigure(errors="backslashreplace")
     if argv is None:
         atexit.register(gc.freeze)  # else Python looks through all that was imported once more, for 0.3 s
     words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -174,6 +176,28 @@ def test_a_demo_that_is_stopped_does_not_begin_the_next_training(
 def test_what_a_terminal_has_no_letters_for_is_escaped() -> None:
     done = run_cloob("recipes", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "\\u03c4" in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "written"),
+    [
+        ("utf-8", "strict", b"caf\\udce9"),
+        ("ascii", "strict", b"caf\\udce9"),
+        ("utf-8", "surrogateescape", b"caf\xe9"),  # a locale that writes names as they are
+    ],
+)
+def test_a_name_that_is_not_utf8_can_be_printed(
+    encoding: str, errors: str, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def show(words: object) -> int:
+        print("caf\udce9", end="", flush=True)
+        return 0
+
+    out = io.BytesIO()
+    monkeypatch.setattr("cloob.commands.models.main", show)
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding, errors))
+    assert cli.main(["models"]) == 0
+    assert out.getvalue() == written
 
 
 def test_debug_shows_the_traceback() -> None:

@@ -80,6 +80,14 @@ def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.Ca
         assert b"SECRET" not in base64.b64decode(uri)
 
 
+def test_a_path_that_is_not_utf8_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "t.csv"
+    lines = [f"{folder / name}.jpg,{name}".encode() for name in "abc"]
+    table.write_bytes(b"\n".join([b"filepath,title", *lines, b"na\xefve.jpg,d"]))
+    assert main(["data", str(table)]) == 0
+    assert "such as na\N{REPLACEMENT CHARACTER}ve.jpg" in capsys.readouterr().out
+
+
 def test_a_part_of_a_large_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "demo:val", "--most", "11"]) == 0
     assert "11, spread over the set (--most 0 looks at all)" in capsys.readouterr().out

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +132,21 @@ def test_a_caption_that_is_not_utf8_spoils_its_own_row_only(folder: Path, name: 
     with pytest.raises(BadSample, match="caption not UTF-8"):
         source.read(2)
     assert source.read(3).caption == "caption 3"
+
+
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are text here")
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_a_path_that_is_not_utf8_is_read_and_has_a_key_that_is(
+    folder: Path, image: Callable[..., bytes], name: str
+) -> None:
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(image(7))
+    path = write(folder / name, [*ROWS, {**ROWS[0], "filepath": "CAFE"}, {**ROWS[0], "filepath": "no-CAFE"}])
+    path.write_bytes(path.read_bytes().replace(b"CAFE", b"caf\xe9.png"))
+    source = open_source(path)
+    assert (source.read(4).key, source.read(4).image) == ("caf\N{REPLACEMENT CHARACTER}.png", image(7))
+    with pytest.raises(BadSample) as caught:
+        source.read(5)
+    assert caught.value.key == "no-caf\N{REPLACEMENT CHARACTER}.png"
 
 
 def test_a_line_of_json_may_lack_a_column_that_others_have(folder: Path) -> None:

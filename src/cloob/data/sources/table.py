@@ -21,7 +21,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
 from pyarrow import parquet
 
-from cloob.data.batch import BadSample, RawSample, clean_caption
+from cloob.data.batch import BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import Fingerprint, of_column
 from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
@@ -93,7 +93,7 @@ class TableSource:
         return self._images[index].as_py(), self._captions[index].as_py()
 
     def read(self, index: int) -> RawSample:
-        """The pair in row ``index`` (from 0); its key is the image path as the table has it.
+        """The pair in row ``index`` (from 0); its key is the image path as the table has it, as text.
 
         Raises:
             BadSample: It cannot be used; the detail counts rows from 1, without the header.
@@ -104,7 +104,7 @@ class TableSource:
         if index in self._spoilt:
             raise BadSample("stray quote", where, f"{where}: {self._spoilt[index]}")
         stored = (self._images[index].as_py() or b"").decode("utf-8", "surrogateescape").strip()
-        key = stored or where
+        key = printable(stored) or where
         caption = clean_caption(self._captions[index].as_py(), key, where)
         if not stored:
             raise BadSample("missing image", key, f"{where}: no path")
