@@ -185,6 +185,24 @@ def test_a_missing_column_lists_those_that_are_there(folder: Path, name: str) ->
     assert "did you mean title?" in said
 
 
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.parquet", "t.jsonl"])
+def test_one_column_can_be_both(folder: Path, image: Callable[..., bytes], name: str) -> None:
+    source = open_source(write(folder / name, ROWS), caption_column="filepath")
+    assert (source.read(1).image, source.read(1).caption) == (image(1), "img/1.png")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.parquet"])
+def test_a_column_that_is_there_twice_is_refused_where_it_is_asked_for(folder: Path, name: str) -> None:
+    path = write(folder / name, [{"filepath": f"img/{i}.png", "other": "x", "title": f"caption {i}"} for i in range(4)])
+    if name == "t.parquet":
+        parquet.write_table(parquet.read_table(path).rename_columns(["filepath", "title", "title"]), path)
+    else:
+        path.write_text(path.read_text().replace("other", "title "))
+    with pytest.raises(InputError, match=f"{name} has several columns 'title'; rename all but one$"):
+        open_source(path)
+    assert open_source(path, caption_column="filepath").read(1).caption == "img/1.png"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [

@@ -50,7 +50,7 @@ class TableSource:
         caption_column: Column with the caption.
 
     Raises:
-        InputError: No such file, not a table, or a column is missing (those that are there are listed).
+        InputError: As of ``check_columns``, or the columns hold no text.
     """
 
     streamed = False
@@ -58,8 +58,8 @@ class TableSource:
     def __init__(self, path: Path, image_column: str = "filepath", caption_column: str = "title") -> None:
         self.name = str(path)
         self._path = path
-        columns = (image_column, caption_column)
-        check_columns(path, *columns)
+        check_columns(path, image_column, caption_column)
+        columns = tuple(dict.fromkeys((image_column, caption_column)))  # one may be both
         with _one_line(path):
             table, self.swallowed = _read(path, columns)
         self._images = _as_bytes(table, image_column, path)
@@ -133,7 +133,7 @@ def check_columns(path: Path, image_column: str, caption_column: str) -> None:
     """Looks for a table's two columns, in its header alone.
 
     Raises:
-        InputError: No such file, not a table, or a column is missing (those that are there are listed).
+        InputError: No such file, not a table, or a column is missing (those that are there are listed) or there twice.
     """
     if not path.is_file():
         raise InputError(f"{path}: {'is a folder, not a table' if path.is_dir() else 'no such file'}")
@@ -145,6 +145,8 @@ def check_columns(path: Path, image_column: str, caption_column: str) -> None:
             hint = f"did you mean {near[0]}? " if near else ""
             names = f"its columns: {', '.join(columns)} ({hint}{option} names one)"
             raise InputError(f"{path} has no column {column!r}; {names if columns else 'it has no columns at all'}")
+        if columns.count(column) > 1:
+            raise InputError(f"{path} has several columns {column!r}; rename all but one")
 
 
 def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
