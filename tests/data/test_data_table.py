@@ -149,6 +149,20 @@ def test_a_path_that_is_not_utf8_is_read_and_has_a_key_that_is(
     assert caught.value.key == "no-caf\N{REPLACEMENT CHARACTER}.png"
 
 
+@pytest.mark.skipif(os.name != "posix" or sys.platform == "darwin", reason="names are text here")
+@pytest.mark.parametrize("other", ["text", 7])
+def test_a_path_is_the_same_bytes_whichever_reader_takes_the_lines(folder: Path, other: object) -> None:
+    """A number among the captions is nothing for Arrow's reader."""
+    rows = [*ROWS, {"filepath": "CAFE", "title": other}, {"filepath": "img/0.png", "title": "half of a pair \ud83d"}]
+    path = write(folder / "t.jsonl", rows if other == 7 else rows[:-1])
+    path.write_bytes(path.read_bytes().replace(b"CAFE", b"caf\xe9 \xf0\x9f\x90\x88.png"))
+    source = open_source(path)
+    assert isinstance(source, TableSource) and source.row(4)[0] == b"caf\xe9 \xf0\x9f\x90\x88.png"
+    if other == 7:
+        with pytest.raises(BadSample, match="caption not UTF-8"):
+            source.read(5)
+
+
 def test_a_line_of_json_may_lack_a_column_that_others_have(folder: Path) -> None:
     source = open_source(write(folder / "t.jsonl", [{"filepath": "img/0.png"}, *ROWS]))
     assert source.read(1).caption == "caption 0"

@@ -215,8 +215,16 @@ def _read_json_lines(path: Path, columns: Sequence[str]) -> pa.Table:
             if isinstance(value, list | dict):
                 raise InputError(f"{path}: line {number:,}: {column!r} is {json.dumps(value)[:60]}, not text")
             text = value if value is None or isinstance(value, str) else json.dumps(value)
-            held.append(None if text is None else text.encode("utf-8", "surrogatepass"))
+            held.append(None if text is None else _as_read(text))
     return pa.table({column: pa.array(held, pa.large_binary()) for column, held in texts.items()})
+
+
+def _as_read(text: str) -> bytes:
+    """The bytes that stand in the file; those of half a surrogate pair, which only an escape can say, are no UTF-8."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
