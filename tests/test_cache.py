@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -59,6 +60,55 @@ def test_one_large_file_outstays_its_own_storing(tmp_path: Path) -> None:
     assert large.exists()
     small = cache.get("shards", "small", lambda path: path.write_bytes(bytes(9)) and None)
     assert small.exists() and not large.exists()
+
+
+class Disk:
+    """Has room for so many bytes; what a cache has written to it is counted."""
+
+    def __init__(self, folder: Path, room: int) -> None:
+        self.folder, self.room, self.tries = folder, room, 0
+
+    def fill(self, path: Path) -> None:
+        """Writes 1,000 bytes, or as many as there is room for."""
+        self.tries += 1
+        taken = sum(file.stat().st_size for kind in self.folder.iterdir() if kind.is_dir() for file in kind.iterdir())
+        path.write_bytes(bytes(min(1000, self.room - taken)))
+        if taken + 1000 > self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("max_bytes", [1 << 30, 1500])
+def test_a_full_disk_makes_room_by_what_was_used_longest_ago(tmp_path: Path, max_bytes: int) -> None:
+    cache = Cache(tmp_path)
+    paths = [entry(cache, f"of day {day}", day * DAY) for day in range(1, 6)]
+    disk = Disk(tmp_path, 5500)
+    new = sized(cache, max_bytes).get("shards", "new", disk.fill)
+    assert new.stat().st_size == 1000 and disk.tries == 2
+    left = 2 if max_bytes > 5000 else 0  # half of what was kept, or what the limit leaves beside the new one
+    assert [path for path in paths if path.exists()] == paths[:left]
+
+
+def test_put_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    old = entry(cache, "old", DAY)
+    write = Path.write_bytes
+
+    def refuse(path: Path, content: bytes) -> int:
+        if old.exists():
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    assert cache.put("embeddings", "new", b"new").read_bytes() == b"new"
+
+
+def test_what_is_in_use_makes_no_room_and_the_mend_is_one_that_helps(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    kept = [entry(cache, "shard", 5, "shards"), entry(cache, "young", 1800)]
+    disk = Disk(tmp_path, 2500)
+    with pytest.raises(InputError, match=r"cannot keep shards \(No space left .*\); make room on its disk, or choose"):
+        cache.get("shards", "new", disk.fill)
+    assert disk.tries == 1 and all(path.exists() for path in kept)
 
 
 def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """The one cache: what this package can make again, in one folder of one size, which any number of processes share.
 
 A file appears under its name only when it is whole. Its name is made of what decides over its content. Whoever adds one
-above the size removes what was used longest ago; that harms nobody who has it open (on POSIX), and who looks for it
-makes it anew. So the folder may be deleted at any time.
+above the size, or to a full disk, removes what was used longest ago; that harms nobody who has it open (on POSIX), and
+who looks for it makes it anew. So the folder may be deleted at any time.
 
 Neither counted nor removed are ``weights/``, ``sizes/`` and ``addresses/`` in the same folder: public weights are large
 and slow to fetch, an offline machine has them put there by hand, counts are small and cost a pass over all shards, and
@@ -42,6 +42,7 @@ _STREAMED = ("shards", "tables")  # read in turn: whatever room there is, it has
 _YOUNG_SECONDS = 3600  # since its last use for which nothing else is removed: another run may be about to read it
 _IN_USE_SECONDS = 30
 _TEMPORARY = ".tmp-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a cache may have written; a folder that holds something else keeps it.
 _CACHED = re.compile(r"[0-9a-f]{24}-|\.tmp-[0-9a-f]{24}-")
 # Longer than any fetch may stand still.
@@ -158,7 +159,7 @@ class Cache:
         """Writes the file of this name, in place of one that is there; errors as of ``get``."""
         with self._writing(kind):
             path = self._path(kind, name)
-            _write(path, lambda temporary: temporary.write_bytes(content))
+            self._make(path, lambda temporary: temporary.write_bytes(content))
             self.evict(keep=path)
             return path
 
@@ -172,13 +173,14 @@ class Cache:
         for file in (path, _index(path)):
             file.unlink(missing_ok=True)
 
-    def evict(self, keep: Path | None = None) -> list[Path]:
+    def evict(self, keep: Path | None = None, *, full: bool = False) -> list[Path]:
         """Removes what was used longest ago until there is no more than ``max_bytes``.
 
         What a process that was killed has left half written goes too.
 
         Args:
             keep: A file that stays in any case.
+            full: The disk has no room left: half of what is kept goes, whatever ``max_bytes`` is, but nothing in use.
 
         Returns:
             What was removed, in order.
@@ -189,7 +191,8 @@ class Cache:
             entries = [entry for kind in get_args(Kind) for entry in _entries(root / kind)]
             removed = _drop_abandoned(entries, now)
             usage = _usage(entries)
-            excess = sum(size for _, size in usage.values()) - self.max_bytes
+            kept = sum(size for _, size in usage.values())
+            excess = kept - (min(self.max_bytes, kept // 2) if full else self.max_bytes)
             for path, (used, size) in sorted(usage.items(), key=lambda item: item[1]):
                 if excess <= 0:
                     break
@@ -197,6 +200,8 @@ class Cache:
                 if (keep and path == _owner(keep)) or (now - used < _YOUNG_SECONDS and not streamed):
                     continue
                 if now - used < _IN_USE_SECONDS:
+                    if full:
+                        continue
                     _warn_once(
                         f"{root}: {self.max_bytes / 1024**3:.3g} GiB do not hold the shards that are read at the "
                         "same time; they are fetched again and again: raise --cache-gb"
@@ -228,9 +233,18 @@ class Cache:
         with locked(path.with_name(f"lock-{bucket}"), lambda: _unfinished(path.parent, bucket)):
             if touch(path):
                 return path
-            _write(path, make)
+            self._make(path, make)
         self.evict(keep=path)
         return path
+
+    def _make(self, path: Path, make: Callable[[Path], object]) -> None:
+        """Has a file made; once more where the disk was full and room could be made."""
+        try:
+            _write(path, make)
+        except OSError as error:
+            if error.errno not in _FULL or not self.evict(full=True):
+                raise
+            _write(path, make)
 
     @contextlib.contextmanager
     def _writing(self, kind: Kind) -> Iterator[None]:
@@ -238,8 +252,8 @@ class Cache:
         try:
             yield
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            hint = "lower --cache-gb, or choose another --cache-dir" if full else "choose another --cache-dir"
+            room = "make room on its disk, or " if error.errno in _FULL else ""
+            hint = f"{room}choose another --cache-dir"
             raise InputError(f"{self.folder or cache_root()}: cannot keep {kind} ({error.strerror}); {hint}") from error
 
 
