@@ -30,10 +30,11 @@ from cloob.cli import main
 from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
-from cloob.data.shards import fetch as opener
 from cloob.data.shards import remote
+from cloob.data.shards import fetch as opener
 from cloob.data.shards.count import count_samples
 from cloob.data.shards.remote import RemoteShardSource
+from cloob.data.shards.sizes import read_sizes, remembered, unfinished
 from cloob.data.shards.spec import is_remote, shard_name, sibling
 from cloob.data.source import Source
 from cloob.errors import InputError
@@ -341,6 +342,50 @@ def test_sizes_are_counted_for_local_and_for_streamed_shards(
     assert main(["data", str(shards), "--count"]) == 2 and main(["data", f"{shards}/*.tar", "--count"]) == 2
     told = capsys.readouterr().err
     assert "00001.tar: cut after 2,000 bytes" in told and "--out is missing" in told
+
+
+def test_counts_go_on_where_they_stopped_and_all_cut_shards_are_named(
+    shards: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = {number: (shards / f"0000{number}.tar").read_bytes() for number in (0, 2)}
+    for number in whole:
+        os.truncate(shards / f"0000{number}.tar", 2000)
+    assert main(["data", str(shards), "--count"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{shards}/00000.tar: cut after 2,000 bytes" in line and line.endswith(f"; also cut: {shards}/00002.tar")
+
+    asked = shards / "asked"
+    spec = f"pipe:echo x >> {asked}; cat {shards}/{{00000..00002}}.tar"
+    assert main(["data", spec, "--count"]) == 2
+    assert capsys.readouterr().err.count("00002.tar") == 1 and asked.read_text().count("x") == 3
+    assert not remembered(spec)  # which holds all shards or none
+    (shards / "00000.tar").write_bytes(whole[0])
+    (shards / "00002.tar").unlink()
+    assert main(["data", spec, "--count"]) == 2  # the last one cannot be fetched, which ends it
+    assert asked.read_text().count("x") == 3 + 1 + 3
+    (shards / "00002.tar").write_bytes(whole[2])
+    assert main(["data", spec, "--count"]) == 0
+    assert asked.read_text().count("x") == 3 + 1 + 3 + 1
+    assert "goes on behind 2 shards that were counted before" in caplog.text
+    counts = [f"pipe:echo x >> {asked}; cat {shards}/{name}" for name in SIZES]
+    assert remembered(spec) == dict(zip(counts, SIZES.values(), strict=True))
+    assert main(["data", spec, "--count"]) == 0  # a count that has ended is begun anew
+    assert asked.read_text().count("x") == 3 + 1 + 3 + 1 + 3
+
+
+def test_counts_are_kept_now_and_then(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what ends a process at once; what only breaks it off leaves time to keep them all."""
+    spec = f"pipe:cat {shards}/{{00000..00002}}.tar"
+    monkeypatch.setattr("cloob.data.shards.count._KEEP_EVERY", 2)
+    seen: list[int] = []
+
+    def look(url: str, target: Path) -> None:
+        seen.append(len(read_sizes(unfinished(spec))))
+        opener.fetch(url, target)
+
+    monkeypatch.setattr("cloob.data.shards.count.fetch", look)
+    count_samples(spec)
+    assert seen == [0, 0, 2]
 
 
 def test_the_cache_is_bounded_and_the_least_used_goes(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import tempfile
 from pathlib import Path
 
@@ -10,32 +12,60 @@ from cloob.cache import Cache
 from cloob.data.shards.fetch import fetch
 from cloob.data.shards.index import open_index
 from cloob.data.shards.paths import local_shards
-from cloob.data.shards.sizes import SIZES, memory
+from cloob.data.shards.sizes import SIZES, memory, read_sizes, unfinished
 from cloob.data.shards.spec import expand, is_remote, local_path, shard_name
 from cloob.data.shards.tar import TarReader
-from cloob.errors import InputError
+from cloob.errors import InputError, counted
 from cloob.files import write_whole
+
+logger = logging.getLogger(__name__)
+_KEEP_EVERY = 16  # shards: a list is written whole each time, and a shard takes seconds
 
 
 def count_samples(spec: str) -> dict[str, int]:
     """Counts the samples of shards, by path or full address.
 
+    Those of shards elsewhere are kept until ``write_counts`` has them all: a count that broke off is gone on with.
+
     Raises:
-        InputError: No shards, or one is truncated or cannot be read.
+        InputError: No shards, or some are truncated or cannot be read.
     """
-    sizes: dict[str, int] = {}
     remote = is_remote(spec)
-    with tempfile.TemporaryDirectory() as folder:
-        for item in _shards(spec):
-            path = Path(item)
-            if remote:
-                path = Path(folder) / "shard.tar"
-                fetch(item, path)
-            index = open_index(TarReader((path,)), Cache())
-            if index.cuts:
-                raise InputError(f"{item}: {index.cuts[0]}; {index.complete(0):,} samples are complete")
-            sizes[item] = index.complete(0)
-    return sizes
+    items = _shards(spec)
+    before = read_sizes(unfinished(spec)) if remote else {}
+    sizes = {item: before[item] for item in items if item in before}
+    if sizes:
+        logger.warning("%s: goes on behind %s that were counted before", spec, counted(len(sizes), "shards"))
+    cut: dict[str, str] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for item in items:
+                if item in sizes:
+                    continue
+                path = Path(item)
+                if remote:
+                    path = Path(folder) / "shard.tar"
+                    fetch(item, path)
+                index = open_index(TarReader((path,)), Cache())
+                if index.cuts:
+                    cut[item] = f"{index.cuts[0]}; {index.complete(0):,} samples are complete"
+                    continue
+                sizes[item] = index.complete(0)
+                if remote and len(sizes) % _KEEP_EVERY == 0:
+                    _keep(spec, sizes)
+    finally:  # Ctrl-C as well
+        if remote:
+            _keep(spec, sizes)
+    if cut:
+        (first, said), *others = cut.items()
+        also = f"; also cut: {', '.join(item for item, _ in others)}" if others else ""
+        raise InputError(f"{first}: {said}{also}")
+    return {item: sizes[item] for item in items}
+
+
+def _keep(spec: str, sizes: dict[str, int]) -> None:
+    with contextlib.suppress(InputError):  # it saves work, and says nothing of the counts
+        write_whole(unfinished(spec), json.dumps(sizes))
 
 
 def _shards(spec: str) -> list[str]:
@@ -66,6 +96,7 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
     sizes = count_samples(spec)
     if remote:
         write_whole(memory(spec), json.dumps(sizes, indent=1) + "\n")
+        unfinished(spec).unlink(missing_ok=True)
     if out is not None:
         write_whole(out, json.dumps({names[item]: count for item, count in sizes.items()}, indent=1) + "\n")
     return out, sizes

@@ -136,5 +136,10 @@ def memory(pattern: str) -> Path:
     return cache_root() / "sizes" / f"{hashlib.blake2b(pattern.encode(), digest_size=16).hexdigest()}.json"
 
 
+def unfinished(pattern: str) -> Path:
+    """Where the counts of a pattern are kept of which some are missing yet; nobody reads pairs by these."""
+    return memory(pattern).with_suffix(".unfinished")
+
+
 if __name__ == "__main__":
     raise SystemExit("the samples of shards are counted by: cloob data SHARDS --count")
