@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -179,10 +180,27 @@ def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, content: bytes =
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 
-def extended(record: bytes) -> bytes:
-    """An extended header of one record, such as ``b"size=3"``."""
-    content = b"%d %s\n" % (len(record) + 4, record)
-    return header("pax", len(content), tarfile.XHDTYPE, content)
+def extended(*records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """An extended header of records such as ``b"size=3"``, of 6 to 95 bytes."""
+    content = b"".join(b"%d %s\n" % (len(record) + 4, record) for record in records)
+    return header("pax", len(content), kind, content)
+
+
+SPARSE = (b"GNU.sparse.major=1", b"GNU.sparse.minor=0")
+
+
+def sparse(numbers: int) -> bytes:
+    """A member whose content is a map of a sparse file."""
+    return header("9.png", 2 * numbers + 8, content=b"%7d\n" % (numbers // 2) + b"0\n" * numbers)
+
+
+def old_sparse(blocks: int) -> bytes:
+    """A member of GNU's type with blocks of its map behind it, each of which says whether another one follows."""
+    first = bytearray(header("9.png", 0, tarfile.GNUTYPE_SPARSE))
+    first[482] = 1
+    first[148:156] = b"%06o\0 " % (sum(first) - sum(first[148:156]) + 8 * ord(" "))
+    block = b"00000000001\0" * 42
+    return bytes(first) + (block + b"\1".ljust(8)) * (blocks - 1) + block + bytes(8)
 
 
 @pytest.mark.parametrize(
@@ -196,10 +214,33 @@ def extended(record: bytes) -> bytes:
         extended(b"size=0") * 1500,
         extended(b"size=-1536") + header("9.png", 3, content=b"abc"),  # leads back to where it stands
         extended(b"GNU.sparse.map=0,x") + header("9.png", 3, content=b"abc"),
+        extended(*SPARSE) + sparse(8),
+        extended(*SPARSE, kind=tarfile.XGLTYPE) + sparse(8),
+        extended(b"GNU.sparse.size=3") + header("9.png", 3, content=b"abc"),
+        extended(b"GNU.sparse.map=0,3") + header("9.png", 3, content=b"abc"),
+        old_sparse(2),
+        header("pax", -1, tarfile.XHDTYPE, b"9 a=bcde\n") + header("9.png", 3, content=b"abc"),
         header("pax", 4001, tarfile.XHDTYPE, b"2 " * 2000 + b"=") + header("9.png", 3, content=b"abc"),
         header("pax", 5005, tarfile.XHDTYPE, b"5005 a=%s\n" % (b"1" * 4997)) + header("9.png", 3, content=b"abc"),
     ],
-    ids=["size", "negative", "long", "endless", "names", "extended", "back", "sparse", "records", "digits"],
+    ids=[
+        "size",
+        "negative",
+        "long",
+        "endless",
+        "names",
+        "extended",
+        "back",
+        "sparse",
+        "sparse-1.0",
+        "sparse-global",
+        "sparse-0.0",
+        "sparse-0.1",
+        "sparse-gnu",
+        "all",
+        "records",
+        "digits",
+    ],
 )
 @pytest.mark.parametrize("first", [False, True])
 def test_headers_that_cannot_be_followed_are_where_a_shard_is_cut(shards: Path, damaged: bytes, first: bool) -> None:
@@ -213,6 +254,28 @@ def test_headers_that_cannot_be_followed_are_where_a_shard_is_cut(shards: Path, 
         *([] if first else ["pair 0", "pair 1"]),
         "truncated shard",
     ]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        extended(*SPARSE) + sparse(100_000),
+        extended(*SPARSE, kind=tarfile.XGLTYPE) + sparse(100_000),
+        old_sparse(2000),
+        header("pax", -1, tarfile.XHDTYPE, bytes(1 << 20)),
+    ],
+    ids=["sparse", "global", "gnu", "all"],
+)
+def test_no_header_has_the_archive_read(tmp_path: Path, damaged: bytes) -> None:
+    path = tmp_path / "0.tar"
+    path.write_bytes(damaged + bytes(1024))
+    tracemalloc.start()
+    try:
+        cut = TarReader((path,)).listing(0).cut
+        assert cut == f"a damaged header, or a sparse file, within {len(damaged) + 1024:,} bytes"
+        assert tracemalloc.get_traced_memory()[1] < 500_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_empty_shard_among_others_is_a_loss(shards: Path) -> None:

@@ -222,13 +222,14 @@ def _is_header(block: bytes) -> bool:
 
 
 class _Header(tarfile.TarInfo):
-    """A header whose records are looked at first, and whose names have an end.
+    """A header whose records are looked at first, whose names have an end, and which is of no sparse file.
 
-    Python up to 3.12.5 takes memory and time by the square of a record's length (CVE-2024-6232).
+    Python up to 3.12.5 takes memory and time by the square of a record's length (CVE-2024-6232). It reads the map of a
+    sparse file into a list, however many numbers that says it has; no picture is stored as one.
     """
 
     def _proc_member(self, archive: Any) -> tarfile.TarInfo:
-        if self.type in (*_RECORDS, *_NAMES) and self.size > _MOST_EXTENDED:
+        if self.type in (*_RECORDS, *_NAMES) and not 0 <= self.size <= _MOST_EXTENDED:
             raise tarfile.HeaderError
         if self.type in _RECORDS:
             at = archive.fileobj.tell()
@@ -236,6 +237,12 @@ class _Header(tarfile.TarInfo):
                 raise tarfile.HeaderError
             archive.fileobj.seek(at)
         return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+    def _refuse(self, *_: Any) -> None:
+        raise tarfile.HeaderError
+
+    # GNU's own type, and the three forms that records have.
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse
 
 
 def _are_records(content: bytes) -> bool:
@@ -288,7 +295,8 @@ def _scan(path: Path, file: IO[bytes], block: Callable[[int], bytes]) -> TarList
 
 def _cut(error: Exception, size: int) -> str:
     """What is missing at the end of an archive of ``size`` bytes whose headers cannot be followed any further."""
-    return f"{'cut after' if isinstance(error, tarfile.ReadError) else 'a damaged header within'} {size:,} bytes"
+    what = "cut after" if isinstance(error, tarfile.ReadError) else "a damaged header, or a sparse file, within"
+    return f"{what} {size:,} bytes"
 
 
 def _plain_member(header: bytes, at: int, end: int) -> Member | None:
