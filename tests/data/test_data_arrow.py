@@ -11,6 +11,7 @@ import pytest
 from pyarrow import parquet
 from torch import Tensor
 
+import cloob.data.sources.arrow as arrow
 from cloob.cache import Cache
 from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
@@ -115,6 +116,35 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, image: MakeImage, cache
     path.write_bytes(b"PAR1" + b"\xff" * 200 + path.read_bytes()[204:])  # the footer is whole
     with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet \("):
         open_source(path, cache=cache)
+
+
+def test_rows_that_share_a_picture_are_few_at_a_time(
+    tmp_path: Path, image: MakeImage, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, path = image(0) + bytes(4 << 20), tmp_path / "a.parquet"
+    pictures = pa.DictionaryArray.from_arrays([0] * 64, [picture])
+    parquet.write_table(
+        pa.table({"image": pictures, "caption": ["x"] * 64}), path, compression="zstd", store_schema=False
+    )
+    assert path.stat().st_size < 5000
+    before, now = pa.default_memory_pool().max_memory(), pa.total_allocated_bytes()
+    source = open_source(path, cache=cache)
+    assert source.read(63).image == picture
+    assert pa.default_memory_pool().max_memory() <= max(before, now + 64 * 2**20)
+    # More than any set of pictures has: nothing is left in the cache.
+    with monkeypatch.context() as limits:
+        limits.setattr(arrow, "MAX_IMAGE_BYTES", 32 << 20)
+        again = Cache(tmp_path / "again")
+        with pytest.raises(
+            InputError, match=r"a\.parquet unpacks to more than 33,\d\d\d,\d\d\d bytes: save it as Arrow"
+        ):
+            open_source(path, cache=again).read(0)
+        assert not list(tmp_path.glob("again/tables/*.arrow*"))
+        # The pages alone are too much: none is looked at.
+        limits.setattr(arrow, "MAX_IMAGE_BYTES", 1 << 20)
+        limits.setattr(parquet.ParquetFile, "iter_batches", None)
+        with pytest.raises(InputError, match=r"a\.parquet unpacks to more than 1,\d\d\d,\d\d\d bytes"):
+            open_source(path, cache=again).read(0)
 
 
 def test_splits_side_by_side_are_not_mixed(tmp_path: Path, image: MakeImage) -> None:

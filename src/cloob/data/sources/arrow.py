@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ ARROW_SUFFIXES = (".arrow", ".parquet")
 _DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
 _MAX_OPEN_FILES = 32
 _ROWS = 64  # of a converted record batch: few images have to be in memory at a time
+_BATCH_BYTES = 16 * 1024**2  # from which on a batch gets no more rows
+_MOST_TIMES = 100  # its size is what a Parquet file may unpack to: one picture has dozens of captions in some sets
 
 
 class ArrowSource:
@@ -248,16 +250,52 @@ def map_arrow(path: Path) -> pa.Table:
 
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
     try:
-        path.stat()  # Arrow's own error would not have the file's name
+        size = path.stat().st_size  # Arrow's own error would not have the file's name
+        most = MAX_IMAGE_BYTES + _MOST_TIMES * size
         with parquet.ParquetFile(path) as file:
+            if _stated_bytes(file.metadata, columns) > most:
+                raise _too_large(path, most)
             schema = pa.schema([file.schema_arrow.field(column) for column in columns])
             with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for batch in file.iter_batches(batch_size=_ROWS, columns=list(dict.fromkeys(columns))):
+                for batch in _batches(file, list(dict.fromkeys(columns))):
                     writer.write_batch(batch.select(list(columns)))
+                    if sink.tell() > most:
+                        raise _too_large(path, most)
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None and getattr(error, "filename", None) != str(path):
             raise  # of the disk that is written to
         raise InputError(f"{path}: cannot be read as Parquet ({message(error)})") from error
+
+
+def _too_large(path: Path, most: int) -> InputError:
+    return InputError(
+        f"{path} unpacks to more than {most:,} bytes: save it as Arrow without compression, which is read in place"
+    )
+
+
+def _stated_bytes(about: parquet.FileMetaData, columns: tuple[str, str]) -> int:
+    """What the pages of two columns unpack to, as the file's end has it; nothing checks that."""
+    groups = [about.row_group(i) for i in range(about.num_row_groups)]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    wanted = tuple(f"{column}." for column in columns)
+    return sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(wanted))
+
+
+def _batches(file: parquet.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The rows of some columns, few at a time.
+
+    They are unpacked one by one: a picture of megabytes takes two bytes in each row but the first where it stands in a
+    dictionary, and no size in the file speaks of that.
+    """
+    rows, held = [], 0
+    for row in file.iter_batches(batch_size=1, columns=columns):
+        rows.append(row)
+        held += row.nbytes
+        if len(rows) == _ROWS or held > _BATCH_BYTES:
+            yield pa.concat_batches(rows)
+            rows, held = [], 0
+    if rows:
+        yield pa.concat_batches(rows)
 
 
 def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:
