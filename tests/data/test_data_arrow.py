@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.sources.arrow import ArrowSource
+from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.table import TableSource
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
@@ -273,3 +275,95 @@ def test_a_saved_set_lists_files_beside_it_alone(tmp_path: Path, image: MakeImag
     (folder / "dataset_dict.json").write_text(content)
     with pytest.raises(InputError, match=r"saved/dataset_dict\.json: does not list"):
         open_source(folder)
+
+
+def messages(content: pa.Table, **options: object) -> list[bytes]:
+    """A stream's messages: the schema, dictionaries and batches."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, content.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(content)
+    return [each.serialize().to_pybytes() for each in pa.ipc.MessageReader.open_stream(sink.getvalue())]
+
+
+def with_kinds(image: MakeImage) -> pa.Table:
+    """Pairs with a column that has a dictionary of its own."""
+    return table(image, range(3)).append_column("kind", pa.array(["a", "b", "a"]).dictionary_encode())
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_arrow_is_refused_before_it_is_unpacked(
+    tmp_path: Path, image: MakeImage, kind: str, compression: str
+) -> None:
+    path, few = tmp_path / "a.arrow", pa.table({"image": pa.array([image(0) + bytes(1 << 20)]), "caption": ["x"]})
+    options = pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, few.schema, options=options) as file:
+        for _ in range(64):
+            file.write_table(few)
+    before, now = pa.default_memory_pool().max_memory(), pa.total_allocated_bytes()
+    with pytest.raises(InputError, match=r"a\.arrow: is compressed, .* without compression, or as Parquet"):
+        open_source(path)
+    assert pa.default_memory_pool().max_memory() <= max(before, now + 2**20)
+
+
+@pytest.mark.parametrize("place", ["dictionary", "batch", "later"])
+def test_one_compressed_message_is_enough(tmp_path: Path, image: MakeImage, place: str) -> None:
+    schema, dictionary, batch = messages(with_kinds(image))
+    _, small_dictionary, small_batch = messages(with_kinds(image), compression="zstd")
+    stream = {
+        "dictionary": [schema, small_dictionary, batch],
+        "batch": [schema, dictionary, small_batch],
+        "later": [schema, dictionary, batch, batch, small_batch],
+    }[place]
+    path = tmp_path / "a.arrow"
+    path.write_bytes(b"".join([schema, dictionary, batch, batch]))
+    assert len(open_source(path)) == 6
+    path.write_bytes(b"".join(stream))
+    assert pa.ipc.open_stream(path.read_bytes()).read_all().num_rows >= 3
+    with pytest.raises(InputError, match="is compressed"):
+        open_source(path)
+
+
+def test_a_file_whose_end_names_a_compressed_message_inside_of_a_picture(tmp_path: Path, image: MakeImage) -> None:
+    path, content = tmp_path / "a.arrow", table(image, range(3))
+    hidden = messages(content, compression="zstd")[1]
+    several = pa.table({"image": pa.array([{"bytes": hidden, "path": None}], IMAGE), "caption": ["x"]})
+    for shift in range(8):
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, several.schema) as file:
+            file.write_table(several)
+        whole = path.read_bytes()
+        if whole.index(hidden) % 8 == 0:
+            break
+        several = several.set_column(0, "image", pa.array([{"bytes": bytes(shift + 1) + hidden, "path": None}], IMAGE))
+    at, size = whole.index(hidden), 8 + int.from_bytes(hidden[4:8], "little")
+    batch = whole.index(b"\xff\xff\xff\xff", 8 + 8 + int.from_bytes(whole[12:16], "little"))
+    listed = whole.rindex(batch.to_bytes(8, "little"))
+    path.write_bytes(whole[:listed] + struct.pack("<qi4xq", at, size, len(hidden) - size) + whole[listed + 24 :])
+    assert pa.ipc.open_file(path.read_bytes()).read_all().num_rows == 3
+    with pytest.raises(InputError, match="is compressed"):
+        open_source(path)
+
+
+def test_compression_as_arrow_0_17_had_it(tmp_path: Path, image: MakeImage) -> None:
+    path, content = tmp_path / "a.arrow", table(image, range(3)).to_batches()[0]
+    options = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, content.schema, options=options) as file:
+        file.write_batch(content, custom_metadata={"ARROW:experimental_compression": "zstd"})
+    with pytest.raises(InputError, match="is compressed"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_arrow_of_either_kind_is_mapped(tmp_path: Path, image: MakeImage, kind: str) -> None:
+    path, content = tmp_path / "a.arrow", with_kinds(image)
+    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, content.schema) as file:
+        file.write_table(content)
+        file.write_table(content)
+    now = pa.total_allocated_bytes()
+    mapped = map_arrow(path)
+    assert mapped.equals(pa.concat_tables([content, content])) and pa.total_allocated_bytes() - now < 20_000
+    source = open_source(path, caption_column="caption")
+    assert [(source.read(i).image, source.read(i).caption) for i in (0, 5)] == [
+        (image(0), "pair 0"),
+        (image(2), "pair 2"),
+    ]

@@ -1,7 +1,8 @@
 """Pairs with the images inside the table: Hugging Face ``datasets`` folders, Arrow and Parquet files.
 
-Arrow files are mapped and read in place. Parquet is compressed in groups of rows, so a single row is costly: each file
-is turned into an Arrow file in the cache when it is first needed, and the source is read file by file.
+Arrow files are mapped and read in place; compressed ones are refused. Parquet is compressed in groups of rows, so a
+single row is costly: each file is turned into an Arrow file in the cache when it is first needed, and the source is
+read file by file.
 
 pyarrow alone, not ``datasets``: bad rows are counted and named, no picture is decoded before its size is known, and the
 unpacked files are in the one cache.
@@ -26,6 +27,7 @@ from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.prefetch import Prefetcher
+from cloob.data.sources.mapped import map_arrow
 from cloob.errors import InputError, message
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
@@ -237,15 +239,6 @@ def _parquet_end(path: Path) -> bytes:
         size = int.from_bytes(file.read(4), "little")
         file.seek(-8 - size, os.SEEK_END)
         return file.read(size)
-
-
-def map_arrow(path: Path) -> pa.Table:
-    """An Arrow file of either kind, mapped."""
-    with pa.memory_map(str(path)) as source:
-        if source.read(6) == b"ARROW1":
-            return pa.ipc.open_file(source).read_all()
-        source.seek(0)
-        return pa.ipc.open_stream(source).read_all()
 
 
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:

@@ -17,7 +17,8 @@ from pyarrow import parquet
 
 from cloob.data.batch import BadSample
 from cloob.data.decode import MAX_IMAGE_BYTES
-from cloob.data.sources.arrow import is_image, map_arrow
+from cloob.data.sources.arrow import is_image
+from cloob.data.sources.mapped import map_arrow
 from cloob.errors import InputError
 from cloob.search.records import Value
 from cloob.search.scan.collection import (
