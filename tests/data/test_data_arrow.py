@@ -49,6 +49,15 @@ def write_saved(folder: Path, tables: list[pa.Table]) -> Path:
     return folder
 
 
+def write_file(path: Path, content: pa.Table) -> None:
+    """One file, of the kind that its name says."""
+    if path.suffix == ".parquet":
+        parquet.write_table(content, path)
+        return
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, content.schema) as file:
+        file.write_table(content)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return Cache(tmp_path / "cache")
@@ -118,6 +127,37 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path, image: MakeImage, cache
     path.write_bytes(b"PAR1" + b"\xff" * 200 + path.read_bytes()[204:])  # the footer is whole
     with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet \("):
         open_source(path, cache=cache)
+
+
+@pytest.mark.parametrize("rows", [3, 9])
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_file_that_changes_in_a_run_ends_it(
+    tmp_path: Path, image: MakeImage, cache: Cache, kind: str, rows: int
+) -> None:
+    for number in range(2):
+        write_file(tmp_path / f"{number}.{kind}", table(image, range(9)))
+    source = open_source(tmp_path, cache=cache)
+    assert source.read(3).caption == "pair 3"
+    worker = pickle.loads(pickle.dumps(source))
+    write_file(tmp_path / f"1.{kind}", table(image, range(20, 20 + rows)))
+    for reader in (source, worker):
+        with pytest.raises(InputError, match=rf"1\.{kind}: has changed since the run began; start it again"):
+            reader.read(17)
+        assert reader.read(8).caption == "pair 8"
+    (tmp_path / f"1.{kind}").unlink()
+    with pytest.raises(InputError, match=rf"1\.{kind}: No such file or directory"):
+        worker.read(17)
+
+
+def test_what_is_unpacked_is_read_though_its_file_has_changed(tmp_path: Path, image: MakeImage, cache: Cache) -> None:
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table(image, range(3)), path)
+    source = open_source(path, cache=cache)
+    worker = pickle.loads(pickle.dumps(source))
+    assert source.read(2).caption == "pair 2"
+    parquet.write_table(table(image, range(20, 22)), path)
+    assert worker.read(2).caption == "pair 2"
+    assert open_source(path, cache=cache).read(1).caption == "pair 21"
 
 
 def test_rows_that_share_a_picture_are_few_at_a_time(
@@ -212,22 +252,15 @@ def test_a_later_file_with_a_column_of_another_type_is_named(
     tmp_path: Path, image: MakeImage, cache: Cache, kind: str
 ) -> None:
     first = table(image, range(3))
-
-    def write(content: pa.Table, number: int) -> None:
-        if kind == "parquet":
-            parquet.write_table(content, tmp_path / f"{number}.parquet")
-            return
-        with pa.OSFile(str(tmp_path / f"{number}.arrow"), "wb") as sink, pa.ipc.new_file(sink, content.schema) as file:
-            file.write_table(content)
-
-    write(first, 0)
-    write(first.set_column(1, "caption", pa.array([1, 2, 3])), 1)
+    later = tmp_path / f"1.{kind}"
+    write_file(tmp_path / f"0.{kind}", first)
+    write_file(later, first.set_column(1, "caption", pa.array([1, 2, 3])))
     with pytest.raises(InputError, match=rf"1\.{kind}: column 'caption' holds int64, not text"):
         open_source(tmp_path, cache=cache)
-    write(first.set_column(0, "image", pa.array([1, 2, 3])), 1)
+    write_file(later, first.set_column(0, "image", pa.array([1, 2, 3])))
     with pytest.raises(InputError, match=rf"1\.{kind}: column 'image' holds int64, not images"):
         open_source(tmp_path, cache=cache)
-    write(first.set_column(1, "caption", pa.nulls(3)), 1)
+    write_file(later, first.set_column(1, "caption", pa.nulls(3)))
     with pytest.raises(BadSample, match="missing caption"):
         open_source(tmp_path, cache=cache).read(3)
 

@@ -32,6 +32,9 @@ from cloob.errors import InputError, message
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
 
+_State = tuple[int, int]
+"""Size of a file in bytes, and when it was written, in nanoseconds."""
+
 _DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
 _MAX_OPEN_FILES = 32
 _ROWS = 64  # of a converted record batch: few images have to be in memory at a time
@@ -70,7 +73,7 @@ class ArrowSource:
         self._paths = tuple(paths)
         self._cache = cache or Cache()
         self.streamed = any(path.suffix.lower() == ".parquet" for path in paths)
-        schemas, sizes = zip(*(_facts(path) for path in paths), strict=True)
+        schemas, sizes, self._states = zip(*(_facts(path) for path in paths), strict=True)
         self._columns = _choose(paths[0], schemas[0], image_column, caption_column)
         for path, schema in zip(paths, schemas, strict=True):
             missing = [column for column in self._columns if column not in schema.names]
@@ -146,12 +149,17 @@ class ArrowSource:
         return table
 
     def _file(self, shard: int) -> Path:
-        path = self._paths[shard]
+        path, state = self._paths[shard], self._states[shard]
         if path.suffix.lower() != ".parquet":
+            _check_unchanged(path, state)
             return path
-        stat = path.stat()
-        name = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self._columns} {path.stem}.arrow"
-        return self._cache.get("tables", name, lambda target: _convert(path, target, self._columns))
+
+        def make(target: Path) -> None:
+            _check_unchanged(path, state)
+            _convert(path, target, self._columns)
+
+        size, mtime_ns = state
+        return self._cache.get("tables", f"{path.resolve()} {size} {mtime_ns} {self._columns} {path.stem}.arrow", make)
 
     def __getstate__(self) -> dict[str, Any]:
         left_out = ("_opened", "_prefetcher", "_ends")
@@ -219,17 +227,33 @@ def holds_images(path: Path, image_column: str) -> bool:
     return image_column == _DEFAULTS[0] and any(is_image(field.type) for field in schema)
 
 
-def _facts(path: Path) -> tuple[pa.Schema, int]:
-    """Columns and number of rows of a file."""
+def _facts(path: Path) -> tuple[pa.Schema, int, _State]:
+    """Columns and number of rows of a file, and the state that it has them in."""
     try:
+        state = _state(path)
         if path.suffix.lower() == ".parquet":
             about = parquet.read_metadata(path)
-            return about.schema.to_arrow_schema(), about.num_rows
+            return about.schema.to_arrow_schema(), about.num_rows, state
         table = map_arrow(path)
-        return table.schema, table.num_rows
+        return table.schema, table.num_rows, state
     except (OSError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:300]
         raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}") from None
+
+
+def _state(path: Path) -> _State:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _check_unchanged(path: Path, state: _State) -> None:
+    """Refuses a file that is not any more the one whose rows have been counted."""
+    try:
+        changed = _state(path) != state
+    except OSError as error:
+        raise InputError(message(error)) from None
+    if changed:
+        raise InputError(f"{path}: has changed since the run began; start it again")
 
 
 def _parquet_end(path: Path) -> bytes:
