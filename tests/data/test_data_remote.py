@@ -30,8 +30,8 @@ from cloob.cli import main
 from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
-from cloob.data.shards import remote
 from cloob.data.shards import fetch as opener
+from cloob.data.shards import remote
 from cloob.data.shards.count import count_samples
 from cloob.data.shards.remote import RemoteShardSource
 from cloob.data.shards.sizes import read_sizes, remembered, unfinished

@@ -22,9 +22,10 @@ from index_fakes import FakeEncoder, noise, options, write_noise
 from PIL import Image
 from pyarrow import parquet
 
+from cloob.data.sources import arrow
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.scan import shards
+from cloob.search.scan import inside, shards
 from cloob.search.scan.addresses import remember
 from cloob.search.scan.collection import ReadFailed
 from cloob.search.scan.inside import Inside
@@ -415,6 +416,24 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypa
         monkeypatch.setattr(Inside, "read", None)  # what has no picture is not looked at again
         summary = index.update([path], options(FakeEncoder()))
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
+
+
+def test_a_group_that_blows_up_is_unpacked_once_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = pa.DictionaryArray.from_arrays([0] * 64, [png(0) + bytes(4 << 20)])
+    parquet.write_table(pa.table({"image": pictures}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
+    asked: list[int] = []
+    unpacked = inside.unpacked
+    monkeypatch.setattr(
+        inside,
+        "unpacked",
+        lambda path, columns, group, **how: asked.append(group) or unpacked(path, columns, group, **how),
+    )
+    monkeypatch.setattr(arrow, "MAX_IMAGE_BYTES", 32 << 20)
+    before, now = pa.default_memory_pool().max_memory(), pa.total_allocated_bytes()
+    with Index.create(tmp_path / "i") as index:
+        summary = index.update([tmp_path / "a.parquet"], options(FakeEncoder()))
+    assert summary.added == 0 and summary.faults == {"image too large": 64} and asked == [0]
+    assert pa.default_memory_pool().max_memory() <= max(before, now + 64 * 2**20)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])

@@ -267,52 +267,67 @@ def _parquet_end(path: Path) -> bytes:
 
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
     try:
-        size = path.stat().st_size  # Arrow's own error would not have the file's name
-        most = MAX_IMAGE_BYTES + _MOST_TIMES * size
-        with parquet.ParquetFile(path) as file:
-            if _stated_bytes(file.metadata, columns) > most:
-                raise _too_large(path, most)
-            schema = pa.schema([file.schema_arrow.field(column) for column in columns])
-            with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-                for batch in _batches(file, list(dict.fromkeys(columns))):
-                    writer.write_batch(batch.select(list(columns)))
-                    if sink.tell() > most:
-                        raise _too_large(path, most)
+        whole = parquet.read_schema(path)
+        schema = pa.schema([whole.field(column) for column in columns])
+        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            for batch in unpacked(path, list(dict.fromkeys(columns))):
+                writer.write_batch(batch.select(list(columns)))
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None and getattr(error, "filename", None) != str(path):
             raise  # of the disk that is written to
         raise InputError(f"{path}: cannot be read as Parquet ({message(error)})") from error
 
 
-def _too_large(path: Path, most: int) -> InputError:
-    return InputError(
-        f"{path} unpacks to more than {most:,} bytes: save it as Arrow without compression, which is read in place"
-    )
-
-
-def _stated_bytes(about: parquet.FileMetaData, columns: tuple[str, str]) -> int:
-    """What the pages of two columns unpack to, as the file's end has it; nothing checks that."""
-    groups = [about.row_group(i) for i in range(about.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    wanted = tuple(f"{column}." for column in columns)
-    return sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(wanted))
-
-
-def _batches(file: parquet.ParquetFile, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """The rows of some columns, few at a time.
+def unpacked(
+    path: Path, columns: Sequence[str] | None = None, group: int | None = None, *, most_times: int = _MOST_TIMES
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, few at a time.
 
     They are unpacked one by one: a picture of megabytes takes two bytes in each row but the first where it stands in a
     dictionary, and no size in the file speaks of that.
+
+    Args:
+        path: The file.
+        columns: These alone; None: all.
+        group: This group of rows alone; None: all.
+        most_times: Its size is what the file may unpack to, beside ``MAX_IMAGE_BYTES``.
+
+    Raises:
+        InputError: It unpacks to more.
+        OSError: There is no such file.
+        pa.ArrowException: It is no such file, or damaged.
     """
-    rows, held = [], 0
-    for row in file.iter_batches(batch_size=1, columns=columns):
-        rows.append(row)
-        held += row.nbytes
-        if len(rows) == _ROWS or held > _BATCH_BYTES:
+    most = MAX_IMAGE_BYTES + most_times * path.stat().st_size  # Arrow's own error would not have the file's name
+    too_large = InputError(
+        f"{path} unpacks to more than {most:,} bytes: save it as Arrow without compression, which is read in place"
+    )
+    with parquet.ParquetFile(path) as file:
+        groups = list(range(file.num_row_groups) if group is None else [group])
+        if _stated_bytes(file.metadata, columns, groups) > most:
+            raise too_large
+        rows, held, done = [], 0, 0
+        for row in file.iter_batches(batch_size=1, row_groups=groups, columns=columns):
+            rows.append(row)
+            held += row.nbytes
+            if done + held > most:
+                raise too_large
+            if len(rows) == _ROWS or held > _BATCH_BYTES:
+                yield pa.concat_batches(rows)
+                rows, held, done = [], 0, done + held
+        if rows:
             yield pa.concat_batches(rows)
-            rows, held = [], 0
-    if rows:
-        yield pa.concat_batches(rows)
+
+
+def _stated_bytes(about: parquet.FileMetaData, columns: Sequence[str] | None, groups: Sequence[int]) -> int:
+    """What the pages of some columns unpack to, as the file's end has it; nothing checks that."""
+    found = [about.row_group(i) for i in groups]
+    chunks = [group.column(i) for group in found for i in range(group.num_columns)]
+    wanted = None if columns is None else tuple(f"{column}." for column in columns)
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if wanted is None or f"{chunk.path_in_schema}.".startswith(wanted)
+    )
 
 
 def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from cloob.data.batch import BadSample
 from cloob.data.decode import MAX_IMAGE_BYTES
-from cloob.data.sources.arrow import is_image
+from cloob.data.sources.arrow import is_image, unpacked
 from cloob.data.sources.mapped import map_arrow
 from cloob.errors import InputError
 from cloob.search.records import Value
@@ -35,6 +35,7 @@ from cloob.search.scan.collection import (
 from cloob.search.scan.rows import CAPTION_COLUMNS, plain
 
 _MOST_OPEN = 4  # groups of rows of Parquet files, unpacked
+_MOST_TIMES = 10  # its file's size is what a group may unpack to: it is held in memory
 
 
 class Inside:
@@ -67,6 +68,7 @@ class Inside:
                 raise InputError(f"{file} has no column {min(missing)!r}; its columns: {', '.join(names)}")
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
+        self._too_large: dict[tuple[str, int], str] = {}
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         """All rows, file by file."""
@@ -134,7 +136,7 @@ class Inside:
             else:
                 return []
             return [name or None for name in column.to_pylist()]
-        except (OSError, ValueError, pa.ArrowException):  # reading a picture says why
+        except (OSError, ValueError, pa.ArrowException, InputError):  # reading a picture says why
             return []
 
     def _has_bytes(self, path: str, group: int) -> bool:
@@ -149,7 +151,7 @@ class Inside:
     def _column(self, path: str, group: int) -> pa.ChunkedArray:
         """The pictures of a group."""
         if path.lower().endswith(".parquet"):
-            return parquet.ParquetFile(path).read_row_group(group, [self._image]).column(self._image)
+            return _unpacked(path, group, [self._image]).column(self._image)
         return map_arrow(self._files[path]).column(self._image)
 
     def _row(self, found: Found) -> tuple[pa.Table, int]:
@@ -164,14 +166,19 @@ class Inside:
         """The rows of a Parquet file's group, or of an Arrow file."""
         key = (path, group)
         with self._lock:
+            if key in self._too_large:
+                raise BadSample("image too large", path, self._too_large[key])
             if key not in self._open:
                 while len(self._open) >= _MOST_OPEN and path.lower().endswith(".parquet"):
                     self._open.popitem(last=False)
                 try:
                     if path.lower().endswith(".parquet"):
-                        self._open[key] = parquet.ParquetFile(path).read_row_group(group)
+                        self._open[key] = _unpacked(path, group)
                     else:
                         self._open[key] = map_arrow(self._files[path])
+                except InputError as error:  # by all its rows, of which there may be millions, once
+                    self._too_large[key] = str(error)
+                    raise BadSample("image too large", path, str(error)) from None
                 except (OSError, pa.ArrowException) as error:
                     raise read_fault(path, error) from None
             self._open.move_to_end(key)
@@ -198,6 +205,11 @@ def _stated(found: Found, path: str, container: Path) -> Found:
     if state is None:
         return found._replace(bytes=0, mtime_ns=None)
     return found._replace(bytes=state.st_size, mtime_ns=newest(state, container.stat()))
+
+
+def _unpacked(path: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """A group of a Parquet file."""
+    return pa.Table.from_batches(list(unpacked(Path(path), columns, group, most_times=_MOST_TIMES)))
 
 
 def _schema(file: Path) -> pa.Schema:
