@@ -25,10 +25,9 @@ def test_the_commands_of_the_page_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "mine").symlink_to(small)
-    lines = [
-        shlex.split(line) for code in re.findall(r"```sh\n(.*?)```", out(), re.DOTALL) for line in code.splitlines()
-    ]
+    (tmp_path / "runs" / "finetune").symlink_to(small)
+    blocks = re.findall(r"```console\n(.*?)```", out(), re.DOTALL)
+    lines = [shlex.split(line.removeprefix("$ "), comments=True) for code in blocks for line in code.splitlines()]
     ours = [words[1:] for words in lines if words[1] == "push" or "transformers" in words]
     assert len(ours) >= 2
     for words in ours:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,23 @@ def test_the_trainer_trains(model: Any, kind: Any, tmp_path: Path) -> None:
     assert len(losses) == 6
     assert losses[-1] < losses[0] - 0.02
     assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if p.grad is not None)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true")
+def test_the_example_of_the_page_trains(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/interop.md, with the tiny model in place of the one that it fetches."""
+    page = Path(__file__).parents[2] / "docs" / "interop.md"
+    if not page.is_file():
+        pytest.skip("docs/interop.md is not beside the tests")
+    section = page.read_text(encoding="utf-8").partition("\n## sentence-transformers\n")[2]
+    code = re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer", lambda name: model)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names: dict[str, Any] = {}
+    exec(compile(code, str(page), "exec"), names)
+    assert any(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert names["loss"].get_config_dict() == CLOOBLoss(model).get_config_dict()  # "the defaults"
 
 
 def test_one_pair_that_is_not_finite_is_an_error_too(model: Any) -> None:

@@ -24,11 +24,11 @@ def commands() -> list[list[str]]:
     """The words of each cloob command of the page, torchrun's own left out."""
     if not PAGE.is_file():  # the tests of an installed package have no documentation beside them
         return []
-    blocks = re.findall(r"```sh\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     found = []
     for line in lines:
-        words = shlex.split(line)
+        words = shlex.split(line.removeprefix("$ "))
         if words[:1] == ["torchrun"]:
             module = words.index("-m")
             assert words[1:3] == ["--nproc-per-node", "8"] and words[module + 1] == "cloob"

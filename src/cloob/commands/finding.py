@@ -21,7 +21,7 @@ class SearchArguments:
     """
 
     index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
-    """Folder that `cloob index` has made."""
+    """What `cloob index` made: a folder, or postgresql://…."""
     query: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="QUERY …")] = ()
     """Words, pictures and addresses; none with --like or --duplicates."""
     where: str | None = None

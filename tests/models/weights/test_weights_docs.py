@@ -59,7 +59,7 @@ def test_the_commands_of_the_page_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
-    lines = [shlex.split(line) for code in snippets("sh") for line in code.splitlines()]
+    lines = [shlex.split(line.removeprefix("$ ")) for code in snippets("console") for line in code.splitlines()]
     assert lines
     for words in lines:
         assert words[0] == "cloob"
