@@ -29,7 +29,7 @@ from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
 from cloob.train.bad import check_fraction
 from cloob.train.config import TrainConfig
-from cloob.train.ranks import on_rank_zero
+from cloob.train.ranks import on_rank_zero, unhurried
 
 logger = logging.getLogger(__name__)
 _VERSION = "3"  # of what is computed; another number makes the files of the old one unused
@@ -86,7 +86,7 @@ def feature_loader(
     """
     if train and len(source) < config.run.batch_size:
         raise TooFewPairs(source.name, len(source), config.run.batch_size)
-    name = f"{on_rank_zero(lambda: _key(source, encoder))}.safetensors"
+    name = f"{on_rank_zero(lambda: _key(source, encoder), slow=True)}.safetensors"
     encoder = encoder.to(device)
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
     held: list[Features] = []
@@ -98,8 +98,9 @@ def feature_loader(
     def get() -> Features:
         return _cached(source, encoder, config, cache, name, check)
 
-    on_rank_zero(lambda: held.append(get()))
-    features = held[0] if held else get()
+    on_rank_zero(lambda: held.append(get()), slow=True)
+    with unhurried():
+        features = held[0] if held else get()
     if train and config.towers.init is None:  # heads that were trained before keep their standardisation
         encoder.fit(features.images, features.texts)
     return FeatureLoader(

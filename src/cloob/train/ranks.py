@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -12,6 +15,7 @@ import torch.distributed as dist
 from cloob.distributed import host, rank, world_size
 
 T = TypeVar("T")
+_MEET_SECONDS = 30.0  # far less than any process group waits
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,50 @@ def broadcast_object(value: Any) -> Any:
     return box[0]
 
 
-def on_rank_zero(action: Callable[[], T]) -> T:
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """Inside, a rank may take longer than the process group waits for one; at the end each waits for all.
+
+    A thread of each rank meets those of the others every now and then, so that one that dies is noticed as ever, and
+    one that hangs is not. Nothing else inside may talk to other ranks. In a group of NCCL alone, whose collectives
+    belong to a thread's device, the group's own patience is all there is.
+    """
+    if world_size() == 1 or "cpu:" not in dist.get_backend_config():
+        yield
+        return
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        meetings = pool.submit(_meet, ended)
+        try:
+            yield
+        finally:
+            ended.set()
+    meetings.result()
+
+
+def _meet(ended: threading.Event) -> None:
+    while not all(gather_objects(ended.wait(_MEET_SECONDS))):
+        pass
+
+
+def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
     """Runs ``action()`` on rank 0 and returns its result everywhere; what it raises is raised on every rank.
 
     A rank that failed alone would leave the others waiting for it.
+
+    Args:
+        action: What is done there.
+        slow: It may take longer than the process group waits; should it hang, that is not noticed.
     """
     outcome: Any = (None, None)
-    if rank() == 0:
-        try:
-            outcome = (action(), None)
-        except Exception as error:
-            if world_size() == 1:
-                raise
-            outcome = (None, error)
+    with unhurried() if slow else contextlib.nullcontext():
+        if rank() == 0:
+            try:
+                outcome = (action(), None)
+            except Exception as error:
+                if world_size() == 1:
+                    raise
+                outcome = (None, error)
     result, failure = broadcast_object(outcome)
     if failure is not None:
         raise failure
