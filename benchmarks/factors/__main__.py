@@ -11,15 +11,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from benchmarks.factors import plan
+from benchmarks.factors import plan, searched
+from benchmarks.factors.searched import RESULTS
 from benchmarks.pictograms import records
-
-RESULTS = Path(__file__).parent / "results"
-
-
-def search_scores(results: Path) -> dict[str, float]:
-    """What the search knows: the best held-out recall of each of its runs."""
-    return {name: record["recall"] for name, record in records.read("search", results).items()}
 
 
 def go(results: Path, limit: int | None = None) -> None:
@@ -27,9 +21,10 @@ def go(results: Path, limit: int | None = None) -> None:
     from benchmarks.factors.training import train
     from benchmarks.pictograms.study import say
 
-    scores, done = search_scores(results), records.read("search", results).keys() | records.read("cells", results)
+    scores, superseded = searched.scores(results)
+    done = scores.keys() | records.read("cells", results)
     while limit is None or limit > 0:
-        run = next((run for run in plan.runs(scores) if run.id not in done), None)
+        run = next((run for run in plan.runs(scores, superseded) if run.id not in done), None)
         if run is None:
             return
         record = train(run)
@@ -44,11 +39,11 @@ def go(results: Path, limit: int | None = None) -> None:
 
 def status(results: Path) -> str:
     """How many of the runs that are known by now are done, world by world."""
-    scores = search_scores(results)
+    scores, superseded = searched.scores(results)
     done = {stage: records.read(stage, results) for stage in ("search", "cells")}
     counts: Counter[tuple[str, str, bool]] = Counter()
-    for run in plan.runs(scores):
-        counts[plan.slug(run.world), run.stage, run.id in done[run.stage]] += 1
+    for run in plan.runs(scores, superseded):
+        counts[plan.slug(run.world), run.stage, run.id in (scores if run.stage == "search" else done["cells"])] += 1
     lines = []
     for world in map(plan.slug, plan.worlds()):
         parts = [f"{stage} {counts[world, stage, True]}, open {counts[world, stage, False]}" for stage in done]

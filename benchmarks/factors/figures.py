@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.factors import plan
-from benchmarks.factors.tables import Cells, mean_zero_shot, paired, searches_of, select
+from benchmarks.factors.searched import searches
+from benchmarks.factors.tables import Cells, mean_zero_shot, paired, select
 from benchmarks.factors.world import World
 from benchmarks.leads import Lead, Row, forest, lines
 from benchmarks.pictograms import records
@@ -29,7 +30,7 @@ _STREAM = "a stream of fresh pairs"
 
 def write(results: Path, images: Path = IMAGES) -> None:
     """Draws both."""
-    cells = select(records.read("cells", results), searches_of(records.read("search", results)))
+    cells = select(records.read("cells", results), searches(results))
     by_share = {m: {w: found for w in sorted(plan.WRONG) if (found := lead(cells, World(wrong=w), m))} for m in MEMBERS}
     lines(images / "factors-wrong.svg", by_share, NAMES)
     titles = [f"{100 * share:g} % wrong captions" if share else "right captions" for share in SHARES]

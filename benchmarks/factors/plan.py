@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.factors.world import World
@@ -123,6 +125,8 @@ _TEMPERATURES: dict[str, list[dict[str, Any]]] = {
 }
 Scores = Mapping[str, float]
 """Search run's id -> the best recall on held-out pairs along the run."""
+Superseded = Mapping[tuple[World, str], Sequence[Setting]]
+"""(world, method) -> settings that the search in its earlier forms tried there, and in this form does not come by."""
 Round = Callable[[str, Setting], Sequence[Mapping[str, Any]]]
 
 
@@ -167,6 +171,14 @@ _SIDE: tuple[Round, ...] = (
     _finer("weight_decay", math.sqrt(10)),
 )
 """The same in short, around what was chosen in the base world with as many wrong captions."""
+_SIDE_LAST: tuple[Round, ...] = (
+    _finer("lr", math.sqrt(3)),
+    _finer("weight_decay", math.sqrt(10)),
+    lambda _, best: [{"length": best.length / 2}, {"length": min(1.0, best.length * 2)}],
+    _last,
+    _further,
+)
+"""Beyond the edges, on which some of these searches had ended, and β between and beside the list's values."""
 
 
 def worlds() -> list[World]:
@@ -210,14 +222,18 @@ class Search:
         return max(self.scores, key=lambda setting: self.scores[setting])
 
 
-def search(method: str, world: World, scores: Scores) -> Search:
+def search(method: str, world: World, scores: Scores, superseded: Superseded = MappingProxyType({})) -> Search:
     """Follows the rounds through the records."""
-    rounds, start = _MAIN, PUBLISHED[method]
+
+    def kept(_: str, best: Setting) -> list[Mapping[str, Any]]:
+        return [dataclasses.asdict(setting) for setting in superseded.get((world, method), ())]
+
+    rounds, start = (*_MAIN, kept), PUBLISHED[method]
     if is_side(world):
-        base = search(method, World(wrong=world.wrong), scores)
+        base = search(method, World(wrong=world.wrong), scores, superseded)
         if not base.complete:
             return Search((), {}, complete=False)
-        rounds, start = _SIDE, base.best
+        rounds, start = (*_SIDE, kept, *_SIDE_LAST), base.best
     tried: dict[Setting, float | None] = {start: _score(method, world, start, scores)}
     known = {setting: score for setting, score in tried.items() if score is not None}
     for around in rounds:
@@ -232,6 +248,15 @@ def search(method: str, world: World, scores: Scores) -> Search:
     return Search(tuple(tried), known, complete=len(known) == len(tried))
 
 
+def superseded_settings(configs: Iterable[Mapping[str, Any]], scores: Scores) -> Superseded:
+    """The settings of the runs of earlier searches, of those that were judged by all seeds."""
+    found: dict[tuple[World, str], dict[Setting, None]] = defaultdict(dict)
+    for run in map(Run.from_config, configs):
+        if _score(run.method, run.world, run.setting, scores) is not None:
+            found[run.world, run.method][run.setting] = None
+    return {place: tuple(settings) for place, settings in found.items()}
+
+
 def search_runs(method: str, world: World, setting: Setting) -> list[Run]:
     """The runs that a setting is judged by."""
     of_search = SIDE_SEARCH_SEEDS if is_side(world) else SEARCH_SEEDS
@@ -244,12 +269,12 @@ def _score(method: str, world: World, setting: Setting, scores: Scores) -> float
     return sum(known) / len(known) if len(known) == len(by_seed) else None
 
 
-def runs(scores: Scores) -> Iterator[Run]:
+def runs(scores: Scores, superseded: Superseded = MappingProxyType({})) -> Iterator[Run]:
     """All runs that are known by now, in the order in which they are to be done: by world, the search before cells."""
     sides = [world for world in worlds() if is_side(world)]
     base = [world for world in worlds() if not is_side(world)]
     for world, members in [*product(base, [METHODS]), *product(base, [ADDED]), *product(sides, [METHODS])]:
-        searches = {method: search(method, world, scores) for method in members}
+        searches = {method: search(method, world, scores, superseded) for method in members}
         for method in members:
             for setting in searches[method].tried:
                 yield from search_runs(method, world, setting)

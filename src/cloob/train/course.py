@@ -104,5 +104,6 @@ def _warn(config: TrainConfig, total: int) -> None:
     elif frozen == "image" and towers.init_image and retrieves and not config.loss.retrieval_from:
         logger.warning(
             "beside a frozen image tower a new text tower did not leave chance where retrieval began with the first "
-            "step (docs/choose.md); --objective infoloob does without, --retrieval-from 0.5 begins later"
+            "step (docs/choose.md); --objective infoloob does without, --retrieval-from 0.5 --best val_recall begins "
+            "later"
         )
