@@ -38,7 +38,7 @@ def lines(path: Path, leads: Mapping[str, Mapping[float, Lead]], names: Mapping[
     ]
     with _drawing(path, said, 1, (5.6, 3.2)) as (axes,):
         axes.axhline(0, color=_GREY, linewidth=1)
-        axes.text(0.995, 0.02, "CLIP", color=_GREY, ha="right", va="bottom", transform=axes.get_yaxis_transform())
+        axes.text(1.01, 0, "CLIP", color=_GREY, ha="left", va="center", transform=axes.get_yaxis_transform())
         for method, by_share in leads.items():
             shares, drawn = [100 * share for share in by_share], list(by_share.values())
             axes.plot(shares, [lead.mean for lead in drawn], "o-", color=COLOURS[method], label=names[method])
