@@ -7,10 +7,14 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 
+from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, caption_id
 from cloob.data.fingerprint import Fingerprint
 from cloob.data.open import open_source
@@ -18,7 +22,7 @@ from cloob.data.source import Source
 from cloob.data.split import split
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
-from support import write_pairs
+from support import noise, write_pairs
 
 Pair = tuple[bytes, str]
 
@@ -112,12 +116,29 @@ def test_a_folder_and_a_table(tmp_path: Path) -> None:
     assert held[0] == held[1] and len(folder[1]) == len(table[1]) == 10 and len(held[0]) == 5
 
 
+def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
+    """It is unpacked file by file, so training reads it so, and what it will read soon is asked for."""
+    pictures = [noise(n) for n in range(40)]
+    table = pa.table({"image": pictures, "caption": [f"caption {n}" for n in range(40)]})
+    for n in range(4):
+        parquet.write_table(table.slice(10 * n, 10), tmp_path / f"p-{n}.parquet")
+    source = open_source(str(tmp_path / "p-*.parquet"), cache=Cache(tmp_path / "cache"))
+    train, held = split([source], 0.25)
+    assert train.streamed and held.streamed and len(train.shard_sizes) == 4 and sum(train.shard_sizes) == 30
+    alike = split([Listed(tuple(zip(pictures, table["caption"].to_pylist(), strict=True)))], 0.25)
+    assert [contents(part) for part in (train, held)] == [contents(part) for part in alike]
+    asked: list[np.ndarray] = []
+    source.prefetch = asked.append  # type: ignore[attr-defined]
+    train.prefetch(np.array([0, 29]))  # type: ignore[attr-defined]
+    assert [source.read(row).caption for row in asked[0]] == [train.read(0).caption, train.read(29).caption]
+
+
 def test_what_cannot_be_split_is_refused_in_one_line() -> None:
     same = Listed(tuple((bytes([n]), "a photo") for n in range(20)))
     with pytest.raises(InputError, match=r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data"):
         split([same], 0.1)
     with pytest.raises(InputError, match="streamed pairs would all be fetched"):
-        split([Listed(same.pairs, streamed=True)], 0.1)
+        split([Listed(same.pairs, name="s3://bucket/{00..07}.tar", streamed=True)], 0.1)
     alone = [Listed(((bytes([n]), f"c{n}"),), name="one pair") for n in range(4)]
     with pytest.raises(InputError, match="one pair: all its pairs would be held out"):
         split(alone, 0.5)

@@ -16,6 +16,7 @@ import numpy as np
 from cloob.data.batch import BadSample, RawSample, caption_id
 from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.mix import mix
+from cloob.data.shards.spec import is_remote
 from cloob.data.source import Source
 from cloob.errors import InputError
 
@@ -33,7 +34,6 @@ class Subset:
     whole: Source
     rows: np.ndarray
     part: str
-    streamed = False
 
     @property
     def name(self) -> str:
@@ -46,6 +46,11 @@ class Subset:
         ends = np.searchsorted(self.rows, np.cumsum(self.whole.shard_sizes))
         return tuple(size for start, end in pairwise([0, *ends.tolist()]) if (size := end - start))
 
+    @property
+    def streamed(self) -> bool:
+        """As the source."""
+        return self.whole.streamed
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -56,6 +61,11 @@ class Subset:
     def read(self, index: int) -> RawSample:
         """The pair at ``index``; raises ``BadSample`` when it cannot be used."""
         return self.whole.read(int(self.rows[index]))
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Passes on to the source what will be read soon."""
+        if (fetch := getattr(self.whole, "prefetch", None)) is not None:
+            fetch(self.rows[indices])
 
 
 def split(sources: Sequence[Source], share: float, weights: Sequence[float] = ()) -> tuple[Source, Source]:
@@ -74,10 +84,10 @@ def split(sources: Sequence[Source], share: float, weights: Sequence[float] = ()
         The training pairs and the held-out pairs, at most ``share`` of all (rounded, at least two).
 
     Raises:
-        InputError: A source is streamed, fewer than two pairs can be held out, or no pairs of a source would be left.
+        InputError: A source is elsewhere, fewer than two pairs can be held out, or no pairs of a source would be left.
     """
     for source in sources:
-        if source.streamed:
+        if is_remote(source.name):
             raise InputError(
                 f"{source.name}: streamed pairs would all be fetched to hold some out; give --val-data in place of "
                 "--val-split"

@@ -12,6 +12,7 @@ from cloob.commands.measuring import DataArguments
 from cloob.commands.steps import columns, say_next
 from cloob.data.open import open_source
 from cloob.data.shards.count import write_counts
+from cloob.data.shards.spec import is_remote
 from cloob.data.split import most_held_out
 from cloob.data.survey import SMALL_SIDE, Survey, survey
 from cloob.evaluate.report.sheet import write_sheet
@@ -54,19 +55,19 @@ def _look(arguments: DataArguments) -> int:
         _print(result)
         if arguments.out is not None:
             print(arguments.out)
-        if training := _training(arguments, result, source.streamed):
+        if training := _training(arguments, result):
             say_next(training)
     return 0
 
 
-def _training(arguments: DataArguments, result: Survey, streamed: bool) -> list[str | Path]:
+def _training(arguments: DataArguments, result: Survey) -> list[str | Path]:
     """How to train on what was looked at: heads on frozen encoders where it is small; nothing where it is too small."""
-    small = result.rows <= SMALL
+    small, elsewhere = result.rows <= SMALL, is_remote(arguments.data)
     usable = result.rows * len(result.usable) // max(1, result.seen)
-    left = usable if streamed else usable - most_held_out(usable, VAL_SPLIT)
+    left = usable if elsewhere else usable - most_held_out(usable, VAL_SPLIT)
     if left < 2:
         return []
-    held_out = [] if streamed else ["--val-split", f"{VAL_SPLIT:g}"]
+    held_out = [] if elsewhere else ["--val-split", f"{VAL_SPLIT:g}"]
     batch = ["--batch-size", str(good_batch(left))] if small else []
     named = columns(arguments.image_column, arguments.caption_column)
     return ["train", *(["align"] if small else []), "--data", arguments.data, *named, *batch, *held_out]
