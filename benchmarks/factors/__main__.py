@@ -40,15 +40,18 @@ def go(results: Path, limit: int | None = None) -> None:
 def status(results: Path) -> str:
     """How many of the runs that are known by now are done, world by world."""
     scores, superseded = searched.scores(results)
-    done = {stage: records.read(stage, results) for stage in ("search", "cells")}
+    cells = records.read("cells", results)
     counts: Counter[tuple[str, str, bool]] = Counter()
     for run in plan.runs(scores, superseded):
-        counts[plan.slug(run.world), run.stage, run.id in (scores if run.stage == "search" else done["cells"])] += 1
+        counts[plan.slug(run.world), run.stage, run.id in scores or run.id in cells] += 1
     lines = []
     for world in map(plan.slug, plan.worlds()):
-        parts = [f"{stage} {counts[world, stage, True]}, open {counts[world, stage, False]}" for stage in done]
+        parts = [
+            f"{stage} {counts[world, stage, True]}, open {counts[world, stage, False]}" for stage in ("search", "cells")
+        ]
         lines.append(f"{world}: {'; '.join(parts)}")
-    seconds = sum(record["cpu_seconds"] for of_stage in done.values() for record in of_stage.values())
+    stages = [records.read(stage, results) for stage in ("search", "superseded")]
+    seconds = sum(record["cpu_seconds"] for of_stage in (*stages, cells) for record in of_stage.values())
     return "\n".join([*lines, f"{seconds / 3600:.2f} CPU-core hours so far"])
 
 

@@ -267,6 +267,7 @@ def _parquet_end(path: Path) -> bytes:
 
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
     try:
+        path.stat()  # Arrow's own error would not have the file's name
         whole = parquet.read_schema(path)
         schema = pa.schema([whole.field(column) for column in columns])
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
@@ -297,7 +298,7 @@ def unpacked(
         OSError: There is no such file.
         pa.ArrowException: It is no such file, or damaged.
     """
-    most = MAX_IMAGE_BYTES + most_times * path.stat().st_size  # Arrow's own error would not have the file's name
+    most = MAX_IMAGE_BYTES + most_times * path.stat().st_size
     too_large = InputError(
         f"{path} unpacks to more than {most:,} bytes: save it as Arrow without compression, which is read in place"
     )

@@ -136,7 +136,7 @@ class Inside:
             else:
                 return []
             return [name or None for name in column.to_pylist()]
-        except (OSError, ValueError, pa.ArrowException, InputError):  # reading a picture says why
+        except (OSError, ValueError, pa.ArrowException):  # reading a picture says why
             return []
 
     def _has_bytes(self, path: str, group: int) -> bool:
