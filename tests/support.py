@@ -238,6 +238,7 @@ def chromium(profile: Path) -> Iterator[Any]:
     options.add_argument(f"--user-data-dir={profile}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver_path))
+    driver.set_script_timeout(120)  # a busy machine draws a few frames a second
     try:
         yield driver
     finally:

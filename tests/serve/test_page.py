@@ -181,6 +181,7 @@ def test_a_picture_opens_and_leads_on(page: Page) -> None:
 
     page.go().until(lambda: page.all(".tile.ready"))
     page.one(".tile").send_keys(Keys.ARROW_RIGHT)
+    page.until(lambda: "square" in page.focused(), "the tile has its name")
     first = page.focused()
     page.keys(Keys.ENTER)
     page.says("#detail-title", "square")
@@ -193,9 +194,23 @@ def test_a_picture_opens_and_leads_on(page: Page) -> None:
     page.keys(Keys.ESCAPE)
     page.until(lambda: page.focused() == first, "the focus comes back")
     page.keys(Keys.ENTER)
+    page.until(lambda: page.one("#detail .primary").is_displayed())
     page.one("#detail .primary").click()
     page.says("#found-title", "a picture like this")
     assert "q=1%7Ei%7E" in page.run("return location.search")
+
+
+def test_a_picture_that_comes_late_does_not_open_again_what_was_closed(page: Page) -> None:
+    page.go().until(lambda: page.all(".tile.ready"))
+    page.one(".tile").click()
+    page.says("#detail-title", "square")
+    opened = page.driver.execute_async_script(
+        "const [done] = arguments; const dialog = document.getElementById('detail');"
+        "import('/page/api.js').then(async api => { api.forget();"
+        " dialog.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'})); dialog.close();"
+        " await api.item(1); await api.item(2); setTimeout(() => done(dialog.open)); })"
+    )
+    assert opened is False
 
 
 def test_sort_by_own_labels(page: Page) -> None:

@@ -6,39 +6,39 @@ import { $, announce, bytes, h, icon, number, score, title } from "./dom.js";
 const dialog = $("detail");
 let grid = null;
 let place = 0;
+let shows = 0; // counts the calls of `show`: only the latest one may fill the dialog
 
-/** Opens the picture at a place of a grid. */
+/** Opens the picture at a place of a grid; false where another was asked for, or the dialog closed, meanwhile. */
 export async function show(at, from) {
+  const [call, steps] = [++shows, dialog.open];
   [grid, place] = [from, at];
-  await fill(from.ids[at], from.values?.[at]);
+  const item = await api.item(from.ids[at]);
+  if (call !== shows || (steps && !dialog.open)) return false;
+  fill(item, from.values?.[at]);
   if (!dialog.open) dialog.showModal();
+  return true;
 }
 
 /** Opens one picture that stands in no grid. */
-export async function showOne(id) {
-  [grid, place] = [{ ids: [id], focusAt: () => {} }, 0];
-  await fill(id);
-  if (!dialog.open) dialog.showModal();
-}
+export const showOne = (id) => show(0, { ids: [id], focusAt: () => {} });
 
-async function fill(id, value) {
-  const item = await api.item(id);
+function fill(item, value) {
   if (!item) {
     dialog.replaceChildren(head("This picture is gone"), h("p.quiet.detail-gone", {}, "It was in the collection before; show the changed collection."));
     return;
   }
-  const image = h("img", { alt: title(item), src: api.thumbnail(id, 1024), width: item.width, height: item.height });
+  const image = h("img", { alt: title(item), src: api.thumbnail(item.id, 1024), width: item.width, height: item.height });
   image.style.maxWidth = `min(100%, ${4 * item.width}px)`; // a small one is not blown up further
   image.style.maxHeight = `min(100%, ${4 * item.height}px)`;
   image.addEventListener("error", () => image.replaceWith(h("p.quiet", {}, "Its file is not there any more, or has changed.")));
   const actions = h(
     "div.actions",
     {},
-    act("More like this", "search", () => begin({ item: id, weight: 1 }), "primary"),
-    act("Add to query", "plus", () => add({ item: id, weight: 1 })),
-    act("Keep away", "minus", () => add({ item: id, weight: -1 })),
+    act("More like this", "search", () => begin({ item: item.id, weight: 1 }), "primary"),
+    act("Add to query", "plus", () => add({ item: item.id, weight: 1 })),
+    act("Keep away", "minus", () => add({ item: item.id, weight: -1 })),
   );
-  const original = h("a.button", { href: api.picture(id), target: "_blank", rel: "noopener" }, "Open the file");
+  const original = h("a.button", { href: api.picture(item.id), target: "_blank", rel: "noopener" }, "Open the file");
   actions.append(original);
   dialog.replaceChildren(head(title(item)), h("div.detail-picture", {}, image), actions, facts(item, value));
   announce(title(item));
@@ -62,7 +62,7 @@ function head(words) {
 async function go(difference, label) {
   const next = place + difference;
   if (!grid.ids[next]) return;
-  await show(next, grid);
+  if (!(await show(next, grid))) return;
   const button = label && dialog.querySelector(`[aria-label="${label}"]`);
   (button && !button.disabled ? button : dialog.querySelector('[aria-label="Close"]')).focus();
 }
