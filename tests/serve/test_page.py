@@ -24,6 +24,23 @@ from support import picture
 
 pytest.importorskip("selenium", reason="selenium is not installed")
 N = 60
+HOLD = """
+if (!window.held) {
+  const [held, ask] = [(window.held = {}), fetch];
+  window.fetch = async (address, options) => {
+    const found = held[Object.keys(held).find((words) => `${address} ${options?.body}`.includes(words))];
+    if (!found) return ask(address, options);
+    found.asked = true;
+    await new Promise((go, end) => {
+      found.free.then(go);
+      options?.signal?.addEventListener("abort", () => end(options.signal.reason));
+    });
+    return found.status ? Response.json({detail: "failed as told"}, {status: found.status}) : ask(address, options);
+  };
+}
+const one = (window.held[arguments[0]] = {status: arguments[1]});
+one.free = new Promise((go) => (one.go = go));
+"""
 
 
 def serving(index: Index) -> Iterator[str]:
@@ -77,6 +94,16 @@ class Page:
         from selenium.webdriver.common.action_chains import ActionChains
 
         ActionChains(self.driver).send_keys(*keys).perform()
+
+    def hold(self, words: str, status: int = 0) -> None:
+        """Requests with these words in their address or body wait until `free`, and fail then if there is a status."""
+        self.run(HOLD, words, status)
+
+    def held(self, words: str) -> None:
+        self.until(lambda: self.run("return held[arguments[0]].asked", words), f"{words} is asked for")
+
+    def free(self, words: str) -> None:
+        self.run("held[arguments[0]].go()", words)
 
     def tiles(self) -> list[str]:
         script = "return [...document.querySelectorAll('#columns .tile')].map(t => t.getAttribute('aria-label'))"
@@ -268,6 +295,26 @@ def test_two_models_stand_side_by_side(page: Page) -> None:
     assert page.run("return location.search") == "?q=red&model=colours&model=others"
     page.go("?q=red&model=colours,others").until(lambda: len(page.all(".column")) == 2, "an old link")
     assert abs(left["y"] - right["y"]) < 2 and left["x"] + left["width"] <= right["x"]
+
+
+def test_of_two_models_each_says_when_it_has_answered(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    notes = "return [...document.querySelectorAll('.column-head p')].map(note => note.textContent)"
+    page.go("?model=colours&model=others").until(lambda: len(page.all(".column .tile.ready")) > 1)
+    page.hold('"others"')
+    page.one("#words").send_keys("red", Keys.ENTER)
+    page.until(lambda: page.run(notes) == ["10 of 60 pictures fit", "Searching …"])
+    page.free('"others"')
+    page.until(lambda: page.run(notes) == ["10 of 60 pictures fit"] * 2)
+    page.hold('"colours"')
+    page.hold('"others"', 500)
+    page.free('"others"')
+    page.one("#words").send_keys("blue", Keys.ENTER)
+    page.says("[role=alert]", "failed as told")
+    page.free('"colours"')
+    page.driver.execute_async_script("fetch('/api/search?\"colours\"').then(() => setTimeout(arguments[0], 50))")
+    assert "failed as told" in page.text("#columns")
 
 
 def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:

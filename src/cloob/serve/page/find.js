@@ -49,15 +49,22 @@ export async function draw({ force = false } = {}) {
   asking = new AbortController();
   const { signal } = asking;
   $("found-title").textContent = heading(parts);
-  const busy = setTimeout(() => columns.forEach(wait), 150);
+  const waiting = new Set(columns);
+  const busy = setTimeout(() => waiting.forEach(wait), 150);
+  const answered = (column) => {
+    waiting.delete(column);
+    column.element.classList.remove("busy");
+  };
   try {
-    if (parts.length) await Promise.all(columns.map((column) => search(column, parts, where, cutoff, signal)));
+    if (parts.length) await Promise.all(columns.map((column) => search(column, parts, where, cutoff, signal).then(() => answered(column))));
     else await browse(where, signal);
   } catch (problem) {
-    if (problem.name !== "AbortError") failed(problem);
+    if (signal.aborted) return;
+    asking.abort(); // another column's answer would take the message away
+    failed(problem);
   } finally {
     clearTimeout(busy);
-    if (!signal.aborted) columns.forEach((column) => column.element.classList.remove("busy"));
+    if (asking.signal === signal) columns.forEach(answered);
   }
 }
 
