@@ -272,6 +272,30 @@ def test_the_map_is_drawn_and_can_be_walked(page: Page) -> None:
     assert [message for message in messages if "getImageData" not in message] == []  # that is this test's own
 
 
+def test_the_map_tells_what_became_of_the_query(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.go().says("#found-note", f"{N} pictures")
+    page.hold("search")
+    page.one("#words").send_keys("red", Keys.ENTER)
+    page.held("search")
+    page.one("[data-view=map]").click()
+    page.says("#map-note", f"{N} pictures; neighbours")
+    page.free("search")
+    page.says("#map-note", "10 of the 10 found are on the map")  # asked for by another view, and shown in this one
+    page.one(".chip-close").click()
+    page.one("#words").send_keys("fog", Keys.ENTER)
+    page.says("#map-note", "Nothing fits")
+    page.hold("search", 500)
+    page.free("search")
+    page.one("#words").send_keys("blue", Keys.ENTER)
+    page.says("#map-note", "failed as told")
+    page.one("#filter-button").click()
+    page.one("#where").send_keys("width > 999", Keys.ENTER)
+    page.says(".map-status", "No picture passes the filter")
+    assert page.text("#map-note") == "Neighbours look alike to the model."
+
+
 def test_explain_shows_memories_and_beta_moves_them(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 

@@ -10,10 +10,15 @@ const TOP = 500;
 let columns = []; // {model, grid, note, body}
 let asking = null;
 let lastHits = [];
+let lastWord = "";
 let asked = "";
+let shown = Promise.resolve(); // holds once the latest answer is on the page
 
 /** Ids of what the last search found, best first: the map lights them up. */
 export const hits = () => lastHits;
+
+/** Why the last search found nothing. */
+export const why = () => lastWord;
 
 function build(models) {
   for (const column of columns) column.grid.close();
@@ -37,13 +42,17 @@ function heading(parts) {
 }
 
 /** Fetches and shows what the state asks for. */
-export async function draw({ force = false } = {}) {
+export function draw({ force = false } = {}) {
   const { where, cutoff, models: chosen } = state.get();
   const parts = query();
   const models = chosen.length ? chosen : [""];
   if (JSON.stringify(columns.map((column) => column.model)) !== JSON.stringify(models)) build(models);
   const words = JSON.stringify([parts, where, cutoff, models]);
-  if (words === asked && !force) return;
+  if (words !== asked || force) shown = answer(words, parts, where, cutoff);
+  return shown;
+}
+
+async function answer(words, parts, where, cutoff) {
   asked = words;
   asking?.abort();
   asking = new AbortController();
@@ -77,7 +86,7 @@ function wait(column) {
 
 async function browse(where, signal) {
   const found = await api.ids(where, signal);
-  lastHits = [];
+  [lastHits, lastWord] = [[], ""];
   const words = where ? `${pictures(found.ids.length)} in all` : `${pictures(found.ids.length)}`;
   $("found-note").textContent = words;
   for (const column of columns) {
@@ -92,7 +101,7 @@ async function search(column, parts, where, cutoff, signal) {
   const body = { parts, top: TOP, cutoff, ...(where && { where }), ...(column.model && { model: column.model }) };
   const found = await api.search(body, signal);
   api.remember(found.hits);
-  if (column === columns[0]) lastHits = found.hits.map((hit) => hit.id);
+  if (column === columns[0]) [lastHits, lastWord] = [found.hits.map((hit) => hit.id), "Nothing fits"];
   const note = noteFor(found, cutoff);
   (columns.length > 1 ? column.note : $("found-note")).textContent = note;
   if (columns.length > 1) $("found-note").textContent = `${number(found.searched)} pictures searched`;
@@ -130,7 +139,7 @@ function nothing(found) {
 
 function failed(problem) {
   asked = "";
-  lastHits = [];
+  [lastHits, lastWord] = [[], problem.message];
   $("found-note").textContent = "";
   const again = h("button.button", { type: "button", onclick: () => draw({ force: true }) }, "Try again");
   for (const column of columns) column.note.textContent = "";

@@ -1,12 +1,13 @@
 // The view "Map": a sample of the collection on a plane to wander in; near by, points become pictures.
 import * as api from "./api.js";
 import * as detail from "./detail.js";
-import { $, announce, h, icon, number, title } from "./dom.js";
-import { hits } from "./find.js";
+import { $, announce, h, icon, number, pictures, title } from "./dom.js";
+import { hits, why } from "./find.js";
 import { MapCanvas } from "./mapcanvas.js";
 import * as state from "./state.js";
 
 const view = $("view-map");
+const NOTE = "Neighbours look alike to the model.";
 let parts = null;
 let asking = null;
 let asked = "";
@@ -26,7 +27,7 @@ function build() {
   const zoom = (factor, label, sign) => h("button.round", { type: "button", "aria-label": label, title: label, onclick: () => map.zoom(factor) }, icon(sign));
   const home = h("button.round", { type: "button", "aria-label": "The whole map", title: "The whole map", onclick: () => map.home() }, icon("home"));
   view.replaceChildren(
-    h("div.heading", {}, h("h1", { id: "map-title" }, "Map of the collection"), h("p.quiet", { id: "map-note" }, "Neighbours look alike to the model."), method),
+    h("div.heading", {}, h("h1", { id: "map-title" }, "Map of the collection"), h("p.quiet", { id: "map-note" }, NOTE), method),
     h("div.map", {}, canvas, card, status, h("div.map-tools", {}, zoom(1.6, "Nearer", "plus"), zoom(1 / 1.6, "Further", "minus"), home)),
   );
   return { map, method, status };
@@ -54,12 +55,14 @@ async function say(id, inView) {
 
 /** Lights up what the query found. */
 export function light() {
-  if (!parts?.map.points.ids.length) return;
+  const { ids } = parts.map.points;
+  $("map-note").textContent = NOTE;
+  if (!ids.length) return;
   const found = hits();
   parts.map.light(found);
-  const n = parts.map.points.ids.filter((id) => parts.map.lit.has(id)).length;
-  const words = found.length ? `${number(n)} of the ${number(found.length)} found are on the map, lit up. ` : "";
-  $("map-note").textContent = `${words}${number(parts.map.points.ids.length)} pictures; neighbours look alike to the model.`;
+  const n = ids.filter((id) => parts.map.lit.has(id)).length;
+  const words = found.length ? `${number(n)} of the ${number(found.length)} found are on the map, lit up. ` : why() && `${why()} · `;
+  $("map-note").textContent = `${words}${pictures(ids.length)}; neighbours look alike to the model.`;
 }
 
 export async function draw({ force = false } = {}) {
@@ -76,12 +79,14 @@ export async function draw({ force = false } = {}) {
   tell(method === "tsne" ? "Laying out the map; t-SNE takes its time once …" : "Laying out the map …");
   try {
     parts.map.set(await api.map({ method, where, model: models[0], sample: 5000 }, signal));
-    tell("");
+    const none = where ? "No picture passes the filter" : "The collection is empty";
+    tell(parts.map.points.ids.length ? "" : none);
     light();
   } catch (problem) {
     if (problem.name === "AbortError") return;
     asked = "";
     parts.map.set({ ids: [], x: [], y: [] });
+    light();
     tell(problem.message);
   }
 }
