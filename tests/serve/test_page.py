@@ -267,6 +267,12 @@ def test_the_map_is_drawn_and_can_be_walked(page: Page) -> None:
     page.says("#live", "in view")
     page.one("canvas").send_keys(Keys.ENTER)
     page.says("#detail-title", "square")
+    taken = page.run(
+        "return ['canvas', '.chip-body'].filter(where => { const key = new KeyboardEvent('keydown',"
+        " {key: 'ArrowRight', altKey: true, cancelable: true}); document.querySelector(where).dispatchEvent(key);"
+        " return key.defaultPrevented; })"
+    )
+    assert taken == [] and "red" in page.text("#chips")  # Alt and an arrow are the browser's
     page.keys(Keys.ESCAPE)
     messages = [entry["message"] for entry in page.driver.get_log("browser")]
     assert [message for message in messages if "getImageData" not in message] == []  # that is this test's own

@@ -70,6 +70,7 @@ function chip(part, place) {
 }
 
 function onChipKey(event, place) {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
   const step = { ArrowUp: 0.1, ArrowRight: 0.1, ArrowDown: -0.1, ArrowLeft: -0.1 }[event.key];
   if (step) {
     event.preventDefault();

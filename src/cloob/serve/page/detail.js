@@ -89,6 +89,7 @@ function facts(item, value) {
 }
 
 dialog.addEventListener("keydown", (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey) return;
   if (event.key === "ArrowLeft") go(-1, "Previous picture");
   if (event.key === "ArrowRight") go(1, "Next picture");
 });

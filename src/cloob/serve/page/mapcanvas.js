@@ -242,6 +242,7 @@ export class MapCanvas {
   }
 
   onKey(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return undefined; // the browser's own
     const step = 60;
     const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
     const factor = { "+": 1.4, "=": 1.4, "-": 1 / 1.4 }[event.key];
