@@ -227,6 +227,45 @@ def test_a_picture_opens_and_leads_on(page: Page) -> None:
     assert "q=1%7Ei%7E" in page.run("return location.search")
 
 
+def test_where_another_list_comes_the_picture_closes_and_the_list_begins_at_its_top(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    small = {"width": 800, "height": 500, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", small)
+    page.go("?cutoff=off").until(lambda: page.all(".tile.ready"))
+    opened = "return document.getElementById('detail').open"
+
+    def choose(n: int) -> None:
+        page.run("scrollTo(0, 1e6)")
+        last = f"#columns [aria-posinset='{n}'] .tile"
+        page.until(lambda: page.all(last), last)
+        page.run("document.querySelector(arguments[0]).click()", last)
+        page.until(lambda: page.run(opened))
+
+    choose(N)
+    before = page.text(".facts")
+    page.run(
+        "const key = new KeyboardEvent('keydown', {key: 'ArrowLeft', altKey: true});"
+        " document.getElementById('detail').dispatchEvent(key)"
+    )
+    page.one("#detail .primary").click()
+    page.says("#found-note", f"the nearest {N - 1} of")
+    assert page.text(".facts") == before  # Alt and an arrow are the browser's
+    page.until(lambda: page.run("return scrollY") == 0, "the most alike are seen")
+    choose(N - 1)
+    page.driver.back()
+    page.until(lambda: not page.run(opened), "the picture went with its list")
+    page.says("#found-title", "The collection")
+    page.run("scrollTo(0, 1e6)")
+    page.one("#words").send_keys("red")
+    page.says("#found-title", "“red”")
+    page.until(lambda: page.run("return scrollY") == 0, "the best are seen")
+    page.run("scrollTo(0, 1e6)")
+    page.one("#words").send_keys(Keys.ENTER)
+    page.says("#chips", "red")
+    assert page.run("return scrollY") == 0
+
+
 def test_a_picture_that_comes_late_does_not_open_again_what_was_closed(page: Page) -> None:
     page.go().until(lambda: page.all(".tile.ready"))
     page.one(".tile").click()

@@ -28,6 +28,7 @@ export function add(part) {
   if (parts.some((old) => JSON.stringify(old) === JSON.stringify(part))) return announce("That is part of the query already.");
   if (parts.length >= MOST_PARTS) return announce(`A query has at most ${MOST_PARTS} parts.`);
   state.change({ parts: [...parts, part], view: state.get().view === "sort" ? "find" : state.get().view });
+  scrollTo({ top: 0 });
 }
 
 /** A new query of one part, in the grid. */
@@ -151,7 +152,7 @@ export function draw() {
 
 /** Listens to keys, drops and pastes; `typed` is called while words are typed. */
 export function start(typed) {
-  const soon = later(typed, 260);
+  const soon = later(() => (typed(), scrollTo({ top: 0 })), 260);
   input.addEventListener("input", () => soon());
   input.addEventListener("keydown", (event) => {
     if (event.key === "Backspace" && !input.value && state.get().parts.length) {

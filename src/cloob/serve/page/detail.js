@@ -44,9 +44,15 @@ function fill(item, value) {
   announce(title(item));
 }
 
+/** Closes the dialog where other pictures come: there is no place to go back to. */
+function leave() {
+  grid = null;
+  dialog.close();
+}
+
 function act(words, sign, work, kind = "") {
   const run = () => {
-    dialog.close();
+    leave();
     work();
   };
   return h(`button.button${kind && `.${kind}`}`, { type: "button", onclick: run }, icon(sign), words);
@@ -95,3 +101,4 @@ dialog.addEventListener("keydown", (event) => {
 });
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 dialog.addEventListener("close", () => grid?.focusAt(place));
+addEventListener("popstate", () => dialog.open && leave());
