@@ -47,7 +47,7 @@ def serving(index: Index) -> Iterator[str]:
     """The address of a server of an index, which runs in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as opened:
         server = uvicorn.Server(uvicorn.Config(make_app(index, ServeConfig()), log_config=None, ws="none"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
         thread.start()
         yield f"http://localhost:{opened.getsockname()[1]}/"
         server.should_exit = True
@@ -501,6 +501,9 @@ def test_a_collection_that_changes_is_offered(browser: Any, tmp_path: Path) -> N
         page.go().says("#found-note", "8 pictures")
         page.until(lambda: len(page.all(".tile.ready")) == 8)
         assert page.shows("/api/items/1/", "red")
+        page.one("[data-view=map]").click()
+        page.says("#map-note", "8 pictures")
+        page.one("[data-view=sort]").click()
         draw(folder, range(8, 11))
         Image.new("RGB", (24, 25), COLOURS["blue"]).save(folder / "0.png")
         look = "dispatchEvent(new Event('visibilitychange')); return document.getElementById('changed').hidden"
@@ -512,6 +515,13 @@ def test_a_collection_that_changes_is_offered(browser: Any, tmp_path: Path) -> N
         page.until(lambda: not page.run(look))
         page.says("#changed", "11 pictures now")
         page.one("#changed .button").click()
+        page.one("[data-view=map]").click()  # the other views show it too
+        page.says("#map-note", "11 pictures")
+        drawn = (
+            "return performance.getEntriesByType('resource').some(e => e.name.includes('/1/thumbnail?size=128&round'))"
+        )
+        page.until(lambda: page.run(drawn), "the new picture on the map")
+        page.one("[data-view=find]").click()
         page.says("#found-note", "11 pictures")
         page.until(lambda: page.shows("/api/items/1/", "blue"), "the new picture")
         next(site, None)

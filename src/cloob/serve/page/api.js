@@ -54,7 +54,7 @@ export function upload(file) {
 }
 
 // A document shows a picture that it has again without asking: a changed collection has other addresses.
-let round = 0;
+export let round = 0;
 export const thumbnail = (id, size = 256) => `/api/items/${id}/thumbnail?size=${size}${round ? `&round=${round}` : ""}`;
 export const picture = (id) => `/api/items/${id}/picture`;
 export const uploadThumbnail = (id) => `/api/uploads/${id}/thumbnail`;

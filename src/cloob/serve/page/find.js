@@ -47,7 +47,7 @@ export function draw({ force = false } = {}) {
   const parts = query();
   const models = chosen.length ? chosen : [""];
   if (JSON.stringify(columns.map((column) => column.model)) !== JSON.stringify(models)) build(models);
-  const words = JSON.stringify([parts, where, cutoff, models]);
+  const words = JSON.stringify([parts, where, cutoff, models, api.round]);
   if (words !== asked || force) shown = answer(words, parts, where, cutoff);
   return shown;
 }

@@ -69,7 +69,7 @@ export async function draw({ force = false } = {}) {
   parts ??= build();
   const { method, where, models } = state.get();
   parts.method.value = method;
-  const words = JSON.stringify([method, where, models[0]]);
+  const words = JSON.stringify([method, where, models[0], api.round]);
   parts.map.resize();
   if (words === asked && !force) return light();
   asked = words;

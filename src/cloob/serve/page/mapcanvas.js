@@ -161,13 +161,14 @@ export class MapCanvas {
 
   /** The picture of a point once it is there; until then a dot stands for it. */
   image(id) {
-    let image = this.images.get(id);
+    const address = api.thumbnail(id, 128);
+    let image = this.images.get(address);
     if (!image) {
       if (this.images.size >= KEPT) this.images.delete(this.images.keys().next().value);
       image = new Image();
       image.addEventListener("load", () => this.schedule());
-      image.src = api.thumbnail(id, 128);
-      this.images.set(id, image);
+      image.src = address;
+      this.images.set(address, image);
     }
     return image.complete && image.naturalWidth ? image : null;
   }

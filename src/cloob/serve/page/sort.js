@@ -54,7 +54,7 @@ export async function draw({ force = false } = {}) {
   if (document.activeElement !== parts.labels) parts.labels.value = labels.join("\n");
   parts.template.value = template;
   [parts.multi.checked, parts.none.checked] = [multi, none];
-  const words = JSON.stringify([labels, multi, none, template, where, models[0]]);
+  const words = JSON.stringify([labels, multi, none, template, where, models[0], api.round]);
   if (words === asked && !force) return;
   asked = words;
   asking?.abort();
