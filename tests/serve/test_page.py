@@ -287,6 +287,26 @@ def test_sort_by_own_labels(page: Page) -> None:
     assert sum(counts) == N and len(counts) == 3
     page.until(lambda: page.all(".label .tile.ready"))
     assert "label=red&label=blue&label=green" in page.run("return location.search")
+    page.driver.back()
+    page.says("#sort-note", "its best label")  # nothing is sorted now
+    page.one("#labels").send_keys("red\nblue")
+    page.one("#none").click()
+    page.one("[data-view=find]").click()
+    page.one("[data-view=sort]").click()
+    form = "return [document.getElementById('labels').value, document.getElementById('none').checked]"
+    assert page.run(form) == ["red\nblue", True], "what was typed stays"
+    page.hold("classify")
+    page.one("#view-sort .primary").click()
+    page.says("#sort-note", "Sorting")
+    page.driver.back()
+    page.says("#sort-note", "its best label")
+    page.hold("classify", 500)
+    page.one("#labels").send_keys("red\nblue")
+    page.one("#view-sort .primary").click()
+    page.says("#sort-note", "Sorting")
+    page.free("classify")
+    page.says("#view-sort .wrong", "failed as told")
+    page.says("#sort-note", "its best label")
 
 
 def test_the_map_is_drawn_and_can_be_walked(page: Page) -> None:

@@ -7,9 +7,11 @@ import * as state from "./state.js";
 
 const view = $("view-sort");
 const LEAST = 104;
+const NOTE = "Each picture goes to its best label.";
 let parts = null;
 let asking = null;
 let asked = "";
+let written = "";
 let grids = [];
 
 function build() {
@@ -36,11 +38,10 @@ function build() {
     event.preventDefault();
     const words = labels.value.split(/[\n,]/).map((label) => label.trim().slice(0, 200)).filter(Boolean);
     if (!words.length) return labels.focus();
-    wrong.textContent = "";
     state.change({ labels: [...new Set(words)].slice(0, 200), multi: multi.checked, none: none.checked, template: template.value.trim() });
   });
   view.replaceChildren(
-    h("div.heading", {}, h("h1", { id: "sort-title" }, "Sort by your own labels"), h("p.quiet", { id: "sort-note" }, "Each picture goes to its best label.")),
+    h("div.heading", {}, h("h1", { id: "sort-title" }, "Sort by your own labels"), h("p.quiet", { id: "sort-note" }, NOTE)),
     form,
     wrong,
     answers,
@@ -51,13 +52,18 @@ function build() {
 export async function draw({ force = false } = {}) {
   parts ??= build();
   const { labels, multi, none, template, where, models } = state.get();
-  if (document.activeElement !== parts.labels) parts.labels.value = labels.join("\n");
-  parts.template.value = template;
-  [parts.multi.checked, parts.none.checked] = [multi, none];
+  const form = JSON.stringify([labels, multi, none, template]);
+  if (form !== written) {
+    written = form; // what is typed and not asked for yet stays otherwise
+    parts.labels.value = labels.join("\n");
+    parts.template.value = template;
+    [parts.multi.checked, parts.none.checked] = [multi, none];
+  }
   const words = JSON.stringify([labels, multi, none, template, where, models[0], api.round]);
   if (words === asked && !force) return;
   asked = words;
   asking?.abort();
+  parts.wrong.textContent = "";
   if (!labels.length) return fill(null);
   asking = new AbortController();
   view.classList.add("busy");
@@ -65,12 +71,10 @@ export async function draw({ force = false } = {}) {
   try {
     const body = { labels, multi, none, top: 500, ...(template && { templates: [template] }), ...(where && { where }), ...(models[0] && { model: models[0] }) };
     fill(await api.classify(body, asking.signal));
-    parts.wrong.textContent = "";
-    view.classList.remove("busy");
   } catch (problem) {
     if (problem.name === "AbortError") return;
     asked = "";
-    view.classList.remove("busy");
+    fill(null);
     parts.wrong.textContent = problem.message;
   } finally {
     clearTimeout(slow);
@@ -80,6 +84,8 @@ export async function draw({ force = false } = {}) {
 function fill(sorted) {
   for (const grid of grids) grid.close();
   grids = [];
+  view.classList.remove("busy");
+  $("sort-note").textContent = NOTE;
   if (!sorted) return parts.answers.replaceChildren();
   $("sort-note").textContent = `${pictures(sorted.classified)} sorted`;
   announce($("sort-note").textContent);
