@@ -424,6 +424,11 @@ def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
     ("kind", "value", "written"),
     [
         ("number", "12345678901234567", "x = 12345678901234567"),
+    page.one("#where").clear()
+    page.one("#where").send_keys("width >= 28 or width < 25", Keys.ENTER)
+    page.says("#found-note", "24 pictures")
+    page.one("#filters [aria-label=Value]").send_keys("red", Keys.ENTER)
+    page.until(lambda: page.text("#found-note") == "4 pictures in all", "the red ones of these")
         ("number", "1e3", "x = 1000"),
         ("boolean", "True", "x = true"),
         ("text", "it's", "x = 'it''s'"),
@@ -431,8 +436,10 @@ def test_the_filter_is_written_by_three_boxes_and_by_hand(page: Page) -> None:
 )
 def test_the_boxes_write_what_was_typed(page: Page, kind: str, value: str, written: str) -> None:
     page.go()
-    script = "import('/page/filters.js').then(m => arguments[2](m.comparison('x', arguments[0], '=', arguments[1])))"
-    assert page.driver.execute_async_script(script, kind, value) == written
+    name = written.split(" =")[0].strip('"')
+    script = "const [...a] = arguments; import('/page/filters.js').then(m => a[3](m.comparison(a[0], a[1], '=', a[2])))"
+    assert page.driver.execute_async_script(script, name, kind, value) == written
+        ("text", "dog", "\"Like\" = 'dog'"),
 
 
 def test_a_hundred_thousand_pictures_are_a_few_elements(page: Page) -> None:

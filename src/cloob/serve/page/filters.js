@@ -15,11 +15,12 @@ const button = $("filter-button");
 let line = null;
 
 const operators = (kind) => OPERATORS[kind] ?? OPERATORS.text;
+const KEYWORD = /^(and|or|not|in|like|is|null|true|false)$/i;
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
 /** One comparison as the language has it. */
 export function comparison(column, kind, operator, value) {
-  const name = /^[\p{L}_][\p{L}\p{N}_]*$/u.test(column) ? column : `"${column.replaceAll('"', '""')}"`;
+  const name = /^[\p{L}_][\p{L}\p{N}_]*$/u.test(column) && !KEYWORD.test(column) ? column : `"${column.replaceAll('"', '""')}"`;
   if (kind === "boolean") return `${name} ${operator} ${value.toLowerCase()}`;
   if (kind === "number") return `${name} ${operator} ${/^[+-]?\d+$/.test(value) ? value : Number(value)}`; // beyond 2^53 too
   const words = operator === "like" ? `%${value.replace(/[\\%_]/g, "\\$&")}%` : value;
@@ -44,7 +45,8 @@ async function build() {
     const [kind, text] = [kinds[column.value], value.value.trim()];
     if (!text || FITS[kind]?.(text) === false) return value.focus();
     const one = comparison(column.value, kind, operator.value, text);
-    line.value = line.value.trim() ? `${line.value.trim()} and ${one}` : one;
+    const before = line.value.trim();
+    line.value = before ? `${/\bor\b/i.test(before) ? `(${before})` : before} and ${one}` : one;
     value.value = "";
     apply();
   };
