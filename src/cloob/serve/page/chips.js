@@ -10,11 +10,11 @@ const MOST_PARTS = 16;
 const shown = (weight) => `${weight < 0 ? "−" : ""}${Math.abs(weight).toFixed(1).replace(/\.0$/, "")}`;
 
 /** What is being typed, as a part; null where it is too little. */
-function draft() {
+function draft(least = 2) {
   const text = input.value.trim();
   const away = /^[-−]\s*(?=\S)/.exec(text);
   const words = away ? text.slice(away[0].length) : text;
-  return words.length > 1 ? { words, weight: away ? -1 : 1 } : null;
+  return words.length >= least ? { words, weight: away ? -1 : 1 } : null;
 }
 
 /** The whole query: the chips, and what is being typed. */
@@ -100,10 +100,15 @@ function openWeight(place, anchor) {
   const edit = h("button.button", { type: "button" }, "Edit the words");
   edit.addEventListener("click", () => {
     popover.hidePopover();
+    input.value = `${part.weight < 0 ? "-" : ""}${part.words}`;
     remove(place);
-    input.value = part.words;
     input.focus();
   });
+  popover.ontoggle = (event) => {
+    const on = document.activeElement;
+    const lost = on === document.body || popover.contains(on); // the chip that was left was drawn anew
+    if (event.newState === "closed" && lost) list.querySelectorAll("button.chip-body")[place]?.focus();
+  };
   popover.replaceChildren(
     h("div.weight-row", {}, h("span.quiet", {}, "away"), slider, h("span.quiet", {}, "towards"), output),
     ...(part.words !== undefined ? [edit] : []),
@@ -165,7 +170,7 @@ export function start(typed) {
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
     soon.cancel();
-    const part = draft();
+    const part = draft(1); // a word of one letter: 猫
     if (!part) return;
     input.value = "";
     add(part);
