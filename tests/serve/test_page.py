@@ -400,6 +400,11 @@ def test_of_two_models_each_says_when_it_has_answered(page: Page) -> None:
     page.hold('"others"')
     page.one("#words").send_keys("red", Keys.ENTER)
     page.until(lambda: page.run(notes) == ["10 of 60 pictures fit", "Searching …"])
+    page.hold("api/explain", 500)
+    page.free("api/explain")
+    page.one("#words").send_keys("blue", Keys.ENTER)
+    page.says("#beta-help", "failed as told")
+    assert not page.all(".memories li")  # they were another query's
     page.free('"others"')
     page.until(lambda: page.run(notes) == ["10 of 60 pictures fit"] * 2)
     page.hold('"colours"')

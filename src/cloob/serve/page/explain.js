@@ -49,7 +49,9 @@ export async function draw() {
     const found = await api.explain({ parts: asked, top: SHOWN, ...(beta && { beta }), ...(where && { where }), ...(models[0] && { model: models[0] }) }, asking.signal);
     fill(found);
   } catch (problem) {
-    if (problem.name !== "AbortError") parts.note.textContent = problem.message;
+    if (problem.name === "AbortError") return;
+    parts.note.textContent = problem.message;
+    parts.list.replaceChildren(); // they are another query's
   }
 }
 
