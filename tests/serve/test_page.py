@@ -285,6 +285,29 @@ def test_a_picture_that_comes_late_does_not_open_again_what_was_closed(page: Pag
     assert opened is False
 
 
+def test_a_long_caption_leaves_room_for_its_picture_and_a_silent_server_is_no_gone_picture(page: Page) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    page.go().until(lambda: page.all(".tile.ready"))
+    page.driver.execute_async_script(
+        "const [done] = arguments; import('/page/api.js').then(async api => {"
+        " api.remember([{...(await api.item(1)), caption: 'a word '.repeat(999)}]); done(); })"
+    )
+    page.one("[aria-posinset='1'] .tile").click()
+    page.says("#detail-title", "a word")
+    reached = (
+        "const one = document.querySelector('#detail .primary'); one.scrollIntoView({block: 'end'});"
+        " const box = one.getBoundingClientRect(); return one.contains(document.elementFromPoint(box.x + 9, box.y + 9))"
+    )
+    assert page.run(reached)
+    page.keys(Keys.ESCAPE)
+    page.hold("items?", 500)
+    page.free("items?")
+    page.driver.execute_async_script("const [done] = arguments; import('/page/api.js').then(api => done(api.forget()))")
+    page.one(".tile").click()
+    page.says("#detail-title", "That did not work")
+
+
 def test_sort_by_own_labels(page: Page) -> None:
     page.go("?view=sort").one("#labels").send_keys("red\nblue\ngreen")
     page.one("#view-sort .primary").click()
@@ -377,6 +400,11 @@ def test_explain_shows_memories_and_beta_moves_them(page: Page) -> None:
     page.one("#beta").send_keys(*[Keys.ARROW_RIGHT] * 12)
     page.until(lambda: page.text("#beta-help") != before)
     assert "beta=" in page.run("return location.search")
+    page.hold("api/explain", 500)
+    page.free("api/explain")
+    page.one("#words").send_keys("blue", Keys.ENTER)
+    page.says("#beta-help", "failed as told")
+    assert not page.all(".memories li")  # they were another query's
 
 
 def test_two_models_stand_side_by_side(page: Page) -> None:
@@ -400,11 +428,6 @@ def test_of_two_models_each_says_when_it_has_answered(page: Page) -> None:
     page.hold('"others"')
     page.one("#words").send_keys("red", Keys.ENTER)
     page.until(lambda: page.run(notes) == ["10 of 60 pictures fit", "Searching …"])
-    page.hold("api/explain", 500)
-    page.free("api/explain")
-    page.one("#words").send_keys("blue", Keys.ENTER)
-    page.says("#beta-help", "failed as told")
-    assert not page.all(".memories li")  # they were another query's
     page.free('"others"')
     page.until(lambda: page.run(notes) == ["10 of 60 pictures fit"] * 2)
     page.hold('"colours"')

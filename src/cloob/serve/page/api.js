@@ -76,7 +76,7 @@ export function forget() {
 
 export const recall = (id) => known.get(id);
 
-/** What is known of a picture; null where it is gone. */
+/** What is known of a picture; null where it is gone, undefined where the server did not say. */
 export function item(id) {
   if (known.has(id)) return Promise.resolve(known.get(id));
   return new Promise((resolve) => {
@@ -90,10 +90,11 @@ async function fetchWanted() {
   const group = [...wanted].slice(0, 200);
   wanted = new Map([...wanted].slice(200));
   if (wanted.size) timer = setTimeout(fetchWanted, 0);
+  let other = null;
   try {
     remember(await items(group.map(([id]) => id)));
   } catch {
-    // the tiles stay without words
+    other = undefined; // the tiles stay without words
   }
-  for (const [id, waiting] of group) for (const resolve of waiting) resolve(known.get(id) ?? null);
+  for (const [id, waiting] of group) for (const resolve of waiting) resolve(known.get(id) ?? other);
 }

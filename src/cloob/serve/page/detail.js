@@ -23,6 +23,10 @@ export async function show(at, from) {
 export const showOne = (id) => show(0, { ids: [id], focusAt: () => {} });
 
 function fill(item, value) {
+  if (item === undefined) {
+    dialog.replaceChildren(head("That did not work"), h("p.quiet.detail-gone", {}, "The server did not say what this picture is. Is cloob serve still running?"));
+    return;
+  }
   if (!item) {
     dialog.replaceChildren(head("This picture is gone"), h("p.quiet.detail-gone", {}, "It was in the collection before; show the changed collection."));
     return;
