@@ -385,9 +385,32 @@ def test_the_map_tells_what_became_of_the_query(page: Page) -> None:
     page.one("#words").send_keys("blue", Keys.ENTER)
     page.says("#map-note", "failed as told")
     page.one("#filter-button").click()
-    page.one("#where").send_keys("width > 999", Keys.ENTER)
+    page.one("#where").send_keys("id = 1", Keys.ENTER)
+    page.says("#map-note", "1 picture;")
+    page.one("#where").send_keys(" and width > 999", Keys.ENTER)
     page.says(".map-status", "No picture passes the filter")
     assert page.text("#map-note") == "Neighbours look alike to the model."
+
+
+def test_the_map_says_what_is_in_the_middle_now_and_shows_it_where_it_is(page: Page) -> None:
+    page.go("?view=map").says("#map-note", f"{N} pictures; neighbours")
+    page.hold("items?")
+    said = page.driver.execute_async_script(
+        "const [done] = arguments; const map = document.querySelector('canvas'); const live = () => live_.textContent;"
+        " const live_ = document.getElementById('live'), card = document.querySelector('.map-card');"
+        " const press = key => map.dispatchEvent(new KeyboardEvent('keydown', {key}));"
+        " import('/page/api.js').then(async api => { press('+');"  # its picture comes after the next one's
+        " api.remember(Array.from({length: 60}, (_, i) => ({id: i + 1, caption: 'known'}))); press('0');"
+        " await Promise.resolve(); await Promise.resolve(); const before = live(); api.forget();"
+        " const {left, top, width, height} = map.getBoundingClientRect(); let x = 0, y = 0;"
+        " for (; card.hidden && y < height; y += 9) for (x = 0; card.hidden && x < width; x += 9)"
+        "  map.dispatchEvent(new PointerEvent('pointermove',"
+        "   {pointerType: 'mouse', clientX: left + x, clientY: top + y}));"
+        " const beside = card.style.transform; held['items?'].go(); await api.item(1);"
+        " done([before, live(), card.hidden, beside]); })"
+    )
+    assert said[0] == said[1] == f"{N} pictures in view; in the middle: known" and said[2] is False
+    assert said[3].startswith("translate("), "the card is beside the point before its words are there"
 
 
 def test_explain_shows_memories_and_beta_moves_them(page: Page) -> None:

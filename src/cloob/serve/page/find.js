@@ -104,7 +104,7 @@ async function search(column, parts, where, cutoff, signal) {
   if (column === columns[0]) [lastHits, lastWord] = [found.hits.map((hit) => hit.id), "Nothing fits"];
   const note = noteFor(found, cutoff);
   (columns.length > 1 ? column.note : $("found-note")).textContent = note;
-  if (columns.length > 1) $("found-note").textContent = `${number(found.searched)} pictures searched`;
+  if (columns.length > 1) $("found-note").textContent = `${pictures(found.searched)} searched`;
   if (found.hits.length) show(column, found.hits.map((hit) => hit.id), found.hits.map((hit) => hit.score), found, cutoff);
   else column.body.replaceChildren(nothing(found));
   announce(found.hits.length ? note : "Nothing fits");

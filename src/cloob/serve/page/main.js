@@ -1,7 +1,7 @@
 // Starts the page and shows the view that the address asks for.
 import * as api from "./api.js";
 import * as chips from "./chips.js";
-import { $, number } from "./dom.js";
+import { $, pictures } from "./dom.js";
 import * as explain from "./explain.js";
 import * as filters from "./filters.js";
 import * as find from "./find.js";
@@ -55,7 +55,7 @@ async function look() {
   try {
     const health = await api.health();
     if (revision !== null && health.revision !== revision) {
-      $("changed").firstElementChild.textContent = `The collection has changed: ${number(health.pictures)} pictures now.`;
+      $("changed").firstElementChild.textContent = `The collection has changed: ${pictures(health.pictures)} now.`;
       $("changed").hidden = false;
     }
     revision = health.revision;

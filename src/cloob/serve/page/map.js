@@ -11,6 +11,7 @@ const NOTE = "Neighbours look alike to the model.";
 let parts = null;
 let asking = null;
 let asked = "";
+let says = 0; // counts the calls of `say`: only the latest one is heard
 
 function build() {
   const canvas = h("canvas", {
@@ -36,21 +37,22 @@ function build() {
 async function hover(card, id, x, y) {
   card.hidden = !id;
   if (!id) return;
-  const [image, words] = card.children;
-  if (card.dataset.id !== String(id)) {
-    card.dataset.id = id;
-    image.src = api.thumbnail(id, 256);
-    words.textContent = "";
-    const item = await api.item(id);
-    if (item && card.dataset.id === String(id)) words.textContent = title(item);
-  }
   const { clientWidth, clientHeight } = card.parentElement;
   card.style.transform = `translate(${Math.min(x + 16, clientWidth - 172)}px, ${y + 210 > clientHeight ? y - 206 : y + 16}px)`;
+  const [image, words] = card.children;
+  const address = api.thumbnail(id, 256);
+  if (card.dataset.shows === address) return;
+  card.dataset.shows = address;
+  image.src = address;
+  words.textContent = "";
+  const item = await api.item(id);
+  if (item && card.dataset.shows === address) words.textContent = title(item);
 }
 
 async function say(id, inView) {
+  const call = ++says;
   const item = id ? await api.item(id) : null;
-  announce(`${number(inView)} pictures in view${item ? `; in the middle: ${title(item)}` : ""}`);
+  if (call === says) announce(`${pictures(inView)} in view${item ? `; in the middle: ${title(item)}` : ""}`);
 }
 
 /** Lights up what the query found. */
