@@ -380,7 +380,7 @@ def test_what_is_missing_is_named_once() -> None:
     rows = [
         {"model": m, "zeroshot": {"s": {"n": 9, "unreadable": {"corrupt image": 2, "missing image": 1}}}} for m in "ab"
     ]
-    rows[0]["retrieval"] = {"p": {"n_images": 5, "unreadable": {"missing caption": 1}}}
+    rows[0]["retrieval"] = {"p": {"n_images": 2, "n": 10, "unreadable": {"missing caption": 4}}}
     failures = [
         {"model": None, "set": "ucf101", "error": "ucf101: put there frames/"},
         {"model": "a", "set": "t", "error": "no"},
@@ -394,7 +394,7 @@ def test_what_is_missing_is_named_once() -> None:
         (None, "c", "no weights"),
         ("t", "a", "no"),
         ("s", None, "3 of 9 images could not be read (corrupt image × 2, missing image × 1); they count as wrong"),
-        ("p", "a", "1 of 5 images or captions could not be read (missing caption × 1); they count as not found"),
+        ("p", "a", "4 of 12 images or captions could not be read (missing caption × 4); they count as not found"),
     ]
     assert found.summary == (
         "1 set is not there; 1 model could not be loaded; 1 measurement failed; 2 sets could not be read in full."

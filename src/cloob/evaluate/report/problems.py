@@ -8,11 +8,11 @@ from typing import Any
 
 from cloob.evaluate.report import numbers
 
-# results.json's part -> what its count is of, where the total stands, and what became of those
-_PARTS = {
-    "zeroshot": ("images", "n", "they count as wrong"),
-    "retrieval": ("images or captions", "n_images", "they count as not found"),
-    "geometry": ("images or captions", "", "they are in no measure"),
+# results.json's part -> what its count is of, where the numbers stand that make up the total, and what became of those
+_PARTS: Mapping[str, tuple[str, tuple[str, ...], str]] = {
+    "zeroshot": ("images", ("n",), "they count as wrong"),
+    "retrieval": ("images or captions", ("n_images", "n"), "they count as not found"),
+    "geometry": ("images or captions", (), "they are in no measure"),
 }
 
 
@@ -71,14 +71,14 @@ def _message(entry: Mapping[str, Any]) -> str:
 def _unreadable(rows: Sequence[Mapping[str, Any]]) -> tuple[Problem, ...]:
     where_by_problem: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for row in rows:
-        for key, (what, total_key, fate) in _PARTS.items():
+        for key, (what, total_keys, fate) in _PARTS.items():
             for name, values in numbers.part(row, key).items():
                 counts = values.get("unreadable")
                 if not isinstance(counts, Mapping) or not counts:
                     continue
                 total = numbers.count(float(sum(int(n) for n in counts.values())))
-                n = numbers.number(values.get(total_key))
-                of = "" if n is None else f" of {numbers.count(n)}"
+                sizes = [n for n in map(numbers.number, map(values.get, total_keys)) if n is not None]
+                of = f" of {numbers.count(sum(sizes))}" if sizes and len(sizes) == len(total_keys) else ""
                 reasons = ", ".join(f"{reason} × {number}" for reason, number in sorted(counts.items()))
                 message = f"{total}{of} {what} could not be read ({reasons}); {fate}"
                 where_by_problem.setdefault((name, message), []).append((str(row["model"]), key))
