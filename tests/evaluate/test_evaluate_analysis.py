@@ -81,6 +81,10 @@ def test_similar_pairs_against_a_loop(chunk: int) -> None:
     expected = sorted(cells, key=lambda cell: -float(x[cell[0]] @ x[cell[1]]))
     for k in (0, 1, 9, 1000):
         assert [pair[:2] for pair in similar_pairs(x, k, chunk)] == expected[:k]
+    # Of pairs that are equally similar the earlier come first.
+    alike = torch.eye(2)[[int(i % 3 == 0) for i in range(30)]]
+    cells = [(i, j) for i in range(30) for j in range(i + 1, 30) if (i % 3 == 0) == (j % 3 == 0)]
+    assert [pair[:2] for pair in similar_pairs(alike, 20, chunk)] == cells[:20]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])

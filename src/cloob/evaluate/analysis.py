@@ -102,13 +102,15 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPa
         Up to k pairs; of equal cosines the earlier pictures come first.
     """
     pairs: list[SimilarPair] = []
-    for start in range(0, len(features), chunk):
+    for start in range(0, len(features) if k else 0, chunk):
         block = features[start : start + chunk]
         scores = (block @ features.T).nan_to_num(nan=-torch.inf)
         scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf)
-        best = scores.flatten().topk(min(k, scores.numel()))
-        rows, columns = best.indices // len(features) + start, best.indices % len(features)
-        cells = zip(rows.tolist(), columns.tolist(), best.values.tolist(), strict=True)
+        cosines = scores.flatten()
+        least = cosines.topk(min(k, len(cosines))).values[-1:]  # of equal ones topk takes any
+        best = torch.cat([(cosines > least).nonzero()[:, 0], (cosines == least).nonzero()[:k, 0]])
+        rows, columns = best // len(features) + start, best % len(features)
+        cells = zip(rows.tolist(), columns.tolist(), cosines[best].tolist(), strict=True)
         pairs += [SimilarPair(*cell) for cell in cells if cell[2] > -torch.inf]
         pairs = sorted(pairs, key=lambda pair: (-pair.cosine, pair.first, pair.second))[:k]
     return pairs
