@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from cloob.commands.work.judge import check_writable
 from cloob.data.batch import BadSample
 from cloob.data.content import Reader
 from cloob.distributed import resolve_device
+from cloob.errors import InputError
 from cloob.evaluate.analysis import analyze
 from cloob.evaluate.embed import EmbedOptions
 from cloob.evaluate.report import ReportExtras, ShownPicture, write_report
@@ -27,10 +29,12 @@ from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.suite import write_results
 from cloob.models.runs import curve
 
+_COLUMN_OPTION = re.compile("--(image|caption)-column names one")
+
 
 def run(arguments: AnalyzeArguments) -> int:
     """Analyses; returns the exit code."""
-    source = open_captioned(arguments.pairs)
+    source = _open(arguments.pairs)
     check_writable(arguments.out)
     models = named(arguments.models)
     options = EmbedOptions(
@@ -60,6 +64,15 @@ def run(arguments: AnalyzeArguments) -> int:
     measured = [models[run["model"]] for run in analysis["runs"]]
     say_next(["eval", *measured, "--retrieval", arguments.pairs, "--out", arguments.out / "eval"])
     return 1 if analysis.get("failures") else 0
+
+
+def _open(pairs: str) -> Reader:
+    """The pairs; of a table's columns nothing is advised that this command does not take."""
+    try:
+        return open_captioned(pairs)
+    except InputError as error:
+        said = _COLUMN_OPTION.sub("cloob analyze reads filepath and title alone", str(error))
+        raise InputError(said) from None
 
 
 def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str], source: Reader) -> None:
