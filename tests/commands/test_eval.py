@@ -82,6 +82,7 @@ def test_missing_sets_are_named_and_the_others_run(work: Path, capsys: pytest.Ca
         (["--suite", "pictograms", "nowhere"], "nowhere is no folder"),
         (["--zeroshot", "sets/two", "--probe"], "none of the sets has training images"),
         (["--zeroshot", "sets/two", "--shots", "3"], "add --probe"),
+        (["--zeroshot", "sets/two", "--caption-column", "text"], "add --retrieval"),
         (["--zeroshot", "sets/one", "--probe", "--shots", "0"], "shots is 0"),
         (["--zeroshot", "sets/one", "--root", "sets"], "root is 'sets', but no suite is asked for"),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cloob.commands.arguments import check_amounts, parse
 from cloob.commands.measuring import EvalArguments
+from cloob.commands.steps import columns
 from cloob.errors import InputError
 
 
@@ -18,6 +19,8 @@ def main(words: Sequence[str]) -> int:
         raise InputError("nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR or --retrieval SOURCE …")
     if not arguments.probe and (arguments.shots is not None or arguments.probe_seeds != (0,)):
         raise InputError("--shots and --probe-seeds are those of a linear probe; add --probe")
+    if not arguments.retrieval and columns(arguments.image_column, arguments.caption_column):
+        raise InputError("--image-column and --caption-column are those of a table; add --retrieval")
     check_amounts(arguments.batch_size, arguments.workers)
     arguments.cache.use()
     from cloob.commands.work.evaluate import run  # torch: only for words that are right
