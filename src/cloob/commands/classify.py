@@ -42,6 +42,8 @@ def _check(arguments: ClassifyArguments) -> None:
         raise InputError("give --labels cat,dog (or a file of them), or --examples DIR, or --head FILE; one of them")
     if by_head and (arguments.multi or arguments.none or arguments.templates or arguments.inv_tau is not None):
         raise InputError("--multi, --none, --templates and --inv-tau go with --labels: a head gives one label always")
+    if arguments.cutoff != ClassifyArguments.cutoff and not (arguments.multi or arguments.none):
+        raise InputError("--cutoff is that of --multi and --none; add one of them")
     if arguments.json and arguments.csv:
         raise InputError("--json and --csv: one of them")
     if arguments.move_to is not None and arguments.multi:

@@ -63,6 +63,10 @@ def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:
         )
     if arguments.duplicates and (arguments.explain or arguments.sheet or arguments.open):
         raise InputError("--duplicates goes with --json, --paths and --copy-to alone")
+    if arguments.duplicates and (arguments.top, arguments.cutoff) != (SearchArguments.top, SearchArguments.cutoff):
+        raise InputError("--duplicates names all groups: --top and --cutoff are those of a query")
+    if arguments.threshold != SearchArguments.threshold and not arguments.duplicates:
+        raise InputError("--threshold is that of --duplicates; give both")
     if not arguments.duplicates and not asked:
         raise InputError('nothing to search for: give words ("a red bird"), a picture or --like ID')
     if arguments.null and not arguments.paths:
@@ -71,6 +75,8 @@ def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:
         raise InputError("--paths and --json: one of them")
     if arguments.explain and (arguments.paths or arguments.copy_to or arguments.sheet or arguments.open):
         raise InputError("--explain goes with --json alone")
+    if arguments.explain and arguments.cutoff != SearchArguments.cutoff:
+        raise InputError("--explain leaves nothing out: --cutoff is that of a search")
     if arguments.beta is not None and not arguments.explain:
         raise InputError("--beta is that of --explain; give both")
     if not 1 <= arguments.top <= 100_000:
