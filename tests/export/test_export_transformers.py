@@ -266,6 +266,11 @@ def test_targets(
     assert cli.main(["export", str(small), str(target), *words, "--overwrite"]) == 0
     assert not (target / "old").exists() and [path.name for path in target.parent.iterdir()] == ["out"]
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
+    capsys.readouterr()
+    for name, repository in (("v1.5", "me/v1.5"), ("my export", "me/model")):  # the hub takes no space
+        assert cli.main(["export", str(small), str(tmp_path / name), *words, "--license", "mit"]) == 0
+        advised = f"  or: cloob push {small} {repository} --license mit --dry-run\n"
+        assert capsys.readouterr().err.endswith(advised)
     monkeypatch.chdir(target)
     capsys.readouterr()
     assert "is where you are" in refused(capsys, "export", str(small), ".", *words, "--overwrite")

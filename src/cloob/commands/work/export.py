@@ -7,9 +7,11 @@ from pathlib import Path
 
 from cloob.commands.exporting import ExportArguments
 from cloob.commands.steps import say_next
+from cloob.errors import InputError
 from cloob.export.card import write_card
 from cloob.export.exported import Exported
 from cloob.export.facts import gather_facts
+from cloob.export.words import check_repository
 from cloob.files import whole_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
@@ -42,9 +44,19 @@ def run(arguments: ExportArguments, licence: str | None) -> int:
     if arguments.to == "onnx":
         steps.append(["index", "PICTURES", "--model", arguments.target, "--out", "pictures.idx"])
     if licence is not None:
-        steps.append(["push", arguments.source, f"me/{name}", "--license", licence, "--dry-run"])
+        of_results: list[str | Path] = ["--results", arguments.results] if arguments.results is not None else []
+        steps.append(["push", arguments.source, _repository(name), "--license", licence, *of_results, "--dry-run"])
     say_next(*steps)
     return 0
+
+
+def _repository(name: str) -> str:
+    """A repository called as a folder is, if the hub takes that name."""
+    try:
+        check_repository(f"me/{name}")
+    except InputError:
+        return "me/model"
+    return f"me/{name}"
 
 
 def _export(encoder: DualEncoder, folder: Path, arguments: ExportArguments) -> Exported:
