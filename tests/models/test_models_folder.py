@@ -315,6 +315,7 @@ def test_lines_of_a_log_that_cannot_be_are_passed_over(tmp_path: Path) -> None:
     (tmp_path / "epochs.jsonl").write_bytes(text)
     lines = curve(tmp_path)
     assert lines[-2:] == good and len(lines) == 5 and all(isinstance(line, dict) for line in lines)
+    assert curve(f"{tmp_path}:best") == lines  # of its best checkpoint's run
     assert epoch_of(tmp_path, 15) == 3.0
     (tmp_path / "epochs.jsonl").write_bytes(ODD_LINES)
     assert epoch_of(tmp_path, 15) is None

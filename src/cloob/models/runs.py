@@ -228,8 +228,9 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 
 def curve(run: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; none if the model is not a run."""
-    return read_lines(Path(run) / METRICS_FILE)
+    """The lines of a run's metrics.jsonl, for ``RUN:best`` too; none if the model is not a run."""
+    place = Path(run) if Path(run).exists() else Path(str(run).removesuffix(":best"))
+    return read_lines(place / METRICS_FILE)
 
 
 def epoch_of(run: Path, step: int) -> float | None:
