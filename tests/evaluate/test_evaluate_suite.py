@@ -140,6 +140,10 @@ def test_mistakes(models: dict[str, ColourModel]) -> None:
         evaluate(models)
     with pytest.raises(InputError, match="no model"):
         evaluate({}, [Labels(NAMES)])
+    with pytest.raises(
+        InputError, match="training images of 'sold', which is no labelled set here; did you mean solid"
+    ):
+        evaluate(models, [Labels(NAMES)], training={"sold": Labels(NAMES)})
     with pytest.raises(InputError, match="2 sets are called 'solid'"):
         evaluate(models, [Labels(NAMES), Labels(NAMES)])
     with pytest.raises(InputError, match="did you mean good"):

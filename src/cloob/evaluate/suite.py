@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import Skip
-from cloob.errors import InputError, message
+from cloob.errors import InputError, message, nearest
 from cloob.evaluate.embed import Encoder, Reader
 from cloob.evaluate.embeddings import Embeddings, Labelled
 from cloob.evaluate.measures import probe as probing
@@ -71,7 +71,7 @@ def evaluate(
         loaded has no row, and its failure has no ``set`` (None).
 
     Raises:
-        InputError: Nothing to evaluate, two sets of one name, or no model that can be loaded.
+        InputError: Nothing to evaluate, two sets of one name, training images of none, or no model that can be loaded.
 
     Example:
         >>> import cloob
@@ -84,6 +84,11 @@ def evaluate(
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
     _check_sets(zeroshot, retrieval)
+    names = [data.name for data in zeroshot]
+    if unknown := [name for name in training if name not in names]:
+        raise InputError(
+            f"training images of {unknown[0]!r}, which is no labelled set here; {nearest(unknown[0], names)}"
+        )
     measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, level, seed)
     rows: list[dict[str, Any]] = []
     for model in embeddings.models:
