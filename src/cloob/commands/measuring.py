@@ -53,6 +53,10 @@ class AnalyzeArguments:
     """Run folders (all their checkpoints count), checkpoint or model folders, open_clip NAME/TAG, hf-hub:…"""
     pairs: str = "demo:val"
     """Image-caption pairs to measure on: what `cloob eval --retrieval` reads (of several captions the first)."""
+    image_column: str = "filepath"
+    """Column of a table with the path of the picture."""
+    caption_column: str = "title"
+    """Column of a table with the caption."""
     limit: int = 10_000
     """Pairs whose geometry is measured at most; similar pictures and duplicates are sought among all of them, in time
     that grows with their square."""

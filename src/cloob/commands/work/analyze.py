@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +13,13 @@ from rich.table import Table
 
 from cloob.cache import Cache
 from cloob.commands.measuring import AnalyzeArguments
-from cloob.commands.steps import say_next
+from cloob.commands.steps import columns, say_next
 from cloob.commands.work.console import EmbeddingProgress
 from cloob.commands.work.evaluate import named
 from cloob.commands.work.judge import check_writable
 from cloob.data.batch import BadSample
 from cloob.data.content import Reader
 from cloob.distributed import resolve_device
-from cloob.errors import InputError
 from cloob.evaluate.analysis import analyze
 from cloob.evaluate.embed import EmbedOptions
 from cloob.evaluate.report import ReportExtras, ShownPicture, write_report
@@ -29,12 +27,12 @@ from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.suite import write_results
 from cloob.models.runs import curve
 
-_COLUMN_OPTION = re.compile("--(image|caption)-column names one")
-
 
 def run(arguments: AnalyzeArguments) -> int:
     """Analyses; returns the exit code."""
-    source = _open(arguments.pairs)
+    source = open_captioned(
+        arguments.pairs, image_column=arguments.image_column, caption_column=arguments.caption_column
+    )
     check_writable(arguments.out)
     models = named(arguments.models)
     options = EmbedOptions(
@@ -62,17 +60,9 @@ def run(arguments: AnalyzeArguments) -> int:
         named_in_it = error.startswith((model, models.get(model, model)))
         print(f"cloob: {error if named_in_it else f'{model}: {error}'}", file=sys.stderr)
     measured = [models[run["model"]] for run in analysis["runs"]]
-    say_next(["eval", *measured, "--retrieval", arguments.pairs, "--out", arguments.out / "eval"])
+    named_columns = columns(arguments.image_column, arguments.caption_column)
+    say_next(["eval", *measured, "--retrieval", arguments.pairs, *named_columns, "--out", arguments.out / "eval"])
     return 1 if analysis.get("failures") else 0
-
-
-def _open(pairs: str) -> Reader:
-    """The pairs; of a table's columns nothing is advised that this command does not take."""
-    try:
-        return open_captioned(pairs)
-    except InputError as error:
-        said = _COLUMN_OPTION.sub("cloob analyze reads filepath and title alone", str(error))
-        raise InputError(said) from None
 
 
 def _write_page(path: Path, analysis: dict[str, Any], models: Mapping[str, str], source: Reader) -> None:
