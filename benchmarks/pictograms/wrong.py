@@ -43,6 +43,7 @@ _TEMPERATURES: dict[str, list[dict[str, Any]]] = {
     "infonce-hopfield": _RETRIEVING,
 }
 _WEIGHT_DECAY = 2.0
+_AGAINST = "clip", "infoloob"
 SEARCH, RUNS = "wrong-search", "wrong"
 """The stages, which are the folders of their records too."""
 
@@ -137,20 +138,25 @@ def _search_table(done: list[Cell], searched: Records) -> str:
 def _table(epochs: int, by_method: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
     lines = []
     for method, of_seed in by_method.items():
-        clip = by_method["clip"]
-        gains = [zeroshot(of_seed[seed]) - zeroshot(clip[seed]) for seed in of_seed if seed in clip]
-        against = "–" if method == "clip" or not gains else f"{points(mean_sd(gains)[0])} ({span(t_interval(gains))})"
         recalls = [best_look(record)["val"]["mean_recall"] for record in of_seed.values()]
         looks = ", ".join(str(best_look(record)["epoch"]) for record in of_seed.values())
         accuracy = spread([zeroshot(record) for record in of_seed.values()])
         recall = percent(float(np.mean(recalls))) if recalls else "–"
-        lines.append([NAMES[method], str(len(of_seed)), looks or "–", recall, accuracy, against])
+        lines.append([NAMES[method], str(len(of_seed)), looks or "–", recall, accuracy])
+        lines[-1] += [_lead(method, other, by_method) for other in _AGAINST]
     head = [
         f"{epochs} epochs",
         "seeds",
         "best look, epoch",
         "held-out recall, %",
         "zero-shot top-1, %",
-        "− CLIP, points",
+        *(f"− {NAMES[other]}, points" for other in _AGAINST),
     ]
     return table(head, lines)
+
+
+def _lead(method: str, other: str, by_method: Mapping[str, Mapping[int, dict[str, Any]]]) -> str:
+    """The mean over seeds of what a method has more than another, with its interval."""
+    one, two = by_method[method], by_method[other]
+    gains = [zeroshot(one[seed]) - zeroshot(two[seed]) for seed in one if seed in two]
+    return "–" if method == other or not gains else f"{points(mean_sd(gains)[0])} ({span(t_interval(gains))})"
