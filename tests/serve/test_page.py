@@ -561,6 +561,9 @@ def test_axe_finds_nothing(page: Page, scheme: str) -> None:
     axe_package = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     axe = (resources.files(axe_package) / "axe.min.js").read_text(encoding="utf-8")
     feature = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    rules = (
+        "" if scheme == "light" else "runOnly: ['color-contrast', 'link-in-text-block'], "
+    )  # the others see no colour
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", feature)
     for address in (*VIEWS, "dialog"):
         page.go("" if address == "dialog" else address)
@@ -570,7 +573,7 @@ def test_axe_finds_nothing(page: Page, scheme: str) -> None:
             page.says("#detail-title", "square")
         page.run(axe)
         found = page.driver.execute_async_script(
-            "axe.run({resultTypes: ['violations']}).then(r => arguments[0](r.violations.map(v =>"
+            f"axe.run({{{rules}resultTypes: ['violations']}}).then(r => arguments[0](r.violations.map(v =>"
             " [v.id, v.nodes.map(n => n.html.slice(0, 160) + ' ' + n.failureSummary)])))"
         )
         assert found == [], f"{scheme} {address}: {json.dumps(found, indent=1)}"
