@@ -72,6 +72,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"cloob: {package} is not installed; {install('train')} brings it", file=sys.stderr)
         return 2
+    except UnicodeEncodeError:
+        odd = [word for word in words if not _is_utf8(word)]
+        if debug or not odd:
+            raise
+        print(
+            f"cloob: {odd[0]}: this name is not UTF-8, and what reads the file takes no other; rename it",
+            file=sys.stderr,
+        )
+        return 2
     except (InputError, OSError, TrainingFailed) as error:
         if debug:
             raise
@@ -97,6 +106,10 @@ def _at_home(word: str) -> str:
     """A word with ``~`` at its start, or behind ``--option=``, as the home folder; shells leave some."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
     return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - a word need not be a path
+
+
+def _is_utf8(word: str) -> bool:
+    return word.encode("utf-8", "ignore").decode() == word
 
 
 def usage() -> str:

@@ -200,6 +200,13 @@ def test_a_name_that_is_not_utf8_can_be_printed(
     assert out.getvalue() == written
 
 
+def test_a_file_whose_name_is_not_utf8_is_one_line(tmp_path: Path) -> None:
+    table = tmp_path / "caf\udce9.csv"
+    table.write_text("filepath,title\na.png,a\n", encoding="utf-8")
+    done = run_cloob("data", str(table))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "caf\\udce9.csv: this name is not" in done.stderr
+
+
 def test_debug_shows_the_traceback() -> None:
     done = run_cloob("--debug", "trian")
     assert done.returncode != 0 and "Traceback" in done.stderr
