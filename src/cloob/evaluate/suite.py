@@ -83,12 +83,7 @@ def evaluate(
     """
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
-    _check_sets(zeroshot, retrieval)
-    names = [data.name for data in zeroshot]
-    if unknown := [name for name in training if name not in names]:
-        raise InputError(
-            f"training images of {unknown[0]!r}, which is no labelled set here; {nearest(unknown[0], names)}"
-        )
+    _check_sets(zeroshot, retrieval, training)
     measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, level, seed)
     rows: list[dict[str, Any]] = []
     for model in embeddings.models:
@@ -263,13 +258,18 @@ def _unreadable(bad: Sequence[Skip]) -> dict[str, Any]:
     return {"unreadable": dict(sorted(counts.items()))} if bad else {}
 
 
-def _check_sets(zeroshot: Sequence[Labelled], retrieval: Sequence[Reader]) -> None:
+def _check_sets(zeroshot: Sequence[Labelled], retrieval: Sequence[Reader], training: Mapping[str, Labelled]) -> None:
     if not zeroshot and not retrieval:
         raise InputError("nothing to evaluate: no labelled set and no pairs were given")
     for sets in (zeroshot, retrieval):
         name, uses = Counter(data.name for data in sets).most_common(1)[0] if sets else ("", 0)
         if uses > 1:
             raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
+    names = [data.name for data in zeroshot]
+    if unknown := [name for name in training if name not in names]:
+        raise InputError(
+            f"training images of {unknown[0]!r}, which is no labelled set here; {nearest(unknown[0], names)}"
+        )
 
 
 def _jsonable(value: Any) -> Any:
