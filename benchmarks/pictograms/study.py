@@ -89,10 +89,10 @@ class Stage:
         if self.stage == "cells" and unchosen and not self.options.provisional:
             say(f"cells: the search is not complete for {', '.join(unchosen)}; finish it, or give --provisional")
             return
-        searched = records.read(wrong.SEARCH)
-        unsearched = [method for method in wrong.MEMBERS if wrong.chosen(method, scores, searched) is None]
-        if self.stage == wrong.RUNS and unsearched:
-            say(f"wrong: {', '.join(unsearched)} left out until {wrong.SEARCH} is complete")
+        if self.stage == wrong.RUNS:
+            searched = records.read(wrong.SEARCH)
+            if waiting := [method for method in wrong.MEMBERS if wrong.chosen(method, scores, searched) is None]:
+                say(f"wrong: {', '.join(waiting)} left out until {wrong.SEARCH} is complete")
         while not self.stop():
             done = records.read(self.stage)
             for cell in open_cells(self.stage, self.options):
