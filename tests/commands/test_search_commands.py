@@ -372,6 +372,7 @@ def test_embed_writes_the_same_rows_in_three_forms(
         (("classify", "{index}", "--labels", "a,b", "--cutoff", "9"), "add one of them"),
         (("classify", "{index}", "--labels", "none.txt"), "no such file"),
         (("classify", "{index}", "--labels", "a", "--templates", "x"), "has no {{c}}"),
+        (("classify", "{index}", "--labels", "a", "--multi", "--cutoff", "nan"), "the cutoff is nan"),
         (("classify", "{index}", "--examples", "{none}"), "no such folder"),
         (("classify", "{index}", "--head", "{none}"), "no such head"),
         (("classify", "{index}", "--labels", "a", "--multi", "--move-to", "{none}"), "one of them"),

@@ -202,6 +202,11 @@ def test_what_is_not_there_is_said_in_a_line(client: TestClient) -> None:
         assert "Traceback" not in answer.text and answer.json()["detail"].count("\n") == 0
 
 
+def test_a_sentence_without_a_place_for_the_label_is_told(client: TestClient) -> None:
+    answer = client.post("/api/classify", json={"labels": ["a", "b"], "templates": ["a photo"]})
+    assert answer.status_code == 400 and "'a photo' has no {c}" in answer.json()["detail"]
+
+
 def test_words_are_never_a_path_or_an_address(client: TestClient, tmp_path: Path) -> None:
     (tmp_path / "red.png").write_bytes(picture("red"))
     for words in (str(tmp_path / "red.png"), "http://127.0.0.1:9/red.png", "../red.png"):

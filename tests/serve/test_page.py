@@ -43,10 +43,11 @@ one.free = new Promise((go) => (one.go = go));
 """
 
 
-def serving(index: Index) -> Iterator[str]:
+def serving(index: Index, token: str | None = None) -> Iterator[str]:
     """The address of a server of an index, which runs in a thread."""
     with socket.create_server(("127.0.0.1", 0)) as opened:
-        server = uvicorn.Server(uvicorn.Config(make_app(index, ServeConfig()), log_config=None, ws="none"))
+        app = make_app(index, ServeConfig(token=token))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
         thread.start()
         yield f"http://localhost:{opened.getsockname()[1]}/"
@@ -156,6 +157,12 @@ def test_words_become_chips_and_the_address_brings_them_back(page: Page) -> None
     page.until(lambda: len(page.all(".chip")) == 1)
     page.one(".chip-body").click()
     page.until(lambda: page.run("return document.getElementById('weight').matches(':popover-open')"))
+    page.driver.back()
+    page.until(lambda: not page.all("#weight:popover-open"), "the weight goes with its chip")
+    page.driver.forward()
+    page.says("#found-title", "“red”")
+    page.one(".chip-body").click()
+    page.until(lambda: page.all("#weight:popover-open"))
     page.keys(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ESCAPE)
     page.says(".chip-weight", "0.8 ×")
     page.until(lambda: page.focused().startswith("red, weight 0.8"), "the focus comes back to the chip")
@@ -174,19 +181,22 @@ def test_a_picture_can_be_chosen_dropped_and_pasted(page: Page, tmp_path: Path) 
     page.go("?cutoff=off").says("#found-note", f"{N} pictures")
     page.one("#file").send_keys(str(tmp_path / "mine.png"))
     page.until(lambda: page.tiles() and "a green square" in page.tiles()[0])
-    for kind in ("drop", "paste"):
+    for kind, sizes in (("drop", [16, 18]), ("paste", [16])):
         page.go("?cutoff=off").says("#found-note", f"{N} pictures")
         page.run(
-            "const [kind, colour] = arguments; const canvas = new OffscreenCanvas(16, 16);"
-            "const context = canvas.getContext('2d'); context.fillStyle = colour; context.fillRect(0, 0, 16, 16);"
-            "canvas.convertToBlob().then(blob => { const data = new DataTransfer();"
-            "data.items.add(new File([blob], 'x.png', {type: 'image/png'}));"
+            "const [kind, colour, sizes] = arguments; const data = new DataTransfer();"
+            "Promise.all(sizes.map(size => { const canvas = new OffscreenCanvas(size, size);"
+            "const context = canvas.getContext('2d'); context.fillStyle = colour; context.fillRect(0, 0, size, size);"
+            "return canvas.convertToBlob(); })).then(blobs => {"
+            "for (const blob of blobs) data.items.add(new File([blob], 'x.png', {type: 'image/png'}));"
             "window.dispatchEvent(kind === 'drop' ? new DragEvent('drop', {dataTransfer: data})"
             " : new ClipboardEvent('paste', {clipboardData: data})); })",
             kind,
             f"rgb{COLOURS['blue']}",
+            sizes,
         )
         page.until(lambda: page.tiles() and "a blue square" in page.tiles()[0], kind)
+        page.until(lambda sizes=sizes: len(page.all(".chip")) == len(sizes), "each picture is part of the query")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     page.go().says("#found-note", f"{N} pictures")
     page.one("#file").send_keys(str(tmp_path / "bad.png"))
@@ -207,6 +217,29 @@ def test_a_name_with_a_comma_is_one_model(page: Page) -> None:
     )
     address = "?model=a%2Cb&model=c"
     assert page.driver.execute_async_script(script, address) == [["a,b", "c"], address]
+
+
+def test_a_link_to_a_model_that_is_gone_shows_another(page: Page) -> None:
+    page.go("?q=red&model=old&model=colours").says("[role=alert]", "no model “old”; colours answers")
+    page.says("#found-title", "“red”")
+    page.until(lambda: page.tiles() and "a red square" in page.tiles()[0])
+    assert page.run("return location.search") == "?q=red&model=colours"
+
+
+def test_a_token_that_ran_out_is_asked_for_and_the_search_stays(page: Page, index: Index) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    served = serving(index, token="secret")
+    page.site = next(served)
+    page.go("?q=blue&token=secret").says("#found-title", "“blue”")
+    page.driver.delete_all_cookies()
+    page.one("#words").send_keys("red", Keys.ENTER)
+    page.one("#token").send_keys("nearly", Keys.ENTER)
+    page.says(".wrong", "not right")
+    page.one("#token").send_keys("secret", Keys.ENTER)
+    page.says("#found-title", "“blue” + “red”")
+    page.driver.delete_all_cookies()
+    next(served, None)
 
 
 def test_a_picture_opens_and_leads_on(page: Page) -> None:

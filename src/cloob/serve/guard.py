@@ -95,17 +95,15 @@ class Guard:
         """Takes a token from the address or the form into a cookie; answers everything else 401."""
         path, method = scope["path"], scope["method"]
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
-        offered = None
-        if path == "/" and method == "GET" and "token" in query:
-            offered = query.pop("token")[0]
-        elif path == "/login" and method == "POST":
+        offered = query.pop("token", [None])[0] if path == "/" else None
+        if path == "/" and method == "POST":
             offered = parse_qs((await _body(receive, 4096)).decode("latin-1")).get("token", [""])[0].strip()
         if offered is not None and self._right(offered):
-            rest = urlencode(query, doseq=True) if path == "/" else ""
+            rest = urlencode(query, doseq=True)
             cookie = f"{COOKIE}={offered}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000"
             more = [(b"location", f"/?{rest}".rstrip("?").encode()), (b"set-cookie", cookie.encode())]
             await _answer(send, 303, "", more)
-        elif path in ("/", "/login"):
+        elif path == "/":
             page = self._login_page.replace(
                 b"<!--wrong-->", b"That token is not right." if offered is not None else b""
             )
@@ -150,9 +148,7 @@ class Guard:
 
 def _offers_token(scope: Scope) -> bool:
     """Whether the address or the form brings a token, which then goes into a cookie and out of the address."""
-    if scope["path"] == "/login":
-        return bool(scope["method"] == "POST")
-    return scope["path"] == "/" and b"token=" in scope["query_string"]
+    return scope["path"] == "/" and (scope["method"] == "POST" or b"token=" in scope["query_string"])
 
 
 def _host(header: str) -> str:
@@ -176,7 +172,7 @@ def _with_headers(send: Send, path: str) -> Send:
             headers = list(message.get("headers", []))
             present = {name.lower() for name, _ in headers}
             every = dict(HEADERS)
-            if path.startswith("/api/") or path in ("/", "/login"):
+            if path.startswith("/api/") or path == "/":
                 every["cache-control"] = "no-store"  # a route may say otherwise
             headers += [
                 (name.encode(), value.encode()) for name, value in every.items() if name.encode() not in present

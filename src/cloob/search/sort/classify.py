@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
-from cloob.search.ask.background import levels
+from cloob.search.ask.background import check_cutoff, levels
 from cloob.search.store import Ids, Vectors
 
 TEMPLATES = ("a photo of a {c}.", "{c}")
@@ -104,9 +104,10 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     """Labels without the white space around them.
 
     Raises:
-        InputError: None, an empty one, two that are equal, one that no picture can do without, or a template without
-            ``{c}``.
+        InputError: None, an empty one, two that are equal, one that no picture can do without, a template without
+            ``{c}``, or a cutoff that is no number.
     """
+    check_cutoff(options.cutoff)
     labels = tuple(" ".join(name.split()) for name in names)
     if not labels or not all(labels):
         raise InputError("no labels, or an empty one; write --labels cat,dog or name a file with one a line")

@@ -85,7 +85,7 @@ class ClassifyQuery(_Words):
 
     labels: Annotated[list[Label], Field(min_length=1, max_length=200)]
     templates: Annotated[
-        list[Annotated[str, Field(pattern=r"\{c\}", max_length=200, examples=["a picture of a {c}"])]],
+        list[Annotated[str, Field(max_length=200, examples=["a picture of a {c}"])]],
         Field(max_length=100),
     ] = []
     multi: Annotated[bool, Field(description="A picture may have several labels, or none.")] = False

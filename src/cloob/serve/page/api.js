@@ -16,7 +16,7 @@ async function ask(path, options = {}) {
     throw new Problem("The server does not answer. Is cloob serve still running?", 0);
   }
   if (answer.ok) return answer.json();
-  if (answer.status === 401) location.assign("/");
+  if (answer.status === 401) location.reload(); // the same address asks for the token
   let said = `The server answered ${answer.status}.`;
   try {
     said = (await answer.json()).detail;

@@ -120,14 +120,16 @@ function openWeight(place, anchor) {
   slider.focus();
 }
 
-export async function addPicture(file) {
-  if (!file) return;
+/** Uploads pictures and adds them to the query, until one fails. */
+async function addPictures(files) {
   $("box").classList.add("busy");
-  announce("Uploading the picture");
   try {
-    const { upload } = await api.upload(file);
-    add({ upload, weight: 1 });
-    announce("The picture is part of the query");
+    for (const file of [...files].slice(0, MOST_PARTS)) {
+      announce("Uploading the picture");
+      const { upload } = await api.upload(file);
+      announce("The picture is part of the query");
+      add({ upload, weight: 1 });
+    }
   } catch (problem) {
     complain(problem.message);
   } finally {
@@ -138,12 +140,12 @@ export async function addPicture(file) {
 
 let complaint = null;
 
-/** Says under the box what went wrong with a picture. */
-function complain(text) {
+/** Says under the box what went wrong. */
+export function complain(text) {
   complaint?.remove();
-  complaint = h("p.wrong.under-box", { role: "alert" }, text);
-  $("box").after(complaint);
-  setTimeout(() => complaint?.remove(), 8000);
+  const mine = (complaint = h("p.wrong.under-box", { role: "alert" }, text));
+  $("box").after(mine);
+  setTimeout(() => mine.remove(), 8000);
 }
 
 /** Draws the chips of a state. */
@@ -177,12 +179,12 @@ export function start(typed) {
   });
   $("box").addEventListener("click", (event) => event.target === event.currentTarget && input.focus());
   $("pick").addEventListener("click", () => $("file").click());
-  $("file").addEventListener("change", () => addPicture($("file").files[0]));
+  $("file").addEventListener("change", () => addPictures($("file").files));
   addEventListener("paste", (event) => {
-    const file = [...(event.clipboardData?.files ?? [])].find((one) => one.type.startsWith("image/"));
-    if (file) addPicture(file);
+    addPictures([...(event.clipboardData?.files ?? [])].filter((one) => one.type.startsWith("image/")));
   });
   startDrops();
+  addEventListener("popstate", () => popover.hidePopover()); // its chip may be gone
   addEventListener("keydown", (event) => {
     const typing = /^(INPUT|TEXTAREA|SELECT)$/.test(document.activeElement?.tagName ?? "");
     if (event.key === "/" && !typing && !document.querySelector("dialog[open]")) {
@@ -204,6 +206,6 @@ function startDrops() {
     event.preventDefault();
     depth = 0;
     show();
-    addPicture(event.dataTransfer.files[0]);
+    addPictures(event.dataTransfer.files);
   });
 }

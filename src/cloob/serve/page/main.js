@@ -32,6 +32,7 @@ function draw(options) {
 
 async function startModels() {
   const list = (await api.models().catch(() => [])).map((model) => model.name);
+  if (list.length) onlyOf(list);
   if (list.length < 2) return;
   const select = $("model");
   const pairs = list.flatMap((one, i) => list.slice(i + 1).map((other) => [one, other]));
@@ -39,8 +40,16 @@ async function startModels() {
   select.addEventListener("change", () => state.change({ models: JSON.parse(select.value) }));
   $("models").hidden = false;
   drawModel();
+}
+
+/** Takes models out of the address that are none of this collection's, and says so. */
+function onlyOf(list) {
   const { models } = state.get();
-  if (models.length === 1 && !list.includes(models[0])) state.change({ models: models[0].split(",").slice(0, 2) }, { replace: true }); // an old link
+  const asked = models.length === 1 && !list.includes(models[0]) ? models[0].split(",").slice(0, 2) : models; // an old link
+  const there = asked.filter((name) => list.includes(name));
+  const missing = asked.find((name) => !list.includes(name));
+  if (missing !== undefined) chips.complain(`This collection has no model “${missing}”; ${there[0] ?? list[0]} answers.`);
+  if (asked !== models || missing !== undefined) state.change({ models: there }, { replace: true });
 }
 
 function drawModel() {
