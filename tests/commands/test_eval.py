@@ -268,21 +268,14 @@ def test_models_are_called_by_the_least_that_tells_them_apart() -> None:
     assert named(sources) == dict(zip(names, sources, strict=True))
 
 
-def test_several_captions_from_the_command_line(work: Path) -> None:
+def test_several_captions_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = work / "sets" / "t.jsonl"
     rows = [{"image": f"two/{name}/0.png", "texts": [f"{name} one", f"{name} two"]} for name in COLOURS]
     table.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    words = [
-        "eval",
-        str(work / "model"),
-        "--retrieval",
-        str(table),
-        "--image-column",
-        "image",
-        "--caption-column",
-        "texts",
-    ]
+    named_columns = ["--image-column", "image", "--caption-column", "texts"]
+    words = ["eval", str(work / "model"), "--retrieval", str(table), *named_columns]
     assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 0
+    assert f"analyze {work / 'model'} --pairs {table} {' '.join(named_columns)} --out" in capsys.readouterr().err
     found = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]["retrieval"]["t.jsonl"]
     assert (found["n_images"], found["n"]) == (2, 4) and found["text_to_image@5"] == 1.0
 

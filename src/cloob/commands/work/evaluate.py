@@ -53,7 +53,7 @@ def run(arguments: EvalArguments) -> int:
     write_page(arguments.out / "report.html", comparison, embeddings, results, title="Evaluation")
     print_table(results)
     print(f"{arguments.out / 'results.json'}\n{arguments.out / 'report.html'}")
-    of_pairs = ["--pairs", arguments.retrieval[0]] if arguments.retrieval and not columns(*named_columns) else []
+    of_pairs = ["--pairs", arguments.retrieval[0], *columns(*named_columns)] if arguments.retrieval else []
     code = tell(results)
     if code == 0:
         say_next(["analyze", *arguments.models, *of_pairs, "--out", arguments.out / "analyze"])

@@ -107,8 +107,8 @@ def _next(config: TrainConfig, model: str) -> list[list[str | Path]]:
     commands: list[list[str | Path]] = []
     if pairs.val_data:
         commands.append(["eval", model, "--retrieval", *pairs.val_data, *named, "--out", out / "eval"])
-    if not named:  # analyze knows the default columns alone
-        commands.append(["analyze", out, "--pairs", (pairs.val_data or pairs.data)[0], "--out", out / "analyze"])
+    judged_on = (pairs.val_data or pairs.data)[0]
+    commands.append(["analyze", out, "--pairs", judged_on, *named, "--out", out / "analyze"])
     if Path(pairs.data[0]).is_dir():
         commands.append(["index", pairs.data[0], "--model", model, "--out", out / "index"])
-    return commands[-2:] or [["eval", model, "--retrieval", *pairs.data, *named, "--out", out / "eval"]]
+    return commands[-2:]
