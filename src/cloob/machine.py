@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 _MOST_DECODERS = 16
 
@@ -10,6 +11,13 @@ _MOST_DECODERS = 16
 def processors() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def emulates_bfloat16(file: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the processor has no instructions for bfloat16, by the list that Linux keeps; False where there is none."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
+    listed = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return bool(listed) and listed.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def decoders() -> int:

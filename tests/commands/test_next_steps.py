@@ -223,6 +223,7 @@ def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tu
 def test_streamed_pairs_of_which_none_can_be_held_out_are_asked_for_some() -> None:
     with pytest.raises(InputError, match="no held-out pairs; give --val-data"):
         check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar"])
+    check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar", "--patience", "0"])
 
 
 def test_pairs_too_few_for_a_batch_get_advice_before_the_error(

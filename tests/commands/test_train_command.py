@@ -99,6 +99,13 @@ def test_another_objective_does_not_begin_with_the_recipes_scales(words: str) ->
     assert parse(TrainConfig, rest, "cloob train", start).loss == get_recipe("cc3m-cloob").loss
 
 
+def test_a_config_of_a_run_begins_another_run(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(TrainConfig().override(data=["a"], resume="auto", accept_changed_data=True).to_json())
+    start, _ = read_start(["--config", str(file)])
+    assert start == TrainConfig().override(data=["a"])
+
+
 def test_another_model_begins_with_its_own_picture_size(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(TrainConfig().override(data=["a"], model="tiny-resnet", image_size=64).to_json())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pyarrow import parquet
 
 from cloob.cache import Cache
@@ -19,7 +23,8 @@ from cloob.data.batch import BadSample, RawSample, caption_id
 from cloob.data.fingerprint import Fingerprint
 from cloob.data.open import open_source
 from cloob.data.source import Source
-from cloob.data.split import split
+from cloob.data.split import choose_held_out
+from cloob.data.split import split as part
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
 from support import noise, write_pairs
@@ -48,8 +53,21 @@ class Listed:
     def read(self, index: int) -> RawSample:
         pair = self.pairs[index]
         if pair is None:
-            raise BadSample("corrupt image", str(index))
+            raise BadSample("missing image", str(index))
         return RawSample(str(index), *pair)
+
+
+@cache
+def as_png(row: bytes) -> bytes:
+    """A picture of one row of grey pixels; none of no pixels."""
+    file = io.BytesIO(b"no picture")
+    if row:
+        Image.frombytes("L", (len(row), 1), row).save(file, "PNG")
+    return file.getvalue()
+
+
+def split(sources: Sequence[Source], share: float) -> tuple[Source, Source]:
+    return part(sources, choose_held_out(sources, share))
 
 
 def contents(source: Source) -> list[Pair | None]:
@@ -63,7 +81,7 @@ def contents(source: Source) -> list[Pair | None]:
     return found
 
 
-pairs = st.tuples(st.binary(min_size=1, max_size=1), st.sampled_from([*"abcdefghij", "A", " a", "b  b", "B b"]))
+pairs = st.tuples(st.binary(max_size=1).map(as_png), st.sampled_from([*"abcdefghij", "A", " a", "b  b", "B b"]))
 sets = st.lists(st.none() | pairs, min_size=1, max_size=60)
 
 
@@ -79,6 +97,7 @@ def test_no_picture_or_caption_is_on_both_sides(lists: list[list[Pair | None]], 
     assert Counter(train) + Counter(held) == Counter(everything)
     assert None not in held
     held_pairs, train_pairs = [p for p in held if p], [p for p in train if p]
+    assert as_png(b"") not in {image for image, _ in held_pairs}
     assert not {image for image, _ in held_pairs} & {image for image, _ in train_pairs}
     assert not {caption_id(text) for _, text in held_pairs} & {caption_id(text) for _, text in train_pairs}
     assert 2 <= len(held) <= max(2, round(share * len(readable)))
@@ -91,7 +110,7 @@ def test_no_picture_or_caption_is_on_both_sides(lists: list[list[Pair | None]], 
 
 @given(st.integers(10, 300), st.sampled_from([0.05, 0.1, 0.3]))
 def test_of_different_pairs_exactly_the_share_is_held_out(n: int, share: float) -> None:
-    source = Listed(tuple((n.to_bytes(2, "big"), f"caption {n}") for n in range(n)))
+    source = Listed(tuple((as_png(n.to_bytes(2, "big")), f"caption {n}") for n in range(n)))
     train, held = split([source], share)
     assert len(held) == max(2, round(share * n)) and len(train) == n - len(held)
     assert sum(train.shard_sizes) == len(train) and sum(held.shard_sizes) == len(held)
@@ -102,7 +121,7 @@ def test_of_different_pairs_exactly_the_share_is_held_out(n: int, share: float) 
 def test_chains_of_equal_pictures_and_captions_stay_together() -> None:
     """a–b share a picture, b–c a caption, so a, b and c go together; d and e are alone."""
     chain = ((b"1", "a"), (b"1", "b"), (b"2", "b"), (b"3", "d"), (b"4", "e"))
-    train, held = split([Listed(chain)], 0.4)
+    train, held = split([Listed(tuple((as_png(row), text) for row, text in chain))], 0.4)
     assert sorted(text for _, text in contents(held)) == ["d", "e"]  # type: ignore[misc]
     assert len(train) == 3
 
@@ -134,12 +153,12 @@ def test_parquet_with_pictures_inside(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_split_is_refused_in_one_line() -> None:
-    same = Listed(tuple((bytes([n]), "a photo") for n in range(20)))
+    same = Listed(tuple((as_png(bytes([n])), "a photo") for n in range(20)))
     with pytest.raises(InputError, match=r"val_split is 0.1: of 20 usable pairs 0 can be held out .*--val-data"):
         split([same], 0.1)
     with pytest.raises(InputError, match="streamed pairs would all be fetched"):
         split([Listed(same.pairs, name="s3://bucket/{00..07}.tar", streamed=True)], 0.1)
-    alone = [Listed(((bytes([n]), f"c{n}"),), name="one pair") for n in range(4)]
+    alone = [Listed(((as_png(bytes([n])), f"c{n}"),), name="one pair") for n in range(4)]
     with pytest.raises(InputError, match="one pair: all its pairs would be held out"):
         split(alone, 0.5)
 

@@ -194,6 +194,18 @@ def test_a_last_batch_of_one_pair_counts_for_the_recall(trained: Trained, pairs_
     assert found.recall == pytest.approx(validate(towers, whole, torch.device("cpu"), mask_duplicates=False).recall)
 
 
+def test_no_more_pairs_at_a_time_than_a_micro_batch(trained: Trained, pairs_folder: Path) -> None:
+    encoder = load_model(trained.run)
+    loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config.override(batch_size=37))
+    towers, sizes = TowersWithLoss(encoder, make_objective("cloob")), []
+    encoder.register_forward_pre_hook(lambda _, rows: sizes.append(len(rows[0])))
+    found, parted = (
+        validate(towers, loader, torch.device("cpu"), mask_duplicates=True, micro_batch_size=n) for n in (0, 8)
+    )
+    assert sizes == [35, 3, *[7] * 5, 3]
+    assert parted.loss == pytest.approx(found.loss, rel=1e-5) and parted.recall == pytest.approx(found.recall)
+
+
 def test_no_word_of_it_without_held_out_pairs(trained: Trained) -> None:
     assert find_best(trained.run) is None
     assert not list(trained.run.rglob("validation.json"))

@@ -205,6 +205,28 @@ def test_bad_data_of_every_kind_is_left_out_and_named(
     assert "\n" not in str(error.value) and "00001.tar" in str(error.value) and str(bad_shards) in str(error.value)
 
 
+def test_ranks_that_find_other_pairs_are_refused(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
+    """A table that is still on its way to one of two hosts: one that lacks a row, and one of as many others."""
+    rows = [f"{pairs_folder}/{n:02}.png,caption {n}\n" for n in range(24)]
+    for case, other, said in (("fewer", rows[:-1], "23 pairs, not 24"), ("others", [*rows[1:], rows[0]], "other ")):
+        folders = [tmp_path / f"{case}-{rank}" for rank in range(2)]
+        for folder, own in zip(folders, (rows, other), strict=True):
+            folder.mkdir()
+            (folder / "pairs.csv").write_text("filepath,title\n" + "".join(own))
+
+        def run(folders: list[Path] = folders) -> int:
+            os.environ["LOCAL_RANK"] = "0"  # a host each
+            here = folders[int(os.environ["RANK"])] / "pairs.csv"
+            train(trained.config.override(data=[str(here)], out=tmp_path / "run"))
+            return 0
+
+        ranks = fork(tmp_path / f"ranks-{case}", 2, run)
+        assert ranks.wait() == [1, 1]
+        said = f"rank 1 finds other data than rank 0 ({said}"
+        assert all(said in output.read_text() for output in ranks.outputs), ranks.told()
+    assert not (tmp_path / "run").exists()
+
+
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

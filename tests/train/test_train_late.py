@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from train_helpers import Recorder, lines
 
+from cloob import machine
 from cloob.errors import TrainingFailed
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
@@ -384,6 +385,23 @@ def test_auto_is_resolved_by_the_device(
     assert found.run.precision == precision and found.run.tf32 == (device == "cuda")
     kept = build.resolved(base.override(precision="fp16"), encoder, make_objective("cloob"), torch.device(device))
     assert kept.run.precision == "fp16" and kept.run.tf32 is False
+
+
+def test_bfloat16_that_is_emulated_is_told(
+    base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    listed = [("flags : fpu avx2 avx512f", True), ("flags : avx512_bf16", False), ("Features : asimd bf16", False)]
+    for text, emulated in [*listed, ("processor : 0", False)]:
+        (tmp_path / "cpuinfo").write_text(f"model : x\n{text}\n")
+        assert machine.emulates_bfloat16(tmp_path / "cpuinfo") == emulated
+    assert not machine.emulates_bfloat16(tmp_path / "none")
+    monkeypatch.setattr(build, "emulates_bfloat16", lambda: True)
+    encoder = build.make_encoder(base)
+    for precision, device in (("bf16", "cuda"), ("fp32", "cpu"), ("bf16", "cpu")):
+        assert "only emulates" not in caplog.text
+        config = base.override(precision=precision)
+        build.resolved(config, encoder, make_objective("cloob"), torch.device(device))
+    assert "only emulates bfloat16" in caplog.text
 
 
 @pytest.mark.parametrize(

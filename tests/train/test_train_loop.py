@@ -457,6 +457,19 @@ def test_an_unreadable_newest_checkpoint_does_not_push_out_good_ones(trained: Tr
     assert (newest.with_name(f"unreadable-{newest.name}") / "model").is_dir()
 
 
+def test_a_run_whose_last_step_is_not_finite_says_what_is_kept(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = trained.config.override(out=tmp_path / "run", epochs=1, save_every=2)
+    result = train(config, callbacks=[Poison(4, 100)])
+    assert result.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000004"
+    said = f"the last step was not finite, after which nothing is saved: the newest checkpoint is {result.checkpoint}"
+    assert caplog.messages[-1] == said
+    config = config.override(out=tmp_path / "other", save_every=0)
+    assert train(config, callbacks=[Poison(3, 100)]).checkpoint is None
+    assert "the last 2 steps were not finite" in caplog.messages[-1] and "no checkpoint" in caplog.messages[-1]
+
+
 def test_too_many_nonfinite_steps_end_the_run(trained: Trained, tmp_path: Path) -> None:
     config = trained.config.override(out=tmp_path / "run", max_nonfinite=3, keep=1)
     with pytest.raises(

@@ -102,8 +102,8 @@ def test_an_epoch_without_one_usable_pair_ends_the_run_whatever_the_limit(
     assert said.startswith(
         f"cloob: {mount}: 38 of 38 {kind} cannot be used, which leaves none: 38 missing image (e.g. "
     )
-    epochs = 0 if held_out else 1
-    assert len(lines(run / "epochs.jsonl")) == len(list_checkpoints(run)) == epochs
+    assert len(lines(run / "epochs.jsonl")) == (0 if held_out else 1)
+    assert len(list_checkpoints(run)) == 1  # the first epoch's work is kept, whatever came after it
 
 
 def counted(folder: Path, pairs: int, *batches: tuple[int, int]) -> BadSamples:

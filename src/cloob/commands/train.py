@@ -49,8 +49,9 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
     if recipe is not None:
         start = get_recipe(recipe)
     elif file is not None:
-        # What was allowed to one run, which says so in its config.json, is not allowed to the next.
-        start = TrainConfig.from_json(Path(file)).override(overwrite=False, accept_changed_data=False)
+        # What was allowed to one run, which says so in its config.json, is not allowed to the next; nor does it go on.
+        again = {"overwrite": False, "accept_changed_data": False, "resume": "none"}
+        start = TrainConfig.from_json(Path(file)).override(**again)
     else:
         start = TrainConfig()
     # A length that is typed takes the place of the start's; its value is read with the other words.

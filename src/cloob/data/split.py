@@ -7,13 +7,14 @@ they belong to; such a group is held out as a whole or not at all.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from cloob.data.batch import BadSample, RawSample, caption_id
+from cloob.data.decode import Encoded
 from cloob.data.fingerprint import Fingerprint, digest
 from cloob.data.mix import mix
 from cloob.data.shards.spec import is_remote
@@ -68,20 +69,20 @@ class Subset:
             fetch(self.rows[indices])
 
 
-def split(sources: Sequence[Source], share: float, weights: Sequence[float] = ()) -> tuple[Source, Source]:
-    """Parts pairs into those to train on and those to judge by.
+def choose_held_out(sources: Sequence[Source], share: float) -> list[np.ndarray]:
+    """Chooses the pairs to judge by.
 
     Which pairs are held out depends on their bytes alone: not on a seed, the order of the rows or the names of files.
     Groups are taken in the order of a hash until the share is reached; one that is too large for what is missing is
-    left to the training. Pairs that cannot be read stay there too, where they are counted. All pairs are read once.
+    left to the training, and one with a picture that cannot be decoded. Pairs that cannot be read stay there too, where
+    they are counted. All pairs are read once, and those that are held out a second time.
 
     Args:
         sources: Where the pairs are; together, so that none is held out of one and trained on in another.
         share: Of all readable pairs, to be held out, in (0, 1).
-        weights: Passes over each source in an epoch, see :func:`cloob.data.mix.mix`.
 
     Returns:
-        The training pairs and the held-out pairs, at most ``share`` of all (rounded, at least two).
+        The rows of each source that are held out, ascending int64; at most ``share`` of all (rounded, at least two).
 
     Raises:
         InputError: A source is elsewhere, fewer than two pairs can be held out, or no pairs of a source would be left.
@@ -93,22 +94,45 @@ def split(sources: Sequence[Source], share: float, weights: Sequence[float] = ()
                 "--val-split"
             )
     places, groups, hashes = _groups(sources)
-    held = _choose(groups, hashes, most_held_out(len(places), share))
+
+    def decodes(pair: int) -> bool:
+        source, row = places[pair].tolist()
+        try:
+            Encoded(sources[source].read(row).image).rgb(reduction=8)
+        except BadSample:
+            return False
+        return True
+
+    held = _choose(groups, hashes, most_held_out(len(places), share), decodes)
     n_held = int(held.sum())
     if n_held < 2:
         raise InputError(
             f"val_split is {share:g}: of {len(places):,} usable pairs {n_held} can be held out without a picture or "
             "caption that the others have too; give another share, or --val-data"
         )
-    train, val = [], []
-    for i, source in enumerate(sources):
-        rows = places[held & (places[:, 0] == i), 1]
-        others = np.setdiff1d(np.arange(len(source)), rows)
-        if not len(others):
+    rows = [places[held & (places[:, 0] == i), 1] for i in range(len(sources))]
+    for source, some in zip(sources, rows, strict=True):
+        if len(some) == len(source):
             raise InputError(f"{source.name}: all its pairs would be held out; give a lower --val-split, or --val-data")
-        train.append(Subset(source, others, "training"))
-        if len(rows):
-            val.append(Subset(source, rows, "held out"))
+    return rows
+
+
+def split(
+    sources: Sequence[Source], held_out: Sequence[np.ndarray], weights: Sequence[float] = ()
+) -> tuple[Source, Source]:
+    """Parts pairs into those to train on and those to judge by.
+
+    Args:
+        sources: Where the pairs are.
+        held_out: The rows of each that are held out, see :func:`choose_held_out`.
+        weights: Passes over each source in an epoch, see :func:`cloob.data.mix.mix`.
+
+    Returns:
+        The training pairs and the held-out pairs.
+    """
+    others = [np.setdiff1d(np.arange(len(source)), rows) for source, rows in zip(sources, held_out, strict=True)]
+    train = [Subset(source, rows, "training") for source, rows in zip(sources, others, strict=True)]
+    val = [Subset(source, rows, "held out") for source, rows in zip(sources, held_out, strict=True) if len(rows)]
     return mix(train, weights), mix(val)
 
 
@@ -152,15 +176,15 @@ def _groups(sources: Sequence[Source]) -> tuple[np.ndarray, np.ndarray, list[byt
     return np.array(places, dtype=np.int64).reshape(-1, 2), roots, hashes
 
 
-def _choose(groups: np.ndarray, hashes: Sequence[bytes], target: int) -> np.ndarray:
-    """(n,) bool: the pairs of the groups that are taken, at most ``target`` and never all pairs."""
+def _choose(groups: np.ndarray, hashes: Sequence[bytes], target: int, usable: Callable[[int], bool]) -> np.ndarray:
+    """(n,) bool: the pairs of the groups that are taken, all usable, at most ``target`` and never all pairs."""
     by_group: dict[int, list[int]] = {}
     for pair, group in enumerate(groups.tolist()):
         by_group.setdefault(group, []).append(pair)
     held = np.zeros(len(groups), dtype=bool)
     left = min(target, len(groups) - 1)
     for members in sorted(by_group.values(), key=lambda pairs: min(hashes[pair] for pair in pairs)):
-        if len(members) <= left:
+        if len(members) <= left and all(map(usable, members)):
             held[members] = True
             left -= len(members)
     return held

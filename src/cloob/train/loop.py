@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -14,6 +15,7 @@ import torch
 from cloob.data.batch import Batch
 from cloob.data.copies import Copies
 from cloob.distributed import Layout, process_group, rank, resolve_device, world_size
+from cloob.errors import InputError, TrainingFailed
 from cloob.train import faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config import TrainConfig, memory
@@ -35,6 +37,7 @@ from cloob.train.watch.spans import DATA
 from cloob.train.watch.trackers import make_trackers
 
 _CPU = torch.device("cpu")
+logger = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResult:
@@ -140,6 +143,8 @@ class _Run:
                 stopped = self._epoch(stop)
             self.profile.close()
             self._save()
+            if progress.nonfinite and rank() == 0:
+                self._warn_of_the_end()
             result = self._result("SIGTERM" if stopped else None)
             return result
         except Exception:
@@ -151,6 +156,13 @@ class _Run:
         finally:
             parts.close()
             self._call("on_end", result)
+
+    def _warn_of_the_end(self) -> None:
+        """Says that the last steps were not finite, after which nothing is saved."""
+        steps = "step was" if self.parts.progress.nonfinite == 1 else f"{self.parts.progress.nonfinite} steps were"
+        last = self.parts.saver.last
+        kept = f"the newest checkpoint is {last}" if last else "there is no checkpoint (--save-every N makes some)"
+        logger.warning("the last %s not finite, after which nothing is saved: %s", steps, kept)
 
     def _call(self, event: str, *arguments: object) -> None:
         modes = [module.training for module in self.modules]
@@ -267,7 +279,11 @@ class _Run:
         self.skipped = parts.bad.reasons()
         epoch = progress.epoch + 1
         due = epoch % parts.config.pairs.val_every == 0 or epoch == self.course.epochs
-        validation = self._validate(stop) if due else None
+        try:
+            validation = self._validate(stop) if due else None
+        except (InputError, TrainingFailed):
+            self._save()  # the epoch's work; a resumed run begins with this look
+            raise
         best = validation is not None and self._is_best(validation)
         line = {
             "epoch": epoch,
@@ -309,6 +325,7 @@ class _Run:
                 parts.val_loader,
                 parts.device,
                 mask_duplicates=parts.config.loss.mask_duplicates,
+                micro_batch_size=parts.stepper.micro_batch_size,
                 hopfield=self.course.retrieved(),
                 stop=stop,
                 last_checkpoint=parts.saver.last,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import torch
 
 from cloob.data.fingerprint import Fingerprint
 from cloob.data.loader import Loader
+from cloob.data.source import Source
 from cloob.distributed import rank, world_size
+from cloob.errors import InputError
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
@@ -22,7 +25,7 @@ from cloob.train.bad import BadHeldOut, BadSamples
 from cloob.train.config import TrainConfig, memory
 from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
-from cloob.train.ranks import on_rank_zero
+from cloob.train.ranks import gather_objects, on_rank_zero
 from cloob.train.state import resume
 from cloob.train.state.checkpoint import Checkpoint, Progress, put_back, remove_leftovers
 from cloob.train.state.compare import HELD_OUT, TRAINING, check_same_data, check_same_run, judged_otherwise
@@ -109,7 +112,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     loader = build.make_loader(source, encoder, config, device)
     val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
     sources = {TRAINING: source} | ({} if held_out is None else {HELD_OUT: held_out})
-    data = {name: on_rank_zero(pairs.fingerprint) for name, pairs in sources.items()}
+    data = {name: _same_on_every_rank(pairs) for name, pairs in sources.items()}
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, data, loader.steps_per_epoch, encoder, objective)
         check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
@@ -179,6 +182,22 @@ def _progress_of(
     if rank() != 0:
         progress.reasons = {}
     return progress
+
+
+def _same_on_every_rank(pairs: Source) -> Fingerprint:
+    """The fingerprint of pairs, after a look whether all hosts have the same: ranks part them by their number.
+
+    Raises:
+        InputError: Other pairs on some rank's host; on every rank.
+    """
+    looks = int(os.environ.get("LOCAL_RANK", "0")) == 0  # once on each host: it may look into a hundred thousand files
+    first, *others = gather_objects((len(pairs), pairs.fingerprint() if looks else {}))
+    for number, (size, found) in enumerate(others, 1):
+        changes = [key for key in {**first[1], **found} if found and first[1].get(key) != found.get(key)]
+        if size != first[0] or changes:
+            what = f"{size:,} pairs, not {first[0]:,}" if size != first[0] else f"other {', '.join(changes)}"
+            raise InputError(f"{pairs.name}: rank {number} finds other data than rank 0 ({what}); give all the same")
+    return first[1]
 
 
 def works_by_itself(device: torch.device) -> bool:

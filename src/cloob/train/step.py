@@ -73,9 +73,16 @@ class TowersWithLoss(nn.Module):
         image_features, text_features = image_features.float(), text_features.float()
         if not loss:
             return image_features, text_features
-        with self.spans("objective"), torch.autocast(images.device.type, enabled=False):
-            value = self.objective(image_features, text_features, ids=ids, **_given(hopfield))
+        value = self.loss_of(image_features, text_features, ids, hopfield)
         return value, image_features.detach(), text_features.detach()
+
+    def loss_of(
+        self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, hopfield: bool | None
+    ) -> Tensor:
+        """The 0-d float32 loss of (n, D) float32 features; ``ids`` and ``hopfield`` as ``forward`` takes them."""
+        with self.spans("objective"), torch.autocast(image_features.device.type, enabled=False):
+            value: Tensor = self.objective(image_features, text_features, ids=ids, **_given(hopfield))
+        return value
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cloob.data.batch import Batch, Skip
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
 from cloob.train.faults import StopSignal, agree, fetch
 from cloob.train.ranks import gather_objects, on_rank_zero
+from cloob.train.step import TowersWithLoss
 from cloob.train.watch.log import finite
 
 RECALLS = (1, 5, 10)
@@ -56,11 +57,12 @@ class Batches(Protocol):
 
 
 def validate(
-    towers: nn.Module,
+    towers: TowersWithLoss,
     loader: Batches,
     device: torch.device,
     *,
     mask_duplicates: bool,
+    micro_batch_size: int = 0,
     hopfield: bool | None = None,
     stop: StopSignal | None = None,
     last_checkpoint: Path | None = None,
@@ -68,10 +70,11 @@ def validate(
     """Embeds the held-out pairs once, all ranks together; the same numbers on every rank.
 
     Args:
-        towers: A ``TowersWithLoss``; put in eval mode.
+        towers: Put in eval mode.
         loader: The held-out pairs.
         device: Where the towers are.
         mask_duplicates: Whether pairs of the same caption are no negatives of each other.
+        micro_batch_size: Pairs of this rank that go through the towers at a time; 0 for all of a batch.
         hopfield: Whether the objective retrieves; None leaves it to the objective.
         stop: Ends it when it is set, on whatever rank.
         last_checkpoint: What the error of a batch that a rank could not get tells to go on from.
@@ -97,19 +100,24 @@ def validate(
             if counts.smallest < 1:
                 continue
             batch = batch.to(device)
-            if counts.samples < 2:
-                images, texts = towers(batch.images, batch.tokens, loss=False)
-                features.append((images.cpu(), texts.cpu()))
-                continue
+            images, texts = _embedded(towers, batch, micro_batch_size)
             with contextlib.suppress(NonFiniteFeaturesError):
-                ids = batch.ids if mask_duplicates else None
-                loss, images, texts = towers(batch.images, batch.tokens, ids, hopfield=hopfield)
-                total += counts.samples * float(loss)
-                samples += counts.samples
+                if counts.samples > 1:
+                    ids = batch.ids if mask_duplicates else None
+                    total += counts.samples * float(towers.loss_of(images, texts, ids, hopfield))
+                    samples += counts.samples
                 features.append((images.cpu(), texts.cpu()))
     everywhere = [(rank, skip) for rank, part in enumerate(gather_objects(skipped)) for skip in part]
     loss = finite(total / samples) if samples else None
     return Validation(loss, _recall(features, device), pairs, tuple(everywhere))
+
+
+def _embedded(towers: TowersWithLoss, batch: Batch, micro_batch_size: int) -> tuple[Tensor, Tensor]:
+    """(n, D) image and text features of a batch, as many pairs at a time as training holds."""
+    parts = -(-len(batch) // micro_batch_size) if micro_batch_size else 1
+    pieces = zip(batch.images.tensor_split(parts), batch.tokens.tensor_split(parts), strict=True)
+    images, texts = zip(*(towers(*piece, loss=False) for piece in pieces), strict=True)
+    return torch.cat(images), torch.cat(texts)
 
 
 def _drawn(batches: Iterator[Batch], stop: StopSignal) -> Iterator[tuple[Batch | None, Exception | None]]:

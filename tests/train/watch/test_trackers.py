@@ -16,6 +16,7 @@ from cloob.errors import InputError
 from cloob.train.config.run import LogConfig
 from cloob.train.loop import train
 from cloob.train.watch.trackers import Tracker, make_trackers
+from support import fork
 
 
 class FakeRun:
@@ -124,13 +125,26 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_only_rank_zero_logs(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import replace
+def test_a_tracker_that_cannot_begin_ends_all_ranks_in_one_line(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeWandb("wandb")
+    fake.init = lambda **_: (_ for _ in ()).throw(ValueError("no API key configured"))  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = trained.config.override(out=tmp_path / "run", epochs=1, wandb="x")
+    ranks = fork(tmp_path / "ranks", 2, lambda: train(config) and None)
+    assert ranks.wait() == [1, 1]
+    for output in ranks.outputs:
+        said = output.read_text().splitlines()[-1]
+        assert said.endswith("InputError: wandb: no API key configured; log in there, or leave --wandb out")
 
+
+def test_only_rank_zero_logs(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeWandb("wandb")
     monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr("cloob.train.ranks.rank", lambda: 1)
     tracker = Tracker("wandb", "x")
-    tracker.on_start(replace(trained.recorder.of("start")[0], rank=1))
+    tracker.on_start(trained.recorder.of("start")[0])
     tracker.on_step({"step": 1, "loss": 1.0})
     tracker.on_end(None)
     assert fake.inits == []

@@ -9,7 +9,7 @@ from typing import Any
 
 from cloob.commands.advice import SMALL, good_batch
 from cloob.commands.measuring import DataArguments
-from cloob.commands.steps import columns, say_next
+from cloob.commands.steps import columns, say_next, shell
 from cloob.data.open import open_source
 from cloob.data.shards.count import write_counts
 from cloob.data.shards.spec import is_remote
@@ -31,7 +31,7 @@ def _count(arguments: DataArguments) -> int:
     if arguments.json:
         print(json.dumps(sizes))
     else:
-        where = path or f"--data {arguments.data!r} can be used"
+        where = path or f"{shell(['train', '--data', arguments.data, *_cache(arguments)])} can be used"
         print(f"{where}: {len(sizes):,} shards, {sum(sizes.values()):,} samples")
     return 0
 
@@ -68,9 +68,18 @@ def _training(arguments: DataArguments, result: Survey) -> list[str | Path]:
     if left < 2:
         return []
     held_out = [] if elsewhere else ["--val-split", f"{VAL_SPLIT:g}"]
+    if small and elsewhere:
+        held_out = ["--patience", "0"]  # which counts looks at held-out pairs
     batch = ["--batch-size", str(good_batch(left))] if small else []
     named = columns(arguments.image_column, arguments.caption_column)
-    return ["train", *(["align"] if small else []), "--data", arguments.data, *named, *batch, *held_out]
+    pairs = ["--data", arguments.data, *named, *_cache(arguments)]
+    return ["train", *(["align"] if small else []), *pairs, *batch, *held_out]
+
+
+def _cache(arguments: DataArguments) -> list[str | Path]:
+    """The option of the folder that counts were remembered in, where one was named."""
+    folder = arguments.cache.cache_dir
+    return [] if folder is None else ["--cache-dir", folder]
 
 
 def lines(result: Survey) -> list[tuple[str, str]]:

@@ -40,7 +40,7 @@ def run(config: TrainConfig, typed: Sequence[str]) -> int:
         raise
     if first:  # torchrun's other processes have nothing to add
         _report(config, result)
-    return 0
+    return 0 if result.checkpoint is not None else 1
 
 
 class _Advice(Callback):
@@ -72,7 +72,7 @@ def _report(config: TrainConfig, result: RunResult) -> None:
         epochs = f"{result.epochs} epochs, " if length == "epochs" else ""
         print(
             f"{result.run}: already finished ({epochs}{result.steps:,} steps); "
-            f"{on}, --overwrite or another --out starts anew"
+            f"{on}, another --out or --overwrite in place of --resume starts anew"
         )
         return
     if result.stopped:
@@ -85,7 +85,7 @@ def _report(config: TrainConfig, result: RunResult) -> None:
         print(f"{result.run}:best: {config.save.best} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and config.towers.average_with_start is not None:
         print(f"{result.run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
-    if result.stopped is None:
+    if result.stopped is None and result.checkpoint is not None:
         say_next(*_next(config, f"{result.run}:best" if best is not None else str(result.run)))
 
 

@@ -139,13 +139,18 @@ def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
         if not list_checkpoints(run):
             raise InputError(f"{path}: holds no whole checkpoint; resuming needs a checkpoint or a run folder")
     checkpoints = list_checkpoints(run)
+    reasons: list[InputError] = []
     for path in reversed(checkpoints):
         try:
             return read_checkpoint(path)
         except InputError as error:
+            reasons.append(error)
             logger.warning("%s; trying the checkpoint before it", error)
-    if checkpoints:
-        raise InputError(f"{run}: none of its {len(checkpoints)} checkpoints can be read; start anew with --overwrite")
+    if reasons:
+        raise InputError(
+            f"{run}: none of its {len(checkpoints)} checkpoints can be used; the newest: {reasons[0]}; another --out "
+            "starts anew"
+        )
     return None
 
 

@@ -14,10 +14,11 @@ from cloob.data.loader import Batching, Loader, PairLoader, Share
 from cloob.data.mix import mix
 from cloob.data.open import open_source
 from cloob.data.source import Source
-from cloob.data.split import split
+from cloob.data.split import choose_held_out, split
 from cloob.data.transforms import TrainTransform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
+from cloob.machine import emulates_bfloat16
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
@@ -28,7 +29,7 @@ from cloob.train import align
 from cloob.train.config import TrainConfig
 from cloob.train.config import checks as preflight
 from cloob.train.config.model import RETRIEVING
-from cloob.train.ranks import gather_objects
+from cloob.train.ranks import gather_objects, on_rank_zero
 from cloob.train.towers import finetune
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.recompute import enable_recomputation
@@ -61,7 +62,8 @@ def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
     sources = _open(pairs.data, config)
     if rank() == 0:
         logger.info("reading all pairs once, to hold some out (--val-split) …")
-    source, held_out = split(sources, pairs.val_split, pairs.data_weights)
+    rows = on_rank_zero(lambda: choose_held_out(sources, pairs.val_split), slow=True)
+    source, held_out = split(sources, rows, pairs.data_weights)
     if rank() == 0:
         total = len(source) + len(held_out)
         logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
@@ -231,6 +233,8 @@ def resolved(
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16(device))) else "fp32"
     if config.run.tf32 is None:
         leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
+    if config.run.precision == "bf16" and device.type == "cpu" and rank() == 0 and emulates_bfloat16():
+        logger.warning("this processor only emulates bfloat16, which takes it several times as long as float32")
     return config.override(**leaves)
 
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cloob.errors import require
+from cloob.errors import InputError, one_line, require
 from cloob.files import write_whole
 from cloob.train.callbacks import Callback, RunInfo, RunResult
 from cloob.train.config.run import LogConfig
+from cloob.train.ranks import on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +35,8 @@ class Tracker(Callback):
     """Hands the numbers to ``wandb`` or ``trackio``, on rank 0: steps as ``train/…``, epochs as ``epoch/…``.
 
     A resumed run goes on in the tracker's own run, by an id that the run folder keeps. wandb takes a step only once, so
-    the steps between the checkpoint and the kill keep there what was logged first. A tracker that fails while training
-    is dropped with a warning: the training goes on.
+    the steps between the checkpoint and the kill keep there what was logged first. A tracker that cannot begin ends the
+    run before its first step, as InputError on every rank; one that fails while training is dropped with a warning.
 
     Args:
         library: Which one.
@@ -53,15 +54,21 @@ class Tracker(Callback):
 
     def on_start(self, info: RunInfo) -> None:
         """Begins a run there, or goes on in the one before."""
-        if info.rank != 0:
-            return
+        on_rank_zero(lambda: self._begin(info))
+
+    def _begin(self, info: RunInfo) -> None:
         token = _run_id(info.run / f"{self.library}.json", info.start_step > 0)
         settings: dict[str, Any] = {"project": self.project, "config": info.config.to_dict(), "resume": "allow"}
         if self.library == "wandb":
             settings |= {"id": token, "name": info.run.name, "dir": str(info.run)}
         else:
             settings |= {"name": f"{info.run.name}-{token}"}  # trackio knows a run by its name
-        self._run = self._module.init(**settings)
+        try:
+            self._run = self._module.init(**settings)
+        except Exception as error:  # whatever a client raises without a login or a server
+            raise InputError(
+                f"{self.library}: {one_line(error)}; log in there, or leave --{self.library} out"
+            ) from error
 
     def on_step(self, metrics: Mapping[str, Any]) -> None:
         """Logs every number of a step."""
