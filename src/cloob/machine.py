@@ -14,7 +14,7 @@ def processors() -> int:
 
 
 def emulates_bfloat16(file: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the processor has no instructions for bfloat16, by the list that Linux keeps; False where there is none."""
+    """Whether the processor has no instructions for bfloat16, by the list that Linux keeps; False without one."""
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     listed = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
     return bool(listed) and listed.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
