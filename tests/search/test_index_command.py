@@ -82,12 +82,20 @@ def test_it_says_what_it_did_and_what_comes_next(
         assert [model.name for model in index.models] == ["two", "one"] and len(index) == 7
         index.encoder("one")
 
+    # The same where the model is not named and has been trained further.
+    save_model(tmp_path / "one", cloob.create_model("tiny-vit", seed=3), {})
+    write_noise(pictures / "newer.png", 51)
+    words = ["index", "--out", "my idx", "--name", "one"]
+    assert "cloob index --model M --out my idx with --replace-model makes" in refused(capsys, *words)
+    assert cli.main([*words, "--replace-model"]) == 0
+    assert "8 through the model" in capsys.readouterr().out
+
     # A source that is gone: nothing is lost, and the exit code says so.
     pictures.rename(tmp_path / "elsewhere")
     assert cli.main(["index", "pictures", "--out", "my idx", "--name", "one"]) == 1
     assert "nothing was removed" in capsys.readouterr().err
     assert cli.main(["index", "--out", "other", "--merge", "my idx"]) == 0
-    assert "7 pictures added, 14 vectors" in capsys.readouterr().out
+    assert "8 pictures added, 15 vectors" in capsys.readouterr().out
 
 
 def test_wrong_words_are_one_line(

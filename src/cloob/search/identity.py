@@ -24,8 +24,8 @@ def changed(model: IndexedModel, address: str) -> ModelChanged:
     """Says that a model is not the one that an index has vectors of."""
     return ModelChanged(
         f"{model.name}: has other weights or another preprocessing or precision than when {address} was indexed "
-        f"({model.spec}); "
-        "--replace-model makes its vectors anew, --name NAME keeps both"
+        f"({model.spec}); cloob index --model M --out {address} "
+        "with --replace-model makes its vectors anew, with --name NAME keeps both"
     )
 
 

@@ -158,13 +158,13 @@ class _Model:
             self._encoder = given
 
     def ready(self, part: Part) -> None:
-        """Loads and compares a model that was named, and adds it where it is new.
+        """Loads and compares a model that was named or is to be replaced, and adds it where it is new.
 
         Raises:
             InputError: It cannot be loaded.
             ModelChanged: The index has vectors of another one of this name, which may not go.
         """
-        if self._options.model is None:
+        if self._options.model is None and not self._options.replace_model:
             return
         if self._encoder is None:
             self._encoder, weights = load_with_fingerprint(self.spec, self._device)
@@ -174,7 +174,8 @@ class _Model:
         own = [model for model in known if weights_of(model.fingerprint) == weights]
         own.sort(key=lambda model: model.name != self.name)
         goes_on = own and not self._options.replace_model
-        self.making = self._chosen(Making.of(own[0].fingerprint) if goes_on else Making())
+        if self._options.model is not None:
+            self.making = self._chosen(Making.of(own[0].fingerprint) if goes_on else Making())
         new = IndexedModel(self.name, self.spec, self.making.mark(weights), _width(self._encoder))
         same = next((model for model in known if model.fingerprint == new.fingerprint), None)
         if same is not None and same.name != self.name:
