@@ -258,6 +258,12 @@ def test_vectors_go_only_when_the_source_opens(folder: Path, index: Index) -> No
     other = options(FakeEncoder("m", seed=1))
     with pytest.raises(InputError, match="no such file"):
         index.update([folder.with_name("nowhere")], replace(other, replace_model=True))
+    folder.rename(folder.with_name("unmounted"))
+    for empty in (False, True):
+        if empty:
+            folder.mkdir()
+        with pytest.raises(InputError, match="nothing was removed"):
+            index.update([], replace(other, replace_model=True))
     assert np.isfinite(index.store.vectors("m", index.store.ids().tolist())).all()
 
 

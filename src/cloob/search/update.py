@@ -66,7 +66,7 @@ def update(
         part = Part(distributed.rank(), distributed.world_size(), _wait)
         model = _Model(store, options, device)
         collections = _open_all(store, sources, options)
-        model.ready(part)
+        model.ready(part, collections)
         plans = [make_plan(store, each, model.name, options.effort) for each in collections]
         _find_renamed(store, plans)
         part.wait()  # nobody writes before all have compared
@@ -157,11 +157,11 @@ class _Model:
             self.name = self.spec = options.name or given.name
             self._encoder = given
 
-    def ready(self, part: Part) -> None:
+    def ready(self, part: Part, collections: Sequence[Collection]) -> None:
         """Loads and compares a model that was named or is to be replaced, and adds it where it is new.
 
         Raises:
-            InputError: It cannot be loaded.
+            InputError: It cannot be loaded, or vectors would go of a source that is not there to make them anew.
             ModelChanged: The index has vectors of another one of this name, which may not go.
         """
         if self._options.model is None and not self._options.replace_model:
@@ -182,12 +182,17 @@ class _Model:
             if self._options.name is not None:
                 raise InputError(f"{self.name}: {self._store.address} has vectors of these weights, as {same.name!r}")
             self.name, new = same.name, replace(new, name=same.name)
-        old = next((model for model in known if model.name == self.name), None)
-        if old is not None and old.fingerprint != new.fingerprint and not self._options.replace_model:
+        others = (model for model in known if model.name == self.name and model.fingerprint != new.fingerprint)
+        old = next(others, None)
+        if old is not None and not self._options.replace_model:
             raise changed(old, self._store.address)
+        for each in collections if old is not None else ():
+            refused = make_plan(self._store, each, self.name, self._options.effort).summary.refused
+            if refused:
+                raise InputError(f"{each.name}: {refused[each.name]}")
         part.wait()  # all have compared
         if part.rank == 0:
-            if old is not None and old.fingerprint != new.fingerprint:
+            if old is not None:
                 self._store.remove_model(self.name)
             self._store.add_model(new)
         part.wait()
