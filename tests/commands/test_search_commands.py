@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 
 from cloob.cli import main
+from cloob.commands.work.embed import write_vectors
 from cloob.commands.work.showing import write_new
 from cloob.models.folder import read_model, save_model
 from cloob.models.runs import MODEL_FOLDER
@@ -337,6 +338,35 @@ def test_embed_writes_the_same_rows_in_three_forms(
     assert table["path"] == paths
     assert main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")]) == 0
     assert "32 pictures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_pictures_that_are_removed_meanwhile_leave_the_others_their_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    from pyarrow import parquet
+
+    out = tmp_path / f"vectors.{suffix}"
+    place = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures", n=1))
+    with Index.open(place, writable=True) as index:
+        ids, read = index.store.ids().tolist(), index.store.vectors
+        known = {item.path: row for item, row in zip(index.items(ids), read("colours", ids), strict=True)}
+
+        def late(model: str, ids: list[int]) -> np.ndarray:
+            rows = read(model, ids)
+            index.store.remove(ids[:1])
+            return rows
+
+        monkeypatch.setattr(index.store, "vectors", late)
+        count = write_vectors(index, out)
+    if suffix == "npz":
+        with np.load(out) as file:
+            paths, vectors = file["paths"].tolist(), file["vectors"]
+    else:
+        table = parquet.read_table(out)
+        paths, vectors = table["path"].to_pylist(), np.array(table["vector"].to_pylist())
+    assert 0 < count == len(paths) == len(vectors) < 8
+    np.testing.assert_array_equal(vectors, np.stack([known[path] for path in paths]))
 
 
 @pytest.mark.parametrize(

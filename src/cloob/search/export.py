@@ -34,12 +34,16 @@ def export(store: Store, model: IndexedModel, path: Path, where: Filter | None =
     for _, vectors in _pages(store, model.name, where):
         plane.stretch(vectors)
     schema = _schema(model.dim).with_metadata({"model": model.name, "fingerprint": model.fingerprint})
+    count = 0
     temporary = path.with_name(f".tmp-{os.getpid()}-{uuid.uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with parquet.ParquetWriter(temporary, schema) as writer:
             for ids, vectors in _pages(store, model.name, where):
-                writer.write_table(_table(store.items(ids.tolist()), vectors, plane.place(vectors), schema))
+                items = store.items(ids.tolist())
+                rows = vectors[np.isin(ids, [item.id for item in items])]  # others were removed meanwhile
+                writer.write_table(_table(items, rows, plane.place(rows), schema))
+                count += len(items)
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

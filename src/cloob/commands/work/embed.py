@@ -17,7 +17,8 @@ from cloob.files import write_whole
 from cloob.search.ask.find import rows_in_blocks
 from cloob.search.index import Index
 from cloob.search.open import is_there
-from cloob.search.records import valid
+from cloob.search.records import Item, valid
+from cloob.search.store import Vectors
 
 
 def run(arguments: EmbedArguments) -> int:
@@ -46,11 +47,15 @@ def write_vectors(index: Index, out: Path) -> int:
     if out.suffix == ".parquet":
         return index.export(out)
     asked = index.model()
-    parts = list(rows_in_blocks(index, asked, None))
-    if not parts:
+    items: list[Item] = []
+    parts: list[Vectors] = []
+    for ids, rows in rows_in_blocks(index, asked, None):
+        there = index.items(ids.tolist())
+        items += there
+        parts.append(rows[np.isin(ids, [item.id for item in there])])  # others were removed meanwhile
+    if not items:
         raise InputError("no picture has a vector; there is nothing to write")
-    items = [item for ids, _ in parts for item in index.items(ids.tolist())]
-    vectors = np.concatenate([rows for _, rows in parts])
+    vectors = np.concatenate(parts)
     paths = [valid(item.path) for item in items]
     captions = [valid(item.caption or "") for item in items]
     if out.suffix == ".npz":
