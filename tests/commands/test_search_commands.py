@@ -26,6 +26,7 @@ from cloob.models.folder import read_model, save_model
 from cloob.models.runs import MODEL_FOLDER
 from cloob.models.towers import create_model
 from cloob.search.index import Index
+from cloob.search.sort.fewshot import is_head
 from cloob.search.update import UpdateOptions
 from search_colours import ColourModel, make_index, write_pictures
 from support import picture, refused, run_cloob
@@ -307,7 +308,10 @@ def test_examples_make_a_head_that_is_kept(place: Path, tmp_path: Path, capsys: 
     out, err = run(capsys, "classify", index, "--examples", str(examples), *words)
     assert "100.0% of 8 examples right" in err
     head = place / "index" / "heads" / "examples.safetensors"
-    assert head.is_file()
+    assert is_head(head)
+    (other := tmp_path / "other.safetensors").write_bytes(b"weights")
+    said = refused(capsys, "classify", index, "--examples", str(examples), "--head", str(other))
+    assert "is a file of another kind" in said and other.read_bytes() == b"weights"
     assert run(capsys, "classify", index, "--head", str(head), *words)[0] == out
     for row in csv.DictReader(io.StringIO(out)):
         assert Path(row["path"]).stem.startswith(row["label"])
@@ -404,6 +408,7 @@ def test_pictures_that_are_removed_meanwhile_leave_the_others_their_vectors(
         (("classify", "{index}", "--labels", "a", "--templates", "x"), "has no {{c}}"),
         (("classify", "{index}", "--labels", "a", "--multi", "--cutoff", "nan"), "the cutoff is nan"),
         (("classify", "{index}", "--examples", "{none}"), "no such folder"),
+        (("classify", "{index}", "--examples", "{pictures}", "--head", "a.pt"), "ends in .pt; .safetensors is wanted"),
         (("classify", "{index}", "--head", "{none}"), "no such head"),
         (("classify", "{index}", "--labels", "a", "--multi", "--move-to", "{none}"), "one of them"),
         (("classify", "{none}", "--labels", "a", "--model", "m"), "no such file or folder"),

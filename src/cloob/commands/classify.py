@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cloob.commands.arguments import check_amounts, parse
+from cloob.commands.arguments import check_amounts, check_out, parse
 from cloob.commands.finding import ClassifyArguments, read_labels
 from cloob.commands.search import INDEX_FILE
 from cloob.errors import InputError
@@ -50,5 +50,7 @@ def _check(arguments: ClassifyArguments) -> None:
         raise InputError("--move-to puts a file into one folder, and --multi gives several labels; one of them")
     if arguments.examples is not None and not arguments.examples.is_dir():
         raise InputError(f"--examples {arguments.examples}: no such folder; one with a folder for each label is wanted")
+    if arguments.examples is not None and arguments.head is not None:
+        check_out("--head", arguments.head, (".safetensors",))
     if arguments.labels is not None:
         read_labels(arguments.labels)

@@ -73,8 +73,8 @@ class ClassifyArguments:
     examples: Path | None = None
     """A folder with a folder of pictures for each label: fits a head to them and says how good it is."""
     head: Path | None = None
-    """Where a head of --examples is kept; without --examples, the head to use. With an index and --examples left out:
-    IDX/heads/NAME.safetensors."""
+    """Where a head of --examples is kept, FILE.safetensors; left out, in IDX/heads/ of an index. Without --examples,
+    the head to use."""
     multi: bool = False
     """Each label that fits, any number of them."""
     none: bool = False

@@ -19,7 +19,7 @@ from cloob.search.index import Index
 from cloob.search.open import is_there
 from cloob.search.records import Item, valid
 from cloob.search.sort.classify import NONE, TEMPLATES, LabelOptions, Labels, check_labels
-from cloob.search.sort.fewshot import Head, load_head, save_head
+from cloob.search.sort.fewshot import Head, is_head, load_head, save_head
 from cloob.search.sort.label import head_of, label_by_head, label_index
 
 _PAGE = 4096
@@ -31,6 +31,9 @@ def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
     templates = arguments.templates or TEMPLATES
     options = LabelOptions(templates, arguments.multi, arguments.none, arguments.cutoff, arguments.inv_tau)
     names = None if arguments.labels is None else check_labels(read_labels(arguments.labels), options)
+    head = arguments.head
+    if head is not None and arguments.examples is not None and head.exists() and not is_head(head):
+        raise InputError(f"--head {head}: is a file of another kind; name another file")
     with opened(arguments.source, arguments.model, arguments.device, arguments.workers) as (index, unread):
         if names is not None:
             labels = label_index(index, names, options, where=arguments.where)

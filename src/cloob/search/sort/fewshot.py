@@ -125,6 +125,15 @@ def save_head(path: Path, head: Head) -> None:
     write_whole(path, content)
 
 
+def is_head(path: Path) -> bool:
+    """Whether a file is what :func:`save_head` writes."""
+    try:
+        with require("safetensors", "train").safe_open(path, framework="numpy") as file:
+            return bool(json.loads(file.metadata()["head"])["format"] == _FORMAT)
+    except Exception:  # whatever another file makes the readers raise
+        return False
+
+
 def load_head(path: Path, fingerprint: str, dim: int) -> Head:
     """Reads a head that fits a model.
 
