@@ -303,11 +303,13 @@ def test_examples_make_a_head_that_is_kept(place: Path, tmp_path: Path, capsys: 
         (examples / name).mkdir(parents=True)
         for path in flat.glob(f"{name}-*.png"):
             path.rename(examples / name / path.name)
-    index = str(place / "index")
+    index = str(tmp_path / "index")
+    with Index.create(index) as made:
+        made.update([place / "pictures"], UpdateOptions(model=ColourModel(), name="colours", draft=True))  # type: ignore[arg-type]
     words = ("--where", "name like 'red%' or name like 'blue%'", "--csv")
     out, err = run(capsys, "classify", index, "--examples", str(examples), *words)
     assert "100.0% of 8 examples right" in err
-    head = place / "index" / "heads" / "examples.safetensors"
+    head = tmp_path / "index" / "heads" / "examples.safetensors"
     assert is_head(head)
     (other := tmp_path / "other.safetensors").write_bytes(b"weights")
     said = refused(capsys, "classify", index, "--examples", str(examples), "--head", str(other))

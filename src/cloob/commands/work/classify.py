@@ -15,6 +15,7 @@ from cloob.commands.work.collection import opened
 from cloob.commands.work.showing import folder_name, free_name, hint, printable
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
+from cloob.search.identity import Making
 from cloob.search.index import Index
 from cloob.search.open import is_there
 from cloob.search.records import Item, valid
@@ -66,7 +67,8 @@ def _head(arguments: ClassifyArguments, index: Index) -> Head:
         assert arguments.head is not None
         return load_head(arguments.head, asked.fingerprint, asked.dim)
     spec = asked.spec if is_there(arguments.source) else arguments.model
-    with opened(arguments.examples, spec, arguments.device, arguments.workers) as (examples, _):
+    making = Making.of(asked.fingerprint)
+    with opened(arguments.examples, spec, arguments.device, arguments.workers, making) as (examples, _):
         head, zero_shot = head_of(examples, arguments.examples)
     judged = head.judged
     said = f"{judged.accuracy:.1%} of {judged.examples} examples right, each held out once ({judged.folds} folds)"

@@ -10,13 +10,16 @@ from pathlib import Path
 
 from cloob.commands.work.showing import printable
 from cloob.search.build import Effort, Summary
+from cloob.search.identity import Making
 from cloob.search.index import Index
 from cloob.search.open import is_there
 from cloob.search.update import UpdateOptions
 
 
 @contextmanager
-def opened(source: str | Path, model: str | None, device: str, workers: int) -> Iterator[tuple[Index, int]]:
+def opened(
+    source: str | Path, model: str | None, device: str, workers: int, making: Making | None = None
+) -> Iterator[tuple[Index, int]]:
     """An index of a source, and how many of its pictures could not be read; stderr names the first of them.
 
     Args:
@@ -24,6 +27,7 @@ def opened(source: str | Path, model: str | None, device: str, workers: int) -> 
         model: The name of a model of the index; what ``load_model`` takes for pictures.
         device: Where the model runs.
         workers: Threads that decode.
+        making: How pictures become vectors; None: as ``Making`` says.
 
     Raises:
         InputError: Nothing there, or a model that cannot be loaded.
@@ -34,7 +38,11 @@ def opened(source: str | Path, model: str | None, device: str, workers: int) -> 
             yield index, 0
         return
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, Index.create(Path(folder) / "index") as index:
-        options = UpdateOptions(model=model, device=device, effort=Effort(workers=workers))
+        making = making or Making()
+        effort = Effort(workers=workers)
+        options = UpdateOptions(
+            model=model, device=device, precision=making.precision, draft=making.draft, effort=effort
+        )
         done = index.update([source], options, progress=_show_progress if sys.stderr.isatty() else None)
         yield index, say_faults(done)
 
