@@ -332,7 +332,7 @@ def test_embed_writes_the_same_rows_in_three_forms(
         out = tmp_path / f"vectors.{suffix}"
         assert main(["embed", str(pictures), "--model", "colours", "--out", str(out)]) == 1
         err = capsys.readouterr().err
-        assert "corrupt image, such as" in err and "8 pictures, 1 could not be read" in err
+        assert "1 × corrupt image: " in err and "8 pictures, 1 could not be read" in err
     with np.load(tmp_path / "vectors.npz", allow_pickle=False) as file:
         vectors, paths = file["vectors"], file["paths"].tolist()
     assert vectors.dtype == np.float32 and vectors.shape == (8, 24) and len(paths) == 8
@@ -344,6 +344,23 @@ def test_embed_writes_the_same_rows_in_three_forms(
     assert table["path"] == paths
     assert main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")]) == 0
     assert "32 pictures" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, scandir = write_pictures(tmp_path / "pictures", n=1), os.scandir
+    (pictures / "locked").mkdir()
+
+    def locked(path: str) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    assert main(["embed", str(pictures), "--model", "colours", "--out", str(tmp_path / "vectors.npz")]) == 1
+    err = capsys.readouterr().err
+    assert "left out, folder cannot be listed: 1: " in err and "8 pictures, 1 could not be read" in err
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cloob.commands.work.showing import printable
 from cloob.search.build import Effort, Summary
 from cloob.search.identity import Making
 from cloob.search.index import Index
@@ -20,7 +19,7 @@ from cloob.search.update import UpdateOptions
 def opened(
     source: str | Path, model: str | None, device: str, workers: int, making: Making | None = None
 ) -> Iterator[tuple[Index, int]]:
-    """An index of a source, and how many of its pictures could not be read; stderr names the first of them.
+    """An index of a source, and how many of its pictures, folders and shards could not be read; stderr names some.
 
     Args:
         source: An index, or pictures: these are embedded into an index that is gone at the end.
@@ -44,15 +43,26 @@ def opened(
             model=model, device=device, precision=making.precision, draft=making.draft, effort=effort
         )
         done = index.update([source], options, progress=_show_progress if sys.stderr.isatty() else None)
-        yield index, say_faults(done)
+        say_left_out(done)
+        yield index, sum(done.faults.values()) + done.unread
 
 
-def say_faults(done: Summary) -> int:
-    """Names on stderr what could not be read, and counts it."""
-    for reason, count in done.faults.most_common():
-        first = printable((done.fault_examples.get(reason) or ["?"])[0])
-        print(f"cloob: {count:,} × {reason}, such as {first}", file=sys.stderr)
-    return sum(done.faults.values())
+def say_left_out(summary: Summary) -> None:
+    """Names on stderr what could not be read, and what else of the sources is not in the index."""
+    for fault, count in summary.faults.most_common():
+        print(f"cloob: {count:,} × {fault}: {_such(summary.fault_examples[fault], count)}", file=sys.stderr)
+    for reason, count in summary.left_out.counts.items():
+        examples = summary.left_out.examples[reason]
+        print(f"cloob: left out, {reason}: {count:,}: {_such(examples, count)}", file=sys.stderr)
+
+
+def _such(examples: list[str], count: int) -> str:
+    return ", ".join(_printable(example) for example in examples) + (", …" if count > len(examples) else "")
+
+
+def _printable(text: str) -> str:
+    """Without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def _show_progress(done: int, total: int) -> None:

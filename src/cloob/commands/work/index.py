@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from cloob.commands.indexing import IndexArguments
 from cloob.commands.search import INDEX_FILE
 from cloob.commands.steps import say_next
+from cloob.commands.work.collection import say_left_out
 from cloob.distributed import rank
 from cloob.errors import InputError
 from cloob.search.build import Effort, Summary
@@ -172,24 +173,10 @@ def _tell(summary: Summary, pictures: int) -> bool:
     said = ", ".join(f"{count:,} {what}" for what, count in counts if count) or "nothing there"
     speed = f" ({summary.embedded / summary.seconds:,.0f} a second)" if summary.embedded > 1 else ""
     print(f"pictures: {said}; {summary.embedded:,} through the model in {summary.seconds:,.1f} s{speed}")
-    for fault, count in summary.faults.most_common():
-        print(f"cloob: {count:,} × {fault}: {_such(summary.fault_examples[fault], count)}", file=sys.stderr)
-    for reason, count in summary.left_out.counts.items():
-        examples = summary.left_out.examples[reason]
-        print(f"cloob: left out, {reason}: {count:,}: {_such(examples, count)}", file=sys.stderr)
+    say_left_out(summary)
     for source, why in summary.refused.items():
         print(f"cloob: {source}: {why}", file=sys.stderr)
-    unread = {"folder cannot be listed", "shard cannot be read", "truncated shard"} & set(summary.left_out.counts)
-    return bool(summary.refused or unread or (summary.faults and not pictures))
-
-
-def _such(examples: list[str], count: int) -> str:
-    return ", ".join(_printable(example) for example in examples) + (", …" if count > len(examples) else "")
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "�" for c in text)
+    return bool(summary.refused or summary.unread or (summary.faults and not pictures))
 
 
 def _next(index: Index, address: str) -> None:

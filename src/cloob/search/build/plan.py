@@ -12,6 +12,7 @@ from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Collection, Foun
 from cloob.search.store import FileState, Store
 
 _EXAMPLES = 3
+_UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ class Summary:
     left_out: LeftOut = field(default_factory=LeftOut)
     refused: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def unread(self) -> int:
+        """Folders and shards that could not be read, or not whole."""
+        return sum(self.left_out.counts.get(reason, 0) for reason in _UNREAD)
 
     def add_fault(self, fault: str, path: str) -> None:
         """Counts a file that cannot be read, by what is before the details."""
