@@ -50,6 +50,10 @@ def colour_model(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(variable, os.environ.get(variable, ""))  # put back at the end
 
 
+def no_model(*_: object, **__: object) -> ColourModel:
+    raise AssertionError("a model is loaded")
+
+
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
     assert main(words) == 0
     out, err = capsys.readouterr()
@@ -297,7 +301,9 @@ def test_what_cannot_be_moved_leaves_no_copy(
     assert not [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
 
 
-def test_examples_make_a_head_that_is_kept(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_make_a_head_that_is_kept(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     examples, flat = tmp_path / "examples", write_pictures(tmp_path / "flat")
     for name in ("red", "blue"):
         (examples / name).mkdir(parents=True)
@@ -314,13 +320,14 @@ def test_examples_make_a_head_that_is_kept(place: Path, tmp_path: Path, capsys: 
     (other := tmp_path / "other.safetensors").write_bytes(b"weights")
     said = refused(capsys, "classify", index, "--examples", str(examples), "--head", str(other))
     assert "is a file of another kind" in said and other.read_bytes() == b"weights"
+    monkeypatch.setattr("cloob.models.fingerprint.load_model", no_model)  # vectors of an index are enough
     assert run(capsys, "classify", index, "--head", str(head), *words)[0] == out
     for row in csv.DictReader(io.StringIO(out)):
         assert Path(row["path"]).stem.startswith(row["label"])
 
 
 def test_embed_writes_the_same_rows_in_three_forms(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pyarrow import parquet
     from safetensors import safe_open
@@ -342,6 +349,7 @@ def test_embed_writes_the_same_rows_in_three_forms(
     table = parquet.read_table(tmp_path / "vectors.parquet").to_pydict()
     np.testing.assert_allclose(np.array(table["vector"]), vectors, atol=1e-6)
     assert table["path"] == paths
+    monkeypatch.setattr("cloob.models.fingerprint.load_model", no_model)
     assert main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")]) == 0
     assert "32 pictures" in capsys.readouterr().err
 

@@ -37,6 +37,7 @@ def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
         raise InputError(f"--head {head}: is a file of another kind; name another file")
     with opened(arguments.source, arguments.model, arguments.device, arguments.workers) as (index, unread):
         if names is not None:
+            index.encoder(device=arguments.device)
             labels = label_index(index, names, options, where=arguments.where)
             _say_temperature(labels)
         else:
@@ -66,7 +67,10 @@ def _head(arguments: ClassifyArguments, index: Index) -> Head:
     if arguments.examples is None:
         assert arguments.head is not None
         return load_head(arguments.head, asked.fingerprint, asked.dim)
-    spec = asked.spec if is_there(arguments.source) else arguments.model
+    spec = arguments.model
+    if is_there(arguments.source):
+        index.encoder(asked, arguments.device)  # its vectors have to be of these weights
+        spec = asked.spec
     making = Making.of(asked.fingerprint)
     with opened(arguments.examples, spec, arguments.device, arguments.workers, making) as (examples, _):
         head, zero_shot = head_of(examples, arguments.examples)

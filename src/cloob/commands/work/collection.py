@@ -24,7 +24,7 @@ def opened(
     Args:
         source: An index, or pictures: these are embedded into an index that is gone at the end.
         model: The name of a model of the index; what ``load_model`` takes for pictures.
-        device: Where the model runs.
+        device: Where the model embeds pictures.
         workers: Threads that decode.
         making: How pictures become vectors; None: as ``Making`` says.
 
@@ -33,7 +33,6 @@ def opened(
     """
     if is_there(source):
         with Index.open(source, model=model) as index:
-            index.encoder(device=device)
             yield index, 0
         return
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, Index.create(Path(folder) / "index") as index:
