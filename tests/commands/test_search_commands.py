@@ -352,6 +352,9 @@ def test_embed_writes_the_same_rows_in_three_forms(
     monkeypatch.setattr("cloob.models.fingerprint.load_model", no_model)
     assert main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")]) == 0
     assert "32 pictures" in capsys.readouterr().err
+    monkeypatch.setattr("cloob.commands.work.embed._MAX_TEXT_BYTES", 32 * 16)
+    said = refused(capsys, "embed", str(place / "index"), "--out", str(tmp_path / "long.npz"))
+    assert "a .parquet does not" in said and not (tmp_path / "long.npz").exists()
 
 
 def test_a_folder_that_cannot_be_listed_is_named_and_counted(

@@ -20,6 +20,8 @@ from cloob.search.open import is_there
 from cloob.search.records import Item, valid
 from cloob.search.store import Vectors
 
+_MAX_TEXT_BYTES = 1_000_000_000  # of the captions, or the paths, of an .npz: numpy pads each to the longest
+
 
 def run(arguments: EmbedArguments) -> int:
     """Embeds; returns the exit code."""
@@ -59,6 +61,10 @@ def write_vectors(index: Index, out: Path) -> int:
     paths = [valid(item.path) for item in items]
     captions = [valid(item.caption or "") for item in items]
     if out.suffix == ".npz":
+        padded = 4 * len(items) * max(len(text) for text in (*paths, *captions))
+        if padded > _MAX_TEXT_BYTES:
+            said = f"a .npz pads each caption and path to the longest, which makes {padded / 1e9:.1f} GB here"
+            raise InputError(f"{out}: {said}; a .parquet does not")
         stream = io.BytesIO()
         np.savez(stream, vectors=vectors, paths=np.array(paths), captions=np.array(captions), model=asked.name)
         content = stream.getvalue()
