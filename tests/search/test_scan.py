@@ -12,6 +12,7 @@ import tracemalloc
 import unicodedata
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -394,28 +395,37 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypa
     write_noise(tmp_path / "data" / "beside.png", 9)
     table = pa.table(
         {
+            "mask": [png(9)] * 7,
             "image": pa.array(pictures, kinds),
             "text": [f"number {i}" for i in range(7)],
             "label": list(range(7)),
-            "mask": [b"x"] * 7,
         }
     )
-    table = table.drop(["mask"])
+    how = ScanOptions(image_column="image")
     path = tmp_path / "data" / f"train.{kind}"
     if kind == "parquet":
         parquet.write_table(table, path, row_group_size=2)
     else:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-    found = scanned(path)
+    found = scanned(path, image_column="image")
     assert found[f"train.{kind}::3"] == ("number 3", {"label": 3}) and len(found) == 7
     with Index.create(tmp_path / "i") as index:
-        summary = index.update([path], options(FakeEncoder(), workers=2))
+        summary = index.update([path], replace(options(FakeEncoder(), workers=2), scan=how))
         assert summary.added == 6 and summary.faults == {"missing image": 1}
-        assert index.picture(4) == png(3)
+        assert index.picture(4) == png(3)  # which of the columns it was is not in the index
         monkeypatch.setattr(Inside, "read", None)  # what has no picture is not looked at again
-        summary = index.update([path], options(FakeEncoder()))
+        summary = index.update([path], replace(options(FakeEncoder()), scan=how))
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
+
+
+def test_a_picture_that_a_row_of_a_folder_names_is_shown(tmp_path: Path) -> None:
+    write_noise(tmp_path / "a.png", 1)
+    (tmp_path / "rows").mkdir()
+    parquet.write_table(pa.table({"file": ["../a.png"], "text": ["a dog"]}), tmp_path / "rows" / "0.parquet")
+    with Index.create(tmp_path / "i") as index:
+        index.update([tmp_path / "rows"], replace(options(FakeEncoder()), scan=ScanOptions(image_column="file")))
+        assert index.picture(1) == png(1)
 
 
 def test_a_group_that_blows_up_is_unpacked_once_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,7 +586,7 @@ def test_a_source_is_not_opened_anew_for_what_cannot_be_read_now(monkeypatch: py
         opened.append(name)
         return object()
 
-    def read(collection: object, path: str) -> bytes:
+    def read(collection: object, path: str, content: str) -> bytes:
         raise ReadFailed("missing image", path, "not reached")
 
     monkeypatch.setattr("cloob.search.scan.open.open_named", open_source)

@@ -39,12 +39,14 @@ class ScanOptions:
         image_column: Column of a table with the picture or its path; None: ``filepath``, or the only one of pictures.
         caption_column: Column with the caption; None: ``title``, ``caption`` or ``text``.
         cache: Where streamed shards are kept; None: ``Cache()``.
+        any_column: Of Arrow and Parquet files: see :class:`cloob.search.scan.inside.Inside`.
     """
 
     exclude: tuple[str, ...] = ()
     image_column: str | None = None
     caption_column: str | None = None
     cache: Cache | None = None
+    any_column: bool = False
 
 
 def source_name(spec: str | Path) -> str:
@@ -90,14 +92,15 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
     if not pattern and not path.exists():
         raise InputError(f"{spec}: no such file or folder")
     suffix = path.suffix.lower()
-    if not pattern and (suffix == ".arrow" or (suffix == ".parquet" and holds_images(path, _image(options)))):
-        return Inside(name, [path], options.image_column, options.caption_column)
+    inside = suffix == ".parquet" and (options.any_column or holds_images(path, _image(options)))
+    if not pattern and (suffix == ".arrow" or inside):
+        return _inside(name, [path], options)
     if not pattern and suffix in TABLE_SUFFIXES:
         return Table(path, _image(options), options.caption_column, options.exclude)
     paths = listed_shards(path) if suffix == ".json" and not pattern else [path]
     paths = matching_files(name) if pattern else paths
     if all(file.suffix.lower() in ARROW_SUFFIXES for file in paths):
-        return Inside(name, paths, options.image_column, options.caption_column)
+        return _inside(name, paths, options)
     if not all(is_tar(file) for file in paths):
         kinds = f"a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
         raise InputError(f"{spec}: a folder of pictures, {kinds} is wanted")
@@ -121,8 +124,7 @@ class Pictures:
     Sources stay open. One in which a picture cannot be found, or is another one, is opened anew: it may have changed.
     """
 
-    def __init__(self, options: ScanOptions | None = None) -> None:
-        self._options = options
+    def __init__(self) -> None:
         self._open: dict[str, Collection] = {}
         self._lock = threading.Lock()
 
@@ -142,26 +144,26 @@ class Pictures:
             return _as_indexed(read_regular(path), path, content)
         collection = self._opened(source)
         try:
-            return _as_indexed(_read(collection, path), path, content)
+            return _as_indexed(_read(collection, path, content), path, content)
         except ReadFailed:  # nothing says that it has changed
             raise
         except (BadSample, InputError):
             collection = self._opened(source, stale=collection)
-        return _as_indexed(_read(collection, path), path, content)
+        return _as_indexed(_read(collection, path, content), path, content)
 
     def _opened(self, source: str, stale: Collection | None = None) -> Collection:
         """A source, opened anew where it is not open or is the stale one."""
         with self._lock:
             if self._open.get(source) is stale:
-                self._open[source] = open_named(source, self._options)
+                self._open[source] = open_named(source, ScanOptions(any_column=True))
             return self._open[source]
 
 
-def _read(collection: Collection, path: str) -> bytes:
+def _read(collection: Collection, path: str, content: str) -> bytes:
     found = collection.find(path) if isinstance(collection, Shards | Inside) else None
     if found is None:
         raise BadSample("missing image", path, f"not in {collection.name} any more")
-    return collection.read(found)
+    return collection.read_again(found, content) if isinstance(collection, Inside) else collection.read(found)
 
 
 def _as_indexed(data: bytes, path: str, content: str) -> bytes:
@@ -180,9 +182,14 @@ def _folder(path: Path, options: ScanOptions) -> Collection:
     pictures = next(Folder(path, options.exclude).scan(), None) is not None
     if not pictures and (tars := tars_in(path)):
         return _shards(str(path), tars, options)
-    if not pictures and (files := arrow_files(path)) and holds_pictures(files[0], options.image_column):
-        return Inside(str(path), files, options.image_column, options.caption_column)
+    files = [] if pictures else arrow_files(path)
+    if files and (options.any_column or holds_pictures(files[0], options.image_column)):
+        return _inside(str(path), files, options)
     return Folder(path, options.exclude, find_described(path, options.caption_column))
+
+
+def _inside(name: str, files: Sequence[Path], options: ScanOptions) -> Inside:
+    return Inside(name, files, options.image_column, options.caption_column, any_column=options.any_column)
 
 
 def _shards(name: str, paths: Sequence[Path], options: ScanOptions) -> Shards:
