@@ -612,6 +612,16 @@ def test_an_address_that_was_typed_is_fetched_again(tmp_path: Path, monkeypatch:
             index.update([], options(FakeEncoder()))
 
 
+def test_streamed_shards_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "0.tar", {"a.png": png(1)})
+        (tmp_path / name / "sizes.json").write_text('{"0.tar": 1}')
+    with pytest.raises(InputError, match=r"2 shards are called 0\.tar; index each folder by itself"):
+        open_collection(f"pipe:cat {tmp_path}/{{a,b}}/0.tar")
+
+
 def test_where_the_cache_cannot_be_written_it_is_said_what_that_costs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -200,6 +201,9 @@ def _shards(name: str, paths: Sequence[Path], options: ScanOptions) -> Shards:
 def _streamed(spec: str, options: ScanOptions) -> Shards:
     source = open_remote(spec, options.cache or Cache())
     names = source.shard_names
+    for name, count in Counter(names).most_common(1):
+        if count > 1:  # pictures are called by these names
+            raise InputError(f"{spec}: {count:,} shards are called {name}; index each folder by itself")
     shards = [
         Shard(name, partial(source.fetch_shard, i), local=False, samples=count)
         for i, (name, count) in enumerate(zip(names, source.shard_sizes, strict=True))
