@@ -612,6 +612,25 @@ def test_an_address_that_was_typed_is_fetched_again(tmp_path: Path, monkeypatch:
             index.update([], options(FakeEncoder()))
 
 
+def test_a_shard_that_could_not_be_fetched_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def fetch() -> Path:
+        asked.append(1)
+        if len(asked) == 1:
+            raise InputError("not reached")
+        return write_tar(tmp_path / "0.tar", {"a.png": png(1)})
+
+    collection = shards.Shards("s", [shards.Shard("0.tar", fetch, local=False, samples=1)])
+    (found,) = collection.scan(["0.tar::a.png"])
+    for _ in range(2):
+        with pytest.raises(ReadFailed, match="not reached"):
+            collection.read(found)
+    assert len(asked) == 1
+    monkeypatch.setattr(shards, "_FAILED_SECONDS", 0.0)
+    assert collection.read(found) == png(1)
+
+
 def test_streamed_shards_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     for name in "ab":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
@@ -22,6 +23,7 @@ from cloob.search.scan.collection import SEPARATOR, Found, LeftOut, is_excluded,
 _PARTS = (IMAGE_EXTENSIONS, CAPTION_EXTENSIONS, ("json",))
 _MOST_LISTED = 8
 _MOST_OPEN = 4
+_FAILED_SECONDS = 60.0
 _CAPTION_KEYS = ("caption", "text", "title")
 
 
@@ -66,7 +68,7 @@ class Shards:
         self._shards, self._exclude = shards, exclude
         self._listed: OrderedDict[str, dict[str, Found]] = OrderedDict()
         self._readers: OrderedDict[str, TarReader] = OrderedDict()
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, tuple[float, str]] = {}  # when, and why
         self._lock = threading.RLock()
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
@@ -138,13 +140,14 @@ class Shards:
         return place
 
     def _fetch(self, shard: Shard) -> Path:
-        """A shard's file; what failed once is not waited for again, picture by picture."""
-        if shard.path in self._failed:
-            raise InputError(self._failed[shard.path])
+        """A shard's file; what failed is not waited for again, picture by picture, until a while has passed."""
+        failed = self._failed.get(shard.path)
+        if failed is not None and time.monotonic() - failed[0] < _FAILED_SECONDS:
+            raise InputError(failed[1])
         try:
             return shard.fetch()
         except (OSError, InputError) as error:
-            self._failed[shard.path] = str(error)
+            self._failed[shard.path] = time.monotonic(), str(error)
             raise
 
     def _bytes(self, place: _Place, member: Member) -> bytes:
