@@ -254,6 +254,7 @@ def test_shards(tmp_path: Path) -> None:
     found = scanned(tmp_path)
     assert found["0.tar::a.png"] == ("a dog", {"year": 2020, "tags": "x, y", "nested": '{"k": 1}'})
     assert found["0.tar::b.png"] == (None, {}) and left_out(tmp_path) == {"sample without a picture": 1}
+    assert left_out(tmp_path, exclude=("0.*",)) == {"excluded": 1}
     with Index.create(tmp_path.parent / f"{tmp_path.name}-i") as index:
         assert index.update([tmp_path], options(FakeEncoder())).added == 2
         ids = index.store.ids().tolist()
@@ -408,6 +409,7 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypa
     else:
         with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
+    assert left_out(path, image_column="image", exclude=("train.*",)) == {"excluded": 1}
     found = scanned(path, image_column="image")
     assert found[f"train.{kind}::3"] == ("number 3", {"label": 3}) and len(found) == 7
     with Index.create(tmp_path / "i") as index:

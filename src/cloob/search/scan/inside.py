@@ -27,6 +27,7 @@ from cloob.search.scan.collection import (
     SEPARATOR,
     Found,
     LeftOut,
+    is_excluded,
     newest,
     read_fault,
     read_regular,
@@ -47,6 +48,7 @@ class Inside:
         files: All ``.arrow``, or all ``.parquet``.
         image_column: Column with the pictures; None: the only one of these.
         caption_column: Column with the captions; None: the first of ``CAPTION_COLUMNS`` that is there.
+        exclude: Globs of the files' names.
         any_column: Whether nobody knows the column by now: :meth:`read_again` finds it.
 
     Raises:
@@ -59,13 +61,17 @@ class Inside:
         files: Sequence[Path],
         image_column: str | None = None,
         caption_column: str | None = None,
+        exclude: tuple[str, ...] = (),
         *,
         any_column: bool = False,
     ) -> None:
         self.name = name
         self.left_out = LeftOut()
         self.unlisted: list[str] = []
-        self._files = {os.path.abspath(file): file for file in files}  # noqa: PTH100
+        paths = {os.path.abspath(file): file for file in files}  # noqa: PTH100
+        self._excluded = [path for path, file in paths.items() if is_excluded(file.name, exclude)]
+        self._files = {path: file for path, file in paths.items() if path not in self._excluded}
+        files = list(self._files.values()) or files
         with_schema = _schema(files[0])
         kinds = (is_image, _is_text) if any_column else ()
         self._images = [field.name for kind in kinds for field in with_schema if kind(field.type)]
@@ -83,6 +89,8 @@ class Inside:
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         """All rows, file by file."""
         self.left_out = LeftOut()
+        for path in self._excluded:
+            self.left_out.add("excluded", path)
         for path, file in self._files.items():
             mtime = file.stat().st_mtime_ns
             for group, (start, length) in enumerate(_groups(file)):

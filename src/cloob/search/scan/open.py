@@ -190,7 +190,8 @@ def _folder(path: Path, options: ScanOptions) -> Collection:
 
 
 def _inside(name: str, files: Sequence[Path], options: ScanOptions) -> Inside:
-    return Inside(name, files, options.image_column, options.caption_column, any_column=options.any_column)
+    columns = (options.image_column, options.caption_column)
+    return Inside(name, files, *columns, options.exclude, any_column=options.any_column)
 
 
 def _shards(name: str, paths: Sequence[Path], options: ScanOptions) -> Shards:

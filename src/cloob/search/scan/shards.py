@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -58,7 +59,7 @@ class Shards:
     Args:
         name: What the index calls them.
         shards: The tars.
-        exclude: Globs of names in a tar, or of parts of these.
+        exclude: Globs of tars' names, or of names in a tar or parts of these.
     """
 
     def __init__(self, name: str, shards: Sequence[Shard], exclude: tuple[str, ...] = ()) -> None:
@@ -79,6 +80,9 @@ class Shards:
             for path in known:
                 by_shard.setdefault(path.partition(SEPARATOR)[0], []).append(path)
         for shard in self._shards:
+            if is_excluded(os.path.basename(shard.path), self._exclude):  # noqa: PTH119
+                self.left_out.add("excluded", shard.path)
+                continue
             held = by_shard.get(shard.path, [])
             if shard.samples is not None and len(held) == shard.samples:
                 yield from (Found(path, None, None) for path in held)
