@@ -230,7 +230,7 @@ def test_captions_move_with_their_pictures(tmp_path: Path, capsys: pytest.Captur
         (pictures / name).parent.mkdir(parents=True, exist_ok=True)
         (pictures / name).write_bytes(picture("red"))
         if caption is not None:
-            (pictures / name).with_suffix(".txt").write_text(caption)
+            (pictures / name).with_suffix(".TXT" if caption == "one" else ".txt").write_text(caption)
     index = make_index(tmp_path / "index", pictures)
     run(capsys, "classify", str(index), "--labels", "red,blue", "--move-to", str(tmp_path / "sorted"))
     assert not [path for path in pictures.rglob("*") if path.is_file()]

@@ -69,9 +69,10 @@ def test_a_folder(tmp_path: Path) -> None:
         write_noise(folder / name, 1)
     (folder / "idx" / "index.sqlite").touch()
     (folder / "a.txt").write_text("a dog")
+    (folder / "B.TXT").write_text("a cat")
     (folder / "film.mp4").touch()
     (folder / "alone.txt").touch()
-    assert scanned(folder) == {"a.png": ("a dog", {}), "B.JPG": (None, {}), "c.png": (None, {}), "e.png": (None, {})}
+    assert scanned(folder) == {"a.png": ("a dog", {}), "B.JPG": ("a cat", {}), "c.png": (None, {}), "e.png": (None, {})}
     assert left_out(folder) == {"no picture by its name": 1}
     assert set(scanned(folder, exclude=("sub", "*.JPG"))) == {"a.png", "e.png"}
     assert left_out(folder, exclude=("sub", "*.JPG")) == {"excluded": 2, "no picture by its name": 1}

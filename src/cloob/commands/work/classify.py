@@ -24,6 +24,7 @@ from cloob.search.sort.fewshot import Head, is_head, load_head, save_head
 from cloob.search.sort.label import head_of, label_by_head, label_index
 
 _PAGE = 4096
+_CAPTIONS = (*CAPTION_EXTENSIONS, *map(str.upper, CAPTION_EXTENSIONS))
 
 
 def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
@@ -153,12 +154,12 @@ def _move_file(index: Index, item: Item, folder: Path) -> None:
         raise InputError("it is no file of its own (in a container, a link, or gone)")
     index.picture(item.id)  # the index may be a stranger's: other bytes stay where they are
     folder.mkdir(parents=True, exist_ok=True)
-    captions = [caption for caption in _beside(source, CAPTION_EXTENSIONS) if caption.is_file()]
+    captions = [caption for caption in _beside(source, _CAPTIONS) if caption.is_file()]
     endings = (*IMAGE_EXTENSIONS, *map(str.upper, IMAGE_EXTENSIONS))
     shared = any(file.is_file() for file in _beside(source, endings) if file != source)
     for number in range(1, 10_000):
         target = free_name(folder, source.name, number)
-        if any(map(os.path.lexists, _beside(target, CAPTION_EXTENSIONS))):  # of another picture
+        if any(map(os.path.lexists, _beside(target, _CAPTIONS))):  # of another picture
             continue
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is ours from here on
@@ -176,7 +177,7 @@ def _move_file(index: Index, item: Item, folder: Path) -> None:
                     file.unlink(missing_ok=True)
             raise
         for caption in () if shared else captions:
-            caption.unlink()
+            caption.unlink(missing_ok=True)  # by its other name, where capitals make no difference
         return
     raise InputError("10,000 files of this name are there")
 

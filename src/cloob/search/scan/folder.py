@@ -60,10 +60,11 @@ class Folder:
                 continue
             if any(entry.name == _INDEX for entry in listed):
                 continue
-            below, captions = [], {entry.name for entry in listed if entry.name.lower().endswith(_CAPTIONS)}
+            below = []
+            captions = {_plain(entry.name): entry.path for entry in listed if entry.name.lower().endswith(_CAPTIONS)}
             for entry in listed:
                 if self._exclude and is_excluded(os.path.relpath(entry.path, self.name), self._exclude):
-                    if entry.name not in captions:
+                    if _plain(entry.name) not in captions:
                         self.left_out.add("excluded", entry.path)
                 elif entry.is_dir(follow_symlinks=False):
                     below.append(entry.path)
@@ -76,7 +77,7 @@ class Folder:
                     self.left_out.add("linked folder, not followed", entry.path)
                 elif entry.name.lower().endswith(_CONTAINERS):
                     self.left_out.add("tar or Arrow file beside pictures", entry.path)
-                elif entry.name not in captions:
+                elif _plain(entry.name) not in captions:
                     others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1  # noqa: PTH122
             waiting += reversed(below)
         for kind, count in others.most_common():
@@ -96,13 +97,12 @@ class Folder:
             caption = read_caption(found.place) or caption
         return caption, columns
 
-    def _found(self, entry: os.DirEntry[str], captions: set[str]) -> Found | None:
+    def _found(self, entry: os.DirEntry[str], captions: Mapping[str, str]) -> Found | None:
         if entry.is_symlink() and not self._leads_inside(entry.path):
             self.left_out.add("link out of the folder", entry.path)
             return None
         stem = os.path.splitext(entry.name)[0]  # noqa: PTH122
-        beside = next((f"{stem}{ending}" for ending in _CAPTIONS if f"{stem}{ending}" in captions), None)
-        caption = None if beside is None else os.path.join(os.path.dirname(entry.path), beside)  # noqa: PTH118, PTH120
+        caption = next((captions[f"{stem}{ending}"] for ending in _CAPTIONS if f"{stem}{ending}" in captions), None)
         try:
             state = stated(entry.path)
             said = (None if caption is None else stated(caption), self._described and self._described.state)
@@ -127,6 +127,12 @@ def read_caption(path: str) -> str | None:
             return clean_caption(file.read(MAX_CAPTION_BYTES + 1), path)
     except (OSError, BadSample):
         return None
+
+
+def _plain(name: str) -> str:
+    """A file's name with its ending in small letters."""
+    stem, ending = os.path.splitext(name)  # noqa: PTH122
+    return f"{stem}{ending.lower()}"
 
 
 def _name(entry: os.DirEntry[str]) -> str:
