@@ -25,6 +25,7 @@ from cloob.commands.work.showing import write_new
 from cloob.models.folder import read_model, save_model
 from cloob.models.runs import MODEL_FOLDER
 from cloob.models.towers import create_model
+from cloob.pictures import Unreadable
 from cloob.search.index import Index
 from cloob.search.sort.fewshot import is_head
 from cloob.search.update import UpdateOptions
@@ -76,6 +77,18 @@ def test_lines_json_and_paths(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert out.splitlines() == [line[3] for line in lines]
     out, _ = run(capsys, "search", index, "red", "--paths", "-0")
     assert out.split("\0") == [*(line[3] for line in lines), ""]
+
+
+def test_a_picture_that_does_not_decode_here_has_its_line(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def undecodable(*_: object) -> None:
+        raise Unreadable("no decoder", "HEIC; not installed")
+
+    monkeypatch.setattr("cloob.search.show.terminal.protocol", lambda *_: "kitty")
+    monkeypatch.setattr("cloob.search.show.terminal.small", undecodable)
+    out, _ = run(capsys, "search", str(place / "index"), "red")
+    assert out.count("(no decoder: HEIC; not installed)\n") == 4 and out.count("red-") == 4
 
 
 def test_weights_filters_pictures_and_likeness(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

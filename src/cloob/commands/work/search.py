@@ -87,11 +87,20 @@ def _print_hits(index: Index, results: Results) -> None:
     how = terminal.protocol(os.environ, sys.stdout.isatty())
     for hit in results.hits:
         if how is not None:
-            data = _picture(index, hit.item, [])
-            print(terminal.shown(data, how) if data is not None else "(not readable any more)")
+            print(_shown(_picture(index, hit.item, []), how))
         print(hit_line(hit, aligned=sys.stdout.isatty()))
     if results.cut and results.hits and sys.stdout.isatty():
         print(f"{results.cut} more are below the cutoff (--cutoff none shows them)", file=sys.stderr)
+
+
+def _shown(data: bytes | None, how: terminal.Protocol) -> str:
+    """A picture for the terminal, or why there is none."""
+    from cloob.pictures import Unreadable  # Pillow
+
+    try:
+        return terminal.shown(data, how) if data is not None else "(not readable any more)"
+    except Unreadable as error:
+        return printable(f"({error.reason}: {error.detail})")
 
 
 def _picture(index: Index, item: Item, faults: list[str]) -> bytes | None:
