@@ -97,6 +97,10 @@ def test_a_name_is_one_model(tmp_path: Path) -> None:
         store.add_model(replace(MODEL, fingerprint="0"))
     with pytest.raises(InputError, match="did you mean m"):
         store.vectors("mm", [1])
+    store.optimise()
+    assert [path.name for path in (tmp_path / "i").glob("*.f32")] == ["vectors-1.f32"]
+    store.remove_model("m")
+    assert not list((tmp_path / "i").glob("*.f32"))
 
 
 Change = tuple[str, int, int]

@@ -7,6 +7,7 @@ as these are few they are kept in memory beside it; when they are many the file 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import threading
@@ -91,6 +92,11 @@ class MatrixCache:
             matrix = self._update(connection, whole=True)
         if approximate.worthwhile(len(matrix.base), self._faiss):
             approximate.build(_name(matrix.key), matrix.base.rows)
+
+    def remove(self) -> None:
+        """Removes the file: its model has gone."""
+        with contextlib.suppress(OSError):
+            self._file.unlink()
 
     def _faiss_index(self, matrix: Matrix) -> Any:
         with self._lock:

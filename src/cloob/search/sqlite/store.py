@@ -93,10 +93,13 @@ class SqliteStore:
 
     def remove_model(self, name: str) -> None:
         """Removes a model and its vectors."""
-        number, _ = self._model(name)
+        number, dim = self._model(name)
         with self._writing() as connection:
             connection.execute("DELETE FROM vectors WHERE model = ?", (number,))
             connection.execute("DELETE FROM models WHERE id = ?", (number,))
+        with self._lock:
+            self._cache(number, dim).remove()
+            del self._caches[number]
 
     def states(self, source: str) -> Iterator[FileState]:
         """What is known of a source's files, in pages: writing in between is fine."""
