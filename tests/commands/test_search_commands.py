@@ -166,7 +166,9 @@ def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.
     assert "cloob: 2 pictures cannot be shown: " in err and ".png: " in err
 
 
-def test_duplicates_and_explain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_duplicates_and_explain(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = str(place / "index")
     groups = json.loads(run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--json")[0])["groups"]
     assert len(groups) == 8 and all(len(group) == 4 for group in groups)
@@ -174,6 +176,12 @@ def test_duplicates_and_explain(place: Path, capsys: pytest.CaptureFixture[str])
     assert len(out.splitlines()) == 24 and "8 groups, 24 pictures could go" in err
     found = json.loads(run(capsys, "search", index, "red", "--explain", "--beta", "50", "--json")[0])
     assert found["beta"] == 50 and sum(p["weight"] for p in found["pictures"]) == pytest.approx(1, abs=0.01)
+    devices: list[str] = []
+    monkeypatch.setattr(
+        "cloob.models.fingerprint.load_model", lambda *_, device: devices.append(device) or ColourModel()
+    )
+    run(capsys, "search", index, "--like", "1", "--explain", "--device", "cpu")
+    assert devices == ["cpu"]
     out, _ = run(capsys, "search", index, "red", "--explain")
     assert "β = 8: of 32 pictures" in out and "Nearest to what was retrieved" in out
 

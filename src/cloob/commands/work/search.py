@@ -160,6 +160,8 @@ def _files(items: Sequence[Item]) -> list[Item]:
 
 
 def _explain(index: Index, arguments: SearchArguments, query: Query, words: Sequence[str]) -> int:
+    if arguments.beta is None:  # it is the model's own
+        index.encoder(device=arguments.device)
     found = index.explain(query, beta=arguments.beta, top=arguments.top, where=arguments.where)
     if arguments.json:
         facts = ("beta", "memory", "collection", "effective", "agreement", "model")
