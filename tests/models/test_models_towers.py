@@ -138,12 +138,14 @@ def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value) and "no route" in str(caught.value)
 
 
-def test_an_unreachable_tokenizer_is_named_with_what_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_tokenizer_is_named_with_what_asks_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(source: str, **_: object) -> None:
         raise OSError(f"no\nroute to {source}")
 
     config = open_clip().get_model_config("ViT-B-16-SigLIP")
-    monkeypatch.setattr("cloob.models.towers.check_hub_model", lambda *_: None)
+    monkeypatch.setattr("cloob.models.towers.check_hub_model", lambda *_: tmp_path)
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
     with pytest.raises(InputError) as caught:
         load_tokenizer("ViT-B-16-SigLIP", config, "model 'ViT-B-16-SigLIP'")

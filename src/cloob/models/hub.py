@@ -101,12 +101,13 @@ def not_there(source: str, reason: str) -> InputError:
     return InputError(f"{source}: not on this machine, and {reason}; {_OFFLINE}")
 
 
-def check_hub_model(name: str, where: str) -> Path:
+def check_hub_model(name: str, where: str, *more: str) -> Path:
     """Fetches the configurations of a model on the hub, and refuses it where they ask for code.
 
     Args:
         name: ``owner/name``; a folder of that name, which transformers would take instead, is looked at likewise.
         where: What asks for it, for the error.
+        more: Patterns of files to fetch with them, where it has them.
 
     Returns:
         The folder with the configurations.
@@ -118,7 +119,7 @@ def check_hub_model(name: str, where: str) -> Path:
     if not folder.is_dir():
         hub: Any = require("huggingface_hub", "train")
         with reachable_hub(where):
-            folder = Path(hub.snapshot_download(name, allow_patterns=[*CONFIG_FILES], ignore_patterns=["*/*"]))
+            folder = Path(hub.snapshot_download(name, allow_patterns=[*CONFIG_FILES, *more], ignore_patterns=["*/*"]))
     check_folder(folder)
     return folder
 

@@ -31,6 +31,7 @@ from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.formats.stored import Stored
 from cloob.models.weights.keymap import fill, same_names, surplus
 from cloob.models.weights.scales import sigmoid_objective
+from cloob.models.weights.tokens import HUB_FILE, check_rules
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
 __all__ = ["TINY_MODELS", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
@@ -144,9 +145,14 @@ def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:
                 return open_clip().get_tokenizer(source)
             require("transformers", "align")
             if source.startswith("local-dir:"):
-                check_folder(Path(source.removeprefix("local-dir:")))
+                files = Path(source.removeprefix("local-dir:"))
+                check_folder(files)
             else:
-                check_hub_model(text[key], f"{where}: {asked}")
+                files = check_hub_model(text[key], f"{where}: {asked}", HUB_FILE)
+            try:
+                check_rules(files)
+            except InputError as error:
+                raise InputError(f"{where}: {asked}: {error}") from error
             with reachable_hub(f"{where}: {asked}"):
                 tokenizer = open_clip().get_tokenizer(source, trust_remote_code=False)
             check_words(tokenizer.tokenizer)

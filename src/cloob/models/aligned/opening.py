@@ -23,6 +23,7 @@ from cloob.models.names import check_path
 from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights.blocks import preprocess
+from cloob.models.weights.tokens import HUB_FILE, check_rules
 
 E = TypeVar("E", bound=nn.Module)
 LoadModel = Callable[[str], DualEncoder]
@@ -139,7 +140,7 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     transformers.utils.logging.disable_progress_bar()
     with translated(spec):
         source = check_path(source)
-        folder = check_hub_model(source, spec)
+        folder = check_hub_model(source, spec, HUB_FILE)
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             skeleton = transformers.AutoModel.from_config(config, trust_remote_code=False)
@@ -147,6 +148,7 @@ def _transformer(source: str, spec: str) -> TextEncoder:
         with reachable_hub(spec):
             network = transformers.AutoModel.from_pretrained(source, trust_remote_code=False)
     with translated(f"{spec}: its tokenizer"), reachable_hub(spec):
+        check_rules(folder)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         check_words(tokenizer)
     if tokenizer.pad_token_id is None:

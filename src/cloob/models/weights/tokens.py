@@ -14,7 +14,8 @@ import numpy as np
 from cloob.errors import InputError, require
 from cloob.models.importing import import_open_clip
 from cloob.models.tokenizer import FastTokenizer, Tokens, as_tensor
-from cloob.models.weights.formats.tokenizer_json import TRIAL, encoded, opened
+from cloob.models.untrusted import read_json
+from cloob.models.weights.formats.tokenizer_json import TRIAL, encoded, opened, read_rules
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -180,6 +181,19 @@ class HubTokenizer:
             "eos_token": words["eos"],
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+def check_rules(folder: Path) -> None:
+    """Looks at the ``tokenizer.json`` in a folder, if there is one, before transformers makes a tokenizer of it.
+
+    Raises:
+        InputError: As :func:`read_rules`, or transformers would take another file than that one.
+    """
+    config = folder / "tokenizer_config.json"
+    if config.is_file() and read_json(config).get("fast_tokenizer_files"):
+        raise InputError(f"{config}: fast_tokenizer_files names other files than {HUB_FILE}, which alone is read")
+    if (folder / HUB_FILE).is_file():
+        read_rules(folder / HUB_FILE)
 
 
 def hub_tokenizer(folder: Path, context_length: int, pad: int, end: int) -> HubTokenizer | NoTokenizer:
