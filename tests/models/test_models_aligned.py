@@ -89,9 +89,27 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
     pooling.write_text('{"pooling_mode": "max"}')
     with pytest.raises(InputError, match=r"its pooling is max; mean or cls alone is known"):
         open_text(str(folder))
-    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
-    with pytest.raises(InputError, match=r"has a module Dense"):
-        open_text(str(folder))
+    modules = folder / "modules.json"
+    for content, said in (
+        ('[{"type": "sentence_transformers.models.Dense"}]', "has a module Dense"),
+        ('["Pooling"]', "modules.json: a list of objects wanted, str found in it"),
+    ):
+        modules.write_text(content)
+        with pytest.raises(InputError, match=said):
+            open_text(str(folder))
+
+
+def test_texts_are_as_long_as_a_folder_says_and_its_positions_go(bert: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(bert, tmp_path / "model")
+    for length, tokens in ((7, 7), (40, 16), (None, 16)):
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+        encoder = open_text(str(folder))
+        assert encoder(encoder.tokenizer(["old " * 50])).shape == (1, 16)
+        assert encoder.context_length == tokens
+    for length in (1_000_000, "x", 0, 2.5):  # a million tokens for each text
+        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
+        with pytest.raises(InputError, match=f"sentence_bert_config.json: max_seq_length is '?{length}'?; a whole"):
+            open_text(str(folder))
 
 
 def test_a_model_of_the_hub_is_pooled_as_its_files_say(

@@ -23,6 +23,7 @@ from cloob.models.names import check_path
 from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights.blocks import preprocess
+from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.tokens import HUB_FILE, check_rules
 
 E = TypeVar("E", bound=nn.Module)
@@ -31,6 +32,9 @@ LoadModel = Callable[[str], DualEncoder]
 _TIMM, _HF = "timm:", "hf:"
 _LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
 _HUB_WEIGHTS = (("model*.safetensors",), ("pytorch_model*.bin",))
+_USUAL = 512  # tokens of a text, where nothing is said
+_LONGEST = 1 << 15
+"""Tokens that a text may be filled up to, whatever the files say: no sentence encoder takes more."""
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
@@ -154,11 +158,10 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     if tokenizer.pad_token_id is None:
         raise InputError(f"{spec}: its tokenizer has no padding token")
     tokenizer.padding_side = "right"
-    limit = min(int(getattr(network.config, "max_position_embeddings", 512)), tokenizer.model_max_length, 512)
     if not Path(source).is_dir():
         folder = _hub_folder(source, spec)
-    length = _json(folder / _LENGTH_FILE).get("max_seq_length") or limit
-    return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), int(length))
+    length = _length(folder, getattr(network.config, "max_position_embeddings", 0), tokenizer.model_max_length)
+    return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), length)
 
 
 def _check_held(skeleton: nn.Module, folder: Path, spec: str) -> None:
@@ -182,6 +185,21 @@ def _hub_folder(name: str, spec: str) -> Path:
         return Path(hub.snapshot_download(name, allow_patterns=[_LENGTH_FILE, _MODULES_FILE, _POOLING_FILE]))
 
 
+def _length(folder: Path, positions: int, most: int) -> int:
+    """How many tokens a text has: as a sentence-transformers folder says, but no more than there are positions.
+
+    Args:
+        folder: With its sentence-transformers files, if it has them.
+        positions: Of the transformer; 0 or less where it takes any number (XLNet says -1).
+        most: What the tokenizer says.
+    """
+    fields = Fields(folder / _LENGTH_FILE, _json(folder / _LENGTH_FILE))
+    positions = positions if positions > 0 else _LONGEST
+    if fields.values.get("max_seq_length") is None:
+        return min(positions, most, _USUAL)
+    return min(fields.integer("max_seq_length", most=_LONGEST), positions)
+
+
 def _pooling(folder: Path, spec: str) -> str:
     """How a sentence-transformers folder makes one vector of the tokens'; the mean for other models.
 
@@ -189,6 +207,8 @@ def _pooling(folder: Path, spec: str) -> str:
     """
     modules = _json(folder / _MODULES_FILE, list)
     for module in modules:
+        if not isinstance(module, dict):
+            raise InputError(f"{folder / _MODULES_FILE}: a list of objects wanted, {type(module).__name__} found in it")
         kind = str(module.get("type", "")).rpartition(".")[2]
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise InputError(f"{spec}: has a module {kind} behind its transformer; pooling alone is known here")
