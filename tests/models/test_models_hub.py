@@ -117,6 +117,8 @@ def test_a_file_of_weights_needs_no_network(tmp_path: Path, monkeypatch: pytest.
         check_fetchable("tiny-vit/epoch_32.pt")
     (tmp_path / "epoch_32.pt").write_bytes(b"")
     check_fetchable("tiny-vit/epoch_32.pt")
+    (tmp_path / "empty" / "models--some--vit").mkdir(parents=True)
+    check_fetchable("timm:hf-hub:some/vit@a-revision")
 
 
 def test_a_model_that_is_partly_there_is_one_line(closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

