@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,11 +16,14 @@ import torch
 from PIL import Image
 from small_models import OBJECTIVE, RESNET, VISION, write_model
 from torch import Tensor
+from torch.nn import functional as F
 
 from cloob import cli, load_model
+from cloob.errors import InputError
 from cloob.export import transformers as exporter
 from cloob.export.exported import Exported, Unsupported
 from cloob.export.transformers import export_transformers
+from cloob.models.aligned import open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
@@ -84,6 +88,23 @@ def test_what_was_exported_loads_here_with_its_objective(exported: Path, small: 
     torch.testing.assert_close(here.encode_text(TEXTS), original.encode_text(TEXTS), atol=1e-6, rtol=0)
     picture = [Image.effect_noise((40, 47), 80).convert("RGB")]
     torch.testing.assert_close(here.encode_image(picture), original.encode_image(picture), atol=1e-6, rtol=0)
+
+
+def test_its_text_tower_is_a_frozen_encoder(exported: Path, small: Path, tmp_path: Path) -> None:
+    from transformers import T5Config, T5Model
+
+    clone = shutil.copytree(small, tmp_path / "clone")  # of what `cloob push` writes
+    shutil.copytree(exported, clone, dirs_exist_ok=True)
+    expected = load_model(small, device="cpu").encode_text(TEXTS)
+    for folder in (exported, clone):
+        encoder = open_text_encoder(str(folder), load_model)
+        rows = F.normalize(encoder(encoder.tokenizer(TEXTS)), dim=1)
+        torch.testing.assert_close(rows, expected, atol=1e-6, rtol=0)
+    other = shutil.copytree(exported, tmp_path / "t5")
+    T5Model(T5Config(vocab_size=40, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(other)
+    for folder in (exported, other):
+        with pytest.raises(InputError, match=f"^hf:{folder}: no encoder of texts alone: "):
+            open_text_encoder(f"hf:{folder}", load_model)
 
 
 def same_rows(one: DualEncoder, other: DualEncoder) -> None:

