@@ -19,6 +19,7 @@ from small_models import OBJECTIVE, RESNET, write_model
 from cloob import cli, load_model
 from cloob.errors import InputError
 from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open_text_encoder
+from cloob.models.aligned.model import encoders_here
 from cloob.models.folder import save_model
 from cloob.models.towers import open_clip
 from support import refused, run_cloob
@@ -234,6 +235,17 @@ def test_heads_on_frozen_encoders(
         load_model(f"hf-hub:{NAME}")
     monkeypatch.setattr("cloob.models.load.encoders_here", lambda _: [])
     same_model(load_model(f"hf-hub:{NAME}", device="cpu"), load_model(tmp_path / "heads", device="cpu"))
+
+
+def test_encoders_of_this_machine_by_all_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    for file in ("w.pt", "w.pkl"):
+        (tmp_path / file).touch()
+    here = ["runs/mine", "runs/mine:best", f"{tmp_path}/runs/mine:best", "w.pkl:port", "ViT-B/32/w.pt", "hf:runs/mine"]
+    elsewhere = ["ViT-B/32/openai", "ViT-B-32/x.pt", "hf-hub:runs/other", "timm:resnet18", "hf:w/w.pt"]
+    for names, found in ((here, here), (elsewhere, [])):
+        assert [name for name in names if encoders_here({"image_encoder": name})] == found
 
 
 def test_a_dry_run_lists_and_asks_nobody(hub: StandIn, small: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, require
-from cloob.models.names import known_models
+from cloob.models.names import known_models, local_place
 from cloob.models.untrusted import CONFIG_FILES, check_folder
 
 _PATIENCE = 2.0  # seconds for a first answer
@@ -55,8 +55,7 @@ def check_fetchable(source: str) -> None:
     text = source.removesuffix(":best")
     kind, _, name = text.rpartition(":")
     tag = not kind and name.rpartition("/")[0].replace("/", "-") in known_models()
-    here = Path(name).expanduser().exists() or (tag and Path(name.rpartition("/")[2]).is_file())  # NAME/FILE
-    if here or not (tag or kind in ("hf-hub", "hf", "timm", "timm:hf-hub")):
+    if local_place(source) or not (tag or kind in ("hf-hub", "hf", "timm", "timm:hf-hub")):
         return
     constants: Any = require("huggingface_hub.constants", "train")
     cache = Path(constants.HF_HUB_CACHE)

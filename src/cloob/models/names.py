@@ -61,6 +61,21 @@ def check_source(source: str) -> None:
         raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({near})")
 
 
+def local_place(source: str) -> Path | None:
+    """The file or folder of this machine that a model lies in; None where it is elsewhere.
+
+    Args:
+        source: What ``load_model`` takes, or the name of a frozen encoder.
+    """
+    text = source.removesuffix(":best").removesuffix(":port")
+    model, _, file = text.rpartition("/")
+    places = [source, text, text.removeprefix("local-dir:"), text.rpartition(":")[2]]
+    if model.replace("/", "-") in known_models() and Path(file).is_file():  # NAME/FILE
+        places.append(file)
+    paths = (Path(place).expanduser() for place in places if place)
+    return next((path for path in paths if path.exists()), None)
+
+
 def check_path(text: str) -> str:
     """A path as the system takes it: with the home folder in the place of ``~``.
 

@@ -23,6 +23,7 @@ from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig
+from cloob.models.names import local_place
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
 from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.formats.safe_tensors import read_safetensors
@@ -252,13 +253,13 @@ def _fill(heads: Mapping[str, Head], weights: Path) -> None:
 
 
 def encoders_here(settings: Mapping[str, Any]) -> list[str]:
-    """The names of frozen encoders that lie in folders of this machine.
+    """The names of frozen encoders that lie on this machine.
 
     Args:
         settings: What ``aligned.json`` says.
     """
     names = [str(settings[key]) for key in ("image_encoder", "text_encoder") if settings.get(key)]
-    return [name for name in names if "local-dir:" in name or Path(name.rpartition(":")[2]).expanduser().exists()]
+    return [name for name in names if "local-dir:" in name or local_place(name)]
 
 
 def fingerprint(module: nn.Module) -> str:
