@@ -20,10 +20,19 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.names import CONFIGS
-from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE, curve, epoch_of, latest_checkpoint, list_checkpoints
+from cloob.models.runs import (
+    ALIGNED_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    curve,
+    epoch_of,
+    latest_checkpoint,
+    list_checkpoints,
+)
 from cloob.models.towers import TINY_MODELS, create_model
 from cloob.models.towers import open_clip as open_clip_module
 from cloob.objective import make_objective
+from support import refused
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
@@ -143,6 +152,17 @@ def test_the_bias_of_a_siglip_model_becomes_the_objectives_and_is_written_again(
     # In a softmax it cancels.
     save_model(tmp_path / "clip", encoder, make_objective("clip").config())
     assert open_clip.create_model(f"local-dir:{tmp_path / 'clip'}").logit_bias is None
+
+
+def test_what_convert_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, file in (("models", CONFIG_FILE), ("models/old", CONFIG_FILE), ("heads", ALIGNED_FILE)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
+    models, old, heads = (str(tmp_path / name) for name in ("models", "models/old", "heads"))
+    for source in (old, f"local-dir:{old}", f"{old}:best", models):
+        said = refused(capsys, "convert", source, models, "--overwrite")
+        assert said.endswith(f"{models}: is where the model comes from; give another place\n")
+    assert refused(capsys, "convert", models, heads).endswith("heads: exists; --overwrite replaces it\n")
 
 
 @pytest.mark.parametrize("bias", [math.nan, math.inf, 1e30])

@@ -9,7 +9,8 @@ from pathlib import Path
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
 from cloob.files import check_replaceable
-from cloob.models.runs import CONFIG_FILE, TOWERS_FILE
+from cloob.models.names import check_not_source
+from cloob.models.runs import ALIGNED_FILE, CONFIG_FILE, TOWERS_FILE
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,19 @@ def main(words: Sequence[str]) -> int:
     if len(places) != 2:
         raise InputError(f"SRC and DEST are wanted, {len(places)} given (cloob convert --help)")
     source, target = places[0], Path(places[1])
-    _check_target(target, overwrite=options.overwrite)
+    _check_target(source, target, overwrite=options.overwrite)
     from cloob.commands.work.convert import run  # torch: only for words that are right
 
     return run(source, target)
 
 
-def _check_target(target: Path, *, overwrite: bool) -> None:
+def _check_target(source: str, target: Path, *, overwrite: bool) -> None:
     if not target.exists():
         return
     check_replaceable(target)
-    names = (CONFIG_FILE, TOWERS_FILE)
+    names = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE)
     if not target.is_dir() or (not any((target / name).is_file() for name in names) and any(target.iterdir())):
         raise InputError(f"{target}: exists and is no model folder; give another place")
+    check_not_source(source, target)
     if not overwrite and any(target.iterdir()):
         raise InputError(f"{target}: exists; --overwrite replaces it")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cloob.errors import InputError
 from cloob.files import check_replaceable
+from cloob.models.names import check_not_source
 from cloob.models.runs import OBJECTIVE_FILE
 
 CARD_FILE = "README.md"
@@ -51,9 +52,7 @@ def check_target(source: str, target: Path, *, overwrite: bool) -> None:
     check_replaceable(target)
     if not target.is_dir() or (any(target.iterdir()) and not is_export(target)):
         raise InputError(f"{target}: exists and is no export; give another place")
-    place = Path(source.removeprefix("local-dir:").removesuffix(":best"))
-    if place.exists() and place.resolve().is_relative_to(target.resolve()):
-        raise InputError(f"{target}: is where the model comes from; give another place")
+    check_not_source(source, target)
     if any(target.iterdir()) and not overwrite:
         raise InputError(f"{target}: exists; --overwrite replaces it")
 

@@ -76,6 +76,21 @@ def local_place(source: str) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def check_not_source(source: str, target: Path) -> None:
+    """Refuses to replace a folder that a model comes from or lies in.
+
+    Args:
+        source: What ``load_model`` takes.
+        target: The folder that would be replaced.
+
+    Raises:
+        InputError: It is there.
+    """
+    place = local_place(source)
+    if place is not None and place.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{target}: is where the model comes from; give another place")
+
+
 def check_path(text: str) -> str:
     """A path as the system takes it: with the home folder in the place of ``~``.
 
