@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob import ContrastiveObjective
+from cloob import ContrastiveObjective, load_model
 from cloob.errors import InputError
 from cloob.functional import cloob_reference, info_nce
-from cloob.interop.open_clip import OpenClipLoss, Options, parse, run, set_inv_tau
+from cloob.interop.open_clip import OpenClipLoss, Options, installed, parse, run, set_inv_tau
 
 for package in ("open_clip", "pandas", "webdataset"):
     pytest.importorskip(package, reason='open_clip_train needs pip install -e ".[open-clip-train]"')
@@ -92,6 +93,20 @@ def test_set_inv_tau_looks_through_wrappers() -> None:
     outer.module = compiled
     set_inv_tau(outer, 30.0)
     assert float(model.logit_scale.detach()) == pytest.approx(math.log(30.0))
+
+
+def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cloob.models.towers import open_clip
+
+    monkeypatch.chdir(tmp_path)
+    create = open_clip().create_model_and_transforms
+    main = SimpleNamespace(create_loss=None, train_one_epoch=None, create_model_and_transforms=create)
+    with installed(main, Options()):
+        model, *transforms = main.create_model_and_transforms("tiny-vit", init_logit_bias=-10.0, output_dict=True)
+    assert main.create_model_and_transforms is create and len(transforms) == 2
+    assert "logit_bias" not in model(torch.zeros(1, 3, 64, 64), torch.zeros(1, 24, dtype=torch.int64))
+    torch.save({"epoch": 1, "name": "x", "state_dict": model.state_dict()}, "epoch_1.pt")
+    assert load_model("tiny-vit/epoch_1.pt", device="cpu").objective_config == {}
 
 
 # The launcher's options

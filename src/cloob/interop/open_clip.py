@@ -4,8 +4,10 @@
     torchrun --nproc-per-node 8 -m cloob.interop.open_clip --cloob-objective cloob -- --train-data …
 
 Options that begin with ``--cloob-`` are ours (``--help`` lists them), all others are open_clip_train's own (3.3). The
-launcher replaces two names of ``open_clip_train.main``: ``create_loss`` returns an :class:`OpenClipLoss`, and
-``train_one_epoch`` sets the model's ``logit_scale`` around the epoch. Our tiny models are known (``--model tiny-vit``).
+launcher replaces three names of ``open_clip_train.main``: ``create_loss`` returns an :class:`OpenClipLoss`,
+``train_one_epoch`` sets the model's ``logit_scale`` around the epoch, and ``create_model_and_transforms`` takes the
+bias out of SigLIP's models: no objective here trains it, and with it they would count as trained by SigLIP's loss. Our
+tiny models are known (``--model tiny-vit``).
 
 The temperature. open_clip hands a learnable ``logit_scale`` to every loss. With a fixed τ⁻¹, as in CLOOB, it has no
 influence on the loss, and the launcher sets it to ln τ⁻¹, so that checkpoints, logs and open_clip's evaluation hold the
@@ -167,7 +169,7 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         main: The module ``open_clip_train.main``.
         options: Which objective.
     """
-    theirs = main.create_loss, main.train_one_epoch
+    theirs = main.create_loss, main.train_one_epoch, main.create_model_and_transforms
 
     def create_loss(args: Any) -> OpenClipLoss:
         _refuse_other_losses(args)
@@ -182,11 +184,18 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         if not options.learned:
             set_inv_tau(model, inv_tau)  # once more, since each step clamps it to [1, 100]
 
+    def create_model_and_transforms(*given: Any, **named: Any) -> tuple[Any, Any, Any]:
+        model, *transforms = theirs[2](*given, **named)
+        if getattr(model, "logit_bias", None) is not None:
+            model.logit_bias = None
+        return model, *transforms
+
     main.create_loss, main.train_one_epoch = create_loss, train_one_epoch
+    main.create_model_and_transforms = create_model_and_transforms
     try:
         yield
     finally:
-        main.create_loss, main.train_one_epoch = theirs
+        main.create_loss, main.train_one_epoch, main.create_model_and_transforms = theirs
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
