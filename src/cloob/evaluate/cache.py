@@ -73,7 +73,7 @@ def folder_key(folder: Path, device: str | torch.device) -> str:
     """The key of a model folder: the bytes of its files (weights, configuration, tokeniser), without loading it.
 
     Args:
-        folder: A model folder.
+        folder: A model folder, or a file of weights.
         device: Where it will run; kinds of devices round differently.
 
     Raises:
@@ -83,7 +83,7 @@ def folder_key(folder: Path, device: str | torch.device) -> str:
     if (folder / ONNX_FILE).is_file():
         add_part(state, *(part.encode() for part in package_versions(("onnxruntime",))))
     try:
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        for path in [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file()):
             add_part(state, path.relative_to(folder).as_posix().encode())
             with path.open("rb") as file:
                 add_part(state, hashlib.file_digest(file, "sha256").digest())

@@ -7,8 +7,8 @@
 known to it. A name is ``cloob/`` and whatever :func:`cloob.load_model` takes: a run, checkpoint or model folder (an
 absolute path gives ``cloob//…``), ``NAME/TAG`` of open_clip, ``hf-hub:…``, ``local-dir:…``.
 
-MTEB keeps results by name and revision. The revision of a folder is the hash of its files, so that a run that goes on
-is another model to it; that of other sources is ``None``, as their weights are not looked at before they are loaded.
+MTEB keeps results by name and revision. The revision of a folder or file is a hash of its bytes, so that a run that
+goes on is another model to it; that of what is not on this machine is ``None``.
 
 Images and texts become unit rows. Of items with both (MTEB's multimodal queries and documents) the embedding is the
 unit row of the sum, as MTEB's own CLIP models do it; no training has made that sum meaningful. MTEB 2.26.
@@ -32,6 +32,7 @@ from cloob.errors import command_line, require
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import Encoder, evaluating
 from cloob.models.load import find_model_folder, load_model
+from cloob.models.names import local_place
 from cloob.models.runs import CONFIG_FILE
 from cloob.pictures import upright
 
@@ -109,7 +110,9 @@ def meta(model_name: str) -> ModelMeta:
     Raises:
         InputError: A folder without a readable model.
     """
-    folder = find_model_folder(model_name.removeprefix(PREFIX))
+    source = model_name.removeprefix(PREFIX)
+    folder = find_model_folder(source)
+    place = folder or local_place(source)  # files and folders of other programs
     facts: dict[str, Any] = {}
     if folder is not None and (folder / CONFIG_FILE).is_file():  # heads on frozen encoders have none
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
@@ -120,7 +123,7 @@ def meta(model_name: str) -> ModelMeta:
     return ModelMeta(
         loader=partial(load),
         name=model_name,
-        revision=None if folder is None else folder_key(folder, "cpu"),
+        revision=None if place is None else folder_key(place, "cpu"),
         languages=["eng-Latn"],
         open_weights=None,
         framework=["PyTorch"],
