@@ -16,7 +16,7 @@ from small_models import OBJECTIVE, write_model
 from cloob import load_model
 from cloob.errors import InputError
 from cloob.export.card import write_card
-from cloob.export.facts import data_name, gather_facts
+from cloob.export.facts import data_name, gather_facts, model_name
 from cloob.export.words import LICENSES, check_license, check_repository
 from cloob.models.fingerprint import fingerprint
 
@@ -159,6 +159,23 @@ def test_the_name_of_data_is_never_a_place(tail: str, start: str) -> None:
         assert name == start + tail
     elif start:
         assert name and not name.startswith(("/", "~", "..")) and "host.org" not in name and "://" not in name
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("ViT-B-32/laion2b_s34b_b79k", "ViT-B-32/laion2b_s34b_b79k"),
+        ("runs/mine:best", "runs/mine"),
+        ("mine:best", "mine"),
+        ("/home/xaver/secret/mine:best", "mine"),
+        ("local-dir:/home/xaver/secret/mine", "mine"),
+        ("hf-hub:/home/xaver", "xaver"),
+        ("w.pkl:port", "w.pkl"),
+    ],
+)
+def test_a_model_that_training_began_with_keeps_its_owner_and_loses_its_place(source: str, name: str) -> None:
+    assert model_name(source) == name
 
 
 def test_words_of_the_hub() -> None:

@@ -17,6 +17,7 @@ from cloob.models.untrusted import read_json
 
 RESULTS_FILE = "results.json"
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+_HUB_MODEL = re.compile(r"hf-hub:[\w-][\w.-]*/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def _training(run: Path, folder: Path) -> dict[str, str]:
         "learning rate": said("optim", "lr"),
         "schedule": said("optim", "schedule"),
         "weight decay": said("optim", "weight_decay"),
-        "starts from": data_name(str(said("towers", "init"))) if said("towers", "init") else None,
-        "image tower from": data_name(str(said("towers", "init_image"))) if said("towers", "init_image") else None,
+        "starts from": model_name(str(said("towers", "init"))) if said("towers", "init") else None,
+        "image tower from": model_name(str(said("towers", "init_image"))) if said("towers", "init_image") else None,
         "retrieval joins": f"after {said('loss', 'retrieval_from'):.0%}" if said("loss", "retrieval_from") else None,
         "averaged weights": f"decay {said('optim', 'ema')}" if said("optim", "ema") else None,
         "seed": said("run", "seed"),
@@ -127,6 +128,17 @@ def _progress(run: Path, step: int | None) -> dict[str, str]:
         return {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
+
+
+def model_name(source: str) -> str:
+    """A model as a card names it: one of the hub with its owner, any other as ``data_name`` does.
+
+    Args:
+        source: As ``--init`` took it.
+    """
+    if _HUB_MODEL.fullmatch(source):
+        return source
+    return data_name(source.removeprefix("local-dir:").removesuffix(":best").removesuffix(":port"))
 
 
 def data_name(source: str) -> str:
