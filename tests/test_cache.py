@@ -146,6 +146,16 @@ def test_folder_and_size_come_from_the_environment(tmp_path: Path, monkeypatch: 
         Cache()
 
 
+def test_a_cache_that_can_only_be_read_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Cache(tmp_path).put("features", "x", b"x")
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", read_only)
+    assert Cache(tmp_path).find("features", "x") == kept
+
+
 def test_a_chosen_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "file" / "x"))

@@ -79,6 +79,7 @@ def test_fixed_scales_are_read_without_their_device() -> None:
     assert objective.config() == ContrastiveObjective().config()
     x, y = pairs(6, 5)
     assert objective(x, y) == ContrastiveObjective()(x, y)
+    assert "infoloob" in repr(ContrastiveObjective(learnable_inv_tau=True).to("meta"))
 
 
 def test_a_device_without_float64_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -241,6 +241,7 @@ def test_a_huge_jpeg_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch, size: t
     encoded = pictures.Encoded(data)
     half = (-(-size[0] // 2), -(-size[1] // 2))
     assert encoded.size == half and encoded.stored == half[::-1]
+    assert encoded.whole == size and encoded.in_file == size[::-1]
     factor = min(reduction, 4)  # of what is left: the file gives an eighth at the least
     assert encoded.rgb(reduction).size == (-(-half[0] // factor), -(-half[1] // factor))
     expected = np.asarray(image.resize(half, Image.Resampling.BOX), dtype=float)

@@ -253,7 +253,7 @@ class Cache:
             yield
         except OSError as error:
             room = "make room on its disk, or " if error.errno in _FULL else ""
-            hint = f"{room}choose another --cache-dir"
+            hint = f"{room}choose another --cache-dir or CLOOB_CACHE"
             raise InputError(f"{self.folder or cache_root()}: cannot keep {kind} ({error.strerror}); {hint}") from error
 
 
@@ -264,7 +264,9 @@ def touch(path: Path) -> bool:
         os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
     except FileNotFoundError:
         return False
-    except PermissionError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         return path.is_file()
     return True
 

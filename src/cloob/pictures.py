@@ -96,9 +96,11 @@ class Unreadable(Exception):  # noqa: N818 - the file is at fault, not the progr
 class Encoded:
     """An image file of which the header has been read, and nothing decoded yet.
 
-    Of a PNG with EXIF all is decoded when its orientation, ``size`` or ``exif`` is asked for: that chunk may come last.
+    Of a PNG with EXIF all is decoded when its orientation, ``size``, ``whole`` or ``exif`` is asked for: that chunk may
+    come last.
 
     Attributes:
+        in_file: Width and height as the file has them, pixels.
         stored: Width and height as the decoder gives them, pixels; of a JPEG above ``WHOLE_PIXELS`` those it is decoded
             at.
     """
@@ -129,10 +131,10 @@ class Encoded:
             except Exception as error:  # the decoders raise nearly anything on damaged bytes
                 raise self._bad(error) from None
         self._exif_may_come_last = self._image.format == "PNG" and b"eXIf" in data
-        self._whole = self._image.size
+        self.in_file = self._image.size
         self._reducible = self._image.format in ("JPEG", "MPO")
-        self._least = _least_reduction(*self._whole) if self._reducible else 1
-        self.stored: tuple[int, int] = _reduced(self._whole, self._least)
+        self._least = _least_reduction(*self.in_file) if self._reducible else 1
+        self.stored: tuple[int, int] = _reduced(self.in_file, self._least)
 
     @cached_property
     def orientation(self) -> int:
@@ -147,9 +149,16 @@ class Encoded:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height of the upright picture, pixels; errors as ``orientation``."""
-        width, height = self.stored
-        return (height, width) if self.orientation >= 5 else (width, height)
+        """Width and height of what ``rgb()`` gives upright, pixels; errors as ``orientation``."""
+        return self._upright(self.stored)
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Width and height of the upright picture in the file, of which ``rgb()`` may give less; errors likewise."""
+        return self._upright(self.in_file)
+
+    def _upright(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size[::-1] if self.orientation >= 5 else size
 
     @property
     def exif(self) -> Image.Exif | None:
@@ -179,7 +188,7 @@ class Encoded:
             try:
                 factor = min(_LARGEST_REDUCTION, self._least * reduction)
                 if factor > 1 and self._reducible:
-                    width, height = self._whole
+                    width, height = self.in_file
                     # Pillow takes the largest factor that leaves at least this much, which is `factor` itself.
                     self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
                 self._image.load()

@@ -196,3 +196,16 @@ def test_recalls_need_no_float64() -> None:
         both = r.mutual_ranks(rows, rows, pairs)
         assert [r.recall_at_k(ranks, 1) for ranks in both] == [1.0, 1.0]
         assert r.median_rank(both[0]) == 1.0
+
+
+def test_scores_are_not_rounded_to_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA device would round products, and not the positives' scores, which are computed one by one."""
+    seen = []
+    monkeypatch.setattr(r, "_raise_best", lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        r.ranks(torch.eye(3), torch.eye(3), torch.arange(3))
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)

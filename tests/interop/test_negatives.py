@@ -68,12 +68,18 @@ def test_learnable_scales_get_their_gradient() -> None:
     objective = ContrastiveObjective.cloob(learnable_inv_tau=True, learnable_beta=True)
     contrast_with_negatives(objective, *rows(N, N, M, dtype=torch.float32)).backward()
     assert all(float(p.grad.abs()) > 0 for p in objective.parameters())
+    clip = ContrastiveObjective.clip()
+    clip.log_inv_tau.data.fill_(6.0)
+    contrast_with_negatives(clip, *rows(N, N, M, dtype=torch.float32))
+    assert float(clip.log_inv_tau.detach()) == pytest.approx(math.log(100.0))
 
 
 def test_bad_input_is_named() -> None:
     x, y, z = (side.detach() for side in rows(N, N, M))
     with pytest.raises(ValueError, match=r"positives \(4, 4\)"):
         contrast_with_negatives(ContrastiveObjective.cloob(), x, y[:-1], z)
+    with pytest.raises(ValueError, match="no pairs"):
+        contrast_with_negatives(ContrastiveObjective.cloob(), x[:0], y[:0], z)
     z[3] = math.nan
     with pytest.raises(NonFiniteFeaturesError, match="negatives: 1 of 7 rows are bad; row 3"):
         contrast_with_negatives(ContrastiveObjective.cloob(), x, y, z)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -78,6 +81,30 @@ def test_the_tower_sees_short_texts_short_and_stays_as_it_is(
     with pytest.raises(ZeroDivisionError):
         encoder.encode_text(["a"])
     assert {name: (value.data_ptr(), value.shape) for name, value in encoder.state_dict().items()} == before
+
+
+def test_threads_that_share_a_model_leave_it_whole(encoder: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second thread comes while the first one's positions are in; the first one ends before the second."""
+    whole, second_came, first_ended = encoder.model.encode_text, threading.Event(), threading.Event()
+
+    def encode_text(tokens: Tensor) -> Tensor:
+        if tokens.shape[1] == 8:
+            second_came.wait(0.3)
+        else:
+            second_came.set()
+            assert first_ended.wait(30)
+        return whole(tokens)
+
+    monkeypatch.setattr(encoder.model, "encode_text", encode_text)
+    expected = encoder.encode_text(["a cat"])
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(encoder.encode_text, ["a cat"])
+        first.add_done_callback(lambda _: first_ended.set())
+        time.sleep(0.05)
+        second = pool.submit(encoder.encode_text, ["a " * 20])
+        torch.testing.assert_close(first.result(), expected)
+        second.result()
+    assert len(encoder.model.positional_embedding) == encoder.context_length
 
 
 def test_towers_that_look_at_the_padding_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

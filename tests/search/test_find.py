@@ -142,6 +142,23 @@ def test_explain_is_the_softmax_over_the_pictures(index: Index) -> None:
         index.explain("red", where="width > 1000")
 
 
+def test_explain_leaves_out_what_was_removed_meanwhile(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = index.store.vectors
+    whole = index.explain("red", beta=8.0, top=40)
+    gone = whole.pictures[0].item.id
+
+    def some(model: str, ids: list[int]) -> np.ndarray:
+        rows = vectors(model, ids)
+        rows[[place for place, id_ in enumerate(ids) if id_ == gone]] = np.nan
+        return rows
+
+    monkeypatch.setattr(index.store, "vectors", some)
+    found = index.explain("red", beta=8.0, top=40)
+    assert [p.item.id for p in found.pictures] == [p.item.id for p in whole.pictures[1:]]
+    assert [p.score for p in found.pictures] == [p.score for p in whole.pictures[1:]]
+    assert sum(p.weight for p in found.pictures) == pytest.approx(1.0)
+
+
 def names_of(retrieved: object) -> list[str]:
     return [Path(hit.item.path).stem for hit in retrieved.nearest]  # type: ignore[attr-defined]
 
@@ -161,6 +178,9 @@ def test_the_background_is_embedded_once_and_a_damaged_file_is_made_anew(tmp_pat
     (file,) = tmp_path.rglob("*.npy")
     file.write_bytes(file.read_bytes()[:100])
     np.testing.assert_array_equal(background.background_rows(lambda: ByTorch(model), "f" * 32, cache), first)
+    (tmp_path / "taken").touch()
+    nowhere = Cache(tmp_path / "taken" / "x")  # where nothing can be kept
+    np.testing.assert_array_equal(background.background_rows(lambda: ByTorch(model), "f" * 32, nowhere), first)
     np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     np.testing.assert_array_equal(background.background_rows(lambda: ByTorch(model), "f" * 32, cache), first)
 

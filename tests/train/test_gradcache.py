@@ -463,8 +463,21 @@ def _worker(rank: int, folder: str) -> None:
     for options in ({"towers": static}, {"towers": static.module, "no_sync": static.no_sync}):
         with pytest.raises(ValueError, match="DDP has static_graph=True"):
             cached_backward(lambda part: static(*part), ContrastiveObjective(gather=True), micro_batches, **options)
-    torch.save({name: _ddp_steps(name, micro_batches) for name in NAMES}, Path(folder) / f"{rank}.pt")
+    found = {name: _ddp_steps(name, micro_batches) for name in NAMES}
+    torch.save(found | {"buffers": _ddp_buffers(rank)}, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def _ddp_buffers(rank: int) -> list[Tensor]:
+    """Running statistics after a step with equal data, from others on each rank."""
+    norm = nn.BatchNorm1d(4, affine=False)
+    norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]
+    towers = Whole(nn.Linear(4, 4), make_objective("cloob"))
+    ddp = DistributedDataParallel(nn.Sequential(norm, towers.towers))
+    norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]  # DDP has shared them as it was made
+    rows = torch.arange(24.0).reshape(6, 4).sin()
+    cached_backward(lambda part: (ddp(part), part), towers.objective, rows.split(3), towers=ddp, no_sync=ddp.no_sync)
+    return [buffer.clone() for buffer in norm.buffers()]
 
 
 def _whole(name: str, *, gather: bool) -> Whole:
@@ -513,6 +526,7 @@ def test_two_ddp_processes_equal_one(tmp_path: Path) -> None:
     """Different data, different numbers of micro-batches; SGD shows a factor that Adam would hide."""
     mp.spawn(_worker, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    torch.testing.assert_close(*(rank["buffers"] for rank in ranks))
     for name in NAMES:
         alone = _whole(name, gather=False)
         optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)

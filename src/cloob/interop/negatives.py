@@ -38,6 +38,8 @@ def contrast_with_negatives(
     Raises:
         ValueError: The sigmoid loss; shapes do not fit; N < 2 without gather; a row is not finite or zero.
     """
+    if objective.training:
+        objective.clamp_()
     x, y, z = anchors, positives, negatives
     pairs, extra = _layouts(x, y, z, objective)
     parts = objective.implementation(pairs.total + extra.total, x.device).parts
@@ -67,6 +69,8 @@ def _layouts(x: Tensor, y: Tensor, z: Tensor, objective: ContrastiveObjective) -
     try:
         if x.shape != y.shape or z.shape[1:] != x.shape[1:]:
             raise ValueError(f"anchors {tuple(x.shape)}, positives {tuple(y.shape)}, negatives {tuple(z.shape)}")
+        if len(x) < 1:
+            raise ValueError("no pairs; at least 1 is expected")
         if objective.check:
             check_finite(anchors=x, positives=y, negatives=z)
     except Exception as error:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cloob.errors import InputError
 from cloob.models.pixels import EvalTransform, open_image
-from cloob.models.texts import KnownTokenizer, causal_tower, check_known, encode_short, trimmed, vocabulary_size
+from cloob.models.texts import KnownTokenizer, alone, causal_tower, check_known, encode_short, trimmed, vocabulary_size
 from cloob.models.tokenizer import FastTokenizer
 from cloob.objective import ContrastiveObjective
 
@@ -279,9 +279,12 @@ class DualEncoder(nn.Module):
 
     def _text_features(self, tokens: Tensor) -> Tensor:
         self._check_tokens(tokens)
-        if self._causal_tower is not None and tokens.shape[1] < self.context_length:
-            return _unit_rows(encode_short(self.model, self._causal_tower, tokens))
-        return _unit_rows(self.model.encode_text(tokens))
+        if self._causal_tower is None:
+            return _unit_rows(self.model.encode_text(tokens))
+        with alone():
+            if tokens.shape[1] < self.context_length:
+                return _unit_rows(encode_short(self.model, self._causal_tower, tokens))
+            return _unit_rows(self.model.encode_text(tokens))
 
     def _check_tokens(self, tokens: Tensor) -> None:
         length = tokens.shape[1] if tokens.ndim == 2 else 0

@@ -9,6 +9,7 @@ in evaluation, where texts of similar length go together.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.func import functional_call
 
 from cloob.errors import InputError
 
+_SWAPPING = threading.Lock()
 _STEP = 8
 """Lengths are multiples of this, so that a run meets few shapes and the kernels even ones."""
 
@@ -119,6 +121,11 @@ class TrimmedTokenizer:
         return trimmed(self._tokenizer(list(texts)))
 
 
+def alone() -> contextlib.AbstractContextManager[Any]:
+    """Held while a causal tower reads its positions, which ``encode_short`` swaps: threads may share a model."""
+    return contextlib.nullcontext() if torch.compiler.is_compiling() else _SWAPPING
+
+
 class _Text(nn.Module):
     """A model's ``encode_text`` as a forward pass, which is what ``functional_call`` takes."""
 
@@ -132,7 +139,7 @@ class _Text(nn.Module):
 
 
 def encode_short(model: Any, tower: str, tokens: Tensor, *, new_mask: bool = False) -> Tensor:
-    """``model.encode_text`` with as many positions as the tokens have; differentiable.
+    """``model.encode_text`` with as many positions as the tokens have; differentiable; to be called ``alone``.
 
     Args:
         model: An open_clip model.

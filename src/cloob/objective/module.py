@@ -197,7 +197,9 @@ class ContrastiveObjective(ScaledModule):
         }
 
     def extra_repr(self) -> str:
-        """The member and its settings, for ``print``."""
+        """The member and its settings, for ``print``; without values that are on no device."""
+        if any(scale.is_meta for scale in self.parameters()):
+            return f"contrast={self.contrast!r}, hopfield={self.hopfield!r}, scale={self.scale!r}"
         return ", ".join(f"{key}={value!r}" for key, value in self.config().items())
 
     @torch.no_grad()
@@ -291,7 +293,7 @@ class ContrastiveObjective(ScaledModule):
             x, y = check_pairs(image_features, text_features)
             loss = self.implementation(len(x), x.device).objective(x, y, **prepare(x, y), ids=ids, **member)
         for parameter in self._without_part(hopfield, logit_scale, logit_bias):
-            loss = loss + 0.0 * parameter  # DDP stops at a parameter without any gradient
+            loss = loss + 0.0 * parameter.to(loss)  # DDP stops at a parameter without any gradient
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _without_part(self, hopfield: bool, *given: float | Tensor | None) -> list[Tensor]:

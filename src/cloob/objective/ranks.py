@@ -88,8 +88,10 @@ def agree_on_rows(
         facts = dict(zip(facts, numbers, strict=True))
     except Exception as error:
         fault = error
-    device = image_features.device if isinstance(image_features, Tensor) else torch.get_default_device()
-    facts_of_ranks = distributed.agree(facts | settings, fault, device)
+    # The same on all ranks: also where this one was handed no tensor.
+    somewhere = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = image_features.device if isinstance(image_features, Tensor) else somewhere
+    facts_of_ranks = distributed.agree(facts | settings, fault, distributed.host(device))
     for name, by_rank in facts_of_ranks.items():
         # Processors that differ may give other last bits for the exponential of the same parameter.
         size = max(1.0, *map(abs, by_rank)) if name == "bias" else min(map(abs, by_rank))

@@ -87,7 +87,7 @@ def decode_upload(data: bytes, config: ServeConfig) -> Image.Image:
         raise TooLarge(f"{len(data):,} bytes; at most {config.max_upload_bytes:,} are taken")
     try:
         encoded = Encoded(data)
-        width, height = encoded.stored  # not `size`, for which a PNG with EXIF would be decoded
+        width, height = encoded.in_file  # not `whole`, for which a PNG with EXIF would be decoded
         if width * height > config.max_upload_pixels:
             raise TooLarge(f"{width}×{height} pixels; at most {config.max_upload_pixels:,} are taken")
         return encoded.rgb()

@@ -87,6 +87,7 @@ def cached_backward(
         raise ValueError("gradients are off (torch.no_grad or inference_mode): gradient caching is there for them")
     if any(getattr(module, "static_graph", False) for module in (towers, getattr(no_sync, "__self__", None))):
         raise ValueError("DDP has static_graph=True, but the passes of gradient caching differ: leave it out")
+    _share_buffers(towers, getattr(no_sync, "__self__", None))
     embedded, states = _first_pass(encode, micro_batches, towers, autocast)
     rows = [torch.cat(side).requires_grad_() for side in zip(*embedded, strict=True)]
     learned = {name: value for name, value in options.items() if isinstance(value, Tensor) and value.requires_grad}
@@ -166,6 +167,16 @@ class Buffers:
             now = buffers.get(name)
             if now is not None and value is not None:
                 torch.where(good, now, value, out=now)
+
+
+@torch.no_grad()
+def _share_buffers(towers: nn.Module, wrapped: object) -> None:
+    """Rank 0's buffers on every rank where DDP hands them out, since the first pass ends with those from before it."""
+    for module in (towers, wrapped):
+        if isinstance(module, nn.parallel.DistributedDataParallel) and module.broadcast_buffers:
+            for buffer in towers.buffers():
+                torch.distributed.broadcast(buffer, src=0, group=module.process_group)
+            return
 
 
 def _first_pass(

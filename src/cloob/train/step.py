@@ -296,8 +296,7 @@ class Stepper:
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The loss and this rank's features; with micro-batches the gradients, too."""
-        # Gradient caching puts the buffers back after its first pass, and with them what DDP had handed out.
-        if self._sharded or (self.micro_batch_size and world_size() > 1):
+        if self._sharded:
             sharding.share_buffers(self.module)
         if self.micro_batch_size:
             with self.spans("objective and backward"):

@@ -11,6 +11,7 @@ Which statistic and which cutoff: docs/find.md, measured by ``benchmarks/cutoff.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Callable
@@ -68,7 +69,8 @@ def background_rows(embedder: Callable[[], Embedder], fingerprint: str, cache: C
         rows = embedder().texts(texts)
         stream = io.BytesIO()
         np.save(stream, rows, allow_pickle=False)
-        cache.put("embeddings", name, stream.getvalue())
+        with contextlib.suppress(InputError):  # the next process makes them again
+            cache.put("embeddings", name, stream.getvalue())
     return rows
 
 

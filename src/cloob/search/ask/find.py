@@ -302,14 +302,18 @@ def explain(
         beta = memory.beta_of(index.encoder(asked))[0]
     count = index.store.count(filter_)
     near = index.store.nearest(asked.name, row[None], max(1, min(count, memory.MEMORY)), filter_)
-    ids = near.ids[0][near.ids[0] > 0]
+    found_rows = near.ids[0] > 0
+    ids, scores = near.ids[0][found_rows], near.scores[0][found_rows]
+    vectors = index.store.vectors(asked.name, ids.tolist())
+    there = np.isfinite(vectors).all(1)  # others were removed meanwhile
+    ids, scores, vectors = ids[there], scores[there], vectors[there]
     if not len(ids):
         raise InputError("no picture to retrieve from: the filter lets none through, or the index is empty")
-    found = memory.associate(row, index.store.vectors(asked.name, ids.tolist()), beta)
+    found = memory.associate(row, vectors, beta)
     best = np.argsort(-found.weights, kind="stable")[:top]
     items = {item.id: item for item in index.store.items(ids[best].tolist())}
     pictures = tuple(
-        memory.Associated(items[int(ids[place])], float(found.weights[place]), float(near.scores[0][place]))
+        memory.Associated(items[int(ids[place])], float(found.weights[place]), float(scores[place]))
         for place in best
         if int(ids[place]) in items
     )

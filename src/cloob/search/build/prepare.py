@@ -88,7 +88,7 @@ class Preparer:
         try:
             data = work.collection.read(work.found)
             encoded = Encoded(data)
-            width, height = encoded.stored  # not `size`, for which a PNG with EXIF would be decoded
+            width, height = encoded.in_file  # not `whole`, for which a PNG with EXIF would be decoded
             if self._most is not None and width * height > self._most * 1e6:
                 return Prepared(work, None, fault=f"image too large: {too_large(width, height, self._most)}")
             content = hashlib.sha256(data).hexdigest()
@@ -106,7 +106,7 @@ class Preparer:
     def _item(self, work: Work, encoded: Encoded, content: str, size: int) -> Item:
         caption, columns = work.collection.describe(work.found)
         date = iso_date(columns.get("date")) or date_taken(encoded)
-        width, height = encoded.size
+        width, height = encoded.whole
         return Item(
             id=0,
             source=work.collection.name,
