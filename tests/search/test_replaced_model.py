@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_a_query_on_its_way_is_asked_again(tmp_path: Path) -> None:
         for ask in asks:
             with pytest.raises(InputError, match="m was replaced or removed meanwhile; ask again"):
                 ask(before)
+
+
+def test_while_a_model_is_loaded_all_else_is_answered(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *_ = index.store.ids().tolist()
+    loads: list[str] = []
+
+    with ThreadPoolExecutor(3) as pool:
+
+        def load(spec: str, _: str) -> tuple[Encoder, str]:
+            loads.append(spec)
+            assert pool.submit(index.once, "key", lambda: 1).result(5) == 1  # every search asks for it
+            assert pool.submit(index.picture, first).result(5)
+            return NEW, fingerprints.fingerprint(NEW)
+
+        monkeypatch.setattr(fingerprints, "load_with_fingerprint", load)
+        assert list(pool.map(lambda _: index.encoder(), range(2))) == [NEW, NEW] and len(loads) == 1
 
 
 @pytest.mark.parametrize("new", [NEW, Encoder("m", 1, 24)], ids=["as wide", "wider"])

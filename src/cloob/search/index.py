@@ -62,7 +62,8 @@ class Index(Answers):
         self._default = model
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, as a name may come to stand for other weights
         self._plain: dict[str, PlainEncoder | None] = {}  # likewise
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # of the dictionaries; never held while a model is loaded
+        self._loading = threading.Lock()
         self._once: OrderedDict[Hashable, Any] = OrderedDict()
         self._pictures: Pictures | None = None
         if model is not None:
@@ -166,8 +167,8 @@ class Index(Answers):
 
         model = self.model(name)
         self._check(model, fingerprint(encoder))
+        self._let_go()
         with self._lock:
-            self._let_go()
             self._encoders[model.fingerprint] = encoder
             self._plain.pop(model.fingerprint, None)
 
@@ -179,14 +180,19 @@ class Index(Answers):
         """
         from cloob.models.fingerprint import load_with_fingerprint  # torch
 
-        with self._lock:
-            model = self.model(name)
-            if model.fingerprint not in self._encoders:
+        loaded = self._encoders.get(self.model(name).fingerprint)
+        if loaded is not None:
+            return loaded
+        with self._loading:  # one at a time
+            model = self.model(name)  # another by now, where it was replaced during the wait
+            loaded = self._encoders.get(model.fingerprint)
+            if loaded is None:
                 self._let_go()
-                encoder, weights = load_with_fingerprint(model.spec, device)
+                loaded, weights = load_with_fingerprint(model.spec, device)
                 self._check(model, weights)
-                self._encoders[model.fingerprint] = encoder
-            return self._encoders[model.fingerprint]
+                with self._lock:
+                    self._encoders[model.fingerprint] = loaded
+            return loaded
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
         """What embeds queries: :meth:`encoder`, or of an ONNX folder its graphs, without torch.
@@ -196,26 +202,30 @@ class Index(Answers):
         """
         from cloob.models.onnx.plain import PlainEncoder  # only where something has to be embedded
 
-        with self._lock:
-            model = self.model(name)
-            if model.fingerprint not in self._encoders and model.fingerprint not in self._plain:
-                self._let_go()
-                plain = PlainEncoder.open(model.spec)
-                if plain is not None:
-                    self._check(model, plain.fingerprint)
-                self._plain[model.fingerprint] = plain
-            if (plain := self._plain.get(model.fingerprint)) is not None:
-                return plain
-            from cloob.search.ask.by_torch import ByTorch  # torch
+        model = self.model(name)
+        if model.fingerprint not in self._encoders and model.fingerprint not in self._plain:
+            with self._loading:
+                model = self.model(name)
+                if model.fingerprint not in self._encoders and model.fingerprint not in self._plain:
+                    self._let_go()
+                    plain = PlainEncoder.open(model.spec)
+                    if plain is not None:
+                        self._check(model, plain.fingerprint)
+                    with self._lock:
+                        self._plain[model.fingerprint] = plain
+        if (plain := self._plain.get(model.fingerprint)) is not None:
+            return plain
+        from cloob.search.ask.by_torch import ByTorch  # torch
 
-            return ByTorch(self.encoder(model, device))
+        return ByTorch(self.encoder(model, device))
 
     def _let_go(self) -> None:
         """Forgets loaded models whose vectors have gone."""
         there = {model.fingerprint for model in self.models}
-        for loaded in (self._encoders, self._plain):
-            for gone in loaded.keys() - there:
-                del loaded[gone]
+        with self._lock:
+            for loaded in (self._encoders, self._plain):
+                for gone in loaded.keys() - there:
+                    del loaded[gone]
 
     def _check(self, model: IndexedModel, weights: str) -> None:
         """Raises ModelChanged where a fingerprint is not that of the model that the index has vectors of."""
