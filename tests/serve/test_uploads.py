@@ -21,7 +21,7 @@ from starlette.testclient import TestClient
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.records import Item
+from cloob.search.records import IndexedModel, Item
 from cloob.serve import collection
 from cloob.serve.api import schemas
 from cloob.serve.app import make_app
@@ -270,3 +270,35 @@ def test_a_model_that_is_gone_is_said_without_its_path(index: Index, tmp_path: P
     with TestClient(make_app(Lost(), ServeConfig()), base_url="http://localhost") as web:  # type: ignore[arg-type]
         answer = web.post("/api/search", json={"parts": [{"words": "red"}]})
     assert answer.status_code == 400 and "secret" not in answer.text and f"{gone.name}: no such" in answer.text
+
+
+def test_an_index_that_cannot_be_asked_any_more_is_said_in_a_line(index: Index, tmp_path: Path) -> None:
+    spec = str(tmp_path / "secret" / "m")
+    asked: list[str] = []
+
+    class Stopped:
+        down = False
+
+        @property
+        def models(self) -> tuple[IndexedModel, ...]:
+            asked.append(threading.current_thread().name)
+            if self.down:
+                raise InputError("the database does not answer")
+            return (replace(index.models[0], spec=spec),)
+
+        def search(self, *_: object, top: int, **__: object) -> None:
+            self.down |= top == 7  # not when the server warms up
+            raise InputError(f"{spec}: the database does not answer")
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(index, name)
+
+    with TestClient(make_app(Stopped(), ServeConfig()), base_url="http://localhost") as web:  # type: ignore[arg-type]
+        answer = web.post("/api/search", json={"parts": [{"item": 1}], "top": 7})
+        again = web.post("/api/search", json={"parts": [{"item": 1}], "top": 7})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        f"{index.models[0].name}: the database does not answer",
+    )
+    assert (again.status_code, again.json()["detail"]) == (400, "the database does not answer")
+    assert all(thread.startswith("search") for thread in asked)  # never in the event loop

@@ -124,9 +124,9 @@ async def _problem(request: Request, error: Exception) -> Response:
         return _line(error.status_code, str(error.detail), error.headers)
     for kind, status in _STATUS:
         if isinstance(error, kind):
-            index = request.app.state.collection.index
+            collection: Collection = request.app.state.collection
             said = one_line(error)
-            names = {str(index.store.address): "the index"} | {model.spec: model.name for model in index.models}
+            names = {str(collection.index.store.address): "the index"} | collection.places
             for place, name in names.items():  # of a relative one, such as ".", no part of a word and no full stop
                 whole = re.escape(place)
                 pattern = whole if place.startswith("/") or "://" in place else rf"(?<![\w./]){whole}(?![\w.])"

@@ -64,6 +64,7 @@ class Collection:
         self.index = index
         self.config = config
         self.uploads = Uploads(config.max_uploads)
+        self.places: dict[str, str] = {}  # of the models seen so far, with their names: no error tells a place
         self._encoding = ThreadPoolExecutor(1, "encode")
         self._searching = ThreadPoolExecutor(2, "search")
         self._slow = ThreadPoolExecutor(1, "slow")
@@ -95,7 +96,18 @@ class Collection:
         Raises:
             InputError: The index has no such model, or none at all.
         """
-        return await self.search(lambda: self.index.model(name))
+        models, model = await self.search(lambda: (self.index.models, self.index.model(name)))
+        self._remember(models)
+        return model
+
+    async def models(self) -> tuple[IndexedModel, ...]:
+        """All models of the index."""
+        models = await self.search(lambda: self.index.models)
+        self._remember(models)
+        return models
+
+    def _remember(self, models: Sequence[IndexedModel]) -> None:
+        self.places |= {model.spec: model.name for model in models}
 
     # Where things are done.
 
@@ -193,7 +205,7 @@ class Collection:
 
     async def _add_upload(self, data: bytes) -> Upload:
         held = self.uploads.get(upload_id(data))
-        models = await self.search(lambda: self.index.models)
+        models = await self.models()
         if held is None or {model.fingerprint for model in models} - set(held.rows):
 
             def prepare() -> tuple[tuple[int, int], bytes, list[torch.Tensor]]:

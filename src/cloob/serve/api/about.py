@@ -26,5 +26,4 @@ async def health(request: Request) -> Any:
 async def models(request: Request) -> Any:
     """The models whose vectors the index holds; the first is asked where a query names none."""
     held = collection(request)
-    found = await held.search(lambda: list(held.index.models))
-    return [{"name": model.name, "dim": model.dim} for model in found]
+    return [{"name": model.name, "dim": model.dim} for model in await held.models()]
