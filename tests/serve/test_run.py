@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import urllib.error
 import urllib.request
 import warnings
@@ -18,13 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 from served_colours import draw
 from starlette.testclient import TestClient
 
 import cloob
+from cloob.errors import InputError
 from cloob.models.folder import save_model
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
+from cloob.serve import run
 from cloob.serve.app import make_app
 from cloob.serve.run import address, settings
 from cloob.serve.settings import ServeConfig
@@ -149,6 +154,48 @@ def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> Non
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
         assert process.returncode == 130 and said.strip().endswith("the server has ended"), said
+
+
+def test_ctrl_c_does_not_wait_for_what_takes_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = threading.Event()
+    codes: list[int] = []
+
+    class Slow(Index):
+        def model(self, *_: Any) -> Any:  # the server's first question
+            os.kill(os.getpid(), signal.SIGINT)
+            ended.wait(5)
+            raise InputError("too late")
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(run, "_END_SECONDS", 0.3)
+    Index.create(tmp_path / "idx").close()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with run.bind("127.0.0.1", 0) as opened, Slow.open(tmp_path / "idx") as index, pytest.raises(KeyboardInterrupt):
+            run.serve(index, opened, settings("127.0.0.1", None))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert codes == [130] and capsys.readouterr().err.endswith("cloob: the server has ended\n")
+
+
+def test_a_second_ctrl_c_leaves_the_threads_to_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None:
+        pass
+
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(uvicorn.Server, "shutdown", nothing)
+    server = run._Server(uvicorn.Config("none"))
+    for told in (1, 2):
+        server.handle_exit(signal.SIGINT, None)
+        asyncio.run(server.shutdown())
+        assert codes == [130] * (told - 1)
 
 
 @pytest.mark.parametrize(

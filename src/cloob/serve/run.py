@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 import socket
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 _IDLE_SECONDS = 75  # longer than clients keep a connection open: else they write to one that is being closed
 _GRACE_SECONDS = 3  # for answers that are under way when the server is told to end
+_END_SECONDS = 10  # then it ends, whatever its threads are at
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -66,13 +70,35 @@ def address(opened: socket.socket, config: ServeConfig) -> str:
     return f"http://{shown}:{port}/" + (f"?token={config.token}" if config.token else "")
 
 
+class _Server(uvicorn.Server):
+    """Ends when it is told to, also where a thread is at a map or a model that takes minutes.
+
+    Nothing is lost with the process: the server holds nothing that is not in the index.
+    """
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        last = threading.Timer(_END_SECONDS, _end)
+        last.daemon = True
+        last.start()
+        await super().shutdown(sockets)
+        last.cancel()
+        if self.force_exit:  # told twice: uvicorn leaves the threads to themselves, and Python would wait for them
+            _end()
+
+
+def _end() -> None:
+    print("cloob: the server has ended", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
 def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:
     """Answers until the process is told to end.
 
     Raises:
-        KeyboardInterrupt: By Ctrl-C, once what was under way is answered.
+        KeyboardInterrupt: By Ctrl-C, once what was under way is answered. Where that takes longer than ten seconds,
+            or at a second Ctrl-C, the process ends at once, with the exit code of an interruption.
     """
-    server = uvicorn.Server(
+    server = _Server(
         uvicorn.Config(
             make_app(index, config),
             log_config=None,
