@@ -130,7 +130,7 @@ async def _problem(request: Request, error: Exception) -> Response:
             for place, name in names.items():  # of a relative one, such as ".", no part of a word and no full stop
                 whole = re.escape(place)
                 pattern = whole if place.startswith("/") or "://" in place else rf"(?<![\w./]){whole}(?![\w.])"
-                said = re.sub(pattern, lambda _, name=name: name, said)
+                said = re.sub(pattern, name.replace("\\", r"\\"), said)
             return _line(status, said, {"retry-after": "1"} if status == 503 else None)
     logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
     return _line(500, "the server failed at this; its own window says more")
