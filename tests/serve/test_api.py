@@ -253,6 +253,31 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
         assert len(web.get("/api/map").json()["ids"]) == len(web.get("/api/ids").json()["ids"]) == 40
 
 
+@pytest.mark.parametrize(
+    ("path", "work", "body"),
+    [
+        ("search", "search", {"parts": [{"item": 1}]}),
+        ("items/1/similar", "similar", None),
+        ("classify", "classify", {"labels": ["red", "blue"]}),
+        ("map?sample=7", "map", None),
+    ],
+)
+def test_an_answer_is_of_the_state_that_it_names(
+    client: TestClient, index: Index, monkeypatch: pytest.MonkeyPatch, path: str, work: str, body: Any
+) -> None:
+    before, answer = index.revision(), getattr(index, work)
+
+    def meanwhile(*given: Any, **named: Any) -> Any:
+        answered = answer(*given, **named)
+        monkeypatch.setattr(index, "revision", lambda: before + 1)  # another process has changed it
+        return answered
+
+    monkeypatch.setattr(index, work, meanwhile)
+    asked = client.get(f"/api/{path}") if body is None else client.post(f"/api/{path}", json=body)
+    assert (asked.status_code, asked.json()["revision"]) == (200, before)
+    assert index.revision() == before + 1
+
+
 def test_rows_of_a_model_that_changes_while_it_is_asked(
     client: TestClient, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,7 @@ async def _problem(request: Request, error: Exception) -> Response:
         return _line(error.status_code, str(error.detail), error.headers)
     for kind, status in _STATUS:
         if isinstance(error, kind):
-            collection: Collection = request.app.state.collection
+            collection = request.app.state.collection
             said = one_line(error)
             names = {str(collection.index.store.address): "the index"} | collection.places
             for place, name in names.items():  # of a relative one, such as ".", no part of a word and no full stop

@@ -123,16 +123,17 @@ class Collection:
         """Runs what reads and decodes files."""
         return await asyncio.get_running_loop().run_in_executor(self._files, work)
 
-    async def map(self, key: Hashable, work: Callable[[], T]) -> T:
-        """A map, computed once for each revision of the index."""
-        whole = (await self.search(self.index.revision), key)
+    async def map(self, key: Hashable, work: Callable[[], T]) -> tuple[int, T]:
+        """A map, computed once for each revision of the index, and that revision."""
+        revision = await self.search(self.index.revision)
+        whole = (revision, key)
         async with self._mapping:  # who asks for the same meanwhile gets the same
             if whole not in self._maps:
                 self._maps[whole] = await self.slow(work)
                 while len(self._maps) > _KEPT_MAPS:
                     self._maps.popitem(last=False)
             kept: T = self._maps[whole]
-            return kept
+            return revision, kept
 
     # What becomes of words and pictures.
 

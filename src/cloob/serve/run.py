@@ -8,6 +8,7 @@ import secrets
 import socket
 import sys
 import threading
+from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -82,8 +83,11 @@ class _Server(uvicorn.Server):
         last.start()
         await super().shutdown(sockets)
         last.cancel()
-        if self.force_exit:  # told twice: uvicorn leaves the threads to themselves, and Python would wait for them
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:  # told twice; uvicorn would leave the threads to themselves, and Python wait for them
             _end()
+        super().handle_exit(sig, frame)
 
 
 def _end() -> None:

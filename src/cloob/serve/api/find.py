@@ -35,10 +35,13 @@ async def search(request: Request, query: schemas.SearchQuery) -> Any:
     model = await held.model(query.model)
     asked, row = await held.query(_parts(query.parts), model)
     cutoff: Literal["auto"] | None = "auto" if query.cutoff else None
-    results = await held.search(
-        lambda: held.index.search(asked, row=row, top=query.top, where=query.where or None, model=model, cutoff=cutoff)
+    revision, results = await held.search(
+        lambda: (
+            held.index.revision(),
+            held.index.search(asked, row=row, top=query.top, where=query.where or None, model=model, cutoff=cutoff),
+        )
     )
-    return await _found(held, results)
+    return _found(held, revision, results)
 
 
 @router.get("/items/{id}/similar", response_model=schemas.Found)
@@ -53,8 +56,10 @@ async def similar(
     held = collection(request)
     asked = await held.model(model)
     await held.row([Part(item=id)], asked)  # 404 where there is no such picture
-    results = await held.search(lambda: held.index.similar(id, top=top, where=where or None, model=asked.name))
-    return await _found(held, results)
+    revision, results = await held.search(
+        lambda: (held.index.revision(), held.index.similar(id, top=top, where=where or None, model=asked.name))
+    )
+    return _found(held, revision, results)
 
 
 @router.post("/classify", response_model=schemas.Classified)
@@ -63,10 +68,13 @@ async def classify(request: Request, query: schemas.ClassifyQuery) -> Any:
     held = collection(request)
     model = await held.model(query.model)
     options = LabelOptions(templates=tuple(query.templates) or TEMPLATES, multi=query.multi, none=query.none)
-    sorted_ = await held.slow(
-        lambda: held.index.classify(query.labels, options, where=query.where or None, model=model.name)
+    revision, sorted_ = await held.slow(
+        lambda: (
+            held.index.revision(),
+            held.index.classify(query.labels, options, where=query.where or None, model=model.name),
+        )
     )
-    return {"model": model.name, "revision": await held.search(held.index.revision), **_by_label(sorted_, query.top)}
+    return {"model": model.name, "revision": revision, **_by_label(sorted_, query.top)}
 
 
 @router.post("/explain", response_model=schemas.Explained)
@@ -112,14 +120,14 @@ async def map_(
     """A sample of the collection on a plane; t-SNE takes its time, once for each state of the index."""
     held = collection(request)
     asked = await held.model(model)
-    ids, points = await held.map(
+    revision, (ids, points) = await held.map(
         (asked.name, method, sample, where),
         lambda: held.index.map(sample=sample, method=method, where=where or None, model=asked.name),
     )
     rounded = np.round(np.asarray(points, dtype=np.float64), 4)
     return {
         "model": asked.name,
-        "revision": await held.search(held.index.revision),
+        "revision": revision,
         "ids": np.asarray(ids).tolist(),
         "x": rounded[:, 0].tolist(),
         "y": rounded[:, 1].tolist(),
@@ -145,7 +153,7 @@ def _parts(parts: list[WordsPart | ItemPart | UploadPart]) -> list[Part]:
     return [Part(**part.model_dump()) for part in parts]
 
 
-async def _found(held: Collection, results: Results) -> dict[str, Any]:
+def _found(held: Collection, revision: int, results: Results) -> dict[str, Any]:
     hits = [
         {
             **schemas.picture(hit.item, whole_path=held.config.local),
@@ -156,7 +164,7 @@ async def _found(held: Collection, results: Results) -> dict[str, Any]:
     ]
     return {
         "model": results.model,
-        "revision": await held.search(held.index.revision),
+        "revision": revision,
         "searched": results.searched,
         "cut": results.cut,
         "hits": hits,

@@ -39,7 +39,7 @@ async def items(
 async def ids(request: Request, where: WhereQuery = None) -> Any:
     """The ids of all pictures, or of those that a filter lets through."""
     held = collection(request)
-    found, revision = await held.search(lambda: (_ids(held, where), held.index.revision()))
+    revision, found = await held.search(lambda: (held.index.revision(), _ids(held, where)))
     return {"revision": revision, "ids": found}
 
 
