@@ -102,8 +102,10 @@ def test_another_objective_does_not_begin_with_the_recipes_scales(words: str) ->
 def test_a_config_of_a_run_begins_another_run(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(TrainConfig().override(data=["a"], resume="auto", accept_changed_data=True).to_json())
-    start, _ = read_start(["--config", str(file)])
-    assert start == TrainConfig().override(data=["a"])
+    asked = TrainConfig().override(data=["a"])
+    assert read_start(["--config", str(file)])[0] == asked.override(resume="auto")  # of one's own
+    (tmp_path / "checkpoints").mkdir()
+    assert read_start(["--config", str(file)])[0] == asked
 
 
 def test_another_model_begins_with_its_own_picture_size(tmp_path: Path) -> None:

@@ -321,7 +321,7 @@ def test_a_picture_that_comes_late_does_not_open_again_what_was_closed(page: Pag
 def test_a_long_caption_leaves_room_for_its_picture_and_a_silent_server_is_no_gone_picture(page: Page) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    page.go().until(lambda: page.all(".tile.ready"))
+    page.go().until(lambda: page.tiles() and "square" in page.tiles()[0], "what comes would say its own words again")
     page.driver.execute_async_script(
         "const [done] = arguments; import('/page/api.js').then(async api => {"
         " api.remember([{...(await api.item(1)), caption: 'a word '.repeat(999)}]); done(); })"

@@ -92,11 +92,11 @@ def gradients(*modules: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = 0.0) -> None:
-    """Equal but for ``tolerance`` times the largest element of each tensor."""
+    """Equal but for ``tolerance`` times the largest element of each tensor, or a tenth: small sums are what cancels."""
     assert left.keys() == right.keys() and left
     for name, value in left.items():
         error = float((value - right[name]).abs().max())
-        assert error <= tolerance * float(right[name].abs().max()), f"{name} is off by {error}"
+        assert error <= tolerance * max(0.1, float(right[name].abs().max())), f"{name} is off by {error}"
 
 
 @st.composite

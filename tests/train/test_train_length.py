@@ -158,7 +158,7 @@ def test_what_goes_on_is_the_length_that_was_given(
         assert main(["train", "--config", str(tmp_path / name / "config.json"), "--resume", "auto"]) == 0
         assert capsys.readouterr().out == (
             f"{tmp_path / name}: already finished (3 steps); more --{name} go on, "
-            "--overwrite or another --out starts anew\n"
+            "another --out or --overwrite in place of --resume starts anew\n"
         )
 
 
@@ -194,7 +194,7 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     assert main(command) == 0
     assert capsys.readouterr().out == (
         f"{result.run}: already finished (6 epochs, {result.steps} steps); the patience was used up; "
-        "a larger --patience, or 0, goes on, --overwrite or another --out starts anew\n"
+        "a larger --patience, or 0, goes on, another --out or --overwrite in place of --resume starts anew\n"
     )
     assert main([*command, "--patience", "0", "--epochs", "7"]) == 0
     assert len(lines(result.run / "epochs.jsonl")) == 7

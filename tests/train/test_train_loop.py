@@ -171,7 +171,8 @@ def test_a_finished_run_is_said_to_be_finished(
     command = ["train", "--config", str(trained.run / "config.json"), "--out", str(out), "--resume", "auto"]
     assert main(command) == 0
     assert capsys.readouterr().out == (
-        f"{out}: already finished (3 epochs, 15 steps); more --epochs go on, --overwrite or another --out starts anew\n"
+        f"{out}: already finished (3 epochs, 15 steps); more --epochs go on, another --out or --overwrite in place of "
+        "--resume starts anew\n"
     )
     assert main([*command, "--model", "nano-wide"]) == 2
     assert "holds another architecture" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from cloob.commands.arguments import parse
 from cloob.commands.typed import last_value, last_values, take_option, take_recipe
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
+from cloob.models.runs import CHECKPOINTS_FOLDER
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
@@ -50,8 +51,9 @@ def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:
         start = get_recipe(recipe)
     elif file is not None:
         # What was allowed to one run, which says so in its config.json, is not allowed to the next; nor does it go on.
-        again = {"overwrite": False, "accept_changed_data": False, "resume": "none"}
-        start = TrainConfig.from_json(Path(file)).override(**again)
+        start = TrainConfig.from_json(Path(file)).override(overwrite=False, accept_changed_data=False)
+        if (Path(file).parent / CHECKPOINTS_FOLDER).is_dir():
+            start = start.override(resume="none")
     else:
         start = TrainConfig()
     # A length that is typed takes the place of the start's; its value is read with the other words.
