@@ -208,22 +208,24 @@ def test_bad_data_of_every_kind_is_left_out_and_named(
 def test_ranks_that_find_other_pairs_are_refused(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
     """A table that is still on its way to one of two hosts: one that lacks a row, and one of as many others."""
     rows = [f"{pairs_folder}/{n:02}.png,caption {n}\n" for n in range(24)]
-    for case, other, said in (("fewer", rows[:-1], "23 pairs, not 24"), ("others", [*rows[1:], rows[0]], "other ")):
-        folders = [tmp_path / f"{case}-{rank}" for rank in range(2)]
-        for folder, own in zip(folders, (rows, other), strict=True):
-            folder.mkdir()
-            (folder / "pairs.csv").write_text("filepath,title\n" + "".join(own))
+    for name, own in (("whole", rows), ("fewer", rows[:-1]), ("others", [*rows[1:], rows[0]])):
+        (tmp_path / f"{name}.csv").write_text("filepath,title\n" + "".join(own))
 
-        def run(folders: list[Path] = folders) -> int:
-            os.environ["LOCAL_RANK"] = "0"  # a host each
-            here = folders[int(os.environ["RANK"])] / "pairs.csv"
-            train(trained.config.override(data=[str(here)], out=tmp_path / "run"))
-            return 0
+    def run() -> None:
+        os.environ["LOCAL_RANK"] = "0"  # a host each
+        for there in ("fewer", "others"):
+            here = tmp_path / f"{there if os.environ['RANK'] == '1' else 'whole'}.csv"
+            with pytest.raises(InputError) as error:
+                train(trained.config.override(data=[str(here)], out=tmp_path / "run"))
+            print(str(error.value).partition(": ")[2])
 
-        ranks = fork(tmp_path / f"ranks-{case}", 2, run)
-        assert ranks.wait() == [1, 1]
-        said = f"rank 1 finds other data than rank 0 ({said}"
-        assert all(said in output.read_text() for output in ranks.outputs), ranks.told()
+    ranks = fork(tmp_path / "ranks", 2, run)
+    assert ranks.wait() == [0, 0], ranks.told()
+    for output in ranks.outputs:
+        found = [
+            line for line in output.read_text().splitlines() if line.startswith("rank 1 finds other data than rank 0")
+        ]
+        assert ["(23 pairs, not 24)" in found[0], "(other " in found[1]] == [True, True] and len(found) == 2
     assert not (tmp_path / "run").exists()
 
 
