@@ -411,6 +411,6 @@ def test_float32_products_round_to_tf32_for_the_time_of_a_run(
     tf32: bool, device: str, said: str, base: TrainConfig
 ) -> None:
     before = torch.get_float32_matmul_precision()
-    with build.float32_products(base.override(tf32=tf32), torch.device(device)):
+    with build.products(base.override(tf32=tf32), torch.device(device)):
         assert torch.get_float32_matmul_precision() == said
     assert torch.get_float32_matmul_precision() == before == "highest"

@@ -5,9 +5,10 @@ Shapes: N anchors or states, M candidates or stored patterns, D the embedding di
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -36,6 +37,17 @@ def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """Inside, float32 matrix products are as ``torch.set_float32_matmul_precision`` takes it; a decorator as well."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:

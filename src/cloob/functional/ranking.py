@@ -6,13 +6,12 @@ measures are fractions in [0, 1]. A rank is computed once and serves every k.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import as_vector, outside_autocast
+from cloob.functional.checks import as_vector, float32_products, outside_autocast
 
 __all__ = [
     "UNRANKED",
@@ -207,18 +206,7 @@ def mean_per_class_recall(correct: Tensor, labels: Tensor, n_classes: int) -> fl
     return float(per_class_recall(correct, labels, n_classes).nanmean())
 
 
-@contextlib.contextmanager
-def _whole_float32() -> Iterator[None]:
-    """Inside, products on CUDA do not round to TF32: beside scores computed one by one nothing would tie."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@_whole_float32()
+@float32_products("highest")  # beside scores that are computed one by one nothing would tie in TF32
 def _count_ahead(
     query: Tensor, gallery: Tensor, pairs: Tensor, chunk: int, both: bool, group: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:

@@ -78,7 +78,7 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
                 ended, start = finished.checkpoint, finished.progress.start
                 on_rank_zero(lambda: finetune.make_good_average(config, ended, start))
             return finished.result()
-        with StopSignal() as stop, build.float32_products(run.parts.config, device):
+        with StopSignal() as stop, build.products(run.parts.config, device):
             result = run.go(stop)
         start = run.parts.progress.start
         del run  # and with it DDP, before the group that it holds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -18,6 +18,7 @@ from cloob.data.split import choose_held_out, split
 from cloob.data.transforms import TrainTransform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
+from cloob.functional.checks import float32_products
 from cloob.machine import emulates_bfloat16
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
@@ -238,18 +239,9 @@ def resolved(
     return config.override(**leaves)
 
 
-@contextlib.contextmanager
-def float32_products(config: TrainConfig, device: torch.device) -> Iterator[None]:
+def products(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Inside, float32 matrix products on CUDA are as the configuration says; a GPU without TF32 takes no notice."""
-    if not config.run.tf32 or device.type != "cuda":
-        yield
-        return
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    return float32_products("high") if config.run.tf32 and device.type == "cuda" else contextlib.nullcontext()
 
 
 def has_bfloat16(device: torch.device) -> bool:
