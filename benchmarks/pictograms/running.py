@@ -15,12 +15,14 @@ import torch
 from benchmarks.machine import processor
 from benchmarks.pictograms.cache import Augmented, Data
 from benchmarks.pictograms.cells import Cell
+from benchmarks.pictograms.rounded import rounded_products
 from benchmarks.pictograms.scoring import score_pairs, score_probe, score_zeroshot
 from benchmarks.pictograms.variants import Variant, build_objective
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cloob.data.order import epoch_order
 from cloob.functional.geometry import saturation
+from cloob.machine import emulates_bfloat16
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
@@ -67,6 +69,7 @@ class Run:
         self.optimizer = make_optimizer(self.encoder, self.objective, optim, self.device)
         # Anything with the objective's call and clamp_ will do for these two.
         towers = TowersWithLoss(self.encoder, self.objective, "bf16")  # type: ignore[arg-type]
+        self.rounded = self.device.type == "cpu" and emulates_bfloat16()
         self.stepper = Stepper(towers, self.optimizer)
         self.batches = Augmented(data.pairs["train"], cell.seed)
         self.steps_an_epoch = len(data.pairs["train"]) // setting.batch_size
@@ -130,8 +133,12 @@ class Run:
             self.objective.progress = self.step / self.total
         images, tokens, ids = (t.to(self.device) for t in self.batches.batch(epoch, indices))
         ids_or_none = ids if self.cell.setting.mask_duplicates else None
-        # In bfloat16 on a CPU torch's fused attention takes up to five times as long for sequences as short as these.
-        with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else contextlib.nullcontext():
+        with contextlib.ExitStack() as how:
+            if self.device.type == "cpu":
+                # In bfloat16 torch's fused attention takes up to five times as long for sequences as short as these.
+                how.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if self.rounded:
+                how.enter_context(rounded_products())
             result = self.stepper(images, tokens, ids_or_none, self.schedule(self.step))
         self.step += 1
         if result.finite:
@@ -189,7 +196,8 @@ class Run:
             "skipped_steps": self.skipped,
             "wall_seconds": round(self.wall, 1),
             "cpu_seconds": round(self.cpu, 1),
-            "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+            "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+            | ({"bfloat16": "float32 products, rounded"} if self.rounded else {}),
             "device": self.device.type,
             "val": last["val"],
         }
