@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
+logger = logging.getLogger(__name__)
 _MOST_DECODERS = 16
 
 
@@ -18,6 +20,12 @@ def emulates_bfloat16(file: Path = Path("/proc/cpuinfo")) -> bool:
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []
     listed = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
     return bool(listed) and listed.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def warn_of_emulated_bfloat16() -> None:
+    """Says before work in bfloat16 on the CPU what it costs here, where it is emulated."""
+    if emulates_bfloat16():
+        logger.warning("this processor only emulates bfloat16, which takes it several times as long as float32")
 
 
 def decoders() -> int:

@@ -14,6 +14,7 @@ from index_fakes import FakeEncoder, write_noise
 from PIL import Image
 from torch import Tensor
 
+from cloob import machine
 from cloob.errors import InputError
 from cloob.pictures import Encoded
 from cloob.search.build import Effort
@@ -68,6 +69,18 @@ def test_bfloat16_rounds_and_nothing_else(tmp_path: Path) -> None:
         rows[precision] = Forward(lambda encoder=encoder: encoder, Making(precision)).rows(pixels)  # type: ignore[misc, arg-type]
         assert encoder.dtype == dtype and rows[precision].dtype == torch.float32
     assert float((rows["fp32"] * rows["bf16"]).sum()) > 0.999 and not torch.equal(rows["fp32"], rows["bf16"])
+
+
+def test_bfloat16_that_is_emulated_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machine, "emulates_bfloat16", lambda: True)
+    pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)]
+    for precision, told in (("fp32", 0), ("bf16", 1)):
+        forward = Forward(FakeEncoder, Making(precision))  # type: ignore[arg-type]
+        for _ in range(2):
+            forward.rows(pixels)
+        assert caplog.text.count("only emulates bfloat16") == told
 
 
 @given(st.integers(1, 9000), st.integers(1, 9000), st.sampled_from([8, 224, 336]))

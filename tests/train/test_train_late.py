@@ -395,7 +395,7 @@ def test_bfloat16_that_is_emulated_is_told(
         (tmp_path / "cpuinfo").write_text(f"model : x\n{text}\n")
         assert machine.emulates_bfloat16(tmp_path / "cpuinfo") == emulated
     assert not machine.emulates_bfloat16(tmp_path / "none")
-    monkeypatch.setattr(build, "emulates_bfloat16", lambda: True)
+    monkeypatch.setattr(machine, "emulates_bfloat16", lambda: True)
     encoder = build.make_encoder(base)
     for precision, device in (("bf16", "cuda"), ("fp32", "cpu"), ("bf16", "cpu")):
         assert "only emulates" not in caplog.text

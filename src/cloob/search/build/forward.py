@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.encoding import Encoder, evaluating
 from cloob.pictures import Encoded
 from cloob.search.identity import Making
@@ -28,6 +29,7 @@ class Forward:
 
     def __init__(self, encoder: Callable[[], Encoder], making: Making) -> None:
         self._encoder, self._making = encoder, making
+        self._begun = False
         self._decoding = threading.Event()
         self._decoding.set()
 
@@ -49,7 +51,11 @@ class Forward:
         """Embeds n pictures: (n, D) float32 on the CPU."""
         encoder = self._encoder()
         device = torch.device(getattr(encoder, "device", "cpu"))
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=self._making.precision == "bf16")
+        bf16 = self._making.precision == "bf16"
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+        if bf16 and device.type == "cpu" and not self._begun:
+            warn_of_emulated_bfloat16()
+        self._begun = True
         if device.type == "cpu":
             self._decoding.clear()
         try:

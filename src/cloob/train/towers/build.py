@@ -19,7 +19,7 @@ from cloob.data.transforms import TrainTransform
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, require
 from cloob.functional.checks import float32_products
-from cloob.machine import emulates_bfloat16
+from cloob.machine import warn_of_emulated_bfloat16
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model
@@ -234,8 +234,8 @@ def resolved(
         leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16(device))) else "fp32"
     if config.run.tf32 is None:
         leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
-    if config.run.precision == "bf16" and device.type == "cpu" and rank() == 0 and emulates_bfloat16():
-        logger.warning("this processor only emulates bfloat16, which takes it several times as long as float32")
+    if config.run.precision == "bf16" and device.type == "cpu" and rank() == 0:
+        warn_of_emulated_bfloat16()
     return config.override(**leaves)
 
 
