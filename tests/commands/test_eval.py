@@ -268,6 +268,27 @@ def test_models_are_called_by_the_least_that_tells_them_apart() -> None:
     assert named(sources) == dict(zip(names, sources, strict=True))
 
 
+def test_sets_of_one_name_are_told_apart_by_their_folders(work: Path) -> None:
+    for folder in ("a", "b"):
+        shutil.copytree(work / "sets" / "one", work / folder / "one")
+        lines = [f"../sets/two/{name}/0.png,{name} {folder}" for name in COLOURS]
+        (work / folder / "val.csv").write_text("\n".join(["filepath,title", *lines]) + "\n")
+    words = ["eval", str(work / "model"), "--device", "cpu", "--out", str(work / "out"), "--probe"]
+    words += ["--zeroshot", str(work / "a" / "one"), str(work / "sets" / "two"), str(work / "b" / "one")]
+    words += ["--retrieval", str(work / "a" / "val.csv"), str(work / "b" / "val.csv"), "demo:val"]
+    assert cli.main(words) == 0
+    row = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"][0]
+    assert list(row["zeroshot"]) == ["a/one", "two", "b/one"] and list(row["probe"]) == ["a/one", "b/one"]
+    assert list(row["retrieval"]) == ["a/val.csv", "b/val.csv", "demo:val"]
+    assert (work / "out" / "report.html").is_file()
+
+
+def test_a_set_that_is_given_twice_is_a_mistake(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = ["--retrieval", "demo:val", "demo:val"]
+    assert cli.main(["eval", str(work / "model"), *pairs, "--device", "cpu", "--out", str(work / "out")]) == 2
+    assert "2 sets are called 'demo:val'" in capsys.readouterr().err
+
+
 def test_several_captions_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = work / "sets" / "t.jsonl"
     rows = [{"image": f"two/{name}/0.png", "texts": [f"{name} one", f"{name} two"]} for name in COLOURS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.evaluate.embed import EmbedOptions
 from cloob.evaluate.measures.probe import ProbeOptions
-from cloob.evaluate.sets.captioned import open_captioned
+from cloob.evaluate.sets.captioned import Renamed, open_captioned
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.evaluate.sets.suites import SuiteSets, open_suites, training_split
 from cloob.evaluate.tables import write_set_files
@@ -26,7 +27,9 @@ def run(arguments: EvalArguments) -> int:
     sets = _open(arguments)
     named_columns = (arguments.image_column, arguments.caption_column)
     own = {"image_column": arguments.image_column, "caption_column": arguments.caption_column}
-    pairs = [*sets.pairs, *(open_captioned(path, **own) for path in arguments.retrieval)]
+    opened = [open_captioned(path, **own) for path in arguments.retrieval]
+    names = _told_apart([data.name for data in opened], arguments.retrieval)
+    pairs = [*sets.pairs, *map(Renamed, opened, names)]
     for line in sets.missing.values():
         print(f"cloob: {line}", file=sys.stderr)
     if not sets.sets and not pairs:
@@ -65,13 +68,24 @@ def _open(arguments: EvalArguments) -> SuiteSets:
     if arguments.root is not None and not arguments.suite:
         raise InputError(f"root is {str(arguments.root)!r}, but no suite is asked for; add --suite, or leave it out")
     sets = open_suites(arguments.suite, arguments.root, probe=arguments.probe)
-    for path in arguments.zeroshot:
-        data = open_labelled(path)
-        sets.sets.append(data)
-        train = training_split(path) if arguments.probe else None
+    opened = [open_labelled(path) for path in arguments.zeroshot]
+    names = _told_apart([data.name for data in opened], arguments.zeroshot)
+    sets.sets += [dataclasses.replace(data, name=name) for data, name in zip(opened, names, strict=True)]
+    for path, name in zip(arguments.zeroshot, names, strict=True) if arguments.probe else ():
+        train = training_split(path)
         if train is not None:
-            sets.training[data.name] = train
+            sets.training[name] = train
     return sets
+
+
+def _told_apart(names: Sequence[str], sources: Sequence[str]) -> list[str]:
+    """The names of sets, those that several have with as much of the path before them as tells them apart."""
+    told: list[str] = []
+    for name, source in zip(names, sources, strict=True):
+        alike = [other for its_name, other in zip(names, sources, strict=True) if its_name == name]
+        longer = {place: label for label, place in named(alike).items()}
+        told.append(longer[source] if len(alike) > 1 else name)
+    return told
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:

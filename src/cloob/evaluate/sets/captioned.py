@@ -100,6 +100,21 @@ def _check_type(folder: Path) -> None:
         raise InputError(f"{folder} is no set for retrieval: {kind} {said}, 'retrieval' would be right")
 
 
+@dataclass(frozen=True)
+class Renamed:
+    """Pictures and captions by another name."""
+
+    reader: Reader
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int) -> Any:
+        """The sample of the set itself."""
+        return self.reader.read(index)
+
+
 class _Lines:
     """A source whose captions are taken line by line."""
 
