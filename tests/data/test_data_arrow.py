@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 from torch import Tensor
 
-import cloob.data.sources.arrow as arrow
+import cloob.data.sources.parquet as unpacking
 from cloob.cache import Cache
 from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
@@ -175,7 +175,7 @@ def test_rows_that_share_a_picture_are_few_at_a_time(
     assert pa.default_memory_pool().max_memory() <= max(before, now + 64 * 2**20)
     # More than any set of pictures has: nothing is left in the cache.
     with monkeypatch.context() as limits:
-        limits.setattr(arrow, "MAX_IMAGE_BYTES", 32 << 20)
+        limits.setattr(unpacking, "MAX_IMAGE_BYTES", 32 << 20)
         again = Cache(tmp_path / "again")
         with pytest.raises(
             InputError, match=r"a\.parquet unpacks to more than 33,\d\d\d,\d\d\d bytes: save it as Arrow"
@@ -183,7 +183,7 @@ def test_rows_that_share_a_picture_are_few_at_a_time(
             open_source(path, cache=again).read(0)
         assert not list(tmp_path.glob("again/tables/*.arrow*"))
         # The pages alone are too much: none is looked at.
-        limits.setattr(arrow, "MAX_IMAGE_BYTES", 1 << 20)
+        limits.setattr(unpacking, "MAX_IMAGE_BYTES", 1 << 20)
         limits.setattr(parquet.ParquetFile, "iter_batches", None)
         with pytest.raises(InputError, match=r"a\.parquet unpacks to more than 1,\d\d\d,\d\d\d bytes"):
             open_source(path, cache=again).read(0)

@@ -23,7 +23,7 @@ from index_fakes import FakeEncoder, noise, options, write_noise
 from PIL import Image
 from pyarrow import parquet
 
-from cloob.data.sources import arrow
+from cloob.data.sources import parquet as unpacking
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.scan import inside, shards
@@ -441,7 +441,7 @@ def test_a_group_that_blows_up_is_unpacked_once_and_never_held(tmp_path: Path, m
         "unpacked",
         lambda path, columns, group, **how: asked.append(group) or unpacked(path, columns, group, **how),
     )
-    monkeypatch.setattr(arrow, "MAX_IMAGE_BYTES", 32 << 20)
+    monkeypatch.setattr(unpacking, "MAX_IMAGE_BYTES", 32 << 20)
     before, now = pa.default_memory_pool().max_memory(), pa.total_allocated_bytes()
     with Index.create(tmp_path / "i") as index:
         summary = index.update([tmp_path / "a.parquet"], options(FakeEncoder()))

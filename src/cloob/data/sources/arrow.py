@@ -14,13 +14,12 @@ import contextlib
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import parquet
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, clean_caption
@@ -28,6 +27,7 @@ from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.prefetch import Prefetcher
 from cloob.data.sources.mapped import map_arrow
+from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
 from cloob.errors import InputError, message
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
@@ -37,9 +37,6 @@ _State = tuple[int, int]
 
 _DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
 _MAX_OPEN_FILES = 32
-_ROWS = 64  # of a converted record batch: few images have to be in memory at a time
-_BATCH_BYTES = 16 * 1024**2  # from which on a batch gets no more rows
-_MOST_TIMES = 100  # its size is what a Parquet file may unpack to: one picture has dozens of captions in some sets
 
 
 class ArrowSource:
@@ -219,7 +216,7 @@ def _is_beside(name: object) -> bool:
 def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
     try:
-        schema = parquet.read_schema(path)
+        schema = read_schema(path)
     except (OSError, pa.ArrowException):
         return False  # the reader of tables says what is wrong
     if image_column in schema.names:
@@ -232,7 +229,7 @@ def _facts(path: Path) -> tuple[pa.Schema, int, _State]:
     try:
         state = _state(path)
         if path.suffix.lower() == ".parquet":
-            about = parquet.read_metadata(path)
+            about = read_metadata(path)
             return about.schema.to_arrow_schema(), about.num_rows, state
         table = map_arrow(path)
         return table.schema, table.num_rows, state
@@ -268,7 +265,7 @@ def _parquet_end(path: Path) -> bytes:
 def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
     try:
         path.stat()  # Arrow's own error would not have the file's name
-        whole = parquet.read_schema(path)
+        whole = read_schema(path)
         schema = pa.schema([whole.field(column) for column in columns])
         with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in unpacked(path, list(dict.fromkeys(columns))):
@@ -277,58 +274,6 @@ def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
         if getattr(error, "errno", None) is not None and getattr(error, "filename", None) != str(path):
             raise  # of the disk that is written to
         raise InputError(f"{path}: cannot be read as Parquet ({message(error)})") from error
-
-
-def unpacked(
-    path: Path, columns: Sequence[str] | None = None, group: int | None = None, *, most_times: int = _MOST_TIMES
-) -> Iterator[pa.RecordBatch]:
-    """The rows of a Parquet file, few at a time.
-
-    They are unpacked one by one: a picture of megabytes takes two bytes in each row but the first where it stands in a
-    dictionary, and no size in the file speaks of that.
-
-    Args:
-        path: The file.
-        columns: These alone; None: all.
-        group: This group of rows alone; None: all.
-        most_times: Its size is what the file may unpack to, beside ``MAX_IMAGE_BYTES``.
-
-    Raises:
-        InputError: It unpacks to more.
-        OSError: There is no such file.
-        pa.ArrowException: It is no such file, or damaged.
-    """
-    most = MAX_IMAGE_BYTES + most_times * path.stat().st_size
-    too_large = InputError(
-        f"{path} unpacks to more than {most:,} bytes: save it as Arrow without compression, which is read in place"
-    )
-    with parquet.ParquetFile(path) as file:
-        groups = list(range(file.num_row_groups) if group is None else [group])
-        if _stated_bytes(file.metadata, columns, groups) > most:
-            raise too_large
-        rows, held, done = [], 0, 0
-        for row in file.iter_batches(batch_size=1, row_groups=groups, columns=columns):
-            rows.append(row)
-            held += row.nbytes
-            if done + held > most:
-                raise too_large
-            if len(rows) == _ROWS or held > _BATCH_BYTES:
-                yield pa.concat_batches(rows)
-                rows, held, done = [], 0, done + held
-        if rows:
-            yield pa.concat_batches(rows)
-
-
-def _stated_bytes(about: parquet.FileMetaData, columns: Sequence[str] | None, groups: Sequence[int]) -> int:
-    """What the pages of some columns unpack to, as the file's end has it; nothing checks that."""
-    found = [about.row_group(i) for i in groups]
-    chunks = [group.column(i) for group in found for i in range(group.num_columns)]
-    wanted = None if columns is None else tuple(f"{column}." for column in columns)
-    return sum(
-        chunk.total_uncompressed_size
-        for chunk in chunks
-        if wanted is None or f"{chunk.path_in_schema}.".startswith(wanted)
-    )
 
 
 def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:

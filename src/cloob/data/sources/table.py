@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
-from pyarrow import parquet
 
 from cloob.data.batch import BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import Fingerprint, of_column
+from cloob.data.sources.parquet import read_columns, read_schema
 from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
 from cloob.errors import InputError
 
@@ -159,7 +159,7 @@ def column_names(path: Path, wanted: tuple[str, str]) -> list[str]:
             case ".csv" | ".tsv":
                 return [name.strip() for name in _sniff(path, wanted)[1]]
             case ".parquet":
-                return list(parquet.read_schema(path).names)
+                return list(read_schema(path).names)
             case _:
                 return _json_names(path, wanted)
 
@@ -191,7 +191,7 @@ def _read(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed
         case ".csv" | ".tsv":
             return _read_text(path, columns)
         case ".parquet":
-            return parquet.read_table(path, columns=list(columns)), ()
+            return read_columns(path, columns), ()
     try:
         table = arrow_json.read_json(
             path,

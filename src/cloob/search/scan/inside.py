@@ -14,12 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import parquet
 
 from cloob.data.batch import BadSample
 from cloob.data.decode import MAX_IMAGE_BYTES
-from cloob.data.sources.arrow import is_image, unpacked
+from cloob.data.sources.arrow import is_image
 from cloob.data.sources.mapped import map_arrow
+from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
 from cloob.errors import InputError
 from cloob.search.records import Value
 from cloob.search.scan.collection import (
@@ -180,7 +180,7 @@ class Inside:
         """Whether a group of a Parquet file says that no row is without bytes, or says nothing: then none is read."""
         if not path.lower().endswith(".parquet"):
             return False
-        about = parquet.read_metadata(path).row_group(group)
+        about = read_metadata(path).row_group(group)
         columns = [about.column(i) for i in range(about.num_columns)]
         facts = [each.statistics for each in columns if each.path_in_schema == f"{self._image}.bytes"]
         return not any(each is not None and each.has_null_count and each.null_count for each in facts)
@@ -255,7 +255,7 @@ def _unpacked(path: str, group: int, columns: Sequence[str] | None = None) -> pa
 
 def _schema(file: Path) -> pa.Schema:
     try:
-        return parquet.read_schema(file) if file.suffix.lower() == ".parquet" else map_arrow(file).schema
+        return read_schema(file) if file.suffix.lower() == ".parquet" else map_arrow(file).schema
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from None
 
@@ -264,7 +264,7 @@ def _groups(file: Path) -> list[tuple[int, int]]:
     """First row and number of rows of what is unpacked at once."""
     if file.suffix.lower() != ".parquet":
         return [(0, map_arrow(file).num_rows)]
-    about = parquet.read_metadata(file)
+    about = read_metadata(file)
     groups, start = [], 0
     for group in range(about.num_row_groups):
         length = about.row_group(group).num_rows
