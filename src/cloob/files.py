@@ -9,6 +9,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 
 from cloob.errors import InputError
@@ -51,6 +52,19 @@ class TooLarge(Exception):  # noqa: N818 - the file is at fault, not the program
         self.size = size
 
 
+def open_regular(path: Path | str) -> FileIO:
+    """Opens a file to be read; none is waited for that is a pipe or a device.
+
+    Raises:
+        OSError, ValueError: There is no such file, or it cannot be read, or is none (ValueError: a NUL in the path).
+    """
+    file = FileIO(path, "r", opener=_at_once)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    return file
+
+
 def read_at_most(path: Path | str, most: int) -> bytes:
     """The bytes of a file. Of a pipe or a device, which may have no end, none is read, nor is one waited for.
 
@@ -62,11 +76,8 @@ def read_at_most(path: Path | str, most: int) -> bytes:
         OSError, ValueError: There is no such file, or it cannot be read (ValueError: a NUL in the path).
         TooLarge: It has more, which is seen before any is read.
     """
-    with open(path, "rb", buffering=0, opener=_at_once) as file:
-        state = os.fstat(file.fileno())
-        size = state.st_size
-        if not stat.S_ISREG(state.st_mode):
-            raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         if size > most:
             raise TooLarge(size)
         content = file.read(size + 1) or b""

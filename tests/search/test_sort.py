@@ -60,6 +60,15 @@ def test_none_and_multi_go_by_the_margin(index: Index) -> None:
     assert labels.margins[5, 0] == pytest.approx((float(rows[5] @ label) - mean) / deviation, abs=1e-3)
 
 
+def test_pictures_of_another_width_than_the_labels_are_one_line(index: Index) -> None:
+    rows = classify.label_rows(ColourModel(), NAMES, ("{c}",))
+    ids = np.arange(1, 3)
+    with pytest.raises(InputError, match="vectors of widths 16 and 24"):
+        classify.label_pictures(
+            ids, np.ones((2, 16), np.float32), NAMES, rows, None, LabelOptions(), classify.Temperature(30.0, "default")
+        )
+
+
 def test_where_the_temperature_comes_from() -> None:
     model = ColourModel()
     assert classify.temperature(model).origin == "default" and classify.temperature(model).inv_tau == 100

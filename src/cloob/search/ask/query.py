@@ -118,6 +118,8 @@ def embed_query(query: Query, embedder: Embedder | None, vector_of: Callable[[in
     if not query.terms:
         raise InputError("an empty query; give words, a picture, or --like ID")
     rows = _embed_terms(query, embedder, vector_of)
+    if len(widths := sorted({row.shape[-1] for row in rows})) > 1:
+        raise InputError(f"vectors of widths {widths[0]} and {widths[1]}: the model is not the one of the index")
     total = np.sum([term.weight * row for term, row in zip(query.terms, rows, strict=True)], axis=0)
     length, weight = float(np.linalg.norm(total)), max(abs(term.weight) for term in query.terms)
     if not np.isfinite(length):

@@ -173,7 +173,13 @@ def label_pictures(
         others: (B, D) of the background; wanted for ``multi`` and ``none``.
         options: How.
         tau: Of the softmax.
+
+    Raises:
+        InputError: D is another one for pictures and labels.
     """
+    if features.shape[1] != rows.shape[1]:
+        widths = f"{features.shape[1]} and {rows.shape[1]}"
+        raise InputError(f"vectors of widths {widths}: the model is not the one of the index")
     scores = features @ rows.T
     probabilities = softmax(tau.inv_tau * scores)
     above = None

@@ -7,15 +7,19 @@ than ``MAX_BLOB`` whatever its length says; and no extension is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import sqlite3
+import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from cloob.errors import InputError
+from cloob.files import open_regular
 
 FILE = "index.sqlite"
 """Of an index, in its folder."""
@@ -50,7 +54,14 @@ SCHEMA = (
     " fault TEXT NOT NULL, PRIMARY KEY(source, path)) STRICT, WITHOUT ROWID",
 )
 
-_OF_SQLITE = ("sqlite_sequence", "sqlite_stat1", "sqlite_stat4")
+_MAX_STATEMENT = 16_384
+"""A value of more bytes is refused until the tables are known: no statement of ``SCHEMA`` is as long."""
+
+_LOADING_SECONDS = 20.0
+"""So long what a file defines may take to be looked at: SQLite itself reads some tables meanwhile."""
+
+_NAMES_ANOTHER = bytes.fromhex("d9d505f920a163d7")
+"""Ends a rollback journal that belongs to a journal over several files, which SQLite deletes wherever it lies."""
 
 
 class BeingWritten(InputError):  # noqa: N818 - nothing is wrong with the file
@@ -89,7 +100,9 @@ def one_line(path: Path) -> Iterator[None]:
         if code.startswith("SQLITE_NOTADB"):
             raise InputError(f"{path}: is no index of cloob's ({said})") from None
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_TOOBIG")) or "too big" in said:
-            raise InputError(f"{path}: is damaged ({said}); make it anew with `cloob index`") from None
+            raise damaged(path, said) from None
+        if code.startswith("SQLITE_INTERRUPT"):
+            raise InputError(f"{path}: is no index of cloob's (what it defines takes too long to look at)") from None
         if code.startswith("SQLITE_FULL"):
             raise InputError(f"{path}: the disk is full; what was written before stays") from None
         raise InputError(f"{path}: {said}") from None
@@ -152,11 +165,12 @@ def connect(path: Path, *, writable: bool) -> Connection:
     """
     if not path.is_file():
         raise InputError(f"{path.parent}: holds no index ({path.name}); `cloob index` makes one")
+    _check_beside(path)
     with one_line(path):
         connection = _open(path, writable)
         try:
-            _protect(connection)
             _check(connection, path)
+            _protect(connection)
             if writable:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = NORMAL")
@@ -181,7 +195,12 @@ def _open(path: Path, writable: bool) -> Connection:
             factory=Connection,
         )
         connection.path = path
+        connection.text_factory = _text
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_STATEMENT)
+        end = time.monotonic() + _LOADING_SECONDS
+        connection.set_progress_handler(lambda: time.monotonic() > end, 100_000)
         try:
+            connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA schema_version").fetchone()
         except BaseException:
             connection.close()
@@ -223,10 +242,29 @@ def _being_written(path: Path) -> BeingWritten:
     )
 
 
+def _check_beside(path: Path) -> None:
+    """Refuses what SQLite would follow out of the folder, or wait for: it takes files beside its own for its own."""
+    real = path.resolve()
+    for suffix in ("-journal", "-wal", "-shm"):
+        beside = real.with_name(f"{real.name}{suffix}")
+        with contextlib.suppress(FileNotFoundError):
+            if not stat.S_ISREG(beside.lstat().st_mode):
+                raise InputError(f"{beside}: is no file, but a link, a pipe or a device; remove it")
+            if suffix == "-journal" and _ends_with(beside, _NAMES_ANOTHER):
+                raise InputError(f"{beside}: names another file, which SQLite would delete; remove it")
+
+
+def _ends_with(path: Path, end: bytes) -> bool:
+    with open_regular(path) as file:
+        file.seek(-min(len(end), os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read() == end
+
+
 def _protect(connection: sqlite3.Connection) -> None:
-    connection.text_factory = _text
+    """What holds for a file whose tables are known."""
+    connection.set_progress_handler(None, 0)
     connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_BLOB)
-    for setting in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0", "temp_store = MEMORY"):
+    for setting in ("cell_size_check = ON", "mmap_size = 0", "temp_store = MEMORY"):
         connection.execute(f"PRAGMA {setting}")
 
 
@@ -260,4 +298,15 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 def _objects(connection: sqlite3.Connection) -> set[tuple[str, str, str]]:
     """Kind, name and SQL of everything that a database defines."""
     rows = connection.execute("SELECT type, name, coalesce(sql, '') FROM sqlite_schema").fetchall()
-    return {(str(kind), str(name), str(sql)) for kind, name, sql in rows if name not in _OF_SQLITE}
+    return {(str(kind), str(name), str(sql)) for kind, name, sql in rows}
+
+
+def size_of(connection: sqlite3.Connection) -> int:
+    """Bytes of a database as a connection sees it; what it holds is no more, unless it refers to some of it twice."""
+    (pages,), (size,) = (connection.execute(f"PRAGMA {what}").fetchone() for what in ("page_count", "page_size"))
+    return int(pages) * int(size)
+
+
+def damaged(path: Path, what: str) -> InputError:
+    """For what no index has in it."""
+    return InputError(f"{path}: is damaged ({what}); make it anew with `cloob index`")

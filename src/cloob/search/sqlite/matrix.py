@@ -11,16 +11,17 @@ import contextlib
 import os
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from cloob.errors import InputError
+from cloob.files import open_regular
 from cloob.search.sqlite import approximate
 from cloob.search.sqlite.exact import Part, nearest
-from cloob.search.sqlite.file import Connection
+from cloob.search.sqlite.file import Connection, damaged, size_of
 from cloob.search.store import Ids, Neighbours, Vectors
 
 _MAGIC = b"cloobvec"
@@ -154,7 +155,7 @@ class MatrixCache:
             "SELECT item, vector FROM vectors WHERE model = ? AND revision > ? ORDER BY item",
             (self._model, base.key.revision),
         )
-        return Matrix(base.key, alive, Part(*read_vectors(self._database, cursor.fetchall(), self._dim)))
+        return Matrix(base.key, alive, Part(*read_vectors(connection, cursor, self._dim)))
 
     def _follow_anew(self, connection: Connection, key: Key) -> Matrix:
         return self._write(connection, key, _empty(Key(key.identity, self._model, 0, 0), self._dim))
@@ -169,7 +170,7 @@ class MatrixCache:
     def _read(self) -> Matrix | None:
         """What the file holds if it is whole."""
         try:
-            with self._file.open("rb") as file:
+            with open_regular(self._file) as file:
                 magic, n, dim, *key = _HEADER.unpack(file.read(_HEADER.size))
                 size = os.fstat(file.fileno()).st_size
                 if magic != _MAGIC or dim != self._dim or size != _size(n, dim):
@@ -185,6 +186,8 @@ class MatrixCache:
         """A matrix of everything, in a new file; in memory where none can be written."""
         rows = connection.execute("SELECT item FROM vectors WHERE model = ? ORDER BY item", (self._model,))
         ids = np.fromiter((row[0] for row in rows), np.int64)
+        if 4 * len(ids) * self._dim > size_of(connection):
+            raise damaged(self._database, "it refers to one vector again and again")
         temporary = self._file.with_name(f".tmp-{self._file.name}-{os.getpid()}-{threading.get_ident()}")
         try:
             with temporary.open("wb") as file:
@@ -221,29 +224,38 @@ class MatrixCache:
             "SELECT item, vector FROM vectors WHERE model = ? AND revision > ? ORDER BY item",
             (self._model, matrix.key.revision),
         )
-        while page := cursor.fetchmany(_PAGE):
-            found, vectors = read_vectors(self._database, page, self._dim)
+        while True:
+            found, vectors = read_vectors(connection, islice(cursor, _PAGE), self._dim)
+            if not len(found):
+                return
             target[np.searchsorted(ids, found)] = vectors
 
 
-def read_vectors(path: Path, rows: Sequence[tuple[int, bytes]], dim: int) -> tuple[Ids, Vectors]:
+def read_vectors(connection: Connection, rows: Iterable[tuple[int, bytes]], dim: int) -> tuple[Ids, Vectors]:
     """Ids and vectors of rows of the database.
 
     Raises:
-        InputError: One is no finite vector of this width and of length 1.
+        InputError: One is no finite vector of this width and of length 1; or they are more than the database holds, as
+            where one of a few stands in many rows.
     """
-    ids = np.fromiter((row[0] for row in rows), np.int64, len(rows))
-    wrong = [number for number, blob in rows if not isinstance(blob, bytes) or len(blob) != 4 * dim]
-    if not wrong:
-        vectors: Vectors = np.frombuffer(b"".join(row[1] for row in rows), "<f4").reshape(len(rows), dim)
-        with np.errstate(all="ignore"):
-            lengths = np.einsum("nd,nd->n", vectors, vectors)
-        wrong = ids[~(np.abs(lengths - 1) < 0.05)].tolist()
+    most, numbers, blobs, wrong = 0, [], [], []
+    for number, blob in rows:
+        if not isinstance(blob, bytes) or len(blob) != 4 * dim:
+            wrong.append(number)
+            continue
+        numbers.append(number)
+        blobs.append(blob)
+        held = 4 * dim * len(blobs)
+        if held > most and held > (most := size_of(connection)):  # of the state that is being read
+            raise damaged(connection.path, "it refers to one vector again and again")
+    ids = np.array(numbers, np.int64)
+    vectors: Vectors = np.frombuffer(b"".join(blobs), "<f4").reshape(len(blobs), dim)
+    with np.errstate(all="ignore"):
+        lengths = np.einsum("nd,nd->n", vectors, vectors)
+    wrong += ids[~(np.abs(lengths - 1) < 0.05)].tolist()
     if wrong:
-        raise InputError(
-            f"{path}: is damaged: the vector of item {wrong[0]} is none of width {dim} and length 1 "
-            f"({len(wrong):,} are wrong); make it anew with `cloob index`"
-        )
+        what = f"the vector of item {wrong[0]} is none of width {dim} and length 1; {len(wrong):,} are wrong"
+        raise damaged(connection.path, what)
     return ids, vectors.astype(np.float32, copy=False)
 
 

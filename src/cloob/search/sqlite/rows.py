@@ -7,12 +7,17 @@ import math
 import os
 import sqlite3
 from collections.abc import Sequence
+from types import UnionType
 from typing import Any
 
 from cloob.search.records import Item, Value
+from cloob.search.sqlite.file import Connection, damaged, size_of
 
 ITEM = "id, source, path, content, bytes, mtime_ns, width, height, date, caption, columns"
 """What ``item_of`` takes."""
+
+ITEM_KINDS = (int, str, str, str, int, int | None, int, int, str | None, str | None, str)
+"""Of these columns."""
 
 INSERT = (
     "INSERT INTO items(source, path, name, content, bytes, mtime_ns, width, height, date, caption, columns) VALUES"
@@ -35,6 +40,31 @@ def values_of(item: Item) -> tuple[Any, ...]:
     texts = (as_bytes(item.source), as_bytes(item.path), as_bytes(os.path.basename(item.path)))  # noqa: PTH119
     sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
     return (*texts, *sizes, as_bytes(item.date), as_bytes(item.caption), json.dumps(dict(item.columns)))
+
+
+def read_rows(
+    connection: Connection, statement: str, values: Sequence[Any], kinds: Sequence[type | UnionType]
+) -> list[Any]:
+    """All rows of a question that are as they should be: strict tables need not hold what they say they do.
+
+    Args:
+        connection: Where to ask.
+        statement: What to ask.
+        values: That go into it.
+        kinds: What each row consists of.
+
+    Raises:
+        InputError: Something is of another kind, or all of it together more than the database holds.
+    """
+    most, held, rows = 0, 0, []
+    for row in connection.execute(statement, values):
+        if not all(map(isinstance, row, kinds)):
+            raise damaged(connection.path, "a number stands where a text should, or the other way round")
+        held += sum(len(value) for value in row if isinstance(value, str))
+        if held > most and held > (most := size_of(connection)):  # of the state that is being read
+            raise damaged(connection.path, "it refers to one text again and again")
+        rows.append(row)
+    return rows
 
 
 def item_of(row: tuple[Any, ...]) -> Item:

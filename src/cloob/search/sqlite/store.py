@@ -6,7 +6,9 @@ import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,20 @@ from cloob.errors import InputError, nearest
 from cloob.search import where as filters
 from cloob.search.records import IndexedModel, Item, valid
 from cloob.search.sqlite.connections import Connections
-from cloob.search.sqlite.file import FILE, Connection, create, one_line, stamp
+from cloob.search.sqlite.file import FILE, Connection, create, damaged, one_line, stamp
 from cloob.search.sqlite.matrix import MatrixCache, read_vectors
-from cloob.search.sqlite.rows import FORGET, INSERT, ITEM, UPDATE, as_bytes, delete, item_of, values_of
+from cloob.search.sqlite.rows import (
+    FORGET,
+    INSERT,
+    ITEM,
+    ITEM_KINDS,
+    UPDATE,
+    as_bytes,
+    delete,
+    item_of,
+    read_rows,
+    values_of,
+)
 from cloob.search.store import FileState, Ids, Neighbours, Vectors, column_kind
 from cloob.search.where import Filter
 
@@ -74,7 +87,10 @@ class SqliteStore:
 
     def models(self) -> tuple[IndexedModel, ...]:
         """All models, in the order in which they came."""
-        rows = self._rows("SELECT name, spec, fingerprint, dim FROM models ORDER BY id")
+        rows = self._read("SELECT name, spec, fingerprint, dim FROM models ORDER BY id", (), (str, str, str, int))
+        for row in rows:
+            if any(valid(text) != text for text in row[:3]):
+                raise damaged(self._path, f"the model {valid(row[0])!r} has letters that are not UTF-8")
         return tuple(IndexedModel(*row) for row in rows)
 
     def add_model(self, model: IndexedModel) -> None:
@@ -103,13 +119,14 @@ class SqliteStore:
 
     def states(self, source: str) -> Iterator[FileState]:
         """What is known of a source's files, in pages: writing in between is fine."""
-        names = dict(self._rows("SELECT id, name FROM models"))
+        names = dict(self._read("SELECT id, name FROM models", (), (int, str)))
         last = 0
         while True:
-            rows = self._rows(
+            rows = self._read(
                 "SELECT id, path, bytes, mtime_ns, content, (SELECT group_concat(model) FROM vectors WHERE item = id)"
                 " FROM items WHERE source = CAST(? AS TEXT) AND id > ? ORDER BY id LIMIT ?",
                 (as_bytes(source), last, _PAGE),
+                (int, str, int, int | None, str, str | None),
             )
             for number, path, size, mtime, content, models in rows:
                 held = tuple(names[int(model)] for model in models.split(",") if int(model) in names) if models else ()
@@ -117,8 +134,10 @@ class SqliteStore:
             if len(rows) < _PAGE:
                 break
             last = rows[-1][0]
-        for path, size, mtime, fault in self._rows(
-            "SELECT path, bytes, mtime_ns, fault FROM faults WHERE source = CAST(? AS TEXT)", (as_bytes(source),)
+        for path, size, mtime, fault in self._read(
+            "SELECT path, bytes, mtime_ns, fault FROM faults WHERE source = CAST(? AS TEXT)",
+            (as_bytes(source),),
+            (str, int, int | None, str),
         ):
             yield FileState(None, path, size, mtime, "", fault, ())
 
@@ -188,24 +207,30 @@ class SqliteStore:
 
     def sources(self) -> tuple[str, ...]:
         """All sources, sorted."""
-        rows = self._rows("SELECT source FROM items UNION SELECT source FROM faults ORDER BY 1")
+        rows = self._read("SELECT source FROM items UNION SELECT source FROM faults ORDER BY 1", (), (str,))
+        if any("\0" in row[0] for row in rows):
+            raise damaged(self._path, "the name of a source has a NUL in it")
         return tuple(row[0] for row in rows)
 
     def columns(self) -> dict[str, str]:
         """The metadata columns and their kinds; reads all items that have any."""
-        rows = self._rows(
+        rows = self._read(
             "SELECT key, max(json_each.type = 'text'), max(json_each.type IN ('integer', 'real')),"
             " max(json_each.type IN ('true', 'false'))"
-            " FROM items, json_each(items.columns) WHERE items.columns != '{}' GROUP BY key ORDER BY key"
+            " FROM items, json_each(items.columns) WHERE items.columns != '{}' AND typeof(key) = 'text'"
+            " GROUP BY key ORDER BY key",
+            (),
+            (str, int, int, int),
         )
-        return {name: column_kind(*kinds) for name, *kinds in rows}
+        return {valid(name): column_kind(*kinds) for name, *kinds in rows}
 
     def find(self, contents: Sequence[str]) -> dict[str, list[int]]:
         """Ids of the items with these bytes."""
         found: dict[str, list[int]] = {}
-        for content, number in self._rows(
+        for content, number in self._read(
             "SELECT content, id FROM items WHERE content IN (SELECT value FROM json_each(?)) ORDER BY id",
             (json.dumps(list(contents)),),
+            (str, int),
         ):
             found.setdefault(content, []).append(number)
         return found
@@ -227,8 +252,8 @@ class SqliteStore:
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for."""
         wanted = [int(each) for each in ids]
-        rows = self._rows(
-            f"SELECT {ITEM} FROM items WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
+        rows = self._read(
+            f"SELECT {ITEM} FROM items WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(wanted),), ITEM_KINDS
         )
         found = {row[0]: item_of(row) for row in rows}
         return [found[each] for each in wanted if each in found]
@@ -240,11 +265,7 @@ class SqliteStore:
         result = np.full((len(wanted), dim), np.nan, np.float32)
         for start in range(0, len(wanted), _PAGE):
             part = wanted[start : start + _PAGE]
-            rows = self._rows(
-                "SELECT item, vector FROM vectors WHERE model = ? AND item IN (SELECT value FROM json_each(?))",
-                (number, json.dumps(part.tolist())),
-            )
-            found, vectors = read_vectors(self._path, rows, dim)
+            found, vectors = self._connections.look(partial(_some, model=number, ids=part, dim=dim))
             order = np.argsort(found)
             found, vectors = found[order], vectors[order]
             places = np.searchsorted(found, part)
@@ -275,16 +296,20 @@ class SqliteStore:
 
     def _model(self, name: str) -> tuple[int, int]:
         """A model's number and the width of its vectors."""
-        rows = self._rows("SELECT id, dim FROM models WHERE name = ?", (name,))
+        rows = self._read("SELECT id, dim FROM models WHERE name = CAST(? AS TEXT)", (as_bytes(name),), (int, int))
         if not rows:
             names = [model.name for model in self.models()]
             raise InputError(f"{self.address}: has no vectors of a model {name!r}; {nearest(name, names)}")
         number, dim = rows[0]
         if not 1 <= dim <= MAX_DIM:
-            raise InputError(f"{self._path}: is damaged (vectors of width {dim}); make it anew with `cloob index`")
+            raise damaged(self._path, f"vectors of width {dim}")
         return number, dim
 
+    def _read(self, statement: str, values: Sequence[Any], kinds: Sequence[type | UnionType]) -> list[Any]:
+        return self._connections.look(lambda connection: read_rows(connection, statement, values, kinds))
+
     def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """What has numbers alone; :func:`read_rows` is for text."""
         return self._connections.look(lambda connection: connection.execute(statement, values).fetchall())
 
     @contextmanager
@@ -305,6 +330,15 @@ class SqliteStore:
                 if connection.in_transaction:  # SQLite itself may have ended it
                     connection.execute("ROLLBACK")
                 raise
+
+
+def _some(connection: Connection, model: int, ids: Ids, dim: int) -> tuple[Ids, Vectors]:
+    """The vectors that there are of some items."""
+    rows = connection.execute(
+        "SELECT item, vector FROM vectors WHERE model = ? AND item IN (SELECT value FROM json_each(?))",
+        (model, json.dumps(ids.tolist())),
+    )
+    return read_vectors(connection, rows, dim)
 
 
 def _condition(where: Filter | None) -> tuple[str, list[Any]]:
