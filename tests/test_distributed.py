@@ -183,6 +183,14 @@ def faults() -> dict[str, tuple[str, str]]:
     if dist.get_world_size() == 1:
         with pytest.raises(ValueError, match="1 pairs in the batch"):
             objective(x[:1], y[:1])
+    else:
+        leaf = x.clone().requires_grad_()
+        with pytest.raises(RuntimeError, match="can be differentiated once; gather=False has more derivatives"):
+            torch.autograd.grad(
+                ContrastiveObjective(gather=True, backend="reference")(leaf, y), leaf, create_graph=True
+            )
+        with pytest.raises(RuntimeError, match=r"goes through no torch\.func .* gather=False does"):
+            torch.func.grad(objective)(x, y)
     return raised
 
 

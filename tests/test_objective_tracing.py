@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,3 +139,23 @@ def test_the_streamed_path_names_the_backend_that_has_them(
     leaf = x.clone().requires_grad_()
     with pytest.raises(RuntimeError, match="differentiated once; backend='reference' has more"):
         torch.autograd.grad(objective(leaf, y), leaf, create_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # the compiler's own look at a loss
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_gradient_compiled_inside_an_autocast_is_that_of_float32(backend: Any, fresh_compiler: None) -> None:
+    """torch.compile lays the backward pass into the autocast of the forward: in there it may not be."""
+    objective = ContrastiveObjective.cloob(backend=backend)
+    drawn = torch.Generator().manual_seed(0)
+    cone = 3 * torch.nn.functional.normalize(torch.randn(1, 16, generator=drawn), dim=-1)
+    sides = [torch.nn.functional.normalize(cone + torch.randn(64, 16, generator=drawn) / 4, dim=-1) for _ in range(2)]
+    found = []
+    for called in (objective, torch.compile(objective, backend="aot_eager")):
+        x, y = (side.clone().requires_grad_() for side in sides)
+        with torch.autocast("cpu", torch.bfloat16) if called is not objective else contextlib.nullcontext():
+            loss = called(x, y)
+        loss.backward()
+        assert x.grad is not None and y.grad is not None
+        found.append(torch.cat([x.grad, y.grad]))
+    plain, compiled = found
+    assert float((plain - compiled).norm() / plain.norm()) < 0.02

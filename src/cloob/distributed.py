@@ -23,10 +23,10 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 
 from cloob.errors import InputError, one_line
+from cloob.functional.checks import differentiable_once
 
 
 def is_initialized() -> bool:
@@ -238,6 +238,11 @@ def global_sum(value: Tensor) -> Tensor:
     return cast(Tensor, cast(Any, _GlobalSum).apply(value))
 
 
+_first_order = differentiable_once(
+    "what is gathered over ranks can be differentiated once; gather=False has more derivatives"
+)
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, layout: Layout) -> Tensor:
@@ -252,7 +257,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:n] for part, n in zip(torch.split(parts, most), layout.sizes, strict=True)])
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         layout: Layout = ctx.layout
         equal = len(set(layout.sizes)) == 1
@@ -273,6 +278,6 @@ class _GlobalSum(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
+    @_first_order
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad * world_size()

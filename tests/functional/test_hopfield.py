@@ -122,3 +122,11 @@ def test_errors_name_the_argument(retrieve: Retrieval, change: dict, error: type
     arguments = {"state": torch.ones(3, 4), "stored": torch.ones(2, 4), "beta": 8.0} | change
     with pytest.raises(error, match=message):
         retrieve(**arguments)
+
+
+@both_backends
+def test_a_row_that_is_not_finite_is_not_hidden(retrieve: Retrieval) -> None:
+    """Where nothing looks at the rows, as in a compiled graph, the loss has to say so."""
+    stored = torch.nn.functional.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
+    stored[2, 0] = math.nan
+    assert retrieve(stored[:2], stored, 8.0).isnan().all()

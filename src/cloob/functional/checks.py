@@ -22,19 +22,29 @@ class NonFiniteFeaturesError(ValueError):
     """A row of the embeddings is NaN, infinite or zero: training diverged, or a tower is broken."""
 
 
+def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
+    """Keeps ``function`` out of the graphs of ``torch.compile``: it breaks the graph, and runs eagerly."""
+    # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
+    disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+    return cast(Callable[P, R], cast(Any, disable)(function))
+
+
 def outside_autocast(function: Callable[P, R]) -> Callable[P, R]:
     """Runs ``function`` with autocast off on the device of its first tensor argument.
 
     Logits of unit rows times τ⁻¹ = 30 are off by 0.1 in bfloat16; the towers may run in it, this maths does not.
+    torch.compile would run the backward pass in the autocast around the call: there the call breaks the graph.
     """
+    eager = outside_compiler(function)
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
             return function(*args, **kwargs)
+        compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
         with torch.autocast(tensor.device.type, enabled=False):
-            return function(*args, **kwargs)
+            return (eager if compiled else function)(*args, **kwargs)
 
     return wrapper
 
@@ -50,11 +60,19 @@ def float32_products(precision: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def outside_compiler(function: Callable[P, R]) -> Callable[P, R]:
-    """Keeps ``function`` out of the graphs of ``torch.compile``: it breaks the graph, and runs eagerly."""
-    # torch's own modules use the former: unlike the latter it does not import the compiler, which takes a second.
-    disable = getattr(torch, "_disable_dynamo", torch.compiler.disable)
-    return cast(Callable[P, R], cast(Any, disable)(function))
+def differentiable_once(refusal: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """For a backward pass: refuses ``create_graph=True``, whose second derivatives would be wrong without a word."""
+
+    def decorate(backward: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(backward)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            if torch.is_grad_enabled():
+                raise RuntimeError(refusal)
+            return backward(*args, **kwargs)
+
+        return wrapper
+
+    return decorate
 
 
 def as_rows(**named: Tensor) -> list[Tensor]:

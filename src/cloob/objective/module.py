@@ -284,6 +284,8 @@ class ContrastiveObjective(ScaledModule):
         member: dict[str, Any] = {"contrast": self.contrast, "hopfield": hopfield, "scale": self.scale}
         prepare = partial(self._prepare, logit_scale, logit_bias)
         if self.gather and distributed.world_size() > 1:
+            if in_transform() and not torch.compiler.is_compiling():
+                raise RuntimeError("gathering over ranks goes through no torch.func (grad, vmap, …); gather=False does")
             given = (image_features, text_features, ids, prepare)
             found = agree_on_rows(*given, member) if self.layout is None else known_rows(*given, self.layout)
             x, y, ids, scales, layout = found
@@ -326,9 +328,10 @@ class ContrastiveObjective(ScaledModule):
         Inside an autocast ``"auto"`` streams: a backward pass in there would multiply the reference's matrices in its
         dtype, in which little is left of the gradient of retrieval.
         """
-        traced = in_transform() or torch.compiler.is_compiling()
-        shielded = self.backend == "auto" and torch.is_autocast_enabled(device.type) and not traced
-        backend: Backend = "streamed" if shielded else self.backend
+        compiling = torch.compiler.is_compiling()  # while it is, whether torch.func transforms the call is not known
+        plain = torch.compiler.is_exporting() if compiling else in_transform()
+        lowered = torch.is_autocast_enabled(device.type) and not plain
+        backend: Backend = "streamed" if lowered and self.backend == "auto" else self.backend
         return choose_implementation(backend, self.matmul, n_candidates, unit_rows=self.trusts_lengths)
 
 

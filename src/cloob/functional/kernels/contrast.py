@@ -14,7 +14,7 @@ from cloob.functional.kernels.products import Side, accumulate
 from cloob.functional.kernels.softmax import Excluded, as_int64, rescaled, strip_of, strips
 from cloob.functional.streamed import contrast
 from cloob.functional.streamed.contrast import to_softmax
-from cloob.functional.streamed.tiles import differentiable_once
+from cloob.functional.streamed.tiles import first_order
 
 
 class _Contrast(torch.autograd.Function):
@@ -67,7 +67,7 @@ class _Contrast(torch.autograd.Function):
         return losses.mean()
 
     @staticmethod
-    @differentiable_once
+    @first_order
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None, None

@@ -15,7 +15,7 @@ from cloob.functional.kernels.retrieval_tiles import Patterns, exponentials_of, 
 from cloob.functional.kernels.softmax import rescaled, strip_of, strips
 from cloob.functional.streamed import retrieval
 from cloob.functional.streamed.sums import through_unit, to_unit
-from cloob.functional.streamed.tiles import blocks, differentiable_once, tile_pairs
+from cloob.functional.streamed.tiles import blocks, first_order, tile_pairs
 
 
 class _MutualRetrieval(torch.autograd.Function):
@@ -48,7 +48,7 @@ class _MutualRetrieval(torch.autograd.Function):
         return retrieved_l if retrieved_r is None else (retrieved_l, retrieved_r)
 
     @staticmethod
-    @differentiable_once
+    @first_order
     @outside_autocast
     def backward(ctx: Any, grad_l: Tensor, *grad_r: Tensor) -> Any:
         left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r = ctx.saved_tensors
@@ -104,7 +104,7 @@ class _Retrieval(torch.autograd.Function):
         return retrieved
 
     @staticmethod
-    @differentiable_once
+    @first_order
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         state, stored, beta, shift, retrieved, norms = ctx.saved_tensors

@@ -17,7 +17,7 @@ from cloob.functional.kernels.launch import cdiv, check_rows, new_tile, of_produ
 from cloob.functional.kernels.products import Side, accumulate, product
 from cloob.functional.kernels.softmax import Excluded, as_int64, strips, taken
 from cloob.functional.streamed import sigmoid
-from cloob.functional.streamed.tiles import differentiable_once
+from cloob.functional.streamed.tiles import first_order
 
 
 @triton.jit
@@ -145,7 +145,7 @@ class _Sigmoid(torch.autograd.Function):
         return losses.mean()
 
     @staticmethod
-    @differentiable_once
+    @first_order
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None

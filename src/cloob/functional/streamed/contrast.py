@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cloob.functional.checks import as_rows, check_ids, outside_autocast, positive_scalar
 from cloob.functional.contrast import check_contrast
-from cloob.functional.streamed.tiles import accumulate, apply, differentiable_once, eager, matmul_dtype, product, strips
+from cloob.functional.streamed.tiles import accumulate, apply, eager, first_order, matmul_dtype, product, strips
 
 
 class _Contrast(torch.autograd.Function):
@@ -65,7 +65,7 @@ class _Contrast(torch.autograd.Function):
         return losses.mean()
 
     @staticmethod
-    @differentiable_once
+    @first_order
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None, None

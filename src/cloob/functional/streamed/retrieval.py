@@ -14,8 +14,8 @@ from cloob.functional.streamed.tiles import (
     accumulate,
     apply,
     blocks,
-    differentiable_once,
     eager,
+    first_order,
     matmul_dtype,
     product,
     tile_pairs,
@@ -96,7 +96,7 @@ class _MutualRetrieval(torch.autograd.Function):
         return retrieved_l if retrieved_r is None else (retrieved_l, retrieved_r)
 
     @staticmethod
-    @differentiable_once
+    @first_order
     @outside_autocast
     def backward(ctx: Any, grad_l: Tensor, *grad_r: Tensor) -> Any:
         left, right, beta, retrieved_l, norms_l, retrieved_r, norms_r = ctx.saved_tensors
@@ -175,7 +175,7 @@ class _Retrieval(torch.autograd.Function):
         return retrieved
 
     @staticmethod
-    @differentiable_once
+    @first_order
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         state, stored, beta, shift, retrieved, norms = ctx.saved_tensors

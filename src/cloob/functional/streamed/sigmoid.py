@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cloob.functional.checks import as_rows, check_ids, finite_scalar, outside_autocast, positive_scalar
 from cloob.functional.contrast import check_contrast
 from cloob.functional.streamed.contrast import exclude
-from cloob.functional.streamed.tiles import accumulate, apply, differentiable_once, eager, matmul_dtype, product, strips
+from cloob.functional.streamed.tiles import accumulate, apply, eager, first_order, matmul_dtype, product, strips
 
 
 class _Sigmoid(torch.autograd.Function):
@@ -65,7 +65,7 @@ class _Sigmoid(torch.autograd.Function):
         return losses.mean()
 
     @staticmethod
-    @differentiable_once
+    @first_order
     @outside_autocast
     def backward(ctx: Any, grad: Tensor) -> Any:
         return *(grad * gradient for gradient in ctx.saved_tensors), None, None, None, None

@@ -9,10 +9,15 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor
 
-from cloob.functional.checks import in_transform, outside_compiler
+from cloob.functional.checks import differentiable_once, in_transform, outside_compiler
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+first_order = differentiable_once(
+    "the streamed path can be differentiated once; backend='reference' has more derivatives"
+)
+"""For the backward passes of the streamed path and its kernels."""
 
 
 def tile_rows(device: torch.device) -> int:
@@ -84,18 +89,6 @@ def eager(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return outside_compiler(direct)
-
-
-def differentiable_once(backward: Callable[P, R]) -> Callable[P, R]:
-    """Refuses ``create_graph=True``, whose second derivatives would be zero without a word."""
-
-    @functools.wraps(backward)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        if torch.is_grad_enabled():
-            raise RuntimeError("the streamed path can be differentiated once; backend='reference' has more derivatives")
-        return backward(*args, **kwargs)
-
-    return wrapper
 
 
 def apply(function: type[torch.autograd.Function], *args: Any) -> Any:
