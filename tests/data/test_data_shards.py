@@ -13,12 +13,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from braceexpand import braceexpand
+from hypothesis import given
+from hypothesis import strategies as st
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 import cloob.data.shards.tar as tarindex
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
 from cloob.data.open import open_source
 from cloob.data.shards.local import ShardSource
+from cloob.data.shards.spec import _number, expand
 from cloob.data.shards.tar import TarReader, split_name
 from cloob.errors import InputError
 
@@ -435,3 +439,42 @@ def test_threads_read_more_tars_than_are_open(
         assert all(pool.map(read, range(4000)))
     with pytest.raises(OSError, match="Invalid argument"):
         reader.read(0, 0, -1)
+
+
+NUMBER, LETTER = st.integers(-9, 12), st.sampled_from("azAZm")
+RANGES = st.builds("{{{}..{}..{}}}".format, NUMBER, NUMBER, st.integers(-3, 3)) | st.builds(
+    "{{{}..{}}}".format, LETTER, LETTER
+)
+PATTERNS = st.recursive(
+    RANGES | st.sampled_from(["", "a", "..", "\\{", "\\,", "\\\\", "{", "}", ","]),
+    lambda inner: st.builds("{}{}".format, inner, inner) | st.builds("{{{},{}}}".format, inner, inner),
+    max_leaves=6,
+)
+
+
+@given(PATTERNS, st.booleans())
+def test_what_braces_stand_for_is_counted_as_it_is_made(pattern: str, escape: bool) -> None:
+    if _number(pattern, escape=escape) > 5000:
+        return
+    try:
+        made = list(braceexpand(pattern, escape=escape))
+    except ValueError:  # they do not close
+        return
+    assert _number(pattern, escape=escape) == len(made)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["x{0..99999999}.tar", "{{0..999999}{0..999999},x}", "{0..9}" * 400, "{a,{1..2000000}}", "{0..9" + "9" * 999 + "}"],
+)
+def test_braces_that_stand_for_too_many_are_refused_before_one_is_made(
+    pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("braceexpand.braceexpand", lambda *_, **__: pytest.fail("shards are listed"))
+    with pytest.raises(InputError, match="stand for more than 2,000,000 shards; name fewer, or a folder"):
+        expand(pattern)
+
+
+def test_as_many_shards_as_public_sets_have_are_expanded() -> None:
+    names = expand("{laion/{000000..231348},coyo/{0..9}}.tar")
+    assert len(names) == 231_359 and names[231_348:231_350] == ["laion/231348.tar", "coyo/0.tar"]
