@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: one line that says what, where, and what would be right.
@@ -49,11 +51,16 @@ def counted(number: int, things: str) -> str:
     return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
 
 
+def printable(text: str) -> str:
+    """Text of strangers without what a terminal would obey, and on one line."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def message(error: Exception) -> str:
-    """An error as a user reads it; of the system's errors the file and what is wrong with it."""
+    """An error as a user reads it, without what a terminal would obey; of the system's errors file and fault."""
     if isinstance(error, OSError) and error.filename is not None and not isinstance(error, InputError):
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+        return printable(f"{error.filename}: {error.strerror}")
+    return printable(" ".join(str(error).split()))
 
 
 def is_failure(error: BaseException) -> bool:
@@ -67,7 +74,7 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     Of a pickle that is more than tensors and plain values it says what that is, and leaves out the advice of torch and
     other libraries to run it all the same.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = printable(" ".join(str(error).split())) or type(error).__name__
     if "weights_only" in text:
         named = re.search(r"GLOBAL ([\w.]+)", text)
         more = f" ({named[1]})" if named else ""

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import resource
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from PIL import Image
 
 from cloob.cli import main
 from cloob.commands.work.embed import write_vectors
+from cloob.commands.work.serve import run as serve
 from cloob.commands.work.showing import write_new
 from cloob.models.folder import read_model, save_model
 from cloob.models.runs import MODEL_FOLDER
@@ -503,6 +505,23 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, caps
     for words in (("search", str(index), "red"), ("search", str(index), "red", "--explain")):
         assert "\x1b" not in run(capsys, *words)[0]
     assert "\x1b" not in run(capsys, "classify", str(index), "--labels", "red,blue")[0]
+
+
+def test_a_model_of_a_stranger_does_not_command_the_terminal_by_its_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures"))
+    with sqlite3.connect(index / "index.sqlite") as file:
+        file.execute("UPDATE models SET name = ?", ["m\x1b]0;title\x07"])
+    file.close()
+    said = refused(capsys, "search", str(index), "red", "--model", "zzz")
+    assert "known: m\N{REPLACEMENT CHARACTER}]0;title" in said and "\x1b" not in said
+    out, err = run(capsys, "index", "--out", str(index))
+    assert "m\N{REPLACEMENT CHARACTER}]0;title" in out and "\x1b" not in out + err
+    monkeypatch.setattr("cloob.serve.run.serve", lambda *_: None)
+    serve(str(index), host="127.0.0.1", port=0, token=None, model=None, browser=False)
+    err = capsys.readouterr().err
+    assert "m\N{REPLACEMENT CHARACTER}]0;title" in err and "\x1b" not in err
 
 
 @pytest.mark.nightly

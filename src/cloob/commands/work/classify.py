@@ -12,9 +12,10 @@ from pathlib import Path
 
 from cloob.commands.finding import ClassifyArguments, read_labels
 from cloob.commands.work.collection import opened
-from cloob.commands.work.showing import folder_name, free_name, hint, printable
+from cloob.commands.work.showing import folder_name, free_name, hint
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
-from cloob.errors import InputError
+from cloob.errors import InputError, message, printable
+from cloob.models.encoding import Encoder
 from cloob.search.identity import Making
 from cloob.search.index import Index
 from cloob.search.open import is_there
@@ -68,12 +69,11 @@ def _head(arguments: ClassifyArguments, index: Index) -> Head:
     if arguments.examples is None:
         assert arguments.head is not None
         return load_head(arguments.head, asked.fingerprint, asked.dim)
-    spec = arguments.model
+    model: str | Encoder | None = arguments.model
     if is_there(arguments.source):
-        index.encoder(asked, arguments.device)  # its vectors have to be of these weights
-        spec = asked.spec
+        model = index.encoder(asked, arguments.device)  # its vectors have to be of these weights
     making = Making.of(asked.fingerprint)
-    with opened(arguments.examples, spec, arguments.device, arguments.workers, making) as (examples, _):
+    with opened(arguments.examples, model, arguments.device, arguments.workers, making) as (examples, _):
         head, zero_shot = head_of(examples, arguments.examples)
     judged = head.judged
     said = f"{judged.accuracy:.1%} of {judged.examples} examples right, each held out once ({judged.folds} folds)"
@@ -137,7 +137,7 @@ def _move(index: Index, labels: Labels, folder: Path) -> int:
             _move_file(index, item, folder / folders[labels.chosen[row][0]])
             moved += 1
         except (OSError, InputError) as error:
-            said = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{item.path}: ")
+            said = error.strerror if isinstance(error, OSError) else message(error).removeprefix(f"{item.path}: ")
             print(f"cloob: {printable(item.path)} is not moved: {said}", file=sys.stderr)
             failed += 1
     also = (f", {stayed} fit no label and stay" if stayed else "") + (

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cloob.errors import printable
+from cloob.models.encoding import Encoder
 from cloob.search.build import Effort, Summary
 from cloob.search.identity import Making
 from cloob.search.index import Index
@@ -17,13 +19,14 @@ from cloob.search.update import UpdateOptions
 
 @contextmanager
 def opened(
-    source: str | Path, model: str | None, device: str, workers: int, making: Making | None = None
+    source: str | Path, model: str | Encoder | None, device: str, workers: int, making: Making | None = None
 ) -> Iterator[tuple[Index, int]]:
     """An index of a source, and how many of its pictures, folders and shards could not be read; stderr names some.
 
     Args:
         source: An index, or pictures: these are embedded into an index that is gone at the end.
-        model: The name of a model of the index; what ``load_model`` takes for pictures.
+        model: A model of the index, by name or by what it is loaded from; for pictures what ``load_model`` takes, or
+            a loaded one.
         device: Where the model embeds pictures.
         workers: Threads that decode.
         making: How pictures become vectors; None: as ``Making`` says.
@@ -32,7 +35,7 @@ def opened(
         InputError: Nothing there, or a model that cannot be loaded.
     """
     if is_there(source):
-        with Index.open(source, model=model) as index:
+        with Index.open(source, model=model if isinstance(model, str) else None) as index:
             yield index, 0
         return
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, Index.create(Path(folder) / "index") as index:
@@ -43,6 +46,8 @@ def opened(
         )
         done = index.update([source], options, progress=_show_progress if sys.stderr.isatty() else None)
         say_left_out(done)
+        if model is not None and not isinstance(model, str):
+            index.use(index.model().name, model)
         yield index, sum(done.faults.values()) + done.unread
 
 
@@ -56,12 +61,7 @@ def say_left_out(summary: Summary) -> None:
 
 
 def _such(examples: list[str], count: int) -> str:
-    return ", ".join(_printable(example) for example in examples) + (", …" if count > len(examples) else "")
-
-
-def _printable(text: str) -> str:
-    """Without what would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "�" for c in text)
+    return ", ".join(map(printable, examples)) + (", …" if count > len(examples) else "")
 
 
 def _show_progress(done: int, total: int) -> None:

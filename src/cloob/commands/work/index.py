@@ -17,7 +17,7 @@ from cloob.commands.search import INDEX_FILE
 from cloob.commands.steps import say_next
 from cloob.commands.work.collection import say_left_out
 from cloob.distributed import rank
-from cloob.errors import InputError
+from cloob.errors import InputError, message, printable
 from cloob.search.build import Effort, Summary
 from cloob.search.export import is_export
 from cloob.search.index import Index
@@ -115,7 +115,7 @@ def _agrees(error: ModelChanged) -> bool:
     """Asks whether a model's vectors may go; without a terminal nobody says so."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"cloob: {error}", file=sys.stderr)
+    print(f"cloob: {message(error)}", file=sys.stderr)
     print("Make its vectors anew? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
@@ -175,13 +175,13 @@ def _tell(summary: Summary, pictures: int) -> bool:
     print(f"pictures: {said}; {summary.embedded:,} through the model in {summary.seconds:,.1f} s{speed}")
     say_left_out(summary)
     for source, why in summary.refused.items():
-        print(f"cloob: {source}: {why}", file=sys.stderr)
+        print(f"cloob: {printable(source)}: {printable(why)}", file=sys.stderr)
     return bool(summary.refused or summary.unread or (summary.faults and not pictures))
 
 
 def _next(index: Index, address: str) -> None:
     """What is there, and the commands that come next."""
-    models = ", ".join(model.name for model in index.models)
+    models = ", ".join(printable(model.name) for model in index.models)
     print(f"{address}: {len(index):,} pictures, {models}", flush=True)
     if len(index) and models:
         say_next(["search", address, "something red"], ["serve", address, "--open"])

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cloob.commands.finding import SearchArguments, read_cutoff
-from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, printable
-from cloob.errors import InputError, counted, message
+from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths
+from cloob.errors import InputError, counted, message, printable
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
 from cloob.search.records import Item, Results

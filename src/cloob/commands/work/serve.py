@@ -6,7 +6,7 @@ import sys
 import webbrowser
 
 from cloob.commands.steps import say_next
-from cloob.errors import require
+from cloob.errors import printable, require
 from cloob.search.index import Index
 
 
@@ -20,7 +20,7 @@ def run(place: str, *, host: str, port: int, token: str | None, model: str | Non
     with opened, Index.open(place, model=model) as index:
         config = settings(host, token)
         shown = address(opened, config)
-        models = ", ".join(each.name for each in index.models)
+        models = ", ".join(printable(each.name) for each in index.models)
         print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
         print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
         if browser:

@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from cloob.commands.steps import say_next
-from cloob.errors import InputError
+from cloob.errors import InputError, message, printable
 from cloob.search.records import Hit, Item
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Text of strangers without what a terminal would obey, and on one line."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def name_of(path: str) -> str:
@@ -79,7 +72,7 @@ def copy_all(items: Sequence[Item], folder: Path, picture: Callable[[int], bytes
         try:
             fresh = write_new(folder, name_of(item.path), picture(item.id))
         except (InputError, OSError) as error:
-            print(f"cloob: {printable(item.path)} is not copied: {printable(str(error))}", file=sys.stderr)
+            print(f"cloob: {printable(item.path)} is not copied: {message(error)}", file=sys.stderr)
             failed += 1
             continue
         copied, there = copied + fresh, there + (not fresh)
