@@ -582,6 +582,50 @@ def test_an_index_from_somebody_else_runs_no_command(tmp_path: Path, how: str) -
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("how", ["picture", "update", "merge"])
+@pytest.mark.parametrize("pattern", ["*/*.tar", "x{0..99999999}.tar"])
+def test_a_pattern_from_somebody_else_is_not_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, pattern: str
+) -> None:
+    def looked(*_: object, **__: object) -> object:
+        raise AssertionError("files were looked for")
+
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    write_noise(tmp_path / "p" / "a.png", 1)
+    with Index.create(tmp_path / "theirs") as index:
+        index.update([tmp_path / "p"], options(FakeEncoder()))
+    source = str(tmp_path / pattern)
+    with sqlite3.connect(tmp_path / "theirs" / "index.sqlite") as theirs:
+        theirs.execute("UPDATE items SET source = ?, path = ?", [source, f"{tmp_path}/x.tar::a.png"])
+    theirs.close()
+    for name in ("glob.glob", "glob.iglob", "braceexpand.braceexpand"):
+        monkeypatch.setattr(name, looked)
+    with Index.open(tmp_path / "theirs", writable=True) as index:
+        ways = {
+            "picture": partial(index.picture, 1),
+            "update": partial(index.update, [], options(FakeEncoder())),
+            "merge": partial(merged_and_updated, tmp_path / "own", index),
+        }
+        with pytest.raises(InputError, match="never typed on this machine, so nothing is looked for by it"):
+            ways[how]()
+
+
+def test_a_pattern_that_was_typed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    write_tar(tmp_path / "0.tar", {"a.png": png(1)})
+    pattern = tmp_path / "{0..0}.tar"
+    with Index.create(tmp_path / "index") as index:
+        index.update([pattern], options(FakeEncoder()))
+        for note in (tmp_path / "cache" / "addresses").iterdir():
+            note.unlink()  # as in an index of an earlier version
+        with pytest.raises(InputError, match="type it once: cloob index 'PATTERN'"):
+            index.picture(1)
+        assert index.update([pattern], options(FakeEncoder())).unchanged == 1
+        assert index.picture(1) == png(1)
+        (tmp_path / "0.tar").unlink()
+        assert list(index.update([], options(FakeEncoder())).refused) == [str(pattern)]
+
+
 def test_a_source_is_not_opened_anew_for_what_cannot_be_read_now(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
 
@@ -650,4 +694,4 @@ def test_where_the_cache_cannot_be_written_it_is_said_what_that_costs(
     (tmp_path / "cache").write_text("a file, no folder")
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     remember("https://example.org/a.tar")
-    assert "its pictures will not be fetched by the index alone; CLOOB_CACHE names another folder" in caplog.text
+    assert "the index alone will not use it; CLOOB_CACHE names another folder" in caplog.text

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from cloob import distributed
+from cloob.data.shards.paths import is_pattern
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
@@ -87,11 +88,11 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
-        if name in known and is_gone(name):
+        if name in known and is_gone(name, typed=bool(sources)):
             collections.append(Gone(name))
         elif sources:
             collections.append(open_collection(source, options.scan))
-            if is_remote(name):
+            if is_remote(name) or is_pattern(name):  # a folder's too: where it is gone, it may be a pattern
                 remember(name)
         else:
             collections.append(open_named(name, options.scan))

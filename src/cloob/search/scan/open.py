@@ -22,7 +22,7 @@ from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
 from cloob.data.sources.arrow import ARROW_SUFFIXES, arrow_files, holds_images
 from cloob.data.sources.table import TABLE_SUFFIXES
 from cloob.errors import InputError
-from cloob.search.scan.addresses import check_typed
+from cloob.search.scan.addresses import check_typed, was_typed
 from cloob.search.scan.collection import SEPARATOR, Collection, ReadFailed, read_regular
 from cloob.search.scan.folder import Folder
 from cloob.search.scan.inside import Inside, holds_pictures
@@ -58,9 +58,16 @@ def source_name(spec: str | Path) -> str:
     return os.path.abspath(local_path(text))  # noqa: PTH100 - links in it stay
 
 
-def is_gone(name: str) -> bool:
-    """Whether nothing of a source is on this machine any more; of an address nobody knows that."""
+def is_gone(name: str, *, typed: bool = False) -> bool:
+    """Whether nothing of a source is on this machine any more; of an address nobody knows that.
+
+    Args:
+        name: The source.
+        typed: Whether it was typed now. No file is looked for by a pattern that never was.
+    """
     if not os.path.isabs(name) or os.path.lexists(name):  # noqa: PTH117
+        return False
+    if is_pattern(name) and not typed and not was_typed(name):
         return False
     try:
         items = expand(name, escape=os.sep == "/") if is_pattern(name) else []
@@ -112,9 +119,9 @@ def open_named(name: str, options: ScanOptions | None = None) -> Collection:
     """Opens a source that an index names and nobody has typed now; see ``open_collection``.
 
     Raises:
-        InputError: As there, or it is an address that was never typed on this machine.
+        InputError: As there, or it is an address or a pattern that was never typed on this machine.
     """
-    if is_remote(name):
+    if is_remote(name) or (is_pattern(name) and not Path(name).exists()):
         check_typed(name)
     return open_collection(name, options)
 
