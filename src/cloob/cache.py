@@ -6,7 +6,7 @@ who looks for it makes it anew. So the folder may be deleted at any time.
 
 Neither counted nor removed are ``weights/``, ``sizes/`` and ``addresses/`` in the same folder: public weights are large
 and slow to fetch, an offline machine has them put there by hand, counts are small and cost a pass over all shards, and
-which addresses were typed here only their user can say.
+what was typed here for an index only their user can say.
 """
 
 from __future__ import annotations

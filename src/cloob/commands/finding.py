@@ -54,7 +54,7 @@ class SearchArguments:
     open: bool = False
     """Show a contact sheet in the browser."""
     model: str | None = None
-    """Which of the index's models; the first when left out."""
+    """Which of the index's models, by its name or by what it is loaded from; the first when left out."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     cache: CacheArguments = field(default_factory=CacheArguments)

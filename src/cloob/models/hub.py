@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from cloob.errors import InputError, require
 from cloob.models.names import known_models, local_place
 from cloob.models.untrusted import CONFIG_FILES, check_folder
 
+_CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)
 _PATIENCE = 2.0  # seconds for a first answer
 _OFFLINE = (
     "a model folder on this disk, a model that was fetched before, `cloob demo` and "
@@ -67,8 +69,22 @@ def check_fetchable(source: str) -> None:
 
 
 @contextmanager
+def closed_hub(reason: str) -> Iterator[None]:
+    """Inside, models come from the hub's cache alone, and nobody is asked for anything.
+
+    Args:
+        reason: What the error says of a model that is not in the cache.
+    """
+    before = _CLOSED.set(reason)
+    try:
+        yield
+    finally:
+        _CLOSED.reset(before)
+
+
+@contextmanager
 def reachable_hub(source: str) -> Iterator[None]:
-    """Lets the libraries inside fetch from the hub; where it does not answer, from its cache alone and at once.
+    """Lets the libraries inside fetch from the hub; where it is closed or does not answer, from its cache alone.
 
     Args:
         source: What is being loaded, for the error.
@@ -77,13 +93,15 @@ def reachable_hub(source: str) -> Iterator[None]:
         InputError: What is not in the cache is needed, and the hub cannot be asked; the line says what works offline.
     """
     constants: Any = require("huggingface_hub.constants", "train")
-    asked = constants.HF_HUB_OFFLINE
-    offline = asked or not answers(constants.ENDPOINT)
+    asked, closed = constants.HF_HUB_OFFLINE, _CLOSED.get()
+    offline = asked or closed is not None or not answers(constants.ENDPOINT)
     constants.HF_HUB_OFFLINE = offline
     try:
         yield
     except Exception as error:
         if offline and _is_absence(error):
+            if closed is not None:
+                raise InputError(f"{source}: not on this machine, and {closed}") from error
             raise not_there(source, "HF_HUB_OFFLINE is set" if asked else no_answer(constants.ENDPOINT)) from error
         raise
     finally:
@@ -151,7 +169,8 @@ def _snapshot(name: str, where: str, patterns: Sequence[str], revision: str | No
     """The folder of a model on the hub, with those of its files that fit the patterns and lie in no sub-folder."""
     hub: Any = require("huggingface_hub", "train")
     with reachable_hub(where):
-        some = {"allow_patterns": list(patterns), "ignore_patterns": ["*/*"]}
+        offline = require("huggingface_hub.constants", "train").HF_HUB_OFFLINE
+        some = {"allow_patterns": list(patterns), "ignore_patterns": ["*/*"], "local_files_only": offline}
         return Path(hub.snapshot_download(name, revision=revision, **some))
 
 

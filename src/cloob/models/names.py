@@ -61,6 +61,17 @@ def check_source(source: str) -> None:
         raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({near})")
 
 
+def is_public(source: str) -> bool:
+    """Whether a source of ``load_model`` is a name of a fixed list: of open_clip's ``NAME/TAG`` or public checkpoints.
+
+    A file or folder of this machine that is called so is not.
+    """
+    text = source.removesuffix(":best").removesuffix(":port")
+    if source.startswith(("hf-hub:", "local-dir:")) or Path(text).expanduser().exists():
+        return False
+    return text in registry.MODELS or text.rpartition("/")[0].replace("/", "-") in known_models()
+
+
 def local_place(source: str) -> Path | None:
     """The file or folder of this machine that a model lies in; None where it is elsewhere.
 

@@ -142,7 +142,8 @@ def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:
     try:
         with translated(f"{where}: {asked}"):
             if key != "hf_tokenizer_name":
-                return open_clip().get_tokenizer(source)
+                with reachable_hub(source) if source.startswith("hf-hub:") else nullcontext():
+                    return open_clip().get_tokenizer(source)
             require("transformers", "align")
             if source.startswith("local-dir:"):
                 files = Path(source.removeprefix("local-dir:"))

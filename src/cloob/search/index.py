@@ -13,6 +13,7 @@ from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
 from cloob.search.answers import Answers
 from cloob.search.identity import changed, weights_of
+from cloob.search.named import absolute, load_named, remember_model
 from cloob.search.open import open_store
 from cloob.search.records import IndexedModel, Item
 from cloob.search.store import Store
@@ -56,18 +57,18 @@ class Index(Answers):
 
         Args:
             store: What keeps it.
-            model: The name of the model that is asked when none is named; None: the first.
+            model: The model that is asked when none is named, by name or by what it is loaded from; None: the first.
         """
         self.store = store
-        self._default = model
+        self._default = None if model is None else self._typed(model)
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, as a name may come to stand for other weights
         self._plain: dict[str, PlainEncoder | None] = {}  # likewise
         self._lock = threading.Lock()  # of the dictionaries; never held while a model is loaded
         self._loading = threading.Lock()
         self._once: OrderedDict[Hashable, Any] = OrderedDict()
         self._pictures: Pictures | None = None
-        if model is not None:
-            self.model(model)
+        if self._default is not None:
+            self.model(self._default)
 
     @classmethod
     def open(cls, address: str | Path, *, model: str | None = None, writable: bool = False) -> Self:
@@ -75,7 +76,8 @@ class Index(Answers):
 
         Args:
             address: Its folder, or ``postgresql://…``.
-            model: The name of the model that is asked when none is named; None: the first.
+            model: The model that is asked when none is named, by its name or by what it is loaded from, which is noted
+                as typed on this machine; None: the first.
             writable: Whether it is going to be changed.
 
         Raises:
@@ -91,6 +93,18 @@ class Index(Answers):
             InputError: There is one already, or the folder cannot be written.
         """
         return cls(open_store(address, create=True))
+
+    def _typed(self, model: str) -> str:
+        """The name of a model that was typed by its name, or by what it is loaded from."""
+        spec = absolute(model)
+        named = [each for each in self.models if each.name == model] or [
+            each for each in self.models if each.spec == spec
+        ]
+        if not named:
+            return model
+        if named[0].spec == spec:
+            remember_model(spec)
+        return named[0].name
 
     def close(self) -> None:
         """Lets go of the database and of the models."""
@@ -178,8 +192,6 @@ class Index(Answers):
         Raises:
             InputError: It cannot be loaded, or its weights are others than those that the index has vectors of.
         """
-        from cloob.models.fingerprint import load_with_fingerprint  # torch
-
         loaded = self._encoders.get(self.model(name).fingerprint)
         if loaded is not None:
             return loaded
@@ -188,7 +200,7 @@ class Index(Answers):
             loaded = self._encoders.get(model.fingerprint)
             if loaded is None:
                 self._let_go()
-                loaded, weights = load_with_fingerprint(model.spec, device)
+                loaded, weights = load_named(model.spec, device)
                 self._check(model, weights)
                 with self._lock:
                     self._encoders[model.fingerprint] = loaded

@@ -22,6 +22,7 @@ from cloob.search.build.forward import Forward
 from cloob.search.build.plan import Effort, Plan, Summary, make_plan
 from cloob.search.identity import Making, Precision, changed, weights_of
 from cloob.search.identity import ModelChanged as ModelChanged
+from cloob.search.named import absolute, load_named, remember_model
 from cloob.search.records import IndexedModel
 from cloob.search.scan.addresses import remember
 from cloob.search.scan.collection import Collection, Gone
@@ -152,7 +153,8 @@ class _Model:
                     f"{self.name}: its vectors were made in another way; --model with --replace-model makes them anew"
                 )
         elif isinstance(given, str | Path):
-            self.spec = _absolute(str(given))
+            self.spec = absolute(str(given))
+            remember_model(self.spec)
             self.name = options.name or default_name(str(given))
         else:
             self.name = self.spec = options.name or given.name
@@ -168,7 +170,7 @@ class _Model:
         if self._options.model is None and not self._options.replace_model:
             return
         if self._encoder is None:
-            self._encoder, weights = load_with_fingerprint(self.spec, self._device)
+            self._encoder, weights = self._load()
         else:
             weights = fingerprint(self._encoder)
         known = self._store.models()
@@ -202,12 +204,18 @@ class _Model:
         """The model."""
         with self._lock:
             if self._encoder is None:
-                encoder, weights = load_with_fingerprint(self.spec, self._device)
+                encoder, weights = self._load()
                 old = next(model for model in self._store.models() if model.name == self.name)
                 if weights_of(old.fingerprint) != weights:
                     raise changed(old, self._store.address)
                 self._encoder = encoder
             return self._encoder
+
+    def _load(self) -> tuple[Encoder, str]:
+        """The model and its weights' fingerprint, as it was typed now or as the index names it."""
+        if self._options.model is not None:
+            return load_with_fingerprint(self.spec, self._device)
+        return load_named(self.spec, self._device)
 
     def _chosen(self, making: Making) -> Making:
         """A way of making vectors, but for what was asked for."""
@@ -220,14 +228,6 @@ def default_name(spec: str) -> str:
     if spec.startswith(("hf-hub:", "local-dir:")):
         spec = spec.partition(":")[2]
     return Path(spec).name if Path(spec.removesuffix(":best")).exists() else spec
-
-
-def _absolute(spec: str) -> str:
-    """A path that is found from anywhere; any other name as it is."""
-    local = spec.removeprefix("local-dir:")
-    path = Path(local).expanduser()
-    there = path.exists() or Path(str(path).removesuffix(":best")).exists()
-    return f"{spec[: len(spec) - len(local)]}{path.absolute()}" if there else spec
 
 
 def _width(encoder: Encoder) -> int:

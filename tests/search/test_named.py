@@ -1,0 +1,101 @@
+"""What an index names as its model is fetched only where it was typed on this machine, or is of a fixed list."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from index_fakes import FakeEncoder, options, write_noise
+
+from cloob.errors import InputError
+from cloob.models.names import is_public
+from cloob.search.index import Index
+from cloob.search.update import UpdateOptions
+
+TRACKER = "hf-hub:evil/tracker"
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was asked of a network, which never answers."""
+    found: list[str] = []
+    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("cloob.models.hub.answers", found.append)
+    return found
+
+
+def theirs(folder: Path, spec: str) -> Path:
+    """An index of somebody else, who names this model."""
+    write_noise(folder / "pictures" / "a.png", 1)
+    with Index.create(folder / "index") as index:
+        index.update([folder / "pictures"], options(FakeEncoder()))
+    with sqlite3.connect(folder / "index" / "index.sqlite") as file:
+        file.execute("UPDATE models SET spec = ?", [spec])
+    file.close()
+    return folder / "index"
+
+
+WAYS: dict[str, Callable[[Index], object]] = {
+    "search": lambda index: index.search("red"),
+    "encoder": lambda index: index.encoder(),
+    "replace": lambda index: index.update([], UpdateOptions(replace_model=True)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, asked: list[str], way: str) -> None:
+    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index:
+        with pytest.raises(InputError, match=f"so it is not fetched; .* type it once: --model {TRACKER}$"):
+            WAYS[way](index)
+        assert not asked
+    for typed in (TRACKER, None):  # which is remembered
+        index = Index.open(tmp_path / "index", model=typed, writable=True)
+        with index, pytest.raises(InputError, match="does not answer"):
+            WAYS[way](index)
+
+
+def test_what_was_typed_for_cloob_index_is_remembered(tmp_path: Path, asked: list[str]) -> None:
+    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index:
+        with pytest.raises(InputError, match="does not answer"):
+            index.update([], UpdateOptions(model=TRACKER, name="fake"))
+        with pytest.raises(InputError, match="does not answer"):
+            index.encoder()
+
+
+def test_a_name_of_the_index_is_no_address(tmp_path: Path, asked: list[str]) -> None:
+    place = theirs(tmp_path, TRACKER)
+    with sqlite3.connect(place / "index.sqlite") as file:
+        file.execute("UPDATE models SET name = 'hf-hub:good/model'")
+    file.close()
+    with Index.open(place, model="hf-hub:good/model") as index, pytest.raises(InputError, match="is not fetched"):
+        index.encoder()
+    assert not asked
+
+
+def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(
+    tmp_path: Path, asked: list[str]
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    head = {"features": 2, "embed_dim": 2, "kind": "linear", "dropout": 0.0}
+    said = {"format": 1, "image_size": 32, "image_encoder": TRACKER, "text_encoder": TRACKER}
+    marks = {"image_fingerprint": "a", "text_fingerprint": "a", "heads": {"image": head, "text": head}}
+    (folder / "aligned.json").write_text(json.dumps(said | marks))
+    with Index.open(theirs(tmp_path, str(folder))) as index, pytest.raises(InputError, match="so it is not fetched"):
+        index.encoder()
+    assert not asked
+    with Index.open(tmp_path / "index", model=str(folder)) as index, pytest.raises(InputError, match="does not answer"):
+        index.encoder()
+
+
+def test_names_of_fixed_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_public("ViT-B-32/openai") and is_public("ViT-B/32/openai") and is_public("ml-jku/rn50-yfcc:port")
+    assert not any(map(is_public, (TRACKER, "evil/tracker", "hf-hub:RN50/openai", "runs/mine:best")))
+    (tmp_path / "RN50" / "openai").mkdir(parents=True)  # which is then what is loaded
+    assert not is_public("RN50/openai") and not is_public("RN50/openai:best")
