@@ -100,6 +100,14 @@ def test_formats_that_are_decoded_in_python(monkeypatch: pytest.MonkeyPatch, hea
     assert said.startswith("image too large: 5000×5000 pixels of ") and said.endswith("the limit is 16,777,216")
 
 
+@pytest.mark.parametrize("bare", [True, False])
+def test_jpeg_2000_is_not_read(monkeypatch: pytest.MonkeyPatch, bare: bool) -> None:
+    """As a picture and within an icon; its precincts of a few pixels take a kilobyte each."""
+    data = saved("JPEG2000", "RGB", no_jp2=bare)
+    assert refused(monkeypatch, data).startswith("no decoder: JPEG 2000 is not read")
+    assert refused(monkeypatch, icon(data)).startswith("corrupt image")
+
+
 def test_a_ppm_of_comments(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.all(np.asarray(pictures.decode(b"P2 2 1 255 # two\n7 7 # pixels\n")) == 7)
     assert refused(monkeypatch, b"P2 1 1 9 " + 2000 * b"#\n" + b"0 ") == "corrupt image: more than 1,000 comments"

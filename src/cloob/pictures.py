@@ -55,10 +55,11 @@ Fault = Literal["corrupt image", "image too large", "no decoder"]
 # not among them.
 _FORMATS = ((b"\xff\xd8\xff", ("JPEG",)), (b"\x89PNG", ("PNG",)), (b"RIFF", ("WEBP",)))
 _OTHERS = (
-    *("GIF", "BMP", "TIFF", "PPM", "JPEG2000", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG"),
+    *("GIF", "BMP", "TIFF", "PPM", "DIB", "ICO", "PCX", "PSD", "QOI", "SGI", "WEBP", "PNG", "JPEG"),
     "TGA",  # last: it has no magic
 )
 _ICON = b"\0\0\1\0"
+_JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _IN_PYTHON = ("bmp_rle", "ppm_plain", "qoi")  # Pillow's names of decoders
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")  # marker and length, of one to four channels
 _MOST_LAYERS = 8  # over each other in a file, each of another channel
@@ -113,7 +114,7 @@ class Encoded:
 
         Raises:
             Unreadable: ``"corrupt image"``, ``"image too large"`` above ``MAX_PIXELS``, ``SLOW_PIXELS`` or
-                ``MAX_SCANNED``, or ``"no decoder"`` for a format that needs another package.
+                ``MAX_SCANNED``, or ``"no decoder"`` for a format that needs another package, and for JPEG 2000.
         """
         self._bytes = len(data)
         with warnings.catch_warnings():
@@ -282,6 +283,8 @@ def axes(orientation: int) -> tuple[bool, bool, bool]:
 
 def _formats(data: bytes) -> tuple[str, ...]:
     """The formats that the first bytes leave possible."""
+    if data.startswith(_JPEG_2000):  # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
+        raise Unreadable("no decoder", "JPEG 2000 is not read; convert it to PNG or JPEG")
     if data[4:8] == b"ftyp":
         box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
         brands = {box[i : i + 4] for i in range(0, len(box), 4)}
