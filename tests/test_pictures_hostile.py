@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from cloob import pictures
 
@@ -98,6 +98,59 @@ def test_a_run_length_coded_bmp(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_formats_that_are_decoded_in_python(monkeypatch: pytest.MonkeyPatch, head: bytes) -> None:
     said = refused(monkeypatch, head + bytes(100))
     assert said.startswith("image too large: 5000×5000 pixels of ") and said.endswith("the limit is 16,777,216")
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options", "bytes_a_pixel"),
+    [
+        ("JPEG", "RGB", {}, 6),
+        ("JPEG", "CMYK", {"progressive": True}, 8),
+        ("PNG", "RGB", {}, 4),
+        ("PNG", "RGB", {"exif": TURNED}, 8),
+        ("PNG", "RGB", {"transparency": (7, 7, 7)}, 12),
+        ("PNG", "P", {}, 5),
+        ("PNG", "P", {"transparency": 7, "exif": TURNED}, 9),
+        ("PNG", "RGBA", {}, 8),
+        ("TIFF", "RGB", {}, 4),
+        ("TIFF", "RGB", {"tiffinfo": {0x0112: 6}}, 8),
+        ("WEBP", "RGB", {}, 16),
+        ("AVIF", "RGB", {}, 12),
+    ],
+)
+def test_what_a_picture_takes_is_limited(
+    monkeypatch: pytest.MonkeyPatch, kind: str, mode: str, options: dict[str, object], bytes_a_pixel: int
+) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    data = saved(kind, mode, **options)
+    limit = bytes_a_pixel * SIDE * SIDE
+    assert pictures.MAX_DECODED_BYTES >= 178_956_970 * 6  # JPEGs in colour: as many pixels as ever
+    monkeypatch.setattr(pictures, "MAX_DECODED_BYTES", limit)
+    assert pictures.decode(data).size == (SIDE, SIDE)
+    monkeypatch.setattr(pictures, "MAX_DECODED_BYTES", limit - 1)
+    assert refused(monkeypatch, data) == f"image too large: 64×64 pixels of {kind} of mode {mode}, the limit is 4,095"
+
+
+def test_transparency_behind_the_pixels_counts_before_it_is_composited(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved("PNG", "RGB", transparency=(7, 7, 7))
+    start, end = data.index(b"tRNS") - 4, data.index(b"tRNS") + 14
+    data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
+    monkeypatch.setattr(pictures, "MAX_DECODED_BYTES", 5 * SIDE * SIDE)
+    encoded = pictures.Encoded(data)
+    with pytest.raises(pictures.Unreadable, match=r"image too large.*the limit is 1,706"):
+        encoded.rgb()
+
+
+def test_a_tiff_of_one_part_that_would_be_held_beside_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = zlib.compress(bytes(100))
+    tags = {256: 10_000, 257: 10_000, 259: 8, 262: 2, 277: 3, 273: 8, 279: len(content)}
+    data = tiff({**tags, 258: [16, 16, 16]}, content)
+    assert refused(monkeypatch, data) == "image too large: 600,000,000 bytes in one part, the limit is 536,870,912"
+    assert pictures.Encoded(tiff({**tags, 258: [8, 8, 8]}, content)).size == (10_000, 10_000)
 
 
 @pytest.mark.parametrize("bare", [True, False])

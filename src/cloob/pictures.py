@@ -33,6 +33,9 @@ from cloob.files import TooLarge, read_at_most
 MAX_PIXELS = 178_956_970
 """An image with more pixels is refused by its header: Pillow's own bound. At 4 bytes a pixel it takes 0.7 GB."""
 
+MAX_DECODED_BYTES = 1 << 30
+"""An image is refused that would take more than about this at any time, until it is upright RGB."""
+
 MAX_IMAGE_BYTES = 256 * 1024 * 1024
 """An image file of more bytes is refused before it is read."""
 
@@ -62,8 +65,10 @@ _ICON = b"\0\0\1\0"
 _JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _IN_PYTHON = ("bmp_rle", "ppm_plain", "qoi")  # Pillow's names of decoders
 _SCAN = re.compile(rb"\xff\xda\0[\x08\x0a\x0c\x0e]")  # marker and length, of one to four channels
+_HELD = {"WEBP": 16, "AVIF": 12, "HEIF": 8}  # bytes a pixel, as measured
 _MOST_LAYERS = 8  # over each other in a file, each of another channel
 _MOST_SHARED = 16  # how often parts of a TIFF may have the same bytes
+_MOST_PART = 512 << 20  # bytes of a strip or tile of a TIFF, which is held whole beside the picture
 _BLOCK = 1024  # pixels a side
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
@@ -113,8 +118,9 @@ class Encoded:
             data: The bytes of a file: JPEG, PNG, WebP, GIF, AVIF, HEIC, TIFF, BMP, and what else ``_OTHERS`` names.
 
         Raises:
-            Unreadable: ``"corrupt image"``, ``"image too large"`` above ``MAX_PIXELS``, ``SLOW_PIXELS`` or
-                ``MAX_SCANNED``, or ``"no decoder"`` for a format that needs another package, and for JPEG 2000.
+            Unreadable: ``"corrupt image"``, ``"image too large"`` above ``MAX_PIXELS``, ``MAX_DECODED_BYTES``,
+                ``SLOW_PIXELS`` or ``MAX_SCANNED``, or ``"no decoder"`` for a format that needs another package, and
+                for JPEG 2000.
         """
         self._bytes = len(data)
         with warnings.catch_warnings():
@@ -181,7 +187,8 @@ class Encoded:
             A loaded image of mode RGB without metadata.
 
         Raises:
-            Unreadable: ``"corrupt image"``.
+            Unreadable: ``"corrupt image"``, or ``"image too large"`` where transparency or EXIF behind the pixels of a
+                PNG lead above ``MAX_DECODED_BYTES``.
         """
         orientation = self.orientation  # which goes with the metadata
         with warnings.catch_warnings():
@@ -193,8 +200,11 @@ class Encoded:
                     # Pillow takes the largest factor that leaves at least this much, which is `factor` itself.
                     self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
                 self._image.load()
+                _check_pixels(self._image)
                 image = _rgb(self._image)
                 image.info.clear()
+            except Unreadable:
+                raise
             except Exception as error:
                 raise self._bad(error) from None
         return _turned(image, orientation) if upright else image
@@ -311,6 +321,22 @@ def _check_pixels(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
+    most = MAX_DECODED_BYTES // _bytes_a_pixel(image)
+    if width * height > most:
+        kind = f"{image.format or 'an image'} of mode {image.mode}"
+        raise Unreadable("image too large", f"{width}×{height} pixels of {kind}, the limit is {most:,}")
+
+
+def _bytes_a_pixel(image: Image.Image) -> int:
+    """What is held at once on the way to upright RGB, about."""
+    if image.format in ("JPEG", "MPO"):  # coefficients, if it has several scans; of the pixels it gives few
+        return 2 * len(image.getbands())
+    if image.format in _HELD:
+        return _HELD[image.format]
+    layer = image.has_transparency_data and image.mode != "RGBA"
+    turned = "exif" in image.info or (image.format == "TIFF" and _ORIENTATION in image.tag_v2)  # type: ignore[attr-defined]
+    copies = (image.mode != "RGB" or image.has_transparency_data) + (layer or turned)
+    return (1 if image.mode in ("1", "L", "P") else 4) + 4 * copies
 
 
 def _check(image: Image.Image, data: bytes) -> None:
@@ -350,6 +376,11 @@ def _check_parts(tags: Mapping[int, Any], size: int) -> None:
     if padded > MAX_PIXELS:
         raise Unreadable("image too large", f"{padded:,} pixels in tiles, the limit is {MAX_PIXELS:,}")
     counts = tags.get(Base.TileByteCounts) or tags.get(Base.StripByteCounts, ())
+    whole = tags[Base.ImageLength]
+    rows = tags.get(Base.TileLength) or min(tags.get(Base.RowsPerStrip, whole), whole)
+    part = rows * tags.get(Base.TileWidth, tags[Base.ImageWidth]) * sum(tags.get(Base.BitsPerSample, (1,))) // 8
+    if part > _MOST_PART:
+        raise Unreadable("image too large", f"{part:,} bytes in one part, the limit is {_MOST_PART:,}")
     if sum(counts) > _MOST_SHARED * size:
         raise Unreadable("corrupt image", f"its parts have {sum(counts):,} bytes, the file {size:,}")
 
