@@ -215,6 +215,12 @@ def old_sparse(blocks: int) -> bytes:
         header("long", 2**80, tarfile.GNUTYPE_LONGNAME),
         header("long", 2 << 20, tarfile.GNUTYPE_LONGNAME, b"a" * (2 << 20)) + header("9.png", 3, content=b"abc"),
         header("long", 2, tarfile.GNUTYPE_LONGNAME, b"a") * 1500,
+        header("long", 4102, tarfile.GNUTYPE_LONGNAME, b"a" * 4097 + b".png\0") + header("9.png", 3, content=b"abc"),
+        extended(b"path=a.png/", kind=tarfile.XGLTYPE) + header("9.png", 3, content=b"abc"),
+        extended(b"linkpath=a", kind=tarfile.XGLTYPE) + header("9.png", 3, content=b"abc"),
+        extended(b"a=b", b"size=512", kind=tarfile.XGLTYPE) + header("9.png", 3, content=b"abc"),
+        extended(*(b"key%d=b" % i for i in range(101)), kind=tarfile.XGLTYPE) + header("9.png", 3, content=b"abc"),
+        b"".join(extended(b"key%d=b" % i, kind=tarfile.XGLTYPE) for i in range(101)) + header("9.png", 3, content=b"a"),
         extended(b"size=0") * 1500,
         extended(b"size=-1536") + header("9.png", 3, content=b"abc"),  # leads back to where it stands
         extended(b"GNU.sparse.map=0,x") + header("9.png", 3, content=b"abc"),
@@ -233,6 +239,12 @@ def old_sparse(blocks: int) -> bytes:
         "long",
         "endless",
         "names",
+        "name",
+        "global-path",
+        "global-link",
+        "global-size",
+        "global-records",
+        "global-headers",
         "extended",
         "back",
         "sparse",
@@ -280,6 +292,14 @@ def test_no_header_has_the_archive_read(tmp_path: Path, damaged: bytes) -> None:
         assert tracemalloc.get_traced_memory()[1] < 500_000
     finally:
         tracemalloc.stop()
+
+
+def test_records_for_all_members_that_name_none_are_no_harm(shards: Path) -> None:
+    """git archive writes one."""
+    path = shards / "00000.tar"
+    path.write_bytes(extended(b"comment=0123456789", kind=tarfile.XGLTYPE) + path.read_bytes())
+    listing = TarReader((path,)).listing(0)
+    assert listing.cut is None and outcomes(open_source(shards))[:2] == ["pair 0", "pair 1"]
 
 
 def test_an_empty_shard_among_others_is_a_loss(shards: Path) -> None:

@@ -18,7 +18,7 @@ import tarfile
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -40,7 +40,10 @@ _DAMAGE = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionErr
 _RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _MOST_EXTENDED = 1 << 20
-_RECORD = re.compile(rb"([0-9]{1,20}) [^=]+=")
+_MOST_NAME = 4096  # as Linux has it
+_MOST_GLOBAL = 100  # records that hold for all members behind them
+_OF_ONE = re.compile(rb"path|linkpath|size|GNU\.sparse\..*", re.DOTALL)  # what no two members have in common
+_RECORD = re.compile(rb"([0-9]{1,20}) ([^=]+)=")
 _LONG_NUMBER = re.compile(rb"[0-9]{256}")
 _BLOCK = 512
 _pread: Callable[[int, int, int], bytes] | None = getattr(os, "pread", None)  # Windows has none
@@ -233,7 +236,8 @@ class _Header(tarfile.TarInfo):
             raise tarfile.HeaderError
         if self.type in _RECORDS:
             at = archive.fileobj.tell()
-            if not _are_records(archive.fileobj.read(self.size)):
+            keys = _keys(archive.fileobj.read(self.size))
+            if keys is None or (self.type == tarfile.XGLTYPE and not _may_be_global(keys, archive.pax_headers)):
                 raise tarfile.HeaderError
             archive.fileobj.seek(at)
         return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
@@ -245,16 +249,22 @@ class _Header(tarfile.TarInfo):
     _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse
 
 
-def _are_records(content: bytes) -> bool:
-    """Whether an extended header holds ``LENGTH KEY=VALUE`` lines one after the other, zeros behind them."""
-    at = 0
+def _keys(content: bytes) -> list[bytes] | None:
+    """The keys of an extended header; None unless it holds ``LENGTH KEY=VALUE`` lines in a row, zeros behind them."""
+    at, keys = 0, []
     while at < len(content) and content[at]:
         record = _RECORD.match(content, at)
         end = at + int(record[1]) if record else 0
         if record is None or not record.end() < end <= len(content) or content[end - 1 : end] != b"\n":
-            return False
+            return None
+        keys.append(record[2])
         at = end
-    return not _LONG_NUMBER.search(content)
+    return None if _LONG_NUMBER.search(content) else keys
+
+
+def _may_be_global(keys: list[bytes], before: Mapping[str, str]) -> bool:
+    """Whether records may hold for all members: each is gone over, and a name copied, for every one of them."""
+    return len(keys) + len(before) <= _MOST_GLOBAL and not any(map(_OF_ONE.fullmatch, keys))
 
 
 def _scan(path: Path, file: IO[bytes], block: Callable[[int], bytes]) -> TarListing:
@@ -274,7 +284,8 @@ def _scan(path: Path, file: IO[bytes], block: Callable[[int], bytes]) -> TarList
     try:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined] # tarfile keeps every header otherwise, a kilobyte each
-            if info.size < 0 or tar.offset <= info.offset:  # a size that leads back would be followed for ever
+            # A size that leads back would be followed for ever.
+            if info.size < 0 or tar.offset <= info.offset or len(info.name) > _MOST_NAME:
                 raise tarfile.HeaderError
             if info.isreg() and info.offset_data + info.size <= size:
                 members.append(Member(info.name, info.offset_data, info.size))
