@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import random
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -96,6 +97,25 @@ def test_compressed_shards_have_a_limit(tmp_path: Path, write_tar: WriteTar, mon
         write_tar(tmp_path / f"{i}.tar.gz", {"a.png": bytes(1_500_000), "a.txt": b"a"})
     with pytest.raises(InputError, match=r"1\.tar\.gz and the tars before it unpack to more than 2,000,000 bytes"):
         open_source(tmp_path)
+
+
+def test_a_small_file_unpacks_to_a_multiple_of_its_size(
+    tmp_path: Path, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tarindex, "_LEAST_LIMIT", 1_000_000)
+    bomb = write_tar(tmp_path / "0.tar.bz2", {"a.png": bytes(3_000_000), "a.txt": b"a"})
+    with pytest.raises(InputError, match=r"0\.tar\.bz2 unpacks to more than 1,000,000 bytes"):
+        TarReader((bomb,)).listing(0)
+    noise = random.Random(0).randbytes(8_000_000)
+    path = write_tar(tmp_path / "1.tar.gz", {"a.png": noise, "a.txt": b"a"})
+    reader = TarReader((path,))
+    tracemalloc.start()
+    try:
+        member = reader.listing(0).members[0]
+        assert tracemalloc.get_traced_memory()[1] < 12_000_000  # it is there once
+    finally:
+        tracemalloc.stop()
+    assert reader.read(0, member.offset, member.size) == noise
 
 
 def test_names_are_split_as_webdataset_splits_them() -> None:

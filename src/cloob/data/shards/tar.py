@@ -2,7 +2,7 @@
 
 A tar is scanned once, header by header: plain files here, anything else by the standard library. Afterwards a member
 is one read. A compressed tar (gzip, bzip2, xz; told by its first bytes, as WebDataset and GNU tar do) is unpacked into
-memory once, up to ``MAX_UNPACKED_BYTES``.
+memory once, up to ``MAX_UNPACKED_BYTES``, and where it is small up to a multiple of its size.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _MAGIC: tuple[tuple[bytes, Callable[[Path], gzip.GzipFile | bz2.BZ2File | lzma.L
 _DAMAGE = (tarfile.TarError, ValueError, IndexError, OverflowError, RecursionError, MemoryError)
 _RECORDS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_MOST_RATIO = 200  # of what a tar unpacks to, to its size: pictures barely compress, headers and captions 100-fold
+_LEAST_LIMIT = 64 << 20  # whatever the ratio
 _MOST_EXTENDED = 1 << 20
 _MOST_NAME = 4096  # as Linux has it
 _MOST_GLOBAL = 100  # records that hold for all members behind them
@@ -153,7 +155,7 @@ class TarReader:
             data, cut = _unpack(path)
             self._unpacked[tar] = data
             if data is not None and self.unpacked_bytes > MAX_UNPACKED_BYTES:
-                raise _too_large(f"{path} and the tars before it unpack")
+                raise _too_large(f"{path} and the tars before it unpack", MAX_UNPACKED_BYTES)
             if data is None:
                 handle = _Handle(path)
                 with path.open("rb") as file:
@@ -196,24 +198,23 @@ def _unpack(path: Path) -> tuple[bytes | None, str | None]:
     opener = next((opener for magic, opener in _MAGIC if start.startswith(magic)), None)
     if opener is None:
         return None, None
-    data, cut = bytearray(), None
+    most = min(MAX_UNPACKED_BYTES, max(_LEAST_LIMIT, _MOST_RATIO * path.stat().st_size))
+    data, cut = io.BytesIO(), None  # gives its bytes away without a copy
     with opener(path) as file:
         try:
             while chunk := file.read1(1 << 16):  # read() would withhold what precedes a cut
-                data += chunk
-                if len(data) > MAX_UNPACKED_BYTES:
-                    raise _too_large(f"{path} unpacks")
+                data.write(chunk)
+                if data.tell() > most:
+                    raise _too_large(f"{path} unpacks", most)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-            if not data:
+            if not data.tell():
                 raise InputError(f"{path} cannot be unpacked: {error}") from None
-            cut = f"the compressed data ends after {len(data):,} unpacked bytes: {error}"
-    return bytes(data), cut
+            cut = f"the compressed data ends after {data.tell():,} unpacked bytes: {error}"
+    return data.getvalue(), cut
 
 
-def _too_large(what: str) -> InputError:
-    return InputError(
-        f"{what} to more than {MAX_UNPACKED_BYTES:,} bytes: unpack what is compressed to plain .tar, read in place"
-    )
+def _too_large(what: str, most: int) -> InputError:
+    return InputError(f"{what} to more than {most:,} bytes: unpack what is compressed to plain .tar, read in place")
 
 
 def _is_header(block: bytes) -> bool:
