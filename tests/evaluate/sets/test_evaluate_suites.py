@@ -206,6 +206,36 @@ def test_a_list_that_no_memory_holds_is_refused_unread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "files", "old"),
+    [
+        ("birdsnap", ("birdsnap/images.txt", "birdsnap/test_images.txt"), "Allens_Hummingbird/1.jpg"),
+        ("gtsrb", ("gtsrb/GT-final_test.csv",), "00000.ppm"),
+        ("ucf101", ("ucf101/ucfTrainTestlist/testlist01.txt",), "YoYo/v_YoYo_g01_c01.avi"),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_list_leads_not_out_of_the_root(
+    tmp_path: Path, name: str, files: tuple[str, ...], old: str, absolute: bool
+) -> None:
+    root, secret = tmp_path / "root", tmp_path / "YoYo" / "secret.jpg"
+    MAKERS[name](root)
+    put(secret)
+    outside = str(secret) if absolute else "../" * 40 + str(secret).lstrip("/")
+    for file in files:
+        put(root / file, (root / file).read_text().replace(old, outside))
+    with pytest.raises(InputError, match=rf"^{name}: its lists name '.*YoYo/secret\.jpg', which is not below"):
+        open_paper_set(name, root)
+
+
+def test_a_set_may_be_a_link(tmp_path: Path) -> None:
+    """As where the sets lie on several disks."""
+    ucf101(tmp_path / "disk")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "ucf101").symlink_to(tmp_path / "disk" / "ucf101")
+    assert open_paper_set("ucf101", tmp_path / "root").read(0)[1] == picture("red")
+
+
+@pytest.mark.parametrize(
     ("name", "file", "damage"),
     [
         ("stanford_cars", "stanford_cars/cars_test_annos_withlabels.mat", lambda old: old[: len(old) // 2]),

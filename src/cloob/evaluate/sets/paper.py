@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,16 @@ def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
         raise InputError(
             f"{name}: labels from {labels.min()} to {labels.max()} found, 0 to {len(classnames) - 1} would be right"
         )
-    pictures = FilePictures(root, [path.relative_to(root).as_posix() for path, _ in samples])
+    pictures = FilePictures(root, [_below(name, root, path) for path, _ in samples])
     return LabelledSet(name, classnames, templates, labels, pictures)
+
+
+def _below(name: str, root: Path, path: Path) -> str:
+    """A picture's path below the root, without ``..``: its list may have come from anywhere."""
+    below = Path(os.path.relpath(path, root))
+    if below.parts[:1] == (os.pardir,):
+        raise InputError(f"{name}: its lists name {os.path.normpath(path)[:300]!r}, which is not below {root}")
+    return below.as_posix()
 
 
 def prompts_of(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
