@@ -27,6 +27,10 @@ _SPLITS = {"train", "val", "valid", "validation", "test"}
 _NUMBER = re.compile(r"[0-9]{1,7}")
 _MOST_BYTES = 1 << 10  # of a file that holds a number alone
 _MOST_NAMES = 16 << 20  # bytes
+_MOST_LINE = 4096  # characters of a name or a template
+_MOST_PLACES = 10  # for the name in a template
+_MOST_PROMPTS = 10_000_000
+_MOST_CHARACTERS = 250_000_000  # of all prompts; those of ImageNet-21k with 80 templates have some 90 million
 _TEMPLATE_FILES = ("zeroshot_classification_templates.txt", "templates.txt")
 
 
@@ -150,13 +154,19 @@ def _open_shards(folder: Path, split: str) -> LabelledSet:
     if not labels:
         raise InputError(f"{folder / split} holds no samples (an image and a .cls each)")
     pictures = _TarPictures(reader, keys, shards, places)
-    return LabelledSet(folder.name, classnames, _read_templates(folder), np.array(labels, np.int64), pictures)
+    return LabelledSet(
+        folder.name, classnames, _read_templates(folder, classnames), np.array(labels, np.int64), pictures
+    )
 
 
 def _shard_paths(part: Path) -> tuple[Path, ...]:
     counter = part / "nshards.txt"
     if not counter.is_file():
-        return tuple(sorted(path for path in part.iterdir() if is_tar(path)))
+        found = sorted(path for path in part.iterdir() if is_tar(path))
+        for path in found:
+            if not path.is_file():
+                raise InputError(f"{path} is no file, but a folder, a pipe or a device")
+        return tuple(found)
     with counter.open("rb") as file:
         text = _text(file.read(_MOST_BYTES))
     if not _NUMBER.fullmatch(text) or int(text) < 1:
@@ -233,7 +243,7 @@ def _open_folders(folder: Path, root: Path) -> LabelledSet:
     return LabelledSet(
         folder.resolve().name,
         classnames,
-        _read_templates(folder),
+        _read_templates(folder, classnames),
         np.array(labels, np.int64),
         FilePictures(root, paths),
     )
@@ -276,10 +286,12 @@ def _read_lines(path: Path) -> tuple[str, ...] | None:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise InputError(f"{path}: line {number} is empty, and a line's number is its label")
+        if len(line) > _MOST_LINE:
+            raise InputError(f"{path}: line {number} has {len(line):,} characters, at most {_MOST_LINE:,} are read")
     return tuple(line.strip() for line in lines)
 
 
-def _read_templates(folder: Path) -> tuple[str, ...]:
+def _read_templates(folder: Path, classnames: Sequence[str]) -> tuple[str, ...]:
     for name in _TEMPLATE_FILES:
         templates: Sequence[str] | None = _read_lines(folder / name)
         if templates is None:
@@ -287,5 +299,15 @@ def _read_templates(folder: Path) -> tuple[str, ...]:
         for number, template in enumerate(templates, 1):
             if "{c}" not in template:
                 raise InputError(f"{folder / name}: line {number} has no {{c}} for the class name: {template!r}")
+            if template.count("{c}") > _MOST_PLACES:
+                raise InputError(f"{folder / name}: line {number} has more than {_MOST_PLACES} {{c}}")
+        prompts = len(classnames) * len(templates)
+        characters = len(classnames) * sum(map(len, templates))
+        characters += sum(map(len, classnames)) * sum(template.count("{c}") for template in templates)
+        if prompts > _MOST_PROMPTS or characters > _MOST_CHARACTERS:
+            raise InputError(
+                f"{folder / name}: {len(templates):,} templates for {len(classnames):,} classes are {prompts:,} "
+                f"prompts of {characters:,} characters; at most {_MOST_PROMPTS:,} and {_MOST_CHARACTERS:,} are made"
+            )
         return tuple(templates)
     return DEFAULT_TEMPLATES
