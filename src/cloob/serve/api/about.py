@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from cloob.search.records import valid
 from cloob.serve.api import schemas
 from cloob.serve.api.find import collection
 
@@ -17,7 +18,7 @@ async def health(request: Request) -> Any:
     """That the server is there, and in which state the index is: ``revision`` grows with each change."""
     held = collection(request)
     pictures, revision, models = await held.search(
-        lambda: (len(held.index), held.index.revision(), [model.name for model in held.index.models])
+        lambda: (len(held.index), held.index.revision(), [valid(model.name) for model in held.index.models])
     )
     return {"status": "ok", "pictures": pictures, "revision": revision, "models": models}
 
@@ -26,4 +27,4 @@ async def health(request: Request) -> Any:
 async def models(request: Request) -> Any:
     """The models whose vectors the index holds; the first is asked where a query names none."""
     held = collection(request)
-    return [{"name": model.name, "dim": model.dim} for model in await held.models()]
+    return [{"name": valid(model.name), "dim": model.dim} for model in await held.models()]

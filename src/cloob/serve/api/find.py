@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 
-from cloob.search.records import Results
+from cloob.search.records import Results, valid
 from cloob.search.sort.classify import NONE, TEMPLATES, LabelOptions, Labels
 from cloob.search.store import Ids, Vectors
 from cloob.serve.api import schemas
@@ -74,7 +74,7 @@ async def classify(request: Request, query: schemas.ClassifyQuery) -> Any:
             held.index.classify(query.labels, options, where=query.where or None, model=model.name),
         )
     )
-    return {"model": model.name, "revision": revision, **_by_label(sorted_, query.top)}
+    return {"model": valid(model.name), "revision": revision, **_by_label(sorted_, query.top)}
 
 
 @router.post("/explain", response_model=schemas.Explained)
@@ -100,7 +100,7 @@ async def explain(request: Request, query: schemas.ExplainQuery) -> Any:
         for picture in retrieved.pictures
     ]
     return {
-        "model": model.name,
+        "model": valid(model.name),
         "beta": retrieved.beta,
         "memory": retrieved.memory,
         "effective": retrieved.effective,
@@ -126,7 +126,7 @@ async def map_(
     )
     rounded = np.round(np.asarray(points, dtype=np.float64), 4)
     return {
-        "model": asked.name,
+        "model": valid(asked.name),
         "revision": revision,
         "ids": np.asarray(ids).tolist(),
         "x": rounded[:, 0].tolist(),
@@ -142,7 +142,7 @@ async def embed(request: Request, query: schemas.EmbedQuery) -> Any:
     texts = await asyncio.gather(*(held.row([Part(words=text)], model) for text in query.texts))
     uploads = await asyncio.gather(*(held.row([Part(upload=upload)], model) for upload in query.uploads))
     rows = {"texts": [row.tolist() for row in texts], "uploads": [row.tolist() for row in uploads]}
-    return {"model": model.name, "dim": model.dim, **rows}
+    return {"model": valid(model.name), "dim": model.dim, **rows}
 
 
 def _cosine(value: float) -> float:
@@ -163,7 +163,7 @@ def _found(held: Collection, revision: int, results: Results) -> dict[str, Any]:
         for hit in results.hits
     ]
     return {
-        "model": results.model,
+        "model": valid(results.model),
         "revision": revision,
         "searched": results.searched,
         "cut": results.cut,

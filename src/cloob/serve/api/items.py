@@ -8,6 +8,7 @@ from fastapi import APIRouter, File, Query, Request, Response, UploadFile
 
 from cloob.errors import InputError
 from cloob.pictures import Unreadable
+from cloob.search.records import valid
 from cloob.search.where import NUMBERS, TEXTS, parse
 from cloob.serve.api import schemas
 from cloob.serve.api.find import IdPath, WhereQuery, collection
@@ -49,7 +50,7 @@ async def columns(request: Request) -> Any:
     held = collection(request)
     others = await held.search(held.index.columns)
     own = dict.fromkeys(TEXTS, "text") | dict.fromkeys(NUMBERS, "number") | {"date": "date"}
-    return [{"name": name, "kind": kind} for name, kind in {**own, **others}.items()]
+    return [{"name": valid(name), "kind": kind} for name, kind in {**own, **others}.items()]
 
 
 @router.get("/items/{id}", response_model=schemas.Picture)

@@ -5,6 +5,7 @@ Scores are cosines in [-1, 1], weights and probabilities shares of 1, positions 
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -112,7 +113,7 @@ class Problem(BaseModel):
 class Picture(BaseModel):
     """A picture of the index."""
 
-    id: Id
+    id: Annotated[int, Field(description="The API takes 1 to 2^53 - 1; `cloob index` gives no others.", examples=[17])]
     name: str
     path: str
     caption: str | None
@@ -122,7 +123,10 @@ class Picture(BaseModel):
     bytes: int
     columns: Annotated[
         dict[str, Any],
-        Field(description="What else the source says; a whole number beyond 2^53 as text, since JavaScript rounds it."),
+        Field(
+            description="What else the source says; a whole number beyond 2^53 as text, since JavaScript rounds it, "
+            "and a list or an object as the text of its JSON."
+        ),
     ]
 
 
@@ -250,7 +254,7 @@ def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
         "name": valid(name),
         "path": valid(item.path if whole_path else below),
         "caption": None if item.caption is None else valid(item.caption),
-        "date": item.date,
+        "date": None if item.date is None else valid(item.date),
         "width": item.width,
         "height": item.height,
         "bytes": item.bytes,
@@ -258,8 +262,15 @@ def picture(item: Item, *, whole_path: bool) -> dict[str, Any]:
     }
 
 
-def _exact(value: Value) -> Value:
-    """A column's value as JavaScript reads it without loss."""
+def _exact(value: Any) -> Value:
+    """A column's value as JavaScript reads it without loss; a stranger's index may hold lists and objects too."""
     if isinstance(value, str):
         return valid(value)
-    return str(value) if isinstance(value, int) and abs(value) > 2**53 else value
+    if isinstance(value, int):
+        return str(value) if abs(value) > 2**53 else value
+    if value is None or isinstance(value, float):
+        return value
+    try:
+        return valid(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        return "…"

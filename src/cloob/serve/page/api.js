@@ -79,6 +79,7 @@ export const recall = (id) => known.get(id);
 /** What is known of a picture; null where it is gone, undefined where the server did not say. */
 export function item(id) {
   if (known.has(id)) return Promise.resolve(known.get(id));
+  if (!(Number.isSafeInteger(id) && id > 0)) return Promise.resolve(null); // refused, with all that are asked for beside it
   return new Promise((resolve) => {
     wanted.set(id, [...(wanted.get(id) ?? []), resolve]);
     clearTimeout(timer);
