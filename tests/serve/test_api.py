@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from served_colours import COLOURS, ColourEncoder, build, draw
 from starlette.testclient import TestClient
 
 from cloob.models import fingerprint as fingerprints
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
+from cloob.serve.api.schemas import SearchQuery
 from cloob.serve.app import make_app
 from cloob.serve.settings import ServeConfig
 from support import picture
@@ -200,6 +202,31 @@ def test_what_is_not_there_is_said_in_a_line(client: TestClient) -> None:
         assert answer.status_code == status, answer.text
         assert "/idx" not in answer.text  # where the index lies
         assert "Traceback" not in answer.text and answer.json()["detail"].count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"item": 9, "wieght": 1}, "parts.0.item.wieght: Extra inputs"),
+        ({"item": "9"}, "parts.0.item.item: Input should be a valid integer"),
+        ({"path": "/etc/passwd"}, "parts.0: words, item or upload is wanted"),
+        (3, "parts.0: words, item or upload is wanted"),
+    ],
+)
+def test_of_a_part_the_errors_of_its_kind_are_told(client: TestClient, part: Any, said: str) -> None:
+    answer = client.post("/api/search", json={"parts": [part]})
+    assert answer.status_code == 422 and answer.json()["detail"].startswith(said)
+
+
+@pytest.mark.parametrize("known", [{}, {"words": "red"}, {"item": 9}])
+def test_thousands_of_unknown_fields_are_one_error(client: TestClient, known: dict[str, Any]) -> None:
+    """Each for itself would keep the event loop for seconds."""
+    many = dict.fromkeys(map(str, range(5000)), 1)
+    for body in ({"parts": [known | many]}, {"parts": [known], **many}):
+        with pytest.raises(ValidationError) as error:
+            SearchQuery.model_validate(body)
+        assert error.value.error_count() == 1
+        assert client.post("/api/search", json=body).status_code == 422
 
 
 def test_a_sentence_without_a_place_for_the_label_is_told(client: TestClient) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from cloob.search.records import Item, Value, valid
 
@@ -34,6 +35,15 @@ class _Words(BaseModel):
     # Strict: neither `true` nor "3" is a number.
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, given: Any) -> Any:
+        """Each unknown field is an error of its own, and a body has room for 80,000."""
+        if isinstance(given, dict) and len(given) > len(cls.model_fields):
+            known = ", ".join(cls.model_fields)
+            raise PydanticCustomError("too_many_fields", "too many fields; there are {known}", {"known": known})
+        return given
+
 
 class WordsPart(_Words):
     """Words that the pictures should (weight above 0) or should not fit."""
@@ -56,7 +66,17 @@ class UploadPart(_Words):
     weight: Weight = 1.0
 
 
-Parts = Annotated[list[WordsPart | ItemPart | UploadPart], Field(min_length=1, max_length=16)]
+def _kind(part: Any) -> str | None:
+    """The kind of part that is meant: its errors alone are told."""
+    kinds = ("words", "item", "upload")
+    return next((kind for kind in kinds if isinstance(part, dict) and kind in part), None)
+
+
+_Part = Annotated[
+    Annotated[WordsPart, Tag("words")] | Annotated[ItemPart, Tag("item")] | Annotated[UploadPart, Tag("upload")],
+    Discriminator(_kind, custom_error_type="part", custom_error_message="words, item or upload is wanted"),
+]
+Parts = Annotated[list[_Part], Field(min_length=1, max_length=16)]
 
 
 class SearchQuery(_Words):
