@@ -89,6 +89,16 @@ def read_at_most(path: Path | str, most: int) -> bytes:
         return content
 
 
+def check_regular(path: Path | str) -> None:
+    """Refuses what is no file, before who opens it waits for its bytes.
+
+    Raises:
+        OSError: There is no such file, or it is a pipe or a device.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+
+
 def _at_once(path: str, flags: int) -> int:
     """Opens a pipe too without waiting for who writes to it."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

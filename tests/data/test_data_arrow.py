@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import pytest
 from pyarrow import parquet
 from torch import Tensor
 
+import cloob.data.sources.mapped as mapped
 import cloob.data.sources.parquet as unpacking
 from cloob.cache import Cache
 from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
-from cloob.data.sources.arrow import ArrowSource
+from cloob.data.sources.arrow import ArrowSource, arrow_files
+from cloob.data.sources.bounds import checked
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.table import TableSource
 from cloob.data.transforms import TrainTransform
@@ -393,10 +396,170 @@ def test_arrow_of_either_kind_is_mapped(tmp_path: Path, image: MakeImage, kind: 
         file.write_table(content)
         file.write_table(content)
     now = pa.total_allocated_bytes()
-    mapped = map_arrow(path)
-    assert mapped.equals(pa.concat_tables([content, content])) and pa.total_allocated_bytes() - now < 20_000
+    found = map_arrow(path)
+    assert found.equals(pa.concat_tables([content, content])) and pa.total_allocated_bytes() - now < 20_000
     source = open_source(path, caption_column="caption")
     assert [(source.read(i).image, source.read(i).caption) for i in (0, 5)] == [
         (image(0), "pair 0"),
         (image(2), "pair 2"),
     ]
+
+
+def patched(path: Path, content: pa.Table, old: bytes, new: bytes) -> Path:
+    """A file in which some bytes have been replaced by as many others."""
+    write_file(path, content)
+    whole = path.read_bytes()
+    assert whole.count(old) == 1 and len(old) == len(new)
+    path.write_bytes(whole.replace(old, new))
+    return path
+
+
+OUTSIDE = [
+    [0, 5, 4096, 64096],
+    [0x7FF00000, 0x7FF00010, 0x7FF00020, 0x7FF00030],
+    [0, -5, 20, -9],
+    [20, 10, 5, 1],
+    [0, 5, 10**9, 15],
+    [0, 10, 5, 15],
+]
+
+
+@pytest.mark.parametrize("offsets", OUTSIDE)
+@pytest.mark.parametrize("kind", ["caption", "image", "bytes", "path"])
+def test_offsets_that_lead_elsewhere_are_one_line(tmp_path: Path, kind: str, offsets: list[int]) -> None:
+    held, other = pa.array([b"aaaaa", b"bbbbb", b"ccccc"]), pa.array([b"x", b"y", b""])
+    struct_of = {"bytes": [held, other], "path": [other, held]}
+    image = pa.StructArray.from_arrays(struct_of[kind], ["bytes", "path"]) if kind in struct_of else held
+    content = pa.table({"image": other if kind == "caption" else image, "title": other.cast(pa.string())})
+    if kind == "caption":
+        content = content.set_column(1, "title", held.cast(pa.string()))
+    path = patched(tmp_path / "a.arrow", content, struct.pack("<4i", 0, 5, 10, 15), struct.pack("<4i", *offsets))
+    with pytest.raises(InputError, match=r"a\.arrow cannot be read as arrow: ") as caught:
+        [*map(open_source(path).read, range(3))]
+    assert "\n" not in str(caught.value)
+    if kind == "caption":
+        with pytest.raises(InputError, match=r"a\.arrow cannot be read as arrow: "):
+            open_source(path).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([["aaaaa"], ["bbbbb"], ["ccccc"]]),
+        pa.array([["aaaaa"], ["bbbbb"], ["ccccc"]], pa.list_(pa.string(), 1)),
+        pa.array([[("aaaaa", 1)], [("bbbbb", 2)], [("ccccc", 3)]], pa.map_(pa.string(), pa.int8())),
+        pa.array([[{"n": "aaaaa"}], [{"n": "bbbbb"}], [{"n": "ccccc"}]]),
+        pa.array(["aaaaa", "bbbbb", "ccccc"]).dictionary_encode(),
+        pa.RunEndEncodedArray.from_arrays(pa.array([1, 2, 3], pa.int32()), pa.array(["aaaaa", "bbbbb", "ccccc"])),
+    ],
+)
+def test_offsets_inside_of_other_kinds_are_looked_at(tmp_path: Path, column: pa.Array) -> None:
+    content = pa.table({"a": column})
+    write_file(tmp_path / "good.arrow", content)
+    assert checked(map_arrow(tmp_path / "good.arrow")).equals(content)
+    path = patched(tmp_path / "a.arrow", content, struct.pack("<4i", 0, 5, 10, 15), struct.pack("<4i", 0, 5, 10**9, 15))
+    with pytest.raises(pa.ArrowInvalid):
+        checked(map_arrow(path))
+
+
+def test_an_index_of_a_dictionary_that_is_not_there(tmp_path: Path) -> None:
+    content = pa.table({"a": pa.array(["a", "b", "a", "b"]).dictionary_encode()})
+    path = patched(tmp_path / "a.arrow", content, struct.pack("<4i", 0, 1, 0, 1), struct.pack("<4i", 0, 1, 7, 1))
+    with pytest.raises(pa.ArrowInvalid):
+        checked(map_arrow(path))
+
+
+def test_what_is_looked_at_may_be_any_text_and_time(tmp_path: Path) -> None:
+    bad = pa.array([b"caf\xe9", b"x" * 40])
+    columns = {str(kind): bad.view(kind) for kind in (pa.string(), pa.binary())}
+    columns |= {"large": bad.cast(pa.large_binary()).view(pa.large_string())}
+    columns |= {"view": bad.cast(pa.binary_view()).view(pa.string_view())}
+    columns |= {"date": pa.array([1, 2]).view(pa.date64()), "json": pa.nulls(2)}
+    columns |= {"list": pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), columns["string"])}
+    columns |= {"uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)] * 2, pa.binary(16)))}
+    content = pa.table(columns)
+    write_file(tmp_path / "a.arrow", content)
+    assert checked(map_arrow(tmp_path / "a.arrow")).equals(content)
+
+
+def listed_again(path: Path, times: int, apart: int = 0) -> None:
+    """Has the end of a file with one batch list it many times."""
+    whole = path.read_bytes()
+    (size,) = struct.unpack("<i", whole[-10:-6])
+    body, end = whole[: -10 - size], bytearray(whole[-10 - size : -10])
+    table = struct.unpack_from("<I", end)[0]
+    places = table - struct.unpack_from("<i", end, table)[0]
+    field = table + struct.unpack_from("<H", end, places + 4 + 2 * 3)[0]
+    blocks = field + struct.unpack_from("<I", end, field)[0]
+    assert struct.unpack_from("<I", end, blocks)[0] == 1
+    offset, about, length = struct.unpack_from("<qi4xq", end, blocks + 4)
+    end += bytes(-(len(end) + 4) % 8)
+    struct.pack_into("<I", end, field, len(end) - field)
+    end += struct.pack("<I", times)
+    end += b"".join(struct.pack("<qi4xq", offset + apart * i, about, length) for i in range(times))
+    end += bytes(-len(end) % 8)
+    path.write_bytes(body + end + struct.pack("<i", len(end)) + b"ARROW1")
+
+
+@pytest.mark.parametrize(("times", "apart"), [(2, 0), (1000, 0), (1000, 16)])
+def test_a_batch_that_is_listed_again_and_again(tmp_path: Path, image: MakeImage, times: int, apart: int) -> None:
+    path = tmp_path / "a.arrow"
+    write_file(path, table(image, range(2)))
+    listed_again(path, 1)
+    assert len(open_source(path)) == 2
+    listed_again(path, times, apart)
+    with pytest.raises(InputError, match=r"a\.arrow cannot be read as arrow: its end lists batches that lie over"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_small_batches_of_many_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    path, content = tmp_path / "a.arrow", pa.table({f"{i}": pa.nulls(1) for i in range(100)})
+    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, content.schema) as file:
+        for _ in range(100):
+            file.write_table(content)
+    assert map_arrow(path).num_rows == 100
+    monkeypatch.setattr(mapped, "_MOST", 2000)
+    with pytest.raises(InputError, match=r"a\.arrow: is cut into too many small batches"):
+        map_arrow(path)
+
+
+def test_more_rows_than_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+    rows = pa.RecordBatch.from_arrays([pa.nulls(10**9)] * 2, names=["image", "caption"])
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as file:
+        file.write_batch(rows)
+    with pytest.raises(InputError, match=r"a\.arrow: counts 1,000,000,000 rows, but has \d+ bytes"):
+        open_source(path)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path, image: MakeImage, kind: str) -> None:
+    write_file(tmp_path / f"0.{kind}", table(image, range(2)))
+    os.mkfifo(tmp_path / f"x.{kind}")
+    assert len(arrow_files(tmp_path)) == 2
+    with pytest.raises(InputError, match=rf"x\.{kind} cannot be read as {kind}: .*a pipe or a device, not a file"):
+        open_source(tmp_path)
+
+
+def two(image: MakeImage, name: str, held: pa.Array) -> pa.Array:
+    return pa.StructArray.from_arrays([pa.array([image(0), image(1)]), held], ["bytes", name])
+
+
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_structures_and_columns_that_are_no_pictures(tmp_path: Path, image: MakeImage, cache: Cache, kind: str) -> None:
+    path, text = tmp_path / f"a.{kind}", pa.array(["a", "b"])
+    for name, held in (
+        ("path", pa.array([1, 2])),
+        ("path", pa.array([["a"], ["b"]])),
+        *([("bytes", pa.array([b"a", b"b"]))] if kind == "arrow" else []),
+    ):
+        write_file(path, pa.table({"filepath": two(image, name, held), "title": text}))
+        with pytest.raises(InputError, match=rf"a\.{kind}: column 'filepath' holds struct.*, not images"):
+            open_source(tmp_path, cache=cache)
+    pictures = two(image, "path", text)
+    for columns, names in (([pictures, text, text], "itt"), ([pictures, pictures, text], "iit")):
+        if kind == "arrow":
+            write_file(path, pa.table(columns, names=list(names)))
+            with pytest.raises(InputError, match=r"a\.arrow has several columns '[it]'; rename all but one"):
+                open_source(path, image_column="i", caption_column="t")

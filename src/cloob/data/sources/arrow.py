@@ -26,6 +26,7 @@ from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.prefetch import Prefetcher
+from cloob.data.sources.bounds import checked
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
 from cloob.errors import InputError, message
@@ -96,16 +97,7 @@ class ArrowSource:
         key = f"{path.name}/{row}"
         table = self._open(shard)
         caption = clean_caption(_bytes(table.column(1)[row]), key, str(path))
-        image = table.column(0)[row]
-        stored = None
-        if isinstance(image, pa.StructScalar):
-            names = {field.name for field in image.type}
-            data = _bytes(image["bytes"]) if "bytes" in names else None
-            stored = _bytes(image["path"]) if "path" in names else None
-        elif pa.types.is_binary(image.type) or pa.types.is_large_binary(image.type):
-            data = _bytes(image)
-        else:
-            data, stored = None, _bytes(image)
+        data, stored = picture_in(table.column(0)[row])
         if data is None:
             if not stored:
                 raise BadSample("missing image", key, f"{path}: neither bytes nor a path")
@@ -118,11 +110,11 @@ class ArrowSource:
         """The files' names and sizes, and their captions: of Arrow files by content, of Parquet by its end."""
         files = [f"{path.name} {path.stat().st_size}" for path in self._paths]
         captions = []
-        for path in self._paths:
+        for shard, path in enumerate(self._paths):
             if path.suffix.lower() == ".parquet":  # its end holds the size and the statistics of each column
                 captions.append(_parquet_end(path))
             else:
-                captions.append(of_column(map_arrow(path).column(self._columns[1])).encode())
+                captions.append(of_column(self._open(shard).column(1)).encode())
         return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
 
     def prefetch(self, indices: np.ndarray) -> None:
@@ -137,11 +129,13 @@ class ArrowSource:
             self._opened.popitem(last=False)
         for last in (False, False, True):
             try:
-                table = map_arrow(self._file(shard)).select(list(self._columns))
+                table = checked(map_arrow(self._file(shard)).select(list(self._columns)))
                 break
             except FileNotFoundError:  # another process has made room in between
                 if last:
                     raise
+            except pa.ArrowException as error:
+                raise _unreadable(self._paths[shard], error) from None
         self._opened[shard] = table
         return table
 
@@ -219,7 +213,7 @@ def holds_images(path: Path, image_column: str) -> bool:
         schema = read_schema(path)
     except (OSError, pa.ArrowException):
         return False  # the reader of tables says what is wrong
-    if image_column in schema.names:
+    if schema.names.count(image_column) == 1:
         return is_image(schema.field(image_column).type)
     return image_column == _DEFAULTS[0] and any(is_image(field.type) for field in schema)
 
@@ -234,8 +228,12 @@ def _facts(path: Path) -> tuple[pa.Schema, int, _State]:
         table = map_arrow(path)
         return table.schema, table.num_rows, state
     except (OSError, pa.ArrowException) as error:
-        said = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    said = " ".join(str(error).split())[:300]
+    return InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}")
 
 
 def _state(path: Path) -> _State:
@@ -295,18 +293,46 @@ def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: st
 
 def _check_kinds(path: Path, schema: pa.Schema, columns: tuple[str, str]) -> None:
     """Refuses a file whose columns hold anything but images and text; one that is empty all over has no type."""
-    image, caption = (schema.field(column).type for column in columns)
-    if not (_is_text(image) or is_image(image) or pa.types.is_null(image)):
-        raise InputError(f"{path}: column {columns[0]!r} holds {image}, not images ({{bytes, path}}, bytes or paths)")
+    check_pictures(path, schema, columns[0])
+    _check_single(path, schema, columns[1])
+    caption = schema.field(columns[1]).type
     if not (_is_text(caption) or pa.types.is_null(caption)):
         raise InputError(f"{path}: column {columns[1]!r} holds {caption}, not text")
 
 
+def check_pictures(path: Path, schema: pa.Schema, column: str) -> None:
+    """Refuses a column that is there twice, or holds neither pictures nor paths; one that is empty has no type."""
+    _check_single(path, schema, column)
+    kind = schema.field(column).type
+    if not (_is_text(kind) or is_image(kind) or pa.types.is_null(kind)):
+        raise InputError(f"{path}: column {column!r} holds {kind}, not images ({{bytes, path}}, bytes or paths)")
+
+
+def _check_single(path: Path, schema: pa.Schema, column: str) -> None:
+    if schema.names.count(column) > 1:
+        raise InputError(f"{path} has several columns {column!r}; rename all but one")
+
+
 def is_image(kind: pa.DataType) -> bool:
     """Whether a column of this kind holds pictures: bytes, or ``{bytes, path}`` as ``datasets.Image`` has them."""
-    if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
-    return _is_binary(kind)
+    if not pa.types.is_struct(kind):
+        return _is_binary(kind)
+    data = [field.type for field in kind if field.name == "bytes"]
+    paths = [field.type for field in kind if field.name == "path"]
+    return (
+        len(data) == 1
+        and _is_binary(data[0])
+        and len(paths) <= 1
+        and all(_is_text(each) or _is_binary(each) or pa.types.is_null(each) for each in paths)
+    )
+
+
+def picture_in(row: pa.Scalar) -> tuple[bytes | None, bytes | None]:
+    """The bytes of a picture and its path, as a row has them of a column that :func:`check_pictures` lets pass."""
+    if isinstance(row, pa.StructScalar):
+        has_path = row.type.get_field_index("path") >= 0
+        return _bytes(row["bytes"]), _bytes(row["path"]) if has_path else None
+    return (_bytes(row), None) if _is_binary(row.type) else (None, _bytes(row))
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -16,59 +16,89 @@ from pathlib import Path
 import pyarrow as pa
 
 from cloob.errors import InputError
+from cloob.files import check_regular
 
 _MAGIC = b"ARROW1"  # begins and ends a file; a stream has none
 _BLOCK = struct.Struct("<qi4xq")  # of a file's end: where a message lies, and the sizes of its two parts
 # The numbers of fields: of a message, of a dictionary, of a batch, and of a file's end.
-_HEADER, _DATA, _COMPRESSION, _DICTIONARIES, _BATCHES = 2, 1, 3, 2, 3
+_HEADER, _DATA, _NODES, _COMPRESSION, _DICTIONARIES, _BATCHES = 2, 1, 1, 3, 2, 3
+_MOST = 1_000_000  # rows, or columns of all batches together, that a file may have whatever its size
+_BYTES_A_COLUMN = 64  # of a batch: pyarrow takes some 300 bytes of memory for each, a file no more than 16
 _COMPRESSION_0_17 = b"ARROW:experimental_compression"  # a key of a message's metadata, which pyarrow still follows
 
 
 def map_arrow(path: Path) -> pa.Table:
-    """An Arrow file of either kind, mapped.
+    """An Arrow file of either kind, mapped. Its rows are read only after :func:`cloob.data.sources.bounds.checked`.
 
     Raises:
-        InputError: It is compressed.
-        OSError: There is no such file, or it ends early.
+        InputError: It is compressed, or of more columns or rows than a file of its size has.
+        OSError: There is no such file, it ends early, or is a pipe.
         pa.ArrowException: It is no such file, or damaged.
     """
+    check_regular(path)
     with pa.memory_map(str(path)) as source:
+        size = source.size()
         is_file = source.read(len(_MAGIC)) == _MAGIC
         source.seek(0)
-        messages = _of_file(source) if is_file else pa.ipc.MessageReader.open_stream(source)
-        if any(map(_is_compressed, messages)):
-            raise InputError(
-                f"{path}: is compressed, so all of it would be unpacked into memory; save it as Arrow without "
-                "compression, or as Parquet"
-            )
+        columns = 0
+        for message in _of_file(source) if is_file else pa.ipc.MessageReader.open_stream(source):
+            if message.type not in ("record batch", "dictionary"):
+                continue
+            data = message.metadata.to_pybytes()
+            batch = _batch(data, message.type)
+            if _is_compressed(data, batch):
+                raise InputError(
+                    f"{path}: is compressed, so all of it would be unpacked into memory; save it as Arrow without "
+                    "compression, or as Parquet"
+                )
+            columns += _columns(data, batch)
+            if columns > _MOST + size // _BYTES_A_COLUMN:
+                raise InputError(f"{path}: is cut into too many small batches; save it again with more rows in each")
         source.seek(0)
-        return (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+        table = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
+    table.validate()
+    if table.num_rows > _MOST + size:
+        raise InputError(f"{path}: counts {table.num_rows:,} rows, but has {size:,} bytes; save it again")
+    return table
 
 
 def _of_file(source: pa.MemoryMappedFile) -> Iterator[pa.Message]:
-    """The messages that the end of a file lists, which may lie anywhere in it."""
+    """The messages that the end of a file lists, which may lie anywhere in it, but not over each other."""
     pa.ipc.open_file(source)  # raises where the end is damaged
     behind = source.size() - 4 - len(_MAGIC)
     (size,) = struct.unpack("<i", source.read_at(4, behind))
     end = source.read_at(size, behind - size)
+    listed: list[tuple[int, int, int]] = []
     for number in (_DICTIONARIES, _BATCHES):
         if (blocks := _followed(end, _field(end, _root(end), number))) is not None:
             count = _unsigned(end, blocks)
-            for offset, _, _ in _BLOCK.iter_unpack(end[blocks + 4 : blocks + 4 + count * _BLOCK.size]):
-                source.seek(offset)
-                with contextlib.suppress(EOFError):  # an empty one, at which reading the file fails
-                    yield pa.ipc.read_message(source)
+            listed += _BLOCK.iter_unpack(end[blocks + 4 : blocks + 4 + count * _BLOCK.size])
+    last = 0
+    for offset, about, body in sorted(listed):
+        if offset < last or about < 0 or body < 0:
+            raise pa.ArrowInvalid("its end lists batches that lie over each other")
+        last = offset + about + body
+    for offset, _, _ in listed:
+        source.seek(offset)
+        with contextlib.suppress(EOFError):  # an empty one, at which reading the file fails
+            yield pa.ipc.read_message(source)
 
 
-def _is_compressed(message: pa.Message) -> bool:
-    if message.type not in ("record batch", "dictionary"):
-        return False
-    data = message.metadata.to_pybytes()
-    batch = _followed(data, _field(data, _root(data), _HEADER))
-    if message.type == "dictionary" and batch is not None:
-        batch = _followed(data, _field(data, batch, _DATA))
+def _batch(data: bytes, kind: str) -> int | None:
+    """Where the batch lies that a message holds, or that its dictionary is."""
+    header = _followed(data, _field(data, _root(data), _HEADER))
+    return header if kind == "record batch" or header is None else _followed(data, _field(data, header, _DATA))
+
+
+def _is_compressed(data: bytes, batch: int | None) -> bool:
     said = batch is not None and _field(data, batch, _COMPRESSION) is not None
     return said or _COMPRESSION_0_17 in data
+
+
+def _columns(data: bytes, batch: int | None) -> int:
+    """How many columns a batch has, with those inside of others."""
+    nodes = None if batch is None else _followed(data, _field(data, batch, _NODES))
+    return 0 if nodes is None else _unsigned(data, nodes)
 
 
 def _unsigned(data: bytes, at: int) -> int:

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.errors import InputError
+from cloob.files import check_regular
 
 _MOST_TIMES = 100  # its size is what a file may unpack to: one picture has dozens of captions in some sets
 _MOST_LISTED = 100_000  # columns, groups of rows and the like; memory for as many as a file claims is taken at once
@@ -27,9 +28,10 @@ def open_parquet(path: Path | str, **how: Any) -> parquet.ParquetFile:
     """Opens a file; ``how`` is what ``pyarrow.parquet.ParquetFile`` takes.
 
     Raises:
-        OSError: There is no such file, or its end is damaged.
+        OSError: There is no such file, its end is damaged, or it is a pipe.
         pa.ArrowException: It is no such file.
     """
+    check_regular(path)
     return parquet.ParquetFile(path, thrift_container_size_limit=_MOST_LISTED, **how)
 
 

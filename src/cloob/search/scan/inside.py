@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from cloob.data.batch import BadSample
 from cloob.data.decode import MAX_IMAGE_BYTES
-from cloob.data.sources.arrow import is_image
+from cloob.data.sources.arrow import check_pictures, is_image, picture_in
+from cloob.data.sources.bounds import checked
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
 from cloob.errors import InputError
@@ -27,6 +28,7 @@ from cloob.search.scan.collection import (
     SEPARATOR,
     Found,
     LeftOut,
+    ReadFailed,
     is_excluded,
     newest,
     read_fault,
@@ -74,17 +76,20 @@ class Inside:
         files = list(self._files.values()) or files
         with_schema = _schema(files[0])
         kinds = (is_image, _is_text) if any_column else ()
-        self._images = [field.name for kind in kinds for field in with_schema if kind(field.type)]
+        single = [field for field in with_schema if with_schema.names.count(field.name) == 1] if any_column else []
+        self._images = [field.name for kind in kinds for field in single if kind(field.type)]
         self._image = self._images[0] if self._images else image_column or _only_image(files[0], with_schema)
         names = with_schema.names
         self._caption = caption_column or next((column for column in CAPTION_COLUMNS if column in names), None)
         for file in files if not any_column else ():
-            missing = {self._image, self._caption or self._image} - set(_schema(file).names)
+            schema = _schema(file)
+            missing = {self._image, self._caption or self._image} - set(schema.names)
             if missing:
                 raise InputError(f"{file} has no column {min(missing)!r}; its columns: {', '.join(names)}")
+            check_pictures(file, schema, self._image)
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
-        self._too_large: dict[tuple[str, int], str] = {}
+        self._refused: dict[tuple[str, int], tuple[str, str]] = {}
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         """All rows, file by file."""
@@ -122,26 +127,23 @@ class Inside:
     def _picture(self, found: Found, column: str) -> bytes:
         path = found.place[0]
         table, row = self._row(found)
-        raw = table.column(column)[row]
-        if isinstance(raw, pa.StructScalar):
-            stored = raw.as_py() or {}
-            data, name = stored.get("bytes"), stored.get("path")
-        else:
-            plain = raw.as_py()
-            data, name = (plain, None) if isinstance(plain, bytes) else (None, plain)
+        data, name = picture_in(table.column(column)[row])
         if data is None:
             if not name:
                 raise BadSample("missing image", found.path, NO_PICTURE)
-            return read_regular(_beside(path, name))
+            return read_regular(_beside(path, os.fsdecode(name)))
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("image too large", found.path, f"{len(data):,} bytes")
-        return bytes(data)
+        return data
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
         """The caption, and the columns that are no pictures."""
         table, row = self._row(found)
-        names = [field.name for field in table.schema if not is_image(field.type)]
-        said = {name: value(plain(table.column(name)[row])) for name in names if name != self._image}
+        said = {
+            field.name: value(plain(table.column(number)[row]))
+            for number, field in enumerate(table.schema)
+            if not is_image(field.type) and field.name != self._image
+        }
         caption = said.pop(self._caption, None) if self._caption else None
         columns = {name: held for name, held in said.items() if held is not None}
         return (str(caption).strip() or None) if caption is not None else None, columns
@@ -172,7 +174,7 @@ class Inside:
                 column = pc.if_else(pc.is_null(pc.struct_field(both, "bytes")), pc.struct_field(both, "path"), None)
             else:
                 return []
-            return [name or None for name in column.to_pylist()]
+            return [os.fsdecode(name) if name else None for name in column.to_pylist()]
         except (OSError, ValueError, pa.ArrowException):  # reading a picture says why
             return []
 
@@ -189,7 +191,7 @@ class Inside:
         """The pictures of a group."""
         if path.lower().endswith(".parquet"):
             return _unpacked(path, group, [self._image]).column(self._image)
-        return map_arrow(self._files[path]).column(self._image)
+        return checked(map_arrow(self._files[path]).select([self._image])).column(self._image)
 
     def _row(self, found: Found) -> tuple[pa.Table, int]:
         """The table that a picture lies in, and its row there."""
@@ -203,8 +205,9 @@ class Inside:
         """The rows of a Parquet file's group, or of an Arrow file."""
         key = (path, group)
         with self._lock:
-            if key in self._too_large:
-                raise BadSample("image too large", path, self._too_large[key])
+            if key in self._refused:  # by all its rows, of which there may be millions, once
+                reason, said = self._refused[key]
+                raise BadSample(reason, path, said)
             if key not in self._open:
                 while len(self._open) >= _MOST_OPEN and path.lower().endswith(".parquet"):
                     self._open.popitem(last=False)
@@ -212,12 +215,15 @@ class Inside:
                     if path.lower().endswith(".parquet"):
                         self._open[key] = _unpacked(path, group)
                     else:
-                        self._open[key] = map_arrow(self._files[path])
-                except InputError as error:  # by all its rows, of which there may be millions, once
-                    self._too_large[key] = str(error)
+                        self._open[key] = checked(map_arrow(self._files[path]))
+                except InputError as error:
+                    self._refused[key] = ("image too large", str(error))
                     raise BadSample("image too large", path, str(error)) from None
                 except (OSError, pa.ArrowException) as error:
-                    raise read_fault(path, error) from None
+                    bad = read_fault(path, error)
+                    if not isinstance(bad, ReadFailed):
+                        self._refused[key] = (bad.reason, bad.detail)
+                    raise bad from None
             self._open.move_to_end(key)
             return self._open[key]
 

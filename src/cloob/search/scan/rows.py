@@ -151,9 +151,14 @@ def find_described(folder: Path, caption_column: str | None) -> Described | None
 
 
 def plain(scalar: pa.Scalar) -> Any:
-    """What Arrow holds, for Python: Arrow's text of it where Python has no such value, None where neither has one."""
+    """What Arrow holds, for Python: Arrow's text of it where Python has no such value, None where neither has one.
+
+    Text that is not UTF-8 has U+FFFD in place of what is not.
+    """
     try:
         return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error.object.decode("utf-8", "replace") if isinstance(scalar, pa.BinaryScalar) else None
     except (ArithmeticError, ValueError, LookupError, pa.ArrowException):  # year 29349, time zone Mars/Base
         try:
             return scalar.cast(pa.string()).as_py()
