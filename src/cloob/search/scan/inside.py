@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cloob.data.batch import BadSample
+from cloob.data.batch import BadSample, Reason
 from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.sources.arrow import check_pictures, is_image, picture_in
 from cloob.data.sources.bounds import checked
@@ -89,7 +89,7 @@ class Inside:
             check_pictures(file, schema, self._image)
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
-        self._refused: dict[tuple[str, int], tuple[str, str]] = {}
+        self._refused: dict[tuple[str, int], tuple[Reason, str]] = {}
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
         """All rows, file by file."""
