@@ -136,6 +136,11 @@ class ArrowSource:
                     raise
             except pa.ArrowException as error:
                 raise _unreadable(self._paths[shard], error) from None
+        if len(table) != self.shard_sizes[shard]:
+            raise InputError(
+                f"{self._paths[shard]}: its end says {self.shard_sizes[shard]:,} rows, and it holds {len(table):,}; "
+                "it is damaged"
+            )
         self._opened[shard] = table
         return table
 

@@ -5,6 +5,8 @@ What a file says of it is looked at before, and what comes of it is counted.
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,15 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from cloob.data.decode import MAX_IMAGE_BYTES
+from cloob.data.sources.pages import DELTA_BYTE_ARRAY, read_pages
 from cloob.errors import InputError
 from cloob.files import check_regular
 
 _MOST_TIMES = 100  # its size is what a file may unpack to: one picture has dozens of captions in some sets
 _MOST_LISTED = 100_000  # columns, groups of rows and the like; memory for as many as a file claims is taken at once
+_MOST_PAGES = 100_000  # and one more for each of these bytes of the file: each is looked at in Python
+_BYTES_A_PAGE = 1000
+_MR_SPARE = 100  # old versions of parquet-mr forget a header; of any, pyarrow may read so many bytes more of a column
 _INDEX_BYTES = 4  # of a value that stands in a dictionary
 _ROWS = 64  # of a batch of pictures: few have to be in memory at a time
 _BATCH_BYTES = 16 * 1024**2  # from which on a batch gets no more rows
@@ -28,11 +34,24 @@ def open_parquet(path: Path | str, **how: Any) -> parquet.ParquetFile:
     """Opens a file; ``how`` is what ``pyarrow.parquet.ParquetFile`` takes.
 
     Raises:
+        InputError: Its numbers of rows are not those of one file, or more than a file of its size may have.
         OSError: There is no such file, its end is damaged, or it is a pipe.
         pa.ArrowException: It is no such file.
     """
     check_regular(path)
-    return parquet.ParquetFile(path, thrift_container_size_limit=_MOST_LISTED, **how)
+    file = parquet.ParquetFile(path, thrift_container_size_limit=_MOST_LISTED, **how)
+    about = file.metadata
+    rows = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != about.num_rows:
+        raise InputError(f"{path}: its end says {about.num_rows:,} rows, and {sum(rows):,} in groups; it is damaged")
+    if _INDEX_BYTES * about.num_rows > (most := _most(path)):
+        raise _too_large(path, most)
+    return file
+
+
+def _most(path: Path | str, times: int = _MOST_TIMES) -> int:
+    """The bytes that a file may unpack to."""
+    return MAX_IMAGE_BYTES + times * os.stat(path).st_size  # noqa: PTH116
 
 
 def read_metadata(path: Path | str) -> parquet.FileMetaData:
@@ -50,18 +69,18 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Columns of a file, whole; those of text or bytes as large ones.
 
     Text is read as it is stored at its smallest, each value once and an index in each row, and spelled out when it is
-    known to what it comes. pyarrow cannot do so inside lists and structures; of these few rows are read at a time.
+    known to what it comes. pyarrow cannot do so inside lists and structures, nor where values begin as those before
+    them do; of these few rows are read at a time.
 
     Raises:
         InputError: They come to more than a hundred times the file's size and ``MAX_IMAGE_BYTES``.
         OSError: There is no such file.
         pa.ArrowException: It is no such file, or damaged.
     """
-    most = MAX_IMAGE_BYTES + _MOST_TIMES * path.stat().st_size
+    most = _most(path)
     about = read_metadata(path)
-    if _stated_bytes(about, columns, range(about.num_row_groups)) > most:
-        raise _too_large(path, most)
-    leaves = {about.schema.column(i).path for i in range(len(about.schema.names))}
+    largest, chained = _check_pages(path, about, columns, range(about.num_row_groups), most)
+    leaves = {about.schema.column(i).path for i in range(len(about.schema.names))} - chained
     flat = [column for column in columns if column in leaves]
     with open_parquet(path, read_dictionary=flat) as file:
         table = file.read(columns=flat)
@@ -69,17 +88,17 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
         held = sum(_bytes_of(chunk) for column in found.values() for chunk in column.chunks)
         for column in columns:
             if column not in leaves:
-                found[column] = _few_at_a_time(file, column, most - held)
+                found[column] = _few_at_a_time(file, column, most - held, max(1, most // max(1, largest)))
                 held += found[column].nbytes
     if held > most:
         raise _too_large(path, most)
     return pa.table({column: _spelled(found[column]) for column in columns})
 
 
-def _few_at_a_time(file: parquet.ParquetFile, column: str, most: int) -> pa.ChunkedArray:
-    """A column of lists or structures, no further than to where it is more than ``most`` bytes."""
+def _few_at_a_time(file: parquet.ParquetFile, column: str, most: int, rows: int) -> pa.ChunkedArray:
+    """A column, no further than to where it is more than ``most`` bytes, at most so many rows at a time."""
     chunks, held = [], 0
-    for batch in file.iter_batches(batch_size=_ROWS, columns=[column]):
+    for batch in file.iter_batches(batch_size=min(rows, _ROWS), columns=[column]):
         chunks.append(batch.column(0))
         held += batch.nbytes
         if held > most:
@@ -94,10 +113,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _spelled(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    if not _is_text(column.type):
-        return column
-    is_bytes = column.type.value_type in (pa.binary(), pa.large_binary())
-    return column.cast(pa.large_binary() if is_bytes else pa.large_string())
+    held = column.type.value_type if _is_text(column.type) else column.type
+    if held in (pa.binary(), pa.large_binary()):
+        return column.cast(pa.large_binary())
+    return column.cast(pa.large_string()) if held in (pa.string(), pa.large_string()) else column
 
 
 def _bytes_of(chunk: pa.Array) -> int:
@@ -133,11 +152,10 @@ def unpacked(
         OSError: There is no such file.
         pa.ArrowException: It is no such file, or damaged.
     """
-    most = MAX_IMAGE_BYTES + most_times * path.stat().st_size
+    most = _most(path, most_times)
     with open_parquet(path) as file:
         groups = list(range(file.num_row_groups) if group is None else [group])
-        if _stated_bytes(file.metadata, columns, groups) > most:
-            raise _too_large(path, most)
+        _check_pages(path, file.metadata, columns, groups, most)
         rows, held, done = [], 0, 0
         for row in file.iter_batches(batch_size=1, row_groups=groups, columns=columns):
             rows.append(row)
@@ -151,13 +169,37 @@ def unpacked(
             yield pa.concat_batches(rows)
 
 
-def _stated_bytes(about: parquet.FileMetaData, columns: Sequence[str] | None, groups: Sequence[int]) -> int:
-    """What some columns unpack to at least, as the file's end has it; nothing checks that."""
+def _check_pages(
+    path: Path, about: parquet.FileMetaData, columns: Sequence[str] | None, groups: Sequence[int], most: int
+) -> tuple[int, set[str]]:
+    """Refuses columns whose pages unpack to too much, by what the file's end says of them and what they say themselves.
+
+    Returns:
+        What the largest page unpacks to, and the columns in which values begin as the one before them does.
+    """
     found = [about.row_group(i) for i in groups]
-    chunks = [group.column(i) for group in found for i in range(group.num_columns)]
     wanted = None if columns is None else tuple(f"{column}." for column in columns)
-    return sum(
-        max(chunk.total_uncompressed_size, _INDEX_BYTES * chunk.num_values)
-        for chunk in chunks
+    chunks = [
+        chunk
+        for group in found
+        for chunk in map(group.column, range(group.num_columns))
         if wanted is None or f"{chunk.path_in_schema}.".startswith(wanted)
-    )
+    ]
+    if sum(max(chunk.total_uncompressed_size, _INDEX_BYTES * chunk.num_values) for chunk in chunks) > most:
+        raise _too_large(path, most)
+    spare = _MR_SPARE if "parquet-mr" in about.created_by.lower() else 0
+    total, count, largest, chained = 0, 0, 0, set()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for chunk in chunks:
+            start = chunk.data_page_offset
+            if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+                start = chunk.dictionary_page_offset
+            for page in read_pages(data, start, start + chunk.total_compressed_size + spare, chunk.num_values):
+                total, count, largest = total + page.unpacked, count + 1, max(largest, page.unpacked)
+                if total > most:
+                    raise _too_large(path, most)
+                if count > _MOST_PAGES + len(data) // _BYTES_A_PAGE:
+                    raise InputError(f"{path}: is cut into too many small pages; save it again with larger ones")
+                if page.encoding == DELTA_BYTE_ARRAY:
+                    chained.add(chunk.path_in_schema)
+    return largest, chained
