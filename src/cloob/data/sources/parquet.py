@@ -127,7 +127,7 @@ def _bytes_of(chunk: pa.Array) -> int:
     return int(pc.sum(lengths.take(chunk.indices)).as_py() or 0)
 
 
-def _too_large(path: Path, most: int) -> InputError:
+def _too_large(path: Path | str, most: int) -> InputError:
     return InputError(
         f"{path} unpacks to more than {most:,} bytes: save it as Arrow without compression, which is read in place"
     )
