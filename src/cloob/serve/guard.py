@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
 import json
@@ -97,7 +98,8 @@ class Guard:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         offered = query.pop("token", [None])[0] if path == "/" else None
         if path == "/" and method == "POST":
-            offered = parse_qs((await _body(receive, 4096)).decode("latin-1")).get("token", [""])[0].strip()
+            form = await _whole(_Body(receive, 4096, self._config))
+            offered = parse_qs(form.decode("latin-1")).get("token", [""])[0].strip()
         if offered is not None and self._right(offered):
             rest = urlencode(query, doseq=True)
             cookie = f"{COOKIE}={offered}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000"
@@ -119,31 +121,65 @@ class Guard:
         if not said.isdecimal() or int(said) > limit:
             await _answer(send, *refusal)
             return
-        taken, answered = 0, False
+        body, answered = _Body(receive, limit, self._config), False
 
-        async def counted() -> Message:
-            nonlocal taken
-            if taken > limit:
-                return {"type": "http.disconnect"}
-            message = await receive()
-            taken += len(message.get("body", b""))
-            return {"type": "http.disconnect"} if taken > limit else message
+        async def refuse() -> None:
+            nonlocal answered
+            if not answered:
+                answered = True
+                late = 408, "the request did not come in time", [(b"connection", b"close")]
+                await _answer(send, *(late if body.late else refusal))
 
         async def checked(message: Message) -> None:
-            nonlocal answered
-            if taken <= limit:
+            if body.whole:
                 await send(message)
-            elif not answered:  # whatever the application makes of half a body
-                answered = True
-                await _answer(send, *refusal)
+            else:  # whatever the application makes of half a body
+                await refuse()
 
         try:
-            await self._app(scope, counted, checked)
+            await self._app(scope, body, checked)
         except Exception:
-            if taken <= limit:
+            if body.whole:
                 raise
-            if not answered:
-                await _answer(send, *refusal)
+            await refuse()
+
+
+class _Body:
+    """A request's body as it comes in; what is too large or too slow ends as if the client had left.
+
+    Attributes:
+        large: It has more bytes than the limit.
+        late: It came slower than the server waits.
+    """
+
+    def __init__(self, receive: Receive, limit: int, config: ServeConfig) -> None:
+        self.large = self.late = False
+        self._receive = receive
+        self._limit = limit
+        self._rate = config.min_body_rate
+        self._latest: float | None = asyncio.get_running_loop().time() + config.max_wait_seconds
+
+    async def __call__(self) -> Message:
+        """The next message."""
+        if not self.whole:
+            return {"type": "http.disconnect"}
+        try:
+            async with asyncio.timeout_at(self._latest):
+                message = await self._receive()
+        except TimeoutError:
+            self.late = True
+            return {"type": "http.disconnect"}
+        size = len(message.get("body", b""))
+        self._limit -= size
+        self.large = self._limit < 0
+        if self._latest is not None:  # what comes after the body is that the client leaves, whenever it does
+            self._latest = self._latest + size / self._rate if message.get("more_body") else None
+        return {"type": "http.disconnect"} if self.large else message
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that came so far was handed on."""
+        return not (self.large or self.late)
 
 
 def _offers_token(scope: Scope) -> bool:
@@ -156,14 +192,14 @@ def _host(header: str) -> str:
     return header.rpartition(":")[0] if ":" in header.rpartition("]")[2] else header
 
 
-async def _body(receive: Receive, limit: int) -> bytes:
+async def _whole(receive: Receive) -> bytes:
     body = b""
-    while len(body) <= limit:
+    while True:
         message = await receive()
         body += message.get("body", b"")
         if message["type"] != "http.request" or not message.get("more_body"):
             break
-    return body[:limit]
+    return body
 
 
 def _with_headers(send: Send, path: str) -> Send:

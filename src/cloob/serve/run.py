@@ -12,9 +12,11 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from cloob.errors import InputError
 from cloob.serve.app import make_app
+from cloob.serve.connection import connections
 from cloob.serve.guard import is_loopback
 from cloob.serve.settings import ServeConfig
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 _IDLE_SECONDS = 75  # longer than clients keep a connection open: else they write to one that is being closed
 _GRACE_SECONDS = 3  # for answers that are under way when the server is told to end
+_MOST_CONNECTIONS = 1024
 _END_SECONDS = 10  # then it ends, whatever its threads are at
 
 
@@ -60,7 +63,21 @@ def _unbound(host: str, port: int, error: OSError) -> str:
 def settings(host: str, token: str | None) -> ServeConfig:
     """The limits for a host: beyond loopback a token is wanted, and made where none is given."""
     local = is_loopback(host)
-    return ServeConfig(local=local, token=token or (None if local else secrets.token_urlsafe(32)))
+    return ServeConfig(
+        local=local,
+        token=token or (None if local else secrets.token_urlsafe(32)),
+        max_connections=_most_connections(),
+    )
+
+
+def _most_connections() -> int:
+    """A quarter of the files that the process may open: an upload may need one of its own, the index some."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ServeConfig.max_connections
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, max(1, files // 4))
 
 
 def address(opened: socket.socket, config: ServeConfig) -> str:
@@ -102,9 +119,15 @@ def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:
         KeyboardInterrupt: By Ctrl-C, once what was under way is answered. Where that takes longer than ten seconds,
             or at a second Ctrl-C, the process ends at once, with the exit code of an interruption.
     """
-    server = _Server(
+    _server(make_app(index, config), config).run(sockets=[opened])
+
+
+def _server(app: ASGIApp, config: ServeConfig) -> _Server:
+    return _Server(
         uvicorn.Config(
-            make_app(index, config),
+            app,
+            http=connections(config),
+            backlog=max(16, config.max_connections // 8),  # as many are accepted before one can be closed
             log_config=None,
             access_log=False,
             server_header=False,
@@ -115,4 +138,3 @@ def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:
             ws="none",
         )
     )
-    server.run(sockets=[opened])
