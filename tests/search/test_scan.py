@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sqlite3
+import struct
 import tarfile
 import tracemalloc
 import unicodedata
@@ -420,6 +421,32 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypa
         monkeypatch.setattr(Inside, "read", None)  # what has no picture is not looked at again
         summary = index.update([path], replace(options(FakeEncoder()), scan=how))
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
+
+
+def test_arrow_of_a_stranger(tmp_path: Path) -> None:
+    path, latin = tmp_path / "a.arrow", pa.array([b"caf\xe9", b"tea"]).view(pa.string())
+    kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns = {"image": pa.array([{"bytes": png(0)}, {"bytes": png(1)}], kinds), "text": latin, "n": latin}
+
+    def write(table: pa.Table) -> bytes:
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        return path.read_bytes()
+
+    write(pa.table([*columns.values(), pa.array([1, 2])], names=["image", "text", "n", "n"]))
+    assert scanned(path)["a.arrow::0"] == ("caf\ufffd", {"n": 1})
+    whole, offsets = write(pa.table(columns)), struct.pack("<3i", 0, 4, 7)
+    assert whole.count(offsets) == 2
+    path.write_bytes(whole.replace(offsets, struct.pack("<3i", 0, 10**9, 7)))
+    with Index.create(tmp_path / "i") as index:
+        summary = index.update([path], options(FakeEncoder()))
+        assert summary.faults == {"missing image": 2}
+    write(pa.table([*columns.values(), columns["image"]], names=["image", "text", "n", "image"]))
+    with pytest.raises(InputError, match=r"a\.arrow has several columns 'image'"):
+        Inside("a", [path], "image")
+    write(pa.table({"image": [1, 2]}))
+    with pytest.raises(InputError, match=r"a\.arrow: column 'image' holds int64, not images"):
+        Inside("a", [path], "image")
 
 
 def test_a_picture_that_a_row_of_a_folder_names_is_shown(tmp_path: Path) -> None:

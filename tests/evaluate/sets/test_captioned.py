@@ -170,6 +170,10 @@ def test_a_folder_of_classes_is_no_retrieval_set(folder: Path) -> None:
     (home / "dataset_type.txt").write_text("classification\n")
     with pytest.raises(InputError, match="says 'classification', 'retrieval' would be right"):
         open_captioned(home)
+    (home / "dataset_type.txt").write_bytes(b"\xff\xfe" + b"x" * 10**6)
+    with pytest.raises(InputError, match="would be right") as caught:
+        open_captioned(home)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_all_captions_in_one_text_tell_samples_apart() -> None:

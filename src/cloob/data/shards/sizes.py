@@ -18,6 +18,7 @@ from typing import Any
 from cloob.cache import cache_root
 from cloob.data.shards.fetch import fetch
 from cloob.errors import InputError
+from cloob.files import TooLarge, read_at_most
 
 SIZES = "sizes.json"
 MAX_LIST_BYTES = 16 * 1024**2
@@ -74,14 +75,13 @@ def _short(value: Any) -> str:
 def read_sizes(path: Path) -> dict[str, int]:
     """The counts in a local file, none without such a file; InputError where it cannot be read or is no list."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_LIST_BYTES + 1)
+        content = read_at_most(path, MAX_LIST_BYTES)
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    if len(content) > MAX_LIST_BYTES:
-        raise InputError(f"{path}: more than {MAX_LIST_BYTES:,} bytes{_EXPECTED}{_PAIRS}")
+    except TooLarge:
+        raise InputError(f"{path}: more than {MAX_LIST_BYTES:,} bytes{_EXPECTED}{_PAIRS}") from None
     return parse_sizes(str(path), content)
 
 

@@ -260,7 +260,12 @@ def _sniff(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:
     header = _first_line(path, _MAX_HEADER_BYTES).decode("utf-8-sig", "replace")
     if not header.strip():
         raise InputError(f"{path} is empty: the first line must name the columns")
-    splits = [(d, next(csv.reader(io.StringIO(header), delimiter=d))) for d in _DELIMITERS]
+    splits = []
+    for delimiter in _DELIMITERS:
+        with contextlib.suppress(csv.Error):  # a field above 131,072 characters
+            splits.append((delimiter, next(csv.reader(io.StringIO(header), delimiter=delimiter))))
+    if not splits:
+        raise InputError(f"{path}: no line of column names: its first line is {len(header):,} characters in one field")
     for delimiter, names in splits:
         if {*columns} <= {name.strip() for name in names}:
             return delimiter, names

@@ -20,6 +20,7 @@ from cloob.errors import InputError, counted
 
 _JSON_SUFFIXES = (".jsonl", ".ndjson")
 _TYPE_FILE = "dataset_type.txt"
+_MOST_TYPE_BYTES = 100
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,22 @@ def _short_name(spec: str | Path) -> str:
 
 def is_retrieval_folder(folder: Path) -> bool:
     """Whether a folder says that it is a retrieval set of CLIP_benchmark's; OSError where that cannot be read."""
+    return (_type_of(folder) or "").lower() == "retrieval"
+
+
+def _type_of(folder: Path) -> str | None:
+    """What a folder says that it is, or the beginning of it."""
     kind = folder / _TYPE_FILE
-    return kind.is_file() and kind.read_text(encoding="utf-8").strip().lower() == "retrieval"
+    if not kind.is_file():
+        return None
+    with kind.open("rb") as file:
+        return file.read(_MOST_TYPE_BYTES).decode("utf-8", "replace").strip()
 
 
 def _check_type(folder: Path) -> None:
-    kind = folder / _TYPE_FILE
     if not is_retrieval_folder(folder):
-        said = f"says {kind.read_text(encoding='utf-8').strip()!r}" if kind.is_file() else "is not there"
-        raise InputError(f"{folder} is no set for retrieval: {kind} {said}, 'retrieval' would be right")
+        said = "is not there" if (found := _type_of(folder)) is None else f"says {found!r}"
+        raise InputError(f"{folder} is no set for retrieval: {folder / _TYPE_FILE} {said}, 'retrieval' would be right")
 
 
 @dataclass(frozen=True)
