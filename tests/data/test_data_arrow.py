@@ -542,6 +542,20 @@ def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path, image: MakeIma
         open_source(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["arrow", "parquet"])
+def test_a_name_that_is_not_utf8(tmp_path: Path, image: MakeImage, kind: str) -> None:
+    path, content = tmp_path / f"a.{kind}", table(image, range(2), caption="caption")
+    for column in ("qqqq", "caption"):
+        found = content.append_column("other", pa.array([{"qqqq": 1}] * 2))
+        if kind == "parquet":
+            parquet.write_table(found, path, store_schema=False)
+        else:
+            write_file(path, found)
+        path.write_bytes(path.read_bytes().replace(column.encode(), b"\xff" * len(column)))
+        with pytest.raises(InputError, match=rf"a\.{kind} cannot be read as .*: a name of a column is not UTF-8"):
+            open_source(path)
+
+
 def two(image: MakeImage, name: str, held: pa.Array) -> pa.Array:
     return pa.StructArray.from_arrays([pa.array([image(0), image(1)]), held], ["bytes", name])
 

@@ -6,6 +6,9 @@ UTF-8 is its row's own matter. To that end columns are looked at as if they held
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pyarrow as pa
 
 _BYTES = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary(), pa.string_view(): pa.binary_view()}
@@ -27,6 +30,15 @@ def checked(table: pa.Table) -> pa.Table:
                 viewed = chunk
             viewed.validate(full=True)
     return table
+
+
+@contextlib.contextmanager
+def names_in_utf8() -> Iterator[None]:
+    """Where pyarrow comes across a name of a column that is not UTF-8, pa.ArrowInvalid."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid(f"a name of a column is not UTF-8: {error.object[:60]!r}") from None
 
 
 def _as_bytes(kind: pa.DataType) -> pa.DataType:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from cloob.data.sources.bounds import names_in_utf8
 from cloob.errors import InputError
 from cloob.files import check_regular
 
@@ -57,6 +58,9 @@ def map_arrow(path: Path) -> pa.Table:
         source.seek(0)
         table = (pa.ipc.open_file(source) if is_file else pa.ipc.open_stream(source)).read_all()
     table.validate()
+    with names_in_utf8():
+        structs = [field.type for field in table.schema if pa.types.is_struct(field.type)]
+        _ = {field.name for fields in (table.schema, *structs) for field in fields}
     if table.num_rows > _MOST + size:
         raise InputError(f"{path}: counts {table.num_rows:,} rows, but has {size:,} bytes; save it again")
     return table

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from cloob.data.decode import MAX_IMAGE_BYTES
+from cloob.data.sources.bounds import names_in_utf8
 from cloob.data.sources.pages import DELTA_BYTE_ARRAY, read_pages
 from cloob.errors import InputError
 from cloob.files import check_regular
@@ -39,7 +40,8 @@ def open_parquet(path: Path | str, **how: Any) -> parquet.ParquetFile:
         pa.ArrowException: It is no such file.
     """
     check_regular(path)
-    file = parquet.ParquetFile(path, thrift_container_size_limit=_MOST_LISTED, **how)
+    with names_in_utf8():  # pyarrow looks at them all
+        file = parquet.ParquetFile(path, thrift_container_size_limit=_MOST_LISTED, **how)
     about = file.metadata
     rows = [about.row_group(i).num_rows for i in range(about.num_row_groups)]
     if min(rows, default=0) < 0 or sum(rows) != about.num_rows:
