@@ -542,6 +542,22 @@ def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path, image: MakeIma
         open_source(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_dictionary_that_grows(tmp_path: Path, kind: str, adds: bool) -> None:
+    path, schema = tmp_path / "a.arrow", pa.schema({"n": pa.dictionary(pa.int8(), pa.string())})
+    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=adds)
+    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, schema, options=options) as file:
+        for count in (2, 3) if adds or kind == "stream" else (2, 2):
+            words = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), ["a", "b", "c"][:count])
+            file.write_batch(pa.record_batch([words], schema=schema))
+    if adds and kind == "stream":
+        with pytest.raises(InputError, match=r"a\.arrow: adds to a dictionary between batches"):
+            map_arrow(path)
+    else:
+        assert checked(map_arrow(path)).column(0).to_pylist() == ["a", "b"] * 2
+
+
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
 def test_a_name_that_is_not_utf8(tmp_path: Path, image: MakeImage, kind: str) -> None:
     path, content = tmp_path / f"a.{kind}", table(image, range(2), caption="caption")

@@ -22,7 +22,7 @@ from cloob.files import check_regular
 _MAGIC = b"ARROW1"  # begins and ends a file; a stream has none
 _BLOCK = struct.Struct("<qi4xq")  # of a file's end: where a message lies, and the sizes of its two parts
 # The numbers of fields: of a message, of a dictionary, of a batch, and of a file's end.
-_HEADER, _DATA, _NODES, _COMPRESSION, _DICTIONARIES, _BATCHES = 2, 1, 1, 3, 2, 3
+_HEADER, _DATA, _IS_DELTA, _NODES, _COMPRESSION, _DICTIONARIES, _BATCHES = 2, 1, 2, 1, 3, 2, 3
 _MOST = 1_000_000  # rows, or columns of all batches together, that a file may have whatever its size
 _BYTES_A_COLUMN = 64  # of a batch: pyarrow takes some 300 bytes of memory for each, a file no more than 16
 _COMPRESSION_0_17 = b"ARROW:experimental_compression"  # a key of a message's metadata, which pyarrow still follows
@@ -32,7 +32,7 @@ def map_arrow(path: Path) -> pa.Table:
     """An Arrow file of either kind, mapped. Its rows are read only after :func:`cloob.data.sources.bounds.checked`.
 
     Raises:
-        InputError: It is compressed, or of more columns or rows than a file of its size has.
+        InputError: It is compressed, of more columns or rows than a file of its size has, or a dictionary grows in it.
         OSError: There is no such file, it ends early, or is a pipe.
         pa.ArrowException: It is no such file, or damaged.
     """
@@ -51,6 +51,11 @@ def map_arrow(path: Path) -> pa.Table:
                 raise InputError(
                     f"{path}: is compressed, so all of it would be unpacked into memory; save it as Arrow without "
                     "compression, or as Parquet"
+                )
+            if not is_file and message.type == "dictionary" and _is_delta(data):
+                raise InputError(
+                    f"{path}: adds to a dictionary between batches, and each of them would have a copy of its own; "
+                    "save it as an Arrow file, not as a stream"
                 )
             columns += _columns(data, batch)
             if columns > _MOST + size // _BYTES_A_COLUMN:
@@ -97,6 +102,13 @@ def _batch(data: bytes, kind: str) -> int | None:
 def _is_compressed(data: bytes, batch: int | None) -> bool:
     said = batch is not None and _field(data, batch, _COMPRESSION) is not None
     return said or _COMPRESSION_0_17 in data
+
+
+def _is_delta(data: bytes) -> bool:
+    """Whether a dictionary adds to the one before it."""
+    header = _followed(data, _field(data, _root(data), _HEADER))
+    said = None if header is None else _field(data, header, _IS_DELTA)
+    return said is not None and data[said] != 0
 
 
 def _columns(data: bytes, batch: int | None) -> int:
