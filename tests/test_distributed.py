@@ -189,7 +189,9 @@ def faults() -> dict[str, tuple[str, str]]:
             torch.autograd.grad(
                 ContrastiveObjective(gather=True, backend="reference")(leaf, y), leaf, create_graph=True
             )
-        with pytest.raises(RuntimeError, match=r"goes through no torch\.func .* gather=False does"):
+        with pytest.raises(
+            RuntimeError, match=r"gathering over ranks goes through no torch\.func .* gather=False does"
+        ):
             torch.func.grad(objective)(x, y)
     return raised
 

@@ -174,6 +174,7 @@ RAISED_BY: dict[str, Callable[[], object] | str] = {
     "goes through neither torch.func": lambda: torch.func.grad(ContrastiveObjective(backend="streamed"))(
         rows(), rows()
     ),
+    "gathering over ranks goes through no": "test_a_mistake_on_one_rank_is_raised_on_all",
     "can be differentiated once": twice_differentiated,
     "backend='triton' needs": lambda: ContrastiveObjective(backend="triton")(rows(), rows()),
     "as in the state that was loaded": loaded,

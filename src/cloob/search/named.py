@@ -38,7 +38,7 @@ def load_named(spec: str, device: str | torch.device) -> tuple[DualEncoder, str]
         InputError: As there; or it, or what its folder names, would have to be fetched and was never typed here.
     """
     from cloob.models import fingerprint  # torch
-    from cloob.models.hub import closed_hub
+    from cloob.models.hub import closed_hub  # likewise
 
     if was_typed(spec) or is_public(spec):
         return fingerprint.load_with_fingerprint(spec, device)

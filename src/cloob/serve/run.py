@@ -73,8 +73,8 @@ def settings(host: str, token: str | None) -> ServeConfig:
 def _most_connections() -> int:
     """A quarter of the files that the process may open: an upload may need one of its own, the index some."""
     try:
-        import resource
-    except ImportError:  # Windows
+        import resource  # Windows has none
+    except ImportError:
         return ServeConfig.max_connections
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, max(1, files // 4))
