@@ -26,6 +26,8 @@ from cloob.evaluate.embed import embed_images
 from cloob.models.encoder import DualEncoder
 from cloob.models.onnx.pixels import ShortestTransform
 from cloob.models.towers import create_model
+from cloob.pictures import encoded as decoder
+from cloob.pictures import limits
 
 SIDE = 64
 ORIENTATION = 0x0112
@@ -237,7 +239,7 @@ def test_a_crop_of_a_turned_jpeg_is_read_at_its_reduced_size(orientation: int) -
 def test_a_huge_jpeg_is_decoded_smaller(monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], reduction: int) -> None:
     image = upright(*size)
     data = turned(image, 6, "JPEG", quality=95)
-    monkeypatch.setattr(pictures, "WHOLE_PIXELS", 320 * 240 + 1000)
+    monkeypatch.setattr(decoder, "WHOLE_PIXELS", 320 * 240 + 1000)
     encoded = pictures.Encoded(data)
     half = (-(-size[0] // 2), -(-size[1] // 2))
     assert encoded.size == half and encoded.stored == half[::-1]
@@ -276,7 +278,7 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
     image = upright()
     data = saved(image, "PNG")
     (tmp_path / "bomb.png").write_bytes(data)
-    monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
+    monkeypatch.setattr(limits, "MAX_PIXELS", SIDE * SIDE - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     with pytest.raises(InputError, match=r"bomb\.png: image too large \(64×64 pixels, the limit is 4,095\)"):
         encoder.encode_image([tmp_path / "bomb.png"])
@@ -328,7 +330,7 @@ def test_a_file_above_the_bytes_that_are_read(
     monkeypatch: pytest.MonkeyPatch, encoder: DualEncoder, tmp_path: Path
 ) -> None:
     upright().save(tmp_path / "a.png")
-    monkeypatch.setattr(pictures, "MAX_IMAGE_BYTES", 100)
+    monkeypatch.setattr(decoder, "MAX_IMAGE_BYTES", 100)
     with pytest.raises(InputError, match=r"a\.png: image too large \(.* bytes, the limit is 100\)"):
         encoder.encode_image([tmp_path / "a.png"])
 

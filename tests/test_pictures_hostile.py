@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, features
 
 from cloob import pictures
+from cloob.pictures import limits, rgb
 
 SIDE = 64
 SCAN = b"\xff\xda\0\x08\x01\x01\x00\x01\x3f\x00"  # of one channel, without content
@@ -79,7 +80,7 @@ def test_of_a_video_behind_a_jpeg_no_scan_is_counted() -> None:
 def test_a_jpeg_of_several_pictures_counts_the_scans_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     data = saved("MPO", "RGB", save_all=True, append_images=[Image.new("RGB", (SIDE, SIDE))])
     assert Image.open(io.BytesIO(data)).format == "MPO" and pictures.decode(data).size == (SIDE, SIDE)
-    monkeypatch.setattr(pictures, "MAX_SCANNED", 2 * SIDE * SIDE - 1)
+    monkeypatch.setattr(limits, "MAX_SCANNED", 2 * SIDE * SIDE - 1)
     assert refused(monkeypatch, data) == "image too large: 2 scans of 64×64 pixels"
 
 
@@ -128,10 +129,10 @@ def test_what_a_picture_takes_is_limited(
         pytest.skip("Pillow without AVIF")
     data = saved(kind, mode, **options)
     limit = bytes_a_pixel * SIDE * SIDE
-    assert pictures.MAX_DECODED_BYTES >= 178_956_970 * 6  # JPEGs in colour: as many pixels as ever
-    monkeypatch.setattr(pictures, "MAX_DECODED_BYTES", limit)
+    assert limits.MAX_DECODED_BYTES >= 178_956_970 * 6  # JPEGs in colour: as many pixels as ever
+    monkeypatch.setattr(limits, "MAX_DECODED_BYTES", limit)
     assert pictures.decode(data).size == (SIDE, SIDE)
-    monkeypatch.setattr(pictures, "MAX_DECODED_BYTES", limit - 1)
+    monkeypatch.setattr(limits, "MAX_DECODED_BYTES", limit - 1)
     assert refused(monkeypatch, data) == f"image too large: 64×64 pixels of {kind} of mode {mode}, the limit is 4,095"
 
 
@@ -139,7 +140,7 @@ def test_transparency_behind_the_pixels_counts_before_it_is_composited(monkeypat
     data = saved("PNG", "RGB", transparency=(7, 7, 7))
     start, end = data.index(b"tRNS") - 4, data.index(b"tRNS") + 14
     data = data[:start] + data[end:-12] + data[start:end] + data[-12:]
-    monkeypatch.setattr(pictures, "MAX_DECODED_BYTES", 5 * SIDE * SIDE)
+    monkeypatch.setattr(limits, "MAX_DECODED_BYTES", 5 * SIDE * SIDE)
     encoded = pictures.Encoded(data)
     with pytest.raises(pictures.Unreadable, match=r"image too large.*the limit is 1,706"):
         encoded.rgb()
@@ -172,7 +173,7 @@ def test_what_lies_in_an_icon_is_looked_at_before_it_is_decoded(monkeypatch: pyt
     assert pictures.decode(icon(saved("PNG"))).size == (SIDE, SIDE)  # the directory says 16
     runs = bmp(2_000_000, 2, b"\1\1\0\0", file_header=False)
     assert refused(monkeypatch, icon(runs)).endswith("bytes cannot hold 2000000×2 pixels")
-    monkeypatch.setattr(pictures, "MAX_PIXELS", SIDE * SIDE - 1)
+    monkeypatch.setattr(limits, "MAX_PIXELS", SIDE * SIDE - 1)
     said = "image too large: 64×64 pixels, the limit is 4,095"
     assert refused(monkeypatch, icon(saved("PNG"))) == said
 
@@ -199,7 +200,7 @@ def test_a_tiff_of_parts_that_share_their_bytes(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("brightest", "white"), [(0.5, 1), (200, 255), (6e4, 65535), (1e9, 2**32 - 1), (1e20, 1e20)])
 def test_grey_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch, brightest: float, white: float) -> None:
-    monkeypatch.setattr(pictures, "_BLOCK", 32)
+    monkeypatch.setattr(rgb, "_BLOCK", 32)
     values = np.random.default_rng(3).uniform(-1, 1, (70, 90)).astype(np.float32)
     values *= np.float32(brightest) / values.max()
     kinds = [values] if brightest in (0.5, 1e20) else [values, values.astype(np.int32)]
@@ -212,7 +213,7 @@ def test_grey_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch, brightest: 
 
 
 def test_grey_in_floating_point_takes_no_arrays_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_BLOCK", 64)
+    monkeypatch.setattr(rgb, "_BLOCK", 64)
     image = Image.new("F", (1024, 1024), 0.5)
     tracemalloc.start()
     try:

@@ -59,9 +59,11 @@ def open_regular(path: Path | str) -> FileIO:
         OSError, ValueError: There is no such file, or it cannot be read, or is none (ValueError: a NUL in the path).
     """
     file = FileIO(path, "r", opener=_at_once)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    try:
+        _refuse_others(os.fstat(file.fileno()), path)
+    except OSError:
         file.close()
-        raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
+        raise
     return file
 
 
@@ -95,7 +97,11 @@ def check_regular(path: Path | str) -> None:
     Raises:
         OSError: There is no such file, or it is a pipe or a device.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+    _refuse_others(os.stat(path), path)  # noqa: PTH116
+
+
+def _refuse_others(found: os.stat_result, path: Path | str) -> None:
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "a pipe or a device, not a file", str(path))
 
 

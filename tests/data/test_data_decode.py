@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import cloob.pictures as module
 from cloob.data.batch import BadSample
 from cloob.data.decode import Encoded, decode, read_image_file
+from cloob.pictures import encoded as decoder
+from cloob.pictures import limits
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -135,7 +136,7 @@ def test_a_cut_jpeg_is_corrupt_at_reduced_size_too(image: Callable[..., bytes], 
 
 
 def test_the_limit_holds_before_a_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(BadSample, match="image too large"):
         Encoded(saved(smooth(64, 48), "JPEG"), "k")
 
@@ -146,6 +147,6 @@ def test_read_image_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for path in (tmp_path / "absent", tmp_path, f"{tmp_path}/a\0b"):
         with pytest.raises(BadSample, match="missing image"):
             read_image_file(path, "k")
-    monkeypatch.setattr(module, "MAX_IMAGE_BYTES", 4)
+    monkeypatch.setattr(decoder, "MAX_IMAGE_BYTES", 4)
     with pytest.raises(BadSample, match="image too large"):
         read_image_file(tmp_path / "a", "k")

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 from index_fakes import FakeEncoder, content, faults, options, write_noise
 
-from cloob import pictures
 from cloob.errors import InputError
 from cloob.files import read_at_most
+from cloob.pictures import encoded as decoder
 from cloob.search.index import Index
 from cloob.search.where import Comparison
 
@@ -359,7 +359,7 @@ def test_a_known_picture_that_cannot_be_read_now_stays(
 
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(*((os, "stat") if at == "stat" else (pictures, "read_at_most")), failing)
+            patch.setattr(*((os, "stat") if at == "stat" else (decoder, "read_at_most")), failing)
             summary = index.update([folder], options(first))
         assert summary.faults == {"missing image": 2} and (summary.removed, summary.unchanged) == (0, 2)
         assert by_name(index) == before and list(faults(index)) == [str(folder / "new.png")]
@@ -399,7 +399,7 @@ def test_a_known_picture_that_is_gone_when_it_is_read_goes(
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(pictures, "read_at_most", gone)
+        patch.setattr(decoder, "read_at_most", gone)
         assert index.update([folder], options(FakeEncoder())).faults == {"missing image": 1} and len(index) == 2
     assert index.update([folder], options(FakeEncoder())).added == 1 and not faults(index)
 

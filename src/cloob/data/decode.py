@@ -11,9 +11,6 @@ from PIL import Image
 
 from cloob import pictures
 from cloob.data.batch import BadSample
-from cloob.pictures import MAX_IMAGE_BYTES, MAX_PIXELS
-
-__all__ = ["MAX_IMAGE_BYTES", "MAX_PIXELS", "Encoded", "decode", "read_image_file"]
 
 
 def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
@@ -25,7 +22,7 @@ def read_image_file(path: Path | str, key: str, where: str = "") -> bytes:
         where: What the detail of a failure starts with.
 
     Raises:
-        BadSample: There is no such file, it cannot be read, or it is above ``MAX_IMAGE_BYTES``.
+        BadSample: There is no such file, it cannot be read, or it is above ``cloob.pictures.MAX_IMAGE_BYTES``.
     """
     prefix = f"{where}: " if where else ""
     try:
@@ -45,8 +42,8 @@ class Encoded(pictures.Encoded):
         key: The sample's key, for the error.
 
     Raises:
-        BadSample: ``"corrupt image"``, ``"no decoder"``, or ``"image too large"`` above ``MAX_PIXELS``; ``rgb`` and
-            ``orientation`` too.
+        BadSample: ``"corrupt image"``, ``"no decoder"``, or ``"image too large"`` above one of the limits of
+            ``cloob.pictures``; ``rgb`` and ``orientation`` too.
     """
 
     def __init__(self, data: bytes, key: str = "") -> None:

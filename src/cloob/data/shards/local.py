@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
-from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.shards.index import ABSENT, CUT, open_index
 from cloob.data.shards.sizes import SIZES, read_sizes
 from cloob.data.shards.tar import TarReader
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
+from cloob.pictures import MAX_IMAGE_BYTES
 
 
 class ShardSource:

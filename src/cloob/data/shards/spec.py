@@ -65,14 +65,15 @@ def expand(pattern: str, *, escape: bool = True) -> list[str]:
     Raises:
         InputError: The braces do not close, or stand for more than two million strings.
     """
+    braceexpand = require("braceexpand", "train").braceexpand
     try:
-        if _number(pattern, escape=escape) > _MOST:
-            raise InputError(f"{pattern}: its braces stand for more than {_MOST:,} shards; name fewer, or a folder")
-        return list(require("braceexpand", "train").braceexpand(pattern, escape=escape))
-    except InputError:
-        raise
+        number = _number(pattern, escape=escape)
+        expanded = list(braceexpand(pattern, escape=escape)) if number <= _MOST else []
     except (ValueError, RecursionError) as error:
         raise InputError(f"{pattern}: not a brace pattern: {error}") from None
+    if number > _MOST:
+        raise InputError(f"{pattern}: its braces stand for more than {_MOST:,} shards; name fewer, or a folder")
+    return expanded
 
 
 def _number(pattern: str, *, escape: bool) -> int:

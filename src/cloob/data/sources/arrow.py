@@ -23,13 +23,14 @@ import pyarrow as pa
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, clean_caption
-from cloob.data.decode import MAX_IMAGE_BYTES, read_image_file
+from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.prefetch import Prefetcher
 from cloob.data.sources.bounds import checked
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
 from cloob.errors import InputError, message
+from cloob.pictures import MAX_IMAGE_BYTES
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
 

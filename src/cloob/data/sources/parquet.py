@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import parquet
 
-from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.sources.bounds import names_in_utf8
 from cloob.data.sources.pages import DELTA_BYTE_ARRAY, read_pages
 from cloob.errors import InputError
 from cloob.files import check_regular
+from cloob.pictures import MAX_IMAGE_BYTES
 
 _MOST_TIMES = 100  # its size is what a file may unpack to: one picture has dozens of captions in some sets
 _MOST_LISTED = 100_000  # columns, groups of rows and the like; memory for as many as a file claims is taken at once

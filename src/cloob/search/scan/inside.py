@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cloob.data.batch import BadSample, Reason
-from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.sources.arrow import check_pictures, is_image, picture_in
 from cloob.data.sources.bounds import checked
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
 from cloob.errors import InputError
+from cloob.pictures import MAX_IMAGE_BYTES
 from cloob.search.records import Value
 from cloob.search.scan.collection import (
     NO_PICTURE,

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, printable
-from cloob.data.decode import MAX_IMAGE_BYTES
 from cloob.data.shards.index import group_members
 from cloob.data.shards.tar import MAX_UNPACKED_BYTES, Member, TarReader
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
+from cloob.pictures import MAX_IMAGE_BYTES
 from cloob.search.records import Value, valid
 from cloob.search.scan.collection import SEPARATOR, Found, LeftOut, is_excluded, read_fault, value
 
