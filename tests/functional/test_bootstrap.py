@@ -37,10 +37,29 @@ def test_bootstrap_is_a_function_of_its_seed() -> None:
 @given(st.lists(st.sampled_from([0.0, 1.0, -2.5]), min_size=1, max_size=30), st.integers(0, 99))
 def test_interval_lies_within_the_values_and_ignores_their_order(values: list[float], seed: int) -> None:
     low, high = bootstrap_interval(torch.tensor(values), n=100, seed=seed)
-    assert min(values) - 1e-12 <= low <= high <= max(values) + 1e-12
+    assert low <= high
+    if len(set(values)) > 1:
+        assert min(values) <= low + 1e-12 and high <= max(values) + 1e-12
     assert (low, high) == bootstrap_interval(torch.tensor(sorted(values)), n=100, seed=seed)
-    if len(set(values)) == 1:
-        assert low == high == pytest.approx(values[0])
+    if set(values) == {-2.5}:
+        assert low == high == -2.5
+
+
+@given(st.integers(1, 2000), st.floats(0.5, 0.99))
+def test_all_right_and_all_wrong_are_as_unsure_as_the_binomial_says(number: int, level: float) -> None:
+    low, high = bootstrap_interval(torch.ones(number), level=level)
+    assert high == 1
+    assert low**number == pytest.approx((1 - level) / 2)  # how likely all are right at this rate
+    assert bootstrap_interval(torch.zeros(number), level=level) == pytest.approx((0, 1 - low))
+    assert bootstrap_interval(torch.full((number,), 0.5), level=level) == (0.5, 0.5)
+
+
+def test_all_right_is_no_surer_than_all_but_one() -> None:
+    values = torch.ones(20)
+    all_right = bootstrap_interval(values)
+    values[0] = 0
+    assert all_right == pytest.approx((0.832, 1.0), abs=5e-4)
+    assert bootstrap_interval(values) == pytest.approx((0.85, 1.0))
 
 
 def test_paired_bootstrap_is_tighter_than_two_intervals() -> None:

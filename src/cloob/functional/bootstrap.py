@@ -15,6 +15,9 @@ __all__ = ["bootstrap_interval", "grouped_bootstrap", "paired_bootstrap"]
 def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979).
 
+    Where all values are 1, or all 0, every resample is the same, which says nothing of what other samples would be: there
+    the exact binomial interval stands in (Clopper and Pearson 1934), one end of which is α^(1/N), α = (1 − level) / 2.
+
     Args:
         values: (N,) per-sample values, e.g. 0/1 correctness.
         n: Number of resamples.
@@ -27,7 +30,11 @@ def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed:
     Raises:
         ValueError: No values, a value that is not finite, n < 1, or a level outside (0, 1).
     """
-    return grouped_bootstrap([values], n, level, seed)[1:]
+    mean, low, high = grouped_bootstrap([values], n, level, seed)
+    if low == high and mean in (0, 1):
+        open_end = ((1 - level) / 2) ** (1 / len(values))
+        return (open_end, 1.0) if mean == 1 else (0.0, 1 - open_end)
+    return low, high
 
 
 def paired_bootstrap(

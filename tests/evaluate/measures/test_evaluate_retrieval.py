@@ -65,7 +65,7 @@ def test_pairs_by_hand() -> None:
     assert result["image_to_text@5"] == result["image_to_text@10"] == 1.0
     assert (result["image_to_text_median_rank"], result["text_to_image_median_rank"]) == (1.0, 1.0)
     assert (result["n"], result["n_images"]) == (3, 3)
-    assert result["text_to_image@1_interval"] == [1.0, 1.0]
+    assert result["text_to_image@1_interval"] == pytest.approx([0.025 ** (1 / 3), 1.0])
     low, high = result["image_to_text@1_interval"]
     assert low < 2 / 3 < high
 
