@@ -7,7 +7,7 @@ import difflib
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -97,7 +97,12 @@ def nearest(name: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {', '.join(close)}?"
-    return f"known: {', '.join(known[:12])}{', …' if len(known) > 12 else ''}"
+    return f"known: {first_of(known, 12)}"
+
+
+def first_of(names: Sequence[str], most: int = 30) -> str:
+    """The first names of a list that may be long, with an ellipsis for the others."""
+    return f"{', '.join(names[:most])}{', …' if len(names) > most else ''}"
 
 
 def install(extra: str) -> str:

@@ -199,6 +199,13 @@ def test_a_missing_column_lists_those_that_are_there(folder: Path, name: str) ->
     assert "did you mean title?" in said
 
 
+def test_of_many_columns_the_first_are_listed(folder: Path) -> None:
+    (folder / "t.csv").write_text(",".join(f"column{n}" for n in range(10_000)) + "\n")
+    with pytest.raises(InputError, match=r"no column 'filepath'; its columns: column0, column1.*, … \(") as caught:
+        open_source(folder / "t.csv")
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.parquet", "t.jsonl"])
 def test_one_column_can_be_both(folder: Path, image: Callable[..., bytes], name: str) -> None:
     source = open_source(write(folder / name, ROWS), caption_column="filepath")

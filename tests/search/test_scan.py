@@ -458,6 +458,14 @@ def test_a_picture_that_a_row_of_a_folder_names_is_shown(tmp_path: Path) -> None
         assert index.picture(1) == png(1)
 
 
+def test_a_file_of_a_folder_that_lacks_the_pictures_lists_its_own_columns(tmp_path: Path) -> None:
+    picture = {"bytes": png(1), "path": None}
+    parquet.write_table(pa.table({"image": [picture], "text": ["a dog"]}), tmp_path / "0.parquet")
+    parquet.write_table(pa.table({"photo": [picture], "text": ["a cat"]}), tmp_path / "1.parquet")
+    with pytest.raises(InputError, match=r"1\.parquet has no column 'image'; its columns: photo, text$"):
+        open_collection(tmp_path)
+
+
 def test_a_group_that_blows_up_is_unpacked_once_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = pa.DictionaryArray.from_arrays([0] * 64, [png(0) + bytes(4 << 20)])
     parquet.write_table(pa.table({"image": pictures}), tmp_path / "a.parquet", compression="zstd", store_schema=False)

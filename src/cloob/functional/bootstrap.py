@@ -15,8 +15,8 @@ __all__ = ["bootstrap_interval", "grouped_bootstrap", "paired_bootstrap"]
 def bootstrap_interval(values: Tensor, n: int = 2000, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron 1979).
 
-    Where all values are 1, or all 0, every resample is the same, which says nothing of what other samples would be: there
-    the exact binomial interval stands in (Clopper and Pearson 1934), one end of which is α^(1/N), α = (1 − level) / 2.
+    Where all values are 1, or all 0, every resample is the same, which says nothing of other samples: there the exact
+    binomial interval stands in (Clopper and Pearson 1934), one end of which is α^(1/N), α = (1 − level) / 2.
 
     Args:
         values: (N,) per-sample values, e.g. 0/1 correctness.

@@ -29,7 +29,7 @@ from cloob.data.prefetch import Prefetcher
 from cloob.data.sources.bounds import checked
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
-from cloob.errors import InputError, message
+from cloob.errors import InputError, first_of, message
 from cloob.pictures import MAX_IMAGE_BYTES
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
@@ -289,7 +289,7 @@ def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: st
             options = [field.name for field in schema if fits(field.type)]
             if column != default or len(options) != 1:
                 raise InputError(
-                    f"{path} has no column {column!r}; its columns: {', '.join(schema.names)} "
+                    f"{path} has no column {column!r}; its columns: {first_of(schema.names)} "
                     f"(name the one of the {kind}s with --{kind}-column)"
                 )
             column = options[0]

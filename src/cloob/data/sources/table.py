@@ -25,7 +25,7 @@ from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import Fingerprint, of_column
 from cloob.data.sources.parquet import read_columns, read_schema
 from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
-from cloob.errors import InputError
+from cloob.errors import InputError, first_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
@@ -143,7 +143,7 @@ def check_columns(path: Path, image_column: str, caption_column: str) -> None:
         if column not in columns:
             near = difflib.get_close_matches(column, columns, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            names = f"its columns: {', '.join(columns)} ({hint}{option} names one)"
+            names = f"its columns: {first_of(columns)} ({hint}{option} names one)"
             raise InputError(f"{path} has no column {column!r}; {names if columns else 'it has no columns at all'}")
         if columns.count(column) > 1:
             raise InputError(f"{path} has several columns {column!r}; rename all but one")

@@ -18,7 +18,7 @@ from cloob.data.shards.index import group_members
 from cloob.data.shards.spec import local_folder
 from cloob.data.shards.tar import Member, TarReader, is_tar
 from cloob.data.source import IMAGE_EXTENSIONS
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError, first_of, nearest
 from cloob.files import TooLarge, read_at_most
 
 DEFAULT_TEMPLATES = ("{c}",)
@@ -219,7 +219,7 @@ def _open_folders(folder: Path, root: Path) -> LabelledSet:
     names = [path.name for path in subfolders(root)]
     if names and set(names) <= _SPLITS:
         raise InputError(
-            f"{root} holds splits ({', '.join(names)}), not classes; give the folder of one, such as {root / names[-1]}"
+            f"{root} holds splits ({first_of(names)}), not classes; give the folder of one, such as {root / names[-1]}"
         )
     if not names:
         raise InputError(

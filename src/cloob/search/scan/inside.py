@@ -20,7 +20,7 @@ from cloob.data.sources.arrow import check_pictures, is_image, picture_in
 from cloob.data.sources.bounds import checked
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
-from cloob.errors import InputError
+from cloob.errors import InputError, first_of
 from cloob.pictures import MAX_IMAGE_BYTES
 from cloob.search.records import Value
 from cloob.search.scan.collection import (
@@ -85,7 +85,7 @@ class Inside:
             schema = _schema(file)
             missing = {self._image, self._caption or self._image} - set(schema.names)
             if missing:
-                raise InputError(f"{file} has no column {min(missing)!r}; its columns: {', '.join(names)}")
+                raise InputError(f"{file} has no column {min(missing)!r}; its columns: {first_of(schema.names)}")
             check_pictures(file, schema, self._image)
         self._lock = threading.Lock()
         self._open: OrderedDict[tuple[str, int], pa.Table] = OrderedDict()
@@ -282,6 +282,6 @@ def _groups(file: Path) -> list[tuple[int, int]]:
 def _only_image(file: Path, schema: pa.Schema) -> str:
     names: list[Any] = [field.name for field in schema if is_image(field.type)]
     if len(names) != 1:
-        said = f"the columns {', '.join(names)} hold pictures" if names else "no column holds pictures"
-        raise InputError(f"{file}: {said}; its columns: {', '.join(schema.names)} (--image-column names one)")
+        said = f"the columns {first_of(names)} hold pictures" if names else "no column holds pictures"
+        raise InputError(f"{file}: {said}; its columns: {first_of(schema.names)} (--image-column names one)")
     return str(names[0])
