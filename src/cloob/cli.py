@@ -10,6 +10,7 @@ import gc
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    if argv is None and words[:1] in (["convert"], ["export"], ["push"]):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: half-written folders are removed
     try:
         return _dispatch(words)
     except SystemExit as exit_:
@@ -61,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         kept = "; the last complete checkpoint stays as it is" if words[:1] in (["train"], ["demo"]) else ""
+        kept += ", and --resume auto goes on from it" if words[:1] == ["train"] else ""
         print(f"cloob: interrupted{kept}", file=sys.stderr)
         return 130
     except BrokenPipeError:

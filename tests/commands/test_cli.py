@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -207,6 +208,32 @@ def test_a_file_whose_name_is_not_utf8_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "caf\\udce9.csv: this name is not" in done.stderr
 
 
+def test_what_is_left_out_is_no_choice() -> None:
+    done = run_cloob("export", "runs/x", "there", "--to", "tensorflow")
+    assert done.returncode == 2 and "'torch-export'" in done.stderr and "None" not in done.stderr
+
+
+def test_sigterm_leaves_no_half_written_folder(tmp_path: Path) -> None:
+    program = """if True:
+        import pathlib, sys, time
+        from cloob import cli, files
+        from cloob.commands import convert
+        def main(words):
+            with files.whole_folder(pathlib.Path(words[0])) as folder:
+                (folder / "weights").write_bytes(bytes(9))
+                print("half", flush=True)
+                time.sleep(60)
+        convert.main = main
+        sys.exit(cli.main())"""
+    command = [sys.executable, "-c", program, "convert", str(tmp_path / "model")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "half\n"
+        assert list(tmp_path.iterdir())
+        process.terminate()
+        assert process.wait(30) == 130
+    assert not list(tmp_path.iterdir())
+
+
 def test_debug_shows_the_traceback() -> None:
     done = run_cloob("--debug", "trian")
     assert done.returncode != 0 and "Traceback" in done.stderr
@@ -219,7 +246,8 @@ def test_ctrl_c_ends_with_130_and_a_sentence(
     def interrupted(words: object) -> int:
         raise KeyboardInterrupt
 
-    for command, said in (("models", ""), ("train", "; the last complete checkpoint stays as it is")):
+    stays = "; the last complete checkpoint stays as it is"
+    for command, said in (("models", ""), ("demo", stays), ("train", f"{stays}, and --resume auto goes on from it")):
         monkeypatch.setattr(f"cloob.commands.{command}.main", interrupted)
         assert cli.main([command]) == 130
         assert capsys.readouterr().err == f"cloob: interrupted{said}\n"

@@ -138,4 +138,4 @@ def test_streamed_shards_are_counted_then_read_from_the_chosen_cache(
     assert json.loads(capsys.readouterr().out)["usable"] == 5
     assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2
     assert main(["data", spec, *cache]) == 0
-    assert f" --cache-dir {tmp_path / 'cache'} --batch-size 5 --patience 0\n" in capsys.readouterr().err
+    assert f" --cache-dir {tmp_path / 'cache'} --batch-size 5 --warmup 2 --patience 0\n" in capsys.readouterr().err

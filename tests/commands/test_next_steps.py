@@ -99,6 +99,12 @@ def test_a_good_batch_makes_many_steps(pairs: int, batch: int) -> None:
     assert advice.good_batch(pairs) == batch
 
 
+@pytest.mark.parametrize(("pairs", "warmup"), [(8, {"--warmup": "2"}), (288, {"--warmup": "36"}), (2000, {})])
+def test_a_warm_up_that_would_take_a_run_up_is_shortened(pairs: int, warmup: dict[str, str]) -> None:
+    config = get_recipe("align").override(batch_size=advice.good_batch(pairs))
+    assert advice.shorter_warmup(config, pairs) == warmup
+
+
 def advised(words: str, pairs: int, steps: int, warmup: int) -> tuple[list[str], TrainConfig, TrainConfig | None]:
     """The reasons of the advice for a command, its configuration, and the advised one."""
     typed = words.split()

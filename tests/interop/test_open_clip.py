@@ -134,6 +134,8 @@ def test_clip_learns_its_temperature_and_the_others_do_not() -> None:
         (["--cloob-beta", "-1", "--"], "beta is -1"),
         (["--cloob-temperature", "learned", "--cloob-inv-tau", "200", "--"], "inv_tau is 200; open_clip keeps"),
         (["--cloob-matmul", "bfloat16", "--cloob-backend", "reference"], "matmul"),
+        (["--cloob-retrieval-from", "1", "--"], "retrieval_from is 1; a share of the epochs"),
+        (["--cloob-objective", "clip", "--cloob-retrieval-from", "0.5"], "which 'clip' does not"),
         (["--", "--siglip"], "--siglip"),
         (["--", "--model", "coca_ViT-B-32"], "coca_ViT-B-32"),
         (["--", "--distill-model", "RN50"], "--distill-model"),
@@ -281,6 +283,20 @@ def test_accumulation_equals_the_whole_batch(
     assert "Logit Scale: 25.000" in log and "clip_val_loss" in log
 
 
+def test_retrieval_joins_in_the_epoch_that_was_asked_for(
+    csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    joins = iter([False, False, True])  # 1.5 of 3 epochs, each of one step
+
+    def expected(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        return cloob_reference(x, y, 25.0, 6.0, hopfield=next(joins)) + 0.0 * scale
+
+    ours = ["--cloob-inv-tau=25", "--cloob-beta=6", "--cloob-retrieval-from=0.5", "--"]
+    with own_logging():
+        assert run([*ours, *arguments(csv, start, tmp_path, f"--batch-size={N}")]) == 0
+    assert_same_training(outcome(tmp_path), plain_loop(start, pixels_and_tokens, expected), start)
+
+
 def test_clip_equals_open_clip_trains_own_loss(
     csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -299,7 +315,7 @@ def test_clip_equals_open_clip_trains_own_loss(
     assert_same_training(found, plain_loop(start, pixels_and_tokens, clip_loss), start)
 
 
-def launch(processes: int, ours: Sequence[str], theirs: Sequence[str]) -> None:
+def launch(processes: int, ours: Sequence[str], theirs: Sequence[str]) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command += [str(Path(__file__).with_name("open_clip_worker.py"))]
     if processes == 1:
@@ -314,6 +330,7 @@ def launch(processes: int, ours: Sequence[str], theirs: Sequence[str]) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
+    return done.stderr
 
 
 @pytest.mark.nightly  # of one process in each run: test_accumulation_equals_the_whole_batch
@@ -368,7 +385,8 @@ def test_trains_on_the_demo_shards(processes: int, tmp_path: Path) -> None:
         "dist-backend": "gloo",
         "log-every-n-steps": 1,
     }
-    launch(processes, ["--cloob-objective=cloob"], [f"--{key}={value}" for key, value in values.items()])
+    said = launch(processes, ["--cloob-objective=cloob"], [f"--{key}={value}" for key, value in values.items()])
+    assert said.count("cloob: towers from random weights") == 1
     losses, _ = outcome(tmp_path)
     assert losses and all(math.isfinite(value) for value in losses)
     # Untrained embeddings: a positive is as near as any of the others, in both directions.

@@ -243,6 +243,16 @@ def test_resumed_heads_are_the_same(heads: TrainConfig, tmp_path: Path) -> None:
     assert exact(again.save.out) == exact(whole.run)[6:]
 
 
+def test_other_pairs_are_refused_before_they_go_through_the_encoders(
+    heads: TrainConfig, pairs_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = train(heads.override(steps=3, save_every=3))
+    monkeypatch.setattr(align, "_compute", _never)
+    others = heads.override(data=[str(pairs_folder)] * 2, resume=str(ended.run), steps=6)
+    with pytest.raises(InputError, match=r"the training pairs are not those of this checkpoint's run"):
+        train(others)
+
+
 def test_patience_keeps_the_best_heads(heads: TrainConfig) -> None:
     result = train(heads.override(epochs=40, patience=2, lr=0.3, keep=1, best="val_recall", schedule="constant"))
     lines = [json.loads(line) for line in (result.run / "epochs.jsonl").read_text().splitlines()]

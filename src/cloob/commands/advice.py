@@ -78,6 +78,12 @@ def good_batch(pairs: int) -> int:
     return min(pairs, _MOST_BATCH, max(8, 1 << max(pairs // 16, 1).bit_length() - 1))
 
 
+def shorter_warmup(config: TrainConfig, pairs: int) -> dict[str, str]:
+    """``--warmup`` of a tenth of the run, where the configuration's takes more than a quarter; else nothing."""
+    steps = config.run.total_steps(pairs // config.run.batch_size)
+    return {"--warmup": str(max(1, steps // 10))} if (config.optim.warmup or 0) > steps // 4 else {}
+
+
 def lines(config: TrainConfig, pairs: int, steps: int, warmup: int, typed: Sequence[str]) -> list[str]:
     """What is said before a run of a small set: what will be done, and what would do better, as a command."""
     advice = advise(config, pairs, steps, warmup, typed)
@@ -99,12 +105,10 @@ def _words(config: TrainConfig, pairs: int, typed: Sequence[str], *, scratch: bo
     start = get_recipe("align") if scratch else config
     batch = start.run.batch_size
     batch = good_batch(left) if batch > min(2 * good_batch(left), left) else batch
-    length = start.override(batch_size=batch).run.total_steps(left // batch)
     changes: dict[str, str] = {}
     if batch != start.run.batch_size:
         changes["--batch-size"] = str(batch)
-    if (start.optim.warmup or 0) > length // 4:
-        changes["--warmup"] = str(max(1, length // 10))
+    changes |= shorter_warmup(start.override(batch_size=batch), left)
     if split:
         changes["--val-split"] = f"{VAL_SPLIT:g}"
     if split and start.loss.retrieval_from and start.save.best == "val_loss":

@@ -182,6 +182,7 @@ def _first_paragraph(box: str) -> str:
         text.pop(0)
     rule = next((i for i, line in enumerate(text) if not line.strip("─-")), len(text))
     said = re.sub(r"^Error parsing \w+: ", "", " ".join(text[:rule]))  # a component's own check says it all
+    said = said.replace("'None', ", "").replace(", 'None'", "")  # a default that says: left out
     meant = [line.split()[0] for line in text[rule:] if line.startswith("--") and line.strip("-")]
     if said.startswith("Unrecognized options") and meant:
         return f"{said}; did you mean {', '.join(dict.fromkeys(meant))}?"

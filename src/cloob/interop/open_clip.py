@@ -15,6 +15,9 @@ temperature of the training. With ``--cloob-temperature learned`` (the default f
 learned from where the model has it (ln 1/0.07 in a fresh one) or from ``--cloob-inv-tau``, and open_clip_train clamps
 it to [1, 100]. β is fixed: open_clip's optimiser knows the model's parameters only.
 
+``--cloob-retrieval-from 0.5`` leaves retrieval out of the first half of the ``--epochs``, rounded up to whole ones: the
+embeddings of towers from random weights are alike, and what is retrieved from them even more so.
+
 Over ranks. The loss is exact by itself (see :mod:`cloob.distributed`): ``--local-loss`` and ``--gather-with-grad`` have
 no effect on it. With ``--accum-freq k`` open_clip_train evaluates the loss k times on all k batches, each time with the
 graph of one of them; the k gradients add up to the exact one, also that of a learned ``logit_scale``, of which each
@@ -29,6 +32,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +45,7 @@ from cloob import distributed
 from cloob.errors import InputError, install, require
 from cloob.models.towers import open_clip
 from cloob.objective import BACKENDS, MAX_INV_TAU, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
+from cloob.objective.module import MEMBERS
 
 
 class OpenClipLoss(nn.Module):
@@ -71,6 +76,7 @@ class OpenClipLoss(nn.Module):
         self.objective = objective
         self.learn_inv_tau = learn_inv_tau
         self.evaluations = evaluations
+        self.retrieves = objective.hopfield
 
     def forward(
         self,
@@ -93,7 +99,7 @@ class OpenClipLoss(nn.Module):
         if self.learn_inv_tau:
             value = logit_scale.detach()
             inv_tau = value + (logit_scale - value) / self.evaluations
-        loss = self.objective(image_features, text_features, logit_scale=inv_tau)
+        loss = self.objective(image_features, text_features, logit_scale=inv_tau, hopfield=self.retrieves)
         for scalar in (logit_scale, logit_bias):
             if scalar is not None:
                 # DDP stops at a parameter without any gradient; this one is zero.
@@ -111,6 +117,7 @@ class Options:
         beta: β of the retrieval.
         temperature: ``"fixed"`` or ``"learned"``; None learns for ``clip`` alone.
         scale: ``"paper"`` or ``"unit"``; None takes the objective's own, and ``"unit"`` for a learned τ⁻¹.
+        retrieval_from: Share of the epochs before the first one that retrieves; 0: retrieval from the start.
         backend: As :class:`cloob.objective.ContrastiveObjective`.
         matmul: As :class:`cloob.objective.ContrastiveObjective`.
     """
@@ -120,6 +127,7 @@ class Options:
     beta: float = 8.0
     temperature: str | None = None
     scale: str | None = None
+    retrieval_from: float = 0.0
     backend: str = "auto"
     matmul: str = "float32"
 
@@ -127,6 +135,11 @@ class Options:
     def learned(self) -> bool:
         """Whether τ⁻¹ is the model's ``logit_scale``."""
         return self.temperature == "learned" or (self.temperature is None and self.objective == "clip")
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether embeddings are retrieved, from ``retrieval_from`` on."""
+        return MEMBERS[self.objective][1]
 
     def build(self, *, gather: bool) -> ContrastiveObjective:
         """The objective, without parameters.
@@ -140,6 +153,10 @@ class Options:
             raise ValueError(
                 f"inv_tau is {self.inv_tau:g}; open_clip keeps a learned one between 1 and {MAX_INV_TAU:g}"
             )
+        if not 0 <= self.retrieval_from < 1:
+            raise ValueError(f"retrieval_from is {self.retrieval_from:g}; a share of the epochs, from 0 to below 1")
+        if self.retrieval_from and not self.retrieves:
+            raise ValueError(f"retrieval_from is for objectives that retrieve, which {self.objective!r} does not")
         given = {"inv_tau": self.inv_tau, "scale": "unit" if self.learned else self.scale}
         return make_objective(
             self.objective,
@@ -170,13 +187,17 @@ def installed(main: Any, options: Options) -> Iterator[None]:
         options: Which objective.
     """
     theirs = main.create_loss, main.train_one_epoch, main.create_model_and_transforms
+    plain_epochs = 0.0
 
     def create_loss(args: Any) -> OpenClipLoss:
+        nonlocal plain_epochs
         _refuse_other_losses(args)
+        plain_epochs = options.retrieval_from * args.epochs
         objective = options.build(gather=distributed.is_initialized())
         return OpenClipLoss(objective, learn_inv_tau=options.learned, evaluations=args.accum_freq)
 
     def train_one_epoch(model: nn.Module, data: Any, loss: OpenClipLoss, epoch: int, *rest: Any, **named: Any) -> None:
+        loss.retrieves = options.retrieves and epoch >= plain_epochs
         inv_tau = float(loss.objective.inv_tau)
         if not options.learned or (options.inv_tau is not None and epoch == 0):
             set_inv_tau(model, inv_tau)
@@ -221,6 +242,14 @@ def parse(argv: Sequence[str]) -> tuple[Options, list[str]]:
         choices=("paper", "unit"),
         help="tau * sum, or mean; default: paper (clip, learned temperature: unit)",
     )
+    add(
+        "--cloob-retrieval-from",
+        dest="retrieval_from",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the epochs without retrieval, at the start; default: 0",
+    )
     add("--cloob-backend", dest="backend", choices=BACKENDS, default="auto")
     add("--cloob-matmul", dest="matmul", choices=("float32", "bfloat16"), default="float32")
     if "--" in argv:
@@ -259,9 +288,21 @@ def run(argv: Sequence[str]) -> int:
         ) from error
     if not hasattr(main, "create_loss"):
         raise InputError("this open_clip_train has no create_loss to replace: version 3.3 is expected")
-    _refuse_other_losses(params.parse_args(rest))
+    args = params.parse_args(rest)
+    _refuse_other_losses(args)
+    if options.retrieves and not (options.retrieval_from or args.pretrained or args.resume) and _is_first():
+        print(
+            "cloob: towers from random weights: in trials of some hundred steps retrieval from the start did not leave "
+            "chance; --cloob-retrieval-from 0.5 retrieves later, --cloob-objective infoloob never (docs/choose.md)",
+            file=sys.stderr,
+        )
     with installed(main, options):
         return 1 if main.main(rest) else 0
+
+
+def _is_first() -> bool:
+    """Whether this is the process that speaks, before there is a process group."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _refuse_other_losses(args: Any) -> None:

@@ -13,7 +13,7 @@ from cloob.models.aligned.model import encoders_here
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import read_model, readied_text_tower
 from cloob.models.hub import check_hub_model, fetch_first
-from cloob.models.names import check_path, known_models
+from cloob.models.names import check_path, known_models, no_such_model
 from cloob.models.objective_file import read_objective
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
@@ -110,6 +110,7 @@ def _model_folder(folder: Path) -> Path:
         return latest_checkpoint(folder) / MODEL_FOLDER
     raise InputError(
         f"{folder}: neither a run folder (checkpoints/), nor a checkpoint (model/), nor a model folder ({CONFIG_FILE})"
+        f"{families.meant_file(folder)}"
     )
 
 
@@ -172,4 +173,4 @@ def _load_tag(source: str) -> DualEncoder:
         raise InputError(f"{source}: a model's name without its weights; {right}")
     near = difflib.get_close_matches(name or source, names, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
-    raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})")
+    raise InputError(no_such_model(source, hint))

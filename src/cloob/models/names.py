@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from cloob.errors import InputError, install, nearest
 from cloob.models.weights import registry
 
+WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
+"""Of files that ``load_model`` may be asked for."""
 CONFIGS = Path(__file__).parent / "configs"
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
 
@@ -58,7 +61,22 @@ def check_source(source: str) -> None:
     name = text.rpartition("/")[0] or text
     if name.replace("/", "-") not in known_models() and text.replace("/", "-") not in known_models():
         near = nearest(name.replace("/", "-"), known_models())
-        raise InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({near})")
+        raise InputError(no_such_model(source, near))
+
+
+def no_such_model(source: str, hint: str) -> str:
+    """What is said of a source that is neither there nor a name: of a file's name which files there are.
+
+    Args:
+        source: What ``load_model`` was asked for.
+        hint: Names of models that may be meant.
+    """
+    path = Path(source.removesuffix(":port"))
+    if path.suffix not in WEIGHTS_ENDINGS:
+        return f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})"
+    beside = [each.name for each in path.parent.glob("*") if each.is_file()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}"
 
 
 def is_public(source: str) -> bool:

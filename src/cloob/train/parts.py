@@ -109,13 +109,14 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     finetune.freeze(encoder, config.towers.freeze, config.towers.unlocked)
     objective = build.make_loss(config, encoder)
     config = build.resolved(config, encoder, objective, device)
-    loader = build.make_loader(source, encoder, config, device)
-    val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
     sources = {TRAINING: source} | ({} if held_out is None else {HELD_OUT: held_out})
     data = {name: _same_on_every_rank(pairs) for name, pairs in sources.items()}
+    if checkpoint is not None:  # before all pairs go through frozen encoders, which may take hours
+        check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
+    loader = build.make_loader(source, encoder, config, device)
+    val_loader = build.make_val_loader(held_out, encoder, config) if held_out is not None else None
     if checkpoint is not None:
         resume.stop_if_finished(checkpoint, config, data, loader.steps_per_epoch, encoder, objective)
-        check_same_data(checkpoint, data, accept=config.save.accept_changed_data)
     encoder.to(device)
     objective.to(device)
     average = make_average(encoder, config)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from cloob.commands.advice import SMALL, good_batch
+from cloob.commands.advice import SMALL, good_batch, shorter_warmup
 from cloob.commands.measuring import DataArguments
 from cloob.commands.steps import columns, say_next, shell
 from cloob.data.open import open_source
@@ -18,6 +19,7 @@ from cloob.data.survey import SMALL_SIDE, Survey, survey
 from cloob.evaluate.report.sheet import write_sheet
 from cloob.models.tokenizer import FastTokenizer
 from cloob.models.towers import open_clip
+from cloob.recipes import get_recipe
 from cloob.train.config.pairs import VAL_SPLIT
 
 
@@ -70,10 +72,13 @@ def _training(arguments: DataArguments, result: Survey) -> list[str | Path]:
     held_out = [] if elsewhere else ["--val-split", f"{VAL_SPLIT:g}"]
     if small and elsewhere:
         held_out = ["--patience", "0"]  # which counts looks at held-out pairs
-    batch = ["--batch-size", str(good_batch(left))] if small else []
+    suited: dict[str, str] = {}
+    if small:
+        size = good_batch(left)
+        suited = {"--batch-size": str(size), **shorter_warmup(get_recipe("align").override(batch_size=size), left)}
     named = columns(arguments.image_column, arguments.caption_column)
     pairs = ["--data", arguments.data, *named, *_cache(arguments)]
-    return ["train", *(["align"] if small else []), *pairs, *batch, *held_out]
+    return ["train", *(["align"] if small else []), *pairs, *itertools.chain(*suited.items()), *held_out]
 
 
 def _cache(arguments: DataArguments) -> list[str | Path]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
+from cloob.models.names import WEIGHTS_ENDINGS
 from cloob.models.runs import (
     ALIGNED_FILE,
     CHECKPOINTS_FOLDER,
@@ -48,6 +49,15 @@ def has_towers(folder: Path) -> bool:
     return config_file(folder).is_file() or hf_clip.matches(config) or rinna.matches(config)
 
 
+def meant_file(folder: Path) -> str:
+    """A clause that names a file of weights in a folder which is no model; empty where there is none."""
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS_ENDINGS[:3] and path.is_file())
+    except OSError:
+        files = []
+    return f"; did you mean {files[0]}?" if files else ""
+
+
 def load_foreign(source: str) -> DualEncoder:
     """The encoder of a file, folder or name for which ``is_foreign`` holds.
 
@@ -85,8 +95,9 @@ def _load_folder(folder: Path) -> DualEncoder:
         return rinna.load(folder, config)
     if hf_clip.matches(config):
         return hf_clip.load(folder, config)
-    kind = str(config.get("model_type", "nothing"))[:40]
-    raise InputError(f"{file}: model_type is {kind!r}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted")
+    said = f"model_type is {str(config['model_type'])[:40]!r}" if "model_type" in config else "no model_type"
+    meant = meant_file(folder)
+    raise InputError(f"{file}: {said}; 'clip' (CLIPModel) or 'cloob' (rinna) is wanted{meant}")
 
 
 def _load_file(path: Path, config: dict[str, Any] | None, *, port: bool) -> DualEncoder:

@@ -46,9 +46,11 @@ class Rows:
         self._rows = [row for _, row in json_rows(path)] if path.suffix.lower() in (".jsonl", ".ndjson") else None
         there = column_names(path, (image_column, caption_column or image_column))
         names = list(filter(None, dict.fromkeys([*there, *(name for row in self._rows or () for name in row)])))
-        for column in (image_column, caption_column):
+        for option, column in (("--image-column", image_column), ("--caption-column", caption_column)):
             if column is not None and column not in names:
-                raise InputError(f"{path} has no column {column!r}; {nearest(column, names)}")
+                raise InputError(
+                    f"{path} has no column {column!r}; {nearest(column, names)} ({option} of cloob index names one)"
+                )
         self._image = image_column
         self._caption = caption_column or next((name for name in CAPTION_COLUMNS if name in names), None)
         known = {image_column, self._caption, "date"}
