@@ -245,9 +245,11 @@ def outcome(logs: Path, key: str = "Contrastive_loss") -> tuple[list[float], Sta
     return losses, {name.removeprefix("module."): value for name, value in checkpoint["state_dict"].items()}
 
 
-def assert_same_training(found: tuple[list[float], State], expected: tuple[list[float], State], start: Path) -> None:
+def assert_same_training(
+    found: tuple[list[float], State], expected: tuple[list[float], State], start: Path, moves: float = 0.02
+) -> None:
     assert found[0] == pytest.approx(expected[0], rel=1e-4)  # five digits are logged
-    assert max(found[0]) - min(found[0]) > 0.02  # it moves
+    assert max(found[0]) - min(found[0]) > moves
     begin = torch.load(start)
     for name, value in expected[1].items():
         if name != "logit_scale":
@@ -294,7 +296,7 @@ def test_retrieval_joins_in_the_epoch_that_was_asked_for(
     ours = ["--cloob-inv-tau=25", "--cloob-beta=6", "--cloob-retrieval-from=0.5", "--"]
     with own_logging():
         assert run([*ours, *arguments(csv, start, tmp_path, f"--batch-size={N}")]) == 0
-    assert_same_training(outcome(tmp_path), plain_loop(start, pixels_and_tokens, expected), start)
+    assert_same_training(outcome(tmp_path), plain_loop(start, pixels_and_tokens, expected), start, moves=0.005)
 
 
 def test_clip_equals_open_clip_trains_own_loss(
