@@ -324,6 +324,15 @@ def test_what_cannot_be_moved_leaves_no_copy(
     assert not [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
 
 
+def test_classify_counts_at_the_end_what_it_could_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").write_bytes(picture("red"))
+    (pictures / "broken.png").write_bytes(b"no picture")
+    assert main(("classify", str(pictures), "--labels", "red,blue", "--model", "colours")) == 1
+    assert "; 1 could not be read (see above)\n" in capsys.readouterr().err
+
+
 def test_examples_make_a_head_that_is_kept(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

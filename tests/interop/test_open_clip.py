@@ -136,6 +136,7 @@ def test_clip_learns_its_temperature_and_the_others_do_not() -> None:
         (["--cloob-matmul", "bfloat16", "--cloob-backend", "reference"], "matmul"),
         (["--cloob-retrieval-from", "1", "--"], "retrieval_from is 1; a share of the epochs"),
         (["--cloob-objective", "clip", "--cloob-retrieval-from", "0.5"], "which 'clip' does not"),
+        (["--cloob-retrieval-from", "0.5", "--", "--epochs", "1"], "--epochs 1 leaves no whole epoch that retrieves"),
         (["--", "--siglip"], "--siglip"),
         (["--", "--model", "coca_ViT-B-32"], "coca_ViT-B-32"),
         (["--", "--distill-model", "RN50"], "--distill-model"),

@@ -290,6 +290,11 @@ def run(argv: Sequence[str]) -> int:
         raise InputError("this open_clip_train has no create_loss to replace: version 3.3 is expected")
     args = params.parse_args(rest)
     _refuse_other_losses(args)
+    if options.retrieval_from and math.ceil(options.retrieval_from * args.epochs) >= args.epochs:
+        raise InputError(
+            f"--cloob-retrieval-from {options.retrieval_from:g} of --epochs {args.epochs} leaves no whole epoch that "
+            "retrieves; make it smaller, or the epochs more and shorter"
+        )
     if options.retrieves and not (options.retrieval_from or args.pretrained or args.resume) and _is_first():
         print(
             "cloob: towers from random weights: in trials of some hundred steps retrieval from the start did not leave "

@@ -47,7 +47,7 @@ def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
         _print(index, labels, arguments)
         failed = _move(index, labels, arguments.move_to) if arguments.move_to is not None else 0
     counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
-    left = f"; {unread:,} could not be read (named above)" if unread else ""
+    left = f"; {unread:,} could not be read (see above)" if unread else ""
     print(f"cloob: {len(labels.ids):,} pictures: {counts}{left}", file=sys.stderr)
     if arguments.move_to is None and not arguments.multi:
         hint(["classify", *words, "--move-to", "sorted"])
