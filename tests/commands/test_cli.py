@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +48,18 @@ def test_help_of_each_command_needs_no_torch() -> None:
     for command, told in zip(cli.COMMANDS, in_one_process(*([name, "--help"] for name in cli.COMMANDS)), strict=True):
         code, out, _, heavy = told
         assert (code, heavy) == (0, []) and f"usage: cloob {command}" in out, command
+
+
+def test_help_breaks_where_the_line_is_full() -> None:
+    compared = 0
+    for _, out, _, _ in in_one_process(*([name, "--help"] for name in cli.COMMANDS)):
+        inside = [line[2:-2] for line in out.splitlines() if line.startswith("  ")]  # of boxes whose edges are spaces
+        for line, following in itertools.pairwise(inside):
+            column = len(following) - len(following.lstrip())
+            if column > 2 and re.fullmatch(r"(--?\w.*| *)  \S", line[: column + 1]):  # text above text
+                compared += 1
+                assert len(line.rstrip()) + 1 + len(following.split()[0]) > len(line), (line, following)
+    assert compared > 200
 
 
 def test_a_mistake_in_the_words_needs_no_torch() -> None:

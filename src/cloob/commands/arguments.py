@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import itertools
 import math
 import os
 import re
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,7 +64,7 @@ def parse(
     extra: dict[str, Any] = {} if default is None else {"default": default}
     _refuse_empty_paths(kind, words)
     try:
-        with contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stderr(complaint), _joined_lines():
             parsed: T = tyro.cli(
                 kind,
                 args=list(words),
@@ -78,6 +79,25 @@ def parse(
         raise InputError(f"{_first_paragraph(complaint.getvalue())} ({prog} --help)") from None
     _check_local(parsed)
     return parsed
+
+
+@contextlib.contextmanager
+def _joined_lines() -> Iterator[None]:
+    """Gives tyro the docstrings under fields a line a paragraph: where their lines break, its help would break too."""
+    import docstring_parser  # tyro's own
+
+    def parse_from_object(kind: type) -> docstring_parser.Docstring:
+        docstring = as_written(kind)
+        for field in docstring.params:
+            field.description = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(field.description or ""))
+        return docstring
+
+    as_written = docstring_parser.parse_from_object
+    docstring_parser.parse_from_object = parse_from_object  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = as_written
 
 
 def _check_renamed(words: Sequence[str], prog: str) -> None:
