@@ -78,13 +78,13 @@ def above_chance(predictions: Sequence[np.ndarray], labels: np.ndarray, n_classe
         n_classes: C.
     """
     asked, taken = np.tile(labels, len(predictions)), np.concatenate(list(predictions))
-    counts = np.bincount(taken * n_classes + asked, minlength=n_classes**2).reshape(n_classes, n_classes)
-    as_good = int((counts[np.arange(n_classes), _dealt(n_classes)].sum(1) >= np.trace(counts)).sum())
+    counts = np.bincount(taken * n_classes + asked, minlength=n_classes**2)
+    as_good = int((counts.take(_dealt(n_classes)).sum(1) >= counts[:: n_classes + 1].sum()).sum())
     return (1 + as_good) / (1 + _DEALS) <= _LEVEL
 
 
 @functools.cache
 def _dealt(n_classes: int) -> np.ndarray:
-    """(2,000, C): in each row, the name that each class is given."""
+    """(2,000, C): in each row, the name that each class is given, as its place in a flat (C, C)."""
     generator = np.random.default_rng(0)
-    return np.stack([generator.permutation(n_classes) for _ in range(_DEALS)])
+    return np.stack([generator.permutation(n_classes) for _ in range(_DEALS)]) + n_classes * np.arange(n_classes)
