@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import logging
 import os
@@ -194,8 +195,11 @@ class Ranks:
 
 def fork(folder: Path, processes: int, action: Callable[[], int | None]) -> Ranks:
     """Runs ``action`` in each of some processes, which need no time for imports; several are the ranks of a run."""
-    import torch._dynamo  # noqa: F401 - DDP and optimisers import it, which takes each process seconds
-
+    # What a run imports late would take each of its processes seconds; pyarrow imports pandas where there is one.
+    for late in ("torch._dynamo", "pandas", "tyro"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(late)
+    Image.init()
     folder.mkdir(parents=True, exist_ok=True)
     environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     ranks = Ranks([], [folder / f"rank-{rank}.txt" for rank in range(processes)])

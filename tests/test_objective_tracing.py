@@ -15,6 +15,7 @@ from paper_loops import MEMBER_IDS, MEMBERS, pairs
 
 each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
 Objective = ContrastiveObjective
+COMPILED_QUICKLY = [("infoloob", True, True), ("infonce", False, False)]
 
 
 @pytest.fixture
@@ -36,8 +37,13 @@ def gradients(objective: Any, x: Tensor, y: Tensor, **options: Any) -> list[Tens
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.usefixtures("fresh_compiler")
-@each_member
-@pytest.mark.parametrize("learnable", [False, True], ids=["fixed", "learnable"])
+@pytest.mark.parametrize(
+    ("contrast", "hopfield", "learnable"),
+    [
+        pytest.param(*case, marks=() if case in COMPILED_QUICKLY else pytest.mark.nightly)
+        for case in ((*member, learnable) for member in MEMBERS for learnable in (False, True))
+    ],
+)
 def test_a_whole_compiled_graph_equals_eager(contrast: str, hopfield: bool, learnable: bool) -> None:
     scales = {"learnable_inv_tau": learnable, "learnable_beta": learnable and hopfield}
     objective = Objective(contrast=contrast, hopfield=hopfield, **scales)

@@ -129,7 +129,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         # wait for that lock to free a tensor: now and then a run hangs after its end. One that is never freed now and
         # then aborts the process at its very end, which is the lesser evil where a DDP is left, as after an error.
         gc.collect()
-        if any(issubclass(type(candidate), DistributedDataParallel) for candidate in gc.get_objects()):
+        if any(DistributedDataParallel in type(candidate).__mro__ for candidate in gc.get_objects()):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
         del group
 

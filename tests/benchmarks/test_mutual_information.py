@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 ROOT = Path(__file__).parents[2]
-STEPS, BATCHES = 250, 120
+STEPS, BATCHES = 160, 80
 LOG_N = math.log(64)
 
 

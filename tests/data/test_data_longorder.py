@@ -41,7 +41,7 @@ def test_a_keyed_permutation_is_one(n: int, key: list[int]) -> None:
     assert np.array_equal(KeyedPermutation(n, key)(some), numbers[some])
 
 
-@pytest.mark.parametrize("n", [60, 101, 256])
+@pytest.mark.parametrize("n", [60, *(pytest.param(n, marks=pytest.mark.nightly) for n in (101, 256))])
 def test_any_two_places_hold_any_two_numbers_equally_often(n: int) -> None:
     """Over 20,000 keys: a place's number, and the numbers of two places together, of one half or of both."""
     a, side = np.arange(n), int(np.ceil(np.sqrt(n)))

@@ -310,7 +310,7 @@ def _saved_and_largest(path: Callable[..., Tensor], n: int, d: int, **options: A
 @each_member
 def test_memory_is_linear_in_the_batch(contrast: str, hopfield: bool) -> None:
     d, options = 4, {"contrast": contrast, "hopfield": hopfield}
-    n = 40 * d
+    n = 20 * d
     saved, largest = _saved_and_largest(cloob_streamed, n, d, **options)
     # Kept: X, Y, four retrievals with their norms, two gradients of either contrast; made: no more than a strip.
     assert saved <= (10 if hopfield else 4) * n * d + 4 * n + 16

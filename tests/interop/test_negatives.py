@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cloob import ContrastiveObjective
 from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import PAPER_OBJECTIVES, NonFiniteFeaturesError, make_objective
+from support import fork
 
 N, M, D = 5, 7, 4
 
@@ -118,7 +119,8 @@ def _tower() -> nn.Linear:
 
 def test_two_ranks_equal_one(tmp_path: Path) -> None:
     """Unequal numbers of pairs and of negatives, through DDP; an error of one rank is everybody's."""
-    mp.spawn(_worker, (str(tmp_path),), nprocs=2)
+    forked = fork(tmp_path, 2, lambda: _worker(int(os.environ["RANK"]), str(tmp_path)))
+    assert set(forked.wait()) == {0}, forked.told()
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for name in ("cloob", "infoloob"):
         tower = _tower()

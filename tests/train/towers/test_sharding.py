@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from device_reads import reads
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -25,7 +24,7 @@ from cloob.train.state.resume import read_checkpoint
 from cloob.train.step import Stepper, StepResult, TowersWithLoss
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.build import prepare_towers
-from support import made_once
+from support import fork, made_once
 
 CPU = torch.device("cpu")
 RANKS = 2
@@ -121,7 +120,6 @@ def roundtrip(encoder: nn.Module, optimizer: torch.optim.Optimizer) -> bool:
 
 
 def worker(rank: int, folder: str, configs: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     open_clip().add_model_config(Path(configs))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
@@ -133,7 +131,8 @@ def worker(rank: int, folder: str, configs: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
     def work(folder: Path) -> None:
-        mp.spawn(worker, (str(folder), str(nano_configs)), nprocs=RANKS)
+        forked = fork(folder, RANKS, lambda: worker(int(os.environ["RANK"]), str(folder), str(nano_configs)))
+        assert set(forked.wait()) == {0}, forked.told()
 
     folder = made_once(tmp_path_factory, "sharding", work)
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]

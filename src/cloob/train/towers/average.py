@@ -42,7 +42,7 @@ class WeightAverage:
     that no checkpoint holds (masks, whose −∞ has no average) and what is no floating-point number (counters).
 
     Args:
-        encoder: The towers as they start; copied, on their device.
+        encoder: The towers as they start; copied, on their device, but for the tokenizer.
         decay: The decay that is reached, in (0, 1).
 
     Attributes:
@@ -51,7 +51,7 @@ class WeightAverage:
 
     def __init__(self, encoder: DualEncoder, decay: float) -> None:
         self.decay = decay
-        self.encoder = copy.deepcopy(encoder)
+        self.encoder = copy.deepcopy(encoder, {id(encoder.tokenizer): encoder.tokenizer})
         self.encoder.requires_grad_(False)
         self.encoder.eval()
         device = encoder.device
