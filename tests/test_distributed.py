@@ -344,7 +344,7 @@ def test_torch_compile_around_it(ranks: list[dict[str, Any]]) -> None:
         ("sides of different D", "ValueError", "rank {last}: text_features has embedding dimension 2"),
         ("sides of different N", "ValueError", "rank {last}: 4 image_features and 3 text_features"),
         ("no rows", "ValueError", "rank {last}: 0 image_features and 0 text_features: equally many, at least 1"),
-        ("float64", "ValueError", "ranks differ in bytes a number: rank 0 has 4"),
+        ("float64", "ValueError", "ranks differ in dtype (bytes a number): rank 0 has 4"),
         ("not a tensor", "TypeError", "rank {last}: image_features is a NoneType"),
         ("a vector", "ValueError", "rank {last}: image_features has shape (3,)"),
         ("a number", "ValueError", "rank {last}: image_features has shape ()"),

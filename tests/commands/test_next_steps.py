@@ -89,6 +89,18 @@ def test_data_leads_to_a_batch_that_the_pairs_fill(
     assert [check_train(command).run.batch_size for command in commands] == ([batch] if batch else [])
 
 
+@pytest.mark.parametrize(("rows", "begins"), [(50_000, ["train", "align", "--data"]), (50_001, ["train", "--data"])])
+def test_data_leads_to_heads_as_far_as_they_were_studied(
+    rows: int, begins: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_pairs(tmp_path / "mine", {"a": ((9, 90, 90), "one")})
+    (tmp_path / "many.csv").write_text("filepath\ttitle\n" + f"{tmp_path}/mine/a.png\tone\n" * rows)
+    assert cli.main(["data", str(tmp_path / "many.csv"), "--most", "4"]) == 0
+    (command,) = next_commands(capsys.readouterr().err)
+    check_train(command)
+    assert command[: len(begins)] == begins
+
+
 def test_json_output_is_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "demo:val", "--most", "4", "--json"]) == 0
     assert capsys.readouterr().out.startswith("{")

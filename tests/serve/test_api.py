@@ -229,6 +229,23 @@ def test_thousands_of_unknown_fields_are_one_error(client: TestClient, known: di
         assert client.post("/api/search", json=body).status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        ({"content": b'{"parts": [{"words": "red"}]}'}, 415, "when its Content-Type is application/json"),
+        ({"data": {"parts": "red"}}, 415, "when its Content-Type is application/json"),
+        ({"content": b'{"parts": [', "headers": {"content-type": "application/json"}}, 422, "the body is no JSON: "),
+        ({}, 422, "body: Field required"),
+        ({"json": {"parts": [{"words": " \t"}]}}, 400, "a text without words"),
+    ],
+)
+def test_a_body_that_is_not_what_is_wanted_is_told_why(
+    client: TestClient, sent: dict[str, Any], status: int, said: str
+) -> None:
+    answer = client.post("/api/search", **sent)
+    assert answer.status_code == status and said in answer.json()["detail"], answer.text
+
+
 def test_a_sentence_without_a_place_for_the_label_is_told(client: TestClient) -> None:
     answer = client.post("/api/classify", json={"labels": ["a", "b"], "templates": ["a photo"]})
     assert answer.status_code == 400 and "'a photo' has no {c}" in answer.json()["detail"]

@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,9 @@ def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> Non
     with serving(tmp_path / "idx") as (process, root):
         assert get(f"{root}api/health")[0]["pictures"] == 0
         assert get(f"{root}api/ids")[0]["ids"] == []
+        for path in ("", "api/health"):
+            with urllib.request.urlopen(urllib.request.Request(f"{root}{path}", method="HEAD")) as answer:
+                assert answer.status == 200 and int(answer.headers["content-length"]) > 0 and answer.read() == b""
         with pytest.raises(urllib.error.HTTPError) as refusal:
             post(f"{root}api/search", {"parts": [{"words": "red"}]})
         assert refusal.value.code == 400
@@ -155,15 +158,20 @@ def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> Non
         assert process.returncode == 130 and said.strip().endswith("the server has ended"), said
 
 
-def test_ctrl_c_does_not_wait_for_what_takes_minutes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_its_end_does_not_wait_for_what_takes_minutes(
+    told: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     ended = threading.Event()
     codes: list[int] = []
 
     class Slow(Index):
         def model(self, *_: Any) -> Any:  # the server's first question
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), told)
             ended.wait(5)
             raise InputError("too late")
 
@@ -172,15 +180,18 @@ def test_ctrl_c_does_not_wait_for_what_takes_minutes(
         ended.set()
 
     monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(run, "_WORD_SECONDS", 0.1)
     monkeypatch.setattr(run, "_END_SECONDS", 0.3)
     Index.create(tmp_path / "idx").close()
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with run.bind("127.0.0.1", 0) as opened, Slow.open(tmp_path / "idx") as index, pytest.raises(KeyboardInterrupt):
+        interrupted = pytest.raises(KeyboardInterrupt) if told == signal.SIGINT else nullcontext()
+        with run.bind("127.0.0.1", 0) as opened, Slow.open(tmp_path / "idx") as index, interrupted:
             run.serve(index, opened, settings("127.0.0.1", None))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert codes == [130] and capsys.readouterr().err.endswith("cloob: the server has ended\n")
+    said = capsys.readouterr().err
+    assert codes == [code] and said.endswith("a second Ctrl-C ends it at once\ncloob: the server has ended\n"), said
 
 
 def test_a_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,16 +252,17 @@ def test_an_index_called_by_a_dot_takes_no_full_stop(index: Index) -> None:
     assert (answer.status_code, answer.json()["detail"]) == (400, said)
 
 
-def test_a_model_that_is_gone_is_said_without_its_path(index: Index, tmp_path: Path) -> None:
-    spec = str(tmp_path / "secret" / "m")
-    gone = replace(index.models[0], spec=spec)
+@pytest.mark.parametrize("form", ["{}", "{}:best", "{}:port", "local-dir:{}"])
+def test_a_model_that_is_gone_is_said_without_its_path(index: Index, tmp_path: Path, form: str) -> None:
+    place = str(tmp_path / "secret" / "m")
+    gone = replace(index.models[0], spec=form.format(place))
 
     class Lost:
         models = (gone,)
 
         def __getattr__(self, name: str) -> object:
             if name == "search":
-                raise InputError(f"{spec}: no such folder")
+                raise InputError(f"{place}: no such folder; {gone.spec} names none in {place}/checkpoints")
             return getattr(index, name)
 
         def __len__(self) -> int:
@@ -269,7 +270,8 @@ def test_a_model_that_is_gone_is_said_without_its_path(index: Index, tmp_path: P
 
     with TestClient(make_app(Lost(), ServeConfig()), base_url="http://localhost") as web:  # type: ignore[arg-type]
         answer = web.post("/api/search", json={"parts": [{"words": "red"}]})
-    assert answer.status_code == 400 and "secret" not in answer.text and f"{gone.name}: no such" in answer.text
+    said = f"{gone.name}: no such folder; {gone.name} names none in {gone.name}/checkpoints"
+    assert answer.status_code == 400 and said in answer.text
 
 
 def test_an_index_that_cannot_be_asked_any_more_is_said_in_a_line(index: Index, tmp_path: Path) -> None:

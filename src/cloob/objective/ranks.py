@@ -77,7 +77,7 @@ def agree_on_rows(
     """
     fault, x, y = None, image_features, text_features
     scales: Scales = {"inv_tau": 1.0, "beta": 1.0, "bias": 0.0}
-    facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "bytes a number", "ids"), 0)
+    facts: dict[str, int | float] = dict.fromkeys(("rows", "embedding dimension", "dtype (bytes a number)", "ids"), 0)
     facts |= dict.fromkeys(scales, 1.0)
     settings = {name: _SETTINGS[name].index(value) for name, value in member.items()}
     try:

@@ -83,4 +83,5 @@ def check_finite(**named: Tensor) -> None:
         NonFiniteFeaturesError: Names the matrix, how many of its rows, and the first.
     """
     some = {name: rows for name, rows in named.items() if len(rows)}
-    check_lengths(extremes(**some), **some)
+    if some:
+        check_lengths(extremes(**some), **some)

@@ -1,4 +1,4 @@
-"""Set-ups that start from trained weights. None of their values is from the paper; ``align``'s are a study's."""
+"""Set-ups that start from trained weights: ``align`` by a study's values, the others by the paper's scales."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         404: "Not there",
         408: "Came too slowly",
         413: "Too large",
-        415: "No picture",
+        415: "No picture, or no JSON",
         421: "Asked under another name than localhost",
         422: "Not what this document describes",
         503: "Too many queries or uploads wait",
@@ -118,9 +118,7 @@ def _page() -> dict[str, bytes]:
 async def _problem(request: Request, error: Exception) -> Response:
     """One line of JSON; of our own faults nothing but that there was one."""
     if isinstance(error, RequestValidationError):
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"][1:])
-        return _line(422, f"{place}: {first['msg']}" if place else str(first["msg"]))
+        return _line(*_undescribed(request, error))
     if isinstance(error, HTTPException):
         return _line(error.status_code, str(error.detail), error.headers)
     for kind, status in _STATUS:
@@ -135,6 +133,19 @@ async def _problem(request: Request, error: Exception) -> Response:
             return _line(status, said, {"retry-after": "1"} if status == 503 else None)
     logger.error("a request failed: %s: %s", type(error).__name__, one_line(error))
     return _line(500, "the server failed at this; its own window says more")
+
+
+def _undescribed(request: Request, error: RequestValidationError) -> tuple[int, str]:
+    """Status and line of a request that is not what the API describes."""
+    first = error.errors()[0]
+    place = ".".join(str(step) for step in first["loc"][1:])
+    if first["loc"][0] == "body" and request.method != "GET":
+        if first["type"] == "json_invalid":
+            return 422, f"the body is no JSON: {first['ctx']['error']}, at character {place}"
+        if not place and isinstance(error.body, bytes):
+            return 415, "the body is taken as JSON when its Content-Type is application/json"
+        place = place or "body"
+    return 422, f"{place}: {first['msg']}" if place else str(first["msg"])
 
 
 def _line(status: int, said: str, headers: Any = None) -> Response:

@@ -108,6 +108,9 @@ class Collection:
 
     def _remember(self, models: Sequence[IndexedModel]) -> None:
         self.places |= {model.spec: model.name for model in models}
+        for model in models:  # of RUN:best an error names the run's folder
+            place = model.spec.removeprefix("local-dir:").removesuffix(":best").removesuffix(":port")
+            self.places.setdefault(place, model.name)
 
     # Where things are done.
 
@@ -180,7 +183,14 @@ class Collection:
         return held.rows[model.fingerprint]
 
     async def text(self, words: str, model: IndexedModel) -> Row:
-        """The unit row (D,) of a text, of those used last from memory."""
+        """The unit row (D,) of a text, of those used last from memory.
+
+        Raises:
+            InputError: It is white space alone.
+            Busy: Too many queries wait.
+        """
+        if not words.strip():
+            raise InputError("a text without words; give some")
         key = (model.fingerprint, words)
         if key not in self._texts:
             self._texts[key] = await self._batcher(model, "text")(words)

@@ -56,6 +56,8 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # as GET; uvicorn, which has the scope as it was, leaves the body out
+            scope = {**scope, "method": "GET"}
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         careful = _with_headers(send, scope["path"])
         refusal = self._refusal(scope, headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _IDLE_SECONDS = 75  # longer than clients keep a connection open: else they write to one that is being closed
 _GRACE_SECONDS = 3  # for answers that are under way when the server is told to end
 _MOST_CONNECTIONS = 1024
+_WORD_SECONDS = 1  # without an end, after which it says what it waits for
 _END_SECONDS = 10  # then it ends, whatever its threads are at
 
 
@@ -94,30 +96,43 @@ class _Server(uvicorn.Server):
     Nothing is lost with the process: the server holds nothing that is not in the index.
     """
 
+    _told_by: int = signal.SIGINT
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        last = threading.Timer(_END_SECONDS, _end)
-        last.daemon = True
-        last.start()
+        later = [threading.Timer(_WORD_SECONDS, _say_that_it_ends), threading.Timer(_END_SECONDS, self._end)]
+        for timer in later:
+            timer.daemon = True
+            timer.start()
         await super().shutdown(sockets)
-        last.cancel()
+        for timer in later:
+            timer.cancel()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit:  # told twice; uvicorn would leave the threads to themselves, and Python wait for them
-            _end()
-        super().handle_exit(sig, frame)
+            self._end()
+        self._told_by = sig
+        if sig == signal.SIGTERM:  # a wish and no interruption; uvicorn would raise it once more at the end
+            self.should_exit = True
+        else:
+            super().handle_exit(sig, frame)
+
+    def _end(self) -> None:
+        print("cloob: the server has ended", file=sys.stderr, flush=True)
+        os._exit(0 if self._told_by == signal.SIGTERM else 130)
 
 
-def _end() -> None:
-    print("cloob: the server has ended", file=sys.stderr, flush=True)
-    os._exit(130)
+def _say_that_it_ends() -> None:
+    print("cloob: ends when what is under way is done; a second Ctrl-C ends it at once", file=sys.stderr, flush=True)
 
 
 def serve(index: Index, opened: socket.socket, config: ServeConfig) -> None:
-    """Answers until the process is told to end.
+    """Answers until the process is told to end: returns after SIGTERM, once what was under way is answered.
+
+    Where that takes longer than ten seconds, or when it is told so again, the process ends at once, with exit code 0
+    after SIGTERM and that of an interruption after Ctrl-C.
 
     Raises:
-        KeyboardInterrupt: By Ctrl-C, once what was under way is answered. Where that takes longer than ten seconds,
-            or at a second Ctrl-C, the process ends at once, with the exit code of an interruption.
+        KeyboardInterrupt: By Ctrl-C.
     """
     _server(make_app(index, config), config).run(sockets=[opened])
 

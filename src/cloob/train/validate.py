@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import Batch, Skip
+from cloob.distributed import rank
 from cloob.functional.ranking import mutual_ranks, recall_at_k
 from cloob.objective import NonFiniteFeaturesError
 from cloob.train.faults import StopSignal, agree, fetch
@@ -21,6 +23,7 @@ from cloob.train.step import TowersWithLoss
 from cloob.train.watch.log import finite
 
 RECALLS = (1, 5, 10)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class Validation:
     """What the held-out pairs say.
 
     Attributes:
-        loss: Mean loss in batches of the training's size; None when there was no batch or it was not finite.
+        loss: Mean loss in batches of the training's size; None when there was no batch, when it was not finite, or when
+            an embedding was NaN, infinite or zero.
         recall: Mean of recall at 1, 5 and 10 in both directions among all held-out pairs, a fraction; an image's only
-            right answer is its own caption. None when nothing could be embedded.
+            right answer is its own caption, and an embedding with NaN finds and is found by none. None when nothing
+            could be embedded.
         pairs: Held-out pairs over all ranks, usable or not.
         skipped: Those that could not be used, with the rank that read them.
     """
@@ -90,6 +95,7 @@ def validate(
     stop = stop or StopSignal()
     towers.eval()
     total, samples, pairs = 0.0, 0, 0
+    refused: NonFiniteFeaturesError | None = None
     features: list[tuple[Tensor, Tensor]] = []
     skipped: list[Skip] = []
     with torch.no_grad():
@@ -101,13 +107,17 @@ def validate(
                 continue
             batch = batch.to(device)
             images, texts = _embedded(towers, batch, micro_batch_size)
-            with contextlib.suppress(NonFiniteFeaturesError):
-                if counts.samples > 1:
-                    ids = batch.ids if mask_duplicates else None
+            features.append((images.cpu(), texts.cpu()))
+            if counts.samples > 1:
+                samples += counts.samples
+                ids = batch.ids if mask_duplicates else None
+                try:
                     total += counts.samples * float(towers.loss_of(images, texts, ids, hopfield))
-                    samples += counts.samples
-                features.append((images.cpu(), texts.cpu()))
-    everywhere = [(rank, skip) for rank, part in enumerate(gather_objects(skipped)) for skip in part]
+                except NonFiniteFeaturesError as error:  # of one rank, on all
+                    total, refused = math.nan, refused or error
+    if refused is not None and rank() == 0:
+        logger.warning("held-out pairs have no loss, and bad rows count as not found: %s", refused)
+    everywhere = [(reader, skip) for reader, part in enumerate(gather_objects(skipped)) for skip in part]
     loss = finite(total / samples) if samples else None
     return Validation(loss, _recall(features, device), pairs, tuple(everywhere))
 

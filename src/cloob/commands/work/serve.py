@@ -11,7 +11,7 @@ from cloob.search.index import Index
 
 
 def run(place: str, *, host: str, port: int, token: str | None, model: str | None, browser: bool) -> int:
-    """Serves until Ctrl-C, which is an interruption as anywhere else: exit code 130."""
+    """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
     for module in ("fastapi", "uvicorn", "python_multipart"):
         require(module, "serve")
     from cloob.serve.run import address, bind, serve, settings  # FastAPI, after a word on how to install it
@@ -32,4 +32,5 @@ def run(place: str, *, host: str, port: int, token: str | None, model: str | Non
             if index.models:
                 say_next(["index", "--out", index.store.address])  # brings it up to date
             return 130
+    print("cloob: the server has ended", file=sys.stderr)
     return 0

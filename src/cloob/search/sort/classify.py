@@ -110,7 +110,7 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     check_cutoff(options.cutoff)
     labels = tuple(" ".join(name.split()) for name in names)
     if not labels or not all(labels):
-        raise InputError("no labels, or an empty one; write --labels cat,dog or name a file with one a line")
+        raise InputError("no labels, or an empty one; write them as cat,dog, or name a file with one a line")
     if len(labels) > MAX_LABELS:
         raise InputError(f"{len(labels):,} labels; at most {MAX_LABELS:,} are taken")
     if len(set(labels)) < len(labels):
@@ -122,7 +122,7 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     if not options.templates:
         raise InputError("no template; one with {c} is wanted, such as 'a photo of a {c}.'")
     if len(labels) == 1 and not (options.none or options.multi):
-        raise InputError("one label alone, which every picture would get; name others, or offer none (--none)")
+        raise InputError("one label alone, which every picture would get; name others, or offer none too")
     return labels
 
 

@@ -7,7 +7,7 @@ import os
 
 from cloob.errors import InputError
 from cloob.models.hub import check_fetchable
-from cloob.models.names import check_name
+from cloob.models.names import check_name, check_packages
 from cloob.train.config import TrainConfig
 from cloob.train.config.model import HEADS, AlignConfig
 from cloob.train.config.pairs import PairsConfig
@@ -18,14 +18,16 @@ def preflight(config: TrainConfig) -> None:
     """Refuses a run that cannot begin, as far as its words say; what is about files is said by what opens them.
 
     Raises:
-        InputError: Two values exclude each other, there is no such model, or nobody answers who could hand it out.
+        InputError: Two values exclude each other, there is no such model, nobody answers who could hand it out, or a
+            package with an encoder is not installed.
     """
     check_combination(config)
     if os.environ.get("WORLD_SIZE", "1") != "1":  # one that ended alone would leave the others waiting for it
         return
     if config.run.fsdp:
         raise fsdp_alone()
-    for source in (config.towers.init, config.towers.init_image, config.align.image_encoder, config.align.text_encoder):
+    check_packages(config.align.encoders())
+    for source in (config.towers.init, config.towers.init_image, *config.align.encoders()):
         if source is not None:
             check_fetchable(source)
     if config.towers.model is not None and config.towers.init is None:

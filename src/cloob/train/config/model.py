@@ -77,6 +77,10 @@ class AlignConfig:
         check(heads["embed_dim"] >= 2, "embed_dim", self.embed_dim, "2 or more")
         check(0 <= heads["head_dropout"] < 1, "head_dropout", self.head_dropout, "in [0, 1)")
 
+    def encoders(self) -> list[str]:
+        """Those that are given."""
+        return [encoder for encoder in (self.image_encoder, self.text_encoder) if encoder is not None]
+
     def heads(self) -> dict[str, Any]:
         """The settings of new heads, by the names of ``HEADS``."""
         given = {key: getattr(self, key) for key in HEADS}

@@ -22,7 +22,8 @@ class PairsConfig:
     data_weights: tuple[float, ...] = ()
     """Passes over each source of --data in an epoch, one number a source; a fraction takes another part each time."""
     val_data: tuple[str, ...] = ()
-    """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data."""
+    """Held-out pairs for a validation loss at the end of an epoch; the same forms as --data. A recipe's demo:val judges
+    the demo alone: of other data a tenth is held out where neither this nor --val-split is given."""
     val_split: float = 0.0
     """Hold this share of --data out in place of --val-data, say 0.1: always the same pairs, none with a picture or
     caption that is trained on. All pairs are read once for it."""

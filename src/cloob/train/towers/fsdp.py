@@ -85,7 +85,7 @@ def total_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float, norm: Tensor) -> None:
-    """Scales the gradients by limit/norm, whose 2-norm is ``norm`` > ``limit``."""
+    """Scales the gradients, whose 2-norm is ``norm``, by limit/norm where that is below 1."""
     for kind in _by_kind([p for p in parameters if p.grad is not None]):
         nn.utils.clip_grads_with_norm_(kind, limit, norm)
 
@@ -144,7 +144,7 @@ def load_whole_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]
 
 
 def _like(value: Tensor, like: Tensor | None) -> Tensor:
-    """A whole tensor laid out as ``own``: in its memory format, or this rank's shard."""
+    """A whole tensor laid out as ``like``: in its memory format, or this rank's shard."""
     if isinstance(like, DTensor):
         contiguous = value.to(like.device).contiguous()
         return distribute_tensor(contiguous, like.device_mesh, like.placements, src_data_rank=None)
