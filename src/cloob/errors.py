@@ -97,7 +97,7 @@ def nearest(name: str, options: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {', '.join(close)}?"
-    return f"known: {first_of(known, 12)}"
+    return f"known: {first_of(known, 24)}"
 
 
 def first_of(names: Sequence[str], most: int = 30) -> str:

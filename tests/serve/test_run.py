@@ -89,7 +89,7 @@ def post(address: str, body: Any) -> Any:
 
 
 def test_words_that_are_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path, place: Path) -> None:
-    assert "IDX is wanted" in refused(capsys, "serve")
+    assert "Missing from cloob serve: IDX" in refused(capsys, "serve")
     assert "0 to 65535" in refused(capsys, "serve", str(place), "--port", "65536")
     assert "16 letters" in refused(capsys, "serve", str(place), "--token", "short")
     assert "16 letters" in refused(capsys, "serve", str(place), "--token", "with a blank; in it, yes")

@@ -22,7 +22,7 @@ class ServeArguments:
     The index may be updated meanwhile.
     """
 
-    index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")] = ""
+    index: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="IDX")]
     """What `cloob index` made: a folder, or postgresql://…."""
     host: str = "127.0.0.1"
     """Where to listen. Beyond this machine (0.0.0.0: everywhere) every request must show a token."""
@@ -40,8 +40,6 @@ class ServeArguments:
 def main(words: Sequence[str]) -> int:
     """Checks the words, and serves until Ctrl-C."""
     arguments = parse(ServeArguments, words, "cloob serve")
-    if not arguments.index:
-        raise InputError("IDX is wanted, the index to serve (cloob serve --help)")
     check_index(arguments.index)
     if not 0 <= arguments.port < 65536:
         raise InputError(f"--port is {arguments.port}; 0 to 65535 is wanted")
