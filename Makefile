@@ -11,8 +11,11 @@ export HF_HUB_OFFLINE ?= 1
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
 
+# A file's tests stay in one process, so that what they share is made once.
+TOGETHER := -n 2 --dist loadfile
+
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not nightly" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) -m "not nightly" $(ARGS)
 
 # The objective, ranks included, where nothing but torch is installed.
 torch-alone: $(VENV)/.dev
@@ -32,7 +35,7 @@ $(TRITON)/.installed: | $(VENV)/.dev
 	@touch $@
 
 nightly: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --timeout 1800 --hypothesis-profile nightly $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) --timeout 1800 --hypothesis-profile nightly $(ARGS)
 
 # The suite with the lowest versions that pyproject.toml allows. Old packages warn of what newer ones have changed, and
 # torch 2.10 of its own ways: graphs that are checkpointed, a profiler that begins anew.
@@ -41,7 +44,7 @@ lowest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-lowest
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --requirements .venv-lowest.txt
 	$(BIN)/uv pip install --quiet --python .venv-lowest/bin/python --no-deps --editable .
-	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 -m "not nightly" -W default::DeprecationWarning \
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest $(TOGETHER) -m "not nightly" -W default::DeprecationWarning \
 	  -W "ignore:remat_using_tags:UserWarning" -W "ignore:Warning:UserWarning:torch.profiler.profiler" $(ARGS)
 
 # The core of the suite with another Python, and data workers by each way of starting them: make newest NEWEST=3.14
@@ -51,7 +54,7 @@ WORKERS := tests/data/test_data_loader.py tests/train/test_train_loop.py tests/t
 newest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(NEWEST) .venv-newest
 	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[train,align,sentencepiece,heif,test]"
-	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" $(CORE) $(ARGS)
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(TOGETHER) -m "not nightly" $(CORE) $(ARGS)
 	for method in spawn forkserver; do \
 	  OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" --start-method $$method $(WORKERS) || exit 1; \
 	done

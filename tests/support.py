@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import io
 import logging
@@ -208,6 +209,7 @@ def fork(folder: Path, processes: int, action: Callable[[], int | None]) -> Rank
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12+: a fork with threads about
             pid = os.fork()
         if pid == 0:
+            gc.freeze()  # what the tests have brought would be collected, and so copied, in each process anew
             code = 1
             with contextlib.suppress(BaseException):
                 if processes > 1:

