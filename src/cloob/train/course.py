@@ -92,10 +92,10 @@ def _warn(config: TrainConfig, total: int) -> None:
     if warmup >= total:
         logger.warning(
             "the warm-up takes %d steps, the whole run has %d: the learning rate never reaches its peak; "
-            "--warmup %d is a tenth of the run",
+            "--warmup %d leaves the rest of the run to it",
             warmup,
             total,
-            total // 10,
+            min(max(1, total // 10), total - 1),
         )
     towers, frozen, retrieves = config.towers, config.towers.freeze, config.loss.objective in RETRIEVING
     trained = towers.init or (towers.init_image if frozen == "image" else None)
