@@ -22,6 +22,7 @@ from cloob.objective import (
     PAPER_OBJECTIVES,
     ContrastiveObjective,
     NonFiniteFeaturesError,
+    check_finite,
     implementation,
     make_objective,
 )
@@ -481,3 +482,9 @@ def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) ->
 def test_options_are_named() -> None:
     with pytest.raises(TypeError, match="positional"):
         ContrastiveObjective("infonce")
+
+
+def test_matrices_without_rows_have_no_bad_ones() -> None:
+    check_finite(negatives=torch.empty(0, 3), others=torch.empty(0, 3))
+    with pytest.raises(NonFiniteFeaturesError, match="others: 1 of 2 rows"):
+        check_finite(negatives=torch.empty(0, 3), others=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
