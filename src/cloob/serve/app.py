@@ -118,7 +118,7 @@ def _page() -> dict[str, bytes]:
 async def _problem(request: Request, error: Exception) -> Response:
     """One line of JSON; of our own faults nothing but that there was one."""
     if isinstance(error, RequestValidationError):
-        return _line(*_undescribed(request, error))
+        return _line(*_undescribed(error))
     if isinstance(error, HTTPException):
         return _line(error.status_code, str(error.detail), error.headers)
     for kind, status in _STATUS:
@@ -135,11 +135,11 @@ async def _problem(request: Request, error: Exception) -> Response:
     return _line(500, "the server failed at this; its own window says more")
 
 
-def _undescribed(request: Request, error: RequestValidationError) -> tuple[int, str]:
+def _undescribed(error: RequestValidationError) -> tuple[int, str]:
     """Status and line of a request that is not what the API describes."""
     first = error.errors()[0]
     place = ".".join(str(step) for step in first["loc"][1:])
-    if first["loc"][0] == "body" and request.method != "GET":
+    if first["loc"][0] == "body":
         if first["type"] == "json_invalid":
             return 422, f"the body is no JSON: {first['ctx']['error']}, at character {place}"
         if not place and isinstance(error.body, bytes):
