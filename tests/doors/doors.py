@@ -1,0 +1,130 @@
+"""A small world for the doors, and the comparison with what they gave when `recorded.json` was written.
+
+The world is made of fixed numbers: 40 pictures in four colours with captions, four classes, and a table with each kind
+of bad row. `model/` holds towers that were trained on these pairs (InfoLOOB, 160 steps). Rows of unused tokens are 0.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cloob import cli
+
+MODEL = Path(__file__).with_name("model")
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
+THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
+
+
+@dataclass(frozen=True)
+class World:
+    """The folders that the doors are asked about."""
+
+    root: Path
+
+    @property
+    def pairs(self) -> Path:
+        return self.root / "pairs"
+
+    @property
+    def classes(self) -> Path:
+        return self.root / "classes"
+
+    @property
+    def dirty(self) -> Path:
+        return self.root / "dirty.csv"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "pairs.idx"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+
+def make_world(root: Path) -> World:
+    world = World(root)
+    world.pairs.mkdir()
+    rng = np.random.default_rng(0)
+    for c, (colour, rgb) in enumerate(COLOURS.items()):
+        for t, thing in enumerate(THINGS):
+            pixels = np.clip(np.array(rgb) + rng.integers(-30, 30, (40, 40, 3)), 0, 255)
+            pixels[t * 4 : t * 4 + 4] = 255 - 20 * t
+            Image.fromarray(pixels.astype(np.uint8)).save(world.pairs / f"{c}{t}.png")
+            (world.pairs / f"{c}{t}.txt").write_text(f"a {colour} {thing}")
+            for part, kept in (("train", t < 5), ("test", t >= 5)):
+                if kept:
+                    (world.classes / part / colour).mkdir(parents=True, exist_ok=True)
+                    shutil.copy(world.pairs / f"{c}{t}.png", world.classes / part / colour)
+    (world.classes / "classnames.txt").write_text("\n".join(sorted(COLOURS)) + "\n")
+    (world.classes / "templates.txt").write_text("a {c}\na {c} thing\n")
+    write_dirty(world)
+    shutil.copytree(MODEL, world.model)
+    return world
+
+
+def write_dirty(world: World) -> None:
+    """A table with each kind of bad row among thirty good ones."""
+    rows = [f"pairs/{c}{t}.png,a {colour} {THINGS[t]}" for c, colour in enumerate(COLOURS) for t in range(8)]
+    (world.root / "half.png").write_bytes((world.pairs / "00.png").read_bytes()[:500])
+    (world.root / "text.png").write_text("this is no picture")
+    (world.root / "empty.png").write_bytes(b"")
+    rows[3:3] = ["half.png,cut in the middle", "text.png,no picture", "empty.png,nothing in it"]
+    rows[9:9] = ["pairs/missing.png,not there", "pairs/09.png,", "pairs/19.png,   ", ",no path"]
+    rows += ["pairs/00.png,a red disc"]
+    world.dirty.write_text("filepath,title\n" + "\n".join(rows) + "\n")
+
+
+def cloob(*words: object, code: int = 0) -> str:
+    """What a command prints on stdout; fails where it ends with another exit code."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        found = cli.main([str(word) for word in words])
+    assert found == code, f"{words}: exit code {found}\n{out.getvalue()}{err.getvalue()}"
+    return out.getvalue()
+
+
+def jsons(text: str) -> list[Any]:
+    """One JSON value a line."""
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def steady(value: Any, world: World) -> Any:
+    """A value as JSON has it, without what differs from one machine, day or release to the next."""
+    gone = ("fingerprint", "train_seconds", "version", "revision", "date", "bytes", "detail")
+    if isinstance(value, Mapping):
+        return {str(key): steady(entry, world) for key, entry in value.items() if key not in gone}
+    if isinstance(value, (list, tuple)):
+        return [steady(entry, world) for entry in value]
+    if isinstance(value, (np.ndarray, np.generic)):
+        return steady(value.tolist(), world)
+    if isinstance(value, (str, Path)):
+        return str(value).replace(str(world.root), "WORLD")
+    return value if value is None or isinstance(value, (bool, int)) else float(f"{value:.6g}")
+
+
+def same(found: Any, expected: Any, at: str = "") -> None:
+    """Numbers agree to 0.2 %, all else is equal."""
+    if isinstance(expected, dict) and isinstance(found, dict):
+        assert sorted(found) == sorted(expected), at
+        for key in expected:
+            same(found[key], expected[key], f"{at}/{key}")
+    elif isinstance(expected, list) and isinstance(found, list):
+        assert len(found) == len(expected), at
+        for i, (a, b) in enumerate(zip(found, expected, strict=True)):
+            same(a, b, f"{at}/{i}")
+    elif isinstance(expected, float) and isinstance(found, (int, float)):
+        assert found == pytest.approx(expected, rel=2e-3, abs=2e-3), at
+    else:
+        assert found == expected, at

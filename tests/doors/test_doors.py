@@ -1,0 +1,321 @@
+"""The public doors give what they gave when `recorded.json` was written: a rewrite behind them changes nothing.
+
+``pytest tests/doors --update-golden`` writes the record anew. A commit that does so says why.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cloob import cli, load_model, open_source
+from doors import COLOURS, THINGS, World, cloob, jsons
+from support import fork, free_port
+
+Check = Callable[[str, Any], None]
+OBJECTIVES = ("clip", "infoloob", "infonce-hopfield", "cloob", "siglip", "siglip-hopfield")
+TEXTS = [f"a {colour} {thing}" for colour in COLOURS for thing in THINGS[:2]]
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_train(world: World, recorded: Check, tmp_path: Path, objective: str) -> None:
+    """Twelve steps from the same weights, with a held-out share and bad rows."""
+    run = tmp_path / "run"
+    words = ["--data", world.dirty, "--val-split", 0.25, "--init", world.model, "--objective", objective]
+    words += ["--no-init-scales", "--lr", 1e-3, "--warmup", 2, "--batch-size", 8, "--steps", 12]
+    words += ["--workers", 0, "--max-bad-fraction", 0.5, "--device", "cpu", "--no-tensorboard", "--out", run]
+    cloob("train", *words)
+    skipped = Counter(json.loads(line)["reason"] for line in (run / "skipped.jsonl").read_text().splitlines())
+    assert sorted(path.name for path in run.iterdir()) == sorted(
+        ["config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"]
+    )
+    recorded(f"train {objective}", {"losses": losses(run), "skipped": dict(skipped)})
+
+
+def test_align(world: World, recorded: Check, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["--data", world.pairs, "--val-split", 0.25, "--batch-size", 8, "--steps", 12, "--warmup", 2]
+    cloob("train", "align", *words, "--workers", 0, "--device", "cpu", "--out", run)
+    found = load_model(str(run)).encode_text(TEXTS).numpy()
+    recorded("train align", {"losses": losses(run), "cosines": found @ found[0]})
+
+
+def test_eval(world: World, recorded: Check, tmp_path: Path) -> None:
+    words = ["--zeroshot", world.classes, "--retrieval", world.pairs, "--probe"]
+    cloob("eval", world.model, *words, "--device", "cpu", "--out", tmp_path / "eval")
+    (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
+    recorded(
+        "eval", {key: row[key] for key in ("objective", "zeroshot", "retrieval", "geometry", "probe") if key in row}
+    )
+    assert (tmp_path / "eval" / "report.html").is_file()
+
+
+def test_analyze(world: World, recorded: Check, tmp_path: Path) -> None:
+    cloob("analyze", world.model, "--pairs", world.pairs, "--device", "cpu", "--out", tmp_path / "analyze")
+    recorded("analyze", json.loads((tmp_path / "analyze" / "analysis.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("door", "words"),
+    [
+        ("words", ["a red bar", "--top", 5, "--cutoff", "none"]),
+        ("words with the cutoff", ["a green thing", "--top", 5]),
+        ("nothing fits", ["tax return document", "--top", 5, "--cutoff", 3]),
+        ("terms to subtract", ["a red bar", "--top", 5, "--cutoff", "none", "--", "a grey bar"]),
+        ("a picture", ["{pairs}/25.png", "--top", 3, "--cutoff", "none"]),
+        ("where", ["a red bar", "--top", 5, "--cutoff", "none", "--where", "caption like '%dot%' and width = 40"]),
+        ("like", ["--like", 3, "--top", 3]),
+        ("explain", ["a red bar", "--explain", "--top", 3]),
+        ("duplicates", ["--duplicates", "--threshold", 0.9995]),
+    ],
+)
+def test_search(world: World, recorded: Check, door: str, words: list[object]) -> None:
+    words = [str(word).format(pairs=world.pairs) for word in words]
+    place = words.index("--") if "--" in words else len(words)
+    found = cloob("search", world.index, *words[:place], "--json", *words[place:])
+    recorded(f"search: {door}", jsons(found))
+
+
+@pytest.mark.parametrize("more", [(), ("--none",), ("--multi",)], ids=["softmax", "none", "multi"])
+def test_classify(world: World, recorded: Check, more: tuple[str, ...]) -> None:
+    found = cloob("classify", world.index, "--labels", "red,green,blue", *more, "--json")
+    recorded(f"classify {' '.join(more)}".strip(), jsons(found))
+
+
+def test_few_shot(world: World, recorded: Check, tmp_path: Path) -> None:
+    head = tmp_path / "head.safetensors"
+    found = cloob("classify", world.index, "--examples", world.classes / "train", "--head", head, "--json")
+    recorded("classify by examples", jsons(found))
+    assert jsons(cloob("classify", world.index, "--head", head, "--json")) == jsons(found)
+
+
+def test_embed(world: World, recorded: Check, tmp_path: Path) -> None:
+    for ending in ("npz", "safetensors", "parquet"):
+        cloob("embed", world.index, "--out", tmp_path / f"rows.{ending}")
+        assert (tmp_path / f"rows.{ending}").stat().st_size > 40 * 16 * 4
+    with np.load(tmp_path / "rows.npz", allow_pickle=False) as found:
+        arrays = {name: found[name] for name in found.files}
+    recorded(
+        "embed",
+        {name: [list(value.shape), np.atleast_1d(value)[:4]] for name, value in arrays.items() if name != "date"},
+    )
+
+
+def test_data(world: World, recorded: Check, tmp_path: Path) -> None:
+    recorded("data", jsons(cloob("data", world.dirty, "--json")))
+    source = open_source(str(world.dirty))
+    recorded("open_source", {"pairs": len(source)})
+
+
+def rows(place: Path) -> dict[str, Any]:
+    """All pictures of an index by name, as a search lists them."""
+    (found,) = jsons(cloob("search", place, "red", "--top", 1000, "--cutoff", "none", "--json"))
+    return {Path(hit["path"]).name: [hit["caption"], hit["width"], hit["height"]] for hit in found["hits"]}
+
+
+def test_index(world: World, recorded: Check, tmp_path: Path) -> None:
+    """Add, change, rename and remove pictures: the index follows, and each step ends as one made anew would."""
+    pictures, place = tmp_path / "pictures", tmp_path / "idx"
+    pictures.mkdir()
+
+    def copy(*names: str) -> None:
+        for name in names:
+            shutil.copy(world.pairs / name, pictures / name)
+
+    def updated() -> dict[str, Any]:
+        cloob("index", pictures, "--model", world.model, "--out", place)
+        return rows(place)
+
+    copy("00.png", "00.txt", "10.png", "10.txt", "20.png")
+    found = {"first": updated()}
+    copy("30.png", "30.txt")
+    (pictures / "20.txt").write_text("a caption that came later")
+    found["added, described"] = updated()
+    (pictures / "00.png").rename(pictures / "red.png")
+    (pictures / "00.txt").rename(pictures / "red.txt")
+    found["renamed"] = updated()
+    shutil.copy(world.pairs / "33.png", pictures / "10.png")
+    os.utime(pictures / "10.png", (1, 1))
+    found["changed"] = updated()
+    (pictures / "20.png").unlink()
+    found["removed"] = updated()
+    recorded("index", found)
+    anew = tmp_path / "anew.idx"
+    cloob("index", pictures, "--model", world.model, "--out", anew)
+    assert rows(anew) == found["removed"]
+
+
+def test_index_goes_on_after_kill_9(world: World, tmp_path: Path) -> None:
+    place = tmp_path / "idx"
+    words = ["index", str(world.pairs), "--model", str(world.model), "--out", str(place)]
+    ranks = fork(tmp_path / "out", 1, lambda: cli.main([*words, "--batch-size", "4"]))
+    end = time.monotonic() + 60
+    while not place.exists() and not ranks.poll() and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    if not ranks.poll():
+        os.kill(ranks.pids[0], signal.SIGKILL)
+    ranks.wait()
+    cloob(*words)
+    assert rows(place) == rows(world.index)
+
+
+class Browser:
+    """Asks a server; gives status, content type and what a rewrite must not change of the body."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, raw: bytes | None = None
+    ) -> tuple[int, str, Any]:
+        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, method=method)
+        for name, value in ({"content-type": "application/json"} | (headers or {})).items():
+            asked.add_header(name, value)
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                code, kind, content = answer.status, answer.headers.get_content_type(), answer.read()
+        except urllib.error.HTTPError as error:
+            code, kind, content = error.code, error.headers.get_content_type(), error.read()
+        if kind == "application/json":
+            return code, kind, json.loads(content)
+        return code, kind, len(content) > 0
+
+
+def multipart(name: str, content: bytes) -> dict[str, Any]:
+    head = f'--frontier\r\ncontent-disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
+    kind = {"content-type": "multipart/form-data; boundary=frontier"}
+    return {"raw": head + content + b"\r\n--frontier--\r\n", "headers": kind}
+
+
+@pytest.fixture(scope="module")
+def browser(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    yield from serve(world, tmp_path_factory.mktemp("serve"))
+
+
+def serve(world: World, folder: Path, *more: str) -> Iterator[Browser]:
+    port = free_port()
+    words = ["serve", str(world.index), "--port", str(port), *more]
+    ranks = fork(folder, 1, lambda: cli.main(words))
+    browser, end = Browser(port), time.monotonic() + 120
+    while True:
+        try:
+            browser.ask("GET", "/api/health")
+            break
+        except OSError:
+            assert not ranks.poll() and time.monotonic() < end, ranks.told()
+            time.sleep(0.05)
+    yield browser
+    os.kill(ranks.pids[0], signal.SIGTERM)
+    ranks.wait()
+
+
+ROUTES: list[tuple[str, str, Any]] = [
+    ("GET", "/", None),
+    ("GET", "/page/base.css", None),
+    ("GET", "/api/health", None),
+    ("GET", "/api/models", None),
+    ("GET", "/api/items?id=2&id=1", None),
+    ("GET", "/api/ids", None),
+    ("GET", "/api/ids?where=width%20%3E%2040", None),
+    ("GET", "/api/columns", None),
+    ("GET", "/api/items/3", None),
+    ("GET", "/api/items/3/thumbnail", None),
+    ("GET", "/api/items/3/picture", None),
+    ("GET", "/api/items/3/similar?top=2", None),
+    ("GET", "/api/map?sample=20", None),
+    (
+        "POST",
+        "/api/search",
+        {"parts": [{"words": "a red bar"}, {"item": 25, "weight": -0.5}], "top": 3, "cutoff": False},
+    ),
+    ("POST", "/api/classify", {"labels": ["red", "green"], "top": 2}),
+    ("POST", "/api/explain", {"parts": [{"words": "a red bar"}], "top": 2}),
+    ("POST", "/api/embed", {"texts": ["a red bar"]}),
+]
+REFUSALS: list[tuple[str, str, Any, dict[str, str]]] = [
+    ("GET", "/api/items/4711", None, {}),
+    ("GET", "/api/items/4711/picture", None, {}),
+    ("GET", "/page/..%2f..%2f..%2fetc%2fpasswd", None, {}),
+    ("GET", "/api/nosuch", None, {}),
+    ("GET", "/api/ids?where=nosuch%20%3D%201", None, {}),
+    ("GET", "/api/health", None, {"host": "evil.example"}),
+    ("GET", "/api/health", None, {"origin": "http://evil.example"}),
+    ("GET", "/api/health", None, {"sec-fetch-site": "cross-site"}),
+    ("POST", "/api/search", {"parts": []}, {}),
+    ("POST", "/api/search", {"parts": [{"words": "x"}], "nosuch": 1}, {}),
+    ("POST", "/api/search", {"parts": [{"words": "x"}], "model": "nosuch"}, {}),
+    ("POST", "/api/search", {"parts": [{"words": "a bar"}, {"words": "a bar", "weight": -1}]}, {}),
+    ("POST", "/api/search", {"parts": [{"upload": "0" * 32}]}, {}),
+    ("POST", "/api/search", {"parts": [{"words": "x" * 300_000}]}, {}),
+    ("DELETE", "/api/items/3", None, {}),
+]
+
+
+def test_serve(recorded: Check, browser: Browser, world: World) -> None:
+    found = {f"{method} {path}": browser.ask(method, path, body) for method, path, body in ROUTES}
+    upload = browser.ask("POST", "/api/uploads", **multipart("red.png", (world.pairs / "05.png").read_bytes()))
+    key = upload[2].pop("upload")
+    found["POST /api/uploads"] = upload
+    body = {"parts": [{"upload": key}], "top": 2, "cutoff": False}
+    found["POST /api/search, an upload"] = browser.ask("POST", "/api/search", body)
+    recorded("serve", found)
+
+
+def test_serve_refuses(recorded: Check, browser: Browser, world: World) -> None:
+    """The status is recorded; that there is one short line about it is asserted."""
+    found = {}
+    for method, path, body, headers in REFUSALS:
+        code, _, answer = browser.ask(method, path, body, headers)
+        found[f"{method} {path} {json.dumps(body)[:90]} {headers or ''}".strip()] = code
+        assert isinstance(answer, bool) or 5 < len(json.dumps(answer)) < 1000, (path, answer)
+        assert str(world.root) not in json.dumps(answer)
+    found["an upload that is no picture"] = browser.ask("POST", "/api/uploads", **multipart("x.png", b"no picture"))[0]
+    found["a JSON that is cut"] = browser.ask("POST", "/api/search", raw=b'{"parts": [')[0]
+    recorded("serve: refusals", found)
+
+
+def test_serve_wants_its_token(recorded: Check, world: World, tmp_path: Path) -> None:
+    for browser in serve(world, tmp_path, "--token", "a-long-secret-token"):
+        answers = [browser.ask("GET", path)[0] for path in ("/", "/api/health", "/api/items/3", "/page/base.css")]
+        headers = {"authorization": "Bearer a-long-secret-token"}
+        answers += [browser.ask("GET", "/api/health", headers=headers)[0]]
+        headers = {"authorization": "Bearer another"}
+        answers += [browser.ask("GET", "/api/health", headers=headers)[0]]
+    recorded("serve: token", answers)
+
+
+def features(model: object, world: World) -> dict[str, np.ndarray]:
+    opened = load_model(str(model))
+    pictures = [world.pairs / f"{c}0.png" for c in range(4)]
+    return {"image": opened.encode_image(pictures).numpy(), "text": opened.encode_text(TEXTS[:4]).numpy()}
+
+
+def test_load_convert_and_export(world: World, recorded: Check, tmp_path: Path) -> None:
+    """The same features from the model, from its copy and from two exports."""
+    found = features(world.model, world)
+    recorded("load_model", found)
+    cloob("convert", world.model, tmp_path / "copy")
+    cloob("export", world.model, tmp_path / "transformers", "--to", "transformers")
+    cloob("export", world.model, tmp_path / "onnx", "--to", "onnx")
+    for name in ("copy", "transformers", "onnx"):
+        again = features(tmp_path / name, world)
+        for key, value in found.items():
+            assert again[key] == pytest.approx(value, abs=2e-5), name
