@@ -174,8 +174,15 @@ def test_duplicates_and_explain(
     index = str(place / "index")
     groups = json.loads(run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--json")[0])["groups"]
     assert len(groups) == 8 and all(len(group) == 4 for group in groups)
+    for group in groups:
+        assert [picture["width"] for picture in group] == [23, 22, 21, 20]
+        assert group[0]["cosine"] == 1 > group[1]["cosine"] > 0.9 and group[0]["equal"] is None
     out, err = run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--paths")
-    assert len(out.splitlines()) == 24 and "8 groups, 24 pictures could go" in err
+    assert err == "cloob: 8 groups of look-alikes, 32 pictures (0 groups equal byte by byte, 0 files)\n"
+    paths = [[picture["path"] for picture in group] for group in groups]
+    assert [part.splitlines() for part in out.split("\n\n")] == paths
+    out, _ = run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--paths", "-0")
+    assert [part.split("\0") for part in out.removesuffix("\0").split("\0\0")] == paths
     found = json.loads(run(capsys, "search", index, "red", "--explain", "--beta", "50", "--json")[0])
     assert found["beta"] == 50 and sum(p["weight"] for p in found["pictures"]) == pytest.approx(1, abs=0.01)
     devices: list[str] = []
@@ -188,19 +195,32 @@ def test_duplicates_and_explain(
     assert "β = 8: of 32 pictures" in out and "Nearest to what was retrieved" in out
 
 
-def test_a_second_name_of_a_file_is_no_duplicate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures = write_pictures(tmp_path / "pictures", n=1)
     (pictures / "a-link.png").symlink_to("red-0.png")
     (pictures / "blue-copy.png").write_bytes((pictures / "blue-0.png").read_bytes())
     (pictures / "blue-link.png").symlink_to("blue-copy.png")
+    (pictures / "blue-large.png").write_bytes(picture((0, 0, 255), (40, 40)))
     index = make_index(tmp_path / "index", pictures)
-    out, err = run(capsys, "search", str(index), "--duplicates", "--paths")
-    assert [Path(path).name for path in out.splitlines()] == ["blue-copy.png"]
-    assert "1 groups, 1 pictures could go" in err
+    out, err = run(capsys, "search", str(index), "--duplicates")
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [(Path(line[4]).name, line[1]) for line in lines] == [
+        ("blue-large.png", "40x40"),
+        ("blue-0.png", "20x20"),
+        ("blue-copy.png", "20x20"),
+    ]
+    assert [line[5:] for line in lines] == [[], [], [f"same bytes as {lines[1][3]}"]]
+    assert {line[0] for line in lines} == {"1.0000"} and lines[1][2] == str((pictures / "blue-0.png").stat().st_size)
+    assert err == "cloob: 1 group of look-alikes, 3 pictures (1 group equal byte by byte, 2 files)\n"
+    out, err = run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")
+    assert [Path(path).name for path in out.splitlines()] == ["blue-0.png", "blue-copy.png"]
+    assert err == "cloob: 1 group equal byte by byte, 2 files\n"
     (tmp_path / "t.csv").write_text("filepath\npictures/red-0.png\n")
     with Index.open(index, writable=True) as opened:
         opened.update([tmp_path / "t.csv"], UpdateOptions(model=ColourModel()))  # type: ignore[arg-type]
-    assert run(capsys, "search", str(index), "--duplicates", "--paths")[0] == out
+    assert run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")[0] == out
 
 
 def test_classify_an_index_and_a_folder_alike(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -459,6 +479,8 @@ def test_pictures_that_are_removed_meanwhile_leave_the_others_their_vectors(
         (("search", "{index}", "--duplicates", "--top", "5"), "--duplicates names all groups"),
         (("search", "{index}", "a", "--threshold", "0.9"), "--threshold is that of --duplicates"),
         (("search", "{index}", "a", "--duplicates"), "leave the query out"),
+        (("search", "{index}", "a", "--exact"), "--exact is that of --duplicates"),
+        (("search", "{index}", "--duplicates", "--exact", "--threshold", "0.9"), "one of them"),
         (("search", "{index}", "a", "--sheet", "own.csv"), "own.csv: ends in .csv; .html or .htm is wanted"),
         (("search", "{index}", "a", "--sheet", "{pictures}"), "ends in nothing"),
         (("search", "{index}", "a", "-0"), "-0 ends the paths of --paths"),

@@ -34,9 +34,11 @@ class SearchArguments:
     like: str | None = None
     """More like this picture of the index: its id or its path."""
     duplicates: bool = False
-    """Groups of pictures that are there twice or nearly so."""
+    """Groups of pictures that look alike, the best of each first: most pixels, most bytes, oldest date."""
     threshold: float = 0.97
-    """Cosine from which two pictures are duplicates."""
+    """Of --duplicates: the least cosine of any two pictures of a group."""
+    exact: bool = False
+    """Of --duplicates: files of equal bytes alone."""
     explain: bool = False
     """What the query retrieves from the pictures as a Hopfield memory: the associated pictures with their weights."""
     beta: float | None = None
@@ -44,7 +46,7 @@ class SearchArguments:
     json: bool = False
     """Print one JSON object."""
     paths: bool = False
-    """Print the paths alone, for pipes."""
+    """Print the paths alone, for pipes; of --duplicates all of each group, an empty line between groups."""
     null: bool = False
     """End each path with a NUL instead of a line feed; also -0."""
     copy_to: Path | None = None

@@ -67,6 +67,10 @@ def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:
         raise InputError("--duplicates names all groups: --top and --cutoff are those of a query")
     if arguments.threshold != SearchArguments.threshold and not arguments.duplicates:
         raise InputError("--threshold is that of --duplicates; give both")
+    if arguments.exact and not arguments.duplicates:
+        raise InputError("--exact is that of --duplicates; give both")
+    if arguments.exact and arguments.threshold != SearchArguments.threshold:
+        raise InputError("--exact compares bytes and --threshold cosines; one of them")
     if not arguments.duplicates and not asked:
         raise InputError('nothing to search for: give words ("a red bird"), a picture or --like ID')
     if arguments.null and not arguments.paths:

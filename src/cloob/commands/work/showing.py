@@ -49,11 +49,11 @@ def hit_line(hit: Hit, *, aligned: bool) -> str:
     return f"{hit.score:6.3f}  {margin:>5}  {hit.item.id:>6}  {printable(hit.item.path)}  {shown}".rstrip()
 
 
-def print_paths(items: Sequence[Item], *, null: bool) -> None:
-    """Paths as the file system has them, byte by byte."""
+def print_paths(groups: Sequence[Sequence[Item]], *, null: bool) -> None:
+    """Paths as the file system has them, byte by byte; an empty one between groups."""
     end = b"\0" if null else b"\n"
     sys.stdout.flush()
-    sys.stdout.buffer.write(b"".join(os.fsencode(item.path) + end for item in items))
+    sys.stdout.buffer.write(end.join(b"".join(os.fsencode(item.path) + end for item in group) for group in groups))
     sys.stdout.buffer.flush()
 
 
