@@ -81,6 +81,24 @@ def test_lines_json_and_paths(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert out.split("\0") == [*(line[3] for line in lines), ""]
 
 
+def test_the_first_line_of_a_caption_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, caption = tmp_path / "pictures", "a long first line\r\nsecond\nthird"
+    pictures.mkdir()
+    (pictures / "red.png").write_bytes(picture("red"))
+    (pictures / "red.txt").write_bytes(caption.encode())
+    index = str(make_index(tmp_path / "index", pictures))
+    assert run(capsys, "search", index, "red")[0].endswith("red.png\ta long first line\n")
+    hits = json.loads(run(capsys, "search", index, "red", "--json")[0])["hits"]
+    assert hits[0]["caption"].split() == caption.split()
+    assert run(capsys, "search", index, "red", "--explain")[0].count("red.png  a long first line\n") == 2
+    for variable, value in {"CLOOB_PICTURES": "none", "COLUMNS": str(25 + len(str(pictures / "red.png")) + 7)}.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(capsys, "search", index, "red")[0].endswith("red.png  a long…\n")
+
+
 def test_a_picture_that_does_not_decode_here_has_its_line(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +138,11 @@ def test_a_name_that_is_not_utf8_and_labels_too_long_for_a_name(
     assert "blue-0" in run(capsys, "search", index, "--like", str(odd))[0]
     labels = ",".join(f"a colour of number {i}" for i in range(40))
     assert run(capsys, "classify", index, "--labels", labels)[0].count("\n") == 8
+
+
+def test_a_query_that_begins_with_a_tilde_is_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(run(capsys, "search", str(place / "index"), "~root", "--cutoff", "none", "--json")[0])
+    assert found["query"] == ["~root"] and len(found["hits"]) == 20
 
 
 def test_nothing_fits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +261,21 @@ def test_classify_an_index_and_a_folder_alike(place: Path, capsys: pytest.Captur
     out, err = run(capsys, "classify", str(place / "index"), "--labels", "red,blue", "--csv", "--inv-tau", "10")
     table = list(csv.DictReader(io.StringIO(out)))
     assert len(table) == 32 and table[0].keys() == {"path", "label", "probability", "margin"} and "τ⁻¹" not in err
+
+
+def test_labels_of_a_file_and_a_file_of_a_labels_name(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("labels.txt", "red"):
+        Path(name).write_text("# colours\nblue\n\ngreen\n")
+
+    def labels(text: str) -> set[str]:
+        out, _ = run(capsys, "classify", str(place / "index"), "--labels", text, "--csv", "--none")
+        return {row["label"] for row in csv.DictReader(io.StringIO(out))} - {""}
+
+    assert labels("labels.txt") == labels("./red") == {"blue", "green"}
+    assert labels("red") == {"red"}
 
 
 def test_move_to_never_overwrites_and_what_fits_none_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -387,6 +425,7 @@ def test_embed_writes_the_same_rows_in_three_forms(
     pictures = tmp_path / "pictures"
     write_pictures(pictures, n=1)
     (pictures / "cut.png").write_bytes(picture("red")[:50])
+    (pictures / "red-0.txt").write_text("long " * 10_000)
     for suffix in ("npz", "safetensors", "parquet"):
         out = tmp_path / f"vectors.{suffix}"
         assert main(["embed", str(pictures), "--model", "colours", "--out", str(out)]) == 1
@@ -394,7 +433,10 @@ def test_embed_writes_the_same_rows_in_three_forms(
         assert "1 × corrupt image: " in err and "8 pictures, 1 could not be read" in err
     with np.load(tmp_path / "vectors.npz", allow_pickle=False) as file:
         vectors, paths = file["vectors"], file["paths"].tolist()
+        captions = json.loads(file["captions"].item())
     assert vectors.dtype == np.float32 and vectors.shape == (8, 24) and len(paths) == 8
+    assert captions == [(pictures / path).with_suffix(".txt").read_text().strip() for path in paths]
+    assert (tmp_path / "vectors.npz").stat().st_size < 60_000  # no caption is padded to the longest
     with safe_open(tmp_path / "vectors.safetensors", framework="numpy") as file:
         np.testing.assert_array_equal(file.get_tensor("vectors"), vectors)
         assert json.loads(file.metadata()["paths"]) == paths
@@ -404,9 +446,6 @@ def test_embed_writes_the_same_rows_in_three_forms(
     monkeypatch.setattr("cloob.models.fingerprint.load_model", no_model)
     assert main(["embed", str(place / "index"), "--out", str(tmp_path / "of-index.npz")]) == 0
     assert "32 pictures" in capsys.readouterr().err
-    monkeypatch.setattr("cloob.commands.work.embed._MAX_TEXT_BYTES", 32 * 16)
-    said = refused(capsys, "embed", str(place / "index"), "--out", str(tmp_path / "long.npz"))
-    assert "a .parquet does not" in said and not (tmp_path / "long.npz").exists()
 
 
 def test_a_folder_that_cannot_be_listed_is_named_and_counted(
@@ -479,6 +518,14 @@ def test_pictures_that_are_removed_meanwhile_leave_the_others_their_vectors(
         (("search", "{index}", "--duplicates", "--top", "5"), "--duplicates names all groups"),
         (("search", "{index}", "a", "--threshold", "0.9"), "--threshold is that of --duplicates"),
         (("search", "{index}", "a", "--duplicates"), "leave the query out"),
+        (("search", "{index}", "a", "--top", "abc"), "--top is 'abc'; a whole number is wanted"),
+        (("search", "{index}", "a", "--beta", "abc"), "--beta is 'abc'; a number is wanted"),
+        (("search", "mysql://localhost/x", "a"), "mysql://localhost/x: mysql:// is no index"),
+        (
+            ("search", "{index}", "0.5:red"),
+            "a weight needs its sign, +0.5:red; for the words as they stand write words:",
+        ),
+        (("index", "demo-pictures", "--model", "m", "--out", "{none}"), "demo-pictures: no such file or folder"),
         (("search", "{index}", "a", "--exact"), "--exact is that of --duplicates"),
         (("search", "{index}", "--duplicates", "--exact", "--threshold", "0.9"), "one of them"),
         (("search", "{index}", "a", "--sheet", "own.csv"), "own.csv: ends in .csv; .html or .htm is wanted"),
@@ -530,12 +577,14 @@ def test_help_and_mistakes_need_neither_torch_nor_numpy(place: Path) -> None:
 def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    (pictures / "red\x1b]0;title\x07.png").write_bytes(picture("red"))
-    (pictures / "red\x1b]0;title\x07.txt").write_text("red \x1b[2J\u202e caption")
+    (pictures / "red\x1b]0;title\x07\u202e.png").write_bytes(picture("red"))
+    (pictures / "red\x1b]0;title\x07\u202e.txt").write_text("red \x1b[2J\u2066 caption")
     index = make_index(tmp_path / "index", pictures)
     for words in (("search", str(index), "red"), ("search", str(index), "red", "--explain")):
-        assert "\x1b" not in run(capsys, *words)[0]
-    assert "\x1b" not in run(capsys, "classify", str(index), "--labels", "red,blue")[0]
+        out, _ = run(capsys, *words)
+        assert "\x1b" not in out and "\u202e" not in out
+    out, _ = run(capsys, "classify", str(index), "--labels", "red,blue")
+    assert "\x1b" not in out and "\u202e" not in out
 
 
 def test_a_model_of_a_stranger_does_not_command_the_terminal_by_its_name(

@@ -69,7 +69,7 @@ class ClassifyArguments:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC|IDX")]
     """An index, or whatever `cloob index` takes: a folder, a table, shards."""
     labels: str | None = None
-    """cat,dog,… or a text file with one label a line."""
+    """cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments."""
     templates: tuple[str, ...] = ()
     """Prompts with {c} in the place of the label; left out, "a photo of a {c}." and "{c}"."""
     examples: Path | None = None
@@ -132,14 +132,13 @@ def read_cutoff(text: str) -> float | str | None:
 
 
 def read_labels(text: str) -> tuple[str, ...]:
-    """The labels of ``--labels``: those of a file with one a line, or parted by commas."""
-    path = Path(text)
-    if os.path.isfile(text):  # noqa: PTH113 - many labels are too long a name, for which a Path raises
+    """The labels of ``--labels``: one a line of a file, which ends in .txt or is written with a slash; or by commas."""
+    if text.endswith(".txt") or ("/" in text and os.path.isfile(text)):  # noqa: PTH113 - of many labels a Path raises
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            raise InputError(f"--labels {text}: no such file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--labels {text}: no text file of labels ({type(error).__name__})") from None
-        return tuple(line.strip() for line in lines if line.strip())
-    if path.suffix == ".txt":
-        raise InputError(f"--labels {text}: no such file")
+        return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     return tuple(label.strip() for label in text.split(","))

@@ -45,8 +45,10 @@ def split_terms(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def check_index(address: str) -> None:
     """Raises InputError where there is no index, in no time."""
-    path = Path(address)
-    if "://" not in address and not (path / INDEX_FILE).is_file():
+    path, scheme = Path(address), address.partition("://")[0]
+    if scheme not in (address, "postgresql", "postgres"):
+        raise InputError(f"{address}: {scheme}:// is no index; a folder or postgresql://… is wanted")
+    if scheme == address and not (path / INDEX_FILE).is_file():
         there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
         free = not any(path.iterdir()) if path.is_dir() else not path.exists()
         raise InputError(

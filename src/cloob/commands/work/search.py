@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cloob.commands.finding import SearchArguments, read_cutoff
-from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths
+from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, with_caption
 from cloob.errors import InputError, counted, message, printable
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
@@ -184,11 +184,10 @@ def _explain(index: Index, arguments: SearchArguments, query: Query, words: Sequ
     print(f"β = {found.beta:g}: of {found.memory:,} pictures{part} some {found.effective:,.1f} take part;")
     print(f"what they make has a cosine of {found.agreement:.3f} with the query. By weight:")
     for picture in found.pictures:
-        where = f"{picture.item.id:>6}  {printable(picture.item.path)}  {printable(picture.item.caption or '')[:60]}"
-        print(f"{picture.weight:7.2%}  {picture.score:6.3f}  {where}".rstrip())
+        print(with_caption(f"{picture.weight:7.2%}  {picture.score:6.3f}", picture.item))
     print("Nearest to what was retrieved:")
     for hit in found.nearest:
-        print(f"         {hit_line(hit, aligned=True)}")
+        print(with_caption(f"{'':9}{hit.score:6.3f}{'':7}", hit.item))
     like = [] if arguments.like is None else ["--like", arguments.like]
     behind = ["--", *words] if words else []
     hint(["search", index.store.address, *like, "--explain", "--beta", f"{found.beta * 4:g}", *behind])
