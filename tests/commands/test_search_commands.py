@@ -525,7 +525,6 @@ def test_pictures_that_are_removed_meanwhile_leave_the_others_their_vectors(
             ("search", "{index}", "0.5:red"),
             "a weight needs its sign, +0.5:red; for the words as they stand write words:",
         ),
-        (("index", "demo-pictures", "--model", "m", "--out", "{none}"), "demo-pictures: no such file or folder"),
         (("search", "{index}", "a", "--exact"), "--exact is that of --duplicates"),
         (("search", "{index}", "--duplicates", "--exact", "--threshold", "0.9"), "one of them"),
         (("search", "{index}", "a", "--sheet", "own.csv"), "own.csv: ends in .csv; .html or .htm is wanted"),
@@ -569,6 +568,8 @@ def test_help_and_mistakes_need_neither_torch_nor_numpy(place: Path) -> None:
     code = (
         "import sys\nfrom cloob.cli import main\n"
         "assert main(['search', sys.argv[1], '--like', '3', '--json']) == 0\n"
+        "assert main(['search', sys.argv[1], '--duplicates']) == 0\n"
+        "assert main(['index', 'demo-pictures', '--model', '.', '--out', 'nowhere']) == 2\n"
         "assert not {'torch', 'pyarrow', 'open_clip'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(place / "index")], check=True, capture_output=True)
