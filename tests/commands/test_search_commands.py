@@ -224,22 +224,24 @@ def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
     pictures = write_pictures(tmp_path / "pictures", n=1)
     (pictures / "a-link.png").symlink_to("red-0.png")
     (pictures / "blue-copy.png").write_bytes((pictures / "blue-0.png").read_bytes())
-    (pictures / "blue-link.png").symlink_to("blue-copy.png")
+    (pictures / "a-blue-link.png").symlink_to("blue-copy.png")
     (pictures / "blue-large.png").write_bytes(picture((0, 0, 255), (40, 40)))
     index = make_index(tmp_path / "index", pictures)
     out, err = run(capsys, "search", str(index), "--duplicates")
     lines = [line.split("\t") for line in out.splitlines()]
     assert [(Path(line[4]).name, line[1]) for line in lines] == [
         ("blue-large.png", "40x40"),
-        ("blue-0.png", "20x20"),
         ("blue-copy.png", "20x20"),
+        ("blue-0.png", "20x20"),
     ]
     assert [line[5:] for line in lines] == [[], [], [f"same bytes as {lines[1][3]}"]]
     assert {line[0] for line in lines} == {"1.0000"} and lines[1][2] == str((pictures / "blue-0.png").stat().st_size)
     assert err == "cloob: 1 group of look-alikes, 3 pictures (1 group equal byte by byte, 2 files)\n"
     out, err = run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")
-    assert [Path(path).name for path in out.splitlines()] == ["blue-0.png", "blue-copy.png"]
+    assert [Path(path).name for path in out.splitlines()] == ["blue-copy.png", "blue-0.png"]
     assert err == "cloob: 1 group equal byte by byte, 2 files\n"
+    _, err = run(capsys, "search", str(index), "--duplicates", "--where", "name like 'red%'")
+    assert err == "cloob: no look-alikes (cosine 0.97 and above)\n"
     (tmp_path / "t.csv").write_text("filepath\npictures/red-0.png\n")
     with Index.open(index, writable=True) as opened:
         opened.update([tmp_path / "t.csv"], UpdateOptions(model=ColourModel()))  # type: ignore[arg-type]

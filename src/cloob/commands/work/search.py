@@ -147,6 +147,8 @@ def _duplicates(index: Index, arguments: SearchArguments) -> int:
     if not arguments.exact:
         pictures = counted(sum(map(len, groups)), "pictures")
         said = f"{counted(len(groups), 'groups')} of look-alikes, {pictures} ({said})"
+    if not groups:
+        said = "no files are equal" if arguments.exact else f"no look-alikes (cosine {arguments.threshold:g} and above)"
     print(f"cloob: {said}", file=sys.stderr)
     if arguments.copy_to is not None:
         return copy_all([item for group in items for item in group], arguments.copy_to, index.picture)
