@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,7 @@ def test_what_was_sorted_stays_and_can_be_put_back(tmp_path: Path, capsys: pytes
     for name in ("red-0.png", "red-0.txt"):
         (target / "red" / "2019" / name).rename(target / "red" / name)
     for line in reversed((target / "moved.jsonl").read_text().splitlines()):
-        os.rename(json.loads(line)["new"], json.loads(line)["old"])
+        Path(json.loads(line)["new"]).rename(json.loads(line)["old"])
     assert {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()} == before
 
 
@@ -347,6 +348,28 @@ def test_labels_that_differ_in_a_slash_have_folders_of_their_own(
     words = ("--labels", "fog/x,fog_x", "--model", "colours", "--move-to", str(target))
     run(capsys, "classify", str(pictures), *words)
     assert {path.name for path in target.iterdir()} == {"fog_x", "fog_x-2", "moved.jsonl"}
+
+
+def test_it_says_why_there_is_nothing_to_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class New(ColourModel):
+        fingerprint = "d" * 32
+
+    index = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures", n=1))
+
+    def why(*words: str) -> str:
+        return run(capsys, "search", str(index), "red", *words)[1]
+
+    assert why("--where", "width > 99") == "cloob: no picture to search: the filter lets none through\n"
+    with Index.open(index, writable=True) as opened:
+        opened.store.add_model(replace(opened.models[0], name="new", fingerprint=New.fingerprint))  # and killed then
+        with monkeypatch.context() as patch:
+            patch.setattr("cloob.models.fingerprint.load_model", lambda *_, **__: New())
+            said = f"none has a vector of new; cloob index --name new --out {index} makes them\n"
+            assert why("--model", "new") == f"cloob: no picture to search: {said}"
+        opened.store.remove(range(1, 9))
+    assert why() == "cloob: no picture to search: the index is empty\n"
 
 
 def test_the_only_picture_has_none_like_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from cloob.errors import InputError, require
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
-VERSION = 1
+VERSION = 2
 """Of the tables below."""
 
 _PGVECTOR = (0, 8)  # brought hnsw.iterative_scan
@@ -41,6 +41,7 @@ CREATE INDEX cloob_items_date ON cloob_items (date COLLATE "C");
 CREATE TABLE cloob_faults (
   source text NOT NULL, path text NOT NULL, bytes bigint NOT NULL, mtime_ns bigint, fault text NOT NULL);
 CREATE UNIQUE INDEX cloob_faults_place ON cloob_faults (md5(source), md5(path));
+CREATE TABLE cloob_excludes (source text NOT NULL, glob text NOT NULL);
 """
 
 
@@ -164,7 +165,11 @@ class Server:
         if schema is None or schema[0] is None:
             named = cursor.execute("SELECT current_setting('search_path')").fetchone()
             raise InputError(f"{self.address}: has no schema {named and named[0]}; CREATE SCHEMA makes one")
-        cursor.execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
+        try:
+            cursor.execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
+        except self._psycopg.errors.InsufficientPrivilege as error:
+            said = f"{error.diag.message_primary}; ask its administrator for CREATE EXTENSION vector"
+            raise InputError(f"{self.address}: {said}") from None
         cursor.execute(_composed(_TABLES))
         self._pgvector.register_vector(cursor.connection)
 
