@@ -183,7 +183,7 @@ def test_a_copy_does_not_go_through_the_model(folder: Path, index: Index) -> Non
 @pytest.mark.parametrize("workers", [0, 2])
 def test_equal_files_go_through_the_model_once(folder: Path, index: Index, workers: int) -> None:
     for number in range(12):
-        shutil.copy(folder / ("a.png" if number % 2 else "b.png"), folder / f"copy-{number:02}.png")
+        shutil.copy(folder / ("a.png" if number % 2 else "sub/b.png"), folder / f"copy-{number:02}.png")
     encoder = FakeEncoder()
     summary = index.update([folder], options(encoder, workers=workers))
     assert (summary.added, summary.embedded, encoder.seen) == (15, 3, 3)
