@@ -104,28 +104,22 @@ class Server:
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of one statement that reads."""
-        with self.transaction() as cursor:
-            return cursor.execute(_composed(statement), values).fetchall()
+        with self._lock, self._one_line():
+            return self._connection().execute(_composed(statement), values).fetchall()
 
     def build(self, statement: str) -> None:
         """Runs what may not stand in a transaction (``CREATE INDEX CONCURRENTLY``)."""
         with self._lock, self._one_line():
-            connection = self._connection()
-            connection.autocommit = True
-            try:
-                connection.execute(_composed(statement))
-            finally:
-                connection.autocommit = False
+            self._connection().execute(_composed(statement))
 
     def _connection(self) -> Connection[Any]:
         if self._open is None or self._open.closed or not self._answers(self._open):
-            self._open = self._psycopg.connect(self._conninfo, connect_timeout=_CONNECT_SECONDS)
-            self._open.read_only = not self._writable
-            with self._open.transaction():
-                known = self._open.execute("SELECT to_regtype('vector')").fetchone()
+            self._open = self._psycopg.connect(self._conninfo, connect_timeout=_CONNECT_SECONDS, autocommit=True)
+            if not self._writable:
+                self._open.execute("SET default_transaction_read_only = on")
+            known = self._open.execute("SELECT to_regtype('vector')").fetchone()
             if known is not None and known[0] is not None:
                 self._pgvector.register_vector(self._open)
-                self._open.rollback()
         return self._open
 
     def _answers(self, connection: Connection[Any]) -> bool:
@@ -134,7 +128,6 @@ class Server:
             return True
         try:
             connection.execute("SELECT 1")
-            connection.rollback()
         except self._psycopg.OperationalError:
             connection.close()
             return False
