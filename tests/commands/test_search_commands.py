@@ -12,7 +12,9 @@ import resource
 import sqlite3
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -292,7 +294,7 @@ def test_move_to_never_overwrites_and_what_fits_none_stays(tmp_path: Path, capsy
     assert (target / "red" / "red-0.png").read_bytes() == b"mine"
     with Image.open(target / "red" / "red-0-2.png") as moved:
         assert moved.size == (20, 20)
-    assert {path.name for path in target.iterdir()} <= {"red", "blue_.._green"}
+    assert {path.name for path in target.iterdir()} <= {"red", "blue_.._green", "moved.jsonl"}
     assert (pictures / "white-0.png").is_file() and not (pictures / "red-0.png").exists()
 
 
@@ -323,6 +325,63 @@ def test_captions_move_with_their_pictures(tmp_path: Path, capsys: pytest.Captur
     assert said == {"a.png": "one", "a-2.jpg": "two", "a-3.png": "two", "a-4.png": None}
 
 
+def test_what_belongs_to_a_picture_moves_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, target = tmp_path / "pictures", tmp_path / "sorted"
+    pictures.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (pictures / name).write_bytes(picture("red", kind="JPEG"))
+    beside = ("a.MOV", "a.aae", "a.xmp", "a.jpg.xmp", "b.JPG.xmp", "b.mp3")
+    for name in beside:
+        (pictures / name).write_text(name)
+    index = make_index(tmp_path / "index", pictures)
+    run(capsys, "classify", str(index), "--labels", "red,blue", "--copy-to", str(tmp_path / "copies"))
+    assert {path.name for path in (tmp_path / "copies" / "red").iterdir()} == {"a.jpg", "b.jpg", *beside[:4]}
+    (target / "red").mkdir(parents=True)
+    (target / "red" / "a.MOV").write_text("of another picture")
+    run(capsys, "classify", str(index), "--labels", "red,blue", "--move-to", str(target))
+    moved = {"a-2.jpg", "a-2.MOV", "a-2.aae", "a-2.xmp", "a-2.jpg.xmp", "b.jpg", "a.MOV"}
+    assert {path.name for path in (target / "red").iterdir()} == moved
+    assert (target / "red" / "a-2.MOV").read_text() == "a.MOV"
+    assert {path.name for path in pictures.iterdir()} == {"b.JPG.xmp", "b.mp3"}
+
+
+def test_what_was_sorted_stays_and_can_be_put_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = write_pictures(tmp_path / "pictures", n=1)
+    before = {path: path.read_bytes() for path in pictures.iterdir()}
+    target = pictures / "sorted"
+    words = ("--labels", "red,blue", "--none", "--cutoff", "3", "--model", "colours", "--move-to", str(target))
+    _, err = run(capsys, "classify", str(pictures), *words)
+    assert err.endswith(
+        f" moved to {target}, 6 fit no label and stay; {target / 'moved.jsonl'} lists old and new paths\n"
+    )
+    (target / "red" / "2019").mkdir()
+    for name in ("red-0.png", "red-0.txt"):
+        (target / "red" / name).rename(target / "red" / "2019" / name)
+    there = sorted(target.rglob("*"))
+    _, err = run(capsys, "classify", str(pictures), *words)
+    assert err.endswith(f"cloob: 0 moved to {target}, 2 were there, 6 fit no label and stay\n")
+    assert sorted(target.rglob("*")) == there
+    for name in ("red-0.png", "red-0.txt"):
+        (target / "red" / "2019" / name).rename(target / "red" / name)
+    for line in reversed((target / "moved.jsonl").read_text().splitlines()):
+        Path(json.loads(line)["new"]).rename(json.loads(line)["old"])
+    assert {path: path.read_bytes() for path in pictures.iterdir() if path.is_file()} == before
+
+
+def test_copy_to_copies_once_out_of_containers_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures, target = write_pictures(tmp_path / "pictures", n=1), tmp_path / "sorted"
+    os.utime(pictures / "red-0.png", (10**9, 10**9))
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(pictures / "blue-0.png", "sub/blue.png")
+    for source, count in (pictures, 8), (tmp_path / "x.tar", 1):
+        words = ("classify", str(source), "--labels", "red,blue", "--model", "colours", "--copy-to", str(target))
+        assert run(capsys, *words)[1].endswith(f"cloob: {count} copied to {target}\n")
+        assert run(capsys, *words)[1].endswith(f"cloob: 0 copied to {target}, {count} were there\n")
+    assert len(list(pictures.iterdir())) == 16 and (target / "red" / "red-0.txt").is_file()
+    assert (target / "red" / "red-0.png").stat().st_mtime == 10**9
+    assert (target / "blue" / "blue.png").read_bytes() == (pictures / "blue-0.png").read_bytes()
+
+
 def test_what_is_moved_keeps_its_own_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, names = tmp_path / "pictures", {"a::b.png", "b.png", "c\\d.png", " e.png", "f\x07.png"}
     pictures.mkdir()
@@ -348,7 +407,29 @@ def test_labels_that_differ_in_a_slash_have_folders_of_their_own(
     pictures, target = write_pictures(tmp_path / "pictures"), tmp_path / "sorted"
     words = ("--labels", "fog/x,fog_x", "--model", "colours", "--move-to", str(target))
     run(capsys, "classify", str(pictures), *words)
-    assert {path.name for path in target.iterdir()} == {"fog_x", "fog_x-2"}
+    assert {path.name for path in target.iterdir()} == {"fog_x", "fog_x-2", "moved.jsonl"}
+
+
+def test_it_says_why_there_is_nothing_to_search(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class New(ColourModel):
+        fingerprint = "d" * 32
+
+    index = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures", n=1))
+
+    def why(*words: str) -> str:
+        return run(capsys, "search", str(index), "red", *words)[1]
+
+    assert why("--where", "width > 99") == "cloob: no picture to search: the filter lets none through\n"
+    with Index.open(index, writable=True) as opened:
+        opened.store.add_model(replace(opened.models[0], name="new", fingerprint=New.fingerprint))  # and killed then
+        with monkeypatch.context() as patch:
+            patch.setattr("cloob.models.fingerprint.load_model", lambda *_, **__: New())
+            said = f"none has a vector of new; cloob index --name new --out {index} makes them\n"
+            assert why("--model", "new") == f"cloob: no picture to search: {said}"
+        opened.store.remove(range(1, 9))
+    assert why() == "cloob: no picture to search: the index is empty\n"
 
 
 def test_the_only_picture_has_none_like_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -261,6 +261,9 @@ def test_unrelated_pictures_are_drawn_from_all_whatever_their_ids(ids: np.ndarra
         def ids(self, where: None = None, *, after: int = 0, limit: int | None = None) -> np.ndarray:
             return ids[np.searchsorted(ids, after, "right") :][:limit]
 
+        def last_id(self) -> int:
+            return int(ids[-1])
+
         def vectors(self, model: str, some: list[int]) -> np.ndarray:
             return np.searchsorted(ids, some)[:, None].astype(np.float32)
 

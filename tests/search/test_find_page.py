@@ -50,7 +50,10 @@ def test_the_commands_and_the_code(
     assert len(opened) == 1
     Path(opened[0].removeprefix("file://")).unlink()
     assert Path("vectors.npz").is_file() and Path("vectors.parquet").is_file()
+    before = sorted(Path("pictures").iterdir())
+    assert main(["classify", "pictures", "--labels", "red,blue", "--model", "runs/mine", "--move-to", "sorted"]) == 0
+    assert not list(Path("pictures").glob("*.png"))
     capsys.readouterr()
     for code in blocks("python"):
         exec(compile(code, "docs/find.md", "exec"), {})
-    assert "red" in capsys.readouterr().out
+    assert "red" in capsys.readouterr().out and sorted(Path("pictures").iterdir()) == before

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -169,3 +172,95 @@ def test_ctrl_c_keeps_what_is_done(models: Path, pictures: Path, tmp_path: Path)
     assert "Traceback" not in done.stderr
     with Index.open(tmp_path / "i") as index:
         assert len(index) == 4
+
+
+def test_an_index_remembers_what_is_excluded(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_noise(pictures / "private" / "a.png", 20)
+    again = ["index", "--out", str(tmp_path / "idx")]
+    for words, said in (
+        ([*again, str(pictures), "--model", str(models / "one"), "--exclude", "private", "0.*"], "5 added"),
+        (again, "5 as they were"),
+        ([*again, "--exclude", "1.*"], "2 added, 1 removed, 4 as they were"),
+        ([*again, str(pictures)], "6 as they were"),
+        ([*again, "--exclude", ""], "1 added, 6 as they were"),
+        (again, "7 as they were"),
+    ):
+        assert cli.main(words) == 0
+        assert capsys.readouterr().out.startswith(f"pictures: {said}; ")
+
+
+def test_a_run_that_embeds_nothing_adds_no_model(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["index", "--out", str(tmp_path / "idx")]
+    assert cli.main([*words, str(pictures), "--model", str(models / "one")]) == 0
+    assert cli.main([*words, "--model", str(models / "two"), "--exclude", "*"]) == 1
+    assert capsys.readouterr().out.endswith(": 6 pictures, one\n")
+    assert cli.main([*words, "--exclude", ""]) == 0
+    assert cli.main(["search", str(tmp_path / "idx"), "red", "--model", "two"]) == 2
+    assert "has no vectors of a model 'two'" in capsys.readouterr().err
+
+
+STOPPED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from index_fakes import FakeEncoder
+from cloob import cli
+from cloob.models import fingerprint
+
+class Slow(FakeEncoder):
+    def encode_image(self, images):
+        Path(sys.argv[2]).touch()
+        time.sleep(120)
+
+fingerprint.load_model = lambda spec, device: Slow()
+sys.exit(cli.main(["index", *sys.argv[3:]]))
+"""
+
+
+def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited_for(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, begun = [str(pictures), "--model", str(models / "one"), "--out", str(tmp_path / "idx")], tmp_path / "begun"
+    first = subprocess.Popen([sys.executable, "-c", STOPPED, str(Path(__file__).parent), str(begun), *words])
+    try:
+        while not begun.exists():
+            assert first.poll() is None
+            time.sleep(0.05)
+        said = f"cloob: another `cloob index` is at work on {tmp_path / 'idx'}; wait until it is done\n"
+        assert refused(capsys, "index", *words) == said
+        with Index.open(tmp_path / "idx") as index:  # it may be read
+            assert len(index) == 0
+    finally:
+        first.kill()
+        first.wait()
+    assert cli.main(["index", *words, "--replace-model"]) == 0
+    assert capsys.readouterr().out.startswith("pictures: 6 added; ")
+
+
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_an_index_that_may_only_be_read_is_one_line(
+    models: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    root = os.geteuid() == 0  # root may write all, and nobody else may enter the folder of a test
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        idx = Path(name) / "idx"
+        write_noise(Path(name) / "pictures" / "a.png", 1)
+        words = ["index", str(Path(name) / "pictures"), "--out", str(idx)]
+        assert cli.main([*words, "--model", str(models / "one")]) == 0
+        for path in (*idx.iterdir(), idx):
+            path.chmod(0o777 if path == idx and what == "file" else 0o555)
+        try:
+            if root:
+                os.seteuid(65534)
+            code = cli.main([*words, "--exclude", "b.png"])
+        finally:
+            if root:
+                os.seteuid(0)
+            idx.chmod(0o755)
+    said = f"cloob: {idx}: this index may not be written; check the permissions of the folder and its files\n"
+    assert (code, capsys.readouterr().err.splitlines(True)[-1]) == (2, said)

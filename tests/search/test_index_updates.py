@@ -20,6 +20,7 @@ from cloob.errors import InputError
 from cloob.files import read_at_most
 from cloob.pictures import encoded as decoder
 from cloob.search.index import Index
+from cloob.search.scan.open import ScanOptions
 from cloob.search.where import Comparison
 
 NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
@@ -177,6 +178,27 @@ def test_a_copy_does_not_go_through_the_model(folder: Path, index: Index) -> Non
     assert (summary.added, summary.embedded, encoder.seen) == (1, 0, 3)
     ids = by_name(index)
     assert (index.store.vectors("fake", [ids["a.png"]]) == index.store.vectors("fake", [ids["copy.png"]])).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_equal_files_go_through_the_model_once(folder: Path, index: Index, workers: int) -> None:
+    for number in range(12):
+        shutil.copy(folder / ("a.png" if number % 2 else "sub/b.png"), folder / f"copy-{number:02}.png")
+    encoder = FakeEncoder()
+    summary = index.update([folder], options(encoder, workers=workers))
+    assert (summary.added, summary.embedded, encoder.seen) == (15, 3, 3)
+    ids = index.store.find([item.content for item in index.items(index.store.ids().tolist())]).values()
+    assert sorted(map(len, ids)) == [1, 7, 7]
+    for same in ids:
+        assert (index.store.vectors("fake", same) == index.store.vectors("fake", same[:1])).all()
+
+
+def test_excludes_come_along_when_indices_are_merged(folder: Path, index: Index, tmp_path: Path) -> None:
+    how = replace(options(FakeEncoder()), scan=ScanOptions(exclude=("a.*",)))
+    with Index.create(tmp_path / "other") as other:
+        assert other.update([folder], how).added == 2
+        index.merge(other)
+    assert index.update([], options(FakeEncoder())).unchanged == len(index) == 2
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -361,7 +383,8 @@ def test_a_known_picture_that_cannot_be_read_now_stays(
         with monkeypatch.context() as patch:
             patch.setattr(*((os, "stat") if at == "stat" else (decoder, "read_at_most")), failing)
             summary = index.update([folder], options(first))
-        assert summary.faults == {"missing image": 2} and (summary.removed, summary.unchanged) == (0, 2)
+        reason = "no permission to read" if error == errno.EACCES else "missing image"
+        assert summary.faults == {reason: 2} and (summary.removed, summary.unchanged) == (0, 2)
         assert by_name(index) == before and list(faults(index)) == [str(folder / "new.png")]
     assert np.isfinite(index.store.vectors("second", [before["a.png"]])).all()
     summary = index.update([folder], options(first))
@@ -385,7 +408,7 @@ def test_pictures_of_a_table_that_cannot_be_looked_at_now_stay(
     with monkeypatch.context() as patch:
         patch.setattr(os, "stat", failing)
         summary = index.update([table], options(FakeEncoder()))
-    assert summary.faults == {"missing image": 2} and not summary.refused and len(index) == 2
+    assert summary.faults == {"no permission to read": 2} and not summary.refused and len(index) == 2
     assert index.update([table], options(FakeEncoder())).unchanged == 2
 
 

@@ -73,6 +73,8 @@ def test_a_folder(tmp_path: Path) -> None:
     (folder / "B.TXT").write_text("a cat")
     (folder / "film.mp4").touch()
     (folder / "alone.txt").touch()
+    for name in ("@eaDir", "#recycle", "System Volume Information", "sub/node_modules"):
+        write_noise(folder / name / "small.png", 1)
     assert scanned(folder) == {"a.png": ("a dog", {}), "B.JPG": ("a cat", {}), "c.png": (None, {}), "e.png": (None, {})}
     assert left_out(folder) == {"no picture by its name": 1}
     assert set(scanned(folder, exclude=("sub", "*.JPG"))) == {"a.png", "e.png"}

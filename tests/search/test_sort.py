@@ -90,7 +90,7 @@ def test_where_the_temperature_comes_from() -> None:
         (["a  b", "a b"], ("{c}",), "'a b' is there twice"),
         (["a"], ("a photo",), "has no {c}"),
         (["a"], (), "no template"),
-        (["a"], ("{c}",), "one label alone"),
+        (["a"], ("{c}",), "give more labels, or add --none"),
     ],
 )
 def test_wrong_labels(names: list[str], templates: tuple[str, ...], said: str) -> None:

@@ -367,7 +367,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "no database": (lambda path: path.write_bytes(b"SQLite nothing" * 400) and None, "no index"),
     "empty": (lambda path: path.write_bytes(b"") and None, "another program"),
     "another program's": (_set("PRAGMA application_id = 7"), "another program"),
-    "newer": (_set("PRAGMA user_version = 2"), "newer cloob"),
+    "newer": (_set("PRAGMA user_version = 3"), "newer cloob"),
     "older": (_set("PRAGMA user_version = 0"), "version 0"),
     "a trigger": (
         _set("CREATE TRIGGER t AFTER INSERT ON items BEGIN DELETE FROM items; END"),

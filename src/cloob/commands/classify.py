@@ -46,8 +46,10 @@ def _check(arguments: ClassifyArguments) -> None:
         raise InputError("--cutoff is that of --multi and --none; add one of them")
     if arguments.json and arguments.csv:
         raise InputError("--json and --csv: one of them")
-    if arguments.move_to is not None and arguments.multi:
-        raise InputError("--move-to puts a file into one folder, and --multi gives several labels; one of them")
+    if sum(map(bool, (arguments.move_to, arguments.copy_to, arguments.multi))) > 1:
+        raise InputError(
+            "--move-to and --copy-to put a file into one folder, --multi gives several labels; one of them"
+        )
     if arguments.examples is not None and not arguments.examples.is_dir():
         raise InputError(f"--examples {arguments.examples}: no such folder; one with a folder for each label is wanted")
     if arguments.examples is not None and arguments.head is not None:

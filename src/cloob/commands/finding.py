@@ -92,7 +92,10 @@ class ClassifyArguments:
     csv: bool = False
     """Print CSV: path, label, probability, margin."""
     move_to: Path | None = None
-    """Move each file into a folder of its label here; nothing is overwritten, and what fits none stays."""
+    """Move each file into a folder of its label here; nothing is overwritten, and what fits none stays. moved.jsonl
+    there lists old and new paths."""
+    copy_to: Path | None = None
+    """Copy each picture into a folder of its label here instead."""
     model: str | None = None
     """What `cloob eval` takes, for a SRC; for an index the name of one of its models."""
     device: str = "auto"

@@ -26,7 +26,8 @@ class IndexArguments:
     replace_model: bool = False
     """Make all vectors anew where the model of this name has other weights, --precision or --draft than it had."""
     exclude: tuple[str, ...] = ()
-    """Globs; files and folders that match one are left out: --exclude '*.gif' cache."""
+    """Globs; files and folders that match one are left out: --exclude '*.gif' cache. The index remembers them; given
+    anew they replace those of before, and --exclude '' clears them."""
     max_megapixels: float | None = None
     """Larger pictures are left out."""
     remove_all: bool = False

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # sources are opened, and refused, before torch is imported
 
 Reason = Literal[
     "missing image",
+    "no permission to read",
     "corrupt image",
     "image too large",
     "no decoder",

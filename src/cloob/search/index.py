@@ -127,7 +127,7 @@ class Index(Answers):
 
     def columns(self) -> dict[str, str]:
         """The metadata columns beside an item's own, and what they hold: see :func:`cloob.search.store.column_kind`."""
-        return self.store.columns()
+        return self.once(("columns", self.store.revision()), self.store.columns)
 
     @property
     def models(self) -> tuple[IndexedModel, ...]:

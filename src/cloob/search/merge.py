@@ -42,6 +42,8 @@ def merge(store: Store, from_: Store) -> Merged:
     """
     check_apart(from_.sources(), store.sources())
     names = _names(store, from_)
+    for source in {*from_.sources()} - {*store.sources()}:
+        store.set_exclude(source, from_.exclude(source))
     added: set[int] = set()
     written, present, other = 0, 0, 0
     known = {(source, state.path): state for source in store.sources() for state in store.states(source)}

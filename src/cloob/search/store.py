@@ -113,6 +113,12 @@ class Store(Protocol):
     def sources(self) -> tuple[str, ...]:
         """All sources that there are items or faults of, sorted."""
 
+    def exclude(self, source: str) -> tuple[str, ...]:
+        """The globs that an update leaves out of a source unless it is given others."""
+
+    def set_exclude(self, source: str, globs: Sequence[str]) -> None:
+        """Replaces them."""
+
     def columns(self) -> dict[str, str]:
         """The metadata columns beside an item's own by name, sorted, each with its :func:`column_kind`."""
 
@@ -124,6 +130,9 @@ class Store(Protocol):
 
     def ids(self, where: Filter | None = None, *, after: int = 0, limit: int | None = None) -> Ids:
         """Ids of the items that match, ascending, above ``after``."""
+
+    def last_id(self) -> int:
+        """The largest id; 0 where there is none."""
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for; ids that are not there are left out."""

@@ -72,8 +72,13 @@ def update(
         plans = [make_plan(store, each, model.name, options.effort) for each in collections]
         _find_renamed(store, plans)
         part.wait()  # nobody writes before all have compared
+        for each in collections if part.rank == 0 and options.scan.exclude else ():
+            store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
         own = carry_out(store, plans, model.name, Forward(model.encoder, model.making), options.effort, part, progress)
-        return _together(own)
+        done = _together(own)
+        if part.rank == 0 and model.is_new and not done.added + done.changed + done.completed:
+            store.remove_model(model.name)
+        return done
 
 
 def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
@@ -89,14 +94,15 @@ def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOption
     check_apart(given, known)
     collections: list[Collection] = []
     for name, source in given.items():
+        scan = options.scan if options.scan.exclude else replace(options.scan, exclude=store.exclude(name))
         if name in known and is_gone(name, typed=bool(sources)):
             collections.append(Gone(name))
         elif sources:
-            collections.append(open_collection(source, options.scan))
+            collections.append(open_collection(source, scan))
             if is_remote(name) or is_pattern(name):  # a folder's too: where it is gone, it may be a pattern
                 remember(name)
         else:
-            collections.append(open_named(name, options.scan))
+            collections.append(open_named(name, scan))
     return collections
 
 
@@ -135,6 +141,7 @@ class _Model:
         self._lock = threading.Lock()
         self._encoder: Encoder | None = None
         self.making = Making()
+        self.is_new = False
         known = store.models()
         given = options.model
         if given is None:
@@ -193,6 +200,7 @@ class _Model:
             refused = make_plan(self._store, each, self.name, self._options.effort).summary.refused
             if refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
+        self.is_new = same is None
         part.wait()  # all have compared
         if part.rank == 0:
             if old is not None:

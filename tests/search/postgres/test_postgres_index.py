@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cloob.search.index import Index
+from cloob.search.scan.open import ScanOptions
 from cloob.search.update import UpdateOptions
 from search_colours import ColourModel, write_pictures
 
@@ -52,6 +54,15 @@ def test_a_second_update_finds_what_changed(address: str, tmp_path: Path) -> Non
         assert index.store.sources() == (str(tmp_path / "renamed"),)
     with Index.create(address) as index:  # what is there is opened
         assert len(index) == 7
+
+
+def test_it_remembers_what_is_excluded(address: str, tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path / "pictures", 1)
+    options = UpdateOptions(model=ColourModel())
+    with Index.create(address) as index:
+        for globs, there in ((("red*", "blue*"), 6), ((), 6), (("red*",), 7), ((), 7), (("",), 8), ((), 8)):
+            index.update([pictures], replace(options, scan=ScanOptions(exclude=globs)))
+            assert len(index) == there
 
 
 def test_files_that_exchange_their_names_keep_their_vectors(address: str, tmp_path: Path) -> None:

@@ -292,6 +292,15 @@ def test_errors_are_one_line_without_the_password(postgres: str, address: str, t
         PostgresStore(f"{postgres}?options=-csearch_path%3Dnone", create=True)
 
 
+def test_who_may_not_create_the_extension_is_told_whom_to_ask(postgres: str) -> None:
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE ROLE plain LOGIN PASSWORD 'plain'")
+        connection.execute("CREATE DATABASE bare")
+    address = postgres.replace("cloob:pass%20word", "plain:plain").replace("/postgres", "/bare")
+    with pytest.raises(InputError, match="; ask its administrator for CREATE EXTENSION vector"):
+        PostgresStore(address, create=True)
+
+
 def test_the_address_that_is_shown_opens_it_again(address: str, store: PostgresStore) -> None:
     words, schema = psycopg.conninfo.conninfo_to_dict(store.address), psycopg.conninfo.conninfo_to_dict(address)
     assert schema.pop("password") and words == schema

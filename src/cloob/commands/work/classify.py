@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cloob.commands.finding import ClassifyArguments, read_labels
 from cloob.commands.work.collection import opened
-from cloob.commands.work.showing import folder_name, free_name, hint
+from cloob.commands.work.showing import folder_name, free_name, hint, name_of
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError, message, printable
 from cloob.models.encoding import Encoder
@@ -25,7 +25,9 @@ from cloob.search.sort.fewshot import Head, is_head, load_head, save_head
 from cloob.search.sort.label import head_of, label_by_head, label_index
 
 _PAGE = 4096
-_CAPTIONS = (*CAPTION_EXTENSIONS, *map(str.upper, CAPTION_EXTENSIONS))
+_BELONGING = (*CAPTION_EXTENSIONS, "xmp", "aae", "mov")
+"""Captions, edits, and the film of a live photo."""
+_MOVED = "moved.jsonl"
 
 
 def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
@@ -45,11 +47,12 @@ def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
         else:
             labels = label_by_head(index, _head(arguments, index), where=arguments.where)
         _print(index, labels, arguments)
-        failed = _move(index, labels, arguments.move_to) if arguments.move_to is not None else 0
-    counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
-    left = f"; {unread:,} could not be read (see above)" if unread else ""
-    print(f"cloob: {len(labels.ids):,} pictures: {counts}{left}", file=sys.stderr)
-    if arguments.move_to is None and not arguments.multi:
+        counts = ", ".join(f"{printable(name)} {count:,}" for name, count in labels.counts().items() if count)
+        left = f"; {unread:,} could not be read (see above)" if unread else ""
+        print(f"cloob: {len(labels.ids):,} pictures: {counts}{left}", file=sys.stderr)
+        target, copy = arguments.move_to or arguments.copy_to, arguments.copy_to is not None
+        failed = _sort(index, labels, target, copy=copy) if target is not None else 0
+    if target is None and not arguments.multi:
         hint(["classify", *words, "--move-to", "sorted"])
     return 1 if unread or failed else 0
 
@@ -122,9 +125,10 @@ def _entry(labels: Labels, row: int, label: int) -> dict[str, str | float | None
     return {"label": labels.names[label], "probability": probability, "margin": margin}
 
 
-def _move(index: Index, labels: Labels, folder: Path) -> int:
-    """Moves each file into a folder of its label; returns how many could not be."""
-    moved = failed = stayed = 0
+def _sort(index: Index, labels: Labels, folder: Path, *, copy: bool) -> int:
+    """Moves or copies each file into a folder of its label; returns how many could not be."""
+    done = failed = stayed = there = 0
+    past = "copied" if copy else "moved"
     folders: list[str] = []
     for label in labels.names:  # two may differ in what no folder's name can hold
         plain = folder_name(label)
@@ -135,54 +139,79 @@ def _move(index: Index, labels: Labels, folder: Path) -> int:
             stayed += 1
             continue
         try:
-            _move_file(index, item, folder / folders[labels.chosen[row][0]])
-            moved += 1
+            pairs = _place(index, item, folder / folders[labels.chosen[row][0]], copy=copy)
+            done, there = done + bool(pairs), there + (not pairs)
+            if pairs and not copy:
+                with (folder / _MOVED).open("a") as log:
+                    log.writelines(json.dumps({"old": str(old), "new": str(new)}) + "\n" for old, new in pairs)
         except (OSError, InputError) as error:
             said = error.strerror if isinstance(error, OSError) else message(error).removeprefix(f"{item.path}: ")
-            print(f"cloob: {printable(item.path)} is not moved: {said}", file=sys.stderr)
+            print(f"cloob: {printable(item.path)} is not {past}: {said}", file=sys.stderr)
             failed += 1
-    also = (f", {stayed} fit no label and stay" if stayed else "") + (
-        f", {failed} could not be moved" if failed else ""
-    )
-    print(f"cloob: {moved} moved to {folder}{also}", file=sys.stderr)
+    also = f", {there} were there" if there else ""
+    also += f", {stayed} fit no label and stay" if stayed else ""
+    also += f", {failed} could not be {past}" if failed else ""
+    also += f"; {folder / _MOVED} lists old and new paths" if done and not copy else ""
+    print(f"cloob: {done} {past} to {folder}{also}", file=sys.stderr)
     return failed
 
 
-def _move_file(index: Index, item: Item, folder: Path) -> None:
-    """Moves one file as it was indexed, and the captions beside it, to names that are free."""
-    source = Path(item.path)
-    if not source.is_file() or source.is_symlink():
+def _place(index: Index, item: Item, folder: Path, *, copy: bool) -> list[tuple[Path, Path]]:
+    """Moves or copies one file as it was indexed, with what belongs to it, to names that are free.
+
+    Returns:
+        Old and new paths; none where it is there already.
+    """
+    source, folder = Path(item.path).absolute(), folder.absolute()
+    own = source.is_file() and not source.is_symlink()
+    if not own and not copy:
         raise InputError("it is no file of its own (in a container, a link, or gone)")
-    index.picture(item.id)  # the index may be a stranger's: other bytes stay where they are
+    data = index.picture(item.id)  # the index may be a stranger's: other bytes stay where they are
+    if own and source.resolve().is_relative_to(folder.resolve()):
+        return []
     folder.mkdir(parents=True, exist_ok=True)
-    captions = [caption for caption in _beside(source, _CAPTIONS) if caption.is_file()]
-    endings = (*IMAGE_EXTENSIONS, *map(str.upper, IMAGE_EXTENSIONS))
-    shared = any(file.is_file() for file in _beside(source, endings) if file != source)
+    beside = {os.stat(file).st_ino: file for file in _belonging(source) if file.is_file()}  # noqa: PTH116
+    shared = any(file.is_file() for file in _beside(source, IMAGE_EXTENSIONS) if file != source)
     for number in range(1, 10_000):
-        target = free_name(folder, source.name, number)
-        if any(map(os.path.lexists, _beside(target, _CAPTIONS))):  # of another picture
+        target = free_name(folder, source.name if own else name_of(item.path), number)
+        if copy and target.is_file() and target.read_bytes() == data:
+            return []
+        belonging = _belonging(target)
+        if any(map(os.path.lexists, belonging)):  # of another picture
             continue
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # the name is ours from here on
         except FileExistsError:
             continue
-        copies: list[Path] = []
+        pairs = [pair for pair in zip(_belonging(source), belonging, strict=True) if pair[0] in beside.values()]
+        pairs.append((source, target))
         try:
-            for caption in captions:
-                copies += _beside(target, [caption.suffix[1:]])
-                shutil.copyfile(caption, copies[-1])
-            shutil.move(source, target)
+            for old, new in pairs[:-1]:
+                its_own = not shared or old.name.startswith(source.name)
+                (shutil.move if its_own and not copy else shutil.copy2)(old, new)
+            if copy:
+                target.write_bytes(data)
+            else:
+                shutil.move(source, target)
         except BaseException:
-            if source.is_file():  # copied, and the source cannot be removed
-                for file in (target, *copies):
-                    file.unlink(missing_ok=True)
+            for old, new in pairs:
+                if copy or old.exists():
+                    new.unlink(missing_ok=True)
+                elif new.exists():
+                    shutil.move(new, old)
             raise
-        for caption in () if shared else captions:
-            caption.unlink(missing_ok=True)  # by its other name, where capitals make no difference
-        return
+        if copy and own:
+            shutil.copystat(source, target)
+        return pairs
     raise InputError("10,000 files of this name are there")
 
 
+def _belonging(picture: Path) -> list[Path]:
+    """What belongs to a picture if it lies beside it."""
+    return _beside(picture, _BELONGING) + [picture.with_name(f"{picture.name}{ending}") for ending in (".xmp", ".XMP")]
+
+
 def _beside(file: Path, endings: Sequence[str]) -> list[Path]:
-    """The files of the same stem with some endings."""
-    return [Path(f"{os.path.splitext(file)[0]}.{ending}") for ending in endings]  # noqa: PTH122
+    """The files of the same stem with some endings, in small letters and in capitals."""
+    stem = os.path.splitext(file)[0]  # noqa: PTH122
+    return [Path(f"{stem}.{each}") for ending in endings for each in (ending, ending.upper())]

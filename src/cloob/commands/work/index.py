@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from cloob.commands.search import INDEX_FILE
 from cloob.commands.steps import say_next
 from cloob.commands.work.collection import say_left_out
 from cloob.distributed import rank
-from cloob.errors import InputError, message, printable
+from cloob.errors import InputError, message, printable, require
 from cloob.search.build import Effort, Summary
 from cloob.search.export import is_export
 from cloob.search.index import Index
 from cloob.search.open import is_database, is_there
 from cloob.search.scan.open import ScanOptions
+from cloob.search.sqlite.file import not_writable
 from cloob.search.update import ModelChanged, UpdateOptions
 
 _SAID_EVERY = 60.0
@@ -33,7 +35,7 @@ def run(arguments: IndexArguments) -> int:
     if arguments.export is not None and arguments.export.exists() and not is_export(arguments.export):
         raise InputError(f"--export {arguments.export}: is a file of another kind; name another file")
     new = not is_there(arguments.out)
-    with _open(arguments) as index:
+    with _open(arguments) as index, _alone(index.store.address):
         try:
             return _work(index, arguments)
         except Exception:
@@ -67,6 +69,24 @@ def _work(index: Index, arguments: IndexArguments) -> int:
     if _is_first():
         _next(index, index.store.address)
     return 1 if failed else 0
+
+
+@contextlib.contextmanager
+def _alone(address: str) -> Iterator[None]:
+    """Holds the folder of an index against other processes; the system lets go of it when this one ends."""
+    if is_database(address) or not _is_first():
+        yield
+        return
+    library = require("filelock", "train")
+    lock = library.FileLock(Path(address) / f"{INDEX_FILE}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except library.Timeout:
+        raise InputError(f"another `cloob index` is at work on {address}; wait until it is done") from None
+    except OSError:
+        raise not_writable(Path(address)) from None
+    with lock:
+        yield
 
 
 def _remove(folder: Path) -> None:
@@ -181,7 +201,7 @@ def _tell(summary: Summary, pictures: int) -> bool:
 
 def _next(index: Index, address: str) -> None:
     """What is there, and the commands that come next."""
-    models = ", ".join(printable(model.name) for model in index.models)
-    print(f"{address}: {len(index):,} pictures, {models}", flush=True)
+    models = "".join(f", {printable(model.name)}" for model in index.models)
+    print(f"{address}: {len(index):,} pictures{models}", flush=True)
     if len(index) and models:
         say_next(["search", address, "something red"], ["serve", address, "--open"])

@@ -15,6 +15,7 @@ from typing import Any
 from cloob.commands.finding import SearchArguments, read_cutoff
 from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, with_caption
 from cloob.errors import InputError, counted, message, printable
+from cloob.search.ask.find import read_filter, why_none
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
 from cloob.search.records import Hit, Item, Results
@@ -70,16 +71,16 @@ def _show(index: Index, arguments: SearchArguments, words: Sequence[str], result
     if arguments.sheet is not None or arguments.open:
         _sheet(index, arguments, title, results)
     if not results.hits:
-        print(f"cloob: {nothing(results)}", file=sys.stderr)
+        print(f"cloob: {nothing(index, arguments.where, results)}", file=sys.stderr)
     elif not arguments.json and not arguments.paths:
         hint(["search", index.store.address, "--like", str(items[0].id), "--open"])
     return code
 
 
-def nothing(results: Results) -> str:
+def nothing(index: Index, where: str | None, results: Results) -> str:
     """Why nothing was found."""
     if not results.searched:
-        return "no picture to search: the filter lets none through, or the index is empty"
+        return f"no picture to search: {why_none(index.store, results.model, read_filter(index, where))}"
     if not results.cut:
         return "there is no other picture to search"
     return f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bisect
 import os
-import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -135,7 +133,18 @@ def _results(
 
 def read_filter(index: Collection, where: str | Filter | None) -> Filter | None:
     """A filter of text, or as it is."""
-    return parse(where, index.store.columns()) if isinstance(where, str) else where
+    if not isinstance(where, str):
+        return where
+    return parse(where, index.once(("columns", index.store.revision()), index.store.columns))
+
+
+def why_none(store: Store, model: str, filter_: Filter | None) -> str:
+    """Why there is no picture to choose from."""
+    if not store.count():
+        return "the index is empty"
+    if not store.count(filter_):
+        return "the filter lets none through"
+    return f"none has a vector of {model}; cloob index --name {model} --out {store.address} makes them"
 
 
 def query_row(index: Collection, query: Query, asked: IndexedModel) -> Vector:
@@ -197,22 +206,13 @@ def drawn_pictures(index: Collection, asked: IndexedModel) -> Vectors:
     generator = np.random.default_rng(0)
     ids = store.ids(limit=_ALL_IDS + 1)
     if len(ids) > _ALL_IDS:
-        starts = generator.integers(int(ids[0]) - 1, _last_id(store), size=background.DRAWN).tolist()
+        starts = generator.integers(int(ids[0]) - 1, store.last_id(), size=background.DRAWN).tolist()
         ids = np.unique(np.concatenate([store.ids(after=start, limit=1) for start in starts]))
         if len(ids) < background.DRAWN // 2:  # wide gaps between the ids, behind which the same ones are drawn
             ids = store.ids()
     ids = generator.permutation(ids)[: background.DRAWN]
     rows = index.store.vectors(asked.name, ids.tolist())
     return rows[np.isfinite(rows).all(1)]
-
-
-def _last_id(store: Store) -> int:
-    """The largest id; of a store that is not empty."""
-
-    def is_beyond(id: int) -> bool:
-        return not len(store.ids(after=id, limit=1))
-
-    return bisect.bisect_left(range(sys.maxsize), True, key=is_beyond)
 
 
 def rows_in_blocks(
@@ -342,7 +342,7 @@ def explain(
     there = np.isfinite(vectors).all(1)  # others were removed meanwhile
     ids, scores, vectors = ids[there], scores[there], vectors[there]
     if not len(ids):
-        raise InputError("no picture to retrieve from: the filter lets none through, or the index is empty")
+        raise InputError(f"no picture to retrieve from: {why_none(index.store, asked.name, filter_)}")
     found = memory.associate(row, vectors, beta)
     best = np.argsort(-found.weights, kind="stable")[:top]
     items = {item.id: item for item in index.store.items(ids[best].tolist())}

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from cloob.search.build.forward import Forward
 from cloob.search.build.plan import Effort, Plan, Summary
@@ -106,7 +105,9 @@ class _Updater:
         date = None if prepared.item is None else prepared.item.columns.get("date")
         if date not in (None, "") and iso_date(date) is None:
             self.summary.left_out.add("date that cannot be read", f"{prepared.work.found.path} ({date})")
-        waiting = self._faults if prepared.item is None else self._to_copy if prepared.same else self._to_embed
+        waiting = (
+            self._faults if prepared.item is None else self._to_copy if prepared.pixels is None else self._to_embed
+        )
         waiting.append(prepared)
         size = self._effort.batch_size
         full = len(self._to_embed) >= size or len(self._to_copy) + len(self._faults) >= 4 * size
@@ -162,9 +163,7 @@ class _Updater:
 
         All vectors are read before one is written: files may have exchanged their bytes.
         """
-        ids = sorted({id_ for prepared in copies for id_ in prepared.same})
-        vectors = dict(zip(ids, self._store.vectors(self._model, ids), strict=True))
-        holders = self._store.find([prepared.item.content for prepared in copies if prepared.item is not None])
+        rows = self._rows(copies)
         described: list[Item] = []
         known: list[tuple[Prepared, Vectors]] = []
         for prepared in copies:
@@ -174,10 +173,8 @@ class _Updater:
                 assert state.id is not None
                 described.append(replace(item, id=state.id))
                 continue
-            rows = (vectors[id_] for id_ in prepared.same if id_ in holders.get(item.content, ()))
-            row = next((row for row in rows if np.isfinite(row).all()), None)
-            if row is not None:
-                known.append((prepared, row))
+            if item.content in rows:
+                known.append((prepared, rows[item.content]))
                 continue
             again = self._preparer(prepared.work, decode=True)
             (self._faults if again.item is None else self._to_embed).append(again)
@@ -188,14 +185,25 @@ class _Updater:
             self._write([prepared for prepared, _ in known], np.stack([row for _, row in known]))
 
     def _embed(self, batch: list[Prepared]) -> None:
-        features = self._forward.rows([prepared.pixels for prepared in batch if prepared.pixels is not None])
-        finite = torch.isfinite(features).all(1).tolist()
-        good = [prepared for prepared, is_finite in zip(batch, finite, strict=True) if is_finite]
-        self._write(good, features[torch.tensor(finite)].numpy())
-        self.summary.embedded += len(batch)
-        for prepared, is_finite in zip(batch, finite, strict=True):
-            if not is_finite:
+        rows = self._rows(batch)  # of copies in one batch, and of those that were read before the first was written
+        new = {_content(each): each.pixels for each in batch if each.pixels is not None and _content(each) not in rows}
+        if new:
+            rows |= zip(new, self._forward.rows(list(new.values())).numpy(), strict=True)
+        self.summary.embedded += len(new)
+        good = [prepared for prepared in batch if np.isfinite(rows[_content(prepared)]).all()]
+        if good:
+            self._write(good, np.stack([rows[_content(prepared)] for prepared in good]))
+        for prepared in batch:
+            if not np.isfinite(rows[_content(prepared)]).all():
                 self._write_fault(prepared, "embedding not finite")
+
+    def _rows(self, some: Sequence[Prepared]) -> dict[str, Vectors]:
+        """By content the vectors that the index has of it by now."""
+        holders = self._store.find([_content(prepared) for prepared in some])
+        ids = [id_ for each in holders.values() for id_ in each]
+        vectors = dict(zip(ids, self._store.vectors(self._model, ids), strict=True))
+        known = ((content, vectors[id_]) for content, each in holders.items() for id_ in each)
+        return {content: row for content, row in known if np.isfinite(row).all()}
 
     def _write(self, batch: list[Prepared], vectors: Vectors) -> None:
         items = [prepared.item for prepared in batch if prepared.item is not None]
@@ -217,6 +225,11 @@ class _Updater:
         if not stays and state != known:
             self._store.write_faults(prepared.work.collection.name, [state])
         self.summary.add_fault(fault, found.path)
+
+
+def _content(prepared: Prepared) -> str:
+    assert prepared.item is not None
+    return prepared.item.content
 
 
 def _is_mine(work: Work, updater: _Updater, part: Part) -> bool:

@@ -164,7 +164,7 @@ def _as_it_was(state: FileState, found: Found) -> bool:
 
 def _worth_another_try(fault: str, effort: Effort) -> bool:
     """Whether a file that could not be read may be readable by now though it has not changed."""
-    if fault.startswith(("no decoder", "missing image")):
+    if fault.startswith(("no decoder", "missing image", "no permission")):
         return NO_PICTURE not in fault
     above = fault.startswith("image too large: ")
     return above and (effort.max_megapixels is None or not fault.endswith(limit(effort.max_megapixels)))

@@ -52,7 +52,6 @@ class Prepared:
         work: As it was asked for.
         item: What the index is to say of it; id 0. None where the file cannot be read.
         pixels: For the model; None where the vector is known already.
-        same: Items that had the same bytes when it was read; what is written meanwhile may give them others.
         fault: Why it cannot be read.
         passing: Whether that may pass, so that what is known of it stays.
     """
@@ -60,7 +59,6 @@ class Prepared:
     work: Work
     item: Item | None
     pixels: Tensor | None = None
-    same: tuple[int, ...] = ()
     fault: str | None = None
     passing: bool = False
 
@@ -93,9 +91,8 @@ class Preparer:
                 return Prepared(work, None, fault=f"image too large: {too_large(width, height, self._most)}")
             content = hashlib.sha256(data).hexdigest()
             item = self._item(work, encoded, content, len(data))
-            same = () if decode else tuple(self._known(content))
-            if same:
-                return Prepared(work, item, same=same)
+            if not decode and self._known(content):
+                return Prepared(work, item)
             return Prepared(work, item, self._forward.pixels(encoded))
         except BadSample as bad:
             fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason

@@ -17,7 +17,7 @@ from cloob.errors import InputError, require
 if TYPE_CHECKING:
     from psycopg import Connection, Cursor
 
-VERSION = 1
+VERSION = 2
 """Of the tables below."""
 
 _PGVECTOR = (0, 8)  # brought hnsw.iterative_scan
@@ -41,6 +41,7 @@ CREATE INDEX cloob_items_date ON cloob_items (date COLLATE "C");
 CREATE TABLE cloob_faults (
   source text NOT NULL, path text NOT NULL, bytes bigint NOT NULL, mtime_ns bigint, fault text NOT NULL);
 CREATE UNIQUE INDEX cloob_faults_place ON cloob_faults (md5(source), md5(path));
+CREATE TABLE cloob_excludes (source text NOT NULL, glob text NOT NULL);
 """
 
 
@@ -103,28 +104,22 @@ class Server:
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """All rows of one statement that reads."""
-        with self.transaction() as cursor:
-            return cursor.execute(_composed(statement), values).fetchall()
+        with self._lock, self._one_line():
+            return self._connection().execute(_composed(statement), values).fetchall()
 
     def build(self, statement: str) -> None:
         """Runs what may not stand in a transaction (``CREATE INDEX CONCURRENTLY``)."""
         with self._lock, self._one_line():
-            connection = self._connection()
-            connection.autocommit = True
-            try:
-                connection.execute(_composed(statement))
-            finally:
-                connection.autocommit = False
+            self._connection().execute(_composed(statement))
 
     def _connection(self) -> Connection[Any]:
         if self._open is None or self._open.closed or not self._answers(self._open):
-            self._open = self._psycopg.connect(self._conninfo, connect_timeout=_CONNECT_SECONDS)
-            self._open.read_only = not self._writable
-            with self._open.transaction():
-                known = self._open.execute("SELECT to_regtype('vector')").fetchone()
+            self._open = self._psycopg.connect(self._conninfo, connect_timeout=_CONNECT_SECONDS, autocommit=True)
+            if not self._writable:
+                self._open.execute("SET default_transaction_read_only = on")
+            known = self._open.execute("SELECT to_regtype('vector')").fetchone()
             if known is not None and known[0] is not None:
                 self._pgvector.register_vector(self._open)
-                self._open.rollback()
         return self._open
 
     def _answers(self, connection: Connection[Any]) -> bool:
@@ -133,7 +128,6 @@ class Server:
             return True
         try:
             connection.execute("SELECT 1")
-            connection.rollback()
         except self._psycopg.OperationalError:
             connection.close()
             return False
@@ -164,7 +158,11 @@ class Server:
         if schema is None or schema[0] is None:
             named = cursor.execute("SELECT current_setting('search_path')").fetchone()
             raise InputError(f"{self.address}: has no schema {named and named[0]}; CREATE SCHEMA makes one")
-        cursor.execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
+        try:
+            cursor.execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
+        except self._psycopg.errors.InsufficientPrivilege as error:
+            said = f"{error.diag.message_primary}; ask its administrator for CREATE EXTENSION vector"
+            raise InputError(f"{self.address}: {said}") from None
         cursor.execute(_composed(_TABLES))
         self._pgvector.register_vector(cursor.connection)
 

@@ -162,6 +162,18 @@ class PostgresStore:
         rows = self._server.rows("SELECT source FROM cloob_items UNION SELECT source FROM cloob_faults")
         return tuple(sorted(row[0] for row in rows))
 
+    def exclude(self, source: str) -> tuple[str, ...]:
+        """The globs that an update leaves out of a source."""
+        rows = self._server.rows("SELECT glob FROM cloob_excludes WHERE source = %s", (as_text(source),))
+        return tuple(row[0] for row in rows)
+
+    def set_exclude(self, source: str, globs: Sequence[str]) -> None:
+        """Replaces them."""
+        with self._server.transaction(write=True) as cursor:
+            cursor.execute("DELETE FROM cloob_excludes WHERE source = %s", (as_text(source),))
+            rows = [(as_text(source), as_text(glob)) for glob in globs]
+            cursor.executemany("INSERT INTO cloob_excludes VALUES (%s, %s)", rows)
+
     def columns(self) -> dict[str, str]:
         """The metadata columns and their kinds; reads all items that have any."""
         rows = self._server.rows(
@@ -191,6 +203,10 @@ class PostgresStore:
             f"SELECT id FROM cloob_items WHERE {condition} AND id > %s ORDER BY id LIMIT %s", (*values, after, limit)
         )
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
+
+    def last_id(self) -> int:
+        """The largest id; 0 where there is none."""
+        return int(self._server.rows("SELECT max(id) FROM cloob_items")[0][0] or 0)
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for."""

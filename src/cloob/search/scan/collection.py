@@ -15,7 +15,7 @@ from decimal import Decimal
 from fnmatch import fnmatch
 from typing import Any, NamedTuple, Protocol
 
-from cloob.data.batch import MAX_CAPTION_BYTES, BadSample
+from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason
 from cloob.errors import InputError
 from cloob.pictures import Unreadable, read_file
 from cloob.search.records import Value, valid
@@ -201,4 +201,5 @@ def read_fault(path: str, error: Exception) -> BadSample:
     """What a picture that could not be read is: not there, damaged, or not to be read now."""
     said = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:300]
     now = isinstance(error, OSError | MemoryError | InputError) and getattr(error, "errno", None) not in _NOT_THERE
-    return (ReadFailed if now else BadSample)("missing image", path, said)
+    reason: Reason = "no permission to read" if isinstance(error, PermissionError) else "missing image"
+    return (ReadFailed if now else BadSample)(reason, path, said)

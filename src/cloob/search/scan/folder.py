@@ -20,13 +20,15 @@ _IMAGES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
 _CAPTIONS = tuple(f".{extension}" for extension in CAPTION_EXTENSIONS)
 _CONTAINERS = (*TAR_SUFFIXES, *ARROW_SUFFIXES)
 _INDEX = "index.sqlite"
+_NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")
+"""Folders that file servers, Windows and npm make."""
 
 
 class Folder:
     """All pictures below a folder, by the endings of their names; see ``Collection``.
 
-    Hidden files and folders, and folders that are an index themselves, are passed over. A link is followed where it
-    leads to a picture below the folder.
+    Hidden files and folders, folders of ``_NEVER``, and folders that are an index themselves are passed over. A link
+    is followed where it leads to a picture below the folder.
 
     Args:
         folder: The folder.
@@ -53,7 +55,8 @@ class Folder:
             folder = waiting.pop()
             try:
                 with os.scandir(folder) as entries:
-                    listed = sorted((entry for entry in entries if not entry.name.startswith(".")), key=_name)
+                    shown = (each for each in entries if not each.name.startswith(".") and each.name not in _NEVER)
+                    listed = sorted(shown, key=_name)
             except OSError as error:
                 self.unlisted.append(folder)
                 self.left_out.add("folder cannot be listed", f"{folder} ({error.strerror})")

@@ -36,7 +36,8 @@ class ScanOptions:
     """How sources are read.
 
     Attributes:
-        exclude: Globs; what matches one, below its source or in a part of its path, is left out.
+        exclude: Globs; what matches one, below its source or in a part of its path, is left out. An index remembers
+            them with the source: none are those of before, an empty one clears them.
         image_column: Column of a table with the picture or its path; None: ``filepath``, or the only one of pictures.
         caption_column: Column with the caption; None: ``title``, ``caption`` or ``text``.
         cache: Where streamed shards are kept; None: ``Cache()``.

@@ -122,7 +122,7 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
     if not options.templates:
         raise InputError("no template; one with {c} is wanted, such as 'a photo of a {c}.'")
     if len(labels) == 1 and not (options.none or options.multi):
-        raise InputError("one label alone, which every picture would get; name others, or offer none too")
+        raise InputError("with one label every picture gets it; give more labels, or add --none")
     return labels
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cloob.errors import InputError
-from cloob.search.ask.find import Collection, read_filter, rows_in_blocks, text_rows
+from cloob.search.ask.find import Collection, read_filter, rows_in_blocks, text_rows, why_none
 from cloob.search.records import IndexedModel
 from cloob.search.sort import classify
 from cloob.search.sort.classify import LabelOptions, Labels
@@ -94,5 +94,5 @@ def _all_rows(index: Collection, where: str | Filter | None, asked: IndexedModel
         raise InputError(f"{count:,} pictures by {labels:,} labels are too many at once; --where takes a part")
     parts = list(rows_in_blocks(index, asked, filter_))
     if not parts:
-        raise InputError("no picture to label: the filter lets none through, or the index is empty")
+        raise InputError(f"no picture to label: {why_none(index.store, asked.name, filter_)}")
     return np.concatenate([ids for ids, _ in parts]), np.concatenate([rows for _, rows in parts])

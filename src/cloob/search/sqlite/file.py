@@ -27,7 +27,7 @@ FILE = "index.sqlite"
 APPLICATION = 0x434C4F42
 """SQLite's ``application_id`` of an index, "CLOB"."""
 
-VERSION = 1
+VERSION = 2
 """Of the tables; kept as ``user_version``."""
 
 MAX_BLOB = 64 * 1024 * 1024
@@ -52,6 +52,7 @@ SCHEMA = (
     "CREATE INDEX vectors_revision ON vectors(model, revision, item)",
     "CREATE TABLE faults(source TEXT NOT NULL, path TEXT NOT NULL, bytes INTEGER NOT NULL, mtime_ns INTEGER,"
     " fault TEXT NOT NULL, PRIMARY KEY(source, path)) STRICT, WITHOUT ROWID",
+    "CREATE TABLE excludes(source TEXT NOT NULL, glob TEXT NOT NULL) STRICT",
 )
 
 _MAX_STATEMENT = 16_384
@@ -103,6 +104,8 @@ def one_line(path: Path) -> Iterator[None]:
             raise damaged(path, said) from None
         if code.startswith("SQLITE_INTERRUPT"):
             raise InputError(f"{path}: is no index of cloob's (what it defines takes too long to look at)") from None
+        if code.startswith("SQLITE_READONLY"):
+            raise not_writable(path.parent) from None
         if code.startswith("SQLITE_FULL"):
             raise InputError(f"{path}: the disk is full; what was written before stays") from None
         raise InputError(f"{path}: {said}") from None
@@ -305,6 +308,11 @@ def size_of(connection: sqlite3.Connection) -> int:
     """Bytes of a database as a connection sees it; what it holds is no more, unless it refers to some of it twice."""
     (pages,), (size,) = (connection.execute(f"PRAGMA {what}").fetchone() for what in ("page_count", "page_size"))
     return int(pages) * int(size)
+
+
+def not_writable(folder: Path) -> InputError:
+    """For an index that this user may only read."""
+    return InputError(f"{folder}: this index may not be written; check the permissions of the folder and its files")
 
 
 def damaged(path: Path, what: str) -> InputError:

@@ -212,6 +212,19 @@ class SqliteStore:
             raise damaged(self._path, "the name of a source has a NUL in it")
         return tuple(row[0] for row in rows)
 
+    def exclude(self, source: str) -> tuple[str, ...]:
+        """The globs that an update leaves out of a source."""
+        values = (as_bytes(source),)
+        rows = self._read("SELECT glob FROM excludes WHERE source = CAST(? AS TEXT)", values, (str,))
+        return tuple(row[0] for row in rows)
+
+    def set_exclude(self, source: str, globs: Sequence[str]) -> None:
+        """Replaces them."""
+        with self._writing() as connection:
+            connection.execute("DELETE FROM excludes WHERE source = CAST(? AS TEXT)", (as_bytes(source),))
+            rows = [(as_bytes(source), as_bytes(glob)) for glob in globs]
+            connection.executemany("INSERT INTO excludes VALUES (CAST(? AS TEXT), CAST(? AS TEXT))", rows)
+
     def columns(self) -> dict[str, str]:
         """The metadata columns and their kinds; reads all items that have any."""
         rows = self._read(
@@ -248,6 +261,10 @@ class SqliteStore:
             (*values, after, -1 if limit is None else limit),
         )
         return np.fromiter((row[0] for row in rows), np.int64, len(rows))
+
+    def last_id(self) -> int:
+        """The largest id; 0 where there is none."""
+        return int(self._rows("SELECT max(id) FROM items")[0][0] or 0)
 
     def items(self, ids: Sequence[int]) -> list[Item]:
         """Items in the order asked for."""
