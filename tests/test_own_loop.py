@@ -177,7 +177,6 @@ RAISED_BY: dict[str, Callable[[], object] | str] = {
     ),
     "gathering over ranks goes through no": "test_a_mistake_on_one_rank_is_raised_on_all",
     "can be differentiated once": twice_differentiated,
-    "backend='triton' needs": lambda: ContrastiveObjective(backend="triton")(rows(), rows()),
     "as in the state that was loaded": loaded,
     "fixed_beta was set to": written,
     "no micro-batches": lambda: cached_backward(lambda part: part, OBJECTIVE, [], towers=OBJECTIVE),
