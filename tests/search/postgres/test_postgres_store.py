@@ -131,10 +131,11 @@ def test_it_does_what_sqlite_does(address: str, tmp_path_factory: pytest.TempPat
             for store, filter_ in zip(stores, filters, strict=True)
         ]
         assert counts[0] == counts[1] == len(paths[0]) and paths[0] == paths[1]
-        for top in (2, 9):  # 9 are more than there are
-            found = [store.nearest(MODEL.name, unit(2, MODEL.dim, 99), top, filters[0]) for store in stores]
-            assert found[0].searched == found[1].searched and ((found[0].ids == 0) == (found[1].ids == 0)).all()
-            np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-6)
+    for top, text in ((2, ""), (9, ""), (2, "id > 0"), (9, "not date is null")):  # 9 are more than there are
+        filter_ = where.parse(text) if text else None
+        found = [store.nearest(MODEL.name, unit(2, MODEL.dim, 99), top, filter_) for store in stores]
+        assert found[0].searched == found[1].searched and ((found[0].ids == 0) == (found[1].ids == 0)).all()
+        np.testing.assert_allclose(found[0].scores, found[1].scores, atol=1e-6)
     for store in stores:
         store.close()
 
