@@ -28,7 +28,6 @@ def served(monkeypatch: pytest.MonkeyPatch, **limits: Any) -> Iterator[tuple[str
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = await Request(scope, receive).body()
-        begun.set()
         await asyncio.to_thread(late.wait, 60 if scope["path"] == "/late" else 0)
         await PlainTextResponse(f"{len(body)} bytes")(scope, receive, send)
 
@@ -47,7 +46,7 @@ def served(monkeypatch: pytest.MonkeyPatch, **limits: Any) -> Iterator[tuple[str
             thread.join()
 
 
-begun, late = threading.Event(), threading.Event()
+late = threading.Event()
 
 
 @contextmanager
