@@ -6,13 +6,13 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test torch-alone kernels nightly lowest newest lint docs package install bench bench-data clean
+.PHONY: demo test torch-alone nightly lowest newest lint docs package install bench bench-data clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
 
 # A file's tests stay in one process, so that what they share is made once.
-TOGETHER := -n 2 --dist loadfile
+TOGETHER := -n auto --dist loadfile
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) -m "not nightly" $(ARGS)
@@ -23,16 +23,6 @@ torch-alone: $(VENV)/.dev
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)/torch-alone/bin/python -m pytest -p no:cacheprovider -m "not nightly" \
 	  -W "ignore:Failed to initialize NumPy:UserWarning" tests/functional tests/test_objective.py \
 	  tests/test_objective_state.py tests/test_objective_tracing.py tests/test_distributed.py $(ARGS)
-
-# The Triton kernels under Triton's interpreter, and through its compiler. The package takes 1 GB: a folder of its own.
-TRITON := $(VENV)/triton
-kernels: $(VENV)/.dev $(TRITON)/.installed
-	TRITON_INTERPRET=1 PYTHONPATH=$(TRITON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/functional/test_kernels.py $(ARGS)
-	PYTHONPATH=$(TRITON) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/functional/test_kernels_compile.py $(ARGS)
-
-$(TRITON)/.installed: | $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --no-deps --target $(TRITON) "triton>=3.9"
-	@touch $@
 
 nightly: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) --timeout 1800 --hypothesis-profile nightly $(ARGS)
@@ -56,7 +46,7 @@ newest: $(VENV)/.dev
 	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[train,align,sentencepiece,heif,test]"
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(TOGETHER) -m "not nightly" $(CORE) $(ARGS)
 	for method in spawn forkserver; do \
-	  OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n 2 -m "not nightly" --start-method $$method $(WORKERS) || exit 1; \
+	  OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto -m "not nightly" --start-method $$method $(WORKERS) || exit 1; \
 	done
 
 lint: $(VENV)/.dev

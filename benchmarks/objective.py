@@ -7,7 +7,6 @@
 - ``ClipLoss``: open_clip's, which retrieves nothing: a lower bound of any contrastive loss that keeps its matrix;
 - ``inf-cl``: tiled InfoNCE without retrieval, where its package imports (CUDA);
 - ``streamed``: ours in float32, and with ``matmul=torch.bfloat16``;
-- ``triton``: the same by kernels, on CUDA.
 
 Times are of interleaved repeats in one process, medians and minima: what slows the machine slows all of them. The
 float32 matrix products that the objective consists of, (N×D)(D×N) and (N×N)(N×D), are timed in the same repeats. Extra
@@ -78,14 +77,6 @@ def contenders() -> dict[str, Loss]:
         found["ClipLoss"] = lambda x, y: clip(x, y, INV_TAU)
     except ImportError:
         print("ClipLoss is left out: open_clip does not import")
-    if torch.cuda.is_available():
-        try:
-            from cloob.functional.kernels import cloob_triton
-
-            found["triton"] = lambda x, y: cloob_triton(x, y, INV_TAU, BETA)
-            found["triton bf16"] = lambda x, y: cloob_triton(x, y, INV_TAU, BETA, matmul=torch.bfloat16)
-        except ImportError:
-            print("triton is left out: its package does not import")
     try:
         from inf_cl import cal_inf_loss
 

@@ -1,7 +1,8 @@
 """Training, end to end: images a second of ours, of open_clip_train, and of a plain transcription of the authors' step.
 
 ``python benchmarks/train_step.py [--quick]``: the same tower, shards, batch size, worker and thread counts, on this
-machine's CPU. Each run is a process of its own that starts a real training and is stopped after some steps:
+machine's CPU or, with ``--device cuda``, its GPU. Each run is a process of its own that starts a real training and is
+stopped after some steps:
 
 - ``cloob``, ``cloob, clip loss``: our ``train()``, as ``cloob train`` calls it, with the CLOOB and the CLIP objective;
 - ``cloob bf16``: the same with ``--precision bf16``: other arithmetic, so beside the comparison;
@@ -49,11 +50,13 @@ class Enough(BaseException):
     """As many steps as were asked for; no ``Exception``, so that no training takes it for its own."""
 
 
-def clock(steps: int) -> list[float]:
+def clock(steps: int, device: str) -> list[float]:
     """The times at which optimiser steps of this process end, filled in as it trains; ends it after ``steps``."""
     stamps: list[float] = []
 
     def stamp(*_: object) -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
         stamps.append(time.perf_counter())
         if len(stamps) > steps:
             raise Enough
@@ -76,7 +79,7 @@ def ours(args: argparse.Namespace, folder: Path, objective: str, precision: str)
         lr=LR,
         weight_decay=WEIGHT_DECAY,
         warmup=10,
-        device="cpu",
+        device=args.device,
         epochs=50,
         out=folder / "run",
         tensorboard=False,
@@ -100,7 +103,7 @@ def open_clip_arguments(args: argparse.Namespace, folder: Path) -> list[str]:
         "warmup": 10,
         "epochs": 50,
         "precision": "fp32",
-        "device": "cpu",
+        "device": args.device,
         "logs": folder / "logs",
         "log-every-n-steps": 50,
     }
@@ -123,7 +126,9 @@ def transcription(args: argparse.Namespace, folder: Path) -> None:
 
     options = parse_args(arguments)
     options.distributed, options.rank, options.world_size = False, 0, 1
-    model, preprocess, evaluation = open_clip.create_model_and_transforms(args.model, precision="fp32")
+    model, preprocess, evaluation = open_clip.create_model_and_transforms(
+        args.model, precision="fp32", device=args.device
+    )
     data = get_data(options, (preprocess, evaluation), epoch=0, tokenizer=open_clip.get_tokenizer(args.model))["train"]
     model.logit_scale.requires_grad_(False)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
@@ -135,6 +140,7 @@ def transcription(args: argparse.Namespace, folder: Path) -> None:
         data.set_epoch(epoch)
         for images, tokens in data.dataloader:
             optimizer.zero_grad()
+            images, tokens = images.to(args.device), tokens.to(args.device)
             x, y = model.encode_image(images, normalize=True), model.encode_text(tokens, normalize=True)
             loss = plain(x, y)
             loss.backward()
@@ -151,7 +157,7 @@ def run_one(name: str, args: argparse.Namespace) -> None:
         OPEN_CLIP: lambda folder: with_open_clip_train(args, folder),
         PLAIN: lambda folder: transcription(args, folder),
     }
-    stamps = clock(args.warm + args.steps)
+    stamps = clock(args.warm + args.steps, args.device)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         train[name](Path(folder))
     taken = stamps[-1] - stamps[args.warm]
@@ -161,7 +167,7 @@ def run_one(name: str, args: argparse.Namespace) -> None:
 def measure(name: str, args: argparse.Namespace) -> float:
     """Images a second of one training in a fresh process."""
     command = [sys.executable, __file__, "--one", name]
-    for key in ("model", "data", "batch", "workers", "threads", "warm", "steps"):
+    for key in ("model", "data", "batch", "workers", "threads", "warm", "steps", "device"):
         command += [f"--{key}", str(getattr(args, key))]
     environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -205,6 +211,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--warm", type=int, default=5, help="steps before the clock starts")
     parser.add_argument("--steps", type=int, default=20, help="steps that are timed")
     parser.add_argument("--rounds", type=int, default=3)
@@ -230,7 +237,7 @@ def main() -> None:
             print(f"round {number + 1}: {name} …", file=sys.stderr, flush=True)
             found.append(measure(name, args))
     cpu = {"cpu": processor(), "cores": os.cpu_count(), "threads": args.threads, "torch": torch.__version__}
-    about = cpu | {key: getattr(args, key) for key in ("model", "batch", "workers", "warm", "steps")}
+    about = cpu | {key: getattr(args, key) for key in ("model", "device", "batch", "workers", "warm", "steps")}
     rows = table(rates)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "results.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")

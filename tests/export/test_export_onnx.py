@@ -132,6 +132,7 @@ def test_heads_of_align_with_their_encoders(vit: Path, folder: Path, tmp_path: P
     assert own.config.settings["pad"] == 0
 
 
+@pytest.mark.nightly
 def test_programs_of_torch_export(vit: Path, tmp_path: Path) -> None:
     target = tmp_path / "programs"
     assert cli.main(["export", str(vit), str(target), "--to", "torch-export"]) == 0
@@ -193,6 +194,7 @@ def test_rows_that_are_not_finite_are_refused(vit: Path) -> None:
         checked("m", image, lambda items: torch.full((len(items), 12), torch.nan))
 
 
+@pytest.mark.nightly
 def test_int8_says_what_it_costs(vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     colours = {"red": "red", "green": "green", "blue": "blue"}
     data = write_classes(tmp_path / "colours", colours, 3)

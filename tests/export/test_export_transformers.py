@@ -51,12 +51,15 @@ def features(folder: Path, pixels: Tensor, texts: list[str], length: int) -> tup
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"quick_gelu": True},
-        {"custom_text": True},
-        {"text": {"act_kwargs": {"approximate": "tanh"}}, "vision_cfg": VISION | {"norm_kwargs": {"eps": 1e-3}}},
+        pytest.param({}, marks=pytest.mark.nightly),
+        pytest.param({"custom_text": True}, marks=pytest.mark.nightly),
+        pytest.param(
+            {"text": {"act_kwargs": {"approximate": "tanh"}}, "vision_cfg": VISION | {"norm_kwargs": {"eps": 1e-3}}},
+            marks=pytest.mark.nightly,
+        ),
     ],
-    ids=["gelu", "quick_gelu", "custom_text", "tanh and eps"],
+    ids=["quick_gelu", "gelu", "custom_text", "tanh and eps"],
 )
 def test_features_are_those_of_open_clip(changes: dict[str, Any], tmp_path: Path) -> None:
     source = write_model(tmp_path / "model", **changes)
@@ -116,6 +119,7 @@ def same_rows(one: DualEncoder, other: DualEncoder) -> None:
 TANH = {"act_kwargs": {"approximate": "tanh"}}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "changes",
     [{"text": TANH}, {"vision_cfg": VISION | TANH}, {"text": TANH, "vision_cfg": VISION | TANH}],
@@ -181,6 +185,7 @@ def test_texts_that_are_not_cleaned_are_named_rightly(exported: Path, small: Pat
         assert tokenizer(html.unescape(ftfy.fix_text(text)))["input_ids"] == own[: own.index(49407) + 1]
 
 
+@pytest.mark.nightly
 def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
     page = Path(__file__).parents[2] / "docs" / "weights.md"
     _, _, out = (page.read_text(encoding="utf-8") if page.is_file() else "").partition("## Out: exports")
@@ -260,6 +265,7 @@ def test_the_originals_features_of_shared_models(name: str, tmp_path: Path) -> N
         torch.testing.assert_close(texts, torch.from_numpy(expected["text_features"]), atol=1e-5, rtol=0)
 
 
+@pytest.mark.nightly
 def test_a_checkpoint_of_open_clips_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = create_model("tiny-vit", seed=1).eval()
     state = {f"module.{key}": value for key, value in model.model.state_dict().items()}

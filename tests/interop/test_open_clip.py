@@ -272,6 +272,7 @@ def own_logging() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@pytest.mark.nightly
 def test_accumulation_equals_the_whole_batch(
     csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -286,6 +287,7 @@ def test_accumulation_equals_the_whole_batch(
     assert "Logit Scale: 25.000" in log and "clip_val_loss" in log
 
 
+@pytest.mark.nightly
 def test_retrieval_joins_in_the_epoch_that_was_asked_for(
     csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -300,6 +302,7 @@ def test_retrieval_joins_in_the_epoch_that_was_asked_for(
     assert_same_training(outcome(tmp_path), plain_loop(start, pixels_and_tokens, expected), start, moves=0.005)
 
 
+@pytest.mark.nightly
 def test_clip_equals_open_clip_trains_own_loss(
     csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
@@ -336,7 +339,7 @@ def launch(processes: int, ours: Sequence[str], theirs: Sequence[str]) -> str:
     return done.stderr
 
 
-@pytest.mark.nightly  # of one process in each run: test_accumulation_equals_the_whole_batch
+@pytest.mark.nightly
 @pytest.mark.parametrize("learned", [False, True], ids=["fixed", "learned"])
 def test_two_processes_that_accumulate_equal_one(
     learned: bool, csv: Path, start: Path, pixels_and_tokens: tuple[Tensor, Tensor], tmp_path: Path

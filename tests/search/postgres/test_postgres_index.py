@@ -12,6 +12,8 @@ from cloob.search.scan.open import ScanOptions
 from cloob.search.update import UpdateOptions
 from search_colours import ColourModel, write_pictures
 
+pytestmark = pytest.mark.nightly
+
 
 def test_it_answers_what_an_index_in_a_folder_answers(address: str, tmp_path: Path) -> None:
     pictures = write_pictures(tmp_path / "pictures")

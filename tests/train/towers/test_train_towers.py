@@ -145,6 +145,7 @@ def test_channels_last_is_a_layout_and_no_more(nano_configs: Path, enabled: bool
     assert_same(found, steps(towers("nano-resnet")), 1e-4)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "leaves",
     [
@@ -163,6 +164,7 @@ def test_compiled_towers_take_the_same_steps(nano_configs: Path, leaves: dict[st
     assert_same(steps(encoder, precision, micro), wanted, 1e-5 if precision == "fp32" else 5e-2)
 
 
+@pytest.mark.nightly
 def test_compiled_towers_can_be_copied_and_draw_what_plain_ones_draw(nano_configs: Path) -> None:
     encoder = prepared("nano-dropout", compile=True, compile_backend="eager")
     copied = copy.deepcopy(encoder)

@@ -99,7 +99,6 @@ def to_softmax(logits: Tensor, positive: Tensor, leave_out: bool) -> tuple[Tenso
 @eager
 @outside_autocast
 def _contrast(
-    function: type[torch.autograd.Function],
     leave_out: bool,
     anchors: Tensor,
     candidates: Tensor,
@@ -115,7 +114,7 @@ def _contrast(
     scale = positive_scalar("inv_tau", inv_tau, anchors)
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (anchors, candidates, scale))
     options = (offset, both, leave_out, differentiable, matmul_dtype(matmul, anchors))
-    loss: Tensor = apply(function, anchors, candidates, scale, *options)
+    loss: Tensor = apply(_Contrast, anchors, candidates, scale, *options)
     return loss
 
 
@@ -128,10 +127,9 @@ def info_loob(
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
     matmul: torch.dtype | None = None,
-    function: type[torch.autograd.Function] = _Contrast,
 ) -> Tensor:
-    """:func:`cloob.functional.info_loob` in O((N + M)·D) memory; the last two as in :func:`hopfield_retrieval`."""
-    return _contrast(function, True, anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, matmul)
+    """:func:`cloob.functional.info_loob` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
+    return _contrast(True, anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, matmul)
 
 
 def info_nce(
@@ -143,7 +141,6 @@ def info_nce(
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
     matmul: torch.dtype | None = None,
-    function: type[torch.autograd.Function] = _Contrast,
 ) -> Tensor:
-    """:func:`cloob.functional.info_nce` in O((N + M)·D) memory; the last two as in :func:`hopfield_retrieval`."""
-    return _contrast(function, False, anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, matmul)
+    """:func:`cloob.functional.info_nce` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
+    return _contrast(False, anchors, candidates, inv_tau, positive_offset, ids, candidate_ids, matmul)

@@ -206,7 +206,6 @@ def hopfield_retrieval(
     beta: float | Tensor,
     *,
     matmul: torch.dtype | None = None,
-    function: type[torch.autograd.Function] = _Retrieval,
 ) -> Tensor:
     """:func:`cloob.functional.hopfield_retrieval` in O((N + M)·D) memory, for any number of states and any β.
 
@@ -215,7 +214,6 @@ def hopfield_retrieval(
         stored: (M, D) stored patterns.
         beta: Inverse temperature β > 0.
         matmul: ``torch.bfloat16`` multiplies in bfloat16 with float32 accumulation; None in the dtype of the rows.
-        function: What computes it, value and gradient: this module's, or that of :mod:`cloob.functional.kernels`.
 
     Returns:
         (N, D) unit rows. An average that is exactly zero stays zero, with zero gradient.
@@ -226,7 +224,7 @@ def hopfield_retrieval(
     state, stored = as_rows(state=state, stored=stored)
     check_memory(stored)
     beta = positive_scalar("beta", beta, state)
-    retrieved: Tensor = apply(function, state, stored, beta, matmul_dtype(matmul, state))
+    retrieved: Tensor = apply(_Retrieval, state, stored, beta, matmul_dtype(matmul, state))
     return retrieved
 
 
@@ -239,8 +237,6 @@ def retrieve(
     *,
     matmul: torch.dtype | None = None,
     unit_rows: bool = False,
-    mutual: type[torch.autograd.Function] = _MutualRetrieval,
-    single: type[torch.autograd.Function] = _Retrieval,
 ) -> Retrieved:
     """The four retrievals of a batch that is its own memory (Eq. 4 and 5), sharing what they share.
 
@@ -251,8 +247,6 @@ def retrieve(
         matmul: As in :func:`hopfield_retrieval`.
         unit_rows: The rows are known to be of unit length. Then nothing is read to choose between the two forms, which
             would wait for a device; a β that is a tensor takes the one that is safe for every β.
-        mutual: What computes two retrievals at once without a shift of the exponents.
-        single: What computes one, safe for every β; both as in :func:`hopfield_retrieval`.
 
     Returns:
         The retrievals, each (N, D) unit rows.
@@ -265,11 +259,11 @@ def retrieve(
     dtype = matmul_dtype(matmul, x)
     safe = safe_for_unit_rows(number, x.dtype, dtype) if unit_rows else unshifted_is_safe(x, y, beta, dtype)
     if not safe:
-        return Retrieved(*(apply(single, q, m, beta, dtype) for m in (x, y) for q in (x, y)))
-    v_x, u_y = apply(mutual, x, y, beta, dtype)
+        return Retrieved(*(apply(_Retrieval, q, m, beta, dtype) for m in (x, y) for q in (x, y)))
+    v_x, u_y = apply(_MutualRetrieval, x, y, beta, dtype)
     return Retrieved(
-        u_x=apply(mutual, x, None, beta, dtype),
+        u_x=apply(_MutualRetrieval, x, None, beta, dtype),
         u_y=u_y,
         v_x=v_x,
-        v_y=apply(mutual, y, None, beta, dtype),
+        v_y=apply(_MutualRetrieval, y, None, beta, dtype),
     )

@@ -83,14 +83,13 @@ def sigmoid_loss(
     ids: Tensor | None = None,
     candidate_ids: Tensor | None = None,
     matmul: torch.dtype | None = None,
-    function: type[torch.autograd.Function] = _Sigmoid,
 ) -> Tensor:
-    """:func:`cloob.functional.sigmoid_loss` in O((N + M)·D) memory; the last two as in :func:`hopfield_retrieval`."""
+    """:func:`cloob.functional.sigmoid_loss` in O((N + M)·D) memory; ``matmul`` as in :func:`hopfield_retrieval`."""
     anchors, candidates = as_rows(anchors=anchors, candidates=candidates)
     n, m = check_contrast(anchors, candidates, positive_offset)
     both = check_ids(ids, candidate_ids, n, m, anchors.device)
     scalars = (positive_scalar("inv_tau", inv_tau, anchors), finite_scalar("bias", bias, anchors))
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (anchors, candidates, *scalars))
     options = (positive_offset, both, differentiable, matmul_dtype(matmul, anchors))
-    loss: Tensor = apply(function, anchors, candidates, *scalars, *options)
+    loss: Tensor = apply(_Sigmoid, anchors, candidates, *scalars, *options)
     return loss

@@ -17,7 +17,7 @@ R = TypeVar("R")
 first_order = differentiable_once(
     "the streamed path can be differentiated once; backend='reference' has more derivatives"
 )
-"""For the backward passes of the streamed path and its kernels."""
+"""For the backward passes of the streamed path."""
 
 
 def tile_rows(device: torch.device) -> int:

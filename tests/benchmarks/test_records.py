@@ -1,8 +1,12 @@
-"""The tables in docs/results.md come from the committed records, and the arithmetic behind them is right."""
+"""Pages hold what the committed records give, the statistics behind them are right, and the scripts still import."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
+import importlib.util
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cloob.recipes import get_recipe
+
 ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
+LABELS = np.arange(100) % 20
 
 
 @pytest.fixture(autouse=True)
@@ -18,19 +26,83 @@ def _on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-LABELS = np.arange(100) % 20
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_script_imports_of_the_library_is_there(script: Path) -> None:
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "cloob":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                inside = f"{node.module}.{alias.name}"
+                assert hasattr(module, alias.name) or importlib.util.find_spec(inside), inside
+
+
+def figures(page: str) -> str:
+    from benchmarks.figures.page import filled
+
+    return filled(page)
+
+
+def pictograms(page: str) -> str:
+    from benchmarks.pictograms.tables import filled
+
+    return filled(page)
+
+
+def frozen(page: str) -> str:
+    from benchmarks.frozen import tables
+    from benchmarks.frozen.study import RESULTS
+    from benchmarks.pictograms.tables import replaced
+
+    return replaced(page, tables.render(RESULTS), tables.BEGIN, tables.END)
+
+
+def factors(page: str) -> str:
+    from benchmarks.factors import tables
+    from benchmarks.factors.__main__ import RESULTS
+
+    return tables.replaced(page, tables.render(RESULTS), tables.BEGIN, tables.END)
+
+
+def mutual_information(page: str) -> str:
+    from benchmarks.pictograms.tables import replaced
+
+    from benchmarks import mutual_information
+
+    file = ROOT / "benchmarks" / "results" / "mutual_information" / "results.json"
+    tables = mutual_information.markdown(json.loads(file.read_text())).rstrip("\n")
+    return replaced(page, tables, "<!-- tables:begin -->", "<!-- tables:end -->")
+
+
+@pytest.mark.parametrize(
+    ("page", "write"),
+    [
+        ("speed", figures),
+        ("results", pictograms),
+        ("results-frozen", frozen),
+        ("when-cloob-helps", factors),
+        ("mutual-information", mutual_information),
+    ],
+)
+def test_a_page_holds_what_the_records_give(page: str, write: Any) -> None:
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    assert write(text) == text, f"docs/{page}.md is not what its records give; see benchmarks/"
+
+
+def test_the_demo_has_the_settings_that_its_search_leads_to() -> None:
+    from benchmarks import demo_search
+
+    for method in demo_search.METHODS:
+        best, _, missing = demo_search.walk(demo_search.read(), method)
+        config = get_recipe(f"demo-{method}")
+        parts = (config.optim, config.align, config.loss)
+        assert not missing
+        assert {n: next(getattr(p, n) for p in parts if hasattr(p, n)) for n in best} == best
 
 
 def taken(right: int) -> np.ndarray:
     """Predictions of which the first ``right`` are right."""
     return np.where(np.arange(100) < right, LABELS, (LABELS + 1) % 20)
-
-
-def write_test_sets(results: Path) -> None:
-    from benchmarks.pictograms import cells, records
-
-    found = {"n": 100, "n_classes": 20, "labels": records.pack(LABELS)}
-    records.write(results / records.TEST_SETS, dict.fromkeys(cells.ZEROSHOT, found))
 
 
 def cell_record(method: str, seed: int, right: int, setting: Any, epochs: int | None = None) -> dict[str, Any]:
@@ -67,25 +139,6 @@ def cell_record(method: str, seed: int, right: int, setting: Any, epochs: int | 
     }
 
 
-def test_the_page_holds_what_the_records_give() -> None:
-    from benchmarks.pictograms import tables
-
-    page = (ROOT / tables.PAGE).read_text(encoding="utf-8")
-    assert tables.filled(page) == page, "run: python -m benchmarks.pictograms tables"
-
-
-def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> None:
-    from benchmarks.pictograms import cells, records
-
-    for stage in ("search", "cells", "attempts"):
-        for name, record in records.read(stage).items():
-            cell = cells.Cell.from_config(record["config"])
-            assert (cell.id, cell.stage, record["id"]) == (name, stage, name)
-            assert len(record["curve"]) == cell.epochs
-            assert "/" not in str(record["machine"])
-            assert ("zeroshot" in record) == (stage == "cells"), "no choice may see a test set"
-
-
 def test_tables_of_known_records(tmp_path: Path) -> None:
     from benchmarks.pictograms import cells, records, tables
 
@@ -99,7 +152,8 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     longer = cell_record("cloob", 1, 63, cells.DEFAULTS["cloob"], cells.LONG_EPOCHS)
     records.write(tmp_path / "cells" / f"{longer['id']}.json", longer)
 
-    write_test_sets(tmp_path)
+    found = {"n": 100, "n_classes": 20, "labels": records.pack(LABELS)}
+    records.write(tmp_path / records.TEST_SETS, dict.fromkeys(cells.ZEROSHOT, found))
     text = tables.render(tmp_path)
     assert "| flags | 50.0 ± 10.0 | 60.0 ± 10.0 | 56.0 ± 11.1 |" in text
     # Differences 6, 4, 8 points: mean 6, sd 2, t(2) = 4.303: 6 ± 4.303 · 2 / √3 = 6 ± 4.97.
@@ -133,82 +187,6 @@ def test_tables_of_known_records(tmp_path: Path) -> None:
     text = tables.render(tmp_path)
     # 338 steps an epoch; half a second each in the first six of twelve epochs, a second from there on.
     assert "| tiny-resnet | CLOOB | 28.0 (169 s) | 28.0 (3042 s) |" in text
-
-
-def test_what_is_level_is_neither_won_nor_lost(tmp_path: Path) -> None:
-    from benchmarks.pictograms import cells, comparison, records, tables
-
-    for method, rights in (("clip", (40, 50, 61)), ("cloob", (43, 49, 59))):  # +3, −1, −2 points
-        for seed, right in enumerate(rights):
-            record = cell_record(method, seed, right, cells.DEFAULTS[method])
-            records.write(tmp_path / "cells" / f"{record['id']}.json", record)
-    write_test_sets(tmp_path)
-    text = tables.render(tmp_path)
-    assert "is ahead in 0 of 8 (0 %, 8 level, p = 1) (tower, set) cells" in text and "-0.0" not in text
-    assert comparison.counted([0.1, -1e-17, -0.2, 0.3]) == "2 of 4 (50 %, 1 level, p = 1)"
-    assert comparison.counted([]) == "0 of 0"
-
-
-def test_published_and_longer_runs_stay_out_of_the_grid(tmp_path: Path) -> None:
-    from benchmarks.pictograms import cells, records, tables
-
-    # A search whose best is another setting than the published one.
-    scores: dict[str, float] = {}
-    while todo := [cell for cell in cells.search_cells(scores) if cell.id not in scores]:
-        cell = todo[0]
-        scores[cell.id] = 0.1 if cell.setting == cells.DEFAULTS[cell.method] else 0.2 + len(scores) / 1000
-        val = cell_record("clip", 0, 1, cell.setting)["val"] | {"mean_recall": scores[cell.id]}
-        records.write(
-            tmp_path / "search" / f"{cell.id}.json", {"config": cell.config(), "cpu_seconds": 1.0, "val": val}
-        )
-    for cell in cells.grid(scores):
-        if cell.tower == "tiny-resnet":
-            right = {cells.LONG_EPOCHS: 70, cells.LONGEST_EPOCHS: 90}.get(
-                cell.epochs, 20 if cell.setting == cells.DEFAULTS[cell.method] else 50
-            )
-            record = cell_record(cell.method, cell.seed, right, cell.setting, cell.epochs)
-            records.write(tmp_path / "cells" / f"{record['id']}.json", record)
-    write_test_sets(tmp_path)
-    text = tables.render(tmp_path)
-    assert "15 of 45 cells, 17 of 17 published and longer ones, 0 of 20 attempts" in text
-    grid, longer = text.split("### Training for longer")
-    longer, published = longer.split("### As published, nothing tuned")
-    five = " | ".join(["{0}.0 ± 0.0"] * 5)
-    assert f"| flags | {five.format(50)} |" in grid and "70.0" not in grid.replace("70.0 %", "")
-    assert "| tiny-resnet | CLOOB | 36 | 0, 1, 2 | 50.0 ± 0.0 | 70.0 ± 0.0 |" in longer
-    assert "| tiny-resnet | CLIP | 60 | 0 | 50.0 | 90.0 |" in longer
-    long, longest = longer.split("#### Zero-shot top-1, %, tiny-resnet, 60 epochs")
-    assert "| flags | 70.0 ± 0.0 | 70.0 | 70.0 | 70.0 ± 0.0 | 70.0 |" in long and "| flags | 90.0 | 90.0 |" in longest
-    for epochs, part in ((36, long), (60, longest)):
-        assert f"#### CLOOB against CLIP, {epochs} epochs" in part and f"#### Accuracy along {epochs} epochs" in part
-        assert f"#### Geometry along {epochs} epochs" in part
-    assert "| flags | 20.0 ± 0.0 | 20.0 ± 0.0 |" in published
-    assert "#### CLOOB against CLIP, both as published" in published
-
-
-def test_attempts_stand_under_what_they_are_compared_with(tmp_path: Path) -> None:
-    from benchmarks.pictograms import attempts, records, tables
-
-    for each in attempts.planned({})[-1:]:
-        for cell, recall in ((each.baseline, 0.2), (each.cell, 0.35)):
-            val = cell_record("cloob", 0, 1, cell.setting)["val"] | {"mean_recall": recall}
-            record = {"id": cell.id, "config": cell.config(), "cpu_seconds": 1.0, "val": val}
-            records.write(tmp_path / cell.stage / f"{cell.id}.json", record)
-    rows = [line for line in tables.render(tmp_path).splitlines() if line.startswith(("| **CLOOB**", "| both terms"))]
-    assert [row.split(" | ")[3] for row in rows] == ["20.00", "35.00"]
-    assert rows[0].startswith("| **CLOOB**, as published: `lr0.001") and rows[1].endswith(" | +15.0 |")
-
-
-def test_picture_differences_average_over_seeds() -> None:
-    from benchmarks.pictograms import comparison
-
-    labels = np.array([0, 1, 2])
-    ours, theirs = (
-        [np.where(h, labels, 7) for h in np.array(of, bool)] for of in ([[1, 1, 0], [1, 0, 0]], [[0, 1, 0], [1, 0, 1]])
-    )
-    found, beside = comparison.picture_differences(ours, theirs, labels)
-    assert found.tolist() == [0.5, 0.0, -0.5]
-    assert beside is labels
 
 
 def test_statistics_by_hand() -> None:
@@ -260,21 +238,3 @@ def test_above_chance_wants_the_right_names() -> None:
     # Every class told apart, two called by their names: 20 % right, as in a quarter of all deals of ten names.
     swapped = np.array([0, 1, 3, 4, 5, 6, 7, 8, 9, 2])[labels]
     assert not stats.above_chance([swapped], labels, 10)
-
-
-def test_packed_numbers_come_back() -> None:
-    from benchmarks.pictograms import records
-
-    numbers = np.array([0, 1, 255, 256, 65_535])
-    assert records.unpack(records.pack(numbers)).tolist() == numbers.tolist()
-
-
-def test_markers_must_be_there() -> None:
-    from benchmarks.pictograms import tables
-
-    assert tables.replaced(f"a\n{tables.BEGIN}\nold\n{tables.END}\nb", "new") == (
-        f"a\n{tables.BEGIN}\nnew\n{tables.END}\nb"
-    )
-    for text in ("", tables.BEGIN, f"{tables.END} {tables.BEGIN}", f"{tables.BEGIN}{tables.BEGIN}{tables.END}"):
-        with pytest.raises(ValueError, match="once each"):
-            tables.replaced(text, "new")
