@@ -16,7 +16,7 @@ from train_helpers import Trained, lines
 from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.load import find_model_folder, load_model
-from cloob.models.runs import best_checkpoint, find_best, list_checkpoints
+from cloob.models.runs import chosen_checkpoint, find_best, list_checkpoints
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
@@ -42,8 +42,8 @@ def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
     assert best["epoch"] < 5, epochs  # else this shows nothing
     names = [path.name for path in list_checkpoints(judged.save.out)]
     assert names == [f"step-{best['step']:08d}", "step-00000025"]
-    assert best_checkpoint(judged.save.out).name == names[0]
-    told = json.loads((best_checkpoint(judged.save.out) / "validation.json").read_text())
+    assert chosen_checkpoint(judged.save.out, "best").name == names[0]
+    told = json.loads((chosen_checkpoint(judged.save.out, "best") / "validation.json").read_text())
     assert told.pop("batch_size") == judged.run.batch_size and told.pop("held_out")
     assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
 
@@ -51,10 +51,11 @@ def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
 def test_it_is_loaded_by_name(judged: TrainConfig) -> None:
     run = judged.save.out
     best = load_model(f"{run}:best").state_dict()
-    assert find_model_folder(f"{run}:best") == best_checkpoint(run) / "model"
-    for name, value in load_model(best_checkpoint(run)).state_dict().items():
+    assert find_model_folder(f"{run}:best") == chosen_checkpoint(run, "best") / "model"
+    for name, value in load_model(chosen_checkpoint(run, "best")).state_dict().items():
         assert torch.equal(best[name], value)
-    newest = load_model(run).state_dict()
+    assert find_model_folder(run) == find_model_folder(f"{run}:best")
+    newest = load_model(f"{run}:last").state_dict()
     assert not torch.equal(newest["model.visual.proj"], best["model.visual.proj"])
     assert find_model_folder("RN50/openai") is None and find_model_folder("hf-hub:a/b") is None
     with pytest.raises(InputError, match=r"^nowhere: no such folder$"):
@@ -84,7 +85,7 @@ def test_an_improvement_is_saved_even_when_no_checkpoint_is_due(
     expected = [5] + ([10] if epochs[1]["val_recall"] > epochs[0]["val_recall"] else [])
     found = [int(path.name[5:]) for path in list_checkpoints(tmp_path / "run")]
     assert sorted({*expected, 10}) == found
-    assert int(best_checkpoint(tmp_path / "run").name[5:]) == expected[-1]
+    assert int(chosen_checkpoint(tmp_path / "run", "best").name[5:]) == expected[-1]
 
 
 @pytest.mark.parametrize("change", ["batch size", "held-out pairs", "batch size, by recall"])
@@ -108,7 +109,7 @@ def test_what_is_measured_otherwise_is_not_compared(
     said = [message for message in caplog.messages if "the best epoch and --patience begin anew" in message]
     assert len(said) == anew
     first, last = (lines(run / "epochs.jsonl")[i]["step"] for i in (0, 2))
-    assert int(best_checkpoint(run).name[5:]) == (last if anew else first)
+    assert int(chosen_checkpoint(run, "best").name[5:]) == (last if anew else first)
     state = torch.load(list_checkpoints(run)[-1] / "trainer.pt", weights_only=True)
     assert state["progress"]["stale"] == (0 if anew else 2)
 

@@ -12,7 +12,14 @@ from cloob.errors import InputError
 from cloob.evaluate.facts import ModelFacts, model_facts
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import find_model_folder
-from cloob.models.runs import CHECKPOINTS_FOLDER, EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines
+from cloob.models.runs import (
+    CHECKPOINTS_FOLDER,
+    EPOCHS_FILE,
+    RUN_CONFIG_FILE,
+    checkpoint_step,
+    read_lines,
+    split_checkpoint,
+)
 from cloob.models.untrusted import read_json
 
 RESULTS_FILE = "results.json"
@@ -138,7 +145,7 @@ def model_name(source: str) -> str:
     """
     if _HUB_MODEL.fullmatch(source):
         return source
-    return data_name(source.removeprefix("local-dir:").removesuffix(":best").removesuffix(":port"))
+    return data_name(split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(":port"))
 
 
 def data_name(source: str) -> str:

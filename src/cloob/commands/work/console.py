@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cloob.evaluate.report.problems import problems
+from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
+
+
+def say_checkpoints(models: Iterable[str]) -> None:
+    """Says on stderr which models are run folders that stand for their best checkpoint."""
+    for model in models:
+        if with_checkpoint(model) == f"{model}:best":
+            step = checkpoint_step(chosen_checkpoint(Path(model)))
+            print(f"cloob: {model}: its best checkpoint, step {step:,} ({model}:last is the last)", file=sys.stderr)
 
 
 def tell(results: Mapping[str, Any]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cloob.cache import Cache
 from cloob.commands.measuring import EvalArguments
 from cloob.commands.steps import columns, say_next
-from cloob.commands.work.console import print_table, tell
+from cloob.commands.work.console import print_table, say_checkpoints, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
@@ -37,6 +37,7 @@ def run(arguments: EvalArguments) -> int:
     if arguments.probe and not sets.training and not sets.training_failed:
         raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
     check_writable(arguments.out)
+    say_checkpoints(arguments.models)
     comparison = Comparison(
         models=named(arguments.models),
         zeroshot=sets.sets,

@@ -129,9 +129,9 @@ def write_page(
 
 def check_writable(out: Path) -> None:
     """Finds out before the work that results cannot be written to ``out``: InputError with the folder's name."""
+    place = next(path for path in (out, *out.parents) if path.exists())  # an empty folder would be left by an error
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".tmp-probe"
+        probe = place / ".tmp-probe"
         probe.touch()
         probe.unlink()
     except OSError as error:
