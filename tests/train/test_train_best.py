@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from train_helpers import Trained, lines
 
+from cloob import cli
 from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.load import find_model_folder, load_model
@@ -23,6 +25,7 @@ from cloob.train.loop import train
 from cloob.train.step import TowersWithLoss
 from cloob.train.towers.build import make_val_loader
 from cloob.train.validate import validate
+from support import refused
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +241,75 @@ def test_no_word_of_it_without_held_out_pairs(trained: Trained) -> None:
     ):
         load_model(f"{trained.run}:best")
     assert not list(trained.run.rglob("validation.json"))
+
+
+def test_held_out_pairs_judge(
+    trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`cloob eval RUN --held-out` has the recall that the training saw."""
+    table, rows = tmp_path / "pairs.csv", readable_pairs(pairs_folder)
+    write_table(table, rows)
+    config = trained.config.override(data=[str(table)], val_split=0.3, out=tmp_path / "run", epochs=1, keep=1)
+    train(config)
+    words = ["eval", str(tmp_path / "run"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--held-out", "--retrieval", str(table)]) == 0
+    err = capsys.readouterr().err
+    row = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]
+    held_out, all_pairs = row["retrieval"]["pairs.csv (held out)"], row["retrieval"]["pairs.csv"]
+    n = held_out["n"]
+    assert (n, all_pairs["n"]) == (11, len(rows))
+    recalls = [held_out[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    seen = lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"]
+    assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
+    said = f"cloob: {tmp_path}/run on {table}: {len(rows) - n} of {len(rows)} pairs of {table} were trained on"
+    assert f"{said}; --held-out judges by the others\n" in err
+    # By those alone it has the same numbers, and nothing is said.
+    assert cli.main([*words, "--held-out"]) == 0
+    assert "trained on" not in capsys.readouterr().err
+    (only,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["retrieval"].values()
+    assert only == held_out
+    # Changed pairs are split otherwise; pairs that are gone are named.
+    write_table(table, rows[3:])
+    said = "its pairs have changed since the training, so nobody knows which were held out"
+    assert refused(capsys, *words, "--held-out") == f"cloob: {tmp_path}/run: {said}\n"
+    table.unlink()
+    assert "run: its held-out pairs cannot be read; " in refused(capsys, *words, "--held-out")
+
+
+def test_a_held_out_picture_counts_once_with_all_its_captions(
+    trained: Trained, pairs_folder: Path, tmp_path: Path
+) -> None:
+    rows = readable_pairs(pairs_folder)
+    write_table(tmp_path / "pairs.csv", [*rows, *((picture, f"again {caption}") for picture, caption in rows)])
+    data = [str(tmp_path / "pairs.csv")]
+    train(trained.config.override(data=data, val_split=0.3, out=tmp_path / "run", epochs=1, keep=1))
+    words = ["eval", str(tmp_path / "run"), "--held-out", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["retrieval"].values()
+    assert found["n"] == 2 * found["n_images"] == 22
+
+
+def write_table(path: Path, rows: Sequence[tuple[Path, str]]) -> None:
+    path.write_text("\n".join(["filepath,title", *(f"{picture},{caption}" for picture, caption in rows)]) + "\n")
+
+
+def readable_pairs(folder: Path) -> list[tuple[Path, str]]:
+    stems = sorted(path.stem for path in folder.glob("*.txt") if path.stem not in ("13", "27"))
+    return [(folder / f"{stem}.png", (folder / f"{stem}.txt").read_text()) for stem in stems]
+
+
+def test_held_out_pairs_of_their_own_judge(
+    judged: TrainConfig, trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = str(judged.save.out), ["--device", "cpu", "--out", str(tmp_path / "out"), "--held-out"]
+    assert cli.main(["eval", run, f"{run}:last", *words]) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [list(row["retrieval"]) for row in rows] == [[f"{pairs_folder.name} (held out)"]] * 2
+    capsys.readouterr()
+    other = str(trained.run)
+    said = f"cloob: {other}: held no pairs out of its training; name pairs by --retrieval\n"
+    assert refused(capsys, "eval", other, *words) == said
+    said = "--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval"
+    model = str(judged.save.out.parent / "model")
+    shutil.copytree(find_model_folder(run) or run, model)
+    assert refused(capsys, "eval", model, *words) == f"cloob: {said}\n"

@@ -29,6 +29,8 @@ class EvalArguments:
     """Column of a table of --retrieval with the path of the picture."""
     caption_column: str = "title"
     """Column of a table of --retrieval with the caption."""
+    held_out: bool = False
+    """Judge by the pairs that a run held out of its training (--val-split, --val-data), as by --retrieval."""
     probe: bool = False
     """Also fit a linear probe for each labelled set that has training images (train/ beside test/)."""
     shots: int | None = None

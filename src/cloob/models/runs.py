@@ -110,6 +110,17 @@ def damage(folder: Path) -> str | None:
         return f"{weights}: cut short or damaged ({one_line(error)})"
 
 
+def run_of(folder: Path | None) -> Path | None:
+    """The run folder that a model folder belongs to."""
+    if folder is None:
+        return None
+    folder = folder.resolve()
+    for place in (*folder.parents[:1], *folder.parents[2:3]):  # averaged/ and checkpoints/step-N/model
+        if (place / RUN_CONFIG_FILE).is_file() and (place / CHECKPOINTS_FOLDER).is_dir():
+            return place
+    return None
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, by ascending step.
 

@@ -41,12 +41,13 @@ def tell(results: Mapping[str, Any]) -> int:
 
 
 class EmbeddingProgress:
-    """One bar for whatever is being embedded."""
+    """One bar for whatever is being embedded; without a terminal a line at each tenth."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._tasks: dict[str, Any] = {}
+        self._tenths: dict[str, int] = {}
 
     def __enter__(self) -> EmbeddingProgress:
         return self
@@ -57,7 +58,12 @@ class EmbeddingProgress:
 
     def update(self, what: str, done: int, total: int) -> None:
         """Moves the bar of ``what`` to ``done`` of ``total``."""
-        if not self._bar.live.is_started and sys.stderr.isatty():
+        if not sys.stderr.isatty():
+            if (tenth := done * 10 // total) > self._tenths.get(what, 0) and done < total:
+                self._tenths[what] = tenth
+                print(f"cloob: embed {what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+            return
+        if not self._bar.live.is_started:
             self._bar.start()
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(escape(f"embed {what}"), total=total)
