@@ -85,6 +85,9 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytes
         model = index.model()
         assert (model.name, model.spec) == ("mine", f"{runs}/mine:best")
         assert step_of(index.encoder()) == BEST
+    # A search takes it by either name; without a cutoff no unrelated words are embedded.
+    for name in ("mine", "runs/mine", "runs/mine:best"):
+        assert cli.main(["search", "i", "red", "--model", name, "--cutoff", "none"]) == 0
     # By its whole name it is the same model; the last checkpoint is another one.
     assert cli.main(["index", "--model", "runs/mine:best", "--out", "i", "--device", "cpu"]) == 0
     assert cli.main(["index", "--model", "runs/mine:last", "--out", "i", "--device", "cpu"]) == 0

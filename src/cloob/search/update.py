@@ -17,7 +17,7 @@ from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
-from cloob.models.runs import split_checkpoint, with_checkpoint
+from cloob.models.runs import split_checkpoint
 from cloob.search.build.carry import Part, carry_out
 from cloob.search.build.forward import Forward
 from cloob.search.build.plan import Effort, Plan, Summary, make_plan
@@ -154,7 +154,7 @@ class _Model:
                     f"{self.name}: its vectors were made in another way; --model with --replace-model makes them anew"
                 )
         elif isinstance(given, str | Path):
-            self.spec = absolute(with_checkpoint(str(given)))
+            self.spec = absolute(str(given))
             remember_model(self.spec)
             self.name = options.name or default_name(str(given))
         else:
