@@ -261,8 +261,8 @@ def test_held_out_pairs_judge(
     recalls = [held_out[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
     seen = lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"]
     assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
-    said = f"cloob: {tmp_path}/run on {table}: {len(rows) - n} of {len(rows)} pairs of {table} were trained on"
-    assert f"{said}; --held-out judges by the others\n" in err
+    said = f"cloob: {tmp_path}/run: {len(rows) - n} of {len(rows)} pairs of {table} were trained on"
+    assert f"{said}; --held-out judges by pairs that were not\n" in err
     # By those alone it has the same numbers, and nothing is said.
     assert cli.main([*words, "--held-out"]) == 0
     assert "trained on" not in capsys.readouterr().err
@@ -309,6 +309,13 @@ def test_held_out_pairs_of_their_own_judge(
     other = str(trained.run)
     said = f"cloob: {other}: held no pairs out of its training; name pairs by --retrieval\n"
     assert refused(capsys, "eval", other, *words) == said
+    config = json.loads((judged.save.out / "config.json").read_text())
+    config["pairs"]["val_data"] = [f"pipe:touch {tmp_path}/ran"]
+    shutil.copytree(judged.save.out, tmp_path / "strange")
+    (tmp_path / "strange" / "config.json").write_text(json.dumps(config))
+    said = refused(capsys, "eval", str(tmp_path / "strange"), *words, "--retrieval", str(pairs_folder))
+    assert f"strange: its held-out pairs are streamed; type them: --retrieval pipe:touch {tmp_path}/ran" in said
+    assert not (tmp_path / "ran").exists()
     said = "--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval"
     model = str(judged.save.out.parent / "model")
     shutil.copytree(find_model_folder(run) or run, model)

@@ -37,6 +37,9 @@ def open_held_out(models: Sequence[str]) -> list[Reader]:
             raise InputError(f"{other}: held no pairs out of its training; name pairs by --retrieval")
         if _split(its_pairs) != _split(pairs):
             raise InputError(f"{model} and {other} held different pairs out; evaluate one at a time")
+    specs = pairs.val_data or pairs.data
+    if any(map(is_remote, specs)):  # a run folder may come from a stranger: nothing is fetched or run that nobody typed
+        raise InputError(f"{model}: its held-out pairs are streamed; type them: --retrieval {' '.join(specs)}")
     columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
     try:
         if pairs.val_data:
@@ -55,16 +58,17 @@ def open_held_out(models: Sequence[str]) -> list[Reader]:
 def say_trained_on(models: Sequence[str], sources: Sequence[str]) -> None:
     """Says on stderr which models were trained on pairs that they are to be judged by."""
     both = functools.cache(lambda pairs: open_both(TrainConfig(pairs)))
-    places = {spec: os.path.realpath(spec) for spec in sources if not is_remote(spec)}
+    places = [os.path.realpath(spec) for spec in sources if not is_remote(spec)]
     for model, _, pairs in _runs(models):
-        same = [spec for spec, place in places.items() if place in map(os.path.realpath, pairs.data)]
+        same = any(place in map(os.path.realpath, pairs.data) for place in places)
+        if not same or any(map(is_remote, (*pairs.data, *pairs.val_data))):
+            continue
         with contextlib.suppress(InputError):  # other pairs of the run may be gone
-            for spec in same:
-                source, held_out = both(pairs)
-                total = len(source) + (len(held_out) if pairs.val_split and held_out is not None else 0)
-                of = f"{len(source):,} of {total:,} pairs of {', '.join(pairs.data)} were trained on"
-                advice = "; --held-out judges by others" if pairs.holds_out else ""
-                print(f"cloob: {model} on {spec}: {of}{advice}", file=sys.stderr)
+            source, held_out = both(pairs)
+            total = len(source) + (len(held_out) if pairs.val_split and held_out is not None else 0)
+            advice = "; --held-out judges by pairs that were not" if pairs.holds_out else ""
+            of = f"{len(source):,} of {total:,} pairs of {', '.join(pairs.data)}"
+            print(f"cloob: {model}: {of} were trained on{advice}", file=sys.stderr)
 
 
 def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, PairsConfig]]:
