@@ -109,7 +109,7 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytes
     [
         ("runs/mine:worst", "runs/mine has no ':worst'; ':best' and ':last' are there"),
         ("runs/plain:worst", "runs/plain has no ':worst'; ':last' is there"),
-        ("runs/nosuch", "no run or folder 'runs/nosuch'; in runs/: mine, plain"),
+        ("runs/nosuch", "runs/nosuch: no such folder; in runs/: mine, plain"),
         ("nowhere/nosuch", "nowhere/nosuch: no such folder, and no NAME/TAG of open_clip (such as RN50/openai)"),
     ],
 )
@@ -124,3 +124,8 @@ def test_a_name_that_means_nothing(runs: Path, name: str, said: str, capsys: pyt
     assert cli.main(["eval", name, "--zeroshot", "pictures", "--out", "reports/e"]) == 2
     assert capsys.readouterr().err.endswith(f"{said}\n")
     assert not Path("reports").exists()  # no empty folder stays behind
+
+
+def test_a_server_tells_no_folder_beside_a_model_that_is_gone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The paths of an index are whole ones."""
+    assert "plain" not in refused(capsys, "convert", str(runs / "nosuch"), "converted")

@@ -100,8 +100,8 @@ def no_such_model(source: str) -> str:
         near = difflib.get_close_matches(path.name, beside, n=1)
         return f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}"
     folders = sorted(each.name for each in path.parent.glob("[!.]*/"))
-    if folders and path.parent != Path():
-        return f"no run or folder {source!r}; in {path.parent}/: {first_of(folders, 10)}"
+    if folders and path.parent != Path() and not path.is_absolute():  # an index has whole paths; a server tells none
+        return f"{source}: no such folder; in {path.parent}/: {first_of(folders, 10)}"
     name = (source.rpartition("/")[0] or source).replace("/", "-")
     near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
