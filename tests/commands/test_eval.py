@@ -17,7 +17,7 @@ from cloob.models.folder import save_model
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from support import write_classes
+from support import write_classes, write_pairs
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -254,6 +254,16 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path) -> Non
     assert f"is that of '{sets}/two/red/0.png'" in said["a/model", "pairs of mine.csv"]
     assert f"{work}/x y/1.png: missing image" in said["a/model", "gone.csv"]
     assert len(said) == len(results["failures"]) == 17
+
+
+def test_without_a_terminal_there_is_a_line_at_each_tenth(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    colours = {f"a {name} square {i}": rgb for i in range(8) for name, rgb in COLOURS.items()}
+    write_pairs(work / "pairs", {f"{i}": (rgb, caption) for i, (caption, rgb) in enumerate(colours.items())})
+    words = ["eval", str(work / "model"), "--retrieval", str(work / "pairs"), "--device", "cpu", "--batch-size", "1"]
+    assert cli.main([*words, "--out", str(work / "out")]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cloob: embed ")]
+    done = [2, 4, 5, 7, 8, 10, 12, 13, 15]  # of 16: after the last the table comes
+    assert lines == [f"cloob: embed model: pairs{what}: {n} of 16" for what in ("", ", texts") for n in done]
 
 
 def test_no_table_is_printed_that_has_no_rows(capsys: pytest.CaptureFixture[str]) -> None:

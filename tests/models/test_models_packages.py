@@ -9,11 +9,9 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor, nn
 
 from cloob.errors import InputError
-from cloob.models.aligned import packages, shared
+from cloob.models.aligned import packages
 from cloob.models.aligned.packages import KNOWN_FILES, check_file, package_folder
 from cloob.models.names import LITE0, MINILM
 
@@ -68,22 +66,3 @@ def test_a_known_file_is_read_in_whole(tmp_path: Path) -> None:
     content = bytes(range(256)) * 4096
     (tmp_path / "file").write_bytes(content)
     check_file(tmp_path / "file", hashlib.sha256(content).hexdigest(), LITE0)
-
-
-def test_an_encoder_that_remembers_computes_each_batch_once() -> None:
-    calls: list[Tensor] = []
-
-    class Doubling(nn.Module):
-        def forward(self, batch: Tensor) -> Tensor:
-            calls.append(batch)
-            return batch.flatten(1).float() * 2
-
-    encoder = shared.Remembering(Doubling())
-    one, two = torch.randn(3, 2, 4, 4), torch.arange(6).view(3, 2)
-    for batch in (one, two, one, one.contiguous(memory_format=torch.channels_last), two):
-        assert torch.equal(encoder(batch), batch.flatten(1).float() * 2)
-    assert len(calls) == 2
-    other = one.clone()
-    other[2, 1, 3, 3] += 1e-6
-    assert torch.equal(encoder(other), other.flatten(1) * 2) and len(calls) == 3
-    assert torch.equal(encoder(two.view(2, 3)), two.view(2, 3).float() * 2) and len(calls) == 4

@@ -17,6 +17,7 @@ from train_helpers import exact
 from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.aligned import AlignedEncoder
+from cloob.models.aligned.encoders import ImageEncoder, TowerText
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
@@ -368,3 +369,33 @@ def test_cloob_eval_takes_the_run(
     (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
     (found,) = row["retrieval"].values()
     assert found["n"] == 40 and row["objective"] == "cloob"
+
+
+def test_cloob_eval_runs_equal_frozen_encoders_once(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture and text goes through them once for all models, whose numbers and fingerprints stay their own."""
+    from cloob import cli
+
+    runs = [str(train(heads.override(epochs=1, seed=seed, out=tmp_path / f"{seed}")).run) for seed in (1, 2)]
+    counted = {ImageEncoder: 0, TowerText: 0}
+    for kind, forward in [(kind, kind.forward) for kind in counted]:
+
+        def counting(self: Any, batch: torch.Tensor, kind: Any = kind, forward: Any = forward) -> torch.Tensor:
+            counted[kind] += len(batch) if len(batch) > 1 else 0  # one is the probe of a folder that is opened
+            return forward(self, batch)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(kind, "forward", counting)
+
+    def evaluate(*models: str) -> list[dict[str, Any]]:
+        counted.update(dict.fromkeys(counted, 0))
+        words = ["--retrieval", str(pairs_folder), "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "e")]
+        assert cli.main(["eval", *models, *words, "--cache-dir", str(tmp_path / f"cache {len(models)}")]) == 0
+        rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+        return rows
+
+    alone = [evaluate(run)[0] for run in runs]
+    once = dict(counted)
+    assert once == {ImageEncoder: 38, TowerText: 39}
+    assert evaluate(*runs) == alone and counted == once
+    assert alone[0]["retrieval"] != alone[1]["retrieval"] and alone[0]["fingerprint"] != alone[1]["fingerprint"]

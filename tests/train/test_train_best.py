@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,18 @@ import pytest
 import torch
 from train_helpers import Trained, lines
 
+from cloob import cli
 from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.load import find_model_folder, load_model
-from cloob.models.runs import best_checkpoint, find_best, list_checkpoints
+from cloob.models.runs import chosen_checkpoint, find_best, list_checkpoints
 from cloob.objective import make_objective
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.step import TowersWithLoss
 from cloob.train.towers.build import make_val_loader
 from cloob.train.validate import validate
+from support import refused
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +45,8 @@ def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
     assert best["epoch"] < 5, epochs  # else this shows nothing
     names = [path.name for path in list_checkpoints(judged.save.out)]
     assert names == [f"step-{best['step']:08d}", "step-00000025"]
-    assert best_checkpoint(judged.save.out).name == names[0]
-    told = json.loads((best_checkpoint(judged.save.out) / "validation.json").read_text())
+    assert chosen_checkpoint(judged.save.out, "best").name == names[0]
+    told = json.loads((chosen_checkpoint(judged.save.out, "best") / "validation.json").read_text())
     assert told.pop("batch_size") == judged.run.batch_size and told.pop("held_out")
     assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
 
@@ -51,10 +54,11 @@ def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
 def test_it_is_loaded_by_name(judged: TrainConfig) -> None:
     run = judged.save.out
     best = load_model(f"{run}:best").state_dict()
-    assert find_model_folder(f"{run}:best") == best_checkpoint(run) / "model"
-    for name, value in load_model(best_checkpoint(run)).state_dict().items():
+    assert find_model_folder(f"{run}:best") == chosen_checkpoint(run, "best") / "model"
+    for name, value in load_model(chosen_checkpoint(run, "best")).state_dict().items():
         assert torch.equal(best[name], value)
-    newest = load_model(run).state_dict()
+    assert find_model_folder(run) == find_model_folder(f"{run}:best")
+    newest = load_model(f"{run}:last").state_dict()
     assert not torch.equal(newest["model.visual.proj"], best["model.visual.proj"])
     assert find_model_folder("RN50/openai") is None and find_model_folder("hf-hub:a/b") is None
     with pytest.raises(InputError, match=r"^nowhere: no such folder$"):
@@ -84,7 +88,7 @@ def test_an_improvement_is_saved_even_when_no_checkpoint_is_due(
     expected = [5] + ([10] if epochs[1]["val_recall"] > epochs[0]["val_recall"] else [])
     found = [int(path.name[5:]) for path in list_checkpoints(tmp_path / "run")]
     assert sorted({*expected, 10}) == found
-    assert int(best_checkpoint(tmp_path / "run").name[5:]) == expected[-1]
+    assert int(chosen_checkpoint(tmp_path / "run", "best").name[5:]) == expected[-1]
 
 
 @pytest.mark.parametrize("change", ["batch size", "held-out pairs", "batch size, by recall"])
@@ -108,7 +112,7 @@ def test_what_is_measured_otherwise_is_not_compared(
     said = [message for message in caplog.messages if "the best epoch and --patience begin anew" in message]
     assert len(said) == anew
     first, last = (lines(run / "epochs.jsonl")[i]["step"] for i in (0, 2))
-    assert int(best_checkpoint(run).name[5:]) == (last if anew else first)
+    assert int(chosen_checkpoint(run, "best").name[5:]) == (last if anew else first)
     state = torch.load(list_checkpoints(run)[-1] / "trainer.pt", weights_only=True)
     assert state["progress"]["stale"] == (0 if anew else 2)
 
@@ -237,3 +241,82 @@ def test_no_word_of_it_without_held_out_pairs(trained: Trained) -> None:
     ):
         load_model(f"{trained.run}:best")
     assert not list(trained.run.rglob("validation.json"))
+
+
+def test_held_out_pairs_judge(
+    trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`cloob eval RUN --held-out` has the recall that the training saw."""
+    table, rows = tmp_path / "pairs.csv", readable_pairs(pairs_folder)
+    write_table(table, rows)
+    config = trained.config.override(data=[str(table)], val_split=0.3, out=tmp_path / "run", epochs=1, keep=1)
+    train(config)
+    words = ["eval", str(tmp_path / "run"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--held-out", "--retrieval", str(table)]) == 0
+    err = capsys.readouterr().err
+    row = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]
+    held_out, all_pairs = row["retrieval"]["pairs.csv (held out)"], row["retrieval"]["pairs.csv"]
+    n = held_out["n"]
+    assert (n, all_pairs["n"]) == (11, len(rows))
+    recalls = [held_out[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    seen = lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"]
+    assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
+    said = f"cloob: {tmp_path}/run: {len(rows) - n} of {len(rows)} pairs of {table} were trained on"
+    assert f"{said}; --held-out judges by pairs that were not\n" in err
+    # By those alone it has the same numbers, and nothing is said.
+    assert cli.main([*words, "--held-out"]) == 0
+    assert "trained on" not in capsys.readouterr().err
+    (only,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["retrieval"].values()
+    assert only == held_out
+    # Changed pairs are split otherwise; pairs that are gone are named.
+    write_table(table, rows[3:])
+    said = "its pairs have changed since the training, so nobody knows which were held out"
+    assert refused(capsys, *words, "--held-out") == f"cloob: {tmp_path}/run: {said}\n"
+    table.unlink()
+    assert "run: its held-out pairs cannot be read; " in refused(capsys, *words, "--held-out")
+
+
+def test_a_held_out_picture_counts_once_with_all_its_captions(
+    trained: Trained, pairs_folder: Path, tmp_path: Path
+) -> None:
+    rows = readable_pairs(pairs_folder)
+    write_table(tmp_path / "pairs.csv", [*rows, *((picture, f"again {caption}") for picture, caption in rows)])
+    data = [str(tmp_path / "pairs.csv")]
+    train(trained.config.override(data=data, val_split=0.3, out=tmp_path / "run", epochs=1, keep=1))
+    words = ["eval", str(tmp_path / "run"), "--held-out", "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.main(words) == 0
+    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["retrieval"].values()
+    assert found["n"] == 2 * found["n_images"] == 22
+
+
+def write_table(path: Path, rows: Sequence[tuple[Path, str]]) -> None:
+    path.write_text("\n".join(["filepath,title", *(f"{picture},{caption}" for picture, caption in rows)]) + "\n")
+
+
+def readable_pairs(folder: Path) -> list[tuple[Path, str]]:
+    stems = sorted(path.stem for path in folder.glob("*.txt") if path.stem not in ("13", "27"))
+    return [(folder / f"{stem}.png", (folder / f"{stem}.txt").read_text()) for stem in stems]
+
+
+def test_held_out_pairs_of_their_own_judge(
+    judged: TrainConfig, trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = str(judged.save.out), ["--device", "cpu", "--out", str(tmp_path / "out"), "--held-out"]
+    assert cli.main(["eval", run, f"{run}:last", *words]) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [list(row["retrieval"]) for row in rows] == [[f"{pairs_folder.name} (held out)"]] * 2
+    capsys.readouterr()
+    other = str(trained.run)
+    said = f"cloob: {other}: held no pairs out of its training; name pairs by --retrieval\n"
+    assert refused(capsys, "eval", other, *words) == said
+    config = json.loads((judged.save.out / "config.json").read_text())
+    config["pairs"]["val_data"] = [f"pipe:touch {tmp_path}/ran"]
+    shutil.copytree(judged.save.out, tmp_path / "strange")
+    (tmp_path / "strange" / "config.json").write_text(json.dumps(config))
+    said = refused(capsys, "eval", str(tmp_path / "strange"), *words, "--retrieval", str(pairs_folder))
+    assert f"strange: its held-out pairs are streamed; type them: --retrieval pipe:touch {tmp_path}/ran" in said
+    assert not (tmp_path / "ran").exists()
+    said = "--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval"
+    model = str(judged.save.out.parent / "model")
+    shutil.copytree(find_model_folder(run) or run, model)
+    assert refused(capsys, "eval", model, *words) == f"cloob: {said}\n"

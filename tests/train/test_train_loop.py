@@ -20,7 +20,7 @@ from cloob.data.mix import MixedSource
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.load import load_model
-from cloob.models.runs import best_checkpoint, list_checkpoints
+from cloob.models.runs import chosen_checkpoint, list_checkpoints
 from cloob.train import loop
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
@@ -370,7 +370,7 @@ def test_weights_after_a_step_that_was_not_finite_cannot_be_the_best(
     config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=4)
     train(config.override(save_every=100, keep=1), callbacks=[Poison(9, 10)])
     assert [int(path.name[5:]) for path in list_checkpoints(tmp_path / "run")] == [15, 20]
-    assert best_checkpoint(tmp_path / "run").name == "step-00000015"
+    assert chosen_checkpoint(tmp_path / "run", "best").name == "step-00000015"
 
 
 def test_sigterm_while_it_validates(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
@@ -408,8 +408,8 @@ def test_sigterm_while_it_validates(trained: Trained, pairs_folder: Path, tmp_pa
     judged, others = (lines(run / "epochs.jsonl") for run in (stopped.save.out, config.save.out))
     assert [line["val_loss"] for line in judged] == [line["val_loss"] for line in others]
     for run in (stopped.save.out, config.save.out):
-        assert (best_checkpoint(run).name, [p.name for p in list_checkpoints(run)]) == (
-            best_checkpoint(config.save.out).name,
+        assert (chosen_checkpoint(run, "best").name, [p.name for p in list_checkpoints(run)]) == (
+            chosen_checkpoint(config.save.out, "best").name,
             [f"step-{step:08d}" for step in (5, 10, 15)],
         )
         assert all((path / "validation.json").is_file() for path in list_checkpoints(run))

@@ -15,8 +15,10 @@ def main(words: Sequence[str]) -> int:
     arguments = parse(EvalArguments, words, "cloob eval")
     if not arguments.models:
         raise InputError("no model given: name a run folder, or NAME/TAG of open_clip (cloob eval --help)")
-    if not arguments.zeroshot and not arguments.retrieval and not arguments.suite:
-        raise InputError("nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR or --retrieval SOURCE …")
+    if not (arguments.zeroshot or arguments.retrieval or arguments.suite or arguments.held_out):
+        raise InputError(
+            "nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out"
+        )
     if not arguments.probe and (arguments.shots is not None or arguments.probe_seeds != (0,)):
         raise InputError("--shots and --probe-seeds are those of a linear probe; add --probe")
     if not arguments.retrieval and columns(arguments.image_column, arguments.caption_column):

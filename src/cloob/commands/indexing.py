@@ -20,7 +20,8 @@ class IndexArguments:
     out: Annotated[str, tyro.conf.arg(aliases=["--store"], metavar="DIR|postgresql://…")] = ""
     """The index: a folder, made where it is missing, or a PostgreSQL database with pgvector."""
     model: str | None = None
-    """Run or checkpoint folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only one of the index."""
+    """Run (its best checkpoint) or checkpoint folder, open_clip NAME/TAG, hf-hub:… or local-dir:…; left out, the only
+    one of the index."""
     name: str | None = None
     """What the index calls the model; its file name or tag when left out."""
     replace_model: bool = False

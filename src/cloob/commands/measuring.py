@@ -14,7 +14,8 @@ class EvalArguments:
     """Zero-shot classification, linear probes, retrieval and geometry of one or several models, side by side."""
 
     models: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="MODEL …")]
-    """Run or checkpoint folders, open_clip NAME/TAG, hf-hub:… or local-dir:…"""
+    """Run folders (their best checkpoint; RUN:last is the last), checkpoint folders, open_clip NAME/TAG, hf-hub:… or
+    local-dir:…"""
     zeroshot: tuple[str, ...] = ()
     """Labelled sets: CLIP_benchmark WebDataset folders, folders with one sub-folder a class, or demo:noto-emoji."""
     suite: tuple[str, ...] = ()
@@ -28,6 +29,8 @@ class EvalArguments:
     """Column of a table of --retrieval with the path of the picture."""
     caption_column: str = "title"
     """Column of a table of --retrieval with the caption."""
+    held_out: bool = False
+    """Judge by the pairs that a run held out of its training (--val-split, --val-data), as by --retrieval."""
     probe: bool = False
     """Also fit a linear probe for each labelled set that has training images (train/ beside test/)."""
     shots: int | None = None

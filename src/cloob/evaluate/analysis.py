@@ -17,7 +17,7 @@ from cloob.evaluate.embed import EmbedOptions, Reader
 from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.measures.geometry import DEFAULT_LIMIT, geometry
 from cloob.evaluate.suite import all_failed
-from cloob.models.runs import checkpoint_step, epoch_of, list_checkpoints
+from cloob.models.runs import checkpoint_step, epoch_of, find_best, list_checkpoints
 
 _CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
 
@@ -46,14 +46,14 @@ def analyze(
         models: Where each model is, by its name: what ``load_model`` takes.
         source: The pairs.
         options: How they are embedded; None takes the defaults.
-        similar: Most similar pictures to list, for the last checkpoint.
+        similar: Most similar pictures to list, for the checkpoint that the model stands for.
         duplicate: Cosine from which two pictures count as one.
         limit: Pairs whose geometry is measured at most; ``similar`` and ``duplicates`` are sought among all.
         progress: As for :class:`cloob.evaluate.embeddings.Embeddings`.
 
     Returns:
-        ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its last checkpoint, see
-        ``geometry.geometry``), ``checkpoints`` (``step``, ``epoch`` (None if the run does not say), effective
+        ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its best checkpoint, else of the
+        last, see ``geometry.geometry``), ``checkpoints`` (``step``, ``epoch`` (None if the run does not say), effective
         eigenvalues and Ajne of images and texts), ``similar`` (``keys``, ``captions``, ``cosine``), ``duplicates``
         (lists of keys) and, if some images could not be used, ``unreadable`` ({reason: count}); those are in no
         measure, and ``geometry``'s ``n`` is without them. ``failures`` lists ``model`` and ``error`` of what could not
@@ -66,8 +66,10 @@ def analyze(
     failures: list[dict[str, str]] = []
     for name, place in models.items():
         checkpoints: list[dict[str, Any]] = []
-        last: tuple[Embeddings, str, dict[str, Any]] | None = None
-        for checkpoint, step in _checkpoints(place):
+        shown: tuple[Embeddings, str, dict[str, Any]] | None = None
+        found = _checkpoints(place)
+        best = find_best(Path(place)) if found[0][1] is not None else None
+        for checkpoint, step in found:
             label = name if step is None else f"{name}, step {step}"
             try:
                 embeddings = Embeddings({label: checkpoint}, options, progress=progress)
@@ -80,10 +82,11 @@ def analyze(
                 continue
             epoch = None if step is None else epoch_of(Path(place), step)
             checkpoints.append({"step": step, "epoch": epoch, **{key: measured[key] for key in _CURVES}})
-            last = (embeddings, label, measured)
-        if last is not None:
-            pictures = _pictures(*last[:2], source, similar, duplicate)
-            runs.append({"model": name, "geometry": last[2], "checkpoints": checkpoints, **pictures})
+            if shown is None or best is None or checkpoint == best[0]:
+                shown = (embeddings, label, measured)
+        if shown is not None:
+            pictures = _pictures(*shown[:2], source, similar, duplicate)
+            runs.append({"model": name, "geometry": shown[2], "checkpoints": checkpoints, **pictures})
     if not runs:
         raise InputError(all_failed(failures, "measured") if failures else "no model to analyze")
     result: dict[str, Any] = {"pairs": source.name, "runs": runs}

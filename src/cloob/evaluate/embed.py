@@ -136,9 +136,15 @@ def embed_images_and_tower(
 
 
 def embed_pairs(
-    encoder: Encoder, source: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
+    encoder: Encoder,
+    source: Reader,
+    options: EmbedOptions | None = None,
+    progress: Progress | None = None,
+    text_progress: Progress | None = None,
 ) -> PairEmbeddings:
     """Embeds the images and captions of a source, reading each pair once; arguments as in :func:`embed_images`.
+
+    ``text_progress`` is called after each batch of captions.
 
     Returns:
         The images, the caption features and the captions. A pair that cannot be read at all has NaN in both. A
@@ -152,19 +158,22 @@ def embed_pairs(
     captions = tuple(caption for group in of_images for caption in group)
     image_of_text = torch.arange(len(of_images)).repeat_interleave(torch.tensor([len(group) for group in of_images]))
     readable = torch.tensor([bool(caption) for caption in captions])
-    features = embed_texts(encoder, [caption for caption in captions if caption], options.batch_size)
+    features = embed_texts(encoder, [caption for caption in captions if caption], options.batch_size, text_progress)
     texts = torch.full((len(captions), features.shape[1]), torch.nan)
     texts[readable] = features
     return PairEmbeddings(images, texts, captions, image_of_text)
 
 
-def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+def embed_texts(
+    encoder: Encoder, texts: Sequence[str], batch_size: int = 256, progress: Progress | None = None
+) -> Tensor:
     """Embeds texts; equal texts go through the tower once.
 
     Args:
         encoder: The model; it is put into evaluation mode for the time being.
         texts: T texts.
         batch_size: Texts a forward pass.
+        progress: Called after each batch with the distinct texts done, and all of them.
 
     Returns:
         (T, D) float32 on the CPU.
@@ -178,9 +187,11 @@ def embed_texts(encoder: Encoder, texts: Sequence[str], batch_size: int = 256) -
     distinct = sorted(dict.fromkeys(texts), key=len)
     place = {text: i for i, text in enumerate(distinct)}
     with evaluating(encoder):
-        parts = [
-            encoder.encode_text(distinct[i : i + batch_size]).float().cpu() for i in range(0, len(distinct), batch_size)
-        ]
+        parts: list[Tensor] = []
+        for i in range(0, len(distinct), batch_size):
+            parts.append(encoder.encode_text(distinct[i : i + batch_size]).float().cpu())
+            if progress is not None:
+                progress(min(i + batch_size, len(distinct)), len(distinct))
     features = torch.cat(parts)
     _check_finite(encoder, features, distinct)
     return features[torch.tensor([place[text] for text in texts])]

@@ -180,8 +180,8 @@ class Embeddings:
         """The images and captions of a source through a model; errors as of ``embed_pairs``."""
 
         def embed() -> Stored:
-            report = self._report(model, source.name)
-            embedded = embed_pairs(self.encoder(model), source, self._options, report)
+            reports = self._report(model, source.name), self._report(model, f"{source.name}, texts")
+            embedded = embed_pairs(self.encoder(model), source, self._options, *reports)
             stored = _store_images(embedded.images)
             texts = {"texts": embedded.texts, "image_of_text": embedded.image_of_text}
             return Stored({**stored.tensors, **texts}, {**stored.facts, "captions": list(embedded.captions)})

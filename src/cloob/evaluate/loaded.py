@@ -10,13 +10,14 @@ from torch import nn
 
 from cloob.errors import InputError, nearest
 from cloob.evaluate.cache import folder_key, module_key
+from cloob.models.aligned import AlignedEncoder, share_encoders
 from cloob.models.encoding import Encoder
 from cloob.models.load import find_model_folder, load_model
 from cloob.models.tokenizer import describe
 
 
 class Models:
-    """Models, loaded or to be loaded.
+    """Models, loaded or to be loaded; those with equal frozen encoders share these, and what they compute.
 
     Args:
         sources: Models by the name they have in results: loaded, or what ``load_model`` takes.
@@ -32,6 +33,7 @@ class Models:
         self.sources = dict(sources)
         self._device = device
         self._loaded: tuple[str, Encoder] | None = None
+        self._frozen: dict[str, nn.Module] = {}
         self._keys: dict[str, str | None] = {}
         self._folders: dict[str, Path | None] = {}
 
@@ -42,7 +44,10 @@ class Models:
             return source
         if self._loaded is None or self._loaded[0] != model:
             self._loaded = None  # let go of the other one first
-            self._loaded = (model, load_model(self._folder(model) or source, device=self._device))
+            encoder = load_model(self._folder(model) or source, device=self._device)
+            if len(self.sources) > 1 and isinstance(encoder, AlignedEncoder):
+                share_encoders(encoder, self._frozen)
+            self._loaded = (model, encoder)
         return self._loaded[1]
 
     def key(self, model: str) -> str | None:

@@ -12,7 +12,14 @@ from cloob.errors import InputError
 from cloob.evaluate.facts import ModelFacts, model_facts
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import find_model_folder
-from cloob.models.runs import CHECKPOINTS_FOLDER, EPOCHS_FILE, RUN_CONFIG_FILE, checkpoint_step, read_lines
+from cloob.models.runs import (
+    EPOCHS_FILE,
+    RUN_CONFIG_FILE,
+    checkpoint_step,
+    read_lines,
+    run_of,
+    split_checkpoint,
+)
 from cloob.models.untrusted import read_json
 
 RESULTS_FILE = "results.json"
@@ -63,7 +70,7 @@ def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None)
         InputError: ``results`` is none, or has no row of the model, or one of other weights.
     """
     folder = find_model_folder(source)
-    run = _run_of(folder)
+    run = run_of(folder)
     objective = model_facts(encoder)
     row, level = _results(source, run, results, objective)
     return Facts(
@@ -79,17 +86,6 @@ def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None)
         results=row,
         level=level,
     )
-
-
-def _run_of(folder: Path | None) -> Path | None:
-    """The run folder that a model folder belongs to."""
-    if folder is None:
-        return None
-    folder = folder.resolve()
-    for place in (*folder.parents[:1], *folder.parents[2:3]):  # averaged/ and checkpoints/step-N/model
-        if (place / RUN_CONFIG_FILE).is_file() and (place / CHECKPOINTS_FOLDER).is_dir():
-            return place
-    return None
 
 
 def _training(run: Path, folder: Path) -> dict[str, str]:
@@ -138,7 +134,7 @@ def model_name(source: str) -> str:
     """
     if _HUB_MODEL.fullmatch(source):
         return source
-    return data_name(source.removeprefix("local-dir:").removesuffix(":best").removesuffix(":port"))
+    return data_name(split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(":port"))
 
 
 def data_name(source: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from cloob.errors import InputError, require
 from cloob.models.names import known_models, local_place
+from cloob.models.runs import split_checkpoint
 from cloob.models.untrusted import CONFIG_FILES, check_folder
 
 _CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)
@@ -54,7 +55,7 @@ def check_fetchable(source: str) -> None:
     Raises:
         InputError: It is no path, there is nothing of it in the hub's cache, and the hub cannot be asked.
     """
-    text = source.removesuffix(":best")
+    text = split_checkpoint(source)[0]
     kind, _, name = text.rpartition(":")
     tag = not kind and name.rpartition("/")[0].replace("/", "-") in known_models()
     if local_place(source) or not (tag or kind in ("hf-hub", "hf", "timm", "timm:hf-hub")):

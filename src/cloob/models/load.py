@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
 import torch
@@ -23,9 +22,9 @@ from cloob.models.runs import (
     MODEL_FOLDER,
     OBJECTIVE_FILE,
     TOWERS_WEIGHTS_FILE,
-    best_checkpoint,
+    chosen_checkpoint,
     config_file,
-    latest_checkpoint,
+    split_checkpoint,
     weights_file,
 )
 from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
@@ -34,16 +33,15 @@ from cloob.models.weights import families, hf_clip, open_clip_folder
 from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer, stored_tokenizer
 
-BEST = ":best"
-
 
 def load_model(source: str | Path, device: str | torch.device = "auto") -> DualEncoder:
     """Loads two towers, in eval mode.
 
     Args:
-        source: A run folder (its newest complete checkpoint; ``"RUN:best"`` its best), a checkpoint folder, a model
-            folder, or as a string open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``, ``"local-dir:…"``; a file, folder or
-            public name of another program (docs/weights.md). Of a run with ``ema`` these are the averaged weights.
+        source: A run folder (its best checkpoint if one was validated, else its last; ``"RUN:best"``, ``"RUN:last"``),
+            a checkpoint folder, a model folder, or as a string open_clip's ``"NAME/TAG"``, ``"hf-hub:…"``,
+            ``"local-dir:…"``; a file, folder or public name of another program (docs/weights.md). Of a run with ``ema``
+            these are the averaged weights.
         device: Where the towers go; ``"auto"`` is CUDA where there is one, else the CPU.
 
     Returns:
@@ -68,20 +66,19 @@ def find_model_folder(source: str | Path) -> Path | None:
     """The model folder that a source of ``load_model`` leads to; None when it is no folder.
 
     Raises:
-        InputError: A folder without a model, or ``local-dir:`` or ``:best`` of something that is no folder.
+        InputError: A folder without a model, or ``local-dir:``, ``:best`` or ``:last`` of something that is no folder.
     """
     text = str(source)
     if text.startswith("hf-hub:"):
         return None
     local = text.startswith("local-dir:")
     text = check_path(text.removeprefix("local-dir:"))
-    if local:
-        return _model_folder(Path(text))
-    if families.is_foreign(text):
+    if not local and families.is_foreign(text):
         return None
-    if text.endswith(BEST) and not Path(text).exists():
-        return best_checkpoint(Path(text.removesuffix(BEST))) / MODEL_FOLDER
-    return _model_folder(Path(text)) if Path(text).is_dir() else None
+    place, which = split_checkpoint(text)
+    if which:
+        return chosen_checkpoint(Path(place), which) / MODEL_FOLDER
+    return _model_folder(Path(text)) if local or Path(text).is_dir() else None
 
 
 def _load(source: str | Path) -> DualEncoder:
@@ -107,7 +104,7 @@ def _model_folder(folder: Path) -> Path:
     if (folder / MODEL_FOLDER).is_dir():
         return folder / MODEL_FOLDER
     if (folder / CHECKPOINTS_FOLDER).is_dir():
-        return latest_checkpoint(folder) / MODEL_FOLDER
+        return chosen_checkpoint(folder) / MODEL_FOLDER
     raise InputError(
         f"{folder}: neither a run folder (checkpoints/), nor a checkpoint (model/), nor a model folder ({CONFIG_FILE})"
         f"{families.meant_file(folder)}"
@@ -171,6 +168,4 @@ def _load_tag(source: str) -> DualEncoder:
         tags = open_clip().list_pretrained_tags_by_model(source.replace("/", "-"))
         right = f"write {source}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
         raise InputError(f"{source}: a model's name without its weights; {right}")
-    near = difflib.get_close_matches(name or source, names, n=3, cutoff=0.6)
-    hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
-    raise InputError(no_such_model(source, hint))
+    raise InputError(no_such_model(source))

@@ -10,7 +10,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from cloob.errors import InputError, install, nearest
+from cloob.errors import InputError, first_of, install, nearest
+from cloob.models.runs import CHECKPOINTS_FOLDER, find_best, split_checkpoint
 from cloob.models.weights import registry
 
 WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
@@ -54,7 +55,7 @@ def check_source(source: str) -> None:
     if source.startswith("hf-hub:"):
         return
     text = check_path(source.removeprefix("local-dir:"))
-    if Path(text).exists() or Path(text.removesuffix(":best")).exists():
+    if Path(split_checkpoint(text)[0]).exists():
         return
     if source.startswith("local-dir:"):
         raise InputError(f"{source}: no such folder")
@@ -64,8 +65,7 @@ def check_source(source: str) -> None:
         raise InputError(f"{source}: no such public model; {meant}")
     name = text.rpartition("/")[0] or text
     if name.replace("/", "-") not in known_models() and text.replace("/", "-") not in known_models():
-        near = nearest(name.replace("/", "-"), known_models())
-        raise InputError(no_such_model(source, near))
+        raise InputError(no_such_model(source))
 
 
 def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
@@ -88,19 +88,24 @@ def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
         raise InputError(f"{said}{otherwise}")
 
 
-def no_such_model(source: str, hint: str) -> str:
-    """What is said of a source that is neither there nor a name: of a file's name which files there are.
-
-    Args:
-        source: What ``load_model`` was asked for.
-        hint: Names of models that may be meant.
-    """
+def no_such_model(source: str) -> str:
+    """The error for a source of ``load_model`` that is neither there nor a name, with what may be meant."""
+    place, colon, which = source.rpartition(":")
+    if colon and (Path(place) / CHECKPOINTS_FOLDER).is_dir():
+        there = "':last' is there" if find_best(Path(place)) is None else "':best' and ':last' are there"
+        return f"{place} has no ':{which}'; {there}"
     path = Path(source.removesuffix(":port"))
-    if path.suffix not in WEIGHTS_ENDINGS:
-        return f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})"
-    beside = [each.name for each in path.parent.glob("*") if each.is_file()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, beside, n=1)
-    return f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}"
+    if path.suffix in WEIGHTS_ENDINGS:
+        beside = [each.name for each in path.parent.glob("*") if each.is_file()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        return f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}"
+    folders = sorted(each.name for each in path.parent.glob("[!.]*/"))
+    if folders and path.parent != Path() and not path.is_absolute():  # an index has whole paths; a server tells none
+        return f"{source}: no such folder; in {path.parent}/: {first_of(folders, 10)}"
+    name = (source.rpartition("/")[0] or source).replace("/", "-")
+    near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
+    return f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})"
 
 
 def is_public(source: str) -> bool:
@@ -108,7 +113,7 @@ def is_public(source: str) -> bool:
 
     A file or folder of this machine that is called so is not.
     """
-    text = source.removesuffix(":best").removesuffix(":port")
+    text = split_checkpoint(source)[0].removesuffix(":port")
     if source.startswith(("hf-hub:", "local-dir:")) or Path(text).expanduser().exists():
         return False
     return text in registry.MODELS or text.rpartition("/")[0].replace("/", "-") in known_models()
@@ -120,7 +125,7 @@ def local_place(source: str) -> Path | None:
     Args:
         source: What ``load_model`` takes, or the name of a frozen encoder.
     """
-    text = source.removesuffix(":best").removesuffix(":port")
+    text = split_checkpoint(source)[0].removesuffix(":port")
     model, _, file = text.rpartition("/")
     places = [source, text, text.removeprefix("local-dir:"), text.rpartition(":")[2]]
     if model.replace("/", "-") in known_models() and Path(file).is_file():  # NAME/FILE

@@ -110,6 +110,17 @@ def damage(folder: Path) -> str | None:
         return f"{weights}: cut short or damaged ({one_line(error)})"
 
 
+def run_of(folder: Path | None) -> Path | None:
+    """The run folder that a model folder belongs to."""
+    if folder is None:
+        return None
+    folder = folder.resolve()
+    for place in (*folder.parents[:1], *folder.parents[2:3]):  # averaged/ and checkpoints/step-N/model
+        if (place / RUN_CONFIG_FILE).is_file() and (place / CHECKPOINTS_FOLDER).is_dir():
+            return place
+    return None
+
+
 def list_checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run folder, by ascending step.
 
@@ -163,21 +174,39 @@ def is_better(metric: str, value: float, than: float) -> bool:
     return value < than if _LESS_IS_BETTER[metric] else value > than
 
 
-def best_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run folder that is best by the run's ``best`` metric; of equal ones the earliest.
+def split_checkpoint(source: str) -> tuple[str, str]:
+    """A source of ``load_model`` without ``:best`` or ``:last``, and which of the two it ends in ("" for neither)."""
+    place, _, which = source.rpartition(":")
+    return (place, which) if which in ("best", "last") and not Path(source).exists() else (source, "")
+
+
+def chosen_checkpoint(run: Path, which: str = "") -> Path:
+    """The checkpoint that a run folder stands for: the best one if a checkpoint was validated, else the last one.
+
+    Args:
+        run: The run folder.
+        which: ``"best"`` or ``"last"``: that one alone. The best is so by the run's metric; of equal ones the earliest.
 
     Raises:
-        InputError: There is no such folder, or no checkpoint in it says how good it is.
+        InputError: There is no such folder, or no such checkpoint in it.
     """
     if not run.is_dir():
         raise InputError(f"{run}: no such folder")
-    best = find_best(run)
-    if best is None:
+    best = None if which == "last" else find_best(run)
+    if best is None and which == "best":
         raise InputError(
             f"{run}: no checkpoint with a {VALIDATION_FILE} found in {run / CHECKPOINTS_FOLDER}; "
             f"training with --val-data writes it"
         )
-    return best[0]
+    return latest_checkpoint(run) if best is None else best[0]
+
+
+def with_checkpoint(source: str) -> str:
+    """A source of ``load_model`` that names its checkpoint: ``RUN:best`` or ``RUN:last`` for ``RUN``, others as is."""
+    place = Path(source.removeprefix("local-dir:")).expanduser()
+    if not (place / CHECKPOINTS_FOLDER).is_dir() or config_file(place).is_file():
+        return source
+    return f"{source}:{'last' if find_best(place) is None else 'best'}"
 
 
 def find_best(
@@ -231,8 +260,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
 
 def curve(run: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, for ``RUN:best`` too; none if the model is not a run."""
-    place = Path(run) if Path(run).exists() else Path(str(run).removesuffix(":best"))
-    return read_lines(place / METRICS_FILE)
+    return read_lines(Path(split_checkpoint(str(run))[0]) / METRICS_FILE)
 
 
 def epoch_of(run: Path, step: int) -> float | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cloob.models.names import is_public
+from cloob.models.runs import split_checkpoint, with_checkpoint
 from cloob.search.scan.addresses import remember, was_typed
 
 if TYPE_CHECKING:
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
 
 
 def absolute(spec: str) -> str:
-    """A path that is found from anywhere; any other name as it is."""
+    """A path that is found from anywhere, of a run with the checkpoint that it stands for; other names as they are."""
+    spec = with_checkpoint(spec)
     local = spec.removeprefix("local-dir:")
     path = Path(local).expanduser()
-    there = path.exists() or Path(str(path).removesuffix(":best")).exists()
+    there = Path(split_checkpoint(str(path))[0]).exists()
     return f"{spec[: len(spec) - len(local)]}{path.absolute()}" if there else spec
 
 

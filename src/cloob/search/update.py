@@ -17,6 +17,7 @@ from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
+from cloob.models.runs import split_checkpoint
 from cloob.search.build.carry import Part, carry_out
 from cloob.search.build.forward import Forward
 from cloob.search.build.plan import Effort, Plan, Summary, make_plan
@@ -235,7 +236,7 @@ def default_name(spec: str) -> str:
     """What an index calls a model: the last part of a path, or the name as it is written."""
     if spec.startswith(("hf-hub:", "local-dir:")):
         spec = spec.partition(":")[2]
-    return Path(spec).name if Path(spec.removesuffix(":best")).exists() else spec
+    return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
 
 
 def _width(encoder: Encoder) -> int:

@@ -15,6 +15,7 @@ import torch
 
 from cloob.errors import InputError, one_line
 from cloob.models.encoding import evaluating
+from cloob.models.runs import split_checkpoint
 from cloob.search.ask.query import Query, Term
 from cloob.search.records import IndexedModel
 from cloob.serve.batcher import Batcher, Busy
@@ -109,7 +110,7 @@ class Collection:
     def _remember(self, models: Sequence[IndexedModel]) -> None:
         self.places |= {model.spec: model.name for model in models}
         for model in models:  # of RUN:best an error names the run's folder
-            place = model.spec.removeprefix("local-dir:").removesuffix(":best").removesuffix(":port")
+            place = split_checkpoint(model.spec.removeprefix("local-dir:"))[0].removesuffix(":port")
             self.places.setdefault(place, model.name)
 
     # Where things are done.

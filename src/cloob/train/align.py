@@ -24,7 +24,7 @@ from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
 from cloob.distributed import rank, world_size
 from cloob.errors import InputError, TooFewPairs, require
-from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, fingerprint, open_image_encoder
+from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, encoder_facts, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
 from cloob.train.bad import check_fraction
@@ -240,11 +240,5 @@ def _key(source: Source, encoder: AlignedEncoder) -> str:
     That are the bytes of the source's pictures and captions, and of the encoders the weights, the layers, and what is
     done to pixels and texts before them. The source is read through once for it, without decoding.
     """
-    towers = encoder.model
-    facts = {
-        "version": _VERSION,
-        "image": [fingerprint(towers.visual), repr(towers.visual), encoder.preprocess_cfg],
-        "text": [fingerprint(towers.text), repr(towers.text), encoder.context_length, towers.text.options()],
-        "source": content_key(source),
-    }
+    facts = {"version": _VERSION, **encoder_facts(encoder), "source": content_key(source)}
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()

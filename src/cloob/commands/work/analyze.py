@@ -14,7 +14,7 @@ from rich.table import Table
 from cloob.cache import Cache
 from cloob.commands.measuring import AnalyzeArguments
 from cloob.commands.steps import columns, say_next
-from cloob.commands.work.console import EmbeddingProgress
+from cloob.commands.work.console import EmbeddingProgress, say_checkpoints
 from cloob.commands.work.evaluate import named
 from cloob.commands.work.judge import check_writable
 from cloob.data.batch import BadSample
@@ -34,6 +34,7 @@ def run(arguments: AnalyzeArguments) -> int:
         arguments.pairs, image_column=arguments.image_column, caption_column=arguments.caption_column
     )
     check_writable(arguments.out)
+    say_checkpoints(arguments.models)
     models = named(arguments.models)
     options = EmbedOptions(
         device=resolve_device(arguments.device),

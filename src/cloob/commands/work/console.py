@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cloob.evaluate.report.problems import problems
+from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
+
+
+def say_checkpoints(models: Iterable[str]) -> None:
+    """Says on stderr which models are run folders that stand for their best checkpoint."""
+    for model in models:
+        if with_checkpoint(model) == f"{model}:best":
+            step = checkpoint_step(chosen_checkpoint(Path(model)))
+            print(f"cloob: {model}: its best checkpoint, step {step:,} ({model}:last is the last)", file=sys.stderr)
 
 
 def tell(results: Mapping[str, Any]) -> int:
@@ -31,12 +41,13 @@ def tell(results: Mapping[str, Any]) -> int:
 
 
 class EmbeddingProgress:
-    """One bar for whatever is being embedded."""
+    """One bar for whatever is being embedded; without a terminal a line at each tenth."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
         self._tasks: dict[str, Any] = {}
+        self._tenths: dict[str, int] = {}
 
     def __enter__(self) -> EmbeddingProgress:
         return self
@@ -47,7 +58,12 @@ class EmbeddingProgress:
 
     def update(self, what: str, done: int, total: int) -> None:
         """Moves the bar of ``what`` to ``done`` of ``total``."""
-        if not self._bar.live.is_started and sys.stderr.isatty():
+        if not sys.stderr.isatty():
+            if (tenth := done * 10 // total) > self._tenths.get(what, 0) and done < total:
+                self._tenths[what] = tenth
+                print(f"cloob: embed {what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+            return
+        if not self._bar.live.is_started:
             self._bar.start()
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(escape(f"embed {what}"), total=total)

@@ -14,14 +14,12 @@ from cloob.commands.steps import say_next
 from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
-from cloob.evaluate.embed import EmbedOptions, Encoder
+from cloob.evaluate.embed import EmbedOptions
 from cloob.evaluate.report import ExampleQuery
 from cloob.evaluate.searches import searches
 from cloob.evaluate.sets.captioned import open_captioned
 from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
 from cloob.files import write_whole
-from cloob.models.aligned import AlignedEncoder, share_encoders
-from cloob.models.load import load_model
 from cloob.search.index import Index
 from cloob.search.sqlite.file import FILE
 from cloob.search.update import UpdateOptions
@@ -59,13 +57,12 @@ def run(configs: Mapping[str, TrainConfig], out: Path, device_name: str) -> int:
         retrieval=[open_captioned("demo:val")],
         train_seconds={name: result.seconds for name, result in runs.items()},
         settings={name: _settings(config, runs[name]) for name, config in configs.items()},
-        loaded=_loaded(runs, device),
     )
     embeddings, results = measure(comparison, EmbedOptions(device, workers=2), out)
     finder = _finder(results)
     found = searches(embeddings, noto, TEXTS, models=[finder, *(name for name in runs if name != finder)])
     page = out / "report.html"
-    what = "frozen encoders" if comparison.loaded else "towers"
+    what = "frozen encoders" if all(config.align.image_encoder for config in configs.values()) else "towers"
     title = f"Five searches among {len(noto):,} pictures that no model here was trained on"
     notes = (_NOTES, _SAME.format(what=what))
     write_page(page, comparison, embeddings, results, title=title, notes=notes, searches=found)
@@ -93,16 +90,6 @@ def _settings(config: TrainConfig, result: RunResult) -> dict[str, Any]:
         "head_dropout": config.align.head_dropout if config.align.image_encoder else None,
         "seed": config.run.seed,
     }
-
-
-def _loaded(runs: Mapping[str, RunResult], device: Any) -> dict[str, Encoder]:
-    """The models, if they stand on the same frozen encoders, which then see each picture once for all of them."""
-    models = {name: load_model(result.run, device=device) for name, result in runs.items()}
-    aligned = [model for model in models.values() if isinstance(model, AlignedEncoder)]
-    if len(aligned) < len(models):
-        return {}
-    share_encoders(aligned)
-    return dict(models)
 
 
 def _build_index(model: Path, data: LabelledSet, out: Path, device: str) -> Path:

@@ -10,7 +10,8 @@ from pathlib import Path
 from cloob.cache import Cache
 from cloob.commands.measuring import EvalArguments
 from cloob.commands.steps import columns, say_next
-from cloob.commands.work.console import print_table, tell
+from cloob.commands.work.console import print_table, say_checkpoints, tell
+from cloob.commands.work.heldout import open_held_out, say_trained_on
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
@@ -30,6 +31,9 @@ def run(arguments: EvalArguments) -> int:
     opened = [open_captioned(path, **own) for path in arguments.retrieval]
     names = _told_apart([data.name for data in opened], arguments.retrieval)
     pairs = [*sets.pairs, *map(Renamed, opened, names)]
+    if arguments.held_out:
+        pairs += open_held_out(arguments.models)
+    say_trained_on(arguments.models, arguments.retrieval)
     for line in sets.missing.values():
         print(f"cloob: {line}", file=sys.stderr)
     if not sets.sets and not pairs:
@@ -37,6 +41,7 @@ def run(arguments: EvalArguments) -> int:
     if arguments.probe and not sets.training and not sets.training_failed:
         raise InputError("--probe: none of the sets has training images (a folder train/ beside test/)")
     check_writable(arguments.out)
+    say_checkpoints(arguments.models)
     comparison = Comparison(
         models=named(arguments.models),
         zeroshot=sets.sets,

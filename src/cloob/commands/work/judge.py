@@ -10,7 +10,7 @@ from typing import Any
 from cloob.commands.work.console import EmbeddingProgress
 from cloob.data.content import Reader
 from cloob.errors import InputError
-from cloob.evaluate.embed import EmbedOptions, Encoder
+from cloob.evaluate.embed import EmbedOptions
 from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.examples import example_queries
 from cloob.evaluate.measures.confusion import confusion_matrix
@@ -34,7 +34,6 @@ class Comparison:
         missing: Name of a set -> why it is not among the sets; listed under ``failures`` with ``model`` None.
         train_seconds: Model name -> seconds that its training took.
         settings: Model name -> more settings for its row, beside its objective's.
-        loaded: Models that are loaded already, by their names, so that they are not loaded again.
     """
 
     models: Mapping[str, str | Path]
@@ -45,7 +44,6 @@ class Comparison:
     missing: Mapping[str, str] = field(default_factory=dict)
     train_seconds: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    loaded: Mapping[str, Encoder] = field(default_factory=dict)
 
 
 def measure(comparison: Comparison, options: EmbedOptions, out: Path) -> tuple[Embeddings, dict[str, Any]]:
@@ -64,7 +62,7 @@ def measure(comparison: Comparison, options: EmbedOptions, out: Path) -> tuple[E
     """
     with EmbeddingProgress() as progress:
         embeddings = Embeddings(
-            {**comparison.models, **comparison.loaded},
+            comparison.models,
             options,
             progress=progress.update,
             tower=bool(comparison.training),
@@ -129,9 +127,9 @@ def write_page(
 
 def check_writable(out: Path) -> None:
     """Finds out before the work that results cannot be written to ``out``: InputError with the folder's name."""
+    place = next(path for path in (out, *out.parents) if path.exists())  # an empty folder would be left by an error
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".tmp-probe"
+        probe = place / ".tmp-probe"
         probe.touch()
         probe.unlink()
     except OSError as error:

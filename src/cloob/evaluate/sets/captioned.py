@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -121,6 +122,35 @@ class Renamed:
     def read(self, index: int) -> Any:
         """The sample of the set itself."""
         return self.reader.read(index)
+
+
+class ByPicture:
+    """Pairs of a source, equal pictures together with all their captions.
+
+    Args:
+        name: What results call them.
+        source: The pairs.
+    """
+
+    def __init__(self, name: str, source: Source) -> None:
+        self.name = name
+        self._source = source
+        rows: dict[bytes | int, list[int]] = {}
+        for row in range(len(source)):
+            try:
+                rows.setdefault(hashlib.blake2b(source.read(row).image, digest_size=16).digest(), []).append(row)
+            except BadSample:
+                rows[row] = [row]
+        self._rows = list(rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, index: int) -> CaptionedSample:
+        """The picture with its captions; raises ``BadSample`` when it cannot be used."""
+        samples = [self._source.read(row) for row in self._rows[index]]
+        captions = (" ".join(sample.caption.split()) for sample in samples)
+        return CaptionedSample(samples[0].key, samples[0].image, tuple(captions))
 
 
 class _Lines:

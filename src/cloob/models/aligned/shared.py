@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cloob.models.aligned.model import AlignedEncoder, fingerprint
+from cloob.models.aligned.model import AlignedEncoder, AlignedTowers, fingerprint
 
 
-class Remembering(nn.Module):
-    """An encoder that keeps what it has computed, by the bytes of its input; for evaluation, as it never forgets.
+def encoder_facts(encoder: AlignedEncoder) -> dict[str, list[Any]]:
+    """What decides over the features of both encoders: weights, layers, and what is done to pixels and texts before."""
+    towers: AlignedTowers = encoder.model
+    return {
+        "image": [fingerprint(towers.visual), repr(towers.visual), encoder.preprocess_cfg],
+        "text": [fingerprint(towers.text), repr(towers.text), encoder.context_length, towers.text.options()],
+    }
+
+
+def share_encoders(model: AlignedEncoder, known: dict[str, nn.Module]) -> None:
+    """Gives a model the encoders of an earlier one where they are equal; they keep all that they compute.
+
+    The model is changed for good: it is for evaluation from here on.
 
     Args:
-        encoder: Frozen, in evaluation mode: a batch to (n, F), without gradients.
+        model: Takes its encoders from ``known``, or adds them there.
+        known: The encoders so far.
     """
+    for side, facts in zip(("visual", "text"), encoder_facts(model).values(), strict=True):
+        key = json.dumps([side, facts], sort_keys=True)
+        if key not in known:
+            known[key] = getattr(model.model, side)
+            known[key].forward = _remembering(known[key].forward)  # of the object: a wrapper would rename its weights
+        setattr(model.model, side, known[key])
 
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self._known: dict[tuple[bytes, torch.Size, torch.dtype], Tensor] = {}
 
-    def forward(self, batch: Tensor) -> Tensor:
-        """What the encoder gives for the batch."""
+def _remembering(compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """A function of batches that computes nothing twice; batches are told apart by their bytes."""
+    known: dict[tuple[bytes, torch.Size, torch.dtype], Tensor] = {}
+
+    def forward(batch: Tensor) -> Tensor:
         content = batch.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
         key = (hashlib.blake2b(content, digest_size=16).digest(), batch.shape, batch.dtype)
-        if key not in self._known:
-            self._known[key] = self.encoder(batch)
-        return self._known[key]
+        if key not in known:
+            known[key] = compute(batch).cpu()
+        return known[key].to(batch.device)
 
-
-def share_encoders(models: Sequence[AlignedEncoder]) -> None:
-    """Makes models whose encoders are equal use those of the first, in place, and compute nothing twice.
-
-    The models are changed for good: they are for evaluation from here on, and cannot be saved.
-
-    Raises:
-        ValueError: Their encoders differ.
-    """
-    first = models[0].model
-    for side in ("visual", "text"):
-        encoder = getattr(first, side)
-        known = fingerprint(encoder)
-        if any(fingerprint(getattr(model.model, side)) != known for model in models[1:]):
-            raise ValueError(f"expected models on equal encoders, but {side} differs")
-        shared = Remembering(encoder)
-        for model in models:
-            setattr(model.model, side, shared)
+    return forward

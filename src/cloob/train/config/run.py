@@ -180,7 +180,7 @@ class SaveConfig:
     keep: int = 3
     """Newest checkpoints to keep, beside the best one; 0 keeps all."""
     best: Literal["val_loss", "val_recall"] = "val_loss"
-    """With --val-data, what makes a checkpoint the best (RUN:best loads it): the held-out pairs' loss, or their mean
+    """With --val-data, what makes a checkpoint the best, which RUN then means: the held-out pairs' loss, or their mean
     recall at 1, 5 and 10 in both directions."""
     resume: str = "none"
     """none; auto: go on from the newest whole checkpoint in --out, if any; or a checkpoint or run."""

@@ -1,0 +1,131 @@
+"""A run as a model: which checkpoint its name means, on every way in, and what is said of names that mean nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import cloob
+from cloob import cli
+from cloob.models.folder import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from support import refused, write_classes
+
+BEST, LAST = 60, 160
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``runs/mine`` was better at step 60 than at the end, ``runs/plain`` held nothing out."""
+    monkeypatch.chdir(tmp_path)
+    for run, step, recall in (("mine", BEST, 0.32), ("mine", LAST, 0.25), ("plain", BEST, None), ("plain", LAST, None)):
+        checkpoint = tmp_path / "runs" / run / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        save_model(checkpoint / "model", create_model("tiny-vit", seed=step), make_objective("cloob").config())
+        if recall is not None:
+            values = {"metric": "val_recall", "val_loss": 1.0, "val_recall": recall}
+            (checkpoint / "validation.json").write_text(json.dumps(values))
+    write_classes(tmp_path / "pictures", {"red": (255, 0, 0), "blue": (0, 0, 255)}, 2)
+    return tmp_path / "runs"
+
+
+def step_of(model: cloob.models.encoder.DualEncoder) -> int:
+    """Of which checkpoint above a model is."""
+    seeds = (BEST, LAST)
+    weights = [create_model("tiny-vit", seed=seed).model.visual.proj for seed in seeds]
+    return next(
+        seed for seed, weight in zip(seeds, weights, strict=True) if torch.equal(weight, model.model.visual.proj)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("runs/mine", BEST),
+        ("local-dir:runs/mine", BEST),
+        ("runs/mine:best", BEST),
+        ("runs/mine:last", LAST),
+        ("local-dir:runs/mine:last", LAST),
+        ("runs/plain", LAST),
+        ("runs/plain:last", LAST),
+    ],
+)
+def test_a_run_is_its_best_checkpoint(runs: Path, name: str, step: int) -> None:
+    assert step_of(cloob.load_model(name, device="cpu")) == step
+
+
+def test_every_command_takes_the_best(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["runs/mine", "runs/mine:last", "runs/mine:best", "--zeroshot", "pictures", "--device", "cpu"]
+    assert cli.main(["eval", *words, "--out", "e"]) == 0
+    said = "cloob: runs/mine: its best checkpoint, step 60 (runs/mine:last is the last)\n"
+    assert capsys.readouterr().err.count(said) == 1
+    rows = json.loads(Path("e/results.json").read_text())["rows"]
+    best, last, named = (row["fingerprint"] for row in rows)
+    assert [row["model"] for row in rows] == ["mine", "mine:last", "mine:best"] and best == named != last
+    Path("table.csv").write_text("filepath,title\n" + "".join(f"pictures/{c}/0.png,{c}\n" for c in ("red", "blue")))
+    pairs = ["--pairs", "table.csv", "--similar", "0", "--device", "cpu"]
+    geometry = {}
+    for name in ("runs/mine", "runs/mine:best", "runs/mine:last"):
+        assert cli.main(["analyze", name, *pairs, "--out", "a"]) == 0
+        (geometry[name],) = json.loads(Path("a/analysis.json").read_text())["runs"]
+    assert geometry["runs/mine"]["geometry"] == geometry["runs/mine:best"]["geometry"]
+    assert geometry["runs/mine"]["geometry"] != geometry["runs/mine:last"]["geometry"]
+    assert [each["step"] for each in geometry["runs/mine"]["checkpoints"]] == [BEST, LAST]  # the curve has all
+    assert cli.main(["convert", "runs/mine", "converted"]) == 0
+    assert step_of(cloob.load_model("converted", device="cpu")) == BEST
+
+
+def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["index", "pictures", "--model", "runs/mine", "--out", "i", "--device", "cpu"]) == 0
+    with cloob.Index.open("i") as index:
+        model = index.model()
+        assert (model.name, model.spec) == ("mine", f"{runs}/mine:best")
+        assert step_of(index.encoder()) == BEST
+    # A search takes it by either name; without a cutoff no unrelated words are embedded.
+    for name in ("mine", "runs/mine", "runs/mine:best"):
+        assert cli.main(["search", "i", "red", "--model", name, "--cutoff", "none"]) == 0
+    # By its whole name it is the same model; the last checkpoint is another one.
+    assert cli.main(["index", "--model", "runs/mine:best", "--out", "i", "--device", "cpu"]) == 0
+    assert cli.main(["index", "--model", "runs/mine:last", "--out", "i", "--device", "cpu"]) == 0
+    with cloob.Index.open("i") as index:
+        assert [each.name for each in index.models] == ["mine", "mine:last"]
+    # The run goes on and gets better: the index has vectors of the checkpoint that was the best.
+    better = runs / "mine" / "checkpoints" / "step-00000200"
+    save_model(better / "model", create_model("tiny-vit", seed=3), make_objective("cloob").config())
+    values = {"metric": "val_recall", "val_loss": 1.0, "val_recall": 0.5}
+    (better / "validation.json").write_text(json.dumps(values))
+    capsys.readouterr()
+    assert cli.main(["search", "i", "red", "--model", "mine"]) == 2
+    said = capsys.readouterr().err
+    assert "mine: has other weights" in said and f"({runs}/mine:best)" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("runs/mine:worst", "runs/mine has no ':worst'; ':best' and ':last' are there"),
+        ("runs/plain:worst", "runs/plain has no ':worst'; ':last' is there"),
+        ("runs/nosuch", "runs/nosuch: no such folder; in runs/: mine, plain"),
+        ("nowhere/nosuch", "nowhere/nosuch: no such folder, and no NAME/TAG of open_clip (such as RN50/openai)"),
+    ],
+)
+def test_a_name_that_means_nothing(runs: Path, name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    commands = [
+        ["index", "pictures", "--out", "i", "--model", name],
+        ["embed", "pictures", "--out", "v.npz", "--model", name],
+        ["convert", name, "converted"],
+    ]
+    for words in commands:
+        assert refused(capsys, *words) == f"cloob: {said}\n"
+    assert cli.main(["eval", name, "--zeroshot", "pictures", "--out", "reports/e"]) == 2
+    assert capsys.readouterr().err.endswith(f"{said}\n")
+    assert not Path("reports").exists()  # no empty folder stays behind
+
+
+def test_a_server_tells_no_folder_beside_a_model_that_is_gone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The paths of an index are whole ones."""
+    assert "plain" not in refused(capsys, "convert", str(runs / "nosuch"), "converted")
