@@ -260,7 +260,7 @@ def test_the_module_takes_them_only_when_asked(monkeypatch: pytest.MonkeyPatch) 
     )
     x, y = (side.to(DEVICE, torch.float32) for side in pairs(20, 8))
     exact = cloob_reference(*pairs(20, 8), 30.0, 8.0)
-    monkeypatch.setattr("cloob.objective.implementation.STREAM_FROM", 2)
+    monkeypatch.setattr("cloob.objective.implementation.STREAM_HOPFIELD_FROM", 2)
     assert ContrastiveObjective()(x, y).item() == pytest.approx(exact.item(), rel=1e-5) and not used
     assert ContrastiveObjective(backend="triton")(x, y).item() == pytest.approx(exact.item(), rel=1e-5) and used
 
