@@ -9,7 +9,7 @@ from benchmarks.figures.numbers import beside, megabytes, number
 from benchmarks.pictograms.markdown import table
 
 Record = dict[str, Any]
-_BANDS = (0.2, 0.6, 0.9, 0.98, 0.996, 1.0)
+_BANDS = (0.2, 0.6, 0.9, 1.0)
 """Upper ends of the mean similarities that are told together."""
 
 
@@ -61,19 +61,14 @@ def gradient_cache(record: Record) -> str:
 
 def precision(record: Record) -> str:
     """The worst relative error of the gradient in each band of mean similarity."""
-    settings = ("hopfield", "pairs", "dim", "similarity", "noise")
-    paths = [key for key in record["rows"][0] if key not in settings]
+    paths = [key for key in record["rows"][0] if key not in ("hopfield", "dim", "similarity", "noise")]
     lines = []
-    for hopfield, pairs in dict.fromkeys((r["hopfield"], r["pairs"]) for r in record["rows"]):
+    for hopfield in (True, False):
         for low, high in zip((-1.0, *_BANDS), _BANDS, strict=False):
-            rows = [
-                r
-                for r in record["rows"]
-                if (r["hopfield"], r["pairs"]) == (hopfield, pairs) and low < r["similarity"] <= high
-            ]
+            rows = [r for r in record["rows"] if r["hopfield"] == hopfield and low < r["similarity"] <= high]
             if rows:
-                lines.append(["with" if hopfield else "without", str(pairs), f"to {high:g}", *_worst(rows, paths)])
-    return table(["retrieval", "pairs", "similarity", *paths], lines)
+                lines.append(["with" if hopfield else "without", f"to {high:g}", *_worst(rows, paths)])
+    return table(["retrieval", "similarity", *paths], lines)
 
 
 def _worst(rows: Sequence[Record], paths: Sequence[str]) -> list[str]:

@@ -87,7 +87,7 @@ def test_a_caption_is_shown_by_its_first_line(tmp_path: Path, capsys: pytest.Cap
         (tmp_path / f"{name}.txt").write_text(f"{'word ' * 40}\n" + "another language\n" * 200)
     assert main(["data", str(tmp_path), "--json"]) == 0
     (caption,) = json.loads(capsys.readouterr().out)["duplicates"]["captions"]["most"]
-    assert len(caption["text"]) == 100 and caption["text"].endswith("wor…")
+    assert len(caption["text"]) == 100 and caption["text"].endswith("word…")
 
 
 def test_pictures_without_captions_go_to_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

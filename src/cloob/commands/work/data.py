@@ -106,10 +106,7 @@ def lines(result: Survey) -> list[tuple[str, str]]:
             ("characters", f"{_range(captions['characters'])} a caption"),
             ("tokens", f"{_range(captions['tokens'])} a caption (CLIP's tokeniser, start and end included)"),
             ("cut captions", f"{result.cut:,} with more than {result.context_length} tokens"),
-            (
-                "equal pictures",
-                f"{twice['pictures']['surplus']:,} copies of another one, byte by byte, among captioned pictures",
-            ),
+            ("equal pictures", f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte"),
             ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{_most(twice['captions'])}"),
         ]
     return shown
