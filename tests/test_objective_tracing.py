@@ -132,7 +132,8 @@ def test_func_through_a_learned_scale(inv_tau: float) -> None:
 def test_the_streamed_path_names_the_backend_that_has_them(
     contrast: str, hopfield: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cloob.objective.implementation.STREAM_FROM", 6)
+    for name in ("STREAM_FROM", "STREAM_HOPFIELD_FROM"):
+        monkeypatch.setattr(f"cloob.objective.implementation.{name}", 6)
     objective = Objective(contrast=contrast, hopfield=hopfield)
     x, y = batch()
     for transformed in (torch.func.grad(objective), torch.func.jacrev(objective)):

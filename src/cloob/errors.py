@@ -20,28 +20,6 @@ class InputError(ValueError):
     """
 
 
-class TooFewPairs(InputError):  # noqa: N818 (what is wrong, in the words a user reads)
-    """The training pairs are fewer than one batch.
-
-    Args:
-        source: What the pairs are called.
-        pairs: How many there are.
-        batch_size: How many were wanted.
-        kind: What is counted.
-    """
-
-    def __init__(self, source: str, pairs: int, batch_size: int, kind: str = "pairs") -> None:
-        super().__init__(source, pairs, batch_size, kind)
-        self.pairs = pairs
-
-    def __str__(self) -> str:
-        source, pairs, batch_size, kind = self.args
-        holds = f"{source} holds {counted(pairs, kind)}"
-        if pairs < 2:
-            return f"{holds}; at least 2 training pairs are needed"
-        return f"{holds}, fewer than one batch of {batch_size:,}; give --batch-size {pairs:,} or less"
-
-
 class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a user reads)
     """Training cannot go on: one line that says at which step and with which samples. Exit code 1."""
 
@@ -49,6 +27,14 @@ class TrainingFailed(RuntimeError):  # noqa: N818 (what happened, in the words a
 def counted(number: int, things: str) -> str:
     """A number with what is counted: ``1 pair``, ``2,000 pairs``."""
     return f"{number:,} {things.removesuffix('s') if number == 1 else things}"
+
+
+def too_few_pairs(source: str, pairs: int, batch_size: int, kind: str = "pairs") -> InputError:
+    """The error of training pairs that are fewer than one batch."""
+    holds = f"{source} holds {counted(pairs, kind)}"
+    if pairs < 2:
+        return InputError(f"{holds}; at least 2 training pairs are needed")
+    return InputError(f"{holds}, fewer than one batch of {batch_size:,}; give --batch-size {pairs:,} or less")
 
 
 def printable(text: str) -> str:

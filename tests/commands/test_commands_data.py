@@ -72,12 +72,38 @@ def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.Ca
         r"cut captions +1 with more than 77", said
     )
     assert "3 say 'A dog'" in said
+    assert re.search(r"equal pictures +1 copies among captioned pictures", said)
     page = sheet.read_text()
     assert page.count("<img ") == 3 + 1  # and the one that is there twice
     assert "a &lt;b&gt;red&lt;/b&gt; square" in page and "<b>red" not in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
     for uri in re.findall(r"data:image/webp;base64,([^\"]+)", page):
         assert b"SECRET" not in base64.b64decode(uri)
+
+
+def test_a_caption_is_shown_by_its_first_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(picture(ord(name)))
+        (tmp_path / f"{name}.txt").write_text(f"{'word ' * 40}\n" + "another language\n" * 200)
+    assert main(["data", str(tmp_path), "--json"]) == 0
+    (caption,) = json.loads(capsys.readouterr().out)["duplicates"]["captions"]["most"]
+    assert len(caption["text"]) == 100 and caption["text"].endswith("word…")
+
+
+def test_pictures_without_captions_go_to_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.jpg").write_bytes(picture(ord(name)))
+    assert main(["data", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3 pictures without captions" in line and "`cloob index` makes pictures searchable" in line
+
+
+def test_a_table_of_semicolons_under_a_header_of_commas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("filepath,title\na.jpg;one\nb.jpg;two\n")
+    assert main(["data", str(table)]) == 2
+    said = f"cloob: {table}: rows look separated by ';', the first line by ','; use one\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_path_that_is_not_utf8_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,4 +164,4 @@ def test_streamed_shards_are_counted_then_read_from_the_chosen_cache(
     assert json.loads(capsys.readouterr().out)["usable"] == 5
     assert len(list((tmp_path / "cache" / "shards").glob("*.tar"))) == 2
     assert main(["data", spec, *cache]) == 0
-    assert f" --cache-dir {tmp_path / 'cache'} --batch-size 5 --warmup 2 --patience 0\n" in capsys.readouterr().err
+    assert f" --cache-dir {tmp_path / 'cache'} --patience 0\n" in capsys.readouterr().err

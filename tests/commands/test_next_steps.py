@@ -1,14 +1,14 @@
-"""What commands say at their end, and what ``cloob train`` says of few pairs."""
+"""What commands say at their end, and the batch that ``cloob train`` takes of few pairs."""
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
 import pytest
 
 from cloob import cli
-from cloob.commands import advice
 from cloob.commands.arguments import parse
 from cloob.commands.steps import say_next, shell
 from cloob.commands.train import read_start
@@ -16,6 +16,7 @@ from cloob.errors import InputError
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
+from cloob.train.towers.build import fit_batch
 from support import write_pairs
 
 
@@ -49,44 +50,76 @@ def check_train(command: list[str]) -> TrainConfig:
     return config
 
 
+TINY = ["train", "--model", "tiny-vit", "--image-size", "32", "--workers", "0", "--device", "cpu"]
+
+
+def colours(folder: Path, n: int) -> None:
+    write_pairs(folder, {f"{i}": ((6 * i, 255 - 6 * i, 90), f"colour number {i}") for i in range(n)})
+
+
 def test_data_leads_to_training_and_training_to_looking(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The batch suits the number of pairs, and the run, which says so once, finds the same one when it goes on."""
     monkeypatch.chdir(tmp_path)
-    write_pairs(tmp_path / "my pairs", {f"{n}": ((6 * n, 255 - 6 * n, 90), f"colour number {n}") for n in range(40)})
+    colours(tmp_path / "my pairs", 40)
     assert cli.main(["data", "my pairs"]) == 0
     (command,) = next_commands(capsys.readouterr().err)
-    config = check_train(command)
-    assert config.pairs.data == ("my pairs",) and config.pairs.val_split == 0.1 and config.run.batch_size == 8
-    assert config.align.text_encoder is not None and not config.pairs.val_data
-    words = "train --model tiny-vit --epochs 1 --batch-size 32 --workers 0 --device cpu --out run --val-split 0.1"
-    assert cli.main([*words.split(), "--data", "my pairs"]) == 0
+    assert command == ["train", "align", "--data", "my pairs"]
+    assert check_train(command).pairs.val_split == 0.1
+    tiny = [*TINY, "--out", "run", "--data"]
+    words = [*tiny, "my pairs", "--epochs", "2", "--val-split", "0.1", "--patience", "9"]
+    assert cli.main(words) == 0
     err = capsys.readouterr().err
     assert "4 of 40 pairs are held out" in caplog.text
-    assert "36 pairs: tiny-vit, cloob, batches of 32, 1 steps" in err and "heads on two frozen encoders" in err
-    analyze, index = next_commands(err)
-    assert analyze[:4] == ["analyze", "run", "--pairs", "my pairs"]
-    assert index == ["index", "my pairs", "--model", "run:best", "--out", "run/index"]
-    (better,) = [shlex.split(line.partition(":")[2])[1:] for line in err.splitlines() if "better:" in line]
-    advised = check_train(better)
-    assert advised.run.batch_size == 8 and advised.pairs.val_split == 0.1 and str(advised.save.out) == "run-advised"
-    assert advised.optim.warmup == 8  # a tenth of 20 epochs of 4 steps, in place of the recipe's 100
+    assert "36 pairs: batch size 8, 8 steps, warm-up 0" in caplog.messages
+    assert "better:" not in err
+    assert next_commands(err) == [
+        ["eval", "run", "--held-out"],
+        ["index", "my pairs", "--model", "run", "--out", "pictures.idx"],
+    ]
+    assert json.loads(Path("run/config.json").read_text())["run"]["batch_size"] == 8
+    assert cli.main([*words, "--resume", "auto", "--epochs", "3"]) == 0
+    assert "run: 12 steps" in capsys.readouterr().out and "instead of 8" not in caplog.text
 
 
-@pytest.mark.parametrize(("usable", "batch"), [(3, None), (4, 2), (8, 6), (20, 8)])
-def test_data_leads_to_a_batch_that_the_pairs_fill(
-    usable: int, batch: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_batch_that_was_asked_for_is_taken_or_impossible(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of the usable pairs a part is held out, and a bad one is in no batch."""
-    write_pairs(tmp_path / "mine", {f"{n}": ((6 * n, 90, 90), f"number {n}") for n in range(usable)})
+    monkeypatch.chdir(tmp_path)
+    colours(tmp_path / "mine", 20)
+    words = [*TINY, "--data", "mine", "--epochs", "1"]
+    assert cli.main([*words, "--batch-size", "20", "--warmup", "9"]) == 0
+    assert next_commands(capsys.readouterr().err)[0][0] == "index"  # no pairs are held out
+    assert "batch size" not in caplog.text and "warm-up" not in caplog.text
+    assert cli.main([*words, "--batch-size", "32", "--out", "other"]) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error == "cloob: mine holds 20 pairs, fewer than one batch of 32; give --batch-size 20 or less"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "batch"), [(1, 2), (2, 2), (6, 6), (50, 8), (128, 8), (500, 16), (1313, 64), (4096, 256), (10**7, 256)]
+)
+def test_a_batch_of_its_own_makes_many_steps(pairs: int, batch: int) -> None:
+    assert fit_batch(get_recipe("align"), pairs).run.batch_size == batch
+    assert fit_batch(get_recipe("cc3m-cloob"), pairs) == get_recipe("cc3m-cloob")
+
+
+@pytest.mark.parametrize(("usable", "leads"), [(3, False), (4, True)])
+def test_data_leads_nowhere_with_pairs_too_few_to_hold_some_out(
+    usable: int, leads: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    colours(tmp_path / "mine", usable)
     (tmp_path / "mine" / "bad.png").write_bytes(b"no picture")
     (tmp_path / "mine" / "bad.txt").write_text("a caption", encoding="utf-8")
     assert cli.main(["data", str(tmp_path / "mine")]) == 0
-    commands = next_commands(capsys.readouterr().err)
-    assert [check_train(command).run.batch_size for command in commands] == ([batch] if batch else [])
+    assert bool(next_commands(capsys.readouterr().err)) == leads
 
 
 @pytest.mark.parametrize(("rows", "begins"), [(50_000, ["train", "align", "--data"]), (50_001, ["train", "--data"])])
@@ -104,108 +137,6 @@ def test_data_leads_to_heads_as_far_as_they_were_studied(
 def test_json_output_is_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["data", "demo:val", "--most", "4", "--json"]) == 0
     assert capsys.readouterr().out.startswith("{")
-
-
-@pytest.mark.parametrize(("pairs", "batch"), [(2, 2), (6, 6), (50, 8), (128, 8), (500, 16), (611, 32), (5000, 256)])
-def test_a_good_batch_makes_many_steps(pairs: int, batch: int) -> None:
-    assert advice.good_batch(pairs) == batch
-
-
-@pytest.mark.parametrize(("pairs", "warmup"), [(8, {"--warmup": "2"}), (288, {"--warmup": "36"}), (2000, {})])
-def test_a_warm_up_that_would_take_a_run_up_is_shortened(pairs: int, warmup: dict[str, str]) -> None:
-    config = get_recipe("align").override(batch_size=advice.good_batch(pairs))
-    assert advice.shorter_warmup(config, pairs) == warmup
-
-
-def advised(words: str, pairs: int, steps: int, warmup: int) -> tuple[list[str], TrainConfig, TrainConfig | None]:
-    """The reasons of the advice for a command, its configuration, and the advised one."""
-    typed = words.split()
-    config = check_train(["train", *typed])
-    said = advice.lines(config, pairs, steps, warmup, typed)
-    reasons = [line for line in said if line.startswith("  - ")]
-    better = [check_train(shlex.split(line.partition(":")[2])[1:]) for line in said if "better:" in line]
-    return reasons, config, better[0] if better else None
-
-
-def test_advice_is_about_what_is_wrong_alone() -> None:
-    good = "align --data mine --batch-size 64 --warmup 20"
-    assert advised(f"{good} --val-data held", 1000, 300, 20)[0] == []
-    assert advised(f"{good} --val-data demo:val", 5001, 300, 20)[0] == []
-    cases = {
-        "the held-out pairs are demo:val, which are not like yours": (f"{good} --val-data demo:val", 1000, 300, 20),
-        "100 steps of warm-up leave little of 300 steps": (
-            "align --data mine --batch-size 64 --val-data held --warmup 100",
-            1000,
-            300,
-            100,
-        ),
-        "a batch of 512 makes 1 steps of an epoch": (
-            "align --data mine --batch-size 512 --val-data held --warmup 2",
-            1000,
-            20,
-            2,
-        ),
-    }
-    for reason, case in cases.items():
-        reasons, _, better = advised(*case)
-        assert better is not None and len(reasons) == 1 and reason in reasons[0]
-    reasons, _, better = advised("--init tiny --data mine --batch-size 64", 1000, 300, 20)
-    assert better is not None and len(reasons) == 1 and "without held-out pairs" in reasons[0]
-
-
-TUNED = "--lr 3e-5 --clip-grad-norm 0.5 --beta2 0.9 --layer-decay 0.5 --inv-tau 100 --objective clip --data a b"
-
-
-@pytest.mark.parametrize(
-    ("words", "changes"),
-    [
-        (f"lit --init r/a {TUNED} --batch-size 512 --val-data c", {"batch_size": 32}),
-        (f"finetune --init r/a {TUNED}", {"val_split": 0.1, "batch_size": 16}),
-        (f"{TUNED} --batch-size=256 finetune --init r/a --out r/b", {"val_split": 0.1, "batch_size": 16}),
-        (f"--init r/a {TUNED} --val_split 0.2 --epochs 2 --warmup 50", {"batch_size": 32, "warmup": 3}),
-        (f"--val-data demo:val lit --init r/a {TUNED}", {"val_data": (), "val_split": 0.1, "batch_size": 16}),
-        (
-            "--init r/a --data a --batch-size 32 --retrieval-from 0.5",
-            {"val_split": 0.1, "best": "val_recall"},
-        ),
-        (
-            "align --image-encoder pypi:x --text-encoder pypi:y --data mine --head linear --patience 9",
-            {"batch_size": 32, "warmup": 32},
-        ),
-    ],
-)
-def test_advice_keeps_what_it_is_not_about(words: str, changes: dict[str, object]) -> None:
-    _, config, better = advised(words, 530, 0, 0)
-    assert better == config.override(**changes, out=f"{config.save.out}-advised")
-
-
-def test_advice_for_towers_from_scratch_is_another_recipe() -> None:
-    words = "--model tiny-vit --objective clip --data a b --caption-column text --batch-size 4096"
-    for held_out, changes in (
-        ("--val-data c d", {"val_data": ("c", "d"), "warmup": 36}),
-        ("--val-split 0.2", {"val_split": 0.2, "warmup": 36}),
-        ("", {"val_split": 0.1, "warmup": 32}),
-    ):
-        _, _, better = advised(f"{words} {held_out}", 600, 0, 0)
-        align = get_recipe("align").override(val_data=(), data=("a", "b"), caption_column="text", objective="clip")
-        assert better == align.override(batch_size=32, out="runs/train-advised", **changes)
-
-
-def test_advice_names_the_model_that_nobody_has_typed() -> None:
-    config = check_train(["train", "--data", "mine"])
-    assert advice.lines(config, 40, 0, 0, ["--data", "mine"])[0].startswith("40 pairs: RN50, cloob, batches of 256")
-
-
-@pytest.mark.parametrize(("pairs", "batch"), [(3, None), (4, 2), (8, 6), (9, 7), (20, 8)])
-def test_an_advised_batch_fits_what_is_not_held_out(pairs: int, batch: int | None) -> None:
-    reasons, _, better = advised("align --data mine --val-data demo:val", pairs, 0, 0)
-    assert len(reasons) == 2 and (better.run.batch_size if better else None) == batch
-
-
-def test_no_command_is_advised_that_splits_streamed_pairs() -> None:
-    for words, better in (("--val-data demo:val", False), ("--val-data c", True)):
-        reasons, _, found = advised(f"align --data pipe:cat&a.tar {words}", 500, 0, 0)
-        assert reasons and (found is not None) == better
 
 
 def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:
@@ -242,19 +173,3 @@ def test_streamed_pairs_of_which_none_can_be_held_out_are_asked_for_some() -> No
     with pytest.raises(InputError, match="no held-out pairs; give --val-data"):
         check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar"])
     check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar", "--patience", "0"])
-
-
-def test_pairs_too_few_for_a_batch_get_advice_before_the_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a beginner sees first: a folder of a few pictures, and all defaults."""
-    monkeypatch.chdir(tmp_path)
-    write_pairs(tmp_path / "mine", {f"{n}": ((6 * n, 90, 90), f"colour number {n}") for n in range(20)})
-    words = ["train", "--data", "mine", "--model", "tiny-vit", "--workers", "0", "--device", "cpu"]
-    assert cli.main(words) == 2
-    *said, error = capsys.readouterr().err.splitlines()
-    assert error == "cloob: mine holds 20 pairs, fewer than one batch of 256; give --batch-size 20 or less"
-    assert "  - a batch of 256 is more than there are" in said
-    config = check_train(shlex.split(said[-1].partition("better:")[2])[1:])
-    assert config.align.text_encoder is not None and config.run.batch_size == 8 and config.pairs.val_split == 0.1
-    assert not (tmp_path / "runs").exists()

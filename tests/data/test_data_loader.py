@@ -3,7 +3,6 @@ from __future__ import annotations
 import multiprocessing
 import multiprocessing.reduction
 import os
-import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +23,7 @@ from cloob.data.open import open_source
 from cloob.data.order import epoch_order, local_part, sample_generator
 from cloob.data.pool import worker_lost
 from cloob.data.transforms import TrainTransform
-from cloob.errors import InputError, TooFewPairs
+from cloob.errors import InputError
 
 _PIXEL = b"P6 1 1 255 \x10\x20\x30"  # a whole PPM file
 
@@ -255,12 +254,10 @@ def test_epochs_out_of_range(tokenizer: Callable[[list[str]], Tensor]) -> None:
 
 
 def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) -> None:
-    with pytest.raises(InputError, match="numbers holds 4 pairs, fewer than one batch of 5"):
+    with pytest.raises(InputError, match="fewer than one batch of 5; give --batch-size 4 or less"):
         loader(Numbers(4), tokenizer, 5)
     with pytest.raises(InputError, match=r"^numbers holds 1 pair; at least 2 training pairs are needed$"):
         loader(Numbers(1), tokenizer, 5)
-    again = pickle.loads(pickle.dumps(TooFewPairs("numbers", 4, 5, "usable pairs")))
-    assert str(again) == "numbers holds 4 usable pairs, fewer than one batch of 5; give --batch-size 4 or less"
     assert loader(Numbers(4), tokenizer, 5, drop_last=False).steps_per_epoch == 1
     with pytest.raises(InputError, match="numbers holds no pairs"):
         loader(Numbers(0), tokenizer, 1, drop_last=False)

@@ -184,9 +184,9 @@ def test_patience_counts_the_looks_at_the_held_out_pairs(
     assert main(["train", "--config", str(tmp_path / "start.json"), *words]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith(f"{tmp_path / 'run'}: 30 steps, ")
+    best = lines(tmp_path / "run" / "epochs.jsonl")[1]["val_recall"]
     assert said[1] == (
-        f"{tmp_path / 'run'}: ended early at epoch 6: 2 looks at the held-out pairs gave no better val_recall "
-        "after epoch 2, the best"
+        f"stopped at epoch 6: no better since epoch 2 ({100 * best:.0f} % recall), kept as {tmp_path / 'run'}:best"
     )
     result = train(config.override(epochs=6, out=tmp_path / "run", resume="auto"))
     assert result.already_finished and not result.out_of_patience

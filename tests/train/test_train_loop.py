@@ -179,17 +179,6 @@ def test_a_finished_run_is_said_to_be_finished(
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_warm_up_longer_than_the_run_is_advised_against(
-    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        train(trained.config.override(out=tmp_path / "a", epochs=1, warmup=4))
-        assert "warm-up" not in caplog.text
-        train(trained.config.override(out=tmp_path / "b", epochs=1, warmup=5))
-    said = "the warm-up takes 5 steps, the whole run has 5: the learning rate never reaches its peak; --warmup 1 leaves"
-    assert said in caplog.text
-
-
 def test_more_epochs_continue_and_another_objective_does_not(
     trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

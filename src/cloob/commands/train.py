@@ -38,7 +38,7 @@ def main(words: Sequence[str]) -> int:
     use_cache(config.pairs.cache_dir, config.pairs.cache_gb)
     from cloob.commands.work.train import run  # torch: only for a configuration that can begin
 
-    return run(config, words)
+    return run(config)
 
 
 def read_start(words: list[str]) -> tuple[TrainConfig, list[str]]:

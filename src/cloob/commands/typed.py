@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import itertools
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from cloob.errors import InputError
 from cloob.recipes import RECIPES
 from cloob.train.config import TrainConfig
 from cloob.train.config.strict import hints, leaf_homes
-
-
-def words_without(words: Sequence[str], options: Collection[str]) -> list[str]:
-    """The words but for these options and their values."""
-    return [word for word, option in zip(words, _options(words), strict=True) if option not in options]
 
 
 def take_recipe(words: list[str]) -> str | None:

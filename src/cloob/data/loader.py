@@ -20,7 +20,7 @@ from cloob.data.mix import parts_of
 from cloob.data.order import DEFAULT_BUFFER, EpochOrder
 from cloob.data.pool import WorkerPool
 from cloob.data.source import Source
-from cloob.errors import InputError, TooFewPairs
+from cloob.errors import InputError, too_few_pairs
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class PairLoader(Loader):
             buffer=shuffle_buffer,
         )
         if batching.drop_last and len(self._order) < batch_size:
-            raise TooFewPairs(source.name, len(self._order), batch_size)
+            raise too_few_pairs(source.name, len(self._order), batch_size)
         super().__init__(batch_size, len(self._order), drop_last=batching.drop_last, lanes=world_size)
         self.source = source
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))

@@ -145,6 +145,11 @@ def _check_usable(source: Source) -> None:
     if not reasons:
         raise InputError(f"{source.name}: {good} usable pair{'s' * (good != 1)}, at least 2 are needed")
     by_reason = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
+    if reasons.keys() == {"missing caption"}:
+        raise InputError(
+            f"{source.name}: {seen:,} pictures without captions; training needs captions (a .txt beside each, or a "
+            "table), `cloob index` makes pictures searchable without"
+        )
     spread = f" looked at, spread over all {len(source):,}," if seen < len(source) else ""
     raise InputError(
         f"{source.name}: {good} of {seen:,} pairs{spread} usable, at least 2 are needed; {by_reason}; first: {first}"

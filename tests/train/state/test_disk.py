@@ -68,7 +68,6 @@ def check_and_go_on(ranks: Ranks, config: TrainConfig, whole: TrainConfig, file:
     assert ranks.codes[0] == 2, ranks.told()
     *progress, said = ranks.told().splitlines()
     usual = ("cloob: opening data", "cloob: step", "cloob: epoch", f"{run}/tensorboard: ", f"{config.pairs.data[0]}: ")
-    usual += ("cloob: 40 pairs: ", "  - ", "  better: ")  # the advice for so few pairs
     assert all(line.startswith(usual) for line in progress) and said.startswith(f"cloob: {run}/")
     kept = list_checkpoints(run)
     assert kept and not list((run / "checkpoints").glob(".tmp-*"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from cloob.commands.advice import FEW, good_batch, shorter_warmup
 from cloob.commands.measuring import DataArguments
 from cloob.commands.steps import columns, say_next, shell
 from cloob.data.open import open_source
@@ -19,8 +17,9 @@ from cloob.data.survey import SMALL_SIDE, Survey, survey
 from cloob.evaluate.report.sheet import write_sheet
 from cloob.models.tokenizer import FastTokenizer
 from cloob.models.towers import open_clip
-from cloob.recipes import get_recipe
 from cloob.train.config.pairs import VAL_SPLIT
+
+_FEW = 50_000  # pairs up to which heads on frozen encoders are what to begin with (docs/choose.md: 43,276 were studied)
 
 
 def run(arguments: DataArguments) -> int:
@@ -64,21 +63,19 @@ def _look(arguments: DataArguments) -> int:
 
 def _training(arguments: DataArguments, result: Survey) -> list[str | Path]:
     """How to train on what was looked at: heads on frozen encoders unless large; nothing where it is too small."""
-    few, elsewhere = result.rows <= FEW, is_remote(arguments.data)
+    few, elsewhere = result.rows <= _FEW, is_remote(arguments.data)
     usable = result.rows * len(result.usable) // max(1, result.seen)
     left = usable if elsewhere else usable - most_held_out(usable, VAL_SPLIT)
     if left < 2:
         return []
-    held_out = [] if elsewhere else ["--val-split", f"{VAL_SPLIT:g}"]
+    held_out: list[str] = []
     if few and elsewhere:
         held_out = ["--patience", "0"]  # which counts looks at held-out pairs
-    suited: dict[str, str] = {}
-    if few:
-        size = good_batch(left)
-        suited = {"--batch-size": str(size), **shorter_warmup(get_recipe("align").override(batch_size=size), left)}
+    elif not few and not elsewhere:  # of few the recipe holds a tenth out by itself
+        held_out = ["--val-split", f"{VAL_SPLIT:g}"]
     named = columns(arguments.image_column, arguments.caption_column)
     pairs = ["--data", arguments.data, *named, *_cache(arguments)]
-    return ["train", *(["align"] if few else []), *pairs, *itertools.chain(*suited.items()), *held_out]
+    return ["train", *(["align"] if few else []), *pairs, *held_out]
 
 
 def _cache(arguments: DataArguments) -> list[str | Path]:
@@ -109,7 +106,7 @@ def lines(result: Survey) -> list[tuple[str, str]]:
             ("characters", f"{_range(captions['characters'])} a caption"),
             ("tokens", f"{_range(captions['tokens'])} a caption (CLIP's tokeniser, start and end included)"),
             ("cut captions", f"{result.cut:,} with more than {result.context_length} tokens"),
-            ("equal pictures", f"{twice['pictures']['surplus']:,} copies of another one, byte by byte"),
+            ("equal pictures", f"{twice['pictures']['surplus']:,} copies among captioned pictures, byte by byte"),
             ("equal captions", f"{twice['captions']['surplus']:,} repeats of another one{_most(twice['captions'])}"),
         ]
     return shown

@@ -242,10 +242,13 @@ def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swal
             ),
         )
         table = table.rename_columns([name.strip() for name in table.column_names])
-    except pa.ArrowInvalid:
+    except pa.ArrowInvalid as error:
         _, swallowed = find_swallowed(path, delimiter, names, columns[0])
         if swallowed:
             raise InputError(f"{path}: {swallowed[0]}; close it, or double it") from None
+        _, one, row = str(error).partition("got 1: ")
+        if one and ";" in row and delimiter != ";":
+            raise InputError(f"{path}: rows look separated by ';', the first line by {delimiter!r}; use one") from None
         raise
     if not has_long_fields(path, len(table)):
         return table, ()

@@ -31,8 +31,9 @@ class RunConfig:
     """Length of the run in place of --epochs: steps."""
     patience: int = 0
     """Stop after this many looks at --val-data that gave no better --best; 0 trains to the end."""
-    batch_size: int = 256
-    """Pairs per step over all ranks together."""
+    batch_size: int = 0
+    """Pairs per step over all ranks together; 0: 256, of fewer than 4,096 pairs a power of two that makes 16 steps or
+    more of an epoch, 8 at least."""
     micro_batch_size: int = 0
     """Pairs whose activations are held at a time on each rank (gradient caching: the loss is still that of the whole
     batch, at the price of a second forward pass); 0 holds all."""
@@ -68,10 +69,10 @@ class RunConfig:
             self.patience >= 0, "patience", self.patience, "a number of looks at --val-data, or 0 for no early stopping"
         )
         check(
-            self.batch_size >= 2,
+            self.batch_size >= 2 or self.batch_size == 0,
             "batch_size",
             self.batch_size,
-            "2 or more (the others in a batch are the negatives)",
+            "2 or more (the others in a batch are the negatives), or 0 to fit the number of pairs",
         )
         check(
             self.micro_batch_size >= 0, "micro_batch_size", self.micro_batch_size, "1 or more, or 0 for the whole batch"

@@ -30,6 +30,7 @@ from cloob.train import align
 from cloob.train.config import TrainConfig
 from cloob.train.config import checks as preflight
 from cloob.train.config.model import RETRIEVING
+from cloob.train.optim import warmup_steps
 from cloob.train.ranks import gather_objects, on_rank_zero
 from cloob.train.towers import finetune
 from cloob.train.towers import fsdp as sharding
@@ -69,6 +70,25 @@ def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
         total = len(source) + len(held_out)
         logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
     return source, held_out
+
+
+def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
+    """The configuration with a batch size that suits so many training pairs, unless it has one.
+
+    A batch of the large sets' 256 would leave a small set a handful of steps, most of them warm-up. A power of two that
+    makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs, and with it the epochs and
+    the warm-up, a tenth of the steps.
+    """
+    if config.run.batch_size:
+        return config
+    power = 1 << max(pairs // 16, 1).bit_length() - 1
+    size = max(2, 2 * world_size(), min(pairs, 256, max(8, power)))
+    config = config.override(batch_size=size)
+    if rank() == 0:
+        steps = config.run.total_steps(pairs // size)
+        warmup = warmup_steps(config.optim, steps)
+        logger.info("%s pairs: batch size %d, %s steps, warm-up %s", f"{pairs:,}", size, f"{steps:,}", f"{warmup:,}")
+    return config
 
 
 def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
