@@ -135,8 +135,37 @@ def test_a_cut_jpeg_is_corrupt_at_reduced_size_too(image: Callable[..., bytes], 
         encoded.rgb(reduction)
 
 
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_lacks_its_end_is_taken(mode: str, options: dict[str, object]) -> None:
+    """All that is there is as it was; below it is grey, of a tenth of the rows at most."""
+    data = saved(smooth(640, 480).effect_spread(20).convert(mode), "JPEG", quality=90, **options)
+    whole = np.asarray(decode(data))
+    for end in (1, 2, 30, len(data) // 20):
+        encoded = Encoded(data[:-end])
+        found = np.asarray(encoded.rgb())
+        assert encoded.truncated
+        assert "progressive" in options or np.array_equal(found[: 480 * 9 // 10], whole[: 480 * 9 // 10])
+        assert end > 2 or np.array_equal(found, whole)
+        smaller = Encoded(data[:-end])
+        assert smaller.rgb(4).size == (160, 120) and smaller.truncated
+    if "progressive" not in options:
+        with pytest.raises(BadSample, match=r"2\d% of its rows missing"):
+            decode(data[: len(data) * 3 // 4])
+    encoded = Encoded(data)
+    encoded.rgb()
+    assert not encoded.truncated
+
+
+def test_a_jpeg_of_200_megapixels_is_decoded_smaller() -> None:
+    data = saved(Image.new("L", (20_000, 10_000), 90), "JPEG")
+    encoded = Encoded(data)
+    assert encoded.in_file == (20_000, 10_000) and encoded.stored == (5_000, 2_500)
+    assert encoded.rgb().size == (5_000, 2_500)
+
+
 def test_the_limit_holds_before_a_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(limits, "MAX_JPEG_PIXELS", 64 * 48 - 1)
     with pytest.raises(BadSample, match="image too large"):
         Encoded(saved(smooth(64, 48), "JPEG"), "k")
 

@@ -55,6 +55,7 @@ class Prepared:
         same: Items that had the same bytes when it was read; what is written meanwhile may give them others.
         fault: Why it cannot be read.
         passing: Whether that may pass, so that what is known of it stays.
+        truncated: Whether it is a JPEG that lacks its end.
     """
 
     work: Work
@@ -63,6 +64,7 @@ class Prepared:
     same: tuple[int, ...] = ()
     fault: str | None = None
     passing: bool = False
+    truncated: bool = False
 
 
 class Preparer:
@@ -96,7 +98,8 @@ class Preparer:
             same = () if decode else tuple(self._known(content))
             if same:
                 return Prepared(work, item, same=same)
-            return Prepared(work, item, self._forward.pixels(encoded))
+            pixels = self._forward.pixels(encoded)
+            return Prepared(work, item, pixels, truncated=encoded.truncated)
         except BadSample as bad:
             fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
             return Prepared(work, None, fault=fault, passing=isinstance(bad, ReadFailed))
