@@ -87,7 +87,7 @@ def formats_of(data: bytes) -> tuple[str, ...]:
 def _register_heif() -> None:
     if "HEIF" not in Image.OPEN:
         try:
-            from pillow_heif import register_heif_opener
+            from pillow_heif import register_heif_opener  # may be missing
         except ModuleNotFoundError:
             raise Unreadable("no decoder", "HEIC: pip install pillow-heif") from None
         register_heif_opener()
