@@ -43,7 +43,7 @@ CORE := tests/functional tests/data tests/models tests/train tests/recipes tests
 WORKERS := tests/data/test_data_loader.py tests/train/test_train_loop.py tests/train/test_train_faults.py
 newest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(NEWEST) .venv-newest
-	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[train,align,sentencepiece,heif,test]"
+	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[train,align,sentencepiece,test]"
 	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest $(TOGETHER) -m "not nightly" $(CORE) $(ARGS)
 	for method in spawn forkserver; do \
 	  OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest -n auto -m "not nightly" --start-method $$method $(WORKERS) || exit 1; \

@@ -106,6 +106,23 @@ def test_a_table_of_semicolons_under_a_header_of_commas(tmp_path: Path, capsys: 
     assert capsys.readouterr().err == said
 
 
+def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
+    for name, data in (("a.jpg", picture(1)), ("b.jpg", picture(2)), ("c.jpg", picture(3)[:-3]), ("d.heic", heic)):
+        (tmp_path / name).write_bytes(data)
+        (tmp_path / name).with_suffix(".txt").write_text(name)
+    assert main(["data", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"no decoder +1, such as d\.heic \(HEIC: pip install pillow-heif\)", said)
+    assert re.search(r"usable +3\n", said) and re.search(r"truncated JPEG +1, taken, such as c\.jpg\n", said)
+    assert main(["data", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["truncated"] == {"count": 1, "examples": ["c.jpg"]}
+
+
 def test_a_path_that_is_not_utf8_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = tmp_path / "t.csv"
     lines = [f"{folder / name}.jpg,{name}".encode() for name in "abc"]

@@ -545,7 +545,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_counted(
     monkeypatch.setattr(os, "scandir", locked)
     assert main(["embed", str(pictures), "--model", "colours", "--out", str(tmp_path / "vectors.npz")]) == 1
     err = capsys.readouterr().err
-    assert "left out, folder cannot be listed: 1: " in err and "8 pictures, 1 could not be read" in err
+    assert "cloob: 1 × folder cannot be listed: " in err and "8 pictures, 1 could not be read" in err
 
 
 @pytest.mark.parametrize("suffix", ["npz", "parquet"])

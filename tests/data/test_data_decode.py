@@ -135,8 +135,40 @@ def test_a_cut_jpeg_is_corrupt_at_reduced_size_too(image: Callable[..., bytes], 
         encoded.rgb(reduction)
 
 
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("RGB", {}), ("RGB", {"subsampling": 0}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True})],
+)
+def test_a_jpeg_that_lacks_its_end_is_taken(mode: str, options: dict[str, object]) -> None:
+    """What is there is as it was; what is missing is grey, a tenth of the rows at most."""
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    data = saved(Image.fromarray(noise).convert(mode), "JPEG", quality=90, **options)
+    whole = np.asarray(decode(data))
+    for end in (1, 2, 30, len(data) // 20):
+        encoded = Encoded(data[:-end])
+        found = np.asarray(encoded.rgb())
+        assert encoded.truncated or end <= 2
+        assert "progressive" in options or np.array_equal(found[:432], whole[:432])
+        assert end > 2 or np.array_equal(found, whole)
+        smaller = Encoded(data[:-end])
+        assert smaller.rgb(4).size == (160, 120) and (smaller.truncated or end <= 2)
+    if "progressive" not in options:
+        with pytest.raises(BadSample, match=r"2\d% of its rows missing"):
+            decode(data[: len(data) * 3 // 4])
+    encoded = Encoded(data)
+    encoded.rgb()
+    assert not encoded.truncated
+
+
+def test_a_jpeg_of_200_megapixels_is_decoded_smaller() -> None:
+    data = saved(Image.new("L", (20_000, 10_000), 90), "JPEG")
+    encoded = Encoded(data)
+    assert encoded.in_file == (20_000, 10_000) and encoded.stored == (5_000, 2_500)
+    assert encoded.rgb().size == (5_000, 2_500)
+
+
 def test_the_limit_holds_before_a_reduction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(limits, "MAX_JPEG_PIXELS", 64 * 48 - 1)
     with pytest.raises(BadSample, match="image too large"):
         Encoded(saved(smooth(64, 48), "JPEG"), "k")
 

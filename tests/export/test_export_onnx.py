@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any
 from cloob.models.towers import create_model
-from support import refused, write_classes
+from support import refused, run_script, write_classes
 
 pytest.importorskip("onnxscript")
 TINY_TEXT = {"width": 16, "heads": 2, "layers": 1}
@@ -69,6 +70,18 @@ def test_a_vit_by_the_command_line(vit: Path, tmp_path: Path, capsys: pytest.Cap
     same_rows(own, wanted)
     assert own.objective_config == wanted.objective_config
     assert "exists" in refused(capsys, "export", str(vit), str(target), "--to", "onnx")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process")
+def test_a_full_disk_is_called_so(vit: Path, tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys; from cloob import cli; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); sys.exit(cli.main(sys.argv[1:]))"
+    )
+    done = run_script(script, "export", str(vit), str(tmp_path / "out"), "--to", "onnx")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith(f"cloob: {tmp_path / 'out'}: cannot be written (")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.nightly

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from index_fakes import write_noise
+from PIL import Image
 
 import cloob
 from cloob import cli
@@ -46,6 +48,64 @@ def test_an_index_that_stays_empty_is_a_failure(
         assert capsys.readouterr().err == f"cloob: 1 × corrupt image: {tmp_path / 'pictures' / 'bad.png'}\n"
 
 
+def test_a_source_without_pictures_is_a_failure(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty folder, or one of which all is left out, into a new index or beside pictures."""
+    (tmp_path / "empty").mkdir()
+    words = ["index", str(tmp_path / "empty"), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
+    assert cli.main(words) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("pictures: none; 0 embedded in ") and "next:" not in err
+    assert err == f"cloob: {tmp_path / 'empty'}: no pictures in it\n"
+    for number, name in enumerate(["svg"] * 5 + ["json"] * 3 + ["mov"] * 2 + ["xmp", "aae"]):
+        (tmp_path / "empty" / f"{number}.{name}").touch()
+    assert cli.main(["index", str(pictures), *words[1:]]) == 1  # the others are indexed
+    out, err = capsys.readouterr()
+    assert out.startswith("pictures: 6 added; ") and "next:" not in err
+    assert "cloob: 12 × file of another kind: 5 .svg, 3 .json, 2 .mov, 2 others\n" in err
+    assert cli.main(["index", "--out", words[-1]]) == 0  # the folder was no source
+
+
+def test_heic_without_its_decoder(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "phone").mkdir()
+    for i in range(5):
+        (tmp_path / "phone" / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+    words = ["index", "phone", "--model", str(models / "one"), "--out", "idx"]
+    for _ in range(2):
+        assert cli.main(words) == 1
+        out, err = capsys.readouterr()
+        first, rest = err.splitlines()
+        assert first.startswith(f"cloob: 5 × no decoder (HEIC: pip install pillow-heif): {tmp_path}/phone/IMG_0.HEIC, ")
+        assert first.endswith("IMG_2.HEIC, …") and rest == "cloob: all of them: cloob index --out idx --faults"
+        assert out.startswith("pictures: none; ")
+    assert cli.main(["index", "--out", "idx", "--faults"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[4] == f"{tmp_path}/phone/IMG_4.HEIC: no decoder (HEIC: pip install pillow-heif)"
+
+
+def test_a_jpeg_without_its_end_is_taken_and_named(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for name, kept in (("nearly", -30), ("half", 20_000)):
+        stream = io.BytesIO()
+        Image.effect_noise((300, 300), 90).save(stream, "JPEG", quality=90)
+        (tmp_path / "pictures" / f"{name}.jpg").write_bytes(stream.getvalue()[:kept])
+    words = ["index", str(tmp_path / "pictures"), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("pictures: 1 added; 1 embedded")
+    assert f"cloob: 1 × corrupt image: {tmp_path / 'pictures' / 'half.jpg'}\n" in err
+    assert f"cloob: 1 × truncated JPEG, taken: {tmp_path / 'pictures' / 'nearly.jpg'}\n" in err
+
+
 def test_it_says_what_it_did_and_what_comes_next(
     models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,7 +113,7 @@ def test_it_says_what_it_did_and_what_comes_next(
     (pictures / "bad\x1b[2J.png").write_bytes(b"nope")
     assert cli.main(["index", "pictures", "--model", str(models / "one"), "--out", "my idx"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("pictures: 6 added; 6 through the model in ")
+    assert out.startswith("pictures: 6 added; 6 embedded in ")
     assert out.endswith("my idx: 6 pictures, one\n")
     assert err.endswith("next: cloob search 'my idx' 'something red'\n  or: cloob serve 'my idx' --open\n")
     assert err.startswith("cloob: 1 × corrupt image: ") and "\x1b" not in err
@@ -64,11 +124,11 @@ def test_it_says_what_it_did_and_what_comes_next(
     out, _ = capsys.readouterr()
     assert "e.parquet: 6 rows" in out and "added" not in out
     assert cli.main(["index", "--out", "my idx"]) == 0
-    assert "pictures: 1 added, 6 as they were; 1 through" in capsys.readouterr().out
+    assert "pictures: 1 added, 6 as they were; 1 embedded" in capsys.readouterr().out
 
     # A second model, and one of the same weights by another name.
     assert cli.main(["index", "pictures", "--model", str(models / "two"), "--out", "my idx"]) == 0
-    assert "7 known, with a vector of this model now; 7 through the model" in capsys.readouterr().out
+    assert "7 known, with a vector of this model now; 7 embedded" in capsys.readouterr().out
     words = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx", "--name", "three"]
     assert "has vectors of these weights, as 'two'" in refused(capsys, *words)
     assert "has vectors of one, two; --name says of which" in refused(capsys, "index", "--out", "my idx")
@@ -80,7 +140,7 @@ def test_it_says_what_it_did_and_what_comes_next(
     words = ["index", "pictures", "--model", "one", "--out", "my idx"]
     assert "--replace-model makes its vectors anew" in refused(capsys, *words)
     assert cli.main([*words, "--replace-model"]) == 0
-    assert "7 through the model" in capsys.readouterr().out
+    assert "7 embedded" in capsys.readouterr().out
     with Index.open("my idx") as index:
         assert [model.name for model in index.models] == ["two", "one"] and len(index) == 7
         index.encoder("one")
@@ -91,7 +151,7 @@ def test_it_says_what_it_did_and_what_comes_next(
     words = ["index", "--out", "my idx", "--name", "one"]
     assert "cloob index --model M --out my idx with --replace-model makes" in refused(capsys, *words)
     assert cli.main([*words, "--replace-model"]) == 0
-    assert "8 through the model" in capsys.readouterr().out
+    assert "8 embedded" in capsys.readouterr().out
 
     # A source that is gone: nothing is lost, and the exit code says so.
     pictures.rename(tmp_path / "elsewhere")

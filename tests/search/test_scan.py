@@ -76,10 +76,10 @@ def test_a_folder(tmp_path: Path) -> None:
     for name in ("@eaDir", "#recycle", "System Volume Information", "sub/node_modules"):
         write_noise(folder / name / "small.png", 1)
     assert scanned(folder) == {"a.png": ("a dog", {}), "B.JPG": ("a cat", {}), "c.png": (None, {}), "e.png": (None, {})}
-    assert left_out(folder) == {"no picture by its name": 1}
+    assert left_out(folder) == {"file of another kind": 1}
     assert set(scanned(folder, exclude=("sub", "*.JPG"))) == {"a.png", "e.png"}
-    assert left_out(folder, exclude=("sub", "*.JPG")) == {"excluded": 2, "no picture by its name": 1}
-    assert left_out(folder, exclude=("a.*", "alone.txt")) == {"excluded": 1, "no picture by its name": 1}
+    assert left_out(folder, exclude=("sub", "*.JPG")) == {"excluded": 2, "file of another kind": 1}
+    assert left_out(folder, exclude=("a.*", "alone.txt")) == {"excluded": 1, "file of another kind": 1}
     assert set(scanned(folder, exclude=("sub/*",))) == {"a.png", "B.JPG", "e.png"}
 
 
@@ -119,8 +119,8 @@ def test_links_and_pipes(tmp_path: Path) -> None:
     assert scanned(folder) == {"a.png": (None, {}), "inside.png": (None, {})}
     counts = left_out(folder)
     assert counts == {
-        "link out of the folder": 1,
-        "no regular file": 2,
+        "link that leads out of the folder, not followed": 1,
+        "pipe or device": 2,
         "linked folder, not followed": 2,
     }
 
@@ -235,7 +235,7 @@ def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
     assert left_out(tmp_path / "t.csv") == {"letters that are not UTF-8": 2}
     write_noise(tmp_path / "folder" / "a.png", 1)
     (tmp_path / "folder" / "metadata.csv").write_bytes(b"file_name,title\na.png,caf\xe9\n")
-    assert left_out(tmp_path / "folder") == {"letters that are not UTF-8": 1, "no picture by its name": 1}
+    assert left_out(tmp_path / "folder") == {"letters that are not UTF-8": 1, "file of another kind": 1}
     (tmp_path / "t.jsonl").write_text(r'{"filepath": "a.png", "title": "cut \ud83d", "x\ud83d": "y\ud83d"}')
     cut = "\N{REPLACEMENT CHARACTER}"
     assert scanned(tmp_path / "t.jsonl") == {"a.png": (f"cut {cut}", {f"x{cut}": f"y{cut}"})}
@@ -541,7 +541,7 @@ def test_a_table_in_a_folder_is_read_whatever_the_form_of_its_accents(tmp_path: 
     rows = ["file_name,text", f"0/{apart},0", f"1/{composed},1", "gone.png,x", "out.png,y"]
     (folder / "metadata.csv").write_text("\n".join(rows))
     assert [caption for caption, _ in scanned(folder).values()] == ["0", "1"]
-    said = {"no picture by its name": 1, "row of the folder's table that names no picture of it": 2}
+    said = {"file of another kind": 1, "row of the folder's table that names no picture of it": 2}
     assert left_out(folder) == said
     assert left_out(folder, exclude=("out.png",))["row of the folder's table that names no picture of it"] == 1
 

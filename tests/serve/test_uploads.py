@@ -84,6 +84,23 @@ def test_what_is_no_picture_or_too_large_is_refused(client: TestClient, data: by
     assert said and "\n" not in said and "/" not in said and "0x" not in said
 
 
+def test_an_error_names_the_file_and_what_is_read(client: TestClient) -> None:
+    code, said = send(client, b"<html>", "../a page\x1b.jpg")
+    assert code == 415 and said.startswith("a page") and "\x1b" not in said
+    assert said.endswith(": corrupt image; JPEG, PNG, WebP, GIF, AVIF and HEIC can be read")
+    assert send(client, bomb(), "b.png")[1].startswith("b.png: 4000×4000 pixels; ")
+
+
+def test_a_large_jpeg_is_decoded_smaller(index: Index) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (9000, 8000), 90).save(stream, "JPEG")
+    with TestClient(make_app(index, ServeConfig()), base_url="http://localhost") as client:
+        assert send(client, stream.getvalue(), "a.jpg")[0] == 200
+        stream = io.BytesIO()
+        Image.new("1", (9000, 8000)).save(stream, "PNG")
+        assert send(client, stream.getvalue())[0] == 413
+
+
 def test_a_name_is_never_a_path(client: TestClient, tmp_path: Path) -> None:
     before = sorted(tmp_path.parent.iterdir())
     code, _ = send(client, picture("red"), "../../../etc/passwd")

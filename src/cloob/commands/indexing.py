@@ -30,11 +30,13 @@ class IndexArguments:
     """Globs; files and folders that match one are left out: --exclude '*.gif' cache. The index remembers them; given
     anew they replace those of before, and --exclude '' clears them."""
     max_megapixels: float | None = None
-    """Larger pictures are left out."""
+    """Leave larger pictures out. A limit above cloob's own (179, of JPEG 2,048) changes nothing."""
     remove_all: bool = False
     """Remove all pictures of a source of which nothing is there any more."""
     merge: str | None = None
     """Another index, to be taken into this one."""
+    faults: bool = False
+    """List the files that could not be read, and why; index nothing."""
     export: Path | None = None
     """Write a Parquet table: path, caption, date, size, columns, vector, and x, y on a map."""
     image_column: str | None = None

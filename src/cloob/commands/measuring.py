@@ -24,7 +24,7 @@ class EvalArguments:
     """Folder of the suites that have no folder of their own."""
     retrieval: tuple[str, ...] = ()
     """Pictures and captions: whatever `cloob train --data` reads, CLIP_benchmark's retrieval folders, or demo:val.
-    Several captions of a picture are rows of one path, a list in JSON lines, or lines of a .txt."""
+    Several captions of a picture are rows of one path, or a list in JSON lines."""
     image_column: str = "filepath"
     """Column of a table of --retrieval with the path of the picture."""
     caption_column: str = "title"

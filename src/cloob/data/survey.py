@@ -79,6 +79,7 @@ class Survey:
         tokens: Of their captions, start and end included, before any is cut.
         bytes: Of their pictures' files together.
         bad: The other rows by reason: how many, and the first of them.
+        truncated: Keys of the usable pairs whose picture is a JPEG that lacks its end.
         pictures: Pictures that are equal byte by byte.
         captions: Captions that are equal but for case and white space.
     """
@@ -95,6 +96,7 @@ class Survey:
     tokens: list[int] = field(default_factory=list)
     bytes: int = 0
     bad: dict[str, tuple[int, list[Skip]]] = field(default_factory=dict)
+    truncated: list[str] = field(default_factory=list)
     pictures: Repeats = field(default_factory=Repeats)
     captions: Repeats = field(default_factory=Repeats)
 
@@ -120,6 +122,7 @@ class Survey:
                 reason: {"count": count, "examples": [{"key": skip.key, "detail": skip.detail} for skip in examples]}
                 for reason, (count, examples) in self.bad.items()
             },
+            "truncated": {"count": len(self.truncated), "examples": self.truncated[:_EXAMPLES]},
             "pictures": {
                 "width": _spread(self.widths),
                 "height": _spread(self.heights),
@@ -178,24 +181,24 @@ def _read(source: Source, row: int) -> RawSample | Skip:
         return bad.skip
 
 
-def _size(sample: RawSample | Skip) -> tuple[int, int] | Skip:
-    """Width and height of a picture that can be decoded."""
+def _size(sample: RawSample | Skip) -> tuple[int, int, bool] | Skip:
+    """Width and height of a picture that can be decoded, and whether it is truncated."""
     if isinstance(sample, Skip):
         return sample
     try:
         encoded = Encoded(sample.image, sample.key)
-        size = encoded.size
+        width, height = encoded.size
         encoded.rgb(upright=False)
     except BadSample as bad:
         return bad.skip
-    return size
+    return width, height, encoded.truncated
 
 
 def _add(
     result: Survey,
     row: int,
     sample: RawSample | Skip,
-    size: tuple[int, int] | Skip,
+    size: tuple[int, int, bool] | Skip,
     count_tokens: Callable[[str], int],
 ) -> None:
     result.seen += 1
@@ -208,6 +211,7 @@ def _add(
     result.usable.append(row)
     result.widths.append(size[0])
     result.heights.append(size[1])
+    result.truncated += [sample.key] * size[2]
     result.bytes += len(sample.image)
     result.characters.append(len(sample.caption))
     result.tokens.append(count_tokens(sample.caption))

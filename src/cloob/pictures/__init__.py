@@ -8,7 +8,8 @@ What the pixels are, whatever the file holds:
   ranges 1 (floating point only), 2⁸, 2¹⁶ and 2³² that holds the brightest pixel counts.
 - Of an animation the first frame. A CMYK JPEG holds its inks inverted, as Adobe writes them and browsers take them.
 - Colour profiles (ICC) are not applied: open_clip's models were trained on pixels without.
-- A JPEG above ``WHOLE_PIXELS`` is decoded at a half or a quarter of its width and height.
+- A JPEG above ``WHOLE_PIXELS`` is decoded at a half, a quarter or an eighth of its width and height. Of one that lacks
+  its end, what is missing is grey: up to ``MAX_MISSING`` of its rows, else it is corrupt.
 
 Needs Pillow and NumPy (the extra ``train``).
 """

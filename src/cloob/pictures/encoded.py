@@ -7,7 +7,7 @@ import warnings
 from functools import cached_property
 from pathlib import Path
 
-from PIL import IcoImagePlugin, Image
+from PIL import IcoImagePlugin, Image, JpegImagePlugin, UnidentifiedImageError
 
 from cloob.files import TooLarge, read_at_most
 from cloob.pictures.limits import MAX_IMAGE_BYTES, Unreadable, check_header, check_pixels, formats_of
@@ -19,8 +19,12 @@ WHOLE_PIXELS = 32_000_000
 MOST_RATIO = 64
 """Of a picture's sides, up to which all of it is resized for a model that looks at its middle."""
 
+MAX_MISSING = 0.1
+"""Of the rows of a JPEG that lacks its end, how many may be missing."""
+
 _ICON = b"\0\0\1\0"
 _LARGEST_REDUCTION = 8  # what a JPEG decoder can do
+_END = b"\xff\xd9"  # of a JPEG
 
 
 class Encoded:
@@ -33,6 +37,7 @@ class Encoded:
         in_file: Width and height as the file has them, pixels.
         stored: Width and height as the decoder gives them, pixels; of a JPEG above ``WHOLE_PIXELS`` those it is decoded
             at.
+        truncated: Whether ``rgb()`` found a JPEG without its end, and took it: what is missing is grey.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -42,11 +47,11 @@ class Encoded:
             data: The bytes of a file: JPEG, PNG, WebP, GIF, AVIF, HEIC, TIFF, BMP, and what else ``limits`` names.
 
         Raises:
-            Unreadable: ``"corrupt image"``, ``"image too large"`` above ``MAX_PIXELS``, ``MAX_DECODED_BYTES``,
-                ``SLOW_PIXELS`` or ``MAX_SCANNED``, or ``"no decoder"`` for a format that needs another package, and
-                for JPEG 2000.
+            Unreadable: ``"corrupt image"``, ``"image too large"`` above a limit of ``limits``, or ``"no decoder"`` for
+                a format that needs another package, and for JPEG 2000.
         """
-        self._bytes = len(data)
+        self._data = data
+        self.truncated = False
         with warnings.catch_warnings():
             # Pillow warns of odd metadata, of palettes and, below our own limit, of large images: nothing to act on.
             warnings.simplefilter("ignore")
@@ -55,7 +60,7 @@ class Encoded:
                     # Pillow decodes its first picture while it opens the icon.
                     entry = IcoImagePlugin.IcoFile(io.BytesIO(data)).entry[0]
                     check_header(Image.open(io.BytesIO(data[entry.offset :]), formats=("PNG", "DIB")), data)
-                self._image: Image.Image = Image.open(io.BytesIO(data), formats=formats_of(data))
+                self._image = _open(data)
                 check_header(self._image, data)
             except Unreadable:
                 raise
@@ -119,11 +124,12 @@ class Encoded:
             warnings.simplefilter("ignore")
             try:
                 factor = min(_LARGEST_REDUCTION, self._least * reduction)
-                if factor > 1 and self._reducible:
-                    width, height = self.in_file
-                    # Pillow takes the largest factor that leaves at least this much, which is `factor` itself.
-                    self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
-                self._image.load()
+                try:
+                    self._load(factor)
+                except OSError:
+                    if not self._reducible:
+                        raise
+                    self._load_truncated(factor)
                 check_pixels(self._image)
                 image = to_rgb(self._image)
                 image.info.clear()
@@ -132,6 +138,22 @@ class Encoded:
             except Exception as error:
                 raise self._bad(error) from None
         return turned(image, orientation) if upright else image
+
+    def _load(self, factor: int) -> None:
+        if factor > 1 and self._reducible:
+            width, height = self.in_file
+            # Pillow takes the largest factor that leaves at least this much, which is `factor` itself.
+            self._image.draft("RGB", (max(1, width // factor), max(1, height // factor)))
+        self._image.load()
+
+    def _load_truncated(self, factor: int) -> None:
+        """Loads a JPEG that lacks its end."""
+        self._image = _open(self._data + _END)
+        self._load(factor)
+        missing = _missing(self._image)
+        if missing > MAX_MISSING:
+            raise Unreadable("corrupt image", f"{len(self._data):,} bytes, {missing:.0%} of its rows missing")
+        self.truncated = True
 
     def _load_exif(self) -> None:
         if self._exif_may_come_last:
@@ -147,8 +169,23 @@ class Encoded:
         if isinstance(error, Image.DecompressionBombError):
             return Unreadable("image too large", str(error))
         # Pillow's message for an unknown format holds the address of our buffer, which would differ per run.
-        said = "not an image file" if "cannot identify" in str(error) else f"{type(error).__name__}: {error}"
-        return Unreadable("corrupt image", f"{self._bytes:,} bytes, {said}")
+        unknown = isinstance(error, UnidentifiedImageError | SyntaxError)
+        said = "not an image file" if unknown else f"{type(error).__name__}: {error}"
+        return Unreadable("corrupt image", f"{len(self._data):,} bytes, {said}")
+
+
+def _open(data: bytes) -> Image.Image:
+    formats = formats_of(data)
+    if formats == ("JPEG",):  # `Image.open` would refuse one above its bound, however small it is decoded
+        return JpegImagePlugin.jpeg_factory(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=formats)
+
+
+def _missing(image: Image.Image) -> float:
+    """The fraction of rows, from the lower end, that are the grey with which the decoder fills what it has not got."""
+    filled = [value not in (127, 128) for value in range(256)]
+    box = image.point(filled * len(image.getbands())).getbbox()
+    return 1 - (box[3] if box else 0) / image.height
 
 
 def decode(data: bytes) -> Image.Image:

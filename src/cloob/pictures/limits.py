@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 from PIL.ExifTags import Base
 
-from cloob.errors import InputError, require
-
 MAX_PIXELS = 178_956_970
 """An image with more pixels is refused by its header: Pillow's own bound. At 4 bytes a pixel it takes 0.7 GB."""
+
+MAX_JPEG_PIXELS = 2_048_000_000
+"""The same for a JPEG, of which a decoder needs to give an eighth of the sides only."""
 
 MAX_DECODED_BYTES = 1 << 30
 """An image is refused that would take more than about this at any time, until it is upright RGB."""
@@ -68,14 +69,14 @@ def formats_of(data: bytes) -> tuple[str, ...]:
         Unreadable: ``"no decoder"``.
     """
     if data.startswith(_JPEG_2000):  # OpenJPEG makes gigabytes of a few hundred bytes that ask for small precincts
-        raise Unreadable("no decoder", "JPEG 2000 is not read; convert it to PNG or JPEG")
+        raise Unreadable("no decoder", "JPEG 2000: convert it to PNG or JPEG")
     if data[4:8] == b"ftyp":
         box = data[8 : min(int.from_bytes(data[:4], "big"), 256)]
         brands = {box[i : i + 4] for i in range(0, len(box), 4)}
         if brands & {b"avif", b"avis"}:
             Image.init()
             if "AVIF" not in Image.OPEN:
-                raise Unreadable("no decoder", "AVIF; Pillow 11.3 or later reads it")
+                raise Unreadable("no decoder", "AVIF: pip install 'pillow>=11.3'")
             return ("AVIF",)
         if brands & _HEIF_BRANDS:
             _register_heif()
@@ -86,29 +87,34 @@ def formats_of(data: bytes) -> tuple[str, ...]:
 def _register_heif() -> None:
     if "HEIF" not in Image.OPEN:
         try:
-            require("pillow_heif", "heif").register_heif_opener()
-        except InputError as error:
-            raise Unreadable("no decoder", f"HEIC; {error}") from None
+            from pillow_heif import register_heif_opener  # may be missing
+        except ModuleNotFoundError:
+            raise Unreadable("no decoder", "HEIC: pip install pillow-heif") from None
+        register_heif_opener()
 
 
 def check_pixels(image: Image.Image) -> None:
-    """Refuses an opened image above ``MAX_PIXELS`` or ``MAX_DECODED_BYTES``.
+    """Refuses an opened image above ``MAX_PIXELS``, ``MAX_JPEG_PIXELS`` or ``MAX_DECODED_BYTES``.
 
     Raises:
         Unreadable: ``"image too large"``.
     """
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {MAX_PIXELS:,}")
+    is_jpeg = image.format in ("JPEG", "MPO")
+    most = MAX_JPEG_PIXELS if is_jpeg else MAX_PIXELS
+    if width * height > most:
+        raise Unreadable("image too large", f"{width}×{height} pixels, the limit is {most:,}")
+    if is_jpeg and "progressive" not in image.info:
+        return
     most = MAX_DECODED_BYTES // _bytes_a_pixel(image)
     if width * height > most:
-        kind = f"{image.format or 'an image'} of mode {image.mode}"
+        kind = f"{'progressive ' * is_jpeg}{image.format or 'an image'} of mode {image.mode}"
         raise Unreadable("image too large", f"{width}×{height} pixels of {kind}, the limit is {most:,}")
 
 
 def _bytes_a_pixel(image: Image.Image) -> int:
     """What is held at once on the way to upright RGB, about."""
-    if image.format in ("JPEG", "MPO"):  # coefficients, if it has several scans; of the pixels it gives few
+    if image.format in ("JPEG", "MPO"):  # coefficients; of the pixels it gives few
         return 2 * len(image.getbands())
     if image.format in _HELD:
         return _HELD[image.format]

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cloob.errors import InputError
-from cloob.pictures import Encoded, Unreadable
+from cloob.pictures import MAX_PIXELS, Encoded, Unreadable
 from cloob.serve.settings import ServeConfig
 
 Row = npt.NDArray[np.float32]
@@ -87,14 +87,15 @@ def decode_upload(data: bytes, config: ServeConfig) -> Image.Image:
         raise TooLarge(f"{len(data):,} bytes; at most {config.max_upload_bytes:,} are taken")
     try:
         encoded = Encoded(data)
-        width, height = encoded.in_file  # not `whole`, for which a PNG with EXIF would be decoded
-        if width * height > config.max_upload_pixels:
+        (width, height), decoded = encoded.in_file, encoded.stored  # not `size`: a PNG with EXIF would be decoded
+        if width * height > MAX_PIXELS or decoded[0] * decoded[1] > config.max_upload_pixels:
             raise TooLarge(f"{width}×{height} pixels; at most {config.max_upload_pixels:,} are taken")
         return encoded.rgb()
     except Unreadable as error:
         if error.reason == "image too large":
             raise TooLarge(f"the picture is too large; at most {config.max_upload_pixels:,} pixels are taken") from None
-        raise Unsupported("that is no picture that can be read; JPEG, PNG, WebP, GIF and AVIF can") from None
+        why = f" ({error.detail})" if error.reason == "no decoder" else ""
+        raise Unsupported(f"{error.reason}{why}; JPEG, PNG, WebP, GIF, AVIF and HEIC can be read") from None
 
 
 def thumbnail(image: Image.Image) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cloob import open_source
 from cloob.data.batch import BadSample
 from cloob.errors import InputError
 from cloob.evaluate.sets.captioned import BadPicture, CaptionedSample, open_captioned
@@ -64,12 +65,6 @@ def parquet(folder: Path) -> Path:
     return folder / "t.parquet"
 
 
-def lines_beside(folder: Path) -> Path:
-    for key, texts in EXPECTED:
-        (folder / key).with_suffix(".txt").write_text("\n".join(texts) + "\n\n")
-    return folder
-
-
 def clip_benchmark(folder: Path) -> Path:
     home = folder / "wds" / "three"
     (home / "test").mkdir(parents=True)
@@ -85,7 +80,7 @@ def clip_benchmark(folder: Path) -> Path:
     return home
 
 
-LAYOUTS = [table, json_lists, json_rows, parquet, lines_beside, clip_benchmark]
+LAYOUTS = [table, json_lists, json_rows, parquet, clip_benchmark]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -98,6 +93,16 @@ def test_every_layout_gives_the_same_pictures(layout: Callable[[Path], Path], fo
     ]
     assert [s.image for s in samples] == [(folder / key).read_bytes() for key, _ in EXPECTED]
     assert found.name == place.name
+
+
+def test_lines_of_a_txt_beside_a_picture_are_one_caption(folder: Path) -> None:
+    """As in training and in an index."""
+    for key, texts in EXPECTED:
+        (folder / key).with_suffix(".txt").write_text("\n".join(texts) + "\n\n")
+    found, trained = open_captioned(folder), open_source(folder)
+    for i in range(len(found)):
+        assert found.read(i).captions == (" ".join(trained.read(i).caption.split()),)
+    assert [found.read(i).captions[0] for i in range(len(found))] == [" ".join(texts) for _, texts in EXPECTED]
 
 
 def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: Path) -> None:

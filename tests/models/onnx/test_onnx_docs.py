@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cloob.export.programs.onnx import _USAGE
 from cloob.models.encoder import DualEncoder
 from support import run_script
 
@@ -20,10 +21,12 @@ pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is
 
 def test_the_example_without_torch_and_cloob(model: DualEncoder, exported: Path, tmp_path: Path) -> None:
     (code,) = re.findall(r"```py\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len([line for line in code.splitlines() if line.strip()]) <= 25
-    pictures = ("cat.jpg", "dog.jpg")
-    for number, (name, size) in enumerate(zip(pictures, ((90, 131), (200, 67)), strict=True)):
-        noise = np.random.default_rng(number).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 26
+    assert code in _USAGE  # which the export's README has
+    code = code.replace("dog.jpg", "dog.png")
+    pictures = ("cat.jpg", "dog.png")
+    for number, (name, size, channels) in enumerate(zip(pictures, ((90, 131), (200, 67)), (3, 4), strict=True)):
+        noise = np.random.default_rng(number).integers(0, 256, (5, 7, channels), dtype=np.uint8)
         Image.fromarray(noise).resize(size).save(tmp_path / name, quality=95)
     script = (
         "import sys\nsys.modules['torch'] = sys.modules['cloob'] = sys.modules['open_clip'] = None\n"

@@ -14,6 +14,7 @@ from cloob.search.build import Effort, Summary
 from cloob.search.identity import Making
 from cloob.search.index import Index
 from cloob.search.open import is_there
+from cloob.search.scan.collection import EXAMPLES
 from cloob.search.update import UpdateOptions
 
 
@@ -57,11 +58,11 @@ def say_left_out(summary: Summary) -> None:
         print(f"cloob: {count:,} × {fault}: {_such(summary.fault_examples[fault], count)}", file=sys.stderr)
     for reason, count in summary.left_out.counts.items():
         examples = summary.left_out.examples[reason]
-        print(f"cloob: left out, {reason}: {count:,}: {_such(examples, count)}", file=sys.stderr)
+        print(f"cloob: {count:,} × {reason}: {_such(examples, count)}", file=sys.stderr)
 
 
 def _such(examples: list[str], count: int) -> str:
-    return ", ".join(map(printable, examples)) + (", …" if count > len(examples) else "")
+    return ", ".join(map(printable, examples)) + (", …" if count > len(examples) >= EXAMPLES else "")
 
 
 def _show_progress(done: int, total: int) -> None:

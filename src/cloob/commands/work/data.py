@@ -95,7 +95,10 @@ def lines(result: Survey) -> list[tuple[str, str]]:
         ("usable", f"{len(result.usable):,}"),
     ]
     for reason, (count, examples) in sorted(result.bad.items(), key=lambda item: -item[1][0]):
-        shown.append((reason, f"{count:,}, such as {', '.join(skip.key for skip in examples)}"))
+        why = f" ({examples[0].detail})" if examples[0].detail else ""
+        shown.append((reason, f"{count:,}, such as {', '.join(skip.key for skip in examples)}{why}"))
+    if result.truncated:
+        shown.append(("truncated JPEG", f"{len(result.truncated):,}, taken, such as {', '.join(result.truncated[:3])}"))
     pictures, captions, twice = facts["pictures"], facts["captions"], facts["duplicates"]
     if result.usable:
         shown += [

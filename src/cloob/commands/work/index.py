@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cloob.commands.indexing import IndexArguments
 from cloob.commands.search import INDEX_FILE
-from cloob.commands.steps import say_next
+from cloob.commands.steps import say_next, shell
 from cloob.commands.work.collection import say_left_out
 from cloob.distributed import rank
 from cloob.errors import InputError, message, printable, require
@@ -23,6 +23,7 @@ from cloob.search.build import Effort, Summary
 from cloob.search.export import is_export
 from cloob.search.index import Index
 from cloob.search.open import is_database, is_there
+from cloob.search.scan.collection import EXAMPLES
 from cloob.search.scan.open import ScanOptions
 from cloob.search.sqlite.file import not_writable
 from cloob.search.update import ModelChanged, UpdateOptions
@@ -34,6 +35,13 @@ def run(arguments: IndexArguments) -> int:
     """Indexes, merges, exports; returns the exit code."""
     if arguments.export is not None and arguments.export.exists() and not is_export(arguments.export):
         raise InputError(f"--export {arguments.export}: is a file of another kind; name another file")
+    if arguments.faults:
+        with Index.open(arguments.out) as index:
+            states = (state for source in index.store.sources() for state in index.store.states(source))
+            for state in states:
+                if state.fault is not None:
+                    print(f"{printable(state.path)}: {printable(state.fault)}")
+        return 0
     new = not is_there(arguments.out)
     with _open(arguments) as index, _alone(index.store.address):
         try:
@@ -56,7 +64,7 @@ def _work(index: Index, arguments: IndexArguments) -> int:
                 file=sys.stderr,
             )
             return 130
-        failed = _tell(summary, len(index)) if _is_first() else False
+        failed = _tell(summary, index.store.address) if _is_first() else False
     if arguments.merge is not None:
         with Index.open(arguments.merge) as other:
             done = index.merge(other)
@@ -67,7 +75,7 @@ def _work(index: Index, arguments: IndexArguments) -> int:
         rows = index.export(arguments.export, model=arguments.name)
         print(f"{arguments.export}: {rows:,} rows")
     if _is_first():
-        _next(index, index.store.address)
+        _next(index, index.store.address, failed)
     return 1 if failed else 0
 
 
@@ -179,29 +187,32 @@ def _is_first() -> bool:
     return rank() == 0 and os.environ.get("RANK", "0") == "0"
 
 
-def _tell(summary: Summary, pictures: int) -> bool:
-    """Says what was done, and on stderr what was not; whether a source could not be read, or no picture."""
+def _tell(summary: Summary, address: str) -> bool:
+    """Says what was done, and on stderr what was not; whether a source could not be read, or nothing of it."""
     counts = (
         ("added", summary.added),
         ("changed", summary.changed),
         ("moved", summary.moved),
-        ("described anew", summary.described),
+        ("with a new date, size or caption", summary.described),
         ("known, with a vector of this model now", summary.completed),
         ("removed", summary.removed),
         ("as they were", summary.unchanged),
     )
-    said = ", ".join(f"{count:,} {what}" for what, count in counts if count) or "nothing there"
+    said = ", ".join(f"{count:,} {what}" for what, count in counts if count) or "none"
     speed = f" ({summary.embedded / summary.seconds:,.0f} a second)" if summary.embedded > 1 else ""
-    print(f"pictures: {said}; {summary.embedded:,} through the model in {summary.seconds:,.1f} s{speed}")
+    print(f"pictures: {said}; {summary.embedded:,} embedded in {summary.seconds:,.1f} s{speed}")
     say_left_out(summary)
+    if any(count > EXAMPLES for count in summary.faults.values()):
+        print(f"cloob: all of them: {shell(['index', '--out', address, '--faults'])}", file=sys.stderr)
     for source, why in summary.refused.items():
         print(f"cloob: {printable(source)}: {printable(why)}", file=sys.stderr)
-    return bool(summary.refused or summary.unread or (summary.faults and not pictures))
+    nothing = not any(count for _, count in counts)
+    return bool(summary.refused or summary.unread or nothing)
 
 
-def _next(index: Index, address: str) -> None:
+def _next(index: Index, address: str, failed: bool) -> None:
     """What is there, and the commands that come next."""
     models = "".join(f", {printable(model.name)}" for model in index.models)
     print(f"{address}: {len(index):,} pictures{models}", flush=True)
-    if len(index) and models:
+    if len(index) and models and not failed:
         say_next(["search", address, "something red"], ["serve", address, "--open"])

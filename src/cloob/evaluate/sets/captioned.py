@@ -54,9 +54,9 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
 
             - in a table (.csv, .tsv, .parquet, .jsonl): rows that name the same picture;
             - in JSON lines also: a list in place of the caption;
-            - in shards and folders: lines of the picture's .txt, as CLIP_benchmark writes them;
 
-            or CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), whose ``test`` part is taken.
+            or CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), whose ``test`` part is taken:
+            there each line of a picture's .txt is a caption.
         image_column: Column of a table with the path of the picture, or the picture.
         caption_column: Column of a table with the caption.
 
@@ -77,9 +77,9 @@ def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_
         return _of_table(TableSource(path, image_column, caption_column))
     if (path / "test" / "nshards.txt").is_file():
         _check_type(path)
-        return _Lines(_short_name(path), open_source(path / "test"))
+        return _Pairs(_short_name(path), open_source(path / "test"), by_line=True)
     source = open_source(spec, image_column=image_column, caption_column=caption_column)
-    return _of_table(source) if isinstance(source, TableSource) else _Lines(_short_name(spec), source)
+    return _of_table(source) if isinstance(source, TableSource) else _Pairs(_short_name(spec), source)
 
 
 def _short_name(spec: str | Path) -> str:
@@ -153,20 +153,22 @@ class ByPicture:
         return CaptionedSample(samples[0].key, samples[0].image, tuple(captions))
 
 
-class _Lines:
-    """A source whose captions are taken line by line."""
+class _Pairs:
+    """A source of pairs; ``by_line``: each line of the text is a caption."""
 
-    def __init__(self, name: str, source: Source) -> None:
+    def __init__(self, name: str, source: Source, *, by_line: bool = False) -> None:
         self.name = name
         self._source = source
+        self._by_line = by_line
 
     def __len__(self) -> int:
         return len(self._source)
 
     def read(self, index: int) -> CaptionedSample:
         sample: RawSample = self._source.read(index)
-        lines = (line.strip() for line in sample.caption.splitlines())
-        return CaptionedSample(sample.key, sample.image, tuple(line for line in lines if line))
+        texts = sample.caption.splitlines() if self._by_line else [sample.caption]
+        captions = tuple(" ".join(text.split()) for text in texts if text.strip())
+        return CaptionedSample(sample.key, sample.image, captions)
 
 
 class _Rows:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import logging
+import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,8 +41,43 @@ rows = model.encode_text(["a photo of a dog"])
 
 `image.onnx` takes `pixel_values` (n, 3, H, W), normalised by `preprocess_cfg` in `onnx.json`, and gives `image_embeds`;
 `text.onnx` takes `input_ids` (n, L) and gives `text_embeds`: unit rows both. Their weights lie in `image.onnx.data` and
-`text.onnx.data`, which have to stay beside them. `tokenizer.json` is for the package `tokenizers`. Twenty lines that
-need neither torch nor cloob are in cloob's docs/weights.md.
+`text.onnx.data`, which have to stay beside them. `tokenizer.json` is for the package `tokenizers`.
+
+Without cloob and torch, where `onnx.json` says `resize_mode` `shortest`:
+
+```py
+import json
+from pathlib import Path
+
+import numpy as np
+from onnxruntime import InferenceSession
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+folder, pictures, texts = Path("DIR"), ["cat.jpg", "dog.jpg"], ["a photo of a cat", "a photo of a dog"]
+settings = json.loads((folder / "onnx.json").read_text())["preprocess_cfg"]
+size, resample = settings["size"], Image.Resampling[settings["interpolation"].upper()]
+
+
+def pixels(path):
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    shorter = min(image.size)
+    image = image.resize([size * side // shorter for side in image.size], resample)
+    left, top = (round((side - size) / 2) for side in image.size)
+    rows = np.asarray(image.crop((left, top, left + size, top + size)), np.float32) / 255
+    return ((rows - settings["mean"]) / settings["std"]).astype(np.float32).transpose(2, 0, 1)
+
+
+def run(graph, values):
+    session = InferenceSession(folder / graph)
+    return session.run(None, {session.get_inputs()[0].name: values})[0]
+
+
+tokens = [row.ids for row in Tokenizer.from_file(str(folder / "tokenizer.json")).encode_batch(texts)]
+images = run("image.onnx", np.stack([pixels(path) for path in pictures]))
+print(images @ run("text.onnx", np.array(tokens)).T)
+```
 """
 
 
@@ -90,11 +127,17 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
                 verbose=False,
             )
             _without_origins(program.model)
-            program.save(path, external_data=True)  # which onnxruntime maps: a session opens in a third of the time
     except Exception as error:  # torch's, onnxscript's and onnx's have no common class
         raise InputError(
             f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({_cause(error)})"
         ) from error
+    try:
+        with _quiet():
+            program.save(path, external_data=True)  # which onnxruntime maps: a session opens in a third of the time
+    except OSError as error:
+        if error.errno is None:  # numpy's, of fewer bytes written than there are
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        raise
     return checked(encoder.name, tower, _runner(path, tower, encoder))
 
 

@@ -105,6 +105,8 @@ class _Updater:
         date = None if prepared.item is None else prepared.item.columns.get("date")
         if date not in (None, "") and iso_date(date) is None:
             self.summary.left_out.add("date that cannot be read", f"{prepared.work.found.path} ({date})")
+        if prepared.truncated:
+            self.summary.left_out.add("truncated JPEG, taken", prepared.work.found.path)
         waiting = (
             self._faults if prepared.item is None else self._to_copy if prepared.pixels is None else self._to_embed
         )

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 from cloob.machine import decoders
 from cloob.search.build.prepare import Work, limit
-from cloob.search.scan.collection import NO_PICTURE, SEPARATOR, Collection, Found, LeftOut
+from cloob.search.scan.collection import EXAMPLES, NO_PICTURE, SEPARATOR, Collection, Found, LeftOut
 from cloob.search.store import FileState, Store
 
-_EXAMPLES = 3
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
 
 
@@ -48,7 +47,7 @@ class Summary:
         faults: Files that cannot be read, by reason; those known from before included.
         fault_examples: The first few paths of each reason.
         left_out: What sources hold and an index does not.
-        refused: By source, why nothing of it was removed.
+        refused: By source, why nothing of it was done or removed.
         seconds: Altogether.
     """
 
@@ -72,11 +71,11 @@ class Summary:
         return sum(self.left_out.counts.get(reason, 0) for reason in _UNREAD)
 
     def add_fault(self, fault: str, path: str) -> None:
-        """Counts a file that cannot be read, by what is before the details."""
-        reason = fault.partition(" (")[0].partition(":")[0]
+        """Counts a file that cannot be read, by what is before the details; those of a decoder say what to install."""
+        reason = fault if fault.startswith("no decoder") else fault.partition(" (")[0].partition(":")[0]
         self.faults[reason] += 1
         examples = self.fault_examples.setdefault(reason, [])
-        if len(examples) < _EXAMPLES:
+        if len(examples) < EXAMPLES:
             examples.append(path)
 
     def add(self, other: Summary) -> None:
@@ -86,7 +85,7 @@ class Summary:
         self.faults.update(other.faults)
         for reason, examples in other.fault_examples.items():
             shown = self.fault_examples.setdefault(reason, [])
-            shown += examples[: _EXAMPLES - len(shown)]
+            shown += examples[: EXAMPLES - len(shown)]
         for reason, count in other.left_out.counts.items():
             first, *rest = other.left_out.examples[reason]
             self.left_out.add(reason, first, count)
@@ -139,6 +138,8 @@ def make_plan(store: Store, collection: Collection, model: str, effort: Effort) 
             plan.work.append(Work(found, state, collection))
     plan.vanished = [state for path, state in known.items() if not _below(path, collection.unlisted)]
     plan.summary.left_out = collection.left_out
+    if not seen and not there and not collection.unlisted:
+        plan.summary.refused[collection.name] = "no pictures in it"
     if effort.remove_all:
         return plan
     if were and are and not were & are:

@@ -54,6 +54,7 @@ class Prepared:
         pixels: For the model; None where the vector is known already.
         fault: Why it cannot be read.
         passing: Whether that may pass, so that what is known of it stays.
+        truncated: Whether it is a JPEG that lacks its end.
     """
 
     work: Work
@@ -61,6 +62,7 @@ class Prepared:
     pixels: Tensor | None = None
     fault: str | None = None
     passing: bool = False
+    truncated: bool = False
 
 
 class Preparer:
@@ -93,7 +95,8 @@ class Preparer:
             item = self._item(work, encoded, content, len(data))
             if not decode and self._known(content):
                 return Prepared(work, item)
-            return Prepared(work, item, self._forward.pixels(encoded))
+            pixels = self._forward.pixels(encoded)
+            return Prepared(work, item, pixels, truncated=encoded.truncated)
         except BadSample as bad:
             fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
             return Prepared(work, None, fault=fault, passing=isinstance(bad, ReadFailed))

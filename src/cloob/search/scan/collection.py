@@ -26,7 +26,9 @@ SEPARATOR = "::"
 NO_PICTURE = "neither bytes nor a path"
 """What a row says that holds no picture and never will."""
 
-_EXAMPLES = 3
+EXAMPLES = 3
+"""So many are named of what was left out, and of the files that cannot be read."""
+
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
@@ -62,7 +64,7 @@ class LeftOut:
         """Counts one more."""
         self.counts[reason] = self.counts.get(reason, 0) + count
         shown = self.examples.setdefault(reason, [])
-        if len(shown) < _EXAMPLES:
+        if len(shown) < EXAMPLES:
             shown.append(example)
 
 

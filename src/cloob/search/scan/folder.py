@@ -22,6 +22,7 @@ _CONTAINERS = (*TAR_SUFFIXES, *ARROW_SUFFIXES)
 _INDEX = "index.sqlite"
 _NEVER = ("@eaDir", "#recycle", "System Volume Information", "node_modules")
 """Folders that file servers, Windows and npm make."""
+_KINDS = 3
 
 
 class Folder:
@@ -83,8 +84,11 @@ class Folder:
                 elif _plain(entry.name) not in captions:
                     others[os.path.splitext(entry.name)[1].lower() or entry.name] += 1  # noqa: PTH122
             waiting += reversed(below)
-        for kind, count in others.most_common():
-            self.left_out.add("no picture by its name", f"{kind} ({count:,})", count)
+        if others:
+            kinds = [f"{count:,} {kind}" for kind, count in others.most_common(_KINDS)]
+            rest = sum(count for _, count in others.most_common()[_KINDS:])
+            kinds += [f"{rest:,} others"] * (rest > 0)
+            self.left_out.add("file of another kind", ", ".join(kinds), others.total())
         for path in () if self._described is None else self._described.others(rows):
             if not is_excluded(os.path.relpath(path, self.name), self._exclude):
                 self.left_out.add("row of the folder's table that names no picture of it", path)
@@ -102,7 +106,7 @@ class Folder:
 
     def _found(self, entry: os.DirEntry[str], captions: Mapping[str, str]) -> Found | None:
         if entry.is_symlink() and not self._leads_inside(entry.path):
-            self.left_out.add("link out of the folder", entry.path)
+            self.left_out.add("link that leads out of the folder, not followed", entry.path)
             return None
         stem = os.path.splitext(entry.name)[0]  # noqa: PTH122
         caption = next((captions[f"{stem}{ending}"] for ending in _CAPTIONS if f"{stem}{ending}" in captions), None)
@@ -112,7 +116,7 @@ class Folder:
         except OSError:  # reading it says why
             return Found(entry.path, None, None, caption)
         if state is None:
-            self.left_out.add("no regular file", entry.path)
+            self.left_out.add("pipe or device", entry.path)
             return None
         return Found(entry.path, state.st_size, newest(state, *(each for each in said if each)), caption)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Query, Request, Response, UploadFile
@@ -13,6 +14,7 @@ from cloob.search.where import NUMBERS, TEXTS, parse
 from cloob.serve.api import schemas
 from cloob.serve.api.find import IdPath, WhereQuery, collection
 from cloob.serve.collection import Collection, Gone
+from cloob.serve.uploads import TooLarge, Unsupported
 
 router = APIRouter(tags=["pictures"])
 Responses = dict[int | str, dict[str, Any]]
@@ -103,7 +105,10 @@ async def upload(request: Request, file: Annotated[UploadFile, File(description=
     """Takes a picture to search with; it is embedded, and only its vectors and a thumbnail are kept, in memory."""
     held = collection(request)
     data = await file.read(held.config.max_upload_bytes + 1)
-    added = await held.add_upload(data)
+    try:
+        added = await held.add_upload(data)
+    except (Unsupported, TooLarge) as error:
+        raise type(error)(f"{valid(PurePath(file.filename or '').name)[:100]}: {error}") from None
     return {"upload": added.id, "width": added.width, "height": added.height}
 
 
