@@ -200,6 +200,7 @@ STATEMENTS = {
     "source_pipe": f"UPDATE items SET source = 'pipe:{TOUCH}index; cat a.tar', path = 'a.tar::a.png' WHERE id = 1",
     "source_address": "UPDATE items SET source = 'http://127.0.0.1:9/a.tar', path = 'a.tar::a.png' WHERE id = 1",
     "source_bucket": "UPDATE items SET source = 's3://bucket/{0..9}.tar', path = '0.tar::a.png' WHERE id = 1",
+    "source_pattern": "UPDATE items SET source = '/tmp/{0..9}/*.tar', path = '/tmp/x.tar::a.png' WHERE id = 1",
     "date_not_utf8": "UPDATE items SET date = CAST(x'32303234ff' AS TEXT)",
     "columns_no_json": "UPDATE items SET columns = '{'",
     "columns_odd": """UPDATE items SET columns = '{"a": ["\\ud800", 1], "b": {"c": null}, "d": 1e999, "e": NaN}'""",
