@@ -53,6 +53,15 @@ def made_once(factory: pytest.TempPathFactory, name: str, work: Callable[[Path],
     return base / name
 
 
+def originals(path: str) -> Path:
+    """A checkpoint that the original program wrote, of the corpus or beside the checkout."""
+    places = [Path(__file__).parent / "corpus" / "weights", Path(__file__).parents[2] / "shared" / "weights"]
+    for place in places:
+        if (place / path.removesuffix(":port")).exists():
+            return place / path
+    pytest.skip(f"{path} is neither in the corpus nor beside the checkout")
+
+
 def run_cloob(
     *words: str, cwd: Path | None = None, python: tuple[str, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,6 @@ from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 from cloob.evaluate.embed import embed_images
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.pixels import ShortestTransform
 from cloob.models.towers import create_model
 from cloob.pictures import encoded as decoder
 from cloob.pictures import limits
@@ -303,23 +302,6 @@ def test_a_png_with_exif_is_not_decoded_for_its_header() -> None:
         _ = encoded.size
     with pytest.raises(BadSample, match="corrupt image"):
         _ = Encoded(bytes(data), "k").size
-
-
-def test_of_a_line_only_the_middle_is_resized(encoder: DualEncoder) -> None:
-    line = np.zeros((1, 500_000, 3), np.uint8)
-    line[:, 250_000:] = 255
-    for pixels in (line, line.transpose(1, 0, 2)):
-        image = Image.fromarray(np.ascontiguousarray(pixels))
-        assert sorted(pictures.middle(image).size) == [1, 64]
-        halves = encoder.preprocess(image)
-        assert halves.shape == (3, SIDE, SIDE) and halves.min() < 8 and halves.max() > 247
-        assert torch.equal(halves, ShortestTransform(encoder.preprocess_cfg)(image))
-    banner = Image.new("RGB", (640, 10))
-    assert pictures.middle(banner) is banner
-    ramp = np.linspace(0, 255, 660).astype(np.uint8)
-    wide = Image.fromarray(np.broadcast_to(ramp[None, :, None], (10, 660, 3)).copy())
-    whole = wide.resize((SIDE * 66, SIDE), Image.Resampling.BICUBIC).crop((SIDE * 65 // 2, 0, SIDE * 67 // 2, SIDE))
-    assert np.abs(encoder.preprocess(wide).permute(1, 2, 0).numpy().astype(int) - np.asarray(whole)).max() <= 1
 
 
 def _refused(data: bytes) -> tuple[object, int, int]:

@@ -52,7 +52,6 @@ def test_each_promise_of_security_has_tests_that_exist() -> None:
     promises = re.findall(r"^\| (.+?) \| (.+?) \|$", (ROOT / "SECURITY.md").read_text(encoding="utf-8"), re.MULTILINE)
     sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     defined = set(re.findall(r"^def (test_\w+)\(", sources, flags=re.MULTILINE))
-    assert len(promises) >= 12
     for promise, tests in promises[1:]:
         named = re.findall(r"`(test_\w+)`", tests)
         assert named, promise

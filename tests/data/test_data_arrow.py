@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,14 +11,11 @@ import pytest
 from pyarrow import parquet
 from torch import Tensor
 
-import cloob.data.sources.mapped as mapped
-import cloob.data.sources.parquet as unpacking
 from cloob.cache import Cache
 from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
-from cloob.data.sources.arrow import ArrowSource, arrow_files
-from cloob.data.sources.bounds import checked
+from cloob.data.sources.arrow import ArrowSource
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.table import TableSource
 from cloob.data.transforms import TrainTransform
@@ -124,14 +119,6 @@ def test_parquet_with_images_is_unpacked_once(
     assert open_source(tmp_path, cache=cache).read(7).image == image(20)
 
 
-def test_a_damaged_parquet_file_is_named(tmp_path: Path, image: MakeImage, cache: Cache) -> None:
-    path = tmp_path / "a.parquet"
-    parquet.write_table(table(image, range(3)), path)
-    path.write_bytes(b"PAR1" + b"\xff" * 200 + path.read_bytes()[204:])  # the footer is whole
-    with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet \("):
-        open_source(path, cache=cache)
-
-
 @pytest.mark.parametrize("rows", [3, 9])
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
 def test_a_file_that_changes_in_a_run_ends_it(
@@ -161,35 +148,6 @@ def test_what_is_unpacked_is_read_though_its_file_has_changed(tmp_path: Path, im
     parquet.write_table(table(image, range(20, 22)), path)
     assert worker.read(2).caption == "pair 2"
     assert open_source(path, cache=cache).read(1).caption == "pair 21"
-
-
-def test_rows_that_share_a_picture_are_few_at_a_time(
-    tmp_path: Path, image: MakeImage, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    picture, path = image(0) + bytes(4 << 20), tmp_path / "a.parquet"
-    pictures = pa.DictionaryArray.from_arrays([0] * 64, [picture])
-    parquet.write_table(
-        pa.table({"image": pictures, "caption": ["x"] * 64}), path, compression="zstd", store_schema=False
-    )
-    assert path.stat().st_size < 5000
-    before, now = pa.default_memory_pool().max_memory(), pa.total_allocated_bytes()
-    source = open_source(path, cache=cache)
-    assert source.read(63).image == picture
-    assert pa.default_memory_pool().max_memory() <= max(before, now + 64 * 2**20)
-    # More than any set of pictures has: nothing is left in the cache.
-    with monkeypatch.context() as limits:
-        limits.setattr(unpacking, "MAX_IMAGE_BYTES", 32 << 20)
-        again = Cache(tmp_path / "again")
-        with pytest.raises(
-            InputError, match=r"a\.parquet unpacks to more than 33,\d\d\d,\d\d\d bytes: save it as Arrow"
-        ):
-            open_source(path, cache=again).read(0)
-        assert not list(tmp_path.glob("again/tables/*.arrow*"))
-        # The pages alone are too much: none is looked at.
-        limits.setattr(unpacking, "MAX_IMAGE_BYTES", 1 << 20)
-        limits.setattr(parquet.ParquetFile, "iter_batches", None)
-        with pytest.raises(InputError, match=r"a\.parquet unpacks to more than 1,\d\d\d,\d\d\d bytes"):
-            open_source(path, cache=again).read(0)
 
 
 def test_splits_side_by_side_are_not_mixed(tmp_path: Path, image: MakeImage) -> None:
@@ -289,30 +247,6 @@ def test_parquet_of_paths_stays_a_table(tmp_path: Path, image: MakeImage) -> Non
     assert np.array_equal(open_source(tmp_path / "t.parquet").shard_sizes, [2])
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        "[" * 100_000,
-        "{",
-        "[]",
-        "{}",
-        '{"_data_files": [1]}',
-        '{"_data_files": []}',
-        '{"_data_files": [{"filename": 3}]}',
-    ]
-    + [json.dumps({"_data_files": [{"filename": name}]}) for name in ("../other.arrow", "/etc/passwd", "..", "a\nb")],
-)
-def test_a_saved_set_lists_files_beside_it_alone(tmp_path: Path, image: MakeImage, content: str) -> None:
-    folder = write_saved(tmp_path / "saved", [table(image, range(3))])
-    (folder / "state.json").write_text(content)
-    with pytest.raises(InputError, match=r"saved/state\.json: does not list") as caught:
-        open_source(folder)
-    assert "\n" not in str(caught.value)
-    (folder / "dataset_dict.json").write_text(content)
-    with pytest.raises(InputError, match=r"saved/dataset_dict\.json: does not list"):
-        open_source(folder)
-
-
 def messages(content: pa.Table, **options: object) -> list[bytes]:
     """A stream's messages: the schema, dictionaries and batches."""
     sink = pa.BufferOutputStream()
@@ -324,69 +258,6 @@ def messages(content: pa.Table, **options: object) -> list[bytes]:
 def with_kinds(image: MakeImage) -> pa.Table:
     """Pairs with a column that has a dictionary of its own."""
     return table(image, range(3)).append_column("kind", pa.array(["a", "b", "a"]).dictionary_encode())
-
-
-@pytest.mark.parametrize("kind", ["file", "stream"])
-@pytest.mark.parametrize("compression", ["zstd", "lz4"])
-def test_compressed_arrow_is_refused_before_it_is_unpacked(
-    tmp_path: Path, image: MakeImage, kind: str, compression: str
-) -> None:
-    path, few = tmp_path / "a.arrow", pa.table({"image": pa.array([image(0) + bytes(1 << 20)]), "caption": ["x"]})
-    options = pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, few.schema, options=options) as file:
-        for _ in range(64):
-            file.write_table(few)
-    before, now = pa.default_memory_pool().max_memory(), pa.total_allocated_bytes()
-    with pytest.raises(InputError, match=r"a\.arrow: is compressed, .* without compression, or as Parquet"):
-        open_source(path)
-    assert pa.default_memory_pool().max_memory() <= max(before, now + 2**20)
-
-
-@pytest.mark.parametrize("place", ["dictionary", "batch", "later"])
-def test_one_compressed_message_is_enough(tmp_path: Path, image: MakeImage, place: str) -> None:
-    schema, dictionary, batch = messages(with_kinds(image))
-    _, small_dictionary, small_batch = messages(with_kinds(image), compression="zstd")
-    stream = {
-        "dictionary": [schema, small_dictionary, batch],
-        "batch": [schema, dictionary, small_batch],
-        "later": [schema, dictionary, batch, batch, small_batch],
-    }[place]
-    path = tmp_path / "a.arrow"
-    path.write_bytes(b"".join([schema, dictionary, batch, batch]))
-    assert len(open_source(path)) == 6
-    path.write_bytes(b"".join(stream))
-    assert pa.ipc.open_stream(path.read_bytes()).read_all().num_rows >= 3
-    with pytest.raises(InputError, match="is compressed"):
-        open_source(path)
-
-
-def test_a_file_whose_end_names_a_compressed_message_inside_of_a_picture(tmp_path: Path, image: MakeImage) -> None:
-    path, content = tmp_path / "a.arrow", table(image, range(3))
-    hidden = messages(content, compression="zstd")[1]
-    several = pa.table({"image": pa.array([{"bytes": hidden, "path": None}], IMAGE), "caption": ["x"]})
-    for shift in range(8):
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, several.schema) as file:
-            file.write_table(several)
-        whole = path.read_bytes()
-        if whole.index(hidden) % 8 == 0:
-            break
-        several = several.set_column(0, "image", pa.array([{"bytes": bytes(shift + 1) + hidden, "path": None}], IMAGE))
-    at, size = whole.index(hidden), 8 + int.from_bytes(hidden[4:8], "little")
-    batch = whole.index(b"\xff\xff\xff\xff", 8 + 8 + int.from_bytes(whole[12:16], "little"))
-    listed = whole.rindex(batch.to_bytes(8, "little"))
-    path.write_bytes(whole[:listed] + struct.pack("<qi4xq", at, size, len(hidden) - size) + whole[listed + 24 :])
-    assert pa.ipc.open_file(path.read_bytes()).read_all().num_rows == 3
-    with pytest.raises(InputError, match="is compressed"):
-        open_source(path)
-
-
-def test_compression_as_arrow_0_17_had_it(tmp_path: Path, image: MakeImage) -> None:
-    path, content = tmp_path / "a.arrow", table(image, range(3)).to_batches()[0]
-    options = pa.ipc.IpcWriteOptions(metadata_version=pa.ipc.MetadataVersion.V4)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, content.schema, options=options) as file:
-        file.write_batch(content, custom_metadata={"ARROW:experimental_compression": "zstd"})
-    with pytest.raises(InputError, match="is compressed"):
-        open_source(path)
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
@@ -403,173 +274,6 @@ def test_arrow_of_either_kind_is_mapped(tmp_path: Path, image: MakeImage, kind: 
         (image(0), "pair 0"),
         (image(2), "pair 2"),
     ]
-
-
-def patched(path: Path, content: pa.Table, old: bytes, new: bytes) -> Path:
-    """A file in which some bytes have been replaced by as many others."""
-    write_file(path, content)
-    whole = path.read_bytes()
-    assert whole.count(old) == 1 and len(old) == len(new)
-    path.write_bytes(whole.replace(old, new))
-    return path
-
-
-OUTSIDE = [
-    [0, 5, 4096, 64096],
-    [0x7FF00000, 0x7FF00010, 0x7FF00020, 0x7FF00030],
-    [0, -5, 20, -9],
-    [20, 10, 5, 1],
-    [0, 5, 10**9, 15],
-    [0, 10, 5, 15],
-]
-
-
-@pytest.mark.parametrize("offsets", OUTSIDE)
-@pytest.mark.parametrize("kind", ["caption", "image", "bytes", "path"])
-def test_offsets_that_lead_elsewhere_are_one_line(tmp_path: Path, kind: str, offsets: list[int]) -> None:
-    held, other = pa.array([b"aaaaa", b"bbbbb", b"ccccc"]), pa.array([b"x", b"y", b""])
-    struct_of = {"bytes": [held, other], "path": [other, held]}
-    image = pa.StructArray.from_arrays(struct_of[kind], ["bytes", "path"]) if kind in struct_of else held
-    content = pa.table({"image": other if kind == "caption" else image, "title": other.cast(pa.string())})
-    if kind == "caption":
-        content = content.set_column(1, "title", held.cast(pa.string()))
-    path = patched(tmp_path / "a.arrow", content, struct.pack("<4i", 0, 5, 10, 15), struct.pack("<4i", *offsets))
-    with pytest.raises(InputError, match=r"a\.arrow cannot be read as arrow: ") as caught:
-        [*map(open_source(path).read, range(3))]
-    assert "\n" not in str(caught.value)
-    if kind == "caption":
-        with pytest.raises(InputError, match=r"a\.arrow cannot be read as arrow: "):
-            open_source(path).fingerprint()
-
-
-@pytest.mark.parametrize(
-    "column",
-    [
-        pa.array([["aaaaa"], ["bbbbb"], ["ccccc"]]),
-        pa.array([["aaaaa"], ["bbbbb"], ["ccccc"]], pa.list_(pa.string(), 1)),
-        pa.array([[("aaaaa", 1)], [("bbbbb", 2)], [("ccccc", 3)]], pa.map_(pa.string(), pa.int8())),
-        pa.array([[{"n": "aaaaa"}], [{"n": "bbbbb"}], [{"n": "ccccc"}]]),
-        pa.array(["aaaaa", "bbbbb", "ccccc"]).dictionary_encode(),
-        pa.RunEndEncodedArray.from_arrays(pa.array([1, 2, 3], pa.int32()), pa.array(["aaaaa", "bbbbb", "ccccc"])),
-    ],
-)
-def test_offsets_inside_of_other_kinds_are_looked_at(tmp_path: Path, column: pa.Array) -> None:
-    content = pa.table({"a": column})
-    write_file(tmp_path / "good.arrow", content)
-    assert checked(map_arrow(tmp_path / "good.arrow")).equals(content)
-    path = patched(tmp_path / "a.arrow", content, struct.pack("<4i", 0, 5, 10, 15), struct.pack("<4i", 0, 5, 10**9, 15))
-    with pytest.raises(pa.ArrowInvalid):
-        checked(map_arrow(path))
-
-
-def test_an_index_of_a_dictionary_that_is_not_there(tmp_path: Path) -> None:
-    content = pa.table({"a": pa.array(["a", "b", "a", "b"]).dictionary_encode()})
-    path = patched(tmp_path / "a.arrow", content, struct.pack("<4i", 0, 1, 0, 1), struct.pack("<4i", 0, 1, 7, 1))
-    with pytest.raises(pa.ArrowInvalid):
-        checked(map_arrow(path))
-
-
-def test_what_is_looked_at_may_be_any_text_and_time(tmp_path: Path) -> None:
-    bad = pa.array([b"caf\xe9", b"x" * 40])
-    columns = {str(kind): bad.view(kind) for kind in (pa.string(), pa.binary())}
-    columns |= {"large": bad.cast(pa.large_binary()).view(pa.large_string())}
-    columns |= {"view": bad.cast(pa.binary_view()).view(pa.string_view())}
-    columns |= {"date": pa.array([1, 2]).view(pa.date64()), "json": pa.nulls(2)}
-    columns |= {"list": pa.ListArray.from_arrays(pa.array([0, 1, 2], pa.int32()), columns["string"])}
-    columns |= {"uuid": pa.ExtensionArray.from_storage(pa.uuid(), pa.array([bytes(16)] * 2, pa.binary(16)))}
-    content = pa.table(columns)
-    write_file(tmp_path / "a.arrow", content)
-    assert checked(map_arrow(tmp_path / "a.arrow")).equals(content)
-
-
-def listed_again(path: Path, times: int, apart: int = 0) -> None:
-    """Has the end of a file with one batch list it many times."""
-    whole = path.read_bytes()
-    (size,) = struct.unpack("<i", whole[-10:-6])
-    body, end = whole[: -10 - size], bytearray(whole[-10 - size : -10])
-    table = struct.unpack_from("<I", end)[0]
-    places = table - struct.unpack_from("<i", end, table)[0]
-    field = table + struct.unpack_from("<H", end, places + 4 + 2 * 3)[0]
-    blocks = field + struct.unpack_from("<I", end, field)[0]
-    assert struct.unpack_from("<I", end, blocks)[0] == 1
-    offset, about, length = struct.unpack_from("<qi4xq", end, blocks + 4)
-    end += bytes(-(len(end) + 4) % 8)
-    struct.pack_into("<I", end, field, len(end) - field)
-    end += struct.pack("<I", times)
-    end += b"".join(struct.pack("<qi4xq", offset + apart * i, about, length) for i in range(times))
-    end += bytes(-len(end) % 8)
-    path.write_bytes(body + end + struct.pack("<i", len(end)) + b"ARROW1")
-
-
-@pytest.mark.parametrize(("times", "apart"), [(2, 0), (1000, 0), (1000, 16)])
-def test_a_batch_that_is_listed_again_and_again(tmp_path: Path, image: MakeImage, times: int, apart: int) -> None:
-    path = tmp_path / "a.arrow"
-    write_file(path, table(image, range(2)))
-    listed_again(path, 1)
-    assert len(open_source(path)) == 2
-    listed_again(path, times, apart)
-    with pytest.raises(InputError, match=r"a\.arrow cannot be read as arrow: its end lists batches that lie over"):
-        open_source(path)
-
-
-@pytest.mark.parametrize("kind", ["file", "stream"])
-def test_small_batches_of_many_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    path, content = tmp_path / "a.arrow", pa.table({f"{i}": pa.nulls(1) for i in range(100)})
-    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, content.schema) as file:
-        for _ in range(100):
-            file.write_table(content)
-    assert map_arrow(path).num_rows == 100
-    monkeypatch.setattr(mapped, "_MOST", 2000)
-    with pytest.raises(InputError, match=r"a\.arrow: is cut into too many small batches"):
-        map_arrow(path)
-
-
-def test_more_rows_than_bytes(tmp_path: Path) -> None:
-    path = tmp_path / "a.arrow"
-    rows = pa.RecordBatch.from_arrays([pa.nulls(10**9)] * 2, names=["image", "caption"])
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, rows.schema) as file:
-        file.write_batch(rows)
-    with pytest.raises(InputError, match=r"a\.arrow: counts 1,000,000,000 rows, but has \d+ bytes"):
-        open_source(path)
-
-
-@pytest.mark.parametrize("kind", ["arrow", "parquet"])
-def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path, image: MakeImage, kind: str) -> None:
-    write_file(tmp_path / f"0.{kind}", table(image, range(2)))
-    os.mkfifo(tmp_path / f"x.{kind}")
-    assert len(arrow_files(tmp_path)) == 2
-    with pytest.raises(InputError, match=rf"x\.{kind} cannot be read as {kind}: .*a pipe or a device, not a file"):
-        open_source(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["file", "stream"])
-@pytest.mark.parametrize("adds", [True, False])
-def test_a_dictionary_that_grows(tmp_path: Path, kind: str, adds: bool) -> None:
-    path, schema = tmp_path / "a.arrow", pa.schema({"n": pa.dictionary(pa.int8(), pa.string())})
-    options = pa.ipc.IpcWriteOptions(emit_dictionary_deltas=adds)
-    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, schema, options=options) as file:
-        for count in (2, 3) if adds or kind == "stream" else (2, 2):
-            words = pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), ["a", "b", "c"][:count])
-            file.write_batch(pa.record_batch([words], schema=schema))
-    if adds and kind == "stream":
-        with pytest.raises(InputError, match=r"a\.arrow: adds to a dictionary between batches"):
-            map_arrow(path)
-    else:
-        assert checked(map_arrow(path)).column(0).to_pylist() == ["a", "b"] * 2
-
-
-@pytest.mark.parametrize("kind", ["arrow", "parquet"])
-def test_a_name_that_is_not_utf8(tmp_path: Path, image: MakeImage, kind: str) -> None:
-    path, content = tmp_path / f"a.{kind}", table(image, range(2), caption="caption")
-    for column in ("qqqq", "caption"):
-        found = content.append_column("other", pa.array([{"qqqq": 1}] * 2))
-        if kind == "parquet":
-            parquet.write_table(found, path, store_schema=False)
-        else:
-            write_file(path, found)
-        path.write_bytes(path.read_bytes().replace(column.encode(), b"\xff" * len(column)))
-        with pytest.raises(InputError, match=rf"a\.{kind} cannot be read as .*: a name of a column is not UTF-8"):
-            open_source(path)
 
 
 def two(image: MakeImage, name: str, held: pa.Array) -> pa.Array:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -20,7 +19,6 @@ from cloob.cache import Cache
 from cloob.cli import main
 from cloob.data.open import open_source
 from cloob.data.shards import fetch as opener
-from cloob.data.shards import sizes
 from cloob.data.shards.fetch import fetch
 from cloob.errors import InputError
 from support import OPENING
@@ -149,46 +147,6 @@ def test_a_list_may_name_addresses_of_its_own_host(shards: Path, cache: Cache, w
         web.pages["/sizes.json"] = json.dumps({outside: 5}).encode()
         with pytest.raises(InputError, match=f"or addresses below {web.url}/"):
             open_source(f"{web.url}/sizes.json", cache=cache)
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        (b'{"a.tar": -1}', "has -1, no number of samples"),
-        (b'{"a.tar": 1000000000000000000}', "no number of samples from 0 to 10,000,000"),
-        (b'{"a.tar": 1' + b"0" * 5000 + b"}", "is not JSON"),
-        (b'{"a.tar": 5.0}', r"has 5\.0"),
-        (b'{"a.tar": NaN}', "has nan"),
-        (b'{"a.tar": true}', "has True"),
-        (b'{"a.tar": 1, "a.tar": 2}', "names 'a.tar' twice"),
-        (b"[" * 200_000, "nested too deeply"),
-        (b"\xff\xfe{}", "is not JSON"),
-        (json.dumps({f"{i}.tar": 10**7 for i in range(1001)}).encode(), "10,010,000,000 samples together"),
-        (b'{"a.tar": "' + b"x" * 20_000 + b'"}', "no number of samples"),
-    ],
-)
-def test_absurd_counts(content: bytes, told: str, tmp_path: Path, cache: Cache, web: Web) -> None:
-    (tmp_path / "sizes.json").write_bytes(content)
-    web.pages["/sizes.json"] = content
-    for spec in (str(tmp_path / "sizes.json"), f"{web.url}/sizes.json"):
-        with pytest.raises(InputError, match=told) as caught:
-            open_source(spec, cache=cache)
-        assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
-
-
-def test_a_list_without_end(web: Web, cache: Cache, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sizes, "MAX_LIST_BYTES", 1000)
-    web.pages["/sizes.json"] = b" " * 1001
-    for spec in (f"{web.url}/sizes.json", "pipe:yes # sizes.json"):
-        with pytest.raises(InputError, match="more than 1,000 bytes"):
-            open_source(spec, cache=cache)
-
-
-def test_a_list_that_is_a_pipe(shards: Path) -> None:
-    (shards / "sizes.json").unlink(missing_ok=True)
-    os.mkfifo(shards / "sizes.json")
-    with pytest.raises(InputError, match=r"sizes\.json cannot be read: .*a pipe or a device"):
-        sizes.read_sizes(shards / "sizes.json")
 
 
 def test_coco_annotations_are_named(

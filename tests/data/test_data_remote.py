@@ -31,7 +31,6 @@ from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.shards import fetch as opener
-from cloob.data.shards import remote
 from cloob.data.shards.count import count_samples
 from cloob.data.shards.remote import RemoteShardSource
 from cloob.data.shards.sizes import read_sizes, remembered, unfinished
@@ -211,24 +210,6 @@ def test_equal_names_in_several_folders_are_counted_and_not_listed(
         assert said in capsys.readouterr().err
     assert main(["data", f"pipe:cat {tmp_path}/{{a,b}}/00.tar", "--count"]) == 0
     assert "2 shards, 9 samples" in capsys.readouterr().out
-
-
-def test_opened_shards_hold_no_more_unpacked_bytes_than_one_may(
-    tmp_path: Path, cache: Cache, image: MakeImage, write_tar: WriteTar, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(remote, "MAX_UNPACKED_BYTES", 100_000)
-    for number in range(6):
-        files = {"a.png": image(), "a.txt": b"x", "b.bin": bytes(30_000), "b.txt": b""}
-        write_tar(tmp_path / f"{number}.tar.gz", files)
-    urls = [f"pipe:cat {tmp_path}/{number}.tar.gz" for number in range(6)]
-    source = RemoteShardSource("gz", urls, [1] * 6, cache)
-    for _ in range(2):
-        for row in range(6):
-            assert source.read(row).caption == "x"
-            assert sum(opened.unpacked_bytes for opened in source._opened.values()) <= 100_000
-    assert list(source._opened) == [4, 5]
-    monkeypatch.setattr(remote, "MAX_UNPACKED_BYTES", 10)
-    assert [source.read(row).caption for row in range(6)] == ["x"] * 6 and len(source._opened) == 1
 
 
 def test_a_failed_fetch_names_shard_status_and_attempts(shards: Path, cache: Cache) -> None:

@@ -25,7 +25,7 @@ from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any
 from cloob.models.towers import create_model
-from support import refused, run_script, write_classes
+from support import originals, refused, run_script, write_classes
 
 pytest.importorskip("onnxscript")
 TINY_TEXT = {"width": 16, "heads": 2, "layers": 1}
@@ -115,10 +115,7 @@ def test_our_towers(folder: Path, name: str, tmp_path: Path) -> None:
     ],
 )
 def test_other_programs_weights(folder: Path, tmp_path: Path, name: str) -> None:
-    shared = Path(__file__).parents[3] / "shared" / "weights"
-    if not shared.is_dir():
-        pytest.skip("the checkpoints are not beside the checkout")
-    wanted = load_model(str(shared / name), device="cpu")
+    wanted = load_model(str(originals(name)), device="cpu")
     export_onnx(wanted, folder)
     own = load_model(folder, device="cpu")
     tokens = torch.randint(1, 100, (7, 77), generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ from cloob.models.aligned import open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
-from support import refused, run_script
+from support import originals, refused, run_script
 
 TEXTS = ["a dog", "", "Two  RED hearts!", "it's 3 o'clock", "naïve 日本語", "long " * 40]
 
@@ -254,10 +254,7 @@ def test_a_wrong_map_of_names_would_be_seen(small: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize("name", ["open_clip/vit_quickgelu", "open_clip/vit_gelu", "hf_clip/vit_gelu"])
 def test_the_originals_features_of_shared_models(name: str, tmp_path: Path) -> None:
-
-    source = Path(__file__).parents[3] / "shared" / "weights" / name
-    if not source.is_dir():
-        pytest.skip("the weights of other programs are not beside the checkout")
+    source = originals(name)
     folder = export(source, tmp_path / "out")
     with np.load(source / "inputs.npz") as inputs, np.load(source / "expected.npz") as expected:
         images, texts = features(folder, torch.from_numpy(inputs["images"]), inputs["texts"].tolist(), 77)

@@ -22,7 +22,7 @@ from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open
 from cloob.models.aligned.model import encoders_here
 from cloob.models.folder import save_model
 from cloob.models.towers import open_clip
-from support import refused, run_cloob
+from support import originals, refused, run_cloob
 
 NAME = "me/small"
 HUGGING_FACE = {"config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "modules.json"}
@@ -189,9 +189,7 @@ def test_a_model_that_transformers_has_not_goes_without_its_files(
 
 @pytest.mark.parametrize("name", ["open_clip/vit_quickgelu", "hf_clip/vit_gelu"])
 def test_a_tokenizer_of_the_models_own_comes_along(hub: StandIn, name: str) -> None:
-    source = Path(__file__).parents[3] / "shared" / "weights" / name
-    if not source.is_dir():
-        pytest.skip("the weights of other programs are not beside the checkout")
+    source = originals(name)
     assert push(source) == 0
     original = load_model(source, device="cpu")
     same_model(load_model(f"hf-hub:{NAME}", device="cpu"), original)

@@ -271,30 +271,6 @@ def test_damaged_folders_get_one_line(whole: AlignedEncoder, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({"features": -1}, "heads.image.features is -1; a whole number"),
-        ({"features": 2.5}, "heads.image.features is 2.5; a whole number"),
-        ({"features": 1 << 24, "embed_dim": 1 << 24}, "trained on another image encoder"),  # a petabyte
-        ({"embed_dim": 1 << 24}, "its weights do not fit: "),
-        ({"kind": "conv"}, "heads.image.kind is 'conv'; 'linear' or 'mlp' is wanted"),
-        ({"dropout": float("inf")}, "aligned.json: "),
-        ({"dropout": 1.0}, "heads.image.dropout is 1.0; a number from 0 to below 1"),
-    ],
-)
-def test_sizes_of_a_head_take_no_memory(
-    changes: dict[str, object], said: str, whole: AlignedEncoder, tmp_path: Path
-) -> None:
-    save_model(tmp_path, whole, CONFIG)
-    file = tmp_path / "aligned.json"
-    content = json.loads(file.read_text())
-    content["heads"]["image"] |= changes
-    file.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=said):
-        load_model(tmp_path)
-
-
-@pytest.mark.parametrize(
     ("key", "value", "said"),
     [
         ("text.matrix.weight", float("nan"), "text.matrix.weight holds NaN or infinite values"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,6 @@ from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.sqlite.file import FILE
 from cloob.search.where import parse
 
 
@@ -101,21 +98,3 @@ def test_an_export(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no picture"):
         index.export(tmp_path / "none.parquet", where=parse("path = 'x'"))
     assert not list(tmp_path.glob(".tmp*")) and not (tmp_path / "none.parquet").exists()
-
-
-def test_a_strangers_sizes_and_dates_end_an_export_in_one_line(tmp_path: Path) -> None:
-    make(tmp_path, {"a.png": 1, "b.png": 2}, FakeEncoder()).close()
-    file = tmp_path / "index" / FILE
-
-    def change(statement: str) -> None:
-        with contextlib.closing(sqlite3.connect(file)) as connection, connection:
-            connection.execute(statement)
-
-    change("UPDATE items SET date = CAST(x'ff41' AS TEXT) WHERE id = 1")
-    with Index.open(tmp_path / "index") as index:
-        assert index.export(tmp_path / "dates.parquet") == 2
-    assert parquet.read_table(tmp_path / "dates.parquet")["date"].to_pylist() == ["\N{REPLACEMENT CHARACTER}A", None]
-    change(f"UPDATE items SET width = {2**40} WHERE id = 2")
-    with Index.open(tmp_path / "index") as index, pytest.raises(InputError, match="is damaged") as error:
-        index.export(tmp_path / "sizes.parquet")
-    assert "\n" not in str(error.value) and not list(tmp_path.glob("*sizes*")) and not list(tmp_path.glob(".tmp*"))

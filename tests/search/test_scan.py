@@ -6,16 +6,12 @@ import io
 import json
 import os
 import shutil
-import sqlite3
-import struct
 import tarfile
-import tracemalloc
 import unicodedata
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,10 +20,9 @@ from index_fakes import FakeEncoder, noise, options, write_noise
 from PIL import Image
 from pyarrow import parquet
 
-from cloob.data.sources import parquet as unpacking
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.scan import inside, shards
+from cloob.search.scan import shards
 from cloob.search.scan.addresses import remember
 from cloob.search.scan.collection import ReadFailed
 from cloob.search.scan.inside import Inside
@@ -320,26 +315,6 @@ def test_of_many_shards_few_are_open(tmp_path: Path) -> None:
     assert 1 <= len(opened) <= 8
 
 
-def test_of_compressed_shards_little_is_kept_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(6):
-        with tarfile.open(tmp_path / f"{i}.tar.gz", "w:gz") as tar:
-            for name, data in ((f"{i}.png", png(i)), (f"{i}.bin", bytes(2_000_000))):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    monkeypatch.setattr(shards, "MAX_UNPACKED_BYTES", 5_000_000, raising=False)
-    tracemalloc.start()
-    try:
-        collection = open_collection(tmp_path)
-        found = list(collection.scan(()))
-        assert tracemalloc.get_traced_memory()[0] < 6_000_000
-        with ThreadPoolExecutor(4) as pool:
-            assert list(pool.map(collection.read, found * 2)) == [png(i) for i in range(6)] * 2
-        assert 2_000_000 < tracemalloc.get_traced_memory()[0] < 6_000_000
-    finally:
-        tracemalloc.stop()
-
-
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
 def test_an_open_index_shows_what_was_indexed_meanwhile(tmp_path: Path, kind: str) -> None:
     def write(name: str, seeds: range) -> None:
@@ -425,32 +400,6 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypa
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
 
 
-def test_arrow_of_a_stranger(tmp_path: Path) -> None:
-    path, latin = tmp_path / "a.arrow", pa.array([b"caf\xe9", b"tea"]).view(pa.string())
-    kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    columns = {"image": pa.array([{"bytes": png(0)}, {"bytes": png(1)}], kinds), "text": latin, "n": latin}
-
-    def write(table: pa.Table) -> bytes:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-        return path.read_bytes()
-
-    write(pa.table([*columns.values(), pa.array([1, 2])], names=["image", "text", "n", "n"]))
-    assert scanned(path)["a.arrow::0"] == ("caf\ufffd", {"n": 1})
-    whole, offsets = write(pa.table(columns)), struct.pack("<3i", 0, 4, 7)
-    assert whole.count(offsets) == 2
-    path.write_bytes(whole.replace(offsets, struct.pack("<3i", 0, 10**9, 7)))
-    with Index.create(tmp_path / "i") as index:
-        summary = index.update([path], options(FakeEncoder()))
-        assert summary.faults == {"missing image": 2}
-    write(pa.table([*columns.values(), columns["image"]], names=["image", "text", "n", "image"]))
-    with pytest.raises(InputError, match=r"a\.arrow has several columns 'image'"):
-        Inside("a", [path], "image")
-    write(pa.table({"image": [1, 2]}))
-    with pytest.raises(InputError, match=r"a\.arrow: column 'image' holds int64, not images"):
-        Inside("a", [path], "image")
-
-
 def test_a_picture_that_a_row_of_a_folder_names_is_shown(tmp_path: Path) -> None:
     write_noise(tmp_path / "a.png", 1)
     (tmp_path / "rows").mkdir()
@@ -466,24 +415,6 @@ def test_a_file_of_a_folder_that_lacks_the_pictures_lists_its_own_columns(tmp_pa
     parquet.write_table(pa.table({"photo": [picture], "text": ["a cat"]}), tmp_path / "1.parquet")
     with pytest.raises(InputError, match=r"1\.parquet has no column 'image'; its columns: photo, text$"):
         open_collection(tmp_path)
-
-
-def test_a_group_that_blows_up_is_unpacked_once_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pictures = pa.DictionaryArray.from_arrays([0] * 64, [png(0) + bytes(4 << 20)])
-    parquet.write_table(pa.table({"image": pictures}), tmp_path / "a.parquet", compression="zstd", store_schema=False)
-    asked: list[int] = []
-    unpacked = inside.unpacked
-    monkeypatch.setattr(
-        inside,
-        "unpacked",
-        lambda path, columns, group, **how: asked.append(group) or unpacked(path, columns, group, **how),
-    )
-    monkeypatch.setattr(unpacking, "MAX_IMAGE_BYTES", 32 << 20)
-    before, now = pa.default_memory_pool().max_memory(), pa.total_allocated_bytes()
-    with Index.create(tmp_path / "i") as index:
-        summary = index.update([tmp_path / "a.parquet"], options(FakeEncoder()))
-    assert summary.added == 0 and summary.faults == {"image too large": 64} and asked == [0]
-    assert pa.default_memory_pool().max_memory() <= max(before, now + 64 * 2**20)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "arrow"])
@@ -587,64 +518,6 @@ def test_one_source_inside_another(tmp_path: Path) -> None:
                 index.update([tmp_path / link], options(FakeEncoder()))
         with pytest.raises(InputError, match="no such file"):
             index.update([tmp_path / "q"], UpdateOptions(model=FakeEncoder()))
-
-
-def merged_and_updated(own: Path, theirs: Index) -> None:
-    with Index.create(own) as index:
-        index.merge(theirs)
-        index.update([], options(FakeEncoder()))
-
-
-@pytest.mark.parametrize("how", ["picture", "update", "merge"])
-def test_an_index_from_somebody_else_runs_no_command(tmp_path: Path, how: str) -> None:
-    folder = tmp_path / "p"
-    write_noise(folder / "a.png", 1)
-    write_tar(tmp_path / "a.tar", {"a.png": (folder / "a.png").read_bytes()})
-    with Index.create(tmp_path / "theirs") as index:
-        index.update([folder], options(FakeEncoder()))
-    marker = tmp_path / "ran"
-    command = f"pipe:touch {marker}; cat {tmp_path}/{{a..b}}.tar"
-    (tmp_path / "sizes.json").write_text('{"a.tar": 1}')
-    with sqlite3.connect(tmp_path / "theirs" / "index.sqlite") as theirs:
-        theirs.execute("UPDATE items SET source = ?, path = 'a.tar::a.png'", [command])
-    theirs.close()
-    with Index.open(tmp_path / "theirs") as index:
-        ways = {
-            "picture": partial(index.picture, 1),
-            "update": partial(index.update, [], options(FakeEncoder())),
-            "merge": partial(merged_and_updated, tmp_path / "own", index),
-        }
-        with pytest.raises(InputError, match="never typed on this machine"):
-            ways[how]()
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("how", ["picture", "update", "merge"])
-@pytest.mark.parametrize("pattern", ["*/*.tar", "x{0..99999999}.tar"])
-def test_a_pattern_from_somebody_else_is_not_looked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, pattern: str
-) -> None:
-    def looked(*_: object, **__: object) -> object:
-        raise AssertionError("files were looked for")
-
-    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    write_noise(tmp_path / "p" / "a.png", 1)
-    with Index.create(tmp_path / "theirs") as index:
-        index.update([tmp_path / "p"], options(FakeEncoder()))
-    source = str(tmp_path / pattern)
-    with sqlite3.connect(tmp_path / "theirs" / "index.sqlite") as theirs:
-        theirs.execute("UPDATE items SET source = ?, path = ?", [source, f"{tmp_path}/x.tar::a.png"])
-    theirs.close()
-    for name in ("glob.glob", "glob.iglob", "braceexpand.braceexpand"):
-        monkeypatch.setattr(name, looked)
-    with Index.open(tmp_path / "theirs", writable=True) as index:
-        ways = {
-            "picture": partial(index.picture, 1),
-            "update": partial(index.update, [], options(FakeEncoder())),
-            "merge": partial(merged_and_updated, tmp_path / "own", index),
-        }
-        with pytest.raises(InputError, match="never typed on this machine, so nothing is looked for by it"):
-            ways[how]()
 
 
 def test_a_pattern_that_was_typed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sqlite3
 import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloob.errors import InputError
-from cloob.search.records import IndexedModel, Item, valid
+from cloob.search.records import IndexedModel, Item
 from cloob.search.sqlite import approximate, connections, file, matrix
-from cloob.search.sqlite import rows as database_rows
 from cloob.search.sqlite.file import FILE
 from cloob.search.sqlite.store import SqliteStore
 from cloob.search.store import FileState
@@ -106,7 +102,6 @@ def test_a_name_is_one_model(tmp_path: Path) -> None:
 
 
 Change = tuple[str, int, int]
-DOINGS = ["write", "remove", "reopen", "search", "optimise"]
 
 
 @settings(max_examples=30)
@@ -283,194 +278,6 @@ def test_what_is_half_written_is_not_damaged(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(InputError, match="is damaged"):  # nobody writes: it is
         reader.nearest("m", units(1), 1)
     reader.close()
-
-
-def _set(statement: str, *values: object) -> Callable[[Path], None]:
-    def change(path: Path) -> None:
-        with sqlite3.connect(path) as connection:
-            connection.execute(statement, values)
-        connection.close()
-
-    return change
-
-
-def _cut(path: Path) -> None:
-    with path.open("r+b") as handle:
-        handle.truncate(path.stat().st_size // 2)
-
-
-def _long_record(path: Path) -> None:
-    """A vector of which its record says that it is longer than the record."""
-    data = bytearray(path.read_bytes())
-    at = data.rindex(bytes([12 + 2 * 4 * DIM]), 0, data.index(units(5)[2].tobytes()))
-    data[at] = 12 + 2 * 57
-    path.write_bytes(data)
-
-
-def _define(statement: str, kind: str = "trigger", name: str = "sqlite_stat4") -> Callable[[Path], None]:
-    """Puts a definition into the table of tables, which SQLite itself would not take there."""
-
-    def change(path: Path) -> None:
-        with sqlite3.connect(path) as connection:
-            connection.execute("PRAGMA writable_schema = ON")
-            values = (kind, name, "revisions", 0, statement)
-            connection.execute(
-                "INSERT INTO sqlite_schema(type, name, tbl_name, rootpage, sql) VALUES (?,?,?,?,?)", values
-            )
-        connection.close()
-
-    return change
-
-
-def _computed_statistics(path: Path) -> None:
-    """SQLite reads statistics with the tables: here a column that would take minutes to compute."""
-    with sqlite3.connect(path) as connection:
-        connection.execute("ANALYZE")
-        connection.execute("DELETE FROM sqlite_stat1")
-        connection.execute("INSERT INTO sqlite_stat1(tbl, idx, stat) VALUES ('items', 'items_content', '5 1')")
-        connection.execute("PRAGMA writable_schema = ON")
-        slow = "instr(hex(zeroblob(30000000)), hex(zeroblob(10000000)) || ''1'')"
-        statement = f"CREATE TABLE sqlite_stat1(tbl,idx,stat AS ({slow}))"
-        connection.execute(f"UPDATE sqlite_schema SET sql = '{statement}' WHERE name = 'sqlite_stat1'")
-    connection.close()
-
-
-def _loose(statement: str, *values: object) -> Callable[[Path], None]:
-    """A change that a strict table refuses, but not one that only says that it is strict."""
-
-    def change(path: Path) -> None:
-        for old, new in ((") STRICT", ")"), (")", ") STRICT")):
-            with sqlite3.connect(path) as connection:
-                connection.execute("PRAGMA writable_schema = ON")
-                for name in ("items", "models"):
-                    (sql,) = connection.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (name,)).fetchone()
-                    changed = sql.removesuffix(old) + new
-                    connection.execute("UPDATE sqlite_schema SET sql = ? WHERE name = ?", (changed, name))
-            connection.close()
-            if new == ")":
-                _set(statement, *values)(path)
-
-    return change
-
-
-def _journal_of_several(path: Path) -> None:
-    name = b"/somewhere/precious"
-    end = struct.pack(">II", len(name), sum(name)) + file._NAMES_ANOTHER
-    path.with_name(f"{path.name}-journal").write_bytes(file._NAMES_ANOTHER.ljust(512, b"\0") + name + end)
-
-
-def _beside(suffix: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
-    return lambda path: make(path.with_name(path.name + suffix)) and None
-
-
-HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no database": (lambda path: path.write_bytes(b"SQLite nothing" * 400) and None, "no index"),
-    "empty": (lambda path: path.write_bytes(b"") and None, "another program"),
-    "another program's": (_set("PRAGMA application_id = 7"), "another program"),
-    "newer": (_set("PRAGMA user_version = 3"), "newer cloob"),
-    "older": (_set("PRAGMA user_version = 0"), "version 0"),
-    "a trigger": (
-        _set("CREATE TRIGGER t AFTER INSERT ON items BEGIN DELETE FROM items; END"),
-        "a trigger 't' that no index has",
-    ),
-    "a view": (_set("CREATE VIEW v AS SELECT load_extension('x')"), "a view 'v' that no index has"),
-    "a table": (_set("CREATE TABLE more(a)"), "a table 'more' that no index has"),
-    "a table less": (_set("DROP TABLE faults"), "no table 'faults'"),
-    "another table": (_set("ALTER TABLE faults ADD COLUMN more TEXT"), "a table 'faults' that no index has"),
-    "cut": (_cut, "is damaged"),
-    "too wide": (_set("UPDATE vectors SET vector = zeroblob(?)", 4 * DIM + 4), "none of width 8"),
-    "too narrow": (_set("UPDATE vectors SET vector = x'00'"), "none of width 8"),
-    "very large": (_set("UPDATE vectors SET vector = zeroblob(?) WHERE item = 1", 70 * 2**20), "is damaged"),
-    "not finite": (_set("UPDATE vectors SET vector = ?", np.full(DIM, np.nan, "<f4").tobytes()), "length 1"),
-    "infinite": (_set("UPDATE vectors SET vector = ?", np.full(DIM, np.inf, "<f4").tobytes()), "length 1"),
-    "no unit": (_set("UPDATE vectors SET vector = ?", np.full(DIM, 9, "<f4").tobytes()), "length 1"),
-    "a huge model": (_set("UPDATE models SET dim = ?", 2**40), "vectors of width 1099511627776"),
-    "a long record": (_long_record, "is damaged"),
-    "a trigger by a name of SQLite's": (
-        _define("CREATE TRIGGER sqlite_stat4 AFTER INSERT ON revisions BEGIN UPDATE items SET caption = 'x'; END"),
-        "a trigger 'sqlite_stat4' that no index has",
-    ),
-    "statistics": (_set("ANALYZE"), "a table 'sqlite_stat1' that no index has"),
-    "statistics that are computed": (_computed_statistics, "a table 'sqlite_stat1' that no index has"),
-    "a journal that names a file": (_journal_of_several, "journal: names another file"),
-    "a journal that is a pipe": (_beside("-journal", os.mkfifo), "journal: is no file"),
-    "a log that is a link": (_beside("-wal", lambda path: path.symlink_to("/somewhere/precious")), "wal: is no file"),
-    "a caption of bytes": (_loose("UPDATE items SET caption = x'00'"), "is damaged"),
-    "a width that is text": (_loose("UPDATE items SET width = 'wide' WHERE id = 1"), "is damaged"),
-    "a size of bytes": (_loose("UPDATE items SET bytes = x'00'"), "is damaged"),
-    "a model's width as text": (_loose("UPDATE models SET dim = 'wide'"), "is damaged"),
-    "a model without a place": (_loose("UPDATE models SET spec = x'00'"), "is damaged"),
-    "a model's name that is not UTF-8": (_set("UPDATE models SET name = CAST(x'ff41' AS TEXT)"), "not UTF-8"),
-    "a source with a NUL": (_set("UPDATE items SET source = 'a' || char(0)"), "a NUL in it"),
-}
-
-
-def _use(folder: Path) -> None:
-    opened = SqliteStore(folder, writable=True)
-    try:
-        opened.nearest("m", units(1), 3)
-        opened.vectors("m", [1, 2, 3, 4, 5])
-        for look in (opened.models, opened.sources, lambda: list(opened.states("s")), lambda: opened.items([1, 2])):
-            look()
-    finally:
-        opened.close()
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_database_is_one_line(tmp_path: Path, kind: str) -> None:
-    store = filled(tmp_path / "i")
-    store.close()
-    path = tmp_path / "i" / FILE
-    damage, said = HOSTILE[kind]
-    damage(path)
-    with pytest.raises(InputError, match=said) as error:
-        _use(tmp_path / "i")
-    assert str(path.parent) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_vectors_that_are_one_are_not_read_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where many rows refer to the same pages of a file, which then holds less than what is read of it."""
-    monkeypatch.setattr(matrix, "size_of", lambda connection: 4 * DIM * 4)
-    store = filled(tmp_path / "i")
-    for look in (lambda: store.nearest("m", units(1), 3), lambda: store.vectors("m", [1, 2, 3, 4, 5])):
-        with pytest.raises(InputError, match="one vector again and again"):
-            look()
-    monkeypatch.setattr(database_rows, "size_of", lambda connection: 8)
-    with pytest.raises(InputError, match="one text again and again"):
-        store.items([1, 2, 3, 4, 5])
-
-
-def test_a_matrix_that_is_a_pipe_is_made_anew(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i")
-    (pipe := tmp_path / "i" / "vectors-1.f32").unlink(missing_ok=True)
-    os.mkfifo(pipe)
-    assert store.nearest("m", units(1), 3).searched == 5
-    store.optimise()
-    assert pipe.is_file()
-
-
-def test_keys_of_columns_are_text(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i", 2)
-    _set("UPDATE items SET columns = '[1, 2]' WHERE id = 1")(tmp_path / "i" / FILE)
-    _set("UPDATE items SET columns = ? WHERE id = 2", '{"a": 1, "\\ud800": 2}')(tmp_path / "i" / FILE)
-    columns = store.columns()
-    assert columns.pop("a") == "number" and all(key == valid(key) for key in columns)
-
-
-def test_bad_json_of_columns_is_no_column(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i", 1)
-    for text in ("{", "[1]", "[" * 100_000):
-        _set("UPDATE items SET columns = ?", text)(tmp_path / "i" / FILE)
-        assert store.items([1])[0].columns == {}
-
-
-def test_a_column_that_is_no_finite_number_is_null(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i", 1)
-    _set("UPDATE items SET columns = ?", '{"a": 1e999, "b": -Infinity, "c": NaN, "d": [1e999], "e": 2.5}')(
-        tmp_path / "i" / FILE
-    )
-    columns = store.items([1])[0].columns
-    assert json.loads(json.dumps(columns, allow_nan=False)) == {"a": None, "b": None, "c": None, "d": [None], "e": 2.5}
 
 
 def test_no_index_and_one_that_is_there(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.weights import fetch, registry
 from cloob.models.weights.registry import PublicFile, PublicModel
-from support import served
+from support import originals, served
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -180,10 +180,10 @@ def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
     assert len(server.asked) == 1
 
 
-def test_a_model_by_name(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_weights: Path) -> None:
+def test_a_model_by_name(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import json
 
-    source = shared_weights / "crowsonkb/tiny/slim.pkl"
+    source = originals("crowsonkb/full_vocab/slim.pkl")
     server.content = source.read_bytes()
     digest = hashlib.sha256(server.content).hexdigest()
     config = json.loads((source.parent / "config.json").read_text())

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from cloob import ContrastiveObjective, load_model
+from support import originals
 
 ML_JKU = [("mljku/rn", "epoch_2.pt"), ("mljku/rn", "published_like.pt"), ("mljku/rn", "fp16.pt")]
 ML_JKU += [("mljku/vit", "no_config.pt"), ("mljku/rn_full_vocab", "published_like.pt")]
@@ -38,13 +39,14 @@ def read(folder: Path, file: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return inputs, expected
 
 
-def open_both(shared: Path, folder: str, file: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    return load_model(shared / folder / file if file else shared / folder), *read(shared / folder, file)
+def open_both(folder: str, file: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    source = originals(f"{folder}/{file}" if file else folder)
+    return load_model(source), *read(source.parent if file else source, file)
 
 
 @pytest.mark.parametrize(("folder", "file"), ALL)
-def test_features_are_the_originals(shared_weights: Path, folder: str, file: str) -> None:
-    encoder, inputs, expected = open_both(shared_weights, folder, file)
+def test_features_are_the_originals(folder: str, file: str) -> None:
+    encoder, inputs, expected = open_both(folder, file)
     images, tokens = torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["tokens"])
     extra = torch.from_numpy(inputs["extra_tokens"])
     bound = 3e-5 if "/rn" in folder else 1e-5
@@ -58,16 +60,16 @@ def test_features_are_the_originals(shared_weights: Path, folder: str, file: str
 
 
 @pytest.mark.parametrize(("folder", "file"), [ALL[4], ALL[12], ALL[14], *FOLDERS[:4:2]])
-def test_pixels_are_the_originals(shared_weights: Path, folder: str, file: str) -> None:
-    encoder, inputs, _ = open_both(shared_weights, folder, file)
+def test_pixels_are_the_originals(folder: str, file: str) -> None:
+    encoder, inputs, _ = open_both(folder, file)
     pixels = torch.stack([encoder.preprocess(Image.fromarray(picture)) for picture in inputs["pictures"]])
     normalised = (pixels.float() / 255 - encoder._mean) / encoder._std
     torch.testing.assert_close(normalised, torch.from_numpy(inputs["images"]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("folder", "file"), FULL_VOCABULARY)
-def test_tokens_are_the_originals(shared_weights: Path, folder: str, file: str) -> None:
-    encoder, inputs, expected = open_both(shared_weights, folder, file)
+def test_tokens_are_the_originals(folder: str, file: str) -> None:
+    encoder, inputs, expected = open_both(folder, file)
     for key in ("texts", "extra_texts"):
         wanted = inputs[key.replace("texts", "tokens")]
         assert encoder.tokenizer(inputs[key].tolist()).tolist() == wanted.tolist()
@@ -76,10 +78,10 @@ def test_tokens_are_the_originals(shared_weights: Path, folder: str, file: str) 
     torch.testing.assert_close(rows, torch.from_numpy(expected["text_unit"]), rtol=0, atol=1e-5)
 
 
-def test_tokens_of_openai(shared_weights: Path) -> None:
+def test_tokens_of_openai() -> None:
     from cloob.models.weights.tokens import ClipTokenizer
 
-    inputs, _ = read(shared_weights / "openai/vit", "vit-jit.pt")
+    inputs, _ = read(originals("openai/vit"), "vit-jit.pt")
     tokenizer = ClipTokenizer(("<|startoftext|>", "<|endoftext|>"), "kept")
     for key in ("tokens", "extra_tokens"):
         texts = inputs[key.replace("tokens", "texts")].tolist()
@@ -87,10 +89,10 @@ def test_tokens_of_openai(shared_weights: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
-def test_tokens_of_rinna(shared_weights: Path, tmp_path: Path, kind: str) -> None:
+def test_tokens_of_rinna(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("sentencepiece")
-    folder = shared_weights / "rinna" / kind
-    for path in (folder / "config.json", folder / "pytorch_model.bin", folder.parent / "tokenizer" / "spiece.model"):
+    folder = originals(f"rinna/{kind}")
+    for path in (folder / "config.json", folder / "pytorch_model.bin", originals("rinna/tokenizer/spiece.model")):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     encoder = load_model(tmp_path)
     inputs, expected = read(folder, "")
@@ -102,8 +104,8 @@ def test_tokens_of_rinna(shared_weights: Path, tmp_path: Path, kind: str) -> Non
 
 
 @pytest.mark.parametrize(("folder", "file"), WITH_LOSS)
-def test_the_objective_comes_along(shared_weights: Path, folder: str, file: str) -> None:
-    encoder, _, expected = open_both(shared_weights, folder, file)
+def test_the_objective_comes_along(folder: str, file: str) -> None:
+    encoder, _, expected = open_both(folder, file)
     known = "beta" in encoder.objective_config
     assert known == (file not in ("epoch_2.pt", "fp16.pt", "no_config.pt"))  # these do not hold it
     settings = (
@@ -117,22 +119,22 @@ def test_the_objective_comes_along(shared_weights: Path, folder: str, file: str)
 
 
 @pytest.mark.parametrize(("folder", "file"), [*OPENAI, *FOLDERS[4:]])
-def test_clip_scale_comes_along(shared_weights: Path, folder: str, file: str) -> None:
-    encoder, _, expected = open_both(shared_weights, folder, file)
+def test_clip_scale_comes_along(folder: str, file: str) -> None:
+    encoder, _, expected = open_both(folder, file)
     assert encoder.objective_config["contrast"] == "infonce" and not encoder.objective_config["hopfield"]
     image, text = (torch.from_numpy(expected[f"{side}_unit"]) for side in ("image", "text"))
     loss = ContrastiveObjective(**encoder.objective_config)(image, text)
     torch.testing.assert_close(loss, torch.tensor(float(expected["clip_loss"])), rtol=0, atol=1e-5)
 
 
-def test_texts_of_a_small_vocabulary_are_refused(shared_weights: Path) -> None:
-    encoder = load_model(shared_weights / "mljku/rn/published_like.pt")
+def test_texts_of_a_small_vocabulary_are_refused() -> None:
+    encoder = load_model(originals("mljku/rn/published_like.pt"))
     with pytest.raises(ValueError, match="128 words"):
         encoder.encode_text(["a dog"])
 
 
-def test_a_native_rinna_is_refused(shared_weights: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes((shared_weights / "rinna/native/config.json").read_bytes())
-    (tmp_path / "pytorch_model.bin").write_bytes((shared_weights / "rinna/bert/pytorch_model.bin").read_bytes())
+def test_a_native_rinna_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(originals("rinna/native/config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(originals("rinna/roberta/pytorch_model.bin").read_bytes())
     with pytest.raises(ValueError, match="one embedding for all texts"):
         load_model(tmp_path)

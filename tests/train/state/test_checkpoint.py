@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import errno
 import logging
 import os
@@ -10,7 +9,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -307,23 +305,6 @@ def test_moments_of_other_shapes_are_refused(save: Callable[..., Path]) -> None:
     optimizer = make_optimizer(encoder, objective, OptimConfig(), CPU)
     with pytest.raises(InputError, match=r"was trained with other parameters \(moments"):
         restore(read_checkpoint(path), encoder=encoder, objective=objective, optimizer=optimizer)
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_trainer_file_that_unpacks_to_more_than_itself_is_not_read(save: Callable[..., Path], method: int) -> None:
-    """Compressed records, and two names for the same bytes, are refused before torch looks into the file."""
-    file = save(4) / "trainer.pt"
-    with zipfile.ZipFile(file) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(file, "w", method) as archive:
-        for name, content in records.items():
-            archive.writestr(name, content)
-        if method == zipfile.ZIP_STORED:
-            twin = copy.copy(archive.filelist[-1])
-            twin.filename = f"{twin.filename}0"
-            archive.filelist.append(twin)
-    with pytest.raises(InputError, match=r"trainer\.pt: not an archive that torch writes, or damaged: .*record"):
-        read_checkpoint(file.parent)
 
 
 def test_a_position_behind_the_end_of_the_epoch_is_refused(save: Callable[..., Path], base: TrainConfig) -> None:

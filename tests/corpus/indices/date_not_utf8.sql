@@ -1,0 +1,1 @@
+UPDATE items SET date = CAST(x'32303234ff' AS TEXT);

@@ -1,0 +1,1 @@
+UPDATE models SET name = CAST(x'ff41' AS TEXT);

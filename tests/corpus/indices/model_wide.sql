@@ -1,0 +1,1 @@
+UPDATE models SET dim = 1099511627776;

@@ -1,0 +1,1 @@
+UPDATE items SET source = 'a' || char(0);

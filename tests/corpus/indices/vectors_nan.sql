@@ -1,0 +1,1 @@
+UPDATE vectors SET vector = CAST(zeroblob(length(vector) - 4) || x'0000c07f' AS BLOB);

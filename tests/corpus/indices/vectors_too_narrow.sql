@@ -1,0 +1,1 @@
+UPDATE vectors SET vector = x'00';

@@ -1,0 +1,341 @@
+"""Writes the made files of this folder anew: ``python tests/corpus/make.py``. README.md says where the others are from.
+
+A marker that must never be there is /tmp/cloob-was-here-NAME.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import struct
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+from PIL import Image
+from pyarrow import parquet
+
+HERE = Path(__file__).parent
+TOUCH = "touch /tmp/cloob-was-here-"
+EVIL = "import os\nos.system('touch /tmp/cloob-was-here-{}')\nfrom transformers import BertConfig as Config\n"
+DIM, SIZE, LENGTH = 4, 8, 16
+
+
+def write(name: str, content: bytes | str | dict[str, Any]) -> None:
+    path = HERE / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def saved(kind: str, mode: str = "RGB", **options: Any) -> bytes:
+    small = np.random.default_rng(7).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(small).resize((40, 24)).convert(mode).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+PNG = saved("PNG")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def pictures() -> None:
+    jpeg, turned = saved("JPEG"), Image.Exif()
+    turned[0x0112] = 6
+    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    files = {
+        "good.png": PNG,
+        "good.jpg": jpeg,
+        "png_named.jpg": PNG,
+        "turned.jpg": saved("JPEG", exif=turned.tobytes()),
+        "damaged_exif.png": saved("PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\0\x12"),
+        "cmyk.jpg": saved("JPEG", "CMYK"),
+        "alpha.webp": saved("WEBP", "RGBA", lossless=True),
+        "moves.gif": saved("GIF", "P", save_all=True, append_images=[Image.new("P", (40, 24), 3)]),
+        "cut.jpg": jpeg[: len(jpeg) * 3 // 4],
+        "cut.png": PNG[:-40],
+        "empty.png": b"",
+        "page.png": b"<html>" * 20,
+        "script.png": b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>",
+        "postscript.png": f"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(%pipe%{TOUCH}ps) (w) file\n".encode(),
+        "random.png": np.random.default_rng(0).bytes(500),
+        "no_pixels.png": b"\x89PNG\r\n\x1a\n" + bytes(50),
+        "huge.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IEND", b""),
+    }
+    for name, content in files.items():
+        write(f"pictures/{name}", content)
+
+
+def arrow(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as file:
+        file.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def packed(table: pa.Table) -> bytes:
+    stream = io.BytesIO()
+    parquet.write_table(table, stream, store_schema=False)
+    return stream.getvalue()
+
+
+def tables() -> None:
+    write("tables/a.png", PNG)
+    rows = pa.table({"image": pa.array([PNG] * 3), "title": ["aaaaa", "bbbbb", "ccccc"]})
+    paths = pa.table({"filepath": ["a.png"] * 3, "title": ["a red car", "b", "c"]})
+    for kind, made in (("arrow", arrow), ("parquet", packed)):
+        whole = made(rows)
+        write(f"tables/good.{kind}", whole)
+        write(f"tables/cut.{kind}", whole[: len(whole) // 2])
+        write(f"tables/no_table.{kind}", b"<html>" * 40)
+        write(f"tables/empty.{kind}", b"")
+        write(f"tables/bad_name.{kind}", made(paths).replace(b"title", b"\xff" * 5))
+    whole = packed(rows)
+    write("tables/bad_page.parquet", b"PAR1" + b"\xff" * 200 + whole[204:])
+    write("tables/paths.parquet", packed(paths))
+    good, lies = struct.pack("<4i", 0, 5, 10, 15), struct.pack("<4i", 0, 5, 10**9, 15)
+    write("tables/bad_offsets.arrow", arrow(rows).replace(good, lies))
+    write("tables/good.csv", "filepath,title\na.png,a red car\na.png,a cat\n")
+    write("tables/latin.csv", b"filepath,title\na.png,caf\xe9\na.png,a cat\na.png,a dog\n")
+    write("tables/nul.csv", b"filepath,title\na.png,a\0b\na.png,a cat\n")
+    write("tables/gone.csv", "filepath,title\ngone.png,a red car\n")
+    write("tables/no_column.csv", "a,b\na.png,c\n")
+    write("tables/empty.csv", "")
+    write("tables/commands.csv", f"filepath,title\npipe:{TOUCH}csv,a\n|{TOUCH}csv,b\n$({TOUCH}csv),c\n")
+    write("tables/fetched.csv", "filepath,title\nhttp://127.0.0.1:9/a.png,a\ns3://bucket/a.png,b\n")
+    write("tables/cut.jsonl", '{"filepath": "a.png", "title": "a"}\n{"filepath": "a.p')
+    write("tables/saved_outside/state.json", {"_data_files": [{"filename": "../good.arrow"}]})
+    write("tables/saved_outside/dataset_info.json", "{}")
+    write("tables/saved_nothing/state.json", '{"_data_files": "x"}')
+    write("tables/saved_nothing/dataset_info.json", "{}")
+
+
+def tar(*members: tuple[str, bytes], **links: Any) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as file:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            for key, value in links.items() if name.startswith("link") else ():
+                setattr(info, key, value)
+            file.addfile(info, io.BytesIO(data))
+    return stream.getvalue()
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE, content: bytes = b"") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def tars() -> None:
+    pairs = [(f"{i}.{ext}", data) for i in range(4) for ext, data in (("png", PNG), ("txt", b"a cat"))]
+    good = tar(*pairs)
+    with tarfile.open(fileobj=io.BytesIO(good)) as file:
+        third = file.getmember("2.png")
+    begin = good[: third.offset]
+    files = {
+        "good.tar": good,
+        "good.tar.gz": gzip.compress(good, mtime=0),
+        "gzip_named.tar": gzip.compress(good, mtime=0),
+        "cut_in_data.tar": good[: third.offset_data + 10],
+        "cut_in_header.tar": good[: third.offset + 100],
+        "cut.tar.gz": gzip.compress(good, mtime=0)[:-60],
+        "bad_header.tar": begin + b"\xff" * 512 + good[third.offset + 512 :],
+        "huge_member.tar": begin + header("9.png", 2**80) + bytes(1024),
+        "negative_member.tar": begin + header("9.png", -1536) + bytes(1024),
+        "bad_records.tar": begin + header("pax", 18, tarfile.XHDTYPE, b"18 size=-1536abcd\n") + good[third.offset :],
+        "no_tar.tar": b"<html>" * 200,
+        "no_gzip.tar": b"\x1f\x8b" + bytes(50),
+        "empty.tar": b"",
+        "outside.tar": tar(*((f"../../{name}", data) for name, data in pairs), *((f"/tmp/{n}", d) for n, d in pairs)),
+        "links.tar": tar(*pairs, ("link.png", b""), ("link.txt", b""), type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+    }
+    for name, content in files.items():
+        write(f"tars/{name}", content)
+
+
+def lists() -> None:
+    names = {
+        "outside": "../x.tar", "absolute": "/etc/x.tar", "home": "~/x.tar", "file": "file:///etc/passwd",
+        "pipe": f"pipe:{TOUCH}list; cat a.tar", "spaced_pipe": f" pipe:{TOUCH}list", "shell": f"$({TOUCH}list).tar",
+        "http": "http://127.0.0.1:9/x.tar", "s3": "s3://b/x.tar", "chained": "simplecache::http://127.0.0.1:9/x.tar",
+        "pattern": "*.tar", "braces": "{a,b}.tar",
+    }  # fmt: skip
+    for case, name in names.items():
+        write(f"lists/{case}.json", {name: 4})
+    texts = {"good": '{"a.tar": 4}', "twice": '{"a.tar": 4, "a.tar": 4}', "no_json": "{oops", "empty": "",
+             "negative": '{"a.tar": -1}', "nan": '{"a.tar": NaN}', "wrong_count": '{"a.tar": 7}', "list": '["a.tar"]',
+             "gone": '{"a.tar": 4, "b.tar": 4}'}  # fmt: skip
+    for case, text in texts.items():
+        write(f"lists/{case}.json", text)
+
+
+STATEMENTS = {
+    "good": "SELECT 1",
+    "another_program": "PRAGMA application_id = 7",
+    "newer": "PRAGMA user_version = 99",
+    "trigger": "CREATE TRIGGER t AFTER INSERT ON items BEGIN DELETE FROM items; END",
+    "view": "CREATE VIEW v AS SELECT load_extension('/tmp/x')",
+    "table_missing": "DROP TABLE vectors",
+    "damaged": "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET rootpage = 999 WHERE name = 'vectors'",
+    "vectors_too_wide": "UPDATE vectors SET vector = zeroblob(4004)",
+    "vectors_too_narrow": "UPDATE vectors SET vector = x'00'",
+    "vectors_zero": "UPDATE vectors SET vector = zeroblob(length(vector))",
+    "vectors_nan": "UPDATE vectors SET vector = CAST(zeroblob(length(vector) - 4) || x'0000c07f' AS BLOB)",
+    "model_wide": "UPDATE models SET dim = 1099511627776",
+    "model_not_utf8": "UPDATE models SET name = CAST(x'ff41' AS TEXT)",
+    "model_of_a_hub": "UPDATE models SET spec = 'hf-hub:evil/tracker'",
+    "model_fetched": "UPDATE models SET spec = 'https://127.0.0.1:9/model.pt'",
+    "source_with_nul": "UPDATE items SET source = 'a' || char(0)",
+    "source_pipe": f"UPDATE items SET source = 'pipe:{TOUCH}index; cat a.tar', path = 'a.tar::a.png' WHERE id = 1",
+    "source_address": "UPDATE items SET source = 'http://127.0.0.1:9/a.tar', path = 'a.tar::a.png' WHERE id = 1",
+    "source_bucket": "UPDATE items SET source = 's3://bucket/{0..9}.tar', path = '0.tar::a.png' WHERE id = 1",
+    "source_pattern": "UPDATE items SET source = '/tmp/{0..9}/*.tar', path = '/tmp/x.tar::a.png' WHERE id = 1",
+    "date_not_utf8": "UPDATE items SET date = CAST(x'32303234ff' AS TEXT)",
+    "columns_no_json": "UPDATE items SET columns = '{'",
+    "columns_odd": """UPDATE items SET columns = '{"a": ["\\ud800", 1], "b": {"c": null}, "d": 1e999, "e": NaN}'""",
+    "id_huge": "UPDATE vectors SET item = 1152921504606846976 WHERE item = 1;"
+    "UPDATE items SET id = 1152921504606846976 WHERE id = 1",
+}
+
+
+def indices() -> None:
+    for name, statement in STATEMENTS.items():
+        write(f"indices/{name}.sql", f"{statement};\n")
+    write("indices/no_database.sqlite", b"SQLite nothing" * 40)
+    write("indices/empty.sqlite", b"")
+
+
+def changed(config: dict[str, Any], way: str, value: Any) -> dict[str, Any]:
+    """A copy of a configuration with another value under ``a.b.c``."""
+    copy = json.loads(json.dumps(config))
+    *parts, last = way.split(".")
+    inner = copy
+    for part in parts:
+        inner = inner.setdefault(part, {})
+    inner[last] = value
+    return copy
+
+
+def models() -> None:
+    name = "open_clip_config.json"
+    config = json.loads((HERE / "hostile" / "base" / name).read_text())
+    text, vision = "model_cfg.text_cfg", "model_cfg.vision_cfg"
+    cases = {
+        "good": ("model_cfg.embed_dim", 8),
+        "trust_remote_code": (f"{text}.tokenizer_kwargs", {"trust_remote_code": True}),
+        "file_of_words": (f"{text}.tokenizer_kwargs", {"bpe_path": "/tmp/words.gz"}),
+        "tokenizer_outside": (f"{text}.hf_tokenizer_name", "../words"),
+        "tokenizer_absolute": (f"{text}.hf_tokenizer_name", "/etc"),
+        "tower_at_home": (f"{text}.hf_model_name", "~/model"),
+        "tower_outside": (f"{text}.hf_model_name", "..\\model"),
+        "tower_of_the_hub": (f"{text}.hf_model_name", "evil/tracker"),
+        "timm_folder": (f"{vision}.timm_model_name", "local-dir:/tmp/x"),
+        "timm_hub": (f"{vision}.timm_model_name", "hf-hub:evil/tracker"),
+        "no_width": (f"{text}.width", None),
+        "width_is_a_list": (f"{text}.width", [8]),
+        "heads_zero": (f"{text}.heads", 0),
+        "patch_is_none": (f"{vision}.patch_size", None),
+        "size_is_words": (f"{vision}.image_size", ["a", "b"]),
+        "std_zero": ("preprocess_cfg.std", [0, 1, 1]),
+    }
+    for case, (way, value) in cases.items():
+        write(f"models/open_clip/{case}/{name}", changed(config, way, value))
+    texts = {"twice": '{"model_cfg": {}, "model_cfg": {"embed_dim": 1}}', "nan": '{"model_cfg": NaN}', "list": "[1]",
+             "cut": '{"a": 1', "empty": ""}  # fmt: skip
+    for case, content in texts.items():
+        write(f"models/open_clip/{case}/{name}", content)
+    for case, value in {"nan": "NaN", "negative": "-1", "word": '"x"'}.items():
+        objective = f'{{"contrast": "infoloob", "hopfield": true, "inv_tau": {value}, "beta": 8.0}}'
+        write(f"models/open_clip/objective_{case}/objective.json", objective)
+    evil = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    write("models/open_clip/words_are_code/tokenizer_config.json", {"auto_map": evil})
+    write("models/open_clip/words_are_code/evil.py", EVIL.format("words"))
+    bert = {"model_type": "bert", "architectures": ["BertModel"], "vocab_size": 20, "hidden_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
+    words = {"tokenizer_class": "BertTokenizer"}
+    encoders = {
+        "config_is_code": (bert | {"auto_map": evil}, words),
+        "words_are_code": (bert, words | {"auto_map": evil}),
+        "kernel_of_a_hub": (bert | {"attn_implementation": "evil/kernel"}, words),
+        "words_outside": (bert, words | {"vocab_file": "/etc/passwd"}),
+    }
+    for case, (first, second) in encoders.items():
+        write(f"models/text/{case}/config.json", first)
+        write(f"models/text/{case}/tokenizer_config.json", second)
+        write(f"models/text/{case}/evil.py", EVIL.format("text"))
+    for file in ("pytorch_model.bin.index.json", "model.safetensors.index.json"):
+        case = f"models/text/shards_outside_{file.split('.')[0]}"
+        write(f"{case}/config.json", bert)
+        write(f"{case}/tokenizer_config.json", words)
+        write(f"{case}/{file}", {"weight_map": {"a": "../../weights.bin"}})
+
+
+def graph(source: tuple[str, int, list[Any]], result: str, axes: list[int], nodes: Any = (), given: Any = ()) -> bytes:
+    """Means of what comes in, beside a constant: ``nodes`` and tensors are added to it."""
+    helper = onnx.helper
+    ends = [helper.make_tensor_value_info(*source), helper.make_tensor_value_info(result, 1, ["n", DIM])]
+    made = [
+        helper.make_node("Cast", [source[0]], ["numbers"], to=1),
+        helper.make_node("ReduceMean", ["numbers", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Unsqueeze", ["mean", "last"], ["wide"]),
+        helper.make_node("Add", ["wide", "bias"], [result]),
+    ]
+    tensors = [helper.make_tensor("axes", 7, [len(axes)], axes), helper.make_tensor("last", 7, [1], [1])]
+    tensors += [helper.make_tensor("bias", 1, [DIM], [1.0, 2.0, 3.0, 4.0]), *given]
+    whole = helper.make_graph([*nodes, *made], "g", ends[:1], ends[1:], initializer=tensors)
+    model = helper.make_model(whole, opset_imports=[helper.make_opsetid("", 18)])
+    model.ir_version = 9
+    written: bytes = model.SerializeToString()
+    return written
+
+
+def far(location: str) -> Any:
+    """A tensor whose bytes lie in another file."""
+    tensor = onnx.TensorProto(name="far", data_type=1, dims=[4], data_location=1)
+    for key, value in (("location", location), ("offset", "0"), ("length", "16")):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
+
+
+def graphs() -> None:
+    port = ("pixel_values", 1, ["n", 3, SIZE, SIZE])
+    good = graph(port, "image_embeds", [1, 2, 3])
+    config = {
+        "format": 1, "name": "by hand", "embed_dim": DIM, "context_length": LENGTH, "logit_scale": 3.0,
+        "precision": "float32", "pad": None, "tokenizer": {"kind": "none", "why": "made by hand"},
+        "preprocess_cfg": {"size": SIZE, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic"},
+    }  # fmt: skip
+    write("models/onnx/good/image.onnx", good)
+    write("models/onnx/good/text.onnx", graph(("input_ids", 7, ["n", LENGTH]), "text_embeds", [1]))
+    write("models/onnx/good/onnx.json", config)
+    for case, location in {"absolute": "/etc/passwd", "outside": "../secret", "gone": "image.onnx.data"}.items():
+        write(f"models/onnx/weights_{case}/image.onnx", graph(port, "image_embeds", [1, 2, 3], given=[far(location)]))
+    run = onnx.helper.make_node("Run", ["pixel_values"], ["x"], domain="evil")
+    write("models/onnx/another_domain/image.onnx", graph(port, "image_embeds", [1, 2, 3], [run]))
+    for case, content in {"cut": good[:-50], "empty": b"", "no_graph": b"{}" * 50, "zip": b"PK\x03\x04"}.items():
+        write(f"models/onnx/{case}/image.onnx", content)
+    for case, way, value in (
+        ("words_are_code", "tokenizer", {"kind": "os.system"}),
+        ("words_outside", "tokenizer", {"kind": "json", "clean": "../x"}),
+        ("another_width", "embed_dim", 8),
+        ("std_zero", "preprocess_cfg.std", [0, 1, 1]),
+        ("newer", "format", 99),
+    ):
+        write(f"models/onnx/{case}/onnx.json", changed(config, way, value))
+
+
+if __name__ == "__main__":
+    for work in (pictures, tables, tars, lists, indices, models, graphs):
+        work()
+    sys.exit(0)
