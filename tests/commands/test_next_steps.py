@@ -13,7 +13,6 @@ from cloob.commands.arguments import parse
 from cloob.commands.steps import say_next, shell
 from cloob.commands.train import read_start
 from cloob.errors import InputError
-from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
 from support import write_pairs
@@ -31,13 +30,6 @@ def test_words_are_quoted_for_a_shell(capsys: pytest.CaptureFixture[str]) -> Non
     odd = ["eval", Path("my runs/it's $HOME"), "--out", "a;b"]
     say_next(odd, ["models"])
     assert next_commands(capsys.readouterr().err) == [[str(word) for word in odd], ["models"]]
-
-
-@pytest.mark.parametrize("words", [["models", "--contains", "tiny"], ["recipes"]])
-def test_lists_end_with_a_command_that_parses(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words) == 0
-    (command,) = next_commands(capsys.readouterr().err)
-    check_train(command)
 
 
 def check_train(command: list[str]) -> TrainConfig:
@@ -106,17 +98,6 @@ def test_json_output_is_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.startswith("{")
 
 
-@pytest.mark.parametrize(("pairs", "batch"), [(2, 2), (6, 6), (50, 8), (128, 8), (500, 16), (611, 32), (5000, 256)])
-def test_a_good_batch_makes_many_steps(pairs: int, batch: int) -> None:
-    assert advice.good_batch(pairs) == batch
-
-
-@pytest.mark.parametrize(("pairs", "warmup"), [(8, {"--warmup": "2"}), (288, {"--warmup": "36"}), (2000, {})])
-def test_a_warm_up_that_would_take_a_run_up_is_shortened(pairs: int, warmup: dict[str, str]) -> None:
-    config = get_recipe("align").override(batch_size=advice.good_batch(pairs))
-    assert advice.shorter_warmup(config, pairs) == warmup
-
-
 def advised(words: str, pairs: int, steps: int, warmup: int) -> tuple[list[str], TrainConfig, TrainConfig | None]:
     """The reasons of the advice for a command, its configuration, and the advised one."""
     typed = words.split()
@@ -179,33 +160,10 @@ def test_advice_keeps_what_it_is_not_about(words: str, changes: dict[str, object
     assert better == config.override(**changes, out=f"{config.save.out}-advised")
 
 
-def test_advice_for_towers_from_scratch_is_another_recipe() -> None:
-    words = "--model tiny-vit --objective clip --data a b --caption-column text --batch-size 4096"
-    for held_out, changes in (
-        ("--val-data c d", {"val_data": ("c", "d"), "warmup": 36}),
-        ("--val-split 0.2", {"val_split": 0.2, "warmup": 36}),
-        ("", {"val_split": 0.1, "warmup": 32}),
-    ):
-        _, _, better = advised(f"{words} {held_out}", 600, 0, 0)
-        align = get_recipe("align").override(val_data=(), data=("a", "b"), caption_column="text", objective="clip")
-        assert better == align.override(batch_size=32, out="runs/train-advised", **changes)
-
-
-def test_advice_names_the_model_that_nobody_has_typed() -> None:
-    config = check_train(["train", "--data", "mine"])
-    assert advice.lines(config, 40, 0, 0, ["--data", "mine"])[0].startswith("40 pairs: RN50, cloob, batches of 256")
-
-
 @pytest.mark.parametrize(("pairs", "batch"), [(3, None), (4, 2), (8, 6), (9, 7), (20, 8)])
 def test_an_advised_batch_fits_what_is_not_held_out(pairs: int, batch: int | None) -> None:
     reasons, _, better = advised("align --data mine --val-data demo:val", pairs, 0, 0)
     assert len(reasons) == 2 and (better.run.batch_size if better else None) == batch
-
-
-def test_no_command_is_advised_that_splits_streamed_pairs() -> None:
-    for words, better in (("--val-data demo:val", False), ("--val-data c", True)):
-        reasons, _, found = advised(f"align --data pipe:cat&a.tar {words}", 500, 0, 0)
-        assert reasons and (found is not None) == better
 
 
 def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:

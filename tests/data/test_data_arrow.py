@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import struct
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from cloob.cache import Cache
 from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
-from cloob.data.sources.arrow import ArrowSource, arrow_files
+from cloob.data.sources.arrow import ArrowSource
 from cloob.data.sources.bounds import checked
 from cloob.data.sources.mapped import map_arrow
 from cloob.data.sources.table import TableSource
@@ -533,15 +532,6 @@ def test_more_rows_than_bytes(tmp_path: Path) -> None:
         open_source(path)
 
 
-@pytest.mark.parametrize("kind", ["arrow", "parquet"])
-def test_a_pipe_among_the_files_is_not_waited_for(tmp_path: Path, image: MakeImage, kind: str) -> None:
-    write_file(tmp_path / f"0.{kind}", table(image, range(2)))
-    os.mkfifo(tmp_path / f"x.{kind}")
-    assert len(arrow_files(tmp_path)) == 2
-    with pytest.raises(InputError, match=rf"x\.{kind} cannot be read as {kind}: .*a pipe or a device, not a file"):
-        open_source(tmp_path)
-
-
 @pytest.mark.parametrize("kind", ["file", "stream"])
 @pytest.mark.parametrize("adds", [True, False])
 def test_a_dictionary_that_grows(tmp_path: Path, kind: str, adds: bool) -> None:
@@ -556,20 +546,6 @@ def test_a_dictionary_that_grows(tmp_path: Path, kind: str, adds: bool) -> None:
             map_arrow(path)
     else:
         assert checked(map_arrow(path)).column(0).to_pylist() == ["a", "b"] * 2
-
-
-@pytest.mark.parametrize("kind", ["arrow", "parquet"])
-def test_a_name_that_is_not_utf8(tmp_path: Path, image: MakeImage, kind: str) -> None:
-    path, content = tmp_path / f"a.{kind}", table(image, range(2), caption="caption")
-    for column in ("qqqq", "caption"):
-        found = content.append_column("other", pa.array([{"qqqq": 1}] * 2))
-        if kind == "parquet":
-            parquet.write_table(found, path, store_schema=False)
-        else:
-            write_file(path, found)
-        path.write_bytes(path.read_bytes().replace(column.encode(), b"\xff" * len(column)))
-        with pytest.raises(InputError, match=rf"a\.{kind} cannot be read as .*: a name of a column is not UTF-8"):
-            open_source(path)
 
 
 def two(image: MakeImage, name: str, held: pa.Array) -> pa.Array:

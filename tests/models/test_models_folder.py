@@ -289,37 +289,6 @@ def test_a_pickle_that_runs_code_is_refused(saved: Path, tmp_path: Path) -> None
     assert not (tmp_path / "gone off").exists()
 
 
-def test_sources_that_are_none(saved: Path, tmp_path: Path) -> None:
-    fails(tmp_path / "none", "none", "no such folder")
-    fails("local-dir:" + str(tmp_path / "none"), "no such folder")
-    fails(tmp_path, "checkpoints/", CONFIG_FILE)
-    fails(saved / WEIGHTS_FILE, "give the folder")
-    fails("RN5O/openai", "RN50")
-    fails("RN50", "RN50/TAG", "openai")
-    fails("RN50/opnai", "opnai", "yfcc15m")
-    fails("tiny-vit", "folder")
-    (tmp_path / "published.pt").touch()
-    fails(tmp_path, "neither a run folder", f"did you mean {tmp_path / 'published.pt'}?")
-    fails(tmp_path / "publishd.pt", f"publishd.pt: no such file; did you mean {tmp_path / 'published.pt'}?")
-    fails(tmp_path / "nowhere" / "x.pkl", "x.pkl: no such file")
-    (tmp_path / "config.json").write_text("{}")
-    fails(tmp_path, "no model_type; 'clip' (CLIPModel)", "did you mean", "published.pt")
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "published.pt").unlink()
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    fails(tmp_path / "run", "no complete checkpoint")
-    shutil.copytree(saved, tmp_path / "empty")
-    (tmp_path / "empty" / WEIGHTS_FILE).unlink()
-    fails(tmp_path / "empty", "no weights", WEIGHTS_FILE)
-    (tmp_path / "empty" / CONFIG_FILE).write_text("[1]")
-    fails(tmp_path / "empty", CONFIG_FILE, "list found")
-
-
-def test_objective_that_is_not_json(tmp_path: Path) -> None:
-    with pytest.raises(ValueError):
-        save_model(tmp_path, create_model("tiny-vit", seed=0), {"inv_tau": math.nan})
-
-
 ODD_LINES = b"".join(
     line + b"\n"
     for line in (

@@ -403,19 +403,6 @@ def test_a_key_that_is_there_twice_is_found_without_comparing_all() -> None:
     assert Counted.compared < 10_000
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-@pytest.mark.parametrize("name", [CONFIG_FILE, "config.json", "special_tokens_map.json", "objective.json"])
-def test_a_pipe_or_a_device_is_no_configuration(name: str, tower: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tower, tmp_path / "m")
-    (folder / name).unlink(missing_ok=True)
-    (folder / name).symlink_to(os.devnull)
-    refused(lambda: read_json(folder / name), name, "a pipe or a device, not a file")
-    refused(lambda: check_folder(folder), name, "a pipe or a device, not a file")
-    (folder / name).unlink()
-    os.mkfifo(folder / name)
-    refused(lambda: check_folder(folder), name, "a pipe or a device, not a file")
-
-
 def test_the_shared_hostile_folders(shared_data: Path) -> None:
     hostile = shared_data.parent / "weights" / "hostile"
     if not hostile.is_dir():

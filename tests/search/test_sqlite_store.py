@@ -106,7 +106,6 @@ def test_a_name_is_one_model(tmp_path: Path) -> None:
 
 
 Change = tuple[str, int, int]
-DOINGS = ["write", "remove", "reopen", "search", "optimise"]
 
 
 @settings(max_examples=30)
@@ -440,15 +439,6 @@ def test_vectors_that_are_one_are_not_read_again_and_again(tmp_path: Path, monke
         store.items([1, 2, 3, 4, 5])
 
 
-def test_a_matrix_that_is_a_pipe_is_made_anew(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i")
-    (pipe := tmp_path / "i" / "vectors-1.f32").unlink(missing_ok=True)
-    os.mkfifo(pipe)
-    assert store.nearest("m", units(1), 3).searched == 5
-    store.optimise()
-    assert pipe.is_file()
-
-
 def test_keys_of_columns_are_text(tmp_path: Path) -> None:
     store = filled(tmp_path / "i", 2)
     _set("UPDATE items SET columns = '[1, 2]' WHERE id = 1")(tmp_path / "i" / FILE)
@@ -471,14 +461,6 @@ def test_a_column_that_is_no_finite_number_is_null(tmp_path: Path) -> None:
     )
     columns = store.items([1])[0].columns
     assert json.loads(json.dumps(columns, allow_nan=False)) == {"a": None, "b": None, "c": None, "d": [None], "e": 2.5}
-
-
-def test_no_index_and_one_that_is_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no index"):
-        SqliteStore(tmp_path)
-    filled(tmp_path / "i").close()
-    with pytest.raises(InputError, match="is there already"):
-        SqliteStore.create(tmp_path / "i")
 
 
 def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 from served_colours import ColourEncoder, build, draw
@@ -59,12 +58,3 @@ def test_every_answer_that_holds_a_strangers_rows_is_given(strange: TestClient) 
     assert set(strange.get("/api/ids").json()["ids"]) == everything
     assert set(strange.get("/api/map").json()["ids"]) == everything
     assert {hit["id"] for hit in strange.get("/api/items/1/similar").json()["hits"]} == everything - {1}
-
-
-def test_names_that_are_not_utf8(client: TestClient, monkeypatch: pytest.MonkeyPatch, index: Index) -> None:
-    models = [replace(model, name="\udcff") for model in index.models]
-    monkeypatch.setattr(index.store, "models", lambda: models)
-    assert client.get("/api/health").json()["models"] == ["�", "�"]
-    assert [model["name"] for model in client.get("/api/models").json()] == ["�", "�"]
-    monkeypatch.setattr(index, "columns", lambda: {"\udcff": "text"})
-    assert client.get("/api/columns").json()[-1] == {"name": "�", "kind": "text"}

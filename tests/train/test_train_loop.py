@@ -17,7 +17,6 @@ from train_helpers import Recorder, Trained, exact, lines
 
 from cloob.cli import main
 from cloob.data.mix import MixedSource
-from cloob.distributed import resolve_device
 from cloob.errors import InputError, TrainingFailed
 from cloob.models.load import load_model
 from cloob.models.runs import best_checkpoint, list_checkpoints
@@ -557,22 +556,6 @@ def test_joined_sources_read_as_one(pairs_folder: Path) -> None:
     both = MixedSource((one, one))
     assert len(both) == 2 * len(one) and sum(both.shard_sizes) == len(both)
     assert [both.read(i).key for i in (0, 39, 40, 79)] == [one.read(i).key for i in (0, 39, 0, 39)]
-
-
-def test_bad_input_comes_before_the_first_step(trained: Trained, tmp_path: Path) -> None:
-    config = trained.config.override(out=tmp_path / "run")
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match=r"device is 'cuda', but torch .* sees no CUDA device; use cpu or auto"):
-            train(config.override(device="cuda"))
-        assert resolve_device("auto") == torch.device("cpu")
-    with pytest.raises(InputError, match=r"fewer than one batch of 64"):
-        train(config.override(batch_size=64))
-    with pytest.raises(InputError, match="no-such-model"):
-        train(config.override(model="no-such-model"))
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"the run folder cannot be written \(Not a directory\)"):
-        train(config.override(out=tmp_path / "file" / "run"))
-    assert not (tmp_path / "run").exists()
 
 
 def test_loaders_callbacks_and_validation_do_not_move_the_training(
