@@ -34,16 +34,6 @@ def test_no_command_shows_the_usage_and_fails(capsys: pytest.CaptureFixture[str]
     assert "usage: cloob COMMAND" in capsys.readouterr().out
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    blocked = tmp_path / "file"
-    blocked.touch()
-    assert cli.main(["demo", "--from-scratch", "--out", str(blocked / "demo"), "--device", "cpu"]) == 2
-    begins, line = capsys.readouterr().err.splitlines()
-    assert begins.endswith("loading …") and line.startswith(f"cloob: {blocked / 'demo'}: ")
-
-
 def test_a_demo_that_is_stopped_does_not_begin_the_next_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

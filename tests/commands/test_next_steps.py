@@ -12,7 +12,6 @@ from cloob.commands import advice
 from cloob.commands.arguments import parse
 from cloob.commands.steps import say_next, shell
 from cloob.commands.train import read_start
-from cloob.errors import InputError
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
 from support import write_pairs
@@ -160,12 +159,6 @@ def test_advice_keeps_what_it_is_not_about(words: str, changes: dict[str, object
     assert better == config.override(**changes, out=f"{config.save.out}-advised")
 
 
-@pytest.mark.parametrize(("pairs", "batch"), [(3, None), (4, 2), (8, 6), (9, 7), (20, 8)])
-def test_an_advised_batch_fits_what_is_not_held_out(pairs: int, batch: int | None) -> None:
-    reasons, _, better = advised("align --data mine --val-data demo:val", pairs, 0, 0)
-    assert len(reasons) == 2 and (better.run.batch_size if better else None) == batch
-
-
 def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:
     start, rest = read_start(["align", "--val-split", "0.1"])
     assert parse(TrainConfig, rest, "cloob train", start).pairs.val_data == ()
@@ -194,12 +187,6 @@ def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:
 def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tuple[str, ...], float]) -> None:
     pairs = check_train(["train", *words.split()]).pairs
     assert (pairs.val_data, pairs.val_split) == held_out
-
-
-def test_streamed_pairs_of_which_none_can_be_held_out_are_asked_for_some() -> None:
-    with pytest.raises(InputError, match="no held-out pairs; give --val-data"):
-        check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar"])
-    check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar", "--patience", "0"])
 
 
 def test_pairs_too_few_for_a_batch_get_advice_before_the_error(

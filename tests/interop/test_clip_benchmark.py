@@ -76,13 +76,6 @@ def test_what_a_command_line_leaves_out(adapter: Any) -> None:
         adapter.with_defaults(["eval", "--model", "runs/a", "runs/b", "--dataset", "x"])
 
 
-def test_without_the_package_its_name_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "clip_benchmark", None)
-    monkeypatch.delitem(sys.modules, "cloob.interop.clip_benchmark", raising=False)
-    with pytest.raises(InputError, match=r"\.\[clip-benchmark\]"):
-        import cloob.interop.clip_benchmark  # noqa: F401
-
-
 @pytest.mark.parametrize("name", ["clip_benchmark", "mteb"])
 def test_without_the_package_the_command_line_says_one_line(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

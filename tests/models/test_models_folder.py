@@ -255,28 +255,6 @@ def test_weights_of_another_architecture(saved: Path, tmp_path: Path) -> None:
     fails(tmp_path / "wide", CONFIG_FILE, "embed_dim")
 
 
-def test_a_missing_tokenizer_is_named_with_what_asks_for_it(saved: Path, tmp_path: Path) -> None:
-    def with_text(name: str, text: dict[str, object]) -> Path:
-        shutil.copytree(saved, tmp_path / name)
-        config = json.loads((saved / CONFIG_FILE).read_text())
-        config["model_cfg"]["text_cfg"] |= text
-        (tmp_path / name / CONFIG_FILE).write_text(json.dumps(config))
-        return tmp_path / name
-
-    folder = with_text("absent", {"hf_tokenizer_name": "nobody/words"})
-    asked = (CONFIG_FILE, "text_cfg.hf_tokenizer_name asks for the tokenizer 'nobody/words'")
-    fails(folder, *asked, "there is no tokenizer.json")
-    (folder / "tokenizer.json").write_text("{")
-    fails(folder, *asked, "Expecting property name")
-    (folder / "tokenizer.json").unlink()
-    # transformers would make a tokeniser without a single word of this.
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
-    fails(folder, *asked, "there is no tokenizer.json")
-    file = str(tmp_path / "none.gz")
-    bpe = with_text("bpe", {"tokenizer_kwargs": {"bpe_path": file}})
-    fails(bpe, CONFIG_FILE, "text_cfg.tokenizer_kwargs has 'bpe_path'")
-
-
 def test_a_pickle_that_runs_code_is_refused(saved: Path, tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:

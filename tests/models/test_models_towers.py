@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from cloob.errors import InputError
 from cloob.models.folder import save_model
 from cloob.models.names import known_models
 from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
-from cloob.models.towers import TINY_MODELS, create_model, load_tokenizer, open_clip
+from cloob.models.towers import TINY_MODELS, create_model, open_clip
 
 
 def test_known_models_has_ours_and_open_clips() -> None:
@@ -102,26 +101,6 @@ def test_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="laion2b") as caught:
         create_model("ViT-B-32", pretrained="laion2b_s34b_b79k")
     assert "\n" not in str(caught.value) and "no route" in str(caught.value)
-
-
-def test_an_unreachable_tokenizer_is_named_with_what_asks_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(source: str, **_: object) -> None:
-        raise OSError(f"no\nroute to {source}")
-
-    config = open_clip().get_model_config("ViT-B-16-SigLIP")
-    monkeypatch.setattr("cloob.models.towers.check_hub_model", lambda *_: tmp_path)
-    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", refuse)
-    with pytest.raises(InputError) as caught:
-        load_tokenizer("ViT-B-16-SigLIP", config, "model 'ViT-B-16-SigLIP'")
-    assert str(caught.value) == (
-        "model 'ViT-B-16-SigLIP': text_cfg.hf_tokenizer_name asks for the tokenizer 'timm/ViT-B-16-SigLIP': "
-        "no route to timm/ViT-B-16-SigLIP"
-    )
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(InputError, match=r'pip install -e "\.\[align\]" in a clone'):
-        load_tokenizer("ViT-B-16-SigLIP", config, "x")
 
 
 def grown(key: str, rows: int) -> Callable[[dict[str, Tensor]], None]:

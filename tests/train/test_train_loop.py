@@ -25,7 +25,6 @@ from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.config import TrainConfig
 from cloob.train.config.model import AlignConfig
 from cloob.train.loop import train
-from cloob.train.state import run_folder
 from cloob.train.validate import Validation
 
 RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
@@ -178,17 +177,6 @@ def test_a_finished_run_is_said_to_be_finished(
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_warm_up_longer_than_the_run_is_advised_against(
-    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.WARNING):
-        train(trained.config.override(out=tmp_path / "a", epochs=1, warmup=4))
-        assert "warm-up" not in caplog.text
-        train(trained.config.override(out=tmp_path / "b", epochs=1, warmup=5))
-    said = "the warm-up takes 5 steps, the whole run has 5: the learning rate never reaches its peak; --warmup 1 leaves"
-    assert said in caplog.text
-
-
 def test_more_epochs_continue_and_another_objective_does_not(
     trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -244,17 +232,6 @@ def test_overwriting_takes_links_away_and_not_what_they_lead_to(trained: Trained
     result = train(trained.config.override(out=out, overwrite=True, epochs=1))
     assert not (out / "checkpoints").is_symlink() and len(list_checkpoints(result.run)) == 3
     assert (disk / "mine").read_text() == "mine"
-
-
-def test_an_error_without_a_number_is_told(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = cut_back(trained, tmp_path / "run", 15)
-
-    def refuses(path: Path) -> None:
-        raise OSError("not today")
-
-    monkeypatch.setattr(run_folder.shutil, "rmtree", refuses)
-    with pytest.raises(InputError, match=r"run: the run folder cannot be written \(not today\)"):
-        train(trained.config.override(out=out, overwrite=True))
 
 
 def test_a_run_resumed_by_its_own_path_is_as_auto(

@@ -98,13 +98,6 @@ def test_a_probe_in_the_suite_with_shots_and_seeds() -> None:
     assert "probe" not in evaluate(models, [test])["rows"][0]
 
 
-def test_one_class_without_names_is_told_by_its_number() -> None:
-    with pytest.raises(InputError, match="all 2 training images that can be read are of class number 3"):
-        fit_probe(torch.eye(2), torch.tensor([3, 3]), 4)
-    with pytest.raises(InputError, match="two classes or more, and no training image can be read"):
-        fit_probe(torch.full((2, 3), torch.nan), torch.tensor([0, 1]), 2, classnames=["a", "b"])
-
-
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet", "tiny-convnext"])
 def test_tower_features_of_real_towers(name: str) -> None:
     """The same embeddings as without, and features that the tower's own last step maps to them."""

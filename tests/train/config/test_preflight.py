@@ -6,9 +6,7 @@ import importlib.util
 import shlex
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
-from pyarrow import parquet
 
 from cloob.cli import main
 from cloob.errors import InputError
@@ -17,20 +15,6 @@ from cloob.train.config.checks import preflight
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with tables, and with what is no run folder."""
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "t.csv").write_text("filepath\ttitle\na.png\tx\n")
-    (folder / "lines.jsonl").write_text('{"image": "a.png", "caption": "x"}\n')
-    parquet.write_table(pa.table({"filepath": ["a.png"], "text": ["x"]}), folder / "table.parquet")
-    (folder / "broken.parquet").write_bytes(b"PAR1 and no more")
-    (folder / "file").write_text("")
-    (folder / "empty").mkdir()
-    (folder / "run").mkdir()
-    (folder / "run" / "metrics.jsonl").write_text("")
-    return folder
-
-
 @pytest.mark.parametrize("command", ["demo", "train align --data nowhere.csv"])
 def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

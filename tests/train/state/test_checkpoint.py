@@ -181,12 +181,6 @@ def test_a_disk_that_fills_up(save: Callable[..., Path], small_disk: Path) -> No
     assert read_checkpoint(run / "checkpoints" / names[-1]).progress.step == len(names)
 
 
-def test_no_earlier_checkpoint_is_said(save: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"\(Not a directory\); there is no earlier checkpoint"):
-        save(1, run=tmp_path / "file")
-
-
 @pytest.mark.parametrize("damaged", ["trainer.pt", "model/open_clip_model.safetensors"])
 def test_auto_passes_over_a_checkpoint_cut_short(
     save: Callable[..., Path], tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -250,14 +249,6 @@ def test_other_image_towers_are_refused(few: TrainConfig, pictured: Path, model:
         train(few.override(init_image=str(pictured), model=model))
 
 
-@pytest.mark.parametrize(("changes", "warned"), [({}, True), ({"objective": "infoloob"}, False)])
-def test_a_start_that_is_known_to_fail_is_said(
-    few: TrainConfig, pictured: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], warned: bool
-) -> None:
-    train(few.override(init_image=str(pictured), freeze="image", **changes))
-    assert ("did not leave chance" in caplog.text) == warned and "random weights" not in caplog.text
-
-
 def test_what_still_learns_stays_in_training_mode(nano_configs: Path) -> None:
     encoder = create_model("nano-resnet", seed=0)
     freeze(encoder, "image", unlocked=2)  # the attention pool and the last stage
@@ -315,11 +306,6 @@ def test_interpolation_is_exact(share: float, nano_configs: Path) -> None:
         if share in (0.0, 1.0):
             assert torch.equal(value, (before if share == 0 else after)[name]), name
     assert weights(start).keys() == before.keys() and all(torch.equal(weights(start)[n], before[n]) for n in before)
-
-
-def test_other_architectures_cannot_be_averaged(nano_configs: Path) -> None:
-    with pytest.raises(InputError, match=r"cannot be averaged with nano-wide: .* has \(16,? .*\) there"):
-        interpolate(create_model("nano-vit", seed=0), create_model("nano-wide", seed=0), 0.5)
 
 
 def test_a_run_writes_the_average_with_its_start(few: TrainConfig, tmp_path: Path) -> None:
