@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -324,38 +322,3 @@ def test_the_page_holds_what_the_records_give() -> None:
     page = tables.PAGE.read_text(encoding="utf-8")
     rendered = tables.replaced(page, tables.render(RESULTS), tables.BEGIN, tables.END)
     assert rendered == page, "run: python -m benchmarks.factors tables"
-
-
-def test_the_figures_show_what_the_records_give(tmp_path: Path) -> None:
-    from benchmarks.factors import figures, tables
-    from benchmarks.factors.__main__ import RESULTS
-    from benchmarks.leads import described
-
-    figures.write(RESULTS, tmp_path)
-    for name in ("factors-wrong.svg", "factors-worlds.svg"):
-        told = described(tmp_path / name)
-        assert told == described(figures.IMAGES / name), "run: python -m benchmarks.factors tables"
-        # Each figure stands in a table of the page too.
-        page = tables.PAGE.read_text(encoding="utf-8")
-        assert all(lead.split(": ")[1] in page for lead in told)
-    assert len(told) == 2 * 2 * (1 + sum(len(values) for _, values in figures.plan.SIDES))
-
-
-def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> None:
-    from benchmarks.factors.__main__ import RESULTS
-    from benchmarks.factors.plan import Run
-    from benchmarks.pictograms import records
-
-    assert not records.read("search", RESULTS).keys() & records.read("superseded", RESULTS).keys()
-    for stage in ("search", "superseded", "cells"):
-        for name, record in records.read(stage, RESULTS).items():
-            run = Run.from_config(record["config"])
-            assert (run.id, run.stage, record["id"]) == (name, "cells" if stage == "cells" else "search", name)
-            assert ("zero_shot" in record) == (stage == "cells")
-            assert "/" not in json.dumps(record)
-
-
-def test_status_needs_no_torch_training(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.factors", "status", "--results", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "wrong0.4: search 0, open 10; cells 0, open 0" in done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -62,34 +61,6 @@ def test_the_page_holds_what_the_records_give() -> None:
     page = (ROOT / tables.PAGE).read_text(encoding="utf-8")
     rendered = tables.render(RESULTS)
     assert replaced(page, rendered, tables.BEGIN, tables.END) == page, "run: python -m benchmarks.frozen tables"
-
-
-def test_the_figure_shows_what_the_records_give(tmp_path: Path) -> None:
-    from benchmarks.frozen import figures
-    from benchmarks.frozen.study import RESULTS
-    from benchmarks.leads import described
-
-    (tmp_path / figures.FIGURE).parent.mkdir(parents=True)
-    figures.write(RESULTS, tmp_path)
-    told = described(tmp_path / figures.FIGURE)
-    assert told == described(ROOT / figures.FIGURE), "run: python -m benchmarks.frozen tables"
-    page = (ROOT / "docs" / "results-frozen.md").read_text(encoding="utf-8")
-    for lead in told:
-        mean, low, high = lead.split(": ")[1].replace("(", "").replace(")", "").replace(" … ", " ").split()
-        assert re.search(rf"\| {re.escape(mean)} \| [^|]+ \| {re.escape(low)} … {re.escape(high)} \|", page), lead
-
-
-def test_records_are_what_their_names_say_and_tell_nothing_of_the_machine() -> None:
-    from benchmarks.frozen import cells, worlds
-    from benchmarks.frozen.study import RESULTS
-    from benchmarks.pictograms import records
-
-    for stage in ("search", "cells"):
-        for name, record in records.read(stage, RESULTS).items():
-            cell = cells.Cell.from_config(record["config"])
-            assert (record["id"], cell.id, cell.stage) == (name, name, stage)
-            assert cell.world in worlds.WORLDS and ("zeroshot" in record) == (stage == "cells")
-            assert set(record) <= KEYS
 
 
 def test_tables_by_hand(tmp_path: Path) -> None:

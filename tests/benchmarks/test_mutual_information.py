@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -157,18 +156,3 @@ def test_the_tables_in_the_docs_are_those_of_the_committed_results(study: Module
     text = (ROOT / "docs" / "mutual-information.md").read_text(encoding="utf-8")
     begin, end = "<!-- tables:begin -->\n", "<!-- tables:end -->"
     assert text.split(begin)[1].split(end)[0] == study.markdown(results)
-
-
-def test_the_committed_results_are_those_of_the_committed_script(study: ModuleType) -> None:
-    results = json.loads(results_file().read_text())
-    settings = results["settings"]
-    todo = study.cases(settings["seeds"], settings["steps"], settings["batches"])
-    fields = [f.name for f in dataclasses.fields(study.Case)]
-    assert [{k: critic[k] for k in fields} for critic in results["critics"]] == [dataclasses.asdict(c) for c in todo]
-    found = [
-        study.Estimates(case, **{k: critic[k] for k in ("mean", "variance", "lowest", "highest")})
-        for case, critic in zip(todo, results["critics"], strict=True)
-    ]
-    for key, rows in (("rows", study.summarise(found)), ("at_truth", study.at_truth(found))):
-        assert len(rows) == len(results[key])
-        assert all(new == pytest.approx(old) for new, old in zip(rows, results[key], strict=True))
