@@ -9,7 +9,7 @@
 300 epochs of 43,276 pairs are 13.0 million pairs a run. The paper's Conceptual Captions run saw 89.6 million (175,000
 steps of 512): ``--epochs 2071`` sees as many. Settings are the library's defaults, alike for all and not tuned.
 
-It has not run on a GPU yet; ``tests/benchmarks/test_gpu_study.py`` runs two epochs of it on the CPU.
+It has not run on a GPU yet.
 """
 
 from __future__ import annotations

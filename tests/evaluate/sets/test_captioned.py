@@ -9,22 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from cloob.data.batch import BadSample
 from cloob.evaluate.sets.captioned import BadPicture, CaptionedSample, open_captioned
+from support import picture
 
 EXPECTED = [
     ("a.png", ("red one", "red two")),
     ("b.png", ("blue",)),
     ("c.png", ("green one", "green two", "green three")),
 ]
-
-
-def picture(colour: str) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ from cloob.train.config import TrainConfig
 from cloob.train.config.checks import preflight
 
 
-@pytest.fixture(scope="module")
 @pytest.mark.parametrize("command", ["demo", "train align --data nowhere.csv"])
 def test_all_that_frozen_encoders_lack_is_one_line_before_data_are_read(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
