@@ -107,7 +107,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def listing(place: Path) -> list[Path]:
     """The files of the folder, but for what SQLite keeps beside an index that is read."""
-    return sorted(path for path in place.rglob("*") if not path.name.startswith("index.sqlite-"))
+    files = (path for path in place.rglob("*") if path.is_file())
+    return sorted(path for path in files if not path.name.startswith("index.sqlite-"))
 
 
 def faults(rows: list[list[str]], told: list[tuple[object, str, str]]) -> list[str]:
