@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from cloob.cache import DEFAULT_BYTES, Cache, Kind, use_cache
-from cloob.cli import main
 from cloob.errors import InputError
 
 DAY = 86_400.0
@@ -163,19 +162,3 @@ def test_a_chosen_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeyp
         assert cache.find("features", "x") is None
         with pytest.raises(InputError, match=r"file/x: cannot keep features \(Not a directory\); choose another"):
             cache.put("features", "x", b"")
-
-
-@pytest.mark.parametrize(
-    ("words", "old"),
-    [
-        (("eval", "x", "--cache", "c"), "--cache"),
-        (("analyze", "x", "--cache=c"), "--cache"),
-        (("train", "align", "--features", "f"), "--features"),
-    ],
-)
-def test_old_options_are_answered_with_the_new_one(
-    words: tuple[str, ...], old: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"cloob: {old} is called --cache-dir now")

@@ -1,55 +1,201 @@
-"""The site's pages: each can be reached, each public name has its API page, and links lead somewhere.
+"""The pages: each can be reached, its links lead somewhere, its commands are understood, and its Python runs.
 
 That the site builds without a warning is checked by ``make docs``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
 
 import cloob
+from cloob import cli
+from search_colours import ColourModel, write_pictures
+from support import picture
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 PAGES = sorted(page.relative_to(DOCS).with_suffix("").as_posix() for page in DOCS.rglob("*.md"))
+SHOWN = [ROOT / "README.md", *(DOCS / f"{page}.md" for page in PAGES)]
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="an installed package has no documentation beside it")
+
+
+def blocks(page: Path, *kinds: str) -> list[str]:
+    found = re.findall(r"^```(\S+)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    return [text for kind, text in found if kind in kinds]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each ``cloob`` command of a page, those behind torchrun too; ``…`` stands for more."""
+    text = "\n".join(blocks(page, "console", "sh", "yaml")).replace("\\\n", " ")
+    text = re.sub(r"(?<=\S)\n {12,}(?=\S)", " ", text)  # a folded line of YAML
+    found = re.findall(r"^(?:\$ (?:\.venv/bin/)?|.*torchrun .*-m )cloob (.*)", text, re.MULTILINE)
+    return [shlex.split(words.rstrip("& ").replace(" …", ""), comments=True) for words in found]
+
+
+# Pages
 
 
 def entries(page: str) -> list[str]:
     """What the toctrees of a page list."""
-    trees = re.findall(
-        r"^```\{toctree\}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-    return [line for tree in trees for line in tree.splitlines() if line and not line.startswith(":")]
+    lines = "".join(blocks(DOCS / page, "{toctree}")).splitlines()
+    return [line for line in lines if line and not line.startswith(":")]
 
 
 def test_each_page_is_in_the_contents_once() -> None:
     assert sorted(entries("index.md")) == [page for page in PAGES if page != "index" and not page.startswith("api/")]
-
-
-def test_no_page_has_the_name_of_one_that_sphinx_writes() -> None:
-    assert not {"search", "genindex", "py-modindex"} & set(PAGES)
+    assert not {"search", "genindex", "py-modindex"} & set(PAGES)  # which Sphinx writes itself
 
 
 def test_each_public_name_is_in_the_api() -> None:
-    """In docs/api.md, with the module that it is defined in; that module has a page."""
     text = (DOCS / "api.md").read_text(encoding="utf-8")
-    shown = dict(re.findall(r"^\| \{py:\w+\}`(\w+) <([\w.]+)>`", text, flags=re.MULTILINE))
-    assert set(shown) == {name for name in cloob.__all__ if not name.startswith("__")}
-    modules = {entry.removeprefix("api/").removesuffix("/index").replace("/", ".") for entry in entries("api.md")}
-    for name, place in shown.items():
-        module = place if place in modules else place.rpartition(".")[0]
-        assert module in modules, f"{name}: {place} has no page"
-        assert module == place or place == f"{cloob._HOMES.get(name, module)}.{name}", f"{name} is not {place}"
-    for module in modules:
-        path = DOCS.parent.joinpath("src", *module.split("."))
-        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), module
+    shown = re.findall(r"^\| \{py:\w+\}`(\w+) <[\w.]+>`", text, flags=re.MULTILINE)
+    assert sorted(shown) == sorted(name for name in cloob.__all__ if not name.startswith("__"))
+    for entry in entries("api.md"):
+        path = ROOT / "src" / entry.removeprefix("api/").removesuffix("/index")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), entry
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_links_of_a_page_lead_to_files(page: str) -> None:
-    text = re.sub(r"^```.*?^```", "", (DOCS / f"{page}.md").read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\]\(([^)\s]+?)(?:#[^)]*)?\)", text):
-        if not re.match(r"https?://|mailto:|#", target):
-            assert (DOCS / page).parent.joinpath(target).exists(), target
+def test_links_lead_to_files() -> None:
+    lost = []
+    for page in SHOWN:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        here = [to for to in re.findall(r"\]\(([^)\s]+?)(?:#[^)]*)?\)", text) if not re.match(r"https?:|mailto:|#", to)]
+        lost += [f"{page.name}: {target}" for target in here if not (page.parent / target).exists()]
+    assert not lost
+
+
+# Commands
+
+
+class Understood(BaseException):
+    """Ends a command once its words are parsed."""
+
+
+@pytest.mark.parametrize("page", [page for page in SHOWN if commands(page)], ids=lambda page: page.name)
+def test_commands_are_understood(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = tyro.cli
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+
+    def only_parse(*args: Any, **kwargs: Any) -> None:
+        parse(*args, **kwargs)
+        raise Understood
+
+    monkeypatch.setattr(tyro, "cli", only_parse)
+    for words in commands(page):
+        with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(Understood):
+            assert cli.main(words) == 0, (words, err.getvalue())
+
+
+def test_a_page_with_an_unknown_option_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```console\n$ torchrun --nproc-per-node 2 \\\n  -m cloob train cc3m-cloob --data a --no-such 1\n```\n"
+    )
+    with pytest.raises(AssertionError, match="--no-such"):
+        test_commands_are_understood(page, tmp_path, monkeypatch)
+
+
+def test_make_has_the_targets_that_are_named() -> None:
+    targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for page in [*SHOWN, ROOT / "CONTRIBUTING.md"]:
+        assert set(re.findall(r"[`$] ?make ([a-z-]+)", page.read_text(encoding="utf-8"))) <= targets, page
+
+
+# What runs, on small stand-ins
+
+
+class PathModel(ColourModel):
+    """Takes paths too, as loaded models do."""
+
+    def encode_image(self, images: Tensor | Sequence[str]) -> Tensor:
+        if isinstance(images, Tensor):
+            return super().encode_image(images)
+        return super().encode_image(torch.stack([self.preprocess(Image.open(path)) for path in images]))
+
+
+@pytest.fixture
+def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A folder with what the pages name, and a model that knows colours in place of any other."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cloob.models.load.load_model", "cloob.models.fingerprint.load_model"):
+        monkeypatch.setattr(name, lambda *_, **__: PathModel())
+    for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):
+        monkeypatch.setenv(variable, os.environ.get(variable, ""))
+    monkeypatch.setattr("webbrowser.open", lambda address: Path(address.removeprefix("file://")).unlink() or True)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    for folder in ("pictures", "photos"):
+        write_pictures(Path(folder), n=3)
+    shutil.copy("pictures/red-0.png", "pictures/red.png")
+    for name in ("photo.jpg", "cat.jpg"):
+        Path(name).write_bytes(picture("red", kind="JPEG"))
+    Path("labels.txt").write_text("red\nblue\n")
+    for name in ("red", "blue"):
+        Path("examples", name).mkdir(parents=True)
+        for path in Path("pictures").glob(f"{name}-*.png"):
+            shutil.copy(path, Path("examples", name, path.name))
+    Path("runs/mine").mkdir(parents=True)  # loading it gives the model that knows colours
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.usefixtures("beginner")
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "find.md"], ids=lambda page: page.name)
+def test_commands_that_find_run(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that index, search, sort and embed; an export needs real towers, and a run minutes."""
+    shown = [words for words in commands(page) if words[0] in ("index", "search", "classify", "embed")]
+    found = [words for words in shown if not any("-onnx" in word or ":best" in word for word in words)]
+    assert len(found) >= 3
+    for words in found:
+        assert cli.main(words) == 0, (words, capsys.readouterr().err)
+    if page.name == "find.md":
+        run_python(page)
+        assert "red" in capsys.readouterr().out
+
+
+def run_python(page: Path) -> dict[str, Any]:
+    """The names after all Python of a page has run, one block after the other; torchrun starts the others."""
+    names: dict[str, Any] = {}
+    for block in blocks(page, "python"):
+        if ": torchrun" not in block.partition("\n")[0]:
+            exec(compile(block, page.name, "exec"), names)
+    return names
+
+
+@pytest.mark.usefixtures("beginner")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
+def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_python(ROOT / "README.md")["loss"].isfinite()
+    names = run_python(DOCS / "own-loop.md")
+    expected = names["objective"](*names["features"])
+    torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
+    torch.testing.assert_close(names["loss"], expected)
+    names = run_python(DOCS / "any-modality.md")
+    assert names["accuracy"] > 0.5 and "of 200 sensors" in capsys.readouterr().out  # by chance it is 0.005
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("page", sorted((DOCS / "tutorials").glob("*.md")), ids=lambda page: page.name)
+def test_tutorials_run(page: Path, tmp_path: Path) -> None:
+    (tmp_path / "tutorial.py").write_text("\n".join(blocks(page, "{code-cell}")), encoding="utf-8")
+    done = subprocess.run([sys.executable, "tutorial.py"], cwd=tmp_path, env={**os.environ, "MPLBACKEND": "agg"})
+    assert done.returncode == 0

@@ -45,11 +45,6 @@ def test_the_objective_needs_torch_alone() -> None:
     assert not modules_after(statement) & {"open_clip", "torchvision", "tyro", "rich", "PIL", "pyarrow", "fsspec"}
 
 
-def test_a_configuration_needs_no_torch() -> None:
-    statement = "from cloob import TrainConfig, get_recipe, train, evaluate; get_recipe('demo-cloob')"
-    assert "torch" not in modules_after(statement)
-
-
 def test_train_and_evaluate_are_packages_and_functions_in_any_order() -> None:
     script = (
         "import cloob, inspect; first = cloob.train; import cloob.train.loop, cloob.evaluate.suite;"

@@ -35,14 +35,6 @@ def test_another_beta_inside_a_larger_module() -> None:
     assert outer["loss"].beta.item() == 14.0
 
 
-def test_a_state_from_before_fixed_scales_were_in_it_leaves_them() -> None:
-    objective = ContrastiveObjective(inv_tau=50.0)
-    objective.load_state_dict({})
-    assert objective.inv_tau.item() == 50.0
-    with pytest.raises(RuntimeError, match="Missing key"):  # a state that is not old lacks them for another reason
-        objective.load_state_dict(ContrastiveObjective(learnable_inv_tau=True, hopfield=False).state_dict())
-
-
 @pytest.mark.parametrize("value", [0.0, -3.0, math.nan, math.inf])
 def test_a_state_with_a_scale_that_is_none_is_refused(value: float) -> None:
     state = ContrastiveObjective().state_dict()

@@ -1,25 +1,21 @@
-"""docs/own-loop.md: its snippets run, and each message of its table is one that is raised."""
+"""docs/own-loop.md: what it says of accumulating and of ranks; its snippets run in ``test_docs.py``."""
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from cloob import ContrastiveObjective, cached_backward
-from cloob.functional.checks import as_rows
+from cloob import cached_backward
 
 PAGE = Path(__file__).parents[1] / "docs" / "own-loop.md"
-TESTS = Path(__file__).parent
 
 
 def blocks() -> list[str]:
@@ -29,29 +25,6 @@ def blocks() -> list[str]:
 def scripts() -> dict[str, str]:
     """The blocks that torchrun starts, by the names of their files."""
     return {found[1]: block for block in blocks() if (found := re.match(r"# (\w+\.py): torchrun", block))}
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
-@pytest.mark.usefixtures("fresh_compiler")
-def test_the_snippets_run_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one namespace; compiled without inductor, which takes a C++ compiler and half a minute."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    names: dict[str, Any] = {}
-    for block in blocks():
-        if block not in scripts().values():
-            exec(compile(block, str(PAGE), "exec"), names)
-    expected = names["objective"](*names["features"])
-    torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
-    torch.testing.assert_close(names["loss"], expected)
-    # Of a hash that each process salts for itself it would be another number.
-    assert names["ids"].tolist()[0] == 6164512276740585205
 
 
 def test_accumulating_is_not_a_larger_batch_and_caching_is() -> None:
@@ -126,75 +99,3 @@ def loss_inside(script: str) -> str:
         assert line in script
         script = script.replace(line, other)
     return script
-
-
-def rows(n: int = 8, width: int = 5) -> torch.Tensor:
-    return F.normalize(torch.randn(n, width, generator=torch.Generator().manual_seed(n)), dim=1)
-
-
-def spoilt(value: float) -> torch.Tensor:
-    return rows().index_fill(0, torch.tensor([3]), value)
-
-
-def loaded() -> None:
-    ContrastiveObjective(inv_tau=30.0).load_state_dict(ContrastiveObjective(inv_tau=20.0).state_dict())
-
-
-def written() -> None:
-    objective = ContrastiveObjective()
-    objective.fixed_beta.fill_(2.0)
-    objective.state_dict()
-
-
-def twice_differentiated() -> None:
-    x = rows().requires_grad_()
-    torch.autograd.grad(ContrastiveObjective(backend="streamed")(x, rows()), x, create_graph=True)
-
-
-def learned_scale() -> None:
-    ContrastiveObjective()(rows(), rows(), torch.tensor(30.0, requires_grad=True))
-
-
-OBJECTIVE = ContrastiveObjective()
-# What raises each message of the table; of those that need ranks, the test of test_distributed.py that sees them.
-RAISED_BY: dict[str, Callable[[], object] | str] = {
-    "rows are bad; row 3 is not finite": lambda: OBJECTIVE(spoilt(torch.nan), rows()),
-    "rows are bad; row 3 is zero": lambda: OBJECTIVE(rows(), spoilt(0.0)),
-    "has rows of length": lambda: ContrastiveObjective()(3 * rows(), rows()),
-    "a floating-point matrix (N, D) is expected": lambda: OBJECTIVE(rows()[0], rows()),
-    "has embedding dimension": lambda: OBJECTIVE(rows(), rows(width=6)),
-    "has dtype": lambda: OBJECTIVE(rows(), rows().double()),
-    "has device": lambda: as_rows(image_features=rows(), text_features=rows().to("meta")),
-    "a contrast needs at least 2": lambda: OBJECTIVE(rows(1), rows(1)),
-    "equally many, at least 1": "test_a_mistake_on_one_rank_is_raised_on_all",
-    "integers are expected": lambda: OBJECTIVE(rows(), rows(), ids=torch.arange(7)),
-    "gather=True needs a process group": lambda: ContrastiveObjective(gather=True)(rows(), rows()),
-    "ranks differ in": "test_a_mistake_on_one_rank_is_raised_on_all",
-    "rank 1: ": "test_a_mistake_on_one_rank_is_raised_on_all",
-    "learnable_inv_tau=True needs scale='unit'": lambda: ContrastiveObjective(learnable_inv_tau=True, scale="paper"),
-    "logit_scale learns, which needs scale='unit'": learned_scale,
-    "goes through neither torch.func": lambda: torch.func.grad(ContrastiveObjective(backend="streamed"))(
-        rows(), rows()
-    ),
-    "gathering over ranks goes through no": "test_a_mistake_on_one_rank_is_raised_on_all",
-    "can be differentiated once": twice_differentiated,
-    "as in the state that was loaded": loaded,
-    "fixed_beta was set to": written,
-    "no micro-batches": lambda: cached_backward(lambda part: part, OBJECTIVE, [], towers=OBJECTIVE),
-}
-
-
-def test_the_table_names_each_message() -> None:
-    table = PAGE.read_text(encoding="utf-8").split("## What each error means")[1]
-    assert set(re.findall(r"^\| `(.+?)`", table, flags=re.MULTILINE)) == set(RAISED_BY)
-
-
-@pytest.mark.parametrize("message", RAISED_BY)
-def test_a_message_of_the_table_is_raised(message: str) -> None:
-    raise_it = RAISED_BY[message]
-    if isinstance(raise_it, str):
-        source = (TESTS / "test_distributed.py").read_text(encoding="utf-8")
-        assert f"def {raise_it}(" in source and message.replace("rank 1", "rank {last}") in source
-        return
-    with pytest.raises(Exception, match=re.escape(message)):  # a warning is raised too, see pyproject.toml
-        raise_it()

@@ -28,8 +28,6 @@ class ScaledModule(nn.Module):
     are lost in the rounding of bfloat16.
     """
 
-    _version = 2  # states of version 1 hold no fixed scales
-
     def __init__(self) -> None:
         super().__init__()
         self._fixed: dict[str, float] = {}
@@ -113,12 +111,10 @@ class ScaledModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Takes the fixed scalars of the state and tells where they are others; a state of version 1 has none."""
+        """Takes the fixed scalars of the state and tells where they are others."""
         for name, number in self._fixed.items():
             key = f"{prefix}fixed_{name}"
             if key not in state_dict:
-                if (local_metadata.get("version") or 1) < 2:
-                    state_dict[key] = torch.tensor(number, dtype=torch.float64)
                 continue
             loaded = float(state_dict[key])
             try:

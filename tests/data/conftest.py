@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from support import noise, write_archive
-
 
 class FakeTokenizer:
     """Four tokens a caption: its length, and the first three code points. Picklable."""
@@ -21,18 +19,6 @@ class FakeTokenizer:
 @pytest.fixture(scope="session")
 def tokenizer() -> FakeTokenizer:
     return FakeTokenizer()
-
-
-@pytest.fixture(scope="session")
-def image() -> Callable[..., bytes]:
-    """``image(i)``: see ``support.noise``."""
-    return noise
-
-
-@pytest.fixture(scope="session")
-def write_tar() -> Callable[..., Path]:
-    """``write_tar(path, {name: bytes})``: see ``support.write_archive``."""
-    return write_archive
 
 
 @pytest.fixture

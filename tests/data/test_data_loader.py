@@ -241,18 +241,6 @@ def test_a_transform_that_changes_its_shape_is_an_error(shards: Path, tokenizer:
         next(pairs.epoch(0))
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"rank": 2, "world_size": 2}, {"rank": -1}, {"workers": -1}])
-def test_sizes_out_of_range(tokenizer: Callable[[list[str]], Tensor], options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="out of range"):
-        loader(Numbers(4), tokenizer, **({"batch_size": 2} | options))
-
-
-def test_epochs_out_of_range(tokenizer: Callable[[list[str]], Tensor]) -> None:
-    for epoch, start in ((-1, 0), (0, 3), (0, -1)):
-        with pytest.raises(ValueError, match="out of range"):
-            loader(Numbers(4), tokenizer, 2).epoch(epoch, start)
-
-
 def test_a_batch_larger_than_the_data(tokenizer: Callable[[list[str]], Tensor]) -> None:
     with pytest.raises(InputError, match="fewer than one batch of 5; give --batch-size 4 or less"):
         loader(Numbers(4), tokenizer, 5)

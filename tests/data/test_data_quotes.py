@@ -19,7 +19,6 @@ from cloob.data.sources import quotes
 from cloob.data.sources.quotes import find_swallowed, has_long_fields
 from cloob.data.sources.table import TableSource
 from cloob.errors import InputError
-from cloob.evaluate.sets.captioned import open_captioned
 
 
 @pytest.fixture
@@ -61,39 +60,6 @@ def test_a_quote_that_is_never_closed_hides_no_row(folder: Path, row: int, end: 
         assert detail.endswith(f"the quote that opens in line {row + 1} takes in {rows} to the end of the file")
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_one_that_the_next_quoted_caption_closes(folder: Path, end: str) -> None:
-    source = TableSource(table(folder / "t.csv", {41: '"oh no', 50: '"quoted"', 60: '"two\nlines"'}, end))
-    assert len(source) == 64 and source.pairs == 54
-    assert list(bad_rows(source)) == ["row 41 of t.csv", *(f"line {line} of t.csv" for line in range(43, 52))]
-    assert [source.read(i).caption for i in (41, 50)] == ["caption 51", "two\nlines"]
-
-
-def test_two_that_close_each_other_by_chance(folder: Path) -> None:
-    source = TableSource(table(folder / "t.csv", {10: '"pipe of 5', 13: 'pipe of 5"', 30: '"a', 32: 'b"'}))
-    assert [str(field).split(" takes")[0] for field in source.swallowed] == [
-        "the quote that opens in line 11",
-        "the quote that opens in line 31",
-    ]
-    assert len(source) == 64 and source.pairs == 64 - 4 - 3
-
-
-def test_without_picture_names_many_lines_of_the_right_width_are_rows(tmp_path: Path) -> None:
-    rows = ["id,title", *(f"{i},caption {i}" for i in range(100))]
-    rows[11], rows[51] = '10,"oh', '50,no"'
-    (tmp_path / "t.csv").write_text("\n".join(rows))
-    count, swallowed = find_swallowed(tmp_path / "t.csv", ",", ["id", "title"], "id")
-    assert count == 60 and [(field.row, field.line, field.rows) for field in swallowed] == [(10, 12, 40)]
-
-
-def test_a_quote_in_a_column_that_nobody_reads(folder: Path) -> None:
-    lines = ["filepath,title,note", *(f"img/{i}.png,caption {i},note {i}" for i in range(64))]
-    lines[20] = 'img/19.png,caption 19,"no end'
-    (folder / "t.csv").write_text("\n".join(lines))
-    source = TableSource(folder / "t.csv")
-    assert len(source) == 64 and len(bad_rows(source)) == 45 and source.pairs == 19
-
-
 def test_captions_of_several_lines_are_no_fault(folder: Path) -> None:
     captions = {
         3: '"two\nlines, with a comma"',
@@ -131,11 +97,6 @@ def test_where_the_columns_no_longer_fit_the_quote_is_named(folder: Path) -> Non
         open_source(path)
     said = "the quote that opens in line 42 takes in the 9 rows after it; close it, or double it"
     assert str(caught.value) == f"{path}: {said}"
-
-
-def test_a_test_set_with_a_stray_quote_is_refused(folder: Path) -> None:
-    with pytest.raises(InputError, match="the quote that opens in line 42 takes in the 23 rows"):
-        open_captioned(table(folder / "t.csv", {41: '"oh no'}))
 
 
 WORDS = "--model tiny-vit --image-size 32 --epochs 1 --batch-size 16 --workers 0 --device cpu"

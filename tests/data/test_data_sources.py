@@ -4,7 +4,6 @@ import logging
 import os
 import pickle
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,37 +86,6 @@ def test_linked_folders_are_not_followed_and_said(
     assert len(open_source(folder / "near")) == 3  # itself a link: it was named
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
-@pytest.mark.parametrize("made", [os.mkfifo, lambda path: path.symlink_to(os.devnull)], ids=["pipe", "device"])
-def test_a_pipe_or_a_device_is_a_bad_sample(
-    made: Callable[[Path], None], tmp_path: Path, image: Callable[..., bytes]
-) -> None:
-    folder, table = tmp_path / "folder", tmp_path / "table.csv"
-    folder.mkdir()
-    for name in ("good", "also", "picture", "caption"):
-        (folder / f"{name}.png").write_bytes(image())
-        (folder / f"{name}.txt").write_text("a caption")
-    for name in ("picture.png", "caption.txt"):
-        (folder / name).unlink()
-        made(folder / name)
-    said = "a pipe or a device, not a file"
-    picture, caption = folder / "picture.png", folder / "caption.txt"
-    source = open_source(folder)
-    assert len(source.fingerprint()) == 4
-    assert outcomes(source) == {
-        "good.png": "a caption",
-        "also.png": "a caption",
-        "picture.png": f"missing image: {picture}: {said}",
-        "caption.png": f"missing caption: {caption}: {said}",
-    }
-    table.write_text("filepath,title\nfolder/good.png,one\nfolder/also.png,two\nfolder/picture.png,x\n")
-    assert outcomes(open_source(table)) == {
-        "folder/good.png": "one",
-        "folder/also.png": "two",
-        "folder/picture.png": f"missing image: row 3 of table.csv: {tmp_path}/folder/picture.png: {said}",
-    }
-
-
 def outcomes(source: Source) -> dict[str, str]:
     found = {}
     for i in range(len(source)):
@@ -192,44 +160,6 @@ def test_an_imagefolder_of_labels_has_no_captions(folder: Path) -> None:
     assert outcomes(open_source(folder, caption_column="label"))["b.png"] == "1"
 
 
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ("absent", r"absent: no such file or folder \(did you mean sub\?|absent: no such file or folder"),
-        ("absent/deeper", "nor is there a folder"),
-        ("notes.md", r"expected a folder, a table \(.csv.*\) or a tar"),
-        ("empty", "empty: 0 usable pairs, at least 2 are needed"),
-    ],
-)
-def test_what_cannot_be_opened_gets_one_line(folder: Path, spec: str, said: str) -> None:
-    (folder / "notes.md").write_text("x")
-    (folder / "empty").mkdir()
-    with pytest.raises(InputError, match=said) as caught:
-        open_source(folder / spec)
-    assert "\n" not in str(caught.value) and spec in str(caught.value)
-
-
-def test_a_mistyped_name_gets_the_nearest(folder: Path) -> None:
-    with pytest.raises(InputError, match=r"did you mean sub\?"):
-        open_source(folder / "subb")
-
-
-def test_names_that_are_not_utf8(tmp_path: Path, image: Callable[..., bytes]) -> None:
-    """As old data sets have them, in folders and in tars."""
-    folder = tmp_path / "set"
-    folder.mkdir()
-    for i in range(2):
-        stem = os.fsdecode(b"%d-caf\xe9" % i)
-        (folder / f"{stem}.png").write_bytes(image(i))
-        (folder / f"{stem}.txt").write_text(f"pair {i}")
-    with tarfile.open(tmp_path / "set.tar", "w", format=tarfile.GNU_FORMAT) as tar:
-        tar.add(folder, ".")
-    for place in (folder, tmp_path / "set.tar"):
-        sample = open_source(place).read(1)
-        assert sample.key.endswith("1-caf\ufffd" + (".png" if place == folder else "")), sample.key
-        assert (sample.image, sample.caption) == (image(1), "pair 1")
-
-
 def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes], caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a.png").write_bytes(image())
     (tmp_path / "a.txt").write_text("a")
@@ -241,11 +171,6 @@ def test_one_pair_is_not_enough(tmp_path: Path, image: Callable[..., bytes], cap
         InputError, match=r"1 of 2 pairs usable, at least 2 are needed; 1 × missing caption; first: b\.png"
     ):
         open_source(tmp_path)
-
-
-def test_an_unknown_demo_set(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no demo set 'demo:vall': did you mean demo:val"):
-        open_source("demo:vall")
 
 
 class Numbered:

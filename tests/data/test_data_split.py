@@ -26,7 +26,6 @@ from cloob.data.source import Source
 from cloob.data.split import choose_held_out
 from cloob.data.split import split as part
 from cloob.errors import InputError
-from cloob.train.config import TrainConfig
 from support import noise, write_pairs
 
 Pair = tuple[bytes, str]
@@ -161,10 +160,3 @@ def test_what_cannot_be_split_is_refused_in_one_line() -> None:
     alone = [Listed(((as_png(bytes([n])), f"c{n}"),), name="one pair") for n in range(4)]
     with pytest.raises(InputError, match="one pair: all its pairs would be held out"):
         split(alone, 0.5)
-
-
-def test_a_share_goes_with_no_held_out_pairs_of_their_own() -> None:
-    with pytest.raises(InputError, match=r"val_split is 0.1.*left out with --val-data"):
-        TrainConfig().override(data=["a"], val_data=["b"], val_split=0.1)
-    with pytest.raises(InputError, match="val_split is 1"):
-        TrainConfig().override(data=["a"], val_split=1.0)

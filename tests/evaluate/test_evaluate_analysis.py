@@ -122,30 +122,6 @@ def test_the_command_writes_its_page_and_json(run: Path, tmp_path: Path, capsys:
     assert what_next.startswith(f"next: cloob eval {run} --retrieval")
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([], "no model given"),
-        (["x", "--pairs", "nowhere.csv"], "nowhere.csv"),
-        (["x", "--pairs", "own.csv"], "its columns: picture, text (--image-column names one)"),
-        (
-            ["nowhere", "--pairs", "own.csv", "--image-column", "picture", "--caption-column", "text"],
-            "nowhere: no such",
-        ),
-        (["x", "--duplicate", "2"], "duplicate is 2.0"),
-        (["nowhere"], "nowhere: no such folder"),
-    ],
-)
-def test_mistakes(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("own.csv").write_text("picture,text\na.png,a\nb.png,b\n", encoding="utf-8")
-    assert cli.main(["analyze", *words, "--out", str(tmp_path / "out")]) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("cloob: ") and said in line and line.count("\n") == 1
-
-
 def groups_by_walking(features: torch.Tensor, threshold: float) -> list[list[int]]:
     """Each picture in turn, and whatever can be reached from it link by link."""
     linked = (features @ features.T >= threshold).tolist()

@@ -14,7 +14,6 @@ import torch
 
 from cloob.cache import Cache
 from cloob.data.content import content_key
-from cloob.errors import InputError
 from cloob.evaluate import loaded
 from cloob.evaluate.cache import Stored, fingerprint, load, module_key, save
 from cloob.evaluate.embed import EmbedOptions, Encoder
@@ -186,12 +185,6 @@ def test_concurrent_writers_leave_one_whole_file(tmp_path: Path) -> None:
     assert not wrong
     (file,) = embeddings_in(tmp_path / "cache")
     assert file.name.endswith("-m_images-d.safetensors")
-
-
-def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot keep embeddings \(Not a directory\); choose another --cache-dir"):
-        save(Cache(tmp_path / "file" / "cache"), "m", "k", "d", Stored({"x": torch.zeros(1)}, {}))
 
 
 def test_two_sets_of_one_name_are_two(model: Path) -> None:

@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 
-from cloob.errors import InputError
 from cloob.evaluate.embed import EmbedOptions, embed_images, embed_pairs, embed_texts, evaluating
 from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
 
@@ -89,25 +88,3 @@ def test_a_module_is_evaluated_in_eval_mode_and_put_back() -> None:
     with pytest.raises(RuntimeError, match="boom"), evaluating(module):  # type: ignore[arg-type]
         raise RuntimeError("boom")
     assert module.training and torch.is_grad_enabled()
-
-
-class Broken(ColourModel):
-    def _embed(self, colours: torch.Tensor) -> torch.Tensor:
-        x = super()._embed(colours)
-        x[-1] = float("nan")
-        return x
-
-
-def test_errors_name_set_and_key() -> None:
-    with pytest.raises(InputError, match="solid: the set is empty"):
-        embed_images(ColourModel(), Labels([], labels=[0]))
-    with pytest.raises(InputError, match=r"solid: none of the 2 images can be read; the first is s0: corrupt"):
-        embed_images(ColourModel(), Labels(["red"] * 2, broken=[0, 1]))
-    with pytest.raises(InputError, match=r"colours: 1 of 3 embeddings are not finite; the first is that of 's2'"):
-        embed_images(Broken(), Labels(["red"] * 3))
-    with pytest.raises(InputError, match=r"1 of 2 embeddings are not finite; the first is that of 'blue'"):
-        embed_texts(Broken(), ["red", "blue"])
-    with pytest.raises(InputError, match="no texts"):
-        embed_texts(ColourModel(), [])
-    with pytest.raises(ValueError, match="batch_size"):
-        embed_images(ColourModel(), Labels(["red"]), EmbedOptions(batch_size=0))

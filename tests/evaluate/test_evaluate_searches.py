@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cloob.errors import InputError
 from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.searches import searches
 from evaluate_fakes import COLOURS, ColourModel, Labels
@@ -38,9 +37,3 @@ def test_more_pictures_than_there_are_and_two_models() -> None:
     assert list(search.answers) == ["n", "m"]
     assert [len(answers) for answers in search.answers.values()] == [7, 7]  # all that can be read
     assert search.answers["n"][0].label == "blue" and search.answers["m"][0].label == "red"
-
-
-@pytest.mark.parametrize("texts", [[], [" "], ["red", ""]])
-def test_nothing_to_search_for_is_refused(texts: list[str]) -> None:
-    with pytest.raises(InputError, match="texts with words"):
-        searches(Embeddings({"m": ColourModel()}), SET, texts)

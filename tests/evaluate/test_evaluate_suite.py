@@ -135,21 +135,6 @@ def test_a_model_that_cannot_be_loaded_leaves_the_others(models: dict[str, Colou
         evaluate(wrong, [Labels(NAMES)])
 
 
-def test_mistakes(models: dict[str, ColourModel]) -> None:
-    with pytest.raises(InputError, match="nothing to evaluate"):
-        evaluate(models)
-    with pytest.raises(InputError, match="no model"):
-        evaluate({}, [Labels(NAMES)])
-    with pytest.raises(
-        InputError, match="training images of 'sold', which is no labelled set here; did you mean solid"
-    ):
-        evaluate(models, [Labels(NAMES)], training={"sold": Labels(NAMES)})
-    with pytest.raises(InputError, match="2 sets are called 'solid'"):
-        evaluate(models, [Labels(NAMES), Labels(NAMES)])
-    with pytest.raises(InputError, match="did you mean good"):
-        Embeddings(models).encoder("goood")
-
-
 def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str, ColourModel]) -> None:
     def run(name: str) -> bytes:
         results = evaluate(models, [Labels(NAMES)], [Pairs(NAMES, broken=[0, 1, 2, 3])])

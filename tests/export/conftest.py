@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from small_models import write_model
 
+from support import made_once
+
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -15,10 +17,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def exported(small: Path) -> Path:
+def exported(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What ``cloob export --to transformers`` makes of ``small``."""
     from cloob import cli
 
-    place = small.parent / "exported"
-    assert cli.main(["export", str(small), str(place), "--to", "transformers", "--license", "mit"]) == 0
-    return place
+    def work(folder: Path) -> None:
+        words = ["export", str(small), str(folder / "exported"), "--to", "transformers", "--license", "mit"]
+        assert cli.main(words) == 0
+
+    return made_once(tmp_path_factory, "transformers-exported", work) / "exported"

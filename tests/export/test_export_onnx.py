@@ -222,14 +222,6 @@ def test_int8_says_what_it_costs(vit: Path, tmp_path: Path, capsys: pytest.Captu
     assert row["precision"] == "int8"
 
 
-def test_a_set_that_is_not_there_ends_int8_before_anything_is_made(
-    vit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ("export", str(vit), str(tmp_path / "out"), "--to", "onnx", "--int8", "--eval", str(tmp_path / "none"))
-    assert "none" in refused(capsys, *words)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_encoder_is_as_before(vit: Path) -> None:
     encoder = load_model(vit, device="cpu").train()
     with exportable(encoder) as (image, text):

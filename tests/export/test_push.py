@@ -291,24 +291,6 @@ def test_failures_are_one_line(
     assert push(resnet) == 0 and hub.repositories[NAME].files.keys() >= OPEN_CLIP
 
 
-def test_a_token_that_the_hub_does_not_know(
-    hub: StandIn, resnet: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
-    assert push(resnet) == 2
-    err = capsys.readouterr().err
-    assert "does not know you" in err and "hf_of" not in err
-    assert hub.repositories == {}
-
-
-def test_nobody_there(resnet: Path, hub: StandIn, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert push(resnet) == 1
-    assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in refused(capsys, "push", str(resnet), NAME, "--license", "mit")
-
-
 @pytest.mark.nightly
 def test_the_command_in_a_process_of_its_own(resnet: Path, tmp_path: Path) -> None:
     with stand_in() as (hub, address):

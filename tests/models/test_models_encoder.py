@@ -181,13 +181,6 @@ def test_one_thing_instead_of_a_list(resnet: DualEncoder) -> None:
         resnet.encode_image(picture(64, 64))  # type: ignore[arg-type]
 
 
-def test_items_that_are_no_images_or_strings(resnet: DualEncoder) -> None:
-    with pytest.raises(TypeError, match=r"PIL images or paths, not Tensor; pixels go in as one tensor"):
-        resnet.encode_image([torch.zeros(3, 64, 64, dtype=torch.uint8)])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"a list of strings, but number 1 is a NoneType"):
-        resnet.encode_text(["a dog", None])  # type: ignore[list-item]
-
-
 @pytest.mark.parametrize("size", [0, -1])
 def test_batches_of_nothing(resnet: DualEncoder, size: int) -> None:
     with pytest.raises(ValueError, match=f"batch_size is {size}; 1 or more"):

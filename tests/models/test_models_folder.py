@@ -36,7 +36,6 @@ from support import refused
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
-
 PLAIN_OPEN_CLIP = """
 import sys, torch, open_clip
 out = {}
@@ -253,54 +252,6 @@ def test_weights_of_another_architecture(saved: Path, tmp_path: Path) -> None:
     config["model_cfg"].pop("embed_dim")
     (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
     fails(tmp_path / "wide", CONFIG_FILE, "embed_dim")
-
-
-def test_a_missing_tokenizer_is_named_with_what_asks_for_it(saved: Path, tmp_path: Path) -> None:
-    def with_text(name: str, text: dict[str, object]) -> Path:
-        shutil.copytree(saved, tmp_path / name)
-        config = json.loads((saved / CONFIG_FILE).read_text())
-        config["model_cfg"]["text_cfg"] |= text
-        (tmp_path / name / CONFIG_FILE).write_text(json.dumps(config))
-        return tmp_path / name
-
-    folder = with_text("absent", {"hf_tokenizer_name": "nobody/words"})
-    asked = (CONFIG_FILE, "text_cfg.hf_tokenizer_name asks for the tokenizer 'nobody/words'")
-    fails(folder, *asked, "there is no tokenizer.json")
-    (folder / "tokenizer.json").write_text("{")
-    fails(folder, *asked, "Expecting property name")
-    (folder / "tokenizer.json").unlink()
-    # transformers would make a tokeniser without a single word of this.
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
-    fails(folder, *asked, "there is no tokenizer.json")
-    file = str(tmp_path / "none.gz")
-    bpe = with_text("bpe", {"tokenizer_kwargs": {"bpe_path": file}})
-    fails(bpe, CONFIG_FILE, "text_cfg.tokenizer_kwargs has 'bpe_path'")
-
-
-def test_sources_that_are_none(saved: Path, tmp_path: Path) -> None:
-    fails(tmp_path / "none", "none", "no such folder")
-    fails("local-dir:" + str(tmp_path / "none"), "no such folder")
-    fails(tmp_path, "checkpoints/", CONFIG_FILE)
-    fails(saved / WEIGHTS_FILE, "give the folder")
-    fails("RN5O/openai", "RN50")
-    fails("RN50", "RN50/TAG", "openai")
-    fails("RN50/opnai", "opnai", "yfcc15m")
-    fails("tiny-vit", "folder")
-    (tmp_path / "published.pt").touch()
-    fails(tmp_path, "neither a run folder", f"did you mean {tmp_path / 'published.pt'}?")
-    fails(tmp_path / "publishd.pt", f"publishd.pt: no such file; did you mean {tmp_path / 'published.pt'}?")
-    fails(tmp_path / "nowhere" / "x.pkl", "x.pkl: no such file")
-    (tmp_path / "config.json").write_text("{}")
-    fails(tmp_path, "no model_type; 'clip' (CLIPModel)", "did you mean", "published.pt")
-    (tmp_path / "config.json").unlink()
-    (tmp_path / "published.pt").unlink()
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    fails(tmp_path / "run", "no complete checkpoint")
-    shutil.copytree(saved, tmp_path / "empty")
-    (tmp_path / "empty" / WEIGHTS_FILE).unlink()
-    fails(tmp_path / "empty", "no weights", WEIGHTS_FILE)
-    (tmp_path / "empty" / CONFIG_FILE).write_text("[1]")
-    fails(tmp_path / "empty", CONFIG_FILE, "list found")
 
 
 ODD_LINES = b"".join(

@@ -76,12 +76,6 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "pairs.csv"
 
 
-def test_an_unknown_model_is_refused_before_anything_slow_is_imported(table: Path, tmp_path: Path) -> None:
-    code, lines, imported = cloob("train", "--model", "RN5O", "--data", str(table), "--out", str(tmp_path / "o"))
-    assert code == 2 and not imported
-    assert len(lines) == 1 and lines[0].startswith("cloob: unknown model 'RN5O'; did you mean RN50")
-
-
 @pytest.mark.parametrize(
     "words",
     [

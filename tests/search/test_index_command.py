@@ -161,48 +161,6 @@ def test_it_says_what_it_did_and_what_comes_next(
     assert "8 pictures added, 15 vectors" in capsys.readouterr().out
 
 
-def test_wrong_words_are_one_line(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").touch()
-    (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "index.sqlite").write_bytes(b"nothing" * 999)
-    one = str(models / "one")
-    wrong = {
-        "index pictures": "--out is missing",
-        "index pictures --out i": "--model is missing",
-        f"index nowhere --out i --model {one}": "nowhere: no such file or folder",
-        "index pictures --out i --model nowhere/nothing": "no such folder, and no NAME/TAG",
-        f"index pictures --out file --model {one}": "is a file",
-        f"index pictures --out pictures --model {one}": "other files in it",
-        f"index pictures --out old --model {one}": "no index of cloob's",
-        "index --out i": "no index; name what is to be indexed",
-        f"index pictures --out i --model {one} --batch-size 0": "--batch-size is 0",
-        f"index pictures --out i --model {one} --max-megapixels 0": "--max-megapixels is 0",
-        f"index pictures --out i --model {one} --model-name x": "Unrecognized options",
-        f"index pictures file --out i --model {one}": "is wanted",
-        "index --out i --merge old": "no index of cloob's",
-    }
-    (tmp_path / "own.parquet").write_bytes(b"PAR1")
-    wrong |= {
-        f"index pictures --out i --model {one} --export own.csv": "--export own.csv: ends in .csv; .parquet is wanted",
-        f"index own.parquet --out i --model {one} --export own.parquet": "is what is read",
-        f"index pictures --out i --model {one} --export own.parquet": "is a file of another kind",
-    }
-    for words, said in wrong.items():
-        assert said in refused(capsys, *words.split()), words
-    assert not (tmp_path / "i").exists()
-
-
-def test_wrong_words_need_no_torch(tmp_path: Path) -> None:
-    script = "import sys; from cloob import cli; cli.main(sys.argv[1:]); print(*sys.modules)"
-    command = [sys.executable, "-c", script, "index", "nowhere", "--out", str(tmp_path / "i"), "--model", "RN50/openai"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert "nowhere: no such file or folder" in done.stderr
-    assert not {"torch", "pyarrow", "numpy", "PIL", "open_clip"} & set(done.stdout.split())
-
-
 INTERRUPTED = """
 import signal, sys
 from pathlib import Path

@@ -21,7 +21,6 @@ from cloob.files import read_at_most
 from cloob.pictures import encoded as decoder
 from cloob.search.index import Index
 from cloob.search.scan.open import ScanOptions
-from cloob.search.where import Comparison
 
 NAMES = [f"{folder}{name}" for folder in ("", "a/", "a/b c/") for name in ("x.png", "y.jpg", "z.png")]
 
@@ -425,18 +424,3 @@ def test_a_known_picture_that_is_gone_when_it_is_read_goes(
         patch.setattr(decoder, "read_at_most", gone)
         assert index.update([folder], options(FakeEncoder())).faults == {"missing image": 1} and len(index) == 2
     assert index.update([folder], options(FakeEncoder())).added == 1 and not faults(index)
-
-
-def test_names_that_are_not_utf8(tmp_path: Path, index: Index) -> None:
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    name = os.fsdecode(b"caf\xe9.png")
-    write_noise(folder / name, 1)
-    encoder = FakeEncoder()
-    assert index.update([folder], options(encoder)).added == 1
-    assert index.update([folder], options(encoder)).unchanged == 1
-    (item,) = index.items(index.store.ids().tolist())
-    assert item.path == str(folder / name) and index.picture(item.id) == (folder / name).read_bytes()
-    for operator, value in (("=", item.path), ("in", ("x", item.path)), ("like", f"%/{name}"), (">=", item.path)):
-        assert index.store.ids(Comparison("path", operator, value)).tolist() == [item.id], operator
-    assert index.store.ids(Comparison("path", "!=", item.path)).tolist() == []

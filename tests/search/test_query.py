@@ -49,29 +49,6 @@ def test_pictures_are_files(tmp_path: Path) -> None:
     assert Query.parse([str(bare)]).terms[0].kind == "picture"
 
 
-@pytest.mark.parametrize(
-    ("word", "said"),
-    [
-        ("", "a term without words"),
-        ("+", "a term without words"),
-        ("+0:a", "the weight is 0"),
-        ("+1001:a", "the weight is 1001"),
-        ("0.5:red", r"a weight needs its sign, \+0.5:red"),
-        ("-2:3:red", r"a weight needs its sign"),
-        ("nowhere.jpg", "no such picture; for the words as they stand write words:nowhere.jpg"),
-        ("./nowhere", "no such picture"),
-        ("file:///etc/passwd", "file:// is not opened"),
-        ("-s3://bucket/a.jpg", "s3:// is not opened"),
-        ("x" * 10_001, "10,001 characters"),
-        ("words: ", "an empty query"),
-    ],
-)
-def test_mistakes_are_one_line(word: str, said: str) -> None:
-    with pytest.raises(InputError, match=said) as caught:
-        Query.parse([word])
-    assert "\n" not in str(caught.value)
-
-
 @given(st.text())
 def test_a_string_is_words_and_never_a_file_or_an_address(text: str) -> None:
     try:

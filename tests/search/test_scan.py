@@ -497,13 +497,6 @@ def test_what_exif_says(tmp_path: Path) -> None:
     assert (items["turned.jpg"].width, items["turned.jpg"].height) == (10, 12)
 
 
-def test_what_is_no_source(tmp_path: Path) -> None:
-    (tmp_path / "x.doc").touch()
-    for source, said in (("nowhere", "no such file"), ("x.doc", "is wanted"), ("no*.tar", "no file matches")):
-        with pytest.raises(InputError, match=said):
-            open_collection(tmp_path / source)
-
-
 def test_one_source_inside_another(tmp_path: Path) -> None:
     write_noise(tmp_path / "p" / "sub" / "a.png", 1)
     with Index.create(tmp_path / "i") as index:

@@ -82,22 +82,6 @@ def test_where_the_temperature_comes_from() -> None:
         classify.temperature(model, -1.0)
 
 
-@pytest.mark.parametrize(
-    ("names", "templates", "said"),
-    [
-        ([], ("{c}",), "no labels"),
-        (["a", " "], ("{c}",), "an empty one"),
-        (["a  b", "a b"], ("{c}",), "'a b' is there twice"),
-        (["a"], ("a photo",), "has no {c}"),
-        (["a"], (), "no template"),
-        (["a"], ("{c}",), "give more labels, or add --none"),
-    ],
-)
-def test_wrong_labels(names: list[str], templates: tuple[str, ...], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        classify.check_labels(names, classify.LabelOptions(templates))
-
-
 def test_one_label_may_stand_alone_where_a_picture_may_have_none() -> None:
     for options in (classify.LabelOptions(none=True), classify.LabelOptions(multi=True)):
         assert classify.check_labels([" a "], options) == ("a",)

@@ -280,14 +280,6 @@ def test_what_is_half_written_is_not_damaged(tmp_path: Path, monkeypatch: pytest
     reader.close()
 
 
-def test_no_index_and_one_that_is_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no index"):
-        SqliteStore(tmp_path)
-    filled(tmp_path / "i").close()
-    with pytest.raises(InputError, match="is there already"):
-        SqliteStore.create(tmp_path / "i")
-
-
 def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file, "PATIENCE_SECONDS", 0.05)
     store = filled(tmp_path / "i")

@@ -88,17 +88,6 @@ def post(address: str, body: Any) -> Any:
         return json.load(answer)
 
 
-def test_words_that_are_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path, place: Path) -> None:
-    assert "Missing from cloob serve: IDX" in refused(capsys, "serve")
-    assert "0 to 65535" in refused(capsys, "serve", str(place), "--port", "65536")
-    assert "16 letters" in refused(capsys, "serve", str(place), "--token", "short")
-    assert "16 letters" in refused(capsys, "serve", str(place), "--token", "with a blank; in it, yes")
-    assert "cloob index" in refused(capsys, "serve", str(tmp_path / "none"))
-    assert "nobody" in refused(capsys, "serve", str(place), "--port", "0", "--model", "nobody")
-    assert "no such host" in refused(capsys, "serve", str(place), "--host", "no-such-host.invalid")
-    assert "no address of this machine" in refused(capsys, "serve", str(place), "--host", "192.0.2.1")
-
-
 def test_a_taken_port_is_said_in_a_line(capsys: pytest.CaptureFixture[str], place: Path) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))

@@ -173,14 +173,6 @@ def test_features_are_those_of_the_tokeniser_and_the_pooling(towers: list[str]) 
     assert encoder.options() != before
 
 
-def test_a_batch_larger_than_the_data_is_refused_before_anything_is_computed(
-    heads: TrainConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(AlignedEncoder, "features", _never)
-    with pytest.raises(InputError, match=r"holds 40 pairs, fewer than one batch of 64; give --batch-size 40 or less"):
-        train(heads.override(batch_size=64))
-
-
 def _never(*arguments: object) -> None:
     raise AssertionError("computed again")
 
@@ -321,41 +313,6 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
     fresh = build.make_encoder(heads)
     with torch.no_grad():
         assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01
-
-
-def test_settings_of_heads_want_a_start_with_heads(heads: TrainConfig, towers: list[str]) -> None:
-    config = heads.override(image_encoder=None, text_encoder=None, init=towers[0])
-    with pytest.raises(InputError, match="embed_dim is 12, but there are no heads"):
-        build.make_encoder(config)
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"text_encoder": None}, "text_encoder is missing: heads need both --image-encoder and --text-encoder"),
-        ({"image_encoder": None}, "image_encoder is missing"),
-        ({"model": "tiny-vit"}, "model is 'tiny-vit', but the encoders are given by --image-encoder"),
-        ({"init": "runs/x"}, "init is 'runs/x', but the encoders are given"),
-        ({"freeze": "image"}, "freeze is 'image', but both encoders are frozen anyway"),
-        ({"compile": True}, "compile is True, but heads on frozen encoders are too small"),
-        ({"image_encoder": "nowhere"}, "nowhere: no such folder"),
-        ({"batch_size": 39}, "holds 38 usable pairs, fewer than one batch of 39"),
-        ({"batch_size": 64}, "holds 40 pairs, fewer than one batch of 64"),
-        ({"max_bad_fraction": 0.01}, "2 of 40 samples cannot be used, more than max_bad_fraction = 0.01 allows: 1 "),
-    ],
-)
-def test_what_makes_no_sense_is_refused(change: dict[str, Any], said: str, heads: TrainConfig) -> None:
-    with pytest.raises(InputError) as error:
-        train(heads.override(**change))
-    assert said in str(error.value) and "\n" not in str(error.value)
-    assert not (heads.save.out / "metrics.jsonl").exists()
-
-
-@pytest.mark.parametrize("change", [{"head": "deep"}, {"embed_dim": 1}, {"head_dropout": 1.0}, {"image_encoder": ""}])
-def test_bad_values(change: dict[str, Any]) -> None:
-    ((key, _),) = change.items()
-    with pytest.raises(InputError, match=f"^{key} is "):
-        TrainConfig().override(**change)
 
 
 def test_cloob_eval_takes_the_run(

@@ -21,7 +21,6 @@ from cloob.train.config.checks import check_combination
 from cloob.train.config.run import RunConfig
 from cloob.train.faults import StopRequested
 from cloob.train.loop import train
-from cloob.train.state.checkpoint import Progress
 from cloob.train.validate import Validation, validate
 
 
@@ -136,19 +135,6 @@ def test_sigterm_while_a_cut_epoch_is_looked_back_on(
     assert train(config.override(resume="auto")).already_finished
 
 
-def test_a_cut_epoch_of_an_earlier_version_counts_as_whole(base: TrainConfig, tmp_path: Path) -> None:
-    config = base.override(out=tmp_path / "run", resume="auto")
-    result = train(config.override(steps=7))
-    assert result.checkpoint is not None
-    file = result.checkpoint / "trainer.pt"
-    state = torch.load(file, weights_only=True)
-    state["progress"] = vars(Progress(step=7, epoch=2, samples_seen=54))
-    del state["progress"]["cut"], state["best"]
-    torch.save(state, file)
-    assert train(config.override(steps=7)).already_finished
-    assert train(config.override(epochs=3)).steps == 12
-
-
 def test_what_goes_on_is_the_length_that_was_given(
     base: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,10 +198,3 @@ def test_exactly_one_length_has_a_value() -> None:
     with pytest.raises(InputError, match="samples is 0; it must be 1 or more"):
         RunConfig(samples=0)
     assert RunConfig(samples=1001, batch_size=100).total_steps(7) == 11
-
-
-def test_a_config_of_the_last_release_is_read() -> None:
-    config = TrainConfig.from_dict({"pairs": {"data": ["a", "b"], "weights": [1.0, 2.0]}, "run": {"epochs": 3}})
-    assert config.pairs.data_weights == (1.0, 2.0) and config.run.epochs == 3
-    with pytest.raises(InputError, match=r"unknown key 'pairs\.weights'"):
-        TrainConfig.from_dict({"pairs": {"data": ["a"], "data_weights": [1.0], "weights": [2.0]}})

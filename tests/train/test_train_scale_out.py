@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -17,11 +16,9 @@ import torch
 from train_helpers import Trained, exact, lines, wait_until
 
 from cloob.data.open import open_source
-from cloob.errors import InputError
 from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.objective import make_objective
-from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.step import TowersWithLoss
 from cloob.train.towers.build import make_val_loader
@@ -164,53 +161,3 @@ def test_two_hosts_with_a_network_of_their_own(
         )
 
     two_hosts(trained, tmp_path, start)
-
-
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def commands(text: str) -> list[list[str]]:
-    """The words after ``cloob.cli train`` or ``cloob train`` of every command in a document's code blocks."""
-    found = []
-    for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
-        joined = re.sub(r"\\\n\s*", " ", block)
-        for line in joined.splitlines():
-            match = re.search(r"(?:-m cloob\.cli|\bcloob) train (.*)", line)
-            if match:
-                found.append(match[1].split(" #")[0].removesuffix(" &").split())
-    return found
-
-
-@pytest.mark.parametrize("name", ["scale-out.md", "faults.md"])
-def test_the_commands_in_the_documents_are_understood(name: str) -> None:
-    """Every option there exists and takes that value; every recipe is one."""
-    from cloob.commands.arguments import parse
-    from cloob.recipes import get_recipe
-
-    found = commands((DOCS / name).read_text())
-    assert len(found) >= (4 if name == "scale-out.md" else 1)
-    for words in found:
-        recipe, *options = words
-        config = parse(TrainConfig, options, "cloob train", get_recipe(recipe))
-        assert isinstance(config, TrainConfig)
-    with pytest.raises(InputError, match="--no-such-option"):
-        parse(TrainConfig, ["--no-such-option", "1"], "cloob train", get_recipe("cc3m-cloob"))
-
-
-def test_torchrun_has_the_options_that_the_documents_use() -> None:
-    from torch.distributed.run import get_args_parser
-
-    known = {option for action in get_args_parser()._actions for option in action.option_strings}
-    blocks = re.findall(r"```\w+\n(.*?)```", (DOCS / "scale-out.md").read_text(), re.DOTALL)
-    commands = [found for block in blocks for found in re.findall(r"torchrun (--.*?)-m cloob\b", block, re.DOTALL)]
-    used = {option for words in commands for option in re.findall(r"(?<!\S)--[a-z-]+", words)}
-    assert len(commands) == 4 and {"--nnodes", "--max-restarts", "--rdzv-endpoint", "--rdzv-conf"} <= used
-    assert used <= known, used - known
-
-
-def test_every_fault_of_the_table_has_its_test() -> None:
-    """The table of docs/faults.md names tests that exist."""
-    named = re.findall(r"`(test_\w+)`", (DOCS / "faults.md").read_text())
-    sources = "\n".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
-    assert len(set(named)) >= 15
-    assert not [name for name in named if f"def {name}(" not in sources]

@@ -63,43 +63,6 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"} | more
 
 
-def test_the_slurm_script_is_a_script(script: str, tmp_path: Path) -> None:
-    (tmp_path / "train.sh").write_text(script)
-    checked = subprocess.run(["bash", "-n", str(tmp_path / "train.sh")], capture_output=True, text=True)
-    assert checked.returncode == 0 and not checked.stderr, checked.stderr
-    told = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script, re.MULTILINE))
-    # One launcher a node, which starts a process for each GPU; the signal goes to this shell alone, which requeues.
-    assert told["ntasks-per-node"] == "1" and f"--nproc-per-node {told['gpus-per-node']} " in script
-    assert told["signal"].startswith("B:TERM@") and "#SBATCH --requeue\n" in script
-    assert int(told["cpus-per-task"]) >= int(told["gpus-per-node"]) * 9  # eight data workers each
-
-
-def test_the_kubernetes_job_hangs_together(service_and_job: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    """Names, numbers and volumes that torchrun's rendezvous needs and that refer to each other."""
-    service, job = service_and_job
-    name, spec = job["metadata"]["name"], job["spec"]
-    pod = spec["template"]["spec"]
-    (container,) = pod["containers"]
-    (args,) = container["args"]
-    assert (service["apiVersion"], service["kind"]) == ("v1", "Service")
-    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "Job")
-    # Pod i of an Indexed Job has the host name NAME-i, which a headless Service of the subdomain's name makes known.
-    assert spec["completionMode"] == "Indexed" and spec["completions"] == spec["parallelism"]
-    assert service["spec"] == {"clusterIP": "None", "selector": {"job-name": name}}
-    assert pod["subdomain"] == service["metadata"]["name"] and pod["restartPolicy"] == "OnFailure"
-    assert f"--rdzv-endpoint {name}-0.{pod['subdomain']}:" in args
-    assert f"--nnodes {spec['completions']} " in args and args.startswith("exec torchrun ") and "\n" not in args
-    assert f"--nproc-per-node {container['resources']['limits']['nvidia.com/gpu']} " in args
-    assert container["command"] == ["sh", "-c"]
-    assert subprocess.run(["sh", "-n", "-c", args], capture_output=True).returncode == 0
-    volumes = {volume["name"]: volume for volume in pod["volumes"]}
-    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
-    assert len(volumes) == len(pod["volumes"]) == len(mounts) and mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
-    for option in ("--data", "--out"):
-        (path,) = re.findall(rf"{option} (\S+)", args)
-        assert any(path.startswith(f"{place}/") for place in mounts)
-
-
 @pytest.mark.nightly
 def test_the_slurm_script_requeues_itself_and_goes_on(script: str, pairs_as: dict[str, str], tmp_path: Path) -> None:
     """Two launchers from a stand-in for srun: SIGTERM to the shell, the job requeued, and done at the second start."""

@@ -112,22 +112,6 @@ def test_a_resumption_with_another_start_of_the_bias_is_another_objective(base: 
         train(config.override(bias=-3.0, epochs=2, resume="auto"))
 
 
-@pytest.mark.parametrize(
-    ("leaves", "said"),
-    [
-        ({"objective": "cloob", "bias": -1.0}, "bias is -1.0; it must be left out with cloob"),
-        ({"objective": "siglip", "bias": math.inf}, "bias is inf; it must be a finite number"),
-        ({"objective": "siglip", "scale": "paper"}, "scale is 'paper'; it must be left out with siglip"),
-        ({"objective": "siglip", "beta": 8.0}, "beta is 8.0; it must be left out with siglip"),
-        ({"objective": "siglip", "retrieval_from": 0.5}, "retrieval_from is 0.5; it must be left out with siglip"),
-    ],
-)
-def test_what_does_not_go_with_it(leaves: dict[str, object], said: str) -> None:
-    with pytest.raises(InputError) as caught:
-        TrainConfig().override(**leaves)
-    assert said in str(caught.value)
-
-
 def test_every_member_can_be_named_in_a_configuration() -> None:
     for name in ("siglip", "siglip-hopfield"):
         loss = TrainConfig().override(objective=name, bias=-7.0, **({"beta": 4.0} if "hop" in name else {})).loss

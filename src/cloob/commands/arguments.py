@@ -1,8 +1,8 @@
 """Command-line arguments from dataclasses, by tyro, whose errors become one line.
 
 tyro finds what is wrong and what may have been meant; it draws both into a box and ends the process, and has no setting
-to do otherwise: the sentence is taken out of the box. Ours are what it cannot know: old names, addresses and empty
-words where a path of this machine is wanted.
+to do otherwise: the sentence is taken out of the box. Ours are what it cannot know: addresses and empty words
+where a path of this machine is wanted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cloob.cache import use_cache
 from cloob.errors import InputError, require
-from cloob.renamed import RENAMED
 
 if TYPE_CHECKING:
     import tyro as tyro  # for all commands: annotations of their arguments are read when words are parsed
@@ -59,7 +58,6 @@ def parse(
         InputError: A word is unknown or a value wrong; one line.
         SystemExit: ``--help`` was asked for and printed.
     """
-    _check_renamed(words, prog)
     complaint = io.StringIO()
     extra: dict[str, Any] = {} if default is None else {"default": default}
     _refuse_empty_paths(kind, words)
@@ -98,16 +96,6 @@ def _joined_lines() -> Iterator[None]:
         yield
     finally:
         docstring_parser.parse_from_object = as_written
-
-
-def _check_renamed(words: Sequence[str], prog: str) -> None:
-    """Answers an option's old name with its new one."""
-    new_names = RENAMED.get(prog.removeprefix("cloob "), {})
-    for word in words:
-        option = word.partition("=")[0]
-        old = option.removeprefix("--").replace("-", "_")
-        if option.startswith("--") and old in new_names:
-            raise InputError(f"{option} is called --{new_names[old].replace('_', '-')} now ({prog} --help)")
 
 
 def _check_local(arguments: object) -> None:

@@ -58,12 +58,3 @@ def test_pairs_with_an_unreadable_side_are_left_out() -> None:
 def test_the_limit_takes_pairs_evenly() -> None:
     image, text = unit(10, 4, 0), unit(10, 4, 1)
     assert geometry(image, text, 10.0, 8.0, limit=5) == geometry(image[::2], text[::2], 10.0, 8.0)
-
-
-def test_errors() -> None:
-    x = unit(4, 3, 0)
-    with pytest.raises(ValueError, match="one shape"):
-        geometry(x, x[:3], 10.0, 8.0)
-    x[1:] = float("nan")
-    with pytest.raises(ValueError, match="at least 2 pairs with finite embeddings, got 1"):
-        geometry(x, x, 10.0, 8.0)

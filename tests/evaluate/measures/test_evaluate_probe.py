@@ -98,40 +98,6 @@ def test_a_probe_in_the_suite_with_shots_and_seeds() -> None:
     assert "probe" not in evaluate(models, [test])["rows"][0]
 
 
-def test_mistakes_are_one_line_that_names_the_set() -> None:
-    model = {"m": ColourModel()}
-    for train, said in (
-        (Labels(["red"] * 9), "solid: a linear probe needs two classes or more, and all 9 .* are of class 'red'"),
-        (Labels(["red", "blue"], broken=[0]), "solid: .* the only training image that can be read is of class 'blue'"),
-        (Labels(["red", "blue"]), "solid: no training image is left"),
-        (
-            Labels(["red"], classnames=["red"]),
-            "solid: 6 classes to test, but 1 to train; label 1 is 'green' to test, but no class to train",
-        ),
-        (
-            Labels(NAMES, classnames=NAMES[:4] + NAMES[:3:-1]),
-            "solid: other classes to train than to test; label 4 is 'cyan' to test, but 'magenta' to train",
-        ),
-    ):
-        results = evaluate(model, [Labels(NAMES)], training={"solid": train})
-        assert len(results["failures"]) == 1
-        error = results["failures"][0]["error"]
-        assert "\n" not in error
-        with pytest.raises(InputError, match=said):
-            raise InputError(error)
-        assert results["rows"][0]["zeroshot"]["solid"]["acc1"] == 1.0
-    for wrong in ({"shots": 0}, {"seeds": ()}, {"seeds": (1, 1)}, {"validation": 1.0}):
-        with pytest.raises(InputError, match=next(iter(wrong))):
-            ProbeOptions(**wrong)
-
-
-def test_one_class_without_names_is_told_by_its_number() -> None:
-    with pytest.raises(InputError, match="all 2 training images that can be read are of class number 3"):
-        fit_probe(torch.eye(2), torch.tensor([3, 3]), 4)
-    with pytest.raises(InputError, match="two classes or more, and no training image can be read"):
-        fit_probe(torch.full((2, 3), torch.nan), torch.tensor([0, 1]), 2, classnames=["a", "b"])
-
-
 @pytest.mark.parametrize("name", ["tiny-vit", "tiny-resnet", "tiny-convnext"])
 def test_tower_features_of_real_towers(name: str) -> None:
     """The same embeddings as without, and features that the tower's own last step maps to them."""

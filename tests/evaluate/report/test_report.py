@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from cloob.errors import InputError
 from cloob.evaluate.report import (
     Confusion,
     ExampleQuery,
@@ -600,27 +599,6 @@ def test_write_is_whole_and_creates_the_folder(tmp_path: Path) -> None:
     assert path.read_text(encoding="utf-8").rstrip().endswith("</html>")
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
     assert stat.S_ISREG(path.stat().st_mode)
-
-
-def test_write_errors_name_the_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match=r"file/report\.html: the report cannot be written"):
-        write_report(tmp_path / "file" / "report.html", results={"rows": []})
-    (tmp_path / "folder.html").mkdir()
-    with pytest.raises(InputError, match=r"folder\.html: the report cannot be written"):
-        write_report(tmp_path / "folder.html", results={"rows": []})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.html"]
-
-
-@pytest.mark.parametrize("results", [{}, {"rows": {}}, {"rows": [{"objective": "clip"}]}, {"rows": [3]}])
-def test_results_of_another_form_are_an_input_error(results: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"expected .*results\.json"):
-        render_report(results=results)
-
-
-def test_two_rows_of_one_model_are_an_input_error() -> None:
-    with pytest.raises(InputError, match='model "a" has more than one row'):
-        render_report(results={"rows": [row("a", s=0.1), row("a", s=0.2)]})
 
 
 def test_a_single_logged_step_is_a_number_and_no_dot() -> None:

@@ -9,24 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from cloob import open_source
 from cloob.data.batch import BadSample
-from cloob.errors import InputError
 from cloob.evaluate.sets.captioned import BadPicture, CaptionedSample, open_captioned
+from support import picture
 
 EXPECTED = [
     ("a.png", ("red one", "red two")),
     ("b.png", ("blue",)),
     ("c.png", ("green one", "green two", "green three")),
 ]
-
-
-def picture(colour: str) -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8), colour).save(stream, "PNG")
-    return stream.getvalue()
 
 
 @pytest.fixture
@@ -143,42 +136,6 @@ def test_pictures_inside_parquet(folder: Path) -> None:
     found = open_captioned(folder / "in.parquet", image_column="image", caption_column="alt")
     assert [found.read(i).captions for i in range(2)] == [("x",), ("y",)]
     assert found.read(1).image == picture("blue")
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "said"),
-    [
-        (
-            "t.jsonl",
-            '{"filepath": "a.png"}\n',
-            r"no column 'title'; its columns: filepath \(--caption-column names one\)",
-        ),
-        ("t.jsonl", '{"filepath": "a.png", "title": [1]}\n', "'title' is \\[1\\]; a text or a list"),
-        ("t.jsonl", '{"filepath": "a.png", "title": []}\n', "a list of texts would be right"),
-        ("t.jsonl", "[1]\n", "line 1 is not a JSON object but a list"),
-        ("t.jsonl", "{\n", "line 1 is not JSON"),
-        ("t.jsonl", '{"filepath": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
-        ("t.jsonl", '{"filepath": 3, "title": "x"}\n', "'filepath' is no text"),
-        ("t.csv", "filepath,title\na.png,x\na.png,y\n", "1 picture, at least 2 are needed"),
-        ("t.csv", "filepath,title\n,x\na.png,y\n", "row 1 has no path"),
-    ],
-)
-def test_mistakes(name: str, text: str, said: str, folder: Path) -> None:
-    (folder / name).write_text(text)
-    with pytest.raises(InputError, match=said) as caught:
-        open_captioned(folder / name)
-    assert "\n" not in str(caught.value) and name in str(caught.value)
-
-
-def test_a_folder_of_classes_is_no_retrieval_set(folder: Path) -> None:
-    home = clip_benchmark(folder)
-    (home / "dataset_type.txt").write_text("classification\n")
-    with pytest.raises(InputError, match="says 'classification', 'retrieval' would be right"):
-        open_captioned(home)
-    (home / "dataset_type.txt").write_bytes(b"\xff\xfe" + b"x" * 10**6)
-    with pytest.raises(InputError, match="would be right") as caught:
-        open_captioned(home)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_all_captions_in_one_text_tell_samples_apart() -> None:

@@ -183,20 +183,6 @@ def test_names_and_templates_are_clips(name: str) -> None:
     assert set(LAYOUTS) == set(COUNTS)
 
 
-@pytest.mark.parametrize("name", MAKERS)
-def test_a_missing_set_says_what_to_put_where(name: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        open_paper_set(name, tmp_path)
-    text = str(caught.value)
-    assert text.startswith(f"{name}: not found under {tmp_path}") and LAYOUTS[name] in text and "\n" not in text
-
-
-def test_a_wrong_number_of_classes_is_no_accident(tmp_path: Path) -> None:
-    put(tmp_path / "imagenet" / "val" / "n01" / "a.JPEG")
-    with pytest.raises(InputError, match="has 1 class folders, 1000 would be right"):
-        open_paper_set("imagenet", tmp_path)
-
-
 @pytest.mark.parametrize(
     ("name", "files", "old"),
     [

@@ -55,9 +55,3 @@ def test_from_videos_to_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[st
     frame = root / "ucf101" / "frames" / "YoYo" / "v_YoYo_g01_c01.jpg"
     before = frame.stat().st_mtime_ns
     assert main([str(source), str(root / "ucf101")]) == 1 and frame.stat().st_mtime_ns == before
-
-
-def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([]) == 2 and capsys.readouterr().err.startswith("usage:")
-    assert main([str(tmp_path), str(tmp_path)]) == 2
-    assert "no <class>/<video>.avi here" in capsys.readouterr().err

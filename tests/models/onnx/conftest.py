@@ -11,6 +11,7 @@ import pytest
 from cloob.models.encoder import DualEncoder
 from cloob.models.onnx.words import tokenizer_json, write_json
 from cloob.models.towers import create_model
+from support import made_once
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +26,11 @@ def exported(model: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """``model`` as ``cloob export --to onnx`` writes it."""
     from cloob.export.programs.onnx import export_onnx
 
-    folder = tmp_path_factory.mktemp("onnx") / "exported"
-    folder.mkdir()
-    export_onnx(model, folder)
-    (folder / "objective.json").write_text(json.dumps(model.objective_config))
-    return folder
+    def work(folder: Path) -> None:
+        export_onnx(model, folder)
+        (folder / "objective.json").write_text(json.dumps(model.objective_config))
+
+    return made_once(tmp_path_factory, "onnx-exported", work)
 
 
 @pytest.fixture(scope="session")

@@ -179,12 +179,6 @@ def test_a_disk_that_fills_up(save: Callable[..., Path], small_disk: Path) -> No
     assert read_checkpoint(run / "checkpoints" / names[-1]).progress.step == len(names)
 
 
-def test_no_earlier_checkpoint_is_said(save: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"\(Not a directory\); there is no earlier checkpoint"):
-        save(1, run=tmp_path / "file")
-
-
 @pytest.mark.parametrize("damaged", ["trainer.pt", "model/open_clip_model.safetensors"])
 def test_auto_passes_over_a_checkpoint_cut_short(
     save: Callable[..., Path], tmp_path: Path, damaged: str, caplog: pytest.LogCaptureFixture
@@ -315,20 +309,3 @@ def test_a_position_behind_the_end_of_the_epoch_is_refused(save: Callable[..., P
     assert not check_same_run(found, base, 50)  # of other data the epoch begins anew
     with pytest.raises(InputError, match=r"step-00000004: says that 41 of an epoch's 40 pairs are done"):
         check_same_run(found, base, 40)
-
-
-def test_a_checkpoint_of_the_first_format_is_read(save: Callable[..., Path]) -> None:
-    """Without stepper, average, weights and what Progress learned since."""
-    path = save(4)
-    state = torch.load(path / "trainer.pt", weights_only=True)
-    later = ("lanes", "stale", "cut")
-    state["progress"] = {key: value for key, value in state["progress"].items() if key not in later}
-    first = {key: state[key] for key in ("format", "optimizer", "objective", "progress", "rng", "batch_size")}
-    torch.save(first, path / "trainer.pt")
-    found = read_checkpoint(path)
-    encoder, objective = create_model("nano-vit", seed=5), make_objective("clip")
-    restore(
-        found, encoder=encoder, objective=objective, optimizer=make_optimizer(encoder, objective, OptimConfig(), CPU)
-    )
-    assert torch.equal(encoder.model.visual.proj, create_model("nano-vit", seed=0).model.visual.proj)
-    assert found.progress.step == 4

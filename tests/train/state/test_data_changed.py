@@ -133,12 +133,6 @@ def test_a_column_counts_by_its_content_however_it_is_cut() -> None:
         assert of_column(pa.chunked_array([pa.array(other)])) != together
 
 
-def test_what_differs_is_told_in_words() -> None:
-    before, now = {"rows": 1000, "captions": "a", "gone": "b"}, {"rows": 1200, "captions": "a", "new": "c"}
-    assert differences(before, now) == ["1,000 rows before, 1,200 now", "other gone", "other new"]
-    assert differences(before, dict(before)) == []
-
-
 def test_of_a_large_folder_files_evenly_spread_are_looked_into() -> None:
     assert spread(5, 10) == [0, 1, 2, 3, 4]
     some = spread(1_000_003, 1000)

@@ -201,22 +201,6 @@ def test_a_missing_compiler_is_one_line(nano_configs: Path, monkeypatch: pytest.
         prepared("nano-vit", compile=True)
 
 
-@pytest.mark.parametrize(
-    ("leaves", "message"),
-    [
-        ({"fsdp": True, "precision": "fp16"}, "fsdp is True; it must be left out with --precision fp16"),
-        ({"fsdp": True, "micro_batch_size": 4}, "fsdp is True; it must be left out with --micro-batch-size"),
-        ({"sync_bn": True, "micro_batch_size": 4}, "sync_bn is True; it must be left out with --micro-batch-size"),
-        ({"fsdp": True, "compile": True}, "fsdp is True; it must be left out with --compile"),
-        ({"precision": "fp8"}, "precision is 'fp8'; it must be one of auto, fp32, bf16, fp16"),
-        ({"compile_backend": "g++"}, "compile_backend is 'g.*'; it must be one of inductor"),
-    ],
-)
-def test_what_does_not_go_together_is_one_line(leaves: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        TrainConfig().override(**leaves)
-
-
 def test_synchronised_batch_norm_replaces_batch_norm(nano_configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloob.train.towers.build.world_size", lambda: 2)
     with pytest.raises(InputError, match="sync_bn is True, but torch synchronises batch norm on CUDA only, not on cpu"):
@@ -229,12 +213,6 @@ def test_synchronised_batch_norm_replaces_batch_norm(nano_configs: Path, monkeyp
     for name, value in plain.state_dict().items():
         assert torch.equal(encoder.state_dict()[name], value), name
     assert encoder.state_dict().keys() == plain.state_dict().keys()
-
-
-def test_sharding_needs_processes(nano_configs: Path) -> None:
-    with pytest.raises(InputError, match="fsdp is True, but there is one process"):
-        prepared("nano-vit", fsdp=True)
-    prepared("nano-vit", sync_bn=True)  # over one process there is nothing to do
 
 
 @pytest.mark.parametrize("compiled", [False, True])

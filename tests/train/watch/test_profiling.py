@@ -12,7 +12,6 @@ import pytest
 import torch
 from train_helpers import exact, lines
 
-from cloob.errors import InputError
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.watch import profiling, spans
@@ -130,11 +129,3 @@ def test_a_profiled_run_is_the_run(leaves: dict[str, object], base: TrainConfig,
     names = {event.get("name") for event in events["traceEvents"]}
     assert {"cloob: forward", "cloob: optimiser"} <= names
     assert len(lines(tmp_path / "profiled" / "metrics.jsonl")) == 15
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "profile").write_text("a file")
-    profile = Profile(tmp_path, Spans(CPU), 100)
-    profile.step()
-    with pytest.raises(InputError, match="profile: cannot be written"):
-        profile.close()

@@ -13,9 +13,8 @@ import pytest
 from train_helpers import Trained, lines
 
 from cloob.errors import InputError
-from cloob.train.config.run import LogConfig
 from cloob.train.loop import train
-from cloob.train.watch.trackers import Tracker, make_trackers
+from cloob.train.watch.trackers import Tracker
 from support import fork
 
 
@@ -102,18 +101,6 @@ def test_a_run_that_breaks_off_is_marked(trained: Trained, tmp_path: Path, monke
     with pytest.raises(InputError, match="max_bad_fraction"):
         train(trained.config.override(out=tmp_path / "run", max_bad_fraction=0.01, wandb="x"))
     assert fake.runs[0].finished == [{"exit_code": 1}]
-
-
-@pytest.mark.parametrize("library", ["wandb", "trackio"])
-def test_not_installed_or_not_named(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(
-        InputError, match=rf'{library} is not installed; pip install -e "\.\[{library}\]" in a clone of cloob brings it'
-    ):
-        make_trackers(LogConfig(**{library: "project"}))  # type: ignore[arg-type]
-    assert make_trackers(LogConfig()) == []
-    with pytest.raises(InputError, match=f"{library} is ''; it must be the name of a project"):
-        LogConfig(**{library: ""})  # type: ignore[arg-type]
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(

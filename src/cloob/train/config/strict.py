@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cloob.errors import InputError, nearest
-from cloob.renamed import RENAMED, RETIRED
 
 
 def check(ok: bool, key: str, value: object, right: str) -> None:
@@ -61,12 +60,9 @@ def build(cls: type, values: Any, prefix: str = "") -> Any:
         raise InputError(f"{prefix.rstrip('.') or 'the whole'} is {values!r}; it must be an object of keys")
     known = hints(cls)
     arguments = {}
-    for written, value in values.items():
-        if f"{prefix}{written}" in RETIRED:
-            continue
-        key = written if written in known else RENAMED["train"].get(written, written)
-        if key not in known or key in arguments:
-            raise InputError(f"unknown key {prefix + str(written)!r}; {_where(cls, str(written), prefix)}")
+    for key, value in values.items():
+        if key not in known:
+            raise InputError(f"unknown key {prefix + str(key)!r}; {_where(cls, str(key), prefix)}")
         if dataclasses.is_dataclass(known[key]):
             arguments[key] = build(known[key], value, f"{prefix}{key}.")
         else:

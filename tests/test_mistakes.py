@@ -1,0 +1,161 @@
+"""The table of mistakes in ``mistakes.txt``: each ends with exit code 2 and one line, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from cloob import cli
+from cloob.models.folder import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from search_colours import make_index, write_pictures
+from support import OPENING, made_once, write_archive, write_classes, write_pairs
+
+BEFORE_TORCH, LATER = (
+    [[cell.strip() for cell in line.split(" | ")] for line in part.splitlines() if line.startswith("cloob ")]
+    for part in Path(__file__).with_name("mistakes.txt").read_text(encoding="utf-8").split("## Refused once")
+)
+COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+FILES = {
+    "t.csv": "filepath\ttitle\na.png\tx\n",
+    "own.csv": "picture,text\na.png,a\nb.png,b\n",
+    "one.csv": "filepath,title\npairs/a.png,x\npairs/a.png,y\n",
+    "twice.csv": "filepath,title,title\na.png,x,y\n",
+    "ragged.csv": "filepath,title\na,b,c\n",
+    "empty.csv": "",
+    "missing.csv": "filepath,title\nx.png,a\ny.png,b\n",
+    "lines.jsonl": '{"image": "a.png", "caption": "x"}\n',
+    "broken.jsonl": '{"filepath": "a.png", "title": "x"}\n{"title"\n',
+    "list.jsonl": "[1]\n",
+    "broken.json": "{",
+    "key.json": '{"optim": {"learning_rate": 1e-3}}',
+    "lr.json": '{"optim": {"lr": "big"}}',
+    "home.json": '{"lr": 1}',
+    "list.json": "[]",
+    "broken.parquet": "PAR1 and no more",
+    "own.parquet": "PAR1",
+    "broken.tar": "<html>",
+    "file": "",
+    "file.pt": "none",
+    "notes.md": "x",
+    "run/metrics.jsonl": "",
+    "run/checkpoints/none": "",
+    "old/index.sqlite": "nothing" * 999,
+    "sets/hollow/red/readme": "",
+    "sets/names/classnames.txt": "a\nb\nc\n",
+    "sets/templates/templates.txt": "{c}\na photo of {}\n",
+    "sets/nameless/test/nshards.txt": "1",
+    "sets/counted/test/nshards.txt": "many",
+    "sets/counted/classnames.txt": "red\nblue\n",
+    "sets/counted/dataset_type.txt": "classification",
+    "sets/lost/test/nshards.txt": "1",
+    "sets/lost/classnames.txt": "red\nblue\n",
+}
+CHILD = """
+import contextlib, io, json, sys
+class Guard:
+    def find_spec(self, name, path=None, target=None):
+        assert name != "torch", "torch is imported"
+sys.meta_path.insert(0, Guard())
+from cloob.cli import main
+found = []
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as err, contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            code = main(words)
+        except Exception as error:
+            code = repr(error)
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
+
+
+def make(folder: Path) -> None:
+    """What the mistakes name: pairs, tables, sets, a model, an index; whole ones and broken ones."""
+    for name in ("sets/one/test", "sets/one/train", "sets/two", "sets/names", "sets/templates"):
+        write_classes(folder / name, COLOURS, 2)
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    (folder / "utf16.csv").write_text(FILES["own.csv"], encoding="utf-16")
+    parquet.write_table(pa.table({"filepath": ["a.png"], "text": ["x"]}), folder / "table.parquet")
+    for name in ("empty", "folder.csv"):
+        (folder / name).mkdir()
+    write_archive(folder / "shards" / "3.tar", {})
+    write_pairs(folder / "pairs", {stem: (COLOURS["red"], f"pair {stem}") for stem in "abcd"})
+    for name in ("model", "weightless"):
+        save_model(folder / name, create_model("tiny-convnext", seed=0), make_objective("cloob").config())
+    (folder / "weightless" / "open_clip_model.safetensors").unlink()
+    make_index(folder / "index", write_pictures(folder / "pictures", n=1))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_once(tmp_path_factory, "mistakes", make)
+
+
+def listing(place: Path) -> list[Path]:
+    """The files of the folder, but for what SQLite keeps beside an index that is read."""
+    files = (path for path in place.rglob("*") if path.is_file())
+    return sorted(path for path in files if not path.name.startswith("index.sqlite-"))
+
+
+def faults(rows: list[list[str]], told: list[tuple[object, str, str]]) -> list[str]:
+    """The rows that were not answered by exit code 2 and one line that holds all their words."""
+    found = []
+    for (command, *words), (code, out, err) in zip(rows, told, strict=True):
+        line = err.removeprefix(OPENING)
+        whole = code == 2 and out == "" and line.startswith("cloob: ") and line.count("\n") == 1 and len(line) < 600
+        if not whole or not all(word in line for word in words):
+            found.append(
+                f"{command}\n  exit {code}, {[word for word in words if word not in line]} not in: {out}{line}"
+            )
+    return found
+
+
+def test_words_are_refused_before_torch_is_imported(place: Path) -> None:
+    before = listing(place)
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    helps = [[name, "--help"] for name in cli.COMMANDS]
+    words = [shlex.split(command)[1:] for command, *_ in BEFORE_TORCH]
+    works = ["search", "index", "--like", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=json.dumps([*words, *helps, works]),
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    wrong = faults(BEFORE_TORCH, told[: len(words)])
+    assert not wrong, "\n".join(wrong)
+    assert told.pop()[0] == 0, "a search without words needs no torch"
+    for (name, _), (code, out, _) in zip(helps, told[len(words) :], strict=True):
+        assert code == 0 and f"usage: cloob {name}" in out
+    assert listing(place) == before
+
+
+def test_files_are_refused_and_nothing_is_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    before, told = listing(place), []
+    for command, *_ in LATER:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            code = cli.main(shlex.split(command)[1:])
+        told.append((code, out.getvalue(), err.getvalue()))
+    wrong = faults(LATER, told)
+    assert not wrong, "\n".join(wrong)
+    assert listing(place) == before
