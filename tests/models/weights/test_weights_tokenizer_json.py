@@ -12,7 +12,7 @@ from own_files import write_tokenizer
 from cloob.errors import InputError
 from cloob.models.onnx.reading import JsonTokenizer
 from cloob.models.towers import translated
-from cloob.models.weights.formats.tokenizer_json import guarded, read_rules
+from cloob.models.weights.tokenizer_json import guarded, read_rules
 from cloob.models.weights.tokens import HubTokenizer
 
 pytest.importorskip("transformers")
