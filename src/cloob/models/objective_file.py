@@ -7,7 +7,7 @@ from typing import Any
 
 from cloob.models.runs import OBJECTIVE_FILE
 from cloob.models.untrusted import read_json
-from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.fields import Fields
 
 
 def read_objective(folder: Path) -> dict[str, Any]:

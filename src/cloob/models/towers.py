@@ -26,9 +26,8 @@ from cloob.models.importing import import_open_clip
 from cloob.models.names import CONFIGS, TINY_MODELS, check_name
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.untrusted import check_folder, read_json
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.folders import file_tensors
-from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.stored import Stored
 from cloob.models.weights.keymap import fill, same_names, surplus
 from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import HUB_FILE, check_rules
@@ -265,7 +264,7 @@ def _pretrained_file(name: str, pretrained: str) -> Path | None:
     raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); {known}")
 
 
-def _own_tensors(file: Path, config: dict[str, Any]) -> dict[str, Stored]:
+def _own_tensors(file: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The tensors of a file of open_clip's; the configuration gets a bias, or loses it, as the file has one."""
     tensors = file_tensors(file)
     prefix = "module."  # of training by several processes

@@ -20,7 +20,7 @@ from cloob.models.onnx.tokens import CLIP_NOTE, store_tokenizer, tokenizer_note
 from cloob.models.onnx.words import byte_letters
 from cloob.models.pixels import EvalTransform
 from cloob.models.towers import create_model, open_clip
-from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.tokens import ClipTokenizer
 
 tokenizers = pytest.importorskip("tokenizers")

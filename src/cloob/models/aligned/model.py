@@ -25,8 +25,8 @@ from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_tex
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.names import local_place
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
-from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.safe_tensors import read_safetensors
+from cloob.models.weights.containers import read_safetensors
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.keymap import fill, same_names
 
 _FORMAT = 1

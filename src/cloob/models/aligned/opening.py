@@ -24,7 +24,7 @@ from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import families
 from cloob.models.weights.blocks import preprocess
-from cloob.models.weights.formats.fields import Fields
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.tokens import HUB_FILE, check_rules
 
 E = TypeVar("E", bound=nn.Module)

@@ -25,7 +25,7 @@ from cloob.errors import InputError
 from cloob.models.onnx.graph import FLOAT, INT64, Port, check_graph
 from cloob.models.onnx.session import Graph
 from cloob.models.runs import ONNX_FILE
-from cloob.models.weights.formats.fields import RESIZE_MODES, Fields
+from cloob.models.weights.fields import RESIZE_MODES, Fields
 
 FORMAT = 1
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"

@@ -12,8 +12,8 @@ from cloob.errors import InputError
 from cloob.models.importing import import_open_clip
 from cloob.models.onnx.words import read_tables
 from cloob.models.tokenizer import Tokens, as_tensor
-from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.tokenizer_json import TRIAL, encoded, guarded, opened
+from cloob.models.weights.fields import Fields
+from cloob.models.weights.tokenizer_json import TRIAL, encoded, guarded, opened
 from cloob.models.weights.tokens import HUB_FILE, ClipTokenizer, NoTokenizer, RinnaTokenizer, hub_tokenizer
 
 if TYPE_CHECKING:

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError, printable, require
 from cloob.models.tokenizer import FastTokenizer
 from cloob.models.untrusted import read_json
-from cloob.models.weights.formats.pickles import printable
 
 SPECIALS = ("<start_of_text>", "<end_of_text>")
 _PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"

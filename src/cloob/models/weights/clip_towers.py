@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 from cloob.errors import InputError
 from cloob.models.towers import open_clip, translated
 from cloob.models.weights.blocks import preprocess
-from cloob.models.weights.formats.stored import Stored
 from cloob.models.weights.keymap import Part, fill
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -49,7 +48,7 @@ class Unfilled(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def infer_config(path: Path, tensors: Mapping[str, Stored], text_heads: int | None = None) -> dict[str, Any]:
+def infer_config(path: Path, tensors: Mapping[str, Tensor], text_heads: int | None = None) -> dict[str, Any]:
     """open_clip's ``model_cfg`` of a CLIP with QuickGELU, from the shapes of its weights.
 
     Args:
@@ -65,7 +64,7 @@ def infer_config(path: Path, tensors: Mapping[str, Stored], text_heads: int | No
     def shape(key: str, dimensions: int) -> tuple[int, ...]:
         tensor = tensors.get(key)
         if tensor is None or len(tensor.shape) != dimensions or 0 in tensor.shape:
-            state = "missing" if tensor is None else f"of shape {tensor.shape}"
+            state = "missing" if tensor is None else f"of shape {tuple(tensor.shape)}"
             raise InputError(f"{path}: not a CLIP model's weights: {key} is {state}")
         return tensor.shape
 
@@ -88,7 +87,7 @@ def infer_config(path: Path, tensors: Mapping[str, Stored], text_heads: int | No
     }
 
 
-def _infer_vision(path: Path, tensors: Mapping[str, Stored], shape: Any) -> dict[str, Any]:
+def _infer_vision(path: Path, tensors: Mapping[str, Tensor], shape: Any) -> dict[str, Any]:
     if "visual.proj" in tensors:
         width, _, patch, _ = shape("visual.conv1.weight", 4)
         side = math.isqrt(shape("visual.positional_embedding", 2)[0] - 1)
@@ -107,7 +106,7 @@ def _infer_vision(path: Path, tensors: Mapping[str, Stored], shape: Any) -> dict
     return {"image_size": side * 32, "layers": [len(stage) for stage in stages], "width": width, "patch_size": None}
 
 
-def _count(path: Path, tensors: Mapping[str, Stored], *, text: bool) -> int:
+def _count(path: Path, tensors: Mapping[str, Tensor], *, text: bool) -> int:
     numbers = {match[2] for key in tensors if (match := _BLOCK.fullmatch(key)) and (match[1] is None) == text}
     if not 0 < len(numbers) <= MAX_LAYERS:
         raise InputError(f"{path}: its {'text' if text else 'image'} tower has {len(numbers)} blocks")
@@ -149,7 +148,7 @@ def build(config: Mapping[str, Any], preprocess_cfg: Mapping[str, Any], where: s
 def filled(
     model: Any,
     path: Path,
-    tensors: Mapping[str, Stored],
+    tensors: dict[str, Tensor],
     plan: Mapping[str, Part],
     ignored: frozenset[str] = frozenset(),
 ) -> Any:

@@ -16,15 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError
+from cloob.errors import InputError, printable
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.untrusted import read_json
 from cloob.models.weights.blocks import Block, Blocks, Gelu, Patches, Towers, preprocess
 from cloob.models.weights.clip_towers import MAX_LAYERS
-from cloob.models.weights.formats.arrays import array, read_arrays
-from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.pickles import MAX_SPELLED, printable
-from cloob.models.weights.formats.stored import Stored, check_total
+from cloob.models.weights.containers import array, read_arrays
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.keymap import Part, fill
 from cloob.models.weights.scales import cloob_objective
 from cloob.models.weights.tokens import clip_tokenizer
@@ -160,33 +158,23 @@ def _beside(path: Path) -> Path:
     )
 
 
-def _tensors(path: Path, value: Any) -> dict[str, Stored]:
+def _tensors(path: Path, value: Any) -> dict[str, Tensor]:
     """The arrays by ``module path/name``; each array belongs to one name."""
     params = value.get("params") if isinstance(value, dict) else None
     if not isinstance(params, tuple) or len(params) != 2:
         raise InputError(
             f"{path}: 'params' with the parameters of two towers is wanted, as crowsonkb's training writes"
         )
-    tensors: dict[str, Stored] = {}
-    spelled = 0
+    tensors: dict[str, Tensor] = {}
     for tower in params:
         if not isinstance(tower, dict):
             raise InputError(f"{path}: a tower's parameters are no dictionary")
         for module, arrays in tower.items():
             if not isinstance(module, str) or not isinstance(arrays, dict):
-                raise InputError(f"{path}: {printable(str(module))!r} holds no parameters")
-            for name, item in arrays.items():
+                raise InputError(f"{path}: {printable(str(module)[:80])!r} holds no parameters")
+            for name in list(arrays):
                 key = f"{module}/{name}"
-                spelled += len(key)
-                if spelled > MAX_SPELLED:
-                    raise InputError(f"{path}: its names have more than {MAX_SPELLED:,} characters")
-                if key in tensors:
-                    raise InputError(f"{path}: {printable(key)!r} is there twice")
-                tensors[key] = array(path, repr(printable(key)), item)
-    places = [tensor.start for tensor in tensors.values() if tensor.nbytes]
-    if len(set(places)) != len(places):
-        raise InputError(f"{path}: two parameters share their numbers")
-    check_total(path, tensors.values(), path.stat().st_size)
+                tensors[key] = array(path, repr(printable(key)), arrays.pop(name))
     return tensors
 
 

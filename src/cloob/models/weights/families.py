@@ -19,9 +19,9 @@ from cloob.models.runs import (
 )
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna
+from cloob.models.weights.containers import is_torch, read_torch
 from cloob.models.weights.fetch import fetch_model, show_progress
 from cloob.models.weights.folders import INDEX, WEIGHTS_FILES
-from cloob.models.weights.formats.torchfile import is_legacy, read_torch
 
 _OURS = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE, ONNX_FILE, CHECKPOINTS_FOLDER, MODEL_FOLDER)
 PORT = ":port"
@@ -103,9 +103,7 @@ def _load_folder(folder: Path) -> DualEncoder:
 def _load_file(path: Path, config: dict[str, Any] | None, *, port: bool) -> DualEncoder:
     if path.suffix in (".safetensors", ".json", ".npz", ".npy"):
         raise InputError(f"{path}: {_beside(path)}")
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start != b"PK\x03\x04" and not is_legacy(path):
+    if not is_torch(path):
         if crowsonkb.matches(path):
             gelu: Any = "exact" if port else "tanh"
             return crowsonkb.load(path, config, gelu)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloob.errors import InputError
+from torch import Tensor
+
+from cloob.errors import InputError, printable
 from cloob.models.untrusted import leaves, read_json
-from cloob.models.weights.formats.pickles import printable
-from cloob.models.weights.formats.safe_tensors import read_safetensors
-from cloob.models.weights.formats.stored import Stored
-from cloob.models.weights.formats.torchfile import read_torch
+from cloob.models.weights.containers import read_safetensors, read_torch
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
 
 
-def folder_weights(folder: Path) -> tuple[Path, dict[str, Stored]]:
+def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """A folder's file of weights, or the index of several, and its tensors; InputError where none can be read."""
     for name in WEIGHTS_FILES:
         if (folder / name).is_file():
@@ -25,7 +24,7 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Stored]]:
     raise InputError(f"{folder}: no {' or '.join(WEIGHTS_FILES)} in it")
 
 
-def file_tensors(path: Path) -> dict[str, Stored]:
+def file_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a ``state_dict`` that torch wrote; InputError if it is neither."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
@@ -36,7 +35,7 @@ def file_tensors(path: Path) -> dict[str, Stored]:
     return file.tensors(value, "the file")
 
 
-def _indexed(index: Path) -> dict[str, Stored]:
+def _indexed(index: Path) -> dict[str, Tensor]:
     """The tensors of several files, each key in the file that the index says and in no other.
 
     Raises:
@@ -45,7 +44,7 @@ def _indexed(index: Path) -> dict[str, Stored]:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index}: weight_map, from each key to its file, is wanted")
-    tensors: dict[str, Stored] = {}
+    tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         path = index.parent / name
         if leaves(name) or path.name != name or path.suffix not in (".safetensors", ".bin"):

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cloob.errors import printable
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.objective_file import read_objective
 from cloob.models.untrusted import read_json
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS, build, filled
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.folders import folder_weights
-from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.pickles import printable
 from cloob.models.weights.keymap import Part
 from cloob.models.weights.scales import clip_objective, scale_of
 from cloob.models.weights.tokens import HubTokenizer, hub_tokenizer

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from cloob.errors import InputError
-from cloob.models.weights.formats.pickles import printable
-from cloob.models.weights.formats.stored import Stored
+from cloob.errors import InputError, printable
 
 _NAMED = 4
 
@@ -49,7 +46,7 @@ def same_names(module: nn.Module) -> dict[str, Part]:
     return {key: Part((key,)) for key in module.state_dict()}
 
 
-def surplus(tensors: Mapping[str, Stored], plan: Mapping[str, Part]) -> frozenset[str]:
+def surplus(tensors: Mapping[str, Tensor], plan: Mapping[str, Part]) -> frozenset[str]:
     """Keys of a file of open_clip's that hold nothing: older versions of transformers wrote them."""
     return frozenset({"text.transformer.embeddings.position_ids"} & tensors.keys()) - plan.keys()
 
@@ -57,7 +54,7 @@ def surplus(tensors: Mapping[str, Stored], plan: Mapping[str, Part]) -> frozense
 def check_fit(
     module: nn.Module,
     path: Path,
-    tensors: Mapping[str, Stored],
+    tensors: Mapping[str, Tensor],
     plan: Mapping[str, Part],
     ignored: frozenset[str] = frozenset(),
 ) -> None:
@@ -70,7 +67,7 @@ def check_fit(
 def fill(
     module: nn.Module,
     path: Path,
-    tensors: Mapping[str, Stored],
+    tensors: dict[str, Tensor],
     plan: Mapping[str, Part],
     ignored: frozenset[str] = frozenset(),
 ) -> None:
@@ -79,7 +76,7 @@ def fill(
     Args:
         module: Its parameters and persistent buffers are replaced.
         path: The file, or the index of several.
-        tensors: What it holds.
+        tensors: What it holds; those that the plan names are taken out.
         plan: For each of the module's keys, where it comes from; what it leaves out stays as it is.
         ignored: Keys of the file that nothing needs.
 
@@ -88,22 +85,18 @@ def fill(
             lists them.
     """
     check_fit(module, path, tensors, plan, ignored)
-    wanted = module.state_dict()
     broken: list[str] = []
-    state: dict[str, Tensor] = {key: value for key, value in wanted.items() if key not in plan}
+    state: dict[str, Tensor] = {key: value for key, value in module.state_dict().items() if key not in plan}
     assert not any(value.is_meta for value in state.values()), list(state)
-    with ExitStack() as stack:
-        files = {place: stack.enter_context(place.open("rb")) for place in {tensor.path for tensor in tensors.values()}}
-        for key, part in plan.items():
-            values = []
-            for name in part.names:
-                value = tensors[name].read(files[tensors[name].path])
-                if value.is_floating_point():
-                    value = value.float()
-                    if not _is_finite(value):
-                        broken.append(f"{printable(name)} holds NaN or infinite values")
-                values.append(part.turned(value))
-            state[key] = values[0] if len(values) == 1 else torch.cat(values)
+    for key, part in plan.items():
+        values = []
+        for name in part.names:
+            value = tensors.pop(name)  # may be mapped from the file, which may change; and is not needed twice
+            value = value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            if not _is_finite(value):
+                broken.append(f"{printable(name)} holds NaN or infinite values")
+            values.append(part.turned(value))
+        state[key] = values[0] if len(values) == 1 else torch.cat(values)
     if broken:
         raise InputError(f"{path}: its weights cannot be used: {listed([broken])}")
     trained = {name: parameter.requires_grad for name, parameter in module.named_parameters()}
@@ -127,7 +120,7 @@ def listed(kinds: list[list[str]]) -> str:
 
 
 def _misfits(
-    wanted: Mapping[str, Tensor], tensors: Mapping[str, Stored], plan: Mapping[str, Part], ignored: frozenset[str]
+    wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], plan: Mapping[str, Part], ignored: frozenset[str]
 ) -> list[list[str]]:
     used = [name for part in plan.values() for name in part.names]
     known = set(used) | ignored
@@ -142,7 +135,7 @@ def _misfits(
             if tensor is None:
                 continue
             if tensor.shape != shape:
-                shapes.append(f"{printable(name)} has shape {tensor.shape}, {shape} is wanted")
+                shapes.append(f"{printable(name)} has shape {tuple(tensor.shape)}, {shape} is wanted")
             elif tensor.dtype.is_floating_point != floating or (not floating and tensor.dtype != wanted[key].dtype):
                 kind = "floating-point numbers" if floating else str(wanted[key].dtype)
                 dtypes.append(f"{printable(name)} has dtype {tensor.dtype}, {kind} is wanted")

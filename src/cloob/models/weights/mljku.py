@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError
+from torch import Tensor
+
+from cloob.errors import InputError, printable
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.untrusted import read_json
 from cloob.models.weights.clip_towers import beside_its_name, build, filled, infer_config
-from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.pickles import printable
-from cloob.models.weights.formats.stored import Stored
-from cloob.models.weights.formats.torchfile import TorchFile
+from cloob.models.weights.containers import TorchFile
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.keymap import same_names
 from cloob.models.weights.scales import cloob_objective, scale_of
 from cloob.models.weights.tokens import clip_tokenizer
@@ -55,17 +55,16 @@ def load(file: TorchFile) -> DualEncoder:
     if beta_tensor is not None:
         if beta_tensor.shape != () or not beta_tensor.dtype.is_floating_point:
             raise InputError(
-                f"{path}: {_BETA} has shape {beta_tensor.shape} and {beta_tensor.dtype}; a number is wanted"
+                f"{path}: {_BETA} has shape {tuple(beta_tensor.shape)} and {beta_tensor.dtype}; a number is wanted"
             )
-        with path.open("rb") as opened:
-            beta = scale_of(path, _BETA, beta_tensor.read(opened))
+        beta = scale_of(path, _BETA, beta_tensor)
     text = config["text_cfg"]
     tokenizer = clip_tokenizer(path, text["vocab_size"], text["context_length"], _SPECIALS, "cut")
     objective_config = cloob_objective(inv_tau, beta, "paper")
     return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config), objective_config)
 
 
-def _check_whose(path: Path, tensors: Mapping[str, Stored]) -> None:
+def _check_whose(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Refuses what open_clip's training writes: the same layout with open_clip's own names."""
     names = {key.removeprefix("module.") for key in tensors}
     if "logit_scale" in names and "logit_inv_tau" not in names and any(name.startswith("visual.") for name in names):
@@ -74,9 +73,9 @@ def _check_whose(path: Path, tensors: Mapping[str, Stored]) -> None:
         )
 
 
-def _renamed(path: Path, tensors: dict[str, Stored]) -> dict[str, Stored]:
+def _renamed(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by open_clip's names."""
-    renamed: dict[str, Stored] = {}
+    renamed: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix("module.")
         name = "logit_scale" if name == "logit_inv_tau" else name.removeprefix("transformer.")

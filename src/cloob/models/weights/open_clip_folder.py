@@ -17,8 +17,8 @@ from torch import nn
 from cloob.errors import InputError
 from cloob.models.towers import open_clip, translated
 from cloob.models.weights.clip_towers import MAX_LAYERS, build, filled, is_plain
+from cloob.models.weights.fields import RESIZE_MODES, Fields
 from cloob.models.weights.folders import file_tensors
-from cloob.models.weights.formats.fields import RESIZE_MODES, Fields
 from cloob.models.weights.keymap import check_fit, fill, same_names, surplus
 
 _MOST = 1 << 16

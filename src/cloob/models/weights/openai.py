@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.runs import HUB_WEIGHTS_FILES
 from cloob.models.weights.clip_towers import beside_its_name, build, filled, infer_config
-from cloob.models.weights.formats.stored import Stored
-from cloob.models.weights.formats.torchfile import TorchFile
+from cloob.models.weights.containers import TorchFile
 from cloob.models.weights.keymap import same_names
 from cloob.models.weights.scales import clip_objective, scale_of
 from cloob.models.weights.tokens import clip_tokenizer
@@ -34,7 +34,7 @@ def matches(file: TorchFile) -> bool:
 def load(file: TorchFile) -> DualEncoder:
     """The encoder; InputError where the file's weights are not those of a CLIP."""
     path = file.path
-    tensors = file.scripted_tensors() if file.scripted else file.tensors(file.value, "the file")
+    tensors = file.tensors(file.value, "the archive" if file.scripted else "the file")
     if not file.scripted and not _SIZES & tensors.keys():
         _check_whose(path, tensors)
     config = infer_config(path, tensors)
@@ -47,7 +47,7 @@ def load(file: TorchFile) -> DualEncoder:
     return DualEncoder(path.stem, model, tokenizer, EncoderConfig.open_clip(config), objective)
 
 
-def _check_whose(path: Path, tensors: dict[str, Stored]) -> None:
+def _check_whose(path: Path, tensors: dict[str, Tensor]) -> None:
     """Refuses weights that are open_clip's by their file's name, and warns where nothing says that they are OpenAI's.
 
     Both have the same keys, and neither activation nor heads are in the weights. OpenAI's are part float16.
@@ -65,17 +65,16 @@ def _check_whose(path: Path, tensors: dict[str, Stored]) -> None:
         )
 
 
-def _check_sizes(path: Path, tensors: dict[str, Stored], config: dict[str, Any]) -> None:
+def _check_sizes(path: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
     """Holds the archive's three numbers against the shapes of its weights."""
     shapes = {
         "input_resolution": config["vision_cfg"]["image_size"],
         "context_length": config["text_cfg"]["context_length"],
         "vocab_size": config["text_cfg"]["vocab_size"],
     }
-    with path.open("rb") as file:
-        for key in _SIZES & tensors.keys():
-            tensor = tensors[key]
-            if tensor.shape != () or tensor.dtype != torch.int64:
-                raise InputError(f"{path}: {key} is no whole number")
-            if (stored_size := int(tensor.read(file))) != shapes[key]:
-                raise InputError(f"{path}: {key} is {stored_size}, but its weights are of a model with {shapes[key]}")
+    for key in _SIZES & tensors.keys():
+        tensor = tensors[key]
+        if tensor.shape != () or tensor.dtype != torch.int64:
+            raise InputError(f"{path}: {key} is no whole number")
+        if int(tensor) != shapes[key]:
+            raise InputError(f"{path}: {key} is {int(tensor)}, but its weights are of a model with {shapes[key]}")

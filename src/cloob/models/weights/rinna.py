@@ -18,8 +18,8 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.weights.blocks import Block, Blocks, Patches, Towers, preprocess
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.folders import folder_weights
-from cloob.models.weights.formats.fields import Fields
 from cloob.models.weights.keymap import Part, fill
 from cloob.models.weights.scales import cloob_objective
 from cloob.models.weights.tokens import NoTokenizer, RinnaTokenizer

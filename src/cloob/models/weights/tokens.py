@@ -15,7 +15,7 @@ from cloob.errors import InputError, require
 from cloob.models.importing import import_open_clip
 from cloob.models.tokenizer import FastTokenizer, Tokens, as_tensor
 from cloob.models.untrusted import read_json
-from cloob.models.weights.formats.tokenizer_json import TRIAL, encoded, opened, read_rules
+from cloob.models.weights.tokenizer_json import TRIAL, encoded, opened, read_rules
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -13,8 +13,8 @@ from cloob.errors import InputError, require
 from cloob.models.encoder import DualEncoder
 from cloob.models.runs import TOWERS_FILE, TOWERS_WEIGHTS_FILE
 from cloob.models.weights import crowsonkb, rinna
-from cloob.models.weights.formats.fields import Fields
-from cloob.models.weights.formats.safe_tensors import read_safetensors
+from cloob.models.weights.containers import read_safetensors
+from cloob.models.weights.fields import Fields
 from cloob.models.weights.keymap import fill, same_names
 from cloob.models.weights.tokens import RinnaTokenizer
 

@@ -24,7 +24,7 @@ from cloob.models.runs import (
     list_checkpoints,
 )
 from cloob.models.untrusted import check_folder
-from cloob.models.weights.formats.archive import read_directory
+from cloob.models.weights.containers import check_zip
 from cloob.scales import FixedScaleWarning
 from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
@@ -97,8 +97,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not file.is_file():
         raise InputError(f"{path}: holds no trainer.pt; resuming needs a checkpoint folder such as step-00000100")
     check_folder(path / MODEL_FOLDER)
-    with file.open("rb") as opened:
-        read_directory(file, opened, file.stat().st_size)
+    check_zip(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError
-from cloob.models.weights.formats.pickles import printable
+from cloob.errors import InputError, printable
 
 RESIZE_MODES = ("shortest", "longest", "squash")
 """How open_clip makes a picture square."""

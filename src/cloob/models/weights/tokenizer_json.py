@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError, is_failure, one_line, require
+from cloob.errors import InputError, is_failure, one_line, printable, require
 from cloob.files import TooLarge, read_at_most
 from cloob.models.untrusted import parse_json
-from cloob.models.weights.formats.pickles import printable
 
 _LARGEST = 64 << 20
 TRIAL = "A photo of 3 red hearts."
