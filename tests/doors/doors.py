@@ -109,6 +109,8 @@ def steady(value: Any, world: World) -> Any:
         return [steady(entry, world) for entry in value]
     if isinstance(value, (np.ndarray, np.generic)):
         return steady(value.tolist(), world)
+    if isinstance(value, bytes):
+        return steady(value.decode(), world)
     if isinstance(value, (str, Path)):
         return str(value).replace(str(world.root), "WORLD")
     return value if value is None or isinstance(value, (bool, int)) else float(f"{value:.6g}")
