@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test torch-alone nightly lowest newest lint docs package install bench bench-data clean
+.PHONY: demo test torch-alone nightly lowest newest lint docs package install bench clean
 
 demo: $(VENV)/.align
 	$(BIN)/cloob demo $(ARGS)
@@ -68,27 +68,16 @@ package: $(VENV)/.dev
 
 install: $(VENV)/.dev
 
-# What docs/speed.md shows, but for the two hours of benchmarks/soak.py; the last line writes that page.
+# Five small measurements, some ten minutes, into build/bench; benchmarks/README.md has those of the committed records.
+BENCH := build/bench
+PAIRS := $(DATA)/pictograms/train
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/objective.py
-	$(BIN)/python benchmarks/ranks.py
-	$(BIN)/python benchmarks/precision.py
-	$(BIN)/python benchmarks/gradient_cache.py
-	$(BIN)/python benchmarks/retrieval.py
-	$(BIN)/python benchmarks/mutual_information.py
-	$(BIN)/python benchmarks/towers.py
-	$(BIN)/python benchmarks/train_cost.py
-	$(BIN)/python benchmarks/export.py
-	$(BIN)/python benchmarks/start.py
-	@test -d $(DATA) || echo "no folder $(DATA): data, train_step, text_padding and evaluate are left out; make bench DATA=…"
-	@test ! -d $(DATA) || $(MAKE) --no-print-directory bench-data
-	$(BIN)/python -m benchmarks.figures
-
-bench-data: $(VENV)/.dev
-	$(BIN)/python benchmarks/data.py --data $(DATA)/pictograms/train
-	$(BIN)/python benchmarks/train_step.py --data $(DATA)/pictograms/train
-	$(BIN)/python benchmarks/text_padding.py --data $(DATA)/pictograms/train
-	$(BIN)/python benchmarks/evaluate.py --data $(DATA)/zeroshot
+	$(BIN)/python benchmarks/objective.py --sizes 512 2048 4096 --repeats 3 --out $(BENCH)/objective
+	$(BIN)/python -m benchmarks.search index --quick --repeats 1 --out $(BENCH)/search
+	$(BIN)/python benchmarks/start.py --repeats 3 --out $(BENCH)/start
+	@test -d $(PAIRS) || echo "no folder $(PAIRS): data and train_step are left out; make bench DATA=…"
+	test ! -d $(PAIRS) || $(BIN)/python benchmarks/data.py --data $(PAIRS) --quick --repeats 1 --out $(BENCH)/data
+	test ! -d $(PAIRS) || $(BIN)/python benchmarks/train_step.py --data $(PAIRS) --rounds 1 --out $(BENCH)/train_step
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -1,72 +1,89 @@
-"""The start of each command: ``--help`` and a mistake in its words, beside Python's own start and the imports.
+"""The start of a command beside Python's own and the imports; with an index, the time to the first result of a search.
 
-    python -m benchmarks.start [--repeats 5]
+    python -m benchmarks.start [INDEX] [--query "a red flower"] [--repeats 5]
 
-Rows: ``python -c pass``, importing torch, importing torch and open_clip, open_clip as cloob imports it,
-``cloob --version``, and for each command ``--help`` and an option that there is none of (exit code 2, one line). Each
-is a process of its own, all in turn, ``--repeats`` times after one round that is not counted (which is counted where
-``--repeats`` is 0). CPU seconds (user and system, of the process and its children) are the figure on a machine that
-others use; wall seconds are beside them. Medians. Prints a Markdown table and writes results.json to ``--out``.
+Each row is a process of its own, all in turn, ``--repeats`` times after one round that is not counted. CPU seconds
+(user and system, of the process and its children) are the figure on a machine that others use; wall seconds are beside
+them. Medians. Prints a Markdown table; without an index it writes results.json to ``--out``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import resource
+import statistics
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.figures.programs import start as table
 from benchmarks.machine import machine
-from benchmarks.processes import Cost, measure, medians
 
-from cloob.cli import COMMANDS
+PYTHON, CLOOB = [sys.executable, "-c"], [sys.executable, "-m", "cloob"]
+LOAD = "import sys, cloob; i = cloob.Index.open(sys.argv[1]); cloob.load_model(i.model().spec)"
+ROWS: dict[str, list[str]] = {
+    "python -c pass": [*PYTHON, "pass"],
+    "import torch": [*PYTHON, "import torch"],
+    "import torch, open_clip": [*PYTHON, "import torch, open_clip"],
+    "open_clip by cloob": [*PYTHON, "from cloob.models.towers import open_clip; open_clip()"],
+    "cloob --help": [*CLOOB, "--help"],
+    "cloob train --help": [*CLOOB, "train", "--help"],
+    "cloob train, a mistake": [*CLOOB, "train", "--no-such-option"],
+}
 
 
-def commands() -> dict[str, tuple[list[str], int]]:
-    """The words and the exit code of each row."""
-    cloob = [sys.executable, "-m", "cloob"]
-    rows = {
-        "python -c pass": ([sys.executable, "-c", "pass"], 0),
-        "import torch": ([sys.executable, "-c", "import torch"], 0),
-        "import torch, open_clip": ([sys.executable, "-c", "import torch, open_clip"], 0),
-        "open_clip by cloob": ([sys.executable, "-c", "from cloob.models.towers import open_clip; open_clip()"], 0),
-        "cloob --version": ([*cloob, "--version"], 0),
-        "cloob --help": ([*cloob, "--help"], 0),
+def searches(index: str, query: str) -> dict[str, list[str]]:
+    """The rows of a search."""
+    search = [*CLOOB, "search", index]
+    return {
+        "import torch, open_clip": ROWS["import torch, open_clip"],
+        "load the model": [*PYTHON, LOAD, index],
+        "search by words": [*search, query],
+        "search by --like": [*search, "--like", "1"],
+        "search, a mistake": [*search, query, "--cutoff", "high"],
     }
-    for name in COMMANDS:
-        rows[f"cloob {name} --help"] = ([*cloob, name, "--help"], 0)
-        rows[f"cloob {name}, a mistake"] = ([*cloob, name, "--no-such-option"], 2)
-    return rows
 
 
-def table(rows: dict[str, dict[str, float]]) -> str:
-    """The rows in Markdown."""
-    lines = ["| process | CPU, s | wall, s |", "|---|---:|---:|"]
-    return "\n".join(
-        [*lines, *(f"| {name} | {r['cpu_seconds']:.2f} | {r['seconds']:.2f} |" for name, r in rows.items())]
-    )
+def measure(words: list[str], code: int) -> tuple[float, float]:
+    """CPU and wall seconds of a command that must end with this exit code."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(words, check=False, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != code:
+        raise SystemExit(f"{' '.join(words)}: exit code {done.returncode}, {code} expected\n{done.stderr[-2000:]}")
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
 
 def main() -> None:
     """Measures and writes the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("index", nargs="?")
+    parser.add_argument("--query", default="a red flower")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "start")
     arguments = parser.parse_args()
-    costs: dict[str, list[Cost]] = {}
+    commands = searches(arguments.index, arguments.query) if arguments.index else ROWS
+    costs: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for repeat in range(arguments.repeats + 1):
-        for name, (words, code) in commands().items():
-            cost = measure(words, code, lines=1 if code else None)
-            if repeat or not arguments.repeats:
-                costs.setdefault(name, []).append(cost)
-    rows = medians(costs)
-    about = machine("open_clip_torch", "torchvision", "timm") | {"repeats": arguments.repeats}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    record = {"machine": about, "rows": [{"name": name, **row} for name, row in rows.items()]}
-    (arguments.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(table(rows))
+        for name, words in commands.items():
+            cost = measure(words, 2 if name.endswith("a mistake") else 0)
+            if repeat:
+                costs[name].append(cost)
+    medians = {name: [statistics.median(kind) for kind in zip(*some, strict=True)] for name, some in costs.items()}
+    rows = [{"name": name, "cpu_seconds": cpu, "seconds": wall} for name, (cpu, wall) in medians.items()]
+    record = {
+        "machine": machine("open_clip_torch", "torchvision", "timm") | {"repeats": arguments.repeats},
+        "rows": rows,
+    }
+    print(table(record))
+    if not arguments.index:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "results.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

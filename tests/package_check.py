@@ -27,8 +27,11 @@ FIRST_OF_PAGE = re.compile(r"^```python\n(.*?)^```", flags=re.MULTILINE | re.DOT
 IN_WHEEL = ("cloob/py.typed", "cloob/objective/module.py", "cloob/data/demo/NOTICE")
 IN_WHEEL += ("cloob/evaluate/sets/prompts/NOTICE.md",)
 IN_SDIST = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff", "src/cloob/py.typed")
-IN_SDIST += ("tests/conftest.py", "docs/index.md", "docs/conf.py", "Makefile")
-NOT_WANTED = re.compile(r"__pycache__|\.pyc$|(^|/)(\.venv|runs|dist|\.git|\.hypothesis|docs/api)(/|$)|^build/|\.env$")
+IN_SDIST += ("tests/conftest.py", "docs/index.md", "docs/conf.py", "Makefile", "CONTRIBUTING.md", "SECURITY.md")
+NOT_WANTED = re.compile(
+    r"__pycache__|\.pyc$|(^|/)(\.venv|runs|dist|\.git|\.hypothesis|docs/api)(/|$)|^build/|\.env$"
+    r"|records\.jsonl\.gz$|^benchmarks/results/.*\.json"
+)
 
 
 def build(dist: Path) -> tuple[Path, Path]:

@@ -1,7 +1,8 @@
-"""``python -m benchmarks.factors {run|status|tables}``: does the study, says how far it is, writes its tables.
+"""``python -m benchmarks.factors {run|status|pack|tables}``: the study of the world of factors.
 
-Every run ends as one record under ``results/`` (or ``--results``); what has a record is not run again, so ``run`` may
-be stopped and started at any time, by one process at a time. It works at the lowest priority, on one thread.
+Every run ends as one file under ``runs/``, which ``pack`` puts into ``records.jsonl.gz``. What has a record is not run
+again, so ``run`` may be stopped and started at any time, by one process at a time. It works at the lowest priority, on
+one thread.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmarks.factors import plan, searched
-from benchmarks.factors.searched import RESULTS
+from benchmarks.factors.searched import STUDY
 from benchmarks.pictograms import records
 
 
@@ -28,7 +29,7 @@ def go(results: Path, limit: int | None = None) -> None:
         if run is None:
             return
         record = train(run)
-        records.write(results / run.stage / f"{run.id}.json", record)
+        records.write(run.stage, record, results)
         done = done | {run.id}
         if run.stage == "search":
             scores[run.id] = record["recall"]
@@ -58,24 +59,26 @@ def status(results: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.factors", description=__doc__)
-    parser.add_argument("command", choices=("run", "status", "tables"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("command", choices=("run", "status", "pack", "tables"))
+    parser.add_argument("--study", type=Path, default=STUDY, help="folder of the records")
     parser.add_argument("--limit", type=int, help="so many runs at most")
     options = parser.parse_args(arguments)
     if options.command == "status":
-        print(status(options.results))
+        print(status(options.study))
+    elif options.command == "pack":
+        records.pack(options.study)
     elif options.command == "tables":
         from benchmarks.factors import figures, tables
 
-        tables.write(options.results)
-        figures.write(options.results)
+        tables.write(options.study)
+        figures.write(options.study)
     else:
         import torch
         from benchmarks.pictograms.study import yield_to_others
 
         yield_to_others()
         torch.set_num_threads(1)
-        go(options.results, options.limit)
+        go(options.study, options.limit)
     return 0
 
 

@@ -8,7 +8,7 @@ from benchmarks.factors import plan
 from benchmarks.factors.world import World
 from benchmarks.pictograms import records
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Path(__file__).parent
 
 
 def scores(results: Path) -> tuple[dict[str, float], plan.Superseded]:

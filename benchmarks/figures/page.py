@@ -35,7 +35,6 @@ SECTIONS = {
     "evaluate": Section("python benchmarks/evaluate.py --data DIR/zeroshot", programs.evaluate),
     "retrieval": Section("python benchmarks/retrieval.py", programs.retrieval),
     "start": Section("python benchmarks/start.py", programs.start),
-    "soak": Section("python benchmarks/soak.py --data DIR/pictograms", programs.soak),
 }
 """By the folder of the record, in the order of the page."""
 

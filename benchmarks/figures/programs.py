@@ -1,4 +1,4 @@
-"""Tables of whole programs: data, training step, evaluation, retrieval, start of the commands, a long run."""
+"""Tables of whole programs: data, training step, evaluation, retrieval, start of the commands."""
 
 from __future__ import annotations
 
@@ -83,17 +83,3 @@ def start(record: Record) -> str:
     """CPU and wall seconds of a process, from its start to its end."""
     lines = [[row["name"], number(row["cpu_seconds"]), number(row["seconds"])] for row in record["rows"]]
     return table(["what", "CPU s", "s"], lines)
-
-
-def soak(record: Record) -> str:
-    """Memory along a long training, and by how much it grows."""
-    lines = []
-    for row in record["tenths"]:
-        counts = (f"{row[key]:,.0f}" for key in ("minutes", "steps"))
-        lines.append([*counts, megabytes(row["memory"]), *(f"{row[key]:,.0f}" for key in ("descriptors", "threads"))])
-    later = [sample["memory"] for sample in record["samples"][len(record["samples"]) // 10 :]]
-    grown = (
-        f"After the first tenth the slope is {record['growth_mb_a_thousand_steps']:+.1f} MB in a thousand steps, "
-        f"of samples between {megabytes(min(later))} and {megabytes(max(later))} MB."
-    )
-    return f"{grown}\n\n{table(['minutes', 'steps', 'memory, MB', 'descriptors', 'threads'], lines)}"

@@ -37,7 +37,7 @@ DECAYS = (1.0, 3.0, 10.0)
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: ``stage`` is ``search`` or ``cells``, also the folder of its record; the seed is of everything drawn."""
+    """One run: ``stage`` is ``search`` or ``cells``, also the stage of its record; the seed is of everything drawn."""
 
     stage: str
     method: str

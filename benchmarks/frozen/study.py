@@ -1,7 +1,8 @@
-"""The study on frozen encoders: ``python -m benchmarks.frozen {features|run|status|tables} [--cache FOLDER]``.
+"""The study on frozen encoders: ``python -m benchmarks.frozen {features|run|status|pack|tables} [--cache FOLDER]``.
 
-``features`` fills the cache, ``run`` does what has no record under ``results/`` yet, one run after the other and in the
-order of ``cells.runs``; both go on where they were stopped. ``tables`` puts what the records give into the page.
+``features`` fills the cache, ``run`` does what has no record yet, one run after the other and in the order of
+``cells.runs``; both go on where they were stopped. Every run ends as one file under ``runs/``; ``pack`` puts them into
+``records.jsonl.gz``. ``tables`` puts what the records give into the page.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from benchmarks.pictograms import records
 from benchmarks.pictograms.selection import zeroshot_mean
 from benchmarks.pictograms.study import ROOT, keep_memory, say, yield_to_others
 
-RESULTS = Path(__file__).parent / "results"
+STUDY = Path(__file__).parent
 
 
-def scores(results: Path = RESULTS) -> dict[str, float]:
+def scores(results: Path = STUDY) -> dict[str, float]:
     """What the search knows."""
     return {name: record["score"] for name, record in records.read("search", results).items()}
 
@@ -35,16 +36,13 @@ def run(options: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda n, _: asked.append(n))
     data = features.load(options.cache, maps=False)
-    packed = {
-        name: {"n": len(s.labels), "n_classes": len(s.prompts), "labels": records.pack(s.labels)}
-        for name, s in data.sets.items()
-    }
-    records.write(RESULTS / records.TEST_SETS, packed)
-    known, done = scores(), set(records.read("cells", RESULTS))
+    for name, labelled in data.sets.items():
+        records.write_set(name, labelled.labels, len(labelled.prompts), STUDY)
+    known, done = scores(), set(records.read("cells", STUDY))
     while not asked and (cell := plan.next_cell(known, done, options.world)) is not None:
         say(f"{cell.stage}: {cell.id}")
         record = run_cell(cell, features.load(options.cache, maps=cell.world.head == worlds.FINE_TUNE))
-        records.write(RESULTS / cell.stage / f"{cell.id}.json", record)
+        records.write(cell.stage, record, STUDY)
         if cell.stage == "search":
             known[cell.id] = record["score"]
         else:
@@ -55,8 +53,8 @@ def run(options: argparse.Namespace) -> None:
 
 def status() -> None:
     """Prints what is done and what is open."""
-    known, done = scores(), records.read("cells", RESULTS)
-    spent = sum(r["cpu_seconds"] for r in [*records.read("search", RESULTS).values(), *done.values()])
+    known, done = scores(), records.read("cells", STUDY)
+    spent = sum(r["cpu_seconds"] for r in [*records.read("search", STUDY).values(), *done.values()])
     for world in worlds.WORLDS:
         runs, seeds = plan.runs_a_method(world), len(worlds.seeds(world))
         for method in worlds.methods(world):
@@ -70,7 +68,7 @@ def status() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.frozen", description=__doc__)
-    parser.add_argument("stage", choices=("features", "run", "status", "tables"))
+    parser.add_argument("stage", choices=("features", "run", "status", "pack", "tables"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the benchmark's folder")
     parser.add_argument("--cache", type=Path, default=ROOT / "runs" / "frozen", help="folder of the features")
     parser.add_argument("--world", default="", help="run only worlds whose name begins so, as status prints it")
@@ -80,11 +78,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.stage == "status":
         status()
         return 0
+    if options.stage == "pack":
+        records.pack(STUDY)
+        return 0
     if options.stage == "tables":
         from benchmarks.frozen import figures, tables
 
-        tables.write(RESULTS, ROOT)
-        figures.write(RESULTS, ROOT)
+        tables.write(STUDY, ROOT)
+        figures.write(STUDY, ROOT)
         return 0
     yield_to_others()
     keep_memory()

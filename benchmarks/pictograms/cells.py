@@ -58,7 +58,7 @@ class Setting:
         beta: β; None for methods without retrieval.
         mask_duplicates: Pairs of equal caption are no negatives of each other.
         option: "" for the objective as published, else a key of ``variants.OPTIONS``.
-        start: "" for the towers as initialised, "centred" to move the image embeddings' mean into the origin first.
+        start: "" for the towers as initialised; an attempt had "centred".
     """
 
     lr: float = 1e-3
@@ -86,7 +86,7 @@ class Cell:
     """One run.
 
     Attributes:
-        stage: ``search``, ``cells`` or ``attempts``: also the folder of its record.
+        stage: ``search`` or ``cells``; or a stage of ``wrong``.
         method: One of ``METHODS``.
         tower: One of ``TOWERS``.
         seed: Of the initial towers, the order of the pairs and their augmentation.

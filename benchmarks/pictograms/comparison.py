@@ -10,8 +10,10 @@ import numpy as np
 from benchmarks.pictograms import records
 from benchmarks.pictograms.cells import ZEROSHOT
 from benchmarks.pictograms.markdown import points, span
-from benchmarks.pictograms.stats import above_chance, picture_interval, sign_test, t_interval
+from benchmarks.pictograms.stats import picture_interval, sign_test, t_interval
 
+LEVEL = 0.01
+"""Of the test whether a method is above chance."""
 _TIE = 1e-9
 """Below it a difference is zero: a mean over seeds or towers need not cancel to the last bit."""
 Record = Mapping[str, Any]
@@ -66,20 +68,11 @@ def compared(ours: Mapping[int, Record], theirs: Mapping[int, Record], sets: Set
 
 
 def _on_set(name: str, pairs: Sequence[Sequence[Record]], sets: Sets) -> Difference:
-    labels, n_classes = sets[name]
-    ours, theirs = ([records.unpack(r["zeroshot"][name]["predictions"]) for r in of] for of in pairs)
-    hits = [int((a == labels).sum()) - int((b == labels).sum()) for a, b in zip(ours, theirs, strict=True)]
-    told = any(above_chance(predictions, labels, n_classes) for predictions in (ours, theirs))
-    return Difference([n / len(labels) for n in hits], [picture_differences(ours, theirs, labels)], told)
-
-
-def picture_differences(
-    ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) difference of the hits of each picture, averaged over the seeds; and the labels beside it."""
-    rows = [(a == labels).astype(float) - (b == labels) for a, b in zip(ours, theirs, strict=True)]
-    mean: np.ndarray = np.mean(rows, axis=0)
-    return mean, labels
+    labels, _ = sets[name]
+    ours, theirs = ([records.unpack_bits(r["zeroshot"][name]["hits"], len(labels)) for r in of] for of in pairs)
+    rows = [a.astype(float) - b for a, b in zip(ours, theirs, strict=True)]
+    told = any(of[-1]["zeroshot"][name]["p"] <= LEVEL for of in pairs)  # the last one's is over all of these seeds
+    return Difference([row.sum() / len(labels) for row in rows], [(np.mean(rows, axis=0), labels)], told)
 
 
 def together(differences: Iterable[Difference], everything: bool = False) -> Difference | None:

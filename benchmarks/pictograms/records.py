@@ -1,63 +1,140 @@
-"""Records: one JSON file a run, from which alone the tables are made. No torch here."""
+"""Records of a study's runs, from which alone its tables are made. No torch here.
+
+A finished run is one JSON file, ``runs/STAGE/ID.json`` in the study's folder, which git ignores. ``pack`` puts them all
+into ``records.jsonl.gz``, one line a run, sorted by stage and id. Readers see both together.
+
+A run's file holds the class that each test picture is taken for. Tables need less, and that is what is packed: for each
+picture whether it is right, and for each set the p-value of ``stats.chance``, over this seed and the lower ones.
+"""
 
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.pictograms.stats import chance
 
-RESULTS = Path(__file__).parent / "results"
-TEST_SETS = "test-sets.json"
-"""The labels of the test sets' pictures, which all cells share."""
-TIMING = "timing.json"
-"""What a step of each method costs, measured side by side."""
-
-
-def read(stage: str, results: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """All records of a stage, by id, in the order of their names."""
-    return {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((results / stage).glob("*.json"))
-    }
+STUDY = Path(__file__).parent
+PACKED = "records.jsonl.gz"
+SETS = "test-sets"
+"""A stage with one record a test set: the labels of its pictures, which all cells share."""
+TIMING = "timing"
+"""A stage with one record: what a step of each method costs, measured side by side."""
+Record = dict[str, Any]
+Sets = dict[str, tuple[np.ndarray, int]]
 
 
-def search_scores(results: Path = RESULTS) -> dict[str, float]:
-    """What the search knows: the mean recall on the validation pairs of each of its records."""
-    return {name: record["val"]["mean_recall"] for name, record in read("search", results).items()}
+def read(stage: str, study: Path = STUDY) -> dict[str, Record]:
+    """All records of a stage by id, sorted, as they are packed."""
+    packed = _packed(study).get(stage, {})
+    files = sorted((study / "runs" / stage).glob("*.json"))
+    runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
+    tested = any("zeroshot" in record for record in runs.values())
+    sets = labels_by_set(study) if tested else {}
+    for name, record in runs.items():
+        packed[name] = _smaller(record, runs, packed, sets) if "zeroshot" in record else record
+    return dict(sorted(packed.items()))
 
 
-def labels_by_set(results: Path = RESULTS) -> dict[str, tuple[np.ndarray, int]]:
-    """Of each test set the (n,) labels and the number of classes; nothing before the first cell."""
-    path = results / TEST_SETS
-    sets = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {name: (unpack(found["labels"]), found["n_classes"]) for name, found in sets.items()}
+def pack(study: Path) -> None:
+    """Puts the files of all runs into the packed file; equal records give equal bytes."""
+    stages = sorted({*_packed(study), *(folder.name for folder in (study / "runs").glob("*"))})
+    lines = [{"stage": stage, **record} for stage in stages for record in read(stage, study).values()]
+    text = "".join(json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n" for line in lines)
+    with (study / PACKED).open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as whole:
+        whole.write(text.encode("ascii"))
 
 
-def timing(results: Path = RESULTS) -> dict[str, dict[str, list[float]]]:
-    """Tower -> method -> seconds a step in the first and in the second half; nothing before the ``timing`` stage."""
-    path = results / TIMING
-    found: dict[str, dict[str, list[float]]] = (
-        json.loads(path.read_text(encoding="utf-8"))["seconds"] if path.is_file() else {}
-    )
+def _packed(study: Path) -> dict[str, dict[str, Record]]:
+    found: dict[str, dict[str, Record]] = {}
+    if (study / PACKED).is_file():
+        with gzip.open(study / PACKED, "rt", encoding="ascii") as lines:
+            for line in lines:
+                record = json.loads(line)
+                found.setdefault(record.pop("stage"), {})[record["id"]] = record
     return found
 
 
-def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a record in one go; equal records give equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+def _smaller(record: Record, runs: dict[str, Record], packed: dict[str, Record], sets: Sets) -> Record:
+    """The record with hits and p-values in place of predictions."""
+    same = list(_lower_seeds(record, runs.values()))
+    if any(lower["id"] not in runs for lower in _lower_seeds(record, packed.values())):
+        raise ValueError(f"{record['id']}: a lower seed is packed already; put its file back into runs/")
+    zeroshot = {}
+    for name, scores in record["zeroshot"].items():
+        labels, n_classes = sets[name]
+        taken = [unpack(each["zeroshot"][name]["predictions"]) for each in same]
+        hits = unpack(scores["predictions"]) == labels
+        rest = {key: value for key, value in scores.items() if key != "predictions"}
+        zeroshot[name] = {**rest, "hits": pack_bits(hits), "p": round(chance(taken, labels, n_classes), 6)}
+    return {**record, "zeroshot": zeroshot}
+
+
+def _lower_seeds(record: Record, others: Iterable[Record]) -> Iterable[Record]:
+    """Those of the same configuration with this seed or a lower one."""
+    seed = record["config"]["seed"]
+    for other in others:
+        config = other["config"]
+        if config["seed"] <= seed and {**config, "seed": seed} == record["config"]:
+            yield other
+
+
+def search_scores(study: Path = STUDY) -> dict[str, float]:
+    """What the search knows: the mean recall on the validation pairs of each of its records."""
+    return {name: record["val"]["mean_recall"] for name, record in read("search", study).items()}
+
+
+def labels_by_set(study: Path = STUDY) -> Sets:
+    """Of each test set the (n,) labels and the number of classes; nothing before the first cell."""
+    return {name: (unpack(found["labels"]), found["n_classes"]) for name, found in read(SETS, study).items()}
+
+
+def timing(study: Path = STUDY) -> dict[str, dict[str, list[float]]]:
+    """Tower -> method -> seconds a step in the first and in the second half; nothing where it was not measured."""
+    found: dict[str, dict[str, list[float]]] = read(TIMING, study).get(TIMING, {"seconds": {}})["seconds"]
+    return found
+
+
+def path(stage: str, name: str, study: Path = STUDY) -> Path:
+    """The file of a run that is not packed yet."""
+    return study / "runs" / stage / f"{name}.json"
+
+
+def write(stage: str, record: Record, study: Path = STUDY) -> None:
+    """Writes a run's file in one go."""
+    file = path(stage, record["id"], study)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".tmp-{os.getpid()}-{file.name}")
     temporary.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    temporary.replace(file)
 
 
-def pack(numbers: np.ndarray) -> str:
+def write_set(name: str, labels: np.ndarray, n_classes: int, study: Path = STUDY) -> None:
+    """Keeps what the tables have to know of a test set."""
+    write(SETS, {"id": name, "n": len(labels), "n_classes": n_classes, "labels": pack_numbers(labels)}, study)
+
+
+def pack_bits(hits: np.ndarray) -> str:
+    """(n,) booleans as text, eight to a byte."""
+    return base64.b64encode(np.packbits(hits).tobytes()).decode("ascii")
+
+
+def unpack_bits(text: str, n: int) -> np.ndarray:
+    """The inverse of ``pack_bits``: (n,) booleans."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=n).astype(bool)
+
+
+def pack_numbers(numbers: np.ndarray) -> str:
     """(n,) integers below 65,536 as text, two bytes each."""
     return base64.b64encode(numbers.astype("<u2").tobytes()).decode("ascii")
 
 
 def unpack(text: str) -> np.ndarray:
-    """The inverse of ``pack``: (n,) int64."""
+    """The inverse of ``pack_numbers``: (n,) int64."""
     return np.frombuffer(base64.b64decode(text), "<u2").astype(np.int64)

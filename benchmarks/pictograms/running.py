@@ -15,14 +15,12 @@ import torch
 from benchmarks.machine import processor
 from benchmarks.pictograms.cache import Augmented, Data
 from benchmarks.pictograms.cells import Cell
-from benchmarks.pictograms.rounded import rounded_products
 from benchmarks.pictograms.scoring import score_pairs, score_probe, score_zeroshot
 from benchmarks.pictograms.variants import Variant, build_objective
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cloob.data.order import epoch_order
 from cloob.functional.geometry import saturation
-from cloob.machine import emulates_bfloat16
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
@@ -69,7 +67,6 @@ class Run:
         self.optimizer = make_optimizer(self.encoder, self.objective, optim, self.device)
         # Anything with the objective's call and clamp_ will do for these two.
         towers = TowersWithLoss(self.encoder, self.objective, "bf16")  # type: ignore[arg-type]
-        self.rounded = self.device.type == "cpu" and emulates_bfloat16()
         self.stepper = Stepper(towers, self.optimizer)
         self.batches = Augmented(data.pairs["train"], cell.seed)
         self.steps_an_epoch = len(data.pairs["train"]) // setting.batch_size
@@ -84,19 +81,6 @@ class Run:
         torch.manual_seed(cell.seed)
         if state.is_file():
             self._restore()
-        elif setting.start == "centred":
-            self._centre()
-
-    @torch.no_grad()
-    def _centre(self) -> None:
-        """Moves the mean of the raw image embeddings of 512 training pictures into the origin, by the last bias.
-
-        A fresh tower maps all pictures to nearly one direction, and retrieval shrinks what differences there are.
-        """
-        last = self.encoder.model.visual.attnpool.c_proj
-        images = self.batches.batch(0, np.arange(min(512, len(self.data.pairs["train"]))))[0].float() / 255
-        images = (images - self.encoder._mean.cpu()) / self.encoder._std.cpu()
-        last.bias -= self.encoder.model.encode_image(images.to(self.device)).mean(0)
 
     def go(self, stop: Callable[[], bool]) -> dict[str, Any]:
         """Trains to the end.
@@ -133,12 +117,8 @@ class Run:
             self.objective.progress = self.step / self.total
         images, tokens, ids = (t.to(self.device) for t in self.batches.batch(epoch, indices))
         ids_or_none = ids if self.cell.setting.mask_duplicates else None
-        with contextlib.ExitStack() as how:
-            if self.device.type == "cpu":
-                # In bfloat16 torch's fused attention takes up to five times as long for sequences as short as these.
-                how.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if self.rounded:
-                how.enter_context(rounded_products())
+        # In bfloat16 torch's fused attention takes up to five times as long for sequences as short as these on a CPU.
+        with sdpa_kernel(SDPBackend.MATH) if self.device.type == "cpu" else contextlib.nullcontext():
             result = self.stepper(images, tokens, ids_or_none, self.schedule(self.step))
         self.step += 1
         if result.finite:
@@ -174,9 +154,8 @@ class Run:
     def _scales(self) -> dict[str, float]:
         inner = self.objective.objective if isinstance(self.objective, Variant) else self.objective
         assert isinstance(inner, ContrastiveObjective)
-        beta = self.objective.last_beta if isinstance(self.objective, Variant) else float(inner.beta.detach())
         scales = {"inv_tau": round(float(inner.inv_tau.detach()), 4)}
-        return scales | ({"beta": round(beta, 4)} if inner.hopfield else {})
+        return scales | ({"beta": round(float(inner.beta.detach()), 4)} if inner.hopfield else {})
 
     def _saturation(self) -> float | None:
         """1 − p of the last training batch, at the run's own temperature: what is left of InfoNCE's gradient."""
@@ -196,8 +175,7 @@ class Run:
             "skipped_steps": self.skipped,
             "wall_seconds": round(self.wall, 1),
             "cpu_seconds": round(self.cpu, 1),
-            "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-            | ({"bfloat16": "float32 products, rounded"} if self.rounded else {}),
+            "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
             "device": self.device.type,
             "val": last["val"],
         }

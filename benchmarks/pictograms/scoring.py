@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.pictograms.cache import Data, Labelled, Pairs, pixels
-from benchmarks.pictograms.records import pack
+from benchmarks.pictograms.records import pack_numbers
 from torch import Tensor
 
 from cloob.evaluate.embed import embed_texts, evaluating
@@ -71,7 +71,7 @@ def score_set(images: Tensor, labels: np.ndarray, classes: Tensor) -> dict[str, 
         "acc1": round(ranking.topk_accuracy(ranks, 1), 6),
         "acc5": round(ranking.topk_accuracy(ranks, 5), 6),
         "mean_per_class_recall": round(ranking.mean_per_class_recall(ranks < 1, right, len(classes)), 6),
-        "predictions": pack(cosines.argmax(1).numpy()),
+        "predictions": pack_numbers(cosines.argmax(1).numpy()),
     }
 
 
@@ -85,11 +85,3 @@ def score_probe(encoder: DualEncoder, data: Data) -> dict[str, dict[str, Any]]:
         ranks = probe_ranks(probe.weight, embed_images(encoder, data.test[name].images), labels)
         scores[name] = {"acc1": round(ranking.topk_accuracy(ranks, 1), 6), "C": probe.strength, "n": len(ranks)}
     return scores
-
-
-def labels_to_keep(data: Data) -> dict[str, dict[str, Any]]:
-    """What the tables have to know of the test sets: the number of classes, and the labels, packed."""
-    return {
-        name: {"n": len(found.labels), "n_classes": len(found.classnames), "labels": pack(np.array(found.labels))}
-        for name, found in data.test.items()
-    }

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.pictograms import records
-from benchmarks.pictograms.attempts import planned
 from benchmarks.pictograms.cells import (
     DEFAULTS,
     FINAL_EPOCHS,
     METHODS,
     TOWERS,
+    Setting,
     chosen_setting,
     long_search,
     rate_search,
@@ -75,28 +75,23 @@ def equal_settings(results: Path) -> str:
     )
 
 
-def attempts_table(results: Path) -> str:
+def attempts_table(study: Path) -> str:
     """What was tried beside the published forms, each under the run that it is compared with."""
-    found = {**records.read("search", results), **records.read("attempts", results)}
-    listed = [each for each in planned(records.search_scores(results)) if each.cell.id in found]
-    if not listed:
-        return ""
+    listed = sorted(records.read("attempts", study).values(), key=lambda record: record["place"])
+    searched = records.read("search", study)
     lines = []
-    for baseline in dict.fromkeys(each.baseline for each in listed):
-        record = found.get(baseline.id)
-        kind = "as published" if baseline.setting == DEFAULTS[baseline.method] else "as chosen"
-        if record is not None:
-            name = f"**{NAMES[baseline.method]}**, {kind}: `{baseline.setting.slug}`"
-            lines.append([name, *_validation(record), ""])
-        for each in listed:
-            if each.baseline == baseline:
-                own = found[each.cell.id]
-                gain = None if record is None else own["val"]["mean_recall"] - record["val"]["mean_recall"]
-                name = f"{each.why} (`{each.cell.setting.slug}`)"
-                lines.append([name, *_validation(own), "" if gain is None else points(gain)])
+    for baseline in dict.fromkeys(record["baseline"] for record in listed):
+        base = searched[baseline]
+        method, setting = base["config"]["method"], Setting(**base["config"]["setting"])
+        kind = "as published" if setting == DEFAULTS[method] else "as chosen"
+        lines.append([f"**{NAMES[method]}**, {kind}: `{setting.slug}`", *_validation(base), ""])
+        for own in (record for record in listed if record["baseline"] == baseline):
+            gain = own["val"]["mean_recall"] - base["val"]["mean_recall"]
+            name = f"{own['why']} (`{Setting(**own['config']['setting']).slug}`)"
+            lines.append([name, *_validation(own), points(gain)])
     head = ["run", "epochs", "seed", "val mean recall, %", "effective eigenvalues, images", "Ajne, images"]
     head.append("against its baseline, points")
-    return f"### Attempts: {TOWERS[0]}, on the validation pairs alone\n\n" + table(head, lines)
+    return f"### Attempts: {TOWERS[0]}, on the validation pairs alone\n\n" + table(head, lines) if lines else ""
 
 
 def _validation(record: Record) -> list[str]:

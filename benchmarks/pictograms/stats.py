@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_DEALS, _LEVEL = 2000, 0.01
+_DEALS = 2000
 
 
 def mean_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -66,8 +66,8 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2.0 * tail / 2.0**n)
 
 
-def above_chance(predictions: Sequence[np.ndarray], labels: np.ndarray, n_classes: int) -> bool:
-    """Whether an accuracy says that pictures and names belong together, at the level 0.01.
+def chance(predictions: Sequence[np.ndarray], labels: np.ndarray, n_classes: int) -> float:
+    """The p-value of an accuracy, if pictures and names did not belong together.
 
     The names of the classes are dealt anew 2,000 times: an answer that is always the same, or classes told apart but
     called by each other's names, are no better than that.
@@ -80,7 +80,7 @@ def above_chance(predictions: Sequence[np.ndarray], labels: np.ndarray, n_classe
     asked, taken = np.tile(labels, len(predictions)), np.concatenate(list(predictions))
     counts = np.bincount(taken * n_classes + asked, minlength=n_classes**2)
     as_good = int((counts.take(_dealt(n_classes)).sum(1) >= counts[:: n_classes + 1].sum()).sum())
-    return (1 + as_good) / (1 + _DEALS) <= _LEVEL
+    return (1 + as_good) / (1 + _DEALS)
 
 
 @functools.cache

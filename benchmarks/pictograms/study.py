@@ -1,9 +1,10 @@
 """Runs the study, or a part: ``python -m benchmarks.pictograms STAGE``.
 
-Stages: search, cells, attempts, wrong-search, wrong (both with wrong captions), timing, tables, all, status.
+Stages: search, cells, wrong-search, wrong (both with wrong captions), pack, tables, all, status.
 
-Every run ends as one record under ``results/``; what has a record is not run again, and a run that was stopped goes on
-where it was. Several of these may work on one list at a time (``--threads 1`` each): a run is claimed by a file.
+Every run ends as one file under ``runs/``, which ``pack`` puts into ``records.jsonl.gz``. What has a record is not run
+again, and a run that was stopped goes on where it was. Several of these may work on one list at a time (``--threads 1``
+each): a run is claimed by a file.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from benchmarks.pictograms import cells as plan
 from benchmarks.pictograms import records, wrong
 from benchmarks.pictograms.cells import Cell
 
 ROOT = Path(__file__).resolve().parents[2]
 WORK = ROOT / "runs" / "pictograms"
-STAGES = ("search", "cells", "attempts", wrong.SEARCH, wrong.RUNS)
+STAGES = ("search", "cells", wrong.SEARCH, wrong.RUNS)
 
 
 def open_cells(stage: str, options: argparse.Namespace) -> Iterable[Cell]:
@@ -39,12 +41,8 @@ def open_cells(stage: str, options: argparse.Namespace) -> Iterable[Cell]:
     elif stage == wrong.SEARCH:
         searched = records.read(wrong.SEARCH)
         listed = [cell for method in wrong.MEMBERS for cell in wrong.search(method, scores, searched)]
-    elif stage == wrong.RUNS:
-        listed = list(wrong.cells(scores, records.read(wrong.SEARCH)))
     else:
-        from benchmarks.pictograms.attempts import attempts
-
-        listed = attempts(scores)
+        listed = list(wrong.cells(scores, records.read(wrong.SEARCH)))
     wanted = {"method": options.method, "tower": options.tower, "seed": options.seed}
     return [c for c in listed if all(not v or str(getattr(c, k)) in v.split(",") for k, v in wanted.items())]
 
@@ -99,7 +97,7 @@ class Stage:
                 if cell.id in done or cell.id in failed:
                     continue
                 with claimed(cell) as mine:
-                    if mine and not (records.RESULTS / self.stage / f"{cell.id}.json").is_file():
+                    if mine and not records.path(self.stage, cell.id).is_file():
                         if not self._run(cell):
                             failed.add(cell.id)
                         break
@@ -111,7 +109,6 @@ class Stage:
     def _run(self, cell: Cell) -> bool:
         from benchmarks.pictograms import cache
         from benchmarks.pictograms.running import Run
-        from benchmarks.pictograms.scoring import labels_to_keep
 
         from cloob.models.towers import create_model
 
@@ -130,9 +127,10 @@ class Stage:
         except RuntimeError as error:
             say(f"failed: {error}")
             return False
-        records.write(records.RESULTS / cell.stage / f"{cell.id}.json", record)
+        records.write(cell.stage, record)
         if self.stage == "cells":
-            records.write(records.RESULTS / records.TEST_SETS, labels_to_keep(self.data))
+            for name, found in self.data.test.items():
+                records.write_set(name, np.array(found.labels), len(found.classnames))
             folder = WORK / "models" / cell.id
             shutil.rmtree(folder, ignore_errors=True)
             run.save_towers(folder)
@@ -143,23 +141,12 @@ class Stage:
         return True
 
 
-def time_steps(options: argparse.Namespace) -> None:
-    """Measures the methods' steps and keeps the result; wants a quiet machine."""
-    from benchmarks.pictograms import cache, timing
-
-    from cloob.models.towers import create_model
-
-    data = cache.load(options.data, WORK / "cache", create_model(plan.TOWERS[0], seed=0), tests=False)
-    found = timing.time_steps(data, records.search_scores(), say)
-    records.write(records.RESULTS / records.TIMING, found)
-
-
 def refresh() -> None:
     """Brings the pages up to date with the records, so that they never disagree for long."""
     from benchmarks.pictograms import tables
 
     try:
-        tables.write(records.RESULTS, ROOT)
+        tables.write(records.STUDY, ROOT)
     except (OSError, ValueError) as error:
         say(f"the pages are as they were: {error}")
 
@@ -204,7 +191,7 @@ def status(options: argparse.Namespace) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pictograms", description=__doc__)
-    parser.add_argument("stage", choices=(*STAGES, "timing", "tables", "status", "all"))
+    parser.add_argument("stage", choices=(*STAGES, "pack", "tables", "status", "all"))
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data", help="the benchmark's folder")
     parser.add_argument("--method", default="", help="only these, separated by commas")
     parser.add_argument("--tower", default="", help="only these")
@@ -222,6 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.stage == "status":
         status(options)
         return 0
+    if options.stage == "pack":
+        records.pack(records.STUDY)
+        return 0
     if options.stage != "tables":
         yield_to_others()
         keep_memory()
@@ -236,20 +226,14 @@ def main(arguments: list[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: asked.append(n))
         try:
-            stages = (*STAGES, "timing") if options.stage == "all" else (options.stage,)
-            for stage in stages:
-                if stage == "timing":
-                    # Other figures each time: `all`, which may be started again and again, measures once.
-                    if options.stage == stage or not (records.RESULTS / records.TIMING).is_file():
-                        time_steps(options)
-                else:
-                    Stage(stage, options, lambda: bool(asked)).go()
+            for stage in STAGES if options.stage == "all" else (options.stage,):
+                Stage(stage, options, lambda: bool(asked)).go()
         except Interrupted:
             say("stopped; the run's state is kept")
             return 0
         if asked:
             return 0
-    if options.stage in ("timing", "tables", "all"):
+    if options.stage in ("tables", "all"):
         refresh()
     return 0
 

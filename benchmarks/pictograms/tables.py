@@ -58,7 +58,7 @@ def write(results: Path, root: Path) -> None:
     page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
 
 
-def filled(text: str, results: Path = records.RESULTS) -> str:
+def filled(text: str, results: Path = records.STUDY) -> str:
     """The page's text with the summary and all tables as the records give them."""
     searched, runs = (records.read(stage, results) for stage in (wrong.SEARCH, wrong.RUNS))
     of_wrong = wrong.render(records.search_scores(results), searched, runs)
@@ -76,7 +76,7 @@ def replaced(text: str, tables: str, begin: str = BEGIN, end: str = END) -> str:
     return f"{text[: text.index(begin)]}{begin}\n{tables}\n{text[text.index(end) :]}"
 
 
-def render(results: Path = records.RESULTS) -> str:
+def render(results: Path = records.STUDY) -> str:
     """All tables as Markdown."""
     scores = records.search_scores(results)
     cells = records.read("cells", results)
@@ -124,7 +124,7 @@ def _of_longer(runs: Runs, longer: Mapping[int, Runs], sets: Sets) -> list[str]:
     return parts
 
 
-def summary(results: Path = records.RESULTS) -> str:
+def summary(results: Path = records.STUDY) -> str:
     """The page's summary: the mean zero-shot top-1 of each method on each tower, and the differences to CLIP."""
     runs, _ = select(records.read("cells", results), records.search_scores(results))
     if not runs:
@@ -152,20 +152,18 @@ def summary(results: Path = records.RESULTS) -> str:
 
 def progress(results: Path, runs: Runs, scores: Mapping[str, float]) -> str:
     """How much of the study the tables rest on."""
-    from benchmarks.pictograms.attempts import attempts
-
     short = sum(cell.id in scores for m in METHODS for _, cell in short_search(m, scores))
     final = sum(cell.id in scores for m in METHODS for cell in long_search(m, scores))
     rates = sum(c.id in scores for m in METHODS for t in TOWERS[1:] for c in rate_search(m, t, scores))
     done, whole = sum(map(len, runs.values())), len(METHODS) * len(TOWERS) * len(SEEDS)
     found = {stage: records.read(stage, results) for stage in ("search", "cells", "attempts")}
+    tried = len(found["attempts"])
     beside = [cell.id for cell in grid(scores)[whole:]]
-    tried = [cell.id for cell in attempts(scores)]
     seconds = sum(record["cpu_seconds"] for of_stage in found.values() for record in of_stage.values())
     return (
         f"State: {short} of {RUNS_A_METHOD * len(METHODS)} short search runs, {final} of {FINALISTS * len(METHODS)} "
         f"finalists' runs, {rates} of {RATES * (len(TOWERS) - 1) * len(METHODS)} for the other towers, {done} of "
         f"{whole} cells, {sum(name in found['cells'] for name in beside)} of {len(beside)} published and longer ones, "
-        f"{sum(name in found['attempts'] for name in tried)} of {len(tried)} attempts; {seconds / 3600:.1f} CPU-core "
+        f"{tried} of {tried} attempts; {seconds / 3600:.1f} CPU-core "
         "hours of training."
     )

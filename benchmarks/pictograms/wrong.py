@@ -45,7 +45,7 @@ _TEMPERATURES: dict[str, list[dict[str, Any]]] = {
 _WEIGHT_DECAY = 2.0
 _AGAINST = "clip", "infoloob"
 SEARCH, RUNS = "wrong-search", "wrong"
-"""The stages, which are the folders of their records too."""
+"""The stages of the records."""
 
 
 def temperatures(method: str, first_study: Scores) -> list[Setting]:

@@ -1,1 +1,1 @@
-"""Queries over many vectors: cloob's stores beside numpy, faiss and LanceDB; see benchmarks/search.py."""
+"""Queries over many vectors: cloob's store beside numpy and faiss; see benchmarks/search.py."""

@@ -122,71 +122,11 @@ def sqlite(rows: Vectors, folder: Path, approximate: bool | None) -> Store:
     return Store(rows, open_, size)
 
 
-def postgres(rows: Vectors, folder: Path) -> Store:
-    """A server of its own on loopback."""
-    import psycopg
-    from benchmarks.vectors.server import start
-
-    from cloob.search.postgres.store import PostgresStore
-
-    address = start(folder / "postgres")
-
-    def size() -> int:
-        with psycopg.connect(address) as connection:
-            row = connection.execute("SELECT pg_database_size(current_database())").fetchone()
-        return int(row[0]) if row else 0
-
-    return Store(rows, lambda: PostgresStore(address, writable=True, create=True), size)
-
-
-class Lance:
-    """LanceDB: a table, searched whole or by IVF_PQ with candidates ranked again."""
-
-    def __init__(self, rows: Vectors, folder: Path, approximate: bool) -> None:
-        import lancedb
-
-        self.rows, self.folder, self.approximate = rows, folder / "lance", approximate
-        self.connection: Any = lancedb.connect(self.folder)
-        self.table: Any = None
-
-    def prepare(self) -> dict[str, float]:
-        import pyarrow as pa
-
-        steps: dict[str, float] = {}
-        kind = pa.list_(pa.float32(), self.rows.shape[1])
-        if not self.approximate:
-            start = time.perf_counter()
-            schema = pa.schema([("id", pa.int64()), ("vector", kind)])
-            self.table = self.connection.create_table("rows", schema=schema)
-            for first in range(0, len(self.rows), 65_536):
-                block = np.ascontiguousarray(self.rows[first : first + 65_536])
-                vectors = pa.FixedSizeListArray.from_arrays(pa.array(block.reshape(-1)), self.rows.shape[1])
-                ids = pa.array(np.arange(first, first + len(block)))
-                self.table.add(pa.table({"id": ids, "vector": vectors}, schema))
-            steps["ingest_seconds"] = time.perf_counter() - start
-        else:
-            self.table = self.connection.open_table("rows")
-            start = time.perf_counter()
-            self.table.create_index(metric="dot", vector_column_name="vector", index_type="IVF_PQ")
-            steps["build_seconds"] = time.perf_counter() - start
-        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        return steps | {"disk_bytes": size}
-
-    def ask(self, query: Vectors) -> Sequence[int]:
-        asked = self.table.search(query).distance_type("dot").select(["id", "_distance"]).limit(TOP)
-        asked = asked.refine_factor(10) if self.approximate else asked.bypass_vector_index()
-        found: list[int] = asked.to_arrow()["id"].to_pylist()
-        return found
-
-
 ENGINES: dict[str, Callable[[Vectors, Path], Engine]] = {
     "numpy": Numpy,
     "faiss flat": FaissFlat,
     "cloob exact": lambda rows, folder: sqlite(rows, folder, False),
     "cloob approximate": lambda rows, folder: sqlite(rows, folder, True),
-    "LanceDB flat": lambda rows, folder: Lance(rows, folder, approximate=False),
-    "LanceDB IVF_PQ": lambda rows, folder: Lance(rows, folder, approximate=True),
-    "PostgreSQL": postgres,
 }
 
 

@@ -13,17 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.overlay import overlay
 from benchmarks.vectors.collection import DIM, best, make_texts, make_world, statistics_of, write_pictures
 from benchmarks.vectors.engines import ENGINES, TOP
-from benchmarks.vectors.server import programs
 
 QUERIES = 200
 ROUNDS = 5
 PATIENCE_SECONDS = 5.0
 """An engine's turn ends after so long, with fewer queries answered than a turn has."""
-
-POSTGRES_UP_TO = 100_000
 SWEEP = (4, 8, 16, 32, 64, 128, 256)
 """Lists of faiss's index that are visited, to see what recall costs."""
 
@@ -31,13 +27,13 @@ SWEEP = (4, 8, 16, 32, 64, 128, 256)
 class Worker:
     """An engine's process."""
 
-    def __init__(self, name: str, python: str, files: Sequence[Path], threads: int, cache: Path) -> None:
+    def __init__(self, name: str, files: Sequence[Path], threads: int, cache: Path) -> None:
         root = Path(__file__).parents[2]
-        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "LANCE_CPU_THREADS")
+        names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
         environment = os.environ | dict.fromkeys(names, str(threads)) | {"CLOOB_CACHE": str(cache)}
         environment |= {"CLOOB_CACHE_BYTES": str(10**12), "PYTHONPATH": f"{root / 'src'}:{root}"}
         self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.vectors.engines", name, *map(str, files)],
+            [sys.executable, "-m", "benchmarks.vectors.engines", name, *map(str, files)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root, env=environment,
         )  # fmt: skip
 
@@ -58,7 +54,7 @@ class Worker:
         self.process.wait()
 
 
-def measure(n: int, threads: int, names: Sequence[str]) -> dict[str, Any]:
+def measure(n: int, threads: int) -> dict[str, Any]:
     """All figures for so many vectors."""
     world = make_world()
     texts, _ = make_texts(world, QUERIES)
@@ -73,17 +69,15 @@ def measure(n: int, threads: int, names: Sequence[str]) -> dict[str, Any]:
         del rows
         workers: dict[str, Worker] = {}
         try:
-            for name in names:
-                python = overlay(("lancedb",)) if name.startswith("LanceDB") else sys.executable
-                workers[name] = Worker(name, python, files, threads, folder / "cache")
+            for name in ENGINES:
+                workers[name] = Worker(name, files, threads, folder / "cache")
                 result[name] = workers[name].ask("prepare")
                 if "ingest_seconds" in result[name]:
                     result[name]["ingest_rows_a_second"] = n / result[name]["ingest_seconds"]
                 print(f"{n:,} {name}: {result[name]}", file=sys.stderr, flush=True)
             for name, figures in take_turns(workers, truth).items():
                 result[name] |= figures
-            if "cloob approximate" in workers:
-                result["probes"] = sweep(workers["cloob approximate"], truth)
+            result["probes"] = sweep(workers["cloob approximate"], truth)
         finally:
             for worker in workers.values():
                 worker.close()
@@ -135,21 +129,6 @@ def sweep(worker: Worker, truth: np.ndarray[Any, Any]) -> dict[str, dict[str, fl
 def recalls(found: list[list[int]], truth: np.ndarray[Any, Any]) -> list[float]:
     """The share of the ten nearest that was found, of each query."""
     return [len(set(ids) & set(right.tolist())) / TOP for ids, right in zip(found, truth, strict=False)]
-
-
-def engines(n: int) -> tuple[list[str], list[str]]:
-    """Those to measure, and what is left out and why."""
-    names, left_out = list(ENGINES), []
-    try:
-        overlay(("lancedb",))
-    except RuntimeError as error:
-        names = [name for name in names if not name.startswith("LanceDB")]
-        left_out.append(f"LanceDB: {error}")
-    if n > POSTGRES_UP_TO or programs() is None:
-        names.remove("PostgreSQL")
-        reason = f"measured up to {POSTGRES_UP_TO:,}" if programs() else "no server with pgvector is installed"
-        left_out.append(f"PostgreSQL: {reason}")
-    return names, left_out
 
 
 def table(results: dict[str, Any]) -> str:

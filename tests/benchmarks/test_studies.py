@@ -129,7 +129,7 @@ def test_a_stopped_study_goes_on_and_comes_to_the_same_records(tiny_plan: Any, t
             k: v for k, v in other.items() if k != "cpu_seconds"
         }
         assert tiny_plan.Run.from_config(one["config"]).id == file.stem == one["id"]
-        assert ("zero_shot" in one) == (file.parts[0] == "cells"), "no choice may see zero-shot accuracy"
+        assert ("zero_shot" in one) == (file.parts[1] == "cells"), "no choice may see zero-shot accuracy"
     assert status(whole).count("open 0") == 4
     assert tiny_plan.search("clip", tiny_plan.worlds()[0], *searched.scores(whole)).complete
 
