@@ -59,24 +59,6 @@ def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, a
             WAYS[way](index)
 
 
-def test_what_was_typed_for_cloob_index_is_remembered(tmp_path: Path, asked: list[str]) -> None:
-    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index:
-        with pytest.raises(InputError, match="does not answer"):
-            index.update([], UpdateOptions(model=TRACKER, name="fake"))
-        with pytest.raises(InputError, match="does not answer"):
-            index.encoder()
-
-
-def test_a_name_of_the_index_is_no_address(tmp_path: Path, asked: list[str]) -> None:
-    place = theirs(tmp_path, TRACKER)
-    with sqlite3.connect(place / "index.sqlite") as file:
-        file.execute("UPDATE models SET name = 'hf-hub:good/model'")
-    file.close()
-    with Index.open(place, model="hf-hub:good/model") as index, pytest.raises(InputError, match="is not fetched"):
-        index.encoder()
-    assert not asked
-
-
 def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(
     tmp_path: Path, asked: list[str]
 ) -> None:
