@@ -72,37 +72,9 @@ def test_lines_json_and_paths(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert out.split("\0") == [*(line[3] for line in lines), ""]
 
 
-def test_weights_filters_pictures_and_likeness(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, red = str(place / "index"), str(place / "pictures" / "red-1.png")
-
-    def found(*words: str) -> list[str]:
-        return [Path(path).stem for path in run(capsys, "search", index, *words, "--paths")[0].splitlines()]
-
-    def found_behind(words: list[str], terms: list[str]) -> list[str]:
-        return [Path(p).stem for p in run(capsys, "search", index, *words, "--paths", "--", *terms)[0].splitlines()]
-
-    assert found("blue", "--where", "name = 'blue-3.png'") == ["blue-3"]
-    assert found(red, "--top", "1") == ["red-1"]
-    assert {n[:4] for n in found_behind(["red", "+0.9:cyan", "--top", "4"], ["-red"])} == {"cyan"}
-    alike = found("--like", red)
-    assert "red-1" not in alike and {name[:3] for name in alike[:3]} == {"red"} and len(alike) == 20
-    id_ = json.loads(run(capsys, "search", index, red, "--top", "1", "--json")[0])["hits"][0]["id"]
-    assert found("--like", str(id_)) == alike
-
-
 def test_a_query_that_begins_with_a_tilde_is_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(run(capsys, "search", str(place / "index"), "~root", "--cutoff", "none", "--json")[0])
     assert found["query"] == ["~root"] and len(found["hits"]) == 20
-
-
-def test_nothing_fits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = run(capsys, "search", str(place / "index"), "the third declension")
-    assert out == "" and "nothing fits among 32 pictures" in err
-    out, _ = run(capsys, "search", str(place / "index"), "the third declension", "--cutoff", "none", "--top", "3")
-    assert out.count("\n") == 3
-    _, err = run(capsys, "search", str(place / "index"), "red", "--where", "width > 1000")
-    assert "no picture to search" in err
-    assert len(run(capsys, "search", str(place / "index"), "red", "--cutoff", "-1.5e3")[0].splitlines()) == 20
 
 
 def test_copies_never_overwrite(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,25 +100,6 @@ def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.
     _, err = run(capsys, "search", str(index), "red", "--sheet", str(sheet))
     assert sheet.read_text().count("not readable any more") == 2
     assert "cloob: 2 pictures cannot be shown: " in err and ".png: " in err
-
-
-def test_duplicates_and_explain(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index = str(place / "index")
-    groups = json.loads(run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--json")[0])["groups"]
-    assert len(groups) == 8 and all(len(group) == 4 for group in groups)
-    for group in groups:
-        assert [picture["width"] for picture in group] == [23, 22, 21, 20]
-        assert group[0]["cosine"] == 1 > group[1]["cosine"] > 0.9 and group[0]["equal"] is None
-    out, err = run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--paths")
-    assert err == "cloob: 8 groups of look-alikes, 32 pictures (0 groups equal byte by byte, 0 files)\n"
-    paths = [[picture["path"] for picture in group] for group in groups]
-    assert [part.splitlines() for part in out.split("\n\n")] == paths
-    out, _ = run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--paths", "-0")
-    assert [part.split("\0") for part in out.removesuffix("\0").split("\0\0")] == paths
-    found = json.loads(run(capsys, "search", index, "red", "--explain", "--beta", "50", "--json")[0])
-    assert found["beta"] == 50 and sum(p["weight"] for p in found["pictures"]) == pytest.approx(1, abs=0.01)
-    out, _ = run(capsys, "search", index, "red", "--explain")
-    assert "β = 8: of 32 pictures" in out and "Nearest to what was retrieved" in out
 
 
 def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(

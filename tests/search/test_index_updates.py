@@ -187,6 +187,36 @@ def test_excludes_come_along_when_indices_are_merged(folder: Path, index: Index,
     assert index.update([], options(FakeEncoder())).unchanged == len(index) == 2
 
 
+@pytest.mark.parametrize("order", ["badc", "xabcd"])
+def test_files_that_exchange_their_names_keep_their_vectors(tmp_path: Path, index: Index, order: str) -> None:
+    folder, encoder = tmp_path / "p", FakeEncoder()
+    for seed, name in enumerate("abcde"):
+        write_noise(folder / name / "0.png", seed)
+    index.update([folder], options(encoder))
+    write_noise(tmp_path / "x" / "0.png", 9)  # a new picture under a name that is taken
+    held = {name: (folder / name / "0.png").read_bytes() for name in "abcde"} | {
+        "x": (tmp_path / "x" / "0.png").read_bytes()
+    }
+    for name, now in zip("abcde", order, strict=False):
+        (folder / name / "0.png").write_bytes(held[now])
+    index.update([folder], options(encoder, batch_size=1))
+    with Index.create(tmp_path / "anew") as anew:
+        anew.update([folder], options(FakeEncoder()))
+        assert content(index) == content(anew)
+
+
+def test_a_changed_file_loses_the_vectors_of_other_models(folder: Path, index: Index) -> None:
+    first, second = FakeEncoder(), FakeEncoder("second", seed=1, dim=5)
+    index.update([folder], options(first))
+    index.update([folder], options(second))
+    write_noise(folder / "a.png", 77)
+    summary = index.update([folder], options(first))
+    assert (summary.changed, summary.embedded) == (1, 1)
+    ids = by_name(index)
+    assert np.isnan(index.store.vectors("second", [ids["a.png"]])).all()
+    assert index.update([folder], options(second)).completed == 1
+
+
 def test_another_size_is_another_file_though_the_time_is_the_same(folder: Path, index: Index) -> None:
     encoder = FakeEncoder()
     index.update([folder], options(encoder))

@@ -106,37 +106,6 @@ def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) 
     assert set(client.get("/api/map", params={"where": where}).json()["ids"]) == fits
 
 
-def test_classify_gives_each_picture_the_likeliest_label(client: TestClient, index: Index) -> None:
-    labels = ["red", "green", "blue"]
-    texts = index.encoder("colours").encode_text(labels).numpy()
-    expected: dict[str, list[int]] = {label: [] for label in labels}
-    for id_, row in rows(index).items():
-        expected[labels[int(np.argmax([row @ text for text in texts]))]].append(id_)
-    found = ask(client, "classify", labels=labels, templates=["{c}"], top=1000)
-    assert found["classified"] == N
-    for answer in found["labels"]:
-        assert sorted(answer["ids"]) == sorted(expected[answer["label"]]) and answer["count"] == len(answer["ids"])
-        assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
-    short = ask(client, "classify", labels=labels, templates=["{c}"], top=2)["labels"][0]
-    assert len(short["ids"]) == 2 and short["count"] == len(expected["red"])
-    several = ask(client, "classify", labels=labels, multi=True, none=True)["labels"]
-    assert several[-1]["label"] == "none of these" and sum(answer["count"] for answer in several) >= N
-
-
-def test_explain_gives_softmax_weights(client: TestClient, index: Index) -> None:
-    found = ask(client, "explain", parts=[{"item": 4}], beta=12.0, top=5)
-    scores = nearest(index, rows(index)[4])
-    total = sum(np.exp(12 * score) for score in scores.values())
-    weights = {id_: np.exp(12 * score) / total for id_, score in scores.items()}
-    assert [memory["weight"] for memory in found["memories"]] == pytest.approx(
-        sorted(weights.values())[:-6:-1], rel=1e-3
-    )
-    for memory in found["memories"]:
-        assert memory["weight"] == pytest.approx(weights[memory["id"]], rel=1e-3)
-    effective = np.exp(-sum(weight * np.log(weight) for weight in weights.values()))
-    assert found["effective"] == pytest.approx(effective, rel=1e-3) and found["beta"] == 12.0
-
-
 def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
     item = index.items([3])[0]
     answer = client.get("/api/items/3/picture")
