@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import subprocess
 import sys
 from pathlib import Path
@@ -34,47 +33,9 @@ def test_no_command_shows_the_usage_and_fails(capsys: pytest.CaptureFixture[str]
     assert "usage: cloob COMMAND" in capsys.readouterr().out
 
 
-def test_a_demo_that_is_stopped_does_not_begin_the_next_training(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import types
-
-    asked: list[object] = []
-
-    def stopped(config: object, **_: object) -> object:
-        asked.append(config)
-        return types.SimpleNamespace(stopped="SIGTERM")
-
-    monkeypatch.setattr("cloob.commands.work.demo.train", stopped)
-    assert cli.main(["demo", "--from-scratch", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 1
-    assert len(asked) == 1 and "was stopped by SIGTERM" in capsys.readouterr().err
-
-
 def test_what_a_terminal_has_no_letters_for_is_escaped() -> None:
     done = run_cloob("recipes", PYTHONIOENCODING="ascii")
     assert done.returncode == 0 and "\\u03c4" in done.stdout and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("encoding", "errors", "written"),
-    [
-        ("utf-8", "strict", b"caf\\udce9"),
-        ("ascii", "strict", b"caf\\udce9"),
-        ("utf-8", "surrogateescape", b"caf\xe9"),  # a locale that writes names as they are
-    ],
-)
-def test_a_name_that_is_not_utf8_can_be_printed(
-    encoding: str, errors: str, written: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def show(words: object) -> int:
-        print("caf\udce9", end="", flush=True)
-        return 0
-
-    out = io.BytesIO()
-    monkeypatch.setattr("cloob.commands.models.main", show)
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding, errors))
-    assert cli.main(["models"]) == 0
-    assert out.getvalue() == written
 
 
 def test_sigterm_leaves_no_half_written_folder(tmp_path: Path) -> None:

@@ -79,31 +79,6 @@ def test_the_table_and_the_sheet(folder: Path, tmp_path: Path, capsys: pytest.Ca
         assert b"SECRET" not in base64.b64decode(uri)
 
 
-def test_a_caption_is_shown_by_its_first_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in "ab":
-        (tmp_path / f"{name}.jpg").write_bytes(picture(ord(name)))
-        (tmp_path / f"{name}.txt").write_text(f"{'word ' * 40}\n" + "another language\n" * 200)
-    assert main(["data", str(tmp_path), "--json"]) == 0
-    (caption,) = json.loads(capsys.readouterr().out)["duplicates"]["captions"]["most"]
-    assert len(caption["text"]) == 100 and caption["text"].endswith("word…")
-
-
-def test_pictures_without_captions_go_to_the_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in "abc":
-        (tmp_path / f"{name}.jpg").write_bytes(picture(ord(name)))
-    assert main(["data", str(tmp_path)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "3 pictures without captions" in line and "`cloob index` makes pictures searchable" in line
-
-
-def test_a_table_of_semicolons_under_a_header_of_commas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    table = tmp_path / "t.csv"
-    table.write_text("filepath,title\na.jpg;one\nb.jpg;two\n")
-    assert main(["data", str(table)]) == 2
-    said = f"cloob: {table}: rows look separated by ';', the first line by ','; use one\n"
-    assert capsys.readouterr().err == said
-
-
 def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,11 +94,6 @@ def test_a_jpeg_without_its_end_and_heic_without_a_decoder(
     assert re.search(r"usable +3\n", said) and re.search(r"truncated JPEG +1, taken, such as c\.jpg\n", said)
     assert main(["data", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["truncated"] == {"count": 1, "examples": ["c.jpg"]}
-
-
-def test_a_part_of_a_large_set(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "demo:val", "--most", "11"]) == 0
-    assert "11, spread over the set (--most 0 looks at all)" in capsys.readouterr().out
 
 
 def test_streamed_shards_are_counted_then_read_from_the_chosen_cache(

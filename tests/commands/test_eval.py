@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cloob import cli, load_model
-from cloob.commands.work.console import print_table
 from cloob.commands.work.evaluate import named
 from cloob.models.fingerprint import fingerprint
 from cloob.models.folder import save_model
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from support import write_classes, write_pairs
+from support import write_classes
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
@@ -85,44 +83,6 @@ def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pyt
     assert said in (work / "out" / "report.html").read_text(encoding="utf-8")
 
 
-def test_what_fails_for_one_model_or_set_leaves_the_rest(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A model of NaN, and a set whose training images are of one class."""
-    broken = create_model("tiny-convnext", seed=0)
-    next(broken.model.visual.parameters()).data.fill_(1e38)
-    save_model(work / "nan", broken, make_objective("cloob").config())
-    for part in ("train", "test"):
-        write_classes(work / "sets" / "single" / part, {"red": COLOURS["red"]}, 1)
-    words = ["eval", str(work / "nan"), str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe"]
-    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert all(line.startswith("cloob: ") for line in lines)
-    assert (
-        sum(line.startswith("cloob: nan on two: ") and "not finite" in line and ".png" in line for line in lines) == 1
-    )
-    assert [line for line in lines if line.startswith("cloob: model on ")] == [
-        "cloob: model on single: a linear probe needs two classes or more, "
-        "and the only training image that can be read is of class 'red'"
-    ]
-    nan, good = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))["rows"]
-    assert (
-        nan["zeroshot"] == {} and list(good["zeroshot"]) == ["one", "single", "two"] and list(good["probe"]) == ["one"]
-    )
-    page = (work / "out" / "report.html").read_text(encoding="utf-8")
-    assert "Could not be measured" in page and "not finite" in page
-
-
-def test_training_images_with_a_mistake_leave_the_set_to_be_classified(
-    work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (work / "sets" / "one" / "train" / "green").mkdir()
-    words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe"]
-    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 1
-    assert "one/train/green: no image in this class folder" in capsys.readouterr().err
-    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
-    assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
-    assert [failure["set"] for failure in results["failures"]] == ["one (training)"]
-
-
 def without_tokenizer(model: Path, name: str) -> Path:
     """A copy of a model folder that asks for a tokenizer which is not there."""
     folder = model.with_name(name)
@@ -131,53 +91,6 @@ def without_tokenizer(model: Path, name: str) -> Path:
     config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "nobody/words"
     (folder / CONFIG_FILE).write_text(json.dumps(config), encoding="utf-8")
     return folder
-
-
-def test_a_model_without_its_tokenizer_leaves_the_others(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = without_tokenizer(work / "model", "wordless")
-    words = ["--zeroshot", str(work / "sets" / "two"), "--device", "cpu", "--out", str(work / "out")]
-    assert cli.main(["eval", str(bad), str(work / "model"), *words]) == 1
-    line = capsys.readouterr().err
-    assert line.startswith("cloob: wordless could not be loaded: ") and line.count("\n") == 1
-    assert f"{CONFIG_FILE}: text_cfg.hf_tokenizer_name asks for the tokenizer 'nobody/words'" in line
-    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
-    assert [row["model"] for row in results["rows"]] == ["model"] and results["rows"][0]["zeroshot"]["two"]["n"] == 4
-    assert [(failure["model"], failure["set"]) for failure in results["failures"]] == [("wordless", None)]
-    page = (work / "out" / "report.html").read_text(encoding="utf-8")
-    assert "Models that could not be loaded" in page and "<dt>wordless</dt>" in page
-    shutil.rmtree(work / "out")
-    other = without_tokenizer(work / "model", "other")
-    for models, said in (([bad], "wordless: "), ([bad, other], "none of 2 models can be loaded; wordless: ")):
-        assert cli.main(["eval", *map(str, models), *words]) == 2
-        line = capsys.readouterr().err
-        assert line.startswith(f"cloob: {said}") and line.count("nobody/words") == len(models)
-        assert line.count("\n") == 1 and not any((work / "out").glob("*.*"))
-
-
-@pytest.mark.parametrize(
-    ("odd", "said"),
-    [({"inv_tau": "x"}, "inv_tau is 'x'"), ({"contrast": {}}, "the settings of its objective are not readable")],
-    ids=["no number", "no name"],
-)
-def test_a_model_whose_objective_is_none_leaves_the_others(
-    odd: dict[str, object], said: str, work: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bad = work / "odd"
-    shutil.copytree(work / "model", bad)
-    settings = json.loads((bad / "objective.json").read_text())
-    (bad / "objective.json").write_text(json.dumps(settings | odd))
-    # A name in brackets is no markup, and a class may have a name that is not UTF-8.
-    folder = work / "sets" / "two [new]"
-    shutil.copytree(work / "sets" / "two", folder)
-    (folder / "red").rename(folder / os.fsdecode(b"caf\xe9"))
-    words = ["--zeroshot", str(folder), "--device", "cpu", "--out", str(work / "out")]
-    assert cli.main(["eval", str(bad), str(work / "model"), *words]) == 1
-    told = capsys.readouterr()
-    assert said in told.err and told.err.count("\n") == 1
-    assert "two [new]" in told.out
-    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
-    assert [row["model"] for row in results["rows"]] == ["model"]
-    assert (work / "out" / "report.html").is_file()
 
 
 def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path) -> None:
@@ -207,21 +120,6 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path) -> Non
     assert f"is that of '{sets}/two/red/0.png'" in said["a/model", "pairs of mine.csv"]
     assert f"{work}/x y/1.png: missing image" in said["a/model", "gone.csv"]
     assert len(said) == len(results["failures"]) == 17
-
-
-def test_without_a_terminal_there_is_a_line_at_each_tenth(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    colours = {f"a {name} square {i}": rgb for i in range(8) for name, rgb in COLOURS.items()}
-    write_pairs(work / "pairs", {f"{i}": (rgb, caption) for i, (caption, rgb) in enumerate(colours.items())})
-    words = ["eval", str(work / "model"), "--retrieval", str(work / "pairs"), "--device", "cpu", "--batch-size", "1"]
-    assert cli.main([*words, "--out", str(work / "out")]) == 0
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cloob: embed ")]
-    done = [2, 4, 5, 7, 8, 10, 12, 13, 15]  # of 16: after the last the table comes
-    assert lines == [f"cloob: embed model: pairs{what}: {n} of 16" for what in ("", ", texts") for n in done]
-
-
-def test_no_table_is_printed_that_has_no_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table({"rows": [{"model": "m", "retrieval": {}, "train_seconds": None}]})
-    assert capsys.readouterr().out == ""
 
 
 def test_models_are_called_by_the_least_that_tells_them_apart() -> None:

@@ -10,7 +10,6 @@ import pytest
 
 from cloob import cli
 from cloob.commands.arguments import parse
-from cloob.commands.steps import say_next, shell
 from cloob.commands.train import read_start
 from cloob.recipes import get_recipe
 from cloob.train.config import TrainConfig
@@ -25,12 +24,6 @@ def next_commands(err: str) -> list[list[str]]:
     words = [shlex.split(line) for line in found]
     assert all(line[0] == "cloob" and line[1] in cli.COMMANDS for line in words)
     return [line[1:] for line in words]
-
-
-def test_words_are_quoted_for_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
-    odd = ["eval", Path("my runs/it's $HOME"), "--out", "a;b"]
-    say_next(odd, ["models"])
-    assert next_commands(capsys.readouterr().err) == [[str(word) for word in odd], ["models"]]
 
 
 def check_train(command: list[str]) -> TrainConfig:
@@ -101,43 +94,6 @@ def test_a_batch_that_was_asked_for_is_taken_or_impossible(
 def test_a_batch_of_its_own_makes_many_steps(pairs: int, batch: int) -> None:
     assert fit_batch(get_recipe("align"), pairs).run.batch_size == batch
     assert fit_batch(get_recipe("cc3m-cloob"), pairs) == get_recipe("cc3m-cloob")
-
-
-@pytest.mark.parametrize(("usable", "leads"), [(3, False), (4, True)])
-def test_data_leads_nowhere_with_pairs_too_few_to_hold_some_out(
-    usable: int, leads: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    colours(tmp_path / "mine", usable)
-    (tmp_path / "mine" / "bad.png").write_bytes(b"no picture")
-    (tmp_path / "mine" / "bad.txt").write_text("a caption", encoding="utf-8")
-    assert cli.main(["data", str(tmp_path / "mine")]) == 0
-    assert bool(next_commands(capsys.readouterr().err)) == leads
-
-
-@pytest.mark.parametrize(("rows", "begins"), [(50_000, ["train", "align", "--data"]), (50_001, ["train", "--data"])])
-def test_data_leads_to_heads_as_far_as_they_were_studied(
-    rows: int, begins: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_pairs(tmp_path / "mine", {"a": ((9, 90, 90), "one")})
-    (tmp_path / "many.csv").write_text("filepath\ttitle\n" + f"{tmp_path}/mine/a.png\tone\n" * rows)
-    assert cli.main(["data", str(tmp_path / "many.csv"), "--most", "4"]) == 0
-    (command,) = next_commands(capsys.readouterr().err)
-    check_train(command)
-    assert command[: len(begins)] == begins
-
-
-def test_json_output_is_json_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["data", "demo:val", "--most", "4", "--json"]) == 0
-    assert capsys.readouterr().out.startswith("{")
-
-
-def test_one_way_to_hold_out_takes_the_place_of_the_recipes_other() -> None:
-    start, rest = read_start(["align", "--val-split", "0.1"])
-    assert parse(TrainConfig, rest, "cloob train", start).pairs.val_data == ()
-    config = TrainConfig().override(data=["a"], val_split=0.2)
-    assert shell(["train"]) == "cloob train"
-    start, rest = read_start(["align", "--val-split", "0.1", "--val-data", "x"])
-    assert start.pairs.val_data == ("demo:val",) and config.pairs.holds_out
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,10 @@ import io
 import json
 import os
 import pty
-import resource
-import sqlite3
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +20,10 @@ import pytest
 from PIL import Image
 
 from cloob.cli import main
-from cloob.commands.work.embed import write_vectors
-from cloob.commands.work.serve import run as serve
-from cloob.commands.work.showing import write_new
-from cloob.models.folder import read_model, save_model
-from cloob.models.runs import MODEL_FOLDER
-from cloob.models.towers import create_model
-from cloob.pictures import Unreadable
 from cloob.search.index import Index
-from cloob.search.sort.fewshot import is_head
 from cloob.search.update import UpdateOptions
 from search_colours import ColourModel, make_index, write_pictures
-from support import picture, refused, run_cloob
+from support import picture
 
 
 @pytest.fixture(scope="module")
@@ -83,78 +72,9 @@ def test_lines_json_and_paths(place: Path, capsys: pytest.CaptureFixture[str]) -
     assert out.split("\0") == [*(line[3] for line in lines), ""]
 
 
-def test_the_first_line_of_a_caption_is_shown(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pictures, caption = tmp_path / "pictures", "a long first line\r\nsecond\nthird"
-    pictures.mkdir()
-    (pictures / "red.png").write_bytes(picture("red"))
-    (pictures / "red.txt").write_bytes(caption.encode())
-    index = str(make_index(tmp_path / "index", pictures))
-    assert run(capsys, "search", index, "red")[0].endswith("red.png\ta long first line\n")
-    hits = json.loads(run(capsys, "search", index, "red", "--json")[0])["hits"]
-    assert hits[0]["caption"].split() == caption.split()
-    assert run(capsys, "search", index, "red", "--explain")[0].count("red.png  a long first line\n") == 2
-    for variable, value in {"CLOOB_PICTURES": "none", "COLUMNS": str(25 + len(str(pictures / "red.png")) + 7)}.items():
-        monkeypatch.setenv(variable, value)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    assert run(capsys, "search", index, "red")[0].endswith("red.png  a long…\n")
-
-
-def test_a_picture_that_does_not_decode_here_has_its_line(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def undecodable(*_: object) -> None:
-        raise Unreadable("no decoder", "HEIC; not installed")
-
-    monkeypatch.setattr("cloob.search.show.terminal.protocol", lambda *_: "kitty")
-    monkeypatch.setattr("cloob.search.show.terminal.small", undecodable)
-    out, _ = run(capsys, "search", str(place / "index"), "red")
-    assert out.count("(no decoder: HEIC; not installed)\n") == 4 and out.count("red-") == 4
-
-
-def test_weights_filters_pictures_and_likeness(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    index, red = str(place / "index"), str(place / "pictures" / "red-1.png")
-
-    def found(*words: str) -> list[str]:
-        return [Path(path).stem for path in run(capsys, "search", index, *words, "--paths")[0].splitlines()]
-
-    def found_behind(words: list[str], terms: list[str]) -> list[str]:
-        return [Path(p).stem for p in run(capsys, "search", index, *words, "--paths", "--", *terms)[0].splitlines()]
-
-    assert found("blue", "--where", "name = 'blue-3.png'") == ["blue-3"]
-    assert found(red, "--top", "1") == ["red-1"]
-    assert {n[:4] for n in found_behind(["red", "+0.9:cyan", "--top", "4"], ["-red"])} == {"cyan"}
-    alike = found("--like", red)
-    assert "red-1" not in alike and {name[:3] for name in alike[:3]} == {"red"} and len(alike) == 20
-    id_ = json.loads(run(capsys, "search", index, red, "--top", "1", "--json")[0])["hits"][0]["id"]
-    assert found("--like", str(id_)) == alike
-
-
-def test_a_name_that_is_not_utf8_and_labels_too_long_for_a_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pictures = write_pictures(tmp_path / "pictures", n=1)
-    odd = (pictures / "red-0.png").rename(pictures / os.fsdecode(b"caf\xe9.png"))
-    index = str(make_index(tmp_path / "index", pictures))
-    assert "blue-0" in run(capsys, "search", index, "--like", str(odd))[0]
-    labels = ",".join(f"a colour of number {i}" for i in range(40))
-    assert run(capsys, "classify", index, "--labels", labels)[0].count("\n") == 8
-
-
 def test_a_query_that_begins_with_a_tilde_is_words(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(run(capsys, "search", str(place / "index"), "~root", "--cutoff", "none", "--json")[0])
     assert found["query"] == ["~root"] and len(found["hits"]) == 20
-
-
-def test_nothing_fits(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, err = run(capsys, "search", str(place / "index"), "the third declension")
-    assert out == "" and "nothing fits among 32 pictures" in err
-    out, _ = run(capsys, "search", str(place / "index"), "the third declension", "--cutoff", "none", "--top", "3")
-    assert out.count("\n") == 3
-    _, err = run(capsys, "search", str(place / "index"), "red", "--where", "width > 1000")
-    assert "no picture to search" in err
-    assert len(run(capsys, "search", str(place / "index"), "red", "--cutoff", "-1.5e3")[0].splitlines()) == 20
 
 
 def test_copies_never_overwrite(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -166,17 +86,6 @@ def test_copies_never_overwrite(place: Path, tmp_path: Path, capsys: pytest.Capt
     assert (target / "red-0-2.png").read_bytes() == (place / "pictures" / "red-0.png").read_bytes()
     _, err = run(capsys, "search", str(place / "index"), "red", "--copy-to", str(target))
     assert "0 copied" in err and "4 were there" in err and len(list(target.iterdir())) == 5
-
-
-def test_a_copy_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, most))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_new(tmp_path, "a.png", bytes(11))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,33 +100,6 @@ def test_a_file_that_is_gone_or_changed_is_named(tmp_path: Path, capsys: pytest.
     _, err = run(capsys, "search", str(index), "red", "--sheet", str(sheet))
     assert sheet.read_text().count("not readable any more") == 2
     assert "cloob: 2 pictures cannot be shown: " in err and ".png: " in err
-
-
-def test_duplicates_and_explain(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = str(place / "index")
-    groups = json.loads(run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--json")[0])["groups"]
-    assert len(groups) == 8 and all(len(group) == 4 for group in groups)
-    for group in groups:
-        assert [picture["width"] for picture in group] == [23, 22, 21, 20]
-        assert group[0]["cosine"] == 1 > group[1]["cosine"] > 0.9 and group[0]["equal"] is None
-    out, err = run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--paths")
-    assert err == "cloob: 8 groups of look-alikes, 32 pictures (0 groups equal byte by byte, 0 files)\n"
-    paths = [[picture["path"] for picture in group] for group in groups]
-    assert [part.splitlines() for part in out.split("\n\n")] == paths
-    out, _ = run(capsys, "search", index, "--duplicates", "--threshold", "0.9", "--paths", "-0")
-    assert [part.split("\0") for part in out.removesuffix("\0").split("\0\0")] == paths
-    found = json.loads(run(capsys, "search", index, "red", "--explain", "--beta", "50", "--json")[0])
-    assert found["beta"] == 50 and sum(p["weight"] for p in found["pictures"]) == pytest.approx(1, abs=0.01)
-    devices: list[str] = []
-    monkeypatch.setattr(
-        "cloob.models.fingerprint.load_model", lambda *_, device: devices.append(device) or ColourModel()
-    )
-    run(capsys, "search", index, "--like", "1", "--explain", "--device", "cpu")
-    assert devices == ["cpu"]
-    out, _ = run(capsys, "search", index, "red", "--explain")
-    assert "β = 8: of 32 pictures" in out and "Nearest to what was retrieved" in out
 
 
 def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
@@ -309,22 +191,6 @@ def test_only_what_was_indexed_is_moved(tmp_path: Path, capsys: pytest.CaptureFi
     assert (pictures / "red-0.png").read_bytes() == b"my letters"
 
 
-def test_captions_move_with_their_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures, target = tmp_path / "pictures", tmp_path / "sorted" / "red"
-    for name, caption in {"x/a.png": "one", "y/a.png": "two", "y/a.jpg": None, "z/a.png": None}.items():
-        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
-        (pictures / name).write_bytes(picture("red"))
-        if caption is not None:
-            (pictures / name).with_suffix(".TXT" if caption == "one" else ".txt").write_text(caption)
-    index = make_index(tmp_path / "index", pictures)
-    run(capsys, "classify", str(index), "--labels", "red,blue", "--move-to", str(tmp_path / "sorted"))
-    assert not [path for path in pictures.rglob("*") if path.is_file()]
-    with Index.create(tmp_path / "after") as after:
-        after.update([target], UpdateOptions(model=ColourModel()))  # type: ignore[arg-type]
-        said = {Path(item.path).name: item.caption for item in after.items(after.store.ids().tolist())}
-    assert said == {"a.png": "one", "a-2.jpg": "two", "a-3.png": "two", "a-4.png": None}
-
-
 def test_what_belongs_to_a_picture_moves_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures, target = tmp_path / "pictures", tmp_path / "sorted"
     pictures.mkdir()
@@ -382,64 +248,6 @@ def test_copy_to_copies_once_out_of_containers_too(tmp_path: Path, capsys: pytes
     assert (target / "blue" / "blue.png").read_bytes() == (pictures / "blue-0.png").read_bytes()
 
 
-def test_what_is_moved_keeps_its_own_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures, names = tmp_path / "pictures", {"a::b.png", "b.png", "c\\d.png", " e.png", "f\x07.png"}
-    pictures.mkdir()
-    for name in names:
-        (pictures / name).write_bytes(picture("red"))
-    run(
-        capsys,
-        "classify",
-        str(pictures),
-        "--labels",
-        "red,blue",
-        "--model",
-        "colours",
-        "--move-to",
-        str(tmp_path / "to"),
-    )
-    assert {path.name for path in (tmp_path / "to" / "red").iterdir()} == names
-
-
-def test_labels_that_differ_in_a_slash_have_folders_of_their_own(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pictures, target = write_pictures(tmp_path / "pictures"), tmp_path / "sorted"
-    words = ("--labels", "fog/x,fog_x", "--model", "colours", "--move-to", str(target))
-    run(capsys, "classify", str(pictures), *words)
-    assert {path.name for path in target.iterdir()} == {"fog_x", "fog_x-2", "moved.jsonl"}
-
-
-def test_it_says_why_there_is_nothing_to_search(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class New(ColourModel):
-        fingerprint = "d" * 32
-
-    index = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures", n=1))
-
-    def why(*words: str) -> str:
-        return run(capsys, "search", str(index), "red", *words)[1]
-
-    assert why("--where", "width > 99") == "cloob: no picture to search: the filter lets none through\n"
-    with Index.open(index, writable=True) as opened:
-        opened.store.add_model(replace(opened.models[0], name="new", fingerprint=New.fingerprint))  # and killed then
-        with monkeypatch.context() as patch:
-            patch.setattr("cloob.models.fingerprint.load_model", lambda *_, **__: New())
-            said = f"none has a vector of new; cloob index --name new --out {index} makes them\n"
-            assert why("--model", "new") == f"cloob: no picture to search: {said}"
-        opened.store.remove(range(1, 9))
-    assert why() == "cloob: no picture to search: the index is empty\n"
-
-
-def test_the_only_picture_has_none_like_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "a.png").write_bytes(picture("red"))
-    index = make_index(tmp_path / "index", tmp_path / "pictures")
-    _, err = run(capsys, "search", str(index), "--like", "1")
-    assert err == "cloob: there is no other picture to search\n"
-
-
 def test_what_cannot_be_moved_leaves_no_copy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -463,40 +271,6 @@ def test_what_cannot_be_moved_leaves_no_copy(
     assert "red-0.png is not moved: Permission denied" in err and "0 moved to" in err
     assert sorted(pictures.iterdir()) == before
     assert not [path for path in (tmp_path / "sorted").rglob("*") if path.is_file()]
-
-
-def test_classify_counts_at_the_end_what_it_could_not_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    (pictures / "a.png").write_bytes(picture("red"))
-    (pictures / "broken.png").write_bytes(b"no picture")
-    assert main(("classify", str(pictures), "--labels", "red,blue", "--model", "colours")) == 1
-    assert "; 1 could not be read (see above)\n" in capsys.readouterr().err
-
-
-def test_examples_make_a_head_that_is_kept(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    examples, flat = tmp_path / "examples", write_pictures(tmp_path / "flat")
-    for name in ("red", "blue"):
-        (examples / name).mkdir(parents=True)
-        for path in flat.glob(f"{name}-*.png"):
-            path.rename(examples / name / path.name)
-    index = str(tmp_path / "index")
-    with Index.create(index) as made:
-        made.update([place / "pictures"], UpdateOptions(model=ColourModel(), name="colours", draft=True))  # type: ignore[arg-type]
-    words = ("--where", "name like 'red%' or name like 'blue%'", "--csv")
-    out, err = run(capsys, "classify", index, "--examples", str(examples), *words)
-    assert "100.0% of 8 examples right" in err
-    head = tmp_path / "index" / "heads" / "examples.safetensors"
-    assert is_head(head)
-    (other := tmp_path / "other.safetensors").write_bytes(b"weights")
-    said = refused(capsys, "classify", index, "--examples", str(examples), "--head", str(other))
-    assert "is a file of another kind" in said and other.read_bytes() == b"weights"
-    monkeypatch.setattr("cloob.models.fingerprint.load_model", no_model)  # vectors of an index are enough
-    assert run(capsys, "classify", index, "--head", str(head), *words)[0] == out
-    for row in csv.DictReader(io.StringIO(out)):
-        assert Path(row["path"]).stem.startswith(row["label"])
 
 
 def test_embed_writes_the_same_rows_in_three_forms(
@@ -531,52 +305,6 @@ def test_embed_writes_the_same_rows_in_three_forms(
     assert "32 pictures" in capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_listed_is_named_and_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pictures, scandir = write_pictures(tmp_path / "pictures", n=1), os.scandir
-    (pictures / "locked").mkdir()
-
-    def locked(path: str) -> Any:
-        if str(path).endswith("locked"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", locked)
-    assert main(["embed", str(pictures), "--model", "colours", "--out", str(tmp_path / "vectors.npz")]) == 1
-    err = capsys.readouterr().err
-    assert "cloob: 1 × folder cannot be listed: " in err and "8 pictures, 1 could not be read" in err
-
-
-@pytest.mark.parametrize("suffix", ["npz", "parquet"])
-def test_pictures_that_are_removed_meanwhile_leave_the_others_their_vectors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
-    from pyarrow import parquet
-
-    out = tmp_path / f"vectors.{suffix}"
-    place = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures", n=1))
-    with Index.open(place, writable=True) as index:
-        ids, read = index.store.ids().tolist(), index.store.vectors
-        known = {item.path: row for item, row in zip(index.items(ids), read("colours", ids), strict=True)}
-
-        def late(model: str, ids: list[int]) -> np.ndarray:
-            rows = read(model, ids)
-            index.store.remove(ids[:1])
-            return rows
-
-        monkeypatch.setattr(index.store, "vectors", late)
-        count = write_vectors(index, out)
-    if suffix == "npz":
-        with np.load(out) as file:
-            paths, vectors = file["paths"].tolist(), file["vectors"]
-    else:
-        table = parquet.read_table(out)
-        paths, vectors = table["path"].to_pylist(), np.array(table["vector"].to_pylist())
-    assert 0 < count == len(paths) == len(vectors) < 8
-    np.testing.assert_array_equal(vectors, np.stack([known[path] for path in paths]))
-
-
 def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
@@ -588,34 +316,6 @@ def test_what_strangers_wrote_does_not_command_the_terminal(tmp_path: Path, caps
         assert "\x1b" not in out and "\u202e" not in out
     out, _ = run(capsys, "classify", str(index), "--labels", "red,blue")
     assert "\x1b" not in out and "\u202e" not in out
-
-
-def test_a_model_of_a_stranger_does_not_command_the_terminal_by_its_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures"))
-    with sqlite3.connect(index / "index.sqlite") as file:
-        file.execute("UPDATE models SET name = ?", ["m\x1b]0;title\x07"])
-    file.close()
-    said = refused(capsys, "search", str(index), "red", "--model", "zzz")
-    assert "known: m\N{REPLACEMENT CHARACTER}]0;title" in said and "\x1b" not in said
-    out, err = run(capsys, "index", "--out", str(index))
-    assert "m\N{REPLACEMENT CHARACTER}]0;title" in out and "\x1b" not in out + err
-    monkeypatch.setattr("cloob.serve.run.serve", lambda *_: None)
-    serve(str(index), host="127.0.0.1", port=0, token=None, model=None, browser=False)
-    err = capsys.readouterr().err
-    assert "m\N{REPLACEMENT CHARACTER}]0;title" in err and "\x1b" not in err
-
-
-@pytest.mark.nightly
-def test_a_process_with_a_model_of_its_own(tmp_path: Path) -> None:
-    model = tmp_path / MODEL_FOLDER
-    save_model(model, create_model("tiny-vit", seed=0), {"inv_tau": 30.0})
-    with Index.create(tmp_path / "index") as index:
-        options = UpdateOptions(model=read_model(model, lambda _: None), name=str(model))  # type: ignore[arg-type, return-value]
-        index.update([write_pictures(tmp_path / "pictures", n=1)], options)
-    done = run_cloob("search", str(tmp_path / "index"), "a red thing", "--cutoff", "none", "--paths", "--top", "3")
-    assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("\n") == 3
 
 
 def test_pictures_in_a_terminal(place: Path) -> None:

@@ -41,11 +41,6 @@ def test_a_recipe_is_found_anywhere_in_the_words(words: str) -> None:
     assert config == get_recipe("finetune").override(epochs=3, data=["a", "b"], flip=True)
 
 
-def test_a_value_that_is_called_like_a_recipe_is_a_value() -> None:
-    start, rest = read_start(["--data", "align", "--wandb", "lit", "--lr", "-1"])
-    assert start == TrainConfig() and rest == ["--data", "align", "--wandb", "lit", "--lr", "-1"]
-
-
 def test_a_length_takes_the_place_of_the_recipes_own() -> None:
     for words, length in (("--steps 5", (None, None, 5)), ("--samples 640", (None, 640, None))):
         start, rest = read_start(["demo-cloob", *words.split()])
@@ -71,25 +66,6 @@ def test_a_config_of_a_run_begins_another_run(tmp_path: Path) -> None:
     assert read_start(["--config", str(file)])[0] == asked.override(resume="auto")  # of one's own
     (tmp_path / "checkpoints").mkdir()
     assert read_start(["--config", str(file)])[0] == asked
-
-
-def test_another_model_begins_with_its_own_picture_size(tmp_path: Path) -> None:
-    file = tmp_path / "config.json"
-    file.write_text(TrainConfig().override(data=["a"], model="tiny-resnet", image_size=64).to_json())
-    for words, size in (
-        ("--model ViT-B-32", None),
-        ("--model=ViT-B-32 --image-size 96", 96),
-        ("--model tiny-resnet", 64),
-        ("--lr 1e-3", 64),
-    ):
-        start, rest = read_start(["--config", str(file), *words.split()])
-        assert parse(TrainConfig, rest, "cloob train", start).towers.image_size == size
-    assert TrainConfig().override(image_size=96).override(model="tiny-vit").towers.image_size == 96
-
-
-def test_options_may_be_written_with_underscores() -> None:
-    assert read_start(["lit", "--init_image", "a"])[0] == read_start(["lit", "--init-image", "a"])[0]
-    assert read_start(["lit", "--init_image=a"])[0].towers.init_image == "a"
 
 
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:

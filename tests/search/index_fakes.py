@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,13 @@ class FakeEncoder(nn.Module):
         self.embed_dim = dim
         weight = torch.randn(dim, 3 * SIDE * SIDE, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("weight", weight)
-        self.seen = 0
+        self.seed, self.seen = seed, 0
+
+    def copy(self) -> FakeEncoder:
+        return FakeEncoder(self.name, self.seed, self.embed_dim)
+
+    def rows(self, images: Sequence[Image.Image]) -> np.ndarray:
+        return self.encode_image(torch.stack([self.preprocess(image) for image in images])).numpy()
 
     def preprocess(self, image: Image.Image, /) -> Tensor:
         return torch.from_numpy(np.array(image.resize((SIDE, SIDE)))).permute(2, 0, 1)
@@ -58,10 +65,10 @@ def write_noise(path: Path, seed: int, **saving: object) -> Path:
     return path
 
 
-def content(index: Index, model: str = "fake") -> dict[str, tuple[object, ...]]:
+def content(index: Index, model: str | None = "fake") -> dict[str, tuple[Any, ...]]:
     """What an index says by path, vectors rounded: a batch of another size rounds differently."""
     items = index.items(index.store.ids().tolist())
-    vectors = index.store.vectors(model, [item.id for item in items]) if items else []
+    vectors = index.store.vectors(model, [item.id for item in items]) if items and model else [[np.nan]] * len(items)
     return {
         item.path: (item.content, item.mtime_ns, item.bytes, item.width, item.caption, tuple(np.round(vector, 4)))
         for item, vector in zip(items, vectors, strict=True)

@@ -53,19 +53,3 @@ def test_equals_a_loop(data: st.DataObject) -> None:
         wanted = loop(parts, query, top)
         assert list(zip(found[i].tolist(), scores[i], strict=True))[: len(wanted)] == wanted
         assert not found[i, len(wanted) :].any() and (scores[i, len(wanted) :] == -np.inf).all()
-
-
-@given(st.sets(st.integers(1, 40)), st.sets(st.integers(1, 40)), st.sets(st.integers(1, 40)))
-def test_only_some_ids(there: set[int], kept: set[int], wanted: set[int]) -> None:
-    ids = np.array(sorted(there), np.int64)
-    part = Part(ids, np.zeros((len(ids), 1), np.float32), np.flatnonzero(np.isin(ids, sorted(kept))))
-    some = part.only(np.array(sorted(wanted), np.int64))
-    assert set(some.ids[some.positions].tolist()) == there & kept & wanted
-    assert len(some) == len(there & kept & wanted)
-
-
-def test_a_row_that_is_not_finite_is_never_found() -> None:
-    rows = np.eye(3, dtype=np.float32)
-    rows[1] = np.nan
-    found, scores = nearest([Part(np.array([1, 2, 3]), rows)], np.eye(3, dtype=np.float32)[:1], 3)
-    assert found.tolist() == [[1, 3, 0]] and scores[0, :2].tolist() == [1, 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +11,12 @@ from PIL import Image
 
 from cloob.cache import Cache
 from cloob.errors import InputError
-from cloob.search.ask import background, find
+from cloob.search.ask import background
 from cloob.search.ask.by_torch import ByTorch
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
 from cloob.search.records import IndexedModel, Item
-from search_colours import COLOURS, DIM, ColourModel, make_index, open_index, write_pictures
+from search_colours import COLOURS, DIM, ColourModel, open_index
 
 
 def all_rows(index: Index) -> tuple[list[int], np.ndarray]:
@@ -178,23 +177,6 @@ def test_explain_is_the_softmax_over_the_pictures(index: Index) -> None:
         index.explain("red", where="width > 1000")
 
 
-def test_explain_leaves_out_what_was_removed_meanwhile(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors = index.store.vectors
-    whole = index.explain("red", beta=8.0, top=40)
-    gone = whole.pictures[0].item.id
-
-    def some(model: str, ids: list[int]) -> np.ndarray:
-        rows = vectors(model, ids)
-        rows[[place for place, id_ in enumerate(ids) if id_ == gone]] = np.nan
-        return rows
-
-    monkeypatch.setattr(index.store, "vectors", some)
-    found = index.explain("red", beta=8.0, top=40)
-    assert [p.item.id for p in found.pictures] == [p.item.id for p in whole.pictures[1:]]
-    assert [p.score for p in found.pictures] == [p.score for p in whole.pictures[1:]]
-    assert sum(p.weight for p in found.pictures) == pytest.approx(1.0)
-
-
 def names_of(retrieved: object) -> list[str]:
     return [Path(hit.item.path).stem for hit in retrieved.nearest]  # type: ignore[attr-defined]
 
@@ -206,19 +188,11 @@ def test_beta_is_the_models_own(coloured: Path) -> None:
         assert index.explain("red").beta == 8.0
 
 
-def test_the_background_is_embedded_once_and_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+def test_the_background_is_embedded_once(tmp_path: Path) -> None:
     model, cache = ColourModel(), Cache(tmp_path)
     first = background.background_rows(lambda: ByTorch(model), "f" * 32, cache)
     assert len(model.texts) == len(first) == len(background.background_texts())
     np.testing.assert_array_equal(background.background_rows(_unavailable, "f" * 32, cache), first)
-    (file,) = tmp_path.rglob("*.npy")
-    file.write_bytes(file.read_bytes()[:100])
-    np.testing.assert_array_equal(background.background_rows(lambda: ByTorch(model), "f" * 32, cache), first)
-    (tmp_path / "taken").touch()
-    nowhere = Cache(tmp_path / "taken" / "x")  # where nothing can be kept
-    np.testing.assert_array_equal(background.background_rows(lambda: ByTorch(model), "f" * 32, nowhere), first)
-    np.save(file, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    np.testing.assert_array_equal(background.background_rows(lambda: ByTorch(model), "f" * 32, cache), first)
 
 
 def _unavailable() -> ByTorch:
@@ -238,58 +212,3 @@ def test_unrelated_queries_have_the_querys_shape() -> None:
     sums = [t - 0.5 * p for t in texts for p in pictures]
     possible = np.array([s / np.linalg.norm(s) for s in sums])
     assert rows is not None and (np.abs(rows @ possible.T).max(1) > 1 - 1e-5).all()
-
-
-def test_a_map_of_a_large_index_draws_among_all(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(find, "_ALL_IDS", 10)
-    rows = find.drawn_pictures(index, index.model())
-    assert 10 < len(rows) <= 32
-
-
-@pytest.mark.parametrize(
-    "ids",
-    [
-        np.arange(1, 25_001),
-        np.arange(1_000_000, 1_025_000),
-        np.concatenate([np.arange(1, 25_000), [9_000_000]]),
-        np.concatenate([[1], np.arange(9_000_000, 9_025_000)]),
-    ],
-    ids=["dense", "all new", "one far above", "all but one new"],
-)
-def test_unrelated_pictures_are_drawn_from_all_whatever_their_ids(ids: np.ndarray) -> None:
-    class Store:
-        def ids(self, where: None = None, *, after: int = 0, limit: int | None = None) -> np.ndarray:
-            return ids[np.searchsorted(ids, after, "right") :][:limit]
-
-        def last_id(self) -> int:
-            return int(ids[-1])
-
-        def vectors(self, model: str, some: list[int]) -> np.ndarray:
-            return np.searchsorted(ids, some)[:, None].astype(np.float32)
-
-    drawn = find.drawn_pictures(SimpleNamespace(store=Store()), SimpleNamespace(name="m"))  # type: ignore[arg-type]
-    places = np.sort(drawn[:, 0])
-    assert len(places) > 200 and len(set(places)) == len(places)
-    assert np.abs(places / len(ids) - np.linspace(0, 1, len(places))).max() < 0.15  # evenly, to Kolmogorov's distance
-
-
-def test_unrelated_queries_are_made_once_and_anew_for_another_state_of_the_index(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[int] = []
-    drawn = find.drawn_pictures
-    monkeypatch.setattr(find, "drawn_pictures", lambda *of: made.append(len(drawn(*of))) or drawn(*of))
-    place = make_index(tmp_path / "index", write_pictures(tmp_path / "pictures"))
-    with open_index(place) as index, Index.open(place, writable=True) as other:
-        ids = index.store.ids().tolist()
-        again = [index.similar(ids[0]).hits for _ in range(2)]
-        assert again[0] == again[1] and made == [len(ids)]
-        other.store.remove(ids[-1:])
-        index.similar(ids[0])
-        assert made == [len(ids), len(ids) - 1]
-
-
-def test_what_is_kept_is_of_the_keys_used_last(index: Index) -> None:
-    kept = [index.once(("key", number), lambda number=number: number) for number in range(100)]  # type: ignore[misc]
-    assert kept == list(range(100))
-    assert index.once(("key", 99), lambda: -1) == 99 and index.once(("key", 0), lambda: -1) == -1

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 from index_fakes import write_noise
-from PIL import Image
 
 import cloob
 from cloob import cli
@@ -37,17 +33,6 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def test_an_index_that_stays_empty_is_a_failure(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "bad.png").write_bytes(b"nope")
-    words = ["index", str(tmp_path / "pictures"), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
-    for _ in range(2):  # the second call does not open the picture again
-        assert cli.main(words) == 1
-        assert capsys.readouterr().err == f"cloob: 1 × corrupt image: {tmp_path / 'pictures' / 'bad.png'}\n"
-
-
 def test_a_source_without_pictures_is_a_failure(
     models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,45 +50,6 @@ def test_a_source_without_pictures_is_a_failure(
     assert out.startswith("pictures: 6 added; ") and "next:" not in err
     assert "cloob: 12 × file of another kind: 5 .svg, 3 .json, 2 .mov, 2 others\n" in err
     assert cli.main(["index", "--out", words[-1]]) == 0  # the folder was no source
-
-
-def test_heic_without_its_decoder(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "phone").mkdir()
-    for i in range(5):
-        (tmp_path / "phone" / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
-    words = ["index", "phone", "--model", str(models / "one"), "--out", "idx"]
-    for _ in range(2):
-        assert cli.main(words) == 1
-        out, err = capsys.readouterr()
-        first, rest = err.splitlines()
-        assert first.startswith(f"cloob: 5 × no decoder (HEIC: pip install pillow-heif): {tmp_path}/phone/IMG_0.HEIC, ")
-        assert first.endswith("IMG_2.HEIC, …") and rest == "cloob: all of them: cloob index --out idx --faults"
-        assert out.startswith("pictures: none; ")
-    assert cli.main(["index", "--out", "idx", "--faults"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
-    assert lines[4] == f"{tmp_path}/phone/IMG_4.HEIC: no decoder (HEIC: pip install pillow-heif)"
-
-
-def test_a_jpeg_without_its_end_is_taken_and_named(
-    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "pictures").mkdir()
-    for name, kept in (("nearly", -30), ("half", 20_000)):
-        stream = io.BytesIO()
-        Image.effect_noise((300, 300), 90).save(stream, "JPEG", quality=90)
-        (tmp_path / "pictures" / f"{name}.jpg").write_bytes(stream.getvalue()[:kept])
-    words = ["index", str(tmp_path / "pictures"), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
-    assert cli.main(words) == 0
-    out, err = capsys.readouterr()
-    assert out.startswith("pictures: 1 added; 1 embedded")
-    assert f"cloob: 1 × corrupt image: {tmp_path / 'pictures' / 'half.jpg'}\n" in err
-    assert f"cloob: 1 × truncated JPEG, taken: {tmp_path / 'pictures' / 'nearly.jpg'}\n" in err
 
 
 def test_it_says_what_it_did_and_what_comes_next(
@@ -209,18 +155,6 @@ def test_an_index_remembers_what_is_excluded(
         assert capsys.readouterr().out.startswith(f"pictures: {said}; ")
 
 
-def test_a_run_that_embeds_nothing_adds_no_model(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["index", "--out", str(tmp_path / "idx")]
-    assert cli.main([*words, str(pictures), "--model", str(models / "one")]) == 0
-    assert cli.main([*words, "--model", str(models / "two"), "--exclude", "*"]) == 1
-    assert capsys.readouterr().out.endswith(": 6 pictures, one\n")
-    assert cli.main([*words, "--exclude", ""]) == 0
-    assert cli.main(["search", str(tmp_path / "idx"), "red", "--model", "two"]) == 2
-    assert "has no vectors of a model 'two'" in capsys.readouterr().err
-
-
 STOPPED = """
 import sys, time
 from pathlib import Path
@@ -257,28 +191,3 @@ def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited
         first.wait()
     assert cli.main(["index", *words, "--replace-model"]) == 0
     assert capsys.readouterr().out.startswith("pictures: 6 added; ")
-
-
-@pytest.mark.parametrize("what", ["folder", "file"])
-def test_an_index_that_may_only_be_read_is_one_line(
-    models: Path, capsys: pytest.CaptureFixture[str], what: str
-) -> None:
-    root = os.geteuid() == 0  # root may write all, and nobody else may enter the folder of a test
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        idx = Path(name) / "idx"
-        write_noise(Path(name) / "pictures" / "a.png", 1)
-        words = ["index", str(Path(name) / "pictures"), "--out", str(idx)]
-        assert cli.main([*words, "--model", str(models / "one")]) == 0
-        for path in (*idx.iterdir(), idx):
-            path.chmod(0o777 if path == idx and what == "file" else 0o555)
-        try:
-            if root:
-                os.seteuid(65534)
-            code = cli.main([*words, "--exclude", "b.png"])
-        finally:
-            if root:
-                os.seteuid(0)
-            idx.chmod(0o755)
-    said = f"cloob: {idx}: this index may not be written; check the permissions of the folder and its files\n"
-    assert (code, capsys.readouterr().err.splitlines(True)[-1]) == (2, said)

@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
 from index_fakes import FakeEncoder, content, faults, options, write_noise
+from PIL import Image
 
 from cloob.errors import InputError
 from cloob.files import read_at_most
@@ -34,10 +35,9 @@ class Updates(RuleBasedStateMachine):
         self.folder = self.root / "pictures"
         self.folder.mkdir()
         write_noise(self.folder / "always.png", 999)  # a source of which nothing is left is another matter
-        self.encoder = FakeEncoder()
+        self.encoders = {"fake": FakeEncoder(), "second": FakeEncoder("second", seed=1, dim=5)}
         self.index = Index.create(self.root / "index")
         self.clock = 10**18
-        self.ids: dict[str, int] = {}
 
     def stamp(self, path: Path) -> None:
         self.clock += 10**9
@@ -61,14 +61,16 @@ class Updates(RuleBasedStateMachine):
         if (self.folder / name).exists():
             self.stamp(self.folder / name)
 
-    @rule(name=files, caption=st.sampled_from(["a dog", "a cat", None]))
-    def caption(self, name: str, caption: str | None) -> None:
+    @rule(name=files, caption=st.sampled_from(["a dog", "a cat", None]), old=st.booleans())
+    def caption(self, name: str, caption: str | None, old: bool) -> None:
         beside = (self.folder / name).with_suffix(".txt")
         if caption is None:
             beside.unlink(missing_ok=True)
         elif beside.parent.is_dir():
             beside.write_text(caption)
             self.stamp(beside)
+            if old:  # long before the pictures
+                os.utime(beside, ns=(10**18, 2 * 10**18 - self.clock))
 
     @rule(target=files, name=consumes(files), to=st.sampled_from(NAMES))
     def move(self, name: str, to: str) -> object:
@@ -90,31 +92,44 @@ class Updates(RuleBasedStateMachine):
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
-    @rule(workers=st.sampled_from([0, 2]))
-    def update(self, workers: int) -> None:
-        before, bad = (content(self.index), faults(self.index)) if self.index.models else ({}, {})
-        seen, known = self.encoder.seen, {row[0] for row in before.values()}
-        summary = self.index.update([self.folder], options(self.encoder, workers=workers))
+    @rule(one=files, other=files)
+    def swap(self, one: str, other: str) -> None:
+        first, second, between = self.folder / one, self.folder / other, self.root / "between"
+        if one != other and first.exists() and second.exists():
+            for path, to in ((first, between), (second, first), (between, second)):
+                path.rename(to)
+
+    @rule(workers=st.sampled_from([0, 2]), name=st.sampled_from(["fake", "fake", "second"]))
+    def update(self, workers: int, name: str) -> None:
+        encoder, models = self.encoders[name], [model.name for model in self.index.models]
+        before, bad = content(self.index, name if name in models else None), faults(self.index)
+        seen, known = encoder.seen, {row[0] for row in before.values() if np.isfinite(row[-1]).all()}
+        summary = self.index.update([self.folder], options(encoder, workers=workers))
         with Index.create(self.root / "anew") as anew:
-            anew.update([self.folder], options(FakeEncoder()))
-            assert content(self.index) == content(anew)
+            anew.update([self.folder], options(self.encoders[name].copy()))
+            assert content(self.index, name) == content(anew, name)
             assert faults(self.index) == faults(anew)
         shutil.rmtree(self.root / "anew")
-        after = content(self.index)
+        after = content(self.index, name)
         assert summary.added - summary.removed == len(after) - len(before) + len(set(faults(self.index)) & set(before))
         if not summary.changed and bad == faults(self.index):  # else the last item of some bytes may have gone first
-            assert self.encoder.seen - seen <= sum(row[0] not in known for row in after.values())
-        again = self.index.update([self.folder], options(self.encoder))
+            assert encoder.seen - seen <= len({row[0] for row in after.values()} - known)
+        again = self.index.update([self.folder], options(encoder))
         assert again.unchanged == len(after) and again.embedded == again.added == again.changed == again.removed == 0
+        for model in self.index.models:  # no vector of another model is of a picture that was here before
+            for path, row in content(self.index, model.name).items():
+                if np.isfinite(row[-1]).all():
+                    with Image.open(path) as image:
+                        assert np.allclose(row[-1], self.encoders[model.name].copy().rows([image])[0], atol=1e-3)
 
     @rule()
     def search(self) -> None:
-        if not self.index.models or not len(self.index):
-            return
-        ids = self.index.store.ids()
-        vectors = self.index.store.vectors("fake", ids.tolist())
-        found = self.index.store.nearest("fake", vectors, 1)
-        assert found.searched == len(ids) and np.allclose(found.scores, 1, atol=1e-5)
+        for model in self.index.models:
+            vectors = self.index.store.vectors(model.name, self.index.store.ids().tolist())
+            there = vectors[np.isfinite(vectors).all(1)]
+            if len(there):
+                found = self.index.store.nearest(model.name, there, 1)
+                assert found.searched == len(there) and np.allclose(found.scores, 1, atol=1e-5)
 
     def teardown(self) -> None:
         if hasattr(self, "index"):
@@ -155,41 +170,13 @@ def test_a_moved_file_keeps_its_id_and_its_vectors(folder: Path, index: Index) -
 
 
 def test_a_source_that_was_renamed_moves_with_its_ids_and_vectors(folder: Path, index: Index) -> None:
-    first, second = FakeEncoder(), FakeEncoder("second", seed=1)
-    index.update([folder], options(first))
-    index.update([folder], options(second))
+    index.update([folder], options(FakeEncoder()))
     before = by_name(index)
     new = folder.rename(folder.with_name("new name"))
     (new / "a.png").rename(new / "elsewhere.png")  # of this one nothing says that it is the same
-    summary = index.update([new], options(first))
+    summary = index.update([new], options(FakeEncoder()))
     assert (summary.moved, summary.added, summary.embedded, summary.removed) == (2, 1, 0, 0)
-    after = by_name(index)
-    assert {after[name] for name in ("b.png", "c.png")} == {before[name] for name in ("b.png", "c.png")}
-    assert np.isfinite(index.store.vectors("second", [before["b.png"], before["c.png"]])).all()
-    assert index.update([new], options(first)).unchanged == 3 and len(index) == 4
-
-
-def test_a_copy_does_not_go_through_the_model(folder: Path, index: Index) -> None:
-    encoder = FakeEncoder()
-    index.update([folder], options(encoder))
-    shutil.copy(folder / "a.png", folder / "copy.png")
-    summary = index.update([folder], options(encoder))
-    assert (summary.added, summary.embedded, encoder.seen) == (1, 0, 3)
-    ids = by_name(index)
-    assert (index.store.vectors("fake", [ids["a.png"]]) == index.store.vectors("fake", [ids["copy.png"]])).all()
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_equal_files_go_through_the_model_once(folder: Path, index: Index, workers: int) -> None:
-    for number in range(12):
-        shutil.copy(folder / ("a.png" if number % 2 else "sub/b.png"), folder / f"copy-{number:02}.png")
-    encoder = FakeEncoder()
-    summary = index.update([folder], options(encoder, workers=workers))
-    assert (summary.added, summary.embedded, encoder.seen) == (15, 3, 3)
-    ids = index.store.find([item.content for item in index.items(index.store.ids().tolist())]).values()
-    assert sorted(map(len, ids)) == [1, 7, 7]
-    for same in ids:
-        assert (index.store.vectors("fake", same) == index.store.vectors("fake", same[:1])).all()
+    assert all(by_name(index)[name] == before[name] for name in ("b.png", "c.png"))
 
 
 def test_excludes_come_along_when_indices_are_merged(folder: Path, index: Index, tmp_path: Path) -> None:
@@ -200,11 +187,8 @@ def test_excludes_come_along_when_indices_are_merged(folder: Path, index: Index,
     assert index.update([], options(FakeEncoder())).unchanged == len(index) == 2
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("order", ["badc", "eabcd", "bcdea", "xabcd"])
-def test_files_that_exchange_their_names_keep_their_vectors(
-    tmp_path: Path, index: Index, order: str, batch_size: int
-) -> None:
+@pytest.mark.parametrize("order", ["badc", "xabcd"])
+def test_files_that_exchange_their_names_keep_their_vectors(tmp_path: Path, index: Index, order: str) -> None:
     folder, encoder = tmp_path / "p", FakeEncoder()
     for seed, name in enumerate("abcde"):
         write_noise(folder / name / "0.png", seed)
@@ -215,7 +199,7 @@ def test_files_that_exchange_their_names_keep_their_vectors(
     }
     for name, now in zip("abcde", order, strict=False):
         (folder / name / "0.png").write_bytes(held[now])
-    index.update([folder], options(encoder, batch_size=batch_size))
+    index.update([folder], options(encoder, batch_size=1))
     with Index.create(tmp_path / "anew") as anew:
         anew.update([folder], options(FakeEncoder()))
         assert content(index) == content(anew)
@@ -288,41 +272,6 @@ def test_vectors_go_only_when_the_source_opens(folder: Path, index: Index) -> No
     assert np.isfinite(index.store.vectors("m", index.store.ids().tolist())).all()
 
 
-def test_a_caption_that_is_gone_or_old_is_noticed(folder: Path, index: Index) -> None:
-    encoder = FakeEncoder()
-    (folder / "a.txt").write_text("a dog")
-    os.utime(folder / "a.txt", (10**9, 10**9))  # long before the pictures
-    index.update([folder], options(encoder))
-    (folder / "a.txt").rename(folder / "sub" / "b.txt")
-    summary = index.update([folder], options(encoder))
-    assert (summary.described, summary.unchanged) == (2, 1)
-    captions = {Path(item.path).name: item.caption for item in index.items(index.store.ids().tolist())}
-    assert captions == {"a.png": None, "b.png": "a dog", "c.png": None}
-    assert index.update([folder], options(encoder)).unchanged == 3 and encoder.seen == 3
-
-
-def test_bad_files_are_noted_and_not_tried_again(folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = FakeEncoder()
-    (folder / "bad.png").write_bytes(b"nope")
-    assert index.update([folder], options(encoder)).faults == {"corrupt image": 1}
-    from cloob.search.build import prepare
-
-    def never(data: bytes) -> None:
-        raise AssertionError("opened again")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "Encoded", never)
-        summary = index.update([folder], options(encoder))
-    assert summary.faults == {"corrupt image": 1} and summary.unchanged == 3
-    write_noise(folder / "bad.png", 50)
-    summary = index.update([folder], options(encoder))
-    assert summary.added == 1 and not summary.faults and faults(index) == {}
-    (folder / "bad.png").write_bytes(b"nope again")
-    assert index.update([folder], options(encoder)).faults == {"corrupt image": 1} and len(index) == 3
-    (folder / "bad.png").unlink()
-    assert not index.update([folder], options(encoder)).faults and faults(index) == {}
-
-
 def test_a_limit_in_megapixels(folder: Path, index: Index) -> None:
     encoder = FakeEncoder()
     summary = index.update([folder], options(encoder, max_megapixels=1e-4))
@@ -360,8 +309,7 @@ def test_a_folder_that_cannot_be_listed_keeps_its_pictures(
     assert summary.left_out.counts == {"folder cannot be listed": 1}
 
 
-@pytest.mark.parametrize("error", [errno.EACCES, errno.ESTALE, errno.EMFILE])
-@pytest.mark.parametrize("at", ["stat", "read"])
+@pytest.mark.parametrize(("error", "at"), [(errno.EACCES, "stat"), (errno.ESTALE, "read")])
 def test_a_known_picture_that_cannot_be_read_now_stays(
     folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch, error: int, at: str
 ) -> None:
@@ -389,38 +337,3 @@ def test_a_known_picture_that_cannot_be_read_now_stays(
     summary = index.update([folder], options(first))
     assert (summary.described, summary.added, summary.embedded) == (1, 1, 1)
     assert not summary.faults and not faults(index)
-
-
-def test_pictures_of_a_table_that_cannot_be_looked_at_now_stay(
-    folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = folder.with_name("t.csv")
-    table.write_text("filepath\npictures/a.png\npictures/sub/b.png\n")
-    index.update([table], options(FakeEncoder()))
-    stat = os.stat
-
-    def failing(path: str, *rest: object, **more: object) -> os.stat_result:
-        if Path(path).suffix == ".png":
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return stat(path, *rest, **more)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "stat", failing)
-        summary = index.update([table], options(FakeEncoder()))
-    assert summary.faults == {"no permission to read": 2} and not summary.refused and len(index) == 2
-    assert index.update([table], options(FakeEncoder())).unchanged == 2
-
-
-def test_a_known_picture_that_is_gone_when_it_is_read_goes(
-    folder: Path, index: Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    index.update([folder], options(FakeEncoder()))
-    (folder / "a.txt").write_text("a dog")
-
-    def gone(path: str, most: int) -> bytes:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(decoder, "read_at_most", gone)
-        assert index.update([folder], options(FakeEncoder())).faults == {"missing image": 1} and len(index) == 2
-    assert index.update([folder], options(FakeEncoder())).added == 1 and not faults(index)

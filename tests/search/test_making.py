@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from index_fakes import FakeEncoder, write_noise
 from PIL import Image
-from torch import Tensor
 
-from cloob import machine
 from cloob.errors import InputError
 from cloob.pictures import Encoded
 from cloob.search.build import Effort
@@ -56,33 +53,6 @@ def test_an_index_goes_on_as_it_was_begun(tmp_path: Path) -> None:
         assert Making.of(index.model("fake").fingerprint) == Making()
 
 
-def test_bfloat16_rounds_and_nothing_else(tmp_path: Path) -> None:
-    class Linear(FakeEncoder):
-        def encode_image(self, images: Tensor, /) -> Tensor:
-            self.dtype = torch.nn.functional.linear(images.flatten(1).float(), self.weight).dtype
-            return super().encode_image(images)
-
-    pixels = [torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))]
-    rows = {}
-    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        encoder = Linear()
-        rows[precision] = Forward(lambda encoder=encoder: encoder, Making(precision)).rows(pixels)  # type: ignore[misc, arg-type]
-        assert encoder.dtype == dtype and rows[precision].dtype == torch.float32
-    assert float((rows["fp32"] * rows["bf16"]).sum()) > 0.999 and not torch.equal(rows["fp32"], rows["bf16"])
-
-
-def test_bfloat16_that_is_emulated_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(machine, "emulates_bfloat16", lambda: True)
-    pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)]
-    for precision, told in (("fp32", 0), ("bf16", 1)):
-        forward = Forward(FakeEncoder, Making(precision))  # type: ignore[arg-type]
-        for _ in range(2):
-            forward.rows(pixels)
-        assert caplog.text.count("only emulates bfloat16") == told
-
-
 @given(st.integers(1, 9000), st.integers(1, 9000), st.sampled_from([8, 224, 336]))
 def test_a_draft_leaves_twice_the_models_input(width: int, height: int, side: int) -> None:
     reduction = draft_reduction((width, height), side)
@@ -101,28 +71,3 @@ def test_a_draft_is_nearly_the_picture(tmp_path: Path) -> None:
     )
     assert whole.shape == draft.shape and not torch.equal(whole, draft)
     assert (whole.int() - draft.int()).abs().max() <= 8
-
-
-def test_decoders_rest_while_the_model_runs() -> None:
-    forward: Forward
-    waited: list[bool] = []
-
-    class Watched(FakeEncoder):
-        def encode_image(self, images: Tensor, /) -> Tensor:
-            thread = threading.Thread(target=forward.wait, daemon=True)
-            thread.start()
-            thread.join(0.05)
-            waited.append(thread.is_alive())
-            if len(waited) > 1:
-                raise RuntimeError("broken")
-            return super().encode_image(images)
-
-    encoder = Watched()
-    forward = Forward(lambda: encoder, Making())
-    pixels = [torch.zeros(3, 8, 8, dtype=torch.uint8)]
-    forward.wait()
-    forward.rows(pixels)
-    with pytest.raises(RuntimeError, match="broken"):
-        forward.rows(pixels)
-    forward.wait()  # else this would wait for ever
-    assert waited == [True, True]

@@ -11,7 +11,6 @@ import pytest
 from index_fakes import FakeEncoder, options, write_noise
 
 from cloob.errors import InputError
-from cloob.models.names import is_public
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 
@@ -59,24 +58,6 @@ def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, a
             WAYS[way](index)
 
 
-def test_what_was_typed_for_cloob_index_is_remembered(tmp_path: Path, asked: list[str]) -> None:
-    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index:
-        with pytest.raises(InputError, match="does not answer"):
-            index.update([], UpdateOptions(model=TRACKER, name="fake"))
-        with pytest.raises(InputError, match="does not answer"):
-            index.encoder()
-
-
-def test_a_name_of_the_index_is_no_address(tmp_path: Path, asked: list[str]) -> None:
-    place = theirs(tmp_path, TRACKER)
-    with sqlite3.connect(place / "index.sqlite") as file:
-        file.execute("UPDATE models SET name = 'hf-hub:good/model'")
-    file.close()
-    with Index.open(place, model="hf-hub:good/model") as index, pytest.raises(InputError, match="is not fetched"):
-        index.encoder()
-    assert not asked
-
-
 def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(
     tmp_path: Path, asked: list[str]
 ) -> None:
@@ -91,11 +72,3 @@ def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone
     assert not asked
     with Index.open(tmp_path / "index", model=str(folder)) as index, pytest.raises(InputError, match="does not answer"):
         index.encoder()
-
-
-def test_names_of_fixed_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert is_public("ViT-B-32/openai") and is_public("ViT-B/32/openai") and is_public("ml-jku/rn50-yfcc:port")
-    assert not any(map(is_public, (TRACKER, "evil/tracker", "hf-hub:RN50/openai", "runs/mine:best")))
-    (tmp_path / "RN50" / "openai").mkdir(parents=True)  # which is then what is loaded
-    assert not is_public("RN50/openai") and not is_public("RN50/openai:best")

@@ -88,17 +88,6 @@ def test_terms_that_cancel_are_refused() -> None:
         embed_query(Query(()), ByTorch(ColourModel()))
 
 
-def test_a_picture_of_another_width_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"vectors of widths 16 and 24: the model is not the one of the index"):
-        embed_query(Query((Term("red", "words"), Term(7, "item"))), ByTorch(ColourModel()), lambda _: np.ones(16, "f4"))
-
-
-def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
-    (tmp_path / "cut.png").write_bytes(picture("red")[:40])
-    with pytest.raises(InputError, match=r"cut\.png: corrupt image"):
-        embed_query(Query.parse([str(tmp_path / "cut.png")]), ByTorch(ColourModel()))
-
-
 class Server(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         where = {"/away": "file:///etc/passwd", "/on": "/red", "/ftp": "ftp://127.0.0.1/a"}.get(self.path)

@@ -9,9 +9,7 @@ import shutil
 import tarfile
 import unicodedata
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,13 +20,9 @@ from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.scan import shards
-from cloob.search.scan.addresses import remember
-from cloob.search.scan.collection import ReadFailed
 from cloob.search.scan.inside import Inside
-from cloob.search.scan.open import Pictures, ScanOptions, open_collection
+from cloob.search.scan.open import ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
-from cloob.search.where import parse
 from support import served, serving
 
 
@@ -157,19 +151,6 @@ def test_a_table(tmp_path: Path, kind: str) -> None:
         open_collection(path, ScanOptions(image_column="picture"))
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
-def test_captions_in_a_list_are_joined(tmp_path: Path, kind: str) -> None:
-    write_noise(tmp_path / "a.png", 1)
-    write_noise(tmp_path / "b.png", 2)
-    rows = [{"filepath": "a.png"}, {"filepath": "b.png", "title": ["bow, target", "two ", "", None, "two"]}]
-    path = tmp_path / f"t.{kind}"
-    if kind == "parquet":
-        parquet.write_table(pa.Table.from_pylist(rows[::-1]), path)
-    else:
-        path.write_text("\n".join(json.dumps(row) for row in rows))
-    assert scanned(path) == {"a.png": (None, {}), "b.png": ("bow, target\ntwo", {})}
-
-
 def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
     write_noise(tmp_path / "a.png", 1)
     write_noise(tmp_path / "b.png", 2)
@@ -187,58 +168,6 @@ def test_what_a_table_says_stays_what_it_says(tmp_path: Path) -> None:
     with Index.create(tmp_path / "i") as index:
         index.update([tmp_path / "t.csv"], options(FakeEncoder()))
         assert [item.date for item in index.items([1, 2])] == ["2017", "2018"]
-
-
-@pytest.mark.parametrize("image", ["filepath", "image"])
-def test_a_time_that_python_does_not_have_is_text_or_nothing(tmp_path: Path, image: str) -> None:
-    write_noise(tmp_path / "a.png", 1)
-    columns = {
-        image: ["a.png" if image == "filepath" else png(1)],
-        "day": pa.array([10**7], pa.date32()),
-        "far": pa.array([10**18], pa.timestamp("us")),
-        "mars": pa.array([0], pa.timestamp("us", tz="Mars/Base")),
-        "since": pa.array([10**18], pa.duration("s")),
-        "year": [2020],
-    }
-    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
-    (said,) = scanned(tmp_path / "t.parquet").values()
-    text = {"day": "29349-01-26", "far": "<value out of range: 1000000000000000000>", "since": str(10**18)}
-    assert said[1] == text | {"year": 2020}
-
-
-def test_a_time_may_stand_behind_a_space(tmp_path: Path) -> None:
-    rows = [("a", "2024-05-31 18:30:00"), ("b", "2024-05-31T18:30:00"), ("c", "2024-05-31 09:00")]
-    for seed, (name, _) in enumerate(rows):
-        write_noise(tmp_path / f"{name}.png", seed)
-    (tmp_path / "t.csv").write_text("filepath,title,date\n" + "".join(f"{n}.png,{n},{date}\n" for n, date in rows))
-    with Index.create(tmp_path / "i") as index:
-        index.update([tmp_path / "t.csv"], options(FakeEncoder()))
-        for filter_, n in (
-            ("date >= '2024-05-31T18:00'", 2),
-            ("date = '2024-05-31 18:30:00'", 2),
-            ("date < '2024-05-31 12:00'", 1),
-        ):
-            assert index.store.count(parse(filter_)) == n
-
-
-def test_texts_that_are_not_utf8(tmp_path: Path) -> None:
-    write_noise(tmp_path / "a.png", 1)
-    (tmp_path / "t.csv").write_bytes(b"filepath,title,place\na.png,caf\xe9,Z\xfcrich\n")
-    assert scanned(tmp_path / "t.csv") == {
-        "a.png": ("caf\N{REPLACEMENT CHARACTER}", {"place": "Z\N{REPLACEMENT CHARACTER}rich"})
-    }
-    assert left_out(tmp_path / "t.csv") == {"letters that are not UTF-8": 2}
-    write_noise(tmp_path / "folder" / "a.png", 1)
-    (tmp_path / "folder" / "metadata.csv").write_bytes(b"file_name,title\na.png,caf\xe9\n")
-    assert left_out(tmp_path / "folder") == {"letters that are not UTF-8": 1, "file of another kind": 1}
-    (tmp_path / "t.jsonl").write_text(r'{"filepath": "a.png", "title": "cut \ud83d", "x\ud83d": "y\ud83d"}')
-    cut = "\N{REPLACEMENT CHARACTER}"
-    assert scanned(tmp_path / "t.jsonl") == {"a.png": (f"cut {cut}", {f"x{cut}": f"y{cut}"})}
-    write_tar(tmp_path / "s.tar", {"a.png": png(1), "a.json": rb'{"title": "cut \ud83d"}'})
-    assert scanned(tmp_path / "s.tar") == {"s.tar::a.png": (f"cut {cut}", {"title": f"cut {cut}"})}
-    with Index.create(tmp_path / "i") as index:
-        for source in ("t.jsonl", "s.tar"):
-            assert index.update([tmp_path / source], options(FakeEncoder())).added == 1
 
 
 def test_shards(tmp_path: Path) -> None:
@@ -289,51 +218,6 @@ def test_a_pattern_of_shards_is_there_as_long_as_a_file_matches(tmp_path: Path, 
         summary = index.update([source], options(FakeEncoder()))
         assert list(summary.refused) == [str(source)] and len(index) == number
         assert index.update([], options(FakeEncoder(), remove_all=True)).removed == number
-
-
-def test_a_folder_that_is_gone_is_no_pattern(tmp_path: Path) -> None:
-    for seed, name in enumerate(("a{b", "c[d]", "cd")):
-        write_noise(tmp_path / name / "x.png", seed)
-    with Index.create(tmp_path / "i") as index:
-        gone = [tmp_path / "a{b", tmp_path / "c[d]"]
-        assert index.update(gone, options(FakeEncoder())).added == 2
-        for folder in gone:
-            shutil.rmtree(folder)
-        assert sorted(index.update(gone, options(FakeEncoder())).refused) == [str(folder) for folder in gone]
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the system does not list a process's open files")
-def test_of_many_shards_few_are_open(tmp_path: Path) -> None:
-    for i in range(40):
-        write_tar(tmp_path / f"{i:02}.tar", {f"{i}.png": png(i), f"{i}.txt": str(i).encode()})
-    collection = open_collection(tmp_path)
-    found = list(collection.scan(()))
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(collection.read, found * 3)) == [png(i) for i in range(40)] * 3
-        assert [caption for caption, _ in pool.map(collection.describe, found)] == [str(i) for i in range(40)]
-    opened = [link for link in Path("/proc/self/fd").iterdir() if tmp_path in link.resolve().parents]
-    assert 1 <= len(opened) <= 8
-
-
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_an_open_index_shows_what_was_indexed_meanwhile(tmp_path: Path, kind: str) -> None:
-    def write(name: str, seeds: range) -> None:
-        path = tmp_path / "s" / f"{name}.{kind}"
-        if kind == "tar":
-            write_tar(path, {f"{seed}.png": png(seed) for seed in seeds})
-        else:
-            parquet.write_table(pa.table({"image": [{"bytes": png(seed), "path": None} for seed in seeds]}), path)
-        os.utime(path, ns=(10**18, 10**18 + seeds.start * 10**9))
-
-    (tmp_path / "s").mkdir()
-    with Index.create(tmp_path / "i") as writing, Index.open(tmp_path / "i") as index:
-        held: dict[str, range] = {}
-        for name, seeds in (("0", range(3)), ("1", range(3, 5)), ("0", range(10, 14)), ("0", range(20, 22))):
-            write(name, seeds)
-            held[name] = seeds
-            writing.update([tmp_path / "s"], options(FakeEncoder()))
-            shown = [index.picture(number) for number in index.store.ids().tolist()]
-            assert sorted(shown) == sorted(png(seed) for seeds in held.values() for seed in seeds)
 
 
 def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,54 +282,6 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypa
         monkeypatch.setattr(Inside, "read", None)  # what has no picture is not looked at again
         summary = index.update([path], replace(options(FakeEncoder()), scan=how))
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
-
-
-def test_a_picture_that_a_row_of_a_folder_names_is_shown(tmp_path: Path) -> None:
-    write_noise(tmp_path / "a.png", 1)
-    (tmp_path / "rows").mkdir()
-    parquet.write_table(pa.table({"file": ["../a.png"], "text": ["a dog"]}), tmp_path / "rows" / "0.parquet")
-    with Index.create(tmp_path / "i") as index:
-        index.update([tmp_path / "rows"], replace(options(FakeEncoder()), scan=ScanOptions(image_column="file")))
-        assert index.picture(1) == png(1)
-
-
-def test_a_file_of_a_folder_that_lacks_the_pictures_lists_its_own_columns(tmp_path: Path) -> None:
-    picture = {"bytes": png(1), "path": None}
-    parquet.write_table(pa.table({"image": [picture], "text": ["a dog"]}), tmp_path / "0.parquet")
-    parquet.write_table(pa.table({"photo": [picture], "text": ["a cat"]}), tmp_path / "1.parquet")
-    with pytest.raises(InputError, match=r"1\.parquet has no column 'image'; its columns: photo, text$"):
-        open_collection(tmp_path)
-
-
-@pytest.mark.parametrize("kind", ["parquet", "arrow"])
-def test_a_picture_that_a_row_names_is_looked_at_again(tmp_path: Path, kind: str) -> None:
-    write_noise(tmp_path / "data" / "a.png", 1)
-    kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    pictures = [{"bytes": None, "path": "a.png"}, {"bytes": None, "path": "b.png"}, {"bytes": png(2), "path": "c.png"}]
-    table = pa.table({"image": pa.array(pictures, kinds)})
-    path = tmp_path / "data" / f"t.{kind}"
-    if kind == "parquet":
-        parquet.write_table(table, path)
-    else:
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-    with Index.create(tmp_path / "i") as index:
-        summary = index.update([path], options(FakeEncoder()))
-        assert summary.added == 2 and summary.faults == {"missing image": 1}
-        write_noise(tmp_path / "data" / "a.png", 3)
-        write_noise(tmp_path / "data" / "b.png", 4)
-        summary = index.update([path], options(FakeEncoder()))
-        assert (summary.changed, summary.added, summary.unchanged) == (1, 1, 1) and not summary.faults
-        (tmp_path / "data" / "a.png").unlink()
-        assert index.update([path], options(FakeEncoder())).faults == {"missing image": 1} and len(index) == 2
-
-
-def test_decimals_are_numbers(tmp_path: Path) -> None:
-    write_noise(tmp_path / "a.png", 1)
-    prices = pa.array([Decimal("12.50")], pa.decimal128(10, 2))
-    counts = pa.array([Decimal("12.00")], pa.decimal128(10, 2))
-    parquet.write_table(pa.table({"filepath": ["a.png"], "price": prices, "n": counts}), tmp_path / "t.parquet")
-    assert scanned(tmp_path / "t.parquet")["a.png"][1] == {"price": 12.5, "n": 12}
 
 
 def test_dates_of_a_column_have_the_year_first_and_others_are_counted(tmp_path: Path) -> None:
@@ -513,41 +349,6 @@ def test_one_source_inside_another(tmp_path: Path) -> None:
             index.update([tmp_path / "q"], UpdateOptions(model=FakeEncoder()))
 
 
-def test_a_pattern_that_was_typed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    write_tar(tmp_path / "0.tar", {"a.png": png(1)})
-    pattern = tmp_path / "{0..0}.tar"
-    with Index.create(tmp_path / "index") as index:
-        index.update([pattern], options(FakeEncoder()))
-        for note in (tmp_path / "cache" / "addresses").iterdir():
-            note.unlink()  # as in an index of an earlier version
-        with pytest.raises(InputError, match="type it once: cloob index 'PATTERN'"):
-            index.picture(1)
-        assert index.update([pattern], options(FakeEncoder())).unchanged == 1
-        assert index.picture(1) == png(1)
-        (tmp_path / "0.tar").unlink()
-        assert list(index.update([], options(FakeEncoder())).refused) == [str(pattern)]
-
-
-def test_a_source_is_not_opened_anew_for_what_cannot_be_read_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-
-    def open_source(name: str, options: object) -> object:
-        opened.append(name)
-        return object()
-
-    def read(collection: object, path: str, content: str) -> bytes:
-        raise ReadFailed("missing image", path, "not reached")
-
-    monkeypatch.setattr("cloob.search.scan.open.open_named", open_source)
-    monkeypatch.setattr("cloob.search.scan.open._read", read)
-    pictures = Pictures()
-    for _ in range(3):
-        with pytest.raises(ReadFailed):
-            pictures.read("s", "s/0.tar::a.png", "")
-    assert opened == ["s"]
-
-
 def test_an_address_that_was_typed_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
     write_tar(tmp_path / "a.tar", {"a.png": png(1)})
@@ -560,41 +361,3 @@ def test_an_address_that_was_typed_is_fetched_again(tmp_path: Path, monkeypatch:
         shutil.rmtree(tmp_path / "cache")  # the note is gone with it
         with pytest.raises(InputError, match="type it once"):
             index.update([], options(FakeEncoder()))
-
-
-def test_a_shard_that_could_not_be_fetched_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def fetch() -> Path:
-        asked.append(1)
-        if len(asked) == 1:
-            raise InputError("not reached")
-        return write_tar(tmp_path / "0.tar", {"a.png": png(1)})
-
-    collection = shards.Shards("s", [shards.Shard("0.tar", fetch, local=False, samples=1)])
-    (found,) = collection.scan(["0.tar::a.png"])
-    for _ in range(2):
-        with pytest.raises(ReadFailed, match="not reached"):
-            collection.read(found)
-    assert len(asked) == 1
-    monkeypatch.setattr(shards, "_FAILED_SECONDS", 0.0)
-    assert collection.read(found) == png(1)
-
-
-def test_streamed_shards_of_one_name_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    for name in "ab":
-        (tmp_path / name).mkdir()
-        write_tar(tmp_path / name / "0.tar", {"a.png": png(1)})
-        (tmp_path / name / "sizes.json").write_text('{"0.tar": 1}')
-    with pytest.raises(InputError, match=r"2 shards are called 0\.tar; index each folder by itself"):
-        open_collection(f"pipe:cat {tmp_path}/{{a,b}}/0.tar")
-
-
-def test_where_the_cache_cannot_be_written_it_is_said_what_that_costs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "cache").write_text("a file, no folder")
-    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    remember("https://example.org/a.tar")
-    assert "the index alone will not use it; CLOOB_CACHE names another folder" in caplog.text

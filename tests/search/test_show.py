@@ -46,13 +46,6 @@ def test_a_thumbnail_is_small_upright_and_says_nothing_else() -> None:
         thumbnail(b"no picture")
 
 
-def test_thumbnails_of_an_index(index: Index) -> None:
-    id_ = int(index.store.ids(limit=1)[0])
-    assert Image.open(io.BytesIO(index.thumbnail(id_, 8))).size[0] <= 8
-    with pytest.raises(InputError):
-        index.thumbnail(999)
-
-
 def test_pca_is_the_two_directions_of_largest_variance() -> None:
     rows = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32) * np.array(
         [9, 5, 1, 1, 1, 1], np.float32
@@ -75,16 +68,6 @@ def test_tsne_keeps_groups_together_and_is_the_same_each_time() -> None:
     np.testing.assert_array_equal(places, layout.layout(rows.astype(np.float32), "tsne"))
     distance = np.linalg.norm(places[:, None] - places[None], axis=2) + 9 * np.eye(45)
     assert (distance.argmin(1) // 15 == np.arange(45) // 15).all()
-
-
-def test_small_and_flat_maps() -> None:
-    assert layout.layout(np.empty((0, 4), np.float32)).shape == (0, 2)
-    for n in (1, 2, 3, 5):
-        same = np.ones((n, 4), np.float32)
-        assert (layout.layout(same) == 0.5).all() and np.isfinite(layout.layout(same, "tsne")).all()
-    assert layout.layout(np.arange(3, dtype=np.float32)[:, None])[:, 0].tolist() == [0, 0.5, 1]
-    with pytest.raises(InputError, match="pca or tsne"):
-        layout.layout(np.ones((3, 3), np.float32), "umap")  # type: ignore[arg-type]
 
 
 def test_a_map_of_an_index(index: Index) -> None:

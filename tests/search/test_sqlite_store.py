@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import struct
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +15,7 @@ from hypothesis import strategies as st
 
 from cloob.errors import InputError
 from cloob.search.records import IndexedModel, Item
-from cloob.search.sqlite import approximate, connections, file, matrix
+from cloob.search.sqlite import approximate, file, matrix
 from cloob.search.sqlite.file import FILE
 from cloob.search.sqlite.store import SqliteStore
 from cloob.search.store import FileState
@@ -59,22 +56,6 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         "t": "text",
     }
     assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("s",)
-
-
-def test_each_writing_call_is_a_revision(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i")
-    seen = [store.revision()]
-    for call in (
-        lambda: store.write([item("new")], "m", units(1)),
-        lambda: store.update_items([replace(item("other"), id=1)]),
-        lambda: store.remove([2]),
-        lambda: store.write_faults("s", [FileState(None, "b", 1, 2, "", "bad", ())]),
-        lambda: store.clear_faults("s", ["b"]),
-        lambda: store.remove_model("m"),
-    ):
-        call()
-        seen.append(store.revision())
-    assert seen == sorted(set(seen))
 
 
 def test_all_of_a_call_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,36 +149,6 @@ def test_a_cache_of_another_index_or_a_damaged_one_is_not_used(tmp_path: Path) -
         with_cache.close()
 
 
-@pytest.mark.parametrize("doing", ["read", "write"])
-@pytest.mark.parametrize("n", [3, 9])
-def test_a_cache_that_another_process_replaces_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, doing: str
-) -> None:
-    """Rows are those of the file that was opened or written here, not what lies at their offset in a newer one."""
-    for name, rows in (("i", 5), ("j", n)):
-        store = filled(tmp_path / name, rows)
-        store.optimise()
-        store.close()
-    cache, newer = (tmp_path / name / "vectors-1.f32" for name in "ij")
-    if doing == "write":
-        cache.unlink()
-    mapped = matrix._mapped
-
-    def late(place: object, *given: object) -> object:
-        if given[-1] == "r":
-            shutil.copy(newer, tmp_path / "copy").replace(cache)
-        return mapped(place, *given)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(matrix, "_mapped", late)
-    store = SqliteStore(tmp_path / "i", writable=True)
-    if doing == "write":
-        store.optimise()
-    found = store.nearest("m", units(5), 1)
-    assert found.ids[:, 0].tolist() == [1, 2, 3, 4, 5]
-    np.testing.assert_allclose(found.scores[:, 0], 1, atol=1e-6)
-    store.close()
-
-
 def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None:
     """Its revisions have the numbers of those that the cache knows, and other vectors."""
     filled(tmp_path / "i", 3).close()
@@ -210,20 +161,6 @@ def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None
         assert store.nearest("m", units(1, seed), 1).scores[0, 0] == pytest.approx(1)
         store.optimise()
         store.close()
-
-
-def test_a_folder_that_cannot_be_written_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(tmp_path / "i").close()
-
-    def refused(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Path, "open", refused)
-    store = SqliteStore(tmp_path / "i")
-    store.optimise()
-    assert store.nearest("m", units(1), 1).ids.tolist() == [[1]]
-    with pytest.raises(InputError, match="opened to be read"):
-        store.remove([1])
 
 
 def _forbid(monkeypatch: pytest.MonkeyPatch, log: Path | None = None) -> None:
@@ -253,30 +190,6 @@ def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
         owner.close()
         found = reader.nearest("m", units(1, number), 1)
         assert found.ids.tolist() == [[number]] and found.searched == reader.count() == number
-    reader.close()
-
-
-def test_what_is_half_written_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(tmp_path / "i", 2000).close()
-    path = tmp_path / "i" / FILE
-    log, whole = path.with_name(f"{FILE}-wal"), path.read_bytes()
-    _forbid(monkeypatch)
-    monkeypatch.setattr(connections, "_PAUSES", (0.0,))
-    reader = SqliteStore(tmp_path / "i")
-    half = bytearray(whole)
-    half[16_384:] = b"\xff" * (len(half) - 16_384)
-    path.write_bytes(half)
-    log.touch()
-    for look in (reader.revision, lambda: reader.nearest("m", units(1), 1), lambda: SqliteStore(tmp_path / "i")):
-        with pytest.raises(InputError, match=r"is being written by another process, .*; try again") as error:
-            look()
-        assert "damaged" not in str(error.value) and "\n" not in str(error.value)
-    path.write_bytes(whole)
-    log.unlink()
-    assert reader.nearest("m", units(1), 1).searched == 2000
-    path.write_bytes(half)
-    with pytest.raises(InputError, match="is damaged"):  # nobody writes: it is
-        reader.nearest("m", units(1), 1)
     reader.close()
 
 
@@ -315,18 +228,6 @@ def test_several_threads(tmp_path: Path) -> None:
     assert not wrong and store.nearest("m", units(1), 1).searched == 70
 
 
-@pytest.mark.skipif(not Path("/dev/fd").is_dir(), reason="no /dev/fd")
-def test_a_thread_that_has_ended_leaves_no_open_file(tmp_path: Path) -> None:
-    store = filled(tmp_path / "i")
-    before = len(list(Path("/dev/fd").iterdir()))
-    for _ in range(20):
-        thread = threading.Thread(target=store.count)
-        thread.start()
-        thread.join()
-    assert len(list(Path("/dev/fd").iterdir())) < before + 5
-    store.close()
-
-
 def test_approximate_search_finds_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setattr(approximate, "WORTH_IT_FROM", 100)
@@ -356,54 +257,3 @@ def test_approximate_search_finds_what_is_there(tmp_path: Path, monkeypatch: pyt
         store.remove(wanted.ids[0].tolist())  # gone from both, and what is new is found
         store.write([item("new")], "m", queries[:1])
         assert store.nearest("m", queries[:1], 1).scores[0, 0] == pytest.approx(1)
-
-
-def test_a_large_index_without_faiss_is_searched_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(approximate, "EXACT_UP_TO", 10)
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    store = SqliteStore.create(tmp_path / "i")
-    store.add_model(MODEL)
-    store.write([item(f"{i}") for i in range(20)], "m", units(20))
-    with caplog.at_level("WARNING"):
-        store.optimise()
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("faiss is not installed; pip") and said.endswith("; 20 vectors are searched one by one")
-    assert store.nearest("m", units(20)[3:4], 1).scores[0, 0] == pytest.approx(1)
-
-
-KILLED = """
-import os, sys
-sys.path.insert(0, sys.argv[3])
-from pathlib import Path
-from index_fakes import FakeEncoder, options
-from cloob.search.index import Index
-
-class Deadly(FakeEncoder):
-    def encode_image(self, images):
-        if self.seen >= 12:
-            os.kill(os.getpid(), 9)
-        return super().encode_image(images)
-
-with Index.create(sys.argv[1]) as index:
-    index.update([Path(sys.argv[2])], options(Deadly()))
-"""
-
-
-def test_kill_9_loses_at_most_the_last_batch(tmp_path: Path) -> None:
-    from index_fakes import FakeEncoder, options, write_noise
-
-    from cloob.search.index import Index
-
-    for seed in range(20):
-        write_noise(tmp_path / "pictures" / f"{seed:02}.png", seed)
-    words = [str(tmp_path / "index"), str(tmp_path / "pictures"), str(Path(__file__).parent)]
-    done = subprocess.run([sys.executable, "-c", KILLED, *words], capture_output=True, text=True, timeout=120)
-    assert done.returncode == -9, done.stderr
-    with Index.open(tmp_path / "index", writable=True) as index:
-        assert len(index) == 12
-        encoder = FakeEncoder()
-        summary = index.update([tmp_path / "pictures"], options(encoder))
-        assert (summary.unchanged, summary.added, encoder.seen) == (12, 8, 8)
-    assert not list((tmp_path / "index").glob(".tmp*"))

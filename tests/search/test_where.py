@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from hypothesis import example, given
@@ -28,22 +28,18 @@ ITEMS = [
 OTHERS = ("camera", "iso", "ok", 'my "col"', "$.iso", "nowhere")
 
 
-@pytest.fixture(scope="module")
-def database() -> Iterator[sqlite3.Connection]:
-    connection = sqlite3.connect(":memory:")
-    connection.execute(
-        "create table items (id integer primary key, source, path, bytes, width, height, date, caption, columns)"
-    )
-    for item in ITEMS:
-        row = (item.id, item.source, item.path, item.bytes, item.width, item.height, item.date, item.caption)
-        connection.execute("insert into items values (?,?,?,?,?,?,?,?,?)", (*row, json.dumps(dict(item.columns))))
-    yield connection
-    connection.close()
-
-
-def ids(database: sqlite3.Connection, filter_: Filter) -> list[int]:
-    condition, parameters = sql(filter_, "sqlite")
-    return [row[0] for row in database.execute(f"select id from items where {condition} order by id", parameters)]
+def ids(filter_: Filter, items: list[Item] = ITEMS) -> list[int]:
+    """What SQLite finds among the items."""
+    names = "id, source, path, bytes, width, height, date, caption"
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute(f"create table items ({names}, columns)")
+        for item in items:
+            row = [getattr(item, name) for name in names.split(", ")]
+            connection.execute("insert into items values (?,?,?,?,?,?,?,?,?)", (*row, json.dumps(dict(item.columns))))
+        condition, parameters = sql(filter_, "sqlite")
+        found = connection.execute(f"select id from items where {condition} order by id", parameters).fetchall()
+        assert connection.execute("select count(*) from sqlite_master").fetchone() == (1,)
+    return [row[0] for row in found]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +73,9 @@ def ids(database: sqlite3.Connection, filter_: Filter) -> list[int]:
         ("source not in ('a') and path not like 'b/%'", [3]),
     ],
 )
-def test_what_is_found(database: sqlite3.Connection, text: str, expected: list[int]) -> None:
+def test_what_is_found(text: str, expected: list[int]) -> None:
     filter_ = parse(text, OTHERS)
-    assert ids(database, filter_) == expected
+    assert ids(filter_) == expected
     assert [item.id for item in ITEMS if matches(filter_, item)] == expected
 
 
@@ -142,15 +138,7 @@ def _literal(value: object) -> str:
 
 @given(filters)
 def test_sqlite_finds_what_a_loop_finds(filter_: Filter) -> None:
-    with sqlite3.connect(":memory:") as connection:
-        connection.execute(
-            "create table items (id integer primary key, source, path, bytes, width, height, date, caption, columns)"
-        )
-        for item in ITEMS:
-            row = (item.id, item.source, item.path, item.bytes, item.width, item.height, item.date, item.caption)
-            connection.execute("insert into items values (?,?,?,?,?,?,?,?,?)", (*row, json.dumps(dict(item.columns))))
-        assert ids(connection, filter_) == [item.id for item in ITEMS if matches(filter_, item)]
-    connection.close()
+    assert ids(filter_) == [item.id for item in ITEMS if matches(filter_, item)]
 
 
 @given(filters)
@@ -188,11 +176,4 @@ def test_whatever_is_written_is_refused_or_goes_as_parameters(text: str) -> None
         assert condition.count(place) == len(parameters)
         assert KNOWN.fullmatch(condition), condition
         assert ";" not in condition and "--" not in condition and "drop" not in condition.lower()
-    connection = sqlite3.connect(":memory:")
-    connection.execute(
-        "create table items (id integer primary key, source, path, bytes, width, height, date, caption, columns)"
-    )
-    condition, parameters = sql(filter_, "sqlite")
-    connection.execute(f"select id from items where {condition}", parameters).fetchall()
-    assert connection.execute("select count(*) from sqlite_master").fetchone() == (1,)
-    connection.close()
+    ids(filter_, [])

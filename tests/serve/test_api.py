@@ -106,58 +106,6 @@ def test_a_filter_narrows_every_way_of_asking(client: TestClient, index: Index) 
     assert set(client.get("/api/map", params={"where": where}).json()["ids"]) == fits
 
 
-def test_similar_is_without_the_picture_itself(client: TestClient, index: Index) -> None:
-    found = client.get("/api/items/9/similar", params={"top": 7}).json()
-    scores = nearest(index, rows(index)[9])
-    scores.pop(9)
-    agrees(found["hits"], scores, 7)
-
-
-def test_classify_gives_each_picture_the_likeliest_label(client: TestClient, index: Index) -> None:
-    labels = ["red", "green", "blue"]
-    texts = index.encoder("colours").encode_text(labels).numpy()
-    expected: dict[str, list[int]] = {label: [] for label in labels}
-    for id_, row in rows(index).items():
-        expected[labels[int(np.argmax([row @ text for text in texts]))]].append(id_)
-    found = ask(client, "classify", labels=labels, templates=["{c}"], top=1000)
-    assert found["classified"] == N
-    for answer in found["labels"]:
-        assert sorted(answer["ids"]) == sorted(expected[answer["label"]]) and answer["count"] == len(answer["ids"])
-        assert answer["probabilities"] == sorted(answer["probabilities"], reverse=True)
-    short = ask(client, "classify", labels=labels, templates=["{c}"], top=2)["labels"][0]
-    assert len(short["ids"]) == 2 and short["count"] == len(expected["red"])
-    several = ask(client, "classify", labels=labels, multi=True, none=True)["labels"]
-    assert several[-1]["label"] == "none of these" and sum(answer["count"] for answer in several) >= N
-
-
-def test_explain_gives_softmax_weights(client: TestClient, index: Index) -> None:
-    found = ask(client, "explain", parts=[{"item": 4}], beta=12.0, top=5)
-    scores = nearest(index, rows(index)[4])
-    total = sum(np.exp(12 * score) for score in scores.values())
-    weights = {id_: np.exp(12 * score) / total for id_, score in scores.items()}
-    assert [memory["weight"] for memory in found["memories"]] == pytest.approx(
-        sorted(weights.values())[:-6:-1], rel=1e-3
-    )
-    for memory in found["memories"]:
-        assert memory["weight"] == pytest.approx(weights[memory["id"]], rel=1e-3)
-    effective = np.exp(-sum(weight * np.log(weight) for weight in weights.values()))
-    assert found["effective"] == pytest.approx(effective, rel=1e-3) and found["beta"] == 12.0
-
-
-def test_embed_equals_the_encoder(client: TestClient, index: Index) -> None:
-    held = upload(client, picture("red"))
-    found = ask(client, "embed", texts=["a red bird", "fog"], uploads=[held["upload"]])
-    texts = index.encoder("colours").encode_text(["a red bird", "fog"]).numpy()
-    assert np.array(found["texts"]) == pytest.approx(texts, abs=1e-6)
-    assert np.linalg.norm(found["uploads"][0]) == pytest.approx(1, abs=1e-5) and found["dim"] == texts.shape[1]
-
-
-def test_map_holds_each_picture_once_within_the_plane(client: TestClient) -> None:
-    found = client.get("/api/map", params={"sample": 25}).json()
-    assert len(set(found["ids"])) == len(found["ids"]) == len(found["x"]) == len(found["y"]) == 25
-    assert min(found["x"] + found["y"]) >= 0 and max(found["x"] + found["y"]) <= 1
-
-
 def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
     item = index.items([3])[0]
     answer = client.get("/api/items/3/picture")
@@ -175,49 +123,6 @@ def test_pictures_come_by_id(client: TestClient, index: Index) -> None:
     assert client.get("/api/items/3").json()["caption"] == item.caption
 
 
-def test_what_is_not_there_is_said_in_a_line(client: TestClient) -> None:
-    none = "0" * 32
-    for path in (
-        "items/999",
-        "items/999/thumbnail",
-        "items/999/picture",
-        "items/999/similar",
-        f"uploads/{none}/thumbnail",
-        "no",
-    ):
-        answer = client.get(f"/api/{path}")
-        assert answer.status_code == 404 and "\n" not in answer.json()["detail"]
-    for body, status in (
-        ({"parts": [{"upload": none}]}, 404),
-        ({"parts": [{"item": 999}]}, 404),
-        ({"parts": [{"words": "red"}], "model": "nobody"}, 400),
-        ({"parts": [{"words": "red"}], "where": "colour = 1"}, 400),
-        ({"parts": [{"words": "red"}, {"words": "red", "weight": -1}]}, 400),
-        ({"parts": [{"words": "red", "weight": 0}]}, 400),
-        ({"parts": []}, 422),
-        ({"parts": [{"words": "red", "path": "/etc/passwd"}]}, 422),
-        ({"parts": [{"words": "red"}], "top": 10**9}, 422),
-    ):
-        answer = client.post("/api/search", json=body)
-        assert answer.status_code == status, answer.text
-        assert "/idx" not in answer.text  # where the index lies
-        assert "Traceback" not in answer.text and answer.json()["detail"].count("\n") == 0
-
-
-@pytest.mark.parametrize(
-    ("part", "said"),
-    [
-        ({"item": 9, "wieght": 1}, "parts.0.item.wieght: Extra inputs"),
-        ({"item": "9"}, "parts.0.item.item: Input should be a valid integer"),
-        ({"path": "/etc/passwd"}, "parts.0: words, item or upload is wanted"),
-        (3, "parts.0: words, item or upload is wanted"),
-    ],
-)
-def test_of_a_part_the_errors_of_its_kind_are_told(client: TestClient, part: Any, said: str) -> None:
-    answer = client.post("/api/search", json={"parts": [part]})
-    assert answer.status_code == 422 and answer.json()["detail"].startswith(said)
-
-
 @pytest.mark.parametrize("known", [{}, {"words": "red"}, {"item": 9}])
 def test_thousands_of_unknown_fields_are_one_error(client: TestClient, known: dict[str, Any]) -> None:
     """Each for itself would keep the event loop for seconds."""
@@ -227,28 +132,6 @@ def test_thousands_of_unknown_fields_are_one_error(client: TestClient, known: di
             SearchQuery.model_validate(body)
         assert error.value.error_count() == 1
         assert client.post("/api/search", json=body).status_code == 422
-
-
-@pytest.mark.parametrize(
-    ("sent", "status", "said"),
-    [
-        ({"content": b'{"parts": [{"words": "red"}]}'}, 415, "when its Content-Type is application/json"),
-        ({"data": {"parts": "red"}}, 415, "when its Content-Type is application/json"),
-        ({"content": b'{"parts": [', "headers": {"content-type": "application/json"}}, 422, "the body is no JSON: "),
-        ({}, 422, "body: Field required"),
-        ({"json": {"parts": [{"words": " \t"}]}}, 400, "a text without words"),
-    ],
-)
-def test_a_body_that_is_not_what_is_wanted_is_told_why(
-    client: TestClient, sent: dict[str, Any], status: int, said: str
-) -> None:
-    answer = client.post("/api/search", **sent)
-    assert answer.status_code == status and said in answer.json()["detail"], answer.text
-
-
-def test_a_sentence_without_a_place_for_the_label_is_told(client: TestClient) -> None:
-    answer = client.post("/api/classify", json={"labels": ["a", "b"], "templates": ["a photo"]})
-    assert answer.status_code == 400 and "'a photo' has no {c}" in answer.json()["detail"]
 
 
 def test_words_are_never_a_path_or_an_address(client: TestClient, tmp_path: Path) -> None:
@@ -295,41 +178,6 @@ def test_an_index_that_grows_is_seen_at_once(tmp_path: Path) -> None:
         assert after["revision"] > before["revision"]
         assert after["pictures"] == found["searched"] == len(found["hits"]) == 40
         assert len(web.get("/api/map").json()["ids"]) == len(web.get("/api/ids").json()["ids"]) == 40
-
-
-@pytest.mark.parametrize(
-    ("path", "work", "body"),
-    [
-        ("search", "search", {"parts": [{"item": 1}]}),
-        ("items/1/similar", "similar", None),
-        ("classify", "classify", {"labels": ["red", "blue"]}),
-        ("map?sample=7", "map", None),
-    ],
-)
-def test_an_answer_is_of_the_state_that_it_names(
-    client: TestClient, index: Index, monkeypatch: pytest.MonkeyPatch, path: str, work: str, body: Any
-) -> None:
-    before, answer = index.revision(), getattr(index, work)
-
-    def meanwhile(*given: Any, **named: Any) -> Any:
-        answered = answer(*given, **named)
-        monkeypatch.setattr(index, "revision", lambda: before + 1)  # another process has changed it
-        return answered
-
-    monkeypatch.setattr(index, work, meanwhile)
-    asked = client.get(f"/api/{path}") if body is None else client.post(f"/api/{path}", json=body)
-    assert (asked.status_code, asked.json()["revision"]) == (200, before)
-    assert index.revision() == before + 1
-
-
-def test_rows_of_a_model_that_changes_while_it_is_asked(
-    client: TestClient, index: Index, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    query = {"parts": [{"words": "red"}, {"item": 5}], "model": "colours"}
-    assert client.post("/api/search", json=query).status_code == 200
-    monkeypatch.setattr(index.store, "vectors", lambda _model, ids: np.ones((len(ids), 7), np.float32))
-    answer = client.post("/api/search", json=query)
-    assert answer.status_code == 404 and "no picture 5 with a vector of colours" in answer.json()["detail"]
 
 
 def test_a_model_that_is_replaced_is_asked_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

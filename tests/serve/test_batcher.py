@@ -47,29 +47,6 @@ def test_a_bad_query_fails_alone() -> None:
     assert sizes == [4, 1, 1, 1, 1]
 
 
-def test_what_arrives_meanwhile_is_the_next_batch() -> None:
-    started, go_on, sizes = threading.Event(), threading.Event(), []
-
-    def work(batch: list[int]) -> list[int]:
-        sizes.append(len(batch))
-        started.set()
-        assert go_on.wait(20)
-        return batch
-
-    async def ask() -> list[int]:
-        with ThreadPoolExecutor(1) as pool:
-            batcher = Batcher(work, pool, max_batch=64, max_waiting=1000)
-            first = asyncio.create_task(batcher(0))
-            await asyncio.get_running_loop().run_in_executor(None, started.wait, 20)
-            others = [asyncio.create_task(batcher(query)) for query in range(1, 8)]
-            await asyncio.sleep(0)  # they are in the queue now
-            go_on.set()
-            return list(await asyncio.gather(first, *others))
-
-    assert asyncio.run(ask()) == list(range(8))
-    assert sizes == [1, 7]
-
-
 def test_a_full_queue_says_so_and_who_has_left_is_not_worked_on() -> None:
     started, go_on, seen = threading.Event(), threading.Event(), []
 

@@ -151,7 +151,7 @@ def test_a_picture_can_be_chosen_dropped_and_pasted(page: Page, tmp_path: Path) 
     (tmp_path / "bad.png").write_bytes(b"no picture")
     page.go().says("#found-note", f"{N} pictures")
     page.one("#file").send_keys(str(tmp_path / "bad.png"))
-    page.says("[role=alert]", "no picture that can be read")
+    page.says("[role=alert]", "corrupt image")
 
 
 def test_a_picture_opens_and_leads_on(page: Page) -> None:

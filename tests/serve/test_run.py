@@ -12,16 +12,13 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 from served_colours import draw
-from starlette.testclient import TestClient
 
 import cloob
 from cloob.errors import InputError
@@ -29,9 +26,7 @@ from cloob.models.folder import save_model
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
 from cloob.serve import run
-from cloob.serve.app import make_app
 from cloob.serve.run import address, settings
-from cloob.serve.settings import ServeConfig
 from support import refused
 
 
@@ -96,40 +91,6 @@ def test_a_taken_port_is_said_in_a_line(capsys: pytest.CaptureFixture[str], plac
         assert f"port {port} of 127.0.0.1 is taken" in refused(capsys, "serve", str(place), "--port", str(port))
 
 
-def test_killed_at_any_moment_a_second_start_has_everything(place: Path) -> None:
-    query = {"parts": [{"words": "red"}], "cutoff": False}
-    with serving(place) as (process, root):
-        health, headers = get(f"{root}api/health")
-        assert health["pictures"] == 8 and "server" not in headers
-        first = post(f"{root}api/search", query)
-        process.send_signal(signal.SIGKILL)
-        process.wait(20)
-    with Index.open(place) as index, TestClient(make_app(index, ServeConfig()), base_url="http://localhost") as again:
-        assert again.get("/api/health").json() == health
-        second = again.post("/api/search", json=query).json()
-    assert [hit["id"] for hit in second["hits"]] == [hit["id"] for hit in first["hits"]] and len(first["hits"]) == 8
-
-
-def test_requests_leave_the_warnings_of_the_process_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # ``catch_warnings`` in two threads at once loses what either had set: the model is loaded in one of them.
-    changed: list[warnings.catch_warnings] = []
-    enter = warnings.catch_warnings.__enter__
-
-    def counted(self: warnings.catch_warnings) -> Any:
-        changed.append(self)
-        return enter(self)
-
-    Index.create(tmp_path / "idx").close()
-    with (
-        Index.open(tmp_path / "idx") as index,
-        TestClient(make_app(index, ServeConfig()), base_url="http://localhost") as app,
-    ):
-        monkeypatch.setattr(warnings.catch_warnings, "__enter__", counted)
-        assert app.get("/api/health").status_code == 200
-        assert app.post("/api/search", json={"parts": [{"words": "red"}]}).status_code == 400
-        assert not changed
-
-
 def test_an_empty_index_is_served_and_ctrl_c_ends_cleanly(tmp_path: Path) -> None:
     Index.create(tmp_path / "idx").close()
     with serving(tmp_path / "idx") as (process, root):
@@ -183,15 +144,6 @@ def test_its_end_does_not_wait_for_what_takes_minutes(
     assert codes == [code] and said.endswith("a second Ctrl-C ends it at once\ncloob: the server has ended\n"), said
 
 
-def test_a_second_ctrl_c_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
-    server = run._Server(uvicorn.Config("none"))
-    for told in (1, 2):
-        server.handle_exit(signal.SIGINT, None)
-        assert codes == [130] * (told - 1)
-
-
 @pytest.mark.parametrize(
     ("host", "given", "local"),
     [
@@ -211,22 +163,5 @@ def test_only_loopback_goes_without_a_token(host: str, given: str | None, local:
         assert config.token == given
     with socket.socket() as opened:
         opened.bind(("127.0.0.1", 0))
-        shown = address(opened, config)
-    port = opened_port(shown)
+        shown, port = address(opened, config), opened.getsockname()[1]
     assert shown == f"http://localhost:{port}/" + (f"?token={config.token}" if config.token else "")
-
-
-def opened_port(shown: str) -> int:
-    return int(re.search(r":(\d+)/", shown)[1])  # type: ignore[index]
-
-
-@pytest.mark.nightly
-def test_beyond_this_machine_a_token_is_made_and_wanted(place: Path) -> None:
-    with serving(place, "--host", "0.0.0.0") as (_, address):
-        root, _, token = address.partition("?token=")
-        assert len(token) >= 40
-        with pytest.raises(urllib.error.HTTPError) as refusal:
-            get(f"{root}api/health")
-        assert refusal.value.code == 401
-        refusal.value.close()
-        assert get(f"{root}api/health", token)[0]["pictures"] == 8

@@ -51,7 +51,6 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "A token is wanted",
         403: "Asked for by another site",
         404: "Not there",
-        408: "Came too slowly",
         413: "Too large",
         415: "No picture, or no JSON",
         421: "Asked under another name than localhost",

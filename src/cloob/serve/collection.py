@@ -16,7 +16,7 @@ import torch
 from cloob.errors import InputError, one_line
 from cloob.models.encoding import evaluating
 from cloob.models.runs import split_checkpoint
-from cloob.search.ask.query import Query, Term
+from cloob.search.ask.query import Query, Term, weighted_sum
 from cloob.search.records import IndexedModel
 from cloob.serve.batcher import Batcher, Busy
 from cloob.serve.settings import ServeConfig
@@ -131,13 +131,14 @@ class Collection:
         """A map, computed once for each revision of the index, and that revision."""
         revision = await self.search(self.index.revision)
         whole = (revision, key)
-        async with self._mapping:  # who asks for the same meanwhile gets the same
-            if whole not in self._maps:
-                self._maps[whole] = await self.slow(work)
-                while len(self._maps) > _KEPT_MAPS:
-                    self._maps.popitem(last=False)
-            kept: T = self._maps[whole]
-            return revision, kept
+        if whole not in self._maps:
+            async with self._mapping:  # who asks for the same meanwhile gets the same
+                if whole not in self._maps:
+                    self._maps[whole] = await self.slow(work)
+                    while len(self._maps) > _KEPT_MAPS:
+                        self._maps.popitem(last=False)
+        kept: T = self._maps[whole]
+        return revision, kept
 
     # What becomes of words and pictures.
 
@@ -162,12 +163,7 @@ class Collection:
         if not parts:
             raise InputError("all parts of the query have the weight 0; give one of them more")
         rows = await asyncio.gather(*(self._part(part, model) for part in parts))
-        weights = np.array([part.weight for part in parts], dtype=np.float32)
-        total = weights @ np.stack(rows)
-        length = float(np.linalg.norm(total))
-        if not np.isfinite(length) or length < 1e-6:
-            raise InputError("the parts of the query cancel each other; give one of them more weight")
-        return (total / length).astype(np.float32)
+        return weighted_sum([part.weight for part in parts], rows)
 
     async def _part(self, part: Part, model: IndexedModel) -> Row:
         if part.words is not None:

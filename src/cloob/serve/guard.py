@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import ipaddress
 import json
@@ -100,8 +99,8 @@ class Guard:
         query = parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         offered = query.pop("token", [None])[0] if path == "/" else None
         if path == "/" and method == "POST":
-            form = await _whole(_Body(receive, 4096, self._config))
-            offered = parse_qs(form.decode("latin-1")).get("token", [""])[0].strip()
+            form = await _whole(receive, 4096)
+            offered = parse_qs((form or b"").decode("latin-1")).get("token", [""])[0].strip()
         if offered is not None and self._right(offered):
             rest = urlencode(query, doseq=True)
             cookie = f"{COOKIE}={offered}; Path=/; HttpOnly; SameSite=Strict; Max-Age=2592000"
@@ -119,69 +118,20 @@ class Guard:
         uploads = scope["path"] == UPLOADS
         limit = self._config.max_upload_bytes + _MULTIPART_ROOM if uploads else self._config.max_body_bytes
         said = headers.get("content-length", "0")
-        refusal = 413, f"a body of at most {limit:,} bytes is taken"
-        if not said.isdecimal() or int(said) > limit:
-            await _answer(send, *refusal)
+        body = await _whole(receive, limit) if said.isdecimal() and int(said) <= limit else None
+        if body is None:
+            await _answer(send, 413, f"a body of at most {limit:,} bytes is taken")
             return
-        body, answered = _Body(receive, limit, self._config), False
+        given = False
 
-        async def refuse() -> None:
-            nonlocal answered
-            if not answered:
-                answered = True
-                late = 408, "the request did not come in time", [(b"connection", b"close")]
-                await _answer(send, *(late if body.late else refusal))
+        async def again() -> Message:
+            nonlocal given
+            if given:
+                return await receive()
+            given = True
+            return {"type": "http.request", "body": body}
 
-        async def checked(message: Message) -> None:
-            if body.whole:
-                await send(message)
-            else:  # whatever the application makes of half a body
-                await refuse()
-
-        try:
-            await self._app(scope, body, checked)
-        except Exception:
-            if body.whole:
-                raise
-            await refuse()
-
-
-class _Body:
-    """A request's body as it comes in; what is too large or too slow ends as if the client had left.
-
-    Attributes:
-        large: It has more bytes than the limit.
-        late: It came slower than the server waits.
-    """
-
-    def __init__(self, receive: Receive, limit: int, config: ServeConfig) -> None:
-        self.large = self.late = False
-        self._receive = receive
-        self._limit = limit
-        self._rate = config.min_body_rate
-        self._latest: float | None = asyncio.get_running_loop().time() + config.max_wait_seconds
-
-    async def __call__(self) -> Message:
-        """The next message."""
-        if not self.whole:
-            return {"type": "http.disconnect"}
-        try:
-            async with asyncio.timeout_at(self._latest):
-                message = await self._receive()
-        except TimeoutError:
-            self.late = True
-            return {"type": "http.disconnect"}
-        size = len(message.get("body", b""))
-        self._limit -= size
-        self.large = self._limit < 0
-        if self._latest is not None:  # what comes after the body is that the client leaves, whenever it does
-            self._latest = self._latest + size / self._rate if message.get("more_body") else None
-        return {"type": "http.disconnect"} if self.large else message
-
-    @property
-    def whole(self) -> bool:
-        """Whether all that came so far was handed on."""
-        return not (self.large or self.late)
+        await self._app(scope, again, send)
 
 
 def _offers_token(scope: Scope) -> bool:
@@ -194,14 +144,16 @@ def _host(header: str) -> str:
     return header.rpartition(":")[0] if ":" in header.rpartition("]")[2] else header
 
 
-async def _whole(receive: Receive) -> bytes:
-    body = b""
-    while True:
+async def _whole(receive: Receive, limit: int) -> bytes | None:
+    """A request's body; None where it is longer or the client leaves."""
+    body, more = bytearray(), True
+    while more:
         message = await receive()
-        body += bytes(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body"):
-            break
-    return body
+        body += message.get("body", b"")
+        if message["type"] == "http.disconnect" or len(body) > limit:
+            return None
+        more = message.get("more_body", False)
+    return bytes(body)
 
 
 def _with_headers(send: Send, path: str) -> Send:

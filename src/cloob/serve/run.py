@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import secrets
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cloob.errors import InputError
 from cloob.serve.app import make_app
-from cloob.serve.connection import connections
 from cloob.serve.guard import is_loopback
 from cloob.serve.settings import ServeConfig
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _IDLE_SECONDS = 75  # longer than clients keep a connection open: else they write to one that is being closed
 _GRACE_SECONDS = 3  # for answers that are under way when the server is told to end
-_MOST_CONNECTIONS = 1024
 _WORD_SECONDS = 1  # without an end, after which it says what it waits for
 _END_SECONDS = 10  # then it ends, whatever its threads are at
 
@@ -65,21 +65,7 @@ def _unbound(host: str, port: int, error: OSError) -> str:
 def settings(host: str, token: str | None) -> ServeConfig:
     """The limits for a host: beyond loopback a token is wanted, and made where none is given."""
     local = is_loopback(host)
-    return ServeConfig(
-        local=local,
-        token=token or (None if local else secrets.token_urlsafe(32)),
-        max_connections=_most_connections(),
-    )
-
-
-def _most_connections() -> int:
-    """A quarter of the files that the process may open: an upload may need one of its own, the index some."""
-    try:
-        import resource  # Windows has none
-    except ImportError:
-        return ServeConfig.max_connections
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(_MOST_CONNECTIONS, max(1, files // 4))
+    return ServeConfig(local=local, token=token or (None if local else secrets.token_urlsafe(32)))
 
 
 def address(opened: socket.socket, config: ServeConfig) -> str:
@@ -88,6 +74,16 @@ def address(opened: socket.socket, config: ServeConfig) -> str:
     name = {"0.0.0.0": "localhost", "::": "localhost", "127.0.0.1": "localhost"}.get(host, host)
     shown = f"[{name}]" if ":" in name else name
     return f"http://{shown}:{port}/" + (f"?token={config.token}" if config.token else "")
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed where no whole head of a request comes in time; uvicorn waits for it for ever."""
+
+    wait: float
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(self.wait, lambda: None if self.cycle else transport.abort())
 
 
 class _Server(uvicorn.Server):
@@ -141,8 +137,8 @@ def _server(app: ASGIApp, config: ServeConfig) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
-            http=connections(config),
-            backlog=max(16, config.max_connections // 8),  # as many are accepted before one can be closed
+            http=type("Connection", (_Connection,), {"wait": config.max_wait_seconds}),
+            limit_concurrency=config.max_connections,
             log_config=None,
             access_log=False,
             server_header=False,

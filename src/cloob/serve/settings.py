@@ -19,10 +19,8 @@ class ServeConfig:
         max_uploads: Uploaded pictures that are remembered; the one used longest ago goes first.
         max_batch: Queries in one forward pass.
         max_waiting: Queries that may wait for one; more are answered 503.
-        max_connections: At a time; for more the one that has waited longest for its client is closed.
-        max_wait_seconds: Until the head of a request is here, and until its body is, with a second more for each
-            ``min_body_rate`` bytes.
-        min_body_rate: Bytes a second.
+        max_connections: At a time, idle ones included; requests on more are answered 503.
+        max_wait_seconds: Until the head of a connection's first request is here.
     """
 
     token: str | None = None
@@ -33,6 +31,5 @@ class ServeConfig:
     max_uploads: int = 256
     max_batch: int = 64
     max_waiting: int = 1024
-    max_connections: int = 256
+    max_connections: int = 512
     max_wait_seconds: float = 20.0
-    min_body_rate: int = 10_000

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -202,27 +200,6 @@ def test_two_writers_and_a_reader(address: str, store: PostgresStore) -> None:
 
 
 @pytest.mark.nightly
-def test_killed_in_the_middle_of_a_batch_leaves_nothing_of_it(address: str, store: PostgresStore) -> None:
-    script = (
-        "import sys; import numpy as np; from cloob.search.postgres.store import PostgresStore; "
-        "from cloob.search.records import Item\n"
-        "store = PostgresStore(sys.argv[1], writable=True)\n"
-        "with store._server.transaction(write=True) as cursor:\n"
-        "    store.write([Item(0, 'SRC', 'a.jpg', 'a', 1, 1, 1, 1)], 'small', np.ones((1, 8), np.float32))\n"
-        "    print('written', flush=True); sys.stdin.read()\n"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", script, address], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
-    )
-    assert child.stdout is not None and child.stdout.readline() == "written\n"
-    os.kill(child.pid, signal.SIGKILL)
-    child.communicate()
-    assert store.count() == 0
-    store.write([item("a.jpg")], "small", unit(1, 8))  # and holds no lock
-    assert store.count() == 1
-
-
-@pytest.mark.nightly
 def test_a_connection_that_the_server_drops_is_made_anew(address: str, store: PostgresStore) -> None:
     fill(store, 3)
     with psycopg.connect(address, autocommit=True) as connection:
@@ -249,22 +226,3 @@ def test_errors_are_one_line_without_the_password(postgres: str, address: str, t
         assert not any(secret in line for secret in ("pass word", "pass%20word", "wrong@", "secret")), line
     with pytest.raises(InputError, match="has no schema"):
         PostgresStore(f"{postgres}?options=-csearch_path%3Dnone", create=True)
-
-
-@pytest.mark.nightly
-def test_who_may_not_create_the_extension_is_told_whom_to_ask(postgres: str) -> None:
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute("CREATE ROLE plain LOGIN PASSWORD 'plain'")
-        connection.execute("CREATE DATABASE bare")
-    address = postgres.replace("cloob:pass%20word", "plain:plain").replace("/postgres", "/bare")
-    with pytest.raises(InputError, match="; ask its administrator for CREATE EXTENSION vector"):
-        PostgresStore(address, create=True)
-
-
-@pytest.mark.nightly
-def test_what_was_opened_to_be_read_cannot_be_written(address: str, store: PostgresStore) -> None:
-    with closing(PostgresStore(address)) as reader:
-        with pytest.raises(InputError, match="opened to be read"):
-            reader.remove([1])
-        with pytest.raises(InputError, match="read-only"):
-            reader._server.rows("DELETE FROM cloob_items RETURNING id")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -19,11 +19,9 @@ from cloob.search.where import Filter, parse
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from cloob.models.encoding import Encoder
-    from cloob.search.ask.embedder import Embedder
     from cloob.search.ask.explain import Retrieved
+    from cloob.search.index import Index
 
-T = TypeVar("T")
 Cutoff = float | Literal["auto"] | None
 Asked = "Query | str | Path | Image | Vector"
 
@@ -38,28 +36,8 @@ _ALL_IDS = 20_000  # up to here unrelated pictures are drawn among all
 _BLOCK = 256  # pictures that are compared at once
 
 
-class Collection(Protocol):
-    """What an index has to have to be asked; :class:`cloob.search.index.Index` is one."""
-
-    @property
-    def store(self) -> Store:
-        """Rows and vectors."""
-
-    def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
-        """A model by its name, or one that was found before, if it has not been replaced."""
-
-    def encoder(self, name: str | IndexedModel | None = None) -> Encoder:
-        """A model, loaded once."""
-
-    def once(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What ``work`` returns, kept for later calls with an equal key."""
-
-    def embedder(self, name: str | IndexedModel | None = None) -> Embedder:
-        """What embeds words and pictures of queries."""
-
-
 def search(
-    index: Collection,
+    index: Index,
     query: Query | str | Path | Image | Vector,
     *,
     top: int = 20,
@@ -108,7 +86,7 @@ def search(
 
 
 def _results(
-    index: Collection,
+    index: Index,
     asked: IndexedModel,
     ids: Ids,
     scores: Vectors,
@@ -131,7 +109,7 @@ def _results(
     return Results(tuple(hits), searched, cut, asked.name)
 
 
-def read_filter(index: Collection, where: str | Filter | None) -> Filter | None:
+def read_filter(index: Index, where: str | Filter | None) -> Filter | None:
     """A filter of text, or as it is."""
     if not isinstance(where, str):
         return where
@@ -147,13 +125,13 @@ def why_none(store: Store, model: str, filter_: Filter | None) -> str:
     return f"none has a vector of {model}; cloob index --name {model} --out {store.address} makes them"
 
 
-def query_row(index: Collection, query: Query, asked: IndexedModel) -> Vector:
+def query_row(index: Index, query: Query, asked: IndexedModel) -> Vector:
     """The unit row of a query by a model of the index."""
     embedder = index.embedder(asked) if query.needs_model else None
     return checked_row(embed_query(query, embedder, lambda id_: item_row(index, id_, asked)), asked)
 
 
-def item_row(index: Collection, id_: int, asked: IndexedModel) -> Vector:
+def item_row(index: Index, id_: int, asked: IndexedModel) -> Vector:
     """The unit row of a picture of the index.
 
     Raises:
@@ -180,7 +158,7 @@ def checked_row(row: Vector, asked: IndexedModel) -> Vector:
     return row / length
 
 
-def unrelated_rows(index: Collection, query: Query, asked: IndexedModel) -> Vectors | None:
+def unrelated_rows(index: Index, query: Query, asked: IndexedModel) -> Vectors | None:
     """(B, D) unrelated queries of the query's shape; None where there is nothing to draw them from."""
     shape = tuple((term.kind == "words", term.weight) for term in query.terms)
     words, shown = (any(is_words is wanted for is_words, _ in shape) for wanted in (True, False))
@@ -195,12 +173,12 @@ def unrelated_rows(index: Collection, query: Query, asked: IndexedModel) -> Vect
     return index.once(("unrelated", asked.name, asked.fingerprint, revision, shape), work)
 
 
-def text_rows(index: Collection, asked: IndexedModel) -> Vectors:
+def text_rows(index: Index, asked: IndexedModel) -> Vectors:
     """(B, D) of the background's texts by a model of the index."""
     return background.background_rows(lambda: index.embedder(asked), asked.fingerprint)
 
 
-def drawn_pictures(index: Collection, asked: IndexedModel) -> Vectors:
+def drawn_pictures(index: Index, asked: IndexedModel) -> Vectors:
     """(P, D) of pictures that stand for unrelated ones; the same for the same index."""
     store = index.store
     generator = np.random.default_rng(0)
@@ -216,7 +194,7 @@ def drawn_pictures(index: Collection, asked: IndexedModel) -> Vectors:
 
 
 def rows_in_blocks(
-    index: Collection, asked: IndexedModel, filter_: Filter | None, size: int = 8192
+    index: Index, asked: IndexedModel, filter_: Filter | None, size: int = 8192
 ) -> Iterator[tuple[Ids, Vectors]]:
     """Ids and vectors of all pictures that match and have one, a part at a time."""
     last = 0
@@ -229,7 +207,7 @@ def rows_in_blocks(
 
 
 def duplicates(
-    index: Collection,
+    index: Index,
     threshold: float = DUPLICATE,
     where: str | Filter | None = None,
     model: str | None = None,
@@ -300,7 +278,7 @@ def _files(items: Sequence[Item]) -> list[Item]:
 
 
 def explain(
-    index: Collection,
+    index: Index,
     query: Query | str | Path | Image | Vector,
     *,
     beta: float | None = None,
@@ -357,7 +335,7 @@ def explain(
 
 
 def similar(
-    index: Collection,
+    index: Index,
     id_: int,
     *,
     top: int = 20,

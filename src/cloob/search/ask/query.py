@@ -114,14 +114,23 @@ def embed_query(query: Query, embedder: Embedder | None, vector_of: Callable[[in
     if not query.terms:
         raise InputError("an empty query; give words, a picture, or --like ID")
     rows = _embed_terms(query, embedder, vector_of)
+    return weighted_sum([term.weight for term in query.terms], rows)
+
+
+def weighted_sum(weights: Sequence[float], rows: Sequence[npt.NDArray[np.floating]]) -> Vector:
+    """The unit row (D,) of a query from its terms' weights and rows.
+
+    Raises:
+        InputError: The rows differ in width or are not finite, or the terms cancel each other.
+    """
     if len(widths := sorted({row.shape[-1] for row in rows})) > 1:
         raise InputError(f"vectors of widths {widths[0]} and {widths[1]}: the model is not the one of the index")
-    total = np.sum([term.weight * row for term, row in zip(query.terms, rows, strict=True)], axis=0)
-    length, weight = float(np.linalg.norm(total)), max(abs(term.weight) for term in query.terms)
+    total = np.sum([weight * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
+    length = float(np.linalg.norm(total))
     if not np.isfinite(length):
         raise InputError("the query's embedding is not finite; the model cannot embed it")
-    if length <= _LEAST * weight:
-        raise InputError("the terms of the query cancel each other; nothing is left to search for")
+    if length <= _LEAST * max(map(abs, weights)):
+        raise InputError("the terms of the query cancel each other; give one of them more weight")
     return np.asarray(total / length, np.float32)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError, require
-from cloob.search.ask.find import Collection, read_filter
+from cloob.search.ask.find import read_filter
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import Filter
+
+if TYPE_CHECKING:
+    from cloob.search.index import Index
 
 Method = Literal["pca", "tsne"]
 SAMPLE = 5000
@@ -30,7 +33,7 @@ def sample(ids: Ids, most: int, seed: int = 0) -> Ids:
 
 
 def map_of(
-    index: Collection, most: int | None, method: Method, where: str | Filter | None, model: str | None
+    index: Index, most: int | None, method: Method, where: str | Filter | None, model: str | None
 ) -> tuple[Ids, Vectors]:
     """Ids and places of a sample of an index's pictures, see :meth:`cloob.search.index.Index.map`."""
     asked = index.model(model)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloob.errors import InputError
-from cloob.search.ask.find import Collection, read_filter, rows_in_blocks, text_rows, why_none
+from cloob.search.ask.find import read_filter, rows_in_blocks, text_rows, why_none
 from cloob.search.records import IndexedModel
 from cloob.search.sort import classify
 from cloob.search.sort.classify import LabelOptions, Labels
@@ -17,12 +18,15 @@ from cloob.search.sort.fewshot import Head, fit_head
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import Filter
 
+if TYPE_CHECKING:
+    from cloob.search.index import Index
+
 MAX_NUMBERS = 200_000_000
 """Pictures times labels. The work on them takes up to 8.5 times the 0.8 GB of so many probabilities."""
 
 
 def label_index(
-    index: Collection,
+    index: Index,
     labels: Sequence[str],
     options: LabelOptions | None = None,
     *,
@@ -45,16 +49,14 @@ def label_index(
     return classify.label_pictures(ids, rows, names, of_labels, others, options, tau)
 
 
-def label_by_head(
-    index: Collection, head: Head, *, where: str | Filter | None = None, model: str | None = None
-) -> Labels:
+def label_by_head(index: Index, head: Head, *, where: str | Filter | None = None, model: str | None = None) -> Labels:
     """The labels of a head for all pictures that match; one of them for each picture."""
     ids, rows = _all_rows(index, where, index.model(model), len(head.names))
     labels = Labels(head.names, ids, head.probabilities(rows), None, ())
     return classify.chosen_labels(labels, LabelOptions())
 
 
-def head_of(index: Collection, folder: Path, seed: int = 0) -> tuple[Head, float]:
+def head_of(index: Index, folder: Path, seed: int = 0) -> tuple[Head, float]:
     """A head from an index of a folder with a sub-folder for each label, and zero-shot's accuracy on the examples.
 
     Args:
@@ -86,7 +88,7 @@ def head_of(index: Collection, folder: Path, seed: int = 0) -> tuple[Head, float
     return head, zero_shot
 
 
-def _all_rows(index: Collection, where: str | Filter | None, asked: IndexedModel, labels: int) -> tuple[Ids, Vectors]:
+def _all_rows(index: Index, where: str | Filter | None, asked: IndexedModel, labels: int) -> tuple[Ids, Vectors]:
     """Ids and vectors of all pictures that match."""
     filter_ = read_filter(index, where)
     count = index.store.count(filter_)

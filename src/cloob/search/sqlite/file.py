@@ -27,7 +27,7 @@ FILE = "index.sqlite"
 APPLICATION = 0x434C4F42
 """SQLite's ``application_id`` of an index, "CLOB"."""
 
-VERSION = 2
+VERSION = 3
 """Of the tables; kept as ``user_version``."""
 
 MAX_BLOB = 64 * 1024 * 1024
@@ -44,7 +44,7 @@ SCHEMA = (
     "CREATE TABLE models(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL,"
     " fingerprint TEXT NOT NULL, dim INTEGER NOT NULL) STRICT",
     "CREATE TABLE items(id INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, path TEXT NOT NULL,"
-    " name TEXT NOT NULL, content TEXT NOT NULL, bytes INTEGER NOT NULL, mtime_ns INTEGER, width INTEGER NOT NULL,"
+    " content TEXT NOT NULL, bytes INTEGER NOT NULL, mtime_ns INTEGER, width INTEGER NOT NULL,"
     " height INTEGER NOT NULL, date TEXT, caption TEXT, columns TEXT NOT NULL, UNIQUE(source, path)) STRICT",
     "CREATE INDEX items_content ON items(content)",
     "CREATE TABLE vectors(item INTEGER NOT NULL, model INTEGER NOT NULL, revision INTEGER NOT NULL,"

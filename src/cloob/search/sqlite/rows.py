@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sqlite3
 from collections.abc import Sequence
 from types import UnionType
@@ -20,11 +19,11 @@ ITEM_KINDS = (int, str, str, str, int, int | None, int, int, str | None, str | N
 """Of these columns."""
 
 INSERT = (
-    "INSERT INTO items(source, path, name, content, bytes, mtime_ns, width, height, date, caption, columns) VALUES"
-    " (CAST(? AS TEXT), CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"
+    "INSERT INTO items(source, path, content, bytes, mtime_ns, width, height, date, caption, columns) VALUES"
+    " (CAST(? AS TEXT), CAST(? AS TEXT), ?, ?, ?, ?, ?, CAST(? AS TEXT), CAST(? AS TEXT), ?)"
 )
 UPDATE = (
-    "UPDATE items SET source = CAST(? AS TEXT), path = CAST(? AS TEXT), name = CAST(? AS TEXT), content = ?, bytes = ?,"
+    "UPDATE items SET source = CAST(? AS TEXT), path = CAST(? AS TEXT), content = ?, bytes = ?,"
     " mtime_ns = ?, width = ?, height = ?, date = CAST(? AS TEXT), caption = CAST(? AS TEXT), columns = ? WHERE id = ?"
 )
 FORGET = "DELETE FROM faults WHERE source = CAST(? AS TEXT) AND path = CAST(? AS TEXT)"
@@ -37,7 +36,7 @@ def as_bytes(text: str | None) -> bytes | None:
 
 def values_of(item: Item) -> tuple[Any, ...]:
     """What ``INSERT`` and ``UPDATE`` take."""
-    texts = (as_bytes(item.source), as_bytes(item.path), as_bytes(os.path.basename(item.path)))  # noqa: PTH119
+    texts = (as_bytes(item.source), as_bytes(item.path))
     sizes = (item.content, item.bytes, item.mtime_ns, item.width, item.height)
     return (*texts, *sizes, as_bytes(item.date), as_bytes(item.caption), json.dumps(dict(item.columns)))
 
