@@ -50,18 +50,6 @@ def test_results_have_the_documented_form(models: dict[str, ColourModel]) -> Non
     assert results["level"] == 0.95 and "failures" not in results
 
 
-def test_each_picture_and_text_is_embedded_once(models: dict[str, ColourModel]) -> None:
-    data, pairs = Labels(NAMES), Pairs(NAMES)
-    embeddings = Embeddings(models, EmbedOptions(batch_size=4))
-    first = evaluate(embeddings, [data], [pairs])
-    example_queries(embeddings, data)
-    example_queries(embeddings, pairs)
-    assert evaluate(embeddings, [data], [pairs]) == first
-    assert models["good"].image_batches == [4, 2, 4, 2]
-    texts = [text for batch in models["good"].text_batches for text in batch]
-    assert len(texts) == 6 * 2 + 6
-
-
 def test_differences_are_paired_and_averaged_over_shared_sets(models: dict[str, ColourModel]) -> None:
     zeroshot = [Labels(NAMES * 4), Labels(["red", "blue", "green", "cyan"], name="four")]
     entries = evaluate(models, zeroshot, [Pairs(NAMES)])["differences"]
@@ -153,17 +141,6 @@ def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str
 
 # --- example queries
 # ----------------------------------------------------------------------------------------------
-
-
-def test_example_queries_of_a_labelled_set(models: dict[str, ColourModel]) -> None:
-    data = Labels([*NAMES, "red"], broken=[2])
-    found = example_queries(Embeddings(models), data, ["red", "blue"], k=2)
-    assert [query.query for query in found] == ["red", "blue"]
-    good, bad = found[0].answers["good"], found[0].answers["bad"]
-    assert [(item.label, item.correct) for item in good] == [("red", True)] * 2
-    assert good[0].image == data.read(0)[1] and good[0].score > good[1].score - 1e-6
-    assert not any(item.correct for item in bad)
-    assert not any(item.label == "blue" for query in found for items in query.answers.values() for item in items)
 
 
 def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
