@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cloob.evaluate.measures.retrieval import by_picture, correct_answers, retrieval_ranks, summarise
+from cloob.evaluate.measures.retrieval import RetrievalRanks, by_picture, correct_answers, retrieval_ranks, summarise
 from cloob.functional.bootstrap import bootstrap_interval
 
 
@@ -123,6 +123,8 @@ def test_captions_of_a_picture_are_resampled_together(counts: list[int]) -> None
     recalls = right[drawn].sum(1) / captions[drawn].sum(1)
     expected = torch.quantile(recalls, torch.tensor([0.025, 0.975]))
     found = bootstrap_interval(values)
+    ranks = RetrievalRanks(torch.zeros(len(values), dtype=torch.int64), torch.where(hits, 0, 20))
+    assert summarise(ranks, image)["text_to_image@1_interval"] == list(found)
     assert found == pytest.approx(expected.tolist(), abs=0.015)
     alone = bootstrap_interval(hits)
     assert found[1] - found[0] > 1.2 * (alone[1] - alone[0])  # captions by themselves would claim to know more
