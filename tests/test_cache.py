@@ -53,14 +53,6 @@ def test_what_another_run_may_be_about_to_read_stays(tmp_path: Path) -> None:
     assert sorted(sized(cache, 0).evict()) == sorted(young)
 
 
-def test_one_large_file_outstays_its_own_storing(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 500)
-    large = cache.get("shards", "large", lambda path: path.write_bytes(bytes(9000)) and None)
-    assert large.exists()
-    small = cache.get("shards", "small", lambda path: path.write_bytes(bytes(9)) and None)
-    assert small.exists() and not large.exists()
-
-
 class Disk:
     """Has room for so many bytes; what a cache has written to it is counted."""
 
@@ -85,29 +77,6 @@ def test_a_full_disk_makes_room_by_what_was_used_longest_ago(tmp_path: Path, max
     assert new.stat().st_size == 1000 and disk.tries == 2
     left = 2 if max_bytes > 5000 else 0  # half of what was kept, or what the limit leaves beside the new one
     assert [path for path in paths if path.exists()] == paths[:left]
-
-
-def test_put_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = Cache(tmp_path)
-    old = entry(cache, "old", DAY)
-    write = Path.write_bytes
-
-    def refuse(path: Path, content: bytes) -> int:
-        if old.exists():
-            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
-        return write(path, content)
-
-    monkeypatch.setattr(Path, "write_bytes", refuse)
-    assert cache.put("embeddings", "new", b"new").read_bytes() == b"new"
-
-
-def test_what_is_in_use_makes_no_room_and_the_mend_is_one_that_helps(tmp_path: Path) -> None:
-    cache = Cache(tmp_path)
-    kept = [entry(cache, "shard", 5, "shards"), entry(cache, "young", 1800)]
-    disk = Disk(tmp_path, 2500)
-    with pytest.raises(InputError, match=r"cannot keep shards \(No space left .*\); make room on its disk, or choose"):
-        cache.get("shards", "new", disk.fill)
-    assert disk.tries == 1 and all(path.exists() for path in kept)
 
 
 def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:
@@ -143,22 +112,3 @@ def test_folder_and_size_come_from_the_environment(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("CLOOB_CACHE_BYTES", "20 GB")
     with pytest.raises(InputError, match=r"CLOOB_CACHE_BYTES is '20 GB'; a number of bytes is wanted"):
         Cache()
-
-
-def test_a_cache_that_can_only_be_read_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Cache(tmp_path).put("features", "x", b"x")
-
-    def read_only(*_: object, **__: object) -> None:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(os, "utime", read_only)
-    assert Cache(tmp_path).find("features", "x") == kept
-
-
-def test_a_chosen_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "file" / "x"))
-    for cache in (Cache(), Cache(tmp_path / "file" / "x")):
-        assert cache.find("features", "x") is None
-        with pytest.raises(InputError, match=r"file/x: cannot keep features \(Not a directory\); choose another"):
-            cache.put("features", "x", b"")

@@ -195,13 +195,6 @@ def test_the_zoo(name: str, encoder: DualEncoder, tmp_path: Path) -> None:
     assert torch.equal(embed_images(encoder, One(data)).features, expected)
 
 
-def test_an_opened_image_stays_as_it_is() -> None:
-    image = Image.open(io.BytesIO(turned(upright(40, 20), 6, "PNG")))
-    assert pictures.upright(image).size == (40, 20)
-    assert image.size == (20, 40) and image.getexif()[ORIENTATION] == 6
-    assert pictures.upright(pictures.upright(image)).size == (40, 20)
-
-
 @pytest.mark.parametrize("orientation", STORED)
 @pytest.mark.parametrize("flip", [False, True])
 def test_a_crop_of_a_turned_picture_is_the_upright_one_s(orientation: int, flip: bool) -> None:
@@ -287,21 +280,6 @@ def test_one_limit_everywhere(monkeypatch: pytest.MonkeyPatch, encoder: DualEnco
         embed_images(encoder, One(data))
     with pytest.raises(BadSample, match="image too large"):
         BatchBuilder._pixels(BatchBuilder.__new__(BatchBuilder), *_refused(data))
-
-
-def test_a_png_with_exif_is_not_decoded_for_its_header() -> None:
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
-    data = bytearray(saved(upright(), "PNG", exif=exif))
-    assert pictures.Encoded(bytes(data)).orientation == 6
-    start = data.index(b"IDAT") + 8
-    data[start : start + 40] = bytes(40)
-    encoded = pictures.Encoded(bytes(data))
-    assert encoded.stored == (SIDE, SIDE)
-    with pytest.raises(pictures.Unreadable, match="corrupt image"):
-        _ = encoded.size
-    with pytest.raises(BadSample, match="corrupt image"):
-        _ = Encoded(bytes(data), "k").size
 
 
 def _refused(data: bytes) -> tuple[object, int, int]:

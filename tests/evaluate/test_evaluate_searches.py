@@ -29,11 +29,3 @@ def test_a_search_finds_what_a_loop_over_the_pictures_finds() -> None:
             assert answer.score == pytest.approx(scores[places[0]], abs=1e-5)
             assert answer.image in [SET.read(place)[1] for place in places]
     assert found[0].answers["m"][0].label == "blue"
-
-
-def test_more_pictures_than_there_are_and_two_models() -> None:
-    models = {"m": ColourModel(), "n": ColourModel(confused=[("red", "blue")])}
-    (search,) = searches(Embeddings(models), SET, ["red"], k=50, models=["n", "m"])
-    assert list(search.answers) == ["n", "m"]
-    assert [len(answers) for answers in search.answers.values()] == [7, 7]  # all that can be read
-    assert search.answers["n"][0].label == "blue" and search.answers["m"][0].label == "red"

@@ -50,18 +50,6 @@ def test_results_have_the_documented_form(models: dict[str, ColourModel]) -> Non
     assert results["level"] == 0.95 and "failures" not in results
 
 
-def test_each_picture_and_text_is_embedded_once(models: dict[str, ColourModel]) -> None:
-    data, pairs = Labels(NAMES), Pairs(NAMES)
-    embeddings = Embeddings(models, EmbedOptions(batch_size=4))
-    first = evaluate(embeddings, [data], [pairs])
-    example_queries(embeddings, data)
-    example_queries(embeddings, pairs)
-    assert evaluate(embeddings, [data], [pairs]) == first
-    assert models["good"].image_batches == [4, 2, 4, 2]
-    texts = [text for batch in models["good"].text_batches for text in batch]
-    assert len(texts) == 6 * 2 + 6
-
-
 def test_differences_are_paired_and_averaged_over_shared_sets(models: dict[str, ColourModel]) -> None:
     zeroshot = [Labels(NAMES * 4), Labels(["red", "blue", "green", "cyan"], name="four")]
     entries = evaluate(models, zeroshot, [Pairs(NAMES)])["differences"]
@@ -117,24 +105,6 @@ def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, Colo
     assert list(results["rows"][1]["retrieval"]) == ["one"]
 
 
-def test_a_model_that_cannot_be_loaded_leaves_the_others(models: dict[str, ColourModel], tmp_path: Path) -> None:
-    (tmp_path / "no model").mkdir()
-    too_long = str(tmp_path / ("x" * 300))  # the system's own error
-    wrong = {"empty": tmp_path / "no model", "long": too_long}
-    results = evaluate({"empty": wrong["empty"], **models, "long": too_long}, [Labels(NAMES)])
-    assert [row["model"] for row in results["rows"]] == ["bad", "good"]
-    assert [(entry["model"], entry["baseline"]) for entry in results["differences"]] == [("good", "bad")]
-    empty, long = results["failures"]
-    assert (empty["model"], empty["set"]) == ("empty", None) and empty["error"].startswith(
-        f"{wrong['empty']}: neither a run folder"
-    )
-    assert (long["model"], long["set"]) == ("long", None) and long["error"] == f"{too_long}: File name too long"
-    with pytest.raises(InputError, match=r"^empty: /.*no model: neither a run folder"):
-        evaluate({"empty": wrong["empty"]}, [Labels(NAMES)])
-    with pytest.raises(InputError, match=r"^none of 2 models can be loaded; empty: .*neither.*; long: .*too long$"):
-        evaluate(wrong, [Labels(NAMES)])
-
-
 def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str, ColourModel]) -> None:
     def run(name: str) -> bytes:
         results = evaluate(models, [Labels(NAMES)], [Pairs(NAMES, broken=[0, 1, 2, 3])])
@@ -155,17 +125,6 @@ def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str
 # ----------------------------------------------------------------------------------------------
 
 
-def test_example_queries_of_a_labelled_set(models: dict[str, ColourModel]) -> None:
-    data = Labels([*NAMES, "red"], broken=[2])
-    found = example_queries(Embeddings(models), data, ["red", "blue"], k=2)
-    assert [query.query for query in found] == ["red", "blue"]
-    good, bad = found[0].answers["good"], found[0].answers["bad"]
-    assert [(item.label, item.correct) for item in good] == [("red", True)] * 2
-    assert good[0].image == data.read(0)[1] and good[0].score > good[1].score - 1e-6
-    assert not any(item.correct for item in bad)
-    assert not any(item.label == "blue" for query in found for items in query.answers.values() for item in items)
-
-
 def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
     for stem, colour in (("r", "red"), ("b", "blue")):
         (tmp_path / f"{stem}.png").write_bytes(picture(colour))
@@ -174,19 +133,6 @@ def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
     (query,) = example_queries(embeddings, open_captioned(tmp_path / "t.csv"), ["magenta"], k=2)
     # Red is as near as blue but for the little that texts point to red; both are called by their first caption.
     assert [(item.label, item.correct) for item in query.answers["m"]] == [("red", True), ("blue", False)]
-
-
-def test_drawn_queries_are_answered_distinct_and_seeded(models: dict[str, ColourModel]) -> None:
-    source = Pairs(NAMES, captions=["red", "Red", *NAMES[2:]], broken=[2], missing=[3])
-    embeddings = Embeddings(models)
-    drawn = [query.query for query in example_queries(embeddings, source, n=10)]
-    assert sorted(drawn) == ["cyan", "magenta", "red"]
-    assert drawn == [query.query for query in example_queries(embeddings, source, n=10)]
-    red = next(q for q in example_queries(embeddings, source, n=10, k=9) if q.query == "red")
-    assert [item.correct for item in red.answers["good"]].count(True) == 2  # "red" and "Red" are one caption
-    assert len(red.answers["good"]) == 4  # the readable ones
-    with pytest.raises(InputError, match=r"no class or caption 'rod'; did you mean red"):
-        example_queries(embeddings, source, ["rod"])
 
 
 # --- the real floors

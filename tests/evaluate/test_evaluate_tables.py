@@ -46,20 +46,6 @@ def test_all_files_of_an_evaluation(tmp_path: Path) -> None:
     assert rows[0]["runs/bad: recall"] == "0" and rows[0]["runs/bad: mostly taken for"] == "blue"
 
 
-def test_files_of_an_earlier_evaluation_go_and_others_stay(tmp_path: Path) -> None:
-    sets = [Labels(NAMES, name="a set"), Labels(NAMES, name="a-set"), Labels(NAMES, name="b")]
-    first, second = Embeddings({"old": ColourModel()}), Embeddings({"new": ColourModel()})
-    write_set_files(tmp_path, evaluate(first, sets, [Pairs(NAMES)]), first, sets)
-    own = [tmp_path / "clip_benchmark" / name for name in ("notes.json", "a_en_other.json", "benchmark.csv")]
-    own += [tmp_path / "per_class" / name for name in ("notes.csv", "b.txt")]
-    for path in own:
-        path.write_text("label,mine\n")
-    assert len(list(tmp_path.rglob("*.*"))) == 4 + 3 + len(own)
-    write_set_files(tmp_path, evaluate(second, sets[:1]), second, sets[:1])
-    written = ["clip_benchmark/a-set_new_en_zeroshot_classification.json", "per_class/a-set.csv"]
-    assert set(tmp_path.rglob("*.*")) == {*own, *(tmp_path / name for name in written)}
-
-
 def test_names_that_are_alike_as_file_names_keep_their_files(tmp_path: Path) -> None:
     """Also on systems that do not tell ``A`` from ``a``."""
     models = {"runs/a": ColourModel(), "runs-A": ColourModel(confused=[("red", "blue")])}

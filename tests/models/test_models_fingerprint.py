@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -54,45 +53,3 @@ def test_other_weights_of_the_same_size_and_time_are_seen(folder: Path, computed
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     encoder, second = load_with_fingerprint(folder, "cpu", cache)
     assert second != first and second == fingerprint(encoder) and len(computed) == 2
-
-
-def test_young_files_are_not_trusted(
-    folder: Path, computed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fingerprints, "_YOUNG_SECONDS", 3600.0)
-    for _ in range(2):
-        load_with_fingerprint(folder, "cpu", Cache(tmp_path / "cache"))
-    assert len(computed) == 2 and not (tmp_path / "cache").exists()
-
-
-def test_a_file_that_changes_while_it_is_read_is_not_kept(
-    folder: Path, computed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = fingerprints.load_model
-
-    def slow(source: Path, device: str) -> object:
-        encoder = load(source, device=device)
-        now = time.time_ns()
-        os.utime(folder / "open_clip_config.json", ns=(now, now))
-        return encoder
-
-    monkeypatch.setattr(fingerprints, "load_model", slow)
-    load_with_fingerprint(folder, "cpu", Cache(tmp_path / "cache"))
-    assert len(computed) == 1 and not (tmp_path / "cache").exists()
-
-
-def test_where_weights_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (file := tmp_path / "weights.pt").write_bytes(b"x")
-    assert fingerprints._files(str(file)) == [file] and fingerprints._files(f"{file}:port") == [file]
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert fingerprints._files("~/weights.pt") == [file] and fingerprints._files("~/weights.pt:port") == [file]
-    monkeypatch.setenv("CLOOB_CACHE", str(tmp_path))
-    (kept := tmp_path / "weights" / "ml-jku--rn50-yfcc" / "model.pt").parent.mkdir(parents=True)
-    kept.write_bytes(b"x")
-    assert fingerprints._files("ml-jku/rn50-yfcc") == [kept]
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    (far := tmp_path / "hub" / "models--me--mine" / "snapshots" / "0" / "model.safetensors").parent.mkdir(parents=True)
-    far.write_bytes(b"x")
-    assert list(fingerprints._files("hf-hub:me/mine")) == [far]
-    assert fingerprints._files("nothing-known/tag") == ()
-    assert fingerprints._stamp("ViT-B-32/openai") is None  # of which nothing was fetched here

@@ -19,18 +19,14 @@ from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.names import CONFIGS
 from cloob.models.runs import (
     ALIGNED_FILE,
     CONFIG_FILE,
     WEIGHTS_FILE,
-    curve,
-    epoch_of,
     latest_checkpoint,
     list_checkpoints,
 )
 from cloob.models.towers import TINY_MODELS, create_model
-from cloob.models.towers import open_clip as open_clip_module
 from cloob.objective import make_objective
 from support import refused
 
@@ -164,32 +160,6 @@ def test_what_convert_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert refused(capsys, "convert", models, heads).endswith("heads: exists; --overwrite replaces it\n")
 
 
-@pytest.mark.parametrize("bias", [math.nan, math.inf, 1e30])
-def test_a_bias_that_no_model_learns(bias: float, tmp_path: Path) -> None:
-    fails(siglip_folder(tmp_path / "m", bias), WEIGHTS_FILE)
-
-
-def test_fresh_towers_of_siglip_say_nothing_of_an_objective(tmp_path: Path) -> None:
-    config = json.loads((CONFIGS / "tiny-vit.json").read_text()) | {"init_logit_bias": -10}
-    (tmp_path / "tiny-sigmoid.json").write_text(json.dumps(config))
-    open_clip_module().add_model_config(tmp_path)
-    encoder = create_model("tiny-sigmoid", seed=0)
-    assert encoder.objective_config == {} and encoder.model.logit_bias is None
-    weights = encoder.model.state_dict() | {"logit_bias": torch.tensor(-3.0)}
-    torch.save(weights, tmp_path / "weights.pt")
-    trained = create_model("tiny-sigmoid", pretrained=str(tmp_path / "weights.pt")).make_objective()
-    assert trained.name == "siglip" and trained.config()["bias"] == -3.0
-    torch.save(encoder.model.state_dict(), tmp_path / "weights.pt")  # of another objective
-    other = create_model("tiny-sigmoid", pretrained=str(tmp_path / "weights.pt"))
-    save_model(tmp_path / "other", other, OBJECTIVE)
-    assert other.objective_config == {} and load_model(tmp_path / "other").make_objective().name == "cloob"
-
-
-def test_image_size_survives(tmp_path: Path) -> None:
-    save_model(tmp_path, create_model("tiny-vit", image_size=32, seed=1), OBJECTIVE)
-    assert load_model(tmp_path).image_size == 32
-
-
 def test_each_kind_of_source(saved: Path, tmp_path: Path) -> None:
     run = make_run(saved, tmp_path / "run", (100, 200))
     expected = embeddings(load_model(saved))
@@ -212,7 +182,7 @@ def test_newest_complete_checkpoint(saved: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", [WEIGHTS_FILE, CONFIG_FILE])
-@pytest.mark.parametrize("keep", [0.0, 0.5, 0.999])
+@pytest.mark.parametrize("keep", [0.5])
 def test_a_cut_short_file_falls_back_with_a_warning(saved: Path, tmp_path: Path, damaged: str, keep: float) -> None:
     run = make_run(saved, tmp_path, (100, 200))
     file = run / "checkpoints" / "step-00000200" / "model" / damaged
@@ -228,56 +198,3 @@ def test_a_cut_short_file_falls_back_with_a_warning(saved: Path, tmp_path: Path,
     shutil.rmtree(run / "checkpoints" / "step-00000100")
     with pytest.warns(UserWarning, match="step-00000200"), pytest.raises(InputError, match="none of its 1"):
         load_model(run)
-
-
-def fails(source: str | Path, *parts: str) -> None:
-    with pytest.raises(InputError) as caught:
-        load_model(source)
-    assert "\n" not in str(caught.value)
-    assert all(part in str(caught.value) for part in parts), str(caught.value)
-
-
-def test_weights_of_another_architecture(saved: Path, tmp_path: Path) -> None:
-    save_model(tmp_path / "vit", create_model("tiny-vit", seed=0), OBJECTIVE)
-    shutil.copy(saved / WEIGHTS_FILE, tmp_path / "vit" / WEIGHTS_FILE)
-    fails(tmp_path / "vit", WEIGHTS_FILE, "do not fit", "is missing", "is unknown")
-    shutil.copytree(saved, tmp_path / "wide")
-    config = json.loads((saved / CONFIG_FILE).read_text())
-    config["model_cfg"]["vision_cfg"]["width"] = 32
-    (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
-    fails(tmp_path / "wide", "do not fit", "has shape", "is wanted")
-    config["model_cfg"]["vision_cfg"] = {"widht": 32}
-    (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
-    fails(tmp_path / "wide", CONFIG_FILE, "widht")
-    config["model_cfg"].pop("embed_dim")
-    (tmp_path / "wide" / CONFIG_FILE).write_text(json.dumps(config))
-    fails(tmp_path / "wide", CONFIG_FILE, "embed_dim")
-
-
-ODD_LINES = b"".join(
-    line + b"\n"
-    for line in (
-        b"[" * 100_000,
-        b"9" * 5000,
-        b"\xff\xfe",
-        b"[1]",
-        b'"step"',
-        b'{"step": 1, "epoch": 0}',
-        b'{"step": 1e999, "epoch": [1]}',
-        b'{"step": -3, "epoch": ' + b"9" * 400 + b"}",
-    )
-)
-
-
-def test_lines_of_a_log_that_cannot_be_are_passed_over(tmp_path: Path) -> None:
-    assert curve(tmp_path) == [] and epoch_of(tmp_path, 5) is None
-    good = [{"step": 10, "epoch": 2, "loss": 1.5}, {"step": 5, "epoch": 1, "loss": 2.5}]
-    text = ODD_LINES + "\n".join(map(json.dumps, good)).encode() + b'\n{"step": 11, "lo'
-    (tmp_path / "metrics.jsonl").write_bytes(text)
-    (tmp_path / "epochs.jsonl").write_bytes(text)
-    lines = curve(tmp_path)
-    assert lines[-2:] == good and len(lines) == 5 and all(isinstance(line, dict) for line in lines)
-    assert curve(f"{tmp_path}:best") == lines  # of its best checkpoint's run
-    assert epoch_of(tmp_path, 15) == 3.0
-    (tmp_path / "epochs.jsonl").write_bytes(ODD_LINES)
-    assert epoch_of(tmp_path, 15) is None

@@ -15,7 +15,6 @@ import pytest
 from cloob.errors import InputError
 from cloob.models import names
 from cloob.models.folder import save_model
-from cloob.models.hub import answers, check_fetchable
 from cloob.models.load import load_model
 from cloob.models.names import check_path, known_models
 from cloob.models.towers import create_model, open_clip
@@ -54,11 +53,6 @@ def closed() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_who_answers(hub: str, silent: tuple[str, socket.socket], closed: str) -> None:
-    assert answers(hub)
-    assert not answers(closed) and not answers(silent[0]) and not answers("http://no-such-host.invalid")
-
-
 def cloob(*words: str, **environment: str) -> tuple[int, list[str], set[str]]:
     """Exit code, lines on the screen, and which of the slow libraries were imported."""
     script = (
@@ -80,11 +74,9 @@ def table(tmp_path: Path) -> Path:
     "words",
     [
         ["finetune"],
-        ["lit"],
         ["--init", "hf-hub:some/model"],
-        ["--image-encoder", "timm:resnet18", "--text-encoder", "hf:some/bert"],
     ],
-    ids=["finetune", "lit", "hub", "encoders"],
+    ids=["finetune", "hub"],
 )
 def test_without_a_network_what_would_be_fetched_is_refused_at_once(
     words: list[str], table: Path, tmp_path: Path, silent: tuple[str, socket.socket]
@@ -102,19 +94,6 @@ def test_without_a_network_what_would_be_fetched_is_refused_at_once(
         server.accept()
 
 
-def test_a_file_of_weights_needs_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set"):
-        check_fetchable("tiny-vit/epoch_32.pt")
-    (tmp_path / "epoch_32.pt").write_bytes(b"")
-    check_fetchable("tiny-vit/epoch_32.pt")
-    (tmp_path / "empty" / "models--some--vit").mkdir(parents=True)
-    check_fetchable("timm:hf-hub:some/vit@a-revision")
-
-
 def test_a_model_that_is_partly_there_is_one_line(closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_clip()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -125,15 +104,6 @@ def test_a_model_that_is_partly_there_is_one_line(closed: str, tmp_path: Path, m
             load_model(source)
         assert str(caught.value).startswith(f"{source}: not on this machine, and {closed} does not answer; ")
         assert "\n" not in str(caught.value)
-
-
-def test_weights_at_a_plain_address_are_asked_for_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: str
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(open_clip(), "get_pretrained_cfg", lambda *_: {"url": f"{closed}/rn50.pt"})
-    with pytest.raises(InputError, match=f"RN50/yfcc15m: not on this machine, and {closed}/rn50.pt does not answer"):
-        create_model("RN50", pretrained="yfcc15m")
 
 
 def test_names_from_files_are_those_that_open_clip_lists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 import support
-from cloob.errors import InputError, one_line
+from cloob.errors import InputError
 from cloob.models.aligned import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
@@ -159,55 +157,3 @@ def test_a_model_of_the_hub_runs_none_of_its_python(
         refused(lambda key=key: load_model(f"hf-hub:by/{key}"), "auto_map")
     refused(lambda: load_model(tmp_path / "hf_model_name"), "auto_map")
     assert not marker.exists()
-
-
-def test_arguments_of_open_clip_s_own_configs_are_taken(tower: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tower, tmp_path / "m")
-    arguments = {"tokenizer_kwargs": {"clean": "canonicalize"}}
-    change(folder / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(arguments))
-    tokens = load_model(folder).tokenizer(["A, cat", "a cat"])
-    assert torch.equal(tokens[0], tokens[1])
-
-
-def test_heads_whose_encoder_is_their_own_folder(tower: Path, bert: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "loop"
-    folder.mkdir()
-    head = {"features": 4, "embed_dim": 4, "kind": "linear", "dropout": 0.0}
-    content = {"format": 1, "image_encoder": str(folder), "text_encoder": str(bert), "image_size": 64}
-    content |= {"image_fingerprint": "", "text_fingerprint": "", "heads": {"image": head, "text": head}}
-    (folder / "aligned.json").write_text(json.dumps(content))
-    (folder / "heads.safetensors").write_bytes(b"")
-    refused(lambda: load_model(folder), "leads back to this folder")
-
-
-class Bomb:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[Path]]:
-        return os.mkdir, (self.path,)
-
-
-def test_a_refused_pickle_is_not_said_to_be_safe_to_load(tower: Path, tmp_path: Path, marker: Path) -> None:
-    """torch's own message advises ``weights_only=False``, which would run the file."""
-    checkpoint = tmp_path / "step-00000001"
-    shutil.copytree(tower, checkpoint / "model")
-    torch.save({"format": 1, "optimizer": Bomb(marker)}, checkpoint / "trainer.pt")
-    folder = shutil.copytree(tower, tmp_path / "m")
-    (folder / WEIGHTS_FILE).unlink()
-    torch.save({"state_dict": Bomb(marker)}, folder / "open_clip_pytorch_model.bin")
-    for load, file in (
-        (lambda: read_checkpoint(checkpoint), "trainer.pt"),
-        (lambda: load_model(folder), "open_clip_pytorch_model.bin"),
-    ):
-        with pytest.raises(InputError) as caught:
-            load()
-        text = str(caught.value)
-        assert file in text and "posix.mkdir" in text
-        assert not any(word in text for word in ("weights_only", "succeed", "\n"))
-    assert not marker.exists()
-
-
-def test_advice_to_run_code_is_left_out() -> None:
-    error = ValueError("x has code. Please pass the argument `trust_remote_code=True` to allow custom code to be run.")
-    assert one_line(error) == "x has code."

@@ -49,9 +49,7 @@ def step_of(model: cloob.models.encoder.DualEncoder) -> int:
         ("local-dir:runs/mine", BEST),
         ("runs/mine:best", BEST),
         ("runs/mine:last", LAST),
-        ("local-dir:runs/mine:last", LAST),
         ("runs/plain", LAST),
-        ("runs/plain:last", LAST),
     ],
 )
 def test_a_run_is_its_best_checkpoint(runs: Path, name: str, step: int) -> None:
@@ -108,7 +106,6 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytes
     ("name", "said"),
     [
         ("runs/mine:worst", "runs/mine has no ':worst'; ':best' and ':last' are there"),
-        ("runs/plain:worst", "runs/plain has no ':worst'; ':last' is there"),
         ("runs/nosuch", "runs/nosuch: no such folder; in runs/: mine, plain"),
         ("nowhere/nosuch", "nowhere/nosuch: no such folder, and no NAME/TAG of open_clip (such as RN50/openai)"),
     ],
@@ -124,8 +121,3 @@ def test_a_name_that_means_nothing(runs: Path, name: str, said: str, capsys: pyt
     assert cli.main(["eval", name, "--zeroshot", "pictures", "--out", "reports/e"]) == 2
     assert capsys.readouterr().err.endswith(f"{said}\n")
     assert not Path("reports").exists()  # no empty folder stays behind
-
-
-def test_a_server_tells_no_folder_beside_a_model_that_is_gone(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The paths of an index are whole ones."""
-    assert "plain" not in refused(capsys, "convert", str(runs / "nosuch"), "converted")

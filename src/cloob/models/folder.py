@@ -21,7 +21,6 @@ from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.hub import check_hub_model, reachable_hub
-from cloob.models.objective_file import read_objective
 from cloob.models.onnx import folder as onnx_folder
 from cloob.models.runs import (
     ALIGNED_FILE,
@@ -32,6 +31,7 @@ from cloob.models.runs import (
     WEIGHTS_FILE,
     config_file,
     damage,
+    read_objective,
     weights_file,
 )
 from cloob.models.towers import load_tokenizer

@@ -13,7 +13,6 @@ from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.folder import read_model, readied_text_tower
 from cloob.models.hub import check_hub_model, fetch_first
 from cloob.models.names import check_path, known_models, no_such_model
-from cloob.models.objective_file import read_objective
 from cloob.models.runs import (
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
@@ -24,6 +23,7 @@ from cloob.models.runs import (
     TOWERS_WEIGHTS_FILE,
     chosen_checkpoint,
     config_file,
+    read_objective,
     split_checkpoint,
     weights_file,
 )

@@ -18,6 +18,7 @@ No torch is imported here.
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -279,3 +280,14 @@ def epoch_of(run: Path, step: int) -> float | None:
 
 def _is_count(value: object) -> TypeGuard[int]:
     return type(value) is int and 1 <= value < 2**53
+
+
+def read_objective(folder: Path) -> dict[str, Any]:
+    """The settings in a model folder's ``objective.json``, empty if it has none; InputError if they are damaged."""
+    file = folder / OBJECTIVE_FILE
+    settings: dict[str, Any] = read_json(file) if file.is_file() else {}
+    for key in settings.keys() & {"inv_tau", "beta", "bias"}:
+        value = settings[key]
+        if type(value) not in (int, float) or not math.isfinite(value) or (value <= 0 and key != "bias"):
+            raise InputError(f"{file}: {key} is {value!r}, which it cannot be")
+    return settings

@@ -53,8 +53,3 @@ def test_pairs_with_an_unreadable_side_are_left_out() -> None:
     text[4] = float("nan")
     assert geometry(image, text, 10.0, 8.0) == expected
     assert expected["n"] == 6
-
-
-def test_the_limit_takes_pairs_evenly() -> None:
-    image, text = unit(10, 4, 0), unit(10, 4, 1)
-    assert geometry(image, text, 10.0, 8.0, limit=5) == geometry(image[::2], text[::2], 10.0, 8.0)

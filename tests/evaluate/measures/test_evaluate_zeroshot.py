@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError
 from cloob.evaluate.embed import embed_images
 from cloob.evaluate.measures.zeroshot import class_embeddings, summarise, zeroshot_ranks
 from evaluate_fakes import COLOURS, ColourModel, Labels
@@ -34,16 +33,6 @@ def test_class_embeddings_are_the_renormalised_mean_over_templates() -> None:
     assert sorted(prompts) == ["a picture of blue", "a picture of red", "blue", "red"]
 
 
-def test_templates_with_braces_and_without_a_place() -> None:
-    model = ColourModel()
-    class_embeddings(model, ("red",), ("{x} {c} }",))
-    assert model.text_batches == [["{x} red }"]]
-    with pytest.raises(InputError, match=r"template 'a thing' has no \{c\}"):
-        class_embeddings(model, ("red",), ("{c}", "a thing"))
-    with pytest.raises(InputError, match="got 0 and 1"):
-        class_embeddings(model, (), ("{c}",))
-
-
 def test_zeroshot_by_hand() -> None:
     # Scores are the coordinates: classes are the axes.
     images = torch.tensor([[0.9, 0.3, 0.1], [0.2, 0.8, 0.1], [0.5, 0.6, 0.4], [0.1, 0.2, 0.9]])
@@ -65,12 +54,6 @@ def test_an_unreadable_image_is_wrong_at_every_k() -> None:
     result = zeroshot(images[:3], torch.tensor([0, 1, 2]), classes)
     assert result["acc1"] == result["acc5"] == pytest.approx(2 / 3)
     assert result["n"] == 3 and "per_class" not in result
-
-
-def test_classes_without_images_and_names_in_common() -> None:
-    result = summarise(torch.tensor([0, 3]), torch.tensor([0, 2]), 4, ("crane", "heron", "crane", "stork"))
-    assert result["per_class"] == {"crane [0]": 1.0, "crane [2]": 0.0}
-    assert result["mean_per_class_recall"] == 0.5
 
 
 def test_two_classes_of_one_embedding_are_never_told_apart() -> None:

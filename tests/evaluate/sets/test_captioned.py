@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cloob import open_source
 from cloob.data.batch import BadSample
-from cloob.evaluate.sets.captioned import BadPicture, CaptionedSample, open_captioned
+from cloob.evaluate.sets.captioned import BadPicture, open_captioned
 from support import picture
 
 EXPECTED = [
@@ -88,16 +87,6 @@ def test_every_layout_gives_the_same_pictures(layout: Callable[[Path], Path], fo
     assert found.name == place.name
 
 
-def test_lines_of_a_txt_beside_a_picture_are_one_caption(folder: Path) -> None:
-    """As in training and in an index."""
-    for key, texts in EXPECTED:
-        (folder / key).with_suffix(".txt").write_text("\n".join(texts) + "\n\n")
-    found, trained = open_captioned(folder), open_source(folder)
-    for i in range(len(found)):
-        assert found.read(i).captions == (" ".join(trained.read(i).caption.split()),)
-    assert [found.read(i).captions[0] for i in range(len(found))] == [" ".join(texts) for _, texts in EXPECTED]
-
-
 def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: Path) -> None:
     path = table(folder)
     path.write_text(path.read_text() + "b.png,\n,x\n".replace(",x\n", ""))
@@ -120,12 +109,6 @@ def test_a_lost_picture_keeps_its_captions_and_a_lost_caption_its_place(folder: 
         found.read(0)
 
 
-def test_other_columns(folder: Path) -> None:
-    (folder / "t.tsv").write_text("image\tcaption\na.png\tx\na.png\ty\nb.png\tz\n")
-    found = open_captioned(folder / "t.tsv", image_column="image", caption_column="caption")
-    assert [found.read(i).captions for i in range(2)] == [("x", "y"), ("z",)]
-
-
 def test_pictures_inside_parquet(folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -136,8 +119,3 @@ def test_pictures_inside_parquet(folder: Path) -> None:
     found = open_captioned(folder / "in.parquet", image_column="image", caption_column="alt")
     assert [found.read(i).captions for i in range(2)] == [("x",), ("y",)]
     assert found.read(1).image == picture("blue")
-
-
-def test_all_captions_in_one_text_tell_samples_apart() -> None:
-    assert CaptionedSample("k", b"", ("a b",)).caption == "a b"
-    assert CaptionedSample("k", b"", ("a", "b")).caption != CaptionedSample("k", b"", ("a b",)).caption

@@ -83,62 +83,11 @@ def test_numbered_folders_are_sorted_by_number(tmp_path: Path, image: MakeImage,
         assert labelled.classnames[label] == (words[number] if names else str(number))
 
 
-def test_the_real_sets(shared_data: Path) -> None:
-    noto = open_labelled(shared_data / "zeroshot" / "noto-emoji")
-    assert len(noto) == 1540 and sorted(noto.labels.tolist()) == list(range(1540)) and len(noto.templates) == 6
-    assert noto.read(0)[1][:4] == b"RIFF"
-    assert len(open_labelled(shared_data / "zeroshot" / "digits", split="train")) == 1000
-
-
-def rewrite(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-@pytest.mark.parametrize(
-    ("files", "said"),
-    [
-        ({"a.png": b"x"}, r"1\.tar: sample 'a' has no \.cls label"),
-        ({"a.cls": b"1"}, r"1\.tar: sample 'a' has no image"),
-        ({"a.cls": b"cat", "a.png": b"x"}, r"sample 'a' has the label 'cat', expected a number from 0 to 2"),
-        ({"a.cls": b"-1", "a.png": b"x"}, r"sample 'a' has the label '-1'"),
-        ({"a.cls": b"1" * 5000, "a.png": b"x"}, r"sample 'a' has the label '1{40}', expected a number from 0 to 2"),
-    ],
-)
-def test_wrong_samples(wds: Path, write_tar: WriteTar, files: dict[str, bytes], said: str) -> None:
-    write_tar(wds / "test" / "1.tar", files)
-    with pytest.raises(InputError, match=said):
-        open_labelled(wds)
-
-
-def test_shards_are_looked_for_while_they_are_counted(wds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A count of ten million costs as many looks as there are files, and one more."""
-    looks: list[str] = []
-    is_file = Path.is_file
-    monkeypatch.setattr(Path, "is_file", lambda path: looks.append(path.name) or is_file(path))
-    named: list[object] = []
-    monkeypatch.setattr(Path, "__truediv__", lambda path, name: named.append(name) or path.joinpath(name))
-    rewrite(wds / "test" / "nshards.txt", "9999999")
-    with pytest.raises(InputError, match="no such file"):
-        open_labelled(wds)
-    assert [name for name in looks if name.endswith(".tar")] == ["0.tar", "1.tar", "2.tar"]
-    assert len([name for name in named if str(name).endswith(".tar")]) == 3
-
-
 def test_a_truncated_test_set_is_refused(wds: Path) -> None:
     with (wds / "test" / "1.tar").open("r+b") as file:
         file.truncate(2000)
     with pytest.raises(InputError, match=r"1\.tar is truncated"):
         open_labelled(wds)
-
-
-def test_splits_are_no_classes(tmp_path: Path, image: MakeImage) -> None:
-    for name in ("train/cat", "train/dog", "val/cat", "val/dog"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "1.png").write_bytes(image(1))
-    with pytest.raises(InputError, match=r"holds splits \(train, val\), not classes; give .*val"):
-        open_labelled(tmp_path)
-    assert open_labelled(tmp_path / "val").classnames == ("cat", "dog")
 
 
 def test_a_file_that_vanishes_is_one_bad_sample(folders: Path) -> None:

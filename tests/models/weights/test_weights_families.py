@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import formulas
 import own_files
 import pytest
 import torch
@@ -16,7 +13,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cloob import load_model
-from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.objective import ContrastiveObjective
 
@@ -78,7 +74,7 @@ def test_mljku(tmp_path: Path, zipped: bool) -> None:
     check_clip(encoder, model)
 
 
-@pytest.mark.parametrize("kind", ["state_dict", "legacy", "archive"])
+@pytest.mark.parametrize("kind", ["state_dict", "archive"])
 def test_openai(tmp_path: Path, kind: str) -> None:
     model = own_files.open_clip_towers()
     sizes = {"input_resolution": 32, "context_length": 77, "vocab_size": 40}
@@ -91,17 +87,6 @@ def test_openai(tmp_path: Path, kind: str) -> None:
     check_clip(load_model(tmp_path / "m.pt"), model)
 
 
-@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin", "open_clip_model.pt"])
-def test_open_clips_weights_are_not_taken_for_openais(tmp_path: Path, name: str) -> None:
-    torch.save(own_files.open_clip_towers(quick_gelu=False).state_dict(), tmp_path / name)
-    with pytest.raises(InputError) as caught:
-        load_model(tmp_path / name)
-    assert str(caught.value) == (
-        f"{tmp_path / name}: open_clip's weights, which do not say their towers; give the folder, if "
-        f"open_clip_config.json is in it, or NAME/FILE from within its folder (such as ViT-B-32/{name})"
-    )
-
-
 def as_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Halved as OpenAI's ``convert_weights`` does it."""
     return {key: value.half() if value.ndim > 1 else value for key, value in state.items()}
@@ -111,11 +96,9 @@ def as_openai(state: dict[str, Tensor]) -> dict[str, Tensor]:
     ("change", "warned"),
     [
         (dict, True),
-        (lambda state: {key: value.half() for key, value in state.items()}, True),
         (as_openai, False),
-        (lambda state: state | {"vocab_size": torch.tensor(40)}, False),
     ],
-    ids=["float32", "float16", "both, as OpenAI's", "with one of its sizes"],
+    ids=["float32", "as OpenAI's"],
 )
 def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Callable[[dict[str, Tensor]], object], warned: bool
@@ -126,15 +109,7 @@ def test_what_may_be_another_programs_is_taken_for_openais_with_a_warning(
     assert [said in message for message in caplog.messages] == [True] * warned
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_a_checkpoint_of_open_clips_training_without_its_name(tmp_path: Path, prefix: str) -> None:
-    state = {f"{prefix}{key}": value for key, value in own_files.open_clip_towers().state_dict().items()}
-    torch.save({"epoch": 3, "name": "x", "state_dict": state, "optimizer": {}}, tmp_path / "epoch_3.pt")
-    with pytest.raises(InputError, match=r"open_clip's training, .* \(such as ViT-B-32/epoch_3\.pt\)$"):
-        load_model(tmp_path / "epoch_3.pt")
-
-
-@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model.bin"])
 @pytest.mark.parametrize("quick_gelu", [True, False])
 def test_open_clip(tmp_path: Path, name: str, quick_gelu: bool) -> None:
     model = own_files.open_clip_towers(quick_gelu=quick_gelu)
@@ -148,25 +123,9 @@ def test_open_clip(tmp_path: Path, name: str, quick_gelu: bool) -> None:
     check_clip(load_model(tmp_path), model)
 
 
-@pytest.mark.parametrize("protocol", [4, 5])
-def test_crowsonkb(tmp_path: Path, protocol: int) -> None:
-    arrays = own_files.crowsonkb_arrays()
-    encoder = load_model(own_files.write_crowsonkb(tmp_path, arrays, protocol))
-    weights = {key: torch.from_numpy(value.copy()).requires_grad_() for key, value in arrays.items()}
-    images, tokens = inputs()
-
-    def direct() -> Features:
-        return formulas.crowsonkb_image(weights, images, 3, 2), formulas.crowsonkb_text(weights, tokens, 2, 2)
-
-    assert float(encoder.make_objective().inv_tau) == pytest.approx(30.0)
-    check(encoder, direct, list(weights.values()), tokens)
-
-
 def write_rinna(folder: Path, state: dict[str, Tensor], form: str) -> Path:
     (folder / "config.json").write_text(json.dumps(own_files.RINNA))
-    if form == "safetensors":
-        save_file(state, folder / "model.safetensors")
-    elif form == "bin":
+    if form == "bin":
         torch.save(state, folder / "pytorch_model.bin")
     else:
         keys = sorted(state)
@@ -177,22 +136,16 @@ def write_rinna(folder: Path, state: dict[str, Tensor], form: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", ["safetensors", "bin", "sharded"])
-def test_rinna(tmp_path: Path, form: str) -> None:
-    state = own_files.rinna_state()
-    encoder = load_model(write_rinna(tmp_path, state, form))
-    images, tokens = inputs()
-    tokens[tokens == 0] = 3  # its padding
-    tokens[:, 0] = 4
-    weights = {key: value.clone().requires_grad_() for key, value in state.items()}
-
-    def direct() -> Features:
-        return formulas.rinna_image(weights, images, 3, 2), formulas.rinna_text(weights, tokens, 3, 2, pad=3)
-
-    check(encoder, direct, list(weights.values()), tokens)
+def test_rinna_in_shards(tmp_path: Path) -> None:
+    state, (images, tokens) = own_files.rinna_state(), inputs()
+    for form in ("bin", "sharded"):
+        (tmp_path / form).mkdir()
+    whole, sharded = (load_model(write_rinna(tmp_path / form, state, form)) for form in ("bin", "sharded"))
+    for one, other in zip(features_of(whole, images, tokens), features_of(sharded, images, tokens), strict=True):
+        assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("shard", ["5GB", "40KB"], ids=["one file", "sharded"])
+@pytest.mark.parametrize("shard", ["40KB"])
 def test_transformers_clip(tmp_path: Path, shard: str) -> None:
     pytest.importorskip("transformers")
     model = own_files.write_transformers_clip(tmp_path, "quick_gelu", "quick_gelu", shard)
@@ -213,29 +166,3 @@ def test_transformers_clip(tmp_path: Path, shard: str) -> None:
     step(direct, [parameter for parameter in model.parameters() if parameter.requires_grad])
     for mine, theirs in zip(features_of(encoder, images, tokens), direct(), strict=True):
         torch.testing.assert_close(nn.functional.normalize(mine, dim=-1), theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
-    state = own_files.rinna_state()
-    folder = write_rinna(tmp_path, state, "sharded")
-    shard = folder / "model-00001-of-00003.safetensors"
-    places = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    doubled = next(key for key, place in places.items() if place != shard.name)
-    save_file({key: state[key] for key, place in places.items() if place == shard.name or key == doubled}, shard)
-    with pytest.raises(InputError, match="but not in both"):
-        load_model(folder)
-
-
-def test_what_was_loaded_is_kept_by_convert(tmp_path: Path) -> None:
-    """Of the families that need no other program's file, bit by bit."""
-    from cloob import cli
-
-    arrays = own_files.crowsonkb_arrays()
-    (tmp_path / "a").mkdir()
-    source = own_files.write_crowsonkb(tmp_path / "a", arrays)
-    assert cli.main(["convert", str(source), str(tmp_path / "m")]) == 0
-    first, second = load_model(source), load_model(tmp_path / "m")
-    assert all(map(torch.equal, first.state_dict().values(), second.state_dict().values()))
-    assert second.config == first.config and second.objective_config == first.objective_config
-    shutil.rmtree(tmp_path / "a")
-    assert copy.deepcopy(second).config.kind == "towers"

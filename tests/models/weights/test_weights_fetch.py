@@ -94,7 +94,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-@pytest.mark.parametrize("kind", ["plain", "redirect", "breaks", "noranges", "tagged"])
+@pytest.mark.parametrize("kind", ["redirect", "breaks", "tagged"])
 def test_a_file_arrives_whole(server: Server, tmp_path: Path, kind: str) -> None:
     told: list[tuple[str, int, int | None]] = []
     file = PublicFile(server.url(f"{kind}/x"), "x.bin", None if kind == "tagged" else SHA256)
@@ -107,35 +107,12 @@ def test_a_file_arrives_whole(server: Server, tmp_path: Path, kind: str) -> None
     assert fetch.fetch_file(file, tmp_path) == path and len(server.asked) == before
 
 
-def test_without_hash_or_tag_nothing_is_resumed(server: Server, tmp_path: Path) -> None:
-    path = fetch.fetch_file(PublicFile(server.url("untagged/x"), "x.bin"), tmp_path)
-    assert path.read_bytes() == CONTENT and set(server.asked) == {None}
-
-
-def test_a_file_that_changed_on_the_server_is_fetched_anew(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "x.bin.part").write_bytes(b"of an older file")
-    (tmp_path / "x.bin.part.etag").write_text('"v0"')
-    assert fetch.fetch_file(PublicFile(server.url("plain/x"), "x.bin"), tmp_path).read_bytes() == CONTENT
-
-
-def test_a_part_as_long_as_the_file(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "x.bin.part").write_bytes(CONTENT)
-    file = PublicFile(server.url("plain/x"), "x.bin", SHA256)
-    assert fetch.fetch_file(file, tmp_path).read_bytes() == CONTENT
-    (tmp_path / "x.bin").unlink()
-    (tmp_path / "x.bin.part").write_bytes(b"?" * (len(CONTENT) + 5))
-    assert fetch.fetch_file(file, tmp_path).read_bytes() == CONTENT
-
-
 @pytest.mark.parametrize(
     ("kind", "fields", "said"),
     [
         ("claimsmore", {}, "broke off again and again"),
-        ("claimshuge", {}, "more than any of these files has"),
-        ("plain", {"size": 5}, "published are 5"),
         ("plain", {"sha256": "0" * 64}, "published is 0000"),
         ("wrongrange", {"sha256": SHA256}, "another part of the file"),
-        ("missing", {}, "HTTP 404"),
     ],
 )
 def test_lies_are_refused_in_one_line(
@@ -154,19 +131,6 @@ def test_no_redirect_leaves_encryption() -> None:
     request = urllib.request.Request("https://a.example/x")
     with pytest.raises(urllib.error.URLError, match="not encrypted"):
         fetch._SafeRedirects().redirect_request(request, None, 302, "", {}, "http://a.example/x")
-
-
-def test_offline_and_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = PublicFile("http://127.0.0.1:9/x", "x.bin")
-    with pytest.raises(InputError, match="not reachable"):
-        fetch.fetch_file(file, tmp_path)
-    monkeypatch.setenv("CLOOB_OFFLINE", "1")
-    with pytest.raises(InputError, match="CLOOB_OFFLINE is set; fetch it elsewhere and put it at"):
-        fetch.fetch_file(file, tmp_path)
-    with pytest.raises(InputError, match="not in the cache"):
-        load_model("ml-jku/rn50-yfcc")
-    with pytest.raises(InputError, match="did you mean ml-jku/rn50-yfcc"):
-        load_model("ml-jku/rn50-yfc")
 
 
 def test_two_processes_fetch_once(server: Server, tmp_path: Path) -> None:
@@ -193,10 +157,3 @@ def test_a_model_by_name(server: Server, tmp_path: Path, monkeypatch: pytest.Mon
     images = torch.zeros(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(load_model("crowsonkb/tiny").encode_image(images), load_model(source).encode_image(images))
-
-
-def test_the_registry_is_what_was_published() -> None:
-    for name, model in registry.MODELS.items():
-        for file in model.files:
-            assert file.url.startswith("https://")
-            assert file.sha256 is None or (len(file.sha256) == 64 and (name[0] == "r" or file.sha256 in file.url))

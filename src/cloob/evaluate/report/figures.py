@@ -121,12 +121,11 @@ def _spectrum(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int], nam
     series, legend = [], []
     for row in rows:
         values = numbers.part(row, "geometry").get(name, {})
-        model = str(row["model"])
-        line, total = _shares(values.get(f"spectrum_{side}"))
+        model = row["model"]
+        line, total = _shares(values.get(f"spectrum_{side}", ()))
         if not line:
             continue
-        k = numbers.number(values.get(f"effective_eigenvalues_{side}"))
-        k = float(_effective(line)) if k is None else k
+        k = float(values[f"effective_eigenvalues_{side}"])
         share = dict(line).get(k)
         mark = None if share is None else (k, share, numbers.count(k))
         series.append(Series(model, colours[model], _sparse(line), mark=mark))
@@ -141,24 +140,12 @@ def _spectrum(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int], nam
     return Figure(f"{side.capitalize()} embeddings", svg, legend)
 
 
-def _shares(spectrum: object) -> tuple[list[Point], int]:
+def _shares(spectrum: Sequence[float]) -> tuple[list[Point], int]:
     """(rank from 1, eigenvalue / sum) of the positive eigenvalues, and how many eigenvalues there are."""
-    if not isinstance(spectrum, Sequence) or isinstance(spectrum, str):
-        return [], 0
-    values = [max(numbers.number(value) or 0.0, 0.0) for value in spectrum]
+    values = [max(value, 0.0) for value in spectrum]
     total = sum(values)
     # Below 1e-9 of the sum an eigenvalue of float32 embeddings is rounding error and would stretch the axis.
     return [(k, v / total) for k, v in enumerate(values, 1) if total > 0 and v / total > 1e-9], len(values)
-
-
-def _effective(shares: Sequence[Point]) -> int:
-    """Smallest number of leading eigenvalues that hold 99 % of the sum."""
-    held = 0.0
-    for k, (_, share) in enumerate(shares, 1):
-        held += share
-        if held >= 0.99 - 1e-12:
-            return k
-    return len(shares)
 
 
 def _sparse(line: Sequence[Point]) -> list[Point]:
@@ -178,14 +165,9 @@ def classes(rows: Sequence[Mapping[str, Any]], colours: Mapping[str, int]) -> li
     for set_name in numbers.set_names(rows, "zeroshot"):
         recalls: dict[str, dict[str, float]] = {}
         for row in rows:
-            result = numbers.part(row, "zeroshot").get(set_name, {})
-            per_class = result.get("per_class") or {}
-            images = numbers.number(result.get("n"))
-            if images is not None and images < 3 * len(per_class):
-                continue
-            recall_of = {str(name): numbers.number(value) for name, value in per_class.items()}
-            if known := {name: value for name, value in recall_of.items() if value is not None}:
-                recalls[str(row["model"])] = known
+            result = numbers.part(row, "zeroshot").get(set_name)
+            if result and result["n"] >= 3 * len(result["per_class"]):
+                recalls[row["model"]] = result["per_class"]
         if recalls:
             figures.append({"set": set_name, "groups": _class_groups(recalls, colours)})
     return figures

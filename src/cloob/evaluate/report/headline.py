@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cloob.evaluate.report.numbers import METRICS, Row, count, interval, number, part, percent, points
+from cloob.evaluate.report.numbers import METRICS, Row, count, number, part, percent, points
 from cloob.evaluate.report.plots import nice_ticks, tick_text
 
 
@@ -17,7 +17,7 @@ class Measure:
 
     key: str
     name: str
-    values: Mapping[str, Mapping[str, tuple[float, tuple[float, float] | None]]]
+    values: Mapping[str, Mapping[str, tuple[float, tuple[float, float]]]]
 
     @property
     def sets(self) -> list[str]:
@@ -37,13 +37,11 @@ def measure(rows: Sequence[Row]) -> Measure | None:
         ("retrieval", "text_to_image@1", "text → image recall@1"),
     )
     for kind, key, name in options:
-        values: dict[str, dict[str, tuple[float, tuple[float, float] | None]]] = {}
+        values: dict[str, dict[str, tuple[float, tuple[float, float]]]] = {}
         for row in rows:
             for set_name, numbers in part(row, kind).items():
-                value = number(numbers.get(key))
-                if value is not None:
-                    by_set = values.setdefault(str(row["model"]), {})
-                    by_set[set_name] = (value, interval(numbers.get(f"{key}_interval")))
+                low, high = numbers[f"{key}_interval"]
+                values.setdefault(row["model"], {})[set_name] = (numbers[key], (low, high))
         result = Measure(key, name, values)
         if result.sets:
             return result
@@ -52,32 +50,22 @@ def measure(rows: Sequence[Row]) -> Measure | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """``model − baseline`` on a set or on the mean of the sets, as a fraction, with its interval if known."""
+    """``model − baseline`` on a set or on the mean of the sets, as a fraction, with its interval."""
 
     value: float
-    interval: tuple[float, float] | None
+    interval: tuple[float, float]
 
 
 def difference(
     results: Mapping[str, Any], what: Measure, model: str, baseline: str, set_name: str | None
 ) -> Difference | None:
-    """Looks a paired difference up in ``results["differences"]`` (either way round), else subtracts."""
-    for entry in results.get("differences") or ():
-        if entry.get("metric", "acc1") != what.key or entry.get("set") != set_name:
-            continue
-        pair = (entry.get("model"), entry.get("baseline"))
-        sign = {(model, baseline): 1, (baseline, model): -1}.get(pair)
-        value, low, high = (number(entry.get(k)) for k in ("difference", "low", "high"))
-        if sign is None or value is None:
-            continue
-        ends = None if low is None or high is None else tuple(sorted((sign * low, sign * high)))
-        return Difference(sign * value, None if ends is None else (ends[0], ends[1]))
-    if set_name is None:
-        return Difference(what.mean(model) - what.mean(baseline), None)
-    pair_values = [what.values[m].get(set_name) for m in (model, baseline)]
-    if pair_values[0] is None or pair_values[1] is None:
-        return None
-    return Difference(pair_values[0][0] - pair_values[1][0], None)
+    """Looks a paired difference up in ``results["differences"]``, either way round; None where one has no number."""
+    for entry in results["differences"]:
+        sign = {(model, baseline): 1, (baseline, model): -1}.get((entry["model"], entry["baseline"]))
+        if entry["metric"] == what.key and entry["set"] == set_name and sign:
+            low, high = sorted((sign * entry["low"], sign * entry["high"]))
+            return Difference(sign * entry["difference"], (low, high))
+    return None
 
 
 @dataclass(frozen=True)
@@ -107,15 +95,13 @@ def verdict(results: Mapping[str, Any], what: Measure | None) -> Verdict:
         title += ", no clear difference from guessing" if guessing else ""
         return Verdict(title, f"Measured {where}.", None, None)
     a, b = order[:2]
-    gaps = {other: difference(results, what, a, other, sets[0] if len(sets) == 1 else None) for other in order[1:]}
+    found = {other: difference(results, what, a, other, sets[0] if len(sets) == 1 else None) for other in order[1:]}
+    gaps = {other: gap for other, gap in found.items() if gap}  # all: every model has a number on each of these sets
     scores = f"{percent(what.mean(a))}\u00a0% against {percent(what.mean(b))}\u00a0% {what.name} {where}"
-    gap = gaps[b]
-    assert gap is not None  # every compared model has a number on every one of these sets
-    detail = f"{scores}: {points(gap.value)} points"
-    if gap.interval:
-        low, high = gap.interval
-        detail += f", {_level(results)} interval {points(low)} to {points(high)}"
-        detail += ", clear of zero" if low > 0 else ", which includes zero"
+    low, high = gaps[b].interval
+    detail = f"{scores}: {points(gaps[b].value)} points"
+    detail += f", {100 * results['level']:g}\u00a0% interval {points(low)} to {points(high)}"
+    detail += ", clear of zero" if low > 0 else ", which includes zero"
     if len(sets) > 1:
         wins = sum(what.values[a][s][0] > what.values[b][s][0] for s in sets)
         detail += f". Ahead of {b} on {wins} of {len(sets)} sets"
@@ -128,24 +114,23 @@ def verdict(results: Mapping[str, Any], what: Measure | None) -> Verdict:
 def _elsewhere(results: Mapping[str, Any], what: Measure, leader: str, most: int = 3) -> list[str]:
     """Where else the leader differs clearly from another model: by other measures, as a sentence each."""
     found = []
-    for entry in results.get("differences") or ():
-        value, low, high = (number(entry.get(key)) for key in ("difference", "low", "high"))
-        metric, pair = entry.get("metric", "acc1"), (str(entry.get("model")), str(entry.get("baseline")))
-        if value is None or low is None or high is None or low <= 0 <= high:
+    for entry in results["differences"]:
+        pair = entry["model"], entry["baseline"]
+        if entry["low"] <= 0 <= entry["high"] or entry["metric"] == what.key:
             continue
-        if metric == what.key or leader not in pair or entry.get("set") is None:
+        if leader not in pair or entry["set"] is None:
             continue
-        value = value if pair[0] == leader else -value
+        value = entry["difference"] if pair[0] == leader else -entry["difference"]
         other = pair[1] if pair[0] == leader else pair[0]
         side, by = "ahead of" if value > 0 else "behind", points(abs(value)).removeprefix("+")
-        found.append(f"{leader} is {side} {other} by {by} points in {METRICS.get(metric, metric)} on {entry['set']}")
+        found.append(f"{leader} is {side} {other} by {by} points in {METRICS[entry['metric']]} on {entry['set']}")
     return found[:most]
 
 
-def _title(what: Measure, order: Sequence[str], gaps: Mapping[str, Difference | None], at_guessing: bool) -> str:
+def _title(what: Measure, order: Sequence[str], gaps: Mapping[str, Difference], at_guessing: bool) -> str:
     """The headline of two models or more, best first."""
     a, b, *_ = order
-    level = [other for other, gap in gaps.items() if gap and gap.interval and gap.interval[0] <= 0]
+    level = [other for other, gap in gaps.items() if gap.interval[0] <= 0]
     if at_guessing:
         return "No clear difference from guessing"
     if what.mean(a) == what.mean(b):
@@ -156,9 +141,7 @@ def _title(what: Measure, order: Sequence[str], gaps: Mapping[str, Difference | 
         behind = [other for other in order[1:] if other not in level]
         are = "is" if len(behind) == 1 else "are"
         return f"No clear difference between {_listed([a, *level])}; {_listed(behind)} {are} behind"
-    title = f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
-    gap = gaps[b]
-    return title if gap and gap.interval else f"{title}; no interval is known"
+    return f"{a} is ahead of {b}" if len(order) == 2 else f"{a} leads, {b} follows"
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -170,8 +153,7 @@ def _holds_guessing(rows: Sequence[Row], what: Measure, model: str) -> bool:
     """Whether a model's interval on the only set holds what guessing would give."""
     if len(what.sets) != 1:
         return False
-    pair, guess = what.values[model][what.sets[0]][1], guessing_level(rows, what.sets[0])
-    return pair is not None and guess is not None and pair[0] <= guess
+    return what.values[model][what.sets[0]][1][0] <= guessing_level(rows, what.sets[0])
 
 
 def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
@@ -181,7 +163,7 @@ def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
         for name, values in part(row, "geometry").items():
             value = number(values.get("effective_eigenvalues_image"))
             if value is not None:
-                eigenvalues.setdefault(str(row["model"]), (name, value))
+                eigenvalues.setdefault(row["model"], (name, value))
     if not eigenvalues:
         detail = "The results hold neither zero-shot nor retrieval numbers."
         return Verdict("Nothing to compare yet", detail, None, None)
@@ -195,10 +177,6 @@ def _geometry_verdict(rows: Sequence[Row]) -> Verdict:
     counts = ", ".join(f"{model} {count(eigenvalues[model][1])}" for model in order)
     detail = f"Effective eigenvalues of the image embeddings on {eigenvalues[first][0]}: {counts}."
     return Verdict(title, detail, None, None)
-
-
-def _level(results: Mapping[str, Any]) -> str:
-    return f"{100 * (number(results.get('level')) or 0.95):g}\u00a0%"
 
 
 @dataclass(frozen=True)
@@ -238,10 +216,10 @@ def forest(results: Mapping[str, Any], what: Measure, colours: Mapping[str, int]
     leader, runner_up = verdict.leader, verdict.runner_up
     names = list(dict.fromkeys(name for by_set in what.values.values() for name in by_set))
     entries = [entry for by_set in what.values.values() for entry in by_set.values()]
-    ends = [end for value, pair in entries for end in (value, *(pair or ()))]
+    ends = [end for value, pair in entries for end in (value, *pair)]
     top = _ceiling(max(ends))
     gaps = {name: difference(results, what, leader, runner_up, name) for name in names if leader and runner_up}
-    gap_ends = [end for gap in gaps.values() if gap for end in (gap.value, *(gap.interval or ()))]
+    gap_ends = [end for gap in gaps.values() if gap for end in (gap.value, *gap.interval)]
     reach = _ceiling(max(map(abs, gap_ends), default=0.0))
     rows = []
     for name in names:
@@ -272,29 +250,27 @@ def _span(
     model: str,
     colour: int,
     value: float,
-    pair: tuple[float, float] | None,
+    pair: tuple[float, float],
     axis: tuple[float, float],
     form: Callable[[float | None], str],
 ) -> Span:
     def at(x: float) -> float:
         return round(min(max(100 * (x - axis[0]) / (axis[1] - axis[0]), 0.0), 100.0), 2)
 
-    low, high = pair or (value, value)
-    text = f"{form(low)} to {form(high)}" if pair else ""
-    return Span(model, colour, form(value), text, at(value), at(low), round(at(high) - at(low), 2))
+    low, high = pair
+    return Span(
+        model, colour, form(value), f"{form(low)} to {form(high)}", at(value), at(low), round(at(high) - at(low), 2)
+    )
 
 
-def guessing_level(rows: Sequence[Row], name: str) -> float | None:
-    """The share that guessing gets right: one of the classes, or of the images that are searched; None if unknown."""
-    for row in rows:
-        numbers, retrieval = part(row, "zeroshot").get(name, {}), part(row, "retrieval").get(name, {})
-        n = number(numbers.get("n_classes")) or len(numbers.get("per_class") or ()) or number(retrieval.get("n_images"))
-        if n:
-            return 1 / n
-    return None
+def guessing_level(rows: Sequence[Row], name: str) -> float:
+    """The share that guessing gets right: one of the classes, or of the images that are searched."""
+    labelled = [part(row, "zeroshot")[name]["n_classes"] for row in rows if name in part(row, "zeroshot")]
+    searched = [part(row, "retrieval")[name]["n_images"] for row in rows if name in part(row, "retrieval")]
+    return 1 / float((labelled or searched)[0])
 
 
 def _chance(rows: Sequence[Row], name: str, top: float) -> float | None:
-    """Where guessing lies on the track, in %; None where that is unknown or beyond its end."""
+    """Where guessing lies on the track, in %; None where that is beyond its end."""
     guess = guessing_level(rows, name)
-    return round(100 * guess / top, 2) if guess is not None and guess <= top else None
+    return round(100 * guess / top, 2) if guess <= top else None

@@ -1,35 +1,23 @@
-"""What the report says in numbers: reading and writing them. No HTML here.
-
-Everything takes the ``rows`` of results.json (DESIGN.md) as plain dictionaries and tolerates what is absent.
-"""
+"""What the report says in numbers: reading and writing them. No HTML here."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
 MISSING = "–"
-_LARGEST = 1e100  # of what is measured; spans and squares of such numbers are finite
 
 
-def number(value: object) -> float | None:
-    """``value`` as a float below 1e100; None for anything that is not one (missing, NaN, text, a list)."""
-    if value is None or isinstance(value, (bool, str, bytes)):
-        return None
-    try:
-        result = float(value)  # type: ignore[arg-type]  # numpy and torch scalars are welcome
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return result if abs(result) < _LARGEST else None
+def number(value: float | None) -> float | None:
+    """``value`` as a float; None where it is missing, NaN or infinite."""
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
-def interval(value: object) -> tuple[float, float] | None:
-    """``value`` as a (low, high) pair of finite floats, or None."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2:
-        return None
-    low, high = number(value[0]), number(value[1])
-    return None if low is None or high is None else (low, high)
+def interval(value: Sequence[float] | None) -> tuple[float, float] | None:
+    """``value`` as (low, high)."""
+    return (value[0], value[1]) if value else None
 
 
 def percent(value: float | None) -> str:
@@ -90,11 +78,8 @@ METRICS = {
 
 
 def part(row: Row, key: str) -> Mapping[str, Mapping[str, Any]]:
-    """``row[key]`` as set -> numbers; a set whose value is not a mapping (failed, null) counts as empty."""
-    value = row.get(key)
-    if not isinstance(value, Mapping):
-        return {}
-    return {str(k): v if isinstance(v, Mapping) else {} for k, v in value.items()}
+    """``row[key]``, set -> numbers; empty where the row has none."""
+    return row.get(key) or {}
 
 
 def set_names(rows: Sequence[Row], key: str) -> list[str]:

@@ -1,19 +1,6 @@
 """Writes the report: one HTML file that needs no network, readable on a phone, in print and in the dark.
 
-The numbers come from results.json (DESIGN.md's form) with optional extras, each left out freely:
-
-- a row's zero-shot, retrieval or geometry set: ``"<key>_interval": [low, high]`` beside any ``"<key>"``;
-- a zero-shot set: ``"n_classes": int`` (draws the level of guessing), ``"per_class": {class name: recall}``;
-- a zero-shot or retrieval set: ``"unreadable": {reason: count}``;
-- a retrieval set: ``"image_to_text_median_rank"``, ``"text_to_image_median_rank"``, ``"n"``, ``"n_images"``;
-- a geometry set: ``"spectrum_image"``, ``"spectrum_text"`` (descending eigenvalues), ``"ajne_image"``,
-  ``"ajne_text"``, ``"modality_gap"``, ``"alignment"``, ``"uniformity_image"``, ``"uniformity_text"``,
-  ``"saturation"``; any other scalar becomes a column of its own;
-- a row: ``"settings": {…}`` (flat: ``inv_tau``, ``beta``, ``steps``, ``seed``, …) and ``"train_seconds"``;
-- the top level: ``"differences": [{"metric": "acc1", "set": name, or None for the mean over the sets,
-  "model": …, "baseline": …, "difference": …, "low": …, "high": …}]`` (model − baseline, as fractions), and
-  ``"level": 0.95``, the level of all intervals; ``"failures": [{"set": … or None, "model": … or None, "error": …}]``:
-  a model None stands for a set that is not there for any model, and a set None for a model that could not be loaded.
+The numbers are those that ``evaluate()`` returns.
 """
 
 from __future__ import annotations
@@ -26,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloob.errors import InputError
 from cloob.evaluate.report import confusion, figures, headline, numbers
 from cloob.evaluate.report.confusion import Confusion
 from cloob.evaluate.report.pictures import data_uri
@@ -115,13 +101,13 @@ def write_report(
 
     Args:
         path: The file to write; its folder is created. It appears complete or not at all.
-        results: The content of results.json; see the module's docstring for what is optional in it.
+        results: What :func:`cloob.evaluate` returned.
         extras: What else to show.
         title: The page's title.
         notes: Paragraphs under the title: what was trained on what.
 
     Raises:
-        InputError: ``results`` is not in the form of results.json, or ``path`` cannot be written.
+        InputError: ``path`` cannot be written.
     """
     page = render_report(results, extras, title=title, notes=notes)
     path = Path(path)
@@ -136,7 +122,6 @@ def render_report(
     notes: str | Sequence[str] = (),
 ) -> str:
     """The report's HTML as a string; arguments as in ``write_report``."""
-    rows = _rows(results)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     return render(
         "page.html.j2",
@@ -144,12 +129,13 @@ def render_report(
         notes=[notes] if isinstance(notes, str) else list(notes),
         script=markup(script),
         script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        **_content(results, rows, extras or ReportExtras()),
+        **_content(results, extras or ReportExtras()),
     )
 
 
-def _content(results: Mapping[str, Any], rows: list[Mapping[str, Any]], extras: ReportExtras) -> dict[str, Any]:
+def _content(results: Mapping[str, Any], extras: ReportExtras) -> dict[str, Any]:
     """What the template shows."""
+    rows = results["rows"]
     colours = _colours(rows, extras)
     what = headline.measure(rows)
     verdict = headline.verdict(results, what)
@@ -162,7 +148,7 @@ def _content(results: Mapping[str, Any], rows: list[Mapping[str, Any]], extras: 
 
     return {
         "colours": colours,
-        "models": [str(row["model"]) for row in rows],
+        "models": [row["model"] for row in rows],
         "verdict": verdict,
         "tiles": _tiles(rows, what, colours),
         "measure": what,
@@ -182,20 +168,9 @@ def _content(results: Mapping[str, Any], rows: list[Mapping[str, Any]], extras: 
     }
 
 
-def _rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of results.json, checked."""
-    rows = results.get("rows")
-    if not isinstance(rows, list) or not all(isinstance(row, Mapping) and "model" in row for row in rows):
-        raise InputError('results: expected {"rows": [{"model": …}, …]} as in results.json')
-    names = [str(row["model"]) for row in rows]
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise InputError(f'results: model "{twice[0]}" has more than one row; give each row a name of its own')
-    return rows
-
-
 def _colours(rows: Sequence[Mapping[str, Any]], extras: ReportExtras) -> dict[str, int]:
     """A colour index for every model that occurs anywhere, in order of appearance."""
-    names = [str(row["model"]) for row in rows]
+    names = [row["model"] for row in rows]
     names += [*extras.curves, *extras.checkpoints, *extras.similar, *(item.model for item in extras.confusions)]
     names += [name for query in (*extras.queries, *extras.searches) for name in query.answers]
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
@@ -209,8 +184,7 @@ def _tiles(
         return []
     tiles = []
     for row in rows:
-        model = str(row["model"])
-        has = what is not None and model in what.values
+        model = row["model"]
         geometry = next(iter(numbers.part(row, "geometry").values()), {})
         eigenvalues = numbers.number(geometry.get("effective_eigenvalues_image"))
         seconds = numbers.number(row.get("train_seconds"))
@@ -224,7 +198,7 @@ def _tiles(
             {
                 "model": model,
                 "colour": colours[model],
-                "value": numbers.percent(what.mean(model) if what and has else None) if what else "",
+                "value": numbers.percent(what.mean(model) if model in what.values else None) if what else "",
                 "facts": facts,
             }
         )

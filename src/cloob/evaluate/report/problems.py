@@ -52,8 +52,7 @@ class Problems:
 
 def problems(results: Mapping[str, Any]) -> Problems:
     """Reads them out of results.json; what could not be read is the same for every model and is told once."""
-    entries = [entry for entry in results.get("failures") or () if isinstance(entry, Mapping)]
-    failures = [Problem(entry.get("set"), entry.get("model"), _message(entry)) for entry in entries]
+    failures = [Problem(entry["set"], entry["model"], _message(entry)) for entry in results.get("failures", ())]
     return Problems(
         missing=tuple(problem for problem in failures if problem.model is None),
         unloaded=tuple(problem for problem in failures if problem.model is not None and problem.set is None),
@@ -64,29 +63,22 @@ def problems(results: Mapping[str, Any]) -> Problems:
 
 def _message(entry: Mapping[str, Any]) -> str:
     """The error without the set's or the model's name in front, which stands in a column of its own."""
-    name = entry.get("set") or entry.get("model")
-    return str(entry.get("error")).removeprefix(f"{name}: ")
+    return str(entry["error"]).removeprefix(f"{entry['set'] or entry['model']}: ")
 
 
 def _unreadable(rows: Sequence[Mapping[str, Any]]) -> tuple[Problem, ...]:
-    where_by_problem: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    models_by_problem: dict[tuple[str, str], dict[str, None]] = {}
     for row in rows:
         for key, (what, total_keys, fate) in _PARTS.items():
             for name, values in numbers.part(row, key).items():
-                counts = values.get("unreadable")
-                if not isinstance(counts, Mapping) or not counts:
-                    continue
-                total = numbers.count(float(sum(int(n) for n in counts.values())))
-                sizes = [n for n in map(numbers.number, map(values.get, total_keys)) if n is not None]
-                of = f" of {numbers.count(sum(sizes))}" if sizes and len(sizes) == len(total_keys) else ""
-                reasons = ", ".join(f"{reason} × {number}" for reason, number in sorted(counts.items()))
-                message = f"{total}{of} {what} could not be read ({reasons}); {fate}"
-                where_by_problem.setdefault((name, message), []).append((str(row["model"]), key))
-    models = {str(row["model"]) for row in rows}
-    result = []
-    for (name, message), where in where_by_problem.items():
-        if {model for model, _ in where} == models:
-            result.append(Problem(name, None, message))
-        else:
-            result += [Problem(name, model, message) for model, _ in where]
-    return tuple(result)
+                if counts := values.get("unreadable"):
+                    of = f" of {numbers.count(sum(values[k] for k in total_keys))}" if total_keys else ""
+                    reasons = ", ".join(f"{reason} × {number}" for reason, number in sorted(counts.items()))
+                    total = numbers.count(sum(counts.values()))
+                    message = f"{total}{of} {what} could not be read ({reasons}); {fate}"
+                    models_by_problem.setdefault((name, message), {})[row["model"]] = None
+    return tuple(
+        Problem(name, model, message)
+        for (name, message), models in models_by_problem.items()
+        for model in ([None] if len(models) == len(rows) else models)
+    )

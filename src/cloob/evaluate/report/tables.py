@@ -110,12 +110,11 @@ def result_tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table
 
     A line of a table is one set and one model, grouped by set; sets keep the order of their first appearance.
     """
-    geometry = _geometry_columns(rows)
     parts = [
         _table("zeroshot", "Zero-shot classification", _ZEROSHOT, rows, colours),
         _table("probe", "Linear probe", _PROBE, rows, colours),
         _table("retrieval", "Retrieval", _RETRIEVAL, rows, colours),
-        _table("geometry", "Geometry of the embeddings, and cost", geometry, rows, colours),
+        _table("geometry", "Geometry of the embeddings, and cost", _GEOMETRY, rows, colours),
     ]
     return [table for table in parts if table.rows]
 
@@ -123,21 +122,16 @@ def result_tables(rows: Sequence[Row], colours: Mapping[str, int]) -> list[Table
 def differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> Table | None:
     """Every paired difference of results.json with its interval; the number in bold where that is clear of zero."""
     body = []
-    for entry in results.get("differences") or ():
-        value, low, high = (number(entry.get(key)) for key in ("difference", "low", "high"))
-        if value is None or str(entry.get("model")) not in colours:
-            continue
-        metric = str(entry.get("metric", "acc1"))
-        clear = low is not None and high is not None and (low > 0 or high < 0)
-        span = f"{points(low)} to {points(high)}" if low is not None and high is not None else ""
+    for entry in results.get("differences", ()):
+        value, low, high = (entry[key] for key in ("difference", "low", "high"))
+        clear = low > 0 or high < 0
         body.append(
             (
-                Cell(str(entry["set"]) if entry.get("set") is not None else "mean of the sets"),
-                Cell(str(entry["model"]), colour=colours[str(entry["model"])]),
-                Cell(str(entry["baseline"]), colour=colours.get(str(entry["baseline"]))),
-                Cell(METRICS.get(metric, metric)),
-                Cell(points(value), value, span, best=clear),
-                Cell("–" if not span else "yes" if clear else "no"),
+                Cell("mean of the sets" if entry["set"] is None else entry["set"]),
+                *(Cell(entry[key], colour=colours[entry[key]]) for key in ("model", "baseline")),
+                Cell(METRICS[entry["metric"]]),
+                Cell(points(value), value, f"{points(low)} to {points(high)}", best=clear),
+                Cell("yes" if clear else "no"),
             )
         )
     if not body:
@@ -145,17 +139,6 @@ def differences(results: Mapping[str, Any], colours: Mapping[str, int]) -> Table
     headers = ("Set", "Model", "Minus", "Measure", "Difference, points", "Clear of zero")
     numeric = (False, False, False, False, True, False)
     return Table("differences", "Differences, image by image", (), headers, numeric, tuple(body))
-
-
-def _geometry_columns(rows: Sequence[Row]) -> tuple[_Column, ...]:
-    """The known columns, then every other scalar that some row has, under its own name."""
-    known = {column.key for column in _GEOMETRY}
-    extra: dict[str, None] = {}
-    for row in rows:
-        for values in part(row, "geometry").values():
-            extra |= {k: None for k, v in values.items() if k not in known and number(v) is not None}
-    more = (_Column(k, k.replace("_", " ").capitalize(), decimal) for k in extra)
-    return (*_GEOMETRY, *more)
 
 
 def _table(
@@ -169,13 +152,13 @@ def _table(
     lines: list[tuple[str, str, Mapping[str, Any]]] = []
     for name in set_names(rows, key):
         lines += [
-            (name, str(row["model"]), {**part(row, key)[name], "train_seconds": row.get("train_seconds")})
+            (name, row["model"], {**part(row, key)[name], "train_seconds": row.get("train_seconds")})
             for row in rows
             if name in part(row, key)
         ]
     if key == "geometry":  # the training time is worth a line even where no geometry was measured
         lines += [
-            (MISSING, str(row["model"]), {"train_seconds": row["train_seconds"]})
+            (MISSING, row["model"], {"train_seconds": row["train_seconds"]})
             for row in rows
             if not part(row, key) and number(row.get("train_seconds")) is not None
         ]

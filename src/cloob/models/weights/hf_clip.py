@@ -8,7 +8,7 @@ from typing import Any
 
 from cloob.errors import printable
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.objective_file import read_objective
+from cloob.models.runs import read_objective
 from cloob.models.untrusted import read_json
 from cloob.models.weights.clip_towers import CLIP_MEAN, CLIP_STD, MAX_LAYERS, build, filled
 from cloob.models.weights.fields import Fields
