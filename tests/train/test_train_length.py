@@ -76,19 +76,6 @@ def test_a_cut_epoch_whose_pairs_changed_begins_anew(base: TrainConfig, pairs_fo
     assert told == [(1, 5), (2, 17), (3, 19)]
 
 
-def test_what_goes_on_is_the_length_that_was_given(
-    base: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in (("steps", 3), ("samples", 24)):
-        config = base.override(out=tmp_path / name, **{name: value})
-        train(config)
-        assert main(["train", "--config", str(tmp_path / name / "config.json"), "--resume", "auto"]) == 0
-        assert capsys.readouterr().out == (
-            f"{tmp_path / name}: already finished (3 steps); more --{name} go on, "
-            "another --out or --overwrite in place of --resume starts anew\n"
-        )
-
-
 def test_validation_every_other_epoch_and_at_the_end(base: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
     config = base.override(val_data=[str(pairs_folder)], out=tmp_path / "run")
     result = train(config.override(epochs=5, val_every=2))

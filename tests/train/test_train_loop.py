@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -194,17 +193,6 @@ def test_what_torchrun_starts_again_does_not_overwrite_its_run(
     assert train(trained.config.override(out=out, overwrite=True, epochs=1)).steps == 5
 
 
-def test_overwriting_takes_links_away_and_not_what_they_lead_to(trained: Trained, tmp_path: Path) -> None:
-    out, disk = tmp_path / "run", tmp_path / "disk"
-    for path in (out, disk):
-        path.mkdir()
-    (disk / "mine").write_text("mine")
-    (out / "checkpoints").symlink_to(disk)
-    result = train(trained.config.override(out=out, overwrite=True, epochs=1))
-    assert not (out / "checkpoints").is_symlink() and len(list_checkpoints(result.run)) == 3
-    assert (disk / "mine").read_text() == "mine"
-
-
 def test_a_run_resumed_by_its_own_path_is_as_auto(
     trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -277,25 +265,6 @@ def test_nonfinite_steps_are_skipped_and_written_down(trained: Trained, tmp_path
     assert not set(report["keys"]) & set(other["keys"])
     assert found[-1]["samples_seen"] == 76 - len(report["keys"]) - len(other["keys"])
     assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(np.mean([x["loss"] for x in found[:3]]))
-
-
-def test_data_that_changed_between_two_runs_begin_the_epoch_anew(
-    trained: Trained, pairs_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    names = [f"{c}{t}" for c in (0, 2, 3) for t in range(8) if (pairs_folder / f"{c}{t}.png").is_file()]
-    names = [name for name in names if name != "27"]
-
-    def table(count: int) -> None:
-        rows = [f"{pairs_folder}/{name}.png,{name}" for name in names[:count]]
-        (tmp_path / "t.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
-
-    table(16)
-    config = trained.config.override(data=[str(tmp_path / "t.csv")], batch_size=4, epochs=1, out=tmp_path / "run")
-    stop = At(3, lambda: signal.raise_signal(signal.SIGTERM))
-    assert train(config, callbacks=[stop]).steps == 3
-    table(12)
-    assert train(config.override(resume="auto", accept_changed_data=True)).steps == 3 + 3
-    assert "resumed with 12 pairs an epoch instead of 16: the epoch begins anew" in caplog.text
 
 
 def test_a_run_whose_last_step_is_not_finite_says_what_is_kept(

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from train_helpers import Recorder, lines
 
-from cloob import machine
 from cloob.errors import TrainingFailed
 from cloob.models.load import load_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
@@ -27,7 +26,6 @@ from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.step import Stepper, StepResult, TowersWithLoss
 from cloob.train.towers import build
-from support import fork
 
 
 class Towers(nn.Module):
@@ -353,41 +351,6 @@ def test_lines_of_steps_before_a_fault_are_not_lost(base: TrainConfig, tmp_path:
     assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 3
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    "leaves",
-    [
-        {"objective": "clip", "precision": "fp16", "mask_duplicates": True},
-        {"fsdp": True, "model": "nano-vit"},
-        {"micro_batch_size": 2, "ema": 0.9, "model": "nano-vit"},
-    ],
-    ids=lambda leaves: ", ".join(leaves),
-)
-def test_late_ranks_are_the_ranks(leaves: dict[str, Any], base: TrainConfig, tmp_path: Path) -> None:
-    """Two processes, of which one has two samples that cannot be used; and nothing is read in their steps."""
-    settings = base.override(epochs=2, save_every=3, keep=0, clip_grad_norm=1.0, log_every=4, **leaves)
-
-    def both() -> None:
-        train(settings.override(out=tmp_path / "waits"), callbacks=[Spoils(2, 6)])
-        launch, seen = Stepper.launch, []
-
-        def counting(self: Stepper, *args: Any, **kwargs: Any) -> Any:
-            with reads() as read:
-                out = launch(self, *args, **kwargs)
-            seen.append(dict(read))
-            return out
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(parts, "works_by_itself", lambda device: True)
-            patch.setattr(Stepper, "launch", counting)
-            train(settings.override(out=tmp_path / "late"), callbacks=[Spoils(2, 6)])
-        assert len(seen) == 10 and not any(seen), seen
-
-    ranks = fork(tmp_path / "ranks", 2, both)
-    assert ranks.wait() == [0, 0], ranks.told()
-    assert_same_runs(tmp_path / "waits", tmp_path / "late")
-
-
 @pytest.mark.parametrize(
     ("device", "has", "precision"), [("cpu", True, "fp32"), ("cuda", True, "bf16"), ("cuda", False, "fp32")]
 )
@@ -402,10 +365,3 @@ def test_auto_is_resolved_by_the_device(
     with build.products(found, place):
         assert torch.get_float32_matmul_precision() == ("high" if device == "cuda" else "highest")
     assert torch.get_float32_matmul_precision() == "highest"
-
-
-def test_emulated_bfloat16_is_recognised(tmp_path: Path) -> None:
-    listed = [("flags : fpu avx2 avx512f", True), ("flags : avx512_bf16", False), ("Features : asimd bf16", False)]
-    for text, emulated in [*listed, ("processor : 0", False)]:
-        (tmp_path / "cpuinfo").write_text(f"model : x\n{text}\n")
-        assert machine.emulates_bfloat16(tmp_path / "cpuinfo") == emulated
