@@ -63,7 +63,7 @@ FEATURES = {
     "retrieval joins": Feature({"retrieval_from": 0.5, "val_every": 2, "best": "val_recall"}),
     "text frozen, top unlocked": Feature({"freeze": "text", "unlocked": 1}),
     "shards, workers": Feature({"workers": 2}, "shards"),
-    "held-out share": Feature({"val_split": 0.25, "val_data": [], "mask_duplicates": True}),
+    "held-out share": Feature({"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}),
     "samples": Feature({"samples": 90, "save_every": 3}),
     "two ranks, frozen tower": Feature({"freeze": "image", "layer_decay": 0.5}, "table", 2),
     "two ranks, streamed": Feature({"shuffle_buffer": 10, "workers": 1}, "streamed", 2),
