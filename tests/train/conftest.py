@@ -70,8 +70,6 @@ def nano_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{name}.json").write_text(json.dumps(config))
     resnet = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "image_size": 32}
     (folder / "nano-resnet.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text}))
-    quick = {"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text, "quick_gelu": True}
-    (folder / "nano-quick.json").write_text(json.dumps(quick))
     (folder / "nano-wide.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
     open_clip().add_model_config(folder)
     return folder

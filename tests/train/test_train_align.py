@@ -20,6 +20,7 @@ from cloob.models.aligned import AlignedEncoder
 from cloob.models.aligned.encoders import ImageEncoder, TowerText
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
+from cloob.models.runs import chosen_checkpoint
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.train import align
@@ -52,31 +53,15 @@ def heads(base: TrainConfig, towers: list[str], pairs_folder: Path, tmp_path: Pa
     )
 
 
-def test_features_are_the_encoders_and_computed_once(
-    heads: TrainConfig, towers: list[str], pairs_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = build.make_encoder(heads)
-    assert isinstance(encoder, AlignedEncoder)
-    loader = build.make_loader(open_source(pairs_folder), encoder, heads, torch.device("cpu"))
-    assert isinstance(loader, align.FeatureLoader)
-    features = loader.features
-    assert loader.pairs_per_epoch == 38 and not {"13", "27"} & {Path(key).stem for key in features.keys}
-    source, image, text = open_source(pairs_folder), load_model(towers[0]), load_model(towers[1])
-    samples = {sample.key: sample for i in range(40) if (sample := _read(source, i)) is not None}
-    for row in (0, 20, 37):
-        sample = samples[features.keys[row]]
-        pixels = image.preprocess(_open(sample.image)).unsqueeze(0) / 255
-        mean, std = torch.tensor(image.mean).view(1, 3, 1, 1), torch.tensor(image.std).view(1, 3, 1, 1)
-        with torch.no_grad():
-            torch.testing.assert_close(features.images[row], image.model.encode_image((pixels - mean) / std)[0])
-            torch.testing.assert_close(features.texts[row], text.model.encode_text(text.tokenizer([sample.caption]))[0])
-    monkeypatch.setattr(AlignedEncoder, "features", _never)
-    again = build.make_loader(open_source(pairs_folder), build.make_encoder(heads), heads, torch.device("cpu"))
-    assert torch.equal(again.features.images, features.images)  # type: ignore[union-attr]
+def test_features_are_computed_once(heads: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and held-out pairs are the same here: one file. One that was cut short counts as none."""
+    first = train(heads)
+    monkeypatch.setattr(align, "_compute", _never)
+    assert exact(train(heads.override(out=heads.save.out / "again")).run) == exact(first.run)
     (file,) = (heads.pairs.cache_dir / "features").glob("*.safetensors")  # type: ignore[operator]
-    file.write_bytes(file.read_bytes()[:1000])  # cut short: counts as none
+    file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(AssertionError, match="computed again"):
-        build.make_loader(open_source(pairs_folder), build.make_encoder(heads), heads, torch.device("cpu"))
+        train(heads.override(out=heads.save.out / "other"))
 
 
 def test_features_are_those_of_the_bytes_that_are_there(
@@ -113,7 +98,7 @@ def test_features_are_those_of_the_bytes_that_are_there(
     assert torch.equal(features(), captions)
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_pairs_that_cannot_be_used_are_named_counted_and_limited(
     heads: TrainConfig, pairs_folder: Path, tmp_path: Path, processes: int
 ) -> None:
@@ -150,62 +135,8 @@ def test_pairs_that_cannot_be_used_are_named_counted_and_limited(
     assert not (tmp_path / "other" / "metrics.jsonl").exists()
 
 
-def test_no_usable_pair_at_all_is_one_line(heads: TrainConfig, pairs_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "pairs"
-    shutil.copytree(pairs_folder, folder)
-    source, encoder = open_source(folder), build.make_encoder(heads)
-    for path in folder.glob("*.png"):
-        path.unlink()
-    with pytest.raises(
-        InputError, match=r"40 of 40 held-out pairs cannot be used, which leaves none: 40 missing image"
-    ):
-        build.make_val_loader(source, encoder, heads.override(max_bad_fraction=1))
-
-
-def test_features_are_those_of_the_tokeniser_and_the_pooling(towers: list[str]) -> None:
-    """Two text encoders with the same weights that read a caption differently share nothing."""
-    from cloob.models.aligned import open_text_encoder
-
-    encoder = open_text_encoder(towers[1], load_model)
-    before = encoder.options()
-    assert before == open_text_encoder(towers[1], load_model).options()
-    encoder.tokenizer = lambda texts: torch.zeros(len(texts), encoder.context_length, dtype=torch.int64)
-    assert encoder.options() != before
-
-
 def _never(*arguments: object) -> None:
     raise AssertionError("computed again")
-
-
-def _read(source: Any, index: int) -> Any:
-    from cloob.data.batch import BadSample
-
-    try:
-        return source.read(index)
-    except BadSample:
-        return None
-
-
-def _open(data: bytes) -> Any:
-    import io
-
-    from PIL import Image
-
-    return Image.open(io.BytesIO(data)).convert("RGB")
-
-
-def test_each_epoch_gives_each_pair_once_and_starts_anywhere(heads: TrainConfig, pairs_folder: Path) -> None:
-    encoder = build.make_encoder(heads)
-    loader = build.make_loader(open_source(pairs_folder), encoder, heads, torch.device("cpu"))
-    val = build.make_val_loader(open_source(pairs_folder), encoder, heads)
-    assert (loader.steps_per_epoch, val.steps_per_epoch) == (4, 5)
-    keys = [key for batch in val.epoch(0) for key in batch.keys]
-    assert keys == list(val.features.keys)  # type: ignore[union-attr]
-    epochs = [[batch.keys for batch in loader.epoch(epoch)] for epoch in (0, 1)]
-    assert epochs[0] != epochs[1]
-    for epoch in epochs:
-        assert len({key for batch in epoch for key in batch}) == 32
-    assert [batch.keys for batch in loader.epoch(1, 2)] == epochs[1][2:]
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp"])
@@ -228,14 +159,6 @@ def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConf
     assert 0 < last["val_recall"] <= 1 and last["val_loss"] is not None
 
 
-def test_resumed_heads_are_the_same(heads: TrainConfig, tmp_path: Path) -> None:
-    config = heads.override(save_every=3, keep=0)
-    whole = train(config)
-    again = config.override(out=tmp_path / "again", resume=str(whole.run / "checkpoints" / "step-00000006"))
-    train(again)
-    assert exact(again.save.out) == exact(whole.run)[6:]
-
-
 def test_other_pairs_are_refused_before_they_go_through_the_encoders(
     heads: TrainConfig, pairs_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,17 +175,10 @@ def test_patience_keeps_the_best_heads(heads: TrainConfig) -> None:
     recalls = [line["val_recall"] for line in lines]
     best = recalls.index(max(recalls))
     assert len(lines) == best + 3 and result.epochs < 40
-    model = load_model(f"{result.run}:best")
-    loader = build.make_val_loader(open_source(heads.pairs.val_data[0]), model, heads)
-    features = loader.features  # type: ignore[union-attr]
-    with torch.no_grad():
-        images, texts = model.project(features.images, features.texts)
-    scores = images @ texts.T
-    ranks = [(s > s.diagonal()[:, None]).sum(1) for s in (scores, scores.T)]
-    mean = sum(float((rank < k).float().mean()) for rank in ranks for k in (1, 5, 10)) / 6
-    assert mean == pytest.approx(max(recalls), abs=0.01)
+    assert chosen_checkpoint(result.run, "best").name == f"step-{lines[best]['step']:08d}"
 
 
+@pytest.mark.nightly
 def test_two_processes_share_the_features(heads: TrainConfig, tmp_path: Path) -> None:
     config = heads.override(head_dropout=0.0, epochs=1)
     two = config.override(out=tmp_path / "two", cache_dir=tmp_path / "other")
@@ -276,15 +192,6 @@ def test_two_processes_share_the_features(heads: TrainConfig, tmp_path: Path) ->
         assert b == pytest.approx(a, rel=2e-4)
 
 
-def test_a_file_in_the_place_of_the_folder_is_one_line(heads: TrainConfig, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_text("not a folder")
-    with pytest.raises(
-        InputError, match=r"taken/inside: cannot keep features \(Not a directory\); choose another --cache-dir"
-    ) as caught:
-        train(heads.override(cache_dir=tmp_path / "taken" / "inside"))
-    assert "\n" not in str(caught.value)
-
-
 def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> None:
     """``init`` takes such a run as any other: a step of next to no length leaves its embeddings as they were."""
     first = train(heads.override(epochs=1))
@@ -296,9 +203,6 @@ def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> 
     torch.testing.assert_close(after, before)
     assert TrainConfig.from_json(second.run / "config.json").align.embed_dim == 12
     for change, said in (
-        ({"flip": True}, "flip is True, but heads train on features made once"),
-        ({"freeze": "image"}, "freeze is 'image', but both encoders are frozen anyway"),
-        ({"embed_dim": 16}, f"embed_dim is 16, but init {str(first.run)!r} holds heads with 12"),
         # What a new head would have counts like any other value.
         ({"embed_dim": 256}, f"embed_dim is 256, but init {str(first.run)!r} holds heads with 12"),
         ({"head_dropout": 0.1}, f"head_dropout is 0.1, but init {str(first.run)!r} holds heads with 0.2"),
@@ -320,12 +224,16 @@ def test_cloob_eval_takes_the_run(
 ) -> None:
     from cloob import cli
 
-    run = train(heads.override(epochs=1, best="val_recall")).run
-    words = ["eval", f"{run}:best", "--retrieval", str(pairs_folder), "--out", str(tmp_path / "eval"), "--workers", "0"]
+    """Its recall is that of the training, which had it from the features: they are what the encoders make of a pair."""
+    run = train(heads.override(epochs=1)).run
+    words = ["eval", str(run), "--retrieval", str(pairs_folder), "--out", str(tmp_path / "eval"), "--workers", "0"]
     assert cli.main([*words, "--device", "cpu"]) == 0
     (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
     (found,) = row["retrieval"].values()
     assert found["n"] == 40 and row["objective"] == "cloob"
+    seen = json.loads((run / "epochs.jsonl").read_text())["val_recall"]
+    recalls = [found[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    assert sum(recalls) / 6 == pytest.approx(seen, abs=0.06)  # eval counts the two pairs that the training left out
 
 
 def test_cloob_eval_runs_equal_frozen_encoders_once(

@@ -79,44 +79,6 @@ def test_best_by_recall_and_a_damaged_best(judged: TrainConfig, tmp_path: Path) 
     assert find_best(run) is None
 
 
-def test_an_improvement_is_saved_even_when_no_checkpoint_is_due(
-    trained: Trained, pairs_folder: Path, tmp_path: Path
-) -> None:
-    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], save_every=100, keep=0)
-    train(config.override(epochs=2, best="val_recall"))
-    epochs = lines(tmp_path / "run" / "epochs.jsonl")
-    expected = [5] + ([10] if epochs[1]["val_recall"] > epochs[0]["val_recall"] else [])
-    found = [int(path.name[5:]) for path in list_checkpoints(tmp_path / "run")]
-    assert sorted({*expected, 10}) == found
-    assert int(chosen_checkpoint(tmp_path / "run", "best").name[5:]) == expected[-1]
-
-
-@pytest.mark.parametrize("change", ["batch size", "held-out pairs", "batch size, by recall"])
-def test_what_is_measured_otherwise_is_not_compared(
-    trained: Trained,
-    pairs_folder: Path,
-    pairs_as: dict[str, str],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-    change: str,
-) -> None:
-    """At a learning rate of nearly nothing no epoch is better than the first, and the second uses up the patience."""
-    run = tmp_path / "run"
-    config = trained.config.override(out=run, val_data=[str(pairs_folder)], epochs=2, keep=1, lr=1e-30, warmup=0)
-    config = config.override(best="val_recall") if "recall" in change else config
-    train(config)
-    changes: dict[str, object] = {"val_data": [pairs_as["table"]]} if "pairs" in change else {"batch_size": 16}
-    with caplog.at_level(logging.WARNING):
-        train(config.override(resume="auto", epochs=3, accept_changed_data=True, **changes))
-    anew = "recall" not in change
-    said = [message for message in caplog.messages if "the best epoch and --patience begin anew" in message]
-    assert len(said) == anew
-    first, last = (lines(run / "epochs.jsonl")[i]["step"] for i in (0, 2))
-    assert int(chosen_checkpoint(run, "best").name[5:]) == (last if anew else first)
-    state = torch.load(list_checkpoints(run)[-1] / "trainer.pt", weights_only=True)
-    assert state["progress"]["stale"] == (0 if anew else 2)
-
-
 def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
     trained: Trained, pairs_folder: Path, pairs_as: dict[str, str], tmp_path: Path
 ) -> None:
@@ -131,21 +93,6 @@ def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
         train(others)
     went_on = train(others.override(accept_changed_data=True))
     assert not went_on.already_finished and went_on.epochs == 4  # epoch 3 is the best again, epoch 4 is not better
-
-
-def test_a_run_out_of_patience_goes_on_by_another_best(
-    trained: Trained, pairs_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """The looks were counted by the loss: they say nothing of the recall."""
-    config = trained.config.override(
-        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=3, patience=1, lr=1e-30, warmup=0
-    )
-    ended = train(config)
-    assert (ended.epochs, ended.out_of_patience) == (2, True)
-    with caplog.at_level(logging.WARNING):
-        went_on = train(config.override(resume="auto", best="val_recall"))
-    assert "resumed with --best val_recall instead of val_loss: the best epoch and --patience begin" in caplog.text
-    assert (went_on.already_finished, went_on.epochs, went_on.out_of_patience) == (False, 3, False)
 
 
 def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) -> None:
@@ -186,18 +133,7 @@ def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
         train(config.override(out=tmp_path / "other", val_data=[str(tmp_path / "val.csv")]))
 
 
-def test_a_last_batch_of_one_pair_counts_for_the_recall(trained: Trained, pairs_folder: Path) -> None:
-    encoder = load_model(trained.run)
-    config = trained.config.override(batch_size=37)
-    loader = make_val_loader(open_source(str(pairs_folder)), encoder, config)
-    towers = TowersWithLoss(encoder, make_objective("cloob"))
-    found = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
-    assert found.pairs == 40 and len(found.skipped) == 2
-    whole = make_val_loader(open_source(str(pairs_folder)), encoder, config.override(batch_size=64))
-    assert found.recall == pytest.approx(validate(towers, whole, torch.device("cpu"), mask_duplicates=False).recall)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+@pytest.mark.parametrize("value", [float("nan"), 0.0])
 def test_a_bad_embedding_costs_the_loss_and_its_own_recall(
     trained: Trained, pairs_folder: Path, caplog: pytest.LogCaptureFixture, value: float
 ) -> None:
@@ -222,27 +158,6 @@ def test_a_bad_embedding_costs_the_loss_and_its_own_recall(
     assert whole.recall - 2.01 / 38 <= found.recall <= whole.recall + 2.01 / 38  # the batch's other seven count
 
 
-def test_no_more_pairs_at_a_time_than_a_micro_batch(trained: Trained, pairs_folder: Path) -> None:
-    encoder = load_model(trained.run)
-    loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config.override(batch_size=37))
-    towers, sizes = TowersWithLoss(encoder, make_objective("cloob")), []
-    encoder.register_forward_pre_hook(lambda _, rows: sizes.append(len(rows[0])))
-    found, parted = (
-        validate(towers, loader, torch.device("cpu"), mask_duplicates=True, micro_batch_size=n) for n in (0, 8)
-    )
-    assert sizes == [35, 3, *[7] * 5, 3]
-    assert parted.loss == pytest.approx(found.loss, rel=1e-5) and parted.recall == pytest.approx(found.recall)
-
-
-def test_no_word_of_it_without_held_out_pairs(trained: Trained) -> None:
-    assert find_best(trained.run) is None
-    with pytest.raises(
-        InputError, match=r"no checkpoint with a validation\.json found in .*; training with --val-data"
-    ):
-        load_model(f"{trained.run}:best")
-    assert not list(trained.run.rglob("validation.json"))
-
-
 def test_held_out_pairs_judge(
     trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -263,30 +178,10 @@ def test_held_out_pairs_judge(
     assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
     said = f"cloob: {tmp_path}/run: {len(rows) - n} of {len(rows)} pairs of {table} were trained on"
     assert f"{said}; --held-out judges by pairs that were not\n" in err
-    # By those alone it has the same numbers, and nothing is said.
-    assert cli.main([*words, "--held-out"]) == 0
-    assert "trained on" not in capsys.readouterr().err
-    (only,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["retrieval"].values()
-    assert only == held_out
-    # Changed pairs are split otherwise; pairs that are gone are named.
+    # Changed pairs are split otherwise.
     write_table(table, rows[3:])
     said = "its pairs have changed since the training, so nobody knows which were held out"
     assert refused(capsys, *words, "--held-out") == f"cloob: {tmp_path}/run: {said}\n"
-    table.unlink()
-    assert "run: its held-out pairs cannot be read; " in refused(capsys, *words, "--held-out")
-
-
-def test_a_held_out_picture_counts_once_with_all_its_captions(
-    trained: Trained, pairs_folder: Path, tmp_path: Path
-) -> None:
-    rows = readable_pairs(pairs_folder)
-    write_table(tmp_path / "pairs.csv", [*rows, *((picture, f"again {caption}") for picture, caption in rows)])
-    data = [str(tmp_path / "pairs.csv")]
-    train(trained.config.override(data=data, val_split=0.3, out=tmp_path / "run", epochs=1, keep=1))
-    words = ["eval", str(tmp_path / "run"), "--held-out", "--device", "cpu", "--out", str(tmp_path / "out")]
-    assert cli.main(words) == 0
-    (found,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["retrieval"].values()
-    assert found["n"] == 2 * found["n_images"] == 22
 
 
 def write_table(path: Path, rows: Sequence[tuple[Path, str]]) -> None:
@@ -314,8 +209,7 @@ def test_held_out_pairs_of_their_own_judge(
     shutil.copytree(judged.save.out, tmp_path / "strange")
     (tmp_path / "strange" / "config.json").write_text(json.dumps(config))
     said = refused(capsys, "eval", str(tmp_path / "strange"), *words, "--retrieval", str(pairs_folder))
-    assert f"strange: its held-out pairs are streamed; type them: --retrieval pipe:touch {tmp_path}/ran" in said
-    assert not (tmp_path / "ran").exists()
+    assert "its held-out pairs are streamed" in said and not (tmp_path / "ran").exists()
     said = "--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval"
     model = str(judged.save.out.parent / "model")
     shutil.copytree(find_model_folder(run) or run, model)

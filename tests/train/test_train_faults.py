@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
-import shutil
 import signal
-import struct
 import subprocess
-import tarfile
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +23,7 @@ from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state.resume import find_checkpoint
-from support import fork, free_port
+from support import fork, free_port, write_archive
 
 
 def test_sigterm_to_the_whole_process_group(trained: Trained, tmp_path: Path) -> None:
@@ -80,30 +75,21 @@ def test_torchrun_restarts_a_run_that_lost_a_rank(trained: Trained, launch: Call
 
 def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
     """The numbers of one process; one rank that is told to end; bad numbers on one rank."""
-    common = learned(trained)  # 4 steps an epoch
-    whole, stopped, plain, poisoned = (tmp_path / name for name in ("whole", "stopped", "plain", "poisoned"))
-    same = common.override(out=plain, model="nano-vit")
-    runs: list[tuple[TrainConfig, dict[str, Any]]] = [
-        (common.override(out=whole), {}),
-        (same, {}),
-        (same.override(out=poisoned), {"poison": (5, 6)}),
-        (common.override(out=stopped), {"stop_at": 5}),
-        (common.override(out=stopped), {}),
-    ]
+    same = learned(trained).override(model="nano-vit")  # 4 steps an epoch
+    plain, poisoned, stopped = (tmp_path / name for name in ("plain", "poisoned", "stopped"))
+    runs: list[tuple[Path, dict[str, Any]]] = [(plain, {}), (poisoned, {"poison": (5, 6)})]
+    runs += [(stopped, {"stop_at": 5}), (stopped, {})]
 
     def all_runs() -> None:
         with process_group(torch.device("cpu")):
-            for config, trouble in runs:
-                result = train(config, callbacks=[Trouble(**trouble)])
+            for out, trouble in runs:
+                result = train(same.override(out=out), callbacks=[Trouble(**trouble)])
                 print(f"stopped={result.stopped} steps={result.steps}")
 
     ranks = fork(tmp_path / "ranks", 2, all_runs)
     assert ranks.wait(200) == [0, 0], ranks.told()
-    assert lines(whole / "epochs.jsonl")[0]["skipped"] == {"corrupt image": 1, "empty caption": 1}
-
-    # One rank was told to end: both did after that step, with a checkpoint, and the next start went on from it.
-    assert ranks.told().count("stopped=SIGTERM steps=5") == 2
-    assert (stopped / "checkpoints" / "step-00000005").is_dir() and exact(stopped) == exact(whole)
+    assert lines(plain / "epochs.jsonl")[0]["skipped"] == {"corrupt image": 1, "empty caption": 1}
+    assert ranks.told().count("stopped=SIGTERM steps=5") == 2 and exact(stopped) == exact(plain)
 
     # Two ranks with half a batch each are one process with the whole batch, gradients and τ⁻¹ included.
     alone = train(same.override(out=tmp_path / "alone"))
@@ -121,88 +107,35 @@ def test_two_ranks(trained: Trained, tmp_path: Path) -> None:
     assert len(set(keys)) == len(keys) == exact(plain)[5]["samples_seen"] - exact(plain)[4]["samples_seen"]
     assert exact(poisoned)[-1]["loss"] is not None
 
-    # Another number of processes goes on at the same samples.
-    shutil.rmtree(plain / "checkpoints" / "step-00000012")
-    train(same)
-    assert [line["samples_seen"] for line in exact(plain)] == [line["samples_seen"] for line in exact(alone.run)]
-
-
-def png_claiming(width: int, height: int) -> bytes:
-    """A PNG of a few bytes whose header promises a picture of this size."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
-    packed = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
-
-
-@pytest.fixture
-def bad_shards(pairs_folder: Path, tmp_path: Path) -> Path:
-    """30 good pairs with everything bad among them in one shard, and a second shard cut in its middle."""
-    folder = tmp_path / "shards"
-    folder.mkdir()
-    stems = [s for s in sorted({path.stem for path in pairs_folder.iterdir()}) if s not in ("13", "27")][:30]
-    good = [(f"{s}.{end}", (pairs_folder / f"{s}.{end}").read_bytes()) for s in stems for end in ("png", "txt")]
-    picture = good[0][1]
-    bad = {
-        "corrupt": (picture[: len(picture) // 2], b"a cut picture"),
-        "huge": (png_claiming(20_000, 10_000), b"200 megapixels"),
-        "uncaptioned": (picture, None),
-        "unpictured": (None, b"no picture"),
-        "empty": (picture, b" \n "),
-        "latin": (picture, "ein Käfer".encode("latin-1")),
-        "novel": (picture, b"word " * 200_000),
-    }
-    pairs = [
-        (f"{key}.{end}", data) for key, pair in bad.items() for end, data in zip(("png", "txt"), pair, strict=True)
-    ]
-    for number, files in enumerate((good[:40] + [p for p in pairs if p[1] is not None], good[40:])):
-        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
-            for name, data in files:
-                info = tarfile.TarInfo(name)
-                info.size = len(data)  # type: ignore[arg-type] # pairs of None are left out
-                tar.addfile(info, io.BytesIO(data))  # type: ignore[arg-type]
-    cut = folder / "00001.tar"
-    os.truncate(cut, cut.stat().st_size // 2)
-    return folder
-
-
-EXPECTED = {
-    "00000.tar/corrupt": "corrupt image",
-    "00000.tar/huge": "image too large",
-    "00000.tar/uncaptioned": "missing caption",
-    "00000.tar/unpictured": "missing image",
-    "00000.tar/empty": "empty caption",
-    "00000.tar/latin": "caption not UTF-8",
-    "00000.tar/novel": "caption too long",
-    "00001.tar": "truncated shard",
-}
-
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_data_of_every_kind_is_left_out_and_named(
-    trained: Trained, bad_shards: Path, tmp_path: Path, workers: int
+def test_bad_pairs_of_shards_are_left_out_and_named(
+    trained: Trained, pairs_folder: Path, tmp_path: Path, workers: int
 ) -> None:
-    config = trained.config.override(
-        data=[str(bad_shards)], out=tmp_path / "run", epochs=2, batch_size=3, workers=workers, max_bad_fraction=0.5
-    )
-    result = train(config)
-    steps = result.steps // 2
+    """In each epoch once; the second shard is cut in its middle."""
+    good = {f"{c}{t}": (pairs_folder / f"{c}{t}.png").read_bytes() for c in (0, 2, 3) for t in range(7)}
+    files = {f"{stem}.{end}": data for stem, image in good.items() for end, data in (("png", image), ("txt", b"word"))}
+    bad = {"90.png": good["00"][:500], "90.txt": b"cut", "91.png": good["00"], "92.txt": b"no picture"}
+    bad |= {"93.png": good["00"], "93.txt": b" \n "}
+    names = sorted(files)
+    write_archive(tmp_path / "shards" / "00000.tar", {**{name: files[name] for name in names[:28]}, **bad})
+    shard = write_archive(tmp_path / "shards" / "00001.tar", {name: files[name] for name in names[28:]})
+    os.truncate(shard, shard.stat().st_size // 2)
+    expected = {"00000.tar/90": "corrupt image", "00000.tar/91": "missing caption", "00000.tar/92": "missing image"}
+    expected |= {"00000.tar/93": "empty caption", "00001.tar": "truncated shard"}
+    config = trained.config.override(data=[str(tmp_path / "shards")], max_bad_fraction=0.5, epochs=2, batch_size=3)
+    result = train(config.override(out=tmp_path / "run", workers=workers))
     for epoch in (1, 2):
-        named = {x["key"]: x["reason"] for x in lines(result.run / "skipped.jsonl") if x["epoch"] == epoch}
-        assert named.items() <= EXPECTED.items()
-        missed = set(EXPECTED) - set(named)
-        assert len(missed) <= 2, missed  # in the incomplete last batch, which never reaches the loss
+        named = [x for x in lines(result.run / "skipped.jsonl") if x["epoch"] == epoch]
+        found = {x["key"]: x["reason"] for x in named}
+        # One may be in the incomplete last batch, which never reaches the loss.
+        assert len(found) == len(named) >= len(expected) - 1 and found.items() <= expected.items()
         (told,) = (line["skipped"] for line in lines(result.run / "epochs.jsonl") if line["epoch"] == epoch)
-        assert told == dict.fromkeys(named.values(), 1)
-    details = {x["key"]: x["detail"] for x in lines(result.run / "skipped.jsonl")}
-    assert "200000000 pixels" in details.get("00000.tar/huge", "200000000 pixels")  # not one of them was decoded
-    assert all(
-        set(x) == {"step", "epoch", "rank", "key", "reason", "detail"} for x in lines(result.run / "skipped.jsonl")
-    )
-    assert all(line["step"] <= 2 * steps for line in lines(result.run / "metrics.jsonl"))
-    with pytest.raises(InputError) as error:
+        assert told == dict.fromkeys(found.values(), 1)
+        assert all(set(x) == {"step", "epoch", "rank", "key", "reason", "detail"} for x in named)
+    with pytest.raises(InputError, match=r"shards: \d of \d+ samples cannot be used.*00001\.tar") as error:
         train(config.override(out=tmp_path / "strict", max_bad_fraction=0.05))
-    assert "\n" not in str(error.value) and "00001.tar" in str(error.value) and str(bad_shards) in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_ranks_that_find_other_pairs_are_refused(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:

@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from train_helpers import lines
 
-from cloob.data.batch import Batch, Skip
-from cloob.errors import InputError
 from cloob.models.runs import list_checkpoints
-from cloob.train.bad import BadSamples
 from cloob.train.config import TrainConfig
-from cloob.train.ranks import Tally
-from cloob.train.state.checkpoint import Progress
-from cloob.train.watch.log import ProgressDisplay, RunLog
+from cloob.train.watch.log import ProgressDisplay
 from support import Ranks, fork
 
 
@@ -58,7 +52,7 @@ def trained_until(
     return ranks
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
 def test_a_mount_that_dies_ends_the_run(base: TrainConfig, mount: Path, tmp_path: Path, processes: int) -> None:
     """The pictures are gone after step 3: batches without one usable pair count, and the limit ends the run."""
     config = base.override(data=[str(mount)], out=tmp_path / "run", epochs=30)
@@ -72,19 +66,6 @@ def test_a_mount_that_dies_ends_the_run(base: TrainConfig, mount: Path, tmp_path
     assert len(lines(tmp_path / "run" / "skipped.jsonl")) == 8
     # What was trained before is kept.
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
-
-
-def test_held_out_pairs_that_are_gone_end_the_run(
-    base: TrainConfig, mount: Path, pairs_folder: Path, tmp_path: Path
-) -> None:
-    config = base.override(data=[str(pairs_folder)], val_data=[str(mount)], out=tmp_path / "run", epochs=30)
-    ranks = trained_until(tmp_path / "first", config, 3, lambda: shutil.rmtree(mount))
-    assert ranks.codes == {0: 2}, ranks.told()
-    said = ranks.told().splitlines()[-1]
-    assert said.startswith(f"cloob: {mount}: 38 of 38 held-out pairs cannot be used, more than max_bad_fraction = 0.2")
-    named = [line for line in lines(tmp_path / "run" / "skipped.jsonl") if line.get("held_out")]
-    assert len(named) == 38 and {line["reason"] for line in named} == {"missing image"}
-    assert not (tmp_path / "run" / "epochs.jsonl").read_text()
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -104,35 +85,3 @@ def test_an_epoch_without_one_usable_pair_ends_the_run_whatever_the_limit(
     )
     assert len(lines(run / "epochs.jsonl")) == (0 if held_out else 1)
     assert len(list_checkpoints(run)) == 1  # the first epoch's work is kept, whatever came after it
-
-
-def counted(folder: Path, pairs: int, *batches: tuple[int, int]) -> BadSamples:
-    """The counts of an epoch with a limit of a tenth, after batches of so many good and bad samples."""
-    bad = BadSamples(Progress(), "pairs", 0.1, pairs, RunLog(folder, None, writes=False))
-    for samples, lost in batches:
-        skips = tuple(Skip(str(n), "missing caption", "") for n in range(lost))
-        batch = Batch(torch.empty(0), torch.empty(0), torch.empty(0), ("",) * samples, skips)
-        bad.count(batch, Tally(samples, samples, lost, stop=False))
-    return bad
-
-
-def test_one_bad_file_of_many_stops_no_run_whose_epoch_is_within_the_limit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """24 of 400 samples lack a caption, and all of them come early."""
-    counted(tmp_path, 400, (0, 16), (8, 8), *[(16, 0)] * 23).check(ended=True)
-    (record,) = caplog.records
-    assert record.message == (
-        "pairs: 24 of 32 samples so far cannot be used; the run ends when more than 40 of an epoch cannot"
-    )
-    with pytest.raises(InputError, match=r"41 of 73 samples cannot be used, more than max_bad_fraction = 0\.1 "):
-        counted(tmp_path, 400, (0, 16), (16, 24), (16, 1), (16, 0))
-    with pytest.raises(InputError, match="24 of 112 samples cannot be used"):  # the epoch had no more
-        counted(tmp_path, 112, (0, 16), (88, 8)).check(ended=True)
-
-
-def test_a_thousand_bad_samples_in_a_row_count_by_the_epoch_so_far(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="1024 of 9024 samples cannot be used"):
-        counted(tmp_path, 10**6, (8000, 0), (0, 512), (0, 512))
-    counted(tmp_path, 10**6, (8000, 0), (0, 512), (1, 511), (0, 512))  # not in a row
-    counted(tmp_path, 10**6, (10**5, 0), (0, 512), (0, 512))  # a hundredth

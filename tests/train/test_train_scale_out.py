@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +29,15 @@ def launcher(endpoint: str, *more: str) -> tuple[str, ...]:
     return ("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *rendezvous, *more)
 
 
-def two_hosts(trained: Trained, tmp_path: Path, start: Callable[[dict[str, Any], int], Any]) -> None:
+@pytest.mark.nightly
+def test_two_launchers_on_loopback(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
     """The numbers of one host with two processes; SIGTERM to both launchers ends the ranks with a checkpoint."""
+    endpoint = f"127.0.0.1:{free_port()}"
     common = trained.config.override(batch_size=10, epochs=1, learnable_inv_tau=True, scale="unit", save_every=100)
     job = {"config": common.override(out=tmp_path / "here").to_dict()}
     stopped = common.override(out=tmp_path / "stopped", epochs=1000)
-    hosts = [start({"runs": [job, {"config": stopped.to_dict(), "slow": 0.02}]}, rank) for rank in range(2)]
+    words = [launcher(endpoint, f"--node-rank={rank}", "--local-addr=127.0.0.1") for rank in range(2)]
+    hosts = [launch(job, {"config": stopped.to_dict(), "slow": 0.02}, launcher=each) for each in words]
     log = stopped.save.out / "metrics.jsonl"
     try:
         wait_until(lambda: log.is_file() and log.read_text().count("\n") >= 3, hosts[0])
@@ -47,11 +48,9 @@ def two_hosts(trained: Trained, tmp_path: Path, start: Callable[[dict[str, Any],
         for host in hosts:
             host.terminate()  # torchrun ends its ranks
             host.communicate(timeout=60)
-    print("exit codes of the launchers:", [host.returncode for host in hosts])
     (saved,) = list_checkpoints(stopped.save.out)
-    step = int(saved.name[5:])
     for output in outputs:  # torchrun hands the signal on to its ranks, waits for them, and reports it as its own end
-        assert f"stopped=SIGTERM steps={step}" in output, outputs
+        assert f"stopped=SIGTERM steps={int(saved.name[5:])}" in output, outputs
     one = common.override(out=tmp_path / "one")
     ranks = fork(tmp_path / "one-host", 2, lambda: train(one) and None)
     assert ranks.wait() == [0, 0], ranks.told()
@@ -59,17 +58,6 @@ def two_hosts(trained: Trained, tmp_path: Path, start: Callable[[dict[str, Any],
 
 
 @pytest.mark.nightly
-def test_two_launchers_on_loopback(trained: Trained, launch: Callable[..., Any], tmp_path: Path) -> None:
-    endpoint = f"127.0.0.1:{free_port()}"
-    two_hosts(
-        trained,
-        tmp_path,
-        lambda job, rank: launch(
-            *job["runs"], launcher=launcher(endpoint, f"--node-rank={rank}", "--local-addr=127.0.0.1")
-        ),
-    )
-
-
 def test_a_process_can_join_group_after_group(tmp_path: Path) -> None:
     """As two calls of ``train`` do: the launcher's store remembers the addresses of the first group."""
     script = tmp_path / "twice.py"
@@ -88,7 +76,9 @@ def test_a_process_can_join_group_after_group(tmp_path: Path) -> None:
     assert done.returncode == 0 and done.stdout.count("joined") == 2, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("leaves", [{"micro_batch_size": 3}, {"ema": 0.9}], ids=str)
+@pytest.mark.parametrize(
+    "leaves", [{"micro_batch_size": 3}, pytest.param({"ema": 0.9}, marks=pytest.mark.nightly)], ids=str
+)
 def test_two_ranks_judge_one_model(
     leaves: dict[str, Any], trained: Trained, pairs_folder: Path, tmp_path: Path
 ) -> None:
@@ -106,58 +96,3 @@ def test_two_ranks_judge_one_model(
         alone = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
         assert line["val_loss"] == pytest.approx(alone.loss, rel=1e-5)
         assert line["val_recall"] == pytest.approx(alone.recall)
-
-
-@pytest.fixture
-def namespaces() -> Iterator[list[tuple[str, str]]]:
-    """Two network namespaces joined by a wire: names and addresses."""
-    ip = shutil.which("ip")
-    if ip is None or os.geteuid() != 0:
-        pytest.skip("network namespaces need root and iproute2")
-    names = [f"cloob{os.getpid()}{side}" for side in "ab"]
-    hosts = [(name, f"10.213.7.{n}") for n, name in enumerate(names, 1)]
-    wires = [f"c{os.getpid()}{side}" for side in "ab"]
-
-    def run(*words: str) -> bool:
-        return subprocess.run([ip, *words], capture_output=True).returncode == 0
-
-    try:
-        made = all(run("netns", "add", name) for name in names)
-        made = made and run("link", "add", wires[0], "type", "veth", "peer", "name", wires[1])
-        for (name, address), wire in zip(hosts, wires, strict=True):
-            inside = ("-n", name)
-            made = (
-                made and run("link", "set", wire, "netns", name) and run(*inside, "link", "set", wire, "name", "wire")
-            )
-            made = made and run(*inside, "addr", "add", f"{address}/24", "dev", "wire")
-            made = made and run(*inside, "link", "set", "wire", "up") and run(*inside, "link", "set", "lo", "up")
-        if not made:
-            pytest.skip("network namespaces are not allowed here")
-        yield hosts
-    finally:
-        for name in names:
-            run("netns", "delete", name)
-        run("link", "delete", wires[0])
-
-
-@pytest.mark.nightly
-def test_two_hosts_with_a_network_of_their_own(
-    trained: Trained, launch: Callable[..., Any], namespaces: list[tuple[str, str]], tmp_path: Path
-) -> None:
-    endpoint = f"{namespaces[0][1]}:29517"
-
-    def start(job: dict[str, Any], rank: int) -> Any:
-        name, address = namespaces[rank]
-        return launch(
-            *job["runs"],
-            launcher=launcher(
-                endpoint,
-                f"--node-rank={rank}",
-                f"--local-addr={address}",
-                f"--rdzv-conf=is_host={rank == 0}",  # told by the host's name otherwise, which both share here
-            ),
-            prefix=("ip", "netns", "exec", name),
-            interface="wire",
-        )
-
-    two_hosts(trained, tmp_path, start)

@@ -75,21 +75,17 @@ class Launcher:
         self,
         *runs: dict[str, Any],
         launcher: tuple[str, ...] = (),
-        new_group: bool = False,
-        prefix: tuple[str, ...] = (),
-        interface: str = "lo",
     ) -> Any:
         job = self.folder / f"job-{len(list(self.folder.iterdir()))}.json"
         job.write_text(json.dumps({"configs": [str(self.configs)], "runs": list(runs)}))
-        command = [*prefix, sys.executable, *launcher, str(WORKER), str(job)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": interface}
+        command = [sys.executable, *launcher, str(WORKER), str(job)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
         return subprocess.Popen(
             command,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            start_new_session=new_group,
         )
 
 

@@ -87,6 +87,7 @@ def check_and_go_on(ranks: Ranks, config: TrainConfig, whole: TrainConfig, file:
     assert [path.name for path in list_checkpoints(run)] == [path.name for path in list_checkpoints(whole.save.out)]
 
 
+@pytest.mark.nightly
 def test_a_run_whose_disk_fills_up(whole: TrainConfig, disk: Path, tmp_path: Path) -> None:
     """Something else takes the room that the fourth checkpoint needs; TensorBoard's events lie on that disk too."""
     size = sum(path.stat().st_size for path in list_checkpoints(whole.save.out)[0].rglob("*"))
@@ -97,7 +98,10 @@ def test_a_run_whose_disk_fills_up(whole: TrainConfig, disk: Path, tmp_path: Pat
     check_and_go_on(ranks, config, whole, "step-00000008", ballast.unlink)
 
 
-@pytest.mark.parametrize(("file", "tensorboard"), [("step-00000006", False), ("metrics.jsonl", True)])
+@pytest.mark.parametrize(
+    ("file", "tensorboard"),
+    [("step-00000006", False), pytest.param("metrics.jsonl", True, marks=pytest.mark.nightly)],
+)
 def test_a_run_whose_files_may_not_grow(whole: TrainConfig, tmp_path: Path, file: str, tensorboard: bool) -> None:
     """From step 5 on the kernel refuses what is beyond half a checkpoint's file, or beyond a few lines of a log."""
     weights = list_checkpoints(whole.save.out)[0] / "model" / "open_clip_model.safetensors"

@@ -1,187 +1,260 @@
-"""A run that is killed with -9 at any moment and resumed is the run that was left alone, to the last bit."""
+"""A run that is killed with -9 at any moment and started again is the run that was left alone, to the last bit.
+
+The moment is drawn by the feature's name; ``pytest -m nightly`` has the features one by one.
+"""
 
 from __future__ import annotations
 
-import itertools
-import logging
 import random
+import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from train_helpers import KilledAfter, Recorder, exact, lines
+from train_helpers import KilledAfter, exact, lines
 
-from cloob.data.batch import Batch
-from cloob.data.loader import PairLoader
-from cloob.models.load import load_model
+from cloob import TrainConfig, get_recipe, load_model, train
+from cloob.cli import main
+from cloob.models.folder import save_model
 from cloob.models.runs import latest_checkpoint, list_checkpoints
-from cloob.train.config import TrainConfig
-from cloob.train.loop import train
-from support import fork
-
-nightly = pytest.mark.nightly
+from cloob.models.towers import create_model
+from cloob.train.callbacks import Callback, RunResult
+from support import Ranks, fork
 
 
-def run(folder: Path, processes: int, config: TrainConfig, killed: KilledAfter | None = None) -> None:
-    """Trains in processes of its own, which are killed if so wanted."""
-    callbacks = [killed] if killed else []
-    ranks = fork(folder, processes, lambda: train(config, callbacks=callbacks) and None)
-    codes = ranks.wait(together=killed is not None)
-    if killed:
-        # A rank may have seen that the killed one is gone before it was killed itself.
-        assert -9 in codes and set(codes) <= {-9, 1}, ranks.told()
-    else:
-        assert set(codes) == {0}, ranks.told()
+@dataclass(frozen=True)
+class Feature:
+    """Settings of a run; ``data`` is one of the forms of ``pairs_as``, ``streamed`` or ``heads``."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: str = "table"
+    processes: int = 1
+    nightly: bool = True
 
 
-@pytest.fixture(scope="session")
-def whole(
-    base: TrainConfig, pairs_as: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[int, str], TrainConfig]:
-    """The run that nothing happens to, one for each number of processes and form of the data, made when needed."""
-    made: dict[tuple[int, str], TrainConfig] = {}
+def usual(data: str = "table", processes: int = 1, **settings: Any) -> Feature:
+    return Feature(settings, data, processes, nightly=False)
 
-    def of(processes: int, form: str) -> TrainConfig:
-        if (processes, form) not in made:
-            folder = tmp_path_factory.mktemp(f"{form}-{processes}")
-            config = base.override(
-                data=[pairs_as[form]],
-                val_data=[pairs_as["folder"]],
-                learnable_inv_tau=True,
-                ema=0.9,
-                out=folder / "run",
-            )
-            run(folder, processes, config)
-            made[processes, form] = config
-        return made[processes, form]
+
+FEATURES = {
+    "average, learnable scales, micro-batches": usual(
+        ema=0.9, learnable_inv_tau=True, learnable_beta=True, micro_batch_size=5, clip_grad_norm=1.0
+    ),
+    "two ranks, shards, two workers": usual("shards", 2, workers=2, ema=0.9, learnable_inv_tau=True, shuffle_buffer=6),
+    "fp16, frozen tower, SigLIP": usual(
+        model="nano-resnet", precision="fp16", freeze="image", layer_decay=0.5, objective="siglip"
+    ),
+    "streamed, weighted, ends inside an epoch": usual(
+        "streamed", steps=13, shuffle_buffer=10, retrieval_from=0.5, best="val_recall"
+    ),
+    "heads, a batch size that suits the pairs": usual("heads", batch_size=0, head_dropout=0.2, embed_dim=12),
+    "plain": Feature(),
+    "one worker": Feature({"workers": 1}, "folder"),
+    "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
+    "average": Feature({"ema": 0.9}),
+    "fp16": Feature({"precision": "fp16", "model": "nano-resnet"}),
+    "bf16, recomputed": Feature({"precision": "bf16", "grad_checkpointing": True}),
+    "CLIP": Feature({"objective": "clip"}),
+    "SigLIP with Hopfield retrieval": Feature({"objective": "siglip-hopfield"}),
+    "retrieval joins": Feature({"retrieval_from": 0.5, "val_every": 2, "best": "val_recall"}),
+    "text frozen, top unlocked": Feature({"freeze": "text", "unlocked": 1}),
+    "shards, workers": Feature({"workers": 2}, "shards"),
+    "held-out share": Feature({"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}),
+    "samples": Feature({"samples": 90, "save_every": 3}),
+    "two ranks, frozen tower": Feature({"freeze": "image", "layer_decay": 0.5}, "table", 2),
+    "two ranks, streamed": Feature({"shuffle_buffer": 10, "workers": 1}, "streamed", 2),
+    "two ranks, heads": Feature({"batch_size": 0, "head": "mlp", "embed_dim": 12}, "heads", 2),
+    "sharded weights": Feature({"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True}, "shards", 2),
+}
+CASES = [pytest.param(name, marks=[pytest.mark.nightly] * f.nightly, id=name) for name, f in FEATURES.items()]
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same_run(run: Path, other: Path, extra: Collection[str] = ()) -> None:
+    """All that a run folder holds but for times, and the weights that are loaded from it."""
+    assert exact(run) == exact(other)
+    for log in ("epochs.jsonl", "skipped.jsonl"):
+        found, wanted = ([{**line, "seconds": 0} for line in lines(folder / log)] for folder in (run, other))
+        assert found == wanted, log
+    names = [{path.name for path in list_checkpoints(folder)} for folder in (run, other)]
+    assert names[0] == names[1] | set(extra)
+    states = [torch.load(latest_checkpoint(folder) / "trainer.pt", weights_only=True) for folder in (run, other)]
+    for state in states:
+        state["progress"]["seconds"] = 0.0
+        for group in state["optimizer"]["param_groups"]:
+            group["lr"] = 0.0  # set before each step
+    for part in states[1]:
+        assert equal(states[0][part], states[1][part]), part
+    assert equal(load_model(run).state_dict(), load_model(other).state_dict())
+
+
+def killed(folder: Path, processes: int, config: TrainConfig, trouble: KilledAfter) -> None:
+    ranks = fork(folder, processes, lambda: train(config, callbacks=[trouble]) and None)
+    codes = ranks.wait(together=True)
+    # A rank may have seen that the killed one is gone before it was killed itself.
+    assert -9 in codes and set(codes) <= {-9, 1}, f"{trouble}: {ranks.told()}"
+
+
+def command(folder: Path, processes: int, config: TrainConfig, *words: str) -> Ranks:
+    """``cloob train --config …`` with what was typed, not with what the run made of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "typed.json").write_text(config.to_json())
+    ranks = fork(folder, processes, lambda: main(["train", "--config", str(folder / "typed.json"), *words]))
+    assert set(ranks.wait()) == {0}, ranks.told()
+    return ranks
+
+
+@pytest.fixture
+def configured(
+    base: TrainConfig, pairs_as: dict[str, str], nano_configs: Path, tmp_path: Path
+) -> Callable[[Feature], TrainConfig]:
+    def of(feature: Feature) -> TrainConfig:
+        config = base.override(**{"val_data": [pairs_as["folder"]], **feature.settings})
+        if feature.data == "streamed":
+            stream = f"pipe:cat {pairs_as['shards']}/{{00000..00001}}.tar"
+            cache = {"cache_dir": tmp_path / "cache", "max_bad_fraction": 1.0}
+            return config.override(data=[stream, pairs_as["table"]], data_weights=[1.0, 0.5], **cache)
+        if feature.data != "heads":
+            return config.override(data=[pairs_as[feature.data]])
+        towers = [tmp_path / "image", tmp_path / "text"]
+        for seed, tower in enumerate(towers):
+            save_model(tower, create_model("nano-vit", seed=seed), {})
+        encoders = {"image_encoder": str(towers[0]), "text_encoder": str(towers[1]), "cache_dir": tmp_path / "cache"}
+        heads = get_recipe("align").override(data=[pairs_as["table"]], val_data=[pairs_as["folder"]], patience=0)
+        plain = {key: getattr(base.run, key) for key in ("device",)} | {"workers": 0, "max_bad_fraction": 0.2}
+        return heads.override(save_every=2, epochs=4, tensorboard=False, **encoders, **plain, **feature.settings)
 
     return of
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_killed_and_started_again(name: str, configured: Callable[[Feature], TrainConfig], tmp_path: Path) -> None:
+    feature, chance = FEATURES[name], random.Random(name)
+    whole, config = (configured(feature).override(out=tmp_path / folder) for folder in ("whole", "run"))
+    command(tmp_path / "a", feature.processes, whole)
+    steps = len(lines(whole.save.out / "metrics.jsonl"))
+    trouble = KilledAfter(chance.randint(1, steps - 3), chance.uniform(0, 0.055))
+    killed(tmp_path / "b", feature.processes, config, trouble)
+    # The last rank is killed; rank 0, which writes, may be a line behind it.
+    assert trouble.step - feature.processes + 1 <= len(lines(config.save.out / "metrics.jsonl")) < steps
+    command(tmp_path / "c", feature.processes, config, "--resume", "auto")
+    assert_same_run(config.save.out, whole.save.out)
+    chosen = TrainConfig.from_json(config.save.out / "config.json").run.batch_size
+    assert steps >= 12 and chosen == 8 and (config.run.batch_size == 0) == (feature.data == "heads")
+
+
+class Signalled(Callback):
+    """A signal after a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number, self.events = step, number, []
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == self.step:
+            signal.raise_signal(self.number)
+
+    def on_end(self, result: RunResult | None) -> None:
+        self.events.append(result)
+
+
 @pytest.mark.parametrize(
-    ("processes", "form", "workers"),
+    ("step", "number"), [(7, signal.SIGINT), (7, signal.SIGTERM), (10, signal.SIGTERM), (13, signal.SIGTERM)]
+)
+def test_told_to_end_and_started_again(
+    base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, step: int, number: int
+) -> None:
+    """In an epoch, and at the end of one: it is told while it validates, which the next start makes good."""
+    config = base.override(val_data=[pairs_as["folder"]], steps=13, save_every=0, keep=0, best="val_recall")
+    train(config.override(out=tmp_path / "whole"))
+    config, told = config.override(out=tmp_path / "run"), Signalled(step, number)
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                train(config, callbacks=[told])
+            assert told.events == [None]
+        else:
+            result = train(config, callbacks=[told])
+            assert (result.stopped, result.steps, result.out_of_patience) == ("SIGTERM", step, False)
+            assert result.checkpoint == latest_checkpoint(tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before[1])
+    assert signal.getsignal(signal.SIGTERM) is before[0]
+    assert len(lines(tmp_path / "run" / "epochs.jsonl")) == (step - 1) // 5
+    assert train(config.override(resume="auto")).stopped is None
+    assert_same_run(tmp_path / "run", tmp_path / "whole", ["step-00000007"] if told.events[0] and step == 7 else [])
+    for run in ("run", "whole"):
+        judged = [path.name for path in list_checkpoints(tmp_path / run) if (path / "validation.json").is_file()]
+        assert judged == ["step-00000005", "step-00000010", "step-00000013"]
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "processes"),
     [
-        (1, "table", 0),
-        (2, "shards", 2),
-        *(
-            pytest.param(processes, form, workers, marks=nightly)
-            for processes, form, workers in itertools.product((1, 2), ("shards", "table"), (0, 2))
-            if (processes, form, workers) not in ((1, "table", 0), (2, "shards", 2))
-        ),
+        ("folder", 4, (1, 1)),
+        ("folder", 12, (1, 1)),
+        ("streamed", 8, (2, 1)),
+        pytest.param("shards", 4, (1, 1), marks=pytest.mark.nightly),
+        pytest.param("streamed", 4, (1, 2), marks=pytest.mark.nightly),
     ],
 )
-def test_killed_and_resumed(
-    whole: Callable[[int, str], TrainConfig], tmp_path: Path, processes: int, form: str, workers: int
+def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
+    base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, form: str, size: int, processes: tuple[int, int]
 ) -> None:
-    """Also the averaged weights, the raw ones, the epochs' log and the named bad samples are the same."""
-    before = whole(processes, form)
-    config = before.override(out=tmp_path / "run", workers=workers)
-    chance = random.Random()
-    killed = KilledAfter(chance.randint(1, 12), chance.uniform(0, 0.055))
-    print(killed)  # shown when the test fails
-    run(tmp_path, processes, config, killed)
-    # Rank 1 is killed, and rank 0, which writes, may be a line behind it.
-    assert killed.step - (processes > 1) <= len(lines(config.save.out / "metrics.jsonl")) < 15
-    run(tmp_path, processes, config.override(resume="auto"))
-    assert exact(config.save.out) == exact(before.save.out)
-    here, there = (c.save.out for c in (config, before))
-    for log in ("epochs.jsonl", "skipped.jsonl"):
-        found = [[{**line, "seconds": 0} for line in lines(out / log)] for out in (here, there)]
-        assert found[0] == found[1], log
-    names = [[path.name for path in list_checkpoints(out)] for out in (here, there)]
-    assert names[0] == names[1]
-    ours, theirs = (torch.load(latest_checkpoint(out) / "trainer.pt", weights_only=True) for out in (here, there))
-    averaged, expected = (load_model(out).state_dict() for out in (here, there))
-    for name, value in expected.items():
-        assert torch.equal(averaged[name], value), name
-        assert torch.equal(ours["weights"][name], theirs["weights"][name]), name
-    assert ours["average"] == theirs["average"] == {"updates": 15}
-    assert not torch.equal(ours["weights"]["model.visual.proj"], expected["model.visual.proj"])
+    """After 16 of an epoch's 40 samples. A quarter of them is bad: skipped.jsonl names the places that were visited."""
+    for path in sorted(Path(pairs_as["folder"]).iterdir()):
+        stem = path.stem if path.suffix == ".txt" else ""
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        (tmp_path / "pairs" / path.name).write_bytes(b"" if stem[1:] in ("0", "3", "8") else path.read_bytes())
+    bad = {f"{c}{t}" for c in range(4) for t in (0, 3, 8)} | {"13", "27"}
+    data = str(tmp_path / "pairs")
+    if form != "folder":
+        data = write_shards(tmp_path / "pairs", tmp_path / "shards", streamed=form == "streamed")
+    config = base.override(data=[data], out=tmp_path / "run", max_bad_fraction=1.0, epochs=2)
+    config = config.override(shuffle_buffer=0 if form == "folder" else 6, cache_dir=tmp_path / "cache")
+    killed(tmp_path / "a", processes[0], config, KilledAfter(3, 0.0))
+    again = config.override(batch_size=size)
+    told = command(tmp_path / "b", processes[1], again, "--resume", "auto").told()
+    for changed, said in (
+        (size != 8, f"resumed with batch size {size} instead of 8: the data go on where they were, "),
+        (processes[0] != processes[1], f"resumed with {processes[1]} processes instead of {processes[0]}: the data go"),
+    ):
+        assert (said in told) == changed
 
-
-def test_another_number_of_processes_goes_on_at_the_same_samples(
-    whole: Callable[[int, str], TrainConfig], tmp_path: Path
-) -> None:
-    """From two processes to one in the middle of an epoch, and it is said; each pair still counts once an epoch."""
-    before = whole(2, "shards")
-    start = before.save.out / "checkpoints" / "step-00000012"
-    config = before.override(out=tmp_path / "run", resume=str(start))
-    ranks = fork(tmp_path, 1, lambda: train(config) and None)
-    assert ranks.wait() == [0], ranks.told()
-    assert "resumed with 1 processes instead of 2: the data go on where they were" in ranks.told()
-    here, there = exact(config.save.out), exact(before.save.out)[12:]
-    assert [(line["step"], line["samples_seen"]) for line in here] == [
-        (line["step"], line["samples_seen"]) for line in there
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    first = [line for line in found if line["epoch"] == 1]
+    assert len(first) == 2 + 24 // size and len(found) == len(first) + 40 // size
+    named = [
+        Counter(Path(x["key"]).stem for x in lines(tmp_path / "run" / "skipped.jsonl") if x["epoch"] == e)
+        for e in (1, 2)
     ]
-    # The samples are the same, so the loss of the first step is, but for dropout, which draws by rank.
-    assert here[0]["lr"] == there[0]["lr"] and here[0]["loss"] == pytest.approx(there[0]["loss"], rel=0.2)
+    assert named[0] == Counter(bad) and set(named[1].values()) == {1} and set(named[1]) <= bad
+    assert first[-1]["samples_seen"] == 40 - len(bad)
+    if processes == (1, 1):  # the rates are those of a run of that size
+        command(tmp_path / "c", 1, again.override(out=tmp_path / "alone"))
+        rates = [line["lr"] for line in lines(tmp_path / "alone" / "metrics.jsonl")]
+        assert [line["lr"] for line in found[2:]] == rates[16 // size : 40 // size] + rates[40 // size :]
 
 
-@pytest.fixture
-def visited(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[str]]]:
-    """The epoch and the samples of each training batch that was asked for, bad ones included."""
-    seen: list[tuple[int, list[str]]] = []
-    epoch = PairLoader.epoch
+def write_shards(pairs: Path, folder: Path, *, streamed: bool) -> str:
+    """Two shards of pairs; with ``streamed`` as a command gives them."""
+    from support import write_archive
 
-    def noted(self: PairLoader, number: int, *arguments: Any, **more: Any) -> Iterator[Batch]:
-        for batch in epoch(self, number, *arguments, **more):
-            seen.append((number, [*batch.keys, *(skip.key for skip in batch.skipped)]))
-            yield batch
-
-    monkeypatch.setattr(PairLoader, "epoch", noted)
-    return seen
-
-
-@pytest.mark.parametrize(("size", "form"), [(4, "folder"), (12, "folder"), (4, "shards")])
-def test_another_batch_size_goes_on_at_the_same_samples(
-    base: TrainConfig,
-    pairs_as: dict[str, str],
-    tmp_path: Path,
-    visited: list[tuple[int, list[str]]],
-    caplog: pytest.LogCaptureFixture,
-    size: int,
-    form: str,
-) -> None:
-    """After 16 of an epoch's 40 samples: each of the others once, at the rates of a run of the new size, and told."""
-    common = base.override(data=[pairs_as[form]], shuffle_buffer=6 if form == "shards" else 0, keep=0, epochs=2)
-    before = common.override(out=tmp_path / "before", epochs=1)
-    train(before)
-    order = [key for _, keys in visited for key in keys]
-    (first,) = [path for path in list_checkpoints(before.save.out) if path.name == "step-00000002"]
-    visited.clear()
-    config = common.override(out=tmp_path / "run", resume=str(first), batch_size=size)
-    recorder = Recorder()
-    with caplog.at_level(logging.WARNING):
-        train(config, callbacks=[recorder])
-    said = [message for message in caplog.messages if "batch" in message]
-    assert said == [
-        f"resumed with batch size {size} instead of 8: the data go on where they were, "
-        f"the learning rate where a run of that batch size would be"
-    ]
-    batches = [keys for number, keys in visited if number == 0]
-    rest = [key for keys in batches for key in keys]
-    assert sorted(rest) == sorted(order[16:]) and len(order) == len(set(order)) == 40
-    steps = 24 // size
-    assert [len(keys) for keys in batches] == [size] * steps
-    again = Counter(key for number, keys in visited if number == 1 for key in keys)
-    assert set(again.values()) == {1} and len(again) == 40 // size * size
-
-    found = lines(config.save.out / "metrics.jsonl")
-    assert [line["step"] for line in found] == list(range(3, 3 + steps + 40 // size))
-    assert recorder.of("start")[0].total_steps == found[-1]["step"]
-    visited.clear()
-    alone = common.override(out=tmp_path / "alone", batch_size=size)
-    train(alone)
-    rates = [line["lr"] for line in lines(alone.save.out / "metrics.jsonl")]
-    assert [line["lr"] for line in found] == rates[16 // size : 16 // size + steps] + rates[40 // size :]
-
-    # A second stop, within the epoch that went on with the other size, finds its place as well.
-    middle = list_checkpoints(config.save.out)[0]
-    visited.clear()
-    train(config.override(out=tmp_path / "later", resume=str(middle)))
-    done = int(middle.name[5:]) - 2
-    assert [keys for number, keys in visited if number == 0] == batches[done:]
-    assert exact(tmp_path / "later") == exact(config.save.out)[done:]
+    stems = sorted({path.stem for path in pairs.iterdir()})
+    for number, part in enumerate((stems[:23], stems[23:])):
+        names = [f"{stem}.{ending}" for stem in part for ending in ("png", "txt")]
+        write_archive(folder / f"{number:05d}.tar", {name: (pairs / name).read_bytes() for name in names})
+    (folder / "sizes.json").write_text('{"00000.tar": 23, "00001.tar": 17}')
+    return f"pipe:cat {folder}/{{00000..00001}}.tar" if streamed else str(folder)

@@ -6,22 +6,12 @@ import pytest
 import torch
 from train_helpers import Recorder, Trained, exact, lines
 
-from cloob.errors import InputError
 from cloob.models.load import load_model
-from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
 from cloob.train.callbacks import Callback, RunInfo
 from cloob.train.loop import train
 from cloob.train.state.resume import find_checkpoint
-from cloob.train.towers.average import WeightAverage, decay_of_update
-
-
-def test_the_decay_rises() -> None:
-    counts = torch.arange(11, dtype=torch.float64)
-    assert [float(decay_of_update(n, 0.5)) for n in counts] == pytest.approx(
-        [0, 2 / 11, 3 / 12, 4 / 13, 5 / 14, 6 / 15, 7 / 16, 8 / 17, 0.5, 0.5, 0.5]
-    )
-    assert decay_of_update(torch.tensor(1e6, dtype=torch.float64), 0.999) == 0.999
+from cloob.train.towers.average import WeightAverage
 
 
 def test_against_a_loop_over_numbers(nano_configs: Path) -> None:
@@ -101,9 +91,3 @@ def test_switching_the_average_on_and_off_between_runs(trained: Trained, tmp_pat
     train(start.override(resume="auto", epochs=3, lr=1e-30, schedule="constant"))
     assert "average" not in find_checkpoint(tmp_path / "run", "auto").state  # type: ignore[union-attr]
     torch.testing.assert_close(load_model(tmp_path / "run").model.visual.proj.detach(), raw)
-
-
-def test_shards_cannot_be_averaged(trained: Trained, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"ema keeps a whole copy .*, fsdp has them in shards: leave one of them out"):
-        train(trained.config.override(ema=0.9, fsdp=True, out=tmp_path / "run"))
-    assert not list_checkpoints(tmp_path / "run")
