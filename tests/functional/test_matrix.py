@@ -34,9 +34,9 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rows(n: int, d: int, seed: int, dtype: torch.dtype, contiguous: bool, twice: bool) -> Tensor:
-    """(n, d) unit rows; ``twice``: the first is there again."""
+    """(n, d) unit rows; ``twice``: the last of more than two is the first again."""
     found = unit(n, d, seed, dtype)
-    found = found[torch.arange(n) % max(1, n - 1)] if twice else found
+    found = found[torch.arange(n) % max(2, n - 1)] if twice else found
     return found if contiguous else torch.stack([found, -found], dim=2)[..., 0]
 
 

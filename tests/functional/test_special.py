@@ -88,6 +88,17 @@ def test_a_row_that_is_not_finite_is_not_hidden(path: Any) -> None:
     assert path.hopfield_retrieval(stored[:2], stored, 8.0).isnan().all()
 
 
+@pytest.mark.parametrize("objective", [cloob_reference, cloob_streamed])
+def test_equal_pairs(objective: Callable[..., Tensor]) -> None:
+    """All logits are equal: each direction is ln of the number of terms in the denominator."""
+    x = unit(1, 4).expand(5, 4)
+    for contrast, terms in (("infonce", 5.0), ("infoloob", 4.0)):
+        for hopfield in (True, False):
+            options = {"contrast": contrast, "hopfield": hopfield, "scale": "unit"}
+            value, *gradients = value_and_gradients(lambda a, b, o=options: objective(a, b, 30.0, **o), x, x)
+            assert value.item() == pytest.approx(math.log(terms)) and all(g.isfinite().all() for g in gradients)
+
+
 ROWS, NARROW = torch.ones(3, 4), torch.ones(3, 2)
 DIRECTION = {"anchors": ROWS, "candidates": ROWS, "inv_tau": 30.0}
 RETRIEVAL = {"state": ROWS, "stored": ROWS, "beta": 8.0}
