@@ -6,13 +6,12 @@ That both compute the formula: ``test_matrix.py``.
 from __future__ import annotations
 
 import itertools
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cloob.functional import cloob_reference, streamed
@@ -259,41 +258,3 @@ def test_arithmetic() -> None:
         sigmoid = {"contrast": "sigmoid", "scale": "unit", **plain}
         for path in (cloob_reference, cloob_streamed):
             assert count_flops(lambda x=x, y=y, p=path, o=sigmoid: p(x, y, 30.0, **o).backward()) == 6 * n * n * d
-
-
-class _Towers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.image, self.text = (nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)) for _ in range(2))
-
-    def forward(self, images: Tensor, texts: Tensor) -> Tensor:
-        x, y = (nn.functional.normalize(tower(t), dim=1) for tower, t in ((self.image, images), (self.text, texts)))
-        return cloob_streamed(x, y, 10.0, 8.0)
-
-
-@pytest.fixture
-def fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-@pytest.mark.nightly
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.usefixtures("small_tiles", "fresh_compiler")
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_training_step_of_a_compiled_model(backend: str) -> None:
-    if backend == "inductor" and not shutil.which("g++"):
-        pytest.skip("torch.compile's CPU backend needs g++")
-    images, texts = torch.randn(2, 15, 6, generator=torch.Generator().manual_seed(0))
-    eager, compiled = _Towers(), _Towers()
-    run = torch.compile(compiled, backend=backend)
-    for towers, step in ((eager, eager), (compiled, run)):
-        optimizer = torch.optim.SGD(towers.parameters(), lr=0.1)
-        for _ in range(2):
-            optimizer.zero_grad()
-            step(images, texts).backward()
-            optimizer.step()
-    for got, expected in zip(compiled.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)

@@ -1,4 +1,7 @@
-"""Gradient caching against the same batch in one pass with a graph."""
+"""Gradient caching against the same batch in one pass with a graph.
+
+For every partition, with ids and learned scales, in every precision: ``functional/test_matrix.py``.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn import functional as F
@@ -99,37 +100,6 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: fl
     for name, value in left.items():
         error = float((value - right[name]).abs().max())
         assert error <= tolerance * max(0.1, float(right[name].abs().max())), f"{name} is off by {error}"
-
-
-@st.composite
-def partitions(draw: st.DrawFn) -> list[int]:
-    edges = sorted(draw(st.sets(st.integers(1, N - 1))))
-    return [b - a for a, b in zip([0, *edges], [*edges, N], strict=True)]
-
-
-@settings(max_examples=20)
-@given(
-    sizes=partitions(),
-    name=st.sampled_from(["clip", "cloob"]),
-    with_ids=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-)
-def test_equals_the_full_batch_for_every_partition(
-    sizes: list[int], name: str, with_ids: bool, dtype: torch.dtype
-) -> None:
-    pairs = batch(dtype=dtype)
-    ids = torch.arange(N) // 2 if with_ids else None
-    full, cached = Towers().to(dtype), Towers().to(dtype)
-    more = {"learnable_inv_tau": True, "learnable_beta": name == "cloob"}
-    expected_objective, objective = make_objective(name, **more), make_objective(name, **more)
-    expected = one_pass(full, expected_objective, [pairs], ids)
-    loss = cached_backward(lambda part: cached(*part), objective, cut(pairs, sizes), towers=cached, ids=ids)
-    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
-    torch.testing.assert_close(loss, expected, rtol=tolerance, atol=0.0)
-    assert not loss.requires_grad
-    # ln τ⁻¹ and ln β are float32 parameters even of float64 towers.
-    assert_same(gradients(cached), gradients(full), tolerance)
-    assert_same(gradients(objective), gradients(expected_objective), 2e-5)
 
 
 @pytest.mark.parametrize("loss", ["ContrastiveObjective", "siglip", "OpenClipLoss"])
