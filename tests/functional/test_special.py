@@ -20,27 +20,29 @@ CONTRASTS = ("info_loob", "info_nce", "sigmoid_loss")
 
 
 @both_paths
+@pytest.mark.parametrize("ids", [None, [0, 1, 0]], ids=["", "ids"])
 @pytest.mark.parametrize("inv_tau", [1e3, 1e5])
-def test_far_from_overflow_in_float32(path: Any, inv_tau: float) -> None:
+def test_far_from_overflow_in_float32(path: Any, ids: list[int] | None, inv_tau: float) -> None:
     """Masks are −∞: at 1e5 a sentinel of −1e4 would win against the negative."""
-    axis = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])
-    ids = torch.tensor([0, 1, 0])
+    axis = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0]])[: 2 if ids is None else 3]
+    own = None if ids is None else torch.tensor(ids)
 
     def of(name: str, anchors: Tensor, candidates: Tensor) -> float:
         args = (inv_tau, 0.0) if name == "sigmoid_loss" else (inv_tau,)
         value, *gradients = value_and_gradients(
-            lambda a, c: getattr(path, name)(a, c, *args, ids=ids), anchors, candidates
+            lambda a, c: getattr(path, name)(a, c, *args, ids=own), anchors, candidates
         )
         assert all(g.isfinite().all() for g in gradients)
         return value.item()
 
-    # Each anchor has its positive at cosine 1 and its negatives at −1, or the other way round: one, of anchor 1 two.
-    two = math.log(2) / 3
+    # Each anchor has its positive at cosine 1 and its one negative at −1, or the other way round; with ids anchor 1 has
+    # two negatives.
+    two, negatives = (0.0, 1.0) if ids is None else (math.log(2) / 3, 4 / 3)
     right = {name: of(name, axis, axis) for name in CONTRASTS}
     assert right == pytest.approx({"info_loob": two - 2 * inv_tau, "info_nce": 0.0, "sigmoid_loss": 0.0})
     wrong = {name: of(name, axis, -axis) for name in CONTRASTS}
-    expected = {"info_loob": two + 2 * inv_tau, "info_nce": two + 2 * inv_tau, "sigmoid_loss": inv_tau * (1 + 4 / 3)}
-    assert wrong == pytest.approx(expected)
+    both = two + 2 * inv_tau
+    assert wrong == pytest.approx({"info_loob": both, "info_nce": both, "sigmoid_loss": inv_tau * (1 + negatives)})
 
 
 @both_paths
