@@ -22,7 +22,7 @@ torch-alone: $(VENV)/.dev
 	$(BIN)/python tests/torch_alone.py $(VENV)/torch-alone
 	PYTHONPATH=src OMP_NUM_THREADS=1 $(VENV)/torch-alone/bin/python -m pytest -p no:cacheprovider -m "not nightly" \
 	  -W "ignore:Failed to initialize NumPy:UserWarning" tests/functional tests/test_objective.py \
-	  tests/test_objective_state.py tests/test_objective_tracing.py tests/test_distributed.py $(ARGS)
+	  tests/test_objective_tracing.py tests/test_distributed.py $(ARGS)
 
 nightly: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TOGETHER) --timeout 1800 --hypothesis-profile nightly $(ARGS)

@@ -1,7 +1,12 @@
-"""The paper's formulas (arXiv:2110.11316, Eq. 3 to 5) over plain lists: the oracle that shares no code with us."""
+"""The paper's formulas (arXiv:2110.11316, Eq. 3 to 5) over plain lists: the oracle that shares no code with us.
+
+Every loop also takes complex numbers. ``value_and_slope`` uses that for exact derivatives: the imaginary part of
+f(x + ih·d), divided by a tiny h, is the derivative along d.
+"""
 
 from __future__ import annotations
 
+import cmath
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -11,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-Rows = Sequence[Sequence[float]]
-MEMBERS = list(itertools.product(("infoloob", "infonce"), (True, False)))
+Number = float | complex
+Rows = Sequence[Sequence[Number]]
+MEMBERS = list(itertools.product(("infoloob", "infonce", "sigmoid"), (True, False)))
 MEMBER_IDS = [f"{contrast}{'-hopfield' if hopfield else ''}" for contrast, hopfield in MEMBERS]
 
 
@@ -32,25 +38,32 @@ def pairs(
     return x.to(dtype), y.to(dtype)
 
 
-def dot(a: Sequence[float], b: Sequence[float]) -> float:
-    return math.fsum(p * q for p, q in zip(a, b, strict=True))
+def by_type(name: str) -> Callable[[Number], Any]:
+    return lambda number: getattr(cmath if isinstance(number, complex) else math, name)(number)
 
 
-def log_sum_exp(values: Sequence[float]) -> float:
-    highest = max(values)
-    return highest + math.log(math.fsum(math.exp(v - highest) for v in values))
+exp, log, sqrt = map(by_type, ("exp", "log", "sqrt"))
 
 
-def retrieval_loop(state: Rows, stored: Rows, beta: float) -> list[list[float]]:
+def dot(a: Sequence[Number], b: Sequence[Number]) -> Any:
+    return sum(p * q for p, q in zip(a, b, strict=True))
+
+
+def log_sum_exp(values: Sequence[Number]) -> Any:
+    highest = max(value.real for value in values)
+    return highest + log(sum(exp(value - highest) for value in values))
+
+
+def retrieval_loop(state: Rows, stored: Rows, beta: Number) -> list[list[Any]]:
     """Eq. 4 and 5, query by query."""
     found = []
     for query in state:
         logits = [beta * dot(query, pattern) for pattern in stored]
         total = log_sum_exp(logits)
-        weights = [math.exp(logit - total) for logit in logits]
-        average = [math.fsum(w * p[k] for w, p in zip(weights, stored, strict=True)) for k in range(len(query))]
-        length = math.sqrt(dot(average, average))
-        found.append([v / length if length > 0 else 0.0 for v in average])
+        weights = [exp(logit - total) for logit in logits]
+        average = [sum(w * p[k] for w, p in zip(weights, stored, strict=True)) for k in range(len(query))]
+        length = sqrt(dot(average, average))
+        found.append([v / length if abs(length) > 0 else 0.0 for v in average])
     return found
 
 
@@ -58,11 +71,11 @@ def contrast_loop(
     contrast: str,
     anchors: Rows,
     candidates: Rows,
-    inv_tau: float,
+    inv_tau: Number,
     offset: int = 0,
     ids: Sequence[int] | None = None,
     candidate_ids: Sequence[int] | None = None,
-) -> float:
+) -> Any:
     """One direction of Eq. 3, anchor by anchor; an anchor without negatives adds nothing."""
     candidate_ids = ids if candidate_ids is None else candidate_ids
     losses = []
@@ -77,18 +90,18 @@ def contrast_loop(
             losses.append(log_sum_exp([positive, *negatives]) - positive)
         else:
             losses.append(log_sum_exp(negatives) - positive if negatives else 0.0)
-    return math.fsum(losses) / len(losses)
+    return sum(losses) / len(losses)
 
 
 def sigmoid_loop(
     anchors: Rows,
     candidates: Rows,
-    inv_tau: float,
-    bias: float,
+    inv_tau: Number,
+    bias: Number,
     offset: int = 0,
     ids: Sequence[int] | None = None,
     candidate_ids: Sequence[int] | None = None,
-) -> float:
+) -> Any:
     """SigLIP's loss (arXiv:2303.15343, Eq. 1), pair by pair; others of the anchor's id are left out."""
     candidate_ids = ids if candidate_ids is None else candidate_ids
     losses = []
@@ -97,23 +110,22 @@ def sigmoid_loop(
             if j != i + offset and ids is not None and ids[i] == candidate_ids[j]:
                 continue
             z = 1.0 if j == i + offset else -1.0
-            against = -z * (inv_tau * dot(anchor, candidate) + bias)
-            losses.append(max(against, 0.0) + math.log1p(math.exp(-abs(against))))  # ln(1 + e^against)
-    return math.fsum(losses) / len(anchors)
+            losses.append(log_sum_exp([0.0, -z * (inv_tau * dot(anchor, candidate) + bias)]))  # ln(1 + e^…)
+    return sum(losses) / len(anchors)
 
 
 def objective_loop(
     x: Rows,
     y: Rows,
-    inv_tau: float,
-    beta: float,
+    inv_tau: Number,
+    beta: Number,
     *,
     contrast: str = "infoloob",
     hopfield: bool = True,
     scale: str = "paper",
-    bias: float = -10.0,
+    bias: Number = -10.0,
     ids: Sequence[int] | None = None,
-) -> float:
+) -> Any:
     """Eq. 3 with the authors' factor τ, or the mean of both directions."""
     u_x, u_y, v_x, v_y = x, y, x, y
     if hopfield:
@@ -123,6 +135,14 @@ def objective_loop(
         return (sigmoid_loop(u_x, u_y, inv_tau, bias, 0, ids) + sigmoid_loop(v_y, v_x, inv_tau, bias, 0, ids)) / 2
     both = contrast_loop(contrast, u_x, u_y, inv_tau, 0, ids) + contrast_loop(contrast, v_y, v_x, inv_tau, 0, ids)
     return both / inv_tau if scale == "paper" else both / 2
+
+
+def value_and_slope(loop: Callable[..., Any], inputs: Sequence[Tensor], along: Sequence[Tensor]) -> tuple[float, float]:
+    """The value of a loop over ``inputs``, and its derivative along a direction of the same shapes."""
+    h = 1e-30
+    both = (torch.complex(t.double(), h * d.double()) for t, d in zip(inputs, along, strict=True))
+    found = complex(loop(*(t.tolist() for t in both)))
+    return found.real, found.imag / h
 
 
 def value_and_gradients(loss: Callable[..., Tensor], *inputs: Tensor, **options: Any) -> list[Tensor]:

@@ -1,22 +1,28 @@
-"""The module: its members, scales and paths, and what it refuses. Over ranks: test_distributed.py."""
+"""The module: its members, scales and state, choice of path, and what it refuses.
+
+That it computes the formula: ``functional/test_matrix.py``; over ranks: ``test_distributed.py``.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import cloob
 from cloob.functional import cloob_reference
 from cloob.functional.streamed import cloob_streamed
+from cloob.interop.negatives import contrast_with_negatives
 from cloob.objective import (
     OBJECTIVES,
     PAPER_OBJECTIVES,
@@ -26,27 +32,25 @@ from cloob.objective import (
     implementation,
     make_objective,
 )
-from paper_loops import MEMBER_IDS, MEMBERS, objective_loop, pairs, relative_error, value_and_gradients
+from cloob.scales import FixedScaleWarning
+from paper_loops import MEMBERS, pairs, relative_error, value_and_gradients
 
-each_member = pytest.mark.parametrize(("contrast", "hopfield"), MEMBERS, ids=MEMBER_IDS)
+both_backends = pytest.mark.parametrize("backend", ["reference", "streamed"])
+
+# --- members --------------------------------------------------------------------------------------------------------
 
 
-def test_public_name() -> None:
-    assert cloob.ContrastiveObjective is ContrastiveObjective
-
-
-@each_member
-@pytest.mark.parametrize("scale", ["paper", "unit"])
-@pytest.mark.parametrize("backend", ["auto", "reference", "streamed"])
-def test_equals_the_loop(contrast: str, hopfield: bool, scale: str, backend: str) -> None:
-    x, y = pairs(6, 5)
-    ids = [4, 4, 1, 2, 3, 1]
-    expected = objective_loop(
-        x.tolist(), y.tolist(), 20.0, 4.0, contrast=contrast, hopfield=hopfield, scale=scale, ids=ids
-    )
-    options = {"contrast": contrast, "hopfield": hopfield, "scale": scale, "backend": backend}
-    objective = ContrastiveObjective(inv_tau=20.0, beta=4.0, **options)
-    assert objective(x, y, ids=torch.tensor(ids)).item() == pytest.approx(expected, rel=1e-10)
+def test_members_by_name() -> None:
+    assert PAPER_OBJECTIVES == ("clip", "infoloob", "infonce-hopfield", "cloob")
+    assert (*PAPER_OBJECTIVES, "siglip", "siglip-hopfield") == OBJECTIVES
+    for name in OBJECTIVES:
+        assert make_objective(name).name == name
+    assert make_objective("clip").config() == ContrastiveObjective.clip().config()
+    assert make_objective("cloob").config() == ContrastiveObjective.cloob().config()
+    between = make_objective("infonce-hopfield", inv_tau=5.0).config()
+    assert between == ContrastiveObjective.cloob(contrast="infonce", inv_tau=5.0).config()
+    with pytest.raises(ValueError, match="objective is 'clop'; one of 'clip', 'infoloob', 'infonce-hopfield', 'cloob'"):
+        make_objective("clop")
 
 
 def test_cloob_is_the_papers() -> None:
@@ -72,20 +76,18 @@ def test_clip_is_clips_cross_entropy_with_a_learnable_scale() -> None:
     torch.testing.assert_close(objective.log_inv_tau.grad, log_scale.grad)
 
 
-def test_members_by_name() -> None:
-    assert PAPER_OBJECTIVES == ("clip", "infoloob", "infonce-hopfield", "cloob")
-    assert (*PAPER_OBJECTIVES, "siglip", "siglip-hopfield") == OBJECTIVES
-    for name in OBJECTIVES:
-        assert make_objective(name).name == name
-    assert make_objective("clip").config() == ContrastiveObjective.clip().config()
-    assert make_objective("cloob").config() == ContrastiveObjective.cloob().config()
-    between = make_objective("infonce-hopfield", inv_tau=5.0).config()
-    assert between == ContrastiveObjective.cloob(contrast="infonce", inv_tau=5.0).config()
-    with pytest.raises(ValueError, match="objective is 'clop'; one of 'clip', 'infoloob', 'infonce-hopfield', 'cloob'"):
-        make_objective("clop")
+def test_siglip_is_siglips_loss_with_a_learnable_scale_and_bias() -> None:
+    """And ``logit_scale`` and ``logit_bias`` take their places, as open_clip's trainer hands them over."""
+    objective = make_objective("siglip")
+    start = {name: p.item() for name, p in objective.named_parameters()}
+    assert start == {"log_inv_tau": pytest.approx(math.log(10)), "bias": -10.0} and objective.scale == "unit"
+    open_clip_loss = pytest.importorskip("open_clip.loss")
+    inputs = (*pairs(7, 5), *(torch.tensor(value, dtype=torch.float64) for value in (12.0, -4.0)))
+    ours = value_and_gradients(lambda *given: objective(*given, output_dict=True)["contrastive_loss"], *inputs)
+    torch.testing.assert_close(ours, value_and_gradients(open_clip_loss.SigLipLoss(), *inputs), rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("backend", ["reference", "streamed"])
+@both_backends
 @pytest.mark.parametrize("hopfield", [True, False])
 def test_a_call_says_whether_to_retrieve(hopfield: bool, backend: str) -> None:
     """The loss and gradient of the member that a call asks for, whichever it was made as; the module stays as it is."""
@@ -99,20 +101,23 @@ def test_a_call_says_whether_to_retrieve(hopfield: bool, backend: str) -> None:
     assert made.config() == before
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_config_is_json_and_builds_the_same_objective(name: str) -> None:
-    retrieves = name == "cloob" or "hopfield" in name
-    objective = make_objective(name, learnable_inv_tau=True, learnable_beta=retrieves, matmul="bfloat16")
-    with torch.no_grad():
-        objective.log_inv_tau += 0.5
-        if retrieves:
-            objective.log_beta -= 0.25
-    config = json.loads(json.dumps(objective.config()))
-    assert config["inv_tau"] == pytest.approx(make_objective(name).inv_tau.item() * math.exp(0.5), rel=1e-6)
-    again = ContrastiveObjective(**config)
-    assert again.config().keys() == config.keys()
-    torch.testing.assert_close(again.state_dict(), objective.state_dict())
-    assert f"beta={'6.23' if retrieves else '8.0'}" in repr(objective)
+def test_config_is_json_and_builds_the_same_objective() -> None:
+    for name in OBJECTIVES:
+        retrieves = name == "cloob" or "hopfield" in name
+        objective = make_objective(name, learnable_inv_tau=True, learnable_beta=retrieves, matmul="bfloat16")
+        with torch.no_grad():
+            for parameter in objective.parameters():
+                parameter += 0.25
+        config = json.loads(json.dumps(objective.config()))
+        assert config["inv_tau"] == pytest.approx(make_objective(name).inv_tau.item() * math.exp(0.25), rel=1e-6)
+        assert config.get("bias") == (-9.75 if "siglip" in name else None)
+        again = ContrastiveObjective(**config)
+        assert again.config().keys() == config.keys()
+        torch.testing.assert_close(again.state_dict(), objective.state_dict())
+        assert f"beta={'10.27' if retrieves else '8.0'}" in repr(objective)
+
+
+# --- scales ---------------------------------------------------------------------------------------------------------
 
 
 def test_scales_are_tensors_and_only_learnable_ones_parameters() -> None:
@@ -127,30 +132,8 @@ def test_scales_are_tensors_and_only_learnable_ones_parameters() -> None:
     assert learnable.inv_tau.item() == pytest.approx(30.0) and learnable.beta.item() == pytest.approx(8.0)
 
 
-@pytest.mark.parametrize("backend", ["reference", "streamed"])
-def test_gradients_of_learnable_scales(backend: str) -> None:
-    x, y = pairs(6, 5)
-    objective = ContrastiveObjective(learnable_beta=True, scale="unit", backend=backend).double()
-    log_inv_tau = torch.tensor(math.log(30.0), dtype=torch.float64, requires_grad=True)
-    objective(x, y, logit_scale=log_inv_tau.exp()).backward()
-
-    def value(inv_tau: float, beta: float) -> float:
-        return objective_loop(x.tolist(), y.tolist(), inv_tau, beta, scale="unit")
-
-    inv_tau, beta, h = 30.0, objective.beta.item(), 1e-5
-    slopes = (
-        (value(inv_tau * math.exp(h), beta) - value(inv_tau * math.exp(-h), beta)) / (2 * h),
-        (value(inv_tau, beta * math.exp(h)) - value(inv_tau, beta * math.exp(-h))) / (2 * h),
-    )
-    assert log_inv_tau.grad is not None and log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
-    assert objective.log_beta.grad.item() == pytest.approx(slopes[1], rel=1e-6)
-    own = ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True, backend=backend).double()
-    own(x, y).backward()
-    assert own.log_inv_tau.grad.item() == pytest.approx(slopes[0], rel=1e-6)
-
-
 @pytest.mark.parametrize("name", PAPER_OBJECTIVES)
-def test_a_learned_temperature_takes_the_mean_since_the_papers_scale_only_raises_it(name: str) -> None:
+def test_a_temperature_that_learns_takes_the_mean_since_the_papers_scale_only_raises_it(name: str) -> None:
     assert make_objective(name, learnable_inv_tau=True).scale == "unit"
     with pytest.raises(ValueError, match="learnable_inv_tau=True needs scale='unit'"):
         make_objective(name, learnable_inv_tau=True, scale="paper")
@@ -160,21 +143,13 @@ def test_a_learned_temperature_takes_the_mean_since_the_papers_scale_only_raises
         member = {"contrast": make_objective(name).contrast, "hopfield": make_objective(name).hopfield}
         cloob_reference(x, y, log_inv_tau.exp(), scale=scale, **member).backward()
         assert log_inv_tau.grad is not None and (log_inv_tau.grad.item() < 0) == rises
-
-
-@pytest.mark.parametrize("name", PAPER_OBJECTIVES)
-def test_a_logit_scale_that_learns_is_refused_by_the_papers_scale(name: str) -> None:
-    x, y = pairs(8, 5, dtype=torch.float32)
-    scale = torch.tensor(30.0, requires_grad=True)
+    given = torch.tensor(30.0, requires_grad=True)
     objective = make_objective(name, learnable_inv_tau=False, scale="paper")
-    with pytest.raises(ValueError, match="logit_scale learns, which needs scale='unit'"):
-        objective(x, y, logit_scale=scale)
-    with pytest.raises(ValueError, match="logit_scale learns"):
-        objective(x, y, logit_scale=scale.log().exp())
+    for logit_scale in (given, given.log().exp()):
+        with pytest.raises(ValueError, match="logit_scale learns, which needs scale='unit'"):
+            objective(x, y, logit_scale=logit_scale)
     with torch.no_grad():  # an evaluation of the same model
-        assert (
-            objective(x, y, logit_scale=scale) == objective(x, y, logit_scale=scale.detach()) == objective(x, y, 30.0)
-        )
+        assert objective(x, y, logit_scale=given) == objective(x, y, 30.0)
 
 
 def test_a_learnable_scale_is_bounded_by_100() -> None:
@@ -225,11 +200,142 @@ def test_a_given_logit_scale_takes_the_place_of_inv_tau_and_learns() -> None:
     assert objective(x, y, logit_scale=12.0, logit_bias=torch.tensor(-10.0)) == objective(x, y, 12.0)
 
 
-def test_the_call_that_open_clip_makes() -> None:
-    x, y = pairs(5, 4, dtype=torch.float32)
-    outputs = {"image_features": x, "text_features": y, "logit_scale": torch.tensor(100.0)}
-    losses = ContrastiveObjective.clip()(**outputs, output_dict=True)
-    assert sum(losses.values()).ndim == 0
+def test_a_parameter_without_a_part_has_a_gradient_of_zero() -> None:
+    """Else DDP stops."""
+    x, y = pairs(6, 8)
+    cloob = ContrastiveObjective(learnable_beta=True)
+    cloob(x, y, hopfield=False).backward()
+    assert cloob.log_beta.grad == 0
+    clip = ContrastiveObjective.clip()
+    clip(x, y, logit_scale=20.0).backward()
+    assert clip.log_inv_tau.grad == 0
+    siglip = ContrastiveObjective.siglip()
+    siglip(x, y, logit_bias=torch.tensor(-5.0)).backward()
+    assert siglip.bias is not None and siglip.bias.grad == 0 and siglip.log_inv_tau.grad != 0
+
+
+# --- their state ----------------------------------------------------------------------------------------------------
+
+
+def test_another_fixed_value_is_taken_and_told() -> None:
+    objective, saved = ContrastiveObjective(inv_tau=30.0), ContrastiveObjective(inv_tau=50.0, beta=8.0)
+    with pytest.warns(FixedScaleWarning, match="inv_tau was 30 and is 50 now, as in the state that was loaded") as told:
+        assert objective.load_state_dict(saved.state_dict()).missing_keys == []
+    assert told[0].filename == __file__
+    x, y = pairs(6, 5)
+    assert objective(x, y) == saved(x, y) != ContrastiveObjective(inv_tau=30.0)(x, y)
+    assert objective.config() == saved.config() and objective.inv_tau.item() == 50.0
+    objective.load_state_dict(saved.state_dict())  # the same values: nothing to tell
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_a_state_with_a_scale_that_is_none_is_refused(value: float) -> None:
+    state = ContrastiveObjective().state_dict()
+    state["fixed_beta"] = torch.tensor(value)
+    with pytest.raises(RuntimeError, match=r"fixed_beta is .*; a positive, finite number"):
+        ContrastiveObjective().load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        copy.deepcopy,
+        lambda o: pickle.loads(pickle.dumps(o)),
+        lambda o: o.to("cpu", torch.bfloat16),
+        lambda o: o.to("meta").to_empty(device="cpu"),
+    ],
+    ids=["deepcopy", "pickle", "to", "to_empty"],
+)
+def test_number_and_buffer_stay_together(change: Callable[[Any], Any]) -> None:
+    objective, saved = ContrastiveObjective(inv_tau=30.0), ContrastiveObjective(inv_tau=1 / 0.07).state_dict()
+    with pytest.warns(FixedScaleWarning):
+        objective.load_state_dict(saved)
+    objective = change(objective)
+    assert objective.config()["inv_tau"] == 1 / 0.07
+    torch.testing.assert_close(objective.state_dict(), saved, rtol=0, atol=0)
+
+
+def test_fixed_scales_are_read_without_their_device() -> None:
+    objective = ContrastiveObjective().to("meta")  # from which nothing can be read
+    assert objective.fixed_inv_tau.is_meta and objective.inv_tau.item() == 30.0
+    assert objective.config() == ContrastiveObjective().config()
+    x, y = pairs(6, 5)
+    assert objective(x, y) == ContrastiveObjective()(x, y)
+    assert "infoloob" in repr(ContrastiveObjective(learnable_inv_tau=True).to("meta"))
+
+
+def test_a_device_without_float64_gets_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = ContrastiveObjective(inv_tau=1 / 0.07)
+    asked: list[tuple[torch.dtype, str]] = []
+    full = torch.full
+
+    def on_mps(fn: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def move(tensor: Any) -> Any:
+            if tensor.dtype == torch.float64:
+                raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+            return fn(tensor)
+
+        return move
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        asked.append((kwargs["dtype"], kwargs["device"].type))
+        return full(*args, **{**kwargs, "device": "cpu"})
+
+    monkeypatch.setattr(torch, "full", spy)
+    moved._apply(on_mps(lambda t: t.to("meta")))  # a stand-in refuses what Metal refuses
+    assert asked == [(torch.float64, "meta")] * 2 and moved.config()["inv_tau"] == 1 / 0.07
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_learned_scales_are_cast_to_no_lower_precision(cast: str) -> None:
+    objective = make_objective("siglip-hopfield", learnable_beta=True)
+    objective.head = nn.Linear(2, 2)  # of a subclass: cast as usual
+    x, y = pairs(6, 5, dtype=torch.float32)
+    objective(x, y).backward()
+    before = {name: p for name, p in objective.named_parameters() if p.ndim == 0}
+    values = {name: (p.clone(), p.grad.clone()) for name, p in before.items()}
+    getattr(objective, cast)()
+    assert objective.head.weight.dtype == getattr(torch, cast)
+    for name, parameter in before.items():
+        assert objective.get_parameter(name) is parameter  # which an optimiser holds
+        assert parameter.dtype == (torch.float64 if cast == "double" else torch.float32)
+        torch.testing.assert_close((parameter, parameter.grad), values[name], rtol=0, atol=0, check_dtype=False)
+    assert {p.dtype for p in objective.float().parameters()} == {torch.float32}
+
+
+def test_learned_scales_are_float32_where_less_is_the_default() -> None:
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        objective = make_objective("siglip", inv_tau=14.25)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {p.dtype for p in objective.parameters()} == {torch.float32}
+    assert objective.inv_tau.item() == pytest.approx(14.25, rel=1e-6)
+
+
+def test_a_state_does_not_say_what_the_loss_does_not_do() -> None:
+    objective = ContrastiveObjective()
+    objective.fixed_beta.fill_(2.0)
+    with pytest.raises(ValueError, match=r"^fixed_beta was set to 2, but beta is still 8: load_state_dict changes it"):
+        objective.state_dict()
+
+
+def test_the_bias_is_in_the_state_and_has_to_be_there() -> None:
+    objective, fresh = (
+        ContrastiveObjective.siglip(inv_tau=200.0),
+        ContrastiveObjective.siglip(),
+    )  # no bound, as SigLIP's
+    with torch.no_grad():
+        objective.bias -= 2.5
+    objective.train().clamp_()
+    fresh.load_state_dict(objective.state_dict())
+    assert fresh.config() == objective.config()
+    assert (fresh.config()["bias"], fresh.config()["inv_tau"]) == (-12.5, pytest.approx(200.0, rel=1e-5))
+    with pytest.raises(RuntimeError, match=r'Missing key.*"bias"'):
+        fresh.load_state_dict(ContrastiveObjective.clip().state_dict(), strict=True)
+
+
+# --- paths and precision --------------------------------------------------------------------------------------------
 
 
 def test_auto_takes_the_reference_below_the_measured_size_and_streams_from_there(
@@ -260,7 +366,7 @@ def test_auto_takes_the_reference_below_the_measured_size_and_streams_from_there
 
 @pytest.mark.parametrize("n", [64, 128, 255])
 def test_the_gradient_of_rows_in_a_cone_is_right_from_64_pairs_on(n: int) -> None:
-    """Mean cosine 0.994, as where untrained towers begin: the plain form is off by 6 to 120 % there."""
+    """As where untrained towers begin: the plain form is off by 4 to 94 % there (docs/own-loop.md)."""
     drawn = torch.Generator().manual_seed(0)
     cone = 12.6 * torch.randn(1, 512, generator=drawn)
     shared = torch.randn(n, 512, generator=drawn)
@@ -277,19 +383,6 @@ def test_bfloat16_products_are_near() -> None:
     assert 1e-5 < max(map(relative_error, low, exact)) < 1e-2
 
 
-@pytest.mark.parametrize("backend", ["reference", "streamed"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_computes_in_float32_whatever_comes(backend: str, dtype: torch.dtype) -> None:
-    x, y = (side.to(dtype) for side in pairs(6, 8))
-    objective = ContrastiveObjective(learnable_inv_tau=True, learnable_beta=True, backend=backend)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = objective(x, y)
-    assert inside.dtype == torch.float32
-    assert inside == objective(x.float(), y.float())
-    inside.backward()
-    assert objective.log_beta.grad.isfinite()
-
-
 def cone(n: int, d: int) -> tuple[Tensor, Tensor]:
     """Pairs whose rows are alike, as those of fresh towers: the gradient of retrieval is a small difference."""
     generator = torch.Generator().manual_seed(0)
@@ -298,42 +391,40 @@ def cone(n: int, d: int) -> tuple[Tensor, Tensor]:
     return F.normalize(0.95 * axis + 0.3 * rows, dim=1), F.normalize(0.95 * axis + 0.3 * rows.roll(1, 1), dim=1)
 
 
-@pytest.mark.parametrize("name", ["cloob", "infoloob", "clip", "siglip"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_backward_pass_inside_autocast_is_as_outside(name: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_backward_pass_inside_autocast_is_as_outside(name: str) -> None:
     gradients = []
     for inside in (True, False):
         x, y = cone(64, 128)
         x.requires_grad_()
-        with torch.autocast("cpu", dtype):
+        with torch.autocast("cpu", torch.bfloat16):
             loss = make_objective(name)(x, y)
             if inside:
                 loss.backward()
         if not inside:
             loss.backward()
-        assert x.grad is not None
         gradients.append(x.grad)
     assert relative_error(*gradients) < 1e-5
-
-
-def test_a_parameter_without_a_part_has_a_gradient_of_zero() -> None:
-    """Else DDP stops."""
-    x, y = pairs(6, 8)
-    cloob = ContrastiveObjective(learnable_beta=True)
-    cloob(x, y, hopfield=False).backward()
-    assert cloob.log_beta.grad == 0
-    clip = ContrastiveObjective.clip()
-    clip(x, y, logit_scale=20.0).backward()
-    assert clip.log_inv_tau.grad == 0
-    siglip = ContrastiveObjective.siglip()
-    siglip(x, y, logit_bias=torch.tensor(-5.0)).backward()
-    assert siglip.bias is not None and siglip.bias.grad == 0 and siglip.log_inv_tau.grad != 0
 
 
 def test_repeats_bit_for_bit() -> None:
     x, y = pairs(40, 8)
     first, second = (value_and_gradients(ContrastiveObjective(backend="streamed"), x, y) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@both_backends
+@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
+def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) -> None:
+    x, y = pairs(6, 5, dtype=torch.float32)
+    objective = ContrastiveObjective(backend=backend)
+    expected = value_and_gradients(objective, x.to(low).float(), y)
+    found = value_and_gradients(objective, x.to(low), y)
+    assert found[0].dtype == torch.float32 and found[0] == expected[0]
+    assert torch.equal(found[1], expected[1].to(low)) and torch.equal(found[2], expected[2])
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
 
 
 def spoil(rows: Tensor, row: int, value: float) -> Tensor:
@@ -345,15 +436,15 @@ def spoil(rows: Tensor, row: int, value: float) -> Tensor:
     return rows
 
 
-@each_member
 @pytest.mark.parametrize(("value", "what"), [(math.nan, "not finite"), (-math.inf, "not finite"), (0.0, "zero")])
-def test_bad_rows_are_named(contrast: str, hopfield: bool, value: float, what: str) -> None:
+def test_bad_rows_are_named(value: float, what: str) -> None:
     x, y = pairs(5, 4)
-    objective = ContrastiveObjective(contrast=contrast, hopfield=hopfield)
-    with pytest.raises(NonFiniteFeaturesError, match=f"text_features: 2 of 5 rows are bad; row 1 is {what}"):
-        objective(x, spoil(spoil(y, 3, value), 1, value))
-    with pytest.raises(ValueError, match=f"image_features: 1 of 5 rows are bad; row 4 is {what}"):
-        objective(spoil(x, 4, value), y)
+    for contrast, hopfield in MEMBERS:
+        objective = ContrastiveObjective(contrast=contrast, hopfield=hopfield)
+        with pytest.raises(NonFiniteFeaturesError, match=f"text_features: 2 of 5 rows are bad; row 1 is {what}"):
+            objective(x, spoil(spoil(y, 3, value), 1, value))
+        with pytest.raises(ValueError, match=f"image_features: 1 of 5 rows are bad; row 4 is {what}"):
+            objective(spoil(x, 4, value), y)
 
 
 @pytest.mark.parametrize(
@@ -367,7 +458,6 @@ def test_bad_rows_are_named(contrast: str, hopfield: bool, value: float, what: s
         ({"inv_tau": 0.0}, r"inv_tau is 0\.0; a positive"),
         ({"inv_tau": 1e-320}, r"inv_tau is 1e-320; a positive"),
         ({"inv_tau": -1.0, "learnable_inv_tau": True}, r"inv_tau is -1\.0"),
-        ({"beta": math.nan}, "beta is nan"),
         ({"beta": math.inf, "learnable_beta": True}, "beta is inf"),
         ({"bias": -1.0}, "bias needs contrast='sigmoid'"),
         ({"contrast": "sigmoid", "bias": math.inf}, "bias is inf; a finite number"),
@@ -384,30 +474,68 @@ def test_wrong_settings_are_refused(options: dict[str, Any], message: str) -> No
     ("change", "error", "message"),
     [
         ({"image_features": torch.ones(1, 3), "text_features": torch.ones(1, 3)}, ValueError, "1 pairs in the batch"),
-        ({"text_features": torch.ones(3, 3)}, ValueError, "4 image_features, but 3 text_features"),
-        ({"text_features": torch.ones(4, 2)}, ValueError, "text_features has embedding dimension 2"),
         ({"text_features": torch.ones(4, 3).double()}, ValueError, "text_features has dtype torch.float64, but image"),
-        ({"image_features": torch.ones(4, 3).double()}, ValueError, "text_features has dtype torch.float32, but image"),
-        ({"text_features": torch.ones(4, 3, device="meta")}, ValueError, "text_features has device meta"),
-        ({"image_features": torch.ones(4, 3, 1)}, ValueError, "image_features has shape"),
         ({"text_features": None}, TypeError, "text_features is a NoneType"),
         ({"logit_scale": 0.0}, ValueError, r"inv_tau is 0\.0"),
         ({"logit_scale": torch.ones(4)}, ValueError, r"inv_tau has shape \(4,\)"),
         ({"ids": torch.arange(3)}, ValueError, r"ids has shape \(3,\) .*; 4 integers are expected"),
-        ({"ids": [1, 2, 3, 4]}, TypeError, "ids is a list"),
     ],
 )
-@pytest.mark.parametrize("backend", ["reference", "streamed"])
-def test_wrong_batches_are_refused(backend: str, change: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_batches_are_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
     rows = F.normalize(torch.ones(4, 3), dim=1)
-    arguments = {"image_features": rows, "text_features": rows} | change
-    with pytest.raises(error, match=message):
-        ContrastiveObjective(backend=backend)(**arguments)
+    for backend in ("reference", "streamed"):
+        with pytest.raises(error, match=message):
+            ContrastiveObjective(backend=backend)(**{"image_features": rows, "text_features": rows} | change)
+
+
+def test_a_bias_that_is_no_number_is_refused() -> None:
+    objective = ContrastiveObjective.siglip()
+    with torch.no_grad():
+        objective.bias.fill_(math.nan)
+    with pytest.raises(ValueError, match="bias is nan; a finite number is expected"):
+        objective(*pairs(4, 3))
 
 
 def test_gather_needs_a_process_group() -> None:
     with pytest.raises(RuntimeError, match="gather=True needs a process group: start with torchrun"):
         ContrastiveObjective(gather=True)(*pairs(4, 3))
+
+
+def test_candidates_beyond_the_pairs_need_a_softmax() -> None:
+    x, y = pairs(4, 3)
+    with pytest.raises(ValueError, match="contrast is 'sigmoid'; 'infoloob' or 'infonce' is expected"):
+        contrast_with_negatives(make_objective("siglip"), x, y, x)
+
+
+@both_backends
+def test_check_false_looks_at_no_row(backend: str) -> None:
+    x, y = pairs(5, 4)
+    objective = ContrastiveObjective(backend=backend, check=False, hopfield=False)
+    assert objective.config()["check"] is False
+    assert not objective(spoil(x, 1, math.nan), y).isfinite()
+    assert objective(3 * x, y).isfinite()
+
+
+def test_rows_that_are_no_unit_vectors_are_told_of_once() -> None:
+    x, y = pairs(6, 5)
+    objective = ContrastiveObjective()
+    with pytest.warns(UserWarning, match=r"text_features has rows of length 3 to 3, but .* unit rows") as told:
+        objective(x, 3 * y)
+    assert told[0].filename == __file__
+    objective(x, 3 * y)  # warnings are errors here
+    with pytest.warns(UserWarning, match=r"image_features has rows of length 0\.5 to 0\.5"):
+        ContrastiveObjective()(0.5 * x, y)
+    for low in (torch.bfloat16, torch.float16):
+        ContrastiveObjective()(F.normalize(x.to(low), dim=1), F.normalize(y.to(low), dim=1))
+
+
+def test_matrices_without_rows_have_no_bad_ones() -> None:
+    check_finite(negatives=torch.empty(0, 3), others=torch.empty(0, 3))
+    with pytest.raises(NonFiniteFeaturesError, match="others: 1 of 2 rows"):
+        check_finite(negatives=torch.empty(0, 3), others=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
+
+
+# --- what it costs --------------------------------------------------------------------------------------------------
 
 
 def test_importing_it_does_not_import_the_compiler_or_the_towers() -> None:
@@ -446,47 +574,3 @@ def test_a_call_waits_for_the_device_once_or_not_at_all(monkeypatch: pytest.Monk
     # The streamed path looks once more, whether exponentials stay in range.
     assert reads(monkeypatch, ContrastiveObjective(backend="streamed"), 6) == 2
     assert reads(monkeypatch, ContrastiveObjective(backend="streamed", check=False), 6) == 1
-
-
-@pytest.mark.parametrize("backend", ["reference", "streamed"])
-def test_check_false_looks_at_no_row(backend: str) -> None:
-    x, y = pairs(5, 4)
-    objective = ContrastiveObjective(backend=backend, check=False, hopfield=False)
-    assert objective.config()["check"] is False
-    assert not objective(spoil(x, 1, math.nan), y).isfinite()
-    assert objective(3 * x, y).isfinite()
-
-
-def test_rows_that_are_no_unit_vectors_are_told_of_once() -> None:
-    x, y = pairs(6, 5)
-    objective = ContrastiveObjective()
-    with pytest.warns(UserWarning, match=r"text_features has rows of length 3 to 3, but .* unit rows") as told:
-        objective(x, 3 * y)
-    assert told[0].filename == __file__
-    objective(x, 3 * y)  # warnings are errors here
-    with pytest.warns(UserWarning, match=r"image_features has rows of length 0\.5 to 0\.5"):
-        ContrastiveObjective()(0.5 * x, y)
-    for low in (torch.bfloat16, torch.float16):
-        ContrastiveObjective()(F.normalize(x.to(low), dim=1), F.normalize(y.to(low), dim=1))
-
-
-@pytest.mark.parametrize("backend", ["reference", "streamed"])
-@pytest.mark.parametrize("low", [torch.bfloat16, torch.float16])
-def test_sides_of_other_precisions_are_lifted(backend: str, low: torch.dtype) -> None:
-    x, y = pairs(6, 5, dtype=torch.float32)
-    objective = ContrastiveObjective(backend=backend)
-    expected = value_and_gradients(objective, x.to(low).float(), y)
-    found = value_and_gradients(objective, x.to(low), y)
-    assert found[0].dtype == torch.float32 and found[0] == expected[0]
-    assert torch.equal(found[1], expected[1].to(low)) and torch.equal(found[2], expected[2])
-
-
-def test_options_are_named() -> None:
-    with pytest.raises(TypeError, match="positional"):
-        ContrastiveObjective("infonce")
-
-
-def test_matrices_without_rows_have_no_bad_ones() -> None:
-    check_finite(negatives=torch.empty(0, 3), others=torch.empty(0, 3))
-    with pytest.raises(NonFiniteFeaturesError, match="others: 1 of 2 rows"):
-        check_finite(negatives=torch.empty(0, 3), others=torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))

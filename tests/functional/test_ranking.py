@@ -14,11 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cloob.functional import ranking as r
-
-
-def rows(n: int, d: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    x = torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return (x / x.norm(dim=1, keepdim=True)).to(dtype)
+from paper_loops import unit as rows
 
 
 def rank_loop(query: Tensor, gallery: Tensor, targets: list[list[int]]) -> list[int]:
@@ -53,10 +49,10 @@ def test_ranks_are_the_loop_for_any_chunk(data: st.DataObject, q: int, n: int, s
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("chunk", [1, 5, 64])
-def test_a_tie_ranks_behind_its_copies_in_every_precision(dtype: torch.dtype, chunk: int) -> None:
+def test_a_tie_ranks_behind_its_copies_in_every_precision(dtype: torch.dtype) -> None:
     gallery = rows(1, 67, dtype=dtype).repeat(33, 1)
-    assert r.ranks(rows(7, 67, 1, dtype), gallery, torch.arange(7), chunk=chunk).tolist() == [32] * 7
+    for chunk in (1, 5, 64):
+        assert r.ranks(rows(7, 67, 1, dtype), gallery, torch.arange(7), chunk=chunk).tolist() == [32] * 7
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -65,14 +61,6 @@ def test_rows_in_half_precision_rank_as_their_values_do(dtype: torch.dtype) -> N
     x, y = (F.normalize(t, dim=1).to(dtype) for t in (queries, queries + 2.5 * noise))
     exact = r.ranks(x.double(), y.double(), torch.arange(60))
     assert torch.equal(r.ranks(x, y, torch.arange(60)), exact) and exact.max() > 0
-
-
-def test_ranks_follow_a_permutation_of_queries_and_gallery() -> None:
-    query, gallery, targets = rows(8, 4), rows(12, 4, 1), torch.arange(8)
-    generator = torch.Generator().manual_seed(0)
-    of_query, of_gallery = torch.randperm(8, generator=generator), torch.randperm(12, generator=generator)
-    moved = r.ranks(query[of_query], gallery[of_gallery], of_gallery.argsort()[targets[of_query]], chunk=5)
-    assert moved.tolist() == r.ranks(query, gallery, targets)[of_query].tolist()
 
 
 def test_rows_that_are_not_finite() -> None:
@@ -140,10 +128,8 @@ def test_ranking_ignores_autocast() -> None:
         (torch.ones(2, 3), torch.ones(2, 4), torch.tensor([0, 1]), r"\(2, 3\)"),
         (torch.ones(2, 3), torch.ones(2, 3).double(), torch.tensor([0, 1]), "one floating dtype"),
         (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0, 2]), "0 to 2 is out of range for 2 gallery rows"),
-        (torch.ones(2, 3), torch.ones(2, 3), [(0,), (-1,)], "-1 to 0 is out of range"),
         (torch.ones(2, 3), torch.ones(2, 3), [(0,), ()], "query 1 has no positive"),
         (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([0]), "targets for 2 queries, got 1"),
-        (torch.ones(2, 3), torch.ones(2, 3), torch.tensor([[0], [1]]), r"\(Q,\)"),
         (torch.ones(2, 3), torch.ones(0, 3), torch.tensor([0, 0]), "non-empty"),
         (torch.ones(2, 3), torch.ones(2, 3), [0, 1], "a sequence of gallery rows for each query"),
     ],

@@ -1,0 +1,285 @@
+"""Every path of the objective against plain loops, value and gradient, for cases that hypothesis draws.
+
+Over ranks: ``test_distributed.py``, since that takes real processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from cloob import ContrastiveObjective, cached_backward, functional
+from cloob.functional import cloob_reference, streamed
+from cloob.functional.streamed import cloob_streamed, tiles
+from paper_loops import MEMBERS, contrast_loop, objective_loop, retrieval_loop, sigmoid_loop, unit, value_and_slope
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+BACKENDS = pytest.mark.parametrize("path", [functional, streamed], ids=["reference", "streamed"])
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of a few pairs take several tiles and strips, which end within them."""
+    monkeypatch.setattr(tiles, "tile_rows", lambda device: 3)
+    monkeypatch.setattr(tiles, "strip_rows", lambda device: 4)
+
+
+def rows(n: int, d: int, seed: int, dtype: torch.dtype, contiguous: bool, twice: bool) -> Tensor:
+    """(n, d) unit rows; ``twice``: the last of more than two is the first again."""
+    found = unit(n, d, seed, dtype)
+    found = found[torch.arange(n) % max(2, n - 1)] if twice else found
+    return found if contiguous else torch.stack([found, -found], dim=2)[..., 0]
+
+
+def assert_equals(
+    loop: Callable[..., Any],
+    path: Callable[..., tuple[Tensor, Sequence[Tensor]]],
+    inputs: Sequence[Tensor],
+    steepness: float,
+    size: float = 1.0,
+    about: object = None,
+) -> None:
+    """Value, and gradient along a random direction, of ``path(*inputs)`` are the loop's.
+
+    Matrices are in the dtype of the case, scalars in float64. ``steepness`` is what multiplies the rounding of a
+    cosine, ``size`` that of a result of usual size.
+    """
+    drawn = torch.Generator().manual_seed(5)
+    # A scalar moves in proportion: its derivative can be large where it is small.
+    along = [torch.randn(t.shape, generator=drawn, dtype=torch.float64) * (1.0 if t.ndim else t) for t in inputs]
+    expected, slope = value_and_slope(loop, inputs, along)
+    value, gradients = path(*inputs)
+    low = inputs[0].dtype
+    assert value.dtype == (torch.float64 if low == torch.float64 else torch.float32) and value.ndim == 0, about
+    rounding = 10 * torch.finfo(value.dtype).eps * (1 + steepness)
+    assert abs(value.item() - expected) <= rounding * (size + abs(expected)), (value.item(), expected, about)
+    found = math.fsum(float((g.double() * d).sum()) for g, d in zip(gradients, along, strict=True))
+    length = sum(float(g.double().norm() * d.norm()) for g, d in zip(gradients, along, strict=True))
+    close = rounding * (length + size * sum(float(d.norm()) for d in along[:2]))
+    close += torch.finfo(low).eps * length if low != value.dtype else 0.0  # of the gradient in its own dtype
+    assert abs(found - slope) <= close, (found, slope, close, about)
+
+
+def by_autograd(loss: Callable[..., Tensor], *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    value = loss(*leaves)
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    return value.detach(), [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, gradients, strict=True)]
+
+
+# --- the objective --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A batch, and what is asked of it."""
+
+    contrast: str
+    hopfield: bool
+    scale: str
+    n: int
+    d: int
+    ids: tuple[int, ...] | None
+    beta: float
+    inv_tau: float
+    bias: float
+    dtype: torch.dtype
+    contiguous: bool
+    twice: bool
+    autocast: bool
+    seed: int
+    parts: list[int] = field(hash=False)
+
+    @property
+    def member(self) -> dict[str, Any]:
+        return {"contrast": self.contrast, "hopfield": self.hopfield, "scale": self.scale}
+
+    @property
+    def given_ids(self) -> Tensor | None:
+        return None if self.ids is None else torch.tensor(self.ids)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """x, y, τ⁻¹, β and the bias."""
+        sides = [rows(self.n, self.d, self.seed + k, self.dtype, self.contiguous, self.twice) for k in (0, 1)]
+        return [*sides, *(torch.tensor(s, dtype=torch.float64) for s in (self.inv_tau, self.beta, self.bias))]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    (contrast, hopfield), n = draw(st.sampled_from(MEMBERS)), draw(st.integers(2, 11))
+    cuts = sorted(draw(st.sets(st.integers(1, n - 1), max_size=3)))
+    return Case(
+        contrast,
+        hopfield,
+        "unit" if contrast == "sigmoid" else draw(st.sampled_from(["paper", "unit"])),
+        n,
+        draw(st.integers(2, 6)),
+        draw(st.none() | st.lists(st.integers(-2, 2), min_size=n, max_size=n).map(tuple)),
+        draw(st.sampled_from([8.0, 1e-3, 0.5, 70.0, 1e3])),
+        draw(st.sampled_from([30.0, 1e-3, 1.0, 99.0, 1e3])),
+        draw(st.sampled_from([-10.0, 0.0, 3.5])),
+        draw(st.sampled_from(DTYPES)),
+        *(draw(st.booleans()) for _ in range(3)),
+        draw(st.integers(0, 10**6)),
+        [b - a for a, b in zip([0, *cuts], [*cuts, n], strict=True)],
+    )
+
+
+def plainly(function: Callable[..., Tensor], case: Case) -> tuple[Tensor, list[Tensor]]:
+    def loss(x: Tensor, y: Tensor, inv_tau: Tensor, beta: Tensor, bias: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+            return function(x, y, inv_tau, beta, bias=bias, ids=case.given_ids, **case.member)
+
+    return by_autograd(loss, *case.inputs)
+
+
+class Rows(nn.Module):
+    """Two towers that know each pair's rows by heart."""
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        super().__init__()
+        self.x, self.y = nn.Parameter(x), nn.Parameter(y)
+
+
+def by_module(case: Case, *, backend: str = "auto", cached: bool = False) -> tuple[Tensor, list[Tensor]]:
+    """By ``ContrastiveObjective``; its scales learn where they can, and fixed ones get the gradient of the loop."""
+    x, y, *scalars = case.inputs
+    learns = case.scale == "unit" and (case.inv_tau <= 100 or case.contrast == "sigmoid")
+    bias = {"bias": case.bias} if case.contrast == "sigmoid" else {}
+    scales = {"inv_tau": case.inv_tau, "beta": case.beta, "learnable_inv_tau": learns, "learnable_beta": case.hopfield}
+    objective = ContrastiveObjective(backend=backend, **case.member, **scales, **bias).double()
+    for name, number in (("log_inv_tau", case.inv_tau), ("log_beta", case.beta)):
+        if name in dict(objective.named_parameters()):
+            objective.get_parameter(name).data.fill_(math.log(number))
+    towers = Rows(x, y)
+    if cached:
+        parts = list(torch.arange(case.n).split(case.parts))
+        encode = lambda part: (towers.x[part], towers.y[part])  # noqa: E731
+        value = cached_backward(encode, objective, parts, towers=towers, ids=case.given_ids)
+    else:
+        with torch.autocast("cpu", torch.bfloat16, enabled=case.autocast):
+            value = objective(towers.x, towers.y, ids=case.given_ids)
+        value.backward()
+    found = {name: p.grad for name, p in (*towers.named_parameters(), *objective.named_parameters())}
+    inv_tau, beta, slope = *scalars[:2], [torch.zeros((), dtype=torch.float64)] * 3
+    slope[0] = found["log_inv_tau"] / inv_tau if learns else plainly(cloob_reference, case)[1][2]
+    slope[1] = found["log_beta"] / beta if case.hopfield else slope[1]
+    slope[2] = found.get("bias", slope[2])
+    return value.detach(), [found["x"], found["y"], *slope]
+
+
+PATHS: dict[str, Callable[[Case], tuple[Tensor, list[Tensor]]]] = {
+    "reference": partial(plainly, cloob_reference),
+    "streamed": partial(plainly, cloob_streamed),
+    "module": by_module,
+    "module reference": partial(by_module, backend="reference"),
+    "module streamed": partial(by_module, backend="streamed"),
+    "cached": partial(by_module, cached=True),
+    "cached streamed": partial(by_module, cached=True, backend="streamed"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.* has rows of length:UserWarning")  # of few dimensions in bfloat16
+@pytest.mark.parametrize("path", PATHS)
+@given(case=cases())
+@settings(max_examples=60)
+def test_the_objective_is_the_loop(path: str, case: Case) -> None:
+    def loop(x: Any, y: Any, inv_tau: Any, beta: Any, bias: Any) -> Any:
+        return objective_loop(x, y, inv_tau, beta, bias=bias, ids=case.ids, **case.member)
+
+    steepness = case.inv_tau * (1 + case.beta * case.hopfield) + abs(case.bias)
+    size = case.n if case.contrast == "sigmoid" else 2 / case.inv_tau if case.scale == "paper" else 1
+    assert_equals(loop, lambda *_: PATHS[path](case), case.inputs, steepness, size, (path, case))
+
+
+# --- its parts, with other candidates than the anchors --------------------------------------------------------------
+
+
+@BACKENDS
+@given(
+    name=st.sampled_from(["info_loob", "info_nce", "sigmoid_loss"]),
+    n=st.integers(1, 7),
+    before=st.integers(0, 5),
+    after=st.integers(1, 5),
+    ids=st.none() | st.lists(st.integers(-2, 2), min_size=17, max_size=17),
+    id_dtype=st.sampled_from([torch.int64, torch.int32, torch.int8]),
+    inv_tau=st.sampled_from([30.0, 1e-3, 1.0, 1e3]),
+    bias=st.sampled_from([-10.0, 3.5, -1e3]),
+    dtype=st.sampled_from(DTYPES[:2]),
+    contiguous=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=100)
+def test_one_direction_is_the_loop(
+    path: Any,
+    name: str,
+    n: int,
+    before: int,
+    after: int,
+    ids: list[int] | None,
+    id_dtype: torch.dtype,
+    inv_tau: float,
+    bias: float,
+    dtype: torch.dtype,
+    contiguous: bool,
+    seed: int,
+) -> None:
+    """The positives of n anchors stand in the middle of the candidates, as those of a rank do."""
+    m, given_ids = before + n + after, {}
+    if ids is not None:
+        given_ids = {"ids": ids[before : before + n], "candidate_ids": ids[:m]}
+    inputs = [rows(k, 5, seed + k, dtype, contiguous, False) for k in (n, m)]
+    inputs += [torch.tensor(value, dtype=torch.float64) for value in (inv_tau, bias)]
+
+    def loop(a: Any, c: Any, t: Any, b: Any) -> Any:
+        if name == "sigmoid_loss":
+            return sigmoid_loop(a, c, t, b, before, **given_ids)
+        return contrast_loop(name.replace("_", ""), a, c, t, before, **given_ids)
+
+    def loss(a: Tensor, c: Tensor, t: Tensor, b: Tensor) -> Tensor:
+        tensors = {key: torch.tensor(value, dtype=id_dtype) for key, value in given_ids.items()}
+        scalars = (t, b) if name == "sigmoid_loss" else (t,)
+        return getattr(path, name)(a, c, *scalars, positive_offset=before, **tensors)
+
+    size = m if name == "sigmoid_loss" else 1
+    assert_equals(loop, partial(by_autograd, loss), inputs, inv_tau + abs(bias), size)
+
+
+@BACKENDS
+@given(
+    n=st.integers(1, 8),
+    m=st.integers(1, 8),
+    beta=st.sampled_from([8.0, 1e-3, 0.5, 70.0, 1e3]),
+    dtype=st.sampled_from(DTYPES),
+    contiguous=st.booleans(),
+    twice=st.booleans(),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=100)
+def test_retrieval_is_the_loop(
+    path: Any, n: int, m: int, beta: float, dtype: torch.dtype, contiguous: bool, twice: bool, seed: int
+) -> None:
+    """From a memory of other patterns, of which one may be there twice; each element weighed at random."""
+    weights = torch.randn(n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    inputs = [rows(n, 4, seed, dtype, contiguous, False), rows(m, 4, seed + 1, dtype, contiguous, twice)]
+
+    def loop(state: Any, stored: Any, beta: Any) -> Any:
+        found = retrieval_loop(state, stored, beta)
+        return sum(w * v for ws, vs in zip(weights.tolist(), found, strict=True) for w, v in zip(ws, vs, strict=True))
+
+    def loss(state: Tensor, stored: Tensor, beta: Tensor) -> Tensor:
+        found = path.hopfield_retrieval(state, stored, beta)
+        return (found * weights.to(found.dtype)).sum()
+
+    inputs.append(torch.tensor(beta, dtype=torch.float64))
+    assert_equals(loop, partial(by_autograd, loss), inputs, beta, n)
