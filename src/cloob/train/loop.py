@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from cloob.train.course import Course
 from cloob.train.faults import StopRequested, StopSignal
 from cloob.train.parts import Parts, assemble
 from cloob.train.ranks import Tally, on_rank_zero
+from cloob.train.state import runlock
 from cloob.train.state.resume import AlreadyFinished
 from cloob.train.state.rng import preserved_rng
-from cloob.train.state.runlock import RunLock
 from cloob.train.step import Launched, StepResult
 from cloob.train.towers import build, finetune
 from cloob.train.towers import fsdp as sharding
@@ -69,10 +69,10 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         (2, 256)
     """
     device = resolve_device(config.run.device)
-    with process_group(device), _held(config.save.out) as lock:
+    with process_group(device), _held(config.save.out) as check_lock:
         trackers = [*([TensorBoard()] if config.log.tensorboard else []), *make_trackers(config.log)]
         try:
-            run = _Run(assemble(config, device), [*callbacks, *trackers], lock)
+            run = _Run(assemble(config, device), [*callbacks, *trackers], check_lock)
         except AlreadyFinished as finished:
             if config.towers.average_with_start is not None:
                 ended, start = finished.checkpoint, finished.progress.start
@@ -89,24 +89,21 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
 
 
 @contextlib.contextmanager
-def _held(run: Path) -> Iterator[RunLock]:
-    """The run folder's lock, taken by rank 0 for all ranks."""
+def _held(run: Path) -> Iterator[Callable[[], None]]:
+    """The run folder, held by rank 0 for all ranks; yields the check that it still is."""
     with contextlib.ExitStack() as stack:
-        lock = RunLock(run)
-
-        def enter() -> None:
-            stack.enter_context(lock)
-
-        on_rank_zero(enter)
-        yield lock
+        # The lock stays on rank 0; the others only wait until it is taken.
+        checks: list[Callable[[], None]] = []
+        on_rank_zero(lambda: checks.append(stack.enter_context(runlock.hold(run))))
+        yield lambda: on_rank_zero(lambda: checks[0]())
 
 
 class _Run:
     """One run, from where its parts stand to its result."""
 
-    def __init__(self, parts: Parts, callbacks: Sequence[Callback], lock: RunLock) -> None:
+    def __init__(self, parts: Parts, callbacks: Sequence[Callback], check_lock: Callable[[], None]) -> None:
         self.parts = parts
-        self.lock = lock
+        self.check_lock = check_lock
         self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
         self.callbacks = callbacks
         self.modules = list(parts.towers.modules())
@@ -336,7 +333,7 @@ class _Run:
     def _save(self) -> None:
         """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
         self.ledger.settle()
-        on_rank_zero(self.lock.check)
+        self.check_lock()
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
         progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)
         with self.spans("checkpoint", undivided=True):
