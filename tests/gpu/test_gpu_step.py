@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor
 
 from cloob.data.batch import Batch
 from cloob.data.copies import Copies
@@ -20,7 +19,6 @@ from cloob.train.config.run import OptimConfig
 from cloob.train.optim import make_optimizer
 from cloob.train.step import Launched, Stepper, StepResult, TowersWithLoss
 from cloob.train.towers.average import WeightAverage
-from cloob.train.watch.spans import Spans
 
 pytestmark = pytest.mark.gpu
 PAIRS = 12
@@ -118,23 +116,3 @@ def test_copies_are_the_batch(device: torch.device) -> None:
         moved = copies(host)
         for one, other in ((moved.images, host.images), (moved.tokens, host.tokens), (moved.ids, host.ids)):
             assert one.device == device and torch.equal(one.cpu(), other)
-
-
-def test_parts_are_timed_on_the_device(cuda: torch.device) -> None:
-    spans = Spans(cuda)
-    spans.recording = True
-    a = torch.randn(4096, 4096, device=cuda)
-
-    def product() -> Tensor:
-        return a @ a
-
-    product()
-    torch.cuda.synchronize()
-    with spans("outer"):
-        product()
-        with spans("inner"):
-            for _ in range(10):
-                product()
-    times = spans.take()
-    inner, outer = times["inner"].device, times["outer"].device
-    assert inner is not None and outer is not None and inner > 2 * outer > 0

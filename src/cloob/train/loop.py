@@ -32,8 +32,7 @@ from cloob.train.towers import fsdp as sharding
 from cloob.train.validate import Validation, validate
 from cloob.train.watch.ledger import Ledger, Taken
 from cloob.train.watch.log import TensorBoard
-from cloob.train.watch.profiling import Profile
-from cloob.train.watch.spans import DATA
+from cloob.train.watch.profiling import part, profile
 from cloob.train.watch.trackers import make_trackers
 
 _CPU = torch.device("cpu")
@@ -108,9 +107,6 @@ class _Run:
         self.callbacks = callbacks
         self.modules = list(parts.towers.modules())
         self.copies = Copies(parts.device)
-        self.spans = parts.stepper.spans
-        followed = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
-        self.profile = Profile(followed, self.spans, self.course.steps_left())
         self.ledger = Ledger(parts, partial(self._call, "on_step"))
         self.skipped: dict[str, int] = {}
 
@@ -136,9 +132,10 @@ class _Run:
         try:
             self._call("on_start", info)
             stopped = False
-            while not stopped and not self.course.is_over():
-                stopped = self._epoch(stop)
-            self.profile.close()
+            followed = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
+            with profile(followed, self.course.steps_left()) as stepped:
+                while not stopped and not self.course.is_over():
+                    stopped = self._epoch(stop, stepped)
             self._save()
             if progress.nonfinite and rank() == 0:
                 self._warn_of_the_end()
@@ -147,8 +144,6 @@ class _Run:
         except Exception:
             with contextlib.suppress(Exception):  # what ended the run is to be told, not what was found on the way out
                 self.ledger.settle()
-            with contextlib.suppress(Exception):
-                self.profile.close()
             raise
         finally:
             parts.close()
@@ -185,7 +180,7 @@ class _Run:
             out_of_patience=stopped is None and not self.course.is_whole(),
         )
 
-    def _epoch(self, stop: StopSignal) -> bool:
+    def _epoch(self, stop: StopSignal, stepped: Callable[[], None]) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
         parts, progress = self.parts, self.parts.progress
         save_every, size = parts.config.save.save_every, parts.config.run.batch_size
@@ -203,22 +198,20 @@ class _Run:
         finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
         try:
             for index in range(start, steps):
-                self.profile.step()
                 began = time.perf_counter()
-                with preserved_rng(_CPU), self.spans(DATA):
+                with preserved_rng(_CPU), part("waiting for data"):
                     fetched = faults.fetch(batches, stop)
                 stop.ignore_children()  # only now: torch sets its own handler when the workers begin
                 waited = time.perf_counter() - began
-                with self.spans("agreement of ranks"):
-                    batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
+                batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
                 parts.bad.count(batch, counts)
                 self._step(batch, counts, began, waited)
+                stepped()
                 progress.position = offset + (index + 1) * size
                 last = index + 1 == steps
                 if save_every and progress.step % save_every == 0 and not last:
                     self._save()
-            with self.spans("end of an epoch", undivided=True):
-                best = self._end_epoch(stop, cut=steps < whole)
+            best = self._end_epoch(stop, cut=steps < whole)
         except StopRequested:  # while it validates: the checkpoint lacks the validation, which resuming makes good
             return True
         if best or not save_every or progress.step % save_every == 0:
@@ -233,13 +226,12 @@ class _Run:
         progress.step += 1
         outcome = None
         if counts.samples >= 2 and counts.smallest >= 1:
-            with self.spans("copy to the device"):
+            with part("copy to the device"):
                 batch = self.copies(batch)
             ids = batch.ids if parts.config.loss.mask_duplicates else None
             outcome = self._stepped(batch, ids, lr, hopfield, Layout(counts.sizes))
             if parts.average is not None:
-                with self.spans("average of the weights"):
-                    parts.average.update(parts.encoder, outcome.finite)
+                parts.average.update(parts.encoder, outcome.finite)
         self.ledger.add(Taken(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
     def _stepped(
@@ -336,7 +328,6 @@ class _Run:
         self.check_lock()
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
         progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)
-        with self.spans("checkpoint", undivided=True):
-            written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
+        written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
         if written is not None:
             self._call("on_checkpoint", written)

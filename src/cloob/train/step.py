@@ -17,7 +17,7 @@ from cloob.objective.waiting import acceptable, without_waiting
 from cloob.train.gradcache import Buffers, cached_backward
 from cloob.train.optim import set_learning_rate
 from cloob.train.towers import fsdp as sharding
-from cloob.train.watch.spans import READING, Spans
+from cloob.train.watch.profiling import part
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,14 +32,10 @@ class TowersWithLoss(nn.Module):
         objective: Called as ``objective(image_features, text_features, ids=…)``, with ``hopfield=`` where a schedule
             says so.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-
-    Attributes:
-        spans: The parts of a step, which a profile times.
     """
 
     def __init__(self, encoder: nn.Module, objective: ContrastiveObjective, precision: str = "fp32") -> None:
         super().__init__()
-        self.spans = Spans(next((p.device for p in encoder.parameters()), torch.device("cpu")))
         self.encoder = encoder
         self.objective = objective
         self.precision = precision
@@ -67,7 +63,7 @@ class TowersWithLoss(nn.Module):
             with their graph.
         """
         low = _AUTOCAST.get(self.precision)
-        with self.spans("forward"), torch.autocast(images.device.type, dtype=low, enabled=low is not None):
+        with part("forward"), torch.autocast(images.device.type, dtype=low, enabled=low is not None):
             image_features, text_features = self.encoder(images, tokens)
         # The encoder returns float32 unit rows whatever autocast says; other towers may not.
         image_features, text_features = image_features.float(), text_features.float()
@@ -80,7 +76,7 @@ class TowersWithLoss(nn.Module):
         self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, hopfield: bool | None
     ) -> Tensor:
         """The 0-d float32 loss of (n, D) float32 features; ``ids`` and ``hopfield`` as ``forward`` takes them."""
-        with self.spans("objective"), torch.autocast(image_features.device.type, enabled=False):
+        with part("objective"), torch.autocast(image_features.device.type, enabled=False):
             value: Tensor = self.objective(image_features, text_features, ids=ids, **_given(hopfield))
         return value
 
@@ -172,7 +168,6 @@ class Stepper:
         late: bool = False,
     ) -> None:
         self.module = module
-        self.spans = module.spans
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
         self.micro_batch_size = micro_batch_size
@@ -209,16 +204,14 @@ class Stepper:
         if math.isfinite(value):
             self.scaler.unscale_(self.optimizer)
             total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
-            with self.spans(READING):
-                norm = float(total)
+            norm = float(total)
         finite = math.isfinite(value) and math.isfinite(norm)
         if finite:
-            with self.spans("optimiser"):
-                if 0 < self.clip_grad_norm < norm:
-                    sharding.clip(self._parameters, self.clip_grad_norm, total)
-                set_learning_rate(self.optimizer, lr)
-                self.optimizer.step()
-                self.module.objective.clamp_()
+            if 0 < self.clip_grad_norm < norm:
+                sharding.clip(self._parameters, self.clip_grad_norm, total)
+            set_learning_rate(self.optimizer, lr)
+            self.optimizer.step()
+            self.module.objective.clamp_()
         else:
             buffers.restore()
         if math.isfinite(value):
@@ -253,26 +246,25 @@ class Stepper:
         with without_waiting(objective, layout):
             loss, *features = self._forward(images, tokens, ids, hopfield)
             if not self.micro_batch_size:
-                with self.spans("backward"):
+                with part("backward"):
                     torch.autograd.backward(self.scaler.scale(loss))
         if self._sharded:
             sharding.average_gradients(self._parameters)
-        with self.spans("optimiser"):
-            # Not torch.where: it would copy the number to the device, and wait for that.
-            loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
-            before = self._loss_scale(loss)
-            self.scaler.unscale_(self.optimizer)
-            total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
-            norm = total.masked_fill(~loss.isfinite(), math.nan)
-            finite = norm.isfinite()
-            if self.clip_grad_norm > 0:
-                sharding.clip(self._parameters, self.clip_grad_norm, total)
-            set_learning_rate(self.optimizer, lr)
-            _step_unless(~finite, self.optimizer)
-            objective.clamp_()
-            buffers.restore_unless(finite)
-            self._move_loss_scale(loss.isfinite())
-            self.optimizer.zero_grad(set_to_none=True)
+        # Not torch.where: it would copy the number to the device, and wait for that.
+        loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
+        before = self._loss_scale(loss)
+        self.scaler.unscale_(self.optimizer)
+        total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
+        norm = total.masked_fill(~loss.isfinite(), math.nan)
+        finite = norm.isfinite()
+        if self.clip_grad_norm > 0:
+            sharding.clip(self._parameters, self.clip_grad_norm, total)
+        set_learning_rate(self.optimizer, lr)
+        _step_unless(~finite, self.optimizer)
+        objective.clamp_()
+        buffers.restore_unless(finite)
+        self._move_loss_scale(loss.isfinite())
+        self.optimizer.zero_grad(set_to_none=True)
         scales = _learned(objective)
         known = (loss, norm, finite, before, self._loss_scale(loss), *scales.values())
         numbers = torch.stack([number.float() for number in known])
@@ -299,8 +291,7 @@ class Stepper:
         if self._sharded:
             sharding.share_buffers(self.module)
         if self.micro_batch_size:
-            with self.spans("objective and backward"):
-                return self._cached_backward(images, tokens, ids, hopfield)
+            return self._cached_backward(images, tokens, ids, hopfield)
         loss, image_features, text_features = self._wrapped(images, tokens, ids, hopfield=hopfield)
         return loss, image_features, text_features
 
@@ -313,10 +304,9 @@ class Stepper:
         except NonFiniteFeaturesError:  # the objective refuses such rows, on every rank when one has them
             nothing = images.new_empty(0, 0, dtype=torch.float32)
             return math.nan, (nothing, nothing)
-        with self.spans(READING):
-            value = float(loss.detach())
+        value = float(loss.detach())
         if math.isfinite(value) and not self.micro_batch_size:
-            with self.spans("backward"):
+            with part("backward"):
                 torch.autograd.backward(self.scaler.scale(loss))
         if self._sharded:
             sharding.average_gradients(self._parameters)

@@ -18,7 +18,6 @@ from cloob.train import faults
 from cloob.train.parts import Parts
 from cloob.train.step import Launched, StepResult
 from cloob.train.watch.metrics import is_due, step_metrics
-from cloob.train.watch.spans import READING
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ class Ledger:
         if not steps:
             return
         asked = time.perf_counter()
-        with self.parts.stepper.spans(READING):
-            results = _read(steps)
+        results = _read(steps)
         answered = time.perf_counter()
         lines = [self._line(taken, result) for taken, result in zip(steps, results, strict=True)]
         elapsed = time.perf_counter() - steps[0].began
