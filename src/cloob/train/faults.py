@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import torch
 
 from cloob.data.batch import Batch
-from cloob.distributed import rank
-from cloob.errors import TrainingFailed
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError, TrainingFailed
 from cloob.files import write_whole
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
@@ -168,3 +168,20 @@ def skip_nonfinite(
         )
     if rank() == 0:
         logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", step, path)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python says that there is not enough memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(error) or "could not create a memory object" in str(error)
+
+
+def too_large(config: TrainConfig) -> InputError:
+    """The error of a step for which there was not enough memory."""
+    local = -(-config.run.batch_size // world_size())
+    pairs = min(local, config.run.micro_batch_size or local)
+    return InputError(
+        f"{pairs} pairs at a time do not fit in memory; give --micro-batch-size {max(2, pairs // 2)} or less (the loss "
+        f"stays that of the whole batch), a smaller --batch-size, or a smaller --model"
+    )

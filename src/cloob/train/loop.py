@@ -18,7 +18,7 @@ from cloob.distributed import Layout, process_group, rank, resolve_device, world
 from cloob.errors import InputError, TrainingFailed
 from cloob.train import faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
-from cloob.train.config import TrainConfig, memory
+from cloob.train.config import TrainConfig
 from cloob.train.course import Course
 from cloob.train.faults import StopRequested, StopSignal
 from cloob.train.parts import Parts, assemble
@@ -244,10 +244,10 @@ class _Run:
                 return parts.stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
             return parts.stepper(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
+            if not faults.is_out_of_memory(error):
                 raise
             parts.stepper.optimizer.zero_grad(set_to_none=True)
-        raise memory.too_large(parts.config, parts.stepper, batch)
+        raise faults.too_large(parts.config)
 
     def _end_epoch(self, stop: StopSignal, *, cut: bool) -> bool:
         """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next.

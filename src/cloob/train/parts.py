@@ -22,7 +22,7 @@ from cloob.models.fingerprint import fingerprint
 from cloob.models.runs import RUN_CONFIG_FILE, SKIPPED_FILE, read_lines
 from cloob.objective import ContrastiveObjective
 from cloob.train.bad import BadHeldOut, BadSamples
-from cloob.train.config import TrainConfig, memory
+from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
 from cloob.train.ranks import gather_objects, on_rank_zero
@@ -133,7 +133,6 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         stepper.load_state_dict(checkpoint.state.get("stepper", {}))
     towers.train()
     finetune.keep_frozen(encoder, config.towers.freeze)
-    memory.check(config, stepper, encoder, device)
     on_rank_zero(lambda: prepare_run_folder(config, checkpoint))
     resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 
