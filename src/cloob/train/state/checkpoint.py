@@ -13,7 +13,6 @@ The newest ``keep`` stay, and the best one by its validation.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -47,7 +46,6 @@ from cloob.train.towers.average import WeightAverage
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
-_REPLACED = ".tmp-replaced-"
 
 
 @dataclass
@@ -223,7 +221,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     """Flushes a whole checkpoint to the disk, then gives it its name."""
     flush(temporary)
     if final.exists():  # of a run that was stopped while it validated, or one that could not be read
-        final.rename(final.with_name(f"{_REPLACED}{final.name}-{os.getpid()}"))
+        final.rename(_hidden(final))
     temporary.rename(final)
     flush_entries(final.parent)
 
@@ -245,41 +243,28 @@ def set_aside(checkpoint: Path) -> None:
             path.rename(aside)
 
 
-def put_back(run: Path) -> None:
-    """Gives a checkpoint its name again that was to be replaced, if the write ended before another had it."""
-    for path in (run / CHECKPOINTS_FOLDER).glob(f"{_REPLACED}*"):
-        final = path.with_name(path.name.removeprefix(_REPLACED).rpartition("-")[0])
-        if not final.exists():
-            with contextlib.suppress(OSError):  # of a disk that refuses: what is written next says so
-                path.rename(final)
-
-
 def remove_leftovers(run: Path) -> None:
-    """Removes what an interrupted write left behind, but for a checkpoint that it has not replaced."""
-    put_back(run)
-    folder = run / CHECKPOINTS_FOLDER
-    for path in folder.glob(".tmp-*") if folder.is_dir() else ():
+    """Removes what an interrupted write left behind."""
+    for path in (run / CHECKPOINTS_FOLDER).glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(checkpoint: Path) -> None:
     # Renamed first: a folder with its final name is always whole.
-    hidden = checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
-    checkpoint.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    shutil.rmtree(checkpoint.rename(_hidden(checkpoint)), ignore_errors=True)
+
+
+def _hidden(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
 
 
 def _disk_reason(error: BaseException, folder: Path) -> str | None:
-    """Why the disk refused, or None if it was not the disk. Writers in Rust and C++ hide the errno."""
+    """Why the disk refused, or None if it was not the disk. torch's writer hides the errno."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno is not None:
             return os.strerror(chain.errno)
         chain = chain.__cause__ or chain.__context__
-    text = str(error)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
-        if f"code: {code}," in text or f"os error {code}" in text:
-            return os.strerror(code)
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if isinstance(error, RuntimeError) and shutil.disk_usage(existing).free < 2**20:
         return os.strerror(errno.ENOSPC)

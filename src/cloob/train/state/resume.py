@@ -30,9 +30,8 @@ from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.course import is_whole
 from cloob.train.ranks import on_rank_zero
-from cloob.train.state.checkpoint import Checkpoint, Progress
+from cloob.train.state.checkpoint import FORMAT, Checkpoint, Progress
 from cloob.train.state.compare import check_same_architecture, check_same_objective, judged_otherwise
-from cloob.train.state.contents import check_state
 from cloob.train.state.rng import set_rng_state
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.average import WeightAverage
@@ -101,9 +100,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
         read_directory(file, opened, file.stat().st_size)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+        Progress(**state["progress"])
+        same_format = state["format"] == FORMAT
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{file}: cannot be read ({one_line(error, 200)}); use an earlier checkpoint") from error
-    state = check_state(file, state)
+    if not same_format:
+        raise InputError(f"{file}: is not of format {FORMAT}, which this version reads")
     try:
         encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
     except InputError:
@@ -219,9 +221,10 @@ def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
     """The error of a state that does not go into what was built."""
     try:
         yield
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{checkpoint.path}: was trained with other parameters, or is damaged ({one_line(error, 200)})"
+        ) from error
 
 
 def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cloob.errors import InputError
+from cloob.errors import InputError, require
 from cloob.models.untrusted import LARGEST_JSON, parse_json
 from cloob.models.weights.formats.pickles import printable
 from cloob.models.weights.formats.stored import Stored, stored
@@ -75,3 +79,14 @@ def _fields(path: Path, where: str, entry: Any) -> tuple[int, int, torch.dtype, 
                     raise InputError(f"{path}: {where} has dtype {printable(name)!r}, which is not known")
                 return begin, end, _DTYPES[name], tuple(shape)
     raise InputError(f"{path}: {where} is not described as safetensors asks")
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes a file straight from the tensors' memory; OSError where that cannot be done."""
+    try:
+        require("safetensors.torch", "train").save_file(dict(tensors), path, metadata={"format": "pt"})
+    except require("safetensors", "train").SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))  # of the system, which it hides
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(path.parent.stat().st_mode & 0o666)  # the file begins as its owner's alone
