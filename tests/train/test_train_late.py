@@ -59,27 +59,6 @@ def state(take: Stepper) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in flat.items()}
 
 
-@pytest.mark.parametrize(("clip", "micro"), [(0.0, 0), (1e-3, 0), (1e3, 0), (0.5, 2)])
-@pytest.mark.parametrize(("name", "precision"), [("cloob", "fp32"), ("clip", "fp16"), ("siglip", "fp32")])
-def test_a_late_step_is_the_step(name: str, precision: str, clip: float, micro: int) -> None:
-    waits, goes_on = (
-        stepper(make_objective(name), late=late, clip=clip, micro=micro, precision=precision) for late in (False, True)
-    )
-    ids = torch.tensor([0, 1, 2, 1, 4, 5])
-    for _ in range(3):
-        one = waits(*batch(), ids, 1e-2)
-        launched = goes_on.launch(*batch(), ids, 1e-2)
-        other = launched.result(launched.numbers.tolist())
-        assert (other.loss, other.grad_norm, other.finite) == (one.loss, one.grad_norm, True)
-        assert (other.loss_scale, other.overflow) == (one.loss_scale, False)
-        assert torch.equal(other.image_features, one.image_features)
-    for key, value in state(waits).items():
-        assert torch.equal(state(goes_on)[key], value), key
-    scales = waits.module.objective.scale_values()
-    assert other.scales == {name: float(scale.detach()) for name, scale in scales.items() if isinstance(scale, Tensor)}
-    assert len(other.scales) == ["cloob", "clip", "siglip"].index(name)
-
-
 @pytest.mark.parametrize("micro", [0, 2])
 @pytest.mark.parametrize("where", ["nan", "inf", "zero", "gradient"])
 def test_a_late_step_that_is_not_finite_leaves_no_trace(where: str, micro: int) -> None:
@@ -122,7 +101,7 @@ def test_nothing_is_read_in_a_late_step(pairs: int, micro: int, precision: str) 
     assert not read
     with reads() as read:
         waits(images, tokens, ids, 1e-2)
-    assert read["__float__"] >= 2 and read["tolist"] == 1 + (pairs == 300)  # what is counted is there to be counted
+    assert dict(read) == {"tolist": 1}  # what is counted is there to be counted
     assert launched.result(launched.numbers.tolist()).finite
 
 
@@ -172,28 +151,6 @@ def test_trusted_lengths_change_nothing(beta: float, learnable: bool) -> None:
         gradients.append((loss.detach(), x.grad, y.grad))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
-
-
-def test_acceptable_is_what_the_check_takes() -> None:
-    objective = make_objective("cloob")
-    good = F.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    for value in (None, 0.0, math.nan, math.inf):
-        for side in (0, 1):
-            rows = [good.clone(), good.clone()]
-            if value is not None:
-                rows[side][2] = value
-            taken = bool(acceptable(*rows))
-            assert taken == (value is None)
-            if not taken:
-                with pytest.raises(ValueError, match="row 2"):
-                    objective(*rows)
-    assert not acceptable(good, good, torch.tensor(-1.0)) and acceptable(good, good, torch.tensor(30.0))
-
-
-def test_what_needs_the_host_is_refused() -> None:
-    module = TowersWithLoss(Towers(), make_objective("cloob"))
-    with pytest.raises(ValueError, match="late=True needs an optimiser that takes found_inf"):
-        Stepper(module, torch.optim.AdamW(module.parameters(), fused=False), late=True)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])

@@ -26,14 +26,14 @@ from cloob.train.ranks import Tally, on_rank_zero
 from cloob.train.state import runlock
 from cloob.train.state.resume import AlreadyFinished
 from cloob.train.state.rng import preserved_rng
-from cloob.train.step import Launched, StepResult
+from cloob.train.step import Launched
 from cloob.train.towers import build, finetune
 from cloob.train.towers import fsdp as sharding
 from cloob.train.validate import Validation, validate
 from cloob.train.watch.ledger import Ledger, Taken
 from cloob.train.watch.log import TensorBoard
 from cloob.train.watch.profiling import part, profile
-from cloob.train.watch.trackers import make_trackers
+from cloob.train.watch.trackers import WandB
 
 _CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
@@ -69,7 +69,8 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
     """
     device = resolve_device(config.run.device)
     with process_group(device), _held(config.save.out) as check_lock:
-        trackers = [*([TensorBoard()] if config.log.tensorboard else []), *make_trackers(config.log)]
+        trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
+        trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
         try:
             run = _Run(assemble(config, device), [*callbacks, *trackers], check_lock)
         except AlreadyFinished as finished:
@@ -234,15 +235,11 @@ class _Run:
                 parts.average.update(parts.encoder, outcome.finite)
         self.ledger.add(Taken(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
-    def _stepped(
-        self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool, layout: Layout
-    ) -> StepResult | Launched:
+    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool, layout: Layout) -> Launched:
         """One optimiser step; one line if there is not enough memory for it."""
         parts = self.parts
         try:
-            if parts.stepper.late:
-                return parts.stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
-            return parts.stepper(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
+            return parts.stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
         except (RuntimeError, MemoryError) as error:
             if not faults.is_out_of_memory(error):
                 raise

@@ -31,7 +31,7 @@ from cloob.train.state.checkpoint import Checkpoint, Progress, remove_leftovers
 from cloob.train.state.compare import HELD_OUT, TRAINING, check_same_data, check_same_run, judged_otherwise
 from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
-from cloob.train.step import Stepper, TowersWithLoss, can_be_late
+from cloob.train.step import Stepper, TowersWithLoss
 from cloob.train.towers import build, finetune
 from cloob.train.towers.average import WeightAverage, make_average
 from cloob.train.watch.log import RunLog
@@ -126,7 +126,7 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
-    late = works_by_itself(device) and can_be_late(optimizer)
+    late = works_by_itself(device)
     stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config), late=late)
     if checkpoint is not None:
         stepper.load_state_dict(checkpoint.state["stepper"])

@@ -42,7 +42,7 @@ class Taken:
     keys: tuple[str, ...]
     began: float
     waited: float
-    outcome: StepResult | Launched | None
+    outcome: Launched | None
 
 
 class Ledger:
@@ -69,7 +69,7 @@ class Ledger:
             TrainingFailed: As ``settle``.
         """
         due = is_due(self.parts.config, taken.step)
-        if isinstance(taken.outcome, Launched) and not due:
+        if taken.outcome is not None and not due:
             taken.outcome.features = None  # the rows of one batch are looked at, those of many would fill the memory
         self._open.append(taken)
         if due or not self.parts.stepper.late:
@@ -128,8 +128,7 @@ class Ledger:
 
 def _read(steps: Sequence[Taken]) -> list[StepResult | None]:
     """What the steps came to; all numbers that are on the device come in one copy."""
-    launched = [taken.outcome for taken in steps if isinstance(taken.outcome, Launched)]
-    rows = iter(torch.stack([one.numbers for one in launched]).tolist() if launched else ())
-    return [
-        taken.outcome.result(next(rows)) if isinstance(taken.outcome, Launched) else taken.outcome for taken in steps
-    ]
+    outcomes = [taken.outcome for taken in steps]
+    launched = [outcome.numbers for outcome in outcomes if outcome is not None]
+    rows = iter(torch.stack(launched).tolist() if launched else ())
+    return [outcome.result(next(rows)) if outcome is not None else None for outcome in outcomes]
