@@ -31,18 +31,7 @@ class Tally:
 
 
 def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool = False) -> Tally:
-    """Adds up the ranks' batches and agrees on whether to go on: every rank gets the same answer.
-
-    Args:
-        samples: Usable samples in this rank's part of the batch.
-        bad: Samples this rank could not use.
-        stop: Whether this rank was asked to stop.
-        device: Where the process group can send tensors from, if not from the host.
-        fault: Whether this rank could not get its batch.
-
-    Returns:
-        Sums over the ranks, the smallest part, and whether any rank was asked to stop or has a fault.
-    """
+    """Adds up the ranks' batches and agrees on whether to stop, or to end for a fault: all get the same answer."""
     if world_size() == 1:
         return Tally(samples, samples, bad, stop, fault, (samples,))
     counts_here = torch.tensor([samples, bad, int(stop), int(fault)], device=host(device))

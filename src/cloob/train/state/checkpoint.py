@@ -106,27 +106,16 @@ def whole_state(
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What a run goes on from beside weights and objective.
-
-    Attributes:
-        optimizer: The optimiser's whole state.
-        stepper: State of the stepper: that of its gradient scaler.
-        progress: Where the run stands.
-        rng: ``rng_state`` of every rank.
-        batch_size: Global batch size, to say when it changed.
-        pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
-        data: The fingerprints of training and held-out pairs, to say when they changed.
-        best: What makes a checkpoint the best: by it the looks without a better one are counted.
-    """
+    """What a run goes on from beside weights and objective; what may have changed since is compared on resumption."""
 
     optimizer: dict[str, Any]
     stepper: dict[str, Any]
     progress: Progress
-    rng: list[dict[str, Any]]
-    batch_size: int
-    pairs: int
-    data: Mapping[str, Fingerprint]
-    best: str
+    rng: list[dict[str, Any]]  # of every rank
+    batch_size: int  # global
+    pairs: int  # of an epoch: with another number the position in it means nothing
+    data: Mapping[str, Fingerprint]  # of training and held-out pairs
+    best: str  # what makes a checkpoint the best
 
 
 @dataclass(frozen=True)
@@ -163,22 +152,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best.
 
-    Args:
-        run: The run folder.
-        encoder: The two towers.
-        objective: The objective; its ``config()`` goes into the model folder.
-        trainer: What else the run goes on from.
-        keep: Checkpoints to keep beside the best, 0 for all.
-        hopfield: Whether the objective retrieved at the last step; None: as it was made.
-        weights: The encoder's whole ``state_dict``, where it is in shards.
-        average: The running average of the weights, which goes into the model folder in their place.
-        validation: What goes into ``validation.json``, see ``read_validation``.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        InputError: The disk is full or not writable. Earlier checkpoints are as they were.
+    ``weights`` is the encoder's whole ``state_dict`` where it is in shards; ``average`` goes into the model folder in
+    place of the weights. InputError where the disk is full or not writable: earlier checkpoints are as they were.
     """
     folder = run / CHECKPOINTS_FOLDER
     final = folder / checkpoint_name(trainer.progress.step)

@@ -116,18 +116,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint to resume from.
+    """The checkpoint to resume from, None to start afresh.
 
-    Args:
-        run: The run folder that is written to.
-        resume: ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are
-            passed over with a warning), or the path of a checkpoint or a run folder.
-
-    Returns:
-        The checkpoint, or None to start afresh.
-
-    Raises:
-        InputError: The path holds no readable checkpoint, or ``auto`` finds checkpoints but can read none.
+    ``resume`` is ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are passed
+    over with a warning), or the path of a checkpoint or a run folder.
     """
     if resume == "none":
         return None
