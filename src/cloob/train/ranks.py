@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,7 +14,6 @@ import torch.distributed as dist
 from cloob.distributed import host, rank, world_size
 
 T = TypeVar("T")
-_MEET_SECONDS = 30.0  # far less than any process group waits
 
 
 @dataclass(frozen=True)
@@ -62,38 +60,25 @@ def broadcast_object(value: Any) -> Any:
 
 @contextlib.contextmanager
 def unhurried() -> Iterator[None]:
-    """Inside, a rank may take longer than the process group waits for one; at the end each waits for all.
+    """Inside, a rank may take up to a day, however long the process group waits; at the end each waits for all.
 
-    A thread of each rank meets those of the others every now and then, so that one that dies is noticed as ever, and
-    one that hangs is not. Nothing else inside may talk to other ranks. In a group of NCCL alone, whose collectives
-    belong to a thread's device, the group's own patience is all there is.
+    One that dies ends the others' wait.
     """
-    if world_size() == 1 or "cpu:" not in dist.get_backend_config():
+    if world_size() == 1:
         yield
         return
-    ended = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        meetings = pool.submit(_meet, ended)
-        try:
-            yield
-        finally:
-            ended.set()
-    meetings.result()
-
-
-def _meet(ended: threading.Event) -> None:
-    while not all(gather_objects(ended.wait(_MEET_SECONDS))):
-        pass
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    try:
+        yield
+    finally:
+        dist.barrier(group)
+        dist.destroy_process_group(group)
 
 
 def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
     """Runs ``action()`` on rank 0 and returns its result everywhere; what it raises is raised on every rank.
 
-    A rank that failed alone would leave the others waiting for it.
-
-    Args:
-        action: What is done there.
-        slow: It may take longer than the process group waits; should it hang, that is not noticed.
+    A rank that failed alone would leave the others waiting for it. ``slow``: as ``unhurried``.
     """
     outcome: Any = (None, None)
     with unhurried() if slow else contextlib.nullcontext():
