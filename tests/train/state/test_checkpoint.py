@@ -21,6 +21,7 @@ import torch
 from train_helpers import Trained
 
 from cloob.errors import InputError
+from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.runs import list_checkpoints
 from cloob.models.towers import create_model
@@ -86,9 +87,24 @@ def test_layout_and_keep(save: Callable[..., Path], tmp_path: Path) -> None:
     assert path == run / "checkpoints" / "step-00000010"
     assert [p.name for p in list_checkpoints(run)] == ["step-00000004", "step-00000010"]
     assert {p.name for p in path.iterdir()} == {"model", "trainer.pt"} and not hidden(run)
+    assert len({file.stat().st_mode for file in (path / "model").iterdir()}) == 1  # who may read one reads all
     assert read_checkpoint(path).progress == Progress(step=10, reasons={"corrupt image": 2})
     again = save(10)  # in the place of one that may be damaged
     assert again == path and len(list_checkpoints(run)) == 2 and not hidden(run)
+
+
+def test_weights_are_written_from_where_they_are(
+    save: Callable[..., Path], nano_configs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of the model at each checkpoint would take its memory again; two weights are copied, see below."""
+    encoder, saved = create_model("nano-vit", seed=0), {}
+    encoder.model.register_buffer("tied", encoder.model.visual.proj.detach())
+    monkeypatch.setattr("safetensors.torch.save_file", lambda tensors, *_, **__: saved.update(tensors))
+    monkeypatch.setattr(Path, "chmod", lambda *_: None)
+    save_model(save(1).parent / "other", encoder, {})
+    ours = {name: weight.data_ptr() for name, weight in encoder.model.state_dict().items()}
+    copied = {name for name, weight in saved.items() if weight.data_ptr() != ours[name]}
+    assert copied == {"visual.proj", "visual.conv1.weight"}  # the one shares memory, the other is in channels_last
 
 
 def test_trainer_file_is_data_only(trained: Trained) -> None:
