@@ -23,7 +23,6 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are f
 def two_ranks(folder: Path, action: Callable[[], object]) -> Ranks:
     def run() -> None:
         distributed_c10d.default_pg_timeout = timedelta(seconds=WAITS)
-        ranks._MEET_SECONDS = 0.3
         with process_group(torch.device("cpu")):
             action()
 

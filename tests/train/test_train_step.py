@@ -117,24 +117,6 @@ def test_step_is_the_plain_step(objective: str, clip: float, late: bool) -> None
     assert not result.image_features.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("name", "precision", "clip", "micro"),
-    [("cloob", "fp32", 0.5, 2), ("clip", "fp16", 1e-3, 0), ("siglip", "fp32", 0.0, 0), ("clip", "fp16", 0.0, 2)],
-)
-def test_a_late_step_is_the_step(name: str, precision: str, clip: float, micro: int) -> None:
-    waits, late = (Taking(name, late=late, clip=clip, micro=micro, precision=precision) for late in (False, True))
-    for _ in range(3):
-        one, other = (take(*batch(), torch.tensor([0, 1, 2, 1, 4, 5])) for take in (waits, late))
-        assert (other.loss, other.grad_norm, other.finite) == (one.loss, one.grad_norm, True)
-        assert (other.loss_scale, other.overflow) == (one.loss_scale, False)
-        assert torch.equal(other.image_features, one.image_features)
-    for key, value in waits.state().items():
-        assert torch.equal(late.state()[key], value), key
-    learned = {k: v for k, v in waits.module.objective.scale_values().items() if isinstance(v, Tensor)}
-    assert other.scales == {key: float(scale.detach()) for key, scale in learned.items()}
-    assert len(learned) == ["cloob", "clip", "siglip"].index(name)
-
-
 @late_or_not
 @pytest.mark.parametrize("micro", [0, 2])
 @pytest.mark.parametrize("where", ["nan", "zero", "gradient"])
@@ -274,7 +256,7 @@ def test_nothing_is_read_in_a_late_step(pairs: int, micro: int, precision: str) 
     with reads() as read:
         waited = waits.stepper(*data)
     assert (found.loss, found.grad_norm) == pytest.approx((waited.loss, waited.grad_norm), rel=1e-5)
-    assert read["__float__"] >= 2 and read["tolist"] >= 1  # what is counted is there to be counted
+    assert dict(read) == {"tolist": 1}  # one read of all numbers
 
 
 class Spoils(Callback):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 from cloob.files import flush
 from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
@@ -37,6 +37,7 @@ from cloob.models.runs import (
 from cloob.models.towers import load_tokenizer
 from cloob.models.untrusted import check_folder, check_model_cfg, read_json
 from cloob.models.weights import open_clip_folder, towers_folder
+from cloob.models.weights.containers import write_safetensors
 from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import stored_tokenizer
 
@@ -67,7 +68,10 @@ def save_model(
         others = encoder.config.kind == "towers"
         files = towers_folder.towers_files(encoder, state) if others else _open_clip_files(encoder, state, objective)
     for name, content in files.items():
-        (folder / name).write_bytes(content)
+        if isinstance(content, bytes):
+            (folder / name).write_bytes(content)
+        else:
+            write_safetensors(folder / name, content)
     (folder / OBJECTIVE_FILE).write_bytes(json.dumps(objective, indent=2, allow_nan=False).encode())
     if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
@@ -111,15 +115,23 @@ def readied_text_tower(model_cfg: dict[str, Any]) -> Iterator[None]:
 
 
 def _stored_state(weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The towers' weights as they are stored: copies, as what shares memory or is in channels_last cannot be."""
-    towers = {key.removeprefix("model."): value for key, value in weights.items() if key.startswith("model.")}
-    state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in towers.items()}
+    """The towers' weights as they are stored: copies only of what shares memory or is in channels_last."""
+    state: dict[str, Tensor] = {}
+    shared: set[int] = set()
+    for key, value in weights.items():
+        if key.startswith("model."):
+            tensor = value.detach().cpu().contiguous()
+            storage = tensor.untyped_storage().data_ptr()
+            state[key.removeprefix("model.")] = tensor.clone() if storage in shared else tensor
+            shared.add(storage)
     if "inv_tau" in objective:
-        state["logit_scale"].fill_(math.log(objective["inv_tau"]))
+        state["logit_scale"] = torch.full_like(state["logit_scale"], math.log(objective["inv_tau"]))
     return state
 
 
-def _open_clip_files(encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]) -> dict[str, bytes]:
+def _open_clip_files(
+    encoder: DualEncoder, state: dict[str, Tensor], objective: Mapping[str, Any]
+) -> dict[str, bytes | dict[str, Tensor]]:
     """The files of a folder of open_clip's towers by their names."""
     model_cfg = encoder.config.settings
     if "bias" in objective:
@@ -132,7 +144,7 @@ def _open_clip_files(encoder: DualEncoder, state: dict[str, Tensor], objective: 
         config["tokenizer"] = settings
     return {
         CONFIG_FILE: json.dumps(config, indent=2, allow_nan=False).encode(),
-        WEIGHTS_FILE: require("safetensors.torch", "train").save(state, metadata={"format": "pt"}),
+        WEIGHTS_FILE: state,
     }
 
 

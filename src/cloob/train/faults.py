@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 import torch
 
 from cloob.data.batch import Batch
-from cloob.distributed import rank
-from cloob.errors import TrainingFailed
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError, TrainingFailed
 from cloob.files import write_whole
 from cloob.train.config import TrainConfig
 from cloob.train.ranks import Tally, gather_objects, on_rank_zero, tally
@@ -76,14 +76,7 @@ def fetch(batches: Iterator[Batch], stop: StopSignal) -> tuple[Batch | None, Exc
 def agree(
     batch: Batch | None, fault: Exception | None, stop: StopSignal, device: torch.device, last_checkpoint: Path | None
 ) -> tuple[Batch, Tally]:
-    """A batch that was fetched, and what all ranks have of it; every rank calls this and comes to the same.
-
-    Args:
-        batch: This rank's, as ``fetch`` returned it.
-        fault: Likewise.
-        stop: Whether this process was told to end.
-        device: Where the process group can send tensors from.
-        last_checkpoint: What a resumption would start from.
+    """A batch that ``fetch`` returned, and what all ranks have of it; every rank calls this and comes to the same.
 
     Raises:
         StopRequested: Some rank was told to end.
@@ -100,16 +93,9 @@ def agree(
 
 
 def raise_on_every_rank(fault: Exception | None, last_checkpoint: Path | None) -> NoReturn:
-    """Ends the run for a batch that a rank could not get: on that rank and on those that would wait for it.
+    """Ends the run for a batch that a rank (this one with ``fault``) could not get, on all that would wait for it.
 
-    Args:
-        fault: This rank's, or None when another one has it.
-        last_checkpoint: What a resumption would start from.
-
-    Raises:
-        InputError: This rank's own, if that is what it is.
-        TrainingFailed: A data worker died, or another rank has the fault; the message names rank and fault.
-        Exception: Any other fault of this rank, with its traceback: it is a defect of a transform or of ours.
+    A dead data worker and another rank's fault are TrainingFailed; this rank's own is raised as it is.
     """
     faults = [f"rank {i}: {text}" for i, text in enumerate(gather_objects(_describe(fault))) if text]
     if fault is not None and not _DEAD_WORKER.search(str(fault)):
@@ -138,20 +124,9 @@ def skip_nonfinite(
     keys: tuple[str, ...],
     last: Path | None,
 ) -> None:
-    """Writes which samples of all ranks were in a step that was not finite; ends the run if there were too many.
+    """Writes the samples of all ranks in a step that was not finite to ``nonfinite-step-N.json``.
 
-    Args:
-        config: The run's; ``nonfinite-step-N.json`` goes into its folder.
-        progress: Where the run stands; counts such steps in a row.
-        result: The step's.
-        step: Its number; the run may be some steps further.
-        lr: Its learning rate.
-        keys: This rank's samples.
-        last: The last checkpoint, for the error.
-
-    Raises:
-        TrainingFailed: ``max_nonfinite`` such steps in a row.
-        InputError: The folder cannot be written.
+    ``max_nonfinite`` such steps in a row are TrainingFailed, which names the ``last`` checkpoint.
     """
     progress.nonfinite += 1
     all_keys = list(itertools.chain.from_iterable(gather_objects(keys)))
@@ -168,3 +143,20 @@ def skip_nonfinite(
         )
     if rank() == 0:
         logger.warning("step %d: loss or gradient not finite, step skipped; samples in %s", step, path)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch or Python says that there is not enough memory."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return "DefaultCPUAllocator" in str(error) or "could not create a memory object" in str(error)
+
+
+def too_large(config: TrainConfig) -> InputError:
+    """The error of a step for which there was not enough memory."""
+    local = -(-config.run.batch_size // world_size())
+    pairs = min(local, config.run.micro_batch_size or local)
+    return InputError(
+        f"{pairs} pairs at a time do not fit in memory; give --micro-batch-size {max(2, pairs // 2)} or less (the loss "
+        f"stays that of the whole batch), a smaller --batch-size, or a smaller --model"
+    )

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,23 +18,22 @@ from cloob.distributed import Layout, process_group, rank, resolve_device, world
 from cloob.errors import InputError, TrainingFailed
 from cloob.train import faults
 from cloob.train.callbacks import Callback, RunInfo, RunResult
-from cloob.train.config import TrainConfig, memory
+from cloob.train.config import TrainConfig
 from cloob.train.course import Course
 from cloob.train.faults import StopRequested, StopSignal
 from cloob.train.parts import Parts, assemble
 from cloob.train.ranks import Tally, on_rank_zero
+from cloob.train.state import runlock
 from cloob.train.state.resume import AlreadyFinished
 from cloob.train.state.rng import preserved_rng
-from cloob.train.state.runlock import RunLock
-from cloob.train.step import Launched, StepResult
+from cloob.train.step import Launched
 from cloob.train.towers import build, finetune
 from cloob.train.towers import fsdp as sharding
 from cloob.train.validate import Validation, validate
 from cloob.train.watch.ledger import Ledger, Taken
 from cloob.train.watch.log import TensorBoard
-from cloob.train.watch.profiling import Profile
-from cloob.train.watch.spans import DATA
-from cloob.train.watch.trackers import make_trackers
+from cloob.train.watch.profiling import part, profile
+from cloob.train.watch.trackers import WandB
 
 _CPU = torch.device("cpu")
 logger = logging.getLogger(__name__)
@@ -69,10 +68,11 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
         (2, 256)
     """
     device = resolve_device(config.run.device)
-    with process_group(device), _held(config.save.out) as lock:
-        trackers = [*([TensorBoard()] if config.log.tensorboard else []), *make_trackers(config.log)]
+    with process_group(device), _held(config.save.out) as check_lock:
+        trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
+        trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
         try:
-            run = _Run(assemble(config, device), [*callbacks, *trackers], lock)
+            run = _Run(assemble(config, device), [*callbacks, *trackers], check_lock)
         except AlreadyFinished as finished:
             if config.towers.average_with_start is not None:
                 ended, start = finished.checkpoint, finished.progress.start
@@ -89,31 +89,25 @@ def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResu
 
 
 @contextlib.contextmanager
-def _held(run: Path) -> Iterator[RunLock]:
-    """The run folder's lock, taken by rank 0 for all ranks."""
+def _held(run: Path) -> Iterator[Callable[[], None]]:
+    """The run folder, held by rank 0 for all ranks; yields the check that it still is."""
     with contextlib.ExitStack() as stack:
-        lock = RunLock(run)
-
-        def enter() -> None:
-            stack.enter_context(lock)
-
-        on_rank_zero(enter)
-        yield lock
+        # The lock stays on rank 0; the others only wait until it is taken.
+        checks: list[Callable[[], None]] = []
+        on_rank_zero(lambda: checks.append(stack.enter_context(runlock.hold(run))))
+        yield lambda: on_rank_zero(lambda: checks[0]())
 
 
 class _Run:
     """One run, from where its parts stand to its result."""
 
-    def __init__(self, parts: Parts, callbacks: Sequence[Callback], lock: RunLock) -> None:
+    def __init__(self, parts: Parts, callbacks: Sequence[Callback], check_lock: Callable[[], None]) -> None:
         self.parts = parts
-        self.lock = lock
+        self.check_lock = check_lock
         self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
         self.callbacks = callbacks
         self.modules = list(parts.towers.modules())
         self.copies = Copies(parts.device)
-        self.spans = parts.stepper.spans
-        followed = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
-        self.profile = Profile(followed, self.spans, self.course.steps_left())
         self.ledger = Ledger(parts, partial(self._call, "on_step"))
         self.skipped: dict[str, int] = {}
 
@@ -139,9 +133,10 @@ class _Run:
         try:
             self._call("on_start", info)
             stopped = False
-            while not stopped and not self.course.is_over():
-                stopped = self._epoch(stop)
-            self.profile.close()
+            followed = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
+            with profile(followed, self.course.steps_left()) as stepped:
+                while not stopped and not self.course.is_over():
+                    stopped = self._epoch(stop, stepped)
             self._save()
             if progress.nonfinite and rank() == 0:
                 self._warn_of_the_end()
@@ -150,8 +145,6 @@ class _Run:
         except Exception:
             with contextlib.suppress(Exception):  # what ended the run is to be told, not what was found on the way out
                 self.ledger.settle()
-            with contextlib.suppress(Exception):
-                self.profile.close()
             raise
         finally:
             parts.close()
@@ -188,7 +181,7 @@ class _Run:
             out_of_patience=stopped is None and not self.course.is_whole(),
         )
 
-    def _epoch(self, stop: StopSignal) -> bool:
+    def _epoch(self, stop: StopSignal, stepped: Callable[[], None]) -> bool:
         """The rest of the current epoch. Returns whether a signal ended it."""
         parts, progress = self.parts, self.parts.progress
         save_every, size = parts.config.save.save_every, parts.config.run.batch_size
@@ -206,22 +199,20 @@ class _Run:
         finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
         try:
             for index in range(start, steps):
-                self.profile.step()
                 began = time.perf_counter()
-                with preserved_rng(_CPU), self.spans(DATA):
+                with preserved_rng(_CPU), part("waiting for data"):
                     fetched = faults.fetch(batches, stop)
                 stop.ignore_children()  # only now: torch sets its own handler when the workers begin
                 waited = time.perf_counter() - began
-                with self.spans("agreement of ranks"):
-                    batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
+                batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
                 parts.bad.count(batch, counts)
                 self._step(batch, counts, began, waited)
+                stepped()
                 progress.position = offset + (index + 1) * size
                 last = index + 1 == steps
                 if save_every and progress.step % save_every == 0 and not last:
                     self._save()
-            with self.spans("end of an epoch", undivided=True):
-                best = self._end_epoch(stop, cut=steps < whole)
+            best = self._end_epoch(stop, cut=steps < whole)
         except StopRequested:  # while it validates: the checkpoint lacks the validation, which resuming makes good
             return True
         if best or not save_every or progress.step % save_every == 0:
@@ -236,29 +227,24 @@ class _Run:
         progress.step += 1
         outcome = None
         if counts.samples >= 2 and counts.smallest >= 1:
-            with self.spans("copy to the device"):
+            with part("copy to the device"):
                 batch = self.copies(batch)
             ids = batch.ids if parts.config.loss.mask_duplicates else None
             outcome = self._stepped(batch, ids, lr, hopfield, Layout(counts.sizes))
             if parts.average is not None:
-                with self.spans("average of the weights"):
-                    parts.average.update(parts.encoder, outcome.finite)
+                parts.average.update(parts.encoder, outcome.finite)
         self.ledger.add(Taken(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
 
-    def _stepped(
-        self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool, layout: Layout
-    ) -> StepResult | Launched:
+    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool, layout: Layout) -> Launched:
         """One optimiser step; one line if there is not enough memory for it."""
         parts = self.parts
         try:
-            if parts.stepper.late:
-                return parts.stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
-            return parts.stepper(batch.images, batch.tokens, ids, lr, hopfield=hopfield)
+            return parts.stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
+            if not faults.is_out_of_memory(error):
                 raise
             parts.stepper.optimizer.zero_grad(set_to_none=True)
-        raise memory.too_large(parts.config, parts.stepper, batch)
+        raise faults.too_large(parts.config)
 
     def _end_epoch(self, stop: StopSignal, *, cut: bool) -> bool:
         """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next.
@@ -336,10 +322,9 @@ class _Run:
     def _save(self) -> None:
         """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
         self.ledger.settle()
-        on_rank_zero(self.lock.check)
+        self.check_lock()
         reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
         progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)
-        with self.spans("checkpoint", undivided=True):
-            written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
+        written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
         if written is not None:
             self._call("on_checkpoint", written)

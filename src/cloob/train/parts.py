@@ -22,16 +22,16 @@ from cloob.models.fingerprint import fingerprint
 from cloob.models.runs import RUN_CONFIG_FILE, SKIPPED_FILE, read_lines
 from cloob.objective import ContrastiveObjective
 from cloob.train.bad import BadHeldOut, BadSamples
-from cloob.train.config import TrainConfig, memory
+from cloob.train.config import TrainConfig
 from cloob.train.config.checks import check_combination
 from cloob.train.optim import make_optimizer
 from cloob.train.ranks import gather_objects, on_rank_zero
 from cloob.train.state import resume
-from cloob.train.state.checkpoint import Checkpoint, Progress, put_back, remove_leftovers
+from cloob.train.state.checkpoint import Checkpoint, Progress, remove_leftovers
 from cloob.train.state.compare import HELD_OUT, TRAINING, check_same_data, check_same_run, judged_otherwise
 from cloob.train.state.run_folder import prepare_run_folder, refuse_another_run
 from cloob.train.state.saver import Saver
-from cloob.train.step import Stepper, TowersWithLoss, can_be_late
+from cloob.train.step import Stepper, TowersWithLoss
 from cloob.train.towers import build, finetune
 from cloob.train.towers.average import WeightAverage, make_average
 from cloob.train.watch.log import RunLog
@@ -99,7 +99,6 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         AlreadyFinished: There is nothing left to do.
     """
     check_combination(config)
-    on_rank_zero(lambda: put_back(config.save.out))
     checkpoint = resume.find_checkpoint_on_every_rank(config.save.out, config.save.resume)
     on_rank_zero(lambda: refuse_another_run(config, checkpoint))
     source, held_out = build.open_both(config)
@@ -128,13 +127,12 @@ def assemble(config: TrainConfig, device: torch.device) -> Parts:
         resume.restore(checkpoint, encoder=encoder, objective=objective, optimizer=optimizer, average=average)
     towers = TowersWithLoss(encoder, objective, config.run.precision)
     judged = TowersWithLoss(average.encoder, objective, config.run.precision) if average is not None else towers
-    late = works_by_itself(device) and can_be_late(optimizer)
+    late = works_by_itself(device)
     stepper = Stepper(towers, optimizer, config.optim.clip_grad_norm, _micro_batch_size(config), late=late)
     if checkpoint is not None:
-        stepper.load_state_dict(checkpoint.state.get("stepper", {}))
+        stepper.load_state_dict(checkpoint.state["stepper"])
     towers.train()
     finetune.keep_frozen(encoder, config.towers.freeze)
-    memory.check(config, stepper, encoder, device)
     on_rank_zero(lambda: prepare_run_folder(config, checkpoint))
     resume.seed_generators(config.run.seed, checkpoint.state["rng"] if checkpoint else [], device)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -15,7 +14,6 @@ import torch.distributed as dist
 from cloob.distributed import host, rank, world_size
 
 T = TypeVar("T")
-_MEET_SECONDS = 30.0  # far less than any process group waits
 
 
 @dataclass(frozen=True)
@@ -31,18 +29,7 @@ class Tally:
 
 
 def tally(samples: int, bad: int, stop: bool, device: torch.device, fault: bool = False) -> Tally:
-    """Adds up the ranks' batches and agrees on whether to go on: every rank gets the same answer.
-
-    Args:
-        samples: Usable samples in this rank's part of the batch.
-        bad: Samples this rank could not use.
-        stop: Whether this rank was asked to stop.
-        device: Where the process group can send tensors from, if not from the host.
-        fault: Whether this rank could not get its batch.
-
-    Returns:
-        Sums over the ranks, the smallest part, and whether any rank was asked to stop or has a fault.
-    """
+    """Adds up the ranks' batches and agrees on whether to stop, or to end for a fault: all get the same answer."""
     if world_size() == 1:
         return Tally(samples, samples, bad, stop, fault, (samples,))
     counts_here = torch.tensor([samples, bad, int(stop), int(fault)], device=host(device))
@@ -73,38 +60,25 @@ def broadcast_object(value: Any) -> Any:
 
 @contextlib.contextmanager
 def unhurried() -> Iterator[None]:
-    """Inside, a rank may take longer than the process group waits for one; at the end each waits for all.
+    """Inside, a rank may take up to a day, however long the process group waits; at the end each waits for all.
 
-    A thread of each rank meets those of the others every now and then, so that one that dies is noticed as ever, and
-    one that hangs is not. Nothing else inside may talk to other ranks. In a group of NCCL alone, whose collectives
-    belong to a thread's device, the group's own patience is all there is.
+    One that dies ends the others' wait.
     """
-    if world_size() == 1 or "cpu:" not in dist.get_backend_config():
+    if world_size() == 1:
         yield
         return
-    ended = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        meetings = pool.submit(_meet, ended)
-        try:
-            yield
-        finally:
-            ended.set()
-    meetings.result()
-
-
-def _meet(ended: threading.Event) -> None:
-    while not all(gather_objects(ended.wait(_MEET_SECONDS))):
-        pass
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    try:
+        yield
+    finally:
+        dist.barrier(group)
+        dist.destroy_process_group(group)
 
 
 def on_rank_zero(action: Callable[[], T], *, slow: bool = False) -> T:
     """Runs ``action()`` on rank 0 and returns its result everywhere; what it raises is raised on every rank.
 
-    A rank that failed alone would leave the others waiting for it.
-
-    Args:
-        action: What is done there.
-        slow: It may take longer than the process group waits; should it hang, that is not noticed.
+    A rank that failed alone would leave the others waiting for it. ``slow``: as ``unhurried``.
     """
     outcome: Any = (None, None)
     with unhurried() if slow else contextlib.nullcontext():

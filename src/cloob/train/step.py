@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from cloob.distributed import Layout, world_size
-from cloob.objective import ContrastiveObjective, NonFiniteFeaturesError
+from cloob.objective import ContrastiveObjective
 from cloob.objective.waiting import acceptable, without_waiting
 from cloob.train.gradcache import Buffers, cached_backward
 from cloob.train.optim import set_learning_rate
 from cloob.train.towers import fsdp as sharding
-from cloob.train.watch.spans import READING, Spans
+from cloob.train.watch.profiling import part
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -32,14 +32,10 @@ class TowersWithLoss(nn.Module):
         objective: Called as ``objective(image_features, text_features, ids=…)``, with ``hopfield=`` where a schedule
             says so.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
-
-    Attributes:
-        spans: The parts of a step, which a profile times.
     """
 
     def __init__(self, encoder: nn.Module, objective: ContrastiveObjective, precision: str = "fp32") -> None:
         super().__init__()
-        self.spans = Spans(next((p.device for p in encoder.parameters()), torch.device("cpu")))
         self.encoder = encoder
         self.objective = objective
         self.precision = precision
@@ -67,7 +63,7 @@ class TowersWithLoss(nn.Module):
             with their graph.
         """
         low = _AUTOCAST.get(self.precision)
-        with self.spans("forward"), torch.autocast(images.device.type, dtype=low, enabled=low is not None):
+        with part("forward"), torch.autocast(images.device.type, dtype=low, enabled=low is not None):
             image_features, text_features = self.encoder(images, tokens)
         # The encoder returns float32 unit rows whatever autocast says; other towers may not.
         image_features, text_features = image_features.float(), text_features.float()
@@ -80,7 +76,7 @@ class TowersWithLoss(nn.Module):
         self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, hopfield: bool | None
     ) -> Tensor:
         """The 0-d float32 loss of (n, D) float32 features; ``ids`` and ``hopfield`` as ``forward`` takes them."""
-        with self.spans("objective"), torch.autocast(image_features.device.type, enabled=False):
+        with part("objective"), torch.autocast(image_features.device.type, enabled=False):
             value: Tensor = self.objective(image_features, text_features, ids=ids, **_given(hopfield))
         return value
 
@@ -98,7 +94,7 @@ class StepResult:
         overflow: A step in fp16 was skipped because its gradient overflowed, and the loss scale was lowered. That is
             how the scale is found, not a fault.
         loss_scale: What the loss was multiplied by for the backward pass; 1 but for fp16.
-        scales: Learned τ⁻¹ (``inv_tau``), β (``beta``) and ``bias`` after the step, where they came with its numbers.
+        scales: Learned τ⁻¹ (``inv_tau``), β (``beta``) and ``bias`` after the step.
     """
 
     loss: float
@@ -155,11 +151,7 @@ class Stepper:
         optimizer: Over the module's trainable parameters.
         clip_grad_norm: Largest global gradient norm; 0 for no clipping.
         micro_batch_size: Pairs of this rank whose activations are held at a time (gradient caching); 0 for all.
-        late: ``launch`` is to be called in the place of the stepper itself.
-
-    Raises:
-        ValueError: ``late`` with what needs the host: an optimiser that takes no ``found_inf`` (AdamW does with
-            ``fused=True``).
+        late: Whether the numbers of a step are read some steps later, as the device is behind the host.
     """
 
     def __init__(
@@ -172,7 +164,6 @@ class Stepper:
         late: bool = False,
     ) -> None:
         self.module = module
-        self.spans = module.spans
         self.optimizer = optimizer
         self.clip_grad_norm = clip_grad_norm
         self.micro_batch_size = micro_batch_size
@@ -181,8 +172,6 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
         self._sharded = sharding.is_sharded(module.encoder)
         self.late = late
-        if late and not can_be_late(optimizer):
-            raise ValueError("late=True needs an optimiser that takes found_inf, such as AdamW with fused=True")
         self._wrapped: nn.Module = module
         if world_size() > 1 and not self._sharded:
             self._wrapped = nn.parallel.DistributedDataParallel(
@@ -201,31 +190,9 @@ class Stepper:
     def __call__(
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
     ) -> StepResult:
-        """Takes one step at learning rate ``lr``; the rest as ``TowersWithLoss.forward``."""
-        buffers = Buffers(self.module)  # a bad batch would poison running means for good
-        scale = self.scaler.get_scale()
-        value, features = self._backward(images, tokens, ids, hopfield)
-        norm = math.nan
-        if math.isfinite(value):
-            self.scaler.unscale_(self.optimizer)
-            total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
-            with self.spans(READING):
-                norm = float(total)
-        finite = math.isfinite(value) and math.isfinite(norm)
-        if finite:
-            with self.spans("optimiser"):
-                if 0 < self.clip_grad_norm < norm:
-                    sharding.clip(self._parameters, self.clip_grad_norm, total)
-                set_learning_rate(self.optimizer, lr)
-                self.optimizer.step()
-                self.module.objective.clamp_()
-        else:
-            buffers.restore()
-        if math.isfinite(value):
-            self.scaler.update()
-        overflow = not finite and scale > 1.0 and self.scaler.get_scale() < scale
-        self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(value, norm, finite, *features, overflow=overflow, loss_scale=scale)
+        """Takes one step and waits for its numbers; the rest as ``launch``."""
+        launched = self.launch(images, tokens, ids, lr, hopfield=hopfield)
+        return launched.result(launched.numbers.tolist())
 
     def launch(
         self,
@@ -237,7 +204,7 @@ class Stepper:
         hopfield: bool | None = None,
         layout: Layout | None = None,
     ) -> Launched:
-        """The same step without waiting for the device, which decides by itself whether it leaves a trace.
+        """Takes one step without waiting for the device, which decides by itself whether it leaves a trace.
 
         Args:
             images: As ``TowersWithLoss.forward``, like the next two and ``hopfield``.
@@ -245,7 +212,7 @@ class Stepper:
             ids: Likewise.
             lr: Learning rate.
             hopfield: Likewise.
-            layout: How many pairs each rank has; needed with several.
+            layout: How many pairs each rank has; with several and without it they ask each other.
         """
         buffers = Buffers(self.module)
         objective = self.module.objective
@@ -253,26 +220,25 @@ class Stepper:
         with without_waiting(objective, layout):
             loss, *features = self._forward(images, tokens, ids, hopfield)
             if not self.micro_batch_size:
-                with self.spans("backward"):
+                with part("backward"):
                     torch.autograd.backward(self.scaler.scale(loss))
         if self._sharded:
             sharding.average_gradients(self._parameters)
-        with self.spans("optimiser"):
-            # Not torch.where: it would copy the number to the device, and wait for that.
-            loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
-            before = self._loss_scale(loss)
-            self.scaler.unscale_(self.optimizer)
-            total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
-            norm = total.masked_fill(~loss.isfinite(), math.nan)
-            finite = norm.isfinite()
-            if self.clip_grad_norm > 0:
-                sharding.clip(self._parameters, self.clip_grad_norm, total)
-            set_learning_rate(self.optimizer, lr)
-            _step_unless(~finite, self.optimizer)
-            objective.clamp_()
-            buffers.restore_unless(finite)
-            self._move_loss_scale(loss.isfinite())
-            self.optimizer.zero_grad(set_to_none=True)
+        # Not torch.where: it would copy the number to the device, and wait for that.
+        loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
+        before = self._loss_scale(loss)
+        self.scaler.unscale_(self.optimizer)
+        total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
+        norm = total.masked_fill(~loss.isfinite(), math.nan)
+        finite = norm.isfinite()
+        if self.clip_grad_norm > 0:
+            sharding.clip(self._parameters, self.clip_grad_norm, total)
+        set_learning_rate(self.optimizer, lr)
+        _step_unless(~finite, self.optimizer)
+        objective.clamp_()
+        buffers.restore_unless(finite)
+        self._move_loss_scale(loss.isfinite())
+        self.optimizer.zero_grad(set_to_none=True)
         scales = _learned(objective)
         known = (loss, norm, finite, before, self._loss_scale(loss), *scales.values())
         numbers = torch.stack([number.float() for number in known])
@@ -299,28 +265,9 @@ class Stepper:
         if self._sharded:
             sharding.share_buffers(self.module)
         if self.micro_batch_size:
-            with self.spans("objective and backward"):
-                return self._cached_backward(images, tokens, ids, hopfield)
+            return self._cached_backward(images, tokens, ids, hopfield)
         loss, image_features, text_features = self._wrapped(images, tokens, ids, hopfield=hopfield)
         return loss, image_features, text_features
-
-    def _backward(
-        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
-    ) -> tuple[float, tuple[Tensor, Tensor]]:
-        """The loss and this rank's features; leaves the (scaled) gradients of a finite loss in the parameters."""
-        try:
-            loss, *features = self._forward(images, tokens, ids, hopfield)
-        except NonFiniteFeaturesError:  # the objective refuses such rows, on every rank when one has them
-            nothing = images.new_empty(0, 0, dtype=torch.float32)
-            return math.nan, (nothing, nothing)
-        with self.spans(READING):
-            value = float(loss.detach())
-        if math.isfinite(value) and not self.micro_batch_size:
-            with self.spans("backward"):
-                torch.autograd.backward(self.scaler.scale(loss))
-        if self._sharded:
-            sharding.average_gradients(self._parameters)
-        return value, (features[0], features[1])
 
     def _cached_backward(
         self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
@@ -349,16 +296,15 @@ class Stepper:
         return loss, image_features, text_features
 
 
-def can_be_late(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether a step can be decided on the device: the optimiser has to take that decision from there."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
-
-
 def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true.
 
-    By the attribute through which ``torch.amp.GradScaler`` tells a fused optimiser the same.
+    By the attribute through which ``torch.amp.GradScaler`` tells a fused optimiser the same; others are waited for.
     """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not bad:
+            optimizer.step()
+        return
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
     try:
         optimizer.step()

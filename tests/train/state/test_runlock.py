@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from cloob.models.runs import list_checkpoints
 from cloob.train.config import TrainConfig
 from cloob.train.loop import train
 from cloob.train.state import runlock
-from cloob.train.state.runlock import NAME, RunLock
+from cloob.train.state.runlock import NAME
 from cloob.train.watch.log import ProgressDisplay
 from support import Ranks, fork
 
@@ -95,97 +95,46 @@ def test_a_second_run_is_refused_and_a_killed_one_s_lock_taken_over(
         assert exact(run) == exact(trained.run)
 
 
-def test_a_dead_process_that_nobody_has_collected_holds_nothing(tmp_path: Path) -> None:
-    """A zombie has a number and a start; a killed rank of torchrun is one for a while."""
+def test_a_dead_process_of_another_host_is_waited_for_and_a_living_one_is_not(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runlock, "_LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(runlock, "_HEARTBEAT_SECONDS", 0.1)
+    run, marker = tmp_path / "run", tmp_path / "run" / NAME
+    run.mkdir()
+    marker.write_text(f"filelock/2\npid={os.getpid()}\nhost=elsewhere\nmode=lease\ntoken=t\nduration=1.0\n")
+    ended = threading.Event()
 
-    def hold() -> None:
-        RunLock(tmp_path / "run").__enter__()
-        os.kill(os.getpid(), signal.SIGKILL)
+    def live() -> None:
+        while not ended.wait(0.1):
+            os.utime(marker)
 
-    ranks = fork(tmp_path / "first", 1, hold)
-    end = time.monotonic() + 60
-    while Path(f"/proc/{ranks.pids[0]}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    with RunLock(tmp_path / "run") as lock:
-        lock.check()
-    ranks.wait()
-
-
-@pytest.fixture
-def elsewhere(tmp_path: Path) -> Path:
-    """A lock that a process of another machine holds, under a number that lives here too."""
-    path = tmp_path / "run" / NAME
-    path.parent.mkdir()
-    owner = {"host": "elsewhere", "pid": os.getpid(), "started": "1", "machine": "another boot", "token": "t"}
-    path.write_text(json.dumps(owner))
-    return path
-
-
-def test_a_lock_of_another_machine_counts_while_it_is_renewed(elsewhere: Path) -> None:
-    with pytest.raises(InputError, match=rf"process {os.getpid()} on elsewhere is writing this run"):
-        RunLock(elsewhere.parent).__enter__()
-    assert [path.name for path in elsewhere.parent.iterdir()] == [NAME]
-    then = time.time() - runlock._DEAD_AFTER - 1
-    os.utime(elsewhere, (then, then))
-    with RunLock(elsewhere.parent) as lock:
-        lock.check()
-    assert not elsewhere.exists()
-
-
-def test_a_lock_is_renewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runlock, "_RENEWED_EVERY", 0.01)
-    with RunLock(tmp_path):
-        os.utime(tmp_path / NAME, (0, 0))
-        end = time.monotonic() + 60
-        while (tmp_path / NAME).stat().st_mtime == 0:
-            assert time.monotonic() < end
-            time.sleep(0.01)
+    other = threading.Thread(target=live)
+    other.start()
+    with pytest.raises(InputError, match=rf"{run}: process {os.getpid()} on elsewhere is writing this run; wait"):
+        train(trained.config.override(out=run))
+    ended.set()
+    other.join()
+    assert [path.name for path in run.iterdir()] == [NAME]
+    assert train(trained.config.override(out=run, epochs=1)).steps == 5
+    assert not marker.exists()
 
 
 def test_a_run_that_was_taken_over_writes_no_more_checkpoints(trained: Trained, tmp_path: Path) -> None:
     from test_train_loop import At
 
+    marker = tmp_path / "run" / NAME
+
     def take_over() -> None:
-        owner = json.loads((tmp_path / "run" / NAME).read_text())
-        (tmp_path / "run" / NAME).write_text(json.dumps(owner | {"host": "elsewhere", "pid": 7, "token": "other"}))
+        lines = [line for line in marker.read_text().splitlines() if not line.startswith(("pid", "host", "token"))]
+        marker.write_text("\n".join([*lines, "pid=7", "host=elsewhere", "token=other"]) + "\n")
 
     with pytest.raises(TrainingFailed, match="process 7 on elsewhere took the run over"):
         train(trained.config.override(out=tmp_path / "run"), callbacks=[At(3, take_over)])
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002"]
-    assert json.loads((tmp_path / "run" / NAME).read_text())["token"] == "other"
-
-
-def test_a_stale_lock_that_was_replaced_in_between_is_put_back(
-    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two processes find the same dead lock: the slower one must not take the quicker one's away."""
-    owner = runlock._owner
-    seen = []
-
-    def slow(path: Path) -> Any:
-        seen.append(owner(path))
-        if len(seen) == 1:
-            path.write_text(json.dumps({**vars(seen[0]), "token": "quicker"}))
-        return seen[-1]
-
-    monkeypatch.setattr(runlock, "_owner", slow)
-    runlock._remove_stale(elsewhere)
-    assert json.loads(elsewhere.read_text())["token"] == "quicker"
-
-
-def test_a_lock_that_names_nobody_may_be_one_that_is_being_written(tmp_path: Path) -> None:
-    """It is left to who made it; one that stays like that is of a process that was killed as it wrote."""
-    (tmp_path / NAME).touch()
-    runlock._remove_stale(tmp_path / NAME)
-    assert (tmp_path / NAME).exists()
-    then = time.time() - runlock._DEAD_AFTER - 1
-    os.utime(tmp_path / NAME, (then, then))
-    with RunLock(tmp_path) as lock:
-        lock.check()
 
 
 def test_a_run_that_could_not_begin_leaves_no_folder(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        train(trained.config.override(data=["nowhere.csv"], out=tmp_path / "a" / "b"))
+        train(trained.config.override(data=["nowhere.csv"], out=tmp_path / "run"))
     assert not any(tmp_path.iterdir())

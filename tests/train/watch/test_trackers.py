@@ -1,4 +1,4 @@
-"""Weights & Biases and Trackio, by modules that have their documented calls: neither is installed here."""
+"""Weights & Biases, by a module that has its documented calls: it is not installed here."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 from train_helpers import Trained, lines
 
 from cloob.errors import InputError
+from cloob.train.config.run import LogConfig
 from cloob.train.loop import train
-from cloob.train.watch.trackers import Tracker
+from cloob.train.watch.trackers import WandB
 from support import fork
 
 
@@ -35,7 +36,7 @@ class FakeRun:
 
 
 class FakeWandb(ModuleType):
-    """``init`` takes what both libraries document; anything else would be a TypeError there and is one here."""
+    """``init`` takes what is given to it; anything else would be a TypeError there and is one here."""
 
     def __init__(self, name: str, fails_at: int = -1) -> None:
         super().__init__(name)
@@ -44,30 +45,25 @@ class FakeWandb(ModuleType):
         self.fails_at = fails_at
 
     def init(self, *, project: str, config: dict[str, Any], resume: str, name: str, **more: Any) -> FakeRun:
-        known = {"id", "dir"} if self.__name__ == "wandb" else set()
-        assert set(more) == known
+        assert set(more) == {"id", "dir"}
         self.inits.append({"project": project, "config": config, "resume": resume, "name": name, **more})
         self.runs.append(FakeRun(self.fails_at))
         return self.runs[-1]
 
 
-@pytest.mark.parametrize("library", ["wandb", "trackio"])
-def test_a_run_and_its_resumption(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str
-) -> None:
-    fake = FakeWandb(library)
-    monkeypatch.setitem(sys.modules, library, fake)
-    config = trained.config.override(out=tmp_path / "run", epochs=1, keep=1, **{library: "cloob-tests"})
+def test_a_run_and_its_resumption(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeWandb("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    config = trained.config.override(out=tmp_path / "run", epochs=1, keep=1, wandb="cloob-tests")
     train(config)
     train(config.override(epochs=2, resume="auto"))
     first, second = fake.inits
     assert first["project"] == "cloob-tests" and first["resume"] == "allow"
     assert first["config"]["loss"]["inv_tau"] == pytest.approx(30)  # the resolved configuration
     # The second goes on in the run of the first; a run begun anew would not.
-    key = "id" if library == "wandb" else "name"
-    assert first[key] == second[key] and first["name"].startswith("run")
+    assert first["id"] == second["id"] and first["name"] == "run"
     train(config.override(overwrite=True))
-    assert fake.inits[2][key] != first[key]
+    assert fake.inits[2]["id"] != first["id"]
     # All numbers of metrics.jsonl and epochs.jsonl, and nothing else.
     sent = [entry for run in fake.runs[:2] for entry in run.logged]
     steps = [(step, data) for step, data in sent if "train/loss" in data]
@@ -81,7 +77,7 @@ def test_a_run_and_its_resumption(
         assert here.keys() == there.keys()
         assert all(here[f"train/{k}"] == there[f"train/{k}"] for k in ("epoch", "samples_seen", "loss", "grad_norm"))
     assert [step for step, data in sent if "epoch/loss" in data] == [5, 10]
-    assert fake.runs[0].finished == [{"exit_code": 0} if library == "wandb" else {}]
+    assert fake.runs[0].finished == [{"exit_code": 0}]
 
 
 def test_a_tracker_that_fails_does_not_end_the_training(
@@ -103,11 +99,16 @@ def test_a_run_that_breaks_off_is_marked(trained: Trained, tmp_path: Path, monke
     assert fake.runs[0].finished == [{"exit_code": 1}]
 
 
+def test_not_named() -> None:
+    with pytest.raises(InputError, match="wandb is ''; it must be the name of a project"):
+        LogConfig(wandb="")
+
+
 def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_written(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match="wandb is not installed"):
+    with pytest.raises(InputError, match=r'wandb is not installed; pip install -e "\.\[wandb\]" in a clone'):
         train(trained.config.override(out=tmp_path / "run", wandb="x"))
     assert not (tmp_path / "run").exists()
 
@@ -130,7 +131,7 @@ def test_only_rank_zero_logs(trained: Trained, monkeypatch: pytest.MonkeyPatch) 
     fake = FakeWandb("wandb")
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setattr("cloob.train.ranks.rank", lambda: 1)
-    tracker = Tracker("wandb", "x")
+    tracker = WandB("x")
     tracker.on_start(trained.recorder.of("start")[0])
     tracker.on_step({"step": 1, "loss": 1.0})
     tracker.on_end(None)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
@@ -138,7 +138,7 @@ def aligned_encoder(
     return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
 
 
-def aligned_files(encoder: DualEncoder) -> dict[str, bytes]:
+def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
     """The files of a model folder by their names; ``save_model`` writes them."""
     towers: AlignedTowers = encoder.model
     heads = {"image": towers.image_head, "text": towers.text_head}
@@ -151,8 +151,7 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes]:
     }
     state = {f"{side}.{key}": value for side, head in heads.items() for key, value in head.state_dict().items()}
     tensors = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in state.items()}
-    saved: bytes = require("safetensors.torch", "train").save(tensors, metadata={"format": "pt"})
-    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: saved}
+    return {ALIGNED_FILE: json.dumps(content, indent=2).encode(), HEADS_FILE: tensors}
 
 
 def load_aligned(

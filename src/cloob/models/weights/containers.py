@@ -6,8 +6,11 @@ arrays and TorchScript archives: Python's unpickler reads those, with a list of 
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,6 +66,20 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     return _read(path, lambda: load_file(path))
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a file straight from the tensors' memory; OSError where that cannot be done."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))  # of the system, which it hides
+        code = int(number[1]) if number else errno.EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(path.parent.stat().st_mode & 0o666)  # the file begins as its owner's alone
 
 
 def is_torch(path: Path) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cloob.errors import InputError, require
+from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.runs import TOWERS_FILE, TOWERS_WEIGHTS_FILE
 from cloob.models.weights import crowsonkb, rinna
@@ -21,7 +21,7 @@ from cloob.models.weights.tokens import RinnaTokenizer
 _FORMAT = 1
 
 
-def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[str, bytes]:
+def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[str, bytes | dict[str, Tensor]]:
     """The files of a model folder by their names, but for ``objective.json``; ``save_model`` writes them.
 
     Args:
@@ -29,9 +29,9 @@ def towers_files(encoder: DualEncoder, weights: Mapping[str, Tensor]) -> dict[st
         weights: The towers' ``state_dict``, on the CPU.
     """
     content = {"format": _FORMAT, "name": encoder.name, **encoder.config.settings}
-    files = {
+    files: dict[str, bytes | dict[str, Tensor]] = {
         TOWERS_FILE: json.dumps(content, indent=2, allow_nan=False).encode(),
-        TOWERS_WEIGHTS_FILE: require("safetensors.torch", "train").save(dict(weights), metadata={"format": "pt"}),
+        TOWERS_WEIGHTS_FILE: dict(weights),
     }
     if isinstance(encoder.tokenizer, RinnaTokenizer):
         files[RinnaTokenizer.FILE] = encoder.tokenizer.content

@@ -213,12 +213,9 @@ class LogConfig:
     """Also write TensorBoard events, when TensorBoard is installed."""
     wandb: str | None = None
     """Also log to this Weights & Biases project."""
-    trackio: str | None = None
-    """Also log to this Trackio project."""
     profile: bool = False
     """Also write OUT/profile: where the time of the first steps goes, as a table, and a trace of three of them."""
 
     def __post_init__(self) -> None:
         check(self.log_every >= 1, "log_every", self.log_every, "1 or more")
-        for key in ("wandb", "trackio"):
-            check(getattr(self, key) != "", key, "", "the name of a project")
+        check(self.wandb != "", "wandb", "", "the name of a project")

@@ -13,7 +13,6 @@ The newest ``keep`` stay, and the best one by its validation.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import logging
@@ -47,7 +46,6 @@ from cloob.train.towers.average import WeightAverage
 
 logger = logging.getLogger(__name__)
 FORMAT = 1
-_REPLACED = ".tmp-replaced-"
 
 
 @dataclass
@@ -108,27 +106,16 @@ def whole_state(
 
 @dataclass(frozen=True)
 class TrainerState:
-    """What a run goes on from beside weights and objective.
-
-    Attributes:
-        optimizer: The optimiser's whole state.
-        stepper: State of the stepper: that of its gradient scaler.
-        progress: Where the run stands.
-        rng: ``rng_state`` of every rank.
-        batch_size: Global batch size, to say when it changed.
-        pairs: Pairs of an epoch: with another number the position in the epoch means nothing.
-        data: The fingerprints of training and held-out pairs, to say when they changed.
-        best: What makes a checkpoint the best: by it the looks without a better one are counted.
-    """
+    """What a run goes on from beside weights and objective; what may have changed since is compared on resumption."""
 
     optimizer: dict[str, Any]
     stepper: dict[str, Any]
     progress: Progress
-    rng: list[dict[str, Any]]
-    batch_size: int
-    pairs: int
-    data: Mapping[str, Fingerprint]
-    best: str
+    rng: list[dict[str, Any]]  # of every rank
+    batch_size: int  # global
+    pairs: int  # of an epoch: with another number the position in it means nothing
+    data: Mapping[str, Fingerprint]  # of training and held-out pairs
+    best: str  # what makes a checkpoint the best
 
 
 @dataclass(frozen=True)
@@ -165,22 +152,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint under a temporary name, flushes it, then renames it; keeps the last ``keep`` and the best.
 
-    Args:
-        run: The run folder.
-        encoder: The two towers.
-        objective: The objective; its ``config()`` goes into the model folder.
-        trainer: What else the run goes on from.
-        keep: Checkpoints to keep beside the best, 0 for all.
-        hopfield: Whether the objective retrieved at the last step; None: as it was made.
-        weights: The encoder's whole ``state_dict``, where it is in shards.
-        average: The running average of the weights, which goes into the model folder in their place.
-        validation: What goes into ``validation.json``, see ``read_validation``.
-
-    Returns:
-        The checkpoint's folder.
-
-    Raises:
-        InputError: The disk is full or not writable. Earlier checkpoints are as they were.
+    ``weights`` is the encoder's whole ``state_dict`` where it is in shards; ``average`` goes into the model folder in
+    place of the weights. InputError where the disk is full or not writable: earlier checkpoints are as they were.
     """
     folder = run / CHECKPOINTS_FOLDER
     final = folder / checkpoint_name(trainer.progress.step)
@@ -223,7 +196,7 @@ def _put_in_place(temporary: Path, final: Path) -> None:
     """Flushes a whole checkpoint to the disk, then gives it its name."""
     flush(temporary)
     if final.exists():  # of a run that was stopped while it validated, or one that could not be read
-        final.rename(final.with_name(f"{_REPLACED}{final.name}-{os.getpid()}"))
+        final.rename(_hidden(final))
     temporary.rename(final)
     flush_entries(final.parent)
 
@@ -245,41 +218,28 @@ def set_aside(checkpoint: Path) -> None:
             path.rename(aside)
 
 
-def put_back(run: Path) -> None:
-    """Gives a checkpoint its name again that was to be replaced, if the write ended before another had it."""
-    for path in (run / CHECKPOINTS_FOLDER).glob(f"{_REPLACED}*"):
-        final = path.with_name(path.name.removeprefix(_REPLACED).rpartition("-")[0])
-        if not final.exists():
-            with contextlib.suppress(OSError):  # of a disk that refuses: what is written next says so
-                path.rename(final)
-
-
 def remove_leftovers(run: Path) -> None:
-    """Removes what an interrupted write left behind, but for a checkpoint that it has not replaced."""
-    put_back(run)
-    folder = run / CHECKPOINTS_FOLDER
-    for path in folder.glob(".tmp-*") if folder.is_dir() else ():
+    """Removes what an interrupted write left behind."""
+    for path in (run / CHECKPOINTS_FOLDER).glob(".tmp-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(checkpoint: Path) -> None:
     # Renamed first: a folder with its final name is always whole.
-    hidden = checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
-    checkpoint.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    shutil.rmtree(checkpoint.rename(_hidden(checkpoint)), ignore_errors=True)
+
+
+def _hidden(checkpoint: Path) -> Path:
+    return checkpoint.with_name(f".tmp-old-{checkpoint.name}-{os.getpid()}")
 
 
 def _disk_reason(error: BaseException, folder: Path) -> str | None:
-    """Why the disk refused, or None if it was not the disk. Writers in Rust and C++ hide the errno."""
+    """Why the disk refused, or None if it was not the disk. torch's writer hides the errno."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno is not None:
             return os.strerror(chain.errno)
         chain = chain.__cause__ or chain.__context__
-    text = str(error)
-    for code in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO):
-        if f"code: {code}," in text or f"os error {code}" in text:
-            return os.strerror(code)
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if isinstance(error, RuntimeError) and shutil.disk_usage(existing).free < 2**20:
         return os.strerror(errno.ENOSPC)

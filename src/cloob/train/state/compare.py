@@ -54,15 +54,10 @@ def check_same_run(checkpoint: Checkpoint, config: TrainConfig, pairs: int) -> b
             f"resumed with batch size {config.run.batch_size} instead of {size}: the data go on where they were, "
             f"the learning rate where a run of that batch size would be"
         )
-    held = checkpoint.state.get("pairs", pairs)
+    held = checkpoint.state["pairs"]
     if held != pairs:
         begun = ": the epoch begins anew" if checkpoint.progress.position else ""
         said.append(f"resumed with {pairs:,} pairs an epoch instead of {held:,}{begun}")
-    if held == pairs and checkpoint.progress.position > pairs:
-        raise InputError(
-            f"{checkpoint.path}: says that {checkpoint.progress.position:,} of an epoch's {pairs:,} pairs are done; "
-            f"use an earlier checkpoint"
-        )
     for line in said if rank() == 0 else ():
         logger.warning(line)
     return bool(held == pairs)
@@ -82,7 +77,7 @@ def check_same_data(checkpoint: Checkpoint, data: Mapping[str, Fingerprint], *, 
     Raises:
         InputError: They differ, and that is not accepted; says in what.
     """
-    before: Mapping[str, Fingerprint] = checkpoint.state.get("data", {})
+    before: Mapping[str, Fingerprint] = checkpoint.state["data"]
     for kind in (kind for kind in data if kind in before):
         changed = differences(before[kind], data[kind])
         if not changed:
@@ -99,12 +94,12 @@ def judged_otherwise(checkpoint: Checkpoint, config: TrainConfig, data: Mapping[
 
     The loss is measured in batches of the training's size.
     """
-    before: Mapping[str, Fingerprint] = checkpoint.state.get("data", {})
+    before: Mapping[str, Fingerprint] = checkpoint.state["data"]
     if not (HELD_OUT in before and HELD_OUT in data):
         return None
     if before[HELD_OUT] != data[HELD_OUT]:
         return "with other held-out pairs"
-    best = checkpoint.state.get("best", config.save.best)
+    best = checkpoint.state["best"]
     if best != config.save.best:
         return f"with --best {config.save.best} instead of {best}"
     if config.save.best == "val_loss" and checkpoint.state["batch_size"] != config.run.batch_size:

@@ -30,9 +30,8 @@ from cloob.train.callbacks import RunResult
 from cloob.train.config import TrainConfig
 from cloob.train.course import is_whole
 from cloob.train.ranks import on_rank_zero
-from cloob.train.state.checkpoint import Checkpoint, Progress
+from cloob.train.state.checkpoint import FORMAT, Checkpoint, Progress
 from cloob.train.state.compare import check_same_architecture, check_same_objective, judged_otherwise
-from cloob.train.state.contents import check_state
 from cloob.train.state.rng import set_rng_state
 from cloob.train.towers import fsdp as sharding
 from cloob.train.towers.average import WeightAverage
@@ -100,9 +99,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
     check_zip(file)
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
+        Progress(**state["progress"])
+        same_format = state["format"] == FORMAT
     except Exception as error:  # torch raises many kinds for a damaged file
         raise InputError(f"{file}: cannot be read ({one_line(error, 200)}); use an earlier checkpoint") from error
-    state = check_state(file, state)
+    if not same_format:
+        raise InputError(f"{file}: is not of format {FORMAT}, which this version reads")
     try:
         encoder = load_model(str(path / MODEL_FOLDER), device="cpu")
     except InputError:
@@ -113,18 +115,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def find_checkpoint(run: Path, resume: str) -> Checkpoint | None:
-    """The checkpoint to resume from.
+    """The checkpoint to resume from, None to start afresh.
 
-    Args:
-        run: The run folder that is written to.
-        resume: ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are
-            passed over with a warning), or the path of a checkpoint or a run folder.
-
-    Returns:
-        The checkpoint, or None to start afresh.
-
-    Raises:
-        InputError: The path holds no readable checkpoint, or ``auto`` finds checkpoints but can read none.
+    ``resume`` is ``"none"``, ``"auto"`` (the newest readable checkpoint of ``run``, if any; unreadable ones are passed
+    over with a warning), or the path of a checkpoint or a run folder.
     """
     if resume == "none":
         return None
@@ -218,9 +212,10 @@ def _other_parameters(checkpoint: Checkpoint) -> Iterator[None]:
     """The error of a state that does not go into what was built."""
     try:
         yield
-    except (RuntimeError, ValueError, KeyError) as error:
-        first = str(error).splitlines()[0]
-        raise InputError(f"{checkpoint.path}: was trained with other parameters ({first})") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{checkpoint.path}: was trained with other parameters, or is damaged ({one_line(error, 200)})"
+        ) from error
 
 
 def seed_generators(seed: int, states: list[dict[str, Any]], device: torch.device) -> None:

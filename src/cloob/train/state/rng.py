@@ -32,23 +32,6 @@ def rng_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
-def is_rng_state(state: Any) -> bool:
-    """Whether ``set_rng_state`` can put it back: it is tried on generators that nobody draws from."""
-    try:
-        (version, internal, gauss), (name, keys, *rest) = state["python"], state["numpy"]
-        place, has_gauss, other = rest
-        random.Random().setstate((version, tuple(internal), gauss))
-        np.random.RandomState().set_state((name, keys.numpy().astype(np.uint32), *rest))
-        torch.Generator().set_state(state["torch"])
-        devices = [state[name] for name in ("cuda", "mps") if name in state]
-    except Exception:  # each of the three complains in its own way
-        return False
-    # Of these the generators would take anything.
-    numbers = isinstance(gauss, float | None) and isinstance(other, float) and has_gauss in (0, 1)
-    sound = numbers and type(place) is int and 0 <= place <= len(keys)
-    return sound and all(isinstance(each, torch.Tensor) and each.dtype == torch.uint8 for each in devices)
-
-
 def set_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Puts back what ``rng_state`` returned."""
     version, internal, gauss = state["python"]

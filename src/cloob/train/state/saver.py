@@ -24,22 +24,7 @@ from cloob.train.validate import Validation
 
 
 class Saver:
-    """Writes the checkpoints of one run, and knows the last and the best.
-
-    Args:
-        config: The run's.
-        encoder: The towers.
-        objective: The objective.
-        stepper: Holds the optimiser.
-        average: The running average of the weights, if there is one.
-        device: Where they are.
-        pairs: Pairs of an epoch.
-        data: The fingerprints of training and held-out pairs.
-        resumed: The checkpoint that the run goes on from, if any.
-
-    Attributes:
-        last: The newest checkpoint of this run, or what it was resumed from.
-    """
+    """Writes the checkpoints of one run, and knows the last (or what it was resumed from) and the best."""
 
     def __init__(
         self,
@@ -82,17 +67,8 @@ class Saver:
         """Writes a checkpoint of this step, unless there is one or the loss is not finite just now.
 
         If it stays so, the weights may be at fault: they must not push the good checkpoints out. One that was written
-        at the end of an epoch before the held-out pairs were looked at is written again.
-
-        Args:
-            progress: Where the run stands.
-            hopfield: Whether the objective retrieved at the last step; None: as it was made.
-
-        Returns:
-            The checkpoint, None when none was written.
-
-        Raises:
-            InputError: The disk is full or not writable.
+        at the end of an epoch before the held-out pairs were looked at is written again. ``hopfield``: whether the
+        objective retrieved at the last step; None: as it was made.
         """
         if _place(progress) == self._saved or progress.nonfinite:
             return None

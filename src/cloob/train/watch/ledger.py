@@ -18,59 +18,35 @@ from cloob.train import faults
 from cloob.train.parts import Parts
 from cloob.train.step import Launched, StepResult
 from cloob.train.watch.metrics import is_due, step_metrics
-from cloob.train.watch.spans import READING
 
 
 @dataclass(frozen=True)
 class Taken:
-    """A step that was taken, or was left out.
-
-    Attributes:
-        step: Its number.
-        lr: Its learning rate.
-        hopfield: Whether its objective retrieved.
-        samples: Usable samples over all ranks.
-        keys: Those of this rank.
-        began: When it began, by ``time.perf_counter``.
-        waited: Seconds that it waited for its batch.
-        outcome: What it did, or where that will be known; None if it had too few samples.
-    """
+    """A step that was taken, or left out for too few samples (``outcome`` None)."""
 
     step: int
     lr: float
     hopfield: bool
-    samples: int
-    keys: tuple[str, ...]
-    began: float
-    waited: float
-    outcome: StepResult | Launched | None
+    samples: int  # usable, over all ranks
+    keys: tuple[str, ...]  # of this rank
+    began: float  # by time.perf_counter
+    waited: float  # seconds, for its batch
+    outcome: Launched | None
 
 
 class Ledger:
-    """Accounts for the steps; every rank has one.
-
-    Args:
-        parts: The run's.
-        notify: Called with each line of ``metrics.jsonl``.
-
-    Attributes:
-        last_loss: Of the last step that was not skipped.
-    """
+    """Accounts for the steps; every rank has one. ``notify`` is called with each line of ``metrics.jsonl``."""
 
     def __init__(self, parts: Parts, notify: Callable[[Mapping[str, Any]], None]) -> None:
         self.parts = parts
         self.notify = notify
-        self.last_loss: float | None = None
+        self.last_loss: float | None = None  # of the last step that was not skipped
         self._open: list[Taken] = []
 
     def add(self, taken: Taken) -> None:
-        """Takes a step down, and settles unless the device is to be left alone for now.
-
-        Raises:
-            TrainingFailed: As ``settle``.
-        """
+        """Records a step. Its numbers are read now, or later in one batch so as not to stall a GPU."""
         due = is_due(self.parts.config, taken.step)
-        if isinstance(taken.outcome, Launched) and not due:
+        if taken.outcome is not None and not due:
             taken.outcome.features = None  # the rows of one batch are looked at, those of many would fill the memory
         self._open.append(taken)
         if due or not self.parts.stepper.late:
@@ -87,8 +63,7 @@ class Ledger:
         if not steps:
             return
         asked = time.perf_counter()
-        with self.parts.stepper.spans(READING):
-            results = _read(steps)
+        results = _read(steps)
         answered = time.perf_counter()
         lines = [self._line(taken, result) for taken, result in zip(steps, results, strict=True)]
         elapsed = time.perf_counter() - steps[0].began
@@ -130,8 +105,7 @@ class Ledger:
 
 def _read(steps: Sequence[Taken]) -> list[StepResult | None]:
     """What the steps came to; all numbers that are on the device come in one copy."""
-    launched = [taken.outcome for taken in steps if isinstance(taken.outcome, Launched)]
-    rows = iter(torch.stack([one.numbers for one in launched]).tolist() if launched else ())
-    return [
-        taken.outcome.result(next(rows)) if isinstance(taken.outcome, Launched) else taken.outcome for taken in steps
-    ]
+    outcomes = [taken.outcome for taken in steps]
+    launched = [outcome.numbers for outcome in outcomes if outcome is not None]
+    rows = iter(torch.stack(launched).tolist() if launched else ())
+    return [outcome.result(next(rows)) if outcome is not None else None for outcome in outcomes]

@@ -47,11 +47,8 @@ def step_metrics(parts: Parts, result: StepResult | None, step: int, lr: float, 
     for name, scale in parts.objective.scale_values().items():
         if isinstance(scale, float):
             line[name] = scale
-        elif parts.stepper.late:  # with the numbers of the step: the device is at a later one
+        else:
             line[name] = result.scales[name] if result else None
-        else:  # a learned one is on the device, which would have to be waited for in each step
-            read = parts.device.type == "cpu" or (due and rank() == 0)
-            line[name] = float(scale.detach()) if read else None
     if not hopfield:
         line["beta"] = None
     if parts.config.optim.layer_decay < 1:
