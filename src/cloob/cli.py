@@ -107,9 +107,10 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _at_home(word: str) -> str:
-    """A word with ``~`` at its start, or behind ``--option=``, as the home folder; shells leave some."""
+    """A word with ``~/`` at its start, or after ``--option=``, as the home folder: shells leave the second as it is."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111 - a word need not be a path
+    home = os.path.expanduser("~") if value.startswith("~/") else ""  # noqa: PTH111
+    return f"{option}{equals}{home}{value.removeprefix('~') if home else value}"
 
 
 def _is_utf8(word: str) -> bool:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from types import ModuleType
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class InputError(ValueError):
@@ -52,7 +52,7 @@ def counted(number: int, things: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Text of strangers without what a terminal would obey, and on one line."""
+    """Text of strangers without what a terminal would obey or would turn around (U+202E …), and on one line."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 

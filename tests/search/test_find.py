@@ -16,6 +16,7 @@ from cloob.search.ask import background, find
 from cloob.search.ask.by_torch import ByTorch
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
+from cloob.search.records import IndexedModel, Item
 from search_colours import COLOURS, DIM, ColourModel, make_index, open_index, write_pictures
 
 
@@ -102,24 +103,59 @@ def test_similar_loads_no_model_and_leaves_itself_out(coloured: Path) -> None:
             index.similar(999)
 
 
-def test_duplicates_are_the_connected_pairs(index: Index) -> None:
+def test_each_two_of_a_group_look_alike(index: Index) -> None:
     ids, rows = all_rows(index)
-    for threshold in (0.99, 0.9):
-        groups = {id_: {id_} for id_ in ids}
-        for a, x in zip(ids, rows, strict=True):
-            for b, y in zip(ids, rows, strict=True):
-                if x @ y >= threshold and groups[a] is not groups[b]:
-                    joined = groups[a] | groups[b]
-                    for id_ in joined:
-                        groups[id_] = joined
-        expected = {tuple(sorted(group)) for group in groups.values() if len(group) > 1}
-        assert set(index.duplicates(threshold)) == expected
+    for threshold in (0.99, 0.95, 0.9):
+        groups = index.duplicates(threshold)
+        grouped = [hit.item.id for group in groups for hit in group]
+        assert len(set(grouped)) == len(grouped) and all(len(group) > 1 for group in groups)
+        for group in groups:
+            for hit in group:
+                row = rows[ids.index(hit.item.id)]
+                assert hit.score == pytest.approx(float(row @ rows[ids.index(group[0].item.id)]), abs=1e-5)
+                assert all(float(row @ rows[ids.index(other.item.id)]) >= threshold - 1e-4 for other in group)
+        for i, x in enumerate(rows):  # two that are alike are not both left over
+            for j, y in enumerate(rows[:i]):
+                assert x @ y < threshold or {ids[i], ids[j]} & set(grouped)
     assert len(index.duplicates(0.9)) == len(COLOURS)
-    assert all(
-        "red" in item.path for group in index.duplicates(0.9, where="name like 'red%'") for item in index.items(group)
-    )
+    assert {"red"} == {
+        Path(hit.item.path).stem.split("-")[0]
+        for group in index.duplicates(0.9, where="name like 'red%'")
+        for hit in group
+    }
     with pytest.raises(InputError, match="threshold"):
         index.duplicates(0.0)
+
+
+def test_look_alikes_are_not_chained_and_the_best_comes_first(tmp_path: Path) -> None:
+    """Rows on a circle, degrees apart: cosine 0.97 is 14 degrees."""
+    facts = {  # degrees, content, width, bytes, date
+        "small": (0, "a", 10, 5, None),
+        "left": (10, "b", 20, 5, "2020"),
+        "right": (-10, "c", 20, 5, "2019"),
+        "far": (40, "d", 99, 5, None),
+        "far copy": (40, "d", 99, 5, None),
+        "heavy": (81, "e", 20, 9, None),
+        "light": (80, "f", 20, 7, None),
+    }
+    items = [
+        Item(0, "s", name, content, size, 0, width, 10, date) for name, (_, content, width, size, date) in facts.items()
+    ]
+    angles = np.radians([degrees for degrees, *_ in facts.values()])
+    with Index.create(tmp_path / "index") as index:
+        index.store.add_model(IndexedModel("m", "m", "f" * 32, 2))
+        index.store.write(items, "m", np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32))
+
+        def paths(**how: object) -> list[list[str]]:
+            return [[hit.item.path for hit in group] for group in index.duplicates(**how)]  # type: ignore[arg-type]
+
+        # `left` is 20 degrees from `right`: the older of two that are as large takes the one between them.
+        assert paths() == [["far", "far copy"], ["heavy", "light"], ["right", "small"]]
+        assert paths(threshold=0.93) == [["right", "left", "small"], ["far", "far copy"], ["heavy", "light"]]
+        assert paths(exact=True) == [["far", "far copy"]]
+        many = [Item(0, "s", f"copy {i}", "a", 5, 0, 10, 10) for i in range(50)]
+        index.store.write(many, "m", np.tile(np.float32([[1, 0]]), (50, 1)))
+        assert paths()[0] == ["right", "small", *(item.path for item in many)]
 
 
 def test_explain_is_the_softmax_over_the_pictures(index: Index) -> None:

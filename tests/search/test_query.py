@@ -56,6 +56,8 @@ def test_pictures_are_files(tmp_path: Path) -> None:
         ("+", "a term without words"),
         ("+0:a", "the weight is 0"),
         ("+1001:a", "the weight is 1001"),
+        ("0.5:red", r"a weight needs its sign, \+0.5:red"),
+        ("-2:3:red", r"a weight needs its sign"),
         ("nowhere.jpg", "no such picture; for the words as they stand write words:nowhere.jpg"),
         ("./nowhere", "no such picture"),
         ("file:///etc/passwd", "file:// is not opened"),

@@ -111,6 +111,10 @@ def test_the_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> N
     assert "default-src 'none'; img-src data:" in page and "http" not in page.replace("http-equiv", "")
     (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
     assert b"SECRET" not in base64.b64decode(data)
+    (file := tmp_path / "a 'b'.jpg").write_bytes(photo())
+    sheet.write_sheet(path, "x", "1 of 3", [hit(path=str(file)), hit()], lambda item: photo())
+    (link,) = re.findall(r'<a href="([^"]+)"><img ', path.read_text())
+    assert link == file.as_uri()
     sheet.write_sheet(path, "x", "0 of 3", [], lambda item: None)
     assert "Nothing fits." in path.read_text()
 

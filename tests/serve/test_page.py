@@ -324,10 +324,11 @@ def test_a_long_caption_leaves_room_for_its_picture_and_a_silent_server_is_no_go
     page.go().until(lambda: page.tiles() and "square" in page.tiles()[0], "what comes would say its own words again")
     page.driver.execute_async_script(
         "const [done] = arguments; import('/page/api.js').then(async api => {"
-        " api.remember([{...(await api.item(1)), caption: 'a word '.repeat(999)}]); done(); })"
+        " api.remember([{...(await api.item(1)), caption: 'a word '.repeat(999) + '\\nline two'}]); done(); })"
     )
     page.one("[aria-posinset='1'] .tile").click()
     page.says("#detail-title", "a word")
+    assert "line two" in page.text("#detail .facts") and "line two" not in page.text("#detail-title")
     reached = (
         "const one = document.querySelector('#detail .primary'); one.scrollIntoView({block: 'end'});"
         " const box = one.getBoundingClientRect(); return one.contains(document.elementFromPoint(box.x + 9, box.y + 9))"

@@ -202,6 +202,8 @@ def _first_paragraph(box: str) -> str:
         text.pop(0)
     rule = next((i for i, line in enumerate(text) if not line.strip("─-")), len(text))
     said = re.sub(r"^Error parsing \w+: ", "", " ".join(text[:rule]))  # a component's own check says it all
+    for fault, wanted in ((r"for int\(\) with base 10", "a whole number"), ("convert string to float", "a number")):
+        said = re.sub(rf"^Error parsing (--\S+): .*{fault}: ('.*')$", rf"\1 is \2; {wanted} is wanted", said)
     said = said.replace("'None', ", "").replace(", 'None'", "")  # a default that says: left out
     meant = [line.split()[0] for line in text[rule:] if line.startswith("--") and line.strip("-")]
     if said.startswith("Unrecognized options") and meant:

@@ -34,9 +34,11 @@ class SearchArguments:
     like: str | None = None
     """More like this picture of the index: its id or its path."""
     duplicates: bool = False
-    """Groups of pictures that are there twice or nearly so."""
+    """Groups of pictures that look alike, the best of each first: most pixels, most bytes, oldest date."""
     threshold: float = 0.97
-    """Cosine from which two pictures are duplicates."""
+    """Of --duplicates: the least cosine of any two pictures of a group."""
+    exact: bool = False
+    """Of --duplicates: files of equal bytes alone."""
     explain: bool = False
     """What the query retrieves from the pictures as a Hopfield memory: the associated pictures with their weights."""
     beta: float | None = None
@@ -44,7 +46,7 @@ class SearchArguments:
     json: bool = False
     """Print one JSON object."""
     paths: bool = False
-    """Print the paths alone, for pipes."""
+    """Print the paths alone, for pipes; of --duplicates all of each group, an empty line between groups."""
     null: bool = False
     """End each path with a NUL instead of a line feed; also -0."""
     copy_to: Path | None = None
@@ -67,7 +69,7 @@ class ClassifyArguments:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC|IDX")]
     """An index, or whatever `cloob index` takes: a folder, a table, shards."""
     labels: str | None = None
-    """cat,dog,… or a text file with one label a line."""
+    """cat,dog,… or FILE.txt with one label a line; lines that begin with # are comments."""
     templates: tuple[str, ...] = ()
     """Prompts with {c} in the place of the label; left out, "a photo of a {c}." and "{c}"."""
     examples: Path | None = None
@@ -130,14 +132,13 @@ def read_cutoff(text: str) -> float | str | None:
 
 
 def read_labels(text: str) -> tuple[str, ...]:
-    """The labels of ``--labels``: those of a file with one a line, or parted by commas."""
-    path = Path(text)
-    if os.path.isfile(text):  # noqa: PTH113 - many labels are too long a name, for which a Path raises
+    """The labels of ``--labels``: one a line of a file, which ends in .txt or is written with a slash; or by commas."""
+    if text.endswith(".txt") or ("/" in text and os.path.isfile(text)):  # noqa: PTH113 - of many labels a Path raises
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            lines = Path(text).read_text(encoding="utf-8-sig").splitlines()
+        except FileNotFoundError:
+            raise InputError(f"--labels {text}: no such file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--labels {text}: no text file of labels ({type(error).__name__})") from None
-        return tuple(line.strip() for line in lines if line.strip())
-    if path.suffix == ".txt":
-        raise InputError(f"--labels {text}: no such file")
+        return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
     return tuple(label.strip() for label in text.split(","))

@@ -58,7 +58,7 @@ def _known_sources(arguments: IndexArguments) -> set[str]:
 
 
 def _check_there(source: str, known: set[str]) -> None:
-    if is_remote(source) or source.startswith("demo"):
+    if is_remote(source) or source.partition(":")[0] == "demo":
         return
     path = Path(local_path(source))
     if not path.exists() and not is_pattern(str(path)) and str(path.absolute()) not in known:

@@ -45,8 +45,10 @@ def split_terms(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def check_index(address: str) -> None:
     """Raises InputError where there is no index, in no time."""
-    path = Path(address)
-    if "://" not in address and not (path / INDEX_FILE).is_file():
+    path, scheme = Path(address), address.partition("://")[0]
+    if scheme not in (address, "postgresql", "postgres"):
+        raise InputError(f"{address}: {scheme}:// is no index; a folder or postgresql://… is wanted")
+    if scheme == address and not (path / INDEX_FILE).is_file():
         there = "holds no index" if path.is_dir() else "is a file" if path.exists() else "no such folder"
         free = not any(path.iterdir()) if path.is_dir() else not path.exists()
         raise InputError(
@@ -67,6 +69,10 @@ def _check(arguments: SearchArguments, terms: Sequence[str]) -> None:
         raise InputError("--duplicates names all groups: --top and --cutoff are those of a query")
     if arguments.threshold != SearchArguments.threshold and not arguments.duplicates:
         raise InputError("--threshold is that of --duplicates; give both")
+    if arguments.exact and not arguments.duplicates:
+        raise InputError("--exact is that of --duplicates; give both")
+    if arguments.exact and arguments.threshold != SearchArguments.threshold:
+        raise InputError("--exact compares bytes and --threshold cosines; one of them")
     if not arguments.duplicates and not asked:
         raise InputError('nothing to search for: give words ("a red bird"), a picture or --like ID')
     if arguments.null and not arguments.paths:

@@ -11,7 +11,7 @@ from cloob.errors import InputError
 from cloob.search.ask import find
 from cloob.search.ask.find import Cutoff
 from cloob.search.ask.query import Query, Vector
-from cloob.search.records import IndexedModel, Results
+from cloob.search.records import Hit, IndexedModel, Results
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter
 
@@ -86,10 +86,31 @@ class Answers(ABC):
         return find.similar(self, id, top=top, where=where, model=model)
 
     def duplicates(
-        self, threshold: float = find.DUPLICATE, *, where: str | Filter | None = None, model: str | None = None
-    ) -> list[tuple[int, ...]]:
-        """Groups of ids that pairs of at least this cosine join; the largest first."""
-        return find.duplicates(self, threshold, where, model)
+        self,
+        threshold: float = find.DUPLICATE,
+        *,
+        exact: bool = False,
+        where: str | Filter | None = None,
+        model: str | None = None,
+    ) -> list[tuple[Hit, ...]]:
+        """Groups of pictures that look alike, the largest first.
+
+        Each two of a group have at least this cosine, or equal bytes. The best comes first: most pixels, then most
+        bytes, then the oldest date. A picture is in one group at most, and a file once, whatever links lead to it.
+
+        Args:
+            threshold: A cosine above 0, at most 1.
+            exact: Groups of equal bytes alone; vectors are not compared.
+            where: Only among these pictures.
+            model: The model or its name; None: the default one.
+
+        Returns:
+            Hits whose score is the cosine with the first of the group.
+
+        Raises:
+            InputError: The filter, the model or the threshold is wrong.
+        """
+        return find.duplicates(self, threshold, where, model, exact=exact)
 
     def classify(
         self,

@@ -31,7 +31,7 @@ CASES: dict[str, str] = {
     "--config no.json": "no.json: cannot be read (No such file or directory)",
     "cc3m-cloob --config x.json": "both a recipe (cc3m-cloob) and --config x.json",
     "--foo 1": "Unrecognized options: --foo",
-    "--lr abc": "--lr: could not convert string to float: 'abc'",
+    "--lr abc": "--lr is 'abc'; a number is wanted",
     "--lr -1": "lr is -1.0; it must be a positive number",
     "--epochs -1": "epochs is -1; it must be 1 or more",
     "--batch-size -8": "batch_size is -8; it must be 2 or more",

@@ -20,8 +20,6 @@ from cloob.search.open import is_there
 from cloob.search.records import Item, valid
 from cloob.search.store import Vectors
 
-_MAX_TEXT_BYTES = 1_000_000_000  # of the captions, or the paths, of an .npz: numpy pads each to the longest
-
 
 def run(arguments: EmbedArguments) -> int:
     """Embeds; returns the exit code."""
@@ -59,17 +57,13 @@ def write_vectors(index: Index, out: Path) -> int:
         raise InputError("no picture has a vector; there is nothing to write")
     vectors = np.concatenate(parts)
     paths = [valid(item.path) for item in items]
-    captions = [valid(item.caption or "") for item in items]
+    captions = json.dumps([valid(item.caption or "") for item in items])
     if out.suffix == ".npz":
-        padded = 4 * len(items) * max(len(text) for text in (*paths, *captions))
-        if padded > _MAX_TEXT_BYTES:
-            said = f"a .npz pads each caption and path to the longest, which makes {padded / 1e9:.1f} GB here"
-            raise InputError(f"{out}: {said}; a .parquet does not")
-        stream = io.BytesIO()
-        np.savez(stream, vectors=vectors, paths=np.array(paths), captions=np.array(captions), model=asked.name)
+        stream = io.BytesIO()  # captions as one array of texts: numpy pads each text to the longest
+        np.savez(stream, vectors=vectors, paths=paths, captions=np.array(captions.encode()), model=asked.name)
         content = stream.getvalue()
     else:
-        facts = {"paths": json.dumps(paths), "captions": json.dumps(captions), "model": asked.name}
+        facts = {"paths": json.dumps(paths), "captions": captions, "model": asked.name}
         content = require("safetensors.numpy", "train").save({"vectors": vectors}, facts)
     write_whole(out, content)
     return len(items)

@@ -7,15 +7,17 @@ import os
 import sys
 import tempfile
 import webbrowser
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cloob.commands.finding import SearchArguments, read_cutoff
-from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths
+from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, with_caption
 from cloob.errors import InputError, counted, message, printable
 from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
-from cloob.search.records import Item, Results
+from cloob.search.records import Hit, Item, Results
 from cloob.search.show import terminal
 from cloob.search.where import Comparison, parse
 
@@ -61,7 +63,7 @@ def _show(index: Index, arguments: SearchArguments, words: Sequence[str], result
         found = {"query": list(words), "model": results.model, "searched": results.searched, "cut": results.cut}
         print(json.dumps(found | {"hits": [as_dict(hit) for hit in results.hits]}))
     elif arguments.paths:
-        print_paths(items, null=arguments.null)
+        print_paths([items], null=arguments.null)
     else:
         _print_hits(index, results)
     code = copy_all(items, arguments.copy_to, index.picture) if arguments.copy_to is not None else 0
@@ -131,32 +133,43 @@ def _sheet(index: Index, arguments: SearchArguments, title: str, results: Result
 
 
 def _duplicates(index: Index, arguments: SearchArguments) -> int:
-    alike = index.duplicates(arguments.threshold, where=arguments.where)
-    groups = [group for ids in alike if len(group := _files(index.items(ids))) > 1]
+    groups = index.duplicates(arguments.threshold, exact=arguments.exact, where=arguments.where)
+    items = [[hit.item for hit in group] for group in groups]
+    rows = list(map(_twins, groups))
     if arguments.json:
-        print(
-            json.dumps({"threshold": arguments.threshold, "groups": [list(map(item_dict, group)) for group in groups]})
-        )
+        print(json.dumps({"threshold": None if arguments.exact else arguments.threshold, "groups": rows}))
     elif arguments.paths:
-        print_paths([item for group in groups for item in group[1:]], null=arguments.null)
+        print_paths(items, null=arguments.null)
     elif groups:
-        print("\n\n".join("\n".join(f"{item.id}\t{printable(item.path)}" for item in group) for group in groups))
-    surplus = sum(len(group) - 1 for group in groups)
-    said = f"{len(groups):,} groups, {surplus:,} pictures could go" if groups else "no picture is there twice"
-    print(f"cloob: {said} (cosine {arguments.threshold:g} and above)", file=sys.stderr)
+        print("\n\n".join("\n".join(map(_twin_line, group)) for group in rows))
+    same = [n for n in Counter(item.content for group in items for item in group).values() if n > 1]
+    said = f"{counted(len(same), 'groups')} equal byte by byte, {counted(sum(same), 'files')}"
+    if not arguments.exact:
+        pictures = counted(sum(map(len, groups)), "pictures")
+        said = f"{counted(len(groups), 'groups')} of look-alikes, {pictures} ({said})"
+    if not groups:
+        said = "no files are equal" if arguments.exact else f"no look-alikes (cosine {arguments.threshold:g} and above)"
+    print(f"cloob: {said}", file=sys.stderr)
     if arguments.copy_to is not None:
-        return copy_all([item for group in groups for item in group], arguments.copy_to, index.picture)
+        return copy_all([item for group in items for item in group], arguments.copy_to, index.picture)
     return 0
 
 
-def _files(items: Sequence[Item]) -> list[Item]:
-    """Each file once, by the name that is no link where there is one."""
-    files: dict[str, Item] = {}
-    for item in items:
-        path = os.path.realpath(item.path)
-        if path not in files or path == item.path:
-            files[path] = item
-    return list(files.values())
+def _twins(group: Sequence[Hit]) -> list[dict[str, Any]]:
+    """A group as JSON has it; ``equal`` is the id of the picture before it that has the same bytes."""
+    firsts: dict[str, int] = {}
+    equals = [firsts.setdefault(hit.item.content, hit.item.id) for hit in group]
+    return [
+        {"cosine": round(hit.score, 6), "equal": None if equal == hit.item.id else equal, **item_dict(hit.item)}
+        for hit, equal in zip(group, equals, strict=True)
+    ]
+
+
+def _twin_line(row: dict[str, Any]) -> str:
+    equal = "" if row["equal"] is None else f"same bytes as {row['equal']}"
+    size = f"{row['width']}x{row['height']}"
+    facts = (f"{row['cosine']:.4f}", size, str(row["bytes"]), str(row["id"]), printable(row["path"]), equal)
+    return "\t".join(facts).rstrip("\t")
 
 
 def _explain(index: Index, arguments: SearchArguments, query: Query, words: Sequence[str]) -> int:
@@ -173,11 +186,10 @@ def _explain(index: Index, arguments: SearchArguments, query: Query, words: Sequ
     print(f"β = {found.beta:g}: of {found.memory:,} pictures{part} some {found.effective:,.1f} take part;")
     print(f"what they make has a cosine of {found.agreement:.3f} with the query. By weight:")
     for picture in found.pictures:
-        where = f"{picture.item.id:>6}  {printable(picture.item.path)}  {printable(picture.item.caption or '')[:60]}"
-        print(f"{picture.weight:7.2%}  {picture.score:6.3f}  {where}".rstrip())
+        print(with_caption(f"{picture.weight:7.2%}  {picture.score:6.3f}", picture.item))
     print("Nearest to what was retrieved:")
     for hit in found.nearest:
-        print(f"         {hit_line(hit, aligned=True)}")
+        print(with_caption(f"{'':9}{hit.score:6.3f}{'':7}", hit.item))
     like = [] if arguments.like is None else ["--like", arguments.like]
     behind = ["--", *words] if words else []
     hint(["search", index.store.address, *like, "--explain", "--beta", f"{found.beta * 4:g}", *behind])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,20 +41,32 @@ def item_dict(item: Item) -> dict[str, Any]:
 
 
 def hit_line(hit: Hit, *, aligned: bool) -> str:
-    """Score, margin, id, path and caption; parted by tabs for pipes."""
+    """Score, margin, id, path and the caption's first line; tab-separated for pipes."""
     margin = "" if hit.margin is None else f"{hit.margin:.1f}"
-    caption = printable(hit.item.caption or "")
     if not aligned:
-        return "\t".join((f"{hit.score:.4f}", margin, str(hit.item.id), printable(hit.item.path), caption))
-    shown = caption if len(caption) <= 60 else f"{caption[:59]}…"
-    return f"{hit.score:6.3f}  {margin:>5}  {hit.item.id:>6}  {printable(hit.item.path)}  {shown}".rstrip()
+        path, caption = printable(hit.item.path), _first_line(hit.item)
+        return "\t".join((f"{hit.score:.4f}", margin, str(hit.item.id), path, caption))
+    return with_caption(f"{hit.score:6.3f}  {margin:>5}", hit.item)
 
 
-def print_paths(items: Sequence[Item], *, null: bool) -> None:
-    """Paths as the file system has them, byte by byte."""
+def with_caption(numbers: str, item: Item) -> str:
+    """A line of numbers, id, path and the caption's first line, cut to the width of a terminal."""
+    before = f"{numbers}  {item.id:>6}  {printable(item.path)}  "
+    caption, room = _first_line(item), shutil.get_terminal_size().columns - len(before)
+    if sys.stdout.isatty() and len(caption) > room:
+        caption = f"{caption[: room - 1]}…" if room > 1 else ""
+    return (before + caption).rstrip()
+
+
+def _first_line(item: Item) -> str:
+    return printable((item.caption or "").strip().partition("\n")[0].rstrip())
+
+
+def print_paths(groups: Sequence[Sequence[Item]], *, null: bool) -> None:
+    """Paths as the file system has them, byte by byte; an empty one between groups."""
     end = b"\0" if null else b"\n"
     sys.stdout.flush()
-    sys.stdout.buffer.write(b"".join(os.fsencode(item.path) + end for item in items))
+    sys.stdout.buffer.write(end.join(b"".join(os.fsencode(item.path) + end for item in group) for group in groups))
     sys.stdout.buffer.flush()
 
 

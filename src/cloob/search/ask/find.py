@@ -1,8 +1,9 @@
-"""The nearest pictures above a cutoff, pictures that are there twice, and what a query retrieves."""
+"""The nearest pictures above a cutoff, look-alikes, and what a query retrieves."""
 
 from __future__ import annotations
 
 import bisect
+import os
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from cloob.errors import InputError
 from cloob.search.ask import background
 from cloob.search.ask.query import Query, Term, Vector, embed_query
-from cloob.search.records import Hit, IndexedModel, Results
+from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter, parse
 
@@ -30,14 +31,13 @@ Asked = "Query | str | Path | Image | Vector"
 
 MAX_TOP = 100_000
 DUPLICATE = 0.97
-"""Cosine from which two pictures count as one."""
+"""Cosine from which two pictures look alike."""
 
 LOOKED_AT = 200
 """Nearest pictures that the cutoff looks among, at least: the nearest of all need not be the one that fits."""
 
 _ALL_IDS = 20_000  # up to here unrelated pictures are drawn among all
 _BLOCK = 256  # pictures that are compared at once
-_GROUP = 32  # nearest pictures that a picture may be joined with
 
 
 class Collection(Protocol):
@@ -229,40 +229,74 @@ def rows_in_blocks(
 
 
 def duplicates(
-    index: Collection, threshold: float = DUPLICATE, where: str | Filter | None = None, model: str | None = None
-) -> list[tuple[int, ...]]:
-    """Groups of pictures that are joined by pairs of at least this cosine; ids ascending, the largest group first.
-
-    A picture is joined with at most its 32 nearest. Takes a search for each picture.
-
-    Raises:
-        InputError: The threshold is no cosine above 0.
-    """
+    index: Collection,
+    threshold: float = DUPLICATE,
+    where: str | Filter | None = None,
+    model: str | None = None,
+    *,
+    exact: bool = False,
+) -> list[tuple[Hit, ...]]:
+    """Groups of look-alikes; see :meth:`cloob.search.index.Index.duplicates`."""
     if not 0 < threshold <= 1:
         raise InputError(f"the threshold is {threshold}; a cosine above 0, at most 1, is wanted")
-    filter_, asked = read_filter(index, where), index.model(model)
-    leader: dict[int, int] = {}
+    filter_, last = read_filter(index, where), 0
+    facts: list[tuple[int, int, str, int, str]] = []
+    while len(ids := index.store.ids(filter_, after=last, limit=8192)):
+        last = int(ids[-1])
+        facts += [
+            (-item.width * item.height, -item.bytes, item.date or "~", item.id, item.content)
+            for item in index.store.items(ids.tolist())
+        ]
+    copies: dict[str, list[int]] = {}  # best first, and so are the copies of each
+    for *_, id_, content in sorted(facts):
+        copies.setdefault(content, []).append(id_)
+    classes = list(copies.values())
+    alike = [[(place, 1.0)] for place in range(len(classes))]
+    if not exact:
+        asked = index.model(model)
+        alike = _look_alikes(index.store.vectors(asked.name, [ids[0] for ids in classes]), threshold)
+        index.model(asked)  # as in `search`
+    scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
+    scores = [group for group in scores if len(group) > 1]
+    items = {item.id: item for item in index.store.items([id_ for group in scores for id_ in group])}
+    files = ((group, _files([items[id_] for id_ in group if id_ in items])) for group in scores)
+    groups = [tuple(Hit(item, group[item.id]) for item in some) for group, some in files if len(some) > 1]
+    return sorted(groups, key=lambda group: -len(group))
 
-    def root(id_: int) -> int:
-        while leader.setdefault(id_, id_) != id_:
-            leader[id_] = leader[leader[id_]]
-            id_ = leader[id_]
-        return id_
 
-    # A cosine of equal rows may be a rounding below 1.
-    least = threshold - 1e-5
-    for ids, rows in rows_in_blocks(index, asked, filter_, _BLOCK):
-        near = index.store.nearest(asked.name, rows, _GROUP, filter_)
-        close = (near.scores >= least) & (near.ids > 0) & (near.ids != ids[:, None])
-        for place, other in zip(*np.nonzero(close), strict=True):
-            a, b = root(int(ids[place])), root(int(near.ids[place, other]))
-            leader[max(a, b)] = min(a, b)
-    index.model(asked)  # as in `search`
-    groups: dict[int, list[int]] = {}
-    for id_ in leader:
-        groups.setdefault(root(id_), []).append(id_)
-    found = [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
-    return sorted(found, key=lambda group: (-len(group), group))
+def _look_alikes(rows: Vectors, threshold: float) -> list[list[tuple[int, float]]]:
+    """A partition of unit rows into groups without a pair below the threshold: places, cosines with the first.
+
+    The first row that is in no group yet takes those near to it, nearest first, if they are near to all in its group.
+    """
+    rows = np.nan_to_num(rows)  # without a vector: near to none
+    least = threshold - 1e-5  # a cosine of equal rows may be a rounding below 1
+    free, groups = np.ones(len(rows), bool), []
+    for start in range(0, len(rows), _BLOCK):
+        scores = rows[start : start + _BLOCK] @ rows[start:].T
+        for first, row in enumerate(scores, start):
+            if not free[first]:
+                continue
+            free[first], group = False, [(first, 1.0)]
+            near = np.flatnonzero((row >= least) & free[start:])
+            near = near[np.argsort(-row[near], kind="stable")]
+            while len(near):
+                place = start + int(near[0])
+                group.append((place, float(row[near[0]])))
+                free[place] = False
+                near = near[1:][rows[start + near[1:]] @ rows[place] >= least]
+            groups.append(sorted(group))
+    return groups
+
+
+def _files(items: Sequence[Item]) -> list[Item]:
+    """Each file once, by the name that is no link where there is one."""
+    files: dict[str, Item] = {}
+    for item in items:
+        path = os.path.realpath(item.path)
+        if path not in files or path == item.path:
+            files[path] = item
+    return list(files.values())
 
 
 def explain(

@@ -41,6 +41,7 @@ MAX_ADDRESS_BYTES = 32 * 1024 * 1024
 MAX_WEIGHT = 1000.0
 _LEAST = 1e-4  # length of a sum of unit rows below which its direction is mostly rounding
 _TERM = re.compile(r"(?P<sign>[+-]?)(?:(?<=[+-])(?P<weight>\d+\.?\d*|\.\d+):)?(?P<what>.*)", re.DOTALL)
+_UNSIGNED = re.compile(r"(\d+\.?\d*|\.\d+):[^\s\d]")  # as rclip has weights; 16:9 is words
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -185,6 +186,8 @@ def _read_term(word: str) -> Term:
         raise InputError(f"{word}: the weight is {weight:g}; above 0 and at most {MAX_WEIGHT:g} is wanted")
     weight = -weight if match["sign"] == "-" else weight
     what = match["what"].strip()
+    if _UNSIGNED.match(what):
+        raise InputError(f"{word}: a weight needs its sign, +{what}; for the words as they stand write words:{what}")
     if not what:
         raise InputError(f"{word!r}: a term without words; quote several words of one term")
     if what.startswith("words:"):

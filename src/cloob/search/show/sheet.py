@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from html import escape
 from pathlib import Path
@@ -80,6 +81,8 @@ def _card(hit: Hit, data: bytes | None) -> str:
     margin = "" if hit.margin is None else f" · margin {hit.margin:.1f}"
     caption = f"<p>{_text(item.caption[:160])}</p>" if item.caption else ""
     frame = shown or "<span>not readable any more</span>"
+    if shown and os.path.isfile(item.path):  # noqa: PTH113 - a path into a container may be too long for a Path
+        frame = f'<a href="{escape(Path(item.path).absolute().as_uri())}">{shown}</a>'
     where = f'<p class="quiet">{hit.score:.3f}{margin}<br>{item.id}: {_text(item.path)}</p>'
     return f'<li><div class="frame">{frame}</div>{caption}{where}</li>'
 

@@ -82,6 +82,7 @@ function facts(item, value) {
   const say = (name, words) => words !== null && words !== undefined && words !== "" && list.append(h("div", {}, h("dt", {}, name), h("dd", {}, words)));
   if (typeof value === "number") say("Score", score(value));
   if (item.caption) say("File", item.name);
+  if (item.caption?.trim().includes("\n")) say("Caption", item.caption);
   say("Taken", item.date?.replace("T", " "));
   say("Size", `${number(item.width)} × ${number(item.height)} pixels, ${bytes(item.bytes)}`);
   for (const [name, words] of Object.entries(item.columns)) say(name, String(words ?? ""));

@@ -56,4 +56,4 @@ export function later(work, milliseconds) {
   return ask;
 }
 
-export const title = (item) => item.caption || item.name;
+export const title = (item) => item.caption?.trim().split("\n")[0] || item.name;
