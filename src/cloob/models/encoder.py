@@ -109,7 +109,7 @@ class DualEncoder(nn.Module):
         self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
         self._vocabulary_size = vocabulary_size(self.model)
-        self.preprocess = self._make_preprocess()
+        self.preprocess = EvalTransform(self.preprocess_cfg)
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
         self.model.logit_scale.requires_grad_(False)
@@ -118,9 +118,6 @@ class DualEncoder(nn.Module):
             settings = {key: value for key, value in config.settings.items() if key != "init_logit_bias"}
             self.config = replace(config, settings=settings)
         self.set_channels_last(True)
-
-    def _make_preprocess(self) -> Callable[[Image], Tensor]:
-        return EvalTransform(self.preprocess_cfg)
 
     def check_weights(self) -> None:
         """Refuses an encoder that has no weights to train, store or export.

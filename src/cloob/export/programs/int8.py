@@ -10,7 +10,7 @@ from typing import Any
 from cloob.errors import InputError, one_line, require
 from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
 from cloob.evaluate.suite import evaluate
-from cloob.models.onnx.graph import EXTERNAL
+from cloob.models.onnx.contents import WEIGHTS_SUFFIX
 
 DEFAULT_SET = "demo:noto-emoji"
 """Measured on where no set is given: it comes with the package."""
@@ -42,7 +42,7 @@ def quantise(source: Path, target: Path) -> None:
             per_channel=True,
             reduce_range=True,
             weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=source.with_name(source.name + EXTERNAL).is_file(),
+            use_external_data_format=source.with_name(source.name + WEIGHTS_SUFFIX).is_file(),
             extra_options={"MatMulConstBOnly": True},
         )
     except Exception as error:  # onnx's and onnxruntime's have no common class

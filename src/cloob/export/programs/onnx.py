@@ -8,7 +8,7 @@ import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from cloob.export.exported import Exported
 from cloob.export.programs.int8 import measured, open_sets, quantise
 from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.contents import IMAGE_FILE, TEXT_FILE, image_ports, text_ports
+from cloob.models.onnx.contents import IMAGE_FILE, TEXT_FILE
 from cloob.models.onnx.folder import write_config
-from cloob.models.onnx.graph import Port, check_graph
-from cloob.models.onnx.session import open_session
+from cloob.models.onnx.session import Graph
 from cloob.models.onnx.tokens import store_tokenizer, tokenizer_note
 from cloob.models.runs import ONNX_FILE
 
@@ -68,14 +67,14 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets:
         off = {}
         for tower, name in zip(towers, (IMAGE_FILE, TEXT_FILE), strict=True):
             quantise(place / name, folder / name)
-            off[tower.kind] = worst_difference(tower, _runner(folder / name, tower, encoder))
+            off[tower.kind] = worst_difference(tower, _runner(folder / name, encoder))
         _complete(encoder, folder, towers[1].pad, "int8")
         return _told(encoder, folder, off, measured(place, folder, opened))
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     """Writes one tower's graph and checks it; returns how much an entry of its rows is off at most."""
-    source, result = _ports(encoder, tower)
+    ends = ("pixel_values", "image_embeds") if tower.kind == "image" else ("input_ids", "text_embeds")
     path = folder / (IMAGE_FILE if tower.kind == "image" else TEXT_FILE)
     try:
         with _quiet():
@@ -84,8 +83,8 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
                 tower.example(),
                 dynamo=True,
                 dynamic_shapes=tower.dynamic_shapes(),
-                input_names=[source.name],
-                output_names=[result.name],
+                input_names=ends[:1],
+                output_names=ends[1:],
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -95,30 +94,13 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
         raise InputError(
             f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({_cause(error)})"
         ) from error
-    return checked(encoder.name, tower, _runner(path, tower, encoder))
+    return checked(encoder.name, tower, _runner(path, encoder))
 
 
-def _runner(path: Path, tower: Tower, encoder: DualEncoder) -> Any:
-    """The function of a graph, which is looked at as one of unknown origin is."""
-    source, result = _ports(encoder, tower)
-    check_graph(path, source, result)
-    session = open_session(path)
-
-    def run(items: Tensor) -> Tensor:
-        try:
-            rows = session.run([result.name], {source.name: items.numpy()})[0]
-        except Exception as error:  # onnxruntime's have no common class
-            said = f"onnxruntime cannot run the exported {tower.kind} tower on {tuple(items.shape)}"
-            raise InputError(f"{encoder.name}: {said} ({one_line(error, 200)})") from error
-        return torch.from_numpy(rows)
-
-    return run
-
-
-def _ports(encoder: DualEncoder, tower: Tower) -> tuple[Port, Port]:
-    if tower.kind == "image":
-        return image_ports(encoder.image_size, encoder.embed_dim)
-    return text_ports(None if tower.pad is not None else encoder.context_length, encoder.embed_dim)
+def _runner(path: Path, encoder: DualEncoder) -> Callable[[Tensor], Tensor]:
+    """A graph as a function of torch's tensors."""
+    graph = Graph(path, encoder.embed_dim)
+    return lambda items: torch.from_numpy(graph(items.numpy()))
 
 
 def _complete(encoder: DualEncoder, folder: Path, pad: int | None, precision: str) -> None:

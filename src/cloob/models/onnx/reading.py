@@ -11,6 +11,7 @@ import numpy as np
 from cloob.errors import InputError
 from cloob.models.importing import import_open_clip
 from cloob.models.onnx.words import read_tables
+from cloob.models.runs import ONNX_FILE
 from cloob.models.tokenizer import Tokens, as_tensor
 from cloob.models.weights.fields import Fields
 from cloob.models.weights.tokenizer_json import TRIAL, encoded, guarded, opened
@@ -35,17 +36,18 @@ class Tokenizer(Protocol):
         ...
 
 
-def read_tokenizer(folder: Path, fields: Fields, context_length: int) -> Tokenizer:
+def read_tokenizer(folder: Path, settings: dict[str, Any], context_length: int) -> Tokenizer:
     """The tokenizer that the settings in ``onnx.json`` ask for.
 
     Args:
         folder: With its file.
-        fields: The settings.
+        settings: What it says of the tokenizer.
         context_length: L.
 
     Raises:
         InputError: They are none, or its file is missing or damaged.
     """
+    fields = Fields(folder / ONNX_FILE, settings, "tokenizer.")
     kind = fields.one_of("kind", ("clip", "json", "hub", "rinna", "none"))
     if kind == "none":
         return NoTokenizer(f"{fields.path}: the model has no tokenizer; give tokens, not texts")
