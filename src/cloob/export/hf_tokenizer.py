@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from cloob.errors import require
 from cloob.export.exported import Unsupported
 from cloob.models.encoder import DualEncoder
@@ -19,13 +16,11 @@ from cloob.models.weights.tokens import HubTokenizer, NoTokenizer
 START, END = "<|startoftext|>", "<|endoftext|>"
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _PLAIN = ("a photo of a dog", "Two  red Hearts, 3 (three)!", "a cat's toy, it'll move", "", "naïve café 日本語")
-_ODD = {
-    "HTML (`&amp;`)": "Tom &amp; Jerry",
-    "typographic quotes (`’`)": "a dog’s “house”",
-    "broken encodings (`Ã¶`)": "schÃ¶n",
-    "ligatures (`ﬁ`)": "a ﬁne ﬂower",
-    "wide letters (`Ａ`)": "ｗｉｄｅ Ａ",
-}
+_UNCLEANED = (
+    "The tokenizer of transformers does not clean texts as open_clip's does: HTML (`&amp;`), typographic quotes (`’`), "
+    "broken encodings (`Ã¶`), ligatures (`ﬁ`) and wide letters (`Ａ`) give other tokens. "
+    "`html.unescape(ftfy.fix_text(text))` before it makes them equal."
+)
 
 
 @dataclass(frozen=True)
@@ -37,25 +32,38 @@ class Specials:
     pad: int
 
 
-def write_tokenizer(encoder: DualEncoder, folder: Path) -> Specials:
+def write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list[str]]:
     """Writes the tokenizer of an encoder as transformers reads it.
 
     Args:
         encoder: With CLIP's byte pairs, or a tokenizer of transformers.
         folder: Where the files go.
 
+    Returns:
+        Its special tokens, and sentences for the card: for which texts tokens differ.
+
     Raises:
         Unsupported: The encoder takes tokens alone, or cleans texts in a way that no tokenizer of transformers has.
     """
     tokenizer: Any = encoder.tokenizer
-    if isinstance(tokenizer, FastTokenizer):
-        return _write_clip(tokenizer, folder)
-    if isinstance(tokenizer, HubTokenizer):
-        tokenizer.save_pretrained(folder)
-        start = tokenizer(["a"])[0, 0]
-        return Specials(int(start), tokenizer.end, tokenizer.pad)
     if isinstance(tokenizer, NoTokenizer):
         raise Unsupported(f"{encoder.name}: it takes tokens, not texts, as it has no tokenizer; --to onnx takes it")
+    cut = (
+        f"transformers cuts a text to {encoder.context_length} tokens only when it is asked to (`truncation=True`); "
+        "its `pipeline` passes the wish over and fails on a longer one (transformers 5.24). sentence-transformers "
+        "always cuts."
+    )
+    if isinstance(tokenizer, FastTokenizer):
+        notes = [_UNCLEANED, cut]
+        if getattr(tokenizer, "settings", {}).get("ending") == "cut":
+            notes.append(
+                "A text that is too long loses its end token in the original program; transformers keeps it, so that "
+                "such texts have other embeddings."
+            )
+        return _write_clip(tokenizer, folder), notes
+    if isinstance(tokenizer, HubTokenizer):
+        tokenizer.save_pretrained(folder)
+        return Specials(int(tokenizer(["a"])[0, 0]), tokenizer.end, tokenizer.pad), [cut]
     theirs: Any = getattr(tokenizer, "tokenizer", None)
     if not hasattr(theirs, "save_pretrained") or getattr(tokenizer, "clean_fn", None) is None:
         kind = type(tokenizer).__name__
@@ -63,7 +71,8 @@ def write_tokenizer(encoder: DualEncoder, folder: Path) -> Specials:
     theirs.save_pretrained(folder)
     start = theirs.bos_token_id if theirs.bos_token_id is not None else theirs.cls_token_id
     end = theirs.eos_token_id
-    return Specials(int(start if start is not None else end), int(end), int(theirs.pad_token_id))
+    specials = Specials(int(start if start is not None else end), int(end), int(theirs.pad_token_id))
+    return specials, ["The tokenizer of transformers does not clean texts as open_clip does before it.", cut]
 
 
 def _write_clip(tokenizer: FastTokenizer, folder: Path) -> Specials:
@@ -102,49 +111,13 @@ def _backend(ids: dict[str, int], merges: list[tuple[str, str]], specials: Speci
     return whole
 
 
-def token_notes(encoder: DualEncoder, tokenizer: Any) -> list[str]:
-    """Holds transformers' tokens against the encoder's.
-
-    Args:
-        encoder: The model.
-        tokenizer: What ``AutoTokenizer`` made of the folder.
-
-    Returns:
-        Sentences for the card: for which texts tokens differ.
-
-    Raises:
-        Unsupported: They differ for plain texts.
-    """
-    long = "a red heart and " * encoder.context_length
+def check_tokens(encoder: DualEncoder, tokenizer: Any) -> None:
+    """Raises Unsupported where ``AutoTokenizer`` makes other tokens of plain texts than the encoder's tokenizer."""
     for text in _PLAIN:
-        if not _same_tokens(encoder, tokenizer, text):
+        own = encoder.tokenizer([text])[0].tolist()
+        theirs = tokenizer(text, truncation=True, max_length=encoder.context_length)["input_ids"]
+        if own[: len(theirs)] != theirs:
             raise Unsupported(f"{encoder.name}: transformers makes other tokens of {text!r}; --to onnx takes it")
-    notes = []
-    odd = [what for what, text in _ODD.items() if not _same_tokens(encoder, tokenizer, text)]
-    if odd:
-        notes.append(
-            f"The tokenizer of transformers does not clean texts as open_clip's does: {', '.join(odd)} give other "
-            "tokens. `html.unescape(ftfy.fix_text(text))` before it makes them equal."
-        )
-    if not _same_tokens(encoder, tokenizer, long):
-        notes.append(
-            "A text that is too long loses its end token in the original program; transformers keeps it, so that such "
-            "texts have other embeddings."
-        )
-    return [
-        *notes,
-        f"transformers cuts a text to {encoder.context_length} tokens only when it is asked to (`truncation=True`); "
-        "its `pipeline` passes the wish over and fails on a longer one (transformers 5.24). sentence-transformers "
-        "always cuts.",
-    ]
-
-
-def _same_tokens(encoder: DualEncoder, tokenizer: Any, text: str) -> bool:
-    """Whether both make the same tokens of a text, up to the end token."""
-    own: Tensor = encoder.tokenizer([text])[0]
-    theirs = torch.tensor(tokenizer(text, truncation=True, max_length=encoder.context_length)["input_ids"])
-    own = own[: int(own.argmax()) + 1] if int(own.argmax()) else own
-    return torch.equal(own, theirs)
 
 
 def _dump(path: Path, content: object, indent: int | None = 2) -> None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError, one_line, require
-from cloob.export.exported import Exported
+from cloob.export.exported import Exported, quiet
 from cloob.export.programs.int8 import measured, open_sets, quantise
 from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
 from cloob.models.encoder import DualEncoder
@@ -63,13 +58,13 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets:
         worst = {tower.kind: _export(encoder, tower, place) for tower in towers}
         _complete(encoder, place, towers[1].pad, "float32")
         if not int8:
-            return _told(encoder, folder, worst)
+            return _summarise(encoder, folder, worst)
         off = {}
         for tower, name in zip(towers, (IMAGE_FILE, TEXT_FILE), strict=True):
             quantise(place / name, folder / name)
             off[tower.kind] = worst_difference(tower, _runner(folder / name, encoder))
         _complete(encoder, folder, towers[1].pad, "int8")
-        return _told(encoder, folder, off, measured(place, folder, opened))
+        return _summarise(encoder, folder, off, measured(place, folder, opened))
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
@@ -77,7 +72,7 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     ends = ("pixel_values", "image_embeds") if tower.kind == "image" else ("input_ids", "text_embeds")
     path = folder / (IMAGE_FILE if tower.kind == "image" else TEXT_FILE)
     try:
-        with _quiet():
+        with quiet():
             program: Any = torch.onnx.export(
                 tower.module,
                 tower.example(),
@@ -88,12 +83,13 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
                 opset_version=OPSET,
                 verbose=False,
             )
-            _without_origins(program.model)
+            _strip_metadata(program.model)
             program.save(path, external_data=True)  # which onnxruntime maps: a session opens in a third of the time
     except Exception as error:  # torch's, onnxscript's and onnx's have no common class
-        raise InputError(
-            f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({_cause(error)})"
-        ) from error
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # the exporter wraps it in pages of advice
+        reason = one_line(error, 200)
+        raise InputError(f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({reason})") from None
     return checked(encoder.name, tower, _runner(path, encoder))
 
 
@@ -109,8 +105,8 @@ def _complete(encoder: DualEncoder, folder: Path, pad: int | None, precision: st
     write_config(folder, encoder, precision=precision, pad=pad, tokenizer=tokenizer)
 
 
-def _without_origins(model: Any) -> None:
-    """Takes out where in which source file each operator comes from: paths of this machine, and much text."""
+def _strip_metadata(model: Any) -> None:
+    """Removes source locations, which contain local paths."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
@@ -122,35 +118,7 @@ def _without_origins(model: Any) -> None:
         value.metadata_props.clear()
 
 
-def _cause(error: BaseException) -> str:
-    """What went wrong at the bottom: the exporter wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return one_line(error, 200)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's talk off the terminal: it prints, warns and logs of what is of no use to a user."""
-    names = ("onnxscript", "onnx_ir", "torch", "torch.onnx", "torch.export", "torch.fx")
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        nowhere = io.StringIO()
-        with (
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def _told(encoder: DualEncoder, folder: Path, worst: dict[str, float], costs: Sequence[str] = ()) -> Exported:
+def _summarise(encoder: DualEncoder, folder: Path, worst: dict[str, float], costs: Sequence[str] = ()) -> Exported:
     """What the card says of the folder."""
     config = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
     images, texts = worst["image"], worst["text"]

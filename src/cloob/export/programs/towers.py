@@ -127,12 +127,13 @@ def exportable(encoder: DualEncoder) -> Iterator[tuple[Tower, Tower]]:
     images, tokens = _samples(encoder)
     with torch.no_grad():
         wanted = encoder(images, tokens)
+        channels_last = encoder._layout == torch.channels_last
         try:
             encoder.set_channels_last(False)
             image = Tower("image", _Images(_side(encoder.model, image=True)).eval(), images, wanted[0])
             yield image, _text(encoder, tokens, wanted[1])
         finally:
-            encoder.set_channels_last(True)
+            encoder.set_channels_last(channels_last)
             for module, training in modes:
                 module.training = training
 
