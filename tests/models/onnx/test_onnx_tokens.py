@@ -12,11 +12,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cloob.models.onnx.reading import read_tokenizer
-from cloob.models.onnx.tokens import CLIP_NOTE, store_tokenizer, tokenizer_note
-from cloob.models.onnx.words import byte_letters
+from cloob.models.onnx.tokens import CLIP_NOTE, read_tokenizer, store_tokenizer, tokenizer_note
 from cloob.models.towers import open_clip
-from cloob.models.weights.tokens import ClipTokenizer
+from cloob.models.weights.tokens import CLIP_VOCABULARY, clip_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 LENGTH = 24
@@ -51,10 +49,6 @@ def alone(clip_json: Path) -> Any:
 @pytest.fixture(scope="module")
 def theirs() -> Any:
     return open_clip().tokenizer.SimpleTokenizer(context_length=LENGTH)
-
-
-def test_byte_letters_are_open_clips() -> None:
-    assert byte_letters() == open_clip().tokenizer.bytes_to_unicode()
 
 
 @pytest.mark.parametrize("text", SAME)
@@ -97,7 +91,7 @@ def test_any_plain_text(alone: Any, theirs: Any, text: str) -> None:
 )
 def test_read_back_the_tokens_are_the_models(tmp_path: Path, specials: tuple[str, str], ending: Any) -> None:
     texts = [*SAME, *OTHER, "<|startoftext|> a <|endoftext|>"]
-    own = ClipTokenizer(specials, ending, LENGTH)
+    own = clip_tokenizer(tmp_path, CLIP_VOCABULARY, LENGTH, specials, ending)
     settings_ = store_tokenizer(own, tmp_path, LENGTH)
     back = read_tokenizer(tmp_path, json.loads(json.dumps(settings_)), LENGTH)
     assert torch.equal(back(texts), own(texts))

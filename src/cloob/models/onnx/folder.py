@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder, EncoderConfig
 from cloob.models.onnx.contents import FORMAT, graphs_digest, read_contents
-from cloob.models.onnx.reading import read_tokenizer
 from cloob.models.onnx.session import Graph
+from cloob.models.onnx.tokens import read_tokenizer
 from cloob.models.runs import ONNX_FILE
 from cloob.models.weights.blocks import Towers
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from cloob.models.onnx.contents import Contents, read_contents
-from cloob.models.onnx.reading import Tokenizer, read_tokenizer
 from cloob.models.onnx.session import Rows
+from cloob.models.onnx.tokens import Tokenizer, read_tokenizer
 from cloob.models.runs import ONNX_FILE, config_file
 
 if TYPE_CHECKING:
