@@ -62,7 +62,7 @@ from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.source import Source
 from cloob.data.transforms import TrainTransform
-from cloob.models.tokenizer import FastTokenizer
+from cloob.models.tokenizer import ClipTokenizer
 
 SCALE = (0.9, 1.0)
 SPECTRUM = 1.3
@@ -134,7 +134,7 @@ def forms(data: Path, folder: Path, captions: list[str], quick: bool) -> list[Fo
 
 @contextlib.contextmanager
 def ours(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    transform, tokenizer = TrainTransform(form.image_size, scale=SCALE), FastTokenizer(TOKENIZER)
+    transform, tokenizer = TrainTransform(form.image_size, scale=SCALE), ClipTokenizer.of(TOKENIZER)
     pairs = PairLoader(source, transform, tokenizer, Batching(form.batch_size), Share(workers=workers))
     first = max(0, pairs.steps_per_epoch - form.batches)
     yield ((batch.images, batch.tokens) for batch in pairs.epoch(0, start_step=first))
@@ -247,7 +247,7 @@ def measure(form: Form, workers: int, repeats: int) -> list[dict[str, Any]]:
 
 def compare_tokens(captions: list[str]) -> dict[str, Any]:
     """Equality of all tokens, and CPU time a caption for a fresh tokeniser and for one that has seen them."""
-    original, fast = SimpleTokenizer(), FastTokenizer(SimpleTokenizer())
+    original, fast = SimpleTokenizer(), ClipTokenizer.of(SimpleTokenizer())
     row: dict[str, Any] = {"captions": len(captions), "distinct": len(set(captions))}
     for moment in ("first", "again"):
         tokens = []

@@ -30,7 +30,7 @@ from cloob.data.open import open_source
 from cloob.evaluate.sets.labelled import open_labelled
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
-from cloob.models.tokenizer import FastTokenizer
+from cloob.models.tokenizer import ClipTokenizer
 from cloob.recipes import get_recipe
 from cloob.train.align import make_aligned
 
@@ -77,7 +77,7 @@ class Data:
     @cached_property
     def tokens(self) -> Tensor:
         """(U, 24) int64, for a text tower that is trained anew."""
-        return FastTokenizer(SimpleTokenizer(context_length=24))(list(self.texts))
+        return ClipTokenizer.of(SimpleTokenizer(context_length=24))(list(self.texts))
 
     def inputs(self, head: str) -> Tensor:
         """What a world's text side takes: (U, F') features, or the tokens."""

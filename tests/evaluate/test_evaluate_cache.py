@@ -14,7 +14,7 @@ from cloob.evaluate.embeddings import Embeddings
 from cloob.evaluate.suite import evaluate
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
-from cloob.models.weights.tokens import HubTokenizer
+from cloob.models.weights.tokens import FileTokenizer
 from cloob.objective import make_objective
 from evaluate_fakes import COLOURS, Labels, Pairs
 
@@ -82,7 +82,7 @@ def test_texts_of_another_tokenizer_are_other_embeddings(tmp_path: Path) -> None
         encoder = create_model("tiny-vit", seed=0)
         library = pytest.importorskip("tokenizers")
         library.Tokenizer(library.models.WordLevel(words, "?")).save(str(tmp_path / "tokenizer.json"))
-        encoder.tokenizer = HubTokenizer(tmp_path / "tokenizer.json", encoder.context_length, pad=0, end=1)
+        encoder.tokenizer = FileTokenizer(tmp_path / "tokenizer.json", encoder.context_length, pad=0, end=1)
         return Embeddings({"m": encoder}, EmbedOptions(cache=cache)).labelled("m", data).classes
 
     texts = [template.replace("{c}", name) for name in NAMES for template in data.templates]

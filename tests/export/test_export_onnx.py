@@ -20,7 +20,7 @@ from cloob.errors import InputError
 from cloob.export.programs import onnx as exporter
 from cloob.export.programs.onnx import export_onnx
 from cloob.export.programs.torch_export import export_torch
-from cloob.export.programs.towers import Tower, _Texts, checked, exportable
+from cloob.export.programs.towers import Rows, Tower, checked, exportable
 from cloob.models.aligned import Head, aligned_encoder, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model as load_any
@@ -178,7 +178,7 @@ def test_a_tower_that_cannot_be_exported_gives_the_reason(
     @contextmanager
     def guarding(encoder: DualEncoder) -> Iterator[tuple[Tower, Tower]]:
         with whole(encoder) as (image, text):
-            yield Tower("text", _Texts(_Guarding()), text.samples, text.wanted), image
+            yield Tower("text", Rows(_Guarding(), _Guarding.encode_text), text.samples, text.wanted), image
 
     monkeypatch.setattr(exporter, "exportable", guarding)
     line = refused(capsys, "export", str(vit), str(tmp_path / "out"), "--to", "onnx")

@@ -68,6 +68,13 @@ def test_many_texts_in_groups_of_equal_length_are_each_text_alone(bert: Path) ->
     torch.testing.assert_close(encoder(encoder.tokenizer(texts)), alone)
 
 
+def test_a_text_with_the_word_for_padding_in_it_keeps_its_end(bert: Path) -> None:
+    encoder = open_text(str(bert))
+    tokens = encoder.tokenizer(["a [PAD] red car", "a red"])
+    assert tokens[0].tolist().count(encoder.pad) > (tokens[0] == encoder.pad).flip(0).cummin(0).values.sum()
+    torch.testing.assert_close(encoder(tokens), encoder.pooled(tokens), atol=1e-6, rtol=0)
+
+
 def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(bert, folder)

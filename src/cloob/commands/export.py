@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cloob.commands.arguments import parse
-from cloob.commands.exporting import ExportArguments
+from cloob.commands.exporting import ExportArguments, spelled
 from cloob.errors import InputError
 from cloob.export.exported import check_target
-from cloob.export.words import check_license
 
 
 def main(words: Sequence[str]) -> int:
@@ -20,7 +19,7 @@ def main(words: Sequence[str]) -> int:
         raise InputError(f"--int8 is for --to onnx, not for --to {arguments.to}")
     if arguments.eval and not arguments.int8:
         raise InputError("--eval measures what --int8 costs; add --int8, or use `cloob eval`")
-    licence = check_license(arguments.license)
+    licence = spelled(arguments.license)
     check_target(arguments.source, arguments.target, overwrite=arguments.overwrite)
     from cloob.commands.work.export import run  # torch: only for words that are right
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cloob.commands.arguments import tyro
+from cloob.errors import InputError
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,21 @@ class PushArguments:
     """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
     dry_run: bool = False
     """List the files and their sizes, and send nothing."""
+
+
+def spelled(licence: str | None) -> str | None:
+    """A licence as the hub spells it; the hub knows which there are.
+
+    Raises:
+        InputError: It is no single word.
+    """
+    word = licence.strip().lower() if licence is not None else None
+    if word is not None and not re.fullmatch(r"[a-z0-9.+-]+", word):
+        raise InputError(f"--license {licence}: one word of the hub's is wanted, such as mit, apache-2.0 or other")
+    return word
+
+
+def check_repository(name: str) -> None:
+    """Raises InputError where a name is not ``ORG/NAME`` as the hub takes it."""
+    if not _REPOSITORY.fullmatch(name) or ".." in name or "--" in name or name.endswith((".git", ".", "-")):
+        raise InputError(f"{name}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'")

@@ -52,9 +52,6 @@ def write_card(
         notes: Sentences of "What to know".
         tags: For the hub.
         license: As the hub spells it; None: the card says that none is given.
-
-    Raises:
-        InputError: It cannot be written.
     """
     short = name.rpartition("/")[2]
     parts = [f"# {short}", _summary(facts), f"## How to use it\n\n{usage.strip()}"]
@@ -90,11 +87,12 @@ def _metadata(facts: Facts, name: str, library: str, tags: list[str], license: s
 
 def _summary(facts: Facts) -> str:
     objective = f", trained with {_OBJECTIVES.get(facts.objective, facts.objective)}" if facts.objective else ""
-    millions = facts.parameters / 1e6
+    encoder = facts.encoder
+    millions = sum(value.numel() for value in encoder.model.parameters()) / 1e6
     return (
-        f"An image tower and a text tower that share an embedding space ({facts.towers}, {millions:.1f} million "
-        f"parameters, pictures of {facts.image_size} × {facts.image_size} pixels, texts of up to "
-        f"{facts.context_length} tokens, embeddings of {facts.embed_dim} numbers){objective}."
+        f"An image tower and a text tower that share an embedding space ({encoder.name}, {millions:.1f} million "
+        f"parameters, pictures of {encoder.image_size} × {encoder.image_size} pixels, texts of up to "
+        f"{encoder.context_length} tokens, embeddings of {encoder.embed_dim} numbers){objective}."
     )
 
 
@@ -115,10 +113,11 @@ def _training(facts: Facts) -> str:
     rows = {}
     if facts.objective:
         rows["objective"] = facts.objective
-        settings = {label: facts.settings[key] for key, label in _SETTINGS.items() if key in facts.settings}
-        if not facts.settings.get("hopfield"):
+        stored = facts.encoder.objective_config
+        settings = {label: stored[key] for key, label in _SETTINGS.items() if key in stored}
+        if not stored.get("hopfield"):
             settings.pop("β", None)
-        learned = [label for key, label in _LEARNABLE.items() if facts.settings.get(key)]
+        learned = [label for key, label in _LEARNABLE.items() if stored.get(key)]
         for label in (*learned, "bias"):  # the bias always is
             if label in settings:
                 settings[label] = f"{settings[label]:.4g} (learned)"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +19,7 @@ CARD_FILE = "README.md"
 
 
 class Unsupported(InputError):  # noqa: N818 (what the model is, in the words a user reads)
-    """A model that the other program has no place for; the line names what to export to instead."""
+    """A model that the other program has no place for."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +44,32 @@ class Exported:
 def check_target(source: str, target: Path, *, overwrite: bool) -> None:
     """Refuses a target that holds something else, would replace what is exported, or cannot be replaced itself.
 
-    Args:
-        source: What ``load_model`` takes.
-        target: Where the export is to go.
-        overwrite: Whether an earlier export may be replaced.
-
     Raises:
         InputError: The line says why.
     """
     if not target.exists():
         return
     check_replaceable(target)
-    if not target.is_dir() or (any(target.iterdir()) and not is_export(target)):
+    filled = not target.is_dir() or any(target.iterdir())
+    if filled and not ((target / CARD_FILE).is_file() and (target / OBJECTIVE_FILE).is_file()):
         raise InputError(f"{target}: exists and is no export; give another place")
     check_not_source(source, target)
-    if any(target.iterdir()) and not overwrite:
+    if filled and not overwrite:
         raise InputError(f"{target}: exists; --overwrite replaces it")
 
 
-def is_export(folder: Path) -> bool:
-    """Whether a folder is what ``cloob export`` wrote: each has a card and the objective's settings."""
-    return (folder / CARD_FILE).is_file() and (folder / OBJECTIVE_FILE).is_file()
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps what exporters and readers print, warn of and log off the terminal."""
+    disabled, nowhere = logging.root.manager.disable, io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -1,4 +1,4 @@
-"""What a model card says of a model: its towers, how it was trained, and how good it is; read from its run."""
+"""What a model card says of a model: how it was trained, and how good it is; read from its run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cloob.errors import InputError
-from cloob.evaluate.facts import ModelFacts, model_facts
+from cloob.evaluate.facts import model_facts
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import find_model_folder
 from cloob.models.runs import (
@@ -32,27 +32,15 @@ class Facts:
     """What is known of a model.
 
     Attributes:
-        towers: Name of the towers' configuration.
-        kind: Of the model folder, as ``EncoderConfig.kind``.
-        embed_dim: D.
-        image_size: Side of the input in pixels.
-        context_length: L.
-        parameters: How many numbers the towers have.
+        encoder: The model.
         objective: Member of the family that it was trained with; None if unknown.
-        settings: Its ``objective.json``; empty if unknown.
         training: What its run says of the training, label to text; empty without a run.
         results: Its row of a ``results.json``; empty without.
         level: Of the intervals in it.
     """
 
-    towers: str
-    kind: str
-    embed_dim: int
-    image_size: int
-    context_length: int
-    parameters: int
+    encoder: DualEncoder
     objective: str | None
-    settings: Mapping[str, Any]
     training: Mapping[str, str] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
     level: float = 0.95
@@ -67,58 +55,48 @@ def gather_facts(source: str, encoder: DualEncoder, results: Path | None = None)
         results: A ``results.json``; None: the one in the run's folder, or beside it if that has a row of its weights.
 
     Raises:
-        InputError: ``results`` is none, or has no row of the model, or one of other weights.
+        InputError: ``results`` is none, or has no row of these weights.
     """
     folder = find_model_folder(source)
     run = run_of(folder)
-    objective = model_facts(encoder)
-    row, level = _results(source, run, results, objective)
-    return Facts(
-        towers=encoder.name,
-        kind=encoder.config.kind,
-        embed_dim=encoder.embed_dim,
-        image_size=encoder.image_size,
-        context_length=encoder.context_length,
-        parameters=sum(value.numel() for value in encoder.model.parameters()),
-        objective=objective.objective,
-        settings=objective.settings,
-        training=_training(run, folder) if run is not None and folder is not None else {},
-        results=row,
-        level=level,
-    )
+    known = model_facts(encoder)
+    row, level = _results(source, run, results, known.fingerprint)
+    training = _training(run, folder) if run is not None and folder is not None else {}
+    return Facts(encoder, known.objective, training, row, level)
 
 
 def _training(run: Path, folder: Path) -> dict[str, str]:
     config = read_json(run / RUN_CONFIG_FILE)
 
-    def said(section: str, key: str) -> Any:
+    def setting(section: str, key: str) -> Any:
         part = config.get(section)
         return part.get(key) if isinstance(part, dict) else None
 
     checkpoint = folder.resolve().parent
     step = checkpoint_step(checkpoint) if checkpoint.name.startswith("step-") else None
     done = _progress(run, step)
-    data = said("pairs", "data")
+    data, init, init_image = setting("pairs", "data"), setting("towers", "init"), setting("towers", "init_image")
+    joins, ema = setting("loss", "retrieval_from"), setting("optim", "ema")
     rows = {
         "data": ", ".join(data_name(str(name)) for name in data) if isinstance(data, list) else None,
         "steps": f"{step:,}" if step is not None else done.get("step"),
         "pairs seen": done.get("samples_seen"),
-        "batch size": said("run", "batch_size"),
-        "precision": said("run", "precision"),
-        "learning rate": said("optim", "lr"),
-        "schedule": said("optim", "schedule"),
-        "weight decay": said("optim", "weight_decay"),
-        "starts from": model_name(str(said("towers", "init"))) if said("towers", "init") else None,
-        "image tower from": model_name(str(said("towers", "init_image"))) if said("towers", "init_image") else None,
-        "retrieval joins": f"after {said('loss', 'retrieval_from'):.0%}" if said("loss", "retrieval_from") else None,
-        "averaged weights": f"decay {said('optim', 'ema')}" if said("optim", "ema") else None,
-        "seed": said("run", "seed"),
+        "batch size": setting("run", "batch_size"),
+        "precision": setting("run", "precision"),
+        "learning rate": setting("optim", "lr"),
+        "schedule": setting("optim", "schedule"),
+        "weight decay": setting("optim", "weight_decay"),
+        "starts from": model_name(str(init)) if init else None,
+        "image tower from": model_name(str(init_image)) if init_image else None,
+        "retrieval joins": f"after {joins:.0%}" if joins else None,
+        "averaged weights": f"decay {ema}" if ema else None,
+        "seed": setting("run", "seed"),
     }
     return {label: f"{value}" for label, value in rows.items() if value is not None}
 
 
 def _progress(run: Path, step: int | None) -> dict[str, str]:
-    """Steps and pairs of the epochs that a checkpoint has behind it, as far as the run says."""
+    """Steps and pairs up to a checkpoint, as far as the run has a line for it."""
     try:
         ends = [line for line in read_lines(run / EPOCHS_FILE) if step is None or line.get("step") == step]
         return {key: f"{ends[-1][key]:,}" for key in ("step", "samples_seen")} if ends else {}
@@ -127,11 +105,7 @@ def _progress(run: Path, step: int | None) -> dict[str, str]:
 
 
 def model_name(source: str) -> str:
-    """A model as a card names it: one of the hub with its owner, any other as ``data_name`` does.
-
-    Args:
-        source: As ``--init`` took it.
-    """
+    """A model as a card names it: one of the hub with its owner, any other as ``data_name`` does."""
     if _HUB_MODEL.fullmatch(source):
         return source
     return data_name(split_checkpoint(source.removeprefix("local-dir:"))[0].removesuffix(":port"))
@@ -140,11 +114,7 @@ def model_name(source: str) -> str:
 def data_name(source: str) -> str:
     """A data source as a card names it: no folder of a machine, no host, no key of an address.
 
-    Args:
-        source: As ``--data`` took it.
-
-    Returns:
-        A relative path and a set that comes along as they are, else the last part of the place.
+    A relative path and a set that comes with the package stay; of any other place the last part.
     """
     if source.startswith("pipe:"):
         return "a pipe"
@@ -159,64 +129,24 @@ def data_name(source: str) -> str:
     return path.name.lstrip("~.") or "a folder"
 
 
-def _results(source: str, run: Path | None, given: Path | None, model: ModelFacts) -> tuple[Mapping[str, Any], float]:
-    """The model's row and the level of its intervals: of its weights, whatever it is called there.
+def _results(source: str, run: Path | None, given: Path | None, weights: str | None) -> tuple[Mapping[str, Any], float]:
+    """The row of the model's weights, whatever it is called there, and the level of its intervals.
 
-    Rows that were written by hand, or by cloob before it wrote fingerprints, count when they are ``given``.
+    A row without a fingerprint counts where it is the only one of a file that was ``given``.
     """
+    places = [given] if given else [place / RESULTS_FILE for place in (run, run.parent)] if run else []
+    for place in places:
+        if given is None and not place.is_file():
+            continue
+        content = read_json(place)
+        rows = content.get("rows")
+        rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        fitting = [row for row in rows if weights is not None and row.get("fingerprint") == weights]
+        if given is not None and len(rows) == 1 and "fingerprint" not in rows[0]:
+            fitting = rows
+        if fitting:
+            level = content.get("level")
+            return fitting[0], float(level) if isinstance(level, int | float) else 0.95
     if given is not None:
-        content = read_json(given)
-        rows = _rows(content)
-        fitting = _of_weights(rows, model) or _of_name(rows, Path(source.removeprefix("local-dir:")))
-        if len(fitting) != 1:
-            models = ", ".join(str(row["model"]) for row in rows) or "none"
-            raise InputError(f"{given}: which of its models ({models}) is {source}?")
-        row = fitting[0]
-        if row.get("fingerprint") not in (None, model.fingerprint):
-            raise InputError(f"{given}: its model {row['model']} has other weights than {source} has now")
-        if not _same_objective(row, model.settings):
-            raise InputError(f"{given}: its model {row['model']} has another objective than {source}")
-        return row, _level(content)
-    for place in (run, run.parent) if run is not None else ():
-        if (place / RESULTS_FILE).is_file():
-            content = read_json(place / RESULTS_FILE)
-            if fitting := _of_weights(_rows(content), model):
-                return fitting[0], _level(content)
+        raise InputError(f"{given}: has no row of the weights of {source}; measure them by `cloob eval {source}`")
     return {}, 0.95
-
-
-def _of_weights(rows: list[dict[str, Any]], model: ModelFacts) -> list[dict[str, Any]]:
-    """At most one: a model that is there under two names has the same numbers under both."""
-    known = model.fingerprint
-    return [row for row in rows if known is not None and row.get("fingerprint") == known][:1]
-
-
-def _of_name(rows: list[dict[str, Any]], place: Path) -> list[dict[str, Any]]:
-    """The rows that call their model by the last parts of a place, else the only one."""
-    named = [row for row in rows if _is_tail(str(row["model"]), place)]
-    return named or (rows if len(rows) == 1 else [])
-
-
-def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = content.get("rows")
-    return [row for row in rows if isinstance(row, dict) and "model" in row] if isinstance(rows, list) else []
-
-
-def _level(content: Mapping[str, Any]) -> float:
-    level = content.get("level")
-    return float(level) if isinstance(level, int | float) else 0.95
-
-
-def _is_tail(name: str, place: Path) -> bool:
-    """Whether results call the model at a place so: by the last parts of its path."""
-    parts = Path(name).parts
-    return bool(parts) and place.parts[-len(parts) :] == parts
-
-
-def _same_objective(row: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    theirs = row.get("settings")
-    known = theirs if isinstance(theirs, Mapping) else {}
-    return all(key not in known or key not in settings or known[key] == settings[key] for key in _IDENTITY)
-
-
-_IDENTITY = ("contrast", "hopfield", "scale")

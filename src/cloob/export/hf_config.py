@@ -18,12 +18,7 @@ _NORMALIZE = "sentence_transformers.base.modules.normalize.Normalize"
 
 
 def clip_config(encoder: DualEncoder, text: Any, specials: Specials) -> dict[str, Any]:
-    """``config.json`` of a ``CLIPModel``.
-
-    Args:
-        encoder: With a ViT of open_clip's and a causal text tower.
-        text: The module that holds the text tower's parts.
-        specials: The tokenizer's.
+    """``config.json`` of a ``CLIPModel``, for a ViT of open_clip's and a module with a causal text tower's parts.
 
     Raises:
         Unsupported: A tower has an activation that ``CLIPModel`` has not, or patches that are not square.

@@ -7,25 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from cloob.errors import require
 from cloob.export.exported import Unsupported
 from cloob.models.encoder import DualEncoder
-from cloob.models.tokenizer import FastTokenizer
-from cloob.models.weights.tokens import HubTokenizer, NoTokenizer
+from cloob.models.tokenizer import ClipTokenizer, clip_rules
+from cloob.models.weights.tokens import FileTokenizer, NoTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _PLAIN = ("a photo of a dog", "Two  red Hearts, 3 (three)!", "a cat's toy, it'll move", "", "naïve café 日本語")
-_ODD = {
-    "HTML (`&amp;`)": "Tom &amp; Jerry",
-    "typographic quotes (`’`)": "a dog’s “house”",
-    "broken encodings (`Ã¶`)": "schÃ¶n",
-    "ligatures (`ﬁ`)": "a ﬁne ﬂower",
-    "wide letters (`Ａ`)": "ｗｉｄｅ Ａ",
-}
+_UNCLEANED = (
+    "The tokenizer of transformers does not clean texts as open_clip's does: HTML (`&amp;`), typographic quotes (`’`), "
+    "broken encodings (`Ã¶`), ligatures (`ﬁ`) and wide letters (`Ａ`) give other tokens. "
+    "`html.unescape(ftfy.fix_text(text))` before it makes them equal."
+)
 
 
 @dataclass(frozen=True)
@@ -37,25 +31,38 @@ class Specials:
     pad: int
 
 
-def write_tokenizer(encoder: DualEncoder, folder: Path) -> Specials:
+def write_tokenizer(encoder: DualEncoder, folder: Path) -> tuple[Specials, list[str]]:
     """Writes the tokenizer of an encoder as transformers reads it.
 
     Args:
         encoder: With CLIP's byte pairs, or a tokenizer of transformers.
         folder: Where the files go.
 
+    Returns:
+        Its special tokens, and sentences for the card: for which texts tokens differ.
+
     Raises:
         Unsupported: The encoder takes tokens alone, or cleans texts in a way that no tokenizer of transformers has.
     """
     tokenizer: Any = encoder.tokenizer
-    if isinstance(tokenizer, FastTokenizer):
-        return _write_clip(tokenizer, folder)
-    if isinstance(tokenizer, HubTokenizer):
-        tokenizer.save_pretrained(folder)
-        start = tokenizer(["a"])[0, 0]
-        return Specials(int(start), tokenizer.end, tokenizer.pad)
     if isinstance(tokenizer, NoTokenizer):
         raise Unsupported(f"{encoder.name}: it takes tokens, not texts, as it has no tokenizer; --to onnx takes it")
+    cut = (
+        f"transformers cuts a text to {encoder.context_length} tokens only when it is asked to (`truncation=True`); "
+        "its `pipeline` passes the wish over and fails on a longer one (transformers 5.24). sentence-transformers "
+        "always cuts."
+    )
+    if isinstance(tokenizer, ClipTokenizer):
+        notes = [_UNCLEANED, cut]
+        if (tokenizer.settings or {}).get("ending") == "cut":
+            notes.append(
+                "A text that is too long loses its end token in the original program; transformers keeps it, so that "
+                "such texts have other embeddings."
+            )
+        return _write_clip(tokenizer, folder), notes
+    if isinstance(tokenizer, FileTokenizer):
+        tokenizer.save_pretrained(folder)
+        return Specials(int(tokenizer(["a"])[0, 0]), int(tokenizer.end or 0), int(tokenizer.pad or 0)), [cut]
     theirs: Any = getattr(tokenizer, "tokenizer", None)
     if not hasattr(theirs, "save_pretrained") or getattr(tokenizer, "clean_fn", None) is None:
         kind = type(tokenizer).__name__
@@ -63,88 +70,33 @@ def write_tokenizer(encoder: DualEncoder, folder: Path) -> Specials:
     theirs.save_pretrained(folder)
     start = theirs.bos_token_id if theirs.bos_token_id is not None else theirs.cls_token_id
     end = theirs.eos_token_id
-    return Specials(int(start if start is not None else end), int(end), int(theirs.pad_token_id))
+    specials = Specials(int(start if start is not None else end), int(end), int(theirs.pad_token_id))
+    return specials, ["The tokenizer of transformers does not clean texts as open_clip does before it.", cut]
 
 
-def _write_clip(tokenizer: FastTokenizer, folder: Path) -> Specials:
+def _write_clip(tokenizer: ClipTokenizer, folder: Path) -> Specials:
     """``tokenizer.json``, and the older files of the same content, with the special words as Hugging Face has them."""
-    ids, merges = tokenizer.tables()
-    specials = Specials(tokenizer.sot_token_id, tokenizer.eot_token_id, tokenizer.eot_token_id)
-    ids = dict(sorted((ids | {START: specials.start, END: specials.end}).items(), key=lambda item: item[1]))
-    _dump(folder / "vocab.json", ids, indent=None)
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    whole = _backend(ids, merges, specials)
-    (folder / "tokenizer.json").write_text(whole.to_str(pretty=True), encoding="utf-8")
+    library: Any = require("tokenizers", "export")
+    prepare = library.normalizers
+    spaces = prepare.Replace(library.Regex(r"\s+"), " ")
+    rules = clip_rules(tokenizer, (START, END), [prepare.NFC(), spaces, prepare.Lowercase()], lower=False)
+    (folder / "tokenizer.json").write_text(rules.to_str(pretty=True), encoding="utf-8")
+    rules.model.save(str(folder))  # vocab.json and merges.txt
     words = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
     _dump(folder / "special_tokens_map.json", words)
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": tokenizer.context_length, **words}
     config |= {"add_prefix_space": False, "do_lower_case": True, "errors": "replace"}
     _dump(folder / "tokenizer_config.json", config)
-    return specials
+    return Specials(tokenizer.sot_token_id, tokenizer.eot_token_id, tokenizer.eot_token_id)
 
 
-def _backend(ids: dict[str, int], merges: list[tuple[str, str]], specials: Specials) -> Any:
-    """What ``CLIPTokenizer`` makes of the two tables."""
-    library: Any = require("tokenizers", "export")
-    models, normalizers = library.models, library.normalizers
-    bpe = models.BPE(ids, merges, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END)
-    whole = library.Tokenizer(bpe)
-    spaces = normalizers.Replace(library.Regex(r"\s+"), " ")
-    whole.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    split = library.pre_tokenizers.Split(library.Regex(_SPLIT), behavior="removed", invert=True)
-    letters = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    whole.pre_tokenizer = library.pre_tokenizers.Sequence([split, letters])
-    whole.decoder = library.decoders.ByteLevel()
-    ends = ((END, specials.end), (START, specials.start))
-    whole.post_processor = library.processors.RobertaProcessing(*ends, trim_offsets=False, add_prefix_space=False)
-    whole.add_special_tokens([library.AddedToken(word, special=True, normalized=False) for word in (START, END)])
-    return whole
-
-
-def token_notes(encoder: DualEncoder, tokenizer: Any) -> list[str]:
-    """Holds transformers' tokens against the encoder's.
-
-    Args:
-        encoder: The model.
-        tokenizer: What ``AutoTokenizer`` made of the folder.
-
-    Returns:
-        Sentences for the card: for which texts tokens differ.
-
-    Raises:
-        Unsupported: They differ for plain texts.
-    """
-    long = "a red heart and " * encoder.context_length
+def check_tokens(encoder: DualEncoder, tokenizer: Any) -> None:
+    """Raises Unsupported where ``AutoTokenizer`` makes other tokens of plain texts than the encoder's tokenizer."""
     for text in _PLAIN:
-        if not _same_tokens(encoder, tokenizer, text):
+        own = encoder.tokenizer([text])[0].tolist()
+        theirs = tokenizer(text, truncation=True, max_length=encoder.context_length)["input_ids"]
+        if own[: len(theirs)] != theirs:
             raise Unsupported(f"{encoder.name}: transformers makes other tokens of {text!r}; --to onnx takes it")
-    notes = []
-    odd = [what for what, text in _ODD.items() if not _same_tokens(encoder, tokenizer, text)]
-    if odd:
-        notes.append(
-            f"The tokenizer of transformers does not clean texts as open_clip's does: {', '.join(odd)} give other "
-            "tokens. `html.unescape(ftfy.fix_text(text))` before it makes them equal."
-        )
-    if not _same_tokens(encoder, tokenizer, long):
-        notes.append(
-            "A text that is too long loses its end token in the original program; transformers keeps it, so that such "
-            "texts have other embeddings."
-        )
-    return [
-        *notes,
-        f"transformers cuts a text to {encoder.context_length} tokens only when it is asked to (`truncation=True`); "
-        "its `pipeline` passes the wish over and fails on a longer one (transformers 5.24). sentence-transformers "
-        "always cuts.",
-    ]
-
-
-def _same_tokens(encoder: DualEncoder, tokenizer: Any, text: str) -> bool:
-    """Whether both make the same tokens of a text, up to the end token."""
-    own: Tensor = encoder.tokenizer([text])[0]
-    theirs = torch.tensor(tokenizer(text, truncation=True, max_length=encoder.context_length)["input_ids"])
-    own = own[: int(own.argmax()) + 1] if int(own.argmax()) else own
-    return torch.equal(own, theirs)
 
 
 def _dump(path: Path, content: object, indent: int | None = 2) -> None:

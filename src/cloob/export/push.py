@@ -56,14 +56,7 @@ class PushFailed(RuntimeError):  # noqa: N818 (what happened, in the words a use
 
 
 def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts, license: str) -> str | None:
-    """Writes the files of a repository.
-
-    Args:
-        encoder: The model.
-        folder: An empty folder.
-        name: ``ORG/NAME``.
-        facts: For the card.
-        license: As the hub spells it.
+    """Writes the files of the repository ``name`` into an empty folder.
 
     Returns:
         Why there are no files of transformers among them; None where there are.
@@ -75,7 +68,7 @@ def write_repository(encoder: DualEncoder, folder: Path, name: str, facts: Facts
     if here := encoders_here(encoder.config.settings):
         raise InputError(f"{encoder.name}: its encoder {here[0]} is on this machine alone; push that, and train on it")
     save_model(folder, encoder, encoder.objective_config)
-    theirs = facts.kind == "open_clip"
+    theirs = encoder.config.kind == "open_clip"
     if theirs:
         _name_tokenizer(folder, name)
     exported, without = _beside(encoder, folder)
@@ -135,15 +128,9 @@ def list_files(folder: Path) -> list[tuple[str, int]]:
 
 
 def send(folder: Path, name: str, *, private: bool) -> str:
-    """Makes the repository on the hub if it is not there, and commits the folder to it.
+    """Makes the repository on the hub if it is not there, and commits the folder to it; returns its address.
 
-    Args:
-        folder: What ``write_repository`` wrote; files of an earlier push that are not in it go.
-        name: ``ORG/NAME``.
-        private: Whether a new repository is seen by its owners alone.
-
-    Returns:
-        The repository's address.
+    Files of an earlier push that are not in the folder go.
 
     Raises:
         InputError: The hub knows nobody of that token, or does not let them write there.
@@ -153,7 +140,7 @@ def send(folder: Path, name: str, *, private: bool) -> str:
     constants: Any = require("huggingface_hub.constants", "export")
     written = {file for file, _ in list_files(folder)}
     interface = hub.HfApi(endpoint=constants.ENDPOINT)
-    with _in_peace(hub):
+    with _progress(hub):
         with _translated(name, constants.ENDPOINT, "nothing was sent"):
             address = interface.create_repo(name, private=private, exist_ok=True)
             if private and not interface.repo_info(name).private:  # it was there already, and stays as it was
@@ -171,8 +158,8 @@ def send(folder: Path, name: str, *, private: bool) -> str:
 
 
 @contextmanager
-def _in_peace(hub: Any) -> Iterator[None]:
-    """Shows the hub's progress where somebody looks, and none of what its libraries say to each other."""
+def _progress(hub: Any) -> Iterator[None]:
+    """Shows the hub's progress bars in a terminal alone."""
     hidden = hub.utils.are_progress_bars_disabled()
     if not sys.stderr.isatty():
         hub.utils.disable_progress_bars()
@@ -187,12 +174,7 @@ def _in_peace(hub: Any) -> Iterator[None]:
 
 @contextmanager
 def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises into one line.
-
-    Raises:
-        InputError: For 401 and 403.
-        PushFailed: For everything else.
-    """
+    """Turns what huggingface_hub raises into one line: InputError for 401 and 403, PushFailed for all else."""
     try:
         yield
     except (InputError, KeyboardInterrupt):
@@ -200,7 +182,7 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
     # Its errors, those of the library under it and xet's have no common class; the cause stays attached.
     except Exception as error:
         cause: BaseException = error
-        while (status := _status(cause)) is None and cause.__cause__ is not None:
+        while (status := getattr(getattr(cause, "response", None), "status_code", None)) is None and cause.__cause__:
             cause = cause.__cause__
         if status == 401:
             mend = "log in with `hf auth login`, or set HF_TOKEN to a token that may write"
@@ -209,18 +191,12 @@ def _translated(name: str, endpoint: str, state: str) -> Iterator[None]:
             raise InputError(
                 f"{name}: {endpoint} does not let you write there; is ORG yours, and may the token write?"
             ) from error
-        said = f"answers {status} ({_said(cause)})" if status else f"cannot be reached ({one_line(cause, 120)})"
+        said = f"answers {status} ({_message(cause)})" if status else f"cannot be reached ({one_line(cause, 120)})"
         raise PushFailed(f"{name}: {endpoint} {said}; {state}") from error
 
 
-def _status(error: BaseException) -> int | None:
-    """The status of an HTTP error, whichever library's it is."""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def _said(error: Any) -> str:
-    """What the hub says of its error, without the address and the request's number that the library adds."""
+def _message(error: Any) -> str:
+    """The hub's own words, without the address and the request's number that the library adds."""
     response = error.response
     message = getattr(error, "server_message", None) or getattr(response, "reason_phrase", None) or response.reason
     return " ".join(str(message).split())[:120]

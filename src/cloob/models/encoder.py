@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from cloob.errors import InputError
 from cloob.models.pixels import EvalTransform, open_image
 from cloob.models.texts import KnownTokenizer, alone, causal_tower, check_known, encode_short, trimmed, vocabulary_size
-from cloob.models.tokenizer import FastTokenizer
+from cloob.models.tokenizer import ClipTokenizer, is_open_clips
 from cloob.objective import ContrastiveObjective
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class DualEncoder(nn.Module):
         name: The configuration's name, or where the model came from.
         model: The open_clip module; its ``logit_scale`` is frozen and its ``logit_bias`` taken out: both are the
             objective's, and stored with the towers again by ``save_model``.
-        tokenizer: list of n strings -> int64 (n, L); ``FastTokenizer`` in place of open_clip's own.
+        tokenizer: list of n strings -> int64 (n, L); ``ClipTokenizer`` in place of open_clip's own.
         preprocess: PIL image -> uint8 (3, H, W), see ``EvalTransform``.
         config: What it was built from.
         preprocess_cfg: open_clip's ``preprocess_cfg``.
@@ -97,7 +97,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.name = name
         self.model: Any = model
-        self.tokenizer = FastTokenizer(tokenizer) if FastTokenizer.can_replace(tokenizer) else tokenizer
+        self.tokenizer = ClipTokenizer.of(tokenizer) if is_open_clips(tokenizer) else tokenizer
         self.config = config
         self.objective_config = objective_config or {}
         self.preprocess_cfg: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
@@ -109,7 +109,7 @@ class DualEncoder(nn.Module):
         self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
         self._vocabulary_size = vocabulary_size(self.model)
-        self.preprocess = self._make_preprocess()
+        self.preprocess = EvalTransform(self.preprocess_cfg)
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
         self.model.logit_scale.requires_grad_(False)
@@ -118,9 +118,6 @@ class DualEncoder(nn.Module):
             settings = {key: value for key, value in config.settings.items() if key != "init_logit_bias"}
             self.config = replace(config, settings=settings)
         self.set_channels_last(True)
-
-    def _make_preprocess(self) -> Callable[[Image], Tensor]:
-        return EvalTransform(self.preprocess_cfg)
 
     def check_weights(self) -> None:
         """Refuses an encoder that has no weights to train, store or export.

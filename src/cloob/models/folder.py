@@ -97,7 +97,7 @@ def read_model(folder: Path, load_model: LoadModel) -> DualEncoder:
     if file.name == TOWERS_FILE:
         return towers_folder.load(folder, config, objective)
     if file.name == ONNX_FILE:
-        return onnx_folder.load(folder, config, objective)
+        return onnx_folder.load(folder, objective)
     return _read_open_clip(folder, config, objective)
 
 

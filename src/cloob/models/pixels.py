@@ -2,54 +2,73 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from cloob.errors import InputError, require
-from cloob.models.importing import import_open_clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
+
+_RESIZE_MODES = ("shortest", "squash", "longest")
+_RESAMPLING = {"bicubic": "BICUBIC", "random": "BICUBIC", "bilinear": "BILINEAR", "lanczos": "LANCZOS"}
 
 
 class EvalTransform:
-    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform up to, and without, its normalisation.
+    """PIL image -> uint8 (3, H, W): open_clip's evaluation transform without its normalisation, by Pillow and NumPy.
 
-    Of a picture that is a line only the middle is resized, see ``cloob.pictures.middle``.
-
-    A small object of its own, so that a loader's worker gets it without the towers.
+    Of a picture that is a line only the middle is resized where the ends are cut off, see ``cloob.pictures.middle``.
     """
 
     def __init__(self, preprocess_cfg: dict[str, Any]) -> None:
-        """Builds open_clip's transform.
+        """Takes what it needs of open_clip's ``preprocess_cfg``; ``interpolation`` may be ``"lanczos"`` as well.
 
-        Args:
-            preprocess_cfg: open_clip's: ``size``, ``mean``, ``std``, ``resize_mode``, and ``interpolation``,
-                which may be ``"lanczos"`` as well.
+        Raises:
+            InputError: Pictures are resized in a way that open_clip does not have.
         """
-        transform = import_open_clip(".transform")
-        vision = require("torchvision.transforms", "train")
-        lanczos = preprocess_cfg.get("interpolation") == "lanczos"  # open_clip has no such transform
-        known = preprocess_cfg | {"interpolation": "bicubic"} if lanczos else preprocess_cfg
-        composed = transform.image_transform_v2(transform.PreprocessCfg(**known), is_train=False)
-        if lanczos:
-            resize = composed.transforms[0]
-            assert isinstance(resize, vision.Resize), resize
-            resize.interpolation = vision.InterpolationMode.LANCZOS
-        self._cuts = known.get("resize_mode", "shortest") == "shortest"
-        *geometry, to_tensor, normalize = composed.transforms
-        assert isinstance(to_tensor, vision.ToTensor), to_tensor
-        assert isinstance(normalize, vision.Normalize), normalize
-        self._transform = vision.Compose([*geometry, vision.PILToTensor()])
+        self._size = int(preprocess_cfg["size"])
+        self._mode = preprocess_cfg.get("resize_mode") or "shortest"
+        self._interpolation = preprocess_cfg.get("interpolation") or "bicubic"
+        self._fill = int(preprocess_cfg.get("fill_color") or 0)
+        if self._mode not in _RESIZE_MODES or self._interpolation not in _RESAMPLING:
+            raise InputError(
+                f"resize_mode {self._mode!r}, interpolation {self._interpolation!r}: open_clip has no such"
+            )
 
     def __call__(self, image: Image) -> Tensor:
         """Resizes and crops one image: uint8 (3, H, W)."""
+        tensor: Tensor = importlib.import_module("torch").from_numpy(self.array(image))
+        return tensor
+
+    def array(self, image: Image) -> npt.NDArray[np.uint8]:
+        """As ``__call__``, without torch."""
+        pil = require("PIL.Image", "train")
         from cloob.pictures import middle  # needs Pillow, which texts do not
 
-        pixels: Tensor = self._transform(middle(image) if self._cuts else image)
-        return pixels
+        image = middle(image) if self._mode == "shortest" else image
+        size, (width, height) = self._size, image.size
+        if self._mode == "squash":
+            width = height = size
+        elif self._mode == "longest":
+            ratio = max(width, height) / size
+            width, height = max(round(width / ratio), 1), max(round(height / ratio), 1)
+        else:
+            shorter = min(width, height)
+            width, height = size * width // shorter, size * height // shorter
+        if image.size != (width, height):
+            image = image.resize((width, height), pil.Resampling[_RESAMPLING[self._interpolation]])
+        if self._mode == "longest":
+            square = pil.new("RGB", (size, size), (self._fill,) * 3)
+            square.paste(image, ((size - width) // 2, (size - height) // 2))
+        else:
+            left, top = round((width - size) / 2), round((height - size) / 2)
+            square = image.crop((left, top, left + size, top + size)).convert("RGB")
+        return np.array(square).transpose(2, 0, 1)
 
 
 def open_image(image: Image | str | Path) -> Image:

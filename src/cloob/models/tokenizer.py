@@ -1,14 +1,10 @@
-"""open_clip's byte-pair tokeniser with the same tokens in a tenth of the time.
+"""CLIP's byte-pair tokenizer: open_clip's tokens in a tenth of its time.
 
-What makes ``SimpleTokenizer`` slow on captions, and what is done about it:
+The package ``tokenizers`` merges the bytes of a word's pieces. What makes texts fast:
 
-- Every text goes through ftfy. Printable ASCII without ``&`` comes out of ftfy and ``html.unescape`` as it went in, so
-  it is spared them.
-- Every text is cut up by a regular expression. No part of that matches white space, so the tokens of a text are those
-  of its words, one after the other, and a word's tokens are kept.
-- Every text gets a tensor of its own. Here a batch is one array.
-- Merging looks through the whole word for each merge, which takes minutes for a word of 64 kB (a caption without
-  spaces). Here a heap holds the pairs.
+- Printable ASCII without ``&`` comes out of ftfy and ``html.unescape`` as it went in, so it is spared them.
+- No part of the pattern matches white space, so the tokens of a text are those of its words, and a word's are kept.
+- A batch is one array.
 """
 
 from __future__ import annotations
@@ -16,68 +12,86 @@ from __future__ import annotations
 import html
 import importlib
 import json
+import re
 import sys
 from array import array
-from collections.abc import Sequence
-from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from cloob.errors import require
+from cloob.errors import InputError, is_failure, one_line, require
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Tokens = npt.NDArray[np.int64]
+Ending = Literal["cut", "kept"]
 
+SPECIALS = ("<start_of_text>", "<end_of_text>")
+"""How a text of open_clip's writes the start and the end token."""
+_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_VISIBLE = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+_LETTERS = [chr(byte) for byte in range(256)]
+"""The letter that stands for each byte: itself where it is visible, else the next one from U+0100 on."""
+for _place, _byte in enumerate(sorted({*range(256)} - _VISIBLE)):
+    _LETTERS[_byte] = chr(0x100 + _place)
 _SENTENCE = "Rules & words: 3 cats, élan — naïve!"
-_WORDS_KEPT = 1 << 16
-_LONGEST_KEPT = 32
-"""So many words of so many characters at most are kept (about 15 MB); when they are full, all are forgotten."""
+_MAX_WORDS, _MAX_LETTERS = 1 << 16, 32
+"""So many words of so many letters are kept (about 15 MB); when they are full, all are forgotten."""
 
 
-class FastTokenizer:
-    """The tokens of open_clip's ``SimpleTokenizer`` with its default cleaning, for every text.
+class ClipTokenizer:
+    """The tokens that open_clip's ``SimpleTokenizer`` makes with its default cleaning, and those of its relatives.
 
-    It holds what it needs, so that a loader's worker gets it without importing open_clip.
+    Args:
+        model: The byte pairs, a ``tokenizers.models.BPE``.
+        specials: How a text writes the start and the end token, and their numbers.
+        context_length: L, tokens per text.
+        ending: What a text that is too long ends with: ``"kept"`` the end token, ``"cut"`` whatever stands there.
 
     Attributes:
-        context_length: L, tokens per text.
-        vocab_size: Number of different tokens.
+        context_length: L.
         sot_token_id: What each row begins with.
         eot_token_id: What each text ends with.
+        settings: What a model folder says of the tokenizer; None: it is open_clip's.
     """
 
-    def __init__(self, original: Any) -> None:
-        """Takes over the tables of a tokeniser.
-
-        Args:
-            original: A ``SimpleTokenizer`` for which ``can_replace`` holds.
-        """
-        self.context_length: int = original.context_length
-        self.vocab_size: int = original.vocab_size
-        self.sot_token_id: int = original.sot_token_id
-        self.eot_token_id: int = original.eot_token_id
-        self._ids: dict[str, int] = original.encoder
-        self._ranks: dict[tuple[str, str], int] = original.bpe_ranks
-        self._letters: dict[int, str] = original.byte_encoder
-        self._pieces: Any = original.pat
+    def __init__(self, model: Any, specials: dict[str, int], context_length: int = 77, ending: Ending = "kept") -> None:
+        self.context_length = context_length
+        self.sot_token_id, self.eot_token_id = specials.values()
+        known = {"kind": "clip", "specials": list(specials), "ending": ending}
+        self.settings = None if (*specials, ending) == (*SPECIALS, "kept") else known
+        self._model, self._specials, self._ending = model, specials, ending
+        regex = require("regex", "onnx")
+        self._pieces = regex.compile("|".join((*map(regex.escape, specials), _PIECES)), regex.IGNORECASE)
         self._words: dict[str, tuple[int, ...]] = {}
-        self._specials: tuple[str, str] = ("<start_of_text>", "<end_of_text>")
 
-    @staticmethod
-    def can_replace(tokenizer: Any) -> bool:
-        """Whether a tokeniser is open_clip's own, with its default cleaning, vocabulary ends and truncation."""
-        module = sys.modules.get("open_clip.tokenizer")  # not imported: then it cannot be one
-        return bool(
-            module is not None
-            and type(tokenizer) is module.SimpleTokenizer
-            and tokenizer.clean_fn is module.get_clean_fn("lower")
-            and tokenizer.reduction_fn is None
-            and len(tokenizer.all_special_ids) == 2
-        )
+    @classmethod
+    def of(cls, original: Any, specials: tuple[str, str] = SPECIALS, ending: Ending = "kept") -> Self:
+        """With the tables of open_clip's ``SimpleTokenizer``, for which :func:`is_open_clips` holds."""
+        ids = {symbol: number for symbol, number in original.encoder.items() if symbol not in SPECIALS}
+        pairs = sorted(original.bpe_ranks, key=original.bpe_ranks.__getitem__)
+        model = require("tokenizers", "train").models.BPE(ids, pairs, end_of_word_suffix="</w>")
+        ends = dict(zip(specials, (original.sot_token_id, original.eot_token_id), strict=True))
+        return cls(model, ends, original.context_length, ending)
+
+    @classmethod
+    def read(cls, path: Path, specials: tuple[str, str], context_length: int, ending: Ending) -> Self:
+        """With the byte pairs of a file that :func:`clip_rules` is the content of.
+
+        Raises:
+            InputError: It has none, or does not know the special words.
+        """
+        with guarded(f"{path}: not CLIP's byte pairs"):
+            rules = require("tokenizers", "onnx").Tokenizer.from_file(str(path))
+            numbers = [rules.token_to_id(word) for word in specials]
+            if None in numbers or not rules.model.tokenize("a"):
+                raise ValueError(f"{specials[0]} and {specials[1]} are not in its vocabulary")
+            return cls(rules.model, dict(zip(specials, numbers, strict=True)), context_length, ending)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the words met so far."""
@@ -88,10 +102,10 @@ class FastTokenizer:
 
         Args:
             texts: n strings, or one.
-            context_length: L, if not the tokeniser's own.
+            context_length: L, if not the tokenizer's own.
 
         Returns:
-            (n, L) int64: start, tokens, end, zeros. A text that is too long is cut, and ends with the end token.
+            (n, L) int64: start, tokens, end, zeros. A text that is too long is cut.
         """
         return as_tensor(self.ids(texts, context_length))
 
@@ -101,61 +115,97 @@ class FastTokenizer:
         length = context_length or self.context_length
         rows = array("q")
         for text in texts:
-            tokens = self._row([self.sot_token_id, *self._encode(text, length)], length)
-            rows.extend((*tokens, *[0] * (length - len(tokens))))
+            tokens = [self.sot_token_id, *self.encode(text, length)]
+            if self._ending == "kept" or len(tokens) < length:
+                tokens[length - 1 :] = [self.eot_token_id]
+            rows.extend((*tokens[:length], *[0] * (length - len(tokens))))
         return np.array(rows, np.int64).reshape(len(texts), length)
 
-    def _row(self, tokens: list[int], length: int) -> list[int]:
-        """Start and text with the end token behind them, cut to what fits."""
-        return [*tokens[: length - 1], self.eot_token_id]
-
-    def encode(self, text: str) -> list[int]:
-        """All tokens of a text, without start and end."""
-        return self._encode(text, sys.maxsize)
-
-    def tables(self) -> tuple[dict[str, int], list[tuple[str, str]]]:
-        """The numbers of all symbols but the two special words, and the pairs that may be joined, lowest rank first."""
-        ids = {symbol: number for symbol, number in self._ids.items() if symbol not in self._specials}
-        return ids, sorted(self._ranks, key=self._ranks.__getitem__)
-
-    def _encode(self, text: str, enough: int) -> list[int]:
-        """The tokens of a text, or the first of them once they are ``enough``."""
+    def encode(self, text: str, enough: int = sys.maxsize) -> list[int]:
+        """All tokens of a text, without start and end; or the first of them once they are ``enough``."""
         if not (text.isascii() and text.isprintable() and "&" not in text):
             text = html.unescape(html.unescape(require("ftfy", "train").fix_text(text)))
         tokens: list[int] = []
         # White space is made equal before lower() looks at what stands around a capital sigma.
         for word in " ".join(text.split()).lower().split():
             known = self._words.get(word)
-            tokens += self._encode_word(word, enough) if known is None else known
+            tokens += self._encode_word(word) if known is None else known
             if len(tokens) >= enough:
                 break
         return tokens
 
-    def _encode_word(self, word: str, enough: int) -> Sequence[int]:
-        if len(word) > _LONGEST_KEPT:
-            return self._encode_pieces(word, enough)
-        if len(self._words) >= _WORDS_KEPT:
-            self._words.clear()
-        self._words[word] = tokens = tuple(self._encode_pieces(word, sys.maxsize))
-        return tokens
-
-    def _encode_pieces(self, word: str, enough: int) -> list[int]:
+    def _encode_word(self, word: str) -> tuple[int, ...]:
         tokens: list[int] = []
-        for piece in self._pieces.finditer(word):
-            text = piece.group()
-            if text in self._specials:
-                tokens.append(self._ids[text])
-                continue
-            symbols = [self._letters[byte] for byte in text.encode()]
-            symbols[-1] += "</w>"
-            tokens += [self._ids[symbol] for symbol in merge_pairs(symbols, self._ranks)]
-            if len(tokens) >= enough:
-                break
-        return tokens
+        for piece in self._pieces.findall(word):
+            if piece in self._specials:
+                tokens.append(self._specials[piece])
+            else:
+                letters = "".join([_LETTERS[byte] for byte in piece.encode()])
+                tokens += [token.id for token in self._model.tokenize(letters)]
+        if len(word) <= _MAX_LETTERS:
+            if len(self._words) >= _MAX_WORDS:
+                self._words.clear()
+            self._words[word] = tuple(tokens)
+        return tuple(tokens)
+
+
+def clip_rules(tokenizer: ClipTokenizer, specials: Sequence[str], normalizers: Sequence[Any], *, lower: bool) -> Any:
+    """A ``tokenizers.Tokenizer`` of the same byte pairs for other programs: start, tokens, end.
+
+    Args:
+        tokenizer: CLIP's.
+        specials: How a text writes the start and the end token there.
+        normalizers: What prepares a text.
+        lower: Whether special words are looked for in the prepared text.
+    """
+    library: Any = require("tokenizers", "train")
+    start, end = zip(specials, (tokenizer.sot_token_id, tokenizer.eot_token_id), strict=True)
+    byte_pairs = json.loads(library.Tokenizer(tokenizer._model).to_str())["model"]
+    ids = {word: number for word, number in byte_pairs["vocab"].items() if word not in tokenizer._specials}
+    ids = dict(sorted((ids | dict((start, end))).items(), key=lambda item: item[1]))
+    pairs = [tuple(pair) for pair in byte_pairs["merges"]]
+    rules = library.Tokenizer(
+        library.models.BPE(ids, pairs, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=end[0])
+    )
+    rules.normalizer = library.normalizers.Sequence(list(normalizers))
+    split = library.Regex("(?i)" + "|".join((*map(re.escape, specials), _PIECES)))
+    rules.pre_tokenizer = library.pre_tokenizers.Sequence(
+        [
+            library.pre_tokenizers.Split(split, behavior="removed", invert=True),
+            library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    rules.decoder = library.decoders.ByteLevel()
+    rules.post_processor = library.processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
+    rules.add_special_tokens([library.AddedToken(word, special=True, normalized=lower) for word in specials])
+    return rules
+
+
+def is_open_clips(tokenizer: Any) -> bool:
+    """Whether a tokenizer is open_clip's own, with its default cleaning, vocabulary ends and truncation."""
+    module = sys.modules.get("open_clip.tokenizer")  # not imported: then it cannot be one
+    return bool(
+        module is not None
+        and type(tokenizer) is module.SimpleTokenizer
+        and tokenizer.clean_fn is module.get_clean_fn("lower")
+        and tokenizer.reduction_fn is None
+        and len(tokenizer.all_special_ids) == 2
+    )
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turns whatever the package ``tokenizers`` raises, panics too, into an InputError that begins so."""
+    try:
+        yield
+    except BaseException as error:
+        if not is_failure(error) or isinstance(error, InputError):
+            raise
+        raise InputError(f"{what} ({one_line(error, 100)})") from None
 
 
 def describe(tokenizer: Any) -> str:
-    """What tells a tokeniser from others: its vocabulary and rules if it can say them, else the tokens of a sentence.
+    """What tells a tokenizer from others: its vocabulary and rules if it can say them, else the tokens of a sentence.
 
     Args:
         tokenizer: Any of an encoder's; None where it has none.
@@ -177,47 +227,3 @@ def as_tensor(tokens: Tokens) -> Tensor:
     """Tokens for torch, which is imported here: a search by an ONNX folder has its tokens without it."""
     tensor: Tensor = importlib.import_module("torch").from_numpy(tokens)
     return tensor
-
-
-def merge_pairs(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """Byte-pair encoding: joins neighbours, the pair of the lowest rank first, from left to right.
-
-    All places of a pair are joined before another pair's, as in the definition by repeated scans; in
-    O(n log n) for n symbols instead of O(n²).
-
-    Args:
-        symbols: The n symbols of a word; used up.
-        ranks: Rank of each pair that may be joined; no two pairs share one.
-
-    Returns:
-        The symbols that are left.
-    """
-    n = len(symbols)
-    after = list(range(1, n + 1))
-    before = list(range(-1, n - 1))
-
-    def rank_at(left: int) -> int | None:
-        """Rank of the pair whose left symbol lies there; symbols that were joined to another are empty."""
-        return ranks.get((symbols[left], symbols[after[left]])) if left >= 0 and after[left] < n else None
-
-    heap = [(rank, left) for left in range(n - 1) if (rank := rank_at(left)) is not None]
-    heapify(heap)
-    while heap:
-        lowest = heap[0][0]
-        joined: list[int] = []
-        while heap and heap[0][0] == lowest:
-            left = heappop(heap)[1]
-            if rank_at(left) != lowest:
-                continue  # one of the two has meanwhile been joined to another
-            right = after[left]
-            symbols[left] += symbols[right]
-            symbols[right] = ""
-            after[left] = after[right]
-            if after[left] < n:
-                before[after[left]] = left
-            joined.append(left)
-        for left in joined:
-            for place in (before[left], left):
-                if (rank := rank_at(place)) is not None:
-                    heappush(heap, (rank, place))
-    return [symbol for symbol in symbols if symbol]

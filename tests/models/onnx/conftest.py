@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.words import tokenizer_json, write_json
+from cloob.models.onnx.tokens import store_tokenizer
 from cloob.models.towers import create_model
 from support import made_once
 
@@ -36,6 +36,6 @@ def exported(model: DualEncoder, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def clip_json(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``tokenizer.json`` of open_clip's tokenizer for 24 tokens."""
-    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
-    write_json(path, tokenizer_json(create_model("tiny-vit", seed=0).tokenizer))  # type: ignore[arg-type]
-    return path
+    folder = tmp_path_factory.mktemp("words")
+    store_tokenizer(create_model("tiny-vit", seed=0).tokenizer, folder, 24)
+    return folder / "tokenizer.json"

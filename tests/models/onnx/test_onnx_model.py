@@ -8,6 +8,7 @@ import pickle
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from cloob import load_model
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
 from cloob.models.folder import save_model
+from cloob.models.onnx.contents import graphs_digest
 from cloob.models.runs import ONNX_FILE
 from support import refused, run_script
 
@@ -61,8 +63,59 @@ def test_copies_run(loaded: DualEncoder) -> None:
 def test_graphs_of_another_model_beside_its_file_are_noticed(exported: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(exported, tmp_path / "m")
     content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
-    (folder / ONNX_FILE).write_text(json.dumps(content | {"fingerprint": "0" * 64}), encoding="utf-8")
-    with pytest.raises(InputError, match=r"not those that onnx\.json was written for"):
+    for claimed in ("0" * 64, ""):
+        (folder / ONNX_FILE).write_text(json.dumps(content | {"fingerprint": claimed}), encoding="utf-8")
+        with pytest.raises(InputError, match=r"not those that onnx\.json was written for"):
+            load_model(folder)
+
+
+def claim(folder: Path, **changes: object) -> Path:
+    """Writes what ``onnx.json`` says anew, for the graphs that are there now."""
+    content = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
+    content |= {"fingerprint": graphs_digest(folder)} | changes
+    (folder / ONNX_FILE).write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("place", ["../secret", "ABSOLUTE"])
+def test_weights_outside_of_the_folder_are_not_read(exported: Path, tmp_path: Path, place: str) -> None:
+    folder = shutil.copytree(exported, tmp_path / "m")
+    secret = (folder / "image.onnx.data").rename(tmp_path / "secret")
+    graph = onnx.load(folder / "image.onnx", load_external_data=False)
+    for tensor in graph.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = str(secret) if place == "ABSOLUTE" else place
+    (folder / "image.onnx").write_bytes(graph.SerializeToString())
+    model = load_model(claim(folder), device="cpu")
+    with pytest.raises(InputError, match=r"image\.onnx: onnxruntime cannot run it \(.*(escapes|[Aa]bsolute)"):
+        model.encode_image(torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 2}, "format is 2; this version reads 1"),
+        ({"embed_dim": "wide"}, r"onnx\.json: damaged"),
+        ({"preprocess_cfg": {"size": 64, "mean": [0.5], "std": [1, 1, 1]}}, r"onnx\.json: damaged"),
+    ],
+)
+def test_a_damaged_configuration_is_one_line(
+    exported: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        load_model(claim(shutil.copytree(exported, tmp_path / "m"), **changes))
+
+
+def test_graphs_that_are_damaged_or_of_another_width_are_one_line(exported: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(exported, tmp_path / "m")
+    (folder / "text.onnx").write_bytes((folder / "text.onnx").read_bytes()[:100])
+    with pytest.raises(InputError, match=r"text\.onnx: onnxruntime cannot run it"):
+        load_model(claim(folder), device="cpu").encode_text(["a"])
+    with pytest.raises(InputError, match=r"image\.onnx: gave \(1, \d+\) for 1 items; \(1, 8\) wanted"):
+        load_model(claim(folder, embed_dim=8), device="cpu").encode_image(torch.zeros(1, 3, 64, 64))
+    (folder / "text.onnx").unlink()
+    with pytest.raises(InputError, match=r"no text\.onnx beside onnx\.json"):
         load_model(folder)
 
 

@@ -11,17 +11,10 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.pixels import ShortestTransform
-from cloob.models.onnx.reading import read_tokenizer
-from cloob.models.onnx.tokens import CLIP_NOTE, store_tokenizer, tokenizer_note
-from cloob.models.onnx.words import byte_letters
-from cloob.models.pixels import EvalTransform
-from cloob.models.towers import create_model, open_clip
-from cloob.models.weights.fields import Fields
-from cloob.models.weights.tokens import ClipTokenizer
+from cloob.models.onnx.tokens import CLIP_NOTE, read_tokenizer, store_tokenizer, tokenizer_note
+from cloob.models.towers import open_clip
+from cloob.models.weights.tokens import CLIP_VOCABULARY, clip_tokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 LENGTH = 24
@@ -56,10 +49,6 @@ def alone(clip_json: Path) -> Any:
 @pytest.fixture(scope="module")
 def theirs() -> Any:
     return open_clip().tokenizer.SimpleTokenizer(context_length=LENGTH)
-
-
-def test_byte_letters_are_open_clips() -> None:
-    assert byte_letters() == open_clip().tokenizer.bytes_to_unicode()
 
 
 @pytest.mark.parametrize("text", SAME)
@@ -102,30 +91,8 @@ def test_any_plain_text(alone: Any, theirs: Any, text: str) -> None:
 )
 def test_read_back_the_tokens_are_the_models(tmp_path: Path, specials: tuple[str, str], ending: Any) -> None:
     texts = [*SAME, *OTHER, "<|startoftext|> a <|endoftext|>"]
-    own = ClipTokenizer(specials, ending, LENGTH)
+    own = clip_tokenizer(tmp_path, CLIP_VOCABULARY, LENGTH, specials, ending)
     settings_ = store_tokenizer(own, tmp_path, LENGTH)
-    back = read_tokenizer(tmp_path, Fields(tmp_path / "onnx.json", json.loads(json.dumps(settings_))), LENGTH)
+    back = read_tokenizer(tmp_path, json.loads(json.dumps(settings_)), LENGTH)
     assert torch.equal(back(texts), own(texts))
     assert ("lack" in tokenizer_note(settings_)) == (ending == "cut")
-
-
-def test_pixels_are_open_clips() -> None:
-    encoder: DualEncoder = create_model("tiny-vit", seed=0)
-    for interpolation in ("bicubic", "bilinear", "lanczos"):
-        config = encoder.preprocess_cfg | {"interpolation": interpolation}
-        theirs, own = EvalTransform(config), ShortestTransform(config)
-        for height, width in (
-            (64, 64),
-            (65, 64),
-            (64, 67),
-            (30, 40),
-            (131, 67),
-            (67, 131),
-            (64, 71),
-            (200, 333),
-            (1, 9),
-        ):
-            noise = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
-            image = Image.fromarray(noise.numpy())
-            assert torch.equal(own(image), theirs(image)), (interpolation, height, width)
-    assert not ShortestTransform.suits(encoder.preprocess_cfg | {"resize_mode": "squash"})

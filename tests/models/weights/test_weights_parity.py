@@ -79,10 +79,10 @@ def test_tokens_are_the_originals(folder: str, file: str) -> None:
 
 
 def test_tokens_of_openai() -> None:
-    from cloob.models.weights.tokens import ClipTokenizer
+    from cloob.models.weights.tokens import CLIP_VOCABULARY, clip_tokenizer
 
     inputs, _ = read(originals("openai/vit"), "vit-jit.pt")
-    tokenizer = ClipTokenizer(("<|startoftext|>", "<|endoftext|>"), "kept")
+    tokenizer = clip_tokenizer(Path(), CLIP_VOCABULARY, 77, ("<|startoftext|>", "<|endoftext|>"), "kept")
     for key in ("tokens", "extra_tokens"):
         texts = inputs[key.replace("tokens", "texts")].tolist()
         assert tokenizer(texts).tolist() == inputs[f"{key}_clip_bpe"].tolist()

@@ -15,7 +15,7 @@ from cloob.data.shards.spec import is_remote
 from cloob.data.split import most_held_out
 from cloob.data.survey import SMALL_SIDE, Survey, survey
 from cloob.evaluate.report.sheet import write_sheet
-from cloob.models.tokenizer import FastTokenizer
+from cloob.models.tokenizer import ClipTokenizer
 from cloob.models.towers import open_clip
 from cloob.train.config.pairs import VAL_SPLIT
 
@@ -39,7 +39,7 @@ def _count(arguments: DataArguments) -> int:
 
 def _look(arguments: DataArguments) -> int:
     source = open_source(arguments.data, image_column=arguments.image_column, caption_column=arguments.caption_column)
-    tokenizer = FastTokenizer(open_clip().get_tokenizer("RN50"))
+    tokenizer = ClipTokenizer.of(open_clip().get_tokenizer("RN50"))
     result = survey(
         source,
         lambda caption: len(tokenizer.encode(caption)) + 2,

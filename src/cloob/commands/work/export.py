@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cloob.commands.exporting import ExportArguments
+from cloob.commands.exporting import ExportArguments, check_repository
 from cloob.commands.steps import say_next
 from cloob.errors import InputError
 from cloob.export.card import write_card
 from cloob.export.exported import Exported
 from cloob.export.facts import gather_facts
-from cloob.export.words import check_repository
 from cloob.files import whole_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.load import load_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from cloob.errors import InputError, one_line, require
 from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
 from cloob.evaluate.suite import evaluate
-from cloob.models.onnx.graph import EXTERNAL
+from cloob.export.exported import quiet
 
 DEFAULT_SET = "demo:noto-emoji"
 """Measured on where no set is given: it comes with the package."""
@@ -32,31 +31,24 @@ def quantise(source: Path, target: Path) -> None:
         InputError: onnxruntime cannot do it.
     """
     quantization: Any = require("onnxruntime.quantization", "onnx")
-    root = logging.getLogger()
-    root.addFilter(_nothing)  # it advises a preparation that the exporter has done
     try:
-        quantization.quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=["MatMul", "Gather"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=quantization.QuantType.QInt8,
-            use_external_data_format=source.with_name(source.name + EXTERNAL).is_file(),
-            extra_options={"MatMulConstBOnly": True},
-        )
+        with quiet():  # it advises a preparation that the exporter has done
+            quantization.quantize_dynamic(
+                source,
+                target,
+                op_types_to_quantize=["MatMul", "Gather"],
+                per_channel=True,
+                reduce_range=True,
+                weight_type=quantization.QuantType.QInt8,
+                use_external_data_format=True,
+                extra_options={"MatMulConstBOnly": True},
+            )
     except Exception as error:  # onnx's and onnxruntime's have no common class
         raise InputError(f"{source.stem} tower: onnxruntime cannot quantise it ({one_line(error, 200)})") from error
-    finally:
-        root.removeFilter(_nothing)
 
 
 def open_sets(names: Sequence[str]) -> list[LabelledSet]:
-    """The labelled sets to measure on.
-
-    Raises:
-        InputError: One cannot be opened.
-    """
+    """The labelled sets to measure on."""
     return [open_labelled(name) for name in names or (DEFAULT_SET,)]
 
 
@@ -88,8 +80,3 @@ def _sentence(name: str, rows: dict[str, Any], differences: list[dict[str, Any]]
             low, high = sorted(100 * sign * found[end] for end in ("low", "high"))
             return f"{said} (difference {quantised - plain:+.1f} points, 95 % interval {low:+.1f} … {high:+.1f})"
     return said
-
-
-def _nothing(record: logging.LogRecord) -> bool:
-    """A filter that lets no record pass."""
-    return False

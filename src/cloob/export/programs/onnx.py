@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import io
 import json
-import logging
 import os
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +14,13 @@ import torch
 from torch import Tensor
 
 from cloob.errors import InputError, one_line, require
-from cloob.export.exported import Exported
+from cloob.export.exported import Exported, quiet
 from cloob.export.programs.int8 import measured, open_sets, quantise
 from cloob.export.programs.towers import Tower, checked, exportable, worst_difference
 from cloob.models.encoder import DualEncoder
-from cloob.models.onnx.contents import IMAGE_FILE, TEXT_FILE, image_ports, text_ports
+from cloob.models.onnx.contents import IMAGE_FILE, TEXT_FILE
 from cloob.models.onnx.folder import write_config
-from cloob.models.onnx.graph import Port, check_graph
-from cloob.models.onnx.session import open_session
+from cloob.models.onnx.session import Graph
 from cloob.models.onnx.tokens import store_tokenizer, tokenizer_note
 from cloob.models.runs import ONNX_FILE
 
@@ -101,67 +95,51 @@ def export_onnx(encoder: DualEncoder, folder: Path, *, int8: bool = False, sets:
         worst = {tower.kind: _export(encoder, tower, place) for tower in towers}
         _complete(encoder, place, towers[1].pad, "float32")
         if not int8:
-            return _told(encoder, folder, worst)
+            return _summarise(encoder, folder, worst)
         off = {}
         for tower, name in zip(towers, (IMAGE_FILE, TEXT_FILE), strict=True):
             quantise(place / name, folder / name)
-            off[tower.kind] = worst_difference(tower, _runner(folder / name, tower, encoder))
+            off[tower.kind] = worst_difference(tower, _runner(folder / name, encoder))
         _complete(encoder, folder, towers[1].pad, "int8")
-        return _told(encoder, folder, off, measured(place, folder, opened))
+        return _summarise(encoder, folder, off, measured(place, folder, opened))
 
 
 def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     """Writes one tower's graph and checks it; returns how much an entry of its rows is off at most."""
-    source, result = _ports(encoder, tower)
+    ends = ("pixel_values", "image_embeds") if tower.kind == "image" else ("input_ids", "text_embeds")
     path = folder / (IMAGE_FILE if tower.kind == "image" else TEXT_FILE)
     try:
-        with _quiet():
+        with quiet():
             program: Any = torch.onnx.export(
                 tower.module,
                 tower.example(),
                 dynamo=True,
                 dynamic_shapes=tower.dynamic_shapes(),
-                input_names=[source.name],
-                output_names=[result.name],
+                input_names=ends[:1],
+                output_names=ends[1:],
                 opset_version=OPSET,
                 verbose=False,
             )
-            _without_origins(program.model)
+            _strip_metadata(program.model)
     except Exception as error:  # torch's, onnxscript's and onnx's have no common class
-        raise InputError(
-            f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({_cause(error)})"
-        ) from error
+        while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # the exporter wraps it in pages of advice
+        reason = one_line(error, 200)
+        raise InputError(f"{encoder.name}: torch.onnx cannot export its {tower.kind} tower ({reason})") from None
     try:
-        with _quiet():
+        with quiet():
             program.save(path, external_data=True)  # which onnxruntime maps: a session opens in a third of the time
     except OSError as error:
         if error.errno is None:  # numpy's, of fewer bytes written than there are
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise
-    return checked(encoder.name, tower, _runner(path, tower, encoder))
+    return checked(encoder.name, tower, _runner(path, encoder))
 
 
-def _runner(path: Path, tower: Tower, encoder: DualEncoder) -> Any:
-    """The function of a graph, which is looked at as one of unknown origin is."""
-    source, result = _ports(encoder, tower)
-    check_graph(path, source, result)
-    session = open_session(path)
-
-    def run(items: Tensor) -> Tensor:
-        try:
-            rows = session.run([result.name], {source.name: items.numpy()})[0]
-        except Exception as error:  # onnxruntime's have no common class
-            said = f"onnxruntime cannot run the exported {tower.kind} tower on {tuple(items.shape)}"
-            raise InputError(f"{encoder.name}: {said} ({one_line(error, 200)})") from error
-        return torch.from_numpy(rows)
-
-    return run
-
-
-def _ports(encoder: DualEncoder, tower: Tower) -> tuple[Port, Port]:
-    if tower.kind == "image":
-        return image_ports(encoder.image_size, encoder.embed_dim)
-    return text_ports(None if tower.pad is not None else encoder.context_length, encoder.embed_dim)
+def _runner(path: Path, encoder: DualEncoder) -> Callable[[Tensor], Tensor]:
+    """A graph as a function of torch's tensors."""
+    graph = Graph(path, encoder.embed_dim)
+    return lambda items: torch.from_numpy(graph(items.numpy()))
 
 
 def _complete(encoder: DualEncoder, folder: Path, pad: int | None, precision: str) -> None:
@@ -170,8 +148,8 @@ def _complete(encoder: DualEncoder, folder: Path, pad: int | None, precision: st
     write_config(folder, encoder, precision=precision, pad=pad, tokenizer=tokenizer)
 
 
-def _without_origins(model: Any) -> None:
-    """Takes out where in which source file each operator comes from: paths of this machine, and much text."""
+def _strip_metadata(model: Any) -> None:
+    """Removes source locations, which contain local paths."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph.all_nodes():
@@ -183,35 +161,7 @@ def _without_origins(model: Any) -> None:
         value.metadata_props.clear()
 
 
-def _cause(error: BaseException) -> str:
-    """What went wrong at the bottom: the exporter wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return one_line(error, 200)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's talk off the terminal: it prints, warns and logs of what is of no use to a user."""
-    names = ("onnxscript", "onnx_ir", "torch", "torch.onnx", "torch.export", "torch.fx")
-    levels = {name: logging.getLogger(name).level for name in names}
-    try:
-        for name in names:
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        nowhere = io.StringIO()
-        with (
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
-
-
-def _told(encoder: DualEncoder, folder: Path, worst: dict[str, float], costs: Sequence[str] = ()) -> Exported:
+def _summarise(encoder: DualEncoder, folder: Path, worst: dict[str, float], costs: Sequence[str] = ()) -> Exported:
     """What the card says of the folder."""
     config = json.loads((folder / ONNX_FILE).read_text(encoding="utf-8"))
     images, texts = worst["image"], worst["text"]

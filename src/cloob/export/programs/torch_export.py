@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cloob.errors import InputError, one_line
-from cloob.export.exported import Exported
+from cloob.export.exported import Exported, quiet
 from cloob.export.programs.towers import Tower, checked, exportable
 from cloob.models.encoder import DualEncoder
 
@@ -29,11 +28,7 @@ rows = encode_text(input_ids)  # (n, L) int64 -> (n, D) unit rows
 
 
 def export_torch(encoder: DualEncoder, folder: Path) -> Exported:
-    """Writes the programs of both towers into a folder.
-
-    Args:
-        encoder: On the CPU, in float32.
-        folder: An empty folder.
+    """Writes the programs of both towers of an encoder on the CPU, in float32, into an empty folder.
 
     Raises:
         InputError: The towers cannot be exported, or the programs, read back, do not compute what they do.
@@ -55,8 +50,7 @@ def _export(encoder: DualEncoder, tower: Tower, folder: Path) -> float:
     """Writes one tower's program, reads it back and checks it; returns how much an entry of its rows is off at most."""
     path = folder / (IMAGE_FILE if tower.kind == "image" else TEXT_FILE)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own of what is to change in it
+        with quiet():
             program = torch.export.export(
                 tower.module, tower.example(), dynamic_shapes=tower.dynamic_shapes(), strict=False
             )

@@ -66,60 +66,28 @@ class Tower:
         return (sizes,)
 
 
-class _Images(nn.Module):
-    """Normalised pixels to unit rows."""
+class Rows(nn.Module):
+    """One tensor to unit rows.
 
-    def __init__(self, model: Any) -> None:
+    Args:
+        model: What holds the weights.
+        encode: Makes rows of the model and the tensor.
+    """
+
+    def __init__(self, model: Any, encode: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.encode = model, encode
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return F.normalize(self.model.encode_image(pixel_values), dim=-1)
-
-
-class _Texts(nn.Module):
-    """L tokens to unit rows."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return F.normalize(self.model.encode_text(input_ids), dim=-1)
-
-
-class _CausalTexts(nn.Module):
-    """Up to L tokens to unit rows, for a tower in which padding has no part in the result."""
-
-    def __init__(self, model: Any, tower: str) -> None:
-        super().__init__()
-        self.model, self.tower = model, tower
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return F.normalize(encode_short(self.model, self.tower, input_ids, new_mask=True), dim=-1)
-
-
-class _PooledTexts(nn.Module):
-    """Up to L tokens to unit rows, for a frozen transformer that masks its padding, and the head on it."""
-
-    def __init__(self, towers: AlignedTowers) -> None:
-        super().__init__()
-        self.towers = towers
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        text: Any = self.towers.text
-        return F.normalize(self.towers.text_head(text.pooled(input_ids)), dim=-1)
+    def forward(self, items: Tensor) -> Tensor:
+        """(n, ...) to (n, D)."""
+        return F.normalize(self.encode(self.model, items), dim=-1)
 
 
 @contextmanager
 def exportable(encoder: DualEncoder) -> Iterator[tuple[Tower, Tower]]:
     """Both towers of an encoder, image and text; its mode and layout are as before afterwards.
 
-    Args:
-        encoder: On the CPU, in float32.
-
-    Raises:
-        InputError: It has no towers of torch's.
+    The encoder is on the CPU, in float32.
     """
     encoder.check_weights()
     modes = [(module, module.training) for module in encoder.modules()]
@@ -127,12 +95,14 @@ def exportable(encoder: DualEncoder) -> Iterator[tuple[Tower, Tower]]:
     images, tokens = _samples(encoder)
     with torch.no_grad():
         wanted = encoder(images, tokens)
+        channels_last = encoder._layout == torch.channels_last
         try:
             encoder.set_channels_last(False)
-            image = Tower("image", _Images(_side(encoder.model, image=True)).eval(), images, wanted[0])
+            image_side = Rows(_side(encoder.model, image=True), lambda model, pixels: model.encode_image(pixels))
+            image = Tower("image", image_side.eval(), images, wanted[0])
             yield image, _text(encoder, tokens, wanted[1])
         finally:
-            encoder.set_channels_last(True)
+            encoder.set_channels_last(channels_last)
             for module, training in modes:
                 module.training = training
 
@@ -179,14 +149,17 @@ def _lengths(tower: Tower, items: Tensor) -> Iterator[Tensor]:
 
 
 def _text(encoder: DualEncoder, tokens: Tensor, wanted: Tensor) -> Tower:
-    """The text tower in the form that takes short texts, where it has one."""
+    """The text tower; up to L tokens where its padding has no part in the result, else L."""
     model = _side(encoder.model, image=False)
     causal = causal_tower(model, encoder.context_length)
+    pad: int | None = None
     if causal is not None:
-        return Tower("text", _CausalTexts(model, causal).eval(), tokens, wanted, pad=0)
-    if isinstance(model, AlignedTowers) and isinstance(model.text, TextEncoder):
-        return Tower("text", _PooledTexts(model).eval(), tokens, wanted, pad=model.text.pad)
-    return Tower("text", _Texts(model).eval(), tokens, wanted)
+        rows, pad = Rows(model, lambda model, tokens: encode_short(model, causal, tokens, new_mask=True)), 0
+    elif isinstance(model, AlignedTowers) and isinstance(model.text, TextEncoder):
+        rows, pad = Rows(model, lambda model, tokens: model.text_head(model.text.pooled(tokens))), model.text.pad
+    else:
+        rows = Rows(model, lambda model, tokens: model.encode_text(tokens))
+    return Tower("text", rows.eval(), tokens, wanted, pad)
 
 
 def _side(model: Any, *, image: bool) -> Any:

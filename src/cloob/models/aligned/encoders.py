@@ -74,7 +74,8 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
-        lengths = (tokens != self.pad).sum(1)
+        positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        lengths = ((tokens != self.pad) * positions).amax(1)  # a text may hold the padding's word
         order = lengths.argsort()
         parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
         return torch.cat(parts)[order.argsort()]

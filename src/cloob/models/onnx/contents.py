@@ -1,37 +1,41 @@
-"""An ONNX folder: what ``onnx.json`` says, each part checked; without torch.
+"""An ONNX folder: what ``onnx.json`` says and which graphs lie beside it; without torch.
 
 ::
 
-    onnx.json        format, name, sizes, preprocess_cfg, tokenizer
+    onnx.json        format, name, sizes, preprocess_cfg, tokenizer, fingerprint of the graphs
     image.onnx       pixel_values float32 (n, 3, H, W), normalised -> image_embeds float32 (n, D), unit rows
     text.onnx        input_ids int64 (n, L), or (n, L') for L' ≤ L without padding -> text_embeds float32 (n, D)
-    *.onnx.data      the weights of either, which onnxruntime maps; in older folders they are in the graphs themselves
+    *.onnx.data      the weights of either, which onnxruntime maps
     tokenizer.json   for the package tokenizers; spiece.model for rinna's
     objective.json   as in every model folder
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from cloob.cache import Cache
 from cloob.data.content import add_part
 from cloob.errors import InputError
-from cloob.models.onnx.graph import FLOAT, INT64, Port, check_graph
 from cloob.models.onnx.session import Graph
+from cloob.models.pixels import EvalTransform
 from cloob.models.runs import ONNX_FILE
-from cloob.models.weights.fields import RESIZE_MODES, Fields
+from cloob.models.untrusted import check_folder, read_json
 
 FORMAT = 1
 IMAGE_FILE, TEXT_FILE = "image.onnx", "text.onnx"
-PIXELS, TOKENS = "pixel_values", "input_ids"
-IMAGE_ROWS, TEXT_ROWS = "image_embeds", "text_embeds"
-_LARGEST_IMAGE, _LONGEST_TEXT = 4096, 1 << 16
+WEIGHTS_SUFFIX = ".data"
+"""What the file with a graph's weights adds to the graph's name."""
+_YOUNG_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,10 @@ class Contents:
         logit_scale: ln τ⁻¹.
         settings: ``precision``, ``pad`` and ``fingerprint``.
         preprocess_cfg: open_clip's.
-        tokenizer: What is said of the tokenizer, not looked at yet.
+        transform: A picture to its pixels.
+        mean: Of each channel, (3, 1, 1).
+        std: Likewise.
+        tokenizer: Settings of the tokenizer.
         images: The image tower.
         texts: The text tower.
     """
@@ -56,7 +63,10 @@ class Contents:
     logit_scale: float
     settings: dict[str, Any]
     preprocess_cfg: dict[str, Any]
-    tokenizer: Fields
+    transform: EvalTransform
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+    tokenizer: dict[str, Any]
     images: Graph
     texts: Graph
 
@@ -71,59 +81,64 @@ class Contents:
         return str(state.hexdigest())
 
 
-def image_ports(image_size: int, embed_dim: int) -> tuple[Port, Port]:
-    """Input and output of the image tower's graph."""
-    return Port(PIXELS, FLOAT, (None, 3, image_size, image_size)), Port(IMAGE_ROWS, FLOAT, (None, embed_dim))
-
-
-def text_ports(length: int | None, embed_dim: int) -> tuple[Port, Port]:
-    """Input and output of the text tower's graph; ``length`` is None where any up to L goes."""
-    return Port(TOKENS, INT64, (None, length)), Port(TEXT_ROWS, FLOAT, (None, embed_dim))
-
-
-def read_contents(folder: Path, content: dict[str, Any]) -> Contents:
-    """What such a folder holds; its graphs are opened when they are first used.
-
-    Args:
-        folder: The model folder.
-        content: What its ``onnx.json`` says.
+def read_contents(folder: Path) -> Contents:
+    """What such a folder holds; onnxruntime opens its graphs, and checks them, when they are first used.
 
     Raises:
-        InputError: A file is missing, damaged, not to be trusted or does not fit the others.
+        InputError: ``onnx.json`` is damaged, or the graphs beside it are not those that it was written for.
     """
-    fields = Fields(folder / ONNX_FILE, content)
-    fields.integer("format", least=FORMAT, most=FORMAT)
-    dim = fields.integer("embed_dim")
-    length = fields.integer("context_length", least=2, most=_LONGEST_TEXT)
-    precision = fields.one_of("precision", ("float32", "int8"))
-    pad = fields.integer("pad", least=0) if content.get("pad") is not None else None
-    preprocess = _preprocess(fields.inside("preprocess_cfg"))
-    for name in (IMAGE_FILE, TEXT_FILE):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder}: no {name} beside {ONNX_FILE}")
-    check_graph(folder / IMAGE_FILE, *image_ports(preprocess["size"], dim))
-    check_graph(folder / TEXT_FILE, *text_ports(None if pad is not None else length, dim))
-    return Contents(
-        name=str(content.get("name", folder.name)),
-        embed_dim=dim,
-        context_length=length,
-        logit_scale=fields.number("logit_scale", positive=False),
-        settings={"precision": precision, "pad": pad, "fingerprint": str(content.get("fingerprint", ""))[:64]},
-        preprocess_cfg=preprocess,
-        tokenizer=fields.inside("tokenizer"),
-        images=Graph(folder / IMAGE_FILE, PIXELS, IMAGE_ROWS, dim),
-        texts=Graph(folder / TEXT_FILE, TOKENS, TEXT_ROWS, dim, pad),
-    )
+    check_folder(folder)
+    file = folder / ONNX_FILE
+    content = read_json(file)
+    if content.get("format") != FORMAT:
+        raise InputError(f"{file}: format is {content.get('format')!r}; this version reads {FORMAT}")
+    try:
+        preprocess = dict(content["preprocess_cfg"])
+        preprocess |= {key: tuple(preprocess[key]) for key in ("mean", "std")}
+        pad = None if content["pad"] is None else int(content["pad"])
+        embed_dim = int(content["embed_dim"])
+        contents = Contents(
+            name=str(content["name"]),
+            embed_dim=embed_dim,
+            context_length=int(content["context_length"]),
+            logit_scale=float(content["logit_scale"]),
+            settings={"precision": content["precision"], "pad": pad, "fingerprint": content["fingerprint"]},
+            preprocess_cfg=preprocess,
+            transform=EvalTransform(preprocess),
+            mean=np.array(preprocess["mean"], np.float32).reshape(3, 1, 1),
+            std=np.array(preprocess["std"], np.float32).reshape(3, 1, 1),
+            tokenizer=dict(content["tokenizer"]),
+            images=Graph(folder / IMAGE_FILE, embed_dim),
+            texts=Graph(folder / TEXT_FILE, embed_dim, pad),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({type(error).__name__}: {error})") from None
+    if content["fingerprint"] != graphs_digest(folder):  # else vectors of two models would mix
+        raise InputError(f"{folder}: its graphs are not those that {ONNX_FILE} was written for; export the model again")
+    return contents
 
 
-def _preprocess(fields: Fields) -> dict[str, Any]:
-    """open_clip's ``preprocess_cfg``, each part checked."""
-    return {
-        "size": fields.integer("size", most=_LARGEST_IMAGE),
-        "mode": fields.one_of("mode", ("RGB",), "RGB"),
-        "mean": fields.channels("mean"),
-        "std": fields.channels("std", positive=True),
-        "interpolation": fields.one_of("interpolation", ("bicubic", "bilinear", "lanczos"), "bicubic"),
-        "resize_mode": fields.one_of("resize_mode", RESIZE_MODES, "shortest"),
-        "fill_color": fields.integer("fill_color", 0, least=0, most=255),
-    }
+def graphs_digest(folder: Path) -> str:
+    """SHA-256 of both graphs with their weights; kept in the cache by what the system says of the files.
+
+    Raises:
+        InputError: A graph is missing.
+    """
+    graphs = [folder / IMAGE_FILE, folder / TEXT_FILE]
+    for path in graphs:
+        if not path.is_file():
+            raise InputError(f"{folder}: no {path.name} beside {ONNX_FILE}")
+    files = [*graphs, *filter(Path.is_file, (path.with_name(path.name + WEIGHTS_SUFFIX) for path in graphs))]
+    stats = {path: path.stat() for path in files}
+    stamp = [(str(path.absolute()), s.st_size, s.st_mtime_ns, s.st_ctime_ns) for path, s in stats.items()]
+    name = f"onnx {stamp}"
+    if (known := Cache().find("digests", name)) is not None:
+        return known.read_text(encoding="ascii")
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as opened:
+            digest.update(hashlib.file_digest(opened, "sha256").digest())
+    if max(s.st_ctime for s in stats.values()) < time.time() - _YOUNG_SECONDS:  # else a change may leave the same stamp
+        with contextlib.suppress(InputError):  # a cache that cannot be written
+            Cache().put("digests", name, digest.hexdigest().encode())
+    return digest.hexdigest()

@@ -5,7 +5,6 @@ Shapes: n items, L tokens, D = embed_dim.
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import sys
@@ -26,22 +25,19 @@ _TOGETHER = 32
 """Items a run: more are not faster on a CPU, and take memory."""
 _STEP = 8
 """Lengths of texts are multiples of this, so that a session meets few shapes."""
-_UNKNOWN_MEMORY = 8 << 30
 
 
 class Graph:
-    """A graph with one input and one output; opened when it is first used.
+    """A graph with one input and one output; onnxruntime opens and checks it when it is first used.
 
     Args:
-        path: The file, which :func:`cloob.models.onnx.graph.check_graph` has looked at.
-        source: Name of its input.
-        result: Name of its output.
+        path: The file.
         embed_dim: D.
         pad: Of a text tower the padding, where the graph takes texts without it; else None.
     """
 
-    def __init__(self, path: Path, source: str, result: str, embed_dim: int, pad: int | None = None) -> None:
-        self.path, self.source, self.result, self.embed_dim, self.pad = path, source, result, embed_dim, pad
+    def __init__(self, path: Path, embed_dim: int, pad: int | None = None) -> None:
+        self.path, self.embed_dim, self.pad = path, embed_dim, pad
         self._session: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,7 +48,7 @@ class Graph:
         """The rows of n items, at least one, which are in the dtype that the graph takes.
 
         Raises:
-            InputError: onnxruntime cannot run it, or its output is not what its file says.
+            InputError: onnxruntime cannot run it, or it gives rows of another shape.
         """
         if self.pad is None:
             return np.concatenate([self._run(items[i : i + _TOGETHER]) for i in range(0, len(items), _TOGETHER)])
@@ -72,49 +68,26 @@ class Graph:
         """The graph's output for at most ``_TOGETHER`` items."""
         try:
             if self._session is None:
-                self._session = open_session(self.path)
-            found = self._session.run([self.result], {self.source: items})[0]
+                self._session = _open_session(self.path)
+            [source] = self._session.get_inputs()
+            [rows] = self._session.run(None, {source.name: items})
+        except InputError:
+            raise
         except Exception as error:  # onnxruntime's have no common class
             raise InputError(f"{self.path}: onnxruntime cannot run it ({one_line(error, 200)})") from None
-        rows: Rows = np.asarray(found)
-        if rows.shape != (len(items), self.embed_dim) or rows.dtype != np.float32:
-            wanted = f"float32 {(len(items), self.embed_dim)} wanted"
-            raise InputError(f"{self.path}: gave {rows.dtype} {rows.shape} for {len(items)} items; {wanted}")
-        return rows
+        wanted = (len(items), self.embed_dim)
+        if np.shape(rows) != wanted:
+            raise InputError(f"{self.path}: gave {np.shape(rows)} for {len(items)} items; {wanted} wanted")
+        return np.asarray(rows, np.float32)
 
 
-def open_session(path: Path) -> Any:
-    """A session of onnxruntime on the CPU, with as many threads as torch has or would have.
-
-    Its runs together take no more than half of the machine's memory: a graph of a few bytes can ask for any amount.
-    Constants are not folded when it opens, which would take memory that nobody counts; exports have folded theirs.
-    """
+def _open_session(path: Path) -> Any:
+    """A session of onnxruntime on the CPU, with as many threads as torch has or would have."""
     runtime: Any = require("onnxruntime", "onnx")
-    _limit_memory()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = _threads()
     options.log_severity_level = 4
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    return runtime.InferenceSession(
-        str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
-    )
-
-
-@functools.cache
-def _limit_memory() -> None:
-    """Bounds what all sessions of this process take, once."""
-    runtime: Any = require("onnxruntime", "onnx")
-    kind = runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
-    place = runtime.OrtMemoryInfo("Cpu", kind, 0, runtime.OrtMemType.DEFAULT)
-    runtime.create_and_register_allocator(place, runtime.OrtArenaCfg({"max_mem": _memory() // 2}))
-
-
-def _memory() -> int:
-    """Bytes of this machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return _UNKNOWN_MEMORY
+    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _threads() -> int:

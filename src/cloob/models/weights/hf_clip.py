@@ -15,7 +15,7 @@ from cloob.models.weights.fields import Fields
 from cloob.models.weights.folders import folder_weights
 from cloob.models.weights.keymap import Part
 from cloob.models.weights.scales import clip_objective, scale_of
-from cloob.models.weights.tokens import HubTokenizer, hub_tokenizer
+from cloob.models.weights.tokens import FileTokenizer, hub_tokenizer
 
 WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 """Patterns of the files of weights on a hub: of the first that is there; an index of several is a configuration."""
@@ -60,7 +60,7 @@ def load(folder: Path, config: dict[str, Any]) -> DualEncoder:
     end = _end(fields, text["vocab_size"])
     pad = fields.inside("text_config").integer("pad_token_id", end, least=0, most=text["vocab_size"] - 1)
     tokenizer = hub_tokenizer(folder, text["context_length"], pad, end)
-    if isinstance(tokenizer, HubTokenizer):
+    if isinstance(tokenizer, FileTokenizer):
         _check_rules(folder, tokenizer)
     # An export has its own.
     objective = read_objective(folder) or clip_objective(scale_of(weights, "logit_scale", model.logit_scale))
@@ -76,7 +76,7 @@ def _end(fields: Fields, vocabulary: int) -> int:
     return vocabulary - 1
 
 
-def _check_rules(folder: Path, tokenizer: HubTokenizer) -> None:
+def _check_rules(folder: Path, tokenizer: FileTokenizer) -> None:
     """InputError where a folder's tokenizer is of transformers' own class, and ``tokenizer.json`` has other rules."""
     path = folder / "tokenizer_config.json"
     fields = Fields(path, read_json(path) if path.is_file() else {})
