@@ -16,7 +16,7 @@ from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.sources.arrow import ArrowSource
-from cloob.data.sources.mapped import map_arrow
+from cloob.data.sources.columns import map_arrow
 from cloob.data.sources.table import TableSource
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError

@@ -23,7 +23,7 @@ from pyarrow import json as arrow_json
 from cloob.data.batch import BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import Fingerprint, of_column
-from cloob.data.sources.parquet import read_columns, read_schema
+from cloob.data.sources.columns import read_columns, read_schema
 from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
 from cloob.errors import InputError, first_of
 
