@@ -276,6 +276,15 @@ def test_arrow_of_either_kind_is_mapped(tmp_path: Path, image: MakeImage, kind: 
     ]
 
 
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_compressed_arrow_is_refused(tmp_path: Path, image: MakeImage, kind: str) -> None:
+    path, content, options = tmp_path / "a.arrow", table(image, range(3)), pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, content.schema, options=options) as f:
+        f.write_table(content)
+    with pytest.raises(InputError, match=r"a\.arrow: is compressed; save it as Arrow without compression"):
+        open_source(path)
+
+
 def two(image: MakeImage, name: str, held: pa.Array) -> pa.Array:
     return pa.StructArray.from_arrays([pa.array([image(0), image(1)]), held], ["bytes", name])
 
