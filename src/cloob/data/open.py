@@ -145,7 +145,7 @@ def _check_usable(source: Source) -> None:
     if not reasons:
         raise InputError(f"{source.name}: {good} usable pair{'s' * (good != 1)}, at least 2 are needed")
     by_reason = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
-    if reasons.keys() == {"missing caption"}:
+    if not good and reasons.keys() == {"missing caption"}:
         raise InputError(
             f"{source.name}: {seen:,} pictures without captions; training needs captions (a .txt beside each, or a "
             "table), `cloob index` makes pictures searchable without"
