@@ -31,8 +31,8 @@ from cloob.errors import InputError, require
 logger = logging.getLogger(__name__)
 
 Kind = Literal["shards", "tables", "indices", "embeddings", "features", "digests"]
-"""Fetched tars; Parquet as Arrow; where samples lie in local tars; what models make of pictures and texts (two kinds);
-and fingerprints of models."""
+"""Fetched and unpacked tars; Parquet as Arrow; where samples lie in local tars; what models make of pictures and texts
+(two kinds); and fingerprints of models."""
 
 DEFAULT_BYTES = 50 * 1024**3
 INDEX_SUFFIX = ".index"

@@ -16,7 +16,7 @@ from cloob.data.batch import BadSample
 from cloob.data.loader import Batching, PairLoader, Share
 from cloob.data.open import open_source
 from cloob.data.sources.arrow import ArrowSource
-from cloob.data.sources.mapped import map_arrow
+from cloob.data.sources.columns import map_arrow
 from cloob.data.sources.table import TableSource
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
@@ -274,6 +274,15 @@ def test_arrow_of_either_kind_is_mapped(tmp_path: Path, image: MakeImage, kind: 
         (image(0), "pair 0"),
         (image(2), "pair 2"),
     ]
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+def test_compressed_arrow_is_refused(tmp_path: Path, image: MakeImage, kind: str) -> None:
+    path, content, options = tmp_path / "a.arrow", table(image, range(3)), pa.ipc.IpcWriteOptions(compression="lz4")
+    with pa.OSFile(str(path), "wb") as sink, getattr(pa.ipc, f"new_{kind}")(sink, content.schema, options=options) as f:
+        f.write_table(content)
+    with pytest.raises(InputError, match=r"a\.arrow: is compressed; save it as Arrow without compression"):
+        open_source(path)
 
 
 def two(image: MakeImage, name: str, held: pa.Array) -> pa.Array:

@@ -4,6 +4,7 @@ import multiprocessing
 import multiprocessing.reduction
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -369,3 +370,19 @@ def test_workers_leave_ctrl_c_to_the_main_process(tokenizer: Callable[[list[str]
         os.kill(child.pid, signal.SIGINT)
     assert keys([first, *batches]) == list(range(8))
     pool.close()
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or multiprocessing.get_start_method() != "fork", reason="a limit that a fork inherits"
+)
+def test_a_picture_that_takes_too_much_memory_is_one_bad_sample(
+    tmp_path: Path, tokenizer: Callable[[list[str]], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cloob.data.pool.MAX_MEMORY", 300 * 1024**2)
+    for name, side in (("a", 32), ("b", 12_000), ("c", 32)):
+        Image.new("L", (side, side)).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(name)
+    pairs = PairLoader(open_source(tmp_path), TrainTransform(8), tokenizer, Batching(3), Share(workers=1))
+    (batch,) = pairs.epoch(0)
+    pairs.close()
+    assert len(batch) == 2 and [(skip.key, skip.reason) for skip in batch.skipped] == [("b.png", "image too large")]

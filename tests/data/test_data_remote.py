@@ -268,6 +268,21 @@ def test_a_shard_with_fewer_or_more_samples_than_told(
     ]
 
 
+def test_what_is_left_out_of_streamed_shards_is_said(
+    shards: Path, image: MakeImage, cache: Cache, write_tar: WriteTar, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A key with a dot: both where the shards are counted and where they are read."""
+    good = {f"{i}.{ext}": data for i in range(2) for ext, data in (("jpg", image(i)), ("txt", b"c"))}
+    write_tar(shards / "00001.tar", good | {"photo.0.png": image(), "photo.0.txt": b"c"})
+    spec, said = f"pipe:cat {shards}/{{00000..00002}}.tar", "2 files whose key has a dot"
+    assert main(["data", spec, "--count"]) == 0
+    assert f"00001.tar: not counted: {said}" in caplog.text and "(of 1 shard that hold such)" in caplog.text
+    caplog.clear()
+    source = open_source(spec, cache=cache)
+    assert source.read(6).caption == "c"
+    assert f"00001.tar: not read: {said}" in caplog.text
+
+
 def test_a_truncated_streamed_shard_loses_its_last_rows(shards: Path, cache: Cache) -> None:
     spec = simple(shards)
     with tarfile.open(shards / "00001.tar") as tar:
@@ -364,7 +379,7 @@ def test_counts_are_kept_now_and_then(shards: Path, monkeypatch: pytest.MonkeyPa
         seen.append(len(read_sizes(unfinished(spec))))
         opener.fetch(url, target)
 
-    monkeypatch.setattr("cloob.data.shards.count.fetch", look)
+    monkeypatch.setattr("cloob.data.shards.remote.fetch", look)
     count_samples(spec)
     assert seen == [0, 0, 2]
 

@@ -116,9 +116,9 @@ def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
             row = embed_query(Query.parse([address + path]), ByTorch(model))
             assert float(row @ model.encode_text(["red"]).numpy()[0]) > 0.9
         for path, said in (
-            ("/away", "leads from http: to file:"),
-            ("/ftp", "leads from http: to ftp:"),
-            ("/large", "more than 4,000 bytes"),
+            ("/away", "/away: "),
+            ("/ftp", "/ftp: "),
+            ("/large", "at most 4,000 are read"),
             ("/page", "corrupt image"),
             ("/none", "no such file"),
         ):

@@ -145,7 +145,7 @@ def _check_usable(source: Source) -> None:
     if not reasons:
         raise InputError(f"{source.name}: {good} usable pair{'s' * (good != 1)}, at least 2 are needed")
     by_reason = ", ".join(f"{count:,} × {reason}" for reason, count in reasons.most_common())
-    if reasons.keys() == {"missing caption"}:
+    if not good and reasons.keys() == {"missing caption"}:
         raise InputError(
             f"{source.name}: {seen:,} pictures without captions; training needs captions (a .txt beside each, or a "
             "table), `cloob index` makes pictures searchable without"
@@ -185,9 +185,9 @@ def _tell(source: Source) -> None:
     if isinstance(source, ShardSource) and source.left_out:
         _log.warning("%s; not read: %s", line, "; ".join(source.left_out))
         return
-    if not isinstance(source, TableSource) or not source.swallowed:
+    if not isinstance(source, TableSource) or not source.stray:
         _log.info(line)
         return
-    lost = len(source.swallowed) + sum(field.rows for field in source.swallowed)
-    more = f" (and {len(source.swallowed) - 1:,} quotes like it)" if len(source.swallowed) > 1 else ""
-    _log.warning("%s; %s%s: these %s rows are left out; close it, or double it", line, source.swallowed[0], more, lost)
+    rows, lines = counted(len(source.stray), "rows"), counted(sum(source.stray.values()), "lines")
+    quotes = f"stray quotes in {rows}, the first in row {min(source.stray) + 1:,}, take in {lines} that look like rows"
+    _log.warning("%s; %s: these are left out; close each quote, or double it", line, quotes)

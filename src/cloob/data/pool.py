@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from cloob.errors import InputError
 
 # Seconds that a process may take from its broken pipe to its end; one that held much memory takes a while.
 _DYING = 10
+MAX_MEMORY = 4 * 1024**3  # bytes that a worker may take beyond those it begins with
 
 
 @dataclass
@@ -130,7 +133,20 @@ def _as_is(batch: Any) -> Any:
 
 def _begin_worker(_: int) -> None:
     torch.set_num_threads(1)
+    _limit_memory()
     # Ctrl-C reaches the whole process group: ending the workers is the main process's business. And a handler that the
     # training loop has set for SIGTERM must not keep a forked worker alive.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _limit_memory() -> None:
+    """On Linux a picture that takes gigabytes costs one bad sample. Mapped files do not count."""
+    if sys.platform == "linux":
+        import resource
+
+        lines = Path("/proc/self/status").read_text().splitlines()
+        held = next(int(line.split()[1]) for line in lines if line.startswith("VmData:"))
+        most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        wanted = held * 1024 + MAX_MEMORY
+        resource.setrlimit(resource.RLIMIT_DATA, (wanted if most < 0 else min(wanted, most), most))

@@ -116,8 +116,7 @@ class Encoded:
             A loaded image of mode RGB without metadata.
 
         Raises:
-            Unreadable: ``"corrupt image"``, or ``"image too large"`` where transparency or EXIF behind the pixels of a
-                PNG lead above ``MAX_DECODED_BYTES``.
+            Unreadable: ``"corrupt image"``, or ``"image too large"`` where it takes more memory than there is.
         """
         orientation = self.orientation  # which goes with the metadata
         with warnings.catch_warnings():
@@ -166,8 +165,8 @@ class Encoded:
             self._exif_may_come_last = False
 
     def _bad(self, error: Exception) -> Unreadable:
-        if isinstance(error, Image.DecompressionBombError):
-            return Unreadable("image too large", str(error))
+        if isinstance(error, Image.DecompressionBombError | MemoryError):
+            return Unreadable("image too large", str(error) or "it takes more memory than there is")
         # Pillow's message for an unknown format holds the address of our buffer, which would differ per run.
         unknown = isinstance(error, UnidentifiedImageError | SyntaxError)
         said = "not an image file" if unknown else f"{type(error).__name__}: {error}"

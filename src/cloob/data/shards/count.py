@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 
 from cloob.cache import Cache
-from cloob.data.shards.fetch import fetch
-from cloob.data.shards.index import open_index
+from cloob.data.shards.index import open_index, scan_index
 from cloob.data.shards.paths import local_shards
+from cloob.data.shards.remote import fetch_tar
 from cloob.data.shards.sizes import SIZES, memory, read_sizes, unfinished
 from cloob.data.shards.spec import expand, is_remote, local_path, shard_name
 from cloob.data.shards.tar import TarReader
@@ -37,16 +37,19 @@ def count_samples(spec: str) -> dict[str, int]:
     if sizes:
         logger.warning("%s: goes on behind %s that were counted before", spec, counted(len(sizes), "shards"))
     cut: dict[str, str] = {}
+    odd: dict[str, str] = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
             for item in items:
                 if item in sizes:
                     continue
-                path = Path(item)
+                path = Path(folder) / "shard.tar" if remote else Path(item)
                 if remote:
-                    path = Path(folder) / "shard.tar"
-                    fetch(item, path)
-                index = open_index(TarReader((path,)), Cache())
+                    fetch_tar(item, path)
+                reader = TarReader((path,))
+                index = scan_index(reader) if remote else open_index(reader, Cache())
+                if index.left_out:
+                    odd[item] = "; ".join(index.left_out)
                 if index.cuts:
                     cut[item] = f"{index.cuts[0]}; {index.complete(0):,} samples are complete"
                     continue
@@ -56,6 +59,9 @@ def count_samples(spec: str) -> dict[str, int]:
     finally:  # Ctrl-C as well
         if remote:
             _keep(spec, sizes)
+    if odd:
+        item = next(iter(odd))
+        logger.warning("%s: not counted: %s (of %s that hold such)", item, odd[item], counted(len(odd), "shards"))
     if cut:
         (first, said), *others = cut.items()
         also = f"; also cut: {', '.join(item for item, _ in others)}" if others else ""

@@ -29,11 +29,10 @@ ABSENT = -1
 CUT = -2
 """Offset of the image in the row that stands for what a truncated shard has lost."""
 
-_FORMAT = 3
+_FORMAT = 4
 _MIN_SAVED_BYTES = 64 * 1024 * 1024  # tars smaller than this together are scanned faster than it is worth a file
 _DOTTED = "files", "whose key has a dot, as WebDataset's key ends at the first"
 _REPEATED = "files", "of a name that the tar holds before"
-_BEHIND = "tars", "from the end mark on, behind which there is more"
 _PARTS = frozenset((*IMAGE_EXTENSIONS, *CAPTION_EXTENSIONS))
 _COLUMNS = ("image_offset", "image_size", "caption_offset", "caption_size")
 
@@ -125,12 +124,12 @@ def open_index(reader: TarReader, cache: Cache, *, beside: bool = False) -> Shar
             raise InputError(f"{path}: {error.strerror}") from None
         facts.append((str(path.resolve()), stat.st_size, stat.st_mtime_ns))
     if not beside and sum(size for _, size, _ in facts) < _MIN_SAVED_BYTES:
-        return _scan(reader)
+        return scan_index(reader)
     key = hashlib.blake2b(json.dumps([_FORMAT, facts]).encode(), digest_size=16).hexdigest()
     scanned: list[ShardIndex] = []
 
     def make(target: Path) -> None:
-        scanned.append(_scan(reader))
+        scanned.append(scan_index(reader))
         _write(scanned[0], target, key)
 
     for _ in range(2):  # again where the file is damaged, or of a shard that was fetched anew
@@ -141,10 +140,11 @@ def open_index(reader: TarReader, cache: Cache, *, beside: bool = False) -> Shar
             cache.drop(file)
         if scanned:
             return scanned[0]
-    return _scan(reader)
+    return scan_index(reader)
 
 
-def _scan(reader: TarReader) -> ShardIndex:
+def scan_index(reader: TarReader) -> ShardIndex:
+    """The index of some tars, made anew."""
     keys: list[pa.Array] = []
     places: list[np.ndarray] = []
     cuts: dict[int, str] = {}
@@ -154,7 +154,7 @@ def _scan(reader: TarReader) -> ShardIndex:
         listing = reader.listing(i)
         for kind, name in _left_out(listing):
             odd[kind] += 1
-            examples.setdefault(kind, printable(f"{path.name}/{name}".rstrip("/")))
+            examples.setdefault(kind, printable(f"{path.name}/{name}"))
         shard_keys, shard_places = _index_one(listing)
         if listing.cut is not None:
             cuts[i] = listing.cut
@@ -180,8 +180,6 @@ def _left_out(listing: TarListing) -> Iterator[tuple[tuple[str, str], str]]:
             dotted.append((key, member.name))
     keys = {key for key, _ in seen} if dotted else set()
     yield from ((_DOTTED, name) for key, name in dotted if key not in keys)  # a.seg.png beside a.jpg is meant so
-    if listing.goes_on:
-        yield _BEHIND, ""
 
 
 def _index_one(listing: TarListing) -> tuple[list[str], np.ndarray]:

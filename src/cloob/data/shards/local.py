@@ -29,7 +29,7 @@ class ShardSource:
         name: What reports call this source.
         paths: The tars, in order.
         labels: What keys and errors call each tar; its file name when left out.
-        cache: Where the index of large tars is kept; None: ``Cache()``.
+        cache: Where compressed tars are unpacked, and the index of large ones is kept; None: ``Cache()``.
         cached: The one tar lies in the cache itself: then so does its index, and goes with it.
 
     Raises:
@@ -51,7 +51,7 @@ class ShardSource:
             raise InputError(f"{name}: no tar shard found")
         self.name = name
         self._labels = tuple(labels) if labels is not None else tuple(path.name for path in paths)
-        self._reader = TarReader(tuple(paths))
+        self._reader = TarReader(tuple(paths), cache)
         self._index = open_index(self._reader, cache or Cache(), beside=cached)
         self.shard_sizes = self._index.sizes
         self._expected = _check_sizes(paths, self._index.cuts, self._index.complete)
@@ -82,11 +82,6 @@ class ShardSource:
             "shards": digest(f"{label} {n}" for label, n in zip(self._labels, self.shard_sizes, strict=True)),
             "members": digest([keys, *self._index.places]),
         }
-
-    @property
-    def unpacked_bytes(self) -> int:
-        """What it holds of compressed tars in memory."""
-        return self._reader.unpacked_bytes
 
     def hold(self) -> None:
         """Opens the first shard, so that this process can read it even when its name is gone."""

@@ -19,7 +19,7 @@ from cloob.data.shards.fetch import fetch
 from cloob.data.shards.local import ShardSource
 from cloob.data.shards.sizes import SIZES, fetch_sizes, listed_url, remembered
 from cloob.data.shards.spec import expand, shard_name, sibling
-from cloob.data.shards.tar import MAX_UNPACKED_BYTES
+from cloob.data.shards.tar import make_plain
 from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class RemoteShardSource:
     def fetch_shard(self, shard: int) -> Path:
         """The shard's file in the cache, fetched now if it is not there."""
         url = self._urls[shard]
-        return self._cache.get("shards", url, lambda path: fetch(url, path))
+        return self._cache.get("shards", url, lambda path: fetch_tar(url, path))
 
     def _open(self, shard: int) -> ShardSource:
         if self._pid != os.getpid():  # forked: the parent's handles are closed here, and its files may be gone
@@ -118,21 +118,19 @@ class RemoteShardSource:
                 if last:
                     raise
         self._opened[shard], self._paths[shard] = source, path
-        while len(self._opened) > _MAX_OPEN_SHARDS or (len(self._opened) > 1 and self._unpacked() > MAX_UNPACKED_BYTES):
+        if len(self._opened) > _MAX_OPEN_SHARDS:
             self._paths.pop(self._opened.popitem(last=False)[0])
-        if source.complete[0] > self.shard_sizes[shard] and not self._warned:
-            logger.warning(
-                "%s holds %s samples, %s says %s: the others are left out (said once)",
-                self._urls[shard],
-                f"{source.complete[0]:,}",
-                SIZES,
-                f"{self.shard_sizes[shard]:,}",
-            )
-            self._warned = True
+        url, held, listed = self._urls[shard], source.complete[0], self.shard_sizes[shard]
+        if held > listed:
+            self._warn(f"{url} holds {held:,} samples, {SIZES} says {listed:,}: the others are left out")
+        if source.left_out:
+            self._warn(f"{url}: not read: {'; '.join(source.left_out)}")
         return source
 
-    def _unpacked(self) -> int:
-        return sum(source.unpacked_bytes for source in self._opened.values())
+    def _warn(self, said: str) -> None:
+        if not self._warned:
+            logger.warning("%s (said once)", said)
+        self._warned = True
 
     def _index(self, shard: int, path: Path) -> ShardSource:
         url = self._urls[shard]
@@ -149,6 +147,15 @@ class RemoteShardSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def fetch_tar(url: str, path: Path) -> None:
+    """Writes a tar into a file, unpacked; errors as of ``fetch``."""
+    fetch(url, path)
+    try:
+        make_plain(path)
+    except InputError as error:
+        raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{path} ')})") from None
 
 
 def open_remote(spec: str, cache: Cache) -> RemoteShardSource:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import string
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -13,11 +11,6 @@ from urllib.request import url2pathname
 from cloob.errors import InputError, require
 
 _SCHEME = re.compile(r"(pipe|file):|[A-Za-z][A-Za-z0-9+.-]+://")
-_INNERMOST = re.compile(r"\{([^{}]*)\}")
-_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
-_LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
-_COUNTED = re.compile("\0([0-9]+)\0")
-_MOST = 2_000_000  # the largest public pool of pictures, CommonPool, has 1.28 million shards
 _SHARD_NAME = re.compile(r"[^/\s'\"=]+\.(?:tar(?:\.gz|\.bz2|\.xz)?|tgz)(?=$|[\s'\"?#;|&)])", re.IGNORECASE)
 
 
@@ -56,51 +49,19 @@ def local_folder(spec: str | Path, what: str) -> Path:
 
 
 def expand(pattern: str, *, escape: bool = True) -> list[str]:
-    """The strings that a brace pattern stands for, in order.
+    """The strings that a brace pattern (``{000..999}``, ``{a,b}``) stands for, in order.
 
     Args:
-        pattern: With ``{000..999}`` or ``{a,b}`` in it, or without.
+        pattern: With braces or without.
         escape: Whether a backslash makes a brace literal; in a command it is the shell's.
 
     Raises:
-        InputError: The braces do not close, or stand for more than two million strings.
+        InputError: The braces do not close.
     """
-    braceexpand = require("braceexpand", "train").braceexpand
     try:
-        number = _number(pattern, escape=escape)
-        expanded = list(braceexpand(pattern, escape=escape)) if number <= _MOST else []
+        return list(require("braceexpand", "train").braceexpand(pattern, escape=escape))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{pattern}: not a brace pattern: {error}") from None
-    if number > _MOST:
-        raise InputError(f"{pattern}: its braces stand for more than {_MOST:,} shards; name fewer, or a folder")
-    return expanded
-
-
-def _number(pattern: str, *, escape: bool) -> int:
-    """How many strings a brace pattern stands for, at most ``_MOST + 1``; counted from the innermost braces outwards.
-
-    The library makes all that one pair of braces stands for before it gives the first string.
-    """
-    text = (re.sub(r"\\.", "", pattern, flags=re.DOTALL) if escape else pattern).replace("\0", "")
-    found = 1
-    while found:
-        text, found = _INNERMOST.subn(lambda braces: f"\0{_choices(braces[1])}\0", text)
-    return _product(text)
-
-
-def _choices(inside: str) -> int:
-    """How many strings one pair of braces stands for."""
-    if numbers := _NUMBERS.fullmatch(inside):
-        length = abs(int(numbers[2]) - int(numbers[1])) // (int(numbers[3] or 1) or 1) + 1
-        return min(length, _MOST + 1)
-    if letters := _LETTERS.fullmatch(inside):
-        first, last = (string.ascii_letters.swapcase().index(letters[i]) for i in (1, 2))
-        return abs(last - first) // (int(letters[3] or 1) or 1) + 1
-    return min(sum(map(_product, inside.split(","))), _MOST + 1)
-
-
-def _product(text: str) -> int:
-    return min(math.prod(int(number) for number in _COUNTED.findall(text)), _MOST + 1)
 
 
 def shard_name(url: str) -> str:

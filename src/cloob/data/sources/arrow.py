@@ -26,9 +26,7 @@ from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.prefetch import Prefetcher
-from cloob.data.sources.bounds import checked
-from cloob.data.sources.mapped import map_arrow
-from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
+from cloob.data.sources.columns import READ_ERRORS, checked, map_arrow, open_parquet, read_schema, unpacked
 from cloob.errors import InputError, first_of, message
 from cloob.pictures import MAX_IMAGE_BYTES
 
@@ -135,7 +133,7 @@ class ArrowSource:
             except FileNotFoundError:  # another process has made room in between
                 if last:
                     raise
-            except pa.ArrowException as error:
+            except READ_ERRORS as error:
                 raise _unreadable(self._paths[shard], error) from None
         if len(table) != self.shard_sizes[shard]:
             raise InputError(
@@ -217,7 +215,7 @@ def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
     try:
         schema = read_schema(path)
-    except (OSError, pa.ArrowException):
+    except READ_ERRORS:
         return False  # the reader of tables says what is wrong
     if schema.names.count(image_column) == 1:
         return is_image(schema.field(image_column).type)
@@ -229,11 +227,11 @@ def _facts(path: Path) -> tuple[pa.Schema, int, _State]:
     try:
         state = _state(path)
         if path.suffix.lower() == ".parquet":
-            about = read_metadata(path)
-            return about.schema.to_arrow_schema(), about.num_rows, state
+            with open_parquet(path) as file:
+                return file.schema_arrow, file.metadata.num_rows, state
         table = map_arrow(path)
         return table.schema, table.num_rows, state
-    except (OSError, pa.ArrowException) as error:
+    except READ_ERRORS as error:
         raise _unreadable(path, error) from None
 
 

@@ -9,23 +9,20 @@ import io
 import json
 import re
 import shlex
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
-from pyarrow import json as arrow_json
 
 from cloob.data.batch import BadSample, RawSample, clean_caption, printable
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import Fingerprint, of_column
-from cloob.data.sources.parquet import read_columns, read_schema
-from cloob.data.sources.quotes import Swallowed, find_swallowed, has_long_fields
-from cloob.errors import InputError, first_of
+from cloob.data.source import IMAGE_EXTENSIONS
+from cloob.data.sources.columns import read_columns, read_schema
+from cloob.errors import InputError, counted, first_of
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson")
 
@@ -39,10 +36,9 @@ class TableSource:
 
     The two columns stay arrow arrays: a row costs its bytes and no Python object. Relative image paths are relative to
     the table's folder. The delimiter of a text table is read off its header line, whatever the file's ending is.
-    Rows that a stray quote takes into one field stay in the count, after all others, and raise ``BadSample``.
 
     Attributes:
-        swallowed: The fields of a text table that hold rows, see ``cloob.data.sources.quotes``.
+        stray: Rows of a text table with a field that holds rows, see ``_stray_quotes``.
 
     Args:
         path: The table; its ending says CSV/TSV, Parquet or JSON lines.
@@ -61,23 +57,21 @@ class TableSource:
         check_columns(path, image_column, caption_column)
         columns = tuple(dict.fromkeys((image_column, caption_column)))  # one may be both
         with _one_line(path):
-            table, self.swallowed = _read(path, columns)
+            table, self.stray = _read(path, columns)
         self._images = _as_bytes(table, image_column, path)
         self._captions = _as_bytes(table, caption_column, path)
         del table
         pa.default_memory_pool().release_unused()  # parsing takes about as much again as the columns
-        self._spoilt = {field.row: field for field in self.swallowed}
-        self._lost_ends = list(accumulate(field.rows for field in self.swallowed))
         self.shard_sizes = (len(self),)
 
     def __len__(self) -> int:
-        return len(self._images) + (self._lost_ends[-1] if self._lost_ends else 0)
+        return len(self._images)
 
     @property
     def pairs(self) -> int:
         """Rows with a path and a caption, and no stray quote; whether they can be used is seen when they are read."""
         filled = [pc.greater(pc.fill_null(pc.binary_length(column), 0), 0) for column in (self._images, self._captions)]
-        spoilt = sum(bool(filled[0][row].as_py() and filled[1][row].as_py()) for row in self._spoilt)
+        spoilt = sum(bool(filled[0][row].as_py() and filled[1][row].as_py()) for row in self.stray)
         return int(pc.sum(pc.and_(*filled)).as_py() or 0) - spoilt
 
     def fingerprint(self) -> Fingerprint:
@@ -98,24 +92,16 @@ class TableSource:
         Raises:
             BadSample: It cannot be used; the detail counts rows from 1, without the header.
         """
-        if index >= len(self._images):
-            raise self._lost(index - len(self._images))
         where = f"row {index + 1:,} of {self._path.name}"
-        if index in self._spoilt:
-            raise BadSample("stray quote", where, f"{where}: {self._spoilt[index]}")
+        if index in self.stray:
+            lines = counted(self.stray[index], "lines")
+            raise BadSample("stray quote", where, f"{where}: a field takes in {lines} that look like rows")
         stored = (self._images[index].as_py() or b"").decode("utf-8", "surrogateescape").strip()
         key = printable(stored) or where
         caption = clean_caption(self._captions[index].as_py(), key, where)
         if not stored:
             raise BadSample("missing image", key, f"{where}: no path")
         return RawSample(key, read_image_file(self._path.parent / stored, key, where), caption)
-
-    def _lost(self, number: int) -> BadSample:
-        """What stands for a row that a field has taken in."""
-        place = bisect_right(self._lost_ends, number)
-        field = self.swallowed[place]
-        within = number - (self._lost_ends[place - 1] if place else 0) + 1
-        return BadSample("stray quote", f"line {field.line + within:,} of {self._path.name}", str(field))
 
 
 def _as_bytes(table: pa.Table, name: str, path: Path) -> pa.ChunkedArray:
@@ -171,8 +157,8 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[pa.Table, int]:
         InputError: Not a table.
     """
     with _one_line(path):
-        table, swallowed = _read(path, columns)
-    return table, len(swallowed) + sum(field.rows for field in swallowed)
+        table, stray = _read(path, columns)
+    return table, sum(stray.values())
 
 
 @contextlib.contextmanager
@@ -185,25 +171,14 @@ def _one_line(path: Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as a {path.suffix[1:].lower()} table: {said}") from None
 
 
-def _read(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
-    """The columns, and the fields of a text table that hold rows."""
+def _read(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
+    """The columns, and the rows of a text table with fields that hold rows."""
     match path.suffix.lower():
         case ".csv" | ".tsv":
             return _read_text(path, columns)
         case ".parquet":
-            return read_columns(path, columns), ()
-    try:
-        table = arrow_json.read_json(
-            path,
-            read_options=arrow_json.ReadOptions(block_size=_BLOCK_BYTES),
-            parse_options=arrow_json.ParseOptions(
-                explicit_schema=pa.schema([(column, pa.string()) for column in dict.fromkeys(columns)]),
-                unexpected_field_behavior="ignore",
-            ),
-        )
-    except pa.ArrowInvalid:  # something else than text, or no JSON: arrow names neither the line nor what is wrong
-        table = _read_json_lines(path, columns)
-    return table, ()
+            return read_columns(path, columns), {}
+    return _read_json_lines(path, columns), {}
 
 
 def _read_json_lines(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -227,8 +202,8 @@ def _as_read(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swallowed, ...]]:
-    """The columns, and the fields that hold rows."""
+def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, dict[int, int]]:
+    """The columns, and the rows with fields that hold rows."""
     delimiter, written = _sniff(path, columns)
     names = [name.strip() for name in written]
     try:
@@ -241,21 +216,33 @@ def _read_text(path: Path, columns: Sequence[str]) -> tuple[pa.Table, tuple[Swal
                 include_columns=as_written, column_types=dict.fromkeys(as_written, pa.binary()), check_utf8=False
             ),
         )
-        table = table.rename_columns([name.strip() for name in table.column_names])
     except pa.ArrowInvalid as error:
-        _, swallowed = find_swallowed(path, delimiter, names, columns[0])
-        if swallowed:
-            raise InputError(f"{path}: {swallowed[0]}; close it, or double it") from None
         _, one, row = str(error).partition("got 1: ")
         if one and ";" in row and delimiter != ";":
             raise InputError(f"{path}: rows look separated by ';', the first line by {delimiter!r}; use one") from None
+        if '"' in str(error):
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"{path}: {said}; a quote that is not closed takes in the rows after it") from None
         raise
-    if not has_long_fields(path, len(table)):
-        return table, ()
-    rows, swallowed = find_swallowed(path, delimiter, names, columns[0])
-    if swallowed and rows != len(table):  # which rows they are cannot be told
-        raise InputError(f"{path}: {swallowed[0]}; close it, or double it")
-    return table, tuple(swallowed)
+    table = table.rename_columns([name.strip() for name in table.column_names])
+    return table, _stray_quotes(table, delimiter)
+
+
+def _stray_quotes(table: pa.Table, delimiter: str) -> dict[int, int]:
+    """Rows with a field of which a line looks like a row, with a picture's path in a cell; and how many lines it has.
+
+    One quote too many opens a field that goes on, over any number of rows, to the next quote or the end of the file.
+    """
+    comma = re.escape(delimiter)
+    path = rf"[^\s{comma}]+\.(?:{'|'.join(IMAGE_EXTENSIONS)})\"?"
+    row = re.compile(rf"[\r\n](?:(?:.*{comma})?{path}{comma}|.*{comma}{path}(?:[\r\n]|\Z))".encode(), re.IGNORECASE)
+    found = {}
+    for column in table.columns:
+        several = pc.or_(*(pc.match_substring(column, end) for end in ("\n", "\r")))
+        for index in pc.indices_nonzero(several.fill_null(False)).to_pylist():
+            if row.search(text := column[index].as_py()):
+                found[index] = len(text.splitlines()) - 1
+    return found
 
 
 def _sniff(path: Path, columns: Sequence[str]) -> tuple[str, list[str]]:

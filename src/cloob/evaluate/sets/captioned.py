@@ -215,8 +215,8 @@ class _Rows:
 
 def _of_table(table: TableSource) -> _Rows:
     path = Path(table.name)
-    if table.swallowed:  # a test set must be whole
-        raise InputError(f"{path}: {table.swallowed[0]}; close it, or double it")
+    if table.stray:  # a test set must be whole
+        raise InputError(f"{path}: a stray quote in row {min(table.stray) + 1:,} takes in rows; close it, or double it")
     rows = (table.row(i) for i in range(len(table)))
     return _Rows(path, ((image, [caption]) for image, caption in rows))
 

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from cloob.data.source import IMAGE_EXTENSIONS
 from cloob.errors import InputError
+from cloob.files import TooLarge, read_at_most
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -183,8 +184,11 @@ def _fetched(address: str) -> bytes:
 
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder:
         target = Path(folder) / "picture"
-        fetch(address, target, max_bytes=MAX_ADDRESS_BYTES)
-        return target.read_bytes()
+        fetch(address, target)
+        try:
+            return read_at_most(target, MAX_ADDRESS_BYTES)
+        except TooLarge as error:
+            raise InputError(f"{address}: has {error.size:,} bytes; at most {MAX_ADDRESS_BYTES:,} are read") from None
 
 
 def _read_term(word: str) -> Term:

@@ -17,9 +17,7 @@ import pyarrow.compute as pc
 
 from cloob.data.batch import BadSample, Reason
 from cloob.data.sources.arrow import check_pictures, is_image, picture_in
-from cloob.data.sources.bounds import checked
-from cloob.data.sources.mapped import map_arrow
-from cloob.data.sources.parquet import read_metadata, read_schema, unpacked
+from cloob.data.sources.columns import READ_ERRORS, checked, map_arrow, open_parquet, read_schema, unpacked
 from cloob.errors import InputError, first_of
 from cloob.pictures import MAX_IMAGE_BYTES
 from cloob.search.records import Value
@@ -39,7 +37,6 @@ from cloob.search.scan.collection import (
 from cloob.search.scan.rows import CAPTION_COLUMNS, plain
 
 _MOST_OPEN = 4  # groups of rows of Parquet files, unpacked
-_MOST_TIMES = 10  # its file's size is what a group may unpack to: it is held in memory
 
 
 class Inside:
@@ -156,7 +153,7 @@ class Inside:
         row = int(number)
         try:
             groups = _groups(self._files[container])
-        except (OSError, pa.ArrowException) as error:
+        except READ_ERRORS as error:
             raise read_fault(path, error) from None
         for group, (start, length) in enumerate(groups):
             if start <= row < start + length:
@@ -182,7 +179,8 @@ class Inside:
         """Whether a group of a Parquet file says that no row is without bytes, or says nothing: then none is read."""
         if not path.lower().endswith(".parquet"):
             return False
-        about = read_metadata(path).row_group(group)
+        with open_parquet(path) as file:
+            about = file.metadata.row_group(group)
         columns = [about.column(i) for i in range(about.num_columns)]
         facts = [each.statistics for each in columns if each.path_in_schema == f"{self._image}.bytes"]
         return not any(each is not None and each.has_null_count and each.null_count for each in facts)
@@ -219,7 +217,7 @@ class Inside:
                 except InputError as error:
                     self._refused[key] = ("image too large", str(error))
                     raise BadSample("image too large", path, str(error)) from None
-                except (OSError, pa.ArrowException) as error:
+                except READ_ERRORS as error:
                     bad = read_fault(path, error)
                     if not isinstance(bad, ReadFailed):
                         self._refused[key] = (bad.reason, bad.detail)
@@ -256,13 +254,13 @@ def _stated(found: Found, path: str, container: Path) -> Found:
 
 def _unpacked(path: str, group: int, columns: Sequence[str] | None = None) -> pa.Table:
     """A group of a Parquet file."""
-    return pa.Table.from_batches(list(unpacked(Path(path), columns, group, most_times=_MOST_TIMES)))
+    return pa.Table.from_batches(list(unpacked(Path(path), columns, [group])))
 
 
 def _schema(file: Path) -> pa.Schema:
     try:
         return read_schema(file) if file.suffix.lower() == ".parquet" else map_arrow(file).schema
-    except (OSError, pa.ArrowException) as error:
+    except READ_ERRORS as error:
         raise InputError(f"{file} cannot be read: {' '.join(str(error).split())[:300]}") from None
 
 
@@ -270,8 +268,9 @@ def _groups(file: Path) -> list[tuple[int, int]]:
     """First row and number of rows of what is unpacked at once."""
     if file.suffix.lower() != ".parquet":
         return [(0, map_arrow(file).num_rows)]
-    about = read_metadata(file)
     groups, start = [], 0
+    with open_parquet(file) as opened:
+        about = opened.metadata
     for group in range(about.num_row_groups):
         length = about.row_group(group).num_rows
         groups.append((start, length))

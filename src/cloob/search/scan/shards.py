@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, printable
 from cloob.data.shards.index import group_members
-from cloob.data.shards.tar import MAX_UNPACKED_BYTES, Member, TarReader
+from cloob.data.shards.tar import Member, TarReader
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
 from cloob.pictures import MAX_IMAGE_BYTES
@@ -176,9 +176,7 @@ class Shards:
             held = self._readers
             held[shard.path] = reader
             held.move_to_end(shard.path)
-            while len(held) > 1 and (
-                len(held) > _MOST_OPEN or sum(each.unpacked_bytes for each in held.values()) > MAX_UNPACKED_BYTES
-            ):
+            if len(held) > _MOST_OPEN:
                 held.popitem(last=False)
 
     def _list(self, shard: Shard) -> dict[str, Found]:
