@@ -289,7 +289,7 @@ def graph(source: tuple[str, int, list[Any]], result: str, axes: list[int], node
         helper.make_node("Cast", [source[0]], ["numbers"], to=1),
         helper.make_node("ReduceMean", ["numbers", "axes"], ["mean"], keepdims=0),
         helper.make_node("Unsqueeze", ["mean", "last"], ["wide"]),
-        helper.make_node("Add", ["wide", "bias"], [result]),
+        helper.make_node("Add", ["wide", given[0].name if given else "bias"], [result]),
     ]
     tensors = [helper.make_tensor("axes", 7, [len(axes)], axes), helper.make_tensor("last", 7, [1], [1])]
     tensors += [helper.make_tensor("bias", 1, [DIM], [1.0, 2.0, 3.0, 4.0]), *given]

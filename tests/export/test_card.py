@@ -124,20 +124,6 @@ def test_results_of_another_model_are_refused(run: Path, tmp_path: Path, rows: A
         card(run, tmp_path, tmp_path / "results.json")
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"zeroshot": {"a": 3}},
-        {"zeroshot": [1]},
-        {"zeroshot": {"a": {"acc1": "high", "acc5": None}}, "settings": [1]},
-    ],
-)
-def test_what_is_no_number_is_not_measured(run: Path, tmp_path: Path, row: dict[str, Any]) -> None:
-    (tmp_path / "results.json").write_text(json.dumps({"rows": [{"model": "run", **row}]}))
-    metadata, body = card(run, tmp_path, tmp_path / "results.json")
-    assert "Not measured" in body and "model-index" not in metadata
-
-
 def test_a_model_without_a_run(small: Path, tmp_path: Path) -> None:
     (small / "objective.json").rename(tmp_path / "kept.json")
     try:

@@ -18,12 +18,13 @@ from cloob.objective import make_objective
 def _lively(name: str, **arguments: int) -> DualEncoder:
     encoder = create_model(name, seed=0, **arguments)
     norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
-        norm.momentum = None  # a plain average over the passes
-        norm.reset_running_stats()
     size = encoder.image_size
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same in each worker: an export is made by one of them
+        for norm in norms:
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            norm.momentum = None  # a plain average over the passes
+            norm.reset_running_stats()
         encoder.encode_image(torch.randint(0, 256, (32, 3, size, size), dtype=torch.uint8))
         for norm in norms:
             norm.momentum = 0.1

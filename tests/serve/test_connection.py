@@ -12,6 +12,17 @@ from cloob.serve import run
 from cloob.serve.app import make_app
 from cloob.serve.settings import ServeConfig
 
+
+def answer(client: socket.socket) -> bytes:
+    """Head and body of one answer, which may come in two parts."""
+    found = b""
+    while not found.endswith(b"}"):
+        part = client.recv(4096)
+        assert part, found
+        found += part
+    return found
+
+
 HALF = b"GET /api/health HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -29,12 +40,12 @@ def test_half_a_head_is_not_waited_for_and_too_many_clients_are_told(index: Inde
 
         try:
             first = connected(HALF + b"\r\n")
-            assert first.recv(4096).startswith(b"HTTP/1.1 200 ")
+            assert answer(first).startswith(b"HTTP/1.1 200 ")
             waiting = [connected(sent) for sent in (b"", HALF, HALF)]
             assert connected(HALF + b"\r\n").recv(4096).startswith(b"HTTP/1.1 503 ")
             assert [client.recv(1) for client in waiting] == [b"", b"", b""]  # closed
             first.sendall(HALF + b"\r\n")  # who was answered may ask again
-            assert b"HTTP/1.1 200 " in first.recv(65536)
+            assert answer(first).startswith(b"HTTP/1.1 200 ")
         finally:
             server.should_exit = True
             thread.join()

@@ -55,6 +55,9 @@ class BatchBuilder(Dataset[Batch]):
             except BadSample as bad:
                 skipped.append(bad.skip)
                 continue
+            except MemoryError:  # after decoding; a worker's memory is bounded (see pool)
+                skipped.append(Skip(sample.key, "image too large", "takes more memory than a data worker may"))
+                continue
             if pixels.shape != self._image_shape:  # assignment would broadcast
                 raise ValueError(
                     f"{sample.key}: the transform gave {tuple(pixels.shape)}, {tuple(self._image_shape)} before; "
