@@ -39,8 +39,8 @@ lowest: $(VENV)/.dev
 
 # The core of the suite with another Python, and data workers by each way of starting them: make newest NEWEST=3.14
 NEWEST ?= 3.13
-CORE := tests/functional tests/data tests/models tests/train tests/recipes tests/commands $(wildcard tests/test_*.py)
-WORKERS := tests/data/test_data_loader.py tests/train/test_train_loop.py tests/train/test_train_faults.py
+CORE := tests/functional tests/data tests/models tests/training tests/recipes tests/commands $(wildcard tests/test_*.py)
+WORKERS := tests/data/test_data_loader.py tests/training/test_train_loop.py tests/training/test_train_faults.py
 newest: $(VENV)/.dev
 	$(BIN)/uv venv --quiet --clear --python $(NEWEST) .venv-newest
 	$(BIN)/uv pip install --quiet --python .venv-newest/bin/python --editable ".[train,align,sentencepiece,test]"

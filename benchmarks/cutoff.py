@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 from cloob.cache import Cache
-from cloob.evaluate.embed import EmbedOptions, embed_texts
-from cloob.evaluate.embeddings import Embeddings
-from cloob.evaluate.sets.labelled import open_labelled
+from cloob.evaluation.embed import EmbedOptions, embed_texts
+from cloob.evaluation.embeddings import Embeddings
+from cloob.evaluation.sets.labelled import open_labelled
 from cloob.search.ask.background import CUTOFF, DRAWN, background_texts, levels, unrelated
 from cloob.search.ask.find import LOOKED_AT
 from cloob.search.ask.query import Query, Term

@@ -89,7 +89,7 @@ def read(path: Path = RECORDS) -> list[dict[str, Any]]:
 def run(method: str, settings: Settings, seed: int, folder: Path) -> dict[str, Any]:
     """One training; the recall of its last epoch."""
     from cloob.recipes import get_recipe
-    from cloob.train.loop import train
+    from cloob.training.loop import train
 
     config = get_recipe(f"demo-{method}").override(
         **settings,
@@ -117,8 +117,8 @@ def run(method: str, settings: Settings, seed: int, folder: Path) -> dict[str, A
 
 def make_once() -> None:
     """Encoders, the split and the features' key are the same in all runs: one making of each serves them."""
-    from cloob.train import align
-    from cloob.train.towers import build
+    from cloob.training import align
+    from cloob.training.towers import build
 
     def once(make: Any, same: Any) -> Any:
         made: dict[Any, Any] = {}

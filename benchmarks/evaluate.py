@@ -59,10 +59,10 @@ OURS = """
 import json, sys, time
 from pathlib import Path
 import torch
-from cloob.evaluate.sets.labelled import open_labelled
-from cloob.evaluate.embed import EmbedOptions
-from cloob.evaluate.embeddings import Embeddings
-from cloob.evaluate.suite import evaluate
+from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.embed import EmbedOptions
+from cloob.evaluation.embeddings import Embeddings
+from cloob.evaluation.suite import evaluate
 from cloob.models.towers import open_clip
 open_clip()
 out, batch, workers, threads, model, *sets = sys.argv[1:]

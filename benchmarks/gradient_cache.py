@@ -26,7 +26,7 @@ from benchmarks.machine import machine
 
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
-from cloob.train.step import Stepper, TowersWithLoss
+from cloob.training.step import Stepper, TowersWithLoss
 
 OUT = Path(__file__).parent / "results" / "gradient_cache"
 

@@ -65,10 +65,10 @@ def theirs(python: str, model: Path, folder: Path) -> dict[str, Any]:
 def ours(model: Path, folder: Path) -> dict[str, Any]:
     """What our evaluation finds."""
     start = time.perf_counter()
-    from cloob.evaluate.embed import EmbedOptions
-    from cloob.evaluate.embeddings import Embeddings
-    from cloob.evaluate.sets.labelled import open_labelled
-    from cloob.evaluate.suite import evaluate
+    from cloob.evaluation.embed import EmbedOptions
+    from cloob.evaluation.embeddings import Embeddings
+    from cloob.evaluation.sets.labelled import open_labelled
+    from cloob.evaluation.suite import evaluate
 
     results = evaluate(Embeddings({"model": model}, EmbedOptions(batch_size=64, workers=1)), [open_labelled(folder)])
     if "failures" in results:

@@ -3,7 +3,7 @@
 ``python benchmarks/retrieval.py [--sizes 10000 20000 100000] [--dim 512]`` ranks N images against N texts, each size in
 a fresh process:
 
-- ``chunked``: ``cloob.evaluate.measures.retrieval.retrieval_ranks``, blocks of 4096 × 4096 scores;
+- ``chunked``: ``cloob.evaluation.measures.retrieval.retrieval_ranks``, blocks of 4096 × 4096 scores;
 - ``matrix``: the N × N scores at once and a top-10 of each side, as evaluation scripts do it, up to ``--matrix-until``.
 
 Peak memory is that of the whole process (VmHWM), with Python, torch and the embeddings (2 · 4 · N · D bytes). Time is
@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine as this_machine
 
-from cloob.evaluate.measures.retrieval import retrieval_ranks
+from cloob.evaluation.measures.retrieval import retrieval_ranks
 
 KS = (1, 5, 10)
 NOISE = 6.0  # of a text around its image, in units of the image's norm: recalls in between nothing and all

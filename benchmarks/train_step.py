@@ -66,8 +66,8 @@ def clock(steps: int, device: str) -> list[float]:
 
 
 def ours(args: argparse.Namespace, folder: Path, objective: str, precision: str) -> None:
-    from cloob.train.config import TrainConfig
-    from cloob.train.loop import train
+    from cloob.training.config import TrainConfig
+    from cloob.training.loop import train
 
     config = TrainConfig().override(
         data=[str(args.data / SHARDS)],

@@ -40,17 +40,6 @@ def test_the_objective_needs_torch_alone() -> None:
     assert not modules_after(statement) & {"open_clip", "torchvision", "tyro", "rich", "PIL", "pyarrow", "fsspec"}
 
 
-def test_train_and_evaluate_are_packages_and_functions_in_any_order() -> None:
-    script = (
-        "import cloob, inspect; first = cloob.train; import cloob.train.loop, cloob.evaluate.suite;"
-        "assert cloob.train is first and cloob.evaluate.suite.evaluate and cloob.train.loop.train;"
-        "assert inspect.signature(cloob.train) == inspect.signature(cloob.train.loop.train);"
-        "assert inspect.signature(cloob.evaluate) == inspect.signature(cloob.evaluate.suite.evaluate)"
-    )
-    done = run_script(script)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "functional"])
 def test_examples_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -22,7 +22,7 @@ from cloob.data.builder import BatchBuilder, Request
 from cloob.data.decode import Encoded
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
-from cloob.evaluate.embed import embed_images
+from cloob.evaluation.embed import embed_images
 from cloob.models.encoder import DualEncoder
 from cloob.models.towers import create_model
 from cloob.pictures import encoded as decoder

@@ -27,12 +27,12 @@ from torch import Tensor
 
 from cloob.data.decode import decode
 from cloob.data.open import open_source
-from cloob.evaluate.sets.labelled import open_labelled
+from cloob.evaluation.sets.labelled import open_labelled
 from cloob.files import write_whole
 from cloob.models.aligned import AlignedEncoder
 from cloob.models.tokenizer import ClipTokenizer
 from cloob.recipes import get_recipe
-from cloob.train.align import make_aligned
+from cloob.training.align import make_aligned
 
 IMAGE_SIZE = 96
 _PIECE, _BATCH = 4096, 64

@@ -22,10 +22,10 @@ from cloob.data.order import epoch_order
 from cloob.models.aligned import Head
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
-from cloob.train.config import OptimConfig
-from cloob.train.config.model import HEADS
-from cloob.train.optim import make_optimizer, make_schedule
-from cloob.train.step import Stepper, TowersWithLoss
+from cloob.training.config import OptimConfig
+from cloob.training.config.model import HEADS
+from cloob.training.optim import make_optimizer, make_schedule
+from cloob.training.step import Stepper, TowersWithLoss
 
 EMBED_DIM = 256
 DROPOUT = HEADS["head_dropout"]

@@ -24,9 +24,9 @@ from cloob.functional.geometry import saturation
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import ContrastiveObjective
-from cloob.train.config import OptimConfig
-from cloob.train.optim import make_optimizer, make_schedule
-from cloob.train.step import Stepper, StepResult, TowersWithLoss
+from cloob.training.config import OptimConfig
+from cloob.training.optim import make_optimizer, make_schedule
+from cloob.training.step import Stepper, StepResult, TowersWithLoss
 
 CURVE_POINTS = 8
 """How often a cell's test scores are taken along the run (never looked at by the search)."""

@@ -11,11 +11,11 @@ from benchmarks.pictograms.cache import Data, Labelled, Pairs, pixels
 from benchmarks.pictograms.records import pack_numbers
 from torch import Tensor
 
-from cloob.evaluate.embed import embed_texts, evaluating
-from cloob.evaluate.measures.geometry import geometry
-from cloob.evaluate.measures.probe import fit_probe, probe_ranks
-from cloob.evaluate.measures.retrieval import RECALLS, retrieval_ranks
-from cloob.evaluate.measures.zeroshot import class_embeddings, zeroshot_ranks
+from cloob.evaluation.embed import embed_texts, evaluating
+from cloob.evaluation.measures.geometry import geometry
+from cloob.evaluation.measures.probe import fit_probe, probe_ranks
+from cloob.evaluation.measures.retrieval import RECALLS, retrieval_ranks
+from cloob.evaluation.measures.zeroshot import class_embeddings, zeroshot_ranks
 from cloob.functional import ranking
 from cloob.models.encoder import DualEncoder
 

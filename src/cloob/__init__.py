@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cloob import functional
     from cloob.data.open import open_source
-    from cloob.evaluate.suite import evaluate
+    from cloob.evaluation.suite import evaluate
     from cloob.models.load import load_model
     from cloob.models.towers import create_model
     from cloob.objective import ContrastiveObjective, make_objective
     from cloob.recipes import get_recipe
     from cloob.search.index import Index
-    from cloob.train.config import TrainConfig
-    from cloob.train.gradcache import cached_backward
-    from cloob.train.loop import train
+    from cloob.training.config import TrainConfig
+    from cloob.training.gradcache import cached_backward
+    from cloob.training.loop import train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,23 +43,23 @@ __all__ = [
 _HOMES = {
     "ContrastiveObjective": "cloob.objective",
     "Index": "cloob.search.index",
-    "TrainConfig": "cloob.train.config",
-    "cached_backward": "cloob.train.gradcache",
+    "TrainConfig": "cloob.training.config",
+    "cached_backward": "cloob.training.gradcache",
     "create_model": "cloob.models.towers",
+    "evaluate": "cloob.evaluation.suite",
     "get_recipe": "cloob.recipes",
     "load_model": "cloob.models.load",
     "make_objective": "cloob.objective",
     "open_source": "cloob.data.open",
+    "train": "cloob.training.loop",
 }
-# Packages; of these, train and evaluate can be called (see cloob.packages).
-_PACKAGES = ("evaluate", "functional", "train")
 
 
 if not TYPE_CHECKING:  # a type checker that saw this function would take any name for one of ours
 
     def __getattr__(name: str) -> Any:
-        if name in _PACKAGES:
-            return importlib.import_module(f"cloob.{name}")
+        if name == "functional":
+            return importlib.import_module("cloob.functional")
         if name not in _HOMES:
             raise AttributeError(f"module 'cloob' has no attribute {name!r}")
         return getattr(importlib.import_module(_HOMES[name]), name)

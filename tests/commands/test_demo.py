@@ -14,14 +14,14 @@ import pytest
 from torch import Tensor
 
 from cloob.commands.work import demo
-from cloob.evaluate.sets.captioned import open_captioned
-from cloob.evaluate.sets.labelled import open_labelled
+from cloob.evaluation.sets.captioned import open_captioned
+from cloob.evaluation.sets.labelled import open_labelled
 from cloob.models.aligned.encoders import ImageEncoder
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
 from cloob.search.index import Index
-from cloob.train.config import TrainConfig
+from cloob.training.config import TrainConfig
 from support import write_classes, write_pairs
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}

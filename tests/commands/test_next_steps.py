@@ -12,9 +12,9 @@ from cloob import cli
 from cloob.commands.arguments import parse
 from cloob.commands.train import read_start
 from cloob.recipes import get_recipe
-from cloob.train.config import TrainConfig
-from cloob.train.config.checks import check_combination
-from cloob.train.towers.build import fit_batch
+from cloob.training.config import TrainConfig
+from cloob.training.config.checks import check_combination
+from cloob.training.towers.build import fit_batch
 from support import write_pairs
 
 

@@ -10,7 +10,7 @@ from cloob import cli
 from cloob.commands.arguments import parse
 from cloob.commands.train import read_start
 from cloob.recipes import RECIPES, get_recipe
-from cloob.train.config import TrainConfig
+from cloob.training.config import TrainConfig
 from support import write_pairs
 
 

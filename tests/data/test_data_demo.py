@@ -18,7 +18,7 @@ import cloob.data
 from cloob.data.batch import caption_id
 from cloob.data.decode import decode
 from cloob.data.open import DEMO, open_source
-from cloob.evaluate.sets.labelled import open_labelled
+from cloob.evaluation.sets.labelled import open_labelled
 
 PERMISSIVE = {"public domain", "MIT", "Apache-2.0"}
 

@@ -15,7 +15,7 @@ from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample
 from cloob.data.open import _check_usable, open_source
 from cloob.data.source import Source
 from cloob.errors import InputError
-from cloob.evaluate.sets.captioned import open_captioned
+from cloob.evaluation.sets.captioned import open_captioned
 
 
 @pytest.fixture

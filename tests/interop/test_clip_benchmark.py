@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cloob.evaluate.sets.captioned import open_captioned
-from cloob.evaluate.sets.labelled import open_labelled
-from cloob.evaluate.suite import evaluate
-from cloob.evaluate.tables import write_clip_benchmark
+from cloob.evaluation.sets.captioned import open_captioned
+from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.suite import evaluate
+from cloob.evaluation.tables import write_clip_benchmark
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cloob.evaluate.cache import folder_key
-from cloob.evaluate.embed import embed_images, embed_texts
+from cloob.evaluation.cache import folder_key
+from cloob.evaluation.embed import embed_images, embed_texts
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
 from cloob.models.towers import create_model
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 def check(python: str, tmp_path: Path, data: Path) -> None:
     """A set through MTEB, against the embeddings that we make of it."""
-    from cloob.evaluate.sets.labelled import open_labelled
+    from cloob.evaluation.sets.labelled import open_labelled
 
     model = tmp_path / "model"
     save_model(model, create_model("tiny-vit", seed=0), make_objective("cloob").config())

@@ -16,7 +16,7 @@ from cloob.errors import InputError
 from cloob.models.aligned import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
 from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
-from cloob.train.state.resume import read_checkpoint
+from cloob.training.state.resume import read_checkpoint
 from support import write_pairs
 
 AUTO_MAP = {"AutoTokenizer": ["evil.Words", None], "AutoConfig": "evil.Config", "AutoModel": "evil.Model"}

@@ -13,7 +13,7 @@ from torch import nn
 
 from cloob.objective import OBJECTIVES
 from cloob.recipes import RECIPES, describe, get_recipe
-from cloob.train.config import TrainConfig
+from cloob.training.config import TrainConfig
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -46,8 +46,8 @@ def test_every_recipe_can_be_built(name: str) -> None:
     "model", sorted({model for name in RECIPES if (model := get_recipe(name).towers.model) is not None})
 )
 def test_the_towers_of_every_recipe_can_be_made(model: str) -> None:
-    from cloob.train.optim import parameter_groups
-    from cloob.train.towers.build import make_encoder
+    from cloob.training.optim import parameter_groups
+    from cloob.training.towers.build import make_encoder
 
     config = next(c for name in RECIPES if (c := get_recipe(name)).towers.model == model)
     encoder = make_encoder(config)
@@ -85,7 +85,7 @@ def test_the_papers_hyper_parameters() -> None:
 
 def test_the_cc3m_recipe_trains_on_the_authors_table(tmp_path: Path) -> None:
     """Tab-separated under the name .csv; two steps with small towers."""
-    from cloob.train.loop import train
+    from cloob.training.loop import train
 
     rows = ["filepath\ttitle"]
     for n in range(8):
@@ -142,7 +142,7 @@ def test_recipes_train_on_shards(recipe: str, changes: dict[str, object], tmp_pa
     from cloob.models.load import load_model
     from cloob.models.towers import create_model
     from cloob.objective import make_objective
-    from cloob.train.loop import train
+    from cloob.training.loop import train
 
     if "init" in changes:
         save_model(tmp_path / "init", create_model("tiny-vit", seed=1), make_objective("clip").config())

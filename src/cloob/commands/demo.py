@@ -11,9 +11,9 @@ from cloob.commands.arguments import parse
 from cloob.errors import InputError
 from cloob.models.names import check_packages
 from cloob.recipes import get_recipe
-from cloob.train.config import TrainConfig
-from cloob.train.config.checks import preflight
-from cloob.train.config.model import ObjectiveName
+from cloob.training.config import TrainConfig
+from cloob.training.config.checks import preflight
+from cloob.training.config.model import ObjectiveName
 
 _SCRATCH: tuple[ObjectiveName, ...] = ("clip", "cloob")
 _FROZEN: tuple[ObjectiveName, ...] = ("clip", "infoloob", "cloob")

@@ -15,11 +15,11 @@ from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.models.runs import CHECKPOINTS_FOLDER
 from cloob.recipes import get_recipe
-from cloob.train.config import TrainConfig
-from cloob.train.config.checks import preflight
-from cloob.train.config.model import ObjectiveName
-from cloob.train.config.pairs import VAL_SPLIT
-from cloob.train.config.run import LENGTHS
+from cloob.training.config import TrainConfig
+from cloob.training.config.checks import preflight
+from cloob.training.config.model import ObjectiveName
+from cloob.training.config.pairs import VAL_SPLIT
+from cloob.training.config.run import LENGTHS
 
 _USAGE = "[RECIPE | --config FILE]"
 _DESCRIPTION = (

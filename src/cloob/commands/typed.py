@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from cloob.errors import InputError
 from cloob.recipes import RECIPES
-from cloob.train.config import TrainConfig
-from cloob.train.config.strict import hints, leaf_homes
+from cloob.training.config import TrainConfig
+from cloob.training.config.strict import hints, leaf_homes
 
 
 def take_recipe(words: list[str]) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cloob.citation import BIBTEX
 from cloob.errors import require
-from cloob.evaluate.report.numbers import MISSING, interval, number, part
+from cloob.evaluation.report.numbers import MISSING, interval, number, part
 from cloob.export.exported import CARD_FILE
 from cloob.export.facts import Facts
 from cloob.files import write_whole

@@ -10,7 +10,7 @@ from types import FunctionType
 
 from cloob.errors import InputError, nearest
 from cloob.recipes import demo, paper, pictograms, trained
-from cloob.train.config import TrainConfig
+from cloob.training.config import TrainConfig
 
 __all__ = ["RECIPES", "describe", "get_recipe"]
 

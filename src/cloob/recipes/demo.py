@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from cloob.recipes.trained import align
-from cloob.train.config import TrainConfig
-from cloob.train.config.model import ObjectiveName
+from cloob.training.config import TrainConfig
+from cloob.training.config.model import ObjectiveName
 
 
 def _demo(objective: ObjectiveName, **own: Any) -> TrainConfig:

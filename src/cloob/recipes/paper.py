@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloob.train.config import TrainConfig
+from cloob.training.config import TrainConfig
 
 _CLOOB: dict[str, Any] = {"objective": "cloob", "inv_tau": 30.0, "beta": 8.0, "scale": "paper"}
 _CLIP: dict[str, Any] = {"objective": "clip", "inv_tau": 1 / 0.07, "learnable_inv_tau": True, "scale": "unit"}

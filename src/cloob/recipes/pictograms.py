@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cloob.train.config import TrainConfig
-from cloob.train.config.model import ObjectiveName
+from cloob.training.config import TrainConfig
+from cloob.training.config.model import ObjectiveName
 
 
 def _pictograms(objective: ObjectiveName) -> TrainConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloob.train.config import TrainConfig
+from cloob.training.config import TrainConfig
 
 
 def _from_start(**overrides: Any) -> TrainConfig:

@@ -20,11 +20,11 @@ from cloob.commands.work.judge import check_writable
 from cloob.data.batch import BadSample
 from cloob.data.content import Reader
 from cloob.distributed import resolve_device
-from cloob.evaluate.analysis import analyze
-from cloob.evaluate.embed import EmbedOptions
-from cloob.evaluate.report import ReportExtras, ShownPicture, write_report
-from cloob.evaluate.sets.captioned import open_captioned
-from cloob.evaluate.suite import write_results
+from cloob.evaluation.analysis import analyze
+from cloob.evaluation.embed import EmbedOptions
+from cloob.evaluation.report import ReportExtras, ShownPicture, write_report
+from cloob.evaluation.sets.captioned import open_captioned
+from cloob.evaluation.suite import write_results
 from cloob.models.runs import curve
 
 

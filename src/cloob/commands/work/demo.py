@@ -14,19 +14,19 @@ from cloob.commands.steps import say_next
 from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
-from cloob.evaluate.embed import EmbedOptions
-from cloob.evaluate.report import ExampleQuery
-from cloob.evaluate.searches import searches
-from cloob.evaluate.sets.captioned import open_captioned
-from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
+from cloob.evaluation.embed import EmbedOptions
+from cloob.evaluation.report import ExampleQuery
+from cloob.evaluation.searches import searches
+from cloob.evaluation.sets.captioned import open_captioned
+from cloob.evaluation.sets.labelled import LabelledSet, open_labelled
 from cloob.files import write_whole
 from cloob.search.index import Index
 from cloob.search.sqlite.file import FILE
 from cloob.search.update import UpdateOptions
-from cloob.train.callbacks import RunResult
-from cloob.train.config import TrainConfig
-from cloob.train.loop import train
-from cloob.train.watch.log import ProgressDisplay
+from cloob.training.callbacks import RunResult
+from cloob.training.config import TrainConfig
+from cloob.training.loop import train
+from cloob.training.watch.log import ProgressDisplay
 
 TEXTS = ("red heart", "animal with a trunk", "an insect", "yellow flower", "a clock")
 _SAME = "The same {what}, data, seed and number of steps; the objective and its tuned settings differ."
@@ -42,7 +42,7 @@ def run(configs: Mapping[str, TrainConfig], out: Path, device_name: str) -> int:
     device = resolve_device(device_name)
     check_writable(out)
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
-    logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the frozen encoders are
+    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the frozen encoders are
     runs = {}
     for name, config in configs.items():
         runs[name] = train(config, callbacks=[ProgressDisplay(title=name)])

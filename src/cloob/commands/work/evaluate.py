@@ -15,12 +15,12 @@ from cloob.commands.work.heldout import open_held_out, say_trained_on
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
-from cloob.evaluate.embed import EmbedOptions
-from cloob.evaluate.measures.probe import ProbeOptions
-from cloob.evaluate.sets.captioned import Renamed, open_captioned
-from cloob.evaluate.sets.labelled import open_labelled
-from cloob.evaluate.sets.suites import SuiteSets, open_suites, training_split
-from cloob.evaluate.tables import write_set_files
+from cloob.evaluation.embed import EmbedOptions
+from cloob.evaluation.measures.probe import ProbeOptions
+from cloob.evaluation.sets.captioned import Renamed, open_captioned
+from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.sets.suites import SuiteSets, open_suites, training_split
+from cloob.evaluation.tables import write_set_files
 
 
 def run(arguments: EvalArguments) -> int:

@@ -14,12 +14,12 @@ from cloob.data.content import Reader
 from cloob.data.fingerprint import digest
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
-from cloob.evaluate.sets.captioned import ByPicture, Renamed, open_captioned
+from cloob.evaluation.sets.captioned import ByPicture, Renamed, open_captioned
 from cloob.models.load import find_model_folder
 from cloob.models.runs import RUN_CONFIG_FILE, read_validation, run_of
-from cloob.train.config import TrainConfig
-from cloob.train.config.pairs import PairsConfig
-from cloob.train.towers.build import open_both
+from cloob.training.config import TrainConfig
+from cloob.training.config.pairs import PairsConfig
+from cloob.training.towers.build import open_both
 
 
 def open_held_out(models: Sequence[str]) -> list[Reader]:

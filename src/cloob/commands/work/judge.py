@@ -10,14 +10,14 @@ from typing import Any
 from cloob.commands.work.console import EmbeddingProgress
 from cloob.data.content import Reader
 from cloob.errors import InputError
-from cloob.evaluate.embed import EmbedOptions
-from cloob.evaluate.embeddings import Embeddings
-from cloob.evaluate.examples import example_queries
-from cloob.evaluate.measures.confusion import confusion_matrix
-from cloob.evaluate.measures.probe import ProbeOptions
-from cloob.evaluate.report import Confusion, ExampleQuery, ReportExtras, write_report
-from cloob.evaluate.sets.labelled import LabelledSet
-from cloob.evaluate.suite import evaluate, write_results
+from cloob.evaluation.embed import EmbedOptions
+from cloob.evaluation.embeddings import Embeddings
+from cloob.evaluation.examples import example_queries
+from cloob.evaluation.measures.confusion import confusion_matrix
+from cloob.evaluation.measures.probe import ProbeOptions
+from cloob.evaluation.report import Confusion, ExampleQuery, ReportExtras, write_report
+from cloob.evaluation.sets.labelled import LabelledSet
+from cloob.evaluation.suite import evaluate, write_results
 from cloob.models.runs import curve
 
 
@@ -102,7 +102,7 @@ def write_page(
         results: Likewise.
         title: Headline of the page.
         notes: Paragraphs under it.
-        searches: What the page begins with, see :func:`cloob.evaluate.searches.searches`.
+        searches: What the page begins with, see :func:`cloob.evaluation.searches.searches`.
 
     Raises:
         InputError: The page cannot be written.

@@ -8,18 +8,18 @@ from pathlib import Path
 
 from cloob.commands.steps import say_next
 from cloob.models.runs import AVERAGED_FOLDER, EPOCHS_FILE, checkpoint_step, find_best, read_lines
-from cloob.train.callbacks import RunResult
-from cloob.train.config import TrainConfig
-from cloob.train.config.run import LENGTHS
-from cloob.train.loop import train
-from cloob.train.watch.log import ProgressDisplay
+from cloob.training.callbacks import RunResult
+from cloob.training.config import TrainConfig
+from cloob.training.config.run import LENGTHS
+from cloob.training.loop import train
+from cloob.training.watch.log import ProgressDisplay
 
 
 def run(config: TrainConfig) -> int:
     """Trains; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="cloob: %(message)s")
-    logging.getLogger("cloob.train.align").setLevel(logging.INFO)  # says how far the encoders are
-    logging.getLogger("cloob.train.towers.build").setLevel(logging.INFO)  # says what is held out, and the batch size
+    logging.getLogger("cloob.training.align").setLevel(logging.INFO)  # says how far the encoders are
+    logging.getLogger("cloob.training.towers.build").setLevel(logging.INFO)  # says what is held out, and the batch size
     first = os.environ.get("RANK", "0") == "0"
     logging.getLogger("cloob.data.open").setLevel(logging.INFO if first else logging.ERROR)  # says what was opened
     result = train(config, callbacks=[ProgressDisplay(title=config.loss.objective)])

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError, one_line, require
-from cloob.evaluate.sets.labelled import LabelledSet, open_labelled
-from cloob.evaluate.suite import evaluate
+from cloob.evaluation.sets.labelled import LabelledSet, open_labelled
+from cloob.evaluation.suite import evaluate
 from cloob.export.exported import quiet
 
 DEFAULT_SET = "demo:noto-emoji"

@@ -74,7 +74,9 @@ class Graph:
         except InputError:
             raise
         except Exception as error:  # onnxruntime's have no common class
-            raise InputError(f"{self.path}: onnxruntime cannot run it ({one_line(error, 200 + len(str(self.path)))})") from None
+            raise InputError(
+                f"{self.path}: onnxruntime cannot run it ({one_line(error, 200 + len(str(self.path)))})"
+            ) from None
         wanted = (len(items), self.embed_dim)
         if np.shape(rows) != wanted:
             raise InputError(f"{self.path}: gave {np.shape(rows)} for {len(items)} items; {wanted} wanted")

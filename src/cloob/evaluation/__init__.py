@@ -1,0 +1,1 @@
+"""Embed once; zero-shot, probe, retrieval and geometry are small callables on the embeddings."""

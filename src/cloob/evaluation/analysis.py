@@ -1,0 +1,179 @@
+"""Geometry of models on pairs: at the end, over the checkpoints of a run, and which pictures a model cannot tell apart.
+
+Legend: n pictures, D the embedding dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloob.errors import InputError, message
+from cloob.evaluation.embed import EmbedOptions, Reader
+from cloob.evaluation.embeddings import Embeddings
+from cloob.evaluation.measures.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluation.suite import all_failed
+from cloob.models.runs import checkpoint_step, epoch_of, find_best, list_checkpoints
+
+_CURVES = ("effective_eigenvalues_image", "effective_eigenvalues_text", "ajne_image", "ajne_text")
+
+
+class SimilarPair(NamedTuple):
+    """Two pictures, the first before the second in the set, and the cosine of their embeddings."""
+
+    first: int
+    second: int
+    cosine: float
+
+
+def analyze(
+    models: Mapping[str, str | Path],
+    source: Reader,
+    options: EmbedOptions | None = None,
+    *,
+    similar: int = 20,
+    duplicate: float = 0.999,
+    limit: int = DEFAULT_LIMIT,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Measures models on pairs; of a run folder every checkpoint.
+
+    Args:
+        models: Where each model is, by its name: what ``load_model`` takes.
+        source: The pairs.
+        options: How they are embedded; None takes the defaults.
+        similar: Most similar pictures to list, for the checkpoint that the model stands for.
+        duplicate: Cosine from which two pictures count as one.
+        limit: Pairs whose geometry is measured at most; ``similar`` and ``duplicates`` are sought among all.
+        progress: As for :class:`cloob.evaluation.embeddings.Embeddings`.
+
+    Returns:
+        ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its best checkpoint, else of the
+        last, see ``geometry.geometry``), ``checkpoints`` (``step``, ``epoch`` (None if the run does not say), effective
+        eigenvalues and Ajne of images and texts), ``similar`` (``keys``, ``captions``, ``cosine``), ``duplicates``
+        (lists of keys) and, if some images could not be used, ``unreadable`` ({reason: count}); those are in no
+        measure, and ``geometry``'s ``n`` is without them. ``failures`` lists ``model`` and ``error`` of what could not
+        be measured.
+
+    Raises:
+        InputError: No models, or nothing could be measured.
+    """
+    runs: list[dict[str, Any]] = []
+    failures: list[dict[str, str]] = []
+    for name, place in models.items():
+        checkpoints: list[dict[str, Any]] = []
+        shown: tuple[Embeddings, str, dict[str, Any]] | None = None
+        found = _checkpoints(place)
+        best = find_best(Path(place)) if found[0][1] is not None else None
+        for checkpoint, step in found:
+            label = name if step is None else f"{name}, step {step}"
+            try:
+                embeddings = Embeddings({label: checkpoint}, options, progress=progress)
+                pairs = embeddings.pairs(label, source)
+                facts = embeddings.facts(label)
+                texts = pairs.texts[pairs.first_texts]
+                measured = geometry(pairs.images.features, texts, facts.inv_tau, facts.beta, limit)
+            except (ValueError, OSError) as error:
+                failures.append({"model": label, "error": message(error)})
+                continue
+            epoch = None if step is None else epoch_of(Path(place), step)
+            checkpoints.append({"step": step, "epoch": epoch, **{key: measured[key] for key in _CURVES}})
+            if shown is None or best is None or checkpoint == best[0]:
+                shown = (embeddings, label, measured)
+        if shown is not None:
+            pictures = _pictures(*shown[:2], source, similar, duplicate)
+            runs.append({"model": name, "geometry": shown[2], "checkpoints": checkpoints, **pictures})
+    if not runs:
+        raise InputError(all_failed(failures, "measured") if failures else "no model to analyze")
+    result: dict[str, Any] = {"pairs": source.name, "runs": runs}
+    return {**result, "failures": failures} if failures else result
+
+
+def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPair]:
+    """The k pairs of pictures of largest cosine, the most similar first.
+
+    Args:
+        features: (n, D) unit rows; NaN rows are in no pair.
+        k: How many.
+        chunk: Rows a block; memory is chunk × n.
+
+    Returns:
+        Up to k pairs; of equal cosines the earlier pictures come first.
+    """
+    pairs: list[SimilarPair] = []
+    for start in range(0, len(features) if k else 0, chunk):
+        block = features[start : start + chunk]
+        scores = (block @ features.T).nan_to_num(nan=-torch.inf)
+        scores.masked_fill_(torch.ones_like(scores, dtype=torch.bool).tril(start), -torch.inf)
+        cosines = scores.flatten()
+        least = cosines.topk(min(k, len(cosines))).values[-1:]  # of equal ones topk takes any
+        best = torch.cat([(cosines > least).nonzero()[:, 0], (cosines == least).nonzero()[:k, 0]])
+        rows, columns = best // len(features) + start, best % len(features)
+        cells = zip(rows.tolist(), columns.tolist(), cosines[best].tolist(), strict=True)
+        pairs += [SimilarPair(*cell) for cell in cells if cell[2] > -torch.inf]
+        pairs = sorted(pairs, key=lambda pair: (-pair.cosine, pair.first, pair.second))[:k]
+    return pairs
+
+
+def duplicate_groups(features: Tensor, threshold: float = 0.999, chunk: int = 1024) -> list[list[int]]:
+    """Groups of pictures that are linked by cosines of ``threshold`` or more.
+
+    Args:
+        features: (n, D) unit rows; NaN rows are in no group.
+        threshold: The least cosine of a link.
+        chunk: Rows a block; memory is chunk × n.
+
+    Returns:
+        Groups of two pictures or more, ascending, in the order of their first picture.
+    """
+    n = len(features)
+    leader = torch.arange(n)  # the first picture of each one's group
+    for start in range(0, n, chunk):
+        rows, columns = (features[start : start + chunk] @ features.T >= threshold).cpu().nonzero(as_tuple=True)
+        leader = _joined(leader, rows + start, columns)
+    groups = torch.split(leader.argsort(stable=True), torch.unique(leader, return_counts=True)[1].tolist())
+    return [group.tolist() for group in groups if len(group) > 1]
+
+
+def _joined(leader: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """(n,) leaders once each picture of ``a`` is in one group with that of ``b`` beside it."""
+    while True:
+        ends = torch.stack([leader[a], leader[b]])
+        apart = ends[0] != ends[1]
+        if not apart.any():
+            return leader
+        a, b, ends = a[apart], b[apart], ends[:, apart]
+        # A leader follows the first of the leaders that it is linked to, and all their followers with it.
+        leader = leader.scatter_reduce(0, ends.amax(0), ends.amin(0), "amin")
+        while not torch.equal(leader, leader[leader]):
+            leader = leader[leader]
+
+
+def _pictures(embeddings: Embeddings, label: str, source: Reader, similar: int, duplicate: float) -> dict[str, Any]:
+    embedded = embeddings.pairs(label, source)
+    images = embedded.images
+    captions = [embedded.captions[text] for text in embedded.first_texts.tolist()]
+    pairs = [
+        {
+            "keys": [images.keys[pair.first], images.keys[pair.second]],
+            "captions": [captions[pair.first], captions[pair.second]],
+            "cosine": pair.cosine,
+        }
+        for pair in similar_pairs(images.features, similar)
+    ]
+    groups = duplicate_groups(images.features, duplicate)
+    twins = {"similar": pairs, "duplicates": [[images.keys[i] for i in group] for group in groups]}
+    return {**twins, "unreadable": embedded.unreadable} if embedded.unreadable else twins
+
+
+def _checkpoints(place: str | Path) -> list[tuple[str | Path, int | None]]:
+    """The complete checkpoints of a run with their steps, or the model itself."""
+    try:
+        checkpoints = list_checkpoints(Path(place)) if Path(place).is_dir() else []
+    except OSError:  # loading it says what is wrong
+        checkpoints = []
+    return [(path, checkpoint_step(path)) for path in checkpoints] or [(place, None)]

@@ -1,0 +1,282 @@
+"""The whole evaluation: several models on several sets, side by side, into one results.json."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cloob.data.batch import Skip
+from cloob.errors import InputError, message, nearest
+from cloob.evaluation.embed import Encoder, Reader
+from cloob.evaluation.embeddings import Embeddings, Labelled
+from cloob.evaluation.measures import probe as probing
+from cloob.evaluation.measures import retrieval as retrieving
+from cloob.evaluation.measures import zeroshot as classifying
+from cloob.evaluation.measures.geometry import DEFAULT_LIMIT, geometry
+from cloob.evaluation.measures.probe import ProbeOptions
+from cloob.files import write_whole
+from cloob.functional.bootstrap import grouped_bootstrap
+
+Hits = dict[tuple[str, str], dict[str, Tensor]]
+"""(metric, set) -> model -> (n,) whether each sample is right (its mean over the seeds of a probe)."""
+
+
+def evaluate(
+    models: Mapping[str, Encoder | str | Path] | Embeddings,
+    zeroshot: Sequence[Labelled] = (),
+    retrieval: Sequence[Reader] = (),
+    *,
+    training: Mapping[str, Labelled] | None = None,
+    probe: ProbeOptions | None = None,
+    train_seconds: Mapping[str, float] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    geometry_limit: int = DEFAULT_LIMIT,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Evaluates models on labelled sets (zero-shot and linear probe) and on pairs (retrieval and geometry).
+
+    Args:
+        models: Models by name, or an ``Embeddings`` over them (to choose device, batch size and workers,
+            to see progress, and to use the embeddings again).
+        zeroshot: Labelled sets.
+        retrieval: Sources of pairs; pairs of equal caption count as correct for each other.
+        training: Name of a labelled set -> its training images; these sets get a linear probe as well.
+        probe: How probes are fitted; None takes the defaults.
+        train_seconds: Model name -> seconds that its training took.
+        settings: Model name -> more settings for its row, beside its objective's.
+        geometry_limit: Pairs that the geometry is measured on, at most.
+        level: Level of all intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        ``{"rows": [...], "differences": [...], "level": level}`` in the form of results.json. A row has
+        ``model``, ``objective`` (None if unknown), ``settings``, ``zeroshot``, ``retrieval``, ``geometry``
+        (by set; see ``zeroshot.summarise``, ``retrieval.summarise``, ``geometry.geometry``; with
+        ``unreadable`` ({reason: count}) where images could not be read) and ``train_seconds`` (None if not
+        given); with ``training`` also ``probe`` (by set; see ``probe.summarise``). ``differences`` holds the
+        paired bootstrap of every two models: ``metric``, ``set`` (None: mean over the sets that all models
+        have), ``model``, ``baseline``, ``difference`` (model − baseline), ``low``, ``high``. If something could not be
+        evaluated, ``failures`` lists ``model``, ``set`` and ``error``, and the rest is there; a model that cannot be
+        loaded has no row, and its failure has no ``set`` (None).
+
+    Raises:
+        InputError: Nothing to evaluate, two sets of one name, training images of none, or no model that can be loaded.
+
+    Example:
+        >>> import cloob
+        >>> model = cloob.create_model("tiny-vit", seed=0)
+        >>> results = cloob.evaluate({"untrained": model}, retrieval=[cloob.open_source("demo:val")])
+        >>> recall = results["rows"][0]["retrieval"]["demo:val"]
+        >>> recall["n"], recall["image_to_text@10"] < 0.1
+        (500, True)
+    """
+    training = training or {}
+    embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
+    _check_sets(zeroshot, retrieval, training)
+    measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, level, seed)
+    rows: list[dict[str, Any]] = []
+    for model in embeddings.models:
+        row = measuring.row(model, zeroshot, retrieval, training)
+        if row is not None:
+            row["settings"] |= (settings or {}).get(model, {})
+            row["train_seconds"] = (train_seconds or {}).get(model)
+            rows.append(row)
+    if not rows:
+        raise InputError(all_failed(measuring.failures, "loaded"))
+    compared = differences(measuring.hits, level=level, seed=seed)
+    results = {"rows": rows, "differences": compared, "level": level}
+    return {**results, "failures": measuring.failures} if measuring.failures else results
+
+
+@dataclass
+class _Measuring:
+    """Measures model by model, and keeps what is right for each, and what failed."""
+
+    embeddings: Embeddings
+    probe: ProbeOptions
+    geometry_limit: int
+    level: float
+    seed: int
+    hits: Hits = field(default_factory=dict)
+    failures: list[dict[str, Any]] = field(default_factory=list)
+
+    def row(
+        self,
+        model: str,
+        zeroshot: Sequence[Labelled],
+        retrieval: Sequence[Reader],
+        training: Mapping[str, Labelled],
+    ) -> dict[str, Any] | None:
+        """The row of a model; None if it cannot be loaded."""
+        try:
+            facts = self.embeddings.facts(model)
+        except (InputError, OSError) as error:
+            self.failures.append({"model": model, "set": None, "error": message(error)})
+            return None
+        row: dict[str, Any] = {"model": model, "objective": facts.objective, "settings": dict(facts.settings)}
+        row |= {"fingerprint": facts.fingerprint}
+        row |= {"zeroshot": {}, "retrieval": {}, "geometry": {}, **({"probe": {}} if training else {})}
+        probed = [data for data in zeroshot if data.name in training]
+        tasks: list[tuple[Reader, Callable[[dict[str, Any]], None]]] = [
+            *((data, partial(self._classify, data)) for data in zeroshot),
+            *((data, partial(self._probe, data, training[data.name])) for data in probed),
+            *((source, partial(self._retrieve, source)) for source in retrieval),
+        ]
+        for data, measure in tasks:
+            try:
+                measure(row)
+            except InputError as error:
+                self.failures.append({"model": model, "set": data.name, "error": str(error)})
+        return row
+
+    def _classify(self, data: Labelled, row: dict[str, Any]) -> None:
+        name, model = data.name, row["model"]
+        images, labels, classes = self.embeddings.labelled(model, data)
+        ranks = classifying.zeroshot_ranks(images.features, labels, classes)
+        numbers = classifying.summarise(ranks, labels, len(classes), data.classnames, level=self.level, seed=self.seed)
+        row["zeroshot"][name] = {**numbers, **_unreadable(images.bad)}
+        self.hits.setdefault(("acc1", name), {})[model] = ranks < 1
+
+    def _probe(self, data: Labelled, train: Labelled, row: dict[str, Any]) -> None:
+        name, model, how = data.name, row["model"], self.probe
+        _check_classes(data, train)
+        tested_on = self.embeddings.tower(model, data)
+        n_classes = len(data.classnames)
+        fits = []
+        for seed in how.seeds:
+            try:
+                probe = self.embeddings.probe(model, train, n_classes, how, seed)
+            except InputError as error:
+                raise InputError(f"{name}: {error}") from error
+            fits.append((probing.probe_ranks(probe.weight, *tested_on), probe))
+        row["probe"][name] = probing.summarise(fits, tested_on.labels, n_classes, how, level=self.level, seed=self.seed)
+        right = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
+        self.hits.setdefault(("probe_acc1", name), {})[model] = right
+
+    def _retrieve(self, source: Reader, row: dict[str, Any]) -> None:
+        name, model = source.name, row["model"]
+        pairs = self.embeddings.pairs(model, source)
+        images = pairs.images.features
+        ranks = retrieving.retrieval_ranks(images, pairs.texts, pairs.image_of_text, pairs.captions)
+        numbers = retrieving.summarise(ranks, pairs.image_of_text, level=self.level, seed=self.seed)
+        row["retrieval"][name] = {**numbers, **({"unreadable": pairs.unreadable} if pairs.unreadable else {})}
+        for direction, values in ranks._asdict().items():
+            right = values < 1
+            right = retrieving.by_picture(right, pairs.image_of_text) if direction == "text_to_image" else right
+            self.hits.setdefault((f"{direction}@1", name), {})[model] = right
+        facts = self.embeddings.facts(model)
+        try:
+            texts = pairs.texts[pairs.first_texts]
+            row["geometry"][name] = geometry(images, texts, facts.inv_tau, facts.beta, self.geometry_limit)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}") from error
+
+
+def all_failed(failures: Sequence[Mapping[str, Any]], what: str) -> str:
+    """One line for models of which not one could be ``what`` ("loaded"); each failure has ``model`` and ``error``."""
+    lines = []
+    for failure in failures:
+        model, error = failure["model"], failure["error"]
+        lines.append(error if error.startswith(model) else f"{model}: {error}")
+    return lines[0] if len(lines) == 1 else f"none of {len(lines)} models can be {what}; {'; '.join(lines)}"
+
+
+def differences(hits: Hits, *, level: float = 0.95, seed: int = 0) -> list[dict[str, Any]]:
+    """Compares every two models by paired bootstrap, on each set and on the mean over the sets.
+
+    Args:
+        hits: (metric, set) -> model -> (n,) whether each sample is right (of texts, see ``retrieval.by_picture``).
+        level: Level of the intervals.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One entry for each metric, set and pair of models, the later model against the earlier; then, where a
+        metric has several sets that all models with this metric share, the means over these with ``set`` None.
+    """
+    entries = []
+    for metric in dict.fromkeys(metric for metric, _ in hits):
+        of_sets: dict[str | None, list[dict[str, Tensor]]] = {
+            name: [by_model] for (m, name), by_model in hits.items() if m == metric
+        }
+        everyone = {model for groups in of_sets.values() for model in groups[0]}  # that could be measured by it
+        shared = [by_model[0] for by_model in of_sets.values() if by_model[0].keys() == everyone]
+        if len(shared) > 1:
+            of_sets[None] = shared
+        for name, groups in of_sets.items():
+            for baseline, model in combinations(groups[0], 2):
+                values = [by_model[model].double() - by_model[baseline].double() for by_model in groups]
+                mean, low, high = grouped_bootstrap(values, level=level, seed=seed)
+                what = {"metric": metric, "set": name, "model": model, "baseline": baseline}
+                entries.append({**what, "difference": mean, "low": low, "high": high})
+    return entries
+
+
+def write_results(path: str | Path, results: Mapping[str, Any]) -> None:
+    """Writes results.json; equal results give equal bytes, and the file appears complete or not at all.
+
+    Numbers that JSON does not have (NaN, infinity) become null.
+
+    Args:
+        path: The file; its folder is created.
+        results: What :func:`evaluate` returned.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    path = Path(path)
+    text = json.dumps(_jsonable(results), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_whole(path, text, f"{path}: results cannot be written here")
+
+
+def _check_classes(data: Labelled, train: Labelled) -> None:
+    """Raises InputError where a label is not the same class to test as to train, which no number would show."""
+    pairs = enumerate(zip_longest(data.classnames, train.classnames))
+    different = next(((label, pair) for label, pair in pairs if pair[0] != pair[1]), None)
+    if different is None:
+        return
+    label, pair = different
+    tested, trained = ("no class" if name is None else repr(name) for name in pair)
+    n_tested, n_trained = len(data.classnames), len(train.classnames)
+    counts = f"{n_tested} classes to test, but {n_trained} to train"
+    what = counts if n_tested != n_trained else "other classes to train than to test"
+    raise InputError(f"{data.name}: {what}; label {label} is {tested} to test, but {trained} to train")
+
+
+def _unreadable(bad: Sequence[Skip]) -> dict[str, Any]:
+    counts = Counter(skip.reason for skip in bad)
+    return {"unreadable": dict(sorted(counts.items()))} if bad else {}
+
+
+def _check_sets(zeroshot: Sequence[Labelled], retrieval: Sequence[Reader], training: Mapping[str, Labelled]) -> None:
+    if not zeroshot and not retrieval:
+        raise InputError("nothing to evaluate: no labelled set and no pairs were given")
+    for sets in (zeroshot, retrieval):
+        name, uses = Counter(data.name for data in sets).most_common(1)[0] if sets else ("", 0)
+        if uses > 1:
+            raise InputError(f"{uses} sets are called {name!r}, and results are kept by name; rename a folder")
+    names = [data.name for data in zeroshot]
+    if unknown := [name for name in training if name not in names]:
+        raise InputError(
+            f"training images of {unknown[0]!r}, which is no labelled set here; {nearest(unknown[0], names)}"
+        )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

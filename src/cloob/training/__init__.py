@@ -1,0 +1,1 @@
+"""Configuration, optimisation, checkpoints and the loop."""

@@ -1,0 +1,244 @@
+"""Heads on two frozen encoders: the encoders' features are computed once and kept, and training goes over them.
+
+All else is the ordinary loop's: a ``FeatureLoader`` takes the place of the ``PairLoader``; its batches hold features
+where the others hold pixels and tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from cloob.cache import Cache
+from cloob.data.batch import Batch, Skip
+from cloob.data.content import content_key
+from cloob.data.loader import Batching, Loader, PairLoader, Share
+from cloob.data.order import epoch_order, local_part
+from cloob.data.source import Source
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError, require, too_few_pairs
+from cloob.models.aligned import AlignedEncoder, Head, aligned_encoder, encoder_facts, open_image_encoder
+from cloob.models.aligned import open_text_encoder as open_text
+from cloob.models.load import load_model
+from cloob.training.bad import check_fraction
+from cloob.training.config import TrainConfig
+from cloob.training.ranks import on_rank_zero, unhurried
+
+logger = logging.getLogger(__name__)
+_VERSION = "3"  # of what is computed; another number makes the files of the old one unused
+_BATCH = 128
+
+
+class Features(NamedTuple):
+    """The usable pairs of a source as the frozen encoders see them.
+
+    Attributes:
+        images: (N, F) float32.
+        texts: (N, F') float32.
+        ids: (N,) int64 caption ids.
+        keys: The N pairs' keys.
+        skipped: The pairs that cannot be used.
+    """
+
+    images: Tensor
+    texts: Tensor
+    ids: Tensor
+    keys: tuple[str, ...]
+    skipped: tuple[Skip, ...] = ()
+
+
+def make_aligned(config: TrainConfig) -> AlignedEncoder:
+    """The two encoders, opened, with fresh heads, whose weights depend on the seed alone."""
+    align = config.align
+    assert align.image_encoder is not None and align.text_encoder is not None
+    image = open_image_encoder(align.image_encoder, load_model, config.towers.image_size)
+    text = open_text(align.text_encoder, load_model)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(config.run.seed)
+        kind, embed_dim, dropout = align.heads().values()
+        heads = [Head(side.features, embed_dim, kind, dropout) for side in (image, text)]
+    names = {"image_encoder": align.image_encoder, "text_encoder": align.text_encoder}
+    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
+    encoder.on_features = True
+    return encoder
+
+
+def feature_loader(
+    source: Source,
+    encoder: AlignedEncoder,
+    config: TrainConfig,
+    device: torch.device,
+    cache: Cache,
+    *,
+    train: bool,
+) -> FeatureLoader:
+    """The features of a source in batches; computed here unless they are cached. Fits fresh heads when training.
+
+    Raises:
+        InputError: Too many pairs cannot be used, the source holds less than one batch, or the cache cannot be written.
+    """
+    if train and len(source) < config.run.batch_size:
+        raise too_few_pairs(source.name, len(source), config.run.batch_size)
+    name = f"{on_rank_zero(lambda: _key(source, encoder), slow=True)}.safetensors"
+    encoder = encoder.to(device)
+    # Every rank comes here, and rank 0 goes first. A rank on another host has another cache, and computes them there.
+    held: list[Features] = []
+
+    def check(features: Features) -> None:
+        kind, total = "samples" if train else "held-out pairs", len(features.keys) + len(features.skipped)
+        check_fraction(source.name, kind, features.skipped, total, config.pairs.max_bad_fraction)
+
+    def get() -> Features:
+        return _cached(source, encoder, config, cache, name, check)
+
+    on_rank_zero(lambda: held.append(get()), slow=True)
+    with unhurried():
+        features = held[0] if held else get()
+    if train and config.towers.init is None:  # heads that were trained before keep their standardisation
+        encoder.fit(features.images, features.texts)
+    return FeatureLoader(
+        features,
+        source.name,
+        batch_size=config.run.batch_size,
+        seed=config.run.seed,
+        train=train,
+    )
+
+
+def head_settings(encoder: AlignedEncoder) -> dict[str, Any]:
+    """What ``AlignConfig`` would have to say for these heads."""
+    options = encoder.model.image_head.options
+    return {"head": options["kind"], "embed_dim": options["embed_dim"], "head_dropout": options["dropout"]}
+
+
+def check_same_heads(encoder: AlignedEncoder, config: TrainConfig) -> None:
+    """Refuses settings of heads that are not those of the heads to start from."""
+    for key, held in head_settings(encoder).items():
+        asked = getattr(config.align, key)
+        if asked not in (None, held):
+            holds = f"init {config.towers.init!r} holds heads with {held}"
+            raise InputError(f"{key} is {asked}, but {holds}; leave it out, also of --config")
+
+
+class FeatureLoader(Loader):
+    """A ``Loader`` of features. The first batch of the first epoch, on rank 0, lists all pairs that cannot be used.
+
+    Args:
+        features: Of the whole source.
+        name: What the source is called.
+        batch_size: Pairs per global batch, over all ranks.
+        seed: Of the order.
+        train: A new order in each epoch, without the last, smaller batch; else all pairs in their order.
+
+    Raises:
+        InputError: Fewer pairs than a training batch.
+    """
+
+    def __init__(self, features: Features, name: str, *, batch_size: int, seed: int, train: bool) -> None:
+        n = len(features.keys)
+        if train and n < batch_size:
+            raise too_few_pairs(name, n, batch_size, "usable pairs")
+        super().__init__(batch_size, n, drop_last=train, lanes=world_size())
+        self.features = features
+        self._seed = seed
+        self._train = train
+
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int, order_batch_size: int) -> Iterator[Batch]:
+        """The order is the same for any ``lanes`` and ``order_batch_size``."""
+        order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)[offset:]
+        for step in steps:
+            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
+            index = torch.from_numpy(local_part(batch, rank(), world_size()))
+            images, texts, ids = (part[index] for part in self.features[:3])
+            skipped = self.features.skipped if epoch == offset == step == rank() == 0 else ()
+            yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()), skipped)
+
+
+def _cached(
+    source: Source,
+    encoder: AlignedEncoder,
+    config: TrainConfig,
+    cache: Cache,
+    name: str,
+    check: Callable[[Features], object],
+) -> Features:
+    """The features in the cache, computed now if they are not there or not whole; ``check`` looks at them before.
+
+    What it refuses is not kept: the pictures may be there again tomorrow.
+    """
+
+    def make(target: Path) -> None:
+        features = _compute(source, encoder, config, target.touch)
+        check(features)
+        tensors = {"images": features.images, "texts": features.texts, "ids": features.ids}
+        skipped = [(skip.key, skip.reason, skip.detail) for skip in features.skipped]
+        metadata = {"keys": json.dumps(features.keys), "skipped": json.dumps(skipped)}
+        target.write_bytes(require("safetensors.torch", "train").save(tensors, metadata=metadata))
+
+    for _ in range(2):
+        path = cache.get("features", name, make)
+        if (features := _read(path)) is not None:
+            check(features)
+            return features
+        cache.drop(path)
+    raise InputError(f"{path}: the features that were just written cannot be read back")
+
+
+def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_on: Callable[[], object]) -> Features:
+    """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
+    batching = Batching(_BATCH, shuffle=False, drop_last=False)
+    loader = PairLoader(
+        source, encoder.preprocess, encoder.loader_tokenizer, batching, Share(workers=config.pairs.workers)
+    )
+    parts: list[tuple[Tensor, ...]] = []
+    keys: list[str] = []
+    skipped: list[Skip] = []
+    place, said = 0, -1
+    try:
+        for batch in loader.epoch(0):
+            gets_on()
+            skipped += batch.skipped
+            place += len(batch) + len(batch.skipped)
+            if len(batch):
+                images, texts = encoder.features(batch.images, batch.tokens)
+                parts.append((images.cpu(), texts.cpu(), batch.ids))
+                keys += batch.keys
+            if place * 10 // len(source) > said:
+                said = place * 10 // len(source)
+                logger.info("%s: features of %d of %d pairs", source.name, place, len(source))
+    finally:
+        loader.close()
+    images, texts, ids = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else [torch.empty(0)] * 3
+    return Features(images, texts, ids, tuple(keys), tuple(skipped))
+
+
+def _read(path: Path) -> Features | None:
+    """The features in a file; None if there is none, or it is not whole."""
+    if not path.is_file():
+        return None
+    library = require("safetensors", "train")
+    try:
+        with library.safe_open(path, framework="pt") as file:
+            images, texts, ids = (file.get_tensor(name) for name in ("images", "texts", "ids"))
+            keys, skipped = (json.loads(file.metadata()[name]) for name in ("keys", "skipped"))
+            return Features(images, texts, ids, tuple(keys), tuple(Skip(*skip) for skip in skipped))
+    except (library.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:  # as if there were none
+        logger.warning("%s: not readable (%s); the features are computed anew", path, error)
+        return None
+
+
+def _key(source: Source, encoder: AlignedEncoder) -> str:
+    """A name for the features: of what they are made from, whatever it is called and wherever it lies.
+
+    That are the bytes of the source's pictures and captions, and of the encoders the weights, the layers, and what is
+    done to pixels and texts before them. The source is read through once for it, without decoding.
+    """
+    facts = {"version": _VERSION, **encoder_facts(encoder), "source": content_key(source)}
+    return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=10).hexdigest()

@@ -1,0 +1,100 @@
+"""The course of a run: which step it stands at, how many are left, and what the schedules say of a step."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from cloob.data.loader import Loader
+from cloob.distributed import rank
+from cloob.training.config import TrainConfig
+from cloob.training.config.model import RETRIEVING
+from cloob.training.config.run import RunConfig
+from cloob.training.optim import make_retrieval_schedule, make_schedule
+from cloob.training.state.checkpoint import Progress
+
+logger = logging.getLogger(__name__)
+
+
+class Course:
+    """Functions of the progress alone: a run that goes on finds them as one that was not stopped.
+
+    Args:
+        config: The run's.
+        loader: The training batches.
+        progress: Where the run stands; the loop moves it.
+        hopfield: Whether the objective retrieves, at some time at least.
+
+    Attributes:
+        epochs: Of the whole run; the last may be cut short.
+        learning_rate: Of a step.
+        retrieves: Whether the objective does at a step.
+    """
+
+    def __init__(self, config: TrainConfig, loader: Loader, progress: Progress, *, hopfield: bool) -> None:
+        self._config, self._loader, self._progress = config, loader, progress
+        self._total_steps = total = config.run.total_steps(loader.steps_per_epoch)
+        self.epochs = math.ceil(total / loader.steps_per_epoch)
+        self.learning_rate = make_schedule(config.optim, total)
+        self.retrieves = make_retrieval_schedule(config.loss, total, hopfield=hopfield)
+        if rank() == 0:
+            _warn(config)
+
+    def place(self) -> int:
+        """The step at which a run of this batch size alone would stand; ``progress.step`` if no other came before."""
+        return _place(self._config.run, self._progress, self._loader.steps_per_epoch)
+
+    def retrieved(self) -> bool:
+        """Whether the objective retrieved at the last step."""
+        return self.retrieves(max(self.place() - 1, 0))
+
+    def steps_left(self) -> int:
+        """Steps from here to the end of the run."""
+        if self._config.run.epochs is None:
+            return max(self._total_steps - self.place(), 0)
+        later = self.epochs - self._progress.epoch - 1
+        if later < 0:
+            return 0
+        start, offset = divmod(self._progress.position, self._config.run.batch_size)
+        return self._loader.steps(offset) - start + later * self._loader.steps_per_epoch
+
+    def is_over(self) -> bool:
+        """Whether the run has its whole length, or the held-out pairs showed nothing better ``patience`` times."""
+        return self.is_whole() or 0 < self._config.run.patience <= self._progress.stale
+
+    def is_whole(self) -> bool:
+        """Whether the run has its whole length."""
+        return is_whole(self._config.run, self._progress, self._loader.steps_per_epoch)
+
+
+def is_whole(run: RunConfig, progress: Progress, steps_per_epoch: int) -> bool:
+    """Whether a run has its whole length, and the last epoch was looked back on.
+
+    Args:
+        run: Its length and its batch size.
+        progress: Where it stands.
+        steps_per_epoch: At that batch size.
+    """
+    if run.epochs is not None:
+        return progress.epoch >= run.epochs
+    left = run.total_steps(steps_per_epoch) - _place(run, progress, steps_per_epoch)
+    open_end = progress.position > 0 and progress.cut != progress.step  # stopped while it validated
+    return left < 0 or (left == 0 and not open_end)
+
+
+def _place(run: RunConfig, progress: Progress, steps_per_epoch: int) -> int:
+    return progress.epoch * steps_per_epoch + progress.position // run.batch_size
+
+
+def _warn(config: TrainConfig) -> None:
+    """Says what is allowed and hardly meant."""
+    towers, frozen, retrieves = config.towers, config.towers.freeze, config.loss.objective in RETRIEVING
+    trained = towers.init or (towers.init_image if frozen == "image" else None)
+    if frozen != "none" and trained is None:
+        logger.warning("the %s tower is frozen with random weights; --init gives trained ones", frozen)
+    elif frozen == "image" and towers.init_image and retrieves and not config.loss.retrieval_from:
+        logger.warning(
+            "beside a frozen image tower a new text tower did not leave chance where retrieval began with the first "
+            "step (docs/choose.md); --objective infoloob does without, --retrieval-from 0.5 --best val_recall begins "
+            "later"
+        )

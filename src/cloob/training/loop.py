@@ -1,0 +1,330 @@
+"""The training loop: batches in, steps, log lines and checkpoints out; faults are skipped, counted or end the run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from cloob.data.batch import Batch
+from cloob.data.copies import Copies
+from cloob.distributed import Layout, process_group, rank, resolve_device, world_size
+from cloob.errors import InputError, TrainingFailed
+from cloob.training import faults
+from cloob.training.callbacks import Callback, RunInfo, RunResult
+from cloob.training.config import TrainConfig
+from cloob.training.course import Course
+from cloob.training.faults import StopRequested, StopSignal
+from cloob.training.parts import Parts, assemble
+from cloob.training.ranks import Tally, on_rank_zero
+from cloob.training.state import runlock
+from cloob.training.state.resume import AlreadyFinished
+from cloob.training.state.rng import preserved_rng
+from cloob.training.step import Launched
+from cloob.training.towers import build, finetune
+from cloob.training.towers import fsdp as sharding
+from cloob.training.validate import Validation, validate
+from cloob.training.watch.ledger import Ledger, Taken
+from cloob.training.watch.log import TensorBoard
+from cloob.training.watch.profiling import part, profile
+from cloob.training.watch.trackers import WandB
+
+_CPU = torch.device("cpu")
+logger = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig, *, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """Trains two towers.
+
+    Under ``torchrun`` each process calls this; the run folder must be visible to all of them. SIGTERM ends the run
+    after the current step with a checkpoint. On the CPU in float32 the same configuration gives the same numbers, bit
+    for bit, whether or not the run was interrupted and resumed: with one or two processes; with more up to rounding of
+    the gradients' sums.
+
+    Args:
+        config: The whole configuration.
+        callbacks: Called along the way, on every rank.
+
+    Returns:
+        What the run came to; ``stopped`` says whether a signal ended it early, ``already_finished`` that there was
+        nothing left to do.
+
+    Raises:
+        InputError: Something the user gave is wrong, too many samples are bad, the disk is full, a batch does not fit
+            in memory, or another process writes to the run folder.
+        TrainingFailed: The loss was not finite for ``max_nonfinite`` steps in a row.
+
+    Example:
+        >>> import cloob
+        >>> config = cloob.get_recipe("demo-scratch-cloob").override(steps=2, device="cpu", out="runs/example")
+        >>> result = cloob.train(config)
+        >>> result.steps, result.samples_seen
+        (2, 256)
+    """
+    device = resolve_device(config.run.device)
+    with process_group(device), _held(config.save.out) as check_lock:
+        trackers: list[Callback] = [TensorBoard()] if config.log.tensorboard else []
+        trackers += [WandB(config.log.wandb)] if config.log.wandb is not None else []
+        try:
+            run = _Run(assemble(config, device), [*callbacks, *trackers], check_lock)
+        except AlreadyFinished as finished:
+            if config.towers.average_with_start is not None:
+                ended, start = finished.checkpoint, finished.progress.start
+                on_rank_zero(lambda: finetune.make_good_average(config, ended, start))
+            return finished.result()
+        with StopSignal() as stop, build.products(run.parts.config, device):
+            result = run.go(stop)
+        start = run.parts.progress.start
+        del run  # and with it DDP, before the group that it holds
+        if config.towers.average_with_start is not None and result.stopped is None and result.checkpoint is not None:
+            averaged = result.checkpoint
+            on_rank_zero(lambda: finetune.write_average(config, averaged, start))
+        return result
+
+
+@contextlib.contextmanager
+def _held(run: Path) -> Iterator[Callable[[], None]]:
+    """The run folder, held by rank 0 for all ranks; yields the check that it still is."""
+    with contextlib.ExitStack() as stack:
+        # The lock stays on rank 0; the others only wait until it is taken.
+        checks: list[Callable[[], None]] = []
+        on_rank_zero(lambda: checks.append(stack.enter_context(runlock.hold(run))))
+        yield lambda: on_rank_zero(lambda: checks[0]())
+
+
+class _Run:
+    """One run, from where its parts stand to its result."""
+
+    def __init__(self, parts: Parts, callbacks: Sequence[Callback], check_lock: Callable[[], None]) -> None:
+        self.parts = parts
+        self.check_lock = check_lock
+        self.course = Course(parts.config, parts.loader, parts.progress, hopfield=parts.objective.hopfield)
+        self.callbacks = callbacks
+        self.modules = list(parts.towers.modules())
+        self.copies = Copies(parts.device)
+        self.ledger = Ledger(parts, partial(self._call, "on_step"))
+        self.skipped: dict[str, int] = {}
+
+    def go(self, stop: StopSignal) -> RunResult:
+        """Runs to the end, to a signal or to an exception."""
+        parts, progress = self.parts, self.parts.progress
+        info = RunInfo(
+            run=parts.config.save.out,
+            config=parts.config,
+            encoder=parts.encoder,
+            objective=parts.objective,
+            device=parts.device,
+            total_steps=progress.step + self.course.steps_left(),
+            steps_per_epoch=parts.loader.steps_per_epoch,
+            start_step=progress.step,
+            average=parts.average.encoder if parts.average else None,
+            rank=rank(),
+            resumed_from=parts.resumed_from,
+            pairs_per_epoch=parts.loader.pairs_per_epoch,
+        )
+        result = None
+        self.began = time.perf_counter() - progress.seconds
+        try:
+            self._call("on_start", info)
+            stopped = False
+            followed = parts.config.save.out if parts.config.log.profile and rank() == 0 else None
+            with profile(followed, self.course.steps_left()) as stepped:
+                while not stopped and not self.course.is_over():
+                    stopped = self._epoch(stop, stepped)
+            self._save()
+            if progress.nonfinite and rank() == 0:
+                self._warn_of_the_end()
+            result = self._result("SIGTERM" if stopped else None)
+            return result
+        except Exception:
+            with contextlib.suppress(Exception):  # what ended the run is to be told, not what was found on the way out
+                self.ledger.settle()
+            raise
+        finally:
+            parts.close()
+            self._call("on_end", result)
+
+    def _warn_of_the_end(self) -> None:
+        """Says that the last steps were not finite, after which nothing is saved."""
+        steps = "step was" if self.parts.progress.nonfinite == 1 else f"{self.parts.progress.nonfinite} steps were"
+        last = self.parts.saver.last
+        kept = f"the newest checkpoint is {last}" if last else "there is no checkpoint (--save-every N makes some)"
+        logger.warning("the last %s not finite, after which nothing is saved: %s", steps, kept)
+
+    def _call(self, event: str, *arguments: object) -> None:
+        modes = [module.training for module in self.modules]
+        with preserved_rng(self.parts.device):
+            for callback in self.callbacks:
+                getattr(callback, event)(*arguments)
+        for module, mode in zip(self.modules, modes, strict=True):
+            if module.training != mode:
+                module.training = mode
+
+    def _result(self, stopped: str | None) -> RunResult:
+        progress = self.parts.progress
+        return RunResult(
+            run=self.parts.config.save.out,
+            steps=progress.step,
+            epochs=progress.epoch,
+            samples_seen=progress.samples_seen,
+            seconds=time.perf_counter() - self.began,
+            loss=self.ledger.last_loss,
+            checkpoint=self.parts.saver.last,
+            stopped=stopped,
+            skipped=self.skipped,
+            out_of_patience=stopped is None and not self.course.is_whole(),
+        )
+
+    def _epoch(self, stop: StopSignal, stepped: Callable[[], None]) -> bool:
+        """The rest of the current epoch. Returns whether a signal ended it."""
+        parts, progress = self.parts, self.parts.progress
+        save_every, size = parts.config.save.save_every, parts.config.run.batch_size
+        start, offset = divmod(progress.position, size)
+        # An epoch keeps its order at another world size and batch size.
+        progress.lanes = progress.lanes or parts.loader.lanes
+        progress.order_batch_size = progress.order_batch_size or size
+        batches = parts.loader.epoch(
+            progress.epoch, start, progress.lanes, offset=offset, order_batch_size=progress.order_batch_size
+        )
+        whole = steps = parts.loader.steps(offset)
+        if parts.config.run.epochs is None:
+            steps = min(steps, start + self.course.steps_left())
+        parts.towers.train()
+        finetune.keep_frozen(parts.encoder, parts.config.towers.freeze)
+        try:
+            for index in range(start, steps):
+                began = time.perf_counter()
+                with preserved_rng(_CPU), part("waiting for data"):
+                    fetched = faults.fetch(batches, stop)
+                stop.ignore_children()  # only now: torch sets its own handler when the workers begin
+                waited = time.perf_counter() - began
+                batch, counts = faults.agree(*fetched, stop, parts.device, parts.saver.last)
+                parts.bad.count(batch, counts)
+                self._step(batch, counts, began, waited)
+                stepped()
+                progress.position = offset + (index + 1) * size
+                last = index + 1 == steps
+                if save_every and progress.step % save_every == 0 and not last:
+                    self._save()
+            best = self._end_epoch(stop, cut=steps < whole)
+        except StopRequested:  # while it validates: the checkpoint lacks the validation, which resuming makes good
+            return True
+        if best or not save_every or progress.step % save_every == 0:
+            self._save()
+        return False
+
+    def _step(self, batch: Batch, counts: Tally, began: float, waited: float) -> None:
+        """One optimiser step, or one that is left out, and its line in the log."""
+        parts, progress = self.parts, self.parts.progress
+        place = self.course.place()
+        lr, hopfield = self.course.learning_rate(place), self.course.retrieves(place)
+        progress.step += 1
+        outcome = None
+        if counts.samples >= 2 and counts.smallest >= 1:
+            with part("copy to the device"):
+                batch = self.copies(batch)
+            ids = batch.ids if parts.config.loss.mask_duplicates else None
+            outcome = self._stepped(batch, ids, lr, hopfield, Layout(counts.sizes))
+            if parts.average is not None:
+                parts.average.update(parts.encoder, outcome.finite)
+        self.ledger.add(Taken(progress.step, lr, hopfield, counts.samples, batch.keys, began, waited, outcome))
+
+    def _stepped(self, batch: Batch, ids: torch.Tensor | None, lr: float, hopfield: bool, layout: Layout) -> Launched:
+        """One optimiser step; one line if there is not enough memory for it."""
+        parts = self.parts
+        try:
+            return parts.stepper.launch(batch.images, batch.tokens, ids, lr, hopfield=hopfield, layout=layout)
+        except (RuntimeError, MemoryError) as error:
+            if not faults.is_out_of_memory(error):
+                raise
+            parts.stepper.optimizer.zero_grad(set_to_none=True)
+        raise faults.too_large(parts.config)
+
+    def _end_epoch(self, stop: StopSignal, *, cut: bool) -> bool:
+        """Looks back on the epoch: bad samples, validation, its line in the log; then turns to the next.
+
+        Args:
+            stop: Ends the validation.
+            cut: Whether the run's length ends the epoch early: a longer run goes on with the rest of it.
+
+        Returns:
+            Whether the held-out pairs say that these weights are the best so far.
+
+        Raises:
+            StopRequested: The run was told to end while it validated; the epoch is not over then.
+        """
+        parts, progress = self.parts, self.parts.progress
+        self.ledger.settle()
+        parts.bad.check(ended=True)
+        self.skipped = parts.bad.reasons()
+        epoch = progress.epoch + 1
+        due = epoch % parts.config.pairs.val_every == 0 or epoch == self.course.epochs
+        try:
+            validation = self._validate(stop) if due else None
+        except (InputError, TrainingFailed):
+            self._save()  # the epoch's work; a resumed run begins with this look
+            raise
+        best = validation is not None and self._is_best(validation)
+        line = {
+            "epoch": epoch,
+            "step": progress.step,
+            "samples_seen": progress.samples_seen,
+            "loss": progress.loss_sum / progress.loss_steps if progress.loss_steps else None,
+            **(validation or Validation(None, None)).metrics(),
+            "skipped": self.skipped,
+            **({"val_skipped": validation.reasons()} if validation and validation.skipped else {}),
+            "seconds": time.perf_counter() - self.began,
+        }
+        if cut:
+            progress.cut = progress.step
+        else:
+            progress.epoch = epoch
+            progress.begin_epoch()
+        parts.log.write("epochs", line)
+        self._call("on_epoch_end", line)
+        return best
+
+    def _is_best(self, validation: Validation) -> bool:
+        """Whether a look at the held-out pairs found the best so far; counts those that did not."""
+        progress = self.parts.progress
+        # Weights after a step that was not finite are not saved, so they cannot be the best.
+        best = not progress.nonfinite and self.parts.saver.judged(progress.step, validation)
+        progress.stale = 0 if best else progress.stale + 1
+        return best
+
+    def _validate(self, stop: StopSignal) -> Validation | None:
+        """What the held-out pairs say of the weights that are exported; None without such pairs."""
+        parts = self.parts
+        if parts.val_loader is None:
+            return None
+        if world_size() > 1:  # what is judged is what is exported: rank 0's running statistics
+            sharding.share_buffers(parts.judged)
+        with preserved_rng(parts.device):
+            validation = validate(
+                parts.judged,
+                parts.val_loader,
+                parts.device,
+                mask_duplicates=parts.config.loss.mask_duplicates,
+                micro_batch_size=parts.stepper.micro_batch_size,
+                hopfield=self.course.retrieved(),
+                stop=stop,
+                last_checkpoint=parts.saver.last,
+            )
+        parts.bad_held_out.check(validation, parts.progress)
+        return validation
+
+    def _save(self) -> None:
+        """Writes a checkpoint unless this step has one; on every rank, since each gives a part of the state."""
+        self.ledger.settle()
+        self.check_lock()
+        reasons, seconds = self.parts.bad.reasons(), time.perf_counter() - self.began
+        progress = dataclasses.replace(self.parts.progress, reasons=reasons, seconds=seconds)
+        written = self.parts.saver.save(progress, hopfield=self.course.retrieved())
+        if written is not None:
+            self._call("on_checkpoint", written)

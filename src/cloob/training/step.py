@@ -1,0 +1,322 @@
+"""One optimiser step: towers (in autocast if asked), loss in float32, backward, clipping, update."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cloob.distributed import Layout, world_size
+from cloob.objective import ContrastiveObjective
+from cloob.objective.waiting import acceptable, without_waiting
+from cloob.training.gradcache import Buffers, cached_backward
+from cloob.training.optim import set_learning_rate
+from cloob.training.towers import fsdp as sharding
+from cloob.training.watch.profiling import part
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TowersWithLoss(nn.Module):
+    """Both towers and the objective as one module, so that DDP averages the gradients of all of it.
+
+    Autocast covers the towers alone: their features are lifted to float32 before the loss.
+
+    Args:
+        encoder: The two towers; ``encoder(images, tokens)`` returns unit rows.
+        objective: Called as ``objective(image_features, text_features, ids=…)``, with ``hopfield=`` where a schedule
+            says so.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"``.
+    """
+
+    def __init__(self, encoder: nn.Module, objective: ContrastiveObjective, precision: str = "fp32") -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.objective = objective
+        self.precision = precision
+
+    def forward(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        ids: Tensor | None = None,
+        *,
+        hopfield: bool | None = None,
+        loss: bool = True,
+    ) -> tuple[Tensor, ...]:
+        """Loss and features of a batch, or its features alone.
+
+        Args:
+            images: (n, 3, H, W), uint8 or float.
+            tokens: (n, L) int64.
+            ids: (n,) int64 or None: pairs of equal id are no negatives of each other.
+            hopfield: Whether the objective retrieves this time; None leaves it to the objective.
+            loss: False for a micro-batch, of which the loss is none of its own.
+
+        Returns:
+            The 0-d float32 loss, and the detached (n, D) float32 image and text features; without loss the features
+            with their graph.
+        """
+        low = _AUTOCAST.get(self.precision)
+        with part("forward"), torch.autocast(images.device.type, dtype=low, enabled=low is not None):
+            image_features, text_features = self.encoder(images, tokens)
+        # The encoder returns float32 unit rows whatever autocast says; other towers may not.
+        image_features, text_features = image_features.float(), text_features.float()
+        if not loss:
+            return image_features, text_features
+        value = self.loss_of(image_features, text_features, ids, hopfield)
+        return value, image_features.detach(), text_features.detach()
+
+    def loss_of(
+        self, image_features: Tensor, text_features: Tensor, ids: Tensor | None, hopfield: bool | None
+    ) -> Tensor:
+        """The 0-d float32 loss of (n, D) float32 features; ``ids`` and ``hopfield`` as ``forward`` takes them."""
+        with part("objective"), torch.autocast(image_features.device.type, enabled=False):
+            value: Tensor = self.objective(image_features, text_features, ids=ids, **_given(hopfield))
+        return value
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did.
+
+    Attributes:
+        loss: The loss over all ranks; may be NaN or infinite.
+        grad_norm: Global gradient norm before clipping, without the loss scale; NaN when there was no backward pass.
+        finite: Whether loss and gradient were finite; if not, the step changed no weight.
+        image_features: (n, D) of this rank, detached.
+        text_features: (n, D) of this rank, detached.
+        overflow: A step in fp16 was skipped because its gradient overflowed, and the loss scale was lowered. That is
+            how the scale is found, not a fault.
+        loss_scale: What the loss was multiplied by for the backward pass; 1 but for fp16.
+        scales: Learned τ⁻¹ (``inv_tau``), β (``beta``) and ``bias`` after the step.
+    """
+
+    loss: float
+    grad_norm: float
+    finite: bool
+    image_features: Tensor
+    text_features: Tensor
+    overflow: bool = False
+    loss_scale: float = 1.0
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Launched:
+    """A step that the device takes by itself; what it did is known there, and nobody has waited for it.
+
+    Attributes:
+        numbers: (5 + learned scales,) float32 on the device: loss, gradient norm, 1 if both are finite else 0, the loss
+            scale before and after the step, and the learned scales.
+        finite: 0-d bool on the device: the third of them.
+        names: Of the learned scales.
+        features: (n, D) image and text features of this rank; None for those that are not looked at.
+    """
+
+    numbers: Tensor
+    finite: Tensor
+    names: tuple[str, ...]
+    features: tuple[Tensor, Tensor] | None
+
+    def result(self, numbers: Sequence[float]) -> StepResult:
+        """What the step did, by its numbers once they were read."""
+        loss, norm, finite, loss_scale, loss_scale_after, *scales = numbers
+        nothing = torch.empty(0, 0)
+        return StepResult(
+            loss,
+            norm,
+            finite == 1.0,
+            *(self.features or (nothing, nothing)),
+            overflow=finite != 1.0 and loss_scale > 1.0 and loss_scale_after < loss_scale,
+            loss_scale=loss_scale,
+            scales=dict(zip(self.names, scales, strict=True)),
+        )
+
+
+class Stepper:
+    """Takes optimiser steps on a ``TowersWithLoss``; one with a non-finite loss or gradient leaves no trace.
+
+    The decision to skip is the same on every rank, as the loss is the global one and gradients are averaged. In fp16
+    the loss is scaled (``torch.amp.GradScaler``), gradients are unscaled before they are measured and clipped, and one
+    that overflowed lowers the scale; once the scale is down at 1, a gradient that is not finite is a fault as in fp32.
+
+    Args:
+        module: The towers with the loss; with several ranks wrapped in DDP here, unless its towers are sharded.
+        optimizer: Over the module's trainable parameters.
+        clip_grad_norm: Largest global gradient norm; 0 for no clipping.
+        micro_batch_size: Pairs of this rank whose activations are held at a time (gradient caching); 0 for all.
+        late: Whether the numbers of a step are read some steps later, as the device is behind the host.
+    """
+
+    def __init__(
+        self,
+        module: TowersWithLoss,
+        optimizer: torch.optim.Optimizer,
+        clip_grad_norm: float = 0.0,
+        micro_batch_size: int = 0,
+        *,
+        late: bool = False,
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self.clip_grad_norm = clip_grad_norm
+        self.micro_batch_size = micro_batch_size
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        device = self._parameters[0].device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=module.precision == "fp16")
+        self._sharded = sharding.is_sharded(module.encoder)
+        self.late = late
+        self._wrapped: nn.Module = module
+        if world_size() > 1 and not self._sharded:
+            self._wrapped = nn.parallel.DistributedDataParallel(
+                module, device_ids=[device] if device.type == "cuda" else None
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside weights and optimiser: the loss scale; tensors and plain types only."""
+        return {"scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up a loss scale, if there is one on both sides: precision may change between a run and the next."""
+        if self.scaler.is_enabled() and state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+
+    def __call__(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, lr: float, *, hopfield: bool | None = None
+    ) -> StepResult:
+        """Takes one step and waits for its numbers; the rest as ``launch``."""
+        launched = self.launch(images, tokens, ids, lr, hopfield=hopfield)
+        return launched.result(launched.numbers.tolist())
+
+    def launch(
+        self,
+        images: Tensor,
+        tokens: Tensor,
+        ids: Tensor | None,
+        lr: float,
+        *,
+        hopfield: bool | None = None,
+        layout: Layout | None = None,
+    ) -> Launched:
+        """Takes one step without waiting for the device, which decides by itself whether it leaves a trace.
+
+        Args:
+            images: As ``TowersWithLoss.forward``, like the next two and ``hopfield``.
+            tokens: Likewise.
+            ids: Likewise.
+            lr: Learning rate.
+            hopfield: Likewise.
+            layout: How many pairs each rank has; with several and without it they ask each other.
+        """
+        buffers = Buffers(self.module)
+        objective = self.module.objective
+        positive = [scale for name, scale in _learned(objective).items() if name != "bias"]  # a bad one spoils the loss
+        with without_waiting(objective, layout):
+            loss, *features = self._forward(images, tokens, ids, hopfield)
+            if not self.micro_batch_size:
+                with part("backward"):
+                    torch.autograd.backward(self.scaler.scale(loss))
+        if self._sharded:
+            sharding.average_gradients(self._parameters)
+        # Not torch.where: it would copy the number to the device, and wait for that.
+        loss = loss.detach().masked_fill(~acceptable(features[0], features[1], *positive), math.nan)
+        before = self._loss_scale(loss)
+        self.scaler.unscale_(self.optimizer)
+        total = sharding.total_norm([p.grad for p in self._parameters if p.grad is not None])
+        norm = total.masked_fill(~loss.isfinite(), math.nan)
+        finite = norm.isfinite()
+        if self.clip_grad_norm > 0:
+            sharding.clip(self._parameters, self.clip_grad_norm, total)
+        set_learning_rate(self.optimizer, lr)
+        _step_unless(~finite, self.optimizer)
+        objective.clamp_()
+        buffers.restore_unless(finite)
+        self._move_loss_scale(loss.isfinite())
+        self.optimizer.zero_grad(set_to_none=True)
+        scales = _learned(objective)
+        known = (loss, norm, finite, before, self._loss_scale(loss), *scales.values())
+        numbers = torch.stack([number.float() for number in known])
+        return Launched(numbers, finite, tuple(scales), (features[0], features[1]))
+
+    def _loss_scale(self, like: Tensor) -> Tensor:
+        """A copy of the 0-d loss scale where it is; 1 without."""
+        scale = self.scaler._scale if self.scaler.is_enabled() else None  # get_scale() would read it
+        return torch.ones_like(like) if scale is None else scale.clone()
+
+    def _move_loss_scale(self, moves: Tensor) -> None:
+        """Adapts the loss scale to a step's gradients, if the 0-d ``moves`` is true."""
+        both = (self.scaler._scale, self.scaler._growth_tracker) if self.scaler.is_enabled() else ()
+        state = [tensor for tensor in both if tensor is not None]  # they are there once a loss was scaled
+        before = [tensor.clone() for tensor in state]
+        self.scaler.update()
+        for tensor, backup in zip(state, before, strict=True):
+            torch.where(moves, tensor, backup, out=tensor)
+
+    def _forward(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The loss and this rank's features; with micro-batches the gradients, too."""
+        if self._sharded:
+            sharding.share_buffers(self.module)
+        if self.micro_batch_size:
+            return self._cached_backward(images, tokens, ids, hopfield)
+        loss, image_features, text_features = self._wrapped(images, tokens, ids, hopfield=hopfield)
+        return loss, image_features, text_features
+
+    def _cached_backward(
+        self, images: Tensor, tokens: Tensor, ids: Tensor | None, hopfield: bool | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of the batch, its loss and its features, a micro-batch at a time."""
+        # As even as can be: where samples are left out, none is alone in a micro-batch, which has no spread to norm by.
+        parts, features = max(1, -(-len(images) // self.micro_batch_size)), []
+
+        def encode(part: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+            embedded: tuple[Tensor, ...] = self._wrapped(*part, loss=False)
+            if not torch.is_grad_enabled():  # the first of the two passes
+                features.append(embedded)
+            return embedded
+
+        loss = cached_backward(
+            encode,
+            self.module.objective,
+            list(zip(images.tensor_split(parts), tokens.tensor_split(parts), strict=True)),
+            towers=self.module.encoder,
+            ids=ids,
+            no_sync=getattr(self._wrapped, "no_sync", nullcontext),
+            scale=self.scaler.scale,
+            **_given(hopfield),
+        )
+        image_features, text_features = (torch.cat(side) for side in zip(*features, strict=True))
+        return loss, image_features, text_features
+
+
+def _step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step that changes neither weights nor moments nor their count if the 0-d ``bad`` is true.
+
+    By the attribute through which ``torch.amp.GradScaler`` tells a fused optimiser the same; others are waited for.
+    """
+    if not getattr(optimizer, "_step_supports_amp_scaling", False):
+        if not bad:
+            optimizer.step()
+        return
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _learned(objective: ContrastiveObjective) -> dict[str, Tensor]:
+    """The 0-d scales that are parameters, by their names, where they are and without their graph."""
+    return {name: scale.detach() for name, scale in objective.scale_values().items() if isinstance(scale, Tensor)}
+
+
+def _given(hopfield: bool | None) -> dict[str, Any]:
+    """The argument of an objective's call, for those that have it."""
+    return {} if hopfield is None else {"hopfield": hopfield}

@@ -1,0 +1,272 @@
+"""From a configuration to the things a run is made of, each checked before the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from cloob.cache import Cache
+from cloob.data.builder import Tokenizer
+from cloob.data.loader import Batching, Loader, PairLoader, Share
+from cloob.data.mix import mix
+from cloob.data.open import open_source
+from cloob.data.source import Source
+from cloob.data.split import choose_held_out, split
+from cloob.data.transforms import TrainTransform
+from cloob.distributed import rank, world_size
+from cloob.errors import InputError, require
+from cloob.functional.checks import float32_products
+from cloob.machine import warn_of_emulated_bfloat16
+from cloob.models.aligned import AlignedEncoder
+from cloob.models.encoder import DualEncoder
+from cloob.models.load import load_model
+from cloob.models.texts import TrimmedTokenizer
+from cloob.models.towers import create_model
+from cloob.objective import ContrastiveObjective, make_objective
+from cloob.training import align
+from cloob.training.config import TrainConfig
+from cloob.training.config import checks as preflight
+from cloob.training.config.model import RETRIEVING
+from cloob.training.optim import warmup_steps
+from cloob.training.ranks import gather_objects, on_rank_zero
+from cloob.training.towers import finetune
+from cloob.training.towers import fsdp as sharding
+from cloob.training.towers.recompute import enable_recomputation
+
+logger = logging.getLogger(__name__)
+DEFAULT_MODEL = "RN50"
+
+
+def make_cache(config: TrainConfig) -> Cache:
+    """The cache that the configuration names; what it leaves out says the environment."""
+    gigabytes = config.pairs.cache_gb
+    return Cache(config.pairs.cache_dir, None if gigabytes is None else int(gigabytes * 1024**3))
+
+
+def open_pairs(specs: Sequence[str], config: TrainConfig, weights: Sequence[float] = ()) -> Source:
+    """Opens one source or several as one, each with its weight if there are any; errors as of ``open_source``."""
+    return mix(_open(specs, config), weights)
+
+
+def open_both(config: TrainConfig) -> tuple[Source, Source | None]:
+    """The training pairs and the held-out pairs, if there are any: of their own, or held out of the training pairs.
+
+    Raises:
+        InputError: As ``open_source`` or ``split``.
+    """
+    pairs = config.pairs
+    if not pairs.val_split:
+        source = open_pairs(pairs.data, config, pairs.data_weights)
+        return source, open_pairs(pairs.val_data, config) if pairs.val_data else None
+    sources = _open(pairs.data, config)
+    if rank() == 0:
+        logger.info("reading all pairs once, to hold some out (--val-split) …")
+    rows = on_rank_zero(lambda: choose_held_out(sources, pairs.val_split), slow=True)
+    source, held_out = split(sources, rows, pairs.data_weights)
+    if rank() == 0:
+        total = len(source) + len(held_out)
+        logger.info("%d of %d pairs are held out; none has a picture or caption of the others", len(held_out), total)
+    return source, held_out
+
+
+def fit_batch(config: TrainConfig, pairs: int) -> TrainConfig:
+    """The configuration with a batch size that suits so many training pairs, unless it has one.
+
+    A batch of the large sets' 256 would leave a small set a handful of steps, most of them warm-up. A power of two that
+    makes 16 to 32 steps of an epoch keeps the number of steps alike from 128 to 8,000 pairs, and with it the epochs and
+    the warm-up, a tenth of the steps.
+    """
+    if config.run.batch_size:
+        return config
+    power = 1 << max(pairs // 16, 1).bit_length() - 1
+    size = max(2, 2 * world_size(), min(pairs, 256, max(8, power)))
+    config = config.override(batch_size=size)
+    if rank() == 0:
+        steps = config.run.total_steps(pairs // size)
+        warmup = warmup_steps(config.optim, steps)
+        logger.info("%s pairs: batch size %d, %s steps, warm-up %s", f"{pairs:,}", size, f"{steps:,}", f"{warmup:,}")
+    return config
+
+
+def _open(specs: Sequence[str], config: TrainConfig) -> list[Source]:
+    pairs = config.pairs
+    columns = {"image_column": pairs.image_column, "caption_column": pairs.caption_column}
+    return [open_source(spec, **columns, cache=make_cache(config)) for spec in specs]
+
+
+def make_encoder(config: TrainConfig) -> DualEncoder:
+    """The towers to start from, on the CPU: created by name, loaded, one of each, or frozen encoders with heads.
+
+    Raises:
+        InputError: Unknown model or weights, or ``model``, ``image_size`` or settings of heads contradict ``init``.
+    """
+    towers = config.towers
+    if preflight.aligns(config):
+        return align.make_aligned(config)
+    if towers.init_image is not None:
+        return finetune.beside_image_tower(towers.init_image, towers.model, towers.image_size, config.run.seed)
+    if towers.init is None:
+        return create_model(towers.model or DEFAULT_MODEL, image_size=towers.image_size, seed=config.run.seed)
+    encoder = load_model(towers.init, device="cpu")
+    encoder.check_weights()
+    if isinstance(encoder, AlignedEncoder):
+        preflight.check_heads_alone(config)
+        align.check_same_heads(encoder, config)
+        encoder.on_features = True
+    else:
+        preflight.check_no_heads(config.align)
+    if towers.model not in (None, encoder.name):
+        raise InputError(
+            f"model is {towers.model!r}, but init {towers.init!r} holds {encoder.name!r}; leave --model out"
+        )
+    if towers.image_size not in (None, encoder.image_size):
+        raise InputError(
+            f"image_size is {towers.image_size}, but init {towers.init!r} holds a model for {encoder.image_size} pixels"
+        )
+    return encoder
+
+
+def prepare_towers(encoder: DualEncoder, config: TrainConfig, device: torch.device) -> None:
+    """Readies the towers, in place: layout, batch norm over ranks, recomputation, compilation, shards.
+
+    Names and shapes of parameters stay, so checkpoints are the same for all; the optimiser has to be made afterwards.
+
+    Raises:
+        InputError: The towers, the device or this machine cannot do what the configuration asks for.
+    """
+    run = config.run
+    encoder.set_channels_last(run.channels_last)
+    if run.sync_bn and world_size() > 1:
+        if device.type != "cuda":
+            raise InputError(f"sync_bn is True, but torch synchronises batch norm on CUDA only, not on {device.type}")
+        require("timm.layers", "train").convert_sync_batchnorm(encoder)
+    if run.grad_checkpointing:
+        enable_recomputation(encoder)
+    if run.compile:
+        compile_towers(encoder, run.compile_backend, device, same_randomness=run.micro_batch_size > 0)
+    if run.fsdp:
+        if world_size() == 1:
+            raise preflight.fsdp_alone()
+        sharding.shard(encoder, device)
+
+
+def compile_towers(encoder: DualEncoder, backend: str, device: torch.device, *, same_randomness: bool = False) -> None:
+    """Compiles the encoder's forward pass in place, from pixels and tokens to unit rows; the objective stays as it is.
+
+    Args:
+        encoder: The towers; ``encode_image`` and ``encode_text`` stay uncompiled.
+        backend: Of ``torch.compile``.
+        device: Where they run.
+        same_randomness: Draw random numbers as uncompiled towers do: the two passes of gradient caching are compiled
+            apart and must draw the same.
+
+    Raises:
+        InputError: inductor finds no C++ compiler for the CPU.
+    """
+    if backend == "inductor" and device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler  # seconds, which only a compiled run waits for
+        from torch._inductor.exc import InvalidCxxCompiler  # likewise
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            raise InputError(
+                "compile is True, but no C++ compiler is found; install g++, or leave --compile out"
+            ) from None
+    options = {"fallback_random": True} if backend == "inductor" and same_randomness else None
+    # In place: a wrapper would put its name into every key of the checkpoint.
+    encoder.compile(backend=backend, options=options)
+
+
+def make_loss(config: TrainConfig, encoder: DualEncoder) -> ContrastiveObjective:
+    """The objective of the configuration, gathering over ranks when there are several.
+
+    Args:
+        config: Says which, and whether its scales start where those of ``encoder`` are.
+        encoder: The towers to start from.
+
+    Raises:
+        InputError: An argument does not fit the objective, or the encoder does not say its scales.
+    """
+    overrides = config.loss.overrides()
+    if config.loss.init_scales:
+        trained = encoder.make_objective(**({"beta": config.loss.beta} if config.loss.beta is not None else {}))
+        shared = ["inv_tau"]
+        if trained.hopfield and config.loss.objective in RETRIEVING:
+            shared.append("beta")
+        if trained.bias is not None and config.loss.objective.startswith("siglip"):
+            shared.append("bias")
+        overrides = {name: trained.config()[name] for name in shared} | overrides
+    try:
+        return make_objective(config.loss.objective, gather=world_size() > 1, **overrides)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"objective {config.loss.objective!r}: {error}") from error
+
+
+def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, device: torch.device) -> Loader:
+    """The training batches of this rank.
+
+    Raises:
+        InputError: The source holds less than one batch, or the batch does not give each rank two pairs.
+    """
+    size = config.run.batch_size
+    if size < 2 * world_size():
+        raise InputError(f"batch_size is {size} for {world_size()} processes; it must be {2 * world_size()} or more")
+    if isinstance(encoder, AlignedEncoder):
+        return align.feature_loader(source, encoder, config, device, make_cache(config), train=True)
+    transform = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
+    batching = Batching(size, config.run.seed, shuffle_buffer=config.pairs.shuffle_buffer)
+    share = Share(rank(), world_size(), config.pairs.workers, pin_memory=device.type == "cuda")
+    return PairLoader(source, transform, _tokenizer(encoder, config), batching, share)
+
+
+def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> Loader:
+    """The held-out pairs, whole, in order and without augmentation."""
+    if isinstance(encoder, AlignedEncoder):
+        return align.feature_loader(source, encoder, config, encoder.device, make_cache(config), train=False)
+    batching = Batching(config.run.batch_size, shuffle=False, drop_last=False)
+    share = Share(rank(), world_size(), config.pairs.workers)
+    return PairLoader(source, encoder.preprocess, _tokenizer(encoder, config), batching, share)
+
+
+def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:
+    """The encoder's, without shared padding where that is exact; a compiled tower wants one shape."""
+    trims = encoder.trims_texts and not config.run.compile
+    return TrimmedTokenizer(encoder.loader_tokenizer) if trims else encoder.loader_tokenizer
+
+
+def resolved(
+    config: TrainConfig, encoder: DualEncoder, objective: ContrastiveObjective, device: torch.device
+) -> TrainConfig:
+    """The configuration with every default that was chosen while building filled in; every rank calls this."""
+    chosen = objective.config()
+    names = ["inv_tau", "learnable_inv_tau", "learnable_beta", "scale", *(["beta"] if objective.hopfield else [])]
+    names += [] if objective.bias is None else ["bias"]
+    leaves = {name: chosen[name] for name in names if getattr(config.loss, name) is None}
+    if isinstance(encoder, AlignedEncoder):
+        leaves |= align.head_settings(encoder)
+    if config.towers.init is None and not isinstance(encoder, AlignedEncoder):
+        leaves |= {"model": config.towers.model or encoder.name, "image_size": encoder.image_size}
+    if config.run.precision == "auto":
+        leaves["precision"] = "bf16" if all(gather_objects(has_bfloat16(device))) else "fp32"
+    if config.run.tf32 is None:
+        leaves["tf32"] = config.run.precision == "auto" and device.type == "cuda"
+    if config.run.precision == "bf16" and device.type == "cpu" and rank() == 0:
+        warn_of_emulated_bfloat16()
+    return config.override(**leaves)
+
+
+def products(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Inside, float32 matrix products on CUDA are as the configuration says; a GPU without TF32 takes no notice."""
+    return float32_products("high") if config.run.tf32 and device.type == "cuda" else contextlib.nullcontext()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device computes in bfloat16 by itself; a CPU that does is not told from those that emulate it."""
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -1,0 +1,175 @@
+"""Retrieval against a loop over sorted scores, with several captions an image and captions that repeat."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cloob.evaluation.measures.retrieval import RetrievalRanks, by_picture, correct_answers, retrieval_ranks, summarise
+from cloob.functional.bootstrap import bootstrap_interval
+
+
+def retrieval(
+    images: Tensor,
+    texts: Tensor,
+    image_of_text: Sequence[int] | None = None,
+    captions: Sequence[str] | None = None,
+    chunk: int = 4096,
+) -> dict[str, Any]:
+    return summarise(retrieval_ranks(images, texts, image_of_text, captions, chunk=chunk), image_of_text)
+
+
+def unit(n: int, d: int, seed: int) -> Tensor:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def correct_loop(image_of_text: list[int], captions: list[str]) -> set[tuple[int, int]]:
+    plain = [" ".join(caption.lower().split()) for caption in captions]
+    return {
+        (t, image_of_text[other])
+        for t in range(len(plain))
+        for other in range(len(plain))
+        if other == t or (plain[t] == plain[other] and plain[t])
+    }
+
+
+def recall_loop(queries: Tensor, gallery: Tensor, correct: set[tuple[int, int]], k: int) -> float:
+    hits = 0
+    for q in range(len(queries)):
+        nearest = sorted(range(len(gallery)), key=lambda g: -float(queries[q] @ gallery[g]))[:k]
+        hits += any((q, g) in correct for g in nearest)
+    return hits / len(queries)
+
+
+def test_pairs_by_hand() -> None:
+    texts = torch.eye(3)
+    images = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.5, 0.3], [0.1, 0.2, 0.9]])
+    result = retrieval(images, texts)
+    # Images to texts: 0 and 2 right, 1 takes text 0 (second its own). Texts to images: columns .9 .8 .1 | .1
+    # .5 .2 | …
+    assert result["image_to_text@1"] == pytest.approx(2 / 3)
+    assert result["text_to_image@1"] == 1.0
+    assert result["image_to_text@5"] == result["image_to_text@10"] == 1.0
+    assert (result["image_to_text_median_rank"], result["text_to_image_median_rank"]) == (1.0, 1.0)
+    assert (result["n"], result["n_images"]) == (3, 3)
+    assert result["text_to_image@1_interval"] == pytest.approx([0.025 ** (1 / 3), 1.0])
+    low, high = result["image_to_text@1_interval"]
+    assert low < 2 / 3 < high
+
+
+@settings(max_examples=40)
+@given(data=st.data(), n_images=st.integers(1, 6), more=st.integers(0, 6), seed=st.integers(0, 999))
+def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed: int) -> None:
+    extra = data.draw(st.lists(st.integers(0, n_images - 1), min_size=more, max_size=more))
+    image_of_text = data.draw(st.permutations([*range(n_images), *extra]))
+    words = st.sampled_from(["a dog", "A  Dog", "cat", "bird", ""])
+    captions = [data.draw(words) for _ in image_of_text]
+    images, texts = unit(n_images, 4, seed), unit(len(image_of_text), 4, seed + 1)
+    correct = correct_loop(image_of_text, captions)
+    result = retrieval(images, texts, image_of_text, captions, chunk=data.draw(st.integers(1, 9)))
+    for k in (1, 5, 10):
+        flipped = {(i, t) for t, i in correct}
+        assert result[f"text_to_image@{k}"] == pytest.approx(recall_loop(texts, images, correct, k))
+        assert result[f"image_to_text@{k}"] == pytest.approx(recall_loop(images, texts, flipped, k))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["x", "X ", "y z", "y  z", ""])), min_size=1, max_size=9))
+def test_correct_answers_are_the_loop(rows: list[tuple[int, str]]) -> None:
+    image_of_text, captions = [image for image, _ in rows], [caption for _, caption in rows]
+    group, pairs = correct_answers(torch.tensor(image_of_text), captions)
+    found = [(t, image) for t, own in enumerate(group.tolist()) for of, image in pairs.tolist() if of == own]
+    assert sorted(found) == sorted(correct_loop(image_of_text, captions))
+    assert len(pairs) <= len(rows)
+
+
+def test_unreadable_rows_count_as_not_found_and_hinder_nobody() -> None:
+    images, texts = torch.eye(4), torch.eye(4)
+    images[0] = float("nan")
+    texts[1] = float("nan")
+    result = retrieval(images, texts, captions=["a", "", "c", "d"])
+    assert result["image_to_text@1"] == result["image_to_text@10"] == 0.5  # image 0, and 1 without text
+    assert result["text_to_image@1"] == result["text_to_image@10"] == 0.5
+    assert result["n"] == 4
+
+
+def test_a_constant_tower_finds_nothing() -> None:
+    features = unit(1, 8, 0).repeat(40, 1)
+    result = retrieval(features, features)
+    assert result["image_to_text@10"] == result["text_to_image@10"] == 0.0
+    assert result["text_to_image_median_rank"] == 40
+
+
+@pytest.mark.parametrize("counts", [[2, 2, 2], [1, 3, 2]])
+def test_captions_of_a_picture_are_resampled_together(counts: list[int]) -> None:
+    """As close to the bootstrap of Σ hits / Σ captions over pictures as its linear form is."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.arange(len(counts) * 50).repeat_interleave(torch.tensor(counts * 50))
+    hits = torch.rand(len(counts) * 50, generator=generator)[image] > 0.6  # a picture's captions all hit or none does
+    values = by_picture(hits, image)
+    assert values.mean().item() == pytest.approx(hits.double().mean().item())
+    drawn = torch.randint(0, len(values), (2000, len(values)), generator=generator)
+    captions = torch.bincount(image)
+    right = torch.zeros(len(values)).index_add_(0, image, hits.float())
+    recalls = right[drawn].sum(1) / captions[drawn].sum(1)
+    expected = torch.quantile(recalls, torch.tensor([0.025, 0.975]))
+    found = bootstrap_interval(values)
+    ranks = RetrievalRanks(torch.zeros(len(values), dtype=torch.int64), torch.where(hits, 0, 20))
+    assert summarise(ranks, image)["text_to_image@1_interval"] == list(found)
+    assert found == pytest.approx(expected.tolist(), abs=0.015)
+    alone = bootstrap_interval(hits)
+    assert found[1] - found[0] > 1.2 * (alone[1] - alone[0])  # captions by themselves would claim to know more
+
+
+_PEAK = """
+import torch
+from cloob.evaluation.measures.retrieval import retrieval_ranks
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+n = 20_000
+x = torch.nn.functional.normalize(torch.randn(n, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+retrieval_ranks(x[:100], x[:100])
+before = peak()
+ranks = retrieval_ranks(x, x)
+classes = retrieval_ranks(x, x, captions=["a dog", "a cat"] * (n // 2))
+print(peak() - before, *(float((rank == 0).float().mean()) for rank in (*ranks, *classes)))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's own peak memory is read the way Linux tells it")
+@pytest.mark.nightly
+def test_memory_stays_far_below_the_square() -> None:
+    """20,000 × 20,000 scores would be 1.6 GB, and two captions on 10,000 pictures each bring 200 million right pairs.
+
+    In a fresh process, whose peak nothing before has raised.
+    """
+    done = subprocess.run([sys.executable, "-c", _PEAK], check=True, stdout=subprocess.PIPE, text=True)
+    kilobytes, *found = map(float, done.stdout.split())
+    assert kilobytes < 300_000
+    assert min(found) > 0.99
+
+
+@pytest.mark.parametrize("chunk", [7])
+def test_blocks_give_the_ranks_of_the_full_matrix(chunk: int) -> None:
+    images, texts = unit(50, 6, 0), unit(130, 6, 1)
+    image_of_text = torch.cat(
+        [torch.arange(50), torch.randint(0, 50, (80,), generator=torch.Generator().manual_seed(2))]
+    )
+    found = retrieval_ranks(images, texts, image_of_text, chunk=chunk)
+    own = image_of_text[:, None] == torch.arange(50)
+    scores = texts @ images.T
+    for ranks, s, positive in ((found.text_to_image, scores, own), (found.image_to_text, scores.T, own.T)):
+        best = s.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
+        assert torch.equal(ranks, ((s > best) & ~positive).sum(1))

@@ -1,0 +1,221 @@
+"""The report of one evaluation: what stands on its page, its verdict, escaping, and the page in a headless Chromium."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cloob import evaluate
+from cloob.evaluation.report import Confusion, ExampleQuery, ReportExtras, ShownPicture, render_report, write_report
+from cloob.evaluation.report.pictures import data_uri
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs
+from support import picture
+
+EVIL = "<script>alert(1)</script>\"'&"
+GOLDEN = Path(__file__).parent / "golden.txt"
+
+
+def results(evil: str = "") -> dict[str, Any]:
+    """Three models, one of which cannot be loaded, on two labelled sets and one of pairs, of which some is broken."""
+    models: dict[str, Any] = {
+        f"clip{evil}": ColourModel("clip", confused=[("red", "blue"), ("cyan", "yellow")]),
+        f"cloob{evil}": ColourModel("cloob"),
+        f"gone{evil}": f"no-such-model{evil}",
+    }
+    colours = tuple(COLOURS)
+    solid = Labels(colours * 5, broken=(3,), name=f"solid{evil}")
+    few = Labels(("red", "blue", "green"), name="few")
+    pairs = Pairs((*colours, "red"), tuple(f"a {colour}" for colour in (*colours, "red")), broken=(2,), missing=(4,))
+    pairs.name = f"pairs{evil}"
+    settings = {f"clip{evil}": {"seed": 0, f"note{evil}": f"a note{evil}"}}
+    found = evaluate(
+        models, [solid, few], [pairs], train_seconds={f"cloob{evil}": 192.4}, settings=settings, geometry_limit=100
+    )
+    found["failures"].append({"model": None, "set": f"ucf101{evil}", "error": f"ucf101{evil}: put there frames/"})
+    return found
+
+
+def extras(evil: str = "") -> ReportExtras:
+    found = [ShownPicture(picture("red"), f"a cat{evil}", i == 0, 0.5 - i / 10) for i in range(4)]
+    found.append(ShownPicture(b"<svg onload=x>", f"lost{evil}", False, 0.1))
+    names = f"clip{evil}", f"cloob{evil}"
+    matrix = torch.tensor([[3, 1, 0], [0, 2, 2]])
+    return ReportExtras(
+        {
+            names[0]: [{"step": s, "loss": None if s == 3 else 5 - s / 100} for s in range(40)],
+            names[1]: [{"step": s, "loss": -s / 1000, "effective_eigenvalues_image": s / 10} for s in range(500)],
+        },
+        {names[1]: [{"step": s, "epoch": s / 2, "effective_eigenvalues_image": s} for s in (2, 4, 6)]},
+        [ExampleQuery(f"a drawing {evil}", dict.fromkeys(names, found))],
+        [Confusion(f"solid{evil}", name, ("cat", f"dog{evil}"), matrix) for name in names],
+        {names[0]: [(found[0], found[1])]},
+    )
+
+
+class Page(HTMLParser):
+    """The text of a page, what it would fetch, and whether its elements nest; drawings are their legends."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.scripts = 0
+        self.lines: list[str] = []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.lines += [f"[{value}]" for name, value in attrs if tag == "img" and name == "alt"]
+        if dict(attrs).get("class") in ("number best", "right"):
+            self.lines.append("*")
+        if tag not in {"meta", "link", "img"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Parts of drawings."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and not {"style", "script", "svg"} & set(self.open):
+            self.lines.append(" ".join(data.split()))
+
+
+def test_the_page_of_an_evaluation(request: pytest.FixtureRequest) -> None:
+    """``--update-golden`` writes it anew; the numbers in it follow from the colours (tests/evaluation/measures)."""
+    found = "\n".join(Page(render_report(results(), extras(), title="A title", notes="A note.")).lines) + "\n"
+    if request.config.getoption("--update-golden"):
+        GOLDEN.write_text(found, encoding="utf-8")
+    assert found == GOLDEN.read_text(encoding="utf-8")
+
+
+def test_user_text_is_escaped_and_nothing_is_external() -> None:
+    page = render_report(results(EVIL), extras(EVIL), title=EVIL, notes=[EVIL])
+    read = Page(page)
+    assert read.scripts == 1 and page.count("alert(1)") > 20 and "<script>alert" not in page
+    addresses = [address for address in read.addresses if not address.startswith("#")]
+    assert addresses and all(address.startswith("data:") for address in addresses)
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def verdict(best: tuple[float, float], gaps: dict[str, tuple[float, float]]) -> str:
+    """The headline where ``a`` leads; ``best`` is its interval, ``gaps`` those of its lead over the others."""
+
+    def row(model: str, value: float, interval: tuple[float, float]) -> dict[str, Any]:
+        numbers = {"acc1": value, "acc1_interval": list(interval), "n_classes": 20, "n": 100, "per_class": {"x": value}}
+        return {"model": model, "objective": None, "zeroshot": {"s": numbers}, "retrieval": {}, "geometry": {}}
+
+    rows = [row("a", 0.4, best), *(row(name, 0.4 - sum(gap) / 2, (0.2, 0.4)) for name, gap in gaps.items())]
+    entries = [
+        {"metric": "acc1", "set": "s", "model": name, "baseline": "a"}
+        | {"difference": -sum(gap) / 2, "low": -gap[1], "high": -gap[0]}
+        for name, gap in gaps.items()
+    ]
+    page = render_report({"rows": rows, "differences": entries, "level": 0.95})
+    found = re.search(r'<h1 id="verdict">(.*?)</h1>', page)
+    assert found is not None
+    return found[1].replace("\u00a0", " ")
+
+
+@pytest.mark.parametrize(
+    ("best", "gaps", "title"),
+    [
+        ((0.3, 0.5), {}, "a: 40.0 % zero-shot top-1"),
+        ((0.05, 0.5), {}, "a: 40.0 % zero-shot top-1, no clear difference from guessing"),
+        ((0.05, 0.5), {"b": (0.01, 0.05)}, "No clear difference from guessing"),
+        ((0.3, 0.5), {"b": (0.01, 0.05)}, "a is ahead of b"),
+        ((0.3, 0.5), {"b": (-0.01, 0.05)}, "No clear difference between a and b"),
+        ((0.3, 0.5), {"b": (0.01, 0.05), "c": (0.02, 0.08)}, "a leads, b follows"),
+        ((0.3, 0.5), {"b": (-0.01, 0.05), "c": (0.02, 0.08)}, "No clear difference between a and b; c is behind"),
+    ],
+)
+def test_the_verdict(best: tuple[float, float], gaps: dict[str, tuple[float, float]], title: str) -> None:
+    assert verdict(best, gaps) == title
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_nothing_of_a_file_but_its_pixels_gets_into_the_page(kind: str) -> None:
+    """Where a picture was taken, by what, and what else its file holds is nobody's business."""
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    exif, info = Image.Exif(), PngInfo()
+    exif[0x010F], exif[0x0112] = "SECRET maker", 6
+    info.add_text("Author", "SECRET author")
+    extra: dict[str, Any] = {"pnginfo": info} if kind == "PNG" else {}
+    image = Image.new("RGB", (600, 600), "red")
+    image.paste("blue", (0, 0, 600, 300))  # the upper half
+    stream = io.BytesIO()
+    image.save(stream, kind, exif=exif.tobytes(), icc_profile=b"SECRET profile", **extra)
+    data = stream.getvalue() + (b"SECRET trailer" if kind == "JPEG" else b"")
+    uri = data_uri(data)
+    assert b"SECRET" in data and uri is not None
+    shown = base64.b64decode(uri.partition(",")[2])
+    assert b"SECRET" not in shown
+    with Image.open(io.BytesIO(shown)) as found:
+        assert found.size == (320, 320) and not found.getexif()
+        left, right = (found.convert("RGB").getpixel((x, 160)) for x in (80, 240))
+    assert isinstance(left, tuple) and isinstance(right, tuple)
+    assert left[0] > 200 > right[0] and right[2] > 200 > left[2]  # turned by a quarter to the right
+
+
+@pytest.fixture
+def page(browser: Any, tmp_path: Path) -> Any:
+    path = tmp_path / "report.html"
+    write_report(path, results(), extras(), title="A & B", notes=EVIL)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    browser.get_log("browser")
+    browser.get(path.as_uri())
+    return browser
+
+
+def test_page_loads_without_a_console_message_and_fits_a_phone(page: Any) -> None:
+    assert page.title == "A & B"
+    assert page.get_log("browser") == []
+    kinds = page.execute_script("return performance.getEntriesByType('resource').map(e => e.name.slice(0, 5))")
+    assert set(kinds) <= {"data:"}
+    images = page.execute_script("return [...document.images].map(i => [i.complete, i.naturalWidth > 0, i.alt])")
+    assert len(images) == 12 and all(map(all, images))  # 8 found, 2 similar, 2 confusion pictures
+    phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    page.refresh()
+    width, inner = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width <= inner == 390
+
+
+def column(page: Any, table: str, header: int) -> list[str]:
+    cells: list[str] = page.execute_script(
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map(r => r.cells[arguments[1]].dataset.v)",
+        table,
+        header,
+    )
+    return cells
+
+
+def test_tables_sort_by_mouse_and_keyboard(page: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    before = [float(value) for value in column(page, "table-zeroshot", 2)]
+    heads = page.find_elements("css selector", "#table-zeroshot thead tr:last-child th")
+    button = heads[2].find_element("css selector", "button")
+    button.click()
+    assert heads[2].get_attribute("aria-sort") == "descending"
+    assert [float(value) for value in column(page, "table-zeroshot", 2)] == sorted(before, reverse=True)
+    button.send_keys(Keys.ENTER)
+    assert heads[2].get_attribute("aria-sort") == "ascending"
+    assert [float(value) for value in column(page, "table-zeroshot", 2)] == sorted(before)
+    heads[1].find_element("css selector", "button").send_keys(Keys.SPACE)
+    models = column(page, "table-zeroshot", 1)
+    assert models == sorted(models) and page.get_log("browser") == []

@@ -1,0 +1,237 @@
+"""Suites on tiny folders in each set's own layout, and CLIP's names and templates as they were published."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import savemat
+
+from cloob.errors import InputError
+from cloob.evaluation.embed import embed_images
+from cloob.evaluation.sets.paper import LAYOUTS, open_paper_set, prompts_of
+from cloob.evaluation.sets.suites import open_suites
+from cloob.models.towers import create_model
+from evaluate_fakes import picture
+
+COUNTS = {  # classes (of the sets), templates (the paper's, section on zero-shot evaluation)
+    "birdsnap": (500, 1),
+    "country211": (211, 5),
+    "flowers102": (102, 1),
+    "gtsrb": (43, 3),
+    "ucf101": (101, 48),
+    "stanford_cars": (196, 8),
+    "imagenet": (1000, 80),
+    "imagenetv2": (1000, 80),
+}
+
+
+def put(path: Path, content: bytes | str = picture("red")) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def birdsnap(root: Path) -> list[int]:
+    home = root / "birdsnap"
+    put(
+        home / "species.txt",
+        "id\tcommon\tscientific\tdir\n1\tAllen's Hummingbird\tS. sasin\tAllens_Hummingbird\n"
+        "2\tBlack-bellied Plover\tP. squatarola\tBlack_bellied_Plover\n",
+    )
+    images = [("Allens_Hummingbird/1.jpg", 1), ("Black_bellied_Plover/2.jpg", 2), ("Black_bellied_Plover/lost.jpg", 2)]
+    train = ("Allens_Hummingbird/3.jpg", 1)
+    rows = [f"http://x/{path}\tmd5\t{path}\t{species}\t0" for path, species in (*images, train)]
+    put(home / "images.txt", "\n".join(["url\tmd5\tpath\tspecies_id\tbb_x1", *rows]) + "\n")
+    put(home / "test_images.txt", "\n".join(["path", *(path for path, _ in images)]) + "\n")
+    for path, _ in (*images[:2], train):
+        put(home / "download" / "images" / path)
+    names = prompts_of("birdsnap")[0]
+    return [names.index("Allens Hummingbird"), names.index("Black bellied Plover")]
+
+
+def country211(root: Path) -> list[int]:
+    codes = [a + b for a in "ABCDEFGHI" for b in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"][:211]
+    for part in ("test", "train"):
+        for code in codes:
+            put(root / "country211" / part / code / "1.jpg")
+    return list(range(211))
+
+
+def flowers102(root: Path) -> list[int]:
+    home = root / "flowers-102"
+    for number in range(1, 7):
+        put(home / "jpg" / f"image_{number:05d}.jpg")
+    savemat(home / "imagelabels.mat", {"labels": np.array([[77, 1, 102, 3, 4, 5]])})
+    savemat(home / "setid.mat", {"trnid": np.array([[4, 2]]), "valid": np.array([[5, 6]]), "tstid": np.array([[3, 1]])})
+    return [101, 76]
+
+
+def gtsrb(root: Path) -> list[int]:
+    home = root / "gtsrb"
+    ppm = b"P6\n2 2\n255\n" + bytes(range(12))
+    for name in ("00000.ppm", "00001.ppm"):
+        put(home / "GTSRB" / "Final_Test" / "Images" / name, ppm)
+    put(home / "GT-final_test.csv", "Filename;Width;Height;ClassId\n00000.ppm;2;2;16\n00001.ppm;2;2;1\n")
+    for label in range(2):
+        put(home / "GTSRB" / "Training" / f"{label:05d}" / "00000_00000.ppm", ppm)
+    return [16, 1]
+
+
+def ucf101(root: Path) -> list[int]:
+    home = root / "ucf101"
+    put(
+        home / "ucfTrainTestlist" / "testlist01.txt",
+        "HandstandPushups/v_HandStandPushups_g01_c01.avi\nYoYo/v_YoYo_g01_c01.avi\n",
+    )
+    put(home / "ucfTrainTestlist" / "trainlist01.txt", "YoYo/v_YoYo_g08_c01.avi 101\n")
+    put(home / "frames" / "HandstandPushups" / "v_HandStandPushups_g01_c01.jpg")
+    put(home / "frames" / "YoYo" / "v_YoYo_g01_c01.png")
+    put(home / "frames" / "YoYo" / "v_YoYo_g08_c01.jpg")
+    return [36, 100]
+
+
+def stanford_cars(root: Path) -> list[int]:
+    home = root / "stanford_cars"
+    fields = [("fname", object), ("class", object)]
+    (home / "devkit").mkdir(parents=True)
+    for file, names in (
+        (home / "cars_test_annos_withlabels.mat", (("00001.jpg", 196), ("00002.jpg", 1))),
+        (home / "devkit" / "cars_train_annos.mat", (("00001.jpg", 2), ("00002.jpg", 3))),
+    ):
+        savemat(file, {"annotations": np.array([list(names)], dtype=fields)})
+    savemat(home / "devkit" / "cars_meta.mat", {"class_names": np.array([["a", "b"]], dtype=object)})
+    for part in ("test", "train"):
+        for name in ("00001.jpg", "00002.jpg"):
+            put(home / f"cars_{part}" / name)
+    return [195, 0]
+
+
+def imagenet(root: Path) -> list[int]:
+    for label in range(1000):
+        (root / "imagenet" / "val" / f"n{label:08d}").mkdir(parents=True)
+    put(root / "imagenet" / "val" / "n00000007" / "ILSVRC2012_val_00000001.JPEG")
+    put(root / "imagenet" / "val" / "n00000999" / "ILSVRC2012_val_00000002.JPEG")
+    return [7, 999]
+
+
+def imagenetv2(root: Path) -> list[int]:
+    home = root / "imagenetv2-matched-frequency-format-val"
+    for label in range(1000):
+        (home / str(label)).mkdir(parents=True)
+    put(home / "10" / "a.jpeg")
+    put(home / "2" / "b.jpeg")
+    return [2, 10]  # by number: as text, 10 would come first
+
+
+MAKERS: dict[str, Callable[[Path], list[int]]] = {
+    "birdsnap": birdsnap,
+    "country211": country211,
+    "flowers102": flowers102,
+    "gtsrb": gtsrb,
+    "ucf101": ucf101,
+    "stanford_cars": stanford_cars,
+    "imagenet": imagenet,
+    "imagenetv2": imagenetv2,
+}
+
+
+@pytest.fixture(autouse=True)
+def any_checksum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flowers102's files of labels are known by their MD5, which ours cannot have."""
+    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda path, *_: Path(path).is_file())
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_set_in_its_own_layout(name: str, tmp_path: Path) -> None:
+    labels = MAKERS[name](tmp_path)
+    data = open_paper_set(name, tmp_path)
+    assert data.name == name and data.labels.tolist() == labels
+    assert (len(data.classnames), len(data.templates)) == COUNTS[name]
+    for index in range(min(len(data), 3)):
+        key, content = data.read(index)
+        assert (tmp_path / key).read_bytes() == content
+    assert embed_images(create_model("tiny-convnext", seed=0), data).bad == []
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [("birdsnap", None), ("flowers102", [2, 0, 3, 4]), ("gtsrb", [0, 1]), ("ucf101", [100]), ("stanford_cars", [1, 2])],
+)
+def test_training_images(name: str, labels: list[int] | None, tmp_path: Path) -> None:
+    first = MAKERS[name](tmp_path)[:1]
+    assert open_paper_set(name, tmp_path, "train").labels.tolist() == (first if labels is None else labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "files", "old"),
+    [
+        ("birdsnap", ("birdsnap/images.txt", "birdsnap/test_images.txt"), "Allens_Hummingbird/1.jpg"),
+        ("gtsrb", ("gtsrb/GT-final_test.csv",), "00000.ppm"),
+        ("ucf101", ("ucf101/ucfTrainTestlist/testlist01.txt",), "YoYo/v_YoYo_g01_c01.avi"),
+    ],
+)
+@pytest.mark.parametrize("absolute", [False])
+def test_a_list_leads_not_out_of_the_root(
+    tmp_path: Path, name: str, files: tuple[str, ...], old: str, absolute: bool
+) -> None:
+    root, secret = tmp_path / "root", tmp_path / "YoYo" / "secret.jpg"
+    MAKERS[name](root)
+    put(secret)
+    outside = str(secret) if absolute else "../" * 40 + str(secret).lstrip("/")
+    for file in files:
+        put(root / file, (root / file).read_text().replace(old, outside))
+    with pytest.raises(InputError, match=rf"^{name}: its lists name '.*YoYo/secret\.jpg', which is not below"):
+        open_paper_set(name, root)
+
+
+def test_the_paper_suite_keeps_what_is_there(tmp_path: Path) -> None:
+    ucf101(tmp_path)
+    gtsrb(tmp_path)
+    found = open_suites(["paper"], tmp_path, probe=True)
+    assert [data.name for data in found.sets] == ["gtsrb", "ucf101"]
+    assert set(found.training) == {"gtsrb", "ucf101"}
+    assert list(found.missing) == [name for name in LAYOUTS if name not in ("gtsrb", "ucf101")]
+
+
+def webdataset(folder: Path, parts: tuple[str, ...] = ("test",)) -> None:
+    put(folder / "classnames.txt", "red\nblue\n")
+    put(folder / "zeroshot_classification_templates.txt", "a {c} thing\n")
+    for part in parts:
+        put(folder / part / "nshards.txt", "1\n")
+        with tarfile.open(folder / part / "0.tar", "w") as tar:
+            for i, colour in enumerate(("red", "blue")):
+                for suffix, content in (("png", picture(colour)), ("cls", str(i).encode()), ("txt", b"one\ntwo")):
+                    member = tarfile.TarInfo(f"s{i:07d}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+
+
+def test_folders_of_sets(tmp_path: Path) -> None:
+    webdataset(tmp_path / "wds" / "vtab" / "one", ("test", "train"))
+    webdataset(tmp_path / "wds" / "two")
+    webdataset(tmp_path / "wds" / "many")
+    put(tmp_path / "wds" / "many" / "dataset_type.txt", "multilabel\n")
+    webdataset(tmp_path / "wds" / "pairs")
+    put(tmp_path / "wds" / "pairs" / "dataset_type.txt", "retrieval\n")
+    put(tmp_path / "wds" / "broken" / "test" / "nshards.txt", "1\n")
+    found = open_suites(["vtab+", str(tmp_path / "wds")], probe=True)
+    assert [data.name for data in found.sets] == ["two", "one"]
+    assert list(found.training) == ["one"] and len(found.training["one"]) == 2
+    assert set(found.missing) == {"broken", "many"} and "classnames.txt" in found.missing["broken"]
+    assert "multilabel" in found.missing["many"]
+    assert [data.name for data in found.pairs] == ["pairs"]
+    assert found.pairs[0].read(1).captions == ("one", "two")
+    put(tmp_path / "flat" / "plain" / "red" / "a.png")
+    put(tmp_path / "flat" / "empty" / "readme.txt", "")
+    webdataset(tmp_path / "flat" / "two")
+    found = open_suites(["pictograms", str(tmp_path / "flat")])
+    assert [data.name for data in found.sets] == ["plain", "two"] and list(found.missing) == ["empty"]
+    assert found.training == {} and not found.training_failed
+    (tmp_path / "flat" / "two" / "train").mkdir()
+    found = open_suites(["pictograms", str(tmp_path / "flat")], probe=True)
+    assert [data.name for data in found.sets] == ["plain", "two"] and found.training_failed
+    assert list(found.missing) == ["empty", "two (training)"]

@@ -1,0 +1,188 @@
+"""Several models on several sets: the form of results.json, comparisons, failures, and each image embedded once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cloob.errors import InputError
+from cloob.evaluation.embed import EmbedOptions
+from cloob.evaluation.embeddings import Embeddings
+from cloob.evaluation.examples import example_queries
+from cloob.evaluation.sets.captioned import open_captioned
+from cloob.evaluation.sets.labelled import open_labelled
+from cloob.evaluation.suite import differences, evaluate, write_results
+from cloob.models.folder import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from evaluate_fakes import COLOURS, ColourModel, Labels, Pairs, picture
+
+NAMES = list(COLOURS)
+
+
+@pytest.fixture
+def models() -> dict[str, ColourModel]:
+    good, bad = ColourModel("good"), ColourModel("bad", confused=[("red", "blue")])
+    good.objective_config = make_objective("cloob").config()
+    bad.objective_config = make_objective("clip").config()
+    return {"bad": bad, "good": good}
+
+
+def test_results_have_the_documented_form(models: dict[str, ColourModel]) -> None:
+    zeroshot = [Labels(NAMES * 4, broken=[1]), Labels(["red", "blue"] * 3, name="two")]
+    results = evaluate(models, zeroshot, [Pairs(NAMES)], train_seconds={"good": 12.5}, settings={"bad": {"seed": 3}})
+    bad, good = results["rows"]
+    assert (bad["model"], bad["objective"], bad["train_seconds"]) == ("bad", "clip", None)
+    assert (good["model"], good["objective"], good["train_seconds"]) == ("good", "cloob", 12.5)
+    assert bad["settings"]["seed"] == 3 and bad["settings"]["inv_tau"] == pytest.approx(1 / 0.07)
+    assert good["settings"]["beta"] == 8.0
+    solid = good["zeroshot"]["solid"]
+    assert solid["acc1"] == pytest.approx(23 / 24) and solid["n"] == 24
+    assert solid["per_class"]["green"] == 0.75 and solid["unreadable"] == {"corrupt image": 1}
+    assert bad["zeroshot"]["solid"]["acc1"] == pytest.approx(15 / 24)
+    assert bad["zeroshot"]["two"]["acc1"] == 0.0 and "unreadable" not in bad["zeroshot"]["two"]
+    assert good["retrieval"]["pairs"]["text_to_image@1"] == 1.0
+    assert bad["retrieval"]["pairs"]["text_to_image@1"] == pytest.approx(4 / 6)
+    assert good["geometry"]["pairs"]["effective_eigenvalues_image"] == 3
+    assert results["level"] == 0.95 and "failures" not in results
+
+
+def test_differences_are_paired_and_averaged_over_shared_sets(models: dict[str, ColourModel]) -> None:
+    zeroshot = [Labels(NAMES * 4), Labels(["red", "blue", "green", "cyan"], name="four")]
+    entries = evaluate(models, zeroshot, [Pairs(NAMES)])["differences"]
+    found = {(e["metric"], e["set"]): e for e in entries}
+    assert list(found) == [
+        ("acc1", "solid"),
+        ("acc1", "four"),
+        ("acc1", None),
+        ("image_to_text@1", "pairs"),
+        ("text_to_image@1", "pairs"),
+    ]
+    mean = found["acc1", None]
+    assert (mean["model"], mean["baseline"]) == ("good", "bad")
+    assert found["acc1", "solid"]["difference"] == pytest.approx(8 / 24)
+    assert mean["difference"] == pytest.approx((8 / 24 + 2 / 4) / 2)
+    assert 0 < mean["low"] < mean["difference"] < mean["high"] < 1
+
+
+def test_differences_of_three_models_and_a_set_that_one_lacks() -> None:
+    hit, miss = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    entries = differences(
+        {("m", "s"): {"a": hit, "b": miss, "c": hit}, ("m", "t"): {"a": miss, "c": hit}, ("m", "u"): {"a": miss}}
+    )
+    assert [(e["set"], e["model"], e["baseline"], e["difference"]) for e in entries] == [
+        ("s", "b", "a", -1.0),
+        ("s", "c", "a", 0.0),
+        ("s", "c", "b", 1.0),
+        ("t", "c", "a", 1.0),
+    ]
+
+
+def test_a_model_without_a_metric_takes_no_mean_from_the_others() -> None:
+    """A model without a tokenizer has probes and no zero-shot accuracy."""
+    hit, miss = torch.ones(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+    both = {"a": hit, "b": miss}
+    entries = differences({("acc1", "s"): both, ("acc1", "t"): both, ("probe_acc1", "s"): {**both, "mute": hit}})
+    means = [(e["metric"], e["model"], e["baseline"]) for e in entries if e["set"] is None]
+    assert means == [("acc1", "b", "a")]
+
+
+def test_a_set_that_fails_is_listed_and_the_rest_is_there(models: dict[str, ColourModel]) -> None:
+    wrong = Labels(["red"], labels=[6], name="wrong")
+    results = evaluate(models, [wrong, Labels(NAMES)], [Pairs(["red"] * 2, broken=[1], name="one")])
+    assert [(f["model"], f["set"]) for f in results["failures"]] == [
+        ("bad", "wrong"),
+        ("bad", "one"),
+        ("good", "wrong"),
+        ("good", "one"),
+    ]
+    assert "image 0 has label 6, but there are 6 class names (labels 0 to 5)" in results["failures"][0]["error"]
+    assert "one: geometry needs at least 2 pairs" in results["failures"][1]["error"]
+    assert list(results["rows"][1]["zeroshot"]) == ["solid"]
+    assert list(results["rows"][1]["retrieval"]) == ["one"]
+
+
+def test_written_results_are_deterministic_json(tmp_path: Path, models: dict[str, ColourModel]) -> None:
+    def run(name: str) -> bytes:
+        results = evaluate(models, [Labels(NAMES)], [Pairs(NAMES, broken=[0, 1, 2, 3])])
+        write_results(tmp_path / "sub" / name, results)
+        return (tmp_path / "sub" / name).read_bytes()
+
+    content = run("a.json")
+    assert content == run("b.json")
+    row = json.loads(content)["rows"][0]
+    assert row["retrieval"]["pairs"]["text_to_image_median_rank"] is None  # infinite: four of six unreadable
+    assert row["zeroshot"]["solid"]["acc1_interval"][0] <= row["zeroshot"]["solid"]["acc1"]
+    assert sorted(path.name for path in (tmp_path / "sub").iterdir()) == ["a.json", "b.json"]
+    with pytest.raises(InputError, match=r"a\.json.x: results cannot be written"):
+        write_results(tmp_path / "sub" / "a.json" / "x", {})
+
+
+# --- example queries
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_picture_answers_each_of_its_captions(tmp_path: Path) -> None:
+    for stem, colour in (("r", "red"), ("b", "blue")):
+        (tmp_path / f"{stem}.png").write_bytes(picture(colour))
+    (tmp_path / "t.csv").write_text("filepath,title\nr.png,red\nb.png,blue\nr.png,magenta\n")
+    embeddings = Embeddings({"m": ColourModel()})
+    (query,) = example_queries(embeddings, open_captioned(tmp_path / "t.csv"), ["magenta"], k=2)
+    # Red is as near as blue but for the little that texts point to red; both are called by their first caption.
+    assert [(item.label, item.correct) for item in query.answers["m"]] == [("red", True), ("blue", False)]
+
+
+# --- the real floors
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes of three pictures each, in a sub-folder each, and as pairs."""
+    from PIL import Image
+
+    for i, name in enumerate(["red", "blue", "red", "blue", "red", "blue"]):
+        for place in (tmp_path / "set" / name, tmp_path / "pairs"):
+            place.mkdir(parents=True, exist_ok=True)
+            image = Image.new("RGB", (40, 30), COLOURS[name])
+            image.paste(COLOURS["green"], (0, 0, 5 * i, 10))
+            image.save(place / f"{i}.png")
+        (tmp_path / "pairs" / f"{i}.txt").write_text(f"number {i} {name}", encoding="utf-8")
+    (tmp_path / "set" / "red" / "9.png").write_bytes(b"no image")
+    (tmp_path / "set" / "red" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    return tmp_path
+
+
+def test_real_towers_and_real_sets(folder: Path) -> None:
+    encoder = create_model("tiny-vit", seed=0)
+    save_model(folder / "saved", encoder, make_objective("infoloob", inv_tau=20.0).config())
+    data, source = open_labelled(folder / "set"), open_captioned(folder / "pairs")
+    seen: list[tuple[str, int, int]] = []
+    embeddings = Embeddings(
+        {"fresh": encoder, "loaded": str(folder / "saved")},
+        EmbedOptions(batch_size=4, workers=2),
+        progress=lambda *x: seen.append(x),
+    )
+    results = evaluate(embeddings, [data], [source])
+    fresh, loaded = results["rows"]
+    assert "failures" not in results
+    assert (fresh["objective"], loaded["objective"]) == (None, "infoloob")
+    assert loaded["settings"]["inv_tau"] == pytest.approx(20.0)
+    for part in ("zeroshot", "retrieval"):
+        assert fresh[part] == loaded[part]
+    assert fresh["zeroshot"]["set"]["n"] == 8
+    assert fresh["zeroshot"]["set"]["unreadable"] == {"corrupt image": 1, "missing image": 1}
+    assert ("fresh: set", 8, 8) in seen and ("loaded: pairs", 6, 6) in seen
+    features, keys, bad = embeddings.labelled("fresh", data).images
+    row = next(i for i in range(8) if keys[i].endswith("0.png"))
+    encoder.eval()
+    with torch.no_grad():
+        alone = encoder.encode_image([folder / "set" / "red" / "0.png"])[0]
+    assert torch.allclose(features[row], alone, atol=1e-5)
+    assert [skip.key for skip in bad] == ["red/9.png", "red/lost.png"]
+    assert str(folder) not in json.dumps(results)
+    queries = example_queries(embeddings, data, k=5)
+    assert {query.query for query in queries} == {"red", "blue"}

@@ -1,0 +1,112 @@
+"""One tiny data set, one tiny model and one whole training, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from train_helpers import Launcher, Recorder, Trained
+
+from cloob.training.config import TrainConfig
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 40), "blue": (30, 40, 220), "grey": (128, 128, 128)}
+THINGS = ("disc", "bar", "frame", "cross", "noise", "corner", "stripe", "field", "dot", "edge")
+
+
+@pytest.fixture(scope="session")
+def pairs_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 pairs of 40 pixels; one picture is no picture and one caption is empty."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    for c, (colour, rgb) in enumerate(COLOURS.items()):
+        for t, thing in enumerate(THINGS):
+            pixels = np.clip(np.array(rgb) + rng.integers(-30, 30, (40, 40, 3)), 0, 255)
+            pixels[t * 4 : t * 4 + 4] = 255 - 20 * t
+            stem = folder / f"{c}{t}"
+            Image.fromarray(pixels.astype(np.uint8)).save(stem.with_suffix(".png"))
+            stem.with_suffix(".txt").write_text(f"a {colour} {thing}")
+    (folder / "13.png").write_bytes(b"this is no picture")
+    (folder / "27.txt").write_text("  ")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_as(pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same pairs in three forms: a folder, two shards with sizes.json, a table as the CLOOB authors have it."""
+    folder = tmp_path_factory.mktemp("forms")
+    stems = sorted({path.stem for path in pairs_folder.iterdir()})
+    (folder / "shards").mkdir()
+    sizes = {}
+    for number, part in enumerate((stems[:23], stems[23:])):
+        name = f"{number:05d}.tar"
+        with tarfile.open(folder / "shards" / name, "w") as tar:
+            for stem in part:
+                for ending in ("png", "txt"):
+                    tar.add(pairs_folder / f"{stem}.{ending}", f"{stem}.{ending}")
+        sizes[name] = len(part)
+    (folder / "shards" / "sizes.json").write_text(json.dumps(sizes))
+    rows = [f"{pairs_folder / stem}.png\t{(pairs_folder / stem).with_suffix('.txt').read_text()}" for stem in stems]
+    (folder / "train.csv").write_text("\n".join(["filepath\ttitle", *rows]) + "\n")
+    return {"folder": str(pairs_folder), "shards": str(folder / "shards"), "table": str(folder / "train.csv")}
+
+
+@pytest.fixture(scope="session")
+def nano_configs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """open_clip configurations of towers that train in milliseconds; one of them draws random numbers as it trains."""
+    from cloob.models.towers import open_clip
+
+    folder = tmp_path_factory.mktemp("configs")
+    vision = {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8, "image_size": 32}
+    text = {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+    others = {"nano-dropout": {"patch_dropout": 0.25}, "nano-tanh": {"act_kwargs": {"approximate": "tanh"}}}
+    for name, more in {"nano-vit": {}, **others}.items():
+        config = {"embed_dim": 16, "vision_cfg": vision | more, "text_cfg": text}
+        (folder / f"{name}.json").write_text(json.dumps(config))
+    resnet = {"layers": [1, 1, 1, 1], "width": 8, "head_width": 16, "image_size": 32}
+    (folder / "nano-resnet.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": resnet, "text_cfg": text}))
+    (folder / "nano-wide.json").write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    open_clip().add_model_config(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(pairs_folder: Path, nano_configs: Path) -> TrainConfig:
+    """15 steps: 3 epochs of 5 batches of 8."""
+    return TrainConfig().override(
+        data=[str(pairs_folder)],
+        model="nano-dropout",
+        lr=3e-3,
+        warmup=3,
+        epochs=3,
+        batch_size=8,
+        workers=0,
+        max_bad_fraction=0.2,
+        save_every=2,
+        log_every=4,
+        device="cpu",
+        tensorboard=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(base: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """The uninterrupted run that the others are compared with."""
+    from cloob.training.loop import train
+
+    recorder = Recorder()
+    config = base.override(out=tmp_path_factory.mktemp("runs") / "whole", keep=0)
+    result = train(config, callbacks=[recorder])
+    return Trained(config, result.run, result, recorder)
+
+
+@pytest.fixture
+def launch(tmp_path: Path, nano_configs: Path) -> Callable[..., Any]:
+    folder = tmp_path / "jobs"
+    folder.mkdir()
+    return Launcher(folder, nano_configs).start

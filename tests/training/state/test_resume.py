@@ -1,0 +1,260 @@
+"""A run that is killed with -9 at any moment and started again is the run that was left alone, to the last bit.
+
+The moment is drawn by the feature's name; ``pytest -m nightly`` has the features one by one.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import KilledAfter, exact, lines
+
+from cloob import TrainConfig, get_recipe, load_model, train
+from cloob.cli import main
+from cloob.models.folder import save_model
+from cloob.models.runs import latest_checkpoint, list_checkpoints
+from cloob.models.towers import create_model
+from cloob.training.callbacks import Callback, RunResult
+from support import Ranks, fork
+
+
+@dataclass(frozen=True)
+class Feature:
+    """Settings of a run; ``data`` is one of the forms of ``pairs_as``, ``streamed`` or ``heads``."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    data: str = "table"
+    processes: int = 1
+    nightly: bool = True
+
+
+def usual(data: str = "table", processes: int = 1, **settings: Any) -> Feature:
+    return Feature(settings, data, processes, nightly=False)
+
+
+FEATURES = {
+    "average, learnable scales, micro-batches": usual(
+        ema=0.9, learnable_inv_tau=True, learnable_beta=True, micro_batch_size=5, clip_grad_norm=1.0
+    ),
+    "two ranks, shards, two workers": usual("shards", 2, workers=2, ema=0.9, learnable_inv_tau=True, shuffle_buffer=6),
+    "fp16, frozen tower, SigLIP": usual(
+        model="nano-resnet", precision="fp16", freeze="image", layer_decay=0.5, objective="siglip"
+    ),
+    "streamed, weighted, ends inside an epoch": usual(
+        "streamed", steps=13, shuffle_buffer=10, retrieval_from=0.5, best="val_recall"
+    ),
+    "heads, a batch size that suits the pairs": usual("heads", batch_size=0, head_dropout=0.2, embed_dim=12),
+    "plain": Feature(),
+    "one worker": Feature({"workers": 1}, "folder"),
+    "restarts": Feature({"schedule": "cosine-restarts", "restarts": 2}),
+    "average": Feature({"ema": 0.9}),
+    "fp16": Feature({"precision": "fp16", "model": "nano-resnet"}),
+    "bf16, recomputed": Feature({"precision": "bf16", "grad_checkpointing": True}),
+    "CLIP": Feature({"objective": "clip"}),
+    "SigLIP with Hopfield retrieval": Feature({"objective": "siglip-hopfield"}),
+    "retrieval joins": Feature({"retrieval_from": 0.5, "val_every": 2, "best": "val_recall"}),
+    "text frozen, top unlocked": Feature({"freeze": "text", "unlocked": 1}),
+    "shards, workers": Feature({"workers": 2}, "shards"),
+    "held-out share": Feature({"val_split": 0.25, "val_data": [], "mask_duplicates": True, "epochs": 5}),
+    "samples": Feature({"samples": 90, "save_every": 3}),
+    "two ranks, frozen tower": Feature({"freeze": "image", "layer_decay": 0.5}, "table", 2),
+    "two ranks, streamed": Feature({"shuffle_buffer": 10, "workers": 1}, "streamed", 2),
+    "two ranks, heads": Feature({"batch_size": 0, "head": "mlp", "embed_dim": 12}, "heads", 2),
+    "sharded weights": Feature({"fsdp": True, "model": "nano-vit", "learnable_inv_tau": True}, "shards", 2),
+}
+CASES = [pytest.param(name, marks=[pytest.mark.nightly] * f.nightly, id=name) for name, f in FEATURES.items()]
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same_run(run: Path, other: Path, extra: Collection[str] = ()) -> None:
+    """All that a run folder holds but for times, and the weights that are loaded from it."""
+    assert exact(run) == exact(other)
+    for log in ("epochs.jsonl", "skipped.jsonl"):
+        found, wanted = ([{**line, "seconds": 0} for line in lines(folder / log)] for folder in (run, other))
+        assert found == wanted, log
+    names = [{path.name for path in list_checkpoints(folder)} for folder in (run, other)]
+    assert names[0] == names[1] | set(extra)
+    states = [torch.load(latest_checkpoint(folder) / "trainer.pt", weights_only=True) for folder in (run, other)]
+    for state in states:
+        state["progress"]["seconds"] = 0.0
+        for group in state["optimizer"]["param_groups"]:
+            group["lr"] = 0.0  # set before each step
+    for part in states[1]:
+        assert equal(states[0][part], states[1][part]), part
+    assert equal(load_model(run).state_dict(), load_model(other).state_dict())
+
+
+def killed(folder: Path, processes: int, config: TrainConfig, trouble: KilledAfter) -> None:
+    ranks = fork(folder, processes, lambda: train(config, callbacks=[trouble]) and None)
+    codes = ranks.wait(together=True)
+    # A rank may have seen that the killed one is gone before it was killed itself.
+    assert -9 in codes and set(codes) <= {-9, 1}, f"{trouble}: {ranks.told()}"
+
+
+def command(folder: Path, processes: int, config: TrainConfig, *words: str) -> Ranks:
+    """``cloob train --config …`` with what was typed, not with what the run made of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "typed.json").write_text(config.to_json())
+    ranks = fork(folder, processes, lambda: main(["train", "--config", str(folder / "typed.json"), *words]))
+    assert set(ranks.wait()) == {0}, ranks.told()
+    return ranks
+
+
+@pytest.fixture
+def configured(
+    base: TrainConfig, pairs_as: dict[str, str], nano_configs: Path, tmp_path: Path
+) -> Callable[[Feature], TrainConfig]:
+    def of(feature: Feature) -> TrainConfig:
+        config = base.override(**{"val_data": [pairs_as["folder"]], **feature.settings})
+        if feature.data == "streamed":
+            stream = f"pipe:cat {pairs_as['shards']}/{{00000..00001}}.tar"
+            cache = {"cache_dir": tmp_path / "cache", "max_bad_fraction": 1.0}
+            return config.override(data=[stream, pairs_as["table"]], data_weights=[1.0, 0.5], **cache)
+        if feature.data != "heads":
+            return config.override(data=[pairs_as[feature.data]])
+        towers = [tmp_path / "image", tmp_path / "text"]
+        for seed, tower in enumerate(towers):
+            save_model(tower, create_model("nano-vit", seed=seed), {})
+        encoders = {"image_encoder": str(towers[0]), "text_encoder": str(towers[1]), "cache_dir": tmp_path / "cache"}
+        heads = get_recipe("align").override(data=[pairs_as["table"]], val_data=[pairs_as["folder"]], patience=0)
+        plain = {key: getattr(base.run, key) for key in ("device",)} | {"workers": 0, "max_bad_fraction": 0.2}
+        return heads.override(save_every=2, epochs=4, tensorboard=False, **encoders, **plain, **feature.settings)
+
+    return of
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_and_started_again(name: str, configured: Callable[[Feature], TrainConfig], tmp_path: Path) -> None:
+    feature, chance = FEATURES[name], random.Random(name)
+    whole, config = (configured(feature).override(out=tmp_path / folder) for folder in ("whole", "run"))
+    command(tmp_path / "a", feature.processes, whole)
+    steps = len(lines(whole.save.out / "metrics.jsonl"))
+    trouble = KilledAfter(chance.randint(1, steps - 3), chance.uniform(0, 0.055))
+    killed(tmp_path / "b", feature.processes, config, trouble)
+    # The last rank is killed; rank 0, which writes, may be a line behind it.
+    assert trouble.step - feature.processes + 1 <= len(lines(config.save.out / "metrics.jsonl")) < steps
+    command(tmp_path / "c", feature.processes, config, "--resume", "auto")
+    assert_same_run(config.save.out, whole.save.out)
+    chosen = TrainConfig.from_json(config.save.out / "config.json").run.batch_size
+    assert steps >= 12 and chosen == 8 and (config.run.batch_size == 0) == (feature.data == "heads")
+
+
+class Signalled(Callback):
+    """A signal after a step."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number, self.events = step, number, []
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == self.step:
+            signal.raise_signal(self.number)
+
+    def on_end(self, result: RunResult | None) -> None:
+        self.events.append(result)
+
+
+@pytest.mark.parametrize(
+    ("step", "number"), [(7, signal.SIGINT), (7, signal.SIGTERM), (10, signal.SIGTERM), (13, signal.SIGTERM)]
+)
+def test_told_to_end_and_started_again(
+    base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, step: int, number: int
+) -> None:
+    """In an epoch, and at the end of one: it is told while it validates, which the next start makes good."""
+    config = base.override(val_data=[pairs_as["folder"]], steps=13, save_every=0, keep=0, best="val_recall")
+    train(config.override(out=tmp_path / "whole"))
+    config, told = config.override(out=tmp_path / "run"), Signalled(step, number)
+    before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        if number == signal.SIGINT:
+            with pytest.raises(KeyboardInterrupt):
+                train(config, callbacks=[told])
+            assert told.events == [None]
+        else:
+            result = train(config, callbacks=[told])
+            assert (result.stopped, result.steps, result.out_of_patience) == ("SIGTERM", step, False)
+            assert result.checkpoint == latest_checkpoint(tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before[1])
+    assert signal.getsignal(signal.SIGTERM) is before[0]
+    assert len(lines(tmp_path / "run" / "epochs.jsonl")) == (step - 1) // 5
+    assert train(config.override(resume="auto")).stopped is None
+    assert_same_run(tmp_path / "run", tmp_path / "whole", ["step-00000007"] if told.events[0] and step == 7 else [])
+    for run in ("run", "whole"):
+        judged = [path.name for path in list_checkpoints(tmp_path / run) if (path / "validation.json").is_file()]
+        assert judged == ["step-00000005", "step-00000010", "step-00000013"]
+
+
+@pytest.mark.parametrize(
+    ("form", "size", "processes"),
+    [
+        ("folder", 4, (1, 1)),
+        ("folder", 12, (1, 1)),
+        ("streamed", 8, (2, 1)),
+        pytest.param("shards", 4, (1, 1), marks=pytest.mark.nightly),
+        pytest.param("streamed", 4, (1, 2), marks=pytest.mark.nightly),
+    ],
+)
+def test_another_batch_size_or_number_of_processes_goes_on_at_the_same_samples(
+    base: TrainConfig, pairs_as: dict[str, str], tmp_path: Path, form: str, size: int, processes: tuple[int, int]
+) -> None:
+    """After 16 of an epoch's 40 samples. A quarter of them is bad: skipped.jsonl names the places that were visited."""
+    for path in sorted(Path(pairs_as["folder"]).iterdir()):
+        stem = path.stem if path.suffix == ".txt" else ""
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        (tmp_path / "pairs" / path.name).write_bytes(b"" if stem[1:] in ("0", "3", "8") else path.read_bytes())
+    bad = {f"{c}{t}" for c in range(4) for t in (0, 3, 8)} | {"13", "27"}
+    data = str(tmp_path / "pairs")
+    if form != "folder":
+        data = write_shards(tmp_path / "pairs", tmp_path / "shards", streamed=form == "streamed")
+    config = base.override(data=[data], out=tmp_path / "run", max_bad_fraction=1.0, epochs=2)
+    config = config.override(shuffle_buffer=0 if form == "folder" else 6, cache_dir=tmp_path / "cache")
+    killed(tmp_path / "a", processes[0], config, KilledAfter(3, 0.0))
+    again = config.override(batch_size=size)
+    told = command(tmp_path / "b", processes[1], again, "--resume", "auto").told()
+    for changed, said in (
+        (size != 8, f"resumed with batch size {size} instead of 8: the data go on where they were, "),
+        (processes[0] != processes[1], f"resumed with {processes[1]} processes instead of {processes[0]}: the data go"),
+    ):
+        assert (said in told) == changed
+
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    first = [line for line in found if line["epoch"] == 1]
+    assert len(first) == 2 + 24 // size and len(found) == len(first) + 40 // size
+    named = [
+        Counter(Path(x["key"]).stem for x in lines(tmp_path / "run" / "skipped.jsonl") if x["epoch"] == e)
+        for e in (1, 2)
+    ]
+    assert named[0] == Counter(bad) and set(named[1].values()) == {1} and set(named[1]) <= bad
+    assert first[-1]["samples_seen"] == 40 - len(bad)
+    if processes == (1, 1):  # the rates are those of a run of that size
+        command(tmp_path / "c", 1, again.override(out=tmp_path / "alone"))
+        rates = [line["lr"] for line in lines(tmp_path / "alone" / "metrics.jsonl")]
+        assert [line["lr"] for line in found[2:]] == rates[16 // size : 40 // size] + rates[40 // size :]
+
+
+def write_shards(pairs: Path, folder: Path, *, streamed: bool) -> str:
+    """Two shards of pairs; with ``streamed`` as a command gives them."""
+    from support import write_archive
+
+    stems = sorted({path.stem for path in pairs.iterdir()})
+    for number, part in enumerate((stems[:23], stems[23:])):
+        names = [f"{stem}.{ending}" for stem in part for ending in ("png", "txt")]
+        write_archive(folder / f"{number:05d}.tar", {name: (pairs / name).read_bytes() for name in names})
+    (folder / "sizes.json").write_text('{"00000.tar": 23, "00001.tar": 17}')
+    return f"pipe:cat {folder}/{{00000..00001}}.tar" if streamed else str(folder)

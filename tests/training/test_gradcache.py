@@ -1,0 +1,470 @@
+"""Gradient caching against the same batch in one pass with a graph.
+
+For every partition, with ids and learned scales, in every precision: ``functional/test_matrix.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from cloob import ContrastiveObjective
+from cloob.interop.open_clip import OpenClipLoss
+from cloob.objective import NonFiniteFeaturesError, make_objective
+from cloob.training.gradcache import cached_backward
+from support import fork
+
+N, D = 12, 6
+WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+Pair = tuple[Tensor, Tensor]
+
+
+class Towers(nn.Module):
+    """Two towers of different input widths, unit rows."""
+
+    def __init__(self, *middle: nn.Module, hidden: int = 10) -> None:
+        super().__init__()
+        generator = torch.random.get_rng_state()
+        torch.manual_seed(3)
+        self.image = nn.Sequential(nn.Linear(5, hidden), nn.GELU(), *middle, nn.Linear(hidden, D))
+        self.text = nn.Sequential(nn.Linear(7, hidden), nn.Tanh(), nn.Linear(hidden, D))
+        torch.random.set_rng_state(generator)
+
+    def forward(self, images: Tensor, texts: Tensor) -> Pair:
+        return F.normalize(self.image(images), dim=1), F.normalize(self.text(texts), dim=1)
+
+
+class Whole(nn.Module):
+    """Towers and objective under one roof, as DDP has to see them."""
+
+    def __init__(self, towers: Towers, objective: ContrastiveObjective) -> None:
+        super().__init__()
+        self.towers, self.objective = towers, objective
+
+    def forward(self, images: Tensor, texts: Tensor) -> Pair:
+        return self.towers(images, texts)
+
+
+def batch(n: int = N, dtype: torch.dtype = torch.float32) -> Pair:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(n, 5, generator=generator, dtype=dtype), torch.randn(n, 7, generator=generator, dtype=dtype)
+
+
+def cut(pairs: Pair, sizes: Sequence[int]) -> list[Pair]:
+    return list(zip(pairs[0].split(list(sizes)), pairs[1].split(list(sizes)), strict=True))
+
+
+def chunks(n: int, size: int) -> list[int]:
+    return [min(size, n - start) for start in range(0, n, size)]
+
+
+def one_pass(
+    towers: nn.Module,
+    objective: Callable[..., Tensor],
+    micro_batches: Sequence[Pair],
+    ids: Tensor | None = None,
+    autocast: Any = nullcontext,
+) -> Tensor:
+    """The oracle: the same micro-batches, all graphs kept, one backward pass."""
+    with autocast():
+        parts = [towers(*micro_batch) for micro_batch in micro_batches]
+    loss: Tensor = objective(*(torch.cat(side) for side in zip(*parts, strict=True)), ids=ids)
+    loss.backward()
+    return loss.detach()
+
+
+def gradients(*modules: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{i}.{name}": p.grad for i, m in enumerate(modules) for name, p in m.named_parameters() if p.grad is not None
+    }
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float = 0.0) -> None:
+    """Equal but for ``tolerance`` times the largest element of each tensor, or a tenth: small sums are what cancels."""
+    assert left.keys() == right.keys() and left
+    for name, value in left.items():
+        error = float((value - right[name]).abs().max())
+        assert error <= tolerance * max(0.1, float(right[name].abs().max())), f"{name} is off by {error}"
+
+
+@pytest.mark.parametrize("loss", ["ContrastiveObjective", "siglip", "OpenClipLoss"])
+def test_a_learned_option_gets_its_gradient(loss: str) -> None:
+    """As open_clip hands them over: the exponential of the model's parameter, and a parameter by itself."""
+    found = []
+    for cached in (False, True):
+        towers = Towers()
+        towers.logit_scale = nn.Parameter(torch.tensor(2.0))
+        objective: nn.Module = make_objective("siglip" if loss == "siglip" else "clip", learnable_inv_tau=False)
+        if loss == "OpenClipLoss":
+            objective = OpenClipLoss(objective, learn_inv_tau=True)
+        options = {"logit_scale": towers.logit_scale.exp()}
+        if loss == "siglip":
+            towers.logit_bias = nn.Parameter(torch.tensor(-3.0))
+            options["logit_bias"] = towers.logit_bias
+        if cached:
+            cached_backward(lambda part: towers(*part), objective, cut(batch(), [5, 7]), towers=towers, **options)  # noqa: B023
+        else:
+            objective(*towers(*batch()), **options).backward()
+        found.append(gradients(towers))
+    assert "0.logit_scale" in found[0]
+    assert_same(found[1], found[0], 2e-6)
+
+
+def test_a_learned_option_that_comes_from_the_objectives_parameter_counts_once() -> None:
+    found = []
+    for cached in (False, True):
+        towers, objective = Towers(), make_objective("clip")
+        scale = 2 * objective.log_inv_tau
+        if cached:
+            cached_backward(
+                lambda part: towers(*part),  # noqa: B023
+                objective,
+                cut(batch(), [5, 7]),
+                towers=towers,
+                logit_scale=scale,
+            )
+        else:
+            objective(*towers(*batch()), logit_scale=scale).backward()
+        found.append(gradients(towers, objective))
+    assert_same(found[1], found[0], 2e-6)
+
+
+def test_gradients_add_to_those_that_are_there() -> None:
+    towers, objective = Towers(), ContrastiveObjective.cloob(learnable_beta=True)
+    step = partial(cached_backward, lambda part: towers(*part), objective, cut(batch(), [5, 7]), towers=towers)
+    step()
+    once = {name: gradient.clone() for name, gradient in gradients(towers, objective).items()}
+    step()
+    assert_same(gradients(towers, objective), {name: 2 * gradient for name, gradient in once.items()}, 1e-6)
+
+
+class Jitter(nn.Module):
+    """Augmentation on the device, in training mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn_like(x) if self.training else x
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=WITH_CUDA)])
+def test_random_state_is_replayed(device: str) -> None:
+    micro_batches = cut(tuple(side.to(device) for side in batch()), chunks(N, 5))
+    full, cached = (Towers(nn.Dropout(0.5), Jitter()).to(device) for _ in range(2))
+    torch.manual_seed(11)
+    expected = one_pass(full, ContrastiveObjective.cloob(), micro_batches)
+    afterwards = torch.rand(3, device=device)
+    torch.manual_seed(11)
+    loss = cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), micro_batches, towers=cached)
+    assert torch.equal(torch.rand(3, device=device), afterwards)
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0.0)
+    assert_same(gradients(cached), gradients(full), 2e-6)
+
+
+@pytest.mark.parametrize("outer", [False, True], ids=["own", "within the caller's"])
+def test_autocast(outer: bool) -> None:
+    micro_batches = cut(batch(), [4, 8])
+    full, cached = Towers(), Towers()
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    one_pass(full, ContrastiveObjective.cloob(), micro_batches, autocast=autocast)
+    dtypes = []
+
+    def encode(part: Pair) -> Pair:
+        dtypes.append(cached.image(part[0]).dtype)
+        return cached(*part)
+
+    with autocast() if outer else nullcontext():
+        cached_backward(
+            encode,
+            ContrastiveObjective.cloob(),
+            micro_batches,
+            towers=cached,
+            **({} if outer else {"autocast": autocast}),
+        )
+    assert dtypes == [torch.bfloat16] * 4
+    # A weight's gradient is a sum of bfloat16 parts here, of one bfloat16 product there.
+    assert_same(gradients(cached), gradients(full), 1e-2)
+
+
+def test_the_objective_is_in_float32_within_the_callers_autocast() -> None:
+    """Rows in a narrow cone: in bfloat16 little would be left of the gradient of retrieval."""
+    axis = F.normalize(torch.randn(D, generator=torch.Generator().manual_seed(1)), dim=0)
+    rows = [
+        F.normalize(0.95 * axis + 0.1 * torch.randn(64, D, generator=torch.Generator().manual_seed(s)), dim=1)
+        for s in (2, 3)
+    ]
+    tables = [nn.Embedding.from_pretrained(side, freeze=False) for side in rows]
+
+    def run(autocast: bool) -> dict[str, Tensor]:
+        towers = copy.deepcopy(nn.ModuleList(tables))
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            cached_backward(
+                lambda part: (towers[0](part), towers[1](part)),
+                make_objective("cloob", backend="reference"),
+                torch.arange(64).split(16),
+                towers=towers,
+            )
+        return gradients(towers)
+
+    assert_same(run(True), run(False), 1e-6)
+
+
+def test_micro_batches_may_come_once() -> None:
+    micro_batches = cut(batch(), [4, 8])
+    first, second = Towers(), Towers()
+    for towers, parts in ((first, micro_batches), (second, iter(micro_batches))):
+        cached_backward(lambda part, towers=towers: towers(*part), ContrastiveObjective(), parts, towers=towers)
+    assert_same(gradients(second), gradients(first), 0.0)
+
+
+class Centre(nn.Module):
+    """Takes a running mean off, which it keeps in a new tensor each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x if self.centre is None else x - self.centre
+        self.centre = x.detach().mean(0) if self.centre is None else 0.5 * self.centre + 0.5 * x.detach().mean(0)
+        return centred
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d, Centre, "spectral norm"])
+def test_buffers_move_as_in_one_pass_over_the_micro_batches(layer: Any) -> None:
+    """Once for each: batch norm's statistics, a buffer that is replaced, and power iterations, which embed alike."""
+    full, cached = (Towers(*({nn.BatchNorm1d: [nn.BatchNorm1d(10)], Centre: [Centre()]}.get(layer, []))) for _ in "01")
+    if layer == "spectral norm":
+        for towers in (full, cached):
+            torch.manual_seed(0)
+            nn.utils.parametrizations.spectral_norm(towers.image[0])
+    before = copy.deepcopy(dict(full.named_buffers()))
+    micro_batches = cut(batch(), [4, 5, 3])
+    one_pass(full, ContrastiveObjective.cloob(), micro_batches)
+    cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), micro_batches, towers=cached)
+    assert_same(gradients(cached), gradients(full), 2e-6)
+    after = dict(cached.named_buffers())
+    assert_same(after, dict(full.named_buffers()))
+    assert any(name not in before or not torch.equal(before[name], buffer) for name, buffer in after.items())
+
+
+def test_loss_scale_reaches_every_gradient_and_not_the_loss() -> None:
+    plain, scaled = Towers(), Towers()
+    objectives = [make_objective("clip") for _ in range(2)]
+    micro_batches = cut(batch(), [4, 8])
+    loss = cached_backward(lambda part: plain(*part), objectives[0], micro_batches, towers=plain)
+    times = cached_backward(
+        lambda part: scaled(*part), objectives[1], micro_batches, towers=scaled, scale=lambda value: value * 1024
+    )
+    assert torch.equal(loss, times)
+    expected = {name: 1024 * gradient for name, gradient in gradients(plain, objectives[0]).items()}
+    assert_same(gradients(scaled, objectives[1]), expected)
+
+
+def test_a_frozen_tower_gets_no_gradient() -> None:
+    full, cached = Towers(), Towers()
+    for towers in (full, cached):
+        towers.image.requires_grad_(False)
+    one_pass(full, ContrastiveObjective.cloob(), [batch()])
+    cached_backward(lambda part: cached(*part), ContrastiveObjective.cloob(), cut(batch(), [4, 8]), towers=cached)
+    assert_same(gradients(cached), gradients(full), 2e-6)
+
+
+def test_bad_rows_raise_before_anything_changed() -> None:
+    towers = Towers(nn.BatchNorm1d(10))
+    images, texts = batch()
+    images[7] = math.nan
+    before = copy.deepcopy(dict(towers.named_buffers()))
+    with pytest.raises(NonFiniteFeaturesError):
+        cached_backward(
+            lambda part: towers(*part), ContrastiveObjective.cloob(), cut((images, texts), [4, 8]), towers=towers
+        )
+    assert not gradients(towers)
+    assert_same(dict(towers.named_buffers()), before)
+
+
+@pytest.mark.parametrize(
+    ("encode", "error", "message"),
+    [
+        (lambda part: part[0], TypeError, "encode returned Tensor; two tensors"),
+        (lambda part: (*part, None), TypeError, "encode returned Tensor, Tensor, NoneType; two tensors"),
+        (lambda part: (part[0], part[1][0]), ValueError, r"encode returned shapes \(4, 5\) and \(7,\)"),
+        (lambda part: (part[0][: len(part[0]) // 8], part[1]), ValueError, r"shapes \(0, 5\) and \(4, 7\)"),
+    ],
+)
+def test_an_encoder_of_anything_but_pairs_is_refused(encode: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        cached_backward(encode, ContrastiveObjective.cloob(), cut(batch(), [4, 8]), towers=Towers())
+
+
+def test_what_is_no_batch_and_no_loss_is_refused() -> None:
+    towers, objective, parts = Towers(), ContrastiveObjective.cloob(), cut(batch(), [4, 8])
+    step = partial(cached_backward, lambda part: towers(*part), towers=towers)
+    with pytest.raises(ValueError, match="no micro-batches"):
+        step(objective, [])
+    with pytest.raises(TypeError, match="the objective returned a dict; a 0-d tensor is expected"):
+        step(objective, parts, output_dict=True)
+    with pytest.raises(ValueError, match=r"the objective returned shape \(12,\); a 0-d tensor is expected"):
+        step(lambda x, y: (x * y).sum(dim=1), parts)
+    with torch.no_grad(), pytest.raises(ValueError, match="gradients are off"):
+        step(objective, parts)
+    assert not gradients(towers)
+
+
+class Saved:
+    """Bytes of the activations that autograd keeps, now and at most; parameters do not count."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.now = self.peak = 0
+        self.parameters = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+    def __enter__(self) -> Saved:
+        self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, lambda kept: kept.tensor)
+        self.hooks.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.hooks.__exit__(*exc)
+
+    def pack(self, tensor: Tensor) -> Any:
+        kept = Kept(tensor)
+        if tensor.untyped_storage().data_ptr() not in self.parameters:
+            self.now += tensor.nbytes
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(kept, self.free, tensor.nbytes)
+        return kept
+
+    def free(self, nbytes: int) -> None:
+        self.now -= nbytes
+
+
+class Kept:
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def test_peak_activations_follow_the_micro_batch() -> None:
+    n = 32
+    objective = ContrastiveObjective.cloob()
+
+    def towers() -> Towers:
+        return Towers(*(nn.GELU() for _ in range(10)), hidden=1024)
+
+    peaks = {}
+    for size in (4, 8, 16, n):
+        module = towers()
+        with Saved(module) as saved:
+            cached_backward(lambda part: module(*part), objective, cut(batch(n), chunks(n, size)), towers=module)  # noqa: B023
+        assert saved.now == 0
+        peaks[size] = saved.peak
+    module = towers()
+    with Saved(module) as saved:
+        one_pass(module, objective, [batch(n)])
+    for size in (8, 16, n):
+        assert 1.9 < peaks[size] / peaks[size // 2] < 2.1
+    assert peaks[4] < saved.peak / 7
+
+
+NAMES = ("clip", "cloob", "logit_scale")  # the last is a parameter of the towers, handed over as an option
+LOCAL = ([2, 3, 1], [4, 2])  # micro-batches of the two ranks
+
+
+def _worker(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    own = slice(0, sum(LOCAL[0])) if rank == 0 else slice(sum(LOCAL[0]), N)
+    micro_batches = cut(tuple(side[own] for side in batch()), LOCAL[rank])
+    static = DistributedDataParallel(Towers(), static_graph=True)
+    for options in ({"towers": static}, {"towers": static.module, "no_sync": static.no_sync}):
+        with pytest.raises(ValueError, match="DDP has static_graph=True"):
+            cached_backward(lambda part: static(*part), ContrastiveObjective(gather=True), micro_batches, **options)
+    found = {name: _ddp_steps(name, micro_batches) for name in NAMES}
+    torch.save(found | {"buffers": _ddp_buffers(rank)}, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def _ddp_buffers(rank: int) -> list[Tensor]:
+    """Running statistics after a step with equal data, from others on each rank."""
+    norm = nn.BatchNorm1d(4, affine=False)
+    norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]
+    towers = Whole(nn.Linear(4, 4), make_objective("cloob", check=False))
+    ddp = DistributedDataParallel(nn.Sequential(norm, towers.towers))
+    norm.running_mean.fill_(rank + 1.0)  # type: ignore[union-attr]  # DDP has shared them as it was made
+    rows = torch.arange(24.0).reshape(6, 4).sin()
+    cached_backward(lambda part: (ddp(part), part), towers.objective, rows.split(3), towers=ddp, no_sync=ddp.no_sync)
+    return [buffer.clone() for buffer in norm.buffers()]
+
+
+def _whole(name: str, *, gather: bool) -> Whole:
+    by_option = name == "logit_scale"
+    whole = Whole(
+        Towers(), make_objective("clip" if by_option else name, gather=gather, learnable_inv_tau=not by_option)
+    )
+    if by_option:
+        whole.logit_scale = nn.Parameter(torch.tensor(2.0))
+    return whole
+
+
+def _options(whole: Whole) -> dict[str, Tensor]:
+    return {"logit_scale": whole.logit_scale.exp()} if hasattr(whole, "logit_scale") else {}
+
+
+def _ddp_steps(name: str, micro_batches: Sequence[Pair]) -> dict[str, Any]:
+    whole = _whole(name, gather=True)
+    ddp = DistributedDataParallel(whole)
+    syncs = []
+
+    def counted(_, bucket):  # type: ignore[no-untyped-def]  # DDP checks annotations, and they are strings here
+        syncs.append(bucket.index())
+        return allreduce_hook(None, bucket)
+
+    ddp.register_comm_hook(None, counted)
+    optimizer = torch.optim.SGD(whole.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses.append(
+            cached_backward(
+                lambda part: ddp(*part),
+                whole.objective,
+                micro_batches,
+                towers=ddp,
+                no_sync=ddp.no_sync,
+                **_options(whole),
+            )
+        )
+        optimizer.step()
+    return {"losses": losses, "syncs": syncs, "state": whole.state_dict()}
+
+
+def test_two_ddp_processes_equal_one(tmp_path: Path) -> None:
+    """Different data, different numbers of micro-batches; SGD shows a factor that Adam would hide."""
+    forked = fork(tmp_path, 2, lambda: _worker(int(os.environ["RANK"]), str(tmp_path)))
+    assert set(forked.wait()) == {0}, forked.told()
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    torch.testing.assert_close(*(rank["buffers"] for rank in ranks))
+    for name in NAMES:
+        alone = _whole(name, gather=False)
+        optimizer = torch.optim.SGD(alone.parameters(), lr=0.1)
+        expected = []
+        for _ in range(3):
+            optimizer.zero_grad()
+            expected.append(one_pass(alone, partial(alone.objective, **_options(alone)), [batch()]))
+            optimizer.step()
+        for found in (rank[name] for rank in ranks):
+            torch.testing.assert_close(found["losses"], expected, rtol=1e-5, atol=1e-6)
+            assert_same(found["state"], alone.state_dict(), 2e-6)
+            assert len(found["syncs"]) == 3, "gradients travel once a step"

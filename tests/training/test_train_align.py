@@ -1,0 +1,266 @@
+"""Heads on frozen encoders through the ordinary loop: features once, resume, early stopping, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import exact
+
+from cloob.data.open import open_source
+from cloob.errors import InputError
+from cloob.models.aligned import AlignedEncoder
+from cloob.models.aligned.encoders import ImageEncoder, TowerText
+from cloob.models.folder import save_model
+from cloob.models.load import load_model
+from cloob.models.runs import chosen_checkpoint
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from cloob.training import align
+from cloob.training.config import TrainConfig
+from cloob.training.loop import train
+from cloob.training.towers import build
+from support import fork
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[str]:
+    """Two encoders: the image tower of one model, the text tower of another."""
+    folder = tmp_path_factory.mktemp("towers")
+    for seed in (7, 8):
+        save_model(folder / str(seed), create_model("nano-vit", seed=seed), make_objective("clip").config())
+    return [str(folder / "7"), str(folder / "8")]
+
+
+@pytest.fixture
+def heads(base: TrainConfig, towers: list[str], pairs_folder: Path, tmp_path: Path) -> TrainConfig:
+    return base.override(
+        model=None,
+        image_encoder=towers[0],
+        text_encoder=towers[1],
+        embed_dim=12,
+        head_dropout=0.2,
+        val_data=[str(pairs_folder)],
+        cache_dir=tmp_path / "cache",
+        out=tmp_path / "run",
+    )
+
+
+def test_features_are_computed_once(heads: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training and held-out pairs are the same here: one file. One that was cut short counts as none."""
+    first = train(heads)
+    monkeypatch.setattr(align, "_compute", _never)
+    assert exact(train(heads.override(out=heads.save.out / "again")).run) == exact(first.run)
+    (file,) = (heads.pairs.cache_dir / "features").glob("*.safetensors")  # type: ignore[operator]
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(AssertionError, match="computed again"):
+        train(heads.override(out=heads.save.out / "other"))
+
+
+def test_features_are_those_of_the_bytes_that_are_there(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every picture replaced under its name, size and time: other features. The same bytes elsewhere: the same ones."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs_folder, folder)
+    config = heads.override(data=[str(folder)])
+
+    def features() -> torch.Tensor:
+        loader = build.make_loader(open_source(folder), build.make_encoder(config), config, torch.device("cpu"))
+        return loader.features.images  # type: ignore[union-attr]
+
+    def swap(first: Path, second: Path) -> None:
+        """As an editor that keeps the time: in a table, too, neither name nor row says that a picture is another."""
+        bytes_, times = first.read_bytes(), (first.stat().st_atime_ns, first.stat().st_mtime_ns)
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(bytes_)
+        for path in (first, second):
+            os.utime(path, ns=times)
+
+    before = features()
+    swap(folder / "00.png", folder / "01.png")
+    after = features()
+    torch.testing.assert_close(after[[1, 0]], before[:2])
+    assert torch.equal(after[2:], before[2:]) and not torch.allclose(after[0], before[0])
+    captions = features()
+    (folder / "02.txt").write_text("another caption")
+    assert torch.equal(features(), captions) and len(list((tmp_path / "cache" / "features").glob("*.safetensors"))) == 3
+    shutil.move(folder, tmp_path / "elsewhere")
+    folder = tmp_path / "elsewhere"
+    monkeypatch.setattr(AlignedEncoder, "features", _never)
+    assert torch.equal(features(), captions)
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.nightly)])
+def test_pairs_that_cannot_be_used_are_named_counted_and_limited(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, processes: int
+) -> None:
+    """As in other runs, also where the features come from the cache: 22 of 40 pictures are gone, 2 others are bad."""
+    folder = tmp_path / "pairs"
+    shutil.copytree(pairs_folder, folder)
+    for path in sorted(folder.glob("*.png"))[-22:]:
+        path.unlink()
+    config = heads.override(data=[str(folder)], val_data=[str(folder)], epochs=2)
+    said = rf"^{folder}: 23 of 40 (samples|held-out pairs) cannot be used, more than max_bad_fraction = {{}} allows: "
+    examples = (
+        r"22 missing image \(e\.g\. 18\.txt: no image beside .*18\.txt\); 1 corrupt image \(e\.g\. 13\.png: .+\)$"
+    )
+    with pytest.raises(InputError, match=said.format(r"0\.5") + examples):
+        train(config.override(max_bad_fraction=0.5))
+    allowed = config.override(max_bad_fraction=0.6, batch_size=4)
+    if processes == 1:
+        train(allowed)
+    else:
+        ranks = fork(tmp_path / "ranks", 2, lambda: train(allowed) and None)
+        assert ranks.wait() == [0, 0], ranks.told()
+    named = [json.loads(line) for line in (heads.save.out / "skipped.jsonl").read_text().splitlines()]
+    gone = {f"{i:02}.txt": "missing image" for i in range(18, 40)} | {"13.png": "corrupt image"}
+    for held_out in (False, True):
+        part = [line for line in named if line.get("held_out", False) == held_out]
+        assert {line["key"]: line["reason"] for line in part} == gone and len(part) == 23
+        assert {(line["epoch"], line["rank"]) for line in part} == {(1, 0)} and all(line["detail"] for line in part)
+    epochs = [json.loads(line) for line in (heads.save.out / "epochs.jsonl").read_text().splitlines()]
+    counts = {"missing image": 22, "corrupt image": 1}
+    assert [line["skipped"] for line in epochs] == [counts, {}]
+    assert [line["val_skipped"] for line in epochs] == [counts, counts]
+    with pytest.raises(InputError, match=said.format(r"0\.5") + examples):  # by the features in the cache
+        train(config.override(max_bad_fraction=0.5, out=tmp_path / "other"))
+    assert not (tmp_path / "other" / "metrics.jsonl").exists()
+
+
+def _never(*arguments: object) -> None:
+    raise AssertionError("computed again")
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_only_the_heads_learn_and_the_run_is_a_model(head: str, heads: TrainConfig, towers: list[str]) -> None:
+    result = train(heads.override(head=head))
+    model = load_model(result.run)
+    assert isinstance(model, AlignedEncoder)
+    fresh = build.make_encoder(heads.override(head=head))
+    start, end = fresh.state_dict(), model.state_dict()
+    changed = {name for name in start if not torch.equal(start[name], end[name])}
+    assert {name.split(".")[1] for name in changed} == {"image_head", "text_head"}
+    learnt = {name for name, p in fresh.named_parameters() if p.requires_grad}
+    assert learnt and all(".image_head." in name or ".text_head." in name for name in learnt)
+    assert {name for name in changed if not name.endswith((".mean", ".scale"))} == learnt
+    config = json.loads((result.run / "config.json").read_text())
+    assert config["towers"]["model"] is None and config["align"]["image_encoder"] == towers[0]
+    assert TrainConfig.from_json(result.run / "config.json").align == heads.override(head=head).align
+    assert model.encode_text(["a red disc"]).shape == (1, 12)
+    last = [json.loads(line) for line in (result.run / "epochs.jsonl").read_text().splitlines()][-1]
+    assert 0 < last["val_recall"] <= 1 and last["val_loss"] is not None
+
+
+def test_other_pairs_are_refused_before_they_go_through_the_encoders(
+    heads: TrainConfig, pairs_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = train(heads.override(steps=3, save_every=3))
+    monkeypatch.setattr(align, "_compute", _never)
+    others = heads.override(data=[str(pairs_folder)] * 2, resume=str(ended.run), steps=6)
+    with pytest.raises(InputError, match=r"the training pairs are not those of this checkpoint's run"):
+        train(others)
+
+
+def test_patience_keeps_the_best_heads(heads: TrainConfig) -> None:
+    result = train(heads.override(epochs=40, patience=2, lr=0.3, keep=1, best="val_recall", schedule="constant"))
+    lines = [json.loads(line) for line in (result.run / "epochs.jsonl").read_text().splitlines()]
+    recalls = [line["val_recall"] for line in lines]
+    best = recalls.index(max(recalls))
+    assert len(lines) == best + 3 and result.epochs < 40
+    assert chosen_checkpoint(result.run, "best").name == f"step-{lines[best]['step']:08d}"
+
+
+@pytest.mark.nightly
+def test_two_processes_share_the_features(heads: TrainConfig, tmp_path: Path) -> None:
+    config = heads.override(head_dropout=0.0, epochs=1)
+    two = config.override(out=tmp_path / "two", cache_dir=tmp_path / "other")
+    ranks = fork(tmp_path / "ranks", 2, lambda: train(two) and None)
+    one = train(config)
+    assert ranks.wait() == [0, 0], ranks.told()
+    assert (
+        len(list((tmp_path / "other" / "features").glob("*.safetensors"))) == 1
+    )  # training and validation are the same pairs here
+    for a, b in zip(exact(one.run), exact(tmp_path / "two"), strict=True):
+        assert b == pytest.approx(a, rel=2e-4)
+
+
+def test_trained_heads_can_be_trained_on(heads: TrainConfig, tmp_path: Path) -> None:
+    """``init`` takes such a run as any other: a step of next to no length leaves its embeddings as they were."""
+    first = train(heads.override(epochs=1))
+    again = heads.override(image_encoder=None, text_encoder=None, init=str(first.run), out=tmp_path / "again", lr=1e-30)
+    second = train(again.override(epochs=1))
+    texts = ["a red disc", "a blue bar"]
+    with torch.no_grad():
+        before, after = (load_model(run).encode_text(texts) for run in (first.run, second.run))
+    torch.testing.assert_close(after, before)
+    assert TrainConfig.from_json(second.run / "config.json").align.embed_dim == 12
+    for change, said in (
+        # What a new head would have counts like any other value.
+        ({"embed_dim": 256}, f"embed_dim is 256, but init {str(first.run)!r} holds heads with 12"),
+        ({"head_dropout": 0.1}, f"head_dropout is 0.1, but init {str(first.run)!r} holds heads with 0.2"),
+    ):
+        with pytest.raises(InputError, match=re.escape(said)):
+            train(again.override(out=tmp_path / "refused", **change))
+    left_out = again.override(embed_dim=None, head_dropout=None, out=tmp_path / "left out", epochs=1)
+    assert (left_out.align.head, left_out.align.embed_dim) == (None, None)
+    assert TrainConfig.from_json(train(left_out).run / "config.json").align == replace(
+        heads.align, image_encoder=None, text_encoder=None, head="linear"
+    )
+    fresh = build.make_encoder(heads)
+    with torch.no_grad():
+        assert (fresh.eval().encode_text(texts) - before).abs().max() > 0.01
+
+
+def test_cloob_eval_takes_the_run(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cloob import cli
+
+    """Its recall is that of the training, which had it from the features: they are what the encoders make of a pair."""
+    run = train(heads.override(epochs=1)).run
+    words = ["eval", str(run), "--retrieval", str(pairs_folder), "--out", str(tmp_path / "eval"), "--workers", "0"]
+    assert cli.main([*words, "--device", "cpu"]) == 0
+    (row,) = json.loads((tmp_path / "eval" / "results.json").read_text())["rows"]
+    (found,) = row["retrieval"].values()
+    assert found["n"] == 40 and row["objective"] == "cloob"
+    seen = json.loads((run / "epochs.jsonl").read_text())["val_recall"]
+    recalls = [found[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    assert sum(recalls) / 6 == pytest.approx(seen, abs=0.06)  # eval counts the two pairs that the training left out
+
+
+def test_cloob_eval_runs_equal_frozen_encoders_once(
+    heads: TrainConfig, pairs_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture and text goes through them once for all models, whose numbers and fingerprints stay their own."""
+    from cloob import cli
+
+    runs = [str(train(heads.override(epochs=1, seed=seed, out=tmp_path / f"{seed}")).run) for seed in (1, 2)]
+    counted = {ImageEncoder: 0, TowerText: 0}
+    for kind, forward in [(kind, kind.forward) for kind in counted]:
+
+        def counting(self: Any, batch: torch.Tensor, kind: Any = kind, forward: Any = forward) -> torch.Tensor:
+            counted[kind] += len(batch) if len(batch) > 1 else 0  # one is the probe of a folder that is opened
+            return forward(self, batch)  # type: ignore[no-any-return]
+
+        monkeypatch.setattr(kind, "forward", counting)
+
+    def evaluate(*models: str) -> list[dict[str, Any]]:
+        counted.update(dict.fromkeys(counted, 0))
+        words = ["--retrieval", str(pairs_folder), "--workers", "0", "--device", "cpu", "--out", str(tmp_path / "e")]
+        assert cli.main(["eval", *models, *words, "--cache-dir", str(tmp_path / f"cache {len(models)}")]) == 0
+        rows: list[dict[str, Any]] = json.loads((tmp_path / "e" / "results.json").read_text())["rows"]
+        return rows
+
+    alone = [evaluate(run)[0] for run in runs]
+    once = dict(counted)
+    assert once == {ImageEncoder: 38, TowerText: 39}
+    assert evaluate(*runs) == alone and counted == once
+    assert alone[0]["retrieval"] != alone[1]["retrieval"] and alone[0]["fingerprint"] != alone[1]["fingerprint"]

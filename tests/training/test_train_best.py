@@ -1,0 +1,216 @@
+"""Which checkpoint is the best, that it outlives the others, and how it is loaded."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from train_helpers import Trained, lines
+
+from cloob import cli
+from cloob.data.open import open_source
+from cloob.errors import InputError
+from cloob.models.load import find_model_folder, load_model
+from cloob.models.runs import chosen_checkpoint, find_best, list_checkpoints
+from cloob.objective import make_objective
+from cloob.training.config import TrainConfig
+from cloob.training.loop import train
+from cloob.training.step import TowersWithLoss
+from cloob.training.towers.build import make_val_loader
+from cloob.training.validate import validate
+from support import refused
+
+
+@pytest.fixture(scope="module")
+def judged(trained: Trained, pairs_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A run that gets better, then learns too fast and gets worse; beside the best only the newest checkpoint stays."""
+    config = trained.config.override(
+        val_data=[str(pairs_folder)], save_every=100, keep=1, out=tmp_path_factory.mktemp("judged") / "run"
+    )
+    train(config.override(epochs=3))
+    train(config.override(epochs=5, lr=0.5, schedule="constant", resume="auto"))
+    return config
+
+
+def test_the_best_outlives_the_others(judged: TrainConfig) -> None:
+    epochs = lines(judged.save.out / "epochs.jsonl")
+    best = min(epochs, key=lambda line: line["val_loss"])
+    assert best["epoch"] < 5, epochs  # else this shows nothing
+    names = [path.name for path in list_checkpoints(judged.save.out)]
+    assert names == [f"step-{best['step']:08d}", "step-00000025"]
+    assert chosen_checkpoint(judged.save.out, "best").name == names[0]
+    told = json.loads((chosen_checkpoint(judged.save.out, "best") / "validation.json").read_text())
+    assert told.pop("batch_size") == judged.run.batch_size and told.pop("held_out")
+    assert told == {"step": best["step"], "metric": "val_loss", **{k: best[k] for k in ("val_loss", "val_recall")}}
+
+
+def test_it_is_loaded_by_name(judged: TrainConfig) -> None:
+    run = judged.save.out
+    best = load_model(f"{run}:best").state_dict()
+    assert find_model_folder(f"{run}:best") == chosen_checkpoint(run, "best") / "model"
+    for name, value in load_model(chosen_checkpoint(run, "best")).state_dict().items():
+        assert torch.equal(best[name], value)
+    assert find_model_folder(run) == find_model_folder(f"{run}:best")
+    newest = load_model(f"{run}:last").state_dict()
+    assert not torch.equal(newest["model.visual.proj"], best["model.visual.proj"])
+    assert find_model_folder("RN50/openai") is None and find_model_folder("hf-hub:a/b") is None
+    with pytest.raises(InputError, match=r"^nowhere: no such folder$"):
+        load_model("nowhere:best")
+
+
+def test_best_by_recall_and_a_damaged_best(judged: TrainConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(judged.save.out, run)
+    first, last = list_checkpoints(run)
+    values = {first: {"val_loss": 1.0, "val_recall": 0.5}, last: {"val_loss": 2.0, "val_recall": 0.75}}
+    for path, told in values.items():
+        (path / "validation.json").write_text(json.dumps({"metric": "val_recall", **told}))
+    assert find_best(run) == (last, 0.75) and find_best(run, "val_loss") == (first, 1.0)
+    (last / "validation.json").write_text(json.dumps({"metric": "val_recall", "val_loss": None, "val_recall": None}))
+    assert find_best(run) == (first, 0.5)
+    os.truncate(first / "model" / "open_clip_model.safetensors", 1000)
+    assert find_best(run) is None
+
+
+def test_a_run_out_of_patience_goes_on_with_other_held_out_pairs(
+    trained: Trained, pairs_folder: Path, pairs_as: dict[str, str], tmp_path: Path
+) -> None:
+    config = trained.config.override(
+        out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=4, patience=1, lr=1e-30, warmup=0
+    )
+    assert train(config).epochs == 2
+    again = train(config.override(resume="auto"))
+    assert again.already_finished and again.out_of_patience
+    others = config.override(resume="auto", val_data=[pairs_as["table"]])
+    with pytest.raises(InputError, match=r"held-out pairs are not those of this checkpoint's run.*accept-changed-data"):
+        train(others)
+    went_on = train(others.override(accept_changed_data=True))
+    assert not went_on.already_finished and went_on.epochs == 4  # epoch 3 is the best again, epoch 4 is not better
+
+
+def test_the_mean_recall_against_a_loop(trained: Trained, pairs_folder: Path) -> None:
+    encoder = load_model(trained.run)
+    loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config)
+    found = validate(
+        TowersWithLoss(encoder, make_objective("cloob")), loader, torch.device("cpu"), mask_duplicates=False
+    )
+    images, texts = [], []
+    with torch.no_grad():
+        for batch in loader.epoch(0):
+            x, y = encoder(batch.images, batch.tokens)
+            images.append(x), texts.append(y)
+    scores = torch.cat(images) @ torch.cat(texts).T
+    total = 0.0
+    for table in (scores, scores.T):
+        for k in (1, 5, 10):
+            hits = [sum(float(s) > float(row[i]) for s in row) < k for i, row in enumerate(table)]
+            total += sum(hits) / len(hits)
+    assert len(scores) == 38 and 0 < total < 6
+    assert found.recall == pytest.approx(total / 6, abs=1.01 / 38 / 6)  # a tie may fall either way
+
+
+def test_held_out_pairs_that_cannot_be_used_are_named_and_counted(
+    trained: Trained, pairs_folder: Path, tmp_path: Path
+) -> None:
+    """Two of the folder's forty are bad: one in five is allowed, one in three is not."""
+    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], epochs=2)
+    train(config)
+    named = [line for line in lines(tmp_path / "run" / "skipped.jsonl") if line.get("held_out")]
+    assert sorted(Path(line["key"]).stem for line in named) == ["13", "27"]  # once, not in each epoch
+    for line in lines(tmp_path / "run" / "epochs.jsonl"):
+        assert line["val_skipped"] == {line["reason"]: 1 for line in named} and line["val_recall"] is not None
+    (tmp_path / "val.csv").write_text(
+        "filepath,title\n" + "".join(f"{pairs_folder}/{name},x\n" for name in ("00.png", "01.png", "gone.png"))
+    )
+    with pytest.raises(InputError, match=r"val\.csv: 1 of 3 held-out pairs cannot be used, .*1 missing image \(e\.g\."):
+        train(config.override(out=tmp_path / "other", val_data=[str(tmp_path / "val.csv")]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.0])
+def test_a_bad_embedding_costs_the_loss_and_its_own_recall(
+    trained: Trained, pairs_folder: Path, caplog: pytest.LogCaptureFixture, value: float
+) -> None:
+    """Its batch stays in the recall: fewer candidates would make broken towers the best."""
+    encoder = load_model(trained.run)
+    loader = make_val_loader(open_source(str(pairs_folder)), encoder, trained.config.override(batch_size=8))
+    towers = TowersWithLoss(encoder, make_objective("cloob"))
+    whole = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
+    left = iter([True])
+
+    def spoil(_: Any, __: Any, features: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        if next(left, False):
+            features[0][0] = value
+        return features
+
+    encoder.register_forward_hook(spoil)
+    with caplog.at_level(logging.WARNING):
+        found = validate(towers, loader, torch.device("cpu"), mask_duplicates=False)
+    assert found.loss is None and whole.loss is not None
+    assert "held-out pairs have no loss" in caplog.text and "image_features: 1 of 8 rows" in caplog.text
+    assert found.recall is not None and whole.recall is not None
+    assert whole.recall - 2.01 / 38 <= found.recall <= whole.recall + 2.01 / 38  # the batch's other seven count
+
+
+def test_held_out_pairs_judge(
+    trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`cloob eval RUN --held-out` has the recall that the training saw."""
+    table, rows = tmp_path / "pairs.csv", readable_pairs(pairs_folder)
+    write_table(table, rows)
+    config = trained.config.override(data=[str(table)], val_split=0.3, out=tmp_path / "run", epochs=1, keep=1)
+    train(config)
+    words = ["eval", str(tmp_path / "run"), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert cli.main([*words, "--held-out", "--retrieval", str(table)]) == 0
+    err = capsys.readouterr().err
+    row = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]
+    held_out, all_pairs = row["retrieval"]["pairs.csv (held out)"], row["retrieval"]["pairs.csv"]
+    n = held_out["n"]
+    assert (n, all_pairs["n"]) == (11, len(rows))
+    recalls = [held_out[f"{way}@{k}"] for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    seen = lines(tmp_path / "run" / "epochs.jsonl")[-1]["val_recall"]
+    assert sum(recalls) / 6 == pytest.approx(seen, abs=1.01 / n / 6)  # a tie may fall either way
+    said = f"cloob: {tmp_path}/run: {len(rows) - n} of {len(rows)} pairs of {table} were trained on"
+    assert f"{said}; --held-out judges by pairs that were not\n" in err
+    # Changed pairs are split otherwise.
+    write_table(table, rows[3:])
+    said = "its pairs have changed since the training, so nobody knows which were held out"
+    assert refused(capsys, *words, "--held-out") == f"cloob: {tmp_path}/run: {said}\n"
+
+
+def write_table(path: Path, rows: Sequence[tuple[Path, str]]) -> None:
+    path.write_text("\n".join(["filepath,title", *(f"{picture},{caption}" for picture, caption in rows)]) + "\n")
+
+
+def readable_pairs(folder: Path) -> list[tuple[Path, str]]:
+    stems = sorted(path.stem for path in folder.glob("*.txt") if path.stem not in ("13", "27"))
+    return [(folder / f"{stem}.png", (folder / f"{stem}.txt").read_text()) for stem in stems]
+
+
+def test_held_out_pairs_of_their_own_judge(
+    judged: TrainConfig, trained: Trained, pairs_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = str(judged.save.out), ["--device", "cpu", "--out", str(tmp_path / "out"), "--held-out"]
+    assert cli.main(["eval", run, f"{run}:last", *words]) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [list(row["retrieval"]) for row in rows] == [[f"{pairs_folder.name} (held out)"]] * 2
+    capsys.readouterr()
+    other = str(trained.run)
+    said = f"cloob: {other}: held no pairs out of its training; name pairs by --retrieval\n"
+    assert refused(capsys, "eval", other, *words) == said
+    config = json.loads((judged.save.out / "config.json").read_text())
+    config["pairs"]["val_data"] = [f"pipe:touch {tmp_path}/ran"]
+    shutil.copytree(judged.save.out, tmp_path / "strange")
+    (tmp_path / "strange" / "config.json").write_text(json.dumps(config))
+    said = refused(capsys, "eval", str(tmp_path / "strange"), *words, "--retrieval", str(pairs_folder))
+    assert "its held-out pairs are streamed" in said and not (tmp_path / "ran").exists()
+    said = "--held-out: no model here is a run of `cloob train`; name one, or pairs by --retrieval"
+    model = str(judged.save.out.parent / "model")
+    shutil.copytree(find_model_folder(run) or run, model)
+    assert refused(capsys, "eval", model, *words) == f"cloob: {said}\n"

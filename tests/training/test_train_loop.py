@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from train_helpers import Recorder, Trained, exact, lines
+
+from cloob.cli import main
+from cloob.errors import InputError, TrainingFailed
+from cloob.models.load import load_model
+from cloob.models.runs import list_checkpoints
+from cloob.training.callbacks import Callback, RunInfo
+from cloob.training.config import TrainConfig
+from cloob.training.config.model import AlignConfig
+from cloob.training.loop import train
+
+RUN_FOLDER = {"config.json", "metrics.jsonl", "epochs.jsonl", "skipped.jsonl", "checkpoints"}
+
+
+class At(Callback):
+    """Does something after a step."""
+
+    def __init__(self, step: int, action: Callable[[], None]) -> None:
+        self.step, self.action = step, action
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == self.step:
+            self.action()
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_model(str(checkpoint)).state_dict()
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    here, there = weights(a), weights(b)
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+
+
+def test_the_run_folder(trained: Trained) -> None:
+    assert {p.name for p in trained.run.iterdir()} == RUN_FOLDER
+    # Every second step, never the last of an epoch twice, and the end.
+    names = [p.name for p in list_checkpoints(trained.run)]
+    assert names == [f"step-{n:08d}" for n in (2, 4, 6, 8, 10, 12, 14, 15)]
+    result = trained.result
+    assert (result.steps, result.epochs, result.stopped) == (15, 3, None)
+    assert result.checkpoint == trained.run / "checkpoints" / "step-00000015" and result.seconds > 0
+
+
+def test_the_log_lines(trained: Trained) -> None:
+    found = lines(trained.run / "metrics.jsonl")
+    assert [line["step"] for line in found] == list(range(1, 16))
+    assert [line["epoch"] for line in found] == [1] * 5 + [2] * 5 + [3] * 5
+    # 38 of the 40 pairs can be used, each once an epoch.
+    assert [found[i]["samples_seen"] for i in (4, 9, 14)] == [38, 76, 114]
+    assert [line["lr"] for line in found[:3]] == pytest.approx([1e-3, 2e-3, 3e-3])
+    assert found[-1]["lr"] == pytest.approx(3e-3 * (1 + np.cos(np.pi * 11 / 12)) / 2)
+    assert trained.result.loss == found[-1]["loss"] and trained.result.samples_seen == 114
+    for line in found:
+        assert line["grad_norm"] > 0 and line["inv_tau"] == pytest.approx(30) and line["beta"] == pytest.approx(8)
+        assert line["images_per_second"] > 0 and 0 <= line["data_wait"] <= 1
+        measured = {"saturation", "effective_eigenvalues_image", "effective_eigenvalues_text"} <= line.keys()
+        assert measured == (line["step"] % 4 == 0)
+    assert 0 < found[3]["saturation"] < 1 and 1 <= found[3]["effective_eigenvalues_image"] <= 8
+    assert np.mean([line["loss"] for line in found[-3:]]) < np.mean([line["loss"] for line in found[:3]])
+
+
+def test_the_epoch_lines(trained: Trained) -> None:
+    found, steps = lines(trained.run / "epochs.jsonl"), lines(trained.run / "metrics.jsonl")
+    assert [(line["epoch"], line["step"]) for line in found] == [(1, 5), (2, 10), (3, 15)]
+    for line in found:
+        assert line["skipped"] == {"corrupt image": 1, "empty caption": 1} and line["val_loss"] is None
+        own = [step["loss"] for step in steps if step["epoch"] == line["epoch"]]
+        assert line["loss"] == pytest.approx(np.mean(own))
+    assert trained.result.skipped == {"corrupt image": 1, "empty caption": 1}
+
+
+def test_callbacks_see_everything_in_order(trained: Trained) -> None:
+    recorder = trained.recorder
+    assert recorder.of("step") == lines(trained.run / "metrics.jsonl")
+    assert recorder.of("epoch") == lines(trained.run / "epochs.jsonl")
+    assert recorder.of("checkpoint") == list_checkpoints(trained.run)
+    assert recorder.of("end") == [trained.result]
+    info: RunInfo = recorder.of("start")[0]
+    assert (info.total_steps, info.steps_per_epoch, info.start_step, info.rank) == (15, 5, 0, 0)
+    kinds = [name for name, _ in recorder.events]
+    assert kinds[:4] == ["start", "step", "step", "checkpoint"] and kinds[-3:] == ["epoch", "checkpoint", "end"]
+
+
+def test_config_json_is_resolved_and_trains_the_same(trained: Trained, tmp_path: Path) -> None:
+    config = TrainConfig.from_json(trained.run / "config.json")
+    assert config.align == AlignConfig()  # where there are no heads, nothing is said of them
+    assert config.loss.inv_tau == pytest.approx(30) and config.loss.beta == pytest.approx(8)
+    assert config.loss.learnable_inv_tau is False and config.loss.scale == "paper"
+    assert config.towers.model == "nano-dropout" and config.towers.image_size == 32
+    other = train(config.override(out=tmp_path / "again", save_every=0, keep=1))
+    assert exact(other.run) == exact(trained.run)
+    assert same_weights(other.run, trained.run)
+
+
+def test_checkpoints_load_in_open_clip_alone(trained: Trained) -> None:
+    import open_clip
+
+    model = open_clip.create_model(f"local-dir:{trained.result.checkpoint}/model")
+    assert float(model.logit_scale.detach().exp()) == pytest.approx(30, rel=1e-5)
+
+
+def cut_back(trained: Trained, out: Path, step: int) -> Path:
+    """The run as it would be had it been killed between the checkpoint of ``step`` and the next."""
+    shutil.copytree(trained.run, out)
+    for path in list_checkpoints(out):
+        if path.name > f"step-{step:08d}":
+            shutil.rmtree(path)
+    return out
+
+
+def test_resume_from_a_path_into_another_folder(trained: Trained, tmp_path: Path) -> None:
+    start = trained.run / "checkpoints" / "step-00000012"
+    result = train(trained.config.override(out=tmp_path / "new", resume=str(start)))
+    assert exact(result.run) == exact(trained.run)[12:]
+    with pytest.raises(InputError, match="holds step-00000015, which is newer than step-00000012"):
+        train(trained.config.override(resume=str(start)))
+    with pytest.raises(InputError, match="already holds a run"):
+        train(trained.config.override(out=result.run, resume=str(start)))
+
+
+def test_a_finished_run_is_said_to_be_finished(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 0, one line, and not a byte or a time of its files is changed; another model is no such run."""
+    out = cut_back(trained, tmp_path / "run", 15)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()}
+    command = ["train", "--config", str(trained.run / "config.json"), "--out", str(out), "--resume", "auto"]
+    assert main(command) == 0
+    assert capsys.readouterr().out == (
+        f"{out}: already finished (3 epochs, 15 steps); more --epochs go on, another --out or --overwrite in place of "
+        "--resume starts anew\n"
+    )
+    assert main([*command, "--model", "nano-wide"]) == 2
+    assert "holds another architecture" in capsys.readouterr().err
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_more_epochs_continue_and_another_objective_does_not(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = cut_back(trained, tmp_path / "run", 15)
+    with pytest.raises(InputError, match=r"was trained with loss\.objective = 'cloob', not 'infoloob'; resume with"):
+        train(trained.config.override(out=out, resume="auto", objective="infoloob"))
+    with pytest.raises(InputError, match=r"trained with loss\.inv_tau = 30\.\d*, not 20"):
+        train(trained.config.override(out=out, resume="auto", inv_tau=20))
+    (out / "config.json").rename(out / "aside.json")  # then the checkpoint itself knows
+    with pytest.raises(InputError, match=r"step-00000015: is of another objective \(inv_tau was 20 and is 30 now"):
+        train(trained.config.override(out=out, resume="auto", inv_tau=20))
+    (out / "aside.json").rename(out / "config.json")
+    with caplog.at_level(logging.WARNING):
+        result = train(trained.config.override(out=out, resume="auto", epochs=4, lr=1e-4))
+    assert result.steps == 20 and len(lines(out / "metrics.jsonl")) == 20
+    assert "another run.epochs: 4 instead of 3" in caplog.text and "another optim.lr" in caplog.text
+    with pytest.raises(InputError, match="another architecture"):
+        train(trained.config.override(out=out, resume="auto", model="nano-wide"))
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="already holds a run; go on with --resume auto, or give --overwrite"):
+        train(trained.config)
+    out = cut_back(trained, tmp_path / "run", 15)
+    (out / "nonfinite-step-3.json").write_text("{}")
+    (out / "notes.txt").write_text("mine")
+    result = train(trained.config.override(out=out, overwrite=True, epochs=1))
+    assert result.steps == 5 and len(list_checkpoints(out)) == 3
+    assert {p.name for p in out.iterdir()} == RUN_FOLDER | {"notes.txt"}
+
+
+def test_what_torchrun_starts_again_does_not_overwrite_its_run(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = cut_back(trained, tmp_path / "run", 10)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    with pytest.raises(InputError, match=r"run: holds the run that torchrun has started again.*--resume auto"):
+        train(trained.config.override(out=out, overwrite=True))
+    assert list_checkpoints(out)[-1].name == "step-00000010"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert train(trained.config.override(out=out, overwrite=True, epochs=1)).steps == 5
+
+
+def test_a_run_resumed_by_its_own_path_is_as_auto(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its newest checkpoint is cut short: the one before it is taken, and the newest is set aside."""
+    out = cut_back(trained, tmp_path / "run", 12)
+    os.truncate(out / "checkpoints" / "step-00000012" / "trainer.pt", 1000)
+    with caplog.at_level(logging.WARNING):
+        train(trained.config.override(out=out, resume=str(out / "checkpoints" / "..")))
+    assert "trying the checkpoint before it" in caplog.text
+    assert exact(out) == exact(trained.run) and same_weights(out, trained.run)
+    assert (out / "checkpoints" / "unreadable-step-00000012").is_dir()
+
+
+class Evaluates(Callback):
+    """Puts the towers into eval mode, and all of them back into training mode if so wanted."""
+
+    def __init__(self, *, back: bool) -> None:
+        self.back = back
+        self.modes: list[list[bool]] = []
+
+    def on_start(self, info: RunInfo) -> None:
+        self.encoder = info.encoder
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        self.modes.append([module.training for module in self.encoder.modules()])
+        self.encoder.train(self.back)
+
+
+@pytest.mark.parametrize(("frozen", "back"), [("none", False), ("image", True)])
+def test_the_loop_switches_the_towers_back(trained: Trained, tmp_path: Path, frozen: str, back: bool) -> None:
+    """Also where a frozen tower was in eval mode before, and a callback puts all of it into training mode."""
+    config = trained.config.override(out=tmp_path / "run", epochs=1, freeze=frozen, model="nano-resnet")
+    callback = Evaluates(back=back)
+    result = train(config, callbacks=[callback])
+    assert all(modes == callback.modes[0] for modes in callback.modes) and len(callback.modes) == 5
+    assert callback.encoder.model.visual.bn1.training == (frozen == "none")
+    alone = train(config.override(out=tmp_path / "alone"))
+    assert exact(result.run) == exact(alone.run) and same_weights(result.run, alone.run)
+
+
+class Poison(Callback):
+    """Makes a weight NaN after one step and gives it back after another."""
+
+    def __init__(self, first: int, last: int) -> None:
+        self.first, self.last = first, last
+
+    def on_start(self, info: RunInfo) -> None:
+        self.weight = info.encoder.model.token_embedding.weight
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            if metrics["step"] == self.first:
+                self.kept = self.weight.clone()
+                self.weight.fill_(float("nan"))
+            elif metrics["step"] == self.last:
+                self.weight.copy_(self.kept)
+
+
+def test_nonfinite_steps_are_skipped_and_written_down(trained: Trained, tmp_path: Path) -> None:
+    recorder = Recorder()
+    result = train(trained.config.override(out=tmp_path / "run", epochs=2), callbacks=[recorder, Poison(3, 5)])
+    found = lines(result.run / "metrics.jsonl")
+    assert [line["step"] for line in found if line.get("skipped") == "not finite"] == [4, 5]
+    assert all((line["loss"] is None) == (line["step"] in (4, 5)) for line in found)
+    assert exact(result.run)[:3] == exact(trained.run)[:3]
+    report = json.loads((result.run / "nonfinite-step-4.json").read_text())
+    assert report["step"] == 4 and report["epoch"] == 1 and report["loss"] == "nan" and len(report["keys"]) >= 6
+    # The two files of the run name the rows of two batches: none of them the same.
+    other = json.loads((result.run / "nonfinite-step-5.json").read_text())
+    assert not set(report["keys"]) & set(other["keys"])
+    assert found[-1]["samples_seen"] == 76 - len(report["keys"]) - len(other["keys"])
+    assert lines(result.run / "epochs.jsonl")[0]["loss"] == pytest.approx(np.mean([x["loss"] for x in found[:3]]))
+
+
+def test_a_run_whose_last_step_is_not_finite_says_what_is_kept(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = trained.config.override(out=tmp_path / "run", epochs=1, save_every=2)
+    result = train(config, callbacks=[Poison(4, 100)])
+    assert result.checkpoint == tmp_path / "run" / "checkpoints" / "step-00000004"
+    said = f"the last step was not finite, after which nothing is saved: the newest checkpoint is {result.checkpoint}"
+    assert caplog.messages[-1] == said
+    config = config.override(out=tmp_path / "other", save_every=0)
+    assert train(config, callbacks=[Poison(3, 100)]).checkpoint is None
+    assert "the last 2 steps were not finite" in caplog.messages[-1] and "no checkpoint" in caplog.messages[-1]
+
+
+def test_too_many_nonfinite_steps_end_the_run(trained: Trained, tmp_path: Path) -> None:
+    config = trained.config.override(out=tmp_path / "run", max_nonfinite=3, keep=1)
+    with pytest.raises(
+        TrainingFailed, match=r"step 6: loss or gradient not finite for 3 steps in a row \(samples "
+    ) as e:
+        train(config, callbacks=[Poison(3, 100)])
+    assert "\n" not in str(e.value) and "nonfinite-step-6.json" in str(e.value) and "step-00000002" in str(e.value)
+    # What may be damaged is not saved: with keep=1 it would have replaced the good one.
+    (kept,) = list_checkpoints(tmp_path / "run")
+    assert kept.name == "step-00000002"
+    assert torch.isfinite(weights(kept)["model.token_embedding.weight"]).all()
+
+
+def test_bad_samples_stop_the_run_at_the_end_of_a_small_epoch(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"2 of 40 samples cannot be used, more than max_bad_fraction = 0\.04") as e:
+        train(trained.config.override(out=tmp_path / "run", max_bad_fraction=0.04))
+    assert "1 corrupt image (e.g. " in str(e.value) and "13" in str(e.value) and "\n" not in str(e.value)
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 5
+    train(trained.config.override(out=tmp_path / "run2", max_bad_fraction=0.05, epochs=1))  # 2/40 is not more
+
+
+def test_many_bad_samples_stop_the_run_at_once_unless_allowed(
+    trained: Trained, pairs_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pairs_folder, tmp_path / "pairs")
+    for path in sorted((tmp_path / "pairs").glob("*.png"))[:30]:
+        path.write_bytes(b"")
+    config = trained.config.override(data=[str(tmp_path / "pairs")], out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"(2\d) of (2\d|3\d) samples cannot be used"):
+        train(config)
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) < 5
+    train(config.override(max_bad_fraction=1.0, batch_size=2, epochs=1, save_every=0, overwrite=True))
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    left_out = [line for line in found if line.get("skipped") == "too few usable samples"]
+    assert len(found) == 20 and left_out and all(line["loss"] is None for line in left_out)
+    assert found[-1]["samples_seen"] == 2 * (20 - len(left_out))
+
+
+def test_validation_init_and_several_sources(trained: Trained, pairs_folder: Path, tmp_path: Path) -> None:
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    for n in range(5):
+        Image.new("RGB", (32, 32), (50 * n, 100, 200)).save(held_out / f"{n}.png")
+        (held_out / f"{n}.txt").write_text(f"shade {n}")
+    config = trained.config.override(
+        data=[str(pairs_folder), str(held_out)],
+        val_data=[str(held_out)],
+        init=str(trained.run),
+        model=None,
+        objective="clip",
+        lr=1e-9,
+        epochs=1,
+        out=tmp_path / "run",
+        tensorboard=True,
+    )
+    result = train(config)
+    assert result.steps == 5 and lines(result.run / "metrics.jsonl")[-1]["samples_seen"] in (37, 38, 39, 40)
+    assert (result.run / "tensorboard").is_dir()
+    # The validation loss is the objective of all held-out pairs, by the towers in eval mode.
+    encoder = load_model(str(trained.run))
+    with torch.no_grad():
+        images = encoder.encode_image(sorted(held_out.glob("*.png")))
+        logits = images @ encoder.encode_text([f"shade {n}" for n in range(5)]).T / 0.07
+    both = [torch.nn.functional.cross_entropy(table, torch.arange(5)) for table in (logits, logits.T)]
+    assert lines(result.run / "epochs.jsonl")[0]["val_loss"] == pytest.approx(float(sum(both)) / 2, rel=1e-4)
+    with pytest.raises(InputError, match=r"model is 'nano-vit', but init .* holds 'nano-dropout'"):
+        train(config.override(model="nano-vit", out=tmp_path / "x"))
+    with pytest.raises(InputError, match=r"image_size is 64, but init .* holds a model for 32 pixels"):
+        train(config.override(image_size=64, out=tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_callbacks_and_validation_do_not_move_the_training(
+    trained: Trained, pairs_folder: Path, tmp_path: Path
+) -> None:
+    def draw() -> None:
+        torch.rand(7), np.random.rand()  # noqa: NPY002
+
+    config = trained.config.override(out=tmp_path / "run", val_data=[str(pairs_folder)], keep=1)
+    result = train(config, callbacks=[At(3, draw)])
+    assert exact(result.run) == exact(trained.run)
+    assert all(line["val_loss"] is not None for line in lines(result.run / "epochs.jsonl"))
+
+
+def test_retrieval_joins_where_it_is_told_to(base: TrainConfig, trained: Trained, tmp_path: Path) -> None:
+    """Before, the losses are those of InfoLOOB bit for bit; from there on CLOOB's; a run that goes on is the same."""
+    warm = base.override(retrieval_from=0.5, out=tmp_path / "warm", keep=0)
+    plain = base.override(objective="infoloob", out=tmp_path / "plain")
+    for config in (warm, plain):
+        train(config)
+    found, other = (lines(tmp_path / name / "metrics.jsonl") for name in ("warm", "plain"))
+    assert [line["beta"] for line in found] == [None] * 8 + [8.0] * 7  # 15 steps: half of the run is over after 7.5
+    assert [line["loss"] for line in found[:8]] == [line["loss"] for line in other[:8]]
+    assert all(a["loss"] != b["loss"] for a, b in zip(found[8:], other[8:], strict=True))
+    assert found[0]["loss"] != lines(trained.run / "metrics.jsonl")[0]["loss"]
+    saved = [
+        json.loads((c / "model" / "objective.json").read_text())["hopfield"]
+        for c in list_checkpoints(tmp_path / "warm")
+    ]
+    assert saved == [False] * 4 + [True] * 4  # after 2, 4, 6, 8 and 10, 12, 14, 15 steps

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cloob.objective import make_objective
+from cloob.training.config import TrainConfig
+from cloob.training.config.run import OptimConfig
+from cloob.training.optim import learning_rate, make_optimizer, make_schedule, parameter_groups, warmup_steps
+
+
+class Towers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.tokens = nn.Embedding(5, 4)
+        self.positions = nn.Parameter(torch.zeros(7, 4))
+        self.attention = nn.MultiheadAttention(4, 1)
+        self.wide_norm = nn.LayerNorm((2, 4))
+        self.gain = nn.Parameter(torch.ones(4))
+        self.frozen = nn.Parameter(torch.ones(4, 4), requires_grad=False)
+        self.tied = self.conv
+
+
+def test_groups_follow_clips_rule() -> None:
+    towers = Towers()
+    objective = make_objective("infonce-hopfield", learnable_inv_tau=True, learnable_beta=True)
+    names = {id(p): name for name, p in [*towers.named_parameters(), *objective.named_parameters()]}
+    groups = parameter_groups(towers, objective, 0.3)
+    found = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in groups}  # type: ignore[attr-defined]
+    assert found == {
+        0.3: {"conv.weight", "tokens.weight", "positions", "attention.in_proj_weight", "attention.out_proj.weight"},
+        0.0: {
+            "conv.bias",
+            "norm.weight",
+            "norm.bias",
+            "attention.in_proj_bias",
+            "attention.out_proj.bias",
+            "wide_norm.weight",
+            "wide_norm.bias",
+            "gain",
+            "log_inv_tau",
+            "log_beta",
+        },
+    }
+    assert sum(len(group["params"]) for group in groups) == 15  # type: ignore[arg-type] # each once
+
+
+def test_one_adamw_step_by_hand() -> None:
+    towers = nn.Linear(1, 1)
+    config = OptimConfig(lr=0.1, weight_decay=0.5, beta1=0.9, beta2=0.99, eps=1e-3)
+    optimizer = make_optimizer(towers, make_objective("cloob"), config, torch.device("cpu"))
+    with torch.no_grad():
+        towers.weight.fill_(2.0)
+        towers.bias.fill_(2.0)
+    towers.weight.grad, towers.bias.grad = torch.full((1, 1), 0.25), torch.full((1,), 0.25)
+    optimizer.step()
+    # First step: both bias-corrected moments are the gradient and its square.
+    moved = 0.1 * 0.25 / (0.25 + 1e-3)
+    assert towers.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - moved, rel=1e-6)
+    assert towers.bias.item() == pytest.approx(2.0 - moved, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        # progress 0, 1/8, …, 7/8
+        ("cosine", [0.25, 0.5, 0.75, 1.0] + [(1 + math.cos(math.pi * k / 8)) / 2 for k in range(8)]),
+        # two cycles of four steps: progress 0, 1/4, 1/2, 3/4, and again
+        (
+            "cosine-restarts",
+            [0.25, 0.5, 0.75, 1.0, *2 * [1.0, (2 + math.sqrt(2)) / 4, 0.5, (2 - math.sqrt(2)) / 4]],
+        ),
+    ],
+)
+def test_schedules_by_hand(schedule: str, expected: list[float]) -> None:
+    found = [learning_rate(step, peak=2.0, total=12, warmup=4, schedule=schedule, restarts=2) for step in range(12)]
+    assert found == pytest.approx([2.0 * value for value in expected], abs=1e-12)
+
+
+def test_no_warmup_starts_at_the_peak_and_cosine_ends_at_zero() -> None:
+    assert learning_rate(0, peak=1.0, total=5, warmup=0, schedule="cosine") == 1.0
+    assert learning_rate(5, peak=1.0, total=5, warmup=0, schedule="cosine") == 0.0
+    assert learning_rate(9, peak=1.0, total=5, warmup=0, schedule="cosine-restarts", restarts=3) == 0.0
+    with pytest.raises(ValueError, match="unknown schedule"):
+        learning_rate(9, peak=1.0, total=5, warmup=0, schedule="step")
+
+
+def test_paper_schedule_has_ten_cycles_after_20000_steps() -> None:
+    total = 20_000 + 10 * 1_000
+    schedule = make_schedule(OptimConfig(schedule="cosine-restarts", warmup=20_000, restarts=10), total)
+    peaks = [step for step in range(19_000, total) if schedule(step) == pytest.approx(1e-3, abs=1e-12)]
+    assert peaks == [19_999, *range(20_000, total, 1_000)]
+    assert schedule(20_999) == pytest.approx(1e-3 * (1 + math.cos(math.pi * 0.999)) / 2)
+
+
+def test_default_warmup() -> None:
+    assert warmup_steps(OptimConfig(), 450) == 45
+    assert warmup_steps(OptimConfig(), 10**6) == 2000
+    assert warmup_steps(TrainConfig().override(warmup=0).optim, 450) == 0

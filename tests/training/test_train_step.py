@@ -1,0 +1,349 @@
+"""One step: against the same step written out, waited for or not, in each precision; a bad one leaves no trace."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from device_reads import reads
+from torch import Tensor, nn
+from torch.nn import functional as F
+from train_helpers import Recorder, lines
+
+from cloob.errors import TrainingFailed
+from cloob.models.load import load_model
+from cloob.models.runs import latest_checkpoint, list_checkpoints
+from cloob.objective import ContrastiveObjective, make_objective
+from cloob.training import parts
+from cloob.training.callbacks import Callback, RunInfo
+from cloob.training.config import TrainConfig
+from cloob.training.loop import train
+from cloob.training.step import Stepper, StepResult, TowersWithLoss
+from cloob.training.towers import build
+
+
+class Towers(nn.Module):
+    """Linear towers with batch norm; pixels and tokens are plain numbers. ``gain`` multiplies a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.norm, self.text = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(3, 4)
+        self.register_buffer("centre", torch.zeros(4))
+        self.gain, self.zero = 1.0, False
+        self.seen: set[torch.dtype] = set()
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.image(images), self.text(tokens)
+        self.seen |= {x.dtype, y.dtype}
+        if y.requires_grad and self.gain != 1.0:
+            y.register_hook(lambda gradient: gradient * self.gain)
+        self.centre = 0.5 * self.centre + 0.5 * y.detach().mean(0).float()  # a new tensor in the place of the last
+        y = y * (torch.arange(len(y)) > 0)[:, None] if self.zero else y
+        return F.normalize(self.norm(x.float()), dim=-1), F.normalize(y.float(), dim=-1)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(6, 5, generator=generator), torch.randn(6, 3, generator=generator)
+
+
+class Taking:
+    """A stepper that is called in one way, whether it waits for the device or not."""
+
+    def __init__(
+        self,
+        objective: str | ContrastiveObjective = "cloob",
+        *,
+        late: bool = False,
+        clip: float = 0.0,
+        micro: int = 0,
+        precision: str = "fp32",
+        sgd: bool = False,
+        scale: float = 256.0,  # so few pairs have gradients that overflow at torch's own 2¹⁶
+    ) -> None:
+        torch.manual_seed(0)
+        made = make_objective(objective) if isinstance(objective, str) else objective
+        self.module = TowersWithLoss(Towers(), made, precision).train()
+        self.towers: Any = self.module.encoder
+        kind = torch.optim.SGD if sgd else torch.optim.AdamW
+        self.optimizer = kind(self.module.parameters(), lr=9.0, fused=True)
+        self.stepper = Stepper(self.module, self.optimizer, clip, micro, late=late)
+        self.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=precision == "fp16")
+
+    def __call__(self, images: Tensor, tokens: Tensor, ids: Tensor | None = None, lr: float = 0.01) -> StepResult:
+        if not self.stepper.late:
+            return self.stepper(images, tokens, ids, lr)
+        launched = self.stepper.launch(images, tokens, ids, lr)
+        return launched.result(launched.numbers.tolist())
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, buffers and moments."""
+        flat = dict(self.module.state_dict())
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            flat |= {f"{index}.{name}": value for name, value in moments.items() if value is not None}
+        return {name: value.clone() for name, value in flat.items()}
+
+
+late_or_not = pytest.mark.parametrize("late", [False, True], ids=["waited for", "late"])
+
+
+@late_or_not
+@pytest.mark.parametrize("clip", [0.0, 1e-3, 1e3])
+@pytest.mark.parametrize("objective", ["cloob", "clip"])
+def test_step_is_the_plain_step(objective: str, clip: float, late: bool) -> None:
+    take = Taking(objective, late=late, clip=clip, sgd=True)
+    module = copy.deepcopy(take.module)
+    loss = module.objective(*module.encoder(*batch()))
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(loss, parameters)
+    norm = math.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients))
+    factor = min(1.0, (clip or math.inf) / norm)
+
+    result = take(*batch(), None, 0.05)
+    assert result.finite and result.loss == pytest.approx(loss.item(), rel=1e-6)
+    assert result.grad_norm == pytest.approx(norm, rel=1e-5)
+    for found, p, g in zip(
+        (p for p in take.module.parameters() if p.requires_grad), parameters, gradients, strict=True
+    ):
+        torch.testing.assert_close(found.detach(), p.detach() - 0.05 * factor * g, rtol=2e-4, atol=1e-7)
+    assert all(p.grad is None for p in take.module.parameters())
+    torch.testing.assert_close(result.image_features.norm(dim=1), torch.ones(6))
+    assert not result.image_features.requires_grad
+
+
+@late_or_not
+@pytest.mark.parametrize("micro", [0, 2])
+@pytest.mark.parametrize("where", ["nan", "zero", "gradient"])
+def test_a_step_that_is_not_finite_leaves_no_trace(where: str, micro: int, late: bool) -> None:
+    take = Taking(late=late, clip=1.0, micro=micro)
+    take(*batch())
+    before = take.state()
+    images, tokens = batch()
+    if where == "nan":
+        images[2, 1] = math.nan
+    take.towers.zero = where == "zero"
+    take.towers.gain = math.inf if where == "gradient" else 1.0
+    result = take(images, tokens)
+    take.towers.zero, take.towers.gain = False, 1.0
+    assert not result.finite and not result.overflow and math.isfinite(result.loss) == (where == "gradient")
+    after = take.state()
+    for key, value in before.items():  # running means and the optimiser's count of steps among them
+        assert torch.equal(after[key], value), key
+    assert take(*batch()).finite
+    assert not torch.equal(take.towers.text.weight, before["encoder.text.weight"])
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 100])
+@pytest.mark.parametrize("objective", ["clip", "cloob"])
+def test_micro_batches_take_the_step_of_the_whole_batch(size: int, objective: str) -> None:
+    whole, parted = Taking(objective, sgd=True), Taking(objective, micro=size, sgd=True)
+    for take in (whole, parted):  # batch norm would see micro-batches
+        take.towers.norm = nn.Identity()
+    one, other = (take(*batch(), torch.tensor([0, 1, 2, 1, 4, 5]), lr=0.1) for take in (whole, parted))
+    assert other.loss == pytest.approx(one.loss, rel=1e-6)
+    assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-5)
+    torch.testing.assert_close(other.text_features, one.text_features)
+    for p, q in zip(whole.module.parameters(), parted.module.parameters(), strict=True):
+        torch.testing.assert_close(q, p)
+
+
+def test_no_pair_is_alone_in_a_micro_batch_where_samples_are_left_out() -> None:
+    take = Taking(micro=4)
+    assert take(*(side[:5] for side in batch())).finite  # batch norm would refuse one pair
+    assert take.towers.norm.num_batches_tracked == 2
+
+
+def test_clips_inverse_temperature_stays_below_100() -> None:
+    take = Taking(make_objective("clip", inv_tau=99.99), sgd=True)
+    for _ in range(20):  # two matching pairs far apart: a sharper contrast lowers the loss
+        take(torch.eye(5)[:3], torch.eye(3), None, 0.5)
+    assert float(take.module.objective.inv_tau.detach()) <= 100.0 + 1e-3
+
+
+def test_ids_reach_the_objective() -> None:
+    soft = {"inv_tau": 1.0, "learnable_inv_tau": False}  # so that every negative counts
+    x, y = (rows.detach() for rows in Taking().towers(*batch()))
+    without = x @ y.T
+    without[0, 1] = without[1, 0] = -math.inf
+    wanted = [F.cross_entropy(t, torch.arange(6)) for table in (x @ y.T, without) for t in (table, table.T)]
+    ids = torch.tensor([0, 0, 1, 2, 3, 4])
+    found = [Taking(make_objective("clip", **soft))(*batch(), given).loss for given in (None, ids)]
+    assert found == pytest.approx([float(sum(wanted[:2])) / 2, float(sum(wanted[2:])) / 2], rel=1e-5)
+    assert abs(found[0] - found[1]) > 0.01
+
+
+def test_autocast_covers_the_towers_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[tuple[torch.dtype, bool]] = []
+    forward = ContrastiveObjective.forward
+
+    def watched(self: ContrastiveObjective, rows: Tensor, *args: Any, **kwargs: Any) -> Any:
+        called.append((rows.dtype, torch.is_autocast_enabled("cpu")))
+        return forward(self, rows, *args, **kwargs)
+
+    monkeypatch.setattr(ContrastiveObjective, "forward", watched)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        take = Taking(precision=precision)
+        assert take(*batch()).finite and take.towers.seen == {dtype}
+    assert set(called) == {(torch.float32, False)}
+
+
+@pytest.mark.parametrize("micro", [0, 2])
+@pytest.mark.parametrize("clip", [0.0, 1e-2])
+def test_fp16_takes_the_step_of_fp32_to_its_rounding(clip: float, micro: int) -> None:
+    exact, low = Taking(clip=clip, sgd=True), Taking(clip=clip, micro=micro, precision="fp16", sgd=True)
+    for take in (exact, low):  # SGD shows a wrong scale, which Adam would hide
+        take.towers.norm = nn.Identity()
+    for _ in range(3):
+        one, other = exact(*batch(), None, 0.1), low(*batch(), None, 0.1)
+        assert other.finite and other.loss_scale == 256.0 and one.loss_scale == 1.0
+        assert (other.loss, other.grad_norm) == pytest.approx((one.loss, one.grad_norm), rel=5e-3)
+    for p, q in zip(exact.module.parameters(), low.module.parameters(), strict=True):
+        torch.testing.assert_close(q, p, rtol=5e-3, atol=2e-4)
+
+
+@late_or_not
+@pytest.mark.parametrize("micro", [0, 4])
+def test_overflow_lowers_the_scale_and_is_no_fault(micro: int, late: bool) -> None:
+    take = Taking(late=late, micro=micro, precision="fp16", scale=2.0**16)
+    take.towers.gain = 64.0
+    scales, before = [], take.state()
+    for _ in range(40):
+        result = take(*batch())
+        scales.append(result.loss_scale)
+        if result.finite:
+            break
+        assert result.overflow and math.isfinite(result.loss) and not math.isfinite(result.grad_norm)
+        weights = take.module.state_dict()
+        assert all(torch.equal(weights[key], value) for key, value in before.items())
+    assert result.finite and not result.overflow
+    assert len(scales) > 2 and scales == [2.0 ** (16 - i) for i in range(len(scales))]
+    # What stays infinite once the scale is 1 is a fault; a loss that is not finite leaves the scale alone.
+    images, tokens = batch()
+    images[2, 1] = math.nan
+    faulty = take(images, tokens)
+    assert not faulty.finite and not faulty.overflow and math.isnan(faulty.loss)
+    assert take(*batch()).loss_scale == scales[-1]
+    take.towers.gain = math.inf
+    overflows = [take(*batch()).overflow for _ in range(18)]
+    assert overflows == sorted(overflows, reverse=True) and overflows[0] and not overflows[-1]
+
+
+def test_a_run_in_fp16_counts_no_overflow_as_a_fault(base: TrainConfig, tmp_path: Path) -> None:
+    train(base.override(precision="fp16", model="nano-resnet", epochs=1, max_nonfinite=1, out=tmp_path / "run"))
+    found = lines(tmp_path / "run" / "metrics.jsonl")
+    overflowed = [line for line in found if line.get("skipped") == "overflow"]
+    assert overflowed and all(line["loss"] is not None and line["grad_norm"] is None for line in overflowed)
+    scales = [2.0**16 / 2 ** sum(o["step"] < line["step"] for o in overflowed) for line in found]
+    assert [line["loss_scale"] for line in found] == scales
+    assert not list((tmp_path / "run").glob("nonfinite-step-*"))
+
+
+@pytest.mark.parametrize("pairs", [6, 300])  # the plain path and the streamed one
+@pytest.mark.parametrize(("micro", "precision"), [(0, "fp32"), (300, "fp32"), (0, "fp16")])
+def test_nothing_is_read_in_a_late_step(pairs: int, micro: int, precision: str) -> None:
+    late, waits = (Taking(late=late, clip=1.0, micro=micro, precision=precision) for late in (True, False))
+    data = torch.randn(pairs, 5), torch.randn(pairs, 3), torch.arange(pairs) // 2, 1e-2
+    with reads() as read:
+        launched = late.stepper.launch(*data)
+    found = launched.result(launched.numbers.tolist())
+    assert not read and found.finite
+    with reads() as read:
+        waited = waits.stepper(*data)
+    assert (found.loss, found.grad_norm) == pytest.approx((waited.loss, waited.grad_norm), rel=1e-5)
+    assert dict(read) == {"tolist": 1}  # one read of all numbers
+
+
+class Spoils(Callback):
+    """Makes the gradients of some steps infinite; counts by backward passes, so that it does not matter who waits."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps, self.passes = steps, 0
+
+    def on_start(self, info: RunInfo) -> None:
+        def hook(gradient: Tensor) -> Tensor:
+            self.passes += 1
+            return gradient * math.inf if self.passes in self.steps else gradient
+
+        info.encoder.model.text_projection.register_hook(hook)
+
+
+@pytest.fixture
+def late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU takes steps as a device does that works by itself."""
+    monkeypatch.setattr(parts, "works_by_itself", lambda device: True)
+
+
+def assert_same_runs(one: Path, other: Path) -> None:
+    times = ("images_per_second", "data_wait", "device_wait")
+    found = [[{k: v for k, v in x.items() if k not in times} for x in lines(r / "metrics.jsonl")] for r in (one, other)]
+    assert found[0] == found[1]
+    assert [p.name for p in list_checkpoints(one)] == [p.name for p in list_checkpoints(other)]
+    here, there = (load_model(run).state_dict() for run in (one, other))
+    assert all(torch.equal(value, there[key]) for key, value in here.items())
+    states = [torch.load(latest_checkpoint(run) / "trainer.pt", weights_only=True) for run in (one, other)]
+    assert states[0].get("average") == states[1].get("average")
+    for index, moments in states[0]["optimizer"]["state"].items():
+        assert all(torch.equal(value, states[1]["optimizer"]["state"][index][key]) for key, value in moments.items())
+
+
+@pytest.mark.parametrize(("objective", "ema"), [("clip", 0.0), ("cloob", 0.9)])
+def test_a_late_run_is_the_run(
+    objective: str, ema: float, base: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines, faults and checkpoints; log lines are due each 4 steps, epochs have 5."""
+    settings = base.override(objective=objective, ema=ema, epochs=2, save_every=3, keep=0, clip_grad_norm=1.0)
+    one, other = tmp_path / "waits", tmp_path / "late"
+    recorders = Recorder(), Recorder()
+    train(settings.override(out=one), callbacks=[recorders[0], Spoils(2, 6, 7)])
+    monkeypatch.setattr(parts, "works_by_itself", lambda device: True)
+    train(settings.override(out=other), callbacks=[recorders[1], Spoils(2, 6, 7)])
+    assert_same_runs(one, other)
+    found = lines(other / "metrics.jsonl")
+    assert [line["step"] for line in found if "skipped" in line] == [2, 6, 7]
+    assert all(0 <= line["device_wait"] <= 1 for line in found) and "effective_eigenvalues_text" in found[3]
+    for file in ("nonfinite-step-2.json", "nonfinite-step-6.json"):
+        assert json.loads((one / file).read_text()) == json.loads((other / file).read_text())
+    for recorder in recorders:
+        assert [line["step"] for line in recorder.of("step")] == list(range(1, 11))
+    if ema:  # the average moves with the steps that leave a trace
+        state = torch.load(latest_checkpoint(other) / "trainer.pt", weights_only=True)
+        assert state["average"] == {"updates": 7}
+
+
+def test_a_late_run_names_the_step_at_which_it_failed(base: TrainConfig, tmp_path: Path, late: None) -> None:
+    settings = base.override(out=tmp_path / "run", save_every=0, max_nonfinite=2, epochs=2)
+    with pytest.raises(TrainingFailed, match="step 3: loss or gradient not finite for 2 steps in a row"):
+        train(settings, callbacks=[Spoils(2, 3)])
+    assert [line["step"] for line in lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_lines_of_steps_before_a_fault_are_not_lost(base: TrainConfig, tmp_path: Path, late: None) -> None:
+    class Breaks(Callback):
+        def on_checkpoint(self, path: Path) -> None:
+            raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        train(base.override(out=tmp_path / "run", save_every=3), callbacks=[Breaks()])
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 3
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "precision"), [("cpu", True, "fp32"), ("cuda", True, "bf16"), ("cuda", False, "fp32")]
+)
+def test_auto_is_resolved_by_the_device(
+    device: str, has: bool, precision: str, base: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has and not including_emulation)
+    encoder, place = build.make_encoder(base), torch.device(device)
+    found = build.resolved(base.override(precision="auto"), encoder, make_objective("cloob"), place)
+    assert found.run.precision == precision and found.run.tf32 == (device == "cuda")
+    with build.products(found, place):
+        assert torch.get_float32_matmul_precision() == ("high" if device == "cuda" else "highest")
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -1,0 +1,201 @@
+"""FSDP2 over two gloo processes against DDP and against one process; checkpoints that do not know about shards."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from device_reads import reads
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from cloob.distributed import Layout
+from cloob.models.towers import create_model, open_clip
+from cloob.objective import make_objective
+from cloob.training.config import TrainConfig
+from cloob.training.optim import make_optimizer
+from cloob.training.step import Stepper, StepResult, TowersWithLoss
+from cloob.training.towers import fsdp as sharding
+from cloob.training.towers.build import prepare_towers
+from support import fork, made_once
+
+CPU = torch.device("cpu")
+RANKS = 2
+# The gradient of a key's bias is rounding alone, of which AdamW's default eps would make a step of full length.
+CONFIG = TrainConfig().override(lr=1e-2, device="cpu", weight_decay=0.1, eps=1e-4)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "adamw": {"clip": 0.3},
+    "recomputed": {"grad_checkpointing": True},
+    "late": {"clip": 0.3, "late": True},
+    "bf16": {"precision": "bf16"},
+    # Without the padding that a rank's batch shares: another length on each.
+    "short captions, recomputed": {"short": 3, "grad_checkpointing": True},
+}
+
+
+def batch(rank: int, size: int, context: int) -> tuple[Tensor, Tensor]:
+    """Ranks have different data, and different numbers of them."""
+    generator = torch.Generator().manual_seed(rank)
+    n = 5 - rank
+    images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    tokens = torch.randint(1, 400, (n, context), generator=generator)
+    tokens[:, -1] = 49407
+    return images, tokens
+
+
+class LateStep:
+    """A stepper that is called as if it were waited for; notes what it reads from the device."""
+
+    def __init__(self, stepper: Stepper) -> None:
+        self.stepper = stepper
+        self.read: dict[str, int] = {}
+
+    def __call__(self, *arguments: Any) -> StepResult:
+        with reads() as read:
+            launched = self.stepper.launch(*arguments, layout=Layout((5, 4)))
+        self.read |= read
+        return launched.result(launched.numbers.tolist())
+
+
+def run(setting: str, fsdp: bool, steps: int = 3) -> dict[str, Any]:
+    leaves = SETTINGS[setting]
+    encoder = create_model("nano-resnet", seed=0).train()
+    objective = make_objective("clip", gather=True)  # learns its τ⁻¹, a scalar that is not sharded
+    config = CONFIG.override(fsdp=fsdp, grad_checkpointing=leaves.get("grad_checkpointing", False))
+    prepare_towers(encoder, config, CPU)
+    if setting == "sgd":
+        parameters = [p for m in (encoder, objective) for p in m.parameters() if p.requires_grad]
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(parameters, lr=0.1)
+    else:
+        optimizer = make_optimizer(encoder, objective, config.optim, CPU)
+    module = TowersWithLoss(encoder, objective, leaves.get("precision", "fp32")).train()
+    stepper = Stepper(module, optimizer, leaves.get("clip", 0.0), late=leaves.get("late", False))
+    take = LateStep(stepper) if stepper.late else stepper
+    short = max(0, leaves.get("short", 0) - dist.get_rank())
+    images, tokens = batch(dist.get_rank(), encoder.image_size, encoder.context_length - short)
+    results = [take(images, tokens, None, 0.01) for _ in range(steps)]
+    bad = images.clone().float()
+    bad[0, 0, 0, 0] = torch.nan
+    refused = take(bad if dist.get_rank() else images.float(), tokens, None, 0.01)
+    sharded = [p for p in encoder.parameters() if isinstance(p, DTensor)]
+    moments = optimizer.state_dict()
+    return {
+        "numbers": [(r.loss, r.grad_norm) for r in results],
+        "refused": not refused.finite,
+        "weights": sharding.gather_state(encoder.state_dict()),
+        "inv_tau": float(objective.inv_tau.detach()),
+        "moments": sharding.gather_state(moments),
+        "sharded": sum(p.numel() for p in sharded),
+        "held": sum(p.to_local().numel() for p in sharded),
+        "all": sum(p.numel() for p in encoder.parameters() if p.ndim),
+        "read": take.read if isinstance(take, LateStep) else {},
+    }
+
+
+def worker(rank: int, folder: str, configs: str, names: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    open_clip().add_model_config(Path(configs))
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    found = {name: [run(name, fsdp) for fsdp in (False, True)] for name in names}
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def by_rank(factory: pytest.TempPathFactory, configs: Path, *names: str) -> list[dict[str, Any]]:
+    """What each rank has found in these settings, by DDP and by FSDP."""
+
+    def work(folder: Path) -> None:
+        forked = fork(folder, RANKS, lambda: worker(int(os.environ["RANK"]), str(folder), str(configs), names))
+        assert set(forked.wait()) == {0}, forked.told()
+
+    folder = made_once(factory, f"sharding-{names[0]}", work)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
+    return by_rank(tmp_path_factory, nano_configs, "adamw", "late")
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory, nano_configs: Path) -> list[dict[str, Any]]:
+    return by_rank(tmp_path_factory, nano_configs, *(name for name in SETTINGS if name not in ("adamw", "late")))
+
+
+@pytest.mark.nightly
+def test_a_late_step_over_ranks_is_the_step_and_reads_nothing(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        for waits, late in zip(rank["adamw"], rank["late"], strict=True):
+            assert late["numbers"] == waits["numbers"] and late["read"] == {}
+            assert late["weights"].keys() == waits["weights"].keys()
+            for name, value in waits["weights"].items():
+                assert value is None or torch.equal(late["weights"][name], value), name
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("setting", ["adamw", "late"])
+def test_fsdp_takes_the_steps_of_ddp(found: list[dict[str, Any]], setting: str) -> None:
+    compare(found, setting)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in ("adamw", "late")])
+def test_fsdp_takes_the_steps_of_ddp_in_other_settings(others: list[dict[str, Any]], setting: str) -> None:
+    compare(others, setting)
+
+
+def compare(found: list[dict[str, Any]], setting: str) -> None:
+    ddp, fsdp = found[0][setting]
+    tolerance = 2e-2 if setting == "bf16" else 2e-5
+    torch.testing.assert_close(torch.tensor(fsdp["numbers"]), torch.tensor(ddp["numbers"]), rtol=tolerance, atol=0.0)
+    assert found[1][setting][1]["numbers"] == fsdp["numbers"], "ranks disagree"
+    assert fsdp["inv_tau"] == pytest.approx(ddp["inv_tau"], rel=1e-5) and fsdp["inv_tau"] != pytest.approx(1 / 0.07)
+    assert fsdp["refused"] and ddp["refused"]
+    assert fsdp["weights"].keys() == ddp["weights"].keys()
+    for name, value in ddp["weights"].items():
+        torch.testing.assert_close(
+            fsdp["weights"][name],
+            value,
+            rtol=1e-2 if setting == "bf16" else 1e-4,
+            atol=1e-2 if setting == "bf16" else 5e-5,
+            msg=lambda m, k=name: f"{k}: {m}",
+        )
+    assert fsdp["moments"]["param_groups"] == ddp["moments"]["param_groups"]
+    for index, state in ddp["moments"]["state"].items():
+        for key, value in state.items():
+            assert fsdp["moments"]["state"][index][key].shape == value.shape
+
+
+@pytest.mark.nightly
+def test_each_rank_holds_its_share(found: list[dict[str, Any]]) -> None:
+    ddp, fsdp = ([rank["adamw"][i] for rank in found] for i in (0, 1))
+    assert [d["sharded"] for d in ddp] == [0, 0]
+    assert [f["sharded"] for f in fsdp] == [fsdp[0]["all"]] * 2
+    assert sum(f["held"] for f in fsdp) == fsdp[0]["all"]
+    assert max(f["held"] for f in fsdp) < 0.6 * fsdp[0]["all"]
+
+
+def test_moments_take_the_layout_of_their_weights() -> None:
+    """Fused AdamW pairs numbers by their place in memory, so a channels-first moment would belong to other weights."""
+    after = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        weight = nn.Parameter(torch.arange(24.0).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last))
+        optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+        for step in range(2):
+            weight.grad = (
+                torch.cos(step + torch.arange(24.0)).view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+            )
+            optimizer.step()
+            state = copy.deepcopy(optimizer.state_dict())
+            for key in ("exp_avg", "exp_avg_sq"):
+                state["state"][0][key] = state["state"][0][key].contiguous(memory_format=layout)
+            sharding.load_whole_optimizer(optimizer, state)
+        after.append(weight.detach().clone())
+    assert torch.equal(*after)

@@ -1,0 +1,165 @@
+"""How towers are readied for training: layout, recomputation, compilation; each against the plain towers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cloob.errors import InputError
+from cloob.models.encoder import DualEncoder
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from cloob.training.config import TrainConfig
+from cloob.training.step import Stepper, TowersWithLoss
+from cloob.training.towers.build import make_loader, open_pairs, prepare_towers
+
+CPU = torch.device("cpu")
+
+
+def towers(name: str) -> DualEncoder:
+    return create_model(name, seed=0).train()
+
+
+def batch(encoder: DualEncoder, n: int = 6) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    size = encoder.image_size
+    images = torch.randint(0, 256, (n, 3, size, size), generator=generator, dtype=torch.uint8)
+    return images, encoder.tokenizer([f"number {i}" for i in range(n)])
+
+
+def steps(encoder: DualEncoder, precision: str = "fp32", micro: int = 0, number: int = 2) -> list[Any]:
+    """Losses and gradient norms, features of the last step, weights and buffers after SGD."""
+    module = TowersWithLoss(encoder, make_objective("cloob"), precision).train()
+    take = Stepper(module, torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1.0), 0.0, micro)
+    take.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=precision == "fp16")
+    torch.manual_seed(9)
+    results = [take(*batch(encoder), None, 0.05) for _ in range(number)]
+    assert all(result.finite for result in results)
+    numbers = [(result.loss, result.grad_norm) for result in results]
+    return [numbers, results[-1].image_features, dict(encoder.state_dict())]
+
+
+def assert_same(found: list[Any], wanted: list[Any], tolerance: float) -> None:
+    torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(wanted[0]), rtol=tolerance, atol=0.0)
+    torch.testing.assert_close(found[1], wanted[1], rtol=0.0, atol=10 * tolerance)
+    assert found[2].keys() == wanted[2].keys()
+    for name, value in wanted[2].items():
+        scale = max(1e-3, float(value.abs().max()))
+        torch.testing.assert_close(
+            found[2][name], value, rtol=0.0, atol=tolerance * scale, msg=lambda m, k=name: f"{k}: {m}"
+        )
+
+
+def prepared(name: str, **leaves: Any) -> DualEncoder:
+    encoder = towers(name)
+    prepare_towers(encoder, TrainConfig().override(device="cpu", **leaves), CPU)
+    return encoder
+
+
+class Counter:
+    """How often each residual block is computed."""
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        self.calls = 0
+        for module in encoder.modules():
+            if type(module).__name__ in ("Bottleneck", "ResidualAttentionBlock", "ConvNeXtBlock"):
+                inner = next(child for child in module.modules() if type(child) in (nn.Conv2d, nn.Linear))
+                inner.register_forward_hook(self.count)
+
+    def count(self, *_: object) -> None:
+        self.calls += 1
+
+
+@pytest.mark.parametrize("name", ["nano-dropout", "nano-resnet", "tiny-convnext"])
+@pytest.mark.parametrize("micro", [0, 2])
+def test_recomputation_changes_nothing_but_memory(nano_configs: Path, name: str, micro: int) -> None:
+    plain, cheap = towers(name), prepared(name, grad_checkpointing=True)
+    calls = [Counter(plain), Counter(cheap)]
+    wanted, found = (steps(encoder, micro=micro) for encoder in (plain, cheap))
+    assert_same(found, wanted, 0.0)  # running statistics of the batch norm among them
+    passes = 2 if micro else 1
+    assert calls[1].calls > calls[0].calls > 0
+    assert calls[1].calls == calls[0].calls * (passes + 1) // passes
+
+
+def saved_bytes(encoder: DualEncoder) -> int:
+    total = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        encoder(*batch(encoder))
+    return total
+
+
+def test_recomputation_keeps_fewer_activations(nano_configs: Path) -> None:
+    assert saved_bytes(prepared("nano-resnet", grad_checkpointing=True)) < 0.7 * saved_bytes(towers("nano-resnet"))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_channels_last_is_a_layout_and_no_more(nano_configs: Path, enabled: bool) -> None:
+    encoder = prepared("nano-resnet", channels_last=enabled)
+    seen = []
+    encoder.model.visual.conv2.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    found = steps(encoder)
+    weight = encoder.model.visual.conv2.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == enabled
+    assert all(x.is_contiguous(memory_format=torch.channels_last) == enabled for x in seen) and seen
+    assert_same(found, steps(towers("nano-resnet")), 1e-4)
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("name", "leaves"),
+    [
+        ("nano-vit", {"grad_checkpointing": True}),
+        ("nano-resnet", {}),
+        ("nano-dropout", {"micro_batch_size": 2}),  # both passes must draw the same
+        ("nano-vit", {"precision": "bf16"}),
+    ],
+    ids=str,
+)
+def test_generated_code_takes_the_same_steps(nano_configs: Path, name: str, leaves: dict[str, Any]) -> None:
+    precision, micro = leaves.get("precision", "fp32"), leaves.get("micro_batch_size", 0)
+    found = steps(prepared(name, compile=True, **leaves), precision, micro)
+    assert_same(found, steps(towers(name), micro=micro), 1e-4 if precision == "fp32" else 5e-2)
+
+
+def test_synchronised_batch_norm_replaces_batch_norm(nano_configs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cloob.training.towers.build.world_size", lambda: 2)
+    with pytest.raises(InputError, match="sync_bn is True, but torch synchronises batch norm on CUDA only, not on cpu"):
+        prepared("nano-resnet", sync_bn=True)
+    encoder, plain = towers("nano-resnet"), towers("nano-resnet")
+    # Named but not used: the towers stay where they are.
+    prepare_towers(encoder, TrainConfig().override(sync_bn=True, grad_checkpointing=True), torch.device("cuda"))
+    norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert norms and all(isinstance(norm, nn.SyncBatchNorm) and norm._forward_pre_hooks for norm in norms)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], value), name
+    assert encoder.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_loaders_leave_shared_padding_out_but_for_compiled_towers(
+    pairs_folder: Path, tmp_path: Path, compiled: bool
+) -> None:
+    """The same pairs, and the same step from them: what goes is padding alone."""
+    encoder = create_model("tiny-vit", seed=0).train()
+    config = TrainConfig().override(
+        data=[str(pairs_folder)], batch_size=8, workers=0, device="cpu", compile=compiled, out=tmp_path
+    )
+    source = open_pairs(config.pairs.data, config)
+    given = next(iter(make_loader(source, encoder, config, torch.device("cpu")).epoch(0)))
+    assert given.tokens.shape[1] == (24 if compiled else 8)
+    whole = torch.nn.functional.pad(given.tokens, (0, 24 - given.tokens.shape[1]))
+    objective = make_objective("cloob")
+    losses = [objective(*encoder(given.images, tokens)) for tokens in (given.tokens, whole)]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)

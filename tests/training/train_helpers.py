@@ -1,0 +1,116 @@
+"""What the tests of training alone share beside fixtures: its callbacks, its logs, and processes that train."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cloob.training.callbacks import Callback, RunInfo, RunResult
+from cloob.training.config import TrainConfig
+
+WORKER = Path(__file__).with_name("train_worker.py")
+# Compared between runs that must be the same; the other keys of a line are times.
+EXACT = ("step", "epoch", "samples_seen", "loss", "lr", "grad_norm", "inv_tau", "beta")
+
+
+@dataclass
+class Recorder(Callback):
+    """Keeps what it was called with."""
+
+    events: list[tuple[str, Any]] = field(default_factory=list)
+
+    def on_start(self, info: RunInfo) -> None:
+        self.events.append(("start", info))
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        self.events.append(("step", dict(metrics)))
+
+    def on_epoch_end(self, metrics: Mapping[str, Any]) -> None:
+        self.events.append(("epoch", dict(metrics)))
+
+    def on_checkpoint(self, path: Path) -> None:
+        self.events.append(("checkpoint", path))
+
+    def on_end(self, result: RunResult | None) -> None:
+        self.events.append(("end", result))
+
+    def of(self, kind: str) -> list[Any]:
+        return [value for name, value in self.events if name == kind]
+
+
+@dataclass(frozen=True)
+class Trained:
+    config: TrainConfig
+    run: Path
+    result: RunResult
+    recorder: Recorder
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def exact(run: Path) -> list[dict[str, Any]]:
+    """What two runs must have in common to the last bit."""
+    return [{key: line[key] for key in EXACT} for line in lines(run / "metrics.jsonl")]
+
+
+@dataclass
+class Launcher:
+    """Starts ``train_worker.py`` in processes of its own."""
+
+    folder: Path
+    configs: Path
+
+    def start(
+        self,
+        *runs: dict[str, Any],
+        launcher: tuple[str, ...] = (),
+    ) -> Any:
+        job = self.folder / f"job-{len(list(self.folder.iterdir()))}.json"
+        job.write_text(json.dumps({"configs": [str(self.configs)], "runs": list(runs)}))
+        command = [sys.executable, *launcher, str(WORKER), str(job)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+@dataclass
+class KilledAfter(Callback):
+    """kill -9 to this process some time after a step, in the middle of whatever it does then; on the last rank only."""
+
+    step: int
+    seconds: float
+
+    def on_start(self, info: RunInfo) -> None:
+        self.last_rank = info.rank == int(os.environ.get("WORLD_SIZE", "1")) - 1
+
+    def on_step(self, metrics: Mapping[str, Any]) -> None:
+        if metrics["step"] == self.step and self.last_rank:
+            threading.Timer(self.seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
+        if metrics["step"] >= self.step:
+            time.sleep(0.02)
+
+
+def wait_until(done: Callable[[], bool], process: Any, limit: float = 120) -> None:
+    """Waits for something that a process does; fails with its output when it ends before, or takes too long."""
+    end = time.monotonic() + limit
+    while not done():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(process.communicate(timeout=60)[0])
+        time.sleep(0.005)
