@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# The study's pictures, see docs/results.md.
+# The study's pictures, see docs/study.md.
 DATA ?= ../shared/data
 export HF_HUB_OFFLINE ?= 1
 

@@ -1,1 +1,1 @@
-"""The world of factors: when CLOOB is ahead of CLIP, and why. See ``docs/when-cloob-helps.md``."""
+"""The world of factors: when CLOOB is ahead of CLIP, and why. See ``docs/study.md``."""

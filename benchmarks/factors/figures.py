@@ -1,4 +1,4 @@
-"""The two figures of ``docs/when-cloob-helps.md``, drawn from the cells that its tables are made of."""
+"""The two figures of ``docs/study.md``, drawn from the cells that its tables are made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tables of ``docs/when-cloob-helps.md``, recomputed from the records between two marker lines.
+"""The tables of ``tables.md``, recomputed from the records between two marker lines.
 
 Cells count once the search of their method in their world is complete, and with the setting that it chose.
 """
@@ -21,7 +21,7 @@ from benchmarks.pictograms.selection import NAMES
 from benchmarks.pictograms.stats import t_interval
 from benchmarks.pictograms.tables import replaced
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "when-cloob-helps.md"
+PAGE = Path(__file__).with_name("tables.md")
 BEGIN, END = "<!-- factors:begin -->", "<!-- factors:end -->"
 COMPARED = (("cloob", "clip"), ("infoloob", "clip"), ("infonce-hopfield", "clip"), ("cloob", "infoloob"))
 TARGET = 0.8

@@ -1,4 +1,4 @@
-"""The figure of ``docs/results-frozen.md``: the leads over CLIP in the claim's worlds, from the cells of its tables."""
+"""The figure of ``docs/study.md``: the leads over CLIP in the claim's worlds, from the cells of its tables."""
 
 from __future__ import annotations
 

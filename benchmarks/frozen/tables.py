@@ -1,4 +1,4 @@
-"""The tables of ``docs/results-frozen.md``, recomputed from the records between two marker lines.
+"""The tables of ``tables.md``, recomputed from the records between two marker lines.
 
 Cells count when they were run with the setting that a complete search chooses from the records as they are.
 """
@@ -16,7 +16,7 @@ from benchmarks.pictograms.markdown import percent, spread, table
 from benchmarks.pictograms.selection import NAMES, zeroshot_mean
 from benchmarks.pictograms.tables import replaced
 
-PAGE = "docs/results-frozen.md"
+PAGE = "benchmarks/frozen/tables.md"
 BEGIN, END = "<!-- frozen:begin -->", "<!-- frozen:end -->"
 COMPARED = (
     ("cloob", "clip"),

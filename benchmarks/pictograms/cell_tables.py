@@ -125,7 +125,7 @@ def chosen_table(scores: Mapping[str, float]) -> str:
         lines += [[NAMES[method], tower, f"`{slug}`"] for tower, slug in slugs.items()]
     note = (
         "`lr` learning rate, `wd` weight decay, `n` batch, `t` τ⁻¹, `b` β. Learning rate and weight decay move the "
-        "covariance as retrieval does ([log.md](log.md)), so two methods differ here by more than their objective."
+        "covariance as retrieval does ([log](../LOG.md)), so two methods differ here by more than their objective."
     )
     return f"### Settings of the cells\n\n{note}\n\n" + table(["method", "tower", "setting"], lines)
 

@@ -1,4 +1,4 @@
-"""All tables of ``docs/results.md``, recomputed from the records between marker lines.
+"""All tables of ``tables.md``, recomputed from the records between marker lines.
 
 Cells count when they were run with the setting that the search chooses from the records as they are; CLIP and CLOOB
 with their published settings stand beside them.
@@ -45,7 +45,7 @@ from benchmarks.pictograms.selection import NAMES, Runs, select, zeroshot_mean
 BEGIN, END = "<!-- pictograms:begin -->", "<!-- pictograms:end -->"
 SUMMARY = "<!-- pictograms-summary:begin -->", "<!-- pictograms-summary:end -->"
 WRONG = "<!-- pictograms-wrong:begin -->", "<!-- pictograms-wrong:end -->"
-PAGE = "docs/results.md"
+PAGE = "benchmarks/pictograms/tables.md"
 COMPARED = (("cloob", "clip"), ("cloob-warm", "clip"), ("infoloob", "clip"), ("cloob-warm", "infoloob"))
 """The claim, the claim for the form that retrieves later, what InfoLOOB alone does, and what retrieval adds to it."""
 CLAIMS = COMPARED[:2]
@@ -53,7 +53,7 @@ EFFECTS = (*COMPARED, ("infonce-hopfield", "clip"), ("cloob", "infonce-hopfield"
 
 
 def write(results: Path, root: Path) -> None:
-    """Puts the tables between the markers of ``docs/results.md``."""
+    """Puts the tables between the markers of ``tables.md``."""
     page = root / PAGE
     page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
 

@@ -1,6 +1,6 @@
 """Two forms of the objective beside the four published ones: retrieval that joins late, and the sum of both terms.
 
-The forms that were tried before (``docs/log.md``) are in this file at commit fc415074.
+The forms that were tried before (``benchmarks/LOG.md``) are in this file at commit fc415074.
 """
 
 from __future__ import annotations
