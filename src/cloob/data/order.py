@@ -126,7 +126,7 @@ class EpochOrder:
       holds every source in its proportion (a part that is neither streamed nor in several files is shuffled in itself);
     - this sequence is cut into ``lanes`` pieces of equal length, so that neighbours share at most one shard of a part;
     - each lane is shuffled in blocks of ``buffer`` pairs;
-    - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks, a rank (``local_part``) reads the
+    - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a rank (``local_part``) reads the
       shards of its own lane only. Another number of ranks gives the same batches, with more shards shared.
 
     Args:
