@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample
-from cloob.data.loader import Batching, PairLoader, Share
+from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
 from cloob.data.sources.arrow import ArrowSource
 from cloob.data.sources.columns import map_arrow
@@ -109,8 +109,7 @@ def test_parquet_with_images_is_unpacked_once(
     assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
     found: list[str] = []
     for workers in (0, 1):
-        batching, share = Batching(3, drop_last=False), Share(workers=workers)
-        pairs = PairLoader(source, TrainTransform(4), tokenizer, batching, share)
+        pairs = PairLoader(source, TrainTransform(4), tokenizer, 3, drop_last=False, workers=workers)
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
         pairs.close()
     assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))
