@@ -42,7 +42,7 @@ def test_what_a_script_imports_of_the_library_is_there(script: Path) -> None:
 
 
 def figures(page: str) -> str:
-    from benchmarks.figures.page import filled
+    from benchmarks.figures import filled
 
     return filled(page)
 

@@ -1,0 +1,99 @@
+"""The tables of ``docs/speed.md``, from the records that the benchmarks left: ``python -m benchmarks.figures``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pictograms.markdown import table
+from benchmarks.pictograms.tables import replaced
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "speed.md"
+RESULTS = ROOT / "benchmarks" / "results"
+Record = dict[str, Any]
+
+
+def number(value: float) -> str:
+    """Three digits, or all of those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}".rstrip(".")
+
+
+def ratio(shown: str, value: float | None) -> str:
+    """A figure with its ratio to another one in brackets."""
+    return shown if value is None else f"{shown} ({value:.2f})"
+
+
+def objective(record: Record) -> str:
+    """Time and memory of each contender at some sizes, next to the plain form's."""
+    lines = []
+    for row in record["rows"]:
+        if row["name"] != "GEMM" and row["n"] in (512, 4096, 8192, 32768):
+            memory = row.get("extra_bytes")
+            held = "–" if memory is None else ratio(number(memory / 1e6), row.get("memory_ratio"))
+            lines.append([f"{row['n']:,}", row["name"], ratio(number(row["median_s"]), row.get("time_ratio")), held])
+    return table(["N", "what", "s (÷ plain)", "MB (÷ plain)"], lines)
+
+
+def data(record: Record) -> str:
+    """Samples a second of each contender with two workers."""
+    lines = [
+        [row["data"], row["name"], *(ratio(number(row[key]), row.get(f"{key}_ratio")) for key in _RATES)]
+        for row in record["rows"]
+        if row["workers"] == 2 and row["name"] in ("cloob", "open_clip_train")
+    ]
+    return table(["pictures", "what", "samples/s (ratio)", "samples/CPU s (ratio)"], lines)
+
+
+def train_step(record: Record) -> str:
+    """Images a second of whole trainings, with the ratios of the same rounds."""
+    peers = list(dict.fromkeys(key for row in record["rows"] for key in row if key.startswith("ratio_")))
+    lines = [
+        [row["name"], number(row["images_per_second"]), *(f"{row[p]:.2f}" if p in row else "–" for p in peers)]
+        for row in record["rows"]
+    ]
+    return table(["what", "images/s", *(f"÷ {p.removeprefix('ratio_')}" for p in peers)], lines)
+
+
+def evaluate(record: Record) -> str:
+    """Seconds of whole commands, ours and CLIP_benchmark's."""
+    lines = []
+    for row in record["rows"]:
+        ours, theirs = (number(row["command"][name]["median_s"]) for name in ("cloob", "clip_benchmark"))
+        lines.append([row["case"], ours, theirs, f"{row['command']['ratio']:.2f}"])
+    return table(["case", "cloob, s", "CLIP_benchmark, s", "theirs ÷ ours"], lines)
+
+
+_RATES = ("per_second", "per_cpu_second")
+SECTIONS: dict[str, tuple[str, Callable[[Record], str]]] = {
+    "objective": ("python benchmarks/objective.py", objective),
+    "data": ("python benchmarks/data.py --data DIR/pictograms/train", data),
+    "train_step": ("python benchmarks/train_step.py --data DIR/pictograms/train", train_step),
+    "evaluate": ("python benchmarks/evaluate.py --data DIR/zeroshot", evaluate),
+}
+"""By the folder of the record: the command, and what makes a table of the record."""
+
+
+def machine(record: Record) -> str:
+    """Processor, cores, version of torch and load, as the record names them."""
+    found = [about for about in (record.get("machine"), *(row.get("machine") for row in record["rows"])) if about]
+    about: Mapping[str, Any] = found[0]
+    loads = sorted(each[key] for each in found for key in ("load_average", "load") if key in each)
+    parts = [str(about["cpu"]), f"{about['cores']} cores", f"torch {about['torch']}"]
+    return ", ".join([*parts, f"load {loads[0]:.3g} to {loads[-1]:.3g}"] if loads else parts)
+
+
+def filled(text: str) -> str:
+    """The page's text with all tables as the records give them."""
+    for name, (command, tables) in SECTIONS.items():
+        record = json.loads((RESULTS / name / "results.json").read_text(encoding="utf-8"))
+        link = f"[record](../benchmarks/results/{name}/results.json)"
+        section = f"\n`{command}` ({link}): {machine(record)}.\n\n{tables(record)}\n"
+        text = replaced(text, section, f"<!-- figures-{name}:begin -->", f"<!-- figures-{name}:end -->")
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
