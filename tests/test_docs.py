@@ -187,14 +187,12 @@ def run_python(page: Path) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("beginner")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:The .grad attribute")
-def test_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_runs() -> None:
     assert run_python(ROOT / "README.md")["loss"].isfinite()
     names = run_python(DOCS / "own-loop.md")
     expected = names["objective"](*names["features"])
     torch.testing.assert_close(names["program"].module()(*names["features"]), expected)
     torch.testing.assert_close(names["loss"], expected)
-    names = run_python(DOCS / "any-modality.md")
-    assert names["accuracy"] > 0.5 and "of 200 sensors" in capsys.readouterr().out  # by chance it is 0.005
 
 
 @pytest.mark.nightly

@@ -186,7 +186,7 @@ def test_texts_that_are_not_cleaned_are_named_rightly(exported: Path, small: Pat
 
 @pytest.mark.nightly
 def test_sentence_transformers_a_pipeline_and_the_page_read_it(exported: Path, small: Path, tmp_path: Path) -> None:
-    page = Path(__file__).parents[2] / "docs" / "weights.md"
+    page = Path(__file__).parents[2] / "docs" / "export.md"
     _, _, out = (page.read_text(encoding="utf-8") if page.is_file() else "").partition("## Out: exports")
     snippets = [code for code in re.findall(r"```python\n(.*?)```", out, re.DOTALL) if "models/mine-hf" in code]
     assert len(snippets) == 3 or not page.is_file()

@@ -1,4 +1,4 @@
-"""docs/weights.md: the example that needs neither torch nor this package gives the model's rows."""
+"""docs/export.md: the example that needs neither torch nor this package gives the model's rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cloob.export.programs.onnx import _USAGE
 from cloob.models.encoder import DualEncoder
 from support import run_script
 
-PAGE = Path(__file__).parents[3] / "docs" / "weights.md"
+PAGE = Path(__file__).parents[3] / "docs" / "export.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the documentation is not beside the tests")
 
 
