@@ -1,7 +1,8 @@
 """The command line: the sub-commands, and how an error reaches the person who typed one.
 
-A command is a module of ``cloob.commands``: ``Options`` (a dataclass), ``check(options)`` and ``run(options)``. Only
-``run`` imports what is heavy, so help and mistakes are answered at once.
+A command is a module of ``cloob.commands``: ``Options`` (a dataclass), ``check(options)``, which refuses what is wrong
+with them, and ``run(options)``, which does the work and returns the exit code. Only ``run`` imports what is heavy, so
+help and mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def _run(words: list[str]) -> int:
 
         command = importlib.import_module(f"cloob.commands.{name}")
         options = command.read(rest) if hasattr(command, "read") else parse(command.Options, rest, f"cloob {name}")
-        command.check(options)
+        if hasattr(command, "check"):
+            command.check(options)
         if hasattr(options, "cache"):
             options.cache.use()
         code: int = command.run(options)

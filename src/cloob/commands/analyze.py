@@ -48,7 +48,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses numbers that cannot be."""
     if not options.models:
         raise InputError("no model given: name a run folder, or NAME/TAG of open_clip (cloob analyze --help)")
     if not 0 < options.duplicate <= 1:

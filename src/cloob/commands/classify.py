@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.collection import check_source, opened
-from cloob.commands.copies import folder_name, place
+from cloob.commands.copies import folder_name, put
 from cloob.commands.options import (
     CacheOptions,
     as_words,
@@ -23,7 +23,7 @@ from cloob.commands.options import (
     tyro,
 )
 from cloob.commands.terminal import hint
-from cloob.errors import InputError, message, printable
+from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from cloob.search.sort.fewshot import Head
 
 _PAGE = 4096
-_MOVED = "moved.jsonl"
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses options that do not go together, labels that cannot be, and a source that is not there."""
     at_least(options, {"workers": 0})
     check_device(options.device)
     by_head = options.examples is not None or options.head is not None
@@ -117,7 +115,7 @@ def run(options: Options) -> int:
         left = f"; {unread:,} could not be read (see above)" if unread else ""
         print(f"cloob: {len(labels.ids):,} pictures: {counts}{left}", file=sys.stderr)
         target, copy = options.move_to or options.copy_to, options.copy_to is not None
-        failed = _sort(index, labels, target, copy=copy) if target is not None else 0
+        failed = put(index, _folders(index, labels, target), target, copy=copy) if target is not None else 0
     if target is None and not options.multi:
         hint(["classify", *as_words(options), "--move-to", "sorted"])
     return 1 if unread or failed else 0
@@ -216,34 +214,13 @@ def _entry(labels: Labels, row: int, label: int) -> dict[str, str | float | None
     return {"label": labels.names[label], "probability": probability, "margin": margin}
 
 
-def _sort(index: Index, labels: Labels, folder: Path, *, copy: bool) -> int:
-    """Moves or copies each file into a folder of its label; returns how many could not be."""
-    done = failed = stayed = there = 0
-    past = "copied" if copy else "moved"
-    folders: list[str] = []
+def _folders(index: Index, labels: Labels, root: Path) -> Iterator[tuple[Item, Path | None]]:
+    """Each picture with the folder of its best label."""
+    folders: list[Path] = []
     for label in labels.names:  # two may differ in what no folder's name can hold
         plain = folder_name(label)
         numbered = [f"{plain}-{number}" for number in range(2, len(labels.names) + 1)]
-        folders.append(next(name for name in (plain, *numbered) if name not in folders))
+        folders.append(next(root / name for name in (plain, *numbered) if root / name not in folders))
     for item, row in _rows(index, labels):
-        if not labels.chosen[row]:
-            stayed += 1
-            continue
-        pairs = []
-        try:
-            for old, new in place(index, item, folder / folders[labels.chosen[row][0]], copy=copy):
-                pairs.append({"old": str(old), "new": str(new)})
-            done, there = done + bool(pairs), there + (not pairs)
-        except (OSError, InputError) as error:
-            said = error.strerror if isinstance(error, OSError) else message(error).removeprefix(f"{item.path}: ")
-            print(f"cloob: {printable(item.path)} is not {past}: {said}", file=sys.stderr)
-            failed += 1
-        if pairs and not copy:
-            with (folder / _MOVED).open("a") as log:
-                log.writelines(f"{json.dumps(pair)}\n" for pair in pairs)
-    also = f", {there} were there" if there else ""
-    also += f", {stayed} fit no label and stay" if stayed else ""
-    also += f", {failed} could not be {past}" if failed else ""
-    also += f"; {folder / _MOVED} lists old and new paths" if done and not copy else ""
-    print(f"cloob: {done} {past} to {folder}{also}", file=sys.stderr)
-    return failed
+        chosen = labels.chosen[row]
+        yield item, folders[chosen[0]] if chosen else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,13 +52,8 @@ def opened(
 ) -> Iterator[tuple[Index, int]]:
     """An index of a source, and how many of its pictures, folders and shards could not be read; stderr names some.
 
-    Args:
-        source: An index, or pictures: these are embedded into an index that is gone at the end.
-        model: A model of the index, by name or by what it is loaded from; for pictures what ``load_model`` takes, or
-            a loaded one.
-        device: Where the model embeds pictures.
-        workers: Threads that decode; None: one a processor.
-        making: How pictures become vectors; None: as ``Making`` says.
+    Pictures are embedded into an index that is gone at the end. The model is one of an index, by name or by what it is
+    loaded from; or for pictures what ``load_model`` takes, or a loaded one.
     """
     import tempfile
 
@@ -78,7 +74,7 @@ def opened(
     options = UpdateOptions(model, device=device, precision=making.precision, draft=making.draft, effort=effort)
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, Index.create(Path(folder) / "index") as index:
         with Progress() as progress:
-            done = index.update([source], options, progress=lambda n, total: progress.update("pictures", n, total))
+            done = index.update([source], options, progress=partial(progress.update, "pictures"))
         report_left_out(done)
         if model is not None and not isinstance(model, str):
             index.use(index.model().name, model)

@@ -26,7 +26,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses a DEST that may not be replaced."""
     from cloob.files import check_replaceable
     from cloob.models.names import check_not_source
     from cloob.models.runs import ALIGNED_FILE, CONFIG_FILE, TOWERS_FILE

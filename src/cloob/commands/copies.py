@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,43 @@ if TYPE_CHECKING:
     from cloob.search.index import Index
     from cloob.search.records import Item
 
+_MOVED = "moved.jsonl"
+_BELONGING = ("xmp", "aae", "mov")  # edits, and the film of a live photo; captions besides
+
+
+def put(index: Index, items: Iterable[tuple[Item, Path | None]], root: Path, *, copy: bool, alone: bool = False) -> int:
+    """Puts each picture into its folder, if it has one, and says on stderr what became of them.
+
+    Captions and edits go along unless the picture goes ``alone``. Of moves ``root`` lists old and new paths.
+
+    Returns:
+        How many could not be put there.
+    """
+    done = failed = stayed = there = 0
+    past = "copied" if copy else "moved"
+    for item, folder in items:
+        if folder is None:
+            stayed += 1
+            continue
+        pairs = []
+        try:
+            for old, new in _place(index, item, folder, copy=copy, alone=alone):
+                pairs.append({"old": str(old), "new": str(new)})
+            done, there = done + bool(pairs), there + (not pairs)
+        except (OSError, InputError) as error:
+            said = error.strerror if isinstance(error, OSError) else message(error).removeprefix(f"{item.path}: ")
+            print(f"cloob: {printable(item.path)} is not {past}: {said}", file=sys.stderr)
+            failed += 1
+        if pairs and not copy:
+            with (root / _MOVED).open("a") as log:
+                log.writelines(f"{json.dumps(pair)}\n" for pair in pairs)
+    also = f", {there} were there" if there else ""
+    also += f", {stayed} fit no label and stay" if stayed else ""
+    also += f", {failed} could not be {past}" if failed else ""
+    also += f"; {root / _MOVED} lists old and new paths" if done and not copy else ""
+    print(f"cloob: {done} {past} to {root}{also}", file=sys.stderr)
+    return failed
+
 
 def folder_name(label: str) -> str:
     """A label as the name of a folder."""
@@ -24,39 +62,11 @@ def folder_name(label: str) -> str:
     return "_" if name in ("", ".", "..") else name[:200]
 
 
-def copy_all(index: Index, items: Sequence[Item], folder: Path) -> int:
-    """Copies pictures into a folder, but for those that are there already.
-
-    Returns:
-        The exit code: 1 where one could not be read or written, which stderr names.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror})") from None
-    copied = there = failed = 0
-    for item in items:
-        try:
-            fresh = _write_new(folder, _file_name(item.path), index.picture(item.id))
-        except (InputError, OSError) as error:
-            print(f"cloob: {printable(item.path)} is not copied: {message(error)}", file=sys.stderr)
-            failed += 1
-            continue
-        copied, there = copied + fresh, there + (not fresh)
-    also = f", {there} were there" if there else ""
-    also += f", {failed} could not be copied" if failed else ""
-    print(f"cloob: {copied} copied to {folder}{also}", file=sys.stderr)
-    return 1 if failed else 0
-
-
-def place(index: Index, item: Item, folder: Path, *, copy: bool) -> Iterator[tuple[Path, Path]]:
-    """Moves or copies a picture as it was indexed, with its captions and edits; yields old and new paths as it goes.
-
-    Nothing is done, or yielded, where it is there already.
-    """
+def _place(index: Index, item: Item, folder: Path, *, copy: bool, alone: bool) -> Iterator[tuple[Path, Path]]:
+    """Moves or copies a picture as it was indexed; yields old and new paths, none if it is there already."""
     from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 
-    endings = (*CAPTION_EXTENSIONS, "xmp", "aae", "mov")  # captions, edits, and the film of a live photo
+    endings = () if alone else (*CAPTION_EXTENSIONS, *_BELONGING)
     source, folder = Path(item.path).absolute(), folder.absolute()
     has_file = source.is_file() and not source.is_symlink()
     if not has_file and not copy:
@@ -65,8 +75,7 @@ def place(index: Index, item: Item, folder: Path, *, copy: bool) -> Iterator[tup
     if has_file and source.resolve().is_relative_to(folder.resolve()):
         return
     folder.mkdir(parents=True, exist_ok=True)
-    names = _free_names(folder, source.name if has_file else _file_name(item.path))
-    for target in names:
+    for target in _free_names(folder, item.path):
         if copy and target.is_file() and target.read_bytes() == content:
             return
         if not any(map(os.path.lexists, [target, *_companions(target, endings)])):
@@ -96,7 +105,8 @@ def _transfer(old: Path, new: Path, *, copy: bool) -> None:
 
 def _companions(picture: Path, endings: Sequence[str]) -> list[Path]:
     """The files that belong to a picture if they lie beside it."""
-    return _beside(picture, endings) + [picture.with_name(f"{picture.name}{ending}") for ending in (".xmp", ".XMP")]
+    edits = [picture.with_name(f"{picture.name}{ending}") for ending in (".xmp", ".XMP")] if endings else []
+    return _beside(picture, endings) + edits
 
 
 def _beside(file: Path, endings: Sequence[str]) -> list[Path]:
@@ -105,25 +115,10 @@ def _beside(file: Path, endings: Sequence[str]) -> list[Path]:
     return [Path(f"{stem}.{each}") for ending in endings for each in (ending, ending.upper())]
 
 
-def _file_name(path: str) -> str:
-    """The last part of a path, of a member of a container too, as a file name that leaves no folder."""
-    name = printable(re.split(r"/|\\|::", path)[-1]).strip()
-    return "picture" if name in ("", ".", "..") else name[-200:]
-
-
-def _write_new(folder: Path, name: str, content: bytes) -> bool:
-    """Writes a file under a free name; False where a file of such a name holds the same bytes already."""
-    for path in _free_names(folder, name):
-        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
-            return False
-        if not os.path.lexists(path):
-            path.write_bytes(content)
-            break
-    return True
-
-
-def _free_names(folder: Path, name: str) -> Iterator[Path]:
-    """The names to try in turn: ``a.jpg``, ``a-2.jpg`` and so on."""
+def _free_names(folder: Path, path: str) -> Iterator[Path]:
+    """``a.jpg``, ``a-2.jpg`` and so on, for a path or a member of a container; none leaves the folder."""
+    name = printable(re.split(r"/|\\|::", path)[-1]).strip()[-200:]
+    name = "picture" if name in ("", ".", "..") else name
     yield folder / name
     stem, dot, suffix = name.rpartition(".")
     for number in itertools.count(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses numbers that are too small, and an output file of another kind."""
     at_least(options, {"most": 0, "pictures": 1, "workers": 1})
     if options.out is not None:
         check_out("--out", options.out, (".json",) if options.count else HTML)
@@ -82,7 +82,7 @@ def _look(options: Options) -> int:
             tokenizer.context_length,
             most=options.most,
             workers=options.workers,
-            progress=lambda done, total: progress.update("pairs", done, total),
+            progress=partial(progress.update, "pairs"),
         )
     lines = _lines(result)
     if options.out is not None:

@@ -52,7 +52,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses what no run can begin with."""
     from cloob.models.names import check_packages
     from cloob.training.config.checks import preflight
 
@@ -94,18 +93,7 @@ def _configs(options: Options) -> dict[str, TrainConfig]:
 def present(
     configs: Mapping[str, TrainConfig], out: Path, device_name: str, noto: LabelledSet, held_out: Reader
 ) -> int:
-    """Trains, evaluates, searches and reports.
-
-    Args:
-        configs: The runs by their names.
-        out: Folder of the runs and of all that is written.
-        device_name: As of ``cloob train --device``.
-        noto: The pictures to classify and to search.
-        held_out: Pairs for image-text retrieval.
-
-    Returns:
-        The exit code.
-    """
+    """Trains runs by their names; classifies and searches ``noto``; retrieves among the pairs ``held_out``."""
     import logging
 
     from cloob.distributed import resolve_device

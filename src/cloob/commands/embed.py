@@ -36,7 +36,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses a source that is not there and a file that may not be written."""
     at_least(options, {"workers": 0})
     check_device(options.device)
     check_out("--out", options.out, (".npz", ".safetensors", ".parquet"), [options.source])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import sys
@@ -64,7 +63,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses options that do not go together."""
     if not options.models:
         raise InputError("no model given: name a run folder, or NAME/TAG of open_clip (cloob eval --help)")
     goes_with(options, {"root": "suite", "shots": "probe", "probe_seeds": "probe"})
@@ -193,6 +191,8 @@ def _open_held_out(models: Sequence[str]) -> list[Reader]:
 def _say_trained_on(models: Sequence[str], sources: Sequence[str]) -> None:
     """Says on stderr which models were trained on pairs that they are to be judged by."""
     from cloob.data.shards.spec import is_remote
+    from cloob.training.config import TrainConfig
+    from cloob.training.towers.build import open_both
 
     places = [os.path.realpath(spec) for spec in sources if not is_remote(spec)]
     for model, _, pairs in _runs(models) if places else ():
@@ -200,20 +200,11 @@ def _say_trained_on(models: Sequence[str], sources: Sequence[str]) -> None:
         if not same or any(map(is_remote, (*pairs.data, *pairs.val_data))):
             continue
         with contextlib.suppress(InputError):  # other pairs of the run may be gone
-            trained, total = _count_pairs(pairs)
+            trained, held_out = open_both(TrainConfig(pairs))
+            total = len(trained) + (len(held_out) if pairs.val_split and held_out is not None else 0)
             advice = "; --held-out judges by pairs that were not" if pairs.holds_out else ""
-            of = f"{trained:,} of {total:,} pairs of {', '.join(pairs.data)}"
+            of = f"{len(trained):,} of {total:,} pairs of {', '.join(pairs.data)}"
             print(f"cloob: {model}: {of} were trained on{advice}", file=sys.stderr)
-
-
-@functools.cache
-def _count_pairs(pairs: PairsConfig) -> tuple[int, int]:
-    """The pairs that were trained on, and all of them."""
-    from cloob.training.config import TrainConfig
-    from cloob.training.towers.build import open_both
-
-    source, held_out = open_both(TrainConfig(pairs))
-    return len(source), len(source) + (len(held_out) if pairs.val_split and held_out is not None else 0)
 
 
 def _runs(models: Sequence[str]) -> Iterator[tuple[str, Path, PairsConfig]]:

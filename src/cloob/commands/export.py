@@ -41,7 +41,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses options that do not go together, and a DEST that may not be replaced."""
     from cloob.export.exported import check_target
 
     if options.to is None:

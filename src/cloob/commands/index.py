@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cloob.commands.collection import INDEX_FILE, report_left_out
 from cloob.commands.options import CacheOptions, at_least, check_device, check_out, check_there, tyro
 from cloob.commands.terminal import Progress, say_next, shell
-from cloob.errors import InputError, message, printable, require
+from cloob.errors import InputError, printable, require
 
 if TYPE_CHECKING:
     from cloob.search.build import Summary
@@ -69,7 +70,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses what cannot become an index, and sources that are not there."""
     from cloob.data.shards.spec import is_remote
     from cloob.models.names import check_source
 
@@ -104,7 +104,6 @@ def run(options: Options) -> int:
     """Indexes, merges, exports; 1 when a source could not be read, with what there is written."""
     from cloob.search.export import is_export
     from cloob.search.index import Index
-    from cloob.search.open import is_there
 
     if options.export is not None and options.export.exists() and not is_export(options.export):
         raise InputError(f"--export {options.export}: is a file of another kind; name another file")
@@ -114,96 +113,86 @@ def run(options: Options) -> int:
                 if state.fault is not None:
                     print(f"{printable(state.path)}: {printable(state.fault)}")
         return 0
-    new = not is_there(options.out)
-    with _open(options.out) as index, _locked(index.store.address):
-        try:
-            return _work(index, options)
-        except Exception:
-            if new and not index.models:
-                index.close()
-                _remove(Path(options.out))
-            raise
-
-
-def _work(index: Index, options: Options) -> int:
-    from cloob.search.index import Index
-
-    address, failed = index.store.address, False
-    if options.sources or not (options.merge or options.export):
-        try:
-            summary = _update(index, options)
-        except KeyboardInterrupt:
-            said = f"{len(index):,} pictures are in {address}, the same command goes on"
-            print(f"cloob: interrupted; {said}", file=sys.stderr)
-            return 130
-        failed = _report(summary, address) if _is_first() else False
-    if options.merge is not None:
-        with Index.open(options.merge) as other:
-            done = index.merge(other)
-        print(f"{options.merge}: {done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known")
-        if done.other:
-            print(f"cloob: {done.other:,} pictures are other ones here; they stay as they are", file=sys.stderr)
-    if options.export is not None:
-        rows = index.export(options.export, model=options.name)
-        print(f"{options.export}: {rows:,} rows")
-    if _is_first():
-        models = "".join(f", {printable(model.name)}" for model in index.models)
-        print(f"{address}: {len(index):,} pictures{models}", flush=True)
-        if len(index) and models and not failed:
-            say_next(["search", address, "something red"], ["serve", address, "--open"])
+    with _opened(options.out) as index:
+        address, failed = index.store.address, False
+        if options.sources or not (options.merge or options.export):
+            try:
+                summary = _update(index, options)
+            except KeyboardInterrupt:
+                said = f"{len(index):,} pictures are in {address}, the same command goes on"
+                print(f"cloob: interrupted; {said}", file=sys.stderr)
+                return 130
+            failed = _report(summary, address) if _is_first() else False
+        if options.merge is not None:
+            with Index.open(options.merge) as other:
+                done = index.merge(other)
+            print(f"{options.merge}: {done.added:,} pictures added, {done.vectors:,} vectors, {done.present:,} known")
+            if done.other:
+                print(f"cloob: {done.other:,} pictures are other ones here; they stay as they are", file=sys.stderr)
+        if options.export is not None:
+            rows = index.export(options.export, model=options.name)
+            print(f"{options.export}: {rows:,} rows")
+        if _is_first():
+            models = "".join(f", {printable(model.name)}" for model in index.models)
+            print(f"{address}: {len(index):,} pictures{models}", flush=True)
+            if len(index) and models and not failed:
+                say_next(["search", address, "something red"], ["serve", address, "--open"])
     return 1 if failed else 0
 
 
 @contextlib.contextmanager
-def _locked(address: str) -> Iterator[None]:
-    """Holds the folder of an index against other processes; the system lets go of it when this one ends."""
-    from cloob.search.open import is_database
-    from cloob.search.sqlite.file import not_writable
+def _opened(address: str) -> Iterator[Index]:
+    """The index, made where it is missing, held against other processes; one that nothing came into is removed.
 
-    if is_database(address) or not _is_first():
-        yield
-        return
-    library = require("filelock", "train")
-    lock = library.FileLock(Path(address) / f"{INDEX_FILE}.lock", timeout=0)
-    try:
-        lock.acquire()
-    except library.Timeout:
-        raise InputError(f"another `cloob index` is at work on {address}; wait until it is done") from None
-    except OSError:
-        raise not_writable(Path(address)) from None
-    with lock:
-        yield
-
-
-def _remove(folder: Path) -> None:
-    """Removes an index that nothing came into."""
-    for path in folder.glob(f"{INDEX_FILE}*"):
-        path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # other files are in it
-        folder.rmdir()
-
-
-def _open(address: str) -> Index:
-    """The index, made where it is missing; of several ranks the first one makes it."""
+    Of several ranks the first one makes it and holds it. The system lets go of it when the process ends.
+    """
     from cloob.search.index import Index
     from cloob.search.open import is_database, is_there
 
     if is_database(address):
-        return Index.create(address)
-    if not is_there(address):
+        with Index.create(address) as index:
+            yield index
+        return
+    folder, new = Path(address), not is_there(address)
+    try:
+        opened = Index.create(address) if new else Index.open(address, writable=True)
+    except InputError:
+        if not new or not is_there(address):  # else another rank was faster
+            raise
+        opened = Index.open(address, writable=True)
+    with opened as index, contextlib.ExitStack() as held:
+        if _is_first():
+            held.enter_context(_lock(folder))
         try:
-            return Index.create(address)
-        except InputError:
-            if not is_there(address):  # else another rank was faster
-                raise
-    return Index.open(address, writable=True)
+            yield index
+        except Exception:
+            if new and not index.models:
+                index.close()
+                for path in folder.glob(f"{INDEX_FILE}*"):
+                    path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # other files are in it
+                    folder.rmdir()
+            raise
+
+
+def _lock(folder: Path) -> contextlib.AbstractContextManager[object]:
+    from cloob.search.sqlite.file import not_writable
+
+    library = require("filelock", "train")
+    try:
+        lock: contextlib.AbstractContextManager[object] = library.FileLock(folder / f"{INDEX_FILE}.lock").acquire(0)
+    except library.Timeout:
+        raise InputError(f"another `cloob index` is at work on {folder}; wait until it is done") from None
+    except OSError:
+        raise not_writable(folder) from None
+    return lock
 
 
 def _update(index: Index, options: Options) -> Summary:
     from cloob.machine import decoders
     from cloob.search.build import Effort
     from cloob.search.scan.open import ScanOptions
-    from cloob.search.update import ModelChanged, UpdateOptions
+    from cloob.search.update import UpdateOptions
 
     workers = decoders() if options.workers is None else options.workers
     settings = UpdateOptions(
@@ -217,26 +206,8 @@ def _update(index: Index, options: Options) -> Summary:
         effort=Effort(options.batch_size, workers, options.max_megapixels, options.remove_all),
     )
     with Progress() as progress:
-
-        def show(done: int, total: int) -> None:
-            if _is_first():
-                progress.update("pictures", done, total)
-
-        try:
-            return index.update(options.sources, settings, progress=show)
-        except ModelChanged as error:
-            if not _agrees(error):
-                raise
-        return index.update(options.sources, replace(settings, replace_model=True), progress=show)
-
-
-def _agrees(error: Exception) -> bool:
-    """Asks whether a model's vectors may go; without a terminal nobody says so."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return False
-    print(f"cloob: {message(error)}", file=sys.stderr)
-    print("Make its vectors anew? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+        show = functools.partial(progress.update, "pictures") if _is_first() else None
+        return index.update(options.sources, settings, progress=show)
 
 
 def _is_first() -> bool:

@@ -15,10 +15,6 @@ class Options:
     """Only names with this in them, in any case."""
 
 
-def check(options: Options) -> None:
-    """Nothing to refuse."""
-
-
 def run(options: Options) -> int:
     """Prints one name per line."""
     from cloob.commands.terminal import say_next

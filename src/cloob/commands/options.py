@@ -59,20 +59,7 @@ def parse(
     usage: str = "",
     description: str | None = None,
 ) -> T:
-    """The dataclass that the words describe; its fields appear by their leaf names.
-
-    Args:
-        kind: A dataclass, possibly nested.
-        words: The command line after the command.
-        prog: The command as its help calls it.
-        default: The values of options that are left out.
-        usage: What the help shows between the command and its options.
-        description: What the help says of the command; the dataclass's docstring if None.
-
-    Raises:
-        InputError: An option is unknown or a value wrong; one line.
-        SystemExit: ``--help`` was asked for and printed.
-    """
+    """The dataclass that the words describe; a mistake is one line, ``--help`` a SystemExit."""
     complaint = io.StringIO()
     extra: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -95,16 +82,11 @@ def parse(
 
 def given(options: object, name: str) -> bool:
     """Whether an option has another value than its default."""
-    return bool(getattr(options, name) != _default(next(f for f in _fields(options) if f.name == name)))
+    return bool(getattr(options, name) != _default(_fields(options)[name]))
 
 
 def goes_with(options: object, table: Mapping[str, str | tuple[str, ...]]) -> None:
-    """Refuses options that mean nothing without another one.
-
-    Args:
-        options: A parsed dataclass.
-        table: Option -> the option that it needs, or several of which one will do.
-    """
+    """Refuses options without the option that they need, or one of several."""
     for name, needed in table.items():
         choices = (needed,) if isinstance(needed, str) else needed
         if given(options, name) and not any(given(options, each) for each in choices):
@@ -130,13 +112,13 @@ def at_least(options: object, table: Mapping[str, float]) -> None:
 def as_words(options: object, *names: str) -> list[str]:
     """The options that were given, as words of a command line; of some names alone if there are any."""
     words: list[str] = []
-    for field in _fields(options):
-        value = getattr(options, field.name)
+    for name, field in _fields(options).items():
+        value, option = getattr(options, name), _spelled(options, name)
         if dataclasses.is_dataclass(value):
             words += as_words(value, *names)
-        elif (not names or field.name in names) and value != _default(field):
-            values = [] if value is True else value if isinstance(value, tuple) else [value]
-            words += ([] if _is_positional(field) else [_spelled(options, field.name)]) + [str(each) for each in values]
+        elif (not names or name in names) and value != _default(field):
+            words += [option] if option.startswith("--") else []
+            words += [] if value is True else map(str, value if isinstance(value, tuple) else [value])
     return words
 
 
@@ -169,27 +151,21 @@ def check_out(option: str, path: Path, endings: Sequence[str], inputs: Iterable[
         raise InputError(f"{option} {path}: is what is read; name another file")
 
 
-def _fields(options: object) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(options)  # type: ignore[arg-type]
+def _fields(options: object) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
 
 
 def _default(field: dataclasses.Field[Any]) -> object:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _is_positional(field: dataclasses.Field[Any]) -> bool:
-    return "Positional" in str(field.type)
-
-
 def _spelled(options: object, name: str) -> str:
     """An option as its help calls it."""
-    field = next(field for field in _fields(options) if field.name == name)
-    return name.upper() if _is_positional(field) else f"--{name.replace('_', '-')}"
+    return name.upper() if "Positional" in str(_fields(options)[name].type) else f"--{name.replace('_', '-')}"
 
 
 def _local_paths() -> tyro.constructors.ConstructorRegistry:
     """Paths that are neither empty nor addresses, which would make folders called ``https:``."""
-    registry = tyro.constructors.ConstructorRegistry()
 
     def read(words: list[str]) -> Path:
         if not words[0]:
@@ -199,18 +175,15 @@ def _local_paths() -> tyro.constructors.ConstructorRegistry:
             raise ValueError(f"is an address ({address[1]}:…); {fix}")
         return Path(words[0])
 
-    @registry.primitive_rule
-    def path_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Path] | None:
-        if info.type is not Path:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="PATH",
-            instance_from_str=read,
-            is_instance=lambda value: isinstance(value, Path),
-            str_from_instance=lambda path: [str(path)],
-        )
-
+    paths = tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(lambda info: paths if info.type is Path else None)
     return registry
 
 

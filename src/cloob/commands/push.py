@@ -30,7 +30,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses names that the hub would not take."""
     if not is_repository(options.repository):
         raise InputError(f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'")
     if spell_licence(options.license) is None:

@@ -10,10 +10,6 @@ class Options:
     """List the named training set-ups, one line each; `cloob train NAME` runs one."""
 
 
-def check(options: Options) -> None:
-    """Nothing to refuse."""
-
-
 def run(options: Options) -> int:
     """Prints one recipe per line."""
     from cloob.commands.terminal import say_next

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cloob.commands.collection import check_index
-from cloob.commands.copies import copy_all
+from cloob.commands.copies import put
 from cloob.commands.options import HTML, CacheOptions, check_device, check_out, exclusive, goes_with, parse, tyro
 from cloob.commands.terminal import hint
 from cloob.errors import InputError, counted, message, printable
@@ -93,7 +93,6 @@ def read(words: Sequence[str]) -> Options:
 
 
 def check(options: Options) -> None:
-    """Refuses options that do not go together, and an index that is not there."""
     alone = [("duplicates", other) for other in ("query", "like", "explain", "sheet", "open", "top", "cutoff")]
     alone += [("explain", other) for other in ("paths", "copy_to", "sheet", "open", "cutoff")]
     exclusive(options, ("paths", "json"), ("exact", "threshold"), *alone)
@@ -160,6 +159,8 @@ def _find_item(index: Index, like: str) -> int:
 
 
 def _show(index: Index, options: Options, results: Results) -> int:
+    from cloob.search.ask.find import read_filter, why_none
+
     items = [hit.item for hit in results.hits]
     if options.json:
         facts = {name: getattr(results, name) for name in ("model", "searched", "cut")}
@@ -169,82 +170,75 @@ def _show(index: Index, options: Options, results: Results) -> int:
         _print_paths([items], null=options.null)
     else:
         _print_hits(index, results)
-    code = 0 if options.copy_to is None else copy_all(index, items, options.copy_to)
+    code = _copy(index, items, options.copy_to)
     if options.sheet is not None or options.open:
-        _sheet(index, options, results)
-    if not results.hits:
-        print(f"cloob: {_why_nothing(index, options.where, results)}", file=sys.stderr)
-    elif not options.json and not options.paths:
+        _write_sheet(index, options, results)
+    if results.hits and not options.json and not options.paths:
         hint(["search", index.store.address, "--like", str(items[0].id), "--open"])
+    if not results.hits:
+        said = f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same"
+        if not results.searched:
+            why = why_none(index.store, results.model, read_filter(index, options.where))
+            said = f"no picture to search: {why}"
+        elif not results.cut:
+            said = "there is no other picture to search"
+        print(f"cloob: {said}", file=sys.stderr)
     return code
 
 
-def _why_nothing(index: Index, where: str | None, results: Results) -> str:
-    from cloob.search.ask.find import read_filter, why_none
-
-    if not results.searched:
-        return f"no picture to search: {why_none(index.store, results.model, read_filter(index, where))}"
-    if not results.cut:
-        return "there is no other picture to search"
-    return f"nothing fits among {results.searched:,} pictures; --cutoff none shows the nearest all the same"
-
-
 def _print_hits(index: Index, results: Results) -> None:
-    from cloob.search.show import terminal
-
-    how = terminal.protocol(os.environ, sys.stdout.isatty())
-    for hit in results.hits:
-        if how is not None:
-            print(_drawn(_picture(index, hit.item, []), how))
-        margin, item = "" if hit.margin is None else f"{hit.margin:.1f}", hit.item
-        if sys.stdout.isatty():
-            print(_aligned(f"{hit.score:6.3f}  {margin:>5}", item))
-        else:
-            print("\t".join((f"{hit.score:.4f}", margin, str(item.id), printable(item.path), _first_line(item))))
-    if results.cut and results.hits and sys.stdout.isatty():
-        print(f"{results.cut} more are below the cutoff (--cutoff none shows them)", file=sys.stderr)
-
-
-def _drawn(data: bytes | None, how: Any) -> str:
-    """A picture for the terminal, or why there is none."""
     from cloob.pictures import Unreadable
     from cloob.search.show import terminal
 
-    try:
-        return terminal.shown(data, how) if data is not None else "(not readable any more)"
-    except Unreadable as error:
-        return printable(f"({error.reason}: {error.detail})")
+    to_person = sys.stdout.isatty()
+    how = terminal.protocol(os.environ, to_person)
+    for hit in results.hits:
+        margin, item = "" if hit.margin is None else f"{hit.margin:.1f}", hit.item
+        if how is not None:
+            try:
+                print(terminal.shown(index.picture(item.id), how))
+            except Unreadable as error:
+                print(printable(f"({error.reason}: {error.detail})"))
+            except (InputError, OSError):
+                print("(not readable any more)")
+        if to_person:
+            print(_aligned(f"{hit.score:6.3f}  {margin:>5}", item))
+        else:
+            print("\t".join((f"{hit.score:.4f}", margin, str(item.id), printable(item.path), _first_line(item))))
+    if results.cut and results.hits and to_person:
+        print(f"{results.cut} more are below the cutoff (--cutoff none shows them)", file=sys.stderr)
 
 
-def _picture(index: Index, item: Item, faults: list[str]) -> bytes | None:
-    """A picture's file; None where it cannot be read, and why among the faults."""
-    try:
-        return index.picture(item.id)
-    except (InputError, OSError) as error:
-        faults.append(message(error))
-        return None
-
-
-def _sheet(index: Index, options: Options, results: Results) -> None:
+def _write_sheet(index: Index, options: Options, results: Results) -> None:
     import tempfile
     import webbrowser
 
     from cloob.search.show.sheet import write_sheet
 
-    path = options.sheet
-    if path is None:
-        handle, name = tempfile.mkstemp(prefix="cloob-", suffix=".html")
-        os.close(handle)
-        path = Path(name)
+    faults: list[str] = []
+
+    def picture(item: Item) -> bytes | None:
+        try:
+            return index.picture(item.id)
+        except (InputError, OSError) as error:
+            faults.append(message(error))
+            return None
+
+    path = options.sheet or Path(tempfile.mkdtemp(prefix="cloob-")) / "sheet.html"
     title = " ".join(options.query) or f"like {options.like}"
     said = f"{len(results.hits)} of {results.searched:,} pictures, by {results.model}"
-    faults: list[str] = []
-    write_sheet(path, title, said, results.hits, lambda item: _picture(index, item, faults))
+    write_sheet(path, title, said, results.hits, picture)
     print(f"cloob: contact sheet: {path}", file=sys.stderr)
     if faults:
         print(f"cloob: {counted(len(faults), 'pictures')} cannot be shown: {faults[0]}", file=sys.stderr)
     if options.open and not webbrowser.open(path.absolute().as_uri()):
         print("cloob: no browser could be started; open the file yourself", file=sys.stderr)
+
+
+def _copy(index: Index, items: Sequence[Item], folder: Path | None) -> int:
+    if folder is None:
+        return 0
+    return 1 if put(index, ((item, folder) for item in items), folder, copy=True, alone=True) else 0
 
 
 def _duplicates(index: Index, options: Options) -> int:
@@ -265,24 +259,24 @@ def _duplicates(index: Index, options: Options) -> int:
     if not groups:
         said = "no files are equal" if options.exact else f"no look-alikes (cosine {options.threshold:g} and above)"
     print(f"cloob: {said}", file=sys.stderr)
-    return 0 if options.copy_to is None else copy_all(index, every, options.copy_to)
+    return _copy(index, every, options.copy_to)
 
 
 def _twins(group: Sequence[Hit]) -> list[dict[str, Any]]:
     """A group as JSON has it; ``equal`` is the id of the picture before it that has the same bytes."""
     firsts: dict[str, int] = {}
-    equals = [firsts.setdefault(hit.item.content, hit.item.id) for hit in group]
-    return [
-        {"cosine": round(hit.score, 6), "equal": None if equal == hit.item.id else equal, **_item_dict(hit.item)}
-        for hit, equal in zip(group, equals, strict=True)
-    ]
+    rows = []
+    for hit in group:
+        first = firsts.setdefault(hit.item.content, hit.item.id)
+        equal = None if first == hit.item.id else first
+        rows.append({"cosine": round(hit.score, 6), "equal": equal, **_item_dict(hit.item)})
+    return rows
 
 
 def _twin_line(row: dict[str, Any]) -> str:
-    equal = "" if row["equal"] is None else f"same bytes as {row['equal']}"
-    size = f"{row['width']}x{row['height']}"
-    facts = (f"{row['cosine']:.4f}", size, str(row["bytes"]), str(row["id"]), printable(row["path"]), equal)
-    return "\t".join(facts).rstrip("\t")
+    equal = "" if row["equal"] is None else f"\tsame bytes as {row['equal']}"
+    size = f"{row['width']}x{row['height']}\t{row['bytes']}"
+    return f"{row['cosine']:.4f}\t{size}\t{row['id']}\t{printable(row['path'])}{equal}"
 
 
 def _explain(index: Index, options: Options, query: Query) -> int:

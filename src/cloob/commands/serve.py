@@ -38,7 +38,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Refuses an index that is not there, and values that cannot be."""
     check_index(options.index)
     if not 0 <= options.port < 65536:
         raise InputError(f"--port is {options.port}; 0 to 65535 is wanted")

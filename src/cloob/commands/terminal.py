@@ -39,7 +39,6 @@ class Progress:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
         self._tasks: dict[str, Any] = {}
-        self._starts: dict[str, float] = {}
         self._last = time.monotonic()
 
     def __enter__(self) -> Progress:
@@ -51,25 +50,18 @@ class Progress:
 
     def update(self, what: str, done: int, total: int) -> None:
         """Says that of ``what`` so many of so many are done."""
-        if sys.stderr.isatty():
-            self._move(what, done, total)
-            return
-        now = time.monotonic()
-        start = self._starts.setdefault(what, now)
-        if now - self._last >= _LINE_SECONDS and now > start and done:
-            self._last = now
-            rate = done / (now - start)
-            left = f"{rate:,.0f} a second, {(total - done) / rate / 60:,.0f} minutes left"
-            print(f"cloob: {what}: {done:,} of {total:,}, {left}", file=sys.stderr, flush=True)
-
-    def _move(self, what: str, done: int, total: int) -> None:
         from rich.markup import escape
 
-        if not self._bars.live.is_started:
-            self._bars.start()
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(escape(what), total=total)
-        self._bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
+        if sys.stderr.isatty():
+            if not self._bars.live.is_started:
+                self._bars.start()
+            if what not in self._tasks:
+                self._tasks[what] = self._bars.add_task(escape(what), total=total)
+            self._bars.update(self._tasks[what], completed=done, total=total, visible=done < total)
+            return
+        if time.monotonic() - self._last >= _LINE_SECONDS:
+            self._last = time.monotonic()
+            print(f"cloob: {what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
 
 
 def print_table(header: Sequence[str], sections: Iterable[Sequence[Sequence[str]]], title: str | None = None) -> None:

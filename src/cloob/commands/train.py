@@ -48,7 +48,6 @@ def read(words: Sequence[str]) -> TrainConfig:
 
 
 def check(config: TrainConfig) -> None:
-    """Refuses a run that cannot begin."""
     from cloob.training.config.checks import preflight
 
     preflight(config)
@@ -127,27 +126,28 @@ def _report(config: TrainConfig, result: RunResult) -> None:
     from cloob.models.runs import AVERAGED_FOLDER, find_best
     from cloob.training.config.run import LENGTHS
 
+    run, metric = result.run, config.save.best
     if result.already_finished:
         length = next(name for name in LENGTHS if getattr(config.run, name) is not None)
+        epochs = f"{result.epochs} epochs, " if length == "epochs" else ""
         on = f"more --{length} go on"
         if result.out_of_patience:
             on = "the patience was used up; a larger --patience, or 0, goes on"
-        epochs = f"{result.epochs} epochs, " if length == "epochs" else ""
-        print(
-            f"{result.run}: already finished ({epochs}{result.steps:,} steps); "
-            f"{on}, another --out or --overwrite in place of --resume starts anew"
-        )
+        anew = "another --out or --overwrite in place of --resume starts anew"
+        print(f"{run}: already finished ({epochs}{result.steps:,} steps); {on}, {anew}")
         return
     if result.stopped:
         print(f"stopped by {result.stopped} after step {result.steps:,}; go on with --resume auto")
-    print(f"{result.run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
-    best = find_best(result.run, config.save.best) if config.pairs.holds_out else None
+    print(f"{run}: {result.steps:,} steps, {result.samples_seen:,} pairs, {result.seconds:,.0f} s")
+    best = find_best(run, metric) if config.pairs.holds_out else None
     if best is not None and result.out_of_patience:
-        print(_early(result, config.save.best, *best))
+        worth = f"{100 * best[1]:.0f} % recall" if metric == "val_recall" else f"{metric} {best[1]:.4g}"
+        said = f"no better since {_epoch_of(run, best[0])} ({worth}), kept as {run}:best"
+        print(f"stopped at epoch {result.epochs}: {said}")
     elif best is not None:
-        print(f"{result.run}:best: {config.save.best} {best[1]:.4g} ({best[0].name})")
+        print(f"{run}:best: {metric} {best[1]:.4g} ({best[0].name})")
     if result.stopped is None and config.towers.average_with_start is not None:
-        print(f"{result.run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
+        print(f"{run / AVERAGED_FOLDER}: averaged with {config.towers.init}")
     if result.stopped is None and result.checkpoint is not None:
         out, data = config.save.out, config.pairs.data[0]
         judge: list[list[str | Path]] = [["eval", out, "--held-out"]] if config.pairs.holds_out else []
@@ -155,12 +155,9 @@ def _report(config: TrainConfig, result: RunResult) -> None:
         say_next(*judge, ["index", pictures, "--model", out, "--out", "pictures.idx"])
 
 
-def _early(result: RunResult, metric: str, best: Path, value: float) -> str:
-    """That a run's patience ended it, and since when nothing got better."""
+def _epoch_of(run: Path, checkpoint: Path) -> str:
     from cloob.models.runs import EPOCHS_FILE, checkpoint_step, read_lines
 
-    step = checkpoint_step(best)
-    epochs = [f"epoch {line['epoch']}" for line in read_lines(result.run / EPOCHS_FILE) if line.get("step") == step]
-    worth = f"{100 * value:.0f} % recall" if metric == "val_recall" else f"{metric} {value:.4g}"
-    since = epochs[-1] if epochs else best.name
-    return f"stopped at epoch {result.epochs}: no better since {since} ({worth}), kept as {result.run}:best"
+    step = checkpoint_step(checkpoint)
+    epochs = [f"epoch {line['epoch']}" for line in read_lines(run / EPOCHS_FILE) if line.get("step") == step]
+    return epochs[-1] if epochs else checkpoint.name
