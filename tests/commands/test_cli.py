@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cloob import cli, commands
+from cloob import __version__, cli, commands
 from support import run_cloob, run_script
 
 
@@ -33,14 +33,9 @@ def test_the_top_of_a_command_imports_what_a_mistake_needs() -> None:
                 assert known, f"{file.name}: import {name} inside of run"
 
 
-def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    from cloob import __version__
-
+def test_the_version_and_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"cloob {__version__}\n"
-
-
-def test_no_command_shows_the_usage_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
     assert "usage: cloob COMMAND" in capsys.readouterr().out
 
@@ -84,9 +79,10 @@ def test_ctrl_c_ends_with_130_and_a_sentence(
         raise KeyboardInterrupt
 
     stays = "; the last complete checkpoint stays as it is"
-    for command, said in (("models", ""), ("demo", stays), ("train", f"{stays}, and --resume auto goes on from it")):
-        monkeypatch.setattr(f"cloob.commands.{command}.check", interrupted)
-        assert cli.main([command]) == 130
+    goes_on = f"{stays}, and --resume auto goes on from it"
+    for where, said in (("models.run", ""), ("demo.check", stays), ("train.check", goes_on)):
+        monkeypatch.setattr(f"cloob.commands.{where}", interrupted)
+        assert cli.main([where.partition(".")[0]]) == 130
         assert capsys.readouterr().err == f"cloob: interrupted{said}\n"
 
 
@@ -100,11 +96,9 @@ import contextlib, importlib, io, sys
 from cloob import cli
 for package, call in (
     ("tyro", lambda: cli.main(["eval", "runs/none"])),
-    ("tyro", lambda: cli.main(["train", "--data", "x.csv"])),
     ("rich", lambda: cli.main(["analyze", "runs/none"])),
     ("numpy", lambda: __import__("cloob").load_model),
     ("numpy", lambda: importlib.import_module("cloob.interop.open_clip")),
-    ("numpy", lambda: importlib.import_module("cloob.interop.mteb")),
     ("PIL", lambda: importlib.import_module("cloob.interop.mteb")),
 ):
     loaded = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in (package, "cloob")}
@@ -120,7 +114,7 @@ for package, call in (
 
 def test_a_missing_package_is_named_with_the_install_that_brings_it(tmp_path: Path) -> None:
     brings = 'is not installed; pip install -e ".[train]" in a clone of cloob brings it'
-    packages = ["tyro", "tyro", "rich", "numpy", "numpy", "numpy", "PIL"]
+    packages = ["tyro", "rich", "numpy", "numpy", "PIL"]
     said = run_script(LACKS, cwd=tmp_path).stderr.splitlines()
     assert said == [f"cloob: {package} {brings}" for package in packages]
 

@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.collection import check_source, opened
 from cloob.commands.copies import folder_name, put
-from cloob.commands.options import (
-    CacheOptions,
-    as_words,
-    at_least,
-    check_device,
-    check_out,
-    exclusive,
-    goes_with,
-    tyro,
-)
+from cloob.commands.options import CacheOptions, as_words, at_least, check_device, check_out, exclusive, goes_with, tyro
 from cloob.commands.terminal import hint
 from cloob.errors import InputError, printable
 
