@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cloob.commands.compare import check_writable, names, say_checkpoints
-from cloob.commands.options import CacheOptions, as_words, at_least, check_device, tyro
+from cloob.commands.compare import check_writable, embed_options, names, say_checkpoints
+from cloob.commands.options import CacheOptions, as_words, at_least, tyro
 from cloob.commands.terminal import Progress, print_table, say_next
 from cloob.errors import InputError
 
@@ -52,8 +52,7 @@ def check(options: Options) -> None:
         raise InputError("no model given: name a run folder, or NAME/TAG of open_clip (cloob analyze --help)")
     if not 0 < options.duplicate <= 1:
         raise InputError(f"--duplicate is {options.duplicate}; a cosine above 0 and up to 1 is wanted")
-    at_least(options, {"similar": 0, "limit": 2, "batch_size": 1, "workers": 0})
-    check_device(options.device)
+    at_least(options, {"similar": 0, "limit": 2})
 
 
 def run(options: Options) -> int:
@@ -66,17 +65,14 @@ def run(options: Options) -> int:
     say_checkpoints(options.models)
     models = names(options.models)
 
-    from cloob.cache import Cache
-    from cloob.distributed import resolve_device
     from cloob.evaluation.analysis import analyze
-    from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.suite import write_results
 
     with Progress() as progress:
         analysis = analyze(
             models,
             source,
-            EmbedOptions(resolve_device(options.device), options.batch_size, options.workers, Cache()),
+            embed_options(options.device, options.batch_size, options.workers),
             similar=options.similar,
             duplicate=options.duplicate,
             limit=options.limit,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.collection import check_source, opened
 from cloob.commands.copies import folder_name, put
-from cloob.commands.options import CacheOptions, as_words, at_least, check_device, check_out, exclusive, goes_with, tyro
+from cloob.commands.options import CacheOptions, as_words, check_out, exclusive, goes_with, tyro
 from cloob.commands.terminal import hint
 from cloob.errors import InputError, printable
 
@@ -70,8 +70,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    at_least(options, {"workers": 0})
-    check_device(options.device)
     by_head = options.examples is not None or options.head is not None
     if (options.labels is None) is not by_head:
         raise InputError("give --labels cat,dog (or a file of them), or --examples DIR, or --head FILE; one of them")

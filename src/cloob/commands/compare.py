@@ -58,6 +58,14 @@ def compare(
     return Comparison(models, zeroshot, retrieval, embeddings, results)
 
 
+def embed_options(device: str, batch_size: int = 256, workers: int = 2) -> EmbedOptions:
+    from cloob.cache import Cache
+    from cloob.distributed import resolve_device
+    from cloob.evaluation.embed import EmbedOptions
+
+    return EmbedOptions(resolve_device(device), batch_size, workers, Cache())
+
+
 def write_page(
     path: Path,
     comparison: Comparison,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands.collection import check_source, opened
-from cloob.commands.options import CacheOptions, at_least, check_device, check_out, tyro
+from cloob.commands.options import CacheOptions, check_out, tyro
 from cloob.commands.terminal import hint
 from cloob.errors import InputError
 
@@ -36,8 +36,6 @@ class Options:
 
 
 def check(options: Options) -> None:
-    at_least(options, {"workers": 0})
-    check_device(options.device)
     check_out("--out", options.out, (".npz", ".safetensors", ".parquet"), [options.source])
     if options.out.exists() and not options.overwrite:
         raise InputError(f"{options.out}: exists; --overwrite replaces it")

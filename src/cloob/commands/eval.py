@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cloob.commands import compare
-from cloob.commands.options import CacheOptions, as_words, at_least, check_device, goes_with, tyro
+from cloob.commands.options import CacheOptions, as_words, at_least, goes_with, tyro
 from cloob.commands.terminal import say_next
 from cloob.errors import InputError
 
@@ -71,8 +71,7 @@ def check(options: Options) -> None:
         raise InputError(
             "nothing to evaluate on: give --zeroshot DIR …, --suite NAME DIR, --retrieval SOURCE … or --held-out"
         )
-    at_least(options, {"shots": 1, "batch_size": 1, "workers": 0})
-    check_device(options.device)
+    at_least(options, {"shots": 1})
 
 
 def run(options: Options) -> int:
@@ -89,9 +88,6 @@ def run(options: Options) -> int:
     compare.check_writable(options.out)
     compare.say_checkpoints(options.models)
 
-    from cloob.cache import Cache
-    from cloob.distributed import resolve_device
-    from cloob.evaluation.embed import EmbedOptions
     from cloob.evaluation.measures.probe import ProbeOptions
     from cloob.evaluation.tables import write_set_files
 
@@ -99,7 +95,7 @@ def run(options: Options) -> int:
         compare.names(options.models),
         sets.sets,
         pairs,
-        EmbedOptions(resolve_device(options.device), options.batch_size, options.workers, Cache()),
+        compare.embed_options(options.device, options.batch_size, options.workers),
         options.out,
         missing=sets.missing,
         training=sets.training,

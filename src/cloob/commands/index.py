@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cloob.commands.collection import INDEX_FILE, report_left_out
-from cloob.commands.options import CacheOptions, at_least, check_device, check_out, check_there, tyro
+from cloob.commands.options import CacheOptions, check_out, check_there, tyro
 from cloob.commands.terminal import Progress, say_next, shell
 from cloob.errors import InputError, printable, require
 
@@ -73,8 +73,6 @@ def check(options: Options) -> None:
     from cloob.data.shards.spec import is_remote
     from cloob.models.names import check_source
 
-    at_least(options, {"batch_size": 1, "workers": 0})
-    check_device(options.device)
     if options.max_megapixels is not None and not options.max_megapixels > 0:
         raise InputError(f"--max-megapixels is {options.max_megapixels:g}; more than 0 is wanted")
     if not options.out:

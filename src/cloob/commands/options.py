@@ -27,6 +27,7 @@ T = TypeVar("T")
 HTML = (".html", ".htm")
 
 _ADDRESS = re.compile(r"(pipe|file|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):")
+_SMALLEST = {"batch_size": 1, "workers": 0}  # of all commands
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -73,11 +74,15 @@ def parse(
                 registry=_local_paths(),
                 **extra,
             )
-            return parsed
     except SystemExit as exit_:
         if exit_.code in (0, None):
             raise
         raise InputError(f"{_first_paragraph(complaint.getvalue())} ({prog} --help)") from None
+    at_least(parsed, {name: least for name, least in _SMALLEST.items() if hasattr(parsed, name)})
+    device = getattr(parsed, "device", "auto")  # whether the machine has it, torch knows
+    if not _DEVICE.fullmatch(device):
+        raise InputError(f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps")
+    return parsed
 
 
 def given(options: object, name: str) -> bool:
@@ -120,12 +125,6 @@ def as_words(options: object, *names: str) -> list[str]:
             words += [option] if option.startswith("--") else []
             words += [] if value is True else map(str, value if isinstance(value, tuple) else [value])
     return words
-
-
-def check_device(device: str) -> None:
-    """Refuses what is no name of a device; whether the machine has it, torch knows."""
-    if not _DEVICE.fullmatch(device):
-        raise InputError(f"device is {device!r}; it must be auto, cpu, cuda, cuda:N or mps")
 
 
 def check_there(source: str) -> None:

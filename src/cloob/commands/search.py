@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cloob.commands.collection import check_index
 from cloob.commands.copies import put
-from cloob.commands.options import HTML, CacheOptions, check_device, check_out, exclusive, goes_with, parse, tyro
+from cloob.commands.options import HTML, CacheOptions, check_out, exclusive, goes_with, parse, tyro
 from cloob.commands.terminal import hint
 from cloob.errors import InputError, counted, message, printable
 
@@ -105,7 +105,6 @@ def check(options: Options) -> None:
         raise InputError(f"--threshold is {options.threshold}; a cosine above 0, at most 1, is wanted")
     if options.sheet is not None:
         check_out("--sheet", options.sheet, HTML)
-    check_device(options.device)
     _cutoff(options.cutoff)
     check_index(options.index)
 
