@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -94,9 +95,8 @@ def make(folder: Path) -> None:
         (folder / name).mkdir()
     write_archive(folder / "shards" / "3.tar", {})
     write_pairs(folder / "pairs", {stem: (COLOURS["red"], f"pair {stem}") for stem in "abcd"})
-    for name in ("model", "weightless"):
-        save_model(folder / name, create_model("tiny-convnext", seed=0), make_objective("cloob").config())
-    (folder / "weightless" / "open_clip_model.safetensors").unlink()
+    save_model(folder / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
+    shutil.copytree(folder / "model", folder / "weightless", ignore=shutil.ignore_patterns("*.safetensors"))
     make_index(folder / "index", write_pictures(folder / "pictures", n=1))
 
 

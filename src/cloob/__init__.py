@@ -62,7 +62,10 @@ if not TYPE_CHECKING:  # a type checker that saw this function would take any na
             return importlib.import_module("cloob.functional")
         if name not in _HOMES:
             raise AttributeError(f"module 'cloob' has no attribute {name!r}")
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        from cloob.errors import needs
+
+        with needs("train"):
+            return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

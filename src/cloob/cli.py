@@ -1,6 +1,8 @@
-"""The command line: which sub-commands there are, and how an error reaches the person who typed one.
+"""The command line: the sub-commands, and how an error reaches the person who typed one.
 
-Nothing heavy is imported before a command's arguments are known to be right.
+A command is a module of ``cloob.commands``: ``Options`` (a dataclass), ``check(options)``, which refuses what is wrong
+with them, and ``run(options)``, which does the work and returns the exit code. Only ``run`` imports what is heavy, so
+help and mistakes are answered at once.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import sys
 from collections.abc import Sequence
 
 from cloob import __version__
-from cloob.errors import InputError, TrainingFailed, install, message, nearest
+from cloob.errors import InputError, TrainingFailed, message, nearest, needs, printable
 
 COMMANDS = {
     "demo": "train CLIP, InfoLOOB and CLOOB on a set that comes along, and search its pictures",
@@ -47,19 +49,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and (out.encoding.lower() != "utf-8" or out.errors == "strict"):
-        # As stderr has it: UTF-8 has no letters for the bytes of some names. A locale that writes them as they are may.
-        out.reconfigure(errors="backslashreplace")
-    if argv is None:
-        atexit.register(gc.freeze)  # else Python looks through all that was imported once more, for 0.3 s
-    words = [_at_home(word) for word in (sys.argv[1:] if argv is None else argv)]
+        out.reconfigure(errors="backslashreplace")  # as stderr has it
+    words = [_expand_home(word) for word in (sys.argv[1:] if argv is None else argv)]
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    if argv is None and words[:1] in (["convert"], ["export"], ["push"]):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: half-written folders are removed
+    if argv is None:
+        atexit.register(_skip_last_collection)
+        if words[:1] in (["convert"], ["export"], ["push"]):
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: half-written folders are removed
     try:
-        return _dispatch(words)
+        return _run(words)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else 1
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left; Python would complain at exit
+        return 1
     except KeyboardInterrupt:
         if debug:
             raise
@@ -67,24 +71,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept += ", and --resume auto goes on from it" if words[:1] == ["train"] else ""
         print(f"cloob: interrupted{kept}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()  # Whoever read our output has left; Python would complain at exit.
-        return 1
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if debug or package in ("", "cloob"):
-            raise
-        print(f"cloob: {package} is not installed; {install('train')} brings it", file=sys.stderr)
-        return 2
-    except UnicodeEncodeError:
-        odd = [word for word in words if not _is_utf8(word)]
-        if debug or not odd:
-            raise
-        print(
-            f"cloob: {odd[0]}: this name is not UTF-8, and what reads the file takes no other; rename it",
-            file=sys.stderr,
-        )
-        return 2
     except (InputError, OSError, TrainingFailed) as error:
         if debug:
             raise
@@ -92,29 +78,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if isinstance(error, TrainingFailed) else 2
 
 
-def _dispatch(words: list[str]) -> int:
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
         return 0 if words else 2
     if words[0] in ("-V", "--version"):
         print(f"cloob {__version__}")
         return 0
+    for word in words:
+        if not word.isascii() and word.encode("utf-8", "ignore").decode() != word:
+            raise InputError(f"{printable(word)}: this name is not UTF-8; rename it")
     name, *rest = words
     if name not in COMMANDS:
         raise InputError(f"no command {name!r}; {nearest(name, COMMANDS)} (cloob --help)")
-    result: int = importlib.import_module(f"cloob.commands.{name}").main(rest)
-    return result
+    with needs("train"):
+        from cloob.commands.options import parse  # tyro
+
+        command = importlib.import_module(f"cloob.commands.{name}")
+        options = command.read(rest) if hasattr(command, "read") else parse(command.Options, rest, f"cloob {name}")
+        if hasattr(command, "check"):
+            command.check(options)
+        if hasattr(options, "cache"):
+            options.cache.use()
+        code: int = command.run(options)
+    return code
 
 
-def _at_home(word: str) -> str:
-    """A word with ``~/`` at its start, or after ``--option=``, as the home folder: shells leave the second as it is."""
-    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    home = os.path.expanduser("~") if value.startswith("~/") else ""  # noqa: PTH111
-    return f"{option}{equals}{home}{value.removeprefix('~') if home else value}"
+def _expand_home(word: str) -> str:
+    """Expands ``~/`` after ``--option=``, where shells leave it as it is."""
+    option, equals, value = word.partition("=")
+    at_home = option.startswith("--") and value.startswith("~/")
+    return f"{option}{equals}{os.path.expanduser(value)}" if at_home else word  # noqa: PTH111
 
 
-def _is_utf8(word: str) -> bool:
-    return word.encode("utf-8", "ignore").decode() == word
+def _skip_last_collection() -> None:
+    """Saves the 0.3 s in which Python at its end looks through all that was imported.
+
+    With triton's modules it may not be skipped: they list every object that nobody collected as a leak.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def usage() -> str:

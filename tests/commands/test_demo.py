@@ -1,4 +1,4 @@
-"""``cloob demo``: what it says, what it writes, and that models on equal encoders share their work."""
+"""``cloob demo``: what it says and what it writes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
-from cloob.commands.work import demo
+from cloob.commands import demo
 from cloob.evaluation.sets.captioned import open_captioned
 from cloob.evaluation.sets.labelled import open_labelled
-from cloob.models.aligned.encoders import ImageEncoder
 from cloob.models.folder import save_model
 from cloob.models.towers import create_model
 from cloob.objective import make_objective
@@ -25,22 +23,6 @@ from cloob.training.config import TrainConfig
 from support import write_classes, write_pairs
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (250, 250, 250)}
-
-
-@pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four pairs to train on, and as small sets in the places of the demo's."""
-    monkeypatch.chdir(tmp_path)
-    write_pairs(tmp_path / "pairs", {name: (colour, f"{name} picture") for name, colour in COLOURS.items()})
-    write_classes(tmp_path / "emoji", COLOURS, 2)
-    monkeypatch.setattr(demo, "open_labelled", lambda _: open_labelled(str(tmp_path / "emoji")))
-    monkeypatch.setattr(demo, "open_captioned", lambda _: open_captioned(str(tmp_path / "pairs")))
-    return tmp_path
-
-
-def tiny(folder: Path, *objectives: str, **own: object) -> dict[str, TrainConfig]:
-    base = TrainConfig().override(data=["pairs"], epochs=1, batch_size=4, workers=0, device="cpu", tensorboard=False)
-    return {name: base.override(objective=name, out=folder / "demo" / name, **own) for name in objectives}
 
 
 def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list[str]) -> str:
@@ -66,37 +48,18 @@ def check_written(folder: Path, capsys: pytest.CaptureFixture[str], models: list
     return page
 
 
-def test_from_scratch(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.run(tiny(small, "clip", "cloob", model="tiny-vit"), small / "demo", "cpu") == 0
-    page = check_written(small, capsys, ["clip", "cloob"])
-    assert "The same towers, data, seed" in page
-
-
-def test_on_frozen_encoders_which_see_each_picture_once(
-    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save_model(small / "tower", create_model("tiny-vit", seed=0), make_objective("clip").config())
-    counted: list[int] = []
-    seen: list[int] = []
-
-    def measured(*arguments: object, **options: object) -> object:
-        counted.clear()  # the training's
-        done = measure(*arguments, **options)  # type: ignore[arg-type]
-        seen.extend(n for n in counted if n > 1)  # one is the probe of a folder that is opened
-        return done
-
-    def counting(self: ImageEncoder, images: Tensor) -> Tensor:
-        counted.append(len(images))
-        return forward(self, images)
-
-    measure, forward = demo.measure, ImageEncoder.forward
-    monkeypatch.setattr(ImageEncoder, "forward", counting)
-    monkeypatch.setattr(demo, "measure", measured)
-    encoders = {"image_encoder": "tower", "text_encoder": "tower", "cache_dir": small / "cache"}
-    assert demo.run(tiny(small, "clip", "infoloob", **encoders), small / "demo", "cpu") == 0
-    page = check_written(small, capsys, ["clip", "infoloob"])
-    assert "The same frozen encoders, data, seed" in page
-    assert sorted(seen) == [4, 8]  # the pairs' pictures and the emoji, for both models together
+def test_small_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads on frozen encoders, four pairs to train on, and as small sets in the places of the demo's."""
+    monkeypatch.chdir(tmp_path)
+    write_pairs(tmp_path / "pairs", {name: (colour, f"{name} picture") for name, colour in COLOURS.items()})
+    write_classes(tmp_path / "emoji", COLOURS, 2)
+    save_model(tmp_path / "tower", create_model("tiny-vit", seed=0), make_objective("clip").config())
+    base = TrainConfig().override(data=["pairs"], epochs=1, batch_size=4, workers=0, device="cpu", tensorboard=False)
+    base = base.override(image_encoder="tower", text_encoder="tower", cache_dir=tmp_path / "cache")
+    out, objectives = tmp_path / "demo", ["clip", "infoloob"]
+    configs = {name: base.override(objective=name, out=out / name) for name in objectives}
+    assert demo.present(configs, out, "cpu", open_labelled("emoji"), open_captioned("pairs")) == 0
+    assert "The same frozen encoders, data, seed" in check_written(tmp_path, capsys, objectives)
 
 
 @pytest.mark.nightly

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from cloob import cli, load_model
-from cloob.commands.work.evaluate import named
 from cloob.models.fingerprint import fingerprint
 from cloob.models.folder import save_model
 from cloob.models.runs import CONFIG_FILE
@@ -20,17 +19,24 @@ from support import write_classes
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    save_model(folder / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
+    write_classes(folder / "sets" / "one" / "test", COLOURS, 3)
+    write_classes(folder / "sets" / "one" / "train", COLOURS, 6)
+    write_classes(folder / "sets" / "two", COLOURS, 2)
+    return folder
+
+
 @pytest.fixture
-def work(tmp_path: Path) -> Path:
-    save_model(tmp_path / "model", create_model("tiny-convnext", seed=0), make_objective("cloob").config())
-    write_classes(tmp_path / "sets" / "one" / "test", COLOURS, 3)
-    write_classes(tmp_path / "sets" / "one" / "train", COLOURS, 6)
-    write_classes(tmp_path / "sets" / "two", COLOURS, 2)
+def work(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
 def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
-    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["eval", str(work / "model"), "--suite", "pictograms", str(work / "sets"), "--probe", "--device", "cpu"]
     words += ["--out", str(work / "out"), "--probe-seeds", "0", "1", "--shots", "2"]
@@ -50,26 +56,8 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
     } <= names
     assert "Linear probe" in (work / "out" / "report.html").read_text(encoding="utf-8")
 
-    def refuse(*_: object, **__: object) -> object:
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr("cloob.evaluation.loaded.load_model", refuse)
-    monkeypatch.setattr("cloob.evaluation.embeddings.fit_probe", refuse)
     assert cli.main(words) == 0
     assert (work / "out" / "results.json").read_text(encoding="utf-8") == text
-
-
-def test_missing_sets_are_named_and_the_others_run(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (work / "sets" / "empty").mkdir()
-    words = ["eval", str(work / "model"), "--suite", "pictograms", "paper", "--root", str(work / "sets")]
-    assert cli.main([*words, "--device", "cpu", "--out", str(work / "out")]) == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 9 and all(line.startswith("cloob: ") for line in lines)
-    assert sum("put there" in line for line in lines) == 8
-    results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
-    assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
-    assert [failure["model"] for failure in results["failures"]] == [None] * 9
-    assert results["failures"][0]["set"] == "empty"
 
 
 def test_an_unreadable_picture_is_counted_told_and_wrong(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,7 +81,7 @@ def without_tokenizer(model: Path, name: str) -> Path:
     return folder
 
 
-def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path) -> None:
+def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also in a folder with a space in its name."""
     (work / "sets").rename(work / "my sets")
     sets, broken = work / "my sets", create_model("tiny-convnext", seed=0)
@@ -109,8 +97,11 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path) -> Non
     words = ["--suite", "pictograms", str(sets), "paper", str(work), "--probe", "--out", str(work / "out")]
     words += ["--retrieval", str(table), str(gone), "--device", "cpu"]
     assert cli.main(["eval", *map(str, models), *words]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("cloob: ") for line in lines) and sum("put there" in line for line in lines) == 8
     results = json.loads((work / "out" / "results.json").read_text(encoding="utf-8"))
     assert [row["model"] for row in results["rows"]] == [f"{work.name}/model", "a/model"]
+    assert list(results["rows"][0]["zeroshot"]) == ["one", "two"]
     said = {(failure["model"], failure["set"]): failure["error"] for failure in results["failures"]}
     assert said[None, "empty"].startswith(f"{sets}/empty has no sub-folder")
     assert said[None, "one (training)"].startswith(f"{sets}/one/train/green: no image in this class folder")
@@ -120,13 +111,6 @@ def test_every_kind_of_failure_names_its_file_as_it_was_typed(work: Path) -> Non
     assert f"is that of '{sets}/two/red/0.png'" in said["a/model", "pairs of mine.csv"]
     assert f"{work}/x y/1.png: missing image" in said["a/model", "gone.csv"]
     assert len(said) == len(results["failures"]) == 17
-
-
-def test_models_are_called_by_the_least_that_tells_them_apart() -> None:
-    assert list(named(["runs/a", "/x/b/", "RN50/openai", "."])) == ["a", "b", "openai", "."]
-    sources = ["/runs/one/m", "/runs/two/m", "other/two/m", "m", "RN50/openai", "ViT-B-32/openai", "z", "z/"]
-    names = ["one/m", "runs/two/m", "other/two/m", "m", "RN50/openai", "ViT-B-32/openai", "z", "z/"]
-    assert named(sources) == dict(zip(names, sources, strict=True))
 
 
 def test_sets_of_one_name_are_told_apart_by_their_folders(work: Path) -> None:

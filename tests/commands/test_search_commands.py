@@ -132,7 +132,9 @@ def test_equal_bytes_are_named_and_a_second_name_of_a_file_is_no_duplicate(
     assert run(capsys, "search", str(index), "--duplicates", "--exact", "--paths")[0] == out
 
 
-def test_classify_an_index_and_a_folder_alike(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classify_an_index_and_a_folder_alike(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     of_index, err = run(
         capsys, "classify", str(place / "index"), "--labels", "red, blue", "--json", "--none", "--cutoff", "3"
     )
@@ -144,24 +146,14 @@ def test_classify_an_index_and_a_folder_alike(place: Path, capsys: pytest.Captur
     for row in rows:
         name = Path(row["path"]).stem.split("-")[0]
         assert [entry["label"] for entry in row["labels"]] == ([name] if name in ("red", "blue") else [])
+    monkeypatch.chdir(tmp_path)
+    Path("blue").write_text("# colours\nred\n\ngreen\n")  # a file only where it is written with a slash
+    for text, expected in (("red,blue", {"red", "blue"}), ("./blue", {"red", "green"})):
+        out, err = run(capsys, "classify", str(place / "index"), "--labels", text, "--csv", "--none")
+        assert {row["label"] for row in csv.DictReader(io.StringIO(out))} - {""} == expected
     out, err = run(capsys, "classify", str(place / "index"), "--labels", "red,blue", "--csv", "--inv-tau", "10")
     table = list(csv.DictReader(io.StringIO(out)))
     assert len(table) == 32 and table[0].keys() == {"path", "label", "probability", "margin"} and "τ⁻¹" not in err
-
-
-def test_labels_of_a_file_and_a_file_of_a_labels_name(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    for name in ("labels.txt", "red"):
-        Path(name).write_text("# colours\nblue\n\ngreen\n")
-
-    def labels(text: str) -> set[str]:
-        out, _ = run(capsys, "classify", str(place / "index"), "--labels", text, "--csv", "--none")
-        return {row["label"] for row in csv.DictReader(io.StringIO(out))} - {""}
-
-    assert labels("labels.txt") == labels("./red") == {"blue", "green"}
-    assert labels("red") == {"red"}
 
 
 def test_move_to_never_overwrites_and_what_fits_none_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,18 +172,9 @@ def test_move_to_never_overwrites_and_what_fits_none_stays(tmp_path: Path, capsy
     assert (pictures / "white-0.png").is_file() and not (pictures / "red-0.png").exists()
 
 
-def test_only_what_was_indexed_is_moved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = write_pictures(tmp_path / "pictures", n=1)
-    index = make_index(tmp_path / "index", pictures)
-    (pictures / "red-0.png").write_bytes(b"my letters")
-    words = ("classify", str(index), "--labels", "red,blue", "--move-to", str(tmp_path / "sorted"))
-    assert main(words) == 1
-    err = capsys.readouterr().err
-    assert "red-0.png is not moved: has changed since it was indexed" in err and "1 could not be moved" in err
-    assert (pictures / "red-0.png").read_bytes() == b"my letters"
-
-
-def test_what_belongs_to_a_picture_moves_along(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_belongs_to_a_picture_moves_along_and_what_has_changed_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pictures, target = tmp_path / "pictures", tmp_path / "sorted"
     pictures.mkdir()
     for name in ("a.jpg", "b.jpg"):
@@ -200,6 +183,26 @@ def test_what_belongs_to_a_picture_moves_along(tmp_path: Path, capsys: pytest.Ca
     for name in beside:
         (pictures / name).write_text(name)
     index = make_index(tmp_path / "index", pictures)
+    (pictures / "a.jpg").rename(tmp_path / "a.jpg")
+    (pictures / "a.jpg").write_bytes(b"my letters")
+    assert (
+        main(
+            [
+                "classify",
+                str(index),
+                "--labels",
+                "red,blue",
+                "--move-to",
+                str(tmp_path / "moved"),
+                "--where",
+                "name = 'a.jpg'",
+            ]
+        )
+        == 1
+    )
+    err = capsys.readouterr().err
+    assert "a.jpg is not moved: has changed since it was indexed" in err and "1 could not be moved" in err
+    (tmp_path / "a.jpg").replace(pictures / "a.jpg")
     run(capsys, "classify", str(index), "--labels", "red,blue", "--copy-to", str(tmp_path / "copies"))
     assert {path.name for path in (tmp_path / "copies" / "red").iterdir()} == {"a.jpg", "b.jpg", *beside[:4]}
     (target / "red").mkdir(parents=True)

@@ -1,49 +1,59 @@
-"""``cloob convert``: other people's weights into a model folder."""
+"""``cloob convert``: other people's weights as a model folder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from cloob.commands.arguments import parse
+from cloob.commands.options import tyro
 from cloob.errors import InputError
-from cloob.files import check_replaceable
-from cloob.models.names import check_not_source
-from cloob.models.runs import ALIGNED_FILE, CONFIG_FILE, TOWERS_FILE
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
     """Write a model as a model folder: SRC is whatever --init and `cloob eval` take, DEST is made.
 
     Where the towers are open_clip's, DEST is a `local-dir:` folder of open_clip as well.
     """
 
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    """File, folder or name of a model."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
+    """The folder that is made."""
     overwrite: bool = False
     """Replace DEST where it is a model folder already."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Converts one model; nothing is written to DEST when SRC is refused."""
-    places = [word for word in words if not word.startswith("-")]
-    options = parse(_Options, [word for word in words if word.startswith("-")], "cloob convert", usage="SRC DEST")
-    if len(places) != 2:
-        raise InputError(f"SRC and DEST are wanted, {len(places)} given (cloob convert --help)")
-    source, target = places[0], Path(places[1])
-    _check_target(source, target, overwrite=options.overwrite)
-    from cloob.commands.work.convert import run  # torch: only for words that are right
+def check(options: Options) -> None:
+    from cloob.files import check_replaceable
+    from cloob.models.names import check_not_source
+    from cloob.models.runs import ALIGNED_FILE, CONFIG_FILE, TOWERS_FILE
 
-    return run(source, target)
-
-
-def _check_target(source: str, target: Path, *, overwrite: bool) -> None:
+    target = options.target
     if not target.exists():
         return
     check_replaceable(target)
     names = (CONFIG_FILE, TOWERS_FILE, ALIGNED_FILE)
     if not target.is_dir() or (not any((target / name).is_file() for name in names) and any(target.iterdir())):
         raise InputError(f"{target}: exists and is no model folder; give another place")
-    check_not_source(source, target)
-    if not overwrite and any(target.iterdir()):
+    check_not_source(options.source, target)
+    if not options.overwrite and any(target.iterdir()):
         raise InputError(f"{target}: exists; --overwrite replaces it")
+
+
+def run(options: Options) -> int:
+    """Writes all of the model, or nothing."""
+    from cloob.commands.terminal import say_next
+    from cloob.files import whole_folder
+    from cloob.models.folder import save_model
+    from cloob.models.load import load_model
+
+    encoder = load_model(options.source, device="cpu")
+    with whole_folder(options.target) as folder:
+        save_model(folder, encoder, encoder.objective_config)
+    reader = "open_clip reads it as local-dir:{}" if encoder.config.kind == "open_clip" else "cloob alone reads it"
+    kind = reader.format(options.target)
+    print(f"{options.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {kind}")
+    say_next(["eval", options.target, "--zeroshot", "demo:noto-emoji"])
+    return 0

@@ -2,25 +2,125 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cloob.commands.arguments import parse
-from cloob.commands.exporting import ExportArguments, spelled
+from cloob.commands.options import as_words, goes_with, tyro
 from cloob.errors import InputError
-from cloob.export.exported import check_target
+
+if TYPE_CHECKING:
+    from cloob.export.exported import Exported
+    from cloob.models.encoder import DualEncoder
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
-def main(words: Sequence[str]) -> int:
-    """Exports one model; nothing is written to DEST when it fails."""
-    arguments = parse(ExportArguments, words, "cloob export")
-    if arguments.to is None:
+@dataclass(frozen=True)
+class Options:
+    """Write a model for transformers and sentence-transformers, for ONNX runtimes, or as programs of torch.export."""
+
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DEST")]
+    """The folder that is made."""
+    to: Literal["transformers", "onnx", "torch-export"] | None = None
+    """transformers: CLIPModel, processor and tokenizer, which sentence-transformers reads too. onnx: both towers as
+    graphs. torch-export: both towers as programs of torch.export."""
+    int8: bool = False
+    """With --to onnx: weights as 8-bit integers; the card says what that costs on the sets of --eval."""
+    eval: tuple[str, ...] = ()
+    """With --int8: labelled sets, as of `cloob eval --zeroshot`."""
+    license: str | None = None
+    """The weights' licence for the card, as the hub spells it: mit, apache-2.0, cc-by-4.0, …"""
+    results: Path | None = None
+    """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
+    overwrite: bool = False
+    """Replace DEST where it is an earlier export."""
+
+
+def check(options: Options) -> None:
+    from cloob.export.exported import check_target
+
+    if options.to is None:
         raise InputError("--to is missing: transformers, onnx or torch-export (cloob export --help)")
-    if arguments.int8 and arguments.to != "onnx":
-        raise InputError(f"--int8 is for --to onnx, not for --to {arguments.to}")
-    if arguments.eval and not arguments.int8:
-        raise InputError("--eval measures what --int8 costs; add --int8, or use `cloob eval`")
-    licence = spelled(arguments.license)
-    check_target(arguments.source, arguments.target, overwrite=arguments.overwrite)
-    from cloob.commands.work.export import run  # torch: only for words that are right
+    if options.int8 and options.to != "onnx":
+        raise InputError(f"--int8 needs --to onnx, not --to {options.to}")
+    goes_with(options, {"eval": "int8"})
+    spell_licence(options.license)
+    check_target(options.source, options.target, overwrite=options.overwrite)
 
-    return run(arguments, licence)
+
+def run(options: Options) -> int:
+    """Writes all of the export, or nothing."""
+    import json
+
+    from cloob.commands.terminal import say_next
+    from cloob.export.card import write_card
+    from cloob.export.facts import gather_facts
+    from cloob.files import whole_folder
+    from cloob.models.load import load_model
+    from cloob.models.runs import OBJECTIVE_FILE
+
+    licence = spell_licence(options.license)
+    encoder = load_model(options.source, device="cpu")
+    facts = gather_facts(options.source, encoder, options.results)
+    name = options.target.resolve().name
+    with whole_folder(options.target) as folder:
+        exported = _export(encoder, folder, options)
+        settings = json.dumps(encoder.objective_config, indent=2, allow_nan=False)
+        (folder / OBJECTIVE_FILE).write_text(settings, encoding="utf-8")
+        write_card(
+            folder,
+            facts,
+            name=name,
+            library=exported.library,
+            usage=exported.usage.replace("DIR", name),
+            notes=exported.notes,
+            tags=(*([facts.objective] if facts.objective else []), *exported.tags),
+            license=licence,
+        )
+    print(f"{options.target}: {encoder.name}, embeddings of {encoder.embed_dim} numbers; {exported.summary}")
+    steps: list[list[str | Path]] = []
+    if options.to != "torch-export":  # which alone is not read back
+        steps.append(["eval", options.source, options.target, "--zeroshot", "demo:noto-emoji"])
+    if options.to == "onnx":
+        steps.append(["index", "PICTURES", "--model", options.target, "--out", "pictures.idx"])
+    if licence is not None:
+        repository = f"me/{name}" if is_repository(f"me/{name}") else "me/model"
+        results = as_words(options, "results")
+        steps.append(["push", options.source, repository, "--license", licence, *results, "--dry-run"])
+    say_next(*steps)
+    return 0
+
+
+def _export(encoder: DualEncoder, folder: Path, options: Options) -> Exported:
+    """Imports the one exporter that is asked for."""
+    match options.to:
+        case "transformers":
+            from cloob.export.transformers import export_transformers  # transformers
+
+            return export_transformers(encoder, folder)
+        case "onnx":
+            from cloob.export.programs.onnx import export_onnx  # onnx
+
+            return export_onnx(encoder, folder, int8=options.int8, sets=options.eval)
+        case _:
+            from cloob.export.programs.torch_export import export_torch  # torch.export
+
+            return export_torch(encoder, folder)
+
+
+def spell_licence(licence: str | None) -> str | None:
+    """A licence as the hub spells it: one word in small letters; the hub knows which there are."""
+    word = None if licence is None else licence.strip().lower()
+    if word is not None and not re.fullmatch(r"[a-z0-9.+-]+", word):
+        raise InputError(f"--license {licence}: one word of the hub's is wanted, such as mit, apache-2.0 or other")
+    return word
+
+
+def is_repository(name: str) -> bool:
+    """Whether the hub takes a name as ``ORG/NAME``."""
+    odd = ".." in name or "--" in name or name.endswith((".git", ".", "-"))
+    return not odd and _REPOSITORY.fullmatch(name) is not None

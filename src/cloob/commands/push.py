@@ -2,20 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from cloob.commands.arguments import parse
-from cloob.commands.exporting import PushArguments, check_repository, spelled
+from cloob.commands.export import is_repository, spell_licence
+from cloob.commands.options import as_words, tyro
 from cloob.errors import InputError
 
 
-def main(words: Sequence[str]) -> int:
-    """Pushes one model; exit code 1 when the hub does not take it."""
-    arguments = parse(PushArguments, words, "cloob push")
-    check_repository(arguments.repository)
-    licence = spelled(arguments.license)
-    if licence is None:
-        raise InputError("--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows")
-    from cloob.commands.work.push import run  # torch: only for words that are right
+@dataclass(frozen=True)
+class Options:
+    """Push a model to the Hugging Face hub: open_clip's files, transformers' where it has such towers, and a card."""
 
-    return run(arguments, licence)
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run, checkpoint or model folder, or whatever else `cloob eval` takes."""
+    repository: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ORG/NAME")]
+    """The repository on the hub; it is made if it is not there."""
+    license: str | None = None
+    """The weights' licence, as the hub spells it: mit, apache-2.0, cc-by-4.0, … It has to be given."""
+    private: bool = False
+    """Let nobody but you or your organisation see a repository that is made."""
+    results: Path | None = None
+    """A results.json of `cloob eval` or `cloob demo` for the card; left out, the one in or beside the run."""
+    dry_run: bool = False
+    """List the files and their sizes, and send nothing."""
+
+
+def check(options: Options) -> None:
+    if not is_repository(options.repository):
+        raise InputError(f"{options.repository}: ORG/NAME is wanted, of letters, digits, '-', '_' and '.'")
+    if spell_licence(options.license) is None:
+        raise InputError("--license is missing: mit, apache-2.0, cc-by-4.0, other, or another that the hub knows")
+
+
+def run(options: Options) -> int:
+    """Writes the repository's files, lists them, and sends them; 1 when the hub does not take them."""
+    import sys
+    import tempfile
+
+    from cloob.commands.terminal import say_next
+    from cloob.export.facts import gather_facts
+    from cloob.export.push import PushFailed, check_online, list_files, send, write_repository
+    from cloob.models.load import load_model
+
+    repository, licence = options.repository, spell_licence(options.license)
+    assert licence is not None
+    if not options.dry_run:
+        check_online(repository)
+    encoder = load_model(options.source, device="cpu")
+    facts = gather_facts(options.source, encoder, options.results)
+    try:
+        with tempfile.TemporaryDirectory(prefix="cloob-push-") as temporary:
+            folder = Path(temporary)
+            without = write_repository(encoder, folder, repository, facts, licence)
+            files = list_files(folder)
+            for name, size in [*files, ("in all", sum(size for _, size in files))]:
+                print(f"{size:>15,}  {name}")
+            if without is not None:
+                print(f"without files of transformers: {without}")
+            if options.dry_run:
+                print(f"{repository}: not sent, as --dry-run asks", flush=True)
+                more = as_words(options, "private", "results")
+                say_next(["push", options.source, repository, "--license", licence, *more])
+                return 0
+            address = send(folder, repository, private=options.private)
+    except OSError as error:
+        place = error.filename or "the files"
+        raise InputError(f"{place}: cannot be written ({error.strerror}); TMPDIR names another place") from error
+    except PushFailed as error:
+        print(f"cloob: {error}", file=sys.stderr)
+        return 1
+    print(f'{address}\ncloob.load_model("hf-hub:{repository}") loads it', flush=True)
+    say_next(["eval", f"hf-hub:{repository}", "--zeroshot", "demo:noto-emoji"])
+    return 0

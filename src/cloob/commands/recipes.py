@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-from cloob.commands.arguments import parse
-from cloob.commands.steps import say_next
-from cloob.recipes import RECIPES, describe
 
 
 @dataclass(frozen=True)
-class RecipesArguments:
+class Options:
     """List the named training set-ups, one line each; `cloob train NAME` runs one."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Prints a line for each recipe."""
-    parse(RecipesArguments, words, "cloob recipes")
+def run(options: Options) -> int:
+    """Prints one recipe per line."""
+    from cloob.commands.terminal import say_next
+    from cloob.recipes import RECIPES, describe
+
     width = max(map(len, RECIPES))
     print("\n".join(f"{name:<{width}}  {describe(name)}" for name in RECIPES))
     say_next(["train", "align", "--data", "demo"])

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import sys
 from dataclasses import dataclass
 from typing import Annotated
 
-from cloob.commands.arguments import parse, tyro
-from cloob.commands.search import check_index
-from cloob.errors import InputError
+from cloob.commands.collection import check_index
+from cloob.commands.options import tyro
+from cloob.errors import InputError, printable, require
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,256}")
 
 
 @dataclass(frozen=True)
-class ServeArguments:
+class Options:
     """Serve an index: a page to search, sort and look at it, and an API below /api (described at /api/openapi.json).
 
     The index may be updated meanwhile.
@@ -37,32 +37,51 @@ class ServeArguments:
     """Open the page in the browser."""
 
 
-def main(words: Sequence[str]) -> int:
-    """Checks the words, and serves until Ctrl-C."""
-    arguments = parse(ServeArguments, words, "cloob serve")
-    check_index(arguments.index)
-    if not 0 <= arguments.port < 65536:
-        raise InputError(f"--port is {arguments.port}; 0 to 65535 is wanted")
-    if arguments.token is not None and not _TOKEN.fullmatch(arguments.token):
+def check(options: Options) -> None:
+    check_index(options.index)
+    if not 0 <= options.port < 65536:
+        raise InputError(f"--port is {options.port}; 0 to 65535 is wanted")
+    if options.token is not None and not _TOKEN.fullmatch(options.token):
         raise InputError("--token is too short or holds other characters; 16 letters, digits, . _ ~ or - are wanted")
-    _share_cores()
-    from cloob.commands.work.serve import run  # FastAPI and torch: only for words that are right
 
-    return run(
-        arguments.index,
-        host=arguments.host,
-        port=arguments.port,
-        token=arguments.token,
-        model=arguments.model,
-        browser=arguments.open,
-    )
+
+def run(options: Options) -> int:
+    """Serves until SIGTERM (exit code 0) or Ctrl-C, which is an interruption as anywhere else: exit code 130."""
+    _share_cores()
+    import webbrowser
+
+    from cloob.commands.terminal import say_next
+    from cloob.search.index import Index
+
+    for module in ("fastapi", "uvicorn", "python_multipart"):
+        require(module, "serve")
+    from cloob.serve.run import address, bind, serve, settings  # FastAPI, after a word on how to install it
+
+    opened = bind(options.host, options.port)
+    with opened, Index.open(options.index, model=options.model) as index:
+        config = settings(options.host, options.token)
+        shown = address(opened, config)
+        models = ", ".join(printable(each.name) for each in index.models)
+        print(f"{index.store.address}: {len(index):,} pictures, {models or 'no model'}", file=sys.stderr)
+        print(f"{shown}    (Ctrl-C ends)", file=sys.stderr, flush=True)
+        if options.open:
+            webbrowser.open(shown)
+        try:
+            serve(index, opened, config)
+        except KeyboardInterrupt:
+            print("cloob: the server has ended", file=sys.stderr)
+            if index.models:
+                say_next(["index", "--out", index.store.address])  # brings it up to date
+            return 130
+    print("cloob: the server has ended", file=sys.stderr)
+    return 0
 
 
 def _share_cores() -> None:
     """Keeps the threads of numpy and of torch from waiting for each other; before either is imported.
 
-    Two searches run at a time, so each has half of the cores. Threads of OpenMP that have nothing to do sleep and do
-    not spin. What is set already stays. docs/serve.md has the figures.
+    Two searches run at a time, so each has half of the cores. Idle threads of OpenMP sleep and do not spin. What is set
+    already stays. docs/serve.md has the figures.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

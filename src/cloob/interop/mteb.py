@@ -28,15 +28,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cloob.citation import BIBTEX
-from cloob.errors import command_line, require
-from cloob.evaluation.cache import folder_key
-from cloob.evaluation.embed import Encoder, evaluating
-from cloob.models.load import find_model_folder, load_model
-from cloob.models.names import local_place
-from cloob.models.runs import CONFIG_FILE
-from cloob.pictures import upright
+from cloob.errors import command_line, needs, require
 
-with command_line(__name__):
+with command_line(__name__), needs("train"):
+    from cloob.evaluation.cache import folder_key
+    from cloob.evaluation.embed import Encoder, evaluating
+    from cloob.models.load import find_model_folder, load_model
+    from cloob.models.names import local_place
+    from cloob.models.runs import CONFIG_FILE
+    from cloob.pictures import upright
+
     require("mteb", "mteb")
 from mteb.models.abs_encoder import AbsEncoder  # type: ignore[import-not-found, unused-ignore]
 from mteb.models.model_meta import (  # type: ignore[import-not-found, unused-ignore]

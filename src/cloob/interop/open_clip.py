@@ -42,10 +42,12 @@ import torch
 from torch import Tensor, nn
 
 from cloob import distributed
-from cloob.errors import InputError, install, require
-from cloob.models.towers import open_clip
+from cloob.errors import InputError, command_line, install, needs, require
 from cloob.objective import BACKENDS, MAX_INV_TAU, PAPER_OBJECTIVES, ContrastiveObjective, make_objective
 from cloob.objective.module import MEMBERS
+
+with command_line(__name__), needs("train"):
+    from cloob.models.towers import open_clip
 
 
 class OpenClipLoss(nn.Module):

@@ -13,15 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError
-from cloob.models.encoding import Encoder, evaluating
 from cloob.search.ask.background import check_cutoff, levels
 from cloob.search.store import Ids, Vectors
+
+if TYPE_CHECKING:
+    from cloob.models.encoding import Encoder
 
 TEMPLATES = ("a photo of a {c}.", "{c}")
 """What is made of a label when no templates are given."""
@@ -147,6 +149,8 @@ def temperature(encoder: object, given: float | None = None) -> Temperature:
 
 def label_rows(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
+    from cloob.models.encoding import evaluating  # torch: labels are checked without it
+
     prompts = [template.replace("{c}", name) for name in names for template in templates]
     with evaluating(encoder):
         rows = encoder.encode_text(prompts).float().cpu().numpy()

@@ -1,0 +1,137 @@
+"""``cloob train`` and ``cloob recipes``: the configuration that words describe, and what a run says at its end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cloob import cli, get_recipe
+from cloob.commands import train
+from cloob.models.folder import save_model
+from cloob.models.towers import create_model
+from cloob.objective import make_objective
+from cloob.recipes import RECIPES
+from cloob.training.config import TrainConfig
+from cloob.training.config.checks import check_combination
+from support import write_pairs
+
+TINY = ["train", "--model", "tiny-vit", "--image-size", "32", "--workers", "0", "--device", "cpu"]
+
+
+def config_of(words: str) -> TrainConfig:
+    config = train.read(shlex.split(words))
+    check_combination(config)
+    return config
+
+
+def colours(folder: Path, n: int) -> None:
+    write_pairs(folder, {f"{i}": ((6 * i, 255 - 6 * i, 90), f"colour number {i}") for i in range(n)})
+
+
+def next_commands(err: str) -> list[str]:
+    """The commands that were offered, without ``cloob``."""
+    lines = [line.partition(": cloob ")[2] for line in err.splitlines() if line.startswith(("next:", "  or:"))]
+    assert all(line.split()[0] in cli.COMMANDS for line in lines)
+    return lines
+
+
+def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list(RECIPES)
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+
+
+def test_options_change_a_recipe() -> None:
+    changed = get_recipe("finetune").override(epochs=3, data=["a", "b"], flip=True)
+    assert train.read(["finetune", "--epochs", "3", "--data", "a", "b", "--flip"]) == changed
+    for words, length in (("--steps 5", (None, None, 5)), ("--samples 640", (None, 640, None))):
+        run = config_of(f"demo-cloob {words}").run
+        assert (run.epochs, run.samples, run.steps) == length
+
+
+@pytest.mark.parametrize("words", ["--objective clip", "--objective=clip", "--objective cloob --objective clip"])
+def test_another_objective_does_not_begin_with_the_recipes_scales(words: str) -> None:
+    loss = train.read(f"cc3m-cloob {words}".split()).loss
+    assert loss == TrainConfig().override(objective="clip").loss and loss.overrides() == {}
+    assert train.read(f"cc3m-cloob --inv-tau 20 {words}".split()).loss.overrides() == {"inv_tau": 20.0}
+    assert train.read(["cc3m-cloob", "--objective", "cloob"]).loss == get_recipe("cc3m-cloob").loss
+
+
+@pytest.mark.parametrize(
+    ("words", "held_out"),
+    [
+        ("align", (("demo:val",), 0.0)),
+        ("align --data=demo:train", (("demo:val",), 0.0)),
+        ("align --data pairs.csv", ((), 0.1)),
+        ("align --data demo --data=pairs.csv", ((), 0.1)),
+        ("align --data pairs.csv --data demo", (("demo:val",), 0.0)),
+        ("align --data pairs.csv --val-data demo:val", (("demo:val",), 0.0)),
+        ("align --data pairs.csv --val-split 0.3", ((), 0.3)),
+        ("align --data s3://bucket/{0..9}.tar --patience 0", ((), 0.0)),
+        ("finetune --init a --data pairs.csv", ((), 0.0)),
+    ],
+)
+def test_the_demos_held_out_pairs_judge_no_others(words: str, held_out: tuple[tuple[str, ...], float]) -> None:
+    pairs = config_of(words).pairs
+    assert (pairs.val_data, pairs.val_split) == held_out
+
+
+def test_a_config_of_a_run_begins_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    config = TrainConfig().override(data=["demo"], resume="auto", out=tmp_path, model="tiny-vit", device="cpu")
+    file.write_text(config.override(accept_changed_data=True).to_json())
+    assert train.read(["--config", str(file)]) == config  # of one's own
+    (tmp_path / "checkpoints").mkdir()
+    assert train.read([f"--config={file}"]) == config.override(resume="none")
+    file.write_text(config.override(resume="none", overwrite=True).to_json())
+    assert cli.main(["train", "--config", str(file)]) == 2
+    assert "already holds a run" in capsys.readouterr().err and (tmp_path / "checkpoints").is_dir()
+
+
+def test_data_leads_to_training_and_training_to_looking(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The batch suits the number of pairs, and the run, which says so once, finds the same one when it goes on."""
+    monkeypatch.chdir(tmp_path)
+    colours(tmp_path / "my pairs", 40)
+    assert cli.main(["data", "my pairs"]) == 0
+    (command,) = next_commands(capsys.readouterr().err)
+    assert command == "train align --data 'my pairs'"
+    assert config_of(command.removeprefix("train ")).pairs.val_split == 0.1
+    words = [*TINY, "--out", "run", "--data", "my pairs", "--epochs", "2", "--val-split", "0.1", "--patience", "9"]
+    assert cli.main(words) == 0
+    out, err = capsys.readouterr()
+    assert "4 of 40 pairs are held out" in caplog.text and "run:best: val_loss " in out
+    assert "36 pairs: batch size 8, 8 steps, warm-up 0" in caplog.messages
+    assert next_commands(err) == ["eval run --held-out", "index 'my pairs' --model run --out pictures.idx"]
+    assert json.loads(Path("run/config.json").read_text())["run"]["batch_size"] == 8
+    assert cli.main([*words, "--resume", "auto", "--epochs", "3"]) == 0
+    assert "run: 12 steps" in capsys.readouterr().out and "instead of 8" not in caplog.text
+
+
+def test_a_batch_that_was_asked_for_is_taken_or_impossible(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run from trained weights, without held-out pairs; its average with them is named."""
+    monkeypatch.chdir(tmp_path)
+    colours(tmp_path / "mine", 20)
+    save_model(tmp_path / "start", create_model("tiny-vit", seed=0), make_objective("clip").config())
+    words = ["train", "finetune", "--init", "start", "--data", "mine", "--epochs", "1", "--workers", "0"]
+    words += ["--device", "cpu"]
+    assert cli.main([*words, "--batch-size", "20", "--warmup", "9", "--out", "run"]) == 0
+    out, err = capsys.readouterr()
+    assert next_commands(err)[0].startswith("index") and "run/averaged: averaged with start" in out
+    assert "batch size" not in caplog.text and "warm-up" not in caplog.text
+    assert cli.main([*words, "--batch-size", "32", "--out", "other"]) == 2
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error == "cloob: mine holds 20 pairs, fewer than one batch of 32; give --batch-size 20 or less"
