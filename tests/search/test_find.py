@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cloob.search.ask.by_torch import ByTorch
 from PIL import Image
 
 from cloob.cache import Cache
 from cloob.errors import InputError
-from cloob.search.ask import background
-from cloob.search.ask.by_torch import ByTorch
-from cloob.search.ask.query import Query, Term
+from cloob.search import background
 from cloob.search.index import Index
+from cloob.search.query import Query, Term
 from cloob.search.records import IndexedModel, Item
 from search_colours import COLOURS, DIM, ColourModel, open_index
 

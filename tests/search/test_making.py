@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cloob.search.build import Effort
+from cloob.search.build.forward import Forward, draft_reduction
 from hypothesis import given
 from hypothesis import strategies as st
 from index_fakes import FakeEncoder, write_noise
@@ -14,8 +16,6 @@ from PIL import Image
 
 from cloob.errors import InputError
 from cloob.pictures import Encoded
-from cloob.search.build import Effort
-from cloob.search.build.forward import Forward, draft_reduction
 from cloob.search.identity import Making, ModelChanged, weights_of
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cloob.search.ask.by_torch import ByTorch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from cloob.errors import InputError
-from cloob.search.ask import query as queries
-from cloob.search.ask.by_torch import ByTorch
-from cloob.search.ask.query import Query, Term, embed_query
+from cloob.search import query as queries
+from cloob.search.query import Query, Term, embed_query
 from search_colours import ColourModel
 from support import picture, served, serving
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cloob.search.show import layout, sheet, terminal
+from cloob.search.show.thumbnails import thumbnail
 from PIL import Image
 
 from cloob.errors import InputError
 from cloob.pictures import Unreadable
 from cloob.search.index import Index
 from cloob.search.records import Hit, Item
-from cloob.search.show import layout, sheet, terminal
-from cloob.search.show.thumbnails import thumbnail
 from support import picture
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cloob.search.sort import classify, fewshot
+from cloob.search.sort.label import head_of, label_by_head
 
 from cloob.errors import InputError
-from cloob.search.ask import background
+from cloob.search import background
+from cloob.search.classify import NONE, LabelOptions
 from cloob.search.index import Index
-from cloob.search.sort import classify, fewshot
-from cloob.search.sort.classify import NONE, LabelOptions
-from cloob.search.sort.label import head_of, label_by_head
 from search_colours import COLOURS, ColourModel, make_index, open_index, write_pictures
 
 NAMES = ("red", "green", "blue")

@@ -1,4 +1,4 @@
-"""What is to be done so that an index has what its sources have: a file is as it was when size and time are."""
+"""What an index needs to hold what its sources hold: a file is unchanged if its size and time are."""
 
 from __future__ import annotations
 
@@ -6,29 +6,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cloob.machine import decoders
-from cloob.search.build.prepare import Work, limit
 from cloob.search.scan.collection import EXAMPLES, NO_PICTURE, SEPARATOR, Collection, Found, LeftOut
 from cloob.search.store import FileState, Store
 
 _UNREAD = ("folder cannot be listed", "shard cannot be read", "truncated shard")
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How pictures become vectors; no vector depends on it but for rounding.
-
-    Attributes:
-        batch_size: Pictures a forward pass, and a transaction.
-        workers: Threads that read and decode.
-        max_megapixels: Larger pictures are left out; None: no limit but that of ``cloob.pictures``.
-        remove_all: Whether all items of a source may go when nothing of it is there any more.
-    """
-
-    batch_size: int = 64
-    workers: int = field(default_factory=decoders)
-    max_megapixels: float | None = None
-    remove_all: bool = False
+_COUNTS = ("added", "changed", "described", "completed", "removed", "unchanged", "embedded")
 
 
 @dataclass
@@ -36,11 +18,10 @@ class Summary:
     """What an update did.
 
     Attributes:
-        added: New pictures.
+        added: New pictures, a renamed one included.
         changed: Pictures whose file holds something else now.
-        moved: Files of the same bytes at a new path, while the old one is gone.
-        described: Files of the same bytes of which something else is said now: time, caption or columns.
-        completed: Pictures that were known, and got a vector of this model now.
+        described: Files of the same bytes with another time, caption or columns.
+        completed: Known pictures that got a vector of this model.
         removed: Pictures that are gone.
         unchanged: Files that were not opened.
         embedded: Pictures that went through the model.
@@ -53,7 +34,6 @@ class Summary:
 
     added: int = 0
     changed: int = 0
-    moved: int = 0
     described: int = 0
     completed: int = 0
     removed: int = 0
@@ -67,11 +47,11 @@ class Summary:
 
     @property
     def unread(self) -> int:
-        """Folders and shards that could not be read, or not whole."""
+        """Folders and shards that could not be read completely."""
         return sum(self.left_out.counts.get(reason, 0) for reason in _UNREAD)
 
     def add_fault(self, fault: str, path: str) -> None:
-        """Counts a file that cannot be read, by what is before the details; those of a decoder say what to install."""
+        """Counts a file that cannot be read, without the details; those of a decoder say what to install."""
         reason = fault if fault.startswith("no decoder") else fault.partition(" (")[0].partition(":")[0]
         self.faults[reason] += 1
         examples = self.fault_examples.setdefault(reason, [])
@@ -80,7 +60,7 @@ class Summary:
 
     def add(self, other: Summary) -> None:
         """Adds what another source or rank did."""
-        for name in ("added", "changed", "moved", "described", "completed", "removed", "unchanged", "embedded"):
+        for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.faults.update(other.faults)
         for reason, examples in other.fault_examples.items():
@@ -94,81 +74,101 @@ class Summary:
         self.refused.update(other.refused)
 
 
+@dataclass(frozen=True)
+class Work:
+    """A picture that has to be opened.
+
+    Attributes:
+        found: Where it is.
+        state: What the index knows of the file; None for a new one.
+        collection: Its source.
+    """
+
+    found: Found
+    state: FileState | None
+    collection: Collection
+
+
 @dataclass
 class Plan:
     """What one source needs.
 
     Attributes:
         collection: The source.
-        work: Pictures to look at.
-        vanished: Known files that the source does not name any more.
-        summary: What the plan alone says.
-        renamed: Files of sources that are gone, under the paths that they have if this is such a source by a new name.
+        work: Pictures to open.
+        gone: Known files that the source does not have any more.
+        summary: What is known without opening a file.
     """
 
     collection: Collection
     work: list[Work]
-    vanished: list[FileState]
+    gone: list[FileState]
     summary: Summary
-    renamed: list[FileState] = field(default_factory=list)
 
 
-def make_plan(store: Store, collection: Collection, model: str, effort: Effort) -> Plan:
-    """Compares a source with what the index knows of it; no file is opened."""
+def make_plan(
+    store: Store, collection: Collection, model: str, max_megapixels: float | None = None, *, remove_all: bool = False
+) -> Plan:
+    """Compares a source with what the index knows of it; opens no file."""
     known = {state.path: state for state in store.states(collection.name)}
-    there = sum(state.id is not None for state in known.values())
+    pictures = [state for state in known.values() if state.id is not None]
     plan = Plan(collection, [], [], Summary())
-    were = {SEPARATOR in state.path for state in known.values() if state.id is not None}
-    are: set[bool] = set()
     seen: set[str] = set()
+    in_containers: set[bool] = set()  # of the pictures that are there
     for found in collection.scan(known.keys()):
         if not found.missing:
-            are.add(SEPARATOR in found.path)
+            in_containers.add(SEPARATOR in found.path)
         if found.path in seen:
             continue
         seen.add(found.path)
         state = known.pop(found.path, None)
-        if state is None or not _as_it_was(state, found):
+        if state is None or state.mtime_ns != found.mtime_ns or found.bytes not in (None, state.bytes):
             plan.work.append(Work(found, state, collection))
-        elif state.fault is not None and (found.missing or not _worth_another_try(state.fault, effort)):
+        elif state.fault is not None and (found.missing or not _worth_another_try(state.fault, max_megapixels)):
             plan.summary.add_fault(state.fault, state.path)
         elif state.fault is None and model in state.models:
             plan.summary.unchanged += 1
         else:
             plan.work.append(Work(found, state, collection))
-    plan.vanished = [state for path, state in known.items() if not _below(path, collection.unlisted)]
+    plan.gone = [state for path, state in known.items() if not _below(path, collection.unlisted)]
     plan.summary.left_out = collection.left_out
-    if not seen and not there and not collection.unlisted:
+    if not seen and not pictures and not collection.unlisted:
         plan.summary.refused[collection.name] = "no pictures in it"
-    if effort.remove_all:
-        return plan
-    if were and are and not were & are:
-        plan.vanished, plan.work = [], []
-        before, now = ("in tars or Arrow files", "files") if True in were else ("files", "in tars or Arrow files")
-        plan.summary.refused[collection.name] = (
-            f"its {there:,} pictures were {before} and now are {now}, so nothing was done; "
-            "--remove-all takes these for those"
-        )
-    elif there and not are and not collection.unlisted:
-        plan.vanished = []
-        plan.work = [work for work in plan.work if work.state is None or work.state.id is None]
-        plan.summary.refused[collection.name] = (
-            f"none of its {there:,} pictures is there any more (not mounted?), so nothing was removed; "
-            "--remove-all removes them"
-        )
+    elif pictures and not remove_all:
+        _refuse_losses(plan, pictures, in_containers)
     return plan
 
 
-def _as_it_was(state: FileState, found: Found) -> bool:
-    return state.mtime_ns == found.mtime_ns and found.bytes in (None, state.bytes)
+def _refuse_losses(plan: Plan, pictures: Sequence[FileState], in_containers: set[bool]) -> None:
+    """Keeps the pictures of a source that looks unmounted, or was replaced by one of another kind."""
+    were, name = {SEPARATOR in state.path for state in pictures}, plan.collection.name
+    if in_containers and not were & in_containers:
+        plan.gone, plan.work = [], []
+        before, now = ("in tars or Arrow files", "files") if True in were else ("files", "in tars or Arrow files")
+        plan.summary.refused[name] = (
+            f"its {len(pictures):,} pictures were {before} and now are {now}, so nothing was done; "
+            "--remove-all takes these for those"
+        )
+    elif not in_containers and not plan.collection.unlisted:
+        plan.gone = []
+        plan.work = [work for work in plan.work if work.state is None or work.state.id is None]
+        plan.summary.refused[name] = (
+            f"none of its {len(pictures):,} pictures is there any more (not mounted?), so nothing was removed; "
+            "--remove-all removes them"
+        )
 
 
-def _worth_another_try(fault: str, effort: Effort) -> bool:
+def megapixel_limit(limit: float) -> str:
+    """The end of the fault of a picture that is too large; another limit is worth another try."""
+    return f"the limit is {limit:g}"
+
+
+def _worth_another_try(fault: str, max_megapixels: float | None) -> bool:
     """Whether a file that could not be read may be readable by now though it has not changed."""
     if fault.startswith(("no decoder", "missing image", "no permission")):
         return NO_PICTURE not in fault
-    above = fault.startswith("image too large: ")
-    return above and (effort.max_megapixels is None or not fault.endswith(limit(effort.max_megapixels)))
+    too_large = fault.startswith("image too large: ")
+    return too_large and (max_megapixels is None or not fault.endswith(megapixel_limit(max_megapixels)))
 
 
 def _below(path: str, folders: Sequence[str]) -> bool:

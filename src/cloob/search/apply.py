@@ -1,0 +1,303 @@
+"""Applies index plans: files whose bytes are known copy their vectors, the others are embedded."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cloob.data.batch import BadSample
+from cloob.machine import in_threads, warn_of_emulated_bfloat16
+from cloob.models.encoding import Encoder, evaluating
+from cloob.pictures import Encoded, Unreadable
+from cloob.search.identity import Making
+from cloob.search.plan import Plan, Summary, Work, megapixel_limit
+from cloob.search.records import Item, Value
+from cloob.search.scan.collection import ReadFailed
+from cloob.search.store import FileState, Store, Vectors
+
+COMMIT_SECONDS = 10.0
+"""What is known is written at least this often."""
+
+_SPARE = 2  # sides of a picture that is decoded smaller, at least, in sides of the model's input
+_REMOVED_AT_ONCE = 10_000
+_EXIF_DATES = ((0x8769, 0x9003), (0x8769, 0x9004), (None, 0x0132))  # taken, digitised, changed
+_DATE = re.compile(r"(\d{4})(?:[-/.:](\d\d?)(?:[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?)?")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A picture that was opened.
+
+    Attributes:
+        work: What was asked for.
+        item: What the index will say of it, with id 0; None if the file cannot be read.
+        pixels: For the model; None if the vector is known.
+        fault: Why it cannot be read.
+        transient: The fault may be temporary, so what is known of the file stays.
+        truncated: It is a JPEG that lacks its end.
+    """
+
+    work: Work
+    item: Item | None
+    pixels: Tensor | None = None
+    fault: str = ""
+    transient: bool = False
+    truncated: bool = False
+
+    @property
+    def content(self) -> str:
+        """The hash of the file; empty if it cannot be read."""
+        return "" if self.item is None else self.item.content
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the index has no vector of these bytes at this path."""
+        state = self.work.state
+        return state is None or state.id is None or state.content != self.content
+
+
+class Embedding:
+    """Reads and decodes pictures, in several threads, and embeds them.
+
+    On a CPU the decoding threads rest while the model runs: both have a thread for each processor, and those of a
+    matrix product wait for each other, so that one picture beside it holds up all of them.
+
+    Args:
+        store: Where known vectors are.
+        model: The name of the model there.
+        encoder: Gives the model when it is first needed.
+        making: How its vectors are made.
+        max_megapixels: A larger picture is a fault.
+    """
+
+    def __init__(
+        self, store: Store, model: str, encoder: Callable[[], Encoder], making: Making, max_megapixels: float | None
+    ) -> None:
+        self._store, self._model, self._encoder, self._making = store, model, encoder, making
+        self._max_megapixels = max_megapixels
+        self._begun = False
+        self._may_decode = threading.Event()
+        self._may_decode.set()
+
+    def prepare(self, work: Work, *, decode: bool = False) -> Prepared:
+        """Opens one picture; decodes it only if its vector is not known, unless ``decode``."""
+        self._may_decode.wait()
+        try:
+            data = work.collection.read(work.found)
+            encoded = Encoded(data)
+            width, height = encoded.in_file  # not `whole`, for which a PNG with EXIF would be decoded
+            limit = self._max_megapixels
+            if limit is not None and width * height > limit * 1e6:
+                size = f"{width * height / 1e6:.1f} megapixels, {megapixel_limit(limit)}"
+                return Prepared(work, None, fault=f"image too large: {size}")
+            item = _item(work, encoded, data)
+            if not decode and self._is_known(item.content):
+                return Prepared(work, item)
+            side = getattr(self._encoder(), "image_size", None) if self._making.draft else None
+            pixels = self._encoder().preprocess(encoded.rgb(_draft_reduction(encoded.stored, side)))
+            return Prepared(work, item, pixels, truncated=encoded.truncated)
+        except BadSample as bad:
+            fault = f"{bad.reason} ({bad.detail})" if bad.detail else bad.reason
+            return Prepared(work, None, fault=fault, transient=isinstance(bad, ReadFailed))
+        except Unreadable as bad:
+            return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})")
+
+    def _is_known(self, content: str) -> bool:
+        ids = self._store.find([content]).get(content, [])
+        return bool(ids) and bool(np.isfinite(self._store.vectors(self._model, ids)).all(1).any())
+
+    def rows(self, pixels: Sequence[Tensor]) -> Vectors:
+        """Embeds n pictures: (n, D)."""
+        encoder = self._encoder()
+        device = torch.device(getattr(encoder, "device", "cpu"))
+        bf16 = self._making.precision == "bf16"
+        if bf16 and device.type == "cpu" and not self._begun:
+            warn_of_emulated_bfloat16()
+        self._begun = True
+        if device.type == "cpu":
+            self._may_decode.clear()
+        try:
+            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
+        finally:
+            self._may_decode.set()
+        return rows
+
+
+def apply_work(
+    store: Store,
+    work: Sequence[Work],
+    model: str,
+    embedding: Embedding,
+    *,
+    batch_size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> Summary:
+    """Opens and embeds pictures. A batch is written as soon as it is full: the next call goes on after the last one."""
+    writer = _Writer(store, model, embedding, batch_size)
+    for done, prepared in enumerate(in_threads(embedding.prepare, work, workers, 2 * batch_size), 1):
+        writer.add(prepared)
+        if progress is not None:
+            progress(done, len(work))
+    writer.flush()
+    return writer.summary
+
+
+def remove_gone(store: Store, plan: Plan) -> int:
+    """Removes what a source does not have any more; returns how many pictures."""
+    ids = [state.id for state in plan.gone if state.id is not None]
+    for start in range(0, len(ids), _REMOVED_AT_ONCE):
+        store.remove(ids[start : start + _REMOVED_AT_ONCE])
+    if faulty := [state.path for state in plan.gone if state.id is None]:
+        store.clear_faults(plan.collection.name, faulty)
+    return len(ids)
+
+
+class _Writer:
+    """Collects prepared pictures, and writes them batch by batch."""
+
+    def __init__(self, store: Store, model: str, embedding: Embedding, batch_size: int) -> None:
+        self.summary = Summary()
+        self._store, self._model, self._embedding, self._batch_size = store, model, embedding, batch_size
+        self._waiting: list[Prepared] = []
+        self._written = time.monotonic()
+
+    def add(self, prepared: Prepared) -> None:
+        """Keeps a picture for the next batch."""
+        path = prepared.work.found.path
+        stated = None if prepared.item is None else prepared.item.columns.get("date")
+        if stated not in (None, "") and _iso_date(stated) is None:
+            self.summary.left_out.add("date that cannot be read", f"{path} ({stated})")
+        if prepared.truncated:
+            self.summary.left_out.add("truncated JPEG, taken", path)
+        self._waiting.append(prepared)
+        decoded = sum(each.pixels is not None for each in self._waiting)
+        full = decoded >= self._batch_size or len(self._waiting) >= 4 * self._batch_size
+        if full or time.monotonic() - self._written > COMMIT_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is waiting. All known vectors are read before one is written: files may exchange their bytes."""
+        waiting, self._waiting, self._written = self._waiting, [], time.monotonic()
+        own = self._known_rows(self._model, waiting)
+        batch = [self._decoded(each, own) for each in waiting]
+        new = {each.content: each.pixels for each in batch if each.pixels is not None and each.content not in own}
+        for start in range(0, len(new), self._batch_size):
+            contents = list(new)[start : start + self._batch_size]
+            own |= zip(contents, self._embedding.rows([new[content] for content in contents]), strict=True)
+        self.summary.embedded += len(new)
+        good = [each for each in batch if each.item is not None and np.isfinite(own[each.content]).all()]
+        arrived = [each for each in good if each.is_new]
+        others = [model.name for model in self._store.models() if model.name != self._model]
+        copies = {model: self._known_rows(model, arrived) for model in others}
+        for model, rows in copies.items():
+            self._write(model, [each for each in arrived if each.content in rows], rows)
+        self._write(self._model, good, own)  # last: a file that has this vector is done
+        for each in good:
+            self._count(each)
+        for each in batch:
+            if each.item is None or not np.isfinite(own[each.content]).all():
+                self._write_fault(each)
+
+    def _known_rows(self, model: str, some: Sequence[Prepared]) -> dict[str, Vectors]:
+        """By content the vectors of a model that the index has."""
+        holders = self._store.find(list({each.content for each in some})) if some else {}
+        contents = {id_: content for content, ids in holders.items() for id_ in ids}
+        rows = zip(contents.values(), self._store.vectors(model, list(contents)), strict=True)
+        return {content: row for content, row in rows if np.isfinite(row).all()}
+
+    def _decoded(self, prepared: Prepared, known: dict[str, Vectors]) -> Prepared:
+        """A picture whose vector was known, and is not any more, again with its pixels."""
+        if prepared.item is None or prepared.pixels is not None or prepared.content in known:
+            return prepared
+        return self._embedding.prepare(prepared.work, decode=True)
+
+    def _write(self, model: str, some: Sequence[Prepared], rows: dict[str, Vectors]) -> None:
+        if some:
+            items = [each.item for each in some if each.item is not None]
+            self._store.write(items, model, np.stack([rows[each.content] for each in some]))
+
+    def _count(self, prepared: Prepared) -> None:
+        state = prepared.work.state
+        if state is None or state.id is None:
+            self.summary.added += 1
+        elif state.content != prepared.content:
+            self.summary.changed += 1
+        elif self._model not in state.models:
+            self.summary.completed += 1
+        else:
+            self.summary.described += 1
+
+    def _write_fault(self, prepared: Prepared) -> None:
+        found, known = prepared.work.found, prepared.work.state
+        fault = prepared.fault or "embedding not finite"
+        state = FileState(None, found.path, found.bytes or 0, found.mtime_ns, "", fault, ())
+        stays = prepared.transient and known is not None and known.id is not None
+        if not stays and state != known:
+            self._store.write_faults(prepared.work.collection.name, [state])
+        self.summary.add_fault(fault, found.path)
+
+
+def _draft_reduction(stored: tuple[int, int], side: int | None) -> int:
+    """By which factor a JPEG of this size may come out smaller, so that twice the model's side is left."""
+    reduction = 1
+    while side and reduction < 8 and min(stored) >= 2 * reduction * _SPARE * side:
+        reduction *= 2
+    return reduction
+
+
+def _item(work: Work, encoded: Encoded, data: bytes) -> Item:
+    caption, columns = work.collection.describe(work.found)
+    width, height = encoded.whole
+    return Item(
+        id=0,
+        source=work.collection.name,
+        path=work.found.path,
+        content=hashlib.sha256(data).hexdigest(),
+        bytes=len(data),
+        mtime_ns=work.found.mtime_ns,
+        width=width,
+        height=height,
+        date=_iso_date(columns.get("date")) or _date_taken(encoded),
+        caption=caption,
+        columns=dict(columns),
+    )
+
+
+def _iso_date(stated: Value) -> str | None:
+    """ISO 8601 of a date that begins with the year: ``2024``, ``20240601``, ``2024/6/1 10:00``."""
+    text = str(int(stated) if isinstance(stated, float) and stated.is_integer() else stated).strip("\0 ")
+    if len(text) == 8 and text.isdecimal():
+        text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
+    if (match := _DATE.fullmatch(text)) is None:
+        return None
+    year, month, day, hour = match.groups()
+    try:
+        date(int(year), int(month or 1), int(day or 1))
+    except ValueError:
+        return None
+    return "-".join([year, *(f"{int(part):02}" for part in (month, day) if part)]) + (f"T{hour}" if hour else "")
+
+
+def _date_taken(encoded: Encoded) -> str | None:
+    """When a picture was taken according to its EXIF, without a time zone."""
+    if (exif := encoded.exif) is None:
+        return None
+    for group, tag in _EXIF_DATES:
+        try:
+            raw = exif.get(tag) if group is None else exif.get_ifd(group).get(tag)
+        except Exception:  # Pillow raises nearly anything on damaged EXIF
+            continue
+        if isinstance(raw, str) and (taken := _iso_date(raw)) is not None:
+            return taken
+    return None
