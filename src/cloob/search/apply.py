@@ -30,7 +30,7 @@ COMMIT_SECONDS = 10.0
 _SPARE = 2  # sides of a picture that is decoded smaller, at least, in sides of the model's input
 _REMOVED_AT_ONCE = 10_000
 _EXIF_DATES = ((0x8769, 0x9003), (0x8769, 0x9004), (None, 0x0132))  # taken, digitised, changed
-_DATE = re.compile(r"(\d{4})(?:[-/.:](\d\d?)(?:[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?)?")
+_DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d\d(?::\d\d)?\S*))?)?")
 
 
 @dataclass(frozen=True)
@@ -281,12 +281,13 @@ def _iso_date(stated: Value) -> str | None:
         text = f"{text[:4]}-{text[4:6]}-{text[6:]}"
     if (match := _DATE.fullmatch(text)) is None:
         return None
-    year, month, day, hour = match.groups()
+    year, *parts = [int(part) for part in match.groups()[:4] if part]
     try:
-        date(int(year), int(month or 1), int(day or 1))
+        date(year, *[*parts, 1, 1][:2])
     except ValueError:
         return None
-    return "-".join([year, *(f"{int(part):02}" for part in (month, day) if part)]) + (f"T{hour}" if hour else "")
+    day = "-".join([f"{year:04}", *(f"{part:02}" for part in parts)])
+    return f"{day}T{match[5]}" if match[5] else day
 
 
 def _date_taken(encoded: Encoded) -> str | None:

@@ -111,7 +111,7 @@ def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str],
 def _weight(model: Any) -> Vectors:
     """(C, D + 1); scikit-learn keeps one row for two classes, which is split into two here."""
     weight = np.concatenate([model.coef_, model.intercept_[:, None]], axis=1)
-    return np.asarray(np.concatenate([-weight / 2, weight / 2]) if len(weight) == 1 else weight, np.float32)
+    return np.ascontiguousarray(np.concatenate([-weight / 2, weight / 2]) if len(weight) == 1 else weight, np.float32)
 
 
 def head_of(index: Index, folder: Path) -> tuple[Head, float]:
