@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import BadSample
-from cloob.machine import in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoding import Encoder, evaluating
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.identity import Making
@@ -23,9 +21,6 @@ from cloob.search.plan import Plan, Summary, Work, megapixel_limit
 from cloob.search.records import Item, Value
 from cloob.search.scan.collection import ReadFailed
 from cloob.search.store import FileState, Store, Vectors
-
-COMMIT_SECONDS = 10.0
-"""What is known is written at least this often."""
 
 _SPARE = 2  # sides of a picture that is decoded smaller, at least, in sides of the model's input
 _REMOVED_AT_ONCE = 10_000
@@ -35,23 +30,14 @@ _DATE = re.compile(r"(\d{4})(?:-(\d\d)|[-/.:](\d\d?)[-/.:](\d\d?)(?:[T ](\d\d:\d
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture that was opened.
-
-    Attributes:
-        work: What was asked for.
-        item: What the index will say of it, with id 0; None if the file cannot be read.
-        pixels: For the model; None if the vector is known.
-        fault: Why it cannot be read.
-        transient: The fault may be temporary, so what is known of the file stays.
-        truncated: It is a JPEG that lacks its end.
-    """
+    """A picture that was opened."""
 
     work: Work
-    item: Item | None
-    pixels: Tensor | None = None
-    fault: str = ""
-    transient: bool = False
-    truncated: bool = False
+    item: Item | None  # None if the file cannot be read
+    pixels: Tensor | None = None  # None if the vector is known
+    fault: str = ""  # why it cannot be read
+    transient: bool = False  # the fault may be temporary, so what is known of the file stays
+    truncated: bool = False  # a JPEG that lacks its end
 
     @property
     def content(self) -> str:
@@ -60,7 +46,7 @@ class Prepared:
 
     @property
     def is_new(self) -> bool:
-        """Whether the index has no vector of these bytes at this path."""
+        """Whether the index does not have these bytes at this path."""
         state = self.work.state
         return state is None or state.id is None or state.content != self.content
 
@@ -70,13 +56,6 @@ class Embedding:
 
     On a CPU the decoding threads rest while the model runs: both have a thread for each processor, and those of a
     matrix product wait for each other, so that one picture beside it holds up all of them.
-
-    Args:
-        store: Where known vectors are.
-        model: The name of the model there.
-        encoder: Gives the model when it is first needed.
-        making: How its vectors are made.
-        max_megapixels: A larger picture is a fault.
     """
 
     def __init__(
@@ -84,7 +63,6 @@ class Embedding:
     ) -> None:
         self._store, self._model, self._encoder, self._making = store, model, encoder, making
         self._max_megapixels = max_megapixels
-        self._begun = False
         self._may_decode = threading.Event()
         self._may_decode.set()
 
@@ -120,9 +98,6 @@ class Embedding:
         encoder = self._encoder()
         device = torch.device(getattr(encoder, "device", "cpu"))
         bf16 = self._making.precision == "bf16"
-        if bf16 and device.type == "cpu" and not self._begun:
-            warn_of_emulated_bfloat16()
-        self._begun = True
         if device.type == "cpu":
             self._may_decode.clear()
         try:
@@ -133,44 +108,13 @@ class Embedding:
         return rows
 
 
-def apply_work(
-    store: Store,
-    work: Sequence[Work],
-    model: str,
-    embedding: Embedding,
-    *,
-    batch_size: int,
-    workers: int,
-    progress: Callable[[int, int], None] | None = None,
-) -> Summary:
-    """Opens and embeds pictures. A batch is written as soon as it is full: the next call goes on after the last one."""
-    writer = _Writer(store, model, embedding, batch_size)
-    for done, prepared in enumerate(in_threads(embedding.prepare, work, workers, 2 * batch_size), 1):
-        writer.add(prepared)
-        if progress is not None:
-            progress(done, len(work))
-    writer.flush()
-    return writer.summary
-
-
-def remove_gone(store: Store, plan: Plan) -> int:
-    """Removes what a source does not have any more; returns how many pictures."""
-    ids = [state.id for state in plan.gone if state.id is not None]
-    for start in range(0, len(ids), _REMOVED_AT_ONCE):
-        store.remove(ids[start : start + _REMOVED_AT_ONCE])
-    if faulty := [state.path for state in plan.gone if state.id is None]:
-        store.clear_faults(plan.collection.name, faulty)
-    return len(ids)
-
-
-class _Writer:
-    """Collects prepared pictures, and writes them batch by batch."""
+class Writer:
+    """Collects prepared pictures and writes them. Each batch is a transaction: the next update goes on after it."""
 
     def __init__(self, store: Store, model: str, embedding: Embedding, batch_size: int) -> None:
         self.summary = Summary()
         self._store, self._model, self._embedding, self._batch_size = store, model, embedding, batch_size
         self._waiting: list[Prepared] = []
-        self._written = time.monotonic()
 
     def add(self, prepared: Prepared) -> None:
         """Keeps a picture for the next batch."""
@@ -182,13 +126,12 @@ class _Writer:
             self.summary.left_out.add("truncated JPEG, taken", path)
         self._waiting.append(prepared)
         decoded = sum(each.pixels is not None for each in self._waiting)
-        full = decoded >= self._batch_size or len(self._waiting) >= 4 * self._batch_size
-        if full or time.monotonic() - self._written > COMMIT_SECONDS:
+        if decoded >= self._batch_size or len(self._waiting) >= 4 * self._batch_size:
             self.flush()
 
     def flush(self) -> None:
         """Writes what is waiting. All known vectors are read before one is written: files may exchange their bytes."""
-        waiting, self._waiting, self._written = self._waiting, [], time.monotonic()
+        waiting, self._waiting = self._waiting, []
         own = self._known_rows(self._model, waiting)
         batch = [self._decoded(each, own) for each in waiting]
         new = {each.content: each.pixels for each in batch if each.pixels is not None and each.content not in own}
@@ -246,6 +189,16 @@ class _Writer:
         if not stays and state != known:
             self._store.write_faults(prepared.work.collection.name, [state])
         self.summary.add_fault(fault, found.path)
+
+
+def remove_gone(store: Store, plan: Plan) -> int:
+    """Removes what a source does not have any more; returns how many pictures."""
+    ids = [state.id for state in plan.gone if state.id is not None]
+    for start in range(0, len(ids), _REMOVED_AT_ONCE):
+        store.remove(ids[start : start + _REMOVED_AT_ONCE])
+    if faulty := [state.path for state in plan.gone if state.id is None]:
+        store.clear_faults(plan.collection.name, faulty)
+    return len(ids)
 
 
 def _draft_reduction(stored: tuple[int, int], side: int | None) -> int:

@@ -63,14 +63,8 @@ def background_rows(embedder: Callable[[], Embedder], fingerprint: str) -> Vecto
 def unrelated(query: Query, texts: Vectors, pictures: Vectors, seed: int = 0) -> Vectors | None:
     """(B, D) unit rows of unrelated queries of a query's shape.
 
-    Args:
-        query: The query.
-        texts: (B, D) of the background.
-        pictures: (P, D) drawn from the index, for terms of pictures.
-        seed: For drawing.
-
-    Returns:
-        None if a term is a picture and the index has too few to compare with.
+    ``texts`` are the (B, D) of the background, ``pictures`` (P, D) drawn from the index. None if a term is a picture,
+    and the index has too few to compare with.
     """
     generator = np.random.default_rng(seed)
     total = np.zeros((len(texts), texts.shape[1]))
@@ -87,13 +81,7 @@ def unrelated(query: Query, texts: Vectors, pictures: Vectors, seed: int = 0) ->
 
 
 def margins(scores: Vectors, pictures: Vectors, others: Vectors) -> Vectors:
-    """How many standard deviations scores lie above those of unrelated queries.
-
-    Args:
-        scores: (n,), or (n, C) of C queries.
-        pictures: (n, D) unit rows.
-        others: (B, D) unit rows of unrelated queries.
-    """
+    """How many standard deviations scores, (n,) or (n, C), lie above those of (B, D) unrelated queries."""
     reached = pictures @ others.T
     mean, deviation = reached.mean(1), np.maximum(reached.std(1), _MIN_DEVIATION)
     return np.asarray(((scores.T - mean) / deviation).T, np.float32)

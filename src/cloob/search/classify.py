@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cloob.errors import InputError
 from cloob.models.encoding import Encoder, evaluating
 from cloob.search.background import check_cutoff, margins
-from cloob.search.find import read_filter, rows_in_blocks, text_rows, why_none
+from cloob.search.find import rows_in_blocks, text_rows, why_none
 from cloob.search.records import IndexedModel
 from cloob.search.store import Ids, Vectors
 from cloob.search.where import Filter
@@ -47,13 +47,7 @@ MAX_NUMBERS = 200_000_000
 
 @dataclass(frozen=True)
 class Temperature:
-    """The τ⁻¹ of a softmax over labels.
-
-    Attributes:
-        inv_tau: τ⁻¹.
-        origin: ``"objective"`` that the model was trained with, ``"weights"`` (their ``logit_scale``), ``"given"`` by
-            the user, or ``"default"``; then probabilities show an order alone.
-    """
+    """The τ⁻¹ of a softmax over labels; with the default one probabilities show an order alone."""
 
     inv_tau: float
     origin: Literal["objective", "weights", "default", "given"]
@@ -108,11 +102,7 @@ class LabelOptions:
 
 
 def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]:
-    """Labels without the white space around them.
-
-    Raises:
-        InputError: None, an empty one, two that are equal, one alone, a template without ``{c}``, or a wrong number.
-    """
+    """Labels without the white space around them; raises InputError if one of them, or an option, is wrong."""
     check_cutoff(options.cutoff)
     labels = tuple(" ".join(name.split()) for name in names)
     if not labels or not all(labels):
@@ -137,16 +127,14 @@ def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]
 def label_index(
     index: Index,
     labels: Sequence[str],
-    options: LabelOptions | None = None,
-    *,
-    where: str | Filter | None = None,
-    model: str | None = None,
+    options: LabelOptions | None,
+    condition: Filter | None,
+    asked: IndexedModel,
 ) -> Labels:
     """See :meth:`cloob.search.index.Index.classify`."""
     options = options or LabelOptions()
     names = check_labels(labels, options)
-    asked = index.model(model)
-    ids, rows = matching_rows(index, where, asked, len(names))
+    ids, rows = matching_rows(index, condition, asked, len(names))
     encoder = index.encoder(asked)
     tau = _temperature(encoder, options.inv_tau)
     others = text_rows(index, asked) if options.multi or options.none else None
@@ -157,10 +145,9 @@ def label_index(
 
 
 def matching_rows(
-    index: Index, where: str | Filter | None, asked: IndexedModel, n_labels: int = 1
+    index: Index, condition: Filter | None, asked: IndexedModel, n_labels: int = 1
 ) -> tuple[Ids, Vectors]:
     """Ids and vectors of all pictures that match."""
-    condition = read_filter(index, where)
     count = index.store.count(condition)
     if count * n_labels > MAX_NUMBERS:
         raise InputError(f"{count:,} pictures by {n_labels:,} labels are too many at once; --where takes a part")

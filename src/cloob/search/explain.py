@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,14 +16,12 @@ import torch
 
 from cloob.errors import InputError
 from cloob.functional import hopfield_retrieval
-from cloob.search.find import query_row, read_filter, search, why_none
-from cloob.search.query import Query, Vector
+from cloob.search.find import query_row, search, why_none
+from cloob.search.query import AnyQuery, Vector
 from cloob.search.records import Hit, IndexedModel, Item
 from cloob.search.where import Filter
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from cloob.search.index import Index
 
 DEFAULT_BETA = 8.0
@@ -76,20 +73,18 @@ class Retrieved:
 
 def explain(
     index: Index,
-    query: Query | str | Path | Image | Vector,
-    *,
-    beta: float | None = None,
-    top: int = 20,
-    where: str | Filter | None = None,
-    model: str | IndexedModel | None = None,
-    row: Vector | None = None,
+    query: AnyQuery,
+    beta: float | None,
+    top: int,
+    condition: Filter | None,
+    asked: IndexedModel,
+    row: Vector | None,
 ) -> Retrieved:
     """See :meth:`cloob.search.index.Index.explain`."""
     if beta is not None and not 0 < beta < 1e6:
         raise InputError(
             f"β is {beta:g}; above 0 and below 1,000,000 is wanted (small: an average, large: the nearest)"
         )
-    condition, asked = read_filter(index, where), index.model(model)
     row = query_row(index, query, asked, row)
     if beta is None:
         beta = _beta_of(index.encoder(asked))
@@ -111,7 +106,7 @@ def explain(
         for place in best
         if int(ids[place]) in items
     )
-    after = search(index, pattern, top=top, where=condition, model=asked, cutoff=None)
+    after = search(index, pattern, top, condition, asked)
     agreement = float(pattern @ row)
     return Retrieved(beta, len(ids), near.searched, pictures, effective, agreement, after.hits, asked.name)
 

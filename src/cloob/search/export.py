@@ -21,9 +21,9 @@ from cloob.search.store import Store, Vectors
 from cloob.search.where import Filter
 
 
-def export(store: Store, model: IndexedModel, path: Path, where: Filter | None = None) -> int:
+def export(store: Store, model: IndexedModel, path: Path, condition: Filter | None) -> int:
     """See :meth:`cloob.search.index.Index.export`."""
-    rows = store.vectors(model.name, sample(store.ids(where), SAMPLE).tolist())
+    rows = store.vectors(model.name, sample(store.ids(condition), SAMPLE).tolist())
     place = fit_plane(rows[np.isfinite(rows).all(1)])
     schema = _schema(model.dim).with_metadata({"model": model.name, "fingerprint": model.fingerprint})
     count = 0
@@ -31,7 +31,7 @@ def export(store: Store, model: IndexedModel, path: Path, where: Filter | None =
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with parquet.ParquetWriter(temporary, schema) as writer:
-            for ids in pages(store, where):
+            for ids in pages(store, condition):
                 items = store.items(ids)
                 vectors = store.vectors(model.name, [item.id for item in items])
                 known = np.isfinite(vectors).all(1)

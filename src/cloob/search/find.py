@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from cloob.errors import InputError
 from cloob.search import background
-from cloob.search.query import Query, Vector, embed_query
+from cloob.search.query import AnyQuery, Query, Vector, embed_query
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter, parse
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from cloob.search.index import Index
 
 Cutoff = float | Literal["auto"] | None
+Where = str | Filter | None
 
 MAX_TOP = 100_000
 
@@ -39,12 +37,11 @@ _PAGE = 4096  # ids of a statement
 
 def search(
     index: Index,
-    query: Query | str | Path | Image | Vector,
-    *,
-    top: int = 20,
-    where: str | Filter | None = None,
-    model: str | IndexedModel | None = None,
-    cutoff: Cutoff = "auto",
+    query: AnyQuery,
+    top: int,
+    condition: Filter | None,
+    asked: IndexedModel,
+    cutoff: Cutoff = None,
     row: Vector | None = None,
 ) -> Results:
     """See :meth:`cloob.search.index.Index.search`."""
@@ -52,7 +49,6 @@ def search(
         raise InputError(f"the {top} best are asked for; 1 to {MAX_TOP:,} are given")
     if isinstance(cutoff, float | int):
         background.check_cutoff(cutoff)
-    condition, asked = read_filter(index, where), index.model(model)
     row = query_row(index, query, asked, row)
     own: list[object] = []
     others = least = None
@@ -89,7 +85,7 @@ def _not_replaced(index: Index, asked: IndexedModel) -> Iterator[None]:
         index.model(asked)
 
 
-def read_filter(index: Index, where: str | Filter | None) -> Filter | None:
+def read_filter(index: Index, where: Where) -> Filter | None:
     """A filter of text, or as it is."""
     return parse(where, index.columns()) if isinstance(where, str) else where
 
@@ -103,14 +99,8 @@ def why_none(store: Store, model: str, condition: Filter | None) -> str:
     return f"none has a vector of {model}; cloob index --name {model} --out {store.address} makes them"
 
 
-def query_row(
-    index: Index, query: Query | str | Path | Image | Vector, asked: IndexedModel, row: Vector | None = None
-) -> Vector:
-    """The unit row (D,) of a query by a model of the index; ``row`` if it is known.
-
-    Raises:
-        InputError: The query cannot be embedded, or a row has another width or is not finite.
-    """
+def query_row(index: Index, query: AnyQuery, asked: IndexedModel, row: Vector | None = None) -> Vector:
+    """The unit row (D,) of a query by a model of the index; ``row`` if it is known."""
     if row is None and not isinstance(query, np.ndarray):
         row = embed_query(Query.of(query), lambda: index.embedder(asked), lambda id_: _item_row(index, id_, asked))
     row = np.asarray(query if row is None else row, np.float32)
@@ -181,18 +171,13 @@ def rows_in_blocks(index: Index, asked: IndexedModel, condition: Filter | None) 
 
 
 def duplicates(
-    index: Index,
-    threshold: float = DUPLICATE,
-    where: str | Filter | None = None,
-    model: str | None = None,
-    *,
-    exact: bool = False,
+    index: Index, threshold: float, condition: Filter | None, model: str | None, *, exact: bool
 ) -> list[tuple[Hit, ...]]:
     """See :meth:`cloob.search.index.Index.duplicates`."""
     if not 0 < threshold <= 1:
         raise InputError(f"the threshold is {threshold}; a cosine above 0, at most 1, is wanted")
     copies: dict[str, list[int]] = {}  # by content, best first; and so are the copies of each
-    for *_, id_, content in sorted(_ranked(index.store, read_filter(index, where))):
+    for *_, id_, content in sorted(_ranked(index.store, condition)):
         copies.setdefault(content, []).append(id_)
     classes = list(copies.values())
     alike = [[(place, 1.0)] for place in range(len(classes))]

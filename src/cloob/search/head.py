@@ -20,8 +20,8 @@ import numpy.typing as npt
 from cloob.errors import InputError, require
 from cloob.files import write_whole
 from cloob.search.classify import TEMPLATES, LabelOptions, Labels, choose, label_rows, matching_rows, softmax
+from cloob.search.find import Where, read_filter
 from cloob.search.store import Vectors
-from cloob.search.where import Filter
 
 if TYPE_CHECKING:
     from cloob.search.index import Index
@@ -36,16 +36,9 @@ _FORMAT = "cloob-head-1"
 
 @dataclass(frozen=True)
 class Judged:
-    """What cross-validation says of a head.
+    """What cross-validation says of a head."""
 
-    Attributes:
-        accuracy: Share of the examples that are right while they are held out.
-        per_label: The same for each label.
-        folds: Number of folds.
-        examples: N, the number of examples.
-    """
-
-    accuracy: float
+    accuracy: float  # over the examples, each held out once
     per_label: tuple[float, ...]
     folds: int
     examples: int
@@ -53,35 +46,17 @@ class Judged:
 
 @dataclass(frozen=True)
 class Head:
-    """A linear classifier on a model's rows.
+    """A linear classifier on a model's rows."""
 
-    Attributes:
-        names: C labels.
-        weight: (C, D + 1) float32; the last column is the bias.
-        strength: scikit-learn's C that it was fitted with.
-        fingerprint: Of the model whose rows it takes.
-        judged: How good it is.
-    """
-
-    names: tuple[str, ...]
-    weight: Vectors
-    strength: float
-    fingerprint: str
+    names: tuple[str, ...]  # C labels
+    weight: Vectors  # (C, D + 1) float32; the last column is the bias
+    strength: float  # scikit-learn's C
+    fingerprint: str  # of the model
     judged: Judged
 
 
 def fit_head(rows: Vectors, labels: npt.NDArray[np.int64], names: Sequence[str], fingerprint: str) -> Head:
-    """Fits a head and judges it.
-
-    Args:
-        rows: (N, D) unit rows of the examples.
-        labels: (N,) in [0, C).
-        names: C labels.
-        fingerprint: Of the model.
-
-    Raises:
-        InputError: Fewer than two labels, or fewer than two examples of one.
-    """
+    """Fits a head to (N, D) unit rows with (N,) labels in [0, C), and judges it."""
     counts = np.bincount(labels, minlength=len(names))
     if len(names) < 2:
         raise InputError(f"examples of {len(names)} label; two or more are needed to tell them apart")
@@ -115,11 +90,7 @@ def _weight(model: Any) -> Vectors:
 
 
 def head_of(index: Index, folder: Path) -> tuple[Head, float]:
-    """A head from an index of a folder with a sub-folder for each label, and zero-shot's accuracy on the examples.
-
-    Raises:
-        InputError: A picture lies in no sub-folder, or there are too few labels or examples.
-    """
+    """A head from an index of a folder with a sub-folder for each label, and zero-shot's accuracy on the examples."""
     asked = index.model()
     ids, rows = matching_rows(index, None, asked)
     root = Path(os.path.abspath(folder))  # noqa: PTH100 - as the index has it: links stay
@@ -138,9 +109,9 @@ def head_of(index: Index, folder: Path) -> tuple[Head, float]:
     return head, float(((rows @ of_labels.T).argmax(1) == numbers).mean())
 
 
-def label_by_head(index: Index, head: Head, *, where: str | Filter | None = None, model: str | None = None) -> Labels:
+def label_by_head(index: Index, head: Head, *, where: Where = None, model: str | None = None) -> Labels:
     """The label of each picture that matches, by a head."""
-    ids, rows = matching_rows(index, where, index.model(model), len(head.names))
+    ids, rows = matching_rows(index, read_filter(index, where), index.model(model), len(head.names))
     probabilities = softmax(rows @ head.weight[:, :-1].T + head.weight[:, -1])
     return choose(Labels(head.names, ids, probabilities, None, ()), LabelOptions())
 
@@ -160,11 +131,7 @@ def is_head(path: Path) -> bool:
 
 
 def load_head(path: Path, fingerprint: str, dim: int) -> Head:
-    """Reads a head that fits a model of D = ``dim``.
-
-    Raises:
-        InputError: No such file, no head, or one for another model.
-    """
+    """Reads a head that fits a model of D = ``dim``."""
     if not path.is_file():
         raise InputError(f"{path}: no such head; --examples DIR makes one")
     try:

@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
 from cloob.search import find
-from cloob.search.find import Cutoff
+from cloob.search.find import Cutoff, Where
 from cloob.search.identity import changed, weights_of
 from cloob.search.named import absolute, load_named, remember_model
 from cloob.search.open import open_store
-from cloob.search.query import Embedder, Query, Term, TorchEmbedder, Vector
+from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
-from cloob.search.where import Filter
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
-    from PIL.Image import Image
-
     from cloob.models.encoding import Encoder
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.explain import Retrieved
@@ -43,6 +40,10 @@ _MEMOIZED = 64
 class Index:
     """Pictures with their metadata and their vectors of one model or several; may be used by several threads.
 
+    Whatever a user can get wrong (an address, a query, a filter, a model, a file) raises ``InputError`` with one line.
+    Of all methods, ``where`` is a filter over the metadata (:mod:`cloob.search.where`), and ``model`` the name of a
+    model of the index; None is the default one.
+
     Example:
         >>> from pathlib import Path
         >>> import cloob
@@ -60,12 +61,7 @@ class Index:
     """
 
     def __init__(self, store: Store, model: str | None = None) -> None:
-        """Wraps a store; see :meth:`open` and :meth:`create`.
-
-        Args:
-            store: What keeps it.
-            model: The default model, by name or by what it is loaded from; None: the first.
-        """
+        """Wraps a store; see :meth:`open` and :meth:`create`."""
         self.store = store
         self._default = None if model is None else self._typed(model)
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, as a name may come to stand for other weights
@@ -83,22 +79,14 @@ class Index:
 
         Args:
             address: Its folder, or ``postgresql://…``.
-            model: The default model, by its name or by what it is loaded from, which is noted as typed on this machine;
-                None: the first.
+            model: The default model, by its name or by what it is loaded from; None: the first.
             writable: Whether it is going to be changed.
-
-        Raises:
-            InputError: There is none, it is damaged, or has no such model.
         """
         return cls(open_store(address, writable=writable), model)
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
-        """Makes an empty index.
-
-        Raises:
-            InputError: There is one already, or the folder cannot be written.
-        """
+        """Makes an empty index."""
         return cls(open_store(address, create=True))
 
     def _typed(self, model: str) -> str:
@@ -155,34 +143,23 @@ class Index:
         return self.store.models()
 
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
-        """A model by its name; the default one for None.
-
-        Raises:
-            InputError: The index has no such model, or by now other weights of this name.
-        """
-        models = self.models
+        """A model by its name; the default one for None."""
+        models = {model.name: model for model in self.models}
         if isinstance(name, IndexedModel):
-            for model in models:
-                if (model.name, model.fingerprint) == (name.name, name.fingerprint):
-                    return model
+            if (known := models.get(name.name)) is not None and known.fingerprint == name.fingerprint:
+                return known
             raise InputError(f"{self.store.address}: {name.name} was replaced or removed meanwhile; ask again")
         wanted = name if name is not None else self._default
         if not models:
             raise InputError(f"{self.store.address}: is empty; `cloob index` fills it")
         if wanted is None:
-            return models[0]
-        for model in models:
-            if model.name == wanted:
-                return model
-        names = [model.name for model in models]
-        raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, names)}")
+            return next(iter(models.values()))
+        if wanted not in models:
+            raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, models)}")
+        return models[wanted]
 
     def use(self, name: str, encoder: Encoder) -> None:
-        """Hands in a loaded model for :meth:`encoder`.
-
-        Raises:
-            InputError: Its weights are not those of the index's vectors.
-        """
+        """Hands in a loaded model for :meth:`encoder`."""
         from cloob.models.fingerprint import fingerprint  # torch
 
         model = self.model(name)
@@ -192,11 +169,7 @@ class Index:
             self._embedders.pop(model.fingerprint, None)
 
     def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Encoder:
-        """A model of the index, loaded once, and again if its name stands for other weights by now.
-
-        Raises:
-            InputError: It cannot be loaded, or its weights are not those of the index's vectors.
-        """
+        """A model of the index, loaded once, and again if its name stands for other weights by now."""
 
         def load(model: IndexedModel) -> Encoder:
             encoder, weights = load_named(model.spec, device)
@@ -206,11 +179,7 @@ class Index:
         return self._loaded(self._encoders, name, load)
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
-        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch.
-
-        Raises:
-            InputError: As :meth:`encoder`.
-        """
+        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
         from cloob.models.onnx.plain import PlainEncoder  # only where something has to be embedded
 
         def load(model: IndexedModel) -> Embedder:
@@ -241,11 +210,7 @@ class Index:
         return self.store.items(ids)
 
     def picture(self, id: int) -> bytes:
-        """The bytes of a picture's file, read from its source.
-
-        Raises:
-            InputError: The index has no such item, or its file is gone or has changed.
-        """
+        """The bytes of a picture's file, read from its source."""
         from cloob.search.scan.open import Pictures  # pyarrow
 
         items = self.items([id])
@@ -259,11 +224,7 @@ class Index:
             raise InputError(f"{items[0].path}: {bad.reason} ({bad.detail})") from None
 
     def thumbnail(self, id: int, size: int = 256) -> bytes:
-        """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata.
-
-        Raises:
-            InputError: The size is out of range, or the picture is gone, has changed, or does not decode.
-        """
+        """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata."""
         from cloob.pictures import Unreadable  # Pillow
         from cloob.pictures.thumbnails import thumbnail  # Pillow
 
@@ -276,10 +237,10 @@ class Index:
 
     def search(
         self,
-        query: Query | str | Path | Image | Vector,
+        query: AnyQuery,
         *,
         top: int = 20,
-        where: str | Filter | None = None,
+        where: Where = None,
         model: str | IndexedModel | None = None,
         cutoff: Cutoff = "auto",
         row: Vector | None = None,
@@ -290,146 +251,91 @@ class Index:
             query: Words as they stand, the path of a picture (``Path``), an opened picture, a
                 :class:`cloob.search.query.Query` of several with weights, or a (D,) row.
             top: How many at most.
-            where: A filter over the metadata, see :mod:`cloob.search.where`.
-            model: The model or its name; None: the default one.
+            where: See above.
+            model: See above.
             cutoff: Hits with a margin below it are left out (:mod:`cloob.search.background`); ``"auto"``: the default
                 of the query's kind; None: no cutoff.
             row: The query's unit row (D,) if it is known: then nothing of the query is embedded.
-
-        Raises:
-            InputError: The query, the filter, the model or a number is wrong; one line.
         """
-        return find.search(self, query, top=top, where=where, model=model, cutoff=cutoff, row=row)
+        return find.search(self, query, top, find.read_filter(self, where), self.model(model), cutoff, row)
 
-    def similar(
-        self, id: int, *, top: int = 20, where: str | Filter | None = None, model: str | None = None
-    ) -> Results:
+    def similar(self, id: int, *, top: int = 20, where: Where = None, model: str | None = None) -> Results:
         """The pictures nearest to one of the index, without itself and without a cutoff; loads no model."""
-        query = Query((Term(id, "item"),))
-        return find.search(self, query, top=top, where=where, model=model, cutoff=None)
+        return self.search(Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None)
 
     def duplicates(
         self,
         threshold: float = find.DUPLICATE,
         *,
         exact: bool = False,
-        where: str | Filter | None = None,
+        where: Where = None,
         model: str | None = None,
     ) -> list[tuple[Hit, ...]]:
-        """Groups of pictures that look alike, the largest first.
+        """Groups of pictures that look alike, the largest first; a score is the cosine with the first of the group.
 
-        Each two of a group have at least this cosine, or equal bytes. The best comes first: most pixels, then most
-        bytes, then the oldest date. A picture is in one group at most, and a file once, whatever links lead to it.
-
-        Args:
-            threshold: A cosine above 0, at most 1.
-            exact: Groups of equal bytes alone; vectors are not compared.
-            where: Only among these pictures.
-            model: The model or its name; None: the default one.
-
-        Returns:
-            Hits whose score is the cosine with the first of the group.
-
-        Raises:
-            InputError: The filter, the model or the threshold is wrong.
+        Each two of a group have at least the cosine ``threshold``, or equal bytes; with ``exact`` equal bytes alone
+        count. The best comes first: most pixels, then most bytes, then the oldest date. A picture is in one group at
+        most, and a file once, whatever links lead to it.
         """
-        return find.duplicates(self, threshold, where, model, exact=exact)
+        return find.duplicates(self, threshold, find.read_filter(self, where), model, exact=exact)
 
     def classify(
         self,
         labels: Sequence[str],
         options: LabelOptions | None = None,
         *,
-        where: str | Filter | None = None,
+        where: Where = None,
         model: str | None = None,
     ) -> Labels:
-        """Zero-shot labels of all pictures that match, see :mod:`cloob.search.classify`.
-
-        Raises:
-            InputError: Labels, options, filter or model are wrong, or no picture matches.
-        """
+        """Zero-shot labels of all pictures that match, see :mod:`cloob.search.classify`."""
         from cloob.search.classify import label_index  # torch
 
-        return label_index(self, labels, options, where=where, model=model)
+        return label_index(self, labels, options, find.read_filter(self, where), self.model(model))
 
     def explain(
         self,
-        query: Query | str | Path | Image | Vector,
+        query: AnyQuery,
         *,
         beta: float | None = None,
         top: int = 20,
-        where: str | Filter | None = None,
+        where: Where = None,
         model: str | IndexedModel | None = None,
         row: Vector | None = None,
     ) -> Retrieved:
         """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.explain`.
 
-        Args:
-            query: As for :meth:`search`.
-            beta: β; None: the model's own, else 8.
-            top: How many of the associated and of the nearest pictures to name.
-            where: Which pictures are the memory.
-            model: The model or its name; None: the default one.
-            row: As for :meth:`search`.
-
-        Raises:
-            InputError: As :meth:`search`; β is not positive; or no picture matches.
+        ``beta`` is β; None: the model's own, else 8. ``query`` and ``row`` are as for :meth:`search`.
         """
         from cloob.search.explain import explain  # torch
 
-        return explain(self, query, beta=beta, top=top, where=where, model=model, row=row)
+        return explain(self, query, beta, top, find.read_filter(self, where), self.model(model), row)
 
     def map(
-        self,
-        sample: int | None = None,
-        method: Method = "pca",
-        *,
-        where: str | Filter | None = None,
-        model: str | None = None,
+        self, sample: int | None = None, method: Method = "pca", *, where: Where = None, model: str | None = None
     ) -> tuple[Ids, Vectors]:
-        """Ids of a sample of the pictures, and their (n, 2) places in [0, 1].
+        """Ids of a sample of the pictures (None: of 5,000), and their (n, 2) places in [0, 1].
 
-        Args:
-            sample: How many at most; None: 5,000.
-            method: ``"pca"``: the two directions of largest variance. ``"tsne"``: neighbours stay neighbours, distances
-                between groups mean nothing.
-            where: Only of these pictures.
-            model: The model or its name; None: the default one.
-
-        Raises:
-            InputError: The filter, the model, the number or the method is wrong.
+        ``"pca"``: the two directions of largest variance. ``"tsne"``: neighbours stay neighbours, distances between
+        groups mean nothing.
         """
         from cloob.search.plane import map_of  # scikit-learn
 
-        return map_of(self, sample, method, where, model)
+        return map_of(self.store, sample, method, find.read_filter(self, where), self.model(model))
 
     def merge(self, other: Index) -> Merged:
-        """Adds what another index has: items, and vectors of other models.
-
-        Raises:
-            InputError: A name stands for other weights there than here, or a source lies in one of the other index.
-        """
+        """Adds what another index has: items, and vectors of other models."""
         from cloob.search.merge import merge  # torch
 
         return merge(self.store, other.store)
 
-    def export(self, path: str | Path, *, model: str | None = None, where: Filter | None = None) -> int:
+    def export(self, path: str | Path, *, model: str | None = None, where: Where = None) -> int:
         """Writes a Parquet table: path, caption, what else is known, vector, and a place (x, y) on a map.
 
-        Args:
-            path: The file.
-            model: Whose vectors; None: the default one's.
-            where: Only items that match.
-
-        Returns:
-            The number of rows.
-
-        Raises:
-            InputError: The file cannot be written, or there is nothing to write.
+        Returns the number of rows.
         """
         from cloob.search.export import export  # pyarrow
 
-        return export(self.store, self.model(model), Path(path), where)
+        return export(self.store, self.model(model), Path(path), find.read_filter(self, where))
 
     def update(
         self,
@@ -446,10 +352,6 @@ class Index:
             sources: Folders of pictures, tables, shards, data sets; none: all that the index knows.
             options: Which model, and how; None: the index's only model.
             progress: Called with the number of pictures opened so far, and in all.
-
-        Raises:
-            InputError: A source that does not exist or lies in another one, or a model that cannot be loaded.
-            ModelChanged: The model has other weights than those of the index's vectors.
         """
         from cloob.search.update import update  # torch
 

@@ -76,33 +76,20 @@ class Summary:
 
 @dataclass(frozen=True)
 class Work:
-    """A picture that has to be opened.
-
-    Attributes:
-        found: Where it is.
-        state: What the index knows of the file; None for a new one.
-        collection: Its source.
-    """
+    """A picture that has to be opened."""
 
     found: Found
-    state: FileState | None
+    state: FileState | None  # what the index knows of the file
     collection: Collection
 
 
 @dataclass
 class Plan:
-    """What one source needs.
-
-    Attributes:
-        collection: The source.
-        work: Pictures to open.
-        gone: Known files that the source does not have any more.
-        summary: What is known without opening a file.
-    """
+    """What one source needs, and what is known without opening a file."""
 
     collection: Collection
     work: list[Work]
-    gone: list[FileState]
+    gone: list[FileState]  # known files that the source does not have any more
     summary: Summary
 
 

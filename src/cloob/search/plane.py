@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError, require
-from cloob.search.find import read_filter
-from cloob.search.store import Ids, Vectors
+from cloob.search.records import IndexedModel
+from cloob.search.store import Ids, Store, Vectors
 from cloob.search.where import Filter
-
-if TYPE_CHECKING:
-    from cloob.search.index import Index
 
 Method = Literal["pca", "tsne"]
 
@@ -26,12 +23,11 @@ _PERPLEXITY = 30.0
 
 
 def map_of(
-    index: Index, most: int | None, method: Method, where: str | Filter | None, model: str | None
+    store: Store, most: int | None, method: Method, condition: Filter | None, model: IndexedModel
 ) -> tuple[Ids, Vectors]:
     """See :meth:`cloob.search.index.Index.map`."""
-    asked = index.model(model)
-    ids = sample(index.store.ids(read_filter(index, where)), SAMPLE if most is None else most)
-    rows = index.store.vectors(asked.name, ids.tolist())
+    ids = sample(store.ids(condition), SAMPLE if most is None else most)
+    rows = store.vectors(model.name, ids.tolist())
     known = np.isfinite(rows).all(1)
     return ids[known], layout(rows[known], method)
 
@@ -44,16 +40,7 @@ def sample(ids: Ids, most: int) -> Ids:
 
 
 def layout(rows: Vectors, method: Method) -> Vectors:
-    """Places of pictures on a map: (n, 2) in [0, 1], each axis from end to end; 0.5 where nothing differs.
-
-    Args:
-        rows: (n, D) unit rows.
-        method: ``"pca"``: the two directions of largest variance. ``"tsne"``: neighbours stay neighbours, distances
-            between groups mean nothing.
-
-    Raises:
-        InputError: Another method.
-    """
+    """Places of (n, D) rows on a map: (n, 2) in [0, 1], each axis from end to end; 0.5 where nothing differs."""
     if method not in ("pca", "tsne"):
         raise InputError(f"a map by {method!r}; pca or tsne is wanted")
     if method == "pca" or len(rows) < 4:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Vector = npt.NDArray[np.float32]
 Kind = Literal["words", "picture", "address", "item", "image"]
+AnyQuery: TypeAlias = "Query | str | Path | Image | Vector"
 
 MAX_WORDS = 10_000
 """Characters of one term of words."""
@@ -75,12 +76,7 @@ class Query:
 
     @classmethod
     def parse(cls, words: Sequence[str]) -> Self:
-        """Reads terms as a person writes them on a command line; no address is opened.
-
-        Raises:
-            InputError: A term is empty, a weight is 0 or too large, a picture does not exist, or an address is neither
-                http nor https.
-        """
+        """Reads terms as a person writes them on a command line; no address is opened."""
         return cls(tuple(map(_read_term, words)))
 
     @classmethod
@@ -99,15 +95,11 @@ class Query:
 
 
 class Embedder(Protocol):
-    """Embeds words and pictures: a model of the index, or an ONNX folder without torch."""
+    """Words and upright pictures to (n, D) unit rows: a model of the index, or an ONNX folder without torch."""
 
-    def texts(self, texts: Sequence[str], /) -> Vector:
-        """(n, D) unit rows of n ≥ 1 texts."""
-        ...
+    def texts(self, texts: Sequence[str], /) -> Vector: ...  # noqa: D102
 
-    def pictures(self, images: Sequence[Image], /) -> Vector:
-        """(n, D) unit rows of n ≥ 1 upright pictures."""
-        ...
+    def pictures(self, images: Sequence[Image], /) -> Vector: ...  # noqa: D102
 
 
 class TorchEmbedder:
@@ -116,12 +108,10 @@ class TorchEmbedder:
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    def texts(self, texts: Sequence[str]) -> Vector:
-        """Embeds texts."""
+    def texts(self, texts: Sequence[str]) -> Vector:  # noqa: D102
         return self._rows(lambda: self._encoder.encode_text(list(texts)))
 
-    def pictures(self, images: Sequence[Image]) -> Vector:
-        """Embeds pictures."""
+    def pictures(self, images: Sequence[Image]) -> Vector:  # noqa: D102
         import torch
 
         pixels = torch.stack([self._encoder.preprocess(image) for image in images])
@@ -136,16 +126,7 @@ class TorchEmbedder:
 
 
 def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Callable[[int], Vector]) -> Vector:
-    """The unit row (D,) of a query.
-
-    Args:
-        query: The query.
-        embedder: Gives the model; called only if something has to be embedded.
-        row_of_item: Gives the unit row of a picture of the index.
-
-    Raises:
-        InputError: No terms, a picture that cannot be read or fetched, or terms that cancel each other.
-    """
+    """The unit row (D,) of a query; ``embedder`` is called only if something has to be embedded."""
     if not query.terms:
         raise InputError("an empty query; give words, a picture, or --like ID")
     terms = query.terms
@@ -161,11 +142,7 @@ def embed_query(query: Query, embedder: Callable[[], Embedder], row_of_item: Cal
 
 
 def weighted_row(weights: Sequence[float], rows: Sequence[Vector]) -> Vector:
-    """The unit row (D,) of a query from its terms' weights and rows.
-
-    Raises:
-        InputError: The rows are not finite, or the terms cancel each other.
-    """
+    """The unit row (D,) of a query from its terms' weights and rows."""
     total = np.sum([weight * row.astype(np.float64) for weight, row in zip(weights, rows, strict=True)], axis=0)
     length = float(np.linalg.norm(total))
     if not np.isfinite(length):

@@ -18,18 +18,7 @@ _SIDE = 256  # pixels of a thumbnail
 def write_sheet(
     path: Path, title: str, remark: str, hits: Iterable[Hit], picture: Callable[[Item], bytes | None]
 ) -> None:
-    """Writes a contact sheet, complete or not at all.
-
-    Args:
-        path: The file.
-        title: The query.
-        remark: One line under it.
-        hits: The results, best first.
-        picture: Reads a picture's file; None where it is not readable any more.
-
-    Raises:
-        InputError: ``path`` cannot be written.
-    """
+    """Writes a contact sheet, complete or not at all; ``picture`` gives None if a file is not readable any more."""
     environment = require("jinja2", "train").Environment(autoescape=True, trim_blocks=True)
     template = environment.from_string(Path(__file__).with_name("sheet.html.j2").read_text(encoding="utf-8"))
     cards = [_card(hit, picture(hit.item)) for hit in hits]

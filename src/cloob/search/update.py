@@ -17,11 +17,11 @@ from cloob import distributed
 from cloob.data.shards.paths import is_pattern
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
-from cloob.machine import decoders
+from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoding import Encoder, evaluating
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.apply import Embedding, apply_work, remove_gone
+from cloob.search.apply import Embedding, Writer, remove_gone
 from cloob.search.identity import Making, Precision, changed, weights_of
 from cloob.search.identity import ModelChanged as ModelChanged
 from cloob.search.named import absolute, load_named, remember_model
@@ -83,16 +83,18 @@ def update(
         for each in collections if first and options.scan.exclude else ():
             store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
         start = time.monotonic()
+        work = [each for plan in plans for each in plan.work if _is_mine(each)]
+        if work and model.making.precision == "bf16" and device.type == "cpu":
+            warn_of_emulated_bfloat16()
         embedding = Embedding(store, model.name, model.encoder, model.making, options.max_megapixels)
-        done = apply_work(
-            store,
-            [work for plan in plans for work in plan.work if _is_mine(work)],
-            model.name,
-            embedding,
-            batch_size=options.batch_size,
-            workers=options.workers,
-            progress=progress,
-        )
+        writer = Writer(store, model.name, embedding, options.batch_size)
+        ahead = 2 * options.batch_size
+        for count, prepared in enumerate(in_threads(embedding.prepare, work, options.workers, ahead), 1):
+            writer.add(prepared)
+            if progress is not None:
+                progress(count, len(work))
+        writer.flush()
+        done = writer.summary
         _wait()  # nothing goes before all have copied its vectors
         if first:
             for plan in plans:
