@@ -55,23 +55,14 @@ class Temperature:
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of some pictures.
+    """Labels of some pictures."""
 
-    Attributes:
-        names: C labels.
-        ids: (n,) of the pictures.
-        probabilities: (n, C) float32; rows add up to 1.
-        margins: (n, C) float32; None if they were not asked for.
-        chosen: The labels of each picture by place in ``names``, best first; none where none fits.
-        temperature: Of the softmax; None for a head, which was fitted at its own.
-    """
-
-    names: tuple[str, ...]
-    ids: Ids
-    probabilities: Vectors
-    margins: Vectors | None
-    chosen: tuple[tuple[int, ...], ...]
-    temperature: Temperature | None = None
+    names: tuple[str, ...]  # C labels
+    ids: Ids  # (n,)
+    probabilities: Vectors  # (n, C); rows add up to 1
+    margins: Vectors | None  # (n, C); None if they were not asked for
+    chosen: tuple[tuple[int, ...], ...]  # places in ``names`` for each picture, best first; none where none fits
+    temperature: Temperature | None = None  # None for a head, which was fitted at its own
 
     def counts(self) -> dict[str, int]:
         """How many pictures each label has, ``NONE`` last if it has some."""
@@ -84,21 +75,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class LabelOptions:
-    """How labels are given.
+    """How labels are given."""
 
-    Attributes:
-        templates: Prompts with ``{c}`` in the place of the label.
-        multi: Each label that fits, any number; else the best one.
-        none: The best label may not fit either.
-        cutoff: The margin from which a label fits.
-        inv_tau: τ⁻¹ in the place of the model's.
-    """
-
-    templates: tuple[str, ...] = TEMPLATES
-    multi: bool = False
-    none: bool = False
-    cutoff: float = LABEL_CUTOFF
-    inv_tau: float | None = None
+    templates: tuple[str, ...] = TEMPLATES  # prompts with {c} in the place of the label
+    multi: bool = False  # each label that fits, any number; else the best one
+    none: bool = False  # the best label may not fit either
+    cutoff: float = LABEL_CUTOFF  # margin from which a label fits
+    inv_tau: float | None = None  # τ⁻¹ in the place of the model's
 
 
 def check_labels(names: Sequence[str], options: LabelOptions) -> tuple[str, ...]:

@@ -33,41 +33,24 @@ MEMORY = 100_000
 
 @dataclass(frozen=True)
 class Associated:
-    """A picture that takes part in what is retrieved.
-
-    Attributes:
-        item: The picture.
-        weight: Its softmax weight, in [0, 1]; over the whole memory they add up to 1.
-        score: Its cosine with the query.
-    """
+    """A picture that takes part in what is retrieved."""
 
     item: Item
-    weight: float
-    score: float
+    weight: float  # of the softmax; over the memory they add up to 1
+    score: float  # cosine with the query
 
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What a query retrieves.
-
-    Attributes:
-        beta: β.
-        memory: M, the pictures that were the stored patterns.
-        collection: Pictures that match; more than ``memory`` if only the nearest were taken.
-        pictures: The associated pictures of largest weight, largest first.
-        effective: How many pictures take part: e to the entropy of the weights, in [1, M].
-        agreement: Cosine of the query with what it retrieves.
-        nearest: The pictures nearest to what was retrieved.
-        model: The name of the model.
-    """
+    """What a query retrieves."""
 
     beta: float
-    memory: int
-    collection: int
-    pictures: tuple[Associated, ...]
-    effective: float
-    agreement: float
-    nearest: tuple[Hit, ...]
+    memory: int  # M, the number of stored patterns
+    collection: int  # pictures that match; more than M if only the nearest were taken
+    pictures: tuple[Associated, ...]  # those of largest weight, largest first
+    effective: float  # how many pictures take part: e to the entropy of the weights, in [1, M]
+    agreement: float  # cosine of the query with what it retrieves
+    nearest: tuple[Hit, ...]  # to what was retrieved
     model: str
 
 

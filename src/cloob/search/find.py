@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -58,13 +57,13 @@ def search(
         others = unrelated_rows(index, query, asked)
         least = background.default_cutoff(query) if cutoff == "auto" else cutoff
     looked = top if others is None or least is None else max(top, LOOKED_AT)
-    with _not_replaced(index, asked):
-        near = index.store.nearest(asked.name, row[None], looked + len(own), condition)
-        places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:looked]
-        ids, scores = near.ids[0][places], near.scores[0][places]
-        margins: list[float | None] = [None] * len(ids)
-        if others is not None and len(ids):
-            margins = background.margins(scores, index.store.vectors(asked.name, ids.tolist()), others).tolist()
+    near = index.store.nearest(asked.name, row[None], looked + len(own), condition)
+    places = [place for place, id_ in enumerate(near.ids[0].tolist()) if id_ > 0 and id_ not in own][:looked]
+    ids, scores = near.ids[0][places], near.scores[0][places]
+    margins: list[float | None] = [None] * len(ids)
+    if others is not None and len(ids):
+        margins = background.margins(scores, index.store.vectors(asked.name, ids.tolist()), others).tolist()
+    index.model(asked)  # the store looks vectors up by name: none of these are of other weights
     kept = [place for place, margin in enumerate(margins) if least is None or margin is None or margin >= least]
     cut = min(top, len(ids)) - sum(place < top for place in kept)
     items = {item.id: item for item in index.store.items(ids[kept[:top]].tolist())}
@@ -74,15 +73,6 @@ def search(
         if int(ids[place]) in items  # others were removed meanwhile
     ]
     return Results(tuple(hits), near.searched, cut, asked.name)
-
-
-@contextlib.contextmanager
-def _not_replaced(index: Index, asked: IndexedModel) -> Iterator[None]:
-    """Raises InputError if other weights got the model's name meanwhile: the store looks vectors up by name."""
-    try:
-        yield
-    finally:
-        index.model(asked)
 
 
 def read_filter(index: Index, where: Where) -> Filter | None:
@@ -183,9 +173,8 @@ def duplicates(
     alike = [[(place, 1.0)] for place in range(len(classes))]
     if not exact:
         asked = index.model(model)
-        with _not_replaced(index, asked):
-            vectors = index.store.vectors(asked.name, [ids[0] for ids in classes])
-        alike = _look_alikes(vectors, threshold)
+        alike = _look_alikes(index.store.vectors(asked.name, [ids[0] for ids in classes]), threshold)
+        index.model(asked)  # as in `search`
     scores = [{id_: score for place, score in group for id_ in classes[place]} for group in alike]
     scores = [group for group in scores if len(group) > 1]
     items = {item.id: item for item in index.store.items([id_ for group in scores for id_ in group])}

@@ -22,10 +22,10 @@ from cloob.search.store import Ids, Store, Vectors
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.models.encoding import Encoder
+    from cloob.search.build import Summary
     from cloob.search.classify import LabelOptions, Labels
     from cloob.search.explain import Retrieved
     from cloob.search.merge import Merged
-    from cloob.search.plan import Summary
     from cloob.search.plane import Method
     from cloob.search.scan.open import Pictures
     from cloob.search.update import UpdateOptions

@@ -1,13 +1,4 @@
-"""Queries: words, pictures, addresses and pictures of the index, with weights.
-
-A query is a weighted sum of unit rows, made a unit row again. On a command line each word is a term:
-
-- ``beach`` adds it, ``+0.5:beach`` adds half of it, ``-people`` and ``-0.3:people`` subtract. Terms to subtract come
-  after ``--``: ``"beach" +0.5:photo.jpg -- -people``.
-- A term that ends as picture files do (``.jpg`` …) or begins with ``/``, ``./``, ``../`` or ``~/`` is a picture, one
-  that begins with ``http://`` or ``https://`` the address of a picture, everything else is words. ``words:`` before a
-  term makes it words.
-"""
+"""Queries: a weighted sum of words, pictures, addresses and pictures of the index; docs/find.md has the notation."""
 
 from __future__ import annotations
 
@@ -49,17 +40,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a query.
-
-    Attributes:
-        what: Words, a picture's path or address, the id of a picture of the index, or an opened picture.
-        kind: Which of them.
-        weight: Not 0; negative subtracts.
-    """
+    """One part of a query: words, a picture's path or address, the id of one of the index, or an opened picture."""
 
     what: str | Path | int | Image
     kind: Kind
-    weight: float = 1.0
+    weight: float = 1.0  # not 0; negative subtracts
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What ``Index.update`` does: which sources, which model, which rank; ``plan`` compares, ``apply`` does the work."""
+"""What ``Index.update`` does: which sources, which model, which rank; the work itself is in ``build``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoding import Encoder, evaluating
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.apply import Embedding, Writer, remove_gone
+from cloob.search.build import Embedding, Plan, Summary, Work, Writer, make_plan, remove_gone
 from cloob.search.identity import Making, Precision, changed, weights_of
 from cloob.search.identity import ModelChanged as ModelChanged
 from cloob.search.named import absolute, load_named, remember_model
-from cloob.search.plan import Plan, Summary, Work, make_plan
 from cloob.search.records import IndexedModel
 from cloob.search.scan.addresses import remember
 from cloob.search.scan.collection import Collection, Gone

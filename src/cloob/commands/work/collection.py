@@ -10,10 +10,10 @@ from pathlib import Path
 
 from cloob.errors import printable
 from cloob.models.encoding import Encoder
+from cloob.search.build import Summary
 from cloob.search.identity import Making
 from cloob.search.index import Index
 from cloob.search.open import is_there
-from cloob.search.plan import Summary
 from cloob.search.scan.collection import EXAMPLES
 from cloob.search.update import UpdateOptions
 

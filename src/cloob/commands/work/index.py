@@ -19,10 +19,10 @@ from cloob.commands.steps import say_next, shell
 from cloob.commands.work.collection import say_left_out
 from cloob.distributed import rank
 from cloob.errors import InputError, message, printable, require
+from cloob.search.build import Summary
 from cloob.search.export import is_export
 from cloob.search.index import Index
 from cloob.search.open import is_database, is_there
-from cloob.search.plan import Summary
 from cloob.search.scan.collection import EXAMPLES
 from cloob.search.scan.open import ScanOptions
 from cloob.search.sqlite.file import not_writable
