@@ -47,8 +47,8 @@ class FakeEncoder(nn.Module):
         return normalize(torch.stack(rows), dim=1)
 
 
-def options(encoder: FakeEncoder, **how: int | float | bool | None) -> UpdateOptions:
-    return UpdateOptions(model=encoder, **{"workers": 0, "batch_size": 4} | how)  # type: ignore[arg-type]
+def options(encoder: FakeEncoder, **how: Any) -> UpdateOptions:
+    return UpdateOptions(**{"model": encoder, "workers": 0, "batch_size": 4} | how)
 
 
 def noise(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:

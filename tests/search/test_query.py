@@ -20,13 +20,9 @@ from support import picture, served, serving
     ("word", "term"),
     [
         ("beach", Term("beach", "words")),
-        ("a red bird", Term("a red bird", "words")),
-        ("+beach", Term("beach", "words")),
-        ("-people", Term("people", "words", -1.0)),
         ("+0.5:beach", Term("beach", "words", 0.5)),
         ("-.25:beach", Term("beach", "words", -0.25)),
         ("16:9 film", Term("16:9 film", "words")),
-        ("https://example.org/a", Term("https://example.org/a", "address")),
         ("+2:HTTP://example.org/a.jpg", Term("HTTP://example.org/a.jpg", "address", 2.0)),
         ("words:photo.jpg", Term("photo.jpg", "words")),
         ("-words:-people", Term("-people", "words", -1.0)),

@@ -92,9 +92,7 @@ def test_a_head_is_judged_on_what_it_has_not_seen() -> None:
 
 
 def test_a_head_is_kept_as_numbers(tmp_path: Path) -> None:
-    rows, labels = clouds(3)
-    head = heads.fit_head(rows, labels, ("a", "b", "c"), "f")
-    path = tmp_path / "heads" / "x.safetensors"
+    head, path = heads.fit_head(*clouds(3), ("a", "b", "c"), "f"), tmp_path / "heads" / "x.safetensors"
     heads.save_head(path, head)
     read = heads.load_head(path, "f", 8)
     np.testing.assert_array_equal(read.weight, head.weight)
@@ -109,20 +107,8 @@ def test_a_head_is_kept_as_numbers(tmp_path: Path) -> None:
             heads.load_head(path, "f", 8)
 
 
-def test_examples_in_folders_make_a_head_for_an_index(coloured: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "examples"
-    flat = write_pictures(tmp_path / "flat")
-    for name in ("red", "blue", "black"):
-        (folder / name / "more").mkdir(parents=True)
-        for number, path in enumerate(sorted(flat.glob(f"{name}-*.png"))):
-            path.rename(folder / name / ("more" if number % 2 else ".") / path.name)
-    with open_index(make_index(tmp_path / "few", folder)) as examples, open_index(coloured) as index:
-        head, zero_shot = heads.head_of(examples, folder)
-        assert head.names == ("black", "blue", "red") and head.judged.accuracy == zero_shot == 1.0
-        labels = heads.label_by_head(index, head, where="name like 'red%' or name like 'blue%'")
-        assert [head.names[chosen[0]] for chosen in labels.chosen] == stems(index, labels.ids)
-        assert set(stems(index, labels.ids)) == {"red", "blue"}
-    (folder / "loose.png").write_bytes((folder / "red" / "red-0.png").read_bytes() + b" ")
-    loose = pytest.raises(InputError, match=r"loose\.png: lies in no folder of a label")
-    with open_index(make_index(tmp_path / "again", folder)) as examples, loose:
+def test_an_example_lies_in_a_folder_of_its_label(tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "examples", n=1)
+    loose = pytest.raises(InputError, match=r"black-0\.png: lies in no folder of a label")
+    with open_index(make_index(tmp_path / "index", folder)) as examples, loose:
         heads.head_of(examples, folder)

@@ -18,7 +18,7 @@ from cloob.data.shards.paths import is_pattern
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
 from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
-from cloob.models.encoding import Encoder, evaluating
+from cloob.models.encoding import Encoder
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
 from cloob.search.build import Embedding, Plan, Summary, Work, Writer, make_plan, remove_gone
@@ -188,12 +188,7 @@ class _Model:
         return Making(precision or making.precision, making.draft if draft is None else draft)
 
     def add(self, collections: Sequence[Collection]) -> None:
-        """Loads a model that was named or is to be replaced, compares it with those of the index, and adds it.
-
-        Raises:
-            InputError: It cannot be loaded, or vectors would go of a source that is not there to make them anew.
-            ModelChanged: The index has vectors of another one of this name, which may not go.
-        """
+        """Loads a model that was named or is to be replaced, compares it with those of the index, and adds it."""
         options, known = self._options, self._store.models()
         if options.model is None and not options.replace_model:
             return
@@ -206,7 +201,8 @@ class _Model:
         if options.model is not None:
             goes_on = of_these and not options.replace_model
             self.making = self._chosen(Making.of(of_these[0].fingerprint) if goes_on else Making())
-        new = IndexedModel(self.name, self.spec, self.making.mark(weights), _width(self._encoder))
+        width = getattr(self._encoder, "embed_dim", None) or self._encoder.encode_text(["a"]).shape[1]
+        new = IndexedModel(self.name, self.spec, self.making.mark(weights), width)
         same = next((model for model in known if model.fingerprint == new.fingerprint), None)
         if same is not None and same.name != self.name:
             if options.name is not None:
@@ -215,9 +211,8 @@ class _Model:
         old = next((model for model in known if model.name == self.name and model.fingerprint != new.fingerprint), None)
         if old is not None and not options.replace_model:
             raise changed(old, self._store.address)
-        for each in collections if old is not None else ():
-            refused = _plan(self._store, each, self.name, options).summary.refused
-            if refused:
+        for each in collections if old is not None else ():  # which have to be there to make the vectors anew
+            if refused := _plan(self._store, each, self.name, options).summary.refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
         self.is_new = same is None
         _wait()  # all have compared
@@ -248,14 +243,6 @@ def default_name(spec: str) -> str:
     if spec.startswith(("hf-hub:", "local-dir:")):
         spec = spec.partition(":")[2]
     return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
-
-
-def _width(encoder: Encoder) -> int:
-    width = getattr(encoder, "embed_dim", None)
-    if not isinstance(width, int):
-        with evaluating(encoder):
-            width = encoder.encode_text(["a"]).shape[1]
-    return width
 
 
 def _is_mine(work: Work) -> bool:
