@@ -190,23 +190,31 @@ class Prepared:
         return state is None or state.id is None or state.content != self.content
 
 
-class Embedding:
-    """Reads and decodes pictures, in several threads, and embeds them.
+class Builder:
+    """Reads, embeds and writes pictures. Each batch is a transaction: the next update goes on after the last one.
 
     On a CPU the decoding threads rest while the model runs: both have a thread for each processor, and those of a
     matrix product wait for each other, so that one picture beside it holds up all of them.
     """
 
     def __init__(
-        self, store: Store, model: str, encoder: Callable[[], Encoder], making: Making, max_megapixels: float | None
+        self,
+        store: Store,
+        model: str,
+        encoder: Callable[[], Encoder],
+        making: Making,
+        batch_size: int,
+        max_megapixels: float | None,
     ) -> None:
+        self.summary = Summary()
         self._store, self._model, self._encoder, self._making = store, model, encoder, making
-        self._max_megapixels = max_megapixels
+        self._batch_size, self._max_megapixels = batch_size, max_megapixels
+        self._waiting: list[Prepared] = []
         self._may_decode = threading.Event()
         self._may_decode.set()
 
     def prepare(self, work: Work, *, decode: bool = False) -> Prepared:
-        """Opens one picture; decodes it only if its vector is not known, unless ``decode``."""
+        """Opens one picture, in any thread; decodes it only if its vector is not known, unless ``decode``."""
         self._may_decode.wait()
         try:
             data = work.collection.read(work.found)
@@ -227,33 +235,6 @@ class Embedding:
             return Prepared(work, None, fault=fault, transient=isinstance(bad, ReadFailed))
         except Unreadable as bad:
             return Prepared(work, None, fault=f"{bad.reason} ({bad.detail})")
-
-    def _is_known(self, content: str) -> bool:
-        ids = self._store.find([content]).get(content, [])
-        return bool(ids) and bool(np.isfinite(self._store.vectors(self._model, ids)).all(1).any())
-
-    def rows(self, pixels: Sequence[Tensor]) -> Vectors:
-        """Embeds n pictures: (n, D)."""
-        encoder = self._encoder()
-        device = torch.device(getattr(encoder, "device", "cpu"))
-        bf16 = self._making.precision == "bf16"
-        if device.type == "cpu":
-            self._may_decode.clear()
-        try:
-            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
-        finally:
-            self._may_decode.set()
-        return rows
-
-
-class Writer:
-    """Collects prepared pictures and writes them. Each batch is a transaction: the next update goes on after it."""
-
-    def __init__(self, store: Store, model: str, embedding: Embedding, batch_size: int) -> None:
-        self.summary = Summary()
-        self._store, self._model, self._embedding, self._batch_size = store, model, embedding, batch_size
-        self._waiting: list[Prepared] = []
 
     def add(self, prepared: Prepared) -> None:
         """Keeps a picture for the next batch."""
@@ -276,7 +257,7 @@ class Writer:
         new = {each.content: each.pixels for each in batch if each.pixels is not None and each.content not in own}
         for start in range(0, len(new), self._batch_size):
             contents = list(new)[start : start + self._batch_size]
-            own |= zip(contents, self._embedding.rows([new[content] for content in contents]), strict=True)
+            own |= zip(contents, self._embed([new[content] for content in contents]), strict=True)
         self.summary.embedded += len(new)
         good = [each for each in batch if each.item is not None and np.isfinite(own[each.content]).all()]
         arrived = [each for each in good if each.is_new]
@@ -285,11 +266,15 @@ class Writer:
         for model, rows in copies.items():
             self._write(model, [each for each in arrived if each.content in rows], rows)
         self._write(self._model, good, own)  # last: a file that has this vector is done
-        for each in good:
-            self._count(each)
         for each in batch:
-            if each.item is None or not np.isfinite(own[each.content]).all():
+            if each.item is not None and np.isfinite(own[each.content]).all():
+                self._count(each)
+            else:
                 self._write_fault(each)
+
+    def _is_known(self, content: str) -> bool:
+        ids = self._store.find([content]).get(content, [])
+        return bool(ids) and bool(np.isfinite(self._store.vectors(self._model, ids)).all(1).any())
 
     def _known_rows(self, model: str, some: Sequence[Prepared]) -> dict[str, Vectors]:
         """By content the vectors of a model that the index has."""
@@ -302,7 +287,20 @@ class Writer:
         """A picture whose vector was known, and is not any more, again with its pixels."""
         if prepared.item is None or prepared.pixels is not None or prepared.content in known:
             return prepared
-        return self._embedding.prepare(prepared.work, decode=True)
+        return self.prepare(prepared.work, decode=True)
+
+    def _embed(self, pixels: Sequence[Tensor]) -> Vectors:
+        encoder = self._encoder()
+        device = torch.device(getattr(encoder, "device", "cpu"))
+        bf16 = self._making.precision == "bf16"
+        if device.type == "cpu":
+            self._may_decode.clear()
+        try:
+            with evaluating(encoder), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                rows: Vectors = encoder.encode_image(torch.stack(list(pixels)).to(device)).float().cpu().numpy()
+        finally:
+            self._may_decode.set()
+        return rows
 
     def _write(self, model: str, some: Sequence[Prepared], rows: dict[str, Vectors]) -> None:
         if some:

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from cloob.errors import InputError
-from cloob.models.encoding import Encoder, evaluating
 from cloob.search.background import check_cutoff, margins
 from cloob.search.find import rows_in_blocks, text_rows, why_none
 from cloob.search.records import IndexedModel
@@ -26,6 +25,7 @@ from cloob.search.store import Ids, Vectors
 from cloob.search.where import Filter
 
 if TYPE_CHECKING:
+    from cloob.models.encoding import Encoder
     from cloob.search.index import Index
 
 TEMPLATES = ("a photo of a {c}.", "{c}")
@@ -142,6 +142,8 @@ def matching_rows(
 
 def label_rows(encoder: Encoder, names: Sequence[str], templates: Sequence[str]) -> Vectors:
     """(C, D) unit rows of labels, each the ensemble of its prompts."""
+    from cloob.models.encoding import evaluating  # torch: labels are checked without it
+
     prompts = [template.replace("{c}", name) for name in names for template in templates]
     with evaluating(encoder):
         rows = encoder.encode_text(prompts).float().cpu().numpy()

@@ -21,7 +21,7 @@ from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
 from cloob.models.encoding import Encoder
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build import Embedding, Plan, Summary, Work, Writer, make_plan, remove_gone
+from cloob.search.build import Builder, Plan, Summary, Work, make_plan, remove_gone
 from cloob.search.identity import Making, Precision, changed, weights_of
 from cloob.search.identity import ModelChanged as ModelChanged
 from cloob.search.named import absolute, load_named, remember_model
@@ -85,15 +85,14 @@ def update(
         work = [each for plan in plans for each in plan.work if _is_mine(each)]
         if work and model.making.precision == "bf16" and device.type == "cpu":
             warn_of_emulated_bfloat16()
-        embedding = Embedding(store, model.name, model.encoder, model.making, options.max_megapixels)
-        writer = Writer(store, model.name, embedding, options.batch_size)
-        ahead = 2 * options.batch_size
-        for count, prepared in enumerate(in_threads(embedding.prepare, work, options.workers, ahead), 1):
-            writer.add(prepared)
+        size = options.batch_size
+        builder = Builder(store, model.name, model.encoder, model.making, size, options.max_megapixels)
+        for count, prepared in enumerate(in_threads(builder.prepare, work, options.workers, 2 * size), 1):
+            builder.add(prepared)
             if progress is not None:
                 progress(count, len(work))
-        writer.flush()
-        done = writer.summary
+        builder.flush()
+        done = builder.summary
         _wait()  # nothing goes before all have copied its vectors
         if first:
             for plan in plans:
