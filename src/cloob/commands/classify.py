@@ -18,10 +18,10 @@ from cloob.errors import InputError, printable
 
 if TYPE_CHECKING:
     from cloob.models.encoding import Encoder
+    from cloob.search.classify import LabelOptions, Labels
+    from cloob.search.head import Head
     from cloob.search.index import Index
     from cloob.search.records import Item
-    from cloob.search.sort.classify import LabelOptions, Labels
-    from cloob.search.sort.fewshot import Head
 
 _PAGE = 4096
 
@@ -87,8 +87,7 @@ def check(options: Options) -> None:
 
 def run(options: Options) -> int:
     """Sorts; 1 where a picture could not be read or moved."""
-    from cloob.search.sort.fewshot import is_head
-    from cloob.search.sort.label import label_by_head, label_index
+    from cloob.search.head import is_head, label_by_head
 
     how, head = _label_options(options), options.head
     if head is not None and options.examples is not None and head.exists() and not is_head(head):
@@ -96,7 +95,7 @@ def run(options: Options) -> int:
     with opened(options.source, options.model, options.device, options.workers) as (index, unread):
         if options.labels is not None:
             index.encoder(device=options.device)
-            labels = label_index(index, _labels(options.labels, how), how, where=options.where)
+            labels = index.classify(_labels(options.labels, how), how, where=options.where)
         else:
             labels = label_by_head(index, _head(options, index), where=options.where)
         _print(index, labels, options)
@@ -111,7 +110,7 @@ def run(options: Options) -> int:
 
 
 def _label_options(options: Options) -> LabelOptions:
-    from cloob.search.sort.classify import TEMPLATES, LabelOptions
+    from cloob.search.classify import TEMPLATES, LabelOptions
 
     templates = options.templates or TEMPLATES
     return LabelOptions(templates, options.multi, options.none, options.cutoff, options.inv_tau)
@@ -119,7 +118,7 @@ def _label_options(options: Options) -> LabelOptions:
 
 def _labels(text: str, how: LabelOptions) -> tuple[str, ...]:
     """The labels: separated by commas; or one per line of a file, which ends in .txt or is written with a slash."""
-    from cloob.search.sort.classify import check_labels
+    from cloob.search.classify import check_labels
 
     if not (text.endswith(".txt") or ("/" in text and os.path.isfile(text))):  # noqa: PTH113 - of many a Path raises
         return check_labels(text.split(","), how)
@@ -134,10 +133,9 @@ def _labels(text: str, how: LabelOptions) -> tuple[str, ...]:
 
 def _head(options: Options, index: Index) -> Head:
     """The head of the examples, kept where it was asked for; or one that was kept before."""
+    from cloob.search.head import head_of, load_head, save_head
     from cloob.search.identity import Making
     from cloob.search.open import is_there
-    from cloob.search.sort.fewshot import load_head, save_head
-    from cloob.search.sort.label import head_of
 
     asked = index.model()
     if options.examples is None:
@@ -175,8 +173,8 @@ def _rows(index: Index, labels: Labels) -> Iterator[tuple[Item, int]]:
 def _print(index: Index, labels: Labels, options: Options) -> None:
     import csv
 
+    from cloob.search.classify import NONE
     from cloob.search.records import valid
-    from cloob.search.sort.classify import NONE
 
     tau = labels.temperature
     if tau is not None and tau.origin == "default":

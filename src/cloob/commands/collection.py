@@ -59,7 +59,6 @@ def opened(
 
     from cloob.commands.terminal import Progress
     from cloob.machine import decoders
-    from cloob.search.build import Effort
     from cloob.search.identity import Making
     from cloob.search.index import Index
     from cloob.search.open import is_there
@@ -70,8 +69,8 @@ def opened(
             yield index, 0
         return
     making = making or Making()
-    effort = Effort(workers=decoders() if workers is None else workers)
-    options = UpdateOptions(model, device=device, precision=making.precision, draft=making.draft, effort=effort)
+    workers = decoders() if workers is None else workers
+    options = UpdateOptions(model, device=device, precision=making.precision, draft=making.draft, workers=workers)
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, Index.create(Path(folder) / "index") as index:
         with Progress() as progress:
             done = index.update([source], options, progress=partial(progress.update, "pictures"))

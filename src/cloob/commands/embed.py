@@ -66,7 +66,7 @@ def _write_vectors(index: Index, out: Path) -> int:
     from safetensors.numpy import save
 
     from cloob.files import write_whole
-    from cloob.search.ask.find import rows_in_blocks
+    from cloob.search.find import rows_in_blocks
     from cloob.search.records import Item, valid
 
     if out.suffix == ".parquet":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Index pictures, or bring an index up to date: new, changed, moved and vanished files."""
+    """Index pictures, or bring an index up to date: new, changed and removed files."""
 
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
     """Folders of pictures, or what `cloob train --data` reads (captions are not needed); none: all that the index
@@ -188,7 +188,6 @@ def _lock(folder: Path) -> contextlib.AbstractContextManager[object]:
 
 def _update(index: Index, options: Options) -> Summary:
     from cloob.machine import decoders
-    from cloob.search.build import Effort
     from cloob.search.scan.open import ScanOptions
     from cloob.search.update import UpdateOptions
 
@@ -201,7 +200,10 @@ def _update(index: Index, options: Options) -> Summary:
         precision=options.precision,
         draft=options.draft or None,
         scan=ScanOptions(options.exclude, options.image_column, options.caption_column),
-        effort=Effort(options.batch_size, workers, options.max_megapixels, options.remove_all),
+        batch_size=options.batch_size,
+        workers=workers,
+        max_megapixels=options.max_megapixels,
+        remove_all=options.remove_all,
     )
     with Progress() as progress:
         show = functools.partial(progress.update, "pictures") if _is_first() else None
@@ -220,7 +222,6 @@ def _report(summary: Summary, address: str) -> bool:
     counts = (
         ("added", summary.added),
         ("changed", summary.changed),
-        ("moved", summary.moved),
         ("with a new date, size or caption", summary.described),
         ("known, with a vector of this model now", summary.completed),
         ("removed", summary.removed),

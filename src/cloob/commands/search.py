@@ -22,8 +22,8 @@ from cloob.commands.terminal import hint
 from cloob.errors import InputError, counted, message, printable
 
 if TYPE_CHECKING:
-    from cloob.search.ask.query import Query
     from cloob.search.index import Index
+    from cloob.search.query import Query
     from cloob.search.records import Hit, Item, Results
 
 _NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?").fullmatch  # the value of an option
@@ -121,8 +121,8 @@ def _cutoff(text: str) -> float | str | None:
 
 def run(options: Options) -> int:
     """Searches; 1 where something found could not be copied."""
-    from cloob.search.ask.query import Query, Term
     from cloob.search.index import Index
+    from cloob.search.query import Query, Term
     from cloob.search.where import parse as parse_filter
 
     query = Query.parse(options.query)
@@ -158,7 +158,7 @@ def _find_item(index: Index, like: str) -> int:
 
 
 def _show(index: Index, options: Options, results: Results) -> int:
-    from cloob.search.ask.find import read_filter, why_none
+    from cloob.search.find import read_filter, why_none
 
     items = [hit.item for hit in results.hits]
     if options.json:
@@ -187,7 +187,7 @@ def _show(index: Index, options: Options, results: Results) -> int:
 
 def _print_hits(index: Index, results: Results) -> None:
     from cloob.pictures import Unreadable
-    from cloob.search.show import terminal
+    from cloob.search import terminal
 
     to_person = sys.stdout.isatty()
     how = terminal.protocol(os.environ, to_person)
@@ -212,7 +212,7 @@ def _write_sheet(index: Index, options: Options, results: Results) -> None:
     import tempfile
     import webbrowser
 
-    from cloob.search.show.sheet import write_sheet
+    from cloob.search.sheet import write_sheet
 
     faults: list[str] = []
 

@@ -27,7 +27,7 @@ class Item:
     """One picture of an index.
 
     Attributes:
-        id: Positive; stays the picture's own for as long as the index holds it, renames included.
+        id: Positive; belongs to a source and a path for as long as the index has them.
         source: The SRC that it came from.
         path: Of the file; of a picture inside a container ``CONTAINER::MEMBER``.
         content: SHA-256 of the file's bytes, hex.
