@@ -87,8 +87,7 @@ def fetch_file(file: PublicFile, folder: Path, progress: Progress | None = None)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         part = _part(target)
-        # A large file takes its time: who waits for the lock looks at whether it grows.
-        with locked(folder / f".{file.name}.lock", lambda: part.stat().st_size if part.is_file() else None):
+        with locked(folder / f".{file.name}.lock", forever=True):
             if not target.is_file():  # another process may have fetched it meanwhile
                 _fetch(file, target, progress)
     except OSError as error:
