@@ -1,8 +1,8 @@
 """The one cache: what this package can make again, in one folder of one size, which any number of processes share.
 
 A file appears under its name only when it is whole. Its name is made of what decides over its content. Whoever adds one
-above the size removes what was used longest ago, which harms no process that has it open (on POSIX). So the folder may be
-deleted at any time.
+above the size removes what was used longest ago, which harms no process that has it open (on POSIX). So the folder may
+be deleted at any time.
 
 Never counted or removed: ``weights/`` (slow to fetch), ``sizes/`` (costly to recount), ``addresses/`` (user input).
 """

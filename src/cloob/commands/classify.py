@@ -9,7 +9,7 @@ from cloob.commands.arguments import check_amounts, check_out, parse
 from cloob.commands.finding import ClassifyArguments, read_labels
 from cloob.commands.search import INDEX_FILE
 from cloob.errors import InputError
-from cloob.models import names
+from cloob.models.source import check_source as check_model
 
 
 def main(words: Sequence[str]) -> int:
@@ -32,7 +32,7 @@ def check_source(source: str, model: str | None) -> None:
         raise InputError(f"{source}: no such file or folder")
     if model is None:
         raise InputError("no model given: --model names a run folder, or NAME/TAG of open_clip")
-    names.check_source(model)
+    check_model(model)
 
 
 def _check(arguments: ClassifyArguments) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
 from cloob.files import check_replaceable
-from cloob.models.names import check_not_source
 from cloob.models.runs import ALIGNED_FILE, CONFIG_FILE, TOWERS_FILE
+from cloob.models.source import check_not_source
 
 
 @dataclass(frozen=True)

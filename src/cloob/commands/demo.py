@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cloob.commands.arguments import parse
 from cloob.errors import InputError
-from cloob.models.names import check_packages
+from cloob.models.source import check_packages
 from cloob.recipes import get_recipe
 from cloob.training.config import TrainConfig
 from cloob.training.config.checks import preflight

@@ -11,7 +11,7 @@ from cloob.commands.indexing import IndexArguments
 from cloob.data.shards.paths import is_pattern
 from cloob.data.shards.spec import is_remote, local_path
 from cloob.errors import InputError
-from cloob.models.names import check_source
+from cloob.models.source import check_source
 from cloob.search.sqlite.file import FILE, connect, one_line
 
 

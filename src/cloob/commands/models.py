@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cloob.commands.arguments import parse
 from cloob.commands.steps import say_next
 from cloob.errors import InputError, nearest
-from cloob.models.names import known_models
+from cloob.models.source import known_models
 
 
 @dataclass(frozen=True)
