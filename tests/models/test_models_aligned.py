@@ -56,8 +56,9 @@ def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert: 
     from sentence_transformers import SentenceTransformer
 
     encoder = open_text(str(bert))
-    expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(TEXTS))
-    torch.testing.assert_close(encoder(encoder.tokenizer(TEXTS)), expected)
+    texts = [*TEXTS, "a [PAD] red car"]  # the word for padding is a word where it was typed
+    expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(texts))
+    torch.testing.assert_close(encoder(encoder.tokenizer(texts)), expected)
     assert encoder.features == 16 and not any(p.requires_grad for p in encoder.parameters())
 
 
@@ -66,13 +67,6 @@ def test_many_texts_in_groups_of_equal_length_are_each_text_alone(bert: Path) ->
     texts = [" ".join(["old"] * (1 + 7 * i % 12)) for i in range(70)]
     alone = torch.cat([encoder(encoder.tokenizer([text])) for text in texts])
     torch.testing.assert_close(encoder(encoder.tokenizer(texts)), alone)
-
-
-def test_a_text_with_the_word_for_padding_in_it_keeps_its_end(bert: Path) -> None:
-    encoder = open_text(str(bert))
-    tokens = encoder.tokenizer(["a [PAD] red car", "a red"])
-    assert tokens[0].tolist().count(encoder.pad) > (tokens[0] == encoder.pad).flip(0).cummin(0).values.sum()
-    torch.testing.assert_close(encoder(tokens), encoder.pooled(tokens), atol=1e-6, rtol=0)
 
 
 def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
@@ -89,14 +83,9 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
     pooling.write_text('{"pooling_mode": "max"}')
     with pytest.raises(InputError, match=r"its pooling is max; mean or cls alone is known"):
         open_text(str(folder))
-    modules = folder / "modules.json"
-    for content, said in (
-        ('[{"type": "sentence_transformers.models.Dense"}]', "has a module Dense"),
-        ('["Pooling"]', "modules.json: a list of objects wanted, str found in it"),
-    ):
-        modules.write_text(content)
-        with pytest.raises(InputError, match=said):
-            open_text(str(folder))
+    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    with pytest.raises(InputError, match="has a module Dense"):
+        open_text(str(folder))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])

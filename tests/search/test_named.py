@@ -45,9 +45,9 @@ WAYS: dict[str, Callable[[Index], object]] = {
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, way: str) -> None:
-    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index:
-        with pytest.raises(InputError, match=f"so it is not fetched; .* type it once: --model {TRACKER}$"):
-            WAYS[way](index)
+    said = f"so it is not fetched; .* type it once: --model {TRACKER}$"
+    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index, pytest.raises(InputError, match=said):
+        WAYS[way](index)
     for typed in (TRACKER, None):  # which is remembered
         index = Index.open(tmp_path / "index", model=typed, writable=True)
         with index, pytest.raises(InputError, match="does not answer"):

@@ -16,10 +16,7 @@ _CLOSED: ContextVar[str | None] = ContextVar("closed", default=None)
 
 @contextmanager
 def closed_hub(reason: str) -> Iterator[None]:
-    """Inside, repositories come from the hub's cache alone; ``reason``: what the error says of one that is not there.
-
-    Names of fixed lists (of open_clip, timm) are fetched all the same.
-    """
+    """Inside, models come from the hub's cache alone; ``reason``: what the error says of one that is not there."""
     before = _CLOSED.set(reason)
     try:
         yield
@@ -56,6 +53,15 @@ def fetch_first(name: str, where: str, choices: Sequence[Sequence[str]], revisio
         if any(any(folder.glob(pattern)) for pattern in patterns):
             return folder
     raise InputError(f"{where}: no {' or '.join(patterns[0] for patterns in choices)} in it, or in its cache")
+
+
+def fetch_file(name: str, where: str, *files: str) -> Path:
+    """The first of some files that a model on the hub has; as ``check_hub_model``.
+
+    The libraries' own downloads wait 23 seconds a file for a hub that cannot be reached, and this asks once.
+    """
+    folder = fetch_first(name, where, [[file] for file in files])
+    return next(folder / file for file in files if (folder / file).is_file())
 
 
 def _snapshot(name: str, where: str, patterns: Sequence[str], revision: str | None) -> Path:

@@ -20,7 +20,7 @@ import torch
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, is_failure, one_line, require
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.hub import check_hub_model, not_fetched
+from cloob.models.hub import check_hub_model, fetch_file, not_fetched
 from cloob.models.importing import import_open_clip
 from cloob.models.source import CONFIGS, TINY_MODELS, check_name
 from cloob.models.untrusted import check_folder
@@ -98,7 +98,8 @@ def create_model(
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
         model = library.create_model(
             name,
-            pretrained=pretrained if tag else None,
+            pretrained=_tag_weights(f"{name}/{pretrained}", str(pretrained), tag) if tag else None,
+            force_preprocess_cfg=tag,
             quick_gelu=config.get("quick_gelu", False),
             force_image_size=image_size,
             pretrained_text=False,
@@ -210,6 +211,16 @@ def _check_fixed_size(name: str, model: Any, image_size: int) -> None:
     trained_size = open_clip().get_model_config(name)["vision_cfg"].get("image_size", 224)
     if hasattr(trunk, "set_input_size") and image_size != trained_size:
         raise InputError(f"image size {image_size} does not suit {name}: its tower takes {trained_size} alone")
+
+
+def _tag_weights(where: str, tag: str, known: dict[str, Any]) -> str:
+    """What ``open_clip.create_model`` takes as ``pretrained``: the file of a tag from the hub, else the tag itself."""
+    name, _, file = str(known.get("hf_hub", "")).rpartition("/")
+    if not name:
+        return tag
+    file = file or "open_clip_pytorch_model.bin"
+    safe = "open_clip_model" if file == "open_clip_pytorch_model.bin" else Path(file).stem
+    return str(fetch_file(name, where, f"{safe}.safetensors", file))
 
 
 def _weights_file(name: str, pretrained: str) -> Path:

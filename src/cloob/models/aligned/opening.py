@@ -17,7 +17,7 @@ from cloob.errors import InputError, require
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.aligned.packages import KNOWN_FILES, PYPI, package_folder
 from cloob.models.encoder import DualEncoder
-from cloob.models.hub import check_hub_model, fetch_first
+from cloob.models.hub import check_hub_model, fetch_file, fetch_first
 from cloob.models.source import LITE0, MINILM, Source
 from cloob.models.towers import check_words, translated
 from cloob.models.untrusted import check_folder, read_json
@@ -87,6 +87,7 @@ def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerTe
 def _timm(source: Source, image_size: int | None) -> ImageEncoder:
     timm: Any = require("timm", "train")
     name, spec = source.name, source.text
+    overlay: dict[str, str] = {}
     with translated(spec):
         if source.kind == "hub":
             revision = source.variant or None
@@ -99,10 +100,13 @@ def _timm(source: Source, image_size: int | None) -> ImageEncoder:
             name = f"local-dir:{folder}"
         elif ":" in name or "/" in name:  # timm takes other spellings of the two
             raise InputError(f"{spec}: timm:NAME, timm:local-dir:FOLDER or timm:hf-hub:OWNER/NAME is wanted")
+        elif (known := timm.get_pretrained_cfg(name)) and known.hf_hub_id and not known.hf_hub_filename:
+            file = fetch_file(known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin")
+            overlay = {"file": str(file)}
         if source.kind != "timm":
             with torch.device("meta"):
                 _check_held(timm.create_model(name, pretrained=False, num_classes=0), folder, spec)
-        network = timm.create_model(name, pretrained=True, num_classes=0)
+        network = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     return _with_timm_config(network, spec, image_size)
 
 
