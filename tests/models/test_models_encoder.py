@@ -149,3 +149,10 @@ def test_what_a_model_does_not_say_of_its_objective_is_not_guessed() -> None:
     encoder.objective_config = {"contrast": "triplet", "hopfield": False}
     with pytest.raises(InputError, match="cannot be used"):
         encoder.make_objective()
+
+
+def test_another_models_tokenizer_is_one_line() -> None:
+    encoder = create_model("tiny-vit", seed=0)
+    encoder.model.token_embedding = nn.Embedding(32, encoder.model.token_embedding.embedding_dim)
+    with pytest.raises(InputError, match="tiny-vit: tokens of another model's tokenizer"):
+        encoder.encode_text(["a"])

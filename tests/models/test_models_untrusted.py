@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
 
 import support
 from cloob.errors import InputError
 from cloob.models.aligned import open_image_encoder, open_text_encoder
 from cloob.models.load import load_model
-from cloob.models.runs import CONFIG_FILE, WEIGHTS_FILE
+from cloob.models.runs import CONFIG_FILE
 from cloob.training.state.resume import read_checkpoint
 from support import write_pairs
 
@@ -88,21 +87,6 @@ def test_commands_refuse_it_in_one_line(
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
     return write_pairs(tmp_path / "pairs", {f"{i}": ((60 * i, 0, 0), f"shade {i}") for i in range(4)})
-
-
-def test_a_tokenizer_of_another_model_stops_training_before_it_begins(
-    tower: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = shutil.copytree(tower, tmp_path / "few words")
-    weights = load_file(folder / WEIGHTS_FILE)
-    save_file(
-        weights | {"token_embedding.weight": weights["token_embedding.weight"][:32].clone()}, folder / WEIGHTS_FILE
-    )
-    change(folder / CONFIG_FILE, lambda config: config["model_cfg"]["text_cfg"].update(vocab_size=32))
-    run = ["--data", str(pairs), "--batch-size", "2", "--device", "cpu", "--workers", "0", "--out", str(tmp_path / "o")]
-    words = ["train", "--init", str(folder), *run]
-    assert "token 49407 found, and its text tower knows 0 to 31" in support.refused(capsys, *words)
-    assert not (tmp_path / "o").exists()
 
 
 def test_a_checkpoint_is_resumed_from_only_without_code(hostile: Path, tmp_path: Path, marker: Path) -> None:

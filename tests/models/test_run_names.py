@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,14 +20,21 @@ from support import refused, write_classes
 BEST, LAST = 60, 160
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for step in (BEST, LAST):
+        save_model(folder / str(step), create_model("tiny-vit", seed=step), make_objective("cloob").config())
+    return folder
+
+
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """``runs/mine`` was better at step 60 than at the end, ``runs/plain`` held nothing out."""
     monkeypatch.chdir(tmp_path)
     for run, step, recall in (("mine", BEST, 0.32), ("mine", LAST, 0.25), ("plain", BEST, None), ("plain", LAST, None)):
         checkpoint = tmp_path / "runs" / run / "checkpoints" / f"step-{step:08d}"
-        checkpoint.mkdir(parents=True)
-        save_model(checkpoint / "model", create_model("tiny-vit", seed=step), make_objective("cloob").config())
+        shutil.copytree(models / str(step), checkpoint / "model", copy_function=os.link)
         if recall is not None:
             values = {"metric": "val_recall", "val_loss": 1.0, "val_recall": recall}
             (checkpoint / "validation.json").write_text(json.dumps(values))
@@ -91,6 +100,10 @@ def test_an_index_says_which_checkpoint_it_was_made_by(runs: Path, capsys: pytes
     assert cli.main(["index", "--model", "runs/mine:last", "--out", "i", "--device", "cpu"]) == 0
     with cloob.Index.open("i") as index:
         assert [each.name for each in index.models] == ["mine", "mine:last"]
+    # Of an index by one checkpoint alone the run's name means that one.
+    assert cli.main(["index", "pictures", "--model", "runs/mine:last", "--out", "j", "--device", "cpu"]) == 0
+    assert cli.main(["search", "j", "red", "--model", "runs/mine", "--cutoff", "none"]) == 0
+    assert cli.main(["search", "j", "red", "--model", "runs/mine:best", "--cutoff", "none"]) == 2
     # The run goes on and gets better: the index has vectors of the checkpoint that was the best.
     better = runs / "mine" / "checkpoints" / "step-00000200"
     save_model(better / "model", create_model("tiny-vit", seed=3), make_objective("cloob").config())

@@ -140,7 +140,6 @@ def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEnc
         tokenizer = stored_tokenizer(file, config["tokenizer"], text_cfg)
     else:
         tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
-        _check_tokens(file, tokenizer, text_cfg)
     name = of_hub or str(config.get("name", folder.name))
     objective = objective or sigmoid_objective(weights, model)
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
@@ -153,11 +152,3 @@ def open_clip_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
         raise InputError(f"{file}: 'model_cfg' with embed_dim, vision_cfg and text_cfg wanted, not found")
     check_model_cfg(model_cfg, str(file))
     return model_cfg
-
-
-def _check_tokens(file: Path, tokenizer: Any, text_cfg: dict[str, Any]) -> None:
-    """Refuses another model's tokenizer, whose special tokens are beyond the text tower's table."""
-    known = text_cfg.get("vocab_size", 49408)
-    most = int(tokenizer(["a"]).max())
-    if most >= known and not text_cfg.get("hf_model_name"):
-        raise InputError(f"{file}: token {most} found, and its text tower knows 0 to {known - 1}; another tokenizer's?")
