@@ -27,14 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What an encoder was built from, and what its model folder says of that.
+    """What an encoder was built from: what its model folder holds, and what that folder's file says.
 
-    Attributes:
-        kind: What the folder holds: open_clip's towers, our own towers, heads on frozen encoders, or ONNX graphs.
-        embed_dim: D.
-        context_length: L.
-        settings: What the folder's file says: open_clip's ``model_cfg``, or the content of ``towers.json``,
-            ``aligned.json`` or ``onnx.json`` as far as the encoder's other attributes do not say it.
+    ``settings`` are open_clip's ``model_cfg``, or the content of ``towers.json``, ``aligned.json`` or ``onnx.json`` as
+    far as the encoder's other attributes do not say it.
     """
 
     kind: Literal["open_clip", "towers", "aligned", "onnx"]
@@ -45,9 +41,8 @@ class EncoderConfig:
     @classmethod
     def open_clip(cls, model_cfg: dict[str, Any]) -> Self:
         """Of towers that open_clip builds from this ``model_cfg``."""
-        return cls(
-            "open_clip", int(model_cfg["embed_dim"]), int(model_cfg["text_cfg"].get("context_length", 77)), model_cfg
-        )
+        length = int(model_cfg["text_cfg"].get("context_length", 77))
+        return cls("open_clip", int(model_cfg["embed_dim"]), length, model_cfg)
 
 
 class DualEncoder(nn.Module):
@@ -232,7 +227,6 @@ class DualEncoder(nn.Module):
         return self._embed(texts, rows, batch_size, grad)
 
     def _embed(self, items: Any, rows: Callable[[Any], Tensor], batch_size: int, grad: bool) -> Tensor:
-        """The rows of all items, computed for so many at once; of none in the dtype that some would have."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; 1 or more is expected")
         with self._autograd(grad):
@@ -272,12 +266,11 @@ class DualEncoder(nn.Module):
         return next(parameters).dtype
 
     def _autograd(self, wanted: bool) -> AbstractContextManager[None]:
-        """Autograd as the caller has it where a gradient is wanted, else off."""
         return nullcontext() if wanted else torch.no_grad()
 
 
 def _unit_rows(features: Tensor) -> Tensor:
-    """Unit rows in at least float32: bfloat16 would leave lengths that are off by 0.4 %."""
+    # In at least float32: bfloat16 would leave lengths that are off by 0.4 %.
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 

@@ -53,12 +53,7 @@ def evaluating(encoder: Encoder) -> Iterator[None]:
 
 
 def digest(module: nn.Module, *facts: Any) -> str:
-    """A digest of a module's parameters and buffers and of JSON-able facts: 32 hex digits, on every machine the same.
-
-    Args:
-        module: The model.
-        facts: What else decides over its embeddings, such as the configuration of its towers.
-    """
+    """A digest of a module's parameters and buffers and of JSON-able facts: 32 hex digits, the same on all machines."""
     state = hashlib.blake2b(digest_size=16)
     for fact in facts:
         add_part(state, json.dumps(fact, sort_keys=True, default=str).encode())

@@ -46,13 +46,9 @@ def save_model(
 ) -> None:
     """Writes a model folder, synced to the disk; the caller makes it atomic by renaming the folder.
 
-    Args:
-        folder: Made when it is not there.
-        encoder: The towers.
-        objective: JSON-able ``ContrastiveObjective.config()``; its ``inv_tau`` is stored as open_clip's
-            ``logit_scale``, ln(inv_tau), so that open_clip's logits have the trained temperature, and its ``bias``, if
-            it has one, as ``logit_bias``, as in open_clip's SigLIP models.
-        weights: The encoder's ``state_dict`` where the encoder itself holds only a part of it (shards).
+    The ``inv_tau`` of ``objective``, a ``ContrastiveObjective.config()``, is stored as open_clip's ``logit_scale`` as
+    well, so that open_clip's logits have the trained temperature, and a ``bias`` as ``logit_bias``. ``weights``: the
+    encoder's ``state_dict`` where the encoder itself holds only shards of it.
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,10 +106,7 @@ def _open_clip_files(
 def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEncoder:
     """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads.
 
-    Args:
-        folder: With a ``config_file``.
-        load_model: Opens the frozen encoders of a folder of heads that are towers themselves.
-        of_hub: Its name on the hub, from where open_clip then takes the tokenizer too.
+    ``of_hub``: its name on the hub, from where open_clip takes the tokenizer then.
     """
     check_folder(folder)
     file = config_file(folder)

@@ -25,16 +25,9 @@ def closed_hub(reason: str) -> Iterator[None]:
 
 
 def check_hub_model(name: str, where: str, *more: str, revision: str | None = None) -> Path:
-    """Fetches the configurations of a model on the hub, and refuses it where they ask for code.
+    """The folder with the configurations of a model on the hub, and ``more`` files; refused where they ask for code.
 
-    Args:
-        name: ``owner/name``; a folder of that name, which transformers would take instead, is looked at likewise.
-        where: What asks for it, for the error.
-        more: Patterns of files to fetch with them, where it has them.
-        revision: A branch, tag or commit of it; None: ``main``.
-
-    Returns:
-        The folder with the configurations.
+    A folder called ``name``, which transformers would take instead, is looked at likewise. ``where``: what asks for it.
     """
     folder = Path(name)
     if not folder.is_dir():

@@ -123,9 +123,6 @@ def read_objective(folder: Path) -> dict[str, Any]:
     return settings
 
 
-# The checkpoints of a run.
-
-
 def run_of(folder: Path | None) -> Path | None:
     """The run folder that a model folder belongs to."""
     if folder is None:
@@ -190,10 +187,8 @@ def find_best(
 ) -> tuple[Path, float] | None:
     """The best readable checkpoint and its value; of equal ones the earliest, None without any.
 
-    Args:
-        run: A run folder.
-        metric: What makes the best; left out, the newest one's.
-        measured: ``batch_size`` and ``held_out`` of the values to compare; left out, the newest one's.
+    By ``metric``, among those with the ``batch_size`` and ``held_out`` of ``measured``; both are the newest one's
+    where they are left out.
     """
     judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
     if not judged:
@@ -244,9 +239,6 @@ def with_checkpoint(source: str) -> str:
     if not (place / CHECKPOINTS_FOLDER).is_dir() or config_file(place).is_file():
         return source
     return f"{source}:{'last' if find_best(place) is None else 'best'}"
-
-
-# The logs of a run.
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -185,12 +185,7 @@ def check_name(name: str) -> str:
 
 
 def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
-    """Refuses frozen encoders whose packages are not installed, with all that is missing in one line.
-
-    Args:
-        sources: Frozen encoders: a known package of ``pypi:NAME`` is looked for, and of ``hf:NAME`` transformers.
-        otherwise: What else can be done, for the error.
-    """
+    """Refuses frozen encoders whose packages are not installed; ``otherwise`` says what else can be done."""
     asked = list(sources)
     wanted = [name for name in (LITE0, MINILM) if f"pypi:{name}" in asked]
     if MINILM in wanted or any(source.startswith("hf:") for source in asked):

