@@ -88,6 +88,15 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return err
 
 
+def use_hub(monkeypatch: pytest.MonkeyPatch, address: str, cache: Path) -> None:
+    """Makes another address the Hugging Face hub of this process, and a folder its cache."""
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    constants = {"ENDPOINT": address, "HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_OFFLINE": False}
+    for key, value in (constants | {"HF_HUB_CACHE": str(cache)}).items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{key}", value)
+    monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+
+
 def run_script(script: str, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """``python -c SCRIPT WORDS`` in a process of its own."""
     return subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from pathlib import Path
@@ -51,32 +50,6 @@ def test_what_another_run_may_be_about_to_read_stays(tmp_path: Path) -> None:
     for path in young:
         os.utime(path, (time.time() - 3700,) * 2)
     assert sorted(sized(cache, 0).evict()) == sorted(young)
-
-
-class Disk:
-    """Has room for so many bytes; what a cache has written to it is counted."""
-
-    def __init__(self, folder: Path, room: int) -> None:
-        self.folder, self.room, self.tries = folder, room, 0
-
-    def fill(self, path: Path) -> None:
-        """Writes 1,000 bytes, or as many as there is room for."""
-        self.tries += 1
-        taken = sum(file.stat().st_size for kind in self.folder.iterdir() if kind.is_dir() for file in kind.iterdir())
-        path.write_bytes(bytes(min(1000, self.room - taken)))
-        if taken + 1000 > self.room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-@pytest.mark.parametrize("max_bytes", [1 << 30, 1500])
-def test_a_full_disk_makes_room_by_what_was_used_longest_ago(tmp_path: Path, max_bytes: int) -> None:
-    cache = Cache(tmp_path)
-    paths = [entry(cache, f"of day {day}", day * DAY) for day in range(1, 6)]
-    disk = Disk(tmp_path, 5500)
-    new = sized(cache, max_bytes).get("shards", "new", disk.fill)
-    assert new.stat().st_size == 1000 and disk.tries == 2
-    left = 2 if max_bytes > 5000 else 0  # half of what was kept, or what the limit leaves beside the new one
-    assert [path for path in paths if path.exists()] == paths[:left]
 
 
 def test_what_is_not_of_the_cache_stays(tmp_path: Path) -> None:

@@ -45,14 +45,9 @@ def world_size() -> int:
 
 
 def resolve_device(name: str | torch.device) -> torch.device:
-    """The device a name stands for; under torchrun, ``cuda`` is this rank's own.
+    """The device that ``auto`` (CUDA, else the CPU), ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` stands for.
 
-    Args:
-        name: ``"auto"`` (CUDA where there is one, else the CPU), ``"cpu"``, ``"cuda"``, ``"cuda:N"``, ``"mps"``, or a
-            device.
-
-    Raises:
-        InputError: No such device, on this machine or at all.
+    Under torchrun, ``cuda`` is this rank's own.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -160,22 +155,11 @@ class Layout:
 def agree(
     facts: Mapping[str, int | float], fault: Exception | None, device: torch.device
 ) -> dict[str, tuple[Any, ...]]:
-    """Tells every rank's facts to every rank, or raises the same error on all of them.
+    """For each name the values of all ranks; or the same error on all of them where some rank has a ``fault``.
 
-    A rank that raised alone would leave the others waiting in their next collective call. Needs torch alone: its own
-    collectives for objects go through numpy.
-
-    Args:
-        facts: Named numbers; the same names and kinds of number on every rank.
-        fault: The error of this rank, if any.
-        device: Where the process group can send tensors from.
-
-    Returns:
-        For each name the ranks' values.
-
-    Raises:
-        Exception: Some rank has a fault; of the first one's type (a RuntimeError where the others cannot make one of
-            it), the message names each and its rank.
+    A rank that raised alone would leave the others waiting in their next collective call. The error is of the first
+    fault's type, or a RuntimeError, and names each rank. Names and kinds of number are the same on every rank;
+    ``device``: where the process group can send tensors from. torch's own collectives for objects need numpy.
     """
     pickled = b"" if fault is None else _pickled(fault)
     numbers = [len(pickled), *(_bits(fact) if isinstance(fact, float) else fact for fact in facts.values())]
@@ -221,14 +205,9 @@ def _number(bits: int) -> float:
 
 
 def gather_rows(rows: Tensor, layout: Layout) -> Tensor:
-    """The rows of all ranks, in the order of ranks; differentiable once.
+    """(N, …) rows of all ranks, in the order of ranks, from the (n, …) of each; differentiable once.
 
-    Args:
-        rows: (n, …) this rank's rows; n may differ between ranks.
-        layout: The ranks' n.
-
-    Returns:
-        (N, …) all rows. In the backward pass each rank gets the sum over ranks of the gradients of its own rows.
+    In the backward pass each rank gets the sum over ranks of the gradients of its own rows.
     """
     return cast(Tensor, cast(Any, _GatherRows).apply(rows, layout))
 

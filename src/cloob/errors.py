@@ -38,27 +38,26 @@ def too_few_pairs(source: str, pairs: int, batch_size: int, kind: str = "pairs")
 
 
 def printable(text: str) -> str:
-    """Text of strangers without what a terminal would obey or would turn around (U+202E …), and on one line."""
+    """Text on one line, without what a terminal would obey or turn around (U+202E …)."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def message(error: Exception) -> str:
-    """An error as a user reads it, without what a terminal would obey; of the system's errors file and fault."""
+    """An error as a user reads it; of the system's errors file and fault."""
     if isinstance(error, OSError) and error.filename is not None and not isinstance(error, InputError):
         return printable(f"{error.filename}: {error.strerror}")
     return printable(" ".join(str(error).split()))
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether a library failed: an exception, or a panic of Rust's, which is none; not Ctrl-C, not an exit."""
+    """Whether a library failed: an exception or a panic of Rust's; not Ctrl-C, not an exit."""
     return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
     """An exception's message without line breaks, cut to ``limit`` characters; its type when it has none.
 
-    Of a pickle that is more than tensors and plain values it says what that is, and leaves out the advice of torch and
-    other libraries to run it all the same.
+    The advice of torch and other libraries to run a file's code all the same is left out.
     """
     text = printable(" ".join(str(error).split())) or type(error).__name__
     if "weights_only" in text:
@@ -70,20 +69,10 @@ def one_line(error: BaseException, limit: int = 300) -> str:
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """A clause that names the options nearest to ``name``, or lists a few of them when none is near.
-
-    Args:
-        name: What the user wrote.
-        options: What would have been right.
-
-    Returns:
-        ``"did you mean a, b?"`` or ``"known: a, b, c, …"``.
-    """
+    """A clause with the options nearest to a name: ``did you mean a, b?``, or ``known: a, b, …`` when none is near."""
     known = sorted(set(options))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
-        return f"did you mean {', '.join(close)}?"
-    return f"known: {first_of(known, 24)}"
+    return f"did you mean {', '.join(close)}?" if close else f"known: {first_of(known, 24)}"
 
 
 def first_of(names: Sequence[str], most: int = 30) -> str:
@@ -128,11 +117,7 @@ def require(module: str, extra: str) -> ModuleType:
 
 @contextlib.contextmanager
 def command_line(module: str) -> Iterator[None]:
-    """Inside, an InputError of a module that ``python -m`` runs is one line and exit code 2; an import raises it.
-
-    Args:
-        module: The module's ``__name__``.
-    """
+    """Makes an InputError one line and exit code 2 where ``python -m`` runs the module of this ``__name__``."""
     try:
         yield
     except InputError as error:

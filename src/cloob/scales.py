@@ -33,16 +33,7 @@ class ScaledModule(nn.Module):
         self._fixed: dict[str, float] = {}
 
     def add_scale(self, name: str, value: float, *, learnable: bool) -> None:
-        """Adds a scalar.
-
-        Args:
-            name: Of the scalar.
-            value: Its value, or what it starts from.
-            learnable: Whether it is a parameter.
-
-        Raises:
-            ValueError: Not positive and finite.
-        """
+        """Adds a scalar, fixed or a parameter that starts from the value; ValueError if not positive and finite."""
         number = float(value)
         check_positive(name, number, torch.float64)
         if learnable:

@@ -37,7 +37,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def colour_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever model is asked for knows colours, and each name is one of a model."""
-    monkeypatch.setattr("cloob.models.names.check_source", lambda _: None)
+    monkeypatch.setattr("cloob.models.source.check_source", lambda _: None)
     for name in ("cloob.models.load.load_model", "cloob.models.fingerprint.load_model"):
         monkeypatch.setattr(name, lambda *_, **__: ColourModel())
     for variable in ("CLOOB_CACHE", "CLOOB_CACHE_BYTES"):

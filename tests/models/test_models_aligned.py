@@ -16,7 +16,6 @@ from cloob.models.aligned import (
     AlignedEncoder,
     Head,
     aligned_encoder,
-    fingerprint,
     open_image_encoder,
     open_text_encoder,
 )
@@ -56,8 +55,9 @@ def test_a_text_encoder_is_what_sentence_transformers_makes_of_the_folder(bert: 
     from sentence_transformers import SentenceTransformer
 
     encoder = open_text(str(bert))
-    expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(TEXTS))
-    torch.testing.assert_close(encoder(encoder.tokenizer(TEXTS)), expected)
+    texts = [*TEXTS, "a [PAD] red car"]  # the word for padding is a word where it was typed
+    expected = torch.tensor(SentenceTransformer(str(bert), device="cpu").encode(texts))
+    torch.testing.assert_close(encoder(encoder.tokenizer(texts)), expected)
     assert encoder.features == 16 and not any(p.requires_grad for p in encoder.parameters())
 
 
@@ -66,13 +66,6 @@ def test_many_texts_in_groups_of_equal_length_are_each_text_alone(bert: Path) ->
     texts = [" ".join(["old"] * (1 + 7 * i % 12)) for i in range(70)]
     alone = torch.cat([encoder(encoder.tokenizer([text])) for text in texts])
     torch.testing.assert_close(encoder(encoder.tokenizer(texts)), alone)
-
-
-def test_a_text_with_the_word_for_padding_in_it_keeps_its_end(bert: Path) -> None:
-    encoder = open_text(str(bert))
-    tokens = encoder.tokenizer(["a [PAD] red car", "a red"])
-    assert tokens[0].tolist().count(encoder.pad) > (tokens[0] == encoder.pad).flip(0).cummin(0).values.sum()
-    torch.testing.assert_close(encoder(tokens), encoder.pooled(tokens), atol=1e-6, rtol=0)
 
 
 def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
@@ -89,14 +82,9 @@ def test_cls_pooling_and_what_is_not_known(bert: Path, tmp_path: Path) -> None:
     pooling.write_text('{"pooling_mode": "max"}')
     with pytest.raises(InputError, match=r"its pooling is max; mean or cls alone is known"):
         open_text(str(folder))
-    modules = folder / "modules.json"
-    for content, said in (
-        ('[{"type": "sentence_transformers.models.Dense"}]', "has a module Dense"),
-        ('["Pooling"]', "modules.json: a list of objects wanted, str found in it"),
-    ):
-        modules.write_text(content)
-        with pytest.raises(InputError, match=said):
-            open_text(str(folder))
+    (folder / "modules.json").write_text('[{"type": "sentence_transformers.models.Dense"}]')
+    with pytest.raises(InputError, match="has a module Dense"):
+        open_text(str(folder))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -128,18 +116,15 @@ def test_encode_is_encoder_then_head(whole: AlignedEncoder) -> None:
         torch.testing.assert_close(by_features[1], whole.encode_text(TEXTS[:3]))
 
 
-def test_training_mode_leaves_the_frozen_encoders_alone(bert: Path, tmp_path: Path) -> None:
-    save_model(tmp_path, create_model("tiny-resnet", seed=3), CONFIG)
-    image, text = open_image(str(tmp_path)), open_text(str(bert))
-    heads = [Head(side.features, 12, "linear", 0.5) for side in (image, text)]
-    names = {"image_encoder": str(tmp_path), "text_encoder": str(bert)}
-    encoder = aligned_encoder(image, text, heads[0], heads[1], names)
-    before = fingerprint(encoder.model.visual)
-    encoder.train()
-    assert all(module.training for module in heads)
-    assert not any(module.training for side in (image, text) for module in side.modules())
-    encoder.encode_image(torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8))
-    assert fingerprint(encoder.model.visual) == before
+def test_training_mode_leaves_the_frozen_encoders_alone(whole: AlignedEncoder) -> None:
+    """It would move the statistics of their norms."""
+    heads = (whole.model.image_head, whole.model.text_head)
+    try:
+        whole.train()
+        assert all(module.training for module in heads)
+        assert not any(module.training for side in (whole.model.visual, whole.model.text) for module in side.modules())
+    finally:
+        whole.eval()
 
 
 def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) -> None:
@@ -153,39 +138,34 @@ def test_saved_and_loaded_it_is_the_same(whole: AlignedEncoder, tmp_path: Path) 
     assert (loaded.name, loaded.objective_config, loaded.embed_dim) == (whole.name, CONFIG, 12)
 
 
-def test_another_encoder_under_the_same_name_is_noticed(
-    bert: Path, tmp_path: Path, whole: AlignedEncoder, tower: Path
-) -> None:
-    names = {"image_encoder": str(tmp_path / "tower"), "text_encoder": str(bert)}
-    save_model(tmp_path / "tower", load_model(tower), CONFIG)
-    towers = whole.model
-    encoder = aligned_encoder(towers.visual, towers.text, towers.image_head, towers.text_head, names)
-    save_model(tmp_path / "model", encoder, CONFIG)
-    load_model(tmp_path / "model")
-    save_model(tmp_path / "tower", create_model("tiny-vit", seed=4), CONFIG)
-    with pytest.raises(InputError, match=r"aligned.json: its heads were trained on another image encoder than"):
-        load_model(tmp_path / "model")
-
-
 @pytest.mark.parametrize(
-    ("side", "change"),
+    ("change", "said"),
     [
-        ("text", lambda bert, _: _edit(bert / "1_Pooling" / "config.json", "mean", "cls")),
-        ("image", lambda _, tower: _edit(tower / CONFIG_FILE, "0.48145466", "0.0")),
+        (
+            lambda bert, _: _edit(bert / "1_Pooling" / "config.json", "mean", "cls"),
+            "text head was .* gives other",
+        ),
+        (
+            lambda _, tower: _edit(tower / CONFIG_FILE, "0.48145466", "0.0"),
+            "image head was .* gives other",
+        ),
+        (
+            lambda _, tower: save_model(tower, create_model("tiny-vit", seed=4), CONFIG),
+            "aligned.json: its heads were trained on another image encoder than",
+        ),
     ],
-    ids=["pooling", "mean"],
+    ids=["pooling", "mean", "weights"],
 )
-def test_equal_weights_that_give_other_features_are_noticed(
-    side: str, change: Callable[[Path, Path], None], bert: Path, tower: Path, tmp_path: Path
+def test_an_encoder_that_was_changed_is_noticed(
+    change: Callable[[Path, Path], None], said: str, bert: Path, tower: Path, tmp_path: Path
 ) -> None:
     places = [shutil.copytree(folder, tmp_path / name) for folder, name in ((bert, "bert"), (tower, "tower"))]
     image, text = open_image(str(places[1])), open_text(str(places[0]))
     names = {"image_encoder": str(places[1]), "text_encoder": str(places[0])}
     encoder = aligned_encoder(image, text, Head(image.features, 4), Head(text.features, 4), names)
     save_model(tmp_path / "model", encoder, CONFIG)
-    load_model(tmp_path / "model")
     change(*places)
-    with pytest.raises(InputError, match=rf"{side} head was trained on, but gives other features"):
+    with pytest.raises(InputError, match=said):
         load_model(tmp_path / "model")
 
 

@@ -6,8 +6,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from cloob.models.runs import (
 )
 from cloob.models.towers import TINY_MODELS, create_model
 from cloob.objective import make_objective
-from support import refused
+from support import refused, run_script
 
 OBJECTIVE = {"contrast": "infoloob", "hopfield": True, "inv_tau": 30.0, "beta": 8.0}
 TEXTS = ["a red apple", "bus", "two dogs in the rain"]
@@ -62,53 +60,40 @@ def saved(tmp_path_factory: pytest.TempPathFactory, lively: Callable[..., DualEn
 
 def make_run(saved: Path, run: Path, steps: tuple[int, ...]) -> Path:
     for step in steps:
-        shutil.copytree(saved, run / "checkpoints" / f"step-{step:08d}" / "model")
+        shutil.copytree(saved, run / "checkpoints" / f"step-{step:08d}" / "model", copy_function=os.link)
     return run
 
 
-def embeddings(encoder: DualEncoder) -> tuple[torch.Tensor, torch.Tensor]:
-    images = torch.arange(2 * 3 * 64 * 64, dtype=torch.int64).remainder(251).to(torch.uint8).view(2, 3, 64, 64)
-    with torch.no_grad():
-        return encoder.encode_image(images), encoder.encode_text(TEXTS)
-
-
-def test_a_plain_open_clip_gives_the_same_embeddings(tmp_path: Path, lively: Callable[..., DualEncoder]) -> None:
+def test_a_plain_open_clip_gives_the_same_embeddings_and_so_does_what_is_read_back(
+    tmp_path: Path, lively: Callable[..., DualEncoder]
+) -> None:
     from PIL import Image
 
     pixels = torch.randint(0, 256, (90, 70, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     Image.fromarray(pixels.numpy()).save(tmp_path / "picture.png")
-    encoders = {}
-    for name in TINY_MODELS:
-        encoders[name] = lively(name)
-        save_model(tmp_path / name, encoders[name], OBJECTIVE)
-    folders = [str(tmp_path / name) for name in TINY_MODELS]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", PLAIN_OPEN_CLIP, *folders], check=True, env=environment, capture_output=True)
+    encoders = {name: lively(name) for name in TINY_MODELS}
+    for name, encoder in encoders.items():
+        save_model(tmp_path / name, encoder, OBJECTIVE)
+        assert encoder.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))  # saving changes nothing here
+        assert {path.name for path in (tmp_path / name).iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
+    done = run_script(PLAIN_OPEN_CLIP, *(str(tmp_path / name) for name in TINY_MODELS))
+    assert done.returncode == 0, done.stderr
     plain = torch.load(tmp_path / "out.pt")
     for name, encoder in encoders.items():
         image_features, text_features, logit_scale = plain[str(tmp_path / name)]
-        with torch.no_grad():
-            ours = encoder.encode_image([tmp_path / "picture.png"]), encoder.encode_text(TEXTS)
-            other = encoder.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+        ours = encoder.encode_image([tmp_path / "picture.png"]), encoder.encode_text(TEXTS)
+        other = encoder.encode_image(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
         assert (ours[0] - other).abs().max() > 1e-2  # the picture matters, so that agreement means something
         torch.testing.assert_close(image_features, ours[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(text_features, ours[1], atol=1e-5, rtol=0)
         assert logit_scale.item() == pytest.approx(math.log(30.0))
-
-
-@pytest.mark.parametrize("name", TINY_MODELS)
-def test_round_trip(name: str, tmp_path: Path, lively: Callable[..., DualEncoder]) -> None:
-    encoder = lively(name)
-    save_model(tmp_path / "m", encoder, OBJECTIVE)
-    assert encoder.model.logit_scale.item() == pytest.approx(math.log(1 / 0.07))  # saving changes nothing here
-    before = torch.get_rng_state()
-    loaded = load_model(tmp_path / "m")
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not loaded.training and loaded.name == name and loaded.objective_config == OBJECTIVE
-    assert loaded.config == encoder.config
-    for ours, theirs in zip(embeddings(encoder.eval()), embeddings(loaded), strict=True):
-        assert torch.equal(ours, theirs)
-    assert {path.name for path in (tmp_path / "m").iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "objective.json"}
+        before = torch.get_rng_state()
+        loaded = load_model(tmp_path / name)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert not loaded.training and (loaded.name, loaded.objective_config) == (name, OBJECTIVE)
+        assert loaded.config == encoder.config
+        assert torch.equal(loaded.encode_image([tmp_path / "picture.png"]), ours[0])
+        assert torch.equal(loaded.encode_text(TEXTS), ours[1])
 
 
 def siglip_folder(folder: Path, bias: float = -7.5) -> Path:
@@ -160,39 +145,29 @@ def test_what_convert_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert refused(capsys, "convert", models, heads).endswith("heads: exists; --overwrite replaces it\n")
 
 
-def test_each_kind_of_source(saved: Path, tmp_path: Path) -> None:
-    run = make_run(saved, tmp_path / "run", (100, 200))
-    expected = embeddings(load_model(saved))
-    for source in (run, str(run), run / "checkpoints" / "step-00000100", f"local-dir:{saved}", f"local-dir:{run}"):
-        assert torch.equal(embeddings(load_model(source))[0], expected[0])
-
-
 def test_newest_complete_checkpoint(saved: Path, tmp_path: Path) -> None:
-    run = make_run(saved, tmp_path, (100, 20))
+    run = make_run(saved, tmp_path, (100, 20, 123456789, 400, 500))
     checkpoints = run / "checkpoints"
-    shutil.copytree(saved, checkpoints / "step-123456789" / "model")  # more digits than the padding
-    shutil.copytree(saved, checkpoints / ".tmp-step-00000300" / "model")
-    (checkpoints / "step-00000400" / "model").mkdir(parents=True)
-    shutil.copytree(saved, checkpoints / "step-00000500" / "model")
+    (checkpoints / "step-00000020").rename(checkpoints / ".tmp-step-00000020")
+    (checkpoints / "step-00000400" / "model" / CONFIG_FILE).unlink()
     (checkpoints / "step-00000500" / "model" / WEIGHTS_FILE).unlink()
     (checkpoints / "step-00000600").write_text("a file")
-    assert [path.name for path in list_checkpoints(run)] == ["step-00000020", "step-00000100", "step-123456789"]
+    assert [path.name for path in list_checkpoints(run)] == ["step-00000100", "step-123456789"]
     assert latest_checkpoint(run).name == "step-123456789"
-    assert list_checkpoints(tmp_path / "none") == []
+    expected = load_model(saved).encode_text(TEXTS)
+    for source in (run, checkpoints / "step-00000100", f"local-dir:{saved}"):
+        assert torch.equal(load_model(source).encode_text(TEXTS), expected)
 
 
 @pytest.mark.parametrize("damaged", [WEIGHTS_FILE, CONFIG_FILE])
-@pytest.mark.parametrize("keep", [0.5])
-def test_a_cut_short_file_falls_back_with_a_warning(saved: Path, tmp_path: Path, damaged: str, keep: float) -> None:
+def test_a_cut_short_file_falls_back_with_a_warning(saved: Path, tmp_path: Path, damaged: str) -> None:
     run = make_run(saved, tmp_path, (100, 200))
     file = run / "checkpoints" / "step-00000200" / "model" / damaged
     content = file.read_bytes()
-    file.write_bytes(content[: int(len(content) * keep)])
+    file.unlink()  # it is a link
+    file.write_bytes(content[: len(content) // 2])
     with pytest.warns(UserWarning, match=rf"step-00000200.*{damaged}.*earlier checkpoint"):
         assert latest_checkpoint(run).name == "step-00000100"
-    with pytest.warns(UserWarning, match="step-00000200"):
-        loaded = load_model(run)
-    assert torch.equal(embeddings(loaded)[1], embeddings(load_model(saved))[1])
     with pytest.raises(InputError, match=damaged):  # asked for by name, it is not replaced
         load_model(run / "checkpoints" / "step-00000200")
     shutil.rmtree(run / "checkpoints" / "step-00000100")

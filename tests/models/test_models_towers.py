@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
+from cloob.models.load import load_model
 from cloob.models.towers import TINY_MODELS, create_model, open_clip
+from support import free_port, use_hub
 
 
 def test_an_open_clip_config_by_name_and_by_its_slash_name() -> None:
@@ -17,7 +19,7 @@ def test_an_open_clip_config_by_name_and_by_its_slash_name() -> None:
     assert encoder.context_length == 77 and encoder.embed_dim == 1024
     # the override stays in this model
     assert open_clip().get_model_config("RN50")["vision_cfg"]["image_size"] == 224
-    assert create_model("ViT-B/32", image_size=32, seed=0).name == "ViT-B-32"
+    assert create_model("tiny/vit", seed=0).name == "tiny-vit"
 
 
 @pytest.mark.parametrize("name", TINY_MODELS)
@@ -34,18 +36,14 @@ def test_seed_alone_decides_the_weights(name: str) -> None:
     assert not torch.equal(first["model.token_embedding.weight"], other["model.token_embedding.weight"])
 
 
-@pytest.mark.parametrize("ending", ["pt"])
-def test_a_file_of_open_clips_training_with_siglip(ending: str, tmp_path: Path) -> None:
+def test_a_file_of_open_clips_training_with_siglip(tmp_path: Path) -> None:
     trained = create_model("tiny-vit", seed=0)
     weights = trained.model.state_dict() | {"logit_bias": torch.tensor(-3.0)}
     weights["logit_scale"] = torch.tensor(10.0).log()
     state = {f"module.{key}": value.contiguous() for key, value in weights.items()}
-    file = tmp_path / f"epoch_3.{ending}"
-    if ending == "pt":
-        optimizer = torch.optim.AdamW(trained.model.parameters()).state_dict()
-        torch.save({"epoch": 3, "name": "x", "state_dict": state, "optimizer": optimizer}, file)
-    else:
-        save_file(state, file)
+    file = tmp_path / "epoch_3.pt"
+    optimizer = torch.optim.AdamW(trained.model.parameters()).state_dict()
+    torch.save({"epoch": 3, "name": "x", "state_dict": state, "optimizer": optimizer}, file)
     encoder = create_model("tiny-vit", pretrained=str(file), seed=1)
     assert encoder.objective_config["bias"] == -3.0
     assert encoder.objective_config["inv_tau"] == pytest.approx(10.0)
@@ -55,11 +53,19 @@ def test_a_file_of_open_clips_training_with_siglip(ending: str, tmp_path: Path) 
         assert torch.equal(value, weights[key]), key
 
 
-def test_tag_brings_its_activation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OpenAI's weights were trained with QuickGELU; ViT-B-32's configuration alone says GELU."""
-    import open_clip.transformer as transformer
-
-    monkeypatch.setattr("open_clip.factory.download_pretrained", lambda *_, **__: None)
-    encoder = create_model("ViT-B-32", pretrained="openai", image_size=32, seed=0)
-    assert isinstance(encoder.model.transformer.resblocks[0].mlp.gelu, transformer.QuickGELU)
+def test_a_tag_brings_its_weights_activation_and_pixels(
+    tower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the hub's cache. OpenAI's weights were trained with QuickGELU; ViT-B-32's configuration alone says GELU."""
+    snapshot = tmp_path / "models--some--tiny" / "snapshots" / ("0" * 40)
+    shutil.copytree(tower, snapshot)
+    (tmp_path / "models--some--tiny" / "refs").mkdir()
+    (tmp_path / "models--some--tiny" / "refs" / "main").write_text("0" * 40)
+    use_hub(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path)
+    tag = {"hf_hub": "some/tiny/", "quick_gelu": True, "mean": (0.5, 0.5, 0.5), "interpolation": "bilinear"}
+    monkeypatch.setitem(open_clip().pretrained._PRETRAINED, "tiny-vit", {"mine": tag})
+    encoder = load_model("tiny-vit/mine")
+    assert type(encoder.model.transformer.resblocks[0].mlp.gelu).__name__ == "QuickGELU"
     assert encoder.config.settings["quick_gelu"] is True
+    assert encoder.mean == (0.5, 0.5, 0.5) and encoder.preprocess_cfg["interpolation"] == "bilinear"
+    assert torch.equal(encoder.model.visual.proj, load_model(tower).model.visual.proj)

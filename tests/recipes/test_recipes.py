@@ -18,7 +18,7 @@ from cloob.training.config import TrainConfig
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_can_be_built(name: str) -> None:
-    from cloob.models.names import known_models
+    from cloob.models.source import known_models
     from cloob.models.towers import open_clip
     from cloob.objective import make_objective
 

@@ -25,7 +25,7 @@ def write_model(folder: Path, seed: int) -> None:
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two model folders, ``one`` and ``two``; with a model that costs nothing."""
-    monkeypatch.setattr("cloob.models.names.check_source", lambda _: None)
+    monkeypatch.setattr("cloob.models.source.check_source", lambda _: None)
     monkeypatch.setattr(
         "cloob.models.fingerprint.load_model",
         lambda spec, **_: FakeEncoder(seed=int((Path(spec) / "seed").read_text())),

@@ -13,19 +13,16 @@ from index_fakes import FakeEncoder, options, write_noise
 from cloob.errors import InputError
 from cloob.search.index import Index
 from cloob.search.update import UpdateOptions
+from support import free_port, use_hub
 
 TRACKER = "hf-hub:evil/tracker"
 
 
-@pytest.fixture
-def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What was asked of a network, which never answers."""
-    found: list[str] = []
+@pytest.fixture(autouse=True)
+def no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that does not answer, and nothing was typed or fetched."""
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("cloob.models.hub.answers", found.append)
-    return found
+    use_hub(monkeypatch, f"http://127.0.0.1:{free_port()}", tmp_path / "hub")
 
 
 def theirs(folder: Path, spec: str) -> Path:
@@ -47,28 +44,25 @@ WAYS: dict[str, Callable[[Index], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, asked: list[str], way: str) -> None:
-    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index:
-        with pytest.raises(InputError, match=f"so it is not fetched; .* type it once: --model {TRACKER}$"):
-            WAYS[way](index)
-        assert not asked
+def test_a_model_of_the_hub_is_not_fetched_for_the_index_alone(tmp_path: Path, way: str) -> None:
+    said = f"so it is not fetched; .* type it once: --model {TRACKER}$"
+    with Index.open(theirs(tmp_path, TRACKER), writable=True) as index, pytest.raises(InputError, match=said):
+        WAYS[way](index)
     for typed in (TRACKER, None):  # which is remembered
         index = Index.open(tmp_path / "index", model=typed, writable=True)
         with index, pytest.raises(InputError, match="does not answer"):
             WAYS[way](index)
 
 
-def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(
-    tmp_path: Path, asked: list[str]
-) -> None:
+def test_a_folder_that_names_an_encoder_of_the_hub_takes_it_from_the_cache_alone(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
     head = {"features": 2, "embed_dim": 2, "kind": "linear", "dropout": 0.0}
     said = {"format": 1, "image_size": 32, "image_encoder": TRACKER, "text_encoder": TRACKER}
     marks = {"image_fingerprint": "a", "text_fingerprint": "a", "heads": {"image": head, "text": head}}
+    marks["probe"] = {"image": [1.0], "text": [1.0]}
     (folder / "aligned.json").write_text(json.dumps(said | marks))
     with Index.open(theirs(tmp_path, str(folder))) as index, pytest.raises(InputError, match="so it is not fetched"):
         index.encoder()
-    assert not asked
     with Index.open(tmp_path / "index", model=str(folder)) as index, pytest.raises(InputError, match="does not answer"):
         index.encoder()

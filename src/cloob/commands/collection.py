@@ -36,7 +36,7 @@ def check_index(address: str) -> None:
 
 def check_source(source: str, model: str | None) -> None:
     """Refuses a source that is not there, and pictures in no index without a model to embed them."""
-    from cloob.models import names
+    from cloob.models import source as names
 
     if "://" in source or (Path(source) / INDEX_FILE).is_file():
         return

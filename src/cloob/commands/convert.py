@@ -27,8 +27,8 @@ class Options:
 
 def check(options: Options) -> None:
     from cloob.files import check_replaceable
-    from cloob.models.names import check_not_source
     from cloob.models.runs import ALIGNED_FILE, CONFIG_FILE, TOWERS_FILE
+    from cloob.models.source import check_not_source
 
     target = options.target
     if not target.exists():

@@ -52,7 +52,7 @@ class Options:
 
 
 def check(options: Options) -> None:
-    from cloob.models.names import check_packages
+    from cloob.models.source import check_packages
     from cloob.training.config.checks import preflight
 
     for config in _configs(options).values():

@@ -71,7 +71,7 @@ class Options:
 
 def check(options: Options) -> None:
     from cloob.data.shards.spec import is_remote
-    from cloob.models.names import check_source
+    from cloob.models.source import check_source
 
     if options.max_megapixels is not None and not options.max_megapixels > 0:
         raise InputError(f"--max-megapixels is {options.max_megapixels:g}; more than 0 is wanted")

@@ -18,7 +18,7 @@ class Options:
 def run(options: Options) -> int:
     """Prints one name per line."""
     from cloob.commands.terminal import say_next
-    from cloob.models.names import known_models
+    from cloob.models.source import known_models
 
     known = known_models()
     names = [name for name in known if options.contains.lower() in name.lower()]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from cloob.cache import Cache
 from cloob.data.content import add_part
 from cloob.errors import InputError, require
-from cloob.models.fingerprint import add_module, package_versions
+from cloob.models.encoding import digest
+from cloob.models.fingerprint import package_versions
 from cloob.models.runs import ONNX_FILE
 
 _VERSION = "4"  # of what is stored and how it is computed; a new number makes all files of the old one unused
@@ -100,9 +101,7 @@ def module_key(module: nn.Module, facts: Mapping[str, Any], device: str | torch.
         facts: JSON-able, such as the configuration of its towers.
         device: Where it runs.
     """
-    state = _model_state(device)
-    add_module(state, module, facts)
-    return str(state.hexdigest())
+    return digest(module, _model_state(device).hexdigest(), facts)
 
 
 def _model_state(device: str | torch.device) -> Any:

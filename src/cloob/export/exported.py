@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cloob.errors import InputError
 from cloob.files import check_replaceable
-from cloob.models.names import check_not_source
 from cloob.models.runs import OBJECTIVE_FILE
+from cloob.models.source import check_not_source
 
 CARD_FILE = "README.md"
 

@@ -34,8 +34,8 @@ with command_line(__name__), needs("train"):
     from cloob.evaluation.cache import folder_key
     from cloob.evaluation.embed import Encoder, evaluating
     from cloob.models.load import find_model_folder, load_model
-    from cloob.models.names import local_place
     from cloob.models.runs import CONFIG_FILE
+    from cloob.models.source import Source
     from cloob.pictures import upright
 
     require("mteb", "mteb")
@@ -113,7 +113,7 @@ def meta(model_name: str) -> ModelMeta:
     """
     source = model_name.removeprefix(PREFIX)
     folder = find_model_folder(source)
-    place = folder or local_place(source)  # files and folders of other programs
+    place = folder or Source.parse(source).path  # files and folders of other programs
     facts: dict[str, Any] = {}
     if folder is not None and (folder / CONFIG_FILE).is_file():  # heads on frozen encoders have none
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cloob.errors import InputError
 from cloob.models.pixels import EvalTransform, open_image
-from cloob.models.texts import KnownTokenizer, alone, causal_tower, check_known, encode_short, trimmed, vocabulary_size
+from cloob.models.texts import alone, causal_tower, encode_short, trimmed
 from cloob.models.tokenizer import ClipTokenizer, is_open_clips
 from cloob.objective import ContrastiveObjective
 
@@ -27,15 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """What an encoder was built from, and what its model folder says of that.
+    """What an encoder was built from: what its model folder holds, and what that folder's file says.
 
-    Attributes:
-        kind: Of the model folder: ``"open_clip"`` towers, ``"towers"`` that open_clip does not have, or heads
-            ``"aligned"`` on frozen encoders, or ``"onnx"`` graphs.
-        embed_dim: D.
-        context_length: L.
-        settings: What the folder's file says: open_clip's ``model_cfg``, or the content of ``towers.json``,
-            ``aligned.json`` or ``onnx.json`` as far as the encoder's other attributes do not say it.
+    ``settings`` are open_clip's ``model_cfg``, or the content of ``towers.json``, ``aligned.json`` or ``onnx.json`` as
+    far as the encoder's other attributes do not say it.
     """
 
     kind: Literal["open_clip", "towers", "aligned", "onnx"]
@@ -46,9 +41,8 @@ class EncoderConfig:
     @classmethod
     def open_clip(cls, model_cfg: dict[str, Any]) -> Self:
         """Of towers that open_clip builds from this ``model_cfg``."""
-        return cls(
-            "open_clip", int(model_cfg["embed_dim"]), int(model_cfg["text_cfg"].get("context_length", 77)), model_cfg
-        )
+        length = int(model_cfg["text_cfg"].get("context_length", 77))
+        return cls("open_clip", int(model_cfg["embed_dim"]), length, model_cfg)
 
 
 class DualEncoder(nn.Module):
@@ -82,18 +76,7 @@ class DualEncoder(nn.Module):
         config: EncoderConfig,
         objective_config: dict[str, Any] | None = None,
     ) -> None:
-        """Wraps an open_clip module.
-
-        Args:
-            name: The configuration's name.
-            model: What ``open_clip.create_model`` returned.
-            tokenizer: What ``open_clip.get_tokenizer`` returned.
-            config: What the module was built from.
-            objective_config: What the model was trained with, if known.
-
-        Raises:
-            InputError: The image tower's input is not square.
-        """
+        """Wraps what ``open_clip.create_model`` and ``open_clip.get_tokenizer`` return, or modules like these."""
         super().__init__()
         self.name = name
         self.model: Any = model
@@ -108,7 +91,6 @@ class DualEncoder(nn.Module):
         self.embed_dim = config.embed_dim
         self.context_length = config.context_length
         self._causal_tower = causal_tower(self.model, self.context_length)
-        self._vocabulary_size = vocabulary_size(self.model)
         self.preprocess = EvalTransform(self.preprocess_cfg)
         self.register_buffer("_mean", torch.tensor(self.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(self.std).view(1, 3, 1, 1), persistent=False)
@@ -120,18 +102,7 @@ class DualEncoder(nn.Module):
         self.set_channels_last(True)
 
     def check_weights(self) -> None:
-        """Refuses an encoder that has no weights to train, store or export.
-
-        Raises:
-            InputError: It is an ONNX export.
-        """
-
-    @property
-    def loader_tokenizer(self) -> Callable[[list[str]], Tensor]:
-        """``tokenizer`` for a loader, whose tokens may be on a device before the text tower sees them."""
-        if self._vocabulary_size is None:
-            return self.tokenizer
-        return KnownTokenizer(self.name, self._vocabulary_size, self.tokenizer)
+        """Raises InputError for an encoder that has no weights to train, store or export: an ONNX export."""
 
     @property
     def trims_texts(self) -> bool:
@@ -141,9 +112,8 @@ class DualEncoder(nn.Module):
     def set_channels_last(self, enabled: bool) -> None:
         """Chooses the memory layout of the image tower's weights and input; names, shapes and values stay.
 
-        Args:
-            enabled: Channels last, the layout of a new encoder: convolutions run 1.2 to 1.5 times as fast in it on a
-                CPU, and on GPUs with tensor cores. Else torch's default, channels first.
+        Channels last is the layout of a new encoder: convolutions run 1.2 to 1.5 times as fast in it on a CPU, and on
+        GPUs with tensor cores.
         """
         self._layout = torch.channels_last if enabled else torch.contiguous_format
         self.model.visual.to(memory_format=self._layout)
@@ -247,16 +217,16 @@ class DualEncoder(nn.Module):
         def rows(some: Sequence[str] | Tensor) -> Tensor:
             tokens = some if isinstance(some, Tensor) else self.tokenizer(list(some))
             self._check_tokens(tokens)
-            if self._vocabulary_size is not None and tokens.device.type == "cpu":
-                check_known(self.name, self._vocabulary_size, tokens)
             if self.trims_texts and tokens.device.type == "cpu":
                 tokens = trimmed(tokens)
-            return self._text_features(tokens.to(self.device))
+            try:
+                return self._text_features(tokens.to(self.device))
+            except IndexError as error:
+                raise InputError(f"{self.name}: tokens of another model's tokenizer ({error})") from error
 
         return self._embed(texts, rows, batch_size, grad)
 
     def _embed(self, items: Any, rows: Callable[[Any], Tensor], batch_size: int, grad: bool) -> Tensor:
-        """The rows of all items, computed for so many at once; of none in the dtype that some would have."""
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; 1 or more is expected")
         with self._autograd(grad):
@@ -292,17 +262,15 @@ class DualEncoder(nn.Module):
             )
 
     def _dtype(self) -> torch.dtype:
-        """In which the towers compute."""
         parameters: Iterator[nn.Parameter] = self.model.visual.parameters()
         return next(parameters).dtype
 
     def _autograd(self, wanted: bool) -> AbstractContextManager[None]:
-        """Autograd as the caller has it where a gradient is wanted, else off."""
         return nullcontext() if wanted else torch.no_grad()
 
 
 def _unit_rows(features: Tensor) -> Tensor:
-    """Unit rows in at least float32: bfloat16 would leave lengths that are off by 0.4 %."""
+    # In at least float32: bfloat16 would leave lengths that are off by 0.4 %.
     return F.normalize(features if features.dtype == torch.float64 else features.float(), dim=-1)
 
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from cloob.files import flush
 from cloob.models.aligned.model import aligned_files, load_aligned
 from cloob.models.aligned.opening import LoadModel
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.hub import check_hub_model, reachable_hub
+from cloob.models.hub import check_hub_model
 from cloob.models.onnx import folder as onnx_folder
 from cloob.models.runs import (
     ALIGNED_FILE,
@@ -47,17 +46,9 @@ def save_model(
 ) -> None:
     """Writes a model folder, synced to the disk; the caller makes it atomic by renaming the folder.
 
-    Args:
-        folder: Made when it is not there.
-        encoder: The towers.
-        objective: JSON-able ``ContrastiveObjective.config()``; its ``inv_tau`` is stored as open_clip's
-            ``logit_scale``, ln(inv_tau), so that open_clip's logits have the trained temperature, and its ``bias``, if
-            it has one, as ``logit_bias``, as in open_clip's SigLIP models.
-        weights: The encoder's ``state_dict`` where the encoder itself holds only a part of it (shards).
-
-    Raises:
-        ValueError: ``objective`` is not JSON-able, its ``inv_tau`` is not positive or its ``bias`` no number.
-        InputError: The encoder is an ONNX export.
+    The ``inv_tau`` of ``objective``, a ``ContrastiveObjective.config()``, is stored as open_clip's ``logit_scale`` as
+    well, so that open_clip's logits have the trained temperature, and a ``bias`` as ``logit_bias``. ``weights``: the
+    encoder's ``state_dict`` where the encoder itself holds only shards of it.
     """
     encoder.check_weights()
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,42 +67,6 @@ def save_model(
     if encoder.config.settings.get("text_cfg", {}).get("hf_tokenizer_name"):
         encoder.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     flush(folder)
-
-
-def read_model(folder: Path, load_model: LoadModel) -> DualEncoder:
-    """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads.
-
-    Args:
-        folder: With a ``config_file``.
-        load_model: Opens the frozen encoders of a folder of heads that are towers themselves.
-
-    Raises:
-        InputError: Files are missing, damaged, not to be trusted or do not fit each other.
-    """
-    check_folder(folder)
-    file = config_file(folder)
-    config = read_json(file)
-    objective = read_objective(folder)
-    if file.name == ALIGNED_FILE:
-        return load_aligned(folder, config, objective, load_model)
-    if file.name == TOWERS_FILE:
-        return towers_folder.load(folder, config, objective)
-    if file.name == ONNX_FILE:
-        return onnx_folder.load(folder, objective)
-    return _read_open_clip(folder, config, objective)
-
-
-@contextmanager
-def readied_text_tower(model_cfg: dict[str, Any]) -> Iterator[None]:
-    """Readies what ``hf_model_name`` names on the hub, if it does: its configuration, looked at first."""
-    name = model_cfg["text_cfg"].get("hf_model_name")
-    if not name:
-        yield
-        return
-    where = f"text_cfg.hf_model_name asks for {name!r}"
-    check_hub_model(name, where)
-    with reachable_hub(where):
-        yield
 
 
 def _stored_state(weights: Mapping[str, Tensor], objective: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -148,25 +103,45 @@ def _open_clip_files(
     }
 
 
-def _read_open_clip(folder: Path, config: dict[str, Any], objective: dict[str, Any]) -> DualEncoder:
-    """Towers of open_clip's."""
-    file = folder / CONFIG_FILE
-    model_cfg = config.get("model_cfg")
-    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
-        raise InputError(f"{file}: 'model_cfg' with embed_dim, vision_cfg and text_cfg wanted, not found")
-    check_model_cfg(model_cfg, str(file))
+def read_model(folder: Path, load_model: LoadModel, of_hub: str = "") -> DualEncoder:
+    """Towers from a model folder, ours or any that open_clip's ``local-dir:`` reads.
+
+    ``of_hub``: its name on the hub, from where open_clip takes the tokenizer then.
+    """
+    check_folder(folder)
+    file = config_file(folder)
+    config = read_json(file)
+    objective = read_objective(folder)
+    if file.name == ALIGNED_FILE:
+        return load_aligned(folder, config, objective, load_model)
+    if file.name == TOWERS_FILE:
+        return towers_folder.load(folder, config, objective)
+    if file.name == ONNX_FILE:
+        return onnx_folder.load(folder, objective)
+    model_cfg = open_clip_config(file, config)
     weights = weights_file(folder)
     if weights is None:
         raise InputError(f"{folder}: no weights found beside {CONFIG_FILE}; {WEIGHTS_FILE} would be right")
     problem = damage(folder)
     if problem is not None:
         raise InputError(problem)
-    with readied_text_tower(model_cfg):
-        model = open_clip_folder.load(file, config, weights)
+    text_cfg = model_cfg["text_cfg"]
+    if tower := text_cfg.get("hf_model_name"):  # whose configuration open_clip takes from the hub: looked at first
+        check_hub_model(tower, f"{file}: text_cfg.hf_model_name asks for {tower!r}")
+    model = open_clip_folder.load(file, config, weights)
     if "tokenizer" in config:
-        tokenizer = stored_tokenizer(file, config["tokenizer"], model_cfg["text_cfg"])
+        tokenizer = stored_tokenizer(file, config["tokenizer"], text_cfg)
     else:
-        tokenizer = load_tokenizer(f"local-dir:{folder}", model_cfg, str(file))
-    name = str(config.get("name", folder.name))
+        tokenizer = load_tokenizer(f"local-dir:{folder}", text_cfg, of_hub or str(file), None if of_hub else folder)
+    name = of_hub or str(config.get("name", folder.name))
     objective = objective or sigmoid_objective(weights, model)
     return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
+
+
+def open_clip_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The ``model_cfg`` of an ``open_clip_config.json``; InputError where it lacks a part or asks for more."""
+    model_cfg = config.get("model_cfg")
+    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= model_cfg.keys():
+        raise InputError(f"{file}: 'model_cfg' with embed_dim, vision_cfg and text_cfg wanted, not found")
+    check_model_cfg(model_cfg, str(file))
+    return model_cfg

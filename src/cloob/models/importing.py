@@ -1,9 +1,8 @@
 """open_clip, imported without torch.compile and sympy, which take as long as all the rest (``benchmarks/start.py``).
 
-torchvision takes one function of ``torch._dynamo.utils``, which its ``roi_align`` calls, and timm tells the compiler to
-leave some methods of one tower alone. Both get the same from torch when they are called (torchvision 0.28, timm 1.0; of
-versions that ask for neither or for more, nothing changes). What stands in for torch's own meanwhile would be seen by
-other threads: where there are any, the import is a plain one.
+torchvision takes one function of ``torch._dynamo.utils``, and timm tells the compiler to leave some methods alone. Both
+get the same from torch when they are called (torchvision 0.28, timm 1.0). Other threads would see what stands in for
+torch's own meanwhile: where there are any, the import is a plain one.
 """
 
 from __future__ import annotations

@@ -9,11 +9,11 @@ import torch
 from cloob.distributed import resolve_device
 from cloob.errors import InputError
 from cloob.models.aligned.model import encoders_here
-from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.folder import read_model, readied_text_tower
+from cloob.models.encoder import DualEncoder
+from cloob.models.folder import open_clip_config, read_model
 from cloob.models.hub import check_hub_model, fetch_first
-from cloob.models.names import check_path, known_models, no_such_model
 from cloob.models.runs import (
+    ALIGNED_FILE,
     CHECKPOINTS_FOLDER,
     CONFIG_FILE,
     HEADS_FILE,
@@ -23,15 +23,12 @@ from cloob.models.runs import (
     TOWERS_WEIGHTS_FILE,
     chosen_checkpoint,
     config_file,
-    read_objective,
-    split_checkpoint,
-    weights_file,
 )
-from cloob.models.towers import create_model, load_tokenizer, open_clip, translated
-from cloob.models.untrusted import check_model_cfg, read_json
-from cloob.models.weights import families, hf_clip, open_clip_folder
-from cloob.models.weights.scales import sigmoid_objective
-from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer, stored_tokenizer
+from cloob.models.source import PORT, Source
+from cloob.models.towers import create_model, open_clip, translated
+from cloob.models.untrusted import read_json
+from cloob.models.weights import families, hf_clip
+from cloob.models.weights.tokens import HUB_FILE, RinnaTokenizer
 
 
 def load_model(source: str | Path, device: str | torch.device = "auto") -> DualEncoder:
@@ -63,40 +60,19 @@ def load_model(source: str | Path, device: str | torch.device = "auto") -> DualE
 
 
 def find_model_folder(source: str | Path) -> Path | None:
-    """The model folder that a source of ``load_model`` leads to; None when it is no folder.
+    """The model folder of ours, or of open_clip's, that a source of ``load_model`` leads to; None for others.
 
     Raises:
         InputError: A folder without a model, or ``local-dir:``, ``:best`` or ``:last`` of something that is no folder.
     """
-    text = str(source)
-    if text.startswith("hf-hub:"):
+    parsed = Source.parse(source)
+    folder = parsed.path
+    if parsed.kind != "folder" or folder is None:
         return None
-    local = text.startswith("local-dir:")
-    text = check_path(text.removeprefix("local-dir:"))
-    if not local and families.is_foreign(text):
+    if parsed.variant:
+        return chosen_checkpoint(folder, parsed.variant) / MODEL_FOLDER
+    if families.is_foreign(str(folder)):
         return None
-    place, which = split_checkpoint(text)
-    if which:
-        return chosen_checkpoint(Path(place), which) / MODEL_FOLDER
-    return _model_folder(Path(text)) if local or Path(text).is_dir() else None
-
-
-def _load(source: str | Path) -> DualEncoder:
-    """The encoder on the CPU."""
-    text = check_path(str(source))
-    folder = find_model_folder(text)
-    try:
-        if folder is not None:
-            return read_model(folder, _load)
-        if families.is_foreign(text):
-            return families.load_foreign(text)
-    except OSError as error:
-        raise InputError(f"{error.filename or source}: cannot be read ({error.strerror or error})") from None
-    return _load_hub(text) if text.startswith("hf-hub:") else _load_tag(text)
-
-
-def _model_folder(folder: Path) -> Path:
-    """The model folder in a run folder, a checkpoint folder or a model folder."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     if config_file(folder).is_file():
@@ -111,61 +87,60 @@ def _model_folder(folder: Path) -> Path:
     )
 
 
-def _load_hub(source: str) -> DualEncoder:
-    """Towers from the Hugging Face hub, or from its cache, read as a folder's are."""
-    name = source.removeprefix("hf-hub:")
-    with translated(source):
-        folder = check_hub_model(name, source)
-        if config_file(folder).name != CONFIG_FILE:  # ours, pushed by `cloob push`
-            if here := encoders_here(read_json(config_file(folder))):
-                raise InputError(f"{source}: asks for {here[0]!r}, a folder of this machine")
-            folder = fetch_first(name, source, [[file] for file in (HEADS_FILE, TOWERS_WEIGHTS_FILE)])
-            fetch_first(name, source, [[RinnaTokenizer.FILE], [OBJECTIVE_FILE]])
+def _load(source: str | Path) -> DualEncoder:
+    """The encoder on the CPU."""
+    parsed = Source.parse(source)
+    try:
+        folder = find_model_folder(source)
+        if folder is not None:
             return read_model(folder, _load)
-        if not (folder / CONFIG_FILE).is_file():
-            return _load_hub_clip(name, source, folder)
-        config = read_json(folder / CONFIG_FILE)
-        model_cfg = config.get("model_cfg")
-        if not isinstance(model_cfg, dict):
-            raise InputError(f"{source}: {CONFIG_FILE} has no 'model_cfg'")
-        check_model_cfg(model_cfg, f"{source}: {CONFIG_FILE}")
-        folder = fetch_first(name, source, [[file] for file in HUB_WEIGHTS_FILES])
-        if "tokenizer" in config:
-            fetch_first(name, source, [[HUB_FILE], [CONFIG_FILE]])
-    objective = read_objective(folder)
-    with readied_text_tower(model_cfg):
-        weights = weights_file(folder)
-        assert weights is not None, folder
-        model = open_clip_folder.load(folder / CONFIG_FILE, config, weights)
-    if "tokenizer" in config:
-        tokenizer = stored_tokenizer(folder / CONFIG_FILE, config["tokenizer"], model_cfg["text_cfg"])
-    else:
-        tokenizer = load_tokenizer(source, model_cfg, source)
-    objective = objective or sigmoid_objective(weights, model)
-    return DualEncoder(source, model, tokenizer, EncoderConfig.open_clip(model_cfg), objective)
+        if parsed.kind in ("folder", "file", "public"):
+            return families.load_foreign(parsed.name + PORT * parsed.port)
+    except OSError as error:
+        raise InputError(f"{error.filename or source}: cannot be read ({error.strerror or error})") from None
+    if parsed.kind == "hub" and not parsed.library:
+        return _load_hub(parsed)
+    if parsed.kind == "towers":
+        return _load_towers(parsed)
+    raise parsed.unknown()
 
 
-def _load_hub_clip(name: str, source: str, folder: Path) -> DualEncoder:
-    """A ``CLIPModel`` of transformers on the hub without open_clip's files, read as a folder's is."""
-    file = folder / "config.json"
-    config = read_json(file) if file.is_file() else {}
-    if not hf_clip.matches(config):
-        raise InputError(f"{source}: neither {CONFIG_FILE} in it nor a config.json of CLIPModel (model_type 'clip')")
-    folder = fetch_first(name, source, [[file] for file in hf_clip.WEIGHTS])
-    fetch_first(name, source, [[HUB_FILE], [file.name]])
-    encoder = hf_clip.load(folder, config)
-    encoder.name = source
-    return encoder
+def _load_hub(source: Source) -> DualEncoder:
+    """Towers from the Hugging Face hub, or from its cache, read as a folder's are."""
+    name, where, revision = source.name, source.text, source.variant or None
+    with translated(where):
+        folder = check_hub_model(name, where, revision=revision)
+        kind = config_file(folder)
+        ours = kind.name != CONFIG_FILE  # pushed by `cloob push`
+        if kind.name == ALIGNED_FILE and (here := encoders_here(read_json(kind))):
+            raise InputError(f"{where}: asks for {here[0]!r}, a folder of this machine")
+        theirs = folder / "config.json"
+        more: tuple[str, ...]
+        if ours:
+            weights: tuple[str, ...] = (HEADS_FILE, TOWERS_WEIGHTS_FILE)
+            more = (RinnaTokenizer.FILE, OBJECTIVE_FILE)
+        elif kind.is_file():
+            open_clip_config(kind, config := read_json(kind))
+            weights, more = HUB_WEIGHTS_FILES, (HUB_FILE if "tokenizer" in config else kind.name, kind.name)
+        elif theirs.is_file() and hf_clip.matches(read_json(theirs)):  # a CLIPModel of transformers
+            weights, more = tuple(hf_clip.WEIGHTS), (HUB_FILE, theirs.name)
+        else:
+            raise InputError(f"{where}: neither {CONFIG_FILE} in it nor a config.json of CLIPModel (model_type 'clip')")
+        folder = fetch_first(name, where, [[file] for file in weights], revision)
+        fetch_first(name, where, [[file] for file in more], revision)
+        if ours:
+            return read_model(folder, _load)
+        if kind.is_file():
+            return read_model(folder, _load, of_hub=where)
+        encoder = hf_clip.load(folder, read_json(theirs))
+        encoder.name = where
+        return encoder
 
 
-def _load_tag(source: str) -> DualEncoder:
+def _load_towers(source: Source) -> DualEncoder:
     """Towers by open_clip's ``NAME/TAG``."""
-    name, _, tag = source.rpartition("/")
-    names = known_models()
-    if name.replace("/", "-") in names:
-        return create_model(name, pretrained=tag, seed=0)
-    if source.replace("/", "-") in names:
-        tags = open_clip().list_pretrained_tags_by_model(source.replace("/", "-"))
-        right = f"write {source}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
-        raise InputError(f"{source}: a model's name without its weights; {right}")
-    raise InputError(no_such_model(source))
+    if source.variant:
+        return create_model(source.name, pretrained=source.variant, seed=0)
+    tags = open_clip().list_pretrained_tags_by_model(source.name)
+    right = f"write {source.text}/TAG with one of {', '.join(tags)}" if tags else "give the folder it was trained into"
+    raise InputError(f"{source.text}: a model's name without its weights; {right}")

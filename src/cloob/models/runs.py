@@ -17,13 +17,14 @@ No torch is imported here.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from cloob.errors import InputError, one_line, require
 from cloob.models.untrusted import read_json
@@ -111,6 +112,17 @@ def damage(folder: Path) -> str | None:
         return f"{weights}: cut short or damaged ({one_line(error)})"
 
 
+def read_objective(folder: Path) -> dict[str, Any]:
+    """The settings in a model folder's ``objective.json``, empty if it has none; InputError if they are damaged."""
+    file = folder / OBJECTIVE_FILE
+    settings: dict[str, Any] = read_json(file) if file.is_file() else {}
+    for key in settings.keys() & {"inv_tau", "beta", "bias"}:
+        value = settings[key]
+        if type(value) not in (int, float) or not math.isfinite(value) or (value <= 0 and key != "bias"):
+            raise InputError(f"{file}: {key} is {value!r}, which it cannot be")
+    return settings
+
+
 def run_of(folder: Path | None) -> Path | None:
     """The run folder that a model folder belongs to."""
     if folder is None:
@@ -123,10 +135,9 @@ def run_of(folder: Path | None) -> Path | None:
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, by ascending step.
+    """The complete checkpoints of a run folder, by ascending step: ``step-N`` with a configuration and weights.
 
-    Complete is a folder ``checkpoints/step-N`` whose ``model/`` has a configuration and weights; what is still
-    being written has another name (``.tmp-…``). Whether the weights are whole is not looked at.
+    Whether the weights are whole is not looked at.
     """
     checkpoints = []
     folder = run / CHECKPOINTS_FOLDER
@@ -139,11 +150,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def latest_checkpoint(run: Path) -> Path:
-    """The newest checkpoint of a run folder whose weights are whole; warns about each newer one that it passes over.
-
-    Raises:
-        InputError: There is none.
-    """
+    """The newest checkpoint of a run folder whose weights are whole; warns about each newer one that it passes over."""
     checkpoints = list_checkpoints(run)
     for path in reversed(checkpoints):
         problem = damage(path / MODEL_FOLDER)
@@ -158,14 +165,14 @@ def latest_checkpoint(run: Path) -> Path:
 
 
 def read_validation(checkpoint: Path) -> dict[str, Any] | None:
-    """What ``validation.json`` of a checkpoint says; None without.
+    """What ``validation.json`` of a checkpoint says; None without, or where it was cut short.
 
     ``metric``, ``val_loss``, ``val_recall``, and what these were measured with: ``batch_size``, and ``held_out``, a
     digest of the pairs.
     """
     try:
         validation: dict[str, Any] = read_json(checkpoint / VALIDATION_FILE)
-    except InputError:  # none, as most checkpoints; one that was cut short makes its checkpoint no candidate either
+    except InputError:
         return None
     return validation
 
@@ -173,6 +180,35 @@ def read_validation(checkpoint: Path) -> dict[str, Any] | None:
 def is_better(metric: str, value: float, than: float) -> bool:
     """Whether a value of ``"val_loss"`` or ``"val_recall"`` is better than another."""
     return value < than if _LESS_IS_BETTER[metric] else value > than
+
+
+def find_best(
+    run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
+) -> tuple[Path, float] | None:
+    """The best readable checkpoint and its value; of equal ones the earliest, None without any.
+
+    By ``metric``, among those with the ``batch_size`` and ``held_out`` of ``measured``; both are the newest one's
+    where they are left out.
+    """
+    judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
+    if not judged:
+        return None
+    metric = metric or str(judged[-1][1].get("metric"))
+    measured = judged[-1][1] if measured is None else measured
+    best: tuple[Path, float] | None = None
+    for path, values in judged if metric in _LESS_IS_BETTER else ():
+        value = values.get(metric)
+        if not isinstance(value, int | float) or not _measured_alike(metric, values, measured):
+            continue
+        if (best is None or is_better(metric, value, best[1])) and not damage(path / MODEL_FOLDER):
+            best = path, float(value)
+    return best
+
+
+def _measured_alike(metric: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two validations can be compared: by the same pairs and, for the loss, in batches of the same size."""
+    keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
+    return all(one[key] == other[key] for key in keys if key in one and key in other)
 
 
 def split_checkpoint(source: str) -> tuple[str, str]:
@@ -184,12 +220,7 @@ def split_checkpoint(source: str) -> tuple[str, str]:
 def chosen_checkpoint(run: Path, which: str = "") -> Path:
     """The checkpoint that a run folder stands for: the best one if a checkpoint was validated, else the last one.
 
-    Args:
-        run: The run folder.
-        which: ``"best"`` or ``"last"``: that one alone. The best is so by the run's metric; of equal ones the earliest.
-
-    Raises:
-        InputError: There is no such folder, or no such checkpoint in it.
+    ``which``: ``"best"`` or ``"last"``, that one alone.
     """
     if not run.is_dir():
         raise InputError(f"{run}: no such folder")
@@ -210,53 +241,13 @@ def with_checkpoint(source: str) -> str:
     return f"{source}:{'last' if find_best(place) is None else 'best'}"
 
 
-def find_best(
-    run: Path, metric: str | None = None, measured: Mapping[str, Any] | None = None
-) -> tuple[Path, float] | None:
-    """The best readable checkpoint and its value, None without any that was measured in the same way.
-
-    Args:
-        run: A run folder.
-        metric: What makes the best; left out, the newest one's.
-        measured: ``batch_size`` and ``held_out`` of the values to compare; left out, the newest one's.
-    """
-    judged = [(path, values) for path in list_checkpoints(run) if (values := read_validation(path)) is not None]
-    if not judged:
-        return None
-    metric = metric or str(judged[-1][1].get("metric"))
-    measured = judged[-1][1] if measured is None else measured
-    best: tuple[Path, float] | None = None
-    for path, values in judged:
-        value = values.get(metric)
-        if not _measured_alike(metric, values, measured):
-            continue
-        if metric not in _LESS_IS_BETTER or not isinstance(value, int | float) or damage(path / MODEL_FOLDER):
-            continue
-        if best is None or is_better(metric, value, best[1]):
-            best = path, float(value)
-    return best
-
-
-def _measured_alike(metric: str, one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two validations can be compared: by the same pairs and, for the loss, in batches of the same size."""
-    keys = ("held_out", "batch_size") if metric == "val_loss" else ("held_out",)
-    return all(one[key] == other[key] for key in keys if key in one and key in other)
-
-
 def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a log of a run folder, none without the file.
-
-    A line that is no JSON object, as one that a crash has cut off, is passed over.
-    """
+    """The objects of a log, none without the file; a line that is no object, as a crash leaves one, is passed over."""
     lines = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(values, dict):
-            lines.append(values)
-    return lines
+        with contextlib.suppress(ValueError, RecursionError):
+            lines.append(json.loads(line))
+    return [line for line in lines if isinstance(line, dict)]
 
 
 def curve(run: str | Path) -> list[dict[str, Any]]:
@@ -267,27 +258,7 @@ def curve(run: str | Path) -> list[dict[str, Any]]:
 def epoch_of(run: Path, step: int) -> float | None:
     """Epochs done at a step, by the run's epochs.jsonl (a line at each epoch's end), in between by proportion."""
     try:
-        lines = read_lines(run / EPOCHS_FILE)
-    except OSError:
+        first = read_lines(run / EPOCHS_FILE)[0]
+        return round(float(step * first["epoch"] / first["step"]), 3)
+    except (OSError, IndexError, KeyError, TypeError, ZeroDivisionError):
         return None
-    counts = [(line.get("step"), line.get("epoch")) for line in lines]
-    ends = [(steps, epoch) for steps, epoch in counts if _is_count(steps) and _is_count(epoch)]
-    if not ends:
-        return None
-    steps_per_epoch = min(ends)[0] / min(ends)[1]
-    return round(step / steps_per_epoch, 3)
-
-
-def _is_count(value: object) -> TypeGuard[int]:
-    return type(value) is int and 1 <= value < 2**53
-
-
-def read_objective(folder: Path) -> dict[str, Any]:
-    """The settings in a model folder's ``objective.json``, empty if it has none; InputError if they are damaged."""
-    file = folder / OBJECTIVE_FILE
-    settings: dict[str, Any] = read_json(file) if file.is_file() else {}
-    for key in settings.keys() & {"inv_tau", "beta", "bias"}:
-        value = settings[key]
-        if type(value) not in (int, float) or not math.isfinite(value) or (value <= 0 and key != "bias"):
-            raise InputError(f"{file}: {key} is {value!r}, which it cannot be")
-    return settings

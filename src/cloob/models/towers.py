@@ -7,7 +7,6 @@ loads in a plain open_clip. How their sizes were chosen: ``benchmarks/towers.py`
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import warnings
 from collections.abc import Iterator
@@ -21,28 +20,22 @@ import torch
 from cloob.distributed import resolve_device
 from cloob.errors import InputError, is_failure, one_line, require
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.hub import answers, check_hub_model, no_answer, not_there, reachable_hub
+from cloob.models.hub import check_hub_model, fetch_file, not_fetched
 from cloob.models.importing import import_open_clip
-from cloob.models.names import CONFIGS, TINY_MODELS, check_name
-from cloob.models.runs import CONFIG_FILE
-from cloob.models.untrusted import check_folder, read_json
-from cloob.models.weights.fields import Fields
+from cloob.models.source import CONFIGS, TINY_MODELS, check_name
+from cloob.models.untrusted import check_folder
 from cloob.models.weights.folders import file_tensors
 from cloob.models.weights.keymap import fill, same_names, surplus
 from cloob.models.weights.scales import sigmoid_objective
-from cloob.models.weights.tokens import HUB_FILE, check_rules
+from cloob.models.weights.tokens import check_rules
 
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
-__all__ = ["TINY_MODELS", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
+__all__ = ["TINY_MODELS", "TOKENIZER_FILES", "check_words", "create_model", "load_tokenizer", "open_clip", "translated"]
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "merges.txt", "*.model")
 
 
 @functools.cache
 def open_clip() -> ModuleType:
-    """The open_clip module with our configurations registered; imported on the first call, which takes seconds.
-
-    Raises:
-        InputError: open_clip is not installed.
-    """
+    """The open_clip module with our configurations registered; imported on the first call, which takes seconds."""
     module = import_open_clip()
     module.add_model_config(CONFIGS)
     return module
@@ -65,8 +58,7 @@ def create_model(
             and leaves that state alone. ``None`` draws from the global generator.
         device: Where the towers go.
         pretrained: One of open_clip's tags for this name, or a file of weights of open_clip's, which have to fit as
-            they are; ``None`` for fresh weights. Beside such a file an ``open_clip_config.json`` with another
-            activation, or other pictures, brings a warning.
+            they are; ``None`` for fresh weights.
 
     Returns:
         The encoder; open_clip's own ``logit_scale`` is frozen in it. Pretrained weights that hold a ``logit_bias``
@@ -90,112 +82,73 @@ def create_model(
     if image_size is not None:
         _check_image_size(name, config, image_size)
         config["vision_cfg"]["image_size"] = image_size
-    file = None
-    if pretrained is not None:
-        file = _pretrained_file(name, pretrained)
-        # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
-        tag = library.get_pretrained_cfg(name, pretrained)
-        if tag and "quick_gelu" in tag:
-            config["quick_gelu"] = bool(tag["quick_gelu"])
+    tag = library.get_pretrained_cfg(name, pretrained) if pretrained is not None else {}
+    # A tag's weights need the activation that they were trained with; open_clip only warns about another one.
+    if tag and "quick_gelu" in tag:
+        config["quick_gelu"] = bool(tag["quick_gelu"])
+    tensors, bias = {}, {}
+    if pretrained is not None and not tag:
+        tensors = file_tensors(_weights_file(name, pretrained))
+        config.pop("init_logit_bias", None)
+        bias = {"init_logit_bias": 0.0 if "logit_bias" in tensors else None}  # replaced by the file's
+        config |= {key: value for key, value in bias.items() if value is not None}
     generator = torch.random.fork_rng(devices=[]) if seed is not None else nullcontext()
-    with generator, translated(f"model {name!r}"), _fetching(name, pretrained):
-        tensors = {} if file is None else _own_tensors(file, config)
+    with generator, translated(f"{name}/{pretrained}" if tag else f"model {name!r}"):
         if seed is not None:
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU as well
         model = library.create_model(
             name,
-            pretrained=pretrained if file is None else None,
+            pretrained=_tag_weights(f"{name}/{pretrained}", str(pretrained), tag) if tag else None,
+            force_preprocess_cfg=tag,
             quick_gelu=config.get("quick_gelu", False),
             force_image_size=image_size,
             pretrained_text=False,
-            **({} if file is None else {"init_logit_bias": config.get("init_logit_bias")}),
+            **bias,
         )
-        if file is not None:
+        if pretrained is not None and not tag:
             plan = same_names(model)
-            fill(model, file, tensors, plan, surplus(tensors, plan))
-    tokenizer = load_tokenizer(name, config, f"model {name!r}")
+            fill(model, Path(pretrained), tensors, plan, surplus(tensors, plan))
     if image_size is not None:
         _check_fixed_size(name, model, image_size)
+    tokenizer = load_tokenizer(name, config["text_cfg"], f"model {name!r}")
     trained = {} if pretrained is None else sigmoid_objective(Path(f"{name}/{pretrained}"), model)
-    encoder = DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained)
-    if file is not None:
-        _warn_of_other_settings(encoder, file.with_name(CONFIG_FILE))
-    return encoder.to(place)
+    return DualEncoder(name, model, tokenizer, EncoderConfig.open_clip(config), trained).to(place)
 
 
-def load_tokenizer(source: str, config: dict[str, Any], where: str) -> Any:
-    """open_clip's tokeniser of a model.
-
-    Args:
-        source: What ``open_clip.get_tokenizer`` takes; of a ``local-dir:`` it reads the tokeniser from that folder
-            alone, whatever name the configuration gives.
-        config: The ``model_cfg``.
-        where: Where that is written, for the error.
-
-    Raises:
-        InputError: It is not there or damaged; the line says which tokeniser, and what asks for it.
-    """
-    text = config["text_cfg"]
-    key = next((key for key in ("hf_tokenizer_name", "tokenizer_kwargs") if text.get(key)), None)
-    asked = f"text_cfg.{key} asks for the tokenizer {text[key]!r}" if key else "its tokenizer cannot be loaded"
-    try:
-        with translated(f"{where}: {asked}"):
-            if key != "hf_tokenizer_name":
-                with reachable_hub(source) if source.startswith("hf-hub:") else nullcontext():
-                    return open_clip().get_tokenizer(source)
-            require("transformers", "align")
-            if source.startswith("local-dir:"):
-                files = Path(source.removeprefix("local-dir:"))
-                check_folder(files)
-            else:
-                files = check_hub_model(text[key], f"{where}: {asked}", HUB_FILE)
-            try:
-                check_rules(files)
-            except InputError as error:
-                raise InputError(f"{where}: {asked}: {error}") from error
-            with reachable_hub(f"{where}: {asked}"):
-                tokenizer = open_clip().get_tokenizer(source, trust_remote_code=False)
-            check_words(tokenizer.tokenizer)
-            return tokenizer
-    except InputError as error:
-        folder = Path(source.removeprefix("local-dir:")) if source.startswith("local-dir:") else None
-        if key != "hf_tokenizer_name" or folder is None or any(any(folder.glob(p)) for p in _TOKENIZER_FILES):
-            raise
-        raise InputError(
-            f"{where}: {asked}, whose files must lie beside it, and there is no tokenizer.json (nor vocab.txt, "
-            "vocab.json or *.model); save_pretrained of that tokenizer writes them"
-        ) from error
-
-
-@contextmanager
-def _fetching(name: str, tag: str | None) -> Iterator[None]:
-    """Readies what open_clip fetches for fresh or pretrained towers: the hub's cache alone where nobody answers.
-
-    Raises:
-        InputError: What is needed is not on this machine and cannot be fetched.
-    """
-    library: Any = open_clip()
-    config = library.get_model_config(name)
-    weights = library.get_pretrained_cfg(name, tag) if tag else {}
-    text_tower = config["text_cfg"].get("hf_model_name")
-    if weights.get("hf_hub") or text_tower:
-        with reachable_hub(f"{name}/{tag}" if tag else f"its text tower {text_tower!r}"):
-            yield
-        return
-    url = weights.get("url", "")
-    if url and not (Path("~/.cache/clip").expanduser() / url.rpartition("/")[2]).is_file() and not answers(url):
-        raise not_there(f"{name}/{tag}", no_answer(url))
-    yield
+def load_tokenizer(name: str, text_cfg: dict[str, Any], where: str, folder: Path | None = None) -> Any:
+    """open_clip's tokenizer of a model ``name``, or the one in a folder whatever its configuration calls it."""
+    from_hub = text_cfg.get("hf_tokenizer_name")
+    if not from_hub:
+        with translated(f"{where}: its tokenizer cannot be loaded"):
+            return open_clip().get_tokenizer(name)
+    asked = f"{where}: text_cfg.hf_tokenizer_name asks for the tokenizer {from_hub!r}"
+    with translated(asked):
+        require("transformers", "align")
+        if folder is None:
+            folder = check_hub_model(from_hub, asked, *TOKENIZER_FILES)
+        check_folder(folder)
+        if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+            raise InputError(f"{asked}, and there is no tokenizer.json (nor vocab.txt, vocab.json or *.model)")
+        try:
+            check_rules(folder)
+        except InputError as error:
+            raise InputError(f"{asked}: {error}") from error
+        tokenizer = import_open_clip(".tokenizer").HFTokenizer(
+            str(folder),
+            context_length=text_cfg.get("context_length", 77),
+            tokenizer_mode=text_cfg.get("tokenizer_mode"),
+            trust_remote_code=False,
+            **(text_cfg.get("tokenizer_kwargs") or {}),
+        )
+        check_words(tokenizer.tokenizer)
+        return tokenizer
 
 
 def check_words(tokenizer: Any) -> None:
-    """Refuses a Hugging Face tokeniser that knows nothing but its special tokens.
+    """Raises ValueError for a Hugging Face tokenizer that knows nothing but its special tokens.
 
     transformers 5 makes such a one, without a warning, where a folder has lost its vocabulary: every text is then the
     same row of unknown words.
-
-    Raises:
-        ValueError: It is one.
     """
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)) + 1:  # T5's knows the space as well
         raise ValueError("it knows no word, so that its vocabulary (tokenizer.json) must be missing")
@@ -203,15 +156,9 @@ def check_words(tokenizer: Any) -> None:
 
 @contextmanager
 def translated(what: str) -> Iterator[None]:
-    """Keeps open_clip quiet, and turns what it raises into one line.
+    """Keeps open_clip quiet, and turns whatever it raises into an InputError of one line that begins with ``what``.
 
     open_clip logs through the root logger's module functions, which would also install a handler there.
-
-    Args:
-        what: Subject of the line, e.g. ``"model 'RN50'"``.
-
-    Raises:
-        InputError: For whatever the library raised.
     """
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)
@@ -223,11 +170,10 @@ def translated(what: str) -> Iterator[None]:
             yield
     except InputError:
         raise
-    # Whatever it is: hub, pickle, JSON and shape errors have no common class, and the cause stays attached.
-    except BaseException as error:
+    except BaseException as error:  # hub, pickle, JSON and shape errors have no common class
         if not is_failure(error):
             raise
-        raise InputError(f"{what}: {one_line(error)}") from error
+        raise InputError(not_fetched(what, error) or f"{what}: {one_line(error)}") from error
     finally:
         root.removeFilter(_nothing)
         root.removeHandler(handler)
@@ -252,49 +198,28 @@ def _check_image_size(name: str, config: dict[str, Any], image_size: int) -> Non
         raise InputError(f"image size {image_size} does not suit {name}: {right} would")
 
 
-def _pretrained_file(name: str, pretrained: str) -> Path | None:
-    """The file of weights, None for a tag; InputError when there is neither such a tag nor such a file."""
-    library = open_clip()
-    tags = library.list_pretrained_tags_by_model(name)
-    if library.get_pretrained_cfg(name, pretrained):
-        return None
-    if Path(pretrained).is_file():
-        return Path(pretrained)
-    known = f"its tags: {', '.join(tags)}" if tags else "open_clip has no weights for it"
-    raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); {known}")
-
-
-def _own_tensors(file: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The tensors of a file of open_clip's; the configuration gets a bias, or loses it, as the file has one."""
-    tensors = file_tensors(file)
-    prefix = "module."  # of training by several processes
-    if all(key.startswith(prefix) for key in tensors):
-        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
-    config.pop("init_logit_bias", None)
-    if "logit_bias" in tensors:
-        config["init_logit_bias"] = 0.0  # replaced by the file's
-    return tensors
-
-
-def _warn_of_other_settings(encoder: DualEncoder, path: Path) -> None:
-    """Warns where the configuration beside a file of weights has another activation or prepares pictures otherwise."""
-    if not path.is_file():
-        return
-    beside = Fields(path, {"model_cfg": {}, "preprocess_cfg": {}} | read_json(path))
-    own = {key: encoder.preprocess_cfg[key] for key in ("mean", "std", "interpolation", "resize_mode")}
-    given = own | dict(beside.inside("preprocess_cfg").values)
-    other = [key for key, value in own.items() if json.dumps(value) != json.dumps(given[key])]
-    activations = beside.inside("model_cfg").values, encoder.config.settings
-    if len({bool(settings.get("quick_gelu", False)) for settings in activations}) == 2:
-        other.append("quick_gelu")
-    if other:
-        said = f"{path}: has another {' and '.join(other)} than {encoder.name}"
-        warnings.warn(f"{said}, whose is taken; give the folder {path.parent} to take the file's", stacklevel=3)
-
-
 def _check_fixed_size(name: str, model: Any, image_size: int) -> None:
     """Raises InputError for a timm tower with positions: open_clip would not read its saved folder back."""
     trunk = getattr(model.visual, "trunk", None)
     trained_size = open_clip().get_model_config(name)["vision_cfg"].get("image_size", 224)
     if hasattr(trunk, "set_input_size") and image_size != trained_size:
         raise InputError(f"image size {image_size} does not suit {name}: its tower takes {trained_size} alone")
+
+
+def _tag_weights(where: str, tag: str, known: dict[str, Any]) -> str:
+    """What ``open_clip.create_model`` takes as ``pretrained``: the file of a tag from the hub, else the tag itself."""
+    name, _, file = str(known.get("hf_hub", "")).rpartition("/")
+    if not name:
+        return tag
+    file = file or "open_clip_pytorch_model.bin"
+    safe = "open_clip_model" if file == "open_clip_pytorch_model.bin" else Path(file).stem
+    return str(fetch_file(name, where, f"{safe}.safetensors", file))
+
+
+def _weights_file(name: str, pretrained: str) -> Path:
+    """The file of weights; InputError when there is neither such a tag nor such a file."""
+    if Path(pretrained).is_file():
+        return Path(pretrained)
+    tags = open_clip().list_pretrained_tags_by_model(name)
+    known = f"its tags: {', '.join(tags)}" if tags else "open_clip has no weights for it"
+    raise InputError(f"unknown pretrained tag {pretrained!r} of {name} (nor a file); {known}")

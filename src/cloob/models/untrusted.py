@@ -1,6 +1,6 @@
 """What a stranger's model folder may say: its files are data, none of its Python runs, no path leaves the folder.
 
-Looked at before anything else of a model is read: by ``load_model`` and by whoever opens a tokeniser or an encoder.
+Looked at before anything else of a model is read: by ``load_model`` and by whatever opens a tokenizer or an encoder.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from cloob.errors import InputError, one_line
-from cloob.files import open_regular
 
 CONFIG_FILES = (
     *("config.json", "*_config.json", "*.index.json", "special_tokens_map.json"),
@@ -31,17 +30,9 @@ _TIMM_NAME = re.compile(r"\w[\w.-]*")
 def read_json(path: Path, kind: type = dict) -> Any:
     """What a JSON file holds; InputError if it cannot be read or is not of a kind (``object`` for anything)."""
     try:
-        with open_regular(path) as file:
-            text = file.readall()
+        content = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    return parse_json(path, text, kind)
-
-
-def parse_json(path: Path, text: bytes, kind: type = dict) -> Any:
-    """The value of JSON in UTF-8; InputError as of :func:`read_json`, with ``path`` as its place."""
-    try:
-        content = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not readable as JSON ({one_line(error)})") from None
     if not isinstance(content, kind):
@@ -59,14 +50,7 @@ def _walk(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder whose configuration files ask for Python of its own, or name files elsewhere.
-
-    Args:
-        folder: Of open_clip, transformers, sentence-transformers or timm.
-
-    Raises:
-        InputError: One does, or cannot be read.
-    """
+    """Refuses a model folder of any program whose configurations ask for Python of its own, or name files elsewhere."""
     for path in sorted({path for pattern in CONFIG_FILES for path in folder.glob(pattern)}):
         content = read_json(path, object)
         for key, value in _walk(content):
@@ -88,27 +72,19 @@ def leaves(name: str) -> bool:
 
 
 def check_model_cfg(model_cfg: dict[str, Any], where: str) -> None:
-    """Refuses an open_clip ``model_cfg`` that asks for more than towers and a tokeniser.
+    """Refuses an open_clip ``model_cfg`` that asks for more than towers and a tokenizer.
 
-    Args:
-        model_cfg: With ``text_cfg`` and ``vision_cfg``.
-        where: The file that says so.
-
-    Raises:
-        InputError: A part is no object, the tokeniser gets an argument that is not one of open_clip's own, or a name
-            (``hf_tokenizer_name``, ``hf_model_name``, ``timm_model_name``) is a path or another source.
+    That is: an argument for the tokenizer that is not one of open_clip's own, or a path or another source in the place
+    of a name (``hf_tokenizer_name``, ``hf_model_name``, ``timm_model_name``).
     """
     text, vision = model_cfg.get("text_cfg"), model_cfg.get("vision_cfg")
     if not isinstance(text, dict) or not isinstance(vision, dict):
         raise InputError(f"{where}: text_cfg and vision_cfg have to be objects")
     arguments = text.get("tokenizer_kwargs") or {}
-    if not isinstance(arguments, dict) or not arguments.keys() <= set(_TOKENIZER_ARGUMENTS):
-        known = ", ".join(_TOKENIZER_ARGUMENTS)
-        raise InputError(f"{where}: text_cfg.tokenizer_kwargs is {arguments!r}; {known} alone may be there")
-    if not all(isinstance(value, str | bool) for value in arguments.values()):
-        raise InputError(
-            f"{where}: text_cfg.tokenizer_kwargs is {arguments!r}; words, true and false alone may be there"
-        )
+    known = isinstance(arguments, dict) and arguments.keys() <= set(_TOKENIZER_ARGUMENTS)
+    if not known or not all(isinstance(value, str | bool) for value in arguments.values()):
+        right = f"{', '.join(_TOKENIZER_ARGUMENTS)} alone may be there, each a word, true or false"
+        raise InputError(f"{where}: text_cfg.tokenizer_kwargs is {arguments!r}; {right}")
     for key in ("hf_tokenizer_name", "hf_model_name"):
         _check_name(text.get(key), _HUB_NAME, "the name of a model on the hub", f"{where}: text_cfg.{key}")
     _check_name(vision.get("timm_model_name"), _TIMM_NAME, "a name of timm", f"{where}: vision_cfg.timm_model_name")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
+from cloob.models.runs import split_checkpoint
 from cloob.search import find
 from cloob.search.find import Cutoff, Where
 from cloob.search.identity import changed, weights_of
@@ -92,8 +93,10 @@ class Index:
     def _typed(self, model: str) -> str:
         """The name of a model that was typed by its name, or by what it is loaded from."""
         spec = absolute(model)
+        run = spec if split_checkpoint(model)[1] else split_checkpoint(spec)[0]
         named = [each for each in self.models if each.name == model]
         named += [each for each in self.models if each.spec == spec]
+        named += [each for each in self.models if split_checkpoint(each.spec)[0] == run]  # by another checkpoint
         if not named:
             return model
         if named[0].spec == spec:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cloob.models.names import is_public
 from cloob.models.runs import split_checkpoint, with_checkpoint
+from cloob.models.source import is_public
 from cloob.search.scan.addresses import remember, was_typed
 
 if TYPE_CHECKING:

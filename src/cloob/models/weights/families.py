@@ -7,7 +7,6 @@ from typing import Any
 
 from cloob.errors import InputError
 from cloob.models.encoder import DualEncoder
-from cloob.models.names import WEIGHTS_ENDINGS
 from cloob.models.runs import (
     ALIGNED_FILE,
     CHECKPOINTS_FOLDER,
@@ -17,6 +16,7 @@ from cloob.models.runs import (
     TOWERS_FILE,
     config_file,
 )
+from cloob.models.source import WEIGHTS_ENDINGS
 from cloob.models.untrusted import check_folder, read_json
 from cloob.models.weights import crowsonkb, hf_clip, mljku, openai, registry, rinna
 from cloob.models.weights.containers import is_torch, read_torch

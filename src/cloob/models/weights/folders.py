@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cloob.errors import InputError, printable
-from cloob.models.untrusted import leaves, read_json
+from cloob.models.untrusted import read_json
 from cloob.models.weights.containers import read_safetensors, read_torch
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -27,30 +27,29 @@ def folder_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
 def file_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file or of a ``state_dict`` that torch wrote; InputError if it is neither."""
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    file = read_torch(path)
-    value = file.value
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):  # open_clip's training
-        value = value["state_dict"]
-    return file.tensors(value, "the file")
+        tensors = read_safetensors(path)
+    else:
+        file = read_torch(path)
+        value = file.value
+        if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):  # open_clip's training
+            value = value["state_dict"]
+        tensors = file.tensors(value, "the file")
+    prefix = "module."  # of training by several processes
+    if all(key.startswith(prefix) for key in tensors):
+        tensors = {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
+    return tensors
 
 
 def _indexed(index: Path) -> dict[str, Tensor]:
-    """The tensors of several files, each key in the file that the index says and in no other.
-
-    Raises:
-        InputError: The index and the files contradict each other, or a file is not one beside the index.
-    """
+    """The tensors of several files beside their index; InputError where the two contradict each other."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index}: weight_map, from each key to its file, is wanted")
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
         path = index.parent / name
-        if leaves(name) or path.name != name or path.suffix not in (".safetensors", ".bin"):
+        if path.name != name or path.suffix not in (".safetensors", ".bin") or not path.is_file():
             raise InputError(f"{index}: names {printable(name)!r}; a file of weights beside it is wanted")
-        if not path.is_file():
-            raise InputError(f"{index}: names {printable(name)!r}, which is not there")
         part = file_tensors(path)
         strangers = part.keys() ^ {key for key, place in places.items() if place == name}
         if strangers:

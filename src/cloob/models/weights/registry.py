@@ -1,4 +1,4 @@
-"""Public checkpoints by name: where each lies, and what is published of its size and hash."""
+"""Public checkpoints by name: where each lies, and what is published of its hash."""
 
 from __future__ import annotations
 
@@ -12,19 +12,11 @@ from cloob.errors import nearest
 
 @dataclass(frozen=True)
 class PublicFile:
-    """One file.
-
-    Attributes:
-        url: Where it lies.
-        name: What it is called in the cache.
-        sha256: As its publisher gives it; None: not published.
-        size: Bytes, likewise.
-    """
+    """One file: where it lies, its name in the cache, and the SHA-256 that its publisher gives, if any."""
 
     url: str
     name: str
     sha256: str | None = None
-    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -44,16 +36,11 @@ class PublicModel:
     config: dict[str, Any] | None = field(default=None, hash=False)
 
 
-def _read() -> dict[str, PublicModel]:
-    """The models that ``registry.json`` lists."""
-    listed = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return {
-        name: PublicModel(**model | {"files": tuple(PublicFile(**file) for file in model["files"])})
-        for name, model in listed.items()
-    }
-
-
-MODELS = _read()
+_LISTED = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+MODELS = {
+    name: PublicModel(**model | {"files": tuple(PublicFile(**file) for file in model["files"])})
+    for name, model in _LISTED.items()
+}
 """The models by their names."""
 
 

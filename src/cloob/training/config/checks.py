@@ -6,8 +6,7 @@ import dataclasses
 import os
 
 from cloob.errors import InputError
-from cloob.models.hub import check_fetchable
-from cloob.models.names import check_name, check_packages
+from cloob.models.source import check_name, check_packages
 from cloob.training.config import TrainConfig
 from cloob.training.config.model import HEADS, AlignConfig
 from cloob.training.config.pairs import PairsConfig
@@ -18,8 +17,7 @@ def preflight(config: TrainConfig) -> None:
     """Refuses a run that cannot begin, as far as its words say; what is about files is said by what opens them.
 
     Raises:
-        InputError: Two values exclude each other, there is no such model, nobody answers who could hand it out, or a
-            package with an encoder is not installed.
+        InputError: Two values exclude each other, or there is no such model or no package with an encoder.
     """
     check_combination(config)
     if os.environ.get("WORLD_SIZE", "1") != "1":  # one that ended alone would leave the others waiting for it
@@ -27,9 +25,6 @@ def preflight(config: TrainConfig) -> None:
     if config.run.fsdp:
         raise fsdp_alone()
     check_packages(config.align.encoders())
-    for source in (config.towers.init, config.towers.init_image, *config.align.encoders()):
-        if source is not None:
-            check_fetchable(source)
     if config.towers.model is not None and config.towers.init is None:
         check_name(config.towers.model)
 

