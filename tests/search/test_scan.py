@@ -20,7 +20,7 @@ from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.scan.inside import Inside
+from cloob.search.scan.containers import Inside
 from cloob.search.scan.open import ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
 from support import served, serving
