@@ -185,15 +185,6 @@ def test_a_holder_that_hangs_is_passed_over(
     assert "its holder has done nothing" in caplog.text
 
 
-def test_a_cache_that_others_can_write_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = cache_files.private_folder()
-    assert folder.parent == tmp_path and cache_files.private_folder() == folder
-    folder.chmod(0o777)
-    with pytest.raises(InputError, match=r"not yours alone.*CLOOB_CACHE"):
-        cache_files.private_folder()
-
-
 def test_paths_as_people_write_them(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

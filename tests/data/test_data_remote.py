@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import multiprocessing
 import os
 import pickle
 import shutil
-import ssl
-import subprocess
 import sys
 import tarfile
 import time
@@ -58,19 +55,16 @@ def spec(shards: Path) -> str:
     return f"pipe:cat {shards}/{{00000..00002}}.tar"
 
 
-@contextlib.contextmanager
-def server(folder: Path, context: ssl.SSLContext | None = None) -> Iterator[str]:
-    """A web server over a folder, on loopback; its address."""
+@pytest.fixture
+def server(shards: Path) -> Iterator[str]:
+    """The address of a web server over the shards, on loopback."""
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: object) -> None:
             pass
 
-    made = serving(partial(Quiet, directory=str(folder)))
-    if context is not None:
-        made.socket = context.wrap_socket(made.socket, server_side=True)
-    with served(made) as address:
-        yield address if context is None else f"https://localhost:{made.server_address[1]}"
+    with served(serving(partial(Quiet, directory=str(shards)))) as address:
+        yield address
 
 
 def test_streamed_shards_read_like_local_ones(spec: str, shards: Path, image: MakeImage) -> None:
@@ -100,14 +94,13 @@ def test_a_shard_is_fetched_once_and_kept(spec: str, shards: Path) -> None:
     assert asked.read_text().count("\n") == 5
 
 
-def test_http_and_what_else_fsspec_opens(spec: str, shards: Path) -> None:
-    with server(shards) as url:
-        source = open_source(f"{url}/{{00000..00002}}.tar")
-        assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
-        named = open_source(f"{url}/sizes.json")  # the same shards by their list
-        assert named.shard_sizes == (5, 4, 3) and named.read(11) == source.read(11)
-        with pytest.raises(InputError, match=r"absent/sizes\.json: no such file"):
-            open_source(f"{url}/absent/0.tar")
+def test_http_and_what_else_fsspec_opens(spec: str, shards: Path, server: str) -> None:
+    source = open_source(f"{server}/{{00000..00002}}.tar")
+    assert [source.read(i).caption for i in (0, 11)] == ["pair 0", "pair 11"]
+    named = open_source(f"{server}/sizes.json")  # the same shards by their list
+    assert named.shard_sizes == (5, 4, 3) and named.read(11) == source.read(11)
+    with pytest.raises(InputError, match=r"absent/sizes\.json: no such file"):
+        open_source(f"{server}/absent/0.tar")
     memory = fsspec.filesystem("memory")
     for path in shards.iterdir():
         memory.pipe_file(f"/pairs/{path.name}", path.read_bytes())
@@ -124,23 +117,6 @@ def test_a_store_that_cannot_be_opened(monkeypatch: pytest.MonkeyPatch) -> None:
             open_source(f"{scheme}://bucket/0.tar")
     with pytest.raises(InputError, match=r"nothing here opens ftpx://.*pipe:COMMAND"):
         open_source("ftpx://a/0.tar")
-
-
-@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
-def test_https(spec: str, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server with a certificate that the system is told to trust; without that it is refused."""
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    words = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-    subprocess.run(["openssl", *words.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    script = "import sys\nfrom cloob import open_source\nprint(open_source(sys.argv[1]).read(11).caption)"
-    with server(shards, context) as url:
-        with pytest.raises(InputError, match="CERTIFICATE_VERIFY_FAILED"):
-            open_source(f"{url}/sizes.json")
-        environment = {**os.environ, "SSL_CERT_FILE": str(certificate)}
-        done = subprocess.run([sys.executable, "-c", script, f"{url}/sizes.json"], env=environment, capture_output=True)
-        assert done.stdout == b"pair 11\n", done.stderr
 
 
 def test_a_failed_fetch_names_shard_status_and_attempts(

@@ -10,7 +10,6 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from collections.abc import Collection as Paths
-from functools import cached_property
 from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -22,7 +21,7 @@ from pyarrow import parquet
 from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, clean_caption, printable
 from cloob.data.shards.index import group_members
-from cloob.data.shards.tar import Member, TarListing, TarReader
+from cloob.data.shards.tar import Member, TarReader
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.data.sources.arrow import ArrowFiles, check_pictures, is_image, is_text, picture_in
 from cloob.errors import InputError, first_of
@@ -82,15 +81,12 @@ class Shard(NamedTuple):
 
 
 class _Tar:
-    """An open tar."""
+    """An open tar; ``pictures`` are by path, once they have been listed."""
 
     def __init__(self, file: Path) -> None:
         self.reader = TarReader((file,))
         self.reader.read(0, 0, 0)  # stays open when the cache drops it
-
-    @cached_property
-    def listing(self) -> TarListing:
-        return self.reader.listing(0)
+        self.pictures: dict[str, Found] | None = None
 
 
 class _Place(NamedTuple):
@@ -111,7 +107,6 @@ class Tars(Collection):
         super().__init__(name, exclude)
         self._shards = {shard.path: shard for shard in shards}
         self._open: OrderedDict[str, _Tar] = OrderedDict()
-        self._listed: OrderedDict[str, dict[str, Found]] = OrderedDict()
         self._once = _Once()
         self._lock = threading.RLock()
 
@@ -138,16 +133,11 @@ class Tars(Collection):
 
     def find(self, path: str) -> Found | None:
         """A picture by its path."""
-        container = path.partition(SEPARATOR)[0]
-        with self._lock:
-            if container in self._shards and container not in self._listed:
-                try:
-                    self._listed[container] = self._list(self._shards[container])
-                except (OSError, InputError) as error:
-                    raise read_fault(path, error) from None
-                if len(self._listed) > _MAX_OPEN_TARS:
-                    self._listed.popitem(last=False)
-            return self._listed.get(container, {}).get(path)
+        shard = self._shards.get(path.partition(SEPARATOR)[0])
+        try:
+            return self._list(shard).get(path) if shard else None
+        except (OSError, InputError) as error:
+            raise read_fault(path, error) from None
 
     def read(self, found: Found) -> bytes:
         """The bytes of a member."""
@@ -200,7 +190,13 @@ class Tars(Collection):
 
     def _list(self, shard: Shard) -> dict[str, Found]:
         """The pictures of a shard by their paths; OSError or InputError if it cannot be read."""
-        members, cut = self._opened(shard).listing
+        with self._lock:
+            tar = self._opened(shard)
+            if tar.pictures is None:
+                tar.pictures = self._pictures(shard, *tar.reader.listing(0))
+            return tar.pictures
+
+    def _pictures(self, shard: Shard, members: list[Member], cut: str | None) -> dict[str, Found]:
         mtime = shard.fetch().stat().st_mtime_ns if shard.local else None
         if cut is not None:
             self.unlisted.append(shard.path)
@@ -220,17 +216,7 @@ class Tars(Collection):
 class Inside(Collection):
     """The pictures in rows of Arrow or Parquet files. A path is the file's and a row's number.
 
-    Args:
-        name: What the index calls them.
-        files: All ``.arrow``, or all ``.parquet``.
-        image_column: Column with the pictures; None: the only one of these.
-        caption_column: Column with the captions; None: the first of ``CAPTION_COLUMNS`` that is there.
-        exclude: Globs of the files' names.
-        cache: Where Parquet files are unpacked.
-        any_column: Whether nobody knows the column by now: :meth:`read_again` finds it.
-
-    Raises:
-        InputError: No such column, or a file that cannot be read.
+    ``any_column``: nobody knows the column of the pictures by now, and :meth:`read_again` finds it.
     """
 
     def __init__(

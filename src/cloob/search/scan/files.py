@@ -37,18 +37,10 @@ _KINDS = 3
 class Rows:
     """A table whose rows say something of pictures, by their paths; several rows of one path are one picture.
 
-    Args:
-        path: CSV, TSV, Parquet or JSON lines.
-        image_column: Column with the paths, relative to the table's folder.
-        caption_column: Column with captions; None: the first of ``CAPTION_COLUMNS`` that is there.
-
     Attributes:
         state: Of the table's file.
         stored: The path in each row as the table has it.
         by_path: The rows of each picture, by its absolute path.
-
-    Raises:
-        InputError: Not a table, or a column that was named is missing.
     """
 
     def __init__(self, path: Path, image_column: str, caption_column: str | None) -> None:
@@ -241,16 +233,11 @@ def find_table(folder: Path, caption_column: str | None) -> Rows | None:
 
 
 def plain(scalar: pa.Scalar) -> Any:
-    """What Arrow holds, for Python: Arrow's text of it where Python has no such value, None where neither has one."""
+    """What Arrow holds, for Python; None where Python has no such value (a year above 9999, text that is not UTF-8)."""
     try:
         return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return error.object.decode("utf-8", "replace") if isinstance(scalar, pa.BinaryScalar) else None
-    except (ArithmeticError, ValueError, LookupError, pa.ArrowException):  # year 29349, time zone Mars/Base
-        try:
-            return scalar.cast(pa.string()).as_py()
-        except pa.ArrowException:
-            return None
+    except (ArithmeticError, ValueError, LookupError, pa.ArrowException):
+        return None
 
 
 def _text(raw: Any) -> str:

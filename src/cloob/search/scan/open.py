@@ -56,9 +56,7 @@ def source_name(spec: str | Path) -> str:
 def is_gone(name: str, *, typed: bool = False) -> bool:
     """Whether nothing of a source is on this machine any more; of an address nobody knows that.
 
-    Args:
-        name: The source.
-        typed: Whether it was typed now. No file is looked for by a pattern that never was.
+    No file is looked for by a pattern that was typed neither now nor before.
     """
     if not os.path.isabs(name) or os.path.lexists(name):  # noqa: PTH117
         return False
@@ -78,9 +76,6 @@ def open_collection(spec: str | Path, options: ScanOptions | None = None) -> Col
         spec: A folder of pictures, or whatever ``open_source`` takes: a table, shards, a Hugging Face data set, Arrow
             or Parquet files with the pictures inside, ``demo``.
         options: How; None takes the defaults.
-
-    Raises:
-        InputError: There is no such thing, or it is none of these.
     """
     options = options or ScanOptions()
     name, exclude = source_name(spec), options.exclude
@@ -126,11 +121,7 @@ def _streamed(spec: str, options: ScanOptions) -> Tars:
 
 
 def open_named(name: str, options: ScanOptions | None = None) -> Collection:
-    """Opens a source that an index names and nobody has typed now; see ``open_collection``.
-
-    Raises:
-        InputError: As there, or it is an address or a pattern that was never typed on this machine.
-    """
+    """Opens a source that an index names; InputError for an address or a pattern never typed on this machine."""
     if is_remote(name) or (is_pattern(name) and not Path(name).exists()):
         check_typed(name)
     return open_collection(name, options)
