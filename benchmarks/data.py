@@ -58,7 +58,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.machine import machine
 
-from cloob.data.loader import Batching, PairLoader, Share
+from cloob.data.loader import PairLoader
 from cloob.data.open import open_source
 from cloob.data.source import Source
 from cloob.data.transforms import TrainTransform
@@ -135,7 +135,7 @@ def forms(data: Path, folder: Path, captions: list[str], quick: bool) -> list[Fo
 @contextlib.contextmanager
 def ours(form: Form, source: Source, workers: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     transform, tokenizer = TrainTransform(form.image_size, scale=SCALE), ClipTokenizer.of(TOKENIZER)
-    pairs = PairLoader(source, transform, tokenizer, Batching(form.batch_size), Share(workers=workers))
+    pairs = PairLoader(source, transform, tokenizer, form.batch_size, workers=workers)
     first = max(0, pairs.steps_per_epoch - form.batches)
     yield ((batch.images, batch.tokens) for batch in pairs.epoch(0, start_step=first))
     pairs.close()

@@ -15,7 +15,7 @@ from torch import Tensor
 from cloob import open_source
 from cloob.cache import Cache
 from cloob.data.batch import BadSample
-from cloob.data.loader import Batching, PairLoader, Share
+from cloob.data.loader import PairLoader
 from cloob.data.transforms import TrainTransform
 from cloob.errors import InputError
 
@@ -109,7 +109,7 @@ def test_parquet_with_images_is_unpacked_once(
     assert len(list(tmp_path.glob("cache/tables/*.arrow"))) == 2
     found: list[str] = []
     for workers in (0, 1):
-        pairs = PairLoader(source, TrainTransform(4), tokenizer, Batching(3, drop_last=False), Share(workers=workers))
+        pairs = PairLoader(source, TrainTransform(4), tokenizer, 3, drop_last=False, workers=workers)
         found.append(str([batch.keys for batch in pairs.epoch(0)]))
         pairs.close()
     assert found[0] == found[1] and all(f"0000{n}" in found[0] for n in (0, 1))
@@ -224,12 +224,3 @@ def test_arrow_of_either_kind_is_mapped_unless_compressed(tmp_path: Path, image:
     write_file(path, content, kind, compression="lz4")
     with pytest.raises(InputError, match=r"a\.arrow: is compressed; save it as Arrow without compression"):
         open_source(path)
-
-
-@KINDS
-def test_structures_that_are_no_pictures(tmp_path: Path, image: MakeImage, kind: str) -> None:
-    for held in (pa.array([1, 2]), pa.array([["a"], ["b"]])):
-        pictures = pa.StructArray.from_arrays([pa.array([image(0), image(1)]), held], ["bytes", "path"])
-        write_file(tmp_path / "set" / f"a.{kind}", pa.table({"filepath": pictures, "title": ["a", "b"]}))
-        with pytest.raises(InputError, match=rf"a\.{kind}: column 'filepath' holds struct.*, not images"):
-            open_source(tmp_path / "set")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cloob.data.loader import Batching, PairLoader
+from cloob.data.loader import PairLoader
 from cloob.data.mix import MixedSource, mix, parts_of
 from cloob.data.open import open_source
 from cloob.data.source import Source
@@ -45,7 +45,7 @@ def test_a_source_alone_is_itself(two: tuple[Source, Source]) -> None:
 def test_the_loader_visits_each_source_as_its_weight_says(
     two: tuple[Source, Source], tokenizer: Callable[[list[str]], Tensor]
 ) -> None:
-    pairs = PairLoader(mix(two, [0.5, 2]), draw, tokenizer, Batching(5, drop_last=False))
+    pairs = PairLoader(mix(two, [0.5, 2]), draw, tokenizer, 5, drop_last=False)
     assert pairs.pairs_per_epoch == 12 and pairs.steps_per_epoch == 3
     first, second = (list(pairs.epoch(e)) for e in (0, 1))
     # Pairs 9 to 11 are in both sources: twice from the second, and once in two epochs from the first.

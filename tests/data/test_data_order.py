@@ -1,120 +1,152 @@
+"""The order of an epoch: each pair once, shard by shard, and the same for whoever asks for which stretch."""
+
 from __future__ import annotations
 
-from collections import Counter
+import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloob.data.order import EpochOrder, Part, epoch_order, local_part
+from cloob.data.order import LONG, EpochOrder, KeyedPermutation, Part, epoch_order, local_part
 
 SHARDS = st.lists(st.integers(0, 40), min_size=1, max_size=12)
+either_length = pytest.mark.parametrize("long", [LONG, 1])
 
 
-def shard_of(sizes: tuple[int, ...], rows: np.ndarray) -> np.ndarray:
+def shard_of(sizes: Sequence[int], rows: np.ndarray) -> np.ndarray:
     return np.searchsorted(np.cumsum(sizes), rows, side="right")
 
 
-def lanes_of(order: np.ndarray, batch: int, lanes: int) -> list[np.ndarray]:
-    """The plain loop: what each lane gives, batch by batch."""
-    parts: list[list[int]] = [[] for _ in range(lanes)]
-    for at in range(0, len(order), batch):
-        for lane in range(lanes):
-            parts[lane] += local_part(order[at : at + batch], lane, lanes).tolist()
-    return [np.array(part, np.int64) for part in parts]
+def excess(counts: np.ndarray) -> float:
+    """How far counts are from equal ones, in standard deviations of χ²; about N(0, 1) for fair draws."""
+    expected = counts.sum() / counts.size
+    degrees = counts.size - 1
+    return float((((counts - expected) ** 2 / expected).sum() - degrees) / np.sqrt(2 * degrees))
 
 
-@settings(max_examples=150)
-@given(SHARDS, st.integers(1, 33), st.integers(1, 7), st.integers(1, 300), st.integers(0, 5), st.integers(0, 9))
-def test_each_pair_exactly_once_in_any_lanes(
-    sizes: list[int], batch: int, lanes: int, buffer: int, epoch: int, seed: int
+@given(st.integers(1, 5000), st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
+def test_a_keyed_permutation_is_one(n: int, key: list[int]) -> None:
+    numbers = KeyedPermutation(n, key)(np.arange(n))
+    assert np.array_equal(np.sort(numbers), np.arange(n))
+    some = np.arange(n)[:: max(1, n // 7)]
+    assert np.array_equal(KeyedPermutation(n, key)(some), numbers[some])
+
+
+@pytest.mark.parametrize("n", [60, *(pytest.param(n, marks=pytest.mark.nightly) for n in (101, 256))])
+def test_any_two_places_hold_any_two_numbers_equally_often(n: int) -> None:
+    """Over 8,000 keys: a place's number, and the numbers of two places together, of one half or of both."""
+    a, side = np.arange(n), int(np.ceil(np.sqrt(n)))
+    others = (1, side, n - 1)
+    ones, pairs = np.zeros((n, n)), np.zeros((len(others), n, n))
+    for key in range(8_000):
+        numbers = KeyedPermutation(n, [key])(a)
+        ones[a, numbers] += 1
+        pairs[range(len(others)), numbers[0], numbers[list(others)]] += 1
+    assert max(excess(row) for row in ones) < 5
+    assert all(np.diag(each).sum() == 0 and excess(each[~np.eye(n, dtype=bool)]) < 4 for each in pairs)
+
+
+def test_a_large_permutation_is_spread_evenly() -> None:
+    """Of two million numbers: by place, from a number to the next one, and against the next epoch."""
+    n, bins = 2_000_003, 64
+    here, there = (KeyedPermutation(n, [0, epoch])(np.arange(n)) for epoch in (0, 1))
+    for a, b in ((np.arange(n), here), (here, there), (here[:-1], here[1:]), (here[:-2], here[2:])):
+        assert abs(excess(np.histogram2d(a * bins // n, b * bins // n, bins)[0])) < 5
+    steps = np.diff(here) % n
+    assert abs(excess(np.histogram(steps, 1024, (0, n))[0])) < 5
+    assert (np.abs(np.diff(here)) == 1).sum() < 12 and (here == np.arange(n)).sum() < 10  # 2 and 1 are expected
+
+
+def test_a_local_order_is_numpys_permutation() -> None:
+    expected = np.random.Generator(np.random.PCG64([5, 2])).permutation(42)
+    assert np.array_equal(epoch_order(42, 5, 2), expected)
+    for lanes in (1, 4):
+        assert np.array_equal(EpochOrder([Part((30, 12))], seed=5).epoch(2, lanes)[:], expected)
+    parts = [Part((5,), 0.5, True), Part((3,), 2.0)]
+    straight = EpochOrder(parts, seed=5, shuffle=False, buffer=9)
+    assert np.array_equal(straight.epoch(1)[:], np.arange(8))  # in order, and without weights
+
+
+@given(st.integers(0, 99), st.integers(0, 200), st.integers(1, 17))
+def test_the_ranks_share_a_batch(start: int, n: int, world: int) -> None:
+    parts = [np.arange(start + n)[local_part(start, start + n, rank, world)] for rank in range(world)]
+    assert all((part % world == rank).all() for rank, part in enumerate(parts))
+    assert sorted(np.concatenate(parts).tolist()) == list(range(start, start + n))
+
+
+@either_length
+@settings(max_examples=100)
+@given(SHARDS, st.integers(1, 7), st.integers(0, 300), st.integers(0, 5), st.integers(0, 9))
+def test_each_pair_exactly_once_in_any_lanes_and_any_stretch(
+    long: int, sizes: list[int], lanes: int, buffer: int, epoch: int, seed: int
 ) -> None:
-    order = EpochOrder([Part(tuple(sizes), 1.0, True)], seed=seed, batch_size=batch, buffer=buffer)
-    rows = order.epoch(epoch, lanes)
-    assert len(order) == len(rows) == sum(sizes) and rows.dtype == np.int64
+    def order() -> EpochOrder:
+        return EpochOrder([Part(tuple(sizes), 1.0, True)], seed=seed, buffer=buffer, long=long)
+
+    rows = order().epoch(epoch, lanes)[:]
+    assert len(order()) == len(rows) == sum(sizes) and rows.dtype == np.int64
     assert np.array_equal(np.sort(rows), np.arange(sum(sizes)))
-    assert np.array_equal(rows, order.epoch(epoch, lanes))  # a pure function
-    parts = lanes_of(rows, batch, lanes)
-    assert max(map(len, parts)) - min(map(len, parts)) <= len(rows) // batch + 1
+    again = order().epoch(epoch, lanes)
+    stretches = [again[at : at + 5] for at in range(len(rows) // 5 * 5, -1, -5)][::-1]  # from the end to the start
+    assert np.array_equal(np.concatenate(stretches), rows)
 
 
 @settings(max_examples=150)
-@given(SHARDS, st.integers(1, 33), st.integers(1, 7), st.integers(1, 60), st.integers(0, 5))
-def test_a_lane_shares_at_most_one_shard_with_its_neighbour_and_moves_pairs_within_the_buffer(
-    sizes: list[int], batch: int, lanes: int, buffer: int, epoch: int
+@given(SHARDS, st.integers(1, 7), st.integers(1, 60), st.integers(0, 5))
+def test_a_lane_reads_shard_after_shard_and_moves_pairs_within_the_buffer(
+    sizes: list[int], lanes: int, buffer: int, epoch: int
 ) -> None:
-    options = {"seed": 3, "batch_size": batch}
     parts = [Part(tuple(sizes), 1.0, True)]
-    shuffled = lanes_of(EpochOrder(parts, buffer=buffer, **options).epoch(epoch, lanes), batch, lanes)
-    # A window of one place moves nothing: the same lanes, unshuffled.
-    straight = lanes_of(EpochOrder(parts, buffer=1, **options).epoch(epoch, lanes), batch, lanes)
+    shuffled = EpochOrder(parts, seed=3, buffer=buffer).epoch(epoch, lanes)
+    straight = EpochOrder(parts, seed=3, buffer=1).epoch(epoch, lanes)  # blocks of one pair: nothing moves
     seen: list[int] = []
-    for lane, plain in zip(shuffled, straight, strict=True):
+    for lane in range(lanes):
+        plain = straight[lane::lanes]
         place = {row: i for i, row in enumerate(plain.tolist())}
-        assert all(abs(place[row] - i) < buffer for i, row in enumerate(lane.tolist()))
-        shards = shard_of(tuple(sizes), plain)
-        runs = [int(s) for i, s in enumerate(shards) if i == 0 or s != shards[i - 1]]
-        assert len(runs) == len(set(runs))  # shard after shard, none twice
-        seen += runs
-    assert all(count <= 1 or seen[seen.index(s) : seen.index(s) + count] == [s] * count for s, count in
-               Counter(seen).items())  # a shard in two lanes is the last of one and the first of the next  # fmt: skip
+        assert all(abs(place[row] - i) < buffer for i, row in enumerate(shuffled[lane::lanes].tolist()))
+        shards = shard_of(sizes, plain).tolist()
+        seen += [s for i, s in enumerate(shards) if i == 0 or s != shards[i - 1]]
+    # A shard in two lanes is the last of one and the first of the next.
+    assert all(seen[seen.index(s) : seen.index(s) + seen.count(s)] == [s] * seen.count(s) for s in set(seen))
 
 
 def test_ranks_read_the_shards_of_their_own_lane() -> None:
     sizes = (100,) * 24
-    order = EpochOrder([Part(sizes, 1.0, True)], seed=0, batch_size=12, buffer=150)
-    rows = order.epoch(0, lanes=3)
-    shards = [set(shard_of(sizes, part).tolist()) for part in lanes_of(rows, 12, 3)]
-    assert all(len(part) <= 9 for part in shards)
-    assert sum(map(len, shards)) <= 24 + 2
-    # At any moment a lane has few shards open.
-    lane = shard_of(sizes, lanes_of(rows, 12, 3)[1])
-    assert max(len(set(lane[i : i + 50].tolist())) for i in range(len(lane) - 50)) <= 5
+    rows = EpochOrder([Part(sizes, 1.0, True)], seed=0, buffer=150).epoch(0, lanes=3)
+    shards = [shard_of(sizes, rows[local_part(0, len(rows), rank, 3)]) for rank in range(3)]
+    assert sum(len(set(lane.tolist())) for lane in shards) <= 24 + 2
+    assert max(len(set(shards[1][i : i + 50].tolist())) for i in range(750)) <= 5  # few are open at any moment
 
 
-def test_orders_differ_by_epoch_seed_and_mix_shards() -> None:
-    part = [Part((50,) * 10, 1.0, True)]
-    orders = {
-        tuple(EpochOrder(part, seed=seed, batch_size=8, buffer=100).epoch(epoch)) for seed in (0, 1) for epoch in (0, 1)
-    }
+def test_orders_differ_by_epoch_and_seed_and_mix_shards() -> None:
+    parts = [Part((50,) * 10, 1.0, True)]
+    orders = {tuple(EpochOrder(parts, seed=s, buffer=100).epoch(e)[:].tolist()) for s in (0, 1) for e in (0, 1)}
     assert len(orders) == 4
-    rows = EpochOrder(part, seed=0, batch_size=50, buffer=100).epoch(0)
+    rows = EpochOrder(parts, seed=0, buffer=100).epoch(0)[:]
     assert all(len(set(shard_of((50,) * 10, rows[i : i + 50]).tolist())) >= 2 for i in range(0, 500, 50))
 
 
-def test_more_lanes_than_pairs_in_a_batch() -> None:
-    rows = EpochOrder([Part((7, 6), 1.0, True)], seed=0, batch_size=2, buffer=4).epoch(0, lanes=5)
-    assert np.array_equal(np.sort(rows), np.arange(13))
-
-
-def test_without_a_buffer_one_source_has_the_plain_order() -> None:
-    for lanes in (1, 4):
-        rows = EpochOrder([Part((30, 12))], seed=5, batch_size=4).epoch(2, lanes)
-        assert np.array_equal(rows, epoch_order(42, 5, 2))
-    straight = EpochOrder([Part((5,), 0.5, True), Part((3,), 2.0)], seed=5, batch_size=4, shuffle=False, buffer=9)
-    assert np.array_equal(straight.epoch(1), np.arange(8))  # in order, and without weights
-
-
+@either_length
 @pytest.mark.parametrize("buffer", [0, 6])
 @settings(max_examples=60)
 @given(
     st.lists(st.tuples(SHARDS, st.floats(0.05, 3.0), st.booleans()), min_size=1, max_size=3),
-    st.integers(1, 9),
     st.integers(1, 4),
     st.integers(0, 4),
 )
 def test_weights_give_exact_counts(
-    buffer: int, drawn: list[tuple[list[int], float, bool]], batch: int, lanes: int, epoch: int
+    long: int, buffer: int, drawn: list[tuple[list[int], float, bool]], lanes: int, epoch: int
 ) -> None:
     parts = [Part(tuple(sizes), weight, streamed) for sizes, weight, streamed in drawn]
-    order = EpochOrder(parts, seed=1, batch_size=batch, buffer=buffer)
+    order = EpochOrder(parts, seed=1, buffer=buffer, long=long)
     total = sum(part.rows for part in parts)
-    rows = order.epoch(epoch, lanes)
+    rows = order.epoch(epoch, lanes)[:]
     assert len(rows) == len(order) == sum(round(part.weight * part.rows) for part in parts)
     assert len(set(rows.tolist())) == len(rows)  # repeats are copies with numbers of their own
-    counts = np.bincount(rows % max(total, 1), minlength=total)
-    start = 0
+    counts, start = np.bincount(rows % max(total, 1), minlength=total), 0
     for part in parts:
         mine = counts[start : start + part.rows]
         assert mine.sum() == round(part.weight * part.rows)
@@ -122,20 +154,37 @@ def test_weights_give_exact_counts(
         start += part.rows
 
 
+@either_length
 @pytest.mark.parametrize(("buffer", "streamed"), [(0, False), (5, False), (5, True)])
-def test_a_fraction_takes_another_part_in_each_epoch_until_all_had_their_turn(buffer: int, streamed: bool) -> None:
-    parts = [Part((9,)), Part((4, 8), 0.25, streamed)]
-    order = EpochOrder(parts, seed=0, batch_size=3, buffer=buffer)
-    taken = [[row for row in (order.epoch(e) % 21).tolist() if row >= 9] for e in range(8)]
+def test_a_fraction_takes_another_part_in_each_epoch_until_all_had_their_turn(
+    buffer: int, streamed: bool, long: int
+) -> None:
+    order = EpochOrder([Part((9,)), Part((4, 8), 0.25, streamed)], seed=0, buffer=buffer, long=long)
+    taken = [[row for row in (order.epoch(e)[:] % 21).tolist() if row >= 9] for e in range(8)]
     assert all(len(rows) == 3 for rows in taken)
     for turn in (taken[:4], taken[4:]):
         assert sorted(row for rows in turn for row in rows) == list(range(9, 21))
 
 
-def test_local_rows_are_strewn_among_streamed_shards() -> None:
-    parts = [Part((1000,) * 10, 1.0, True), Part((10_000,), 1.0, False)]
-    rows = EpochOrder(parts, seed=0, batch_size=500, buffer=2000).epoch(0, lanes=2)
-    share = [(rows[i : i + 500] >= 10_000).mean() for i in range(0, 20_000, 500)]
-    assert min(share) > 0.4 and max(share) < 0.6  # as over the whole epoch
-    local = rows[rows >= 10_000]
-    assert np.abs(np.diff(local)).mean() > 2000  # all over the table, where it would be 3333
+def test_each_stretch_holds_every_source_in_its_proportion() -> None:
+    parts = [Part((1000,) * 10, 1.0, True), Part((10_000,), 0.5, False), Part((300,) * 7, 1.0, True)]
+    rows = EpochOrder(parts, seed=0, buffer=2000).epoch(0, lanes=2)[:]
+    of_first = [(rows[i : i + 500] < 10_000).mean() for i in range(0, 17_000, 500)]
+    assert min(of_first) > 0.5 and max(of_first) < 0.67  # 10,000 of 17,100 over the whole epoch
+    local = rows[(rows >= 10_000) & (rows < 20_000)]
+    assert np.abs(np.diff(local)).mean() > 2000  # all over the table
+
+
+@pytest.mark.parametrize("buffer", [0, 10_000])
+def test_400_million_pairs_cost_no_memory(buffer: int) -> None:
+    """The start of an epoch, a batch in its middle and its end, for one rank of eight."""
+    parts = [Part((10_000,) * 40_000, 1.0, buffer > 0)]
+    tracemalloc.start()
+    try:
+        order = EpochOrder(parts, seed=0, buffer=buffer).epoch(3, lanes=8)
+        rows = np.concatenate([order[at : at + 32_768 : 8] for at in (0, 200_000_000, 399_967_232)])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100e6 and len(order) == 400_000_000
+    assert len(set(rows.tolist())) == len(rows) and rows.min() >= 0 and rows.max() < 400_000_000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import tarfile
@@ -67,13 +66,6 @@ def test_reads_what_webdataset_reads(shards: Path, image: MakeImage, write_tar: 
     source = open_source(shards)
     ours = [source.read(i) for i in range(len(source))]
     assert theirs == [(s.key.partition("/")[2], s.image, s.caption) for s in ours]
-
-
-def test_a_real_shard(shared_data: Path) -> None:
-    source = open_source(shared_data / "pictograms" / "val")
-    assert len(source) == 1000  # also what its sizes.json says
-    samples = [source.read(i) for i in range(1000)]
-    assert len({s.key for s in samples}) == 1000 and all(s.image[:4] == b"RIFF" for s in samples)
 
 
 @pytest.mark.parametrize("suffix", ["gz", "xz", "bz2"])
@@ -233,28 +225,6 @@ def test_a_shard_that_vanishes_later_is_a_bad_sample(shards: Path) -> None:
         source.read(5)
 
 
-def _read_in_child(source: Source, pipe: multiprocessing.connection.Connection) -> None:
-    pipe.send([source.read(i).caption for i in range(len(source))])
-
-
-def test_several_processes_read_at_once(shards: Path) -> None:
-    source = open_source(shards)
-    source.read(0)  # a file is open before the child begins
-    context = multiprocessing.get_context("fork")
-    ends = [context.Pipe(duplex=False) for _ in range(2)]
-    children = [context.Process(target=_read_in_child, args=(source, end)) for _, end in ends]
-    for child in children:
-        child.start()
-    expected = [f"pair {i}" for i in range(12)]
-    assert [source.read(i).caption for i in range(12)] == expected
-    assert [end.recv() for end, _ in ends] == [expected] * 2
-    for child in children:
-        child.join()
-    for pair in ends:
-        for end in pair:
-            end.close()
-
-
 def test_threads_read_more_tars_than_are_open(tmp_path: Path, image: MakeImage, write_tar: WriteTar) -> None:
     """Each gets the bytes of its own tar while files are let go of under its hands; few stay open."""
     picture = image()
@@ -307,19 +277,3 @@ def test_what_cannot_or_need_not_be_kept(large: Path, tmp_path: Path, monkeypatc
     (large / "00003.tar").unlink()
     monkeypatch.setenv("CLOOB_CACHE", str(tmp_path / "small"))
     assert len(open_source(large)) == 12 and not (tmp_path / "small").exists()
-
-
-def _open_in_child(shards: Path) -> None:
-    assert len(open_source(shards)) == 12
-
-
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_several_processes_share_an_index(large: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    children = [context.Process(target=_open_in_child, args=(large,)) for _ in range(4)]
-    for child in children:
-        child.start()
-    for child in children:
-        child.join()
-    assert [child.exitcode for child in children] == [0] * 4
-    assert len(list((tmp_path / "cache" / "indices").glob("*.arrow"))) == 1

@@ -1,77 +1,24 @@
 """From a source to batches: the same batches for every number of workers and ranks, and after every resume.
 
-The order of an epoch depends on (seed, epoch, number of pairs) alone, for streamed sources also on the shards' sizes,
-the batch size and the number of lanes; a sample's augmentation on (seed, epoch, its index).
+The order of an epoch depends on (seed, epoch, number of pairs) alone, for streamed sources also on the shards' sizes
+and the number of lanes. A sample's augmentation depends on (seed, epoch, its index).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from cloob.data.batch import Batch
 from cloob.data.builder import BatchBuilder, Request, Tokenizer, Transform
-from cloob.data.longorder import Order
 from cloob.data.mix import parts_of
-from cloob.data.order import DEFAULT_BUFFER, EpochOrder
+from cloob.data.order import DEFAULT_BUFFER, EpochOrder, Order, local_part
 from cloob.data.pool import WorkerPool
 from cloob.data.source import Source
 from cloob.errors import InputError, too_few_pairs
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How the pairs of an epoch become batches, the same for every process.
-
-    Attributes:
-        batch_size: Pairs per global batch, over all ranks.
-        seed: Of the order and of the augmentation.
-        shuffle: A new order in each epoch; else the source's own.
-        drop_last: Leave out the last batch when it is smaller than ``batch_size``.
-        shuffle_buffer: Read shard by shard and shuffle within a window of this many pairs on each lane, see
-            ``EpochOrder``; 0: one permutation of everything. None: 10,000 when a source is streamed, else 0.
-
-    Raises:
-        ValueError: A size out of range.
-    """
-
-    batch_size: int
-    seed: int = 0
-    shuffle: bool = True
-    drop_last: bool = True
-    shuffle_buffer: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or (self.shuffle_buffer or 0) < 0:
-            raise ValueError(f"batch_size {self.batch_size}, shuffle_buffer {self.shuffle_buffer}: out of range")
-
-
-@dataclass(frozen=True)
-class Share:
-    """Which part of each batch this process makes, and with how many workers.
-
-    Attributes:
-        rank: This process.
-        world_size: Number of processes that share each global batch.
-        workers: Processes that read and decode; 0: in this one. They live as long as the loader.
-        pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
-
-    Raises:
-        ValueError: A rank or a number out of range.
-    """
-
-    rank: int = 0
-    world_size: int = 1
-    workers: int = 0
-    pin_memory: bool = False
-
-    def __post_init__(self) -> None:
-        if self.workers < 0 or not 0 <= self.rank < self.world_size:
-            raise ValueError(f"workers {self.workers}, rank {self.rank} of {self.world_size}: out of range")
 
 
 class Loader(ABC):
@@ -106,7 +53,6 @@ class Loader(ABC):
         lanes: int | None = None,
         *,
         offset: int = 0,
-        order_batch_size: int | None = None,
     ) -> Iterator[Batch]:
         """This rank's batches of one epoch, from ``start_step`` on, as an uninterrupted epoch would give them.
 
@@ -115,27 +61,24 @@ class Loader(ABC):
         Args:
             epoch: Number of the epoch, from 0.
             start_step: Batches to leave out at the start, for a resume.
-            lanes: The number the epoch was begun with, when it goes on with another number of ranks. Of effect only
-                for sources that are read shard by shard.
-            offset: Pairs to leave out before the first batch: where the epoch goes on with another batch size, its
-                place need not be a multiple of this one.
-            order_batch_size: The batch size that the epoch was begun with. Of effect as ``lanes``.
+            lanes: The number the epoch was begun with, when it goes on with another number of ranks. Matters only for
+                sources that are read shard by shard.
+            offset: Pairs to leave out before the first batch, where an epoch goes on with another batch size.
 
         Yields:
             ``steps(offset) - start_step`` batches.
         """
-        lanes, order_batch_size = lanes or self.lanes, order_batch_size or self.batch_size
+        lanes = lanes or self.lanes
         steps = self.steps(offset)
-        if epoch < 0 or offset < 0 or not 0 <= start_step <= steps or lanes < 1 or order_batch_size < 1:
+        if epoch < 0 or offset < 0 or not 0 <= start_step <= steps or lanes < 1:
             raise ValueError(
-                f"epoch {epoch}, start_step {start_step} of {steps}, lanes {lanes}, offset {offset}, "
-                f"order_batch_size {order_batch_size}: out of range"
+                f"epoch {epoch}, start_step {start_step} of {steps}, lanes {lanes}, offset {offset}: out of range"
             )
-        return self._batches(epoch, range(start_step, steps), lanes, offset, order_batch_size)
+        return self._batches(epoch, range(start_step, steps), lanes, offset)
 
     @abstractmethod
-    def _batches(self, epoch: int, steps: range, lanes: int, offset: int, order_batch_size: int) -> Iterator[Batch]:
-        """As ``epoch``, whose arguments are in order."""
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]:
+        """As ``epoch``, with checked arguments."""
 
     def close(self) -> None:  # noqa: B027 - for most there is nothing to end
         """Ends what runs beside, if anything does; the loader cannot be used afterwards."""
@@ -144,8 +87,8 @@ class Loader(ABC):
 class PairLoader(Loader):
     """Batches of a source, epoch by epoch.
 
-    Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of ``EpochOrder``; each rank takes a contiguous part of it
-    (as ``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
+    Global batch b of an epoch is ``order[b·B : (b+1)·B]`` of ``EpochOrder``. Each rank takes every W-th pair of it
+    (``local_part``), so a batch that the ranks cannot share equally gives unequal parts. Samples that cannot be used
     leave a batch smaller, even empty, and are listed in its ``skipped``.
 
     Args:
@@ -153,11 +96,20 @@ class PairLoader(Loader):
         transform: RGB image to ``(3, H, W)`` uint8. With a second required parameter it is called as
             ``transform(image, generator)`` with the sample's own generator (``TrainTransform``).
         tokenizer: List of n captions to ``(n, L)`` integers.
-        batching: How the pairs become batches.
-        share: What of it this process does; None: all of it, without workers.
+        batch_size: Pairs per global batch, over all ranks.
+        seed: Seed of the order and of the augmentation.
+        shuffle: A new order in each epoch; else the source's own.
+        drop_last: Leave out the last batch when it is smaller than ``batch_size``.
+        shuffle_buffer: Read shard by shard and shuffle within so many pairs of each lane, see ``EpochOrder``; 0: one
+            permutation of everything. None: 10,000 when a source is streamed, else 0.
+        rank: This process.
+        world_size: Number of processes that share each global batch.
+        workers: Processes that read and decode; 0: in this one. They live as long as the loader.
+        pin_memory: Hand out page-locked batches (needs CUDA; ignored without).
 
     Raises:
         InputError: ``drop_last`` and fewer pairs than a batch holds, or an empty source.
+        ValueError: A size or a rank out of range.
     """
 
     def __init__(
@@ -165,41 +117,44 @@ class PairLoader(Loader):
         source: Source,
         transform: Transform,
         tokenizer: Tokenizer,
-        batching: Batching,
-        share: Share | None = None,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        shuffle_buffer: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        workers: int = 0,
+        pin_memory: bool = False,
     ) -> None:
-        share = share or Share()
+        if batch_size < 1 or (shuffle_buffer or 0) < 0 or workers < 0 or not 0 <= rank < world_size:
+            raise ValueError(
+                f"batch_size {batch_size}, shuffle_buffer {shuffle_buffer}, workers {workers}, "
+                f"rank {rank} of {world_size}: out of range"
+            )
         if len(source) == 0:
             raise InputError(f"{source.name} holds no pairs")
-        shuffle_buffer = batching.shuffle_buffer
         if shuffle_buffer is None:
             shuffle_buffer = DEFAULT_BUFFER if source.streamed else 0
-        batch_size, world_size = batching.batch_size, share.world_size
-        self._order = EpochOrder(
-            parts_of(source),
-            seed=batching.seed,
-            batch_size=batch_size,
-            shuffle=batching.shuffle,
-            buffer=shuffle_buffer,
-        )
-        if batching.drop_last and len(self._order) < batch_size:
+        self._order = EpochOrder(parts_of(source), seed=seed, shuffle=shuffle, buffer=shuffle_buffer)
+        if drop_last and len(self._order) < batch_size:
             raise too_few_pairs(source.name, len(self._order), batch_size)
-        super().__init__(batch_size, len(self._order), drop_last=batching.drop_last, lanes=world_size)
+        super().__init__(batch_size, len(self._order), drop_last=drop_last, lanes=world_size)
         self.source = source
         self._ahead = -(-(shuffle_buffer or DEFAULT_BUFFER) * world_size // (2 * batch_size))
-        self._rank = share.rank
+        self._rank = rank
         self._world_size = world_size
-        self._builder = BatchBuilder(source, transform, tokenizer, batching.seed)
-        self._pin = share.pin_memory and torch.cuda.is_available()
-        self._pool = WorkerPool(self._builder, share.workers, pin_memory=self._pin) if share.workers else None
+        self._builder = BatchBuilder(source, transform, tokenizer, seed)
+        self._pin = pin_memory and torch.cuda.is_available()
+        self._pool = WorkerPool(self._builder, workers, pin_memory=self._pin) if workers else None
 
-    def _batches(self, epoch: int, steps: range, lanes: int, offset: int, order_batch_size: int) -> Iterator[Batch]:
-        order = self._order.epoch(epoch, lanes, order_batch_size)
-        requests = self._requests(epoch, order, steps, offset)
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]:
+        requests = self._requests(epoch, self._order.epoch(epoch, lanes), steps, offset)
         return self._pool.batches(requests) if self._pool is not None else self._in_process(requests)
 
     def close(self) -> None:
-        """Ends the worker processes; the loader cannot be used afterwards. Without workers nothing to do."""
+        """Ends the worker processes; the loader cannot be used afterwards."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -208,7 +163,7 @@ class PairLoader(Loader):
         prefetch = getattr(self.source, "prefetch", None) if self.source.streamed else None
         asked = steps.start
         for step in steps:
-            if prefetch is not None:  # streamed shards: have those fetched that this rank will soon read
+            if prefetch is not None:  # fetch the shards that this rank will soon read
                 until = min(step + 1 + self._ahead, steps.stop)
                 for later in range(asked, until):
                     prefetch(self._local(order, offset + later * self.batch_size))
@@ -216,9 +171,8 @@ class PairLoader(Loader):
             yield Request(epoch, self._local(order, offset + step * self.batch_size))
 
     def _local(self, order: Order, start: int) -> np.ndarray:
-        """This rank's part, as ``local_part`` cuts it, of the global batch that begins at ``start``."""
-        n = min(self.batch_size, len(order) - start)
-        return order[start + n * self._rank // self._world_size : start + n * (self._rank + 1) // self._world_size]
+        """This rank's part of the global batch that begins at ``start``."""
+        return order[local_part(start, min(start + self.batch_size, len(order)), self._rank, self._world_size)]
 
     def _in_process(self, requests: Iterable[Request]) -> Iterator[Batch]:
         for request in requests:

@@ -1,8 +1,14 @@
-"""Which pairs an epoch visits, in which order, and which of them a rank takes: pure functions of numbers and seeds."""
+"""The order in which an epoch visits its pairs, and which of them a rank takes.
+
+Everything is a pure function of (seed, epoch, sizes) and a position, so an epoch goes on anywhere, on any rank and with
+any batch size, without what came before. Rows and positions are int64 arrays of shape (n,).
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,36 +16,75 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cloob.data.longorder import KeyedPermutation, Order, Shuffled, Straight, Streamed, Track
-
 DEFAULT_BUFFER = 10_000
-"""Window of the shuffle of streamed sources, in pairs on each lane."""
+"""Window of the shuffle of streamed sources, in pairs of each lane."""
 
 LONG = 2**22
-"""From so many pairs on an order is computed as it is needed. Below, holding it costs each rank less than a second and
-150 MB at its start, and it is drawn as it always was, so that runs and records reproduce."""
+"""From so many pairs on a permutation is computed place by place. Below, numpy's costs less than a second and 32 MB."""
 
 _U64 = 2**64 - 1
-_STREAM = 0x5354524D  # sets the draws below apart from those of ``epoch_order``
+_STREAM = 0x5354524D  # sets the draws of shards apart from those of pairs
+_ROUNDS = 8
+
+Rows = Callable[[np.ndarray], np.ndarray]
+"""Gives the rows at some places."""
 
 
 def epoch_order(n: int, seed: int, epoch: int, shuffle: bool = True) -> np.ndarray:
     """The order in which an epoch visits n pairs: ``(n,)`` int64, a permutation drawn from (seed, epoch)."""
-    if not shuffle:
-        return np.arange(n)
-    return np.random.Generator(np.random.PCG64([seed & _U64, epoch])).permutation(n)
+    return _permutation(n, [seed & _U64, epoch])(np.arange(n)) if shuffle else np.arange(n)
 
 
-def local_part(indices: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """The contiguous part of a global batch that a rank takes; sizes differ by at most one."""
-    n = len(indices)
-    return indices[n * rank // world_size : n * (rank + 1) // world_size]
+def local_part(start: int, stop: int, rank: int, world_size: int) -> slice:
+    """The positions that a rank takes of ``start:stop``: those that are ``rank`` modulo ``world_size``."""
+    return slice(start + (rank - start) % world_size, stop, world_size)
 
 
 def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """A generator of its own for one sample in one epoch (4 µs; numpy's cost 8 to 11)."""
+    """A generator for one sample in one epoch (4 µs; numpy's cost 8 to 11)."""
     digest = hashlib.blake2b(struct.pack("<QQQ", seed & _U64, epoch, index), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+class KeyedPermutation:
+    """A random permutation of range(n) of which any part can be computed: an alternating Feistel network.
+
+    A number x < a·b, with a and b near √n, is the pair (x // b, x % b); each round adds to one half a random function
+    of the other. The functions are tables of true draws, 2·√n numbers per pair of rounds. Numbers of n and above are
+    sent through again until they fall below (there are fewer than a of them).
+
+    Args:
+        n: Size, 1 or more.
+        key: Numbers that seed the draws.
+    """
+
+    def __init__(self, n: int, key: Sequence[int]) -> None:
+        self.n = n
+        self._a = math.isqrt(n - 1) + 1
+        self._b = -(-n // self._a)
+        draws = np.random.PCG64(list(key))  # its raw stream is the same in every version of numpy
+        sides = [(self._b, self._a), (self._a, self._b)] * (_ROUNDS // 2)
+        self._tables = [(draws.random_raw(size) % np.uint64(modulus)).astype(np.int64) for size, modulus in sides]
+
+    def __call__(self, places: np.ndarray) -> np.ndarray:
+        """The numbers at some places."""
+        numbers = self._once(places)
+        outside = np.flatnonzero(numbers >= self.n)
+        while len(outside):
+            numbers[outside] = self._once(numbers[outside])
+            outside = outside[numbers[outside] >= self.n]
+        return numbers
+
+    def _once(self, numbers: np.ndarray) -> np.ndarray:
+        high, low = np.divmod(numbers, self._b)
+        for i, table in enumerate(self._tables):
+            if i % 2 == 0:
+                high = high + table[low]
+                high -= self._a * (high >= self._a)
+            else:
+                low = low + table[high]
+                low -= self._b * (low >= self._b)
+        return high * self._b + low
 
 
 @dataclass(frozen=True)
@@ -62,214 +107,197 @@ class Part:
         return sum(self.shard_sizes)
 
     @property
-    def passes(self) -> tuple[int, int]:
-        """Whole passes of an epoch, and how many rows of one more: (k, m) with k·rows + m = round(weight·rows)."""
-        return divmod(round(self.weight * self.rows), self.rows) if self.rows else (0, 0)
+    def visited(self) -> int:
+        """Pairs that an epoch visits: round(weight·rows)."""
+        return round(self.weight * self.rows)
 
 
 class EpochOrder:
-    """The order of the pairs in each epoch, a pure function of the arguments and the epoch's number.
+    """The order of the pairs in each epoch.
 
-    Rows are numbered over all parts, one part after the other; copy c of row i is ``i + c·N``, N being the rows of all
-    parts. In an epoch each row of a part with weight w occurs floor(w) or floor(w)+1 times: the rows of the fraction
-    are the next ``m`` of a fixed random order of the part, going around, so that over the epochs all rows come equally
-    often.
+    Rows are numbered over all parts, one part after the other; copy c of row i is ``i + c·N``, where N is the number of
+    rows of all parts. In an epoch each row of a part with weight w occurs floor(w) or floor(w)+1 times: the rows of the
+    fraction are the next ones of a fixed random order of the part, going around, so that over the epochs all rows come
+    equally often.
 
-    Without a buffer the whole epoch is one permutation. With a buffer shards are read one after the other:
+    Without a buffer the epoch is one permutation. With a buffer shards are read one after the other:
 
-    - the shards of each part are shuffled, and their rows, in order, spread evenly through those of the other parts, so
-      that each stretch holds every source in its proportion (a part that is neither streamed nor in several files is
-      shuffled in itself);
-    - this sequence is cut into ``lanes`` pieces, in proportion to what each lane gives to a batch, so that neighbours
-      share at most one shard of each part;
-    - within its lane a pair moves by less than ``buffer`` places;
-    - global batch b is the b-th part of lane 0, then of lane 1, and so on. With as many lanes as ranks, rank r's part
-      of a batch (``local_part``) is lane r's: it reads the shards of its lane only. Any other number of ranks gives the
-      same batches, with more shards shared.
-
-    With ``long_from`` rows or more nothing is held: the same rules with other draws, of which any stretch can be
-    computed (``longorder``).
+    - the shards of each part are shuffled, and the parts are spread evenly through each other, so that each stretch
+      holds every source in its proportion (a part that is neither streamed nor in several files is shuffled in itself);
+    - this sequence is cut into ``lanes`` pieces of equal length, so that neighbours share at most one shard of a part;
+    - each lane is shuffled in blocks of ``buffer`` pairs;
+    - position p of the epoch belongs to lane p mod lanes. With as many lanes as ranks a rank (``local_part``) reads the
+      shards of its own lane only. Another number of ranks gives the same batches, with more shards shared.
 
     Args:
         parts: The sources.
-        seed: Of all draws.
-        batch_size: Pairs per global batch.
+        seed: Seed of all draws.
         shuffle: False: rows in order, without weights.
-        buffer: Window of the shuffle in pairs; 0: one permutation of everything.
-        long_from: Rows, stored or in an epoch, from which on the order is computed as it is needed.
+        buffer: Pairs that are shuffled together; 0: one permutation of everything.
+        long: Pairs from which on a permutation is computed place by place.
     """
 
     def __init__(
-        self,
-        parts: Sequence[Part],
-        *,
-        seed: int,
-        batch_size: int,
-        shuffle: bool = True,
-        buffer: int = 0,
-        long_from: int = LONG,
+        self, parts: Sequence[Part], *, seed: int, shuffle: bool = True, buffer: int = 0, long: int = LONG
     ) -> None:
         self._parts = tuple(parts) if shuffle else tuple(Part(p.shard_sizes, 1.0, p.streamed) for p in parts)
         self._seed = seed & _U64
-        self._batch_size = batch_size
         self._shuffle = shuffle
         self._buffer = buffer
-        self._rows = sum(part.rows for part in self._parts)
-        self._plain = all(part.passes == (1, 0) for part in self._parts)
-        self._long = max(self._rows, len(self)) >= long_from and len(self) > 0
+        self._long = long
+        self._stored = sum(part.rows for part in self._parts)
 
     def __len__(self) -> int:
         """Pairs an epoch visits, the same for each epoch."""
-        return sum(copies * part.rows + rest for part in self._parts for copies, rest in [part.passes])
+        return sum(part.visited for part in self._parts)
 
-    def epoch(self, epoch: int, lanes: int = 1, batch_size: int | None = None) -> Order:
+    def epoch(self, epoch: int, lanes: int = 1) -> Order:
         """The pairs of an epoch; global batch b is ``[b·batch_size : (b+1)·batch_size]``.
 
         Args:
             epoch: Number of the epoch, from 0.
-            lanes: Sequences of shards that make up a batch; without a buffer of no effect.
-            batch_size: Another than the order's own; without a buffer of no effect.
-
-        Returns:
-            ``(len,)`` int64, or what computes a slice of it.
+            lanes: Sequences of shards that the epoch is made of; without a buffer of no effect.
         """
-        if self._long:
-            return self._computed(epoch, lanes, batch_size or self._batch_size)
-        if self._shuffle and self._buffer:
-            return self._streamed(epoch, lanes, batch_size or self._batch_size)
-        order = epoch_order(len(self), self._seed, epoch, self._shuffle)
-        if self._plain:
-            return order
-        pieces = [piece for part in self._pieces(epoch, by_shard=False) for piece in part]
-        return np.concatenate(pieces)[order] if pieces else order
-
-    def _pieces(self, epoch: int, by_shard: bool) -> list[list[np.ndarray]]:
-        """For each part its rows of an epoch, in pieces that may be shuffled against each other."""
-        by_part: list[list[np.ndarray]] = []
-        start = 0
-        for i, part in enumerate(self._parts):
-            pieces: list[np.ndarray] = []
-            shards = by_shard and (part.streamed or len(part.shard_sizes) > 1)
-            copies, rest = part.passes
-            for copy in range(copies + (rest > 0)):
-                shift = start + copy * self._rows
-                if shards:
-                    ranges = _shard_ranges(part.shard_sizes)
-                    if copy == copies:
-                        ranges = _take([ranges[j] for j in self._fixed(i, len(ranges))], epoch * rest, rest)
-                    pieces += [np.arange(a + shift, b + shift) for a, b in ranges if b > a]
-                else:
-                    rows = np.arange(part.rows)
-                    if copy == copies:
-                        rows = np.take(
-                            self._fixed(i, part.rows), np.arange(epoch * rest, (epoch + 1) * rest), mode="wrap"
-                        )
-                    if by_shard:
-                        rows = self._generator(epoch, 1 + i, copy).permutation(rows)
-                    pieces.append(rows + shift)
-            by_part.append(pieces)
-            start += part.rows
-        return by_part
-
-    def _computed(self, epoch: int, lanes: int, size: int) -> Order:
-        """The order of an epoch that is not held."""
-        if not self._shuffle:
-            return Straight(len(self))
+        n = len(self)
+        if not self._shuffle or n == 0:
+            return Order(n, lambda positions: positions)
+        firsts = np.cumsum([0, *(part.rows for part in self._parts)]).tolist()
         if not self._buffer:
-            return Shuffled(self._tracks(epoch, by_shard=False), [self._seed, _STREAM, epoch])
-        tracks = self._tracks(epoch, by_shard=True)
-        key = int(self._generator(epoch, 0, 0).bit_generator.random_raw())
-        return Streamed(tracks, key, lanes=lanes, batch_size=size, buffer=self._buffer)
+            tracks = [self._rows(i, epoch, first) for i, first in enumerate(firsts[:-1])]
+            ends = np.cumsum([part.visited for part in self._parts])
+            permutation = _permutation(n, [self._seed, epoch], self._long)
+            return Order(n, lambda positions: _joined(tracks, ends, permutation(positions)))
+        streams = [self._stream(i, epoch, first) for i, first in enumerate(firsts[:-1]) if self._parts[i].visited]
+        return _Lanes(n, streams, lanes, self._buffer, [self._seed, _STREAM, epoch])
 
-    def _tracks(self, epoch: int, by_shard: bool) -> list[Track]:
-        """As ``_pieces``, without the rows; by shard the pieces of each part are shuffled."""
-        tracks: list[Track] = []
-        start = 0
-        for i, part in enumerate(self._parts):
-            copies, rest = part.passes
-            shifts = [start + copy * self._rows for copy in range(copies + (rest > 0))]
-            if by_shard and (part.streamed or len(part.shard_sizes) > 1):
-                one = _shard_ranges(part.shard_sizes)
-                ranges = [(a + shift, b + shift) for shift in shifts[:copies] for a, b in one]
-                if rest:
-                    some = _take([one[j] for j in self._fixed(i, len(one))], epoch * rest, rest)
-                    ranges += [(a + shifts[-1], b + shifts[-1]) for a, b in some]
-                starts, ends = self._generator(epoch, 1 + i, 0).permutation(np.array(ranges, np.int64).reshape(-1, 2)).T
-                tracks.append(Track(ends - starts, starts))
-            else:
-                sizes = [part.rows] * copies + [rest] * (rest > 0)
-                maps = tuple(
-                    self._copy(i, epoch, copy, shift, size, permuted=by_shard)
-                    for copy, (shift, size) in enumerate(zip(shifts, sizes, strict=True))
-                )
-                tracks.append(Track(np.array(sizes, np.int64), maps=maps))
-            start += part.rows
-        return tracks
+    def _rows(self, i: int, epoch: int, first: int) -> Rows:
+        """The rows of a part, copy after copy; the last copy may be a fraction."""
+        part, n = self._parts[i], self._parts[i].rows
+        copies, rest = divmod(part.visited, n) if n else (0, 0)
+        fixed = _permutation(n, [self._seed, _STREAM, i], self._long) if rest else None
 
-    def _copy(
-        self, i: int, epoch: int, copy: int, shift: int, size: int, *, permuted: bool
-    ) -> Callable[[np.ndarray], np.ndarray]:
-        """What makes rows of the places in one copy of a part, whole or the fraction at the end."""
-        rows = self._parts[i].rows
-        shuffle = KeyedPermutation(size, [self._seed, _STREAM, epoch, 1 + i, copy]) if permuted else None
-        # The fraction goes around a fixed order, which is the same in every epoch.
-        fixed = KeyedPermutation(rows, [self._seed, _STREAM, i]) if copy == self._parts[i].passes[0] else None
+        def rows(places: np.ndarray) -> np.ndarray:
+            copy, inside = np.divmod(places, n)
+            if fixed is not None:
+                last = copy == copies
+                inside[last] = fixed((epoch * rest + inside[last]) % n)
+            return first + copy * self._stored + inside
 
-        def numbers(places: np.ndarray) -> np.ndarray:
-            places = shuffle(places) if shuffle is not None else places
-            return (fixed((epoch * size + places) % rows) if fixed is not None else places) + shift
+        return rows
 
-        return numbers
+    def _stream(self, i: int, epoch: int, first: int) -> tuple[int, Rows]:
+        """How many rows a part gives, and the rows: shard after shard, or shuffled."""
+        part = self._parts[i]
+        generator = np.random.Generator(np.random.PCG64([self._seed, _STREAM, epoch, 1 + i]))
+        if not part.streamed and len(part.shard_sizes) == 1:
+            rows, shuffle = self._rows(i, epoch, first), _permutation(part.visited, generator.integers(2**32, size=4))
+            return part.visited, lambda places: rows(shuffle(places))
+        copies, rest = divmod(part.visited, part.rows)
+        ends = np.cumsum(part.shard_sizes)
+        shards = np.stack([ends - part.shard_sizes, ends], axis=1)
+        pieces = [first + shards + copy * self._stored for copy in range(copies)]
+        if rest:
+            fixed = np.random.Generator(np.random.PCG64([self._seed, _STREAM, i])).permutation(shards)
+            pieces.append(first + _stretch(fixed, epoch * rest % part.rows, rest) + copies * self._stored)
+        starts, stops = generator.permutation(np.concatenate(pieces)).T
+        after = np.cumsum(stops - starts)
 
-    def _streamed(self, epoch: int, lanes: int, size: int) -> np.ndarray:
-        generator = self._generator(epoch, 0, 0)
-        sequence = _interleave(self._pieces(epoch, by_shard=True), generator)
-        steps, rest = divmod(len(sequence), size)
-        full, last = np.empty((steps, size), np.int64), np.empty(rest, np.int64)
-        at = 0
-        for lane in range(lanes):
-            begin, end = size * lane // lanes, size * (lane + 1) // lanes
-            last_begin, last_end = rest * lane // lanes, rest * (lane + 1) // lanes
-            count = steps * (end - begin) + last_end - last_begin
-            rows = sequence[at : at + count]
-            rows = rows[np.argsort(np.arange(count) + generator.random(count) * self._buffer, kind="stable")]
-            full[:, begin:end] = rows[: steps * (end - begin)].reshape(steps, end - begin)
-            last[last_begin:last_end] = rows[steps * (end - begin) :]
-            at += count
-        return np.concatenate([full.ravel(), last])
+        def rows_of_shards(places: np.ndarray) -> np.ndarray:
+            piece = np.searchsorted(after, places, side="right")
+            return np.asarray(stops[piece] - after[piece] + places)
 
-    def _fixed(self, part: int, n: int) -> np.ndarray:
-        """The order in which the epochs take their fractions of a part: the same in every epoch."""
-        return np.random.Generator(np.random.PCG64([self._seed, _STREAM, part])).permutation(n)
-
-    def _generator(self, epoch: int, stream: int, copy: int) -> np.random.Generator:
-        return np.random.Generator(np.random.PCG64([self._seed, _STREAM, epoch, stream, copy]))
+        return part.visited, rows_of_shards
 
 
-def _interleave(parts: Sequence[Sequence[np.ndarray]], generator: np.random.Generator) -> np.ndarray:
-    """The pieces of each part in random order, and the parts, row by row, spread evenly through each other."""
-    rows = [np.concatenate([part[i] for i in generator.permutation(len(part))] or [np.arange(0)]) for part in parts]
-    together = np.concatenate(rows or [np.arange(0)])
-    if len(rows) < 2:
-        return together
-    places = np.concatenate([(np.arange(len(part)) + 0.5) / max(len(part), 1) for part in rows])
-    return together[np.argsort(places, kind="stable")]
+class Order:
+    """The pairs of an epoch; a slice of it is computed when it is asked for."""
+
+    def __init__(self, n: int, rows: Rows) -> None:
+        self._n = n
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, positions: slice) -> np.ndarray:
+        """The pairs at ``start:stop:step``."""
+        return self._rows(np.arange(*positions.indices(self._n)))
 
 
-def _shard_ranges(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    ends = np.cumsum(sizes).tolist()
-    return list(zip([0, *ends[:-1]], ends, strict=True))
+class _Lanes(Order):
+    """The rows of several streams spread through each other, cut into lanes and shuffled in blocks."""
+
+    def __init__(
+        self, n: int, streams: Sequence[tuple[int, Rows]], lanes: int, buffer: int, key: Sequence[int]
+    ) -> None:
+        super().__init__(n, self._at)
+        self._streams = streams
+        self._key = list(key)
+        self._buffer = buffer
+        self._begins = [sum((n - lane + lanes - 1) // lanes for lane in range(before)) for before in range(lanes + 1)]
+        self._block = functools.lru_cache(maxsize=2 * lanes)(self._shuffled)
+
+    def _at(self, positions: np.ndarray) -> np.ndarray:
+        rows = np.empty(len(positions), np.int64)
+        places, lanes = np.divmod(positions, len(self._begins) - 1)
+        blocks, places = np.divmod(places, self._buffer)
+        for lane, block in sorted(set(zip(lanes.tolist(), blocks.tolist(), strict=True))):
+            mine = (lanes == lane) & (blocks == block)
+            rows[mine] = self._block(lane, block)[places[mine]]
+        return rows
+
+    def _shuffled(self, lane: int, block: int) -> np.ndarray:
+        start = self._begins[lane] + block * self._buffer
+        generator = np.random.Generator(np.random.PCG64([*self._key, 0, lane, block]))
+        return generator.permutation(self._sequence(start, min(start + self._buffer, self._begins[lane + 1])))
+
+    def _sequence(self, start: int, stop: int) -> np.ndarray:
+        """The rows at ``start:stop`` before they are shuffled.
+
+        Row j of a stream of n rows stands at (j + ½)/n of the epoch: so each stretch holds every stream in proportion.
+        """
+        slack = len(self._streams)
+        rows, shares, before = [], [], 0
+        for n, rows_at in self._streams:
+            first = _rows_before((start - slack) / len(self), n)
+            places = np.arange(first, _rows_before((stop + slack) / len(self), n))
+            rows.append(rows_at(places))
+            shares.append((places + 0.5) / n)
+            before += first
+        together = np.concatenate(rows)[np.argsort(np.concatenate(shares), kind="stable")]
+        return together[start - before : stop - before]
 
 
-def _take(ranges: Sequence[tuple[int, int]], start: int, count: int) -> list[tuple[int, int]]:
-    """The ``count`` rows from the ``start``-th on of the rows of some ranges, going around at the end."""
-    total = sum(b - a for a, b in ranges)
-    start %= total
-    taken: list[tuple[int, int]] = []
-    at = 0
-    for a, b in [*ranges, *ranges]:
-        low, high = max(at, start), min(at + b - a, start + count)
-        if high > low:
-            taken.append((a + low - at, a + high - at))
-        at += b - a
-    return taken
+def _permutation(n: int, key: Sequence[int] | np.ndarray, long: int = LONG) -> Rows:
+    key = [int(number) for number in key]
+    if n >= max(long, 1):
+        return KeyedPermutation(n, key)
+    numbers = np.random.Generator(np.random.PCG64(key)).permutation(n)
+    return lambda places: np.asarray(numbers[places])
+
+
+def _joined(tracks: Sequence[Rows], ends: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """The rows at some places of tracks one after the other."""
+    if len(tracks) == 1:
+        return tracks[0](places)
+    owners = np.searchsorted(ends, places, side="right")
+    rows = np.empty(len(places), np.int64)
+    for i in np.unique(owners).tolist():
+        mine = owners == i
+        rows[mine] = tracks[i](places[mine] - (ends[i - 1] if i else 0))
+    return rows
+
+
+def _stretch(ranges: np.ndarray, start: int, count: int) -> np.ndarray:
+    """The ranges of ``count`` rows from the ``start``-th on, going around at the end: ``(m, 2)``."""
+    around = np.concatenate([ranges, ranges])
+    sizes = around[:, 1] - around[:, 0]
+    at = np.cumsum(sizes) - sizes
+    low, high = np.maximum(at, start), np.minimum(at + sizes, start + count)
+    taken = np.stack([around[:, 0] + low - at, around[:, 0] + high - at], axis=1)
+    return np.asarray(taken[high > low])
+
+
+def _rows_before(fraction: float, n: int) -> int:
+    """How many of a stream's n rows come in the first ``fraction`` of the epoch."""
+    return min(n, max(0, math.ceil(fraction * n - 0.5)))

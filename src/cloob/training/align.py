@@ -19,7 +19,7 @@ from torch import Tensor
 from cloob.cache import Cache
 from cloob.data.batch import Batch, Skip
 from cloob.data.content import content_key
-from cloob.data.loader import Batching, Loader, PairLoader, Share
+from cloob.data.loader import Loader, PairLoader
 from cloob.data.order import epoch_order, local_part
 from cloob.data.source import Source
 from cloob.distributed import rank, world_size
@@ -150,12 +150,13 @@ class FeatureLoader(Loader):
         self._seed = seed
         self._train = train
 
-    def _batches(self, epoch: int, steps: range, lanes: int, offset: int, order_batch_size: int) -> Iterator[Batch]:
-        """The order is the same for any ``lanes`` and ``order_batch_size``."""
-        order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)[offset:]
+    def _batches(self, epoch: int, steps: range, lanes: int, offset: int) -> Iterator[Batch]:
+        """The order is the same for any ``lanes``."""
+        order = epoch_order(self.pairs_per_epoch, self._seed, epoch, self._train)
         for step in steps:
-            batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            index = torch.from_numpy(local_part(batch, rank(), world_size()))
+            start = offset + step * self.batch_size
+            stop = min(start + self.batch_size, len(order))
+            index = torch.from_numpy(order[local_part(start, stop, rank(), world_size())])
             images, texts, ids = (part[index] for part in self.features[:3])
             skipped = self.features.skipped if epoch == offset == step == rank() == 0 else ()
             yield Batch(images, texts, ids, tuple(self.features.keys[i] for i in index.tolist()), skipped)
@@ -193,9 +194,14 @@ def _cached(
 
 def _compute(source: Source, encoder: AlignedEncoder, config: TrainConfig, gets_on: Callable[[], object]) -> Features:
     """Every pair through both encoders, in order and without augmentation; ``gets_on`` tells those who wait."""
-    batching = Batching(_BATCH, shuffle=False, drop_last=False)
     loader = PairLoader(
-        source, encoder.preprocess, encoder.loader_tokenizer, batching, Share(workers=config.pairs.workers)
+        source,
+        encoder.preprocess,
+        encoder.loader_tokenizer,
+        _BATCH,
+        shuffle=False,
+        drop_last=False,
+        workers=config.pairs.workers,
     )
     parts: list[tuple[Tensor, ...]] = []
     keys: list[str] = []

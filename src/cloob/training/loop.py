@@ -186,12 +186,8 @@ class _Run:
         parts, progress = self.parts, self.parts.progress
         save_every, size = parts.config.save.save_every, parts.config.run.batch_size
         start, offset = divmod(progress.position, size)
-        # An epoch keeps its order at another world size and batch size.
-        progress.lanes = progress.lanes or parts.loader.lanes
-        progress.order_batch_size = progress.order_batch_size or size
-        batches = parts.loader.epoch(
-            progress.epoch, start, progress.lanes, offset=offset, order_batch_size=progress.order_batch_size
-        )
+        progress.lanes = progress.lanes or parts.loader.lanes  # an epoch keeps its order with another world size
+        batches = parts.loader.epoch(progress.epoch, start, progress.lanes, offset=offset)
         whole = steps = parts.loader.steps(offset)
         if parts.config.run.epochs is None:
             steps = min(steps, start + self.course.steps_left())

@@ -57,7 +57,6 @@ class Progress:
         epoch: Epochs completed.
         position: Samples of the current epoch's order already passed, whether usable or not.
         lanes: Sequences of shards that the current epoch's order is made of; 0: not begun, one for each process.
-        order_batch_size: Batch size that the current epoch's order is made for; 0: not begun, this run's.
         cut: Step at which the run's length last ended the current epoch early, with a line of its own; 0: it did not.
         samples_seen: Usable samples trained on.
         nonfinite: Steps in a row skipped for a non-finite loss or gradient.
@@ -75,7 +74,6 @@ class Progress:
     epoch: int = 0
     position: int = 0
     lanes: int = 0
-    order_batch_size: int = 0
     cut: int = 0
     samples_seen: int = 0
     nonfinite: int = 0
@@ -90,7 +88,7 @@ class Progress:
 
     def begin_epoch(self) -> None:
         """Forgets what there is of the current epoch, so that it begins, or begins anew."""
-        self.position = self.lanes = self.order_batch_size = self.cut = 0
+        self.position = self.lanes = self.cut = 0
         self.epoch_good = self.epoch_bad = self.loss_steps = 0
         self.loss_sum, self.reasons = 0.0, {}
 

@@ -10,7 +10,7 @@ import torch
 
 from cloob.cache import Cache
 from cloob.data.builder import Tokenizer
-from cloob.data.loader import Batching, Loader, PairLoader, Share
+from cloob.data.loader import Loader, PairLoader
 from cloob.data.mix import mix
 from cloob.data.open import open_source
 from cloob.data.source import Source
@@ -218,18 +218,35 @@ def make_loader(source: Source, encoder: DualEncoder, config: TrainConfig, devic
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, device, make_cache(config), train=True)
     transform = TrainTransform(encoder.image_size, scale=config.pairs.crop_scale, flip=config.pairs.flip)
-    batching = Batching(size, config.run.seed, shuffle_buffer=config.pairs.shuffle_buffer)
-    share = Share(rank(), world_size(), config.pairs.workers, pin_memory=device.type == "cuda")
-    return PairLoader(source, transform, _tokenizer(encoder, config), batching, share)
+    return PairLoader(
+        source,
+        transform,
+        _tokenizer(encoder, config),
+        size,
+        seed=config.run.seed,
+        shuffle_buffer=config.pairs.shuffle_buffer,
+        rank=rank(),
+        world_size=world_size(),
+        workers=config.pairs.workers,
+        pin_memory=device.type == "cuda",
+    )
 
 
 def make_val_loader(source: Source, encoder: DualEncoder, config: TrainConfig) -> Loader:
     """The held-out pairs, whole, in order and without augmentation."""
     if isinstance(encoder, AlignedEncoder):
         return align.feature_loader(source, encoder, config, encoder.device, make_cache(config), train=False)
-    batching = Batching(config.run.batch_size, shuffle=False, drop_last=False)
-    share = Share(rank(), world_size(), config.pairs.workers)
-    return PairLoader(source, encoder.preprocess, _tokenizer(encoder, config), batching, share)
+    return PairLoader(
+        source,
+        encoder.preprocess,
+        _tokenizer(encoder, config),
+        config.run.batch_size,
+        shuffle=False,
+        drop_last=False,
+        rank=rank(),
+        world_size=world_size(),
+        workers=config.pairs.workers,
+    )
 
 
 def _tokenizer(encoder: DualEncoder, config: TrainConfig) -> Tokenizer:
