@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +23,8 @@ def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
     """Of some parts, in order; where one ends and the next begins counts."""
     total = hashlib.blake2b(digest_size=8)
     for part in parts:
-        held: Any = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-        data = memoryview(np.ascontiguousarray(held) if isinstance(held, np.ndarray) else held)
+        part = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        data = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else memoryview(part)
         total.update(data.nbytes.to_bytes(8, "little"))
         total.update(data)
     return total.hexdigest()
