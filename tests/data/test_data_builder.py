@@ -26,10 +26,9 @@ class Pictures:
         return 8
 
     def read(self, index: int) -> RawSample:
-        width, height = 90 + 17 * index, 70 + 11 * index
         pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         file = io.BytesIO()
-        large = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+        large = Image.fromarray(pixels).resize((90 + 17 * index, 70 + 11 * index), Image.Resampling.BICUBIC)
         large.save(file, "PNG" if index % 2 else "JPEG")
         data = file.getvalue()
         return RawSample(f"k{index}", data[: len(data) // 2] if index == 3 else data, f"caption {index}")

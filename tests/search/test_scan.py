@@ -20,7 +20,6 @@ from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.scan.inside import Inside
 from cloob.search.scan.open import ScanOptions, open_collection
 from cloob.search.update import UpdateOptions
 from support import served, serving
@@ -112,13 +111,6 @@ def test_links_and_pipes(tmp_path: Path) -> None:
         "pipe or device": 2,
         "linked folder, not followed": 2,
     }
-
-
-def test_an_imagefolder(tmp_path: Path) -> None:
-    write_noise(tmp_path / "p" / "a.png", 1)
-    write_noise(tmp_path / "p" / "b.png", 2)
-    (tmp_path / "p" / "metadata.csv").write_text("file_name,text,year\na.png,a dog,2020\nc.png,no,1\n")
-    assert scanned(tmp_path / "p") == {"a.png": ("a dog", {"year": 2020}), "b.png": (None, {})}
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "parquet", "jsonl"])
@@ -253,7 +245,7 @@ def test_streamed_shards_are_not_fetched_again(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet"])
-def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str) -> None:
     kinds = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     pictures = [{"bytes": png(i), "path": None} for i in range(5)] + [{"bytes": None, "path": "beside.png"}, None]
     write_noise(tmp_path / "data" / "beside.png", 9)
@@ -279,7 +271,6 @@ def test_a_data_set_with_its_pictures_inside(tmp_path: Path, kind: str, monkeypa
         summary = index.update([path], replace(options(FakeEncoder(), workers=2), scan=how))
         assert summary.added == 6 and summary.faults == {"missing image": 1}
         assert index.picture(4) == png(3)  # which of the columns it was is not in the index
-        monkeypatch.setattr(Inside, "read", None)  # what has no picture is not looked at again
         summary = index.update([path], replace(options(FakeEncoder()), scan=how))
         assert summary.unchanged == 6 and summary.faults == {"missing image": 1}
 
@@ -300,17 +291,17 @@ def test_dates_of_a_column_have_the_year_first_and_others_are_counted(tmp_path: 
             assert summary.left_out.counts == {"date that cannot be read": 3 if name == "t.csv" else 1}
 
 
-def test_a_table_in_a_folder_is_read_whatever_the_form_of_its_accents(tmp_path: Path) -> None:
+def test_an_imagefolder_whatever_the_form_of_its_accents(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     composed, apart = (unicodedata.normalize(form, "\u00e9t\u00e9.png") for form in ("NFC", "NFD"))
-    write_noise(folder / "0" / composed, 0)
-    write_noise(folder / "1" / apart, 1)
-    rows = ["file_name,text", f"0/{apart},0", f"1/{composed},1", "gone.png,x", "out.png,y"]
+    for place, name in (("0", composed), ("1", apart), ("2", "unnamed.png")):
+        write_noise(folder / place / name, int(place))
+    rows = ["file_name,text,year", f"0/{apart},0,2020", f"1/{composed},1,2021", "gone.png,x,1", "out.png,y,1"]
     (folder / "metadata.csv").write_text("\n".join(rows))
-    assert [caption for caption, _ in scanned(folder).values()] == ["0", "1"]
-    said = {"file of another kind": 1, "row of the folder's table that names no picture of it": 2}
-    assert left_out(folder) == said
-    assert left_out(folder, exclude=("out.png",))["row of the folder's table that names no picture of it"] == 1
+    assert list(scanned(folder).values()) == [("0", {"year": 2020}), ("1", {"year": 2021}), (None, {})]
+    unnamed = "row of the folder's table that names no picture of it"
+    assert left_out(folder) == {"file of another kind": 1, unnamed: 2}
+    assert left_out(folder, exclude=("out.png",))[unnamed] == 1
 
 
 def test_what_exif_says(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -79,9 +79,7 @@ class BatchBuilder(Dataset[Batch]):
         return self._transform.take(encoded.rgb(crop.reduction, upright=False), crop)
 
     def _transformed(self, image: Image.Image, epoch: int, index: int) -> Tensor:
-        if self._random:
-            return self._transform(image, sample_generator(self._seed, epoch, index))
-        return self._transform(image)
+        return self._transform(image, *([sample_generator(self._seed, epoch, index)] if self._random else []))
 
     def _tokens(self, captions: list[str]) -> Tensor:
         return self._tokenizer(captions).to(torch.int64)
@@ -90,8 +88,7 @@ class BatchBuilder(Dataset[Batch]):
 def _takes_generator(transform: Transform) -> bool:
     """Whether a transform asks for a second argument."""
     try:
-        parameters: Sequence[inspect.Parameter] = list(inspect.signature(transform).parameters.values())
+        parameters = inspect.signature(transform).parameters.values()
     except (TypeError, ValueError):  # some builtins have no signature
         return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(p.kind in positional and p.default is p.empty for p in parameters) >= 2
+    return sum(p.kind <= p.POSITIONAL_OR_KEYWORD and p.default is p.empty for p in parameters) >= 2

@@ -10,11 +10,7 @@ from cloob.data.batch import Batch
 
 
 class Copies:
-    """Moves batches to a device; to CUDA on a stream of their own, so that a copy runs beside the step before.
-
-    Args:
-        device: Where they go.
-    """
+    """Moves batches to a device; to CUDA on a stream of their own, so that a copy overlaps the step before."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +15,7 @@ import pyarrow as pa
 Fingerprint = dict[str, int | str]
 """Counts and digests, each by the name of what it is of."""
 
-MOST_FILES = 100_000
+MAX_FILES = 100_000
 """So many files of a folder are looked into at most, evenly spread: each costs a call, on a network a journey."""
 
 
@@ -24,10 +23,10 @@ def digest(parts: Iterable[str | bytes | np.ndarray]) -> str:
     """Of some parts, in order; where one ends and the next begins counts."""
     total = hashlib.blake2b(digest_size=8)
     for part in parts:
-        data: Any = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
-        size = data.nbytes if isinstance(data, np.ndarray) else len(data)
-        total.update(size.to_bytes(8, "little"))
-        total.update(np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else data)
+        part = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
+        data = np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else memoryview(part)
+        total.update(data.nbytes.to_bytes(8, "little"))
+        total.update(data)
     return total.hexdigest()
 
 
@@ -62,6 +61,6 @@ def differences(before: Fingerprint, now: Fingerprint) -> list[str]:
     return changes
 
 
-def spread(n: int, most: int = MOST_FILES) -> list[int]:
-    """All of range(n), or ``most`` of it, evenly spread."""
-    return list(range(n)) if n <= most else np.linspace(0, n - 1, most).astype(np.int64).tolist()
+def spread(n: int) -> list[int]:
+    """All of range(n), or ``MAX_FILES`` of it, evenly spread."""
+    return list(range(n)) if n <= MAX_FILES else np.linspace(0, n - 1, MAX_FILES).astype(np.int64).tolist()

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
 from pathlib import Path
+from typing import Literal
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, printable
 from cloob.data.decode import decode
 from cloob.data.shards.local import ShardSource
-from cloob.data.shards.paths import check_whole, is_pattern, listed_shards, matching_files, tars_in
+from cloob.data.shards.paths import check_complete, is_pattern, listed_shards, matching_files, tars_in
 from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import is_remote, local_path
 from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
@@ -27,8 +28,11 @@ DEMO = Path(__file__).parent / "demo"
 """The demo set that comes with the package; see NOTICE there."""
 
 DEMO_SPLITS = {"demo": "train", "demo:train": "train", "demo:val": "val"}
-_PROBES = 1000
-_PROBED_FILES = 4  # of a streamed source: each is fetched for it
+_MAX_PROBES = 1000
+_MAX_PROBED_FILES = 4  # of a streamed source: each is fetched for it
+
+Kind = Literal["elsewhere", "tars", "rows", "table", "folder"]
+"""What a source is: shards to be fetched, tars, Arrow or Parquet files with the images inside, a table, a folder."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,50 +74,56 @@ def open_source(
         >>> len(source), source.read(0).caption
         (6110, 'seek step')
     """
-    source = _open(str(spec), image_column, caption_column, cache)
+    spec, cache = str(spec), cache or Cache()
+    kind, files = look_up(spec, image_column)
+    name = spec if kind == "elsewhere" or spec in DEMO_SPLITS else local_path(spec)
+    source: Source
+    match kind:
+        case "elsewhere":
+            source = open_remote(spec, cache)
+        case "tars":
+            source = ShardSource(name, files, cache=cache)
+        case "rows":
+            source = ArrowSource(name, files, image_column, caption_column, cache)
+        case "table":
+            source = TableSource(files[0], image_column, caption_column)
+        case "folder":
+            source = open_folder(files[0], caption_column)
     _tell(source)
     _check_usable(source)
     return source
 
 
-def _open(spec: str, image_column: str, caption_column: str, cache: Cache | None) -> Source:
-    cache = cache or Cache()
+def look_up(spec: str, image_column: str) -> tuple[Kind, list[Path]]:
+    """What a source is that a user named, and its files; InputError if it is not there, or nothing that is read."""
     if spec in DEMO_SPLITS:
-        return ShardSource(spec, tars_in(DEMO / DEMO_SPLITS[spec]), cache=cache)
+        return "tars", tars_in(DEMO / DEMO_SPLITS[spec])
     if spec.startswith("demo:"):
         raise InputError(f"no demo set {spec!r}: {nearest(spec, DEMO_SPLITS)}")
     if is_remote(spec):
-        return open_remote(spec, cache)
-    spec = local_path(spec)
-    path = Path(spec)
-    inside = (image_column, caption_column, cache)
-    if path.suffix.lower() == ".json" and path.is_file():
-        return ShardSource(spec, listed_shards(path), cache=cache)
-    pattern = is_pattern(spec) and not path.exists()
-    if not pattern and not path.exists():
-        raise InputError(f"{spec}: no such file or folder{_hint(path)}")
-    if (path.suffix.lower() == ".arrow" and path.is_file()) or (
-        path.suffix.lower() == ".parquet" and holds_images(path, image_column)
-    ):
-        return ArrowSource(spec, [path], *inside)
-    if path.suffix.lower() in TABLE_SUFFIXES and not pattern:
-        return TableSource(path, image_column, caption_column)
-    if path.is_dir():
+        return "elsewhere", []
+    path = Path(local_path(spec))
+    suffix = path.suffix.lower()
+    if path.is_dir() and suffix not in TABLE_SUFFIXES:
         if tars := tars_in(path):
-            check_whole(path)
-            return ShardSource(spec, tars, cache=cache)
-        files = arrow_files(path)
-        return ArrowSource(spec, files, *inside) if files else open_folder(path, caption_column)
-    if path.is_file() and is_tar(path):
-        return ShardSource(spec, [path], cache=cache)
-    if pattern:
-        paths = matching_files(spec)
-        if all(file.suffix.lower() in ARROW_SUFFIXES for file in paths):
-            return ArrowSource(spec, paths, *inside)
-        return ShardSource(spec, paths, cache=cache)
-    raise InputError(
-        f"{spec}: expected a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
-    )
+            check_complete(path)
+            return "tars", tars
+        return ("rows", files) if (files := arrow_files(path)) else ("folder", [path])
+    if not path.exists() and is_pattern(str(path)):
+        files = matching_files(str(path))
+        return ("rows" if all(file.suffix.lower() in ARROW_SUFFIXES for file in files) else "tars"), files
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder{_hint(path)}")
+    if suffix == ".json":
+        return "tars", listed_shards(path)
+    if suffix == ".arrow" or (suffix == ".parquet" and holds_images(path, image_column)):
+        return "rows", [path]
+    if suffix in TABLE_SUFFIXES:
+        return "table", [path]
+    if is_tar(path):
+        return "tars", [path]
+    kinds = f"a folder, a table ({', '.join(TABLE_SUFFIXES)}) or a tar ({', '.join(TAR_SUFFIXES)})"
+    raise InputError(f"{spec}: expected {kinds}")
 
 
 def _hint(path: Path) -> str:
@@ -131,7 +141,7 @@ def _check_usable(source: Source) -> None:
     good, seen = 0, 0
     reasons: Counter[str] = Counter()
     first = ""
-    for index in spread_rows(source, _PROBES):
+    for index in spread_rows(source, _MAX_PROBES):
         seen += 1
         try:
             sample = source.read(index)
@@ -162,7 +172,7 @@ def spread_rows(source: Source, most: int) -> Iterator[int]:
         yield from _spread(0, len(source), most)
         return
     ends = list(accumulate(source.shard_sizes))
-    shards = list(_spread(0, len(ends), _PROBED_FILES))
+    shards = list(_spread(0, len(ends), _MAX_PROBED_FILES))
     for shard in shards:
         yield from _spread(ends[shard] - source.shard_sizes[shard], ends[shard], -(-most // len(shards)))
 
@@ -178,16 +188,15 @@ def _tell(source: Source) -> None:
     line = f"{source.name}: {counted(len(source), 'rows')}"
     if isinstance(source, TableSource | FolderSource):
         line += f", {counted(source.pairs, 'pairs')}"
+    wrong = ""
     if isinstance(source, FolderSource) and source.linked:
         left = f"{counted(len(source.linked), 'linked folders')} not followed, e.g. {printable(source.linked[0])}"
-        _log.warning("%s; %s: give each to --data by itself to read it too", line, left)
-        return
+        wrong = f"; {left}: give each to --data by itself to read it too"
     if isinstance(source, ShardSource) and source.left_out:
-        _log.warning("%s; not read: %s", line, "; ".join(source.left_out))
-        return
-    if not isinstance(source, TableSource) or not source.stray:
-        _log.info(line)
-        return
-    rows, lines = counted(len(source.stray), "rows"), counted(sum(source.stray.values()), "lines")
-    quotes = f"stray quotes in {rows}, the first in row {min(source.stray) + 1:,}, take in {lines} that look like rows"
-    _log.warning("%s; %s: these are left out; close each quote, or double it", line, quotes)
+        wrong = f"; not read: {'; '.join(source.left_out)}"
+    if isinstance(source, TableSource) and source.stray:
+        rows, lines = counted(len(source.stray), "rows"), counted(sum(source.stray.values()), "lines")
+        first = f"the first in row {min(source.stray) + 1:,}"
+        wrong = f"; stray quotes in {rows}, {first}, take in {lines} that look like rows: these are left out; "
+        wrong += "close each quote, or double it"
+    _log.log(logging.WARNING if wrong else logging.INFO, "%s%s", line, wrong)

@@ -1,81 +1,40 @@
-"""Counts how many samples each shard holds."""
+"""Counts samples: ``cloob data SHARDS --count`` writes ``sizes.json``, or remembers counts of shards elsewhere."""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import logging
 import tempfile
 from pathlib import Path
 
-from cloob.cache import Cache
+from cloob.cache import Cache, cache_root
+from cloob.data.shards.fetch import fetch, fetch_tar
 from cloob.data.shards.index import open_index, scan_index
-from cloob.data.shards.paths import local_shards
-from cloob.data.shards.remote import fetch_tar
-from cloob.data.shards.sizes import SIZES, memory, read_sizes, unfinished
+from cloob.data.shards.paths import SIZES, local_shards, parse_sizes, read_sizes
 from cloob.data.shards.spec import expand, is_remote, local_path, shard_name
 from cloob.data.shards.tar import TarReader
 from cloob.errors import InputError, counted
 from cloob.files import write_whole
 
 logger = logging.getLogger(__name__)
-_KEEP_EVERY = 16  # shards: a list is written whole each time, and a shard takes seconds
 
 
-def count_samples(spec: str) -> dict[str, int]:
-    """Counts the samples of shards, by path or full address.
-
-    Those of shards elsewhere are kept until ``write_counts`` has them all: a count that broke off is gone on with.
-
-    Raises:
-        InputError: No shards, or some are truncated or cannot be read.
-    """
-    remote = is_remote(spec)
-    items = _shards(spec)
-    before = read_sizes(unfinished(spec)) if remote else {}
-    sizes = {item: before[item] for item in items if item in before}
-    if sizes:
-        logger.warning("%s: goes on behind %s that were counted before", spec, counted(len(sizes), "shards"))
-    cut: dict[str, str] = {}
-    odd: dict[str, str] = {}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for item in items:
-                if item in sizes:
-                    continue
-                path = Path(folder) / "shard.tar" if remote else Path(item)
-                if remote:
-                    fetch_tar(item, path)
-                reader = TarReader((path,))
-                index = scan_index(reader) if remote else open_index(reader, Cache())
-                if index.left_out:
-                    odd[item] = "; ".join(index.left_out)
-                if index.cuts:
-                    cut[item] = f"{index.cuts[0]}; {index.complete(0):,} samples are complete"
-                    continue
-                sizes[item] = index.complete(0)
-                if remote and len(sizes) % _KEEP_EVERY == 0:
-                    _keep(spec, sizes)
-    finally:  # Ctrl-C as well
-        if remote:
-            _keep(spec, sizes)
-    if odd:
-        item = next(iter(odd))
-        logger.warning("%s: not counted: %s (of %s that hold such)", item, odd[item], counted(len(odd), "shards"))
-    if cut:
-        (first, said), *others = cut.items()
-        also = f"; also cut: {', '.join(item for item, _ in others)}" if others else ""
-        raise InputError(f"{first}: {said}{also}")
-    return {item: sizes[item] for item in items}
+def fetch_sizes(url: str) -> dict[str, int]:
+    """The counts in a list elsewhere; InputError where it cannot be fetched or is no list."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SIZES
+        fetch(url, path)
+        return parse_sizes(url, path.read_bytes())
 
 
-def _keep(spec: str, sizes: dict[str, int]) -> None:
-    with contextlib.suppress(InputError):  # it saves work, and says nothing of the counts
-        write_whole(unfinished(spec), json.dumps(sizes))
+def remembered(pattern: str) -> dict[str, int]:
+    """The counts that this host remembers of a pattern's shards, by full address; some or all may be missing."""
+    return read_sizes(_memory(pattern))
 
 
-def _shards(spec: str) -> list[str]:
-    return expand(spec, escape=False) if is_remote(spec) else [str(path) for path in local_shards(spec)]
+def _memory(pattern: str) -> Path:
+    return cache_root() / "sizes" / f"{hashlib.blake2b(pattern.encode(), digest_size=16).hexdigest()}.json"
 
 
 def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, int]]:
@@ -88,9 +47,6 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
 
     Returns:
         The list that was written, and the counts, by path or full address.
-
-    Raises:
-        InputError: As ``count_samples``, nowhere to write, or shards of equal names, which a list cannot tell apart.
     """
     remote = is_remote(spec)
     if not remote and out is None:
@@ -98,23 +54,51 @@ def write_counts(spec: str, out: Path | None) -> tuple[Path | None, dict[str, in
         if not folder.is_dir():
             raise InputError("--out is missing: only a folder has its own place for sizes.json")
         out = folder / SIZES
-    names = _names(spec) if out is not None else {}
-    sizes = count_samples(spec)
-    if remote:
-        write_whole(memory(spec), json.dumps(sizes, indent=1) + "\n")
-        unfinished(spec).unlink(missing_ok=True)
+    shards = expand(spec, escape=False) if remote else [str(path) for path in local_shards(spec)]
+    names = [shard_name(shard) if remote else Path(shard).name for shard in shards]
+    for place, name in enumerate(names if out is not None else ()):
+        if (first := names.index(name)) != place:
+            both = f"{shards[first]} and {shards[place]}"
+            raise InputError(f"--out: {both} have the same name; count each folder by itself")
+    sizes = _count(spec, shards, remote=remote)
     if out is not None:
-        write_whole(out, json.dumps({names[item]: count for item, count in sizes.items()}, indent=1) + "\n")
+        listed = {name: sizes[shard] for name, shard in zip(names, shards, strict=True)}
+        write_whole(out, json.dumps(listed, indent=1) + "\n")
     return out, sizes
 
 
-def _names(spec: str) -> dict[str, str]:
-    """The file name of each shard, by path or full address; refused before anything is counted if two are equal."""
-    remote = is_remote(spec)
-    names: dict[str, str] = {}
-    items: dict[str, str] = {}
-    for item in _shards(spec):
-        name = names[item] = shard_name(item) if remote else Path(item).name
-        if (other := items.setdefault(name, item)) != item:
-            raise InputError(f"--out: {other} and {item} have the same name; count each folder by itself")
-    return names
+def _count(spec: str, shards: list[str], *, remote: bool) -> dict[str, int]:
+    """Counts each shard. Counts of remote shards are saved as they come, so a count that broke off goes on."""
+    before = remembered(spec) if remote else {}
+    sizes = {shard: before[shard] for shard in shards if shard in before}
+    if len(sizes) == len(shards):
+        sizes = {}
+    if sizes:
+        logger.warning("%s: goes on after %s that were counted before", spec, counted(len(sizes), "shards"))
+    cut: dict[str, str] = {}
+    odd: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for shard in shards:
+            if shard in sizes:
+                continue
+            path = Path(folder) / "shard.tar" if remote else Path(shard)
+            if remote:
+                fetch_tar(shard, path)
+            reader = TarReader((path,))
+            index = scan_index(reader) if remote else open_index(reader, Cache())
+            if index.left_out:
+                odd[shard] = "; ".join(index.left_out)
+            if index.cuts:
+                cut[shard] = f"{index.cuts[0]}; {index.complete(0):,} samples are complete"
+                continue
+            sizes[shard] = index.complete(0)
+            if remote:
+                write_whole(_memory(spec), json.dumps(sizes))
+    if odd:
+        shard = next(iter(odd))
+        logger.warning("%s: not counted: %s (of %s that hold such)", shard, odd[shard], counted(len(odd), "shards"))
+    if cut:
+        (first, said), *others = cut.items()
+        also = f"; also cut: {', '.join(shard for shard, _ in others)}" if others else ""
+        raise InputError(f"{first}: {said}{also}")
+    return {shard: sizes[shard] for shard in shards}

@@ -1,6 +1,6 @@
 """Bytes from elsewhere: ``pipe:COMMAND`` that the user typed, and ``https://``, ``s3://``, ``gs://`` by fsspec.
 
-No URL reaches a shell, and no command comes out of a list (``cloob.data.shards.sizes``).
+No URL reaches a shell, and no command comes out of a list (``cloob.data.shards.count``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 from fsspec.callbacks import Callback
 
+from cloob.data.shards.tar import make_plain
 from cloob.errors import InputError, message, require
 
 _PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt
@@ -26,15 +27,13 @@ _NEEDS = {
     "gcs": ("gcsfs", "gcs"),
 }
 _SILENT_SECONDS = 60.0  # that a server may say nothing
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # of the disk here, not of the source
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # here, not at the source
 
 
 def fetch(url: str, target: Path) -> None:
     """Writes what a URL gives into a file; tries three times, unless the source says that there is nothing to get.
 
-    Raises:
-        InputError: It could not be opened, its command failed, or it ended early.
-        OSError: The file cannot be written.
+    InputError where nothing or not all can be had, OSError where the file cannot be written.
     """
     for pause in (0.0, *_PAUSES):
         time.sleep(pause)
@@ -42,6 +41,15 @@ def fetch(url: str, target: Path) -> None:
         if (wrong := get(url, target)) is None:
             return
     raise InputError(f"{url}: {wrong} ({len(_PAUSES) + 1} attempts)")
+
+
+def fetch_tar(url: str, target: Path) -> None:
+    """Writes a tar into a file, unpacked; errors as of ``fetch``."""
+    fetch(url, target)
+    try:
+        make_plain(target)
+    except InputError as error:
+        raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{target} ')})") from None
 
 
 def _run(url: str, target: Path) -> str | None:
@@ -53,31 +61,25 @@ def _run(url: str, target: Path) -> str | None:
 
 
 def _download(url: str, target: Path) -> str | None:
-    """Copies a file by fsspec; returns what went wrong with its source, where trying again may help.
-
-    Raises:
-        InputError: The scheme is not known, or the source says that the file is not there or not for us.
-    """
+    """Copies a file by fsspec; returns what went wrong where trying again may help, raises InputError elsewhere."""
     filesystem, progress = _filesystem(url), Callback()
     try:
         filesystem.get_file(url, str(target), callback=progress)
     except InputError:
         raise
-    except (FileNotFoundError, PermissionError) as error:
-        said = "no such file" if isinstance(error, FileNotFoundError) else message(error)
-        raise InputError(f"{url}: {said}") from None
+    except FileNotFoundError:
+        raise InputError(f"{url}: no such file") from None
     except Exception as error:  # each kind of store has errors of its own, with no common base
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in _DISK_FAULTS:
             raise
         status = getattr(error, "status", None)
         said = f"HTTP {status} {getattr(error, 'message', '')}".rstrip() if status else message(error)[:300]
-        if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+        refused = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+        if refused or isinstance(error, PermissionError):
             raise InputError(f"{url}: {said}") from None
         return said or type(error).__name__
     size = target.stat().st_size
-    if progress.size is not None and size != progress.size:
-        return f"ended after {size:,} of {progress.size:,} bytes"
-    return None
+    return None if progress.size in (None, size) else f"ended after {size:,} of {progress.size:,} bytes"
 
 
 def _filesystem(url: str) -> Any:
@@ -87,7 +89,7 @@ def _filesystem(url: str) -> Any:
     if scheme in ("http", "https"):
         return _web(url)
     try:
-        # By scheme alone: a whole URL would also be taken for a chain of file systems (``zip::…``).
+        # By scheme alone: a complete URL would also be taken for a chain of file systems (``zip::…``).
         return fsspec.filesystem(scheme)
     except (ValueError, ImportError) as error:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +11,7 @@ from cloob.cache import Cache
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, RawSample, clean_caption
 from cloob.data.fingerprint import Fingerprint, digest, of_column
 from cloob.data.shards.index import ABSENT, CUT, open_index
-from cloob.data.shards.sizes import SIZES, read_sizes
+from cloob.data.shards.paths import SIZES, read_sizes
 from cloob.data.shards.tar import TarReader
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError
@@ -25,12 +25,12 @@ class ShardSource:
     shard gives its complete samples and one more row, which raises ``"truncated shard"``: so the loss is reported in
     each epoch. Other files of a sample (.json, …) are ignored.
 
-    Args:
-        name: What reports call this source.
-        paths: The tars, in order.
-        labels: What keys and errors call each tar; its file name when left out.
-        cache: Where compressed tars are unpacked, and the index of large ones is kept; None: ``Cache()``.
-        cached: The one tar lies in the cache itself: then so does its index, and goes with it.
+    ``label`` is what keys and errors call a single tar that lies in the cache; its index is kept too.
+
+    Attributes:
+        left_out: What lies in the tars and is no part of a sample though it looks like one, one line a kind.
+        cuts: By shard, what is missing in a truncated one.
+        complete: Samples in each shard, without the row that stands for a loss.
 
     Raises:
         InputError: No shard, a file that is no tar, or a count that contradicts ``sizes.json`` beside the shards.
@@ -39,40 +39,21 @@ class ShardSource:
     streamed = False
 
     def __init__(
-        self,
-        name: str,
-        paths: Sequence[Path],
-        *,
-        labels: Sequence[str] | None = None,
-        cache: Cache | None = None,
-        cached: bool = False,
+        self, name: str, paths: Sequence[Path], *, cache: Cache | None = None, label: str | None = None
     ) -> None:
         if not paths:
             raise InputError(f"{name}: no tar shard found")
         self.name = name
-        self._labels = tuple(labels) if labels is not None else tuple(path.name for path in paths)
+        self._labels = (label,) if label else tuple(path.name for path in paths)
         self._reader = TarReader(tuple(paths), cache)
-        self._index = open_index(self._reader, cache or Cache(), beside=cached)
+        self._index = open_index(self._reader, cache or Cache(), always=label is not None)
         self.shard_sizes = self._index.sizes
-        self._expected = _check_sizes(paths, self._index.cuts, self._index.complete)
+        self.left_out, self.cuts = self._index.left_out, self._index.cuts
+        self.complete = tuple(map(self._index.complete, range(len(paths))))
+        self._expected = _check_sizes(paths, self._index.cuts, self.complete)
 
     def __len__(self) -> int:
         return len(self._index)
-
-    @property
-    def complete(self) -> tuple[int, ...]:
-        """Samples in each shard, without the row that stands for a loss."""
-        return tuple(self._index.complete(i) for i in range(len(self.shard_sizes)))
-
-    @property
-    def cuts(self) -> dict[int, str]:
-        """By shard, what is missing at the end of a truncated one."""
-        return self._index.cuts
-
-    @property
-    def left_out(self) -> tuple[str, ...]:
-        """What lies in the tars and is no part of a sample though it looks like one, one line a kind."""
-        return self._index.left_out
 
     def fingerprint(self) -> Fingerprint:
         """The shards' names, and the names, places and sizes of their members; the members are not read."""
@@ -84,7 +65,7 @@ class ShardSource:
         }
 
     def hold(self) -> None:
-        """Opens the first shard, so that this process can read it even when its name is gone."""
+        """Opens the first shard, so that it can be read even when its name is gone."""
         self._reader.read(0, 0, 0)
 
     def read(self, index: int) -> RawSample:
@@ -94,8 +75,8 @@ class ShardSource:
         image_at, image_size, caption_at, caption_size = (int(column[index]) for column in self._index.places)
         if image_at == CUT:
             listed = f", sizes.json says {self._expected[shard]:,}" if shard in self._expected else ""
-            complete = f"{self._index.complete(shard):,} samples are complete"
-            raise BadSample("truncated shard", label, f"{path}: {self._index.cuts[shard]}; {complete}{listed}")
+            complete = f"{self.complete[shard]:,} samples are complete"
+            raise BadSample("truncated shard", label, f"{path}: {self.cuts[shard]}; {complete}{listed}")
         key = f"{label}/{self._index.keys[index].as_py()}"
         if image_at == ABSENT:
             raise BadSample("missing image", key, f"no {'/'.join(IMAGE_EXTENSIONS)} member of this name in {path}")
@@ -112,8 +93,8 @@ class ShardSource:
             raise BadSample("missing image", key, f"{path}: {error.strerror or error}") from None
 
 
-def _check_sizes(paths: Sequence[Path], cuts: dict[int, str], complete: Callable[[int], int]) -> dict[int, int]:
-    """By shard, what ``sizes.json`` beside it says; for whole shards it must be what they hold."""
+def _check_sizes(paths: Sequence[Path], cuts: dict[int, str], complete: Sequence[int]) -> dict[int, int]:
+    """By shard, what ``sizes.json`` beside it says; for complete shards it must be what they hold."""
     listed = {folder: read_sizes(folder / SIZES) for folder in {path.parent for path in paths}}
     expected: dict[int, int] = {}
     for i, path in enumerate(paths):
@@ -121,9 +102,9 @@ def _check_sizes(paths: Sequence[Path], cuts: dict[int, str], complete: Callable
         if count is None:
             continue
         expected[i] = count
-        if i not in cuts and count != complete(i):
+        if i not in cuts and count != complete[i]:
             raise InputError(
-                f"{path.parent / SIZES} says {count:,} samples in {path.name}, which holds {complete(i):,}: "
+                f"{path.parent / SIZES} says {count:,} samples in {path.name}, which holds {complete[i]:,}: "
                 "get the shard again, or delete sizes.json if it is stale"
             )
     return expected

@@ -1,169 +1,85 @@
-"""Pairs in tar shards that lie elsewhere: each shard is fetched whole into a bounded cache when it is first needed."""
+"""Pairs in tar shards that lie elsewhere: each shard is fetched into a bounded cache when it is first needed."""
 
 from __future__ import annotations
 
 import logging
-import os
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from cloob.cache import Cache, touch
+from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample
 from cloob.data.fingerprint import Fingerprint, digest
-from cloob.data.prefetch import Prefetcher
-from cloob.data.shards.fetch import fetch
+from cloob.data.shards.count import fetch_sizes, remembered
+from cloob.data.shards.fetch import fetch_tar
 from cloob.data.shards.local import ShardSource
-from cloob.data.shards.sizes import SIZES, fetch_sizes, listed_url, remembered
+from cloob.data.shards.paths import SIZES, listed_url
 from cloob.data.shards.spec import expand, shard_name, sibling
-from cloob.data.shards.tar import make_plain
+from cloob.data.sources.files import FileSource
 from cloob.errors import InputError
 
 logger = logging.getLogger(__name__)
-_MAX_OPEN_SHARDS = 32
-_TOUCH_EVERY = 1000  # reads
 
 
-class RemoteShardSource:
+class RemoteShardSource(FileSource[ShardSource]):
     """A random-access source over WebDataset tars behind commands or URLs.
 
     The number of samples in each shard has to be known beforehand (``sizes.json``), so that the order of an epoch is
     known without reading anything. A row that a shard turns out not to hold raises ``"truncated shard"``; samples
-    beyond that number are left out, with one warning. Read it shard by shard (``streamed`` is True: the loader
-    does): in random order each sample would cost a shard.
-
-    Args:
-        name: What reports call this source.
-        urls: What ``fetch`` opens, one a shard.
-        counts: Samples in each shard.
-        cache: Where the shards are kept.
+    beyond that number are left out, with one warning. ``urls`` are what ``fetch`` opens, one a shard.
     """
 
-    streamed = True
-
     def __init__(self, name: str, urls: Sequence[str], counts: Sequence[int], cache: Cache) -> None:
-        self.name = name
-        self.shard_sizes = tuple(counts)
+        super().__init__(name, counts, streamed=True)
         self._urls = tuple(urls)
         self._cache = cache
-        self._ends = np.cumsum(counts)
-        self._prefetcher = Prefetcher(self.fetch_shard)
-        self._forget()
-
-    @property
-    def shard_names(self) -> tuple[str, ...]:
-        """The shards' file names, without what is before them (a bucket, a token)."""
-        return tuple(map(shard_name, self._urls))
-
-    def _forget(self) -> None:
-        self._opened: OrderedDict[int, ShardSource] = OrderedDict()
-        self._paths: dict[int, Path] = {}
-        self._reads = 0
         self._warned = False
-        self._pid = os.getpid()
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        self.shard_names = tuple(map(shard_name, urls))  # without what comes before them (a bucket, a token)
 
     def read(self, index: int) -> RawSample:
-        """The pair at ``index``; its key is ``shard file/key in the shard``. May fetch the shard first.
+        """The pair at ``index``, or a ``BadSample``; its key is ``shard file/key in the shard``.
 
-        Raises:
-            BadSample: It cannot be used.
-            InputError: The shard cannot be fetched; names it and the exit status of its command.
+        InputError where the shard cannot be fetched: it names the shard and the exit status of its command.
         """
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - int(self._ends[shard]) + self.shard_sizes[shard]
-        source = self._open(shard)
-        if row >= source.complete[0]:
-            url, cut = self._urls[shard], f": {source.cuts[0]}" if 0 in source.cuts else ""
-            counts = f"holds {source.complete[0]:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
-            raise BadSample("truncated shard", f"{shard_name(url)}/{row}", f"{url} {counts}{cut}")
-        return source.read(row)
+        shard, row = self.place(index)
+        source = self.opened(shard)
+        if row < source.complete[0]:
+            return source.read(row)
+        cut = f": {source.cuts[0]}" if source.cuts else ""
+        counts = f"holds {source.complete[0]:,} samples, {SIZES} says {self.shard_sizes[shard]:,}"
+        raise BadSample("truncated shard", f"{self.shard_names[shard]}/{row}", f"{self._urls[shard]} {counts}{cut}")
 
     def fingerprint(self) -> Fingerprint:
-        """The shards' names and counts; nothing is fetched. What is before a name (a bucket, a token) is left out."""
-        shards = zip(map(shard_name, self._urls), self.shard_sizes, strict=True)
+        """The shards' names and counts; nothing is fetched."""
+        shards = zip(self.shard_names, self.shard_sizes, strict=True)
         return {"samples": len(self), "shards": digest(f"{name} {n}" for name, n in shards)}
 
-    def prefetch(self, indices: np.ndarray) -> None:
-        """Has the shards of these pairs fetched in the background; failures show when a pair is read."""
-        self._prefetcher.want(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())
-
-    def fetch_shard(self, shard: int) -> Path:
+    def prepare(self, shard: int) -> Path:
         """The shard's file in the cache, fetched now if it is not there."""
         url = self._urls[shard]
         return self._cache.get("shards", url, lambda path: fetch_tar(url, path))
 
-    def _open(self, shard: int) -> ShardSource:
-        if self._pid != os.getpid():  # forked: the parent's handles are closed here, and its files may be gone
-            self._forget()
-        self._reads += 1
-        if shard in self._opened:
-            self._opened.move_to_end(shard)
-            if self._reads % _TOUCH_EVERY == 0:
-                for path in self._paths.values():
-                    touch(path)
-            return self._opened[shard]
-        for last in (False, False, True):
-            path = self.fetch_shard(shard)
-            try:
-                source = self._index(shard, path)
-                source.hold()
-                break
-            except OSError:  # another process has made room in between
-                if last:
-                    raise
-        self._opened[shard], self._paths[shard] = source, path
-        if len(self._opened) > _MAX_OPEN_SHARDS:
-            self._paths.pop(self._opened.popitem(last=False)[0])
-        url, held, listed = self._urls[shard], source.complete[0], self.shard_sizes[shard]
-        if held > listed:
-            self._warn(f"{url} holds {held:,} samples, {SIZES} says {listed:,}: the others are left out")
-        if source.left_out:
-            self._warn(f"{url}: not read: {'; '.join(source.left_out)}")
-        return source
-
-    def _warn(self, said: str) -> None:
-        if not self._warned:
-            logger.warning("%s (said once)", said)
-        self._warned = True
-
-    def _index(self, shard: int, path: Path) -> ShardSource:
-        url = self._urls[shard]
+    def load(self, shard: int, file: Path) -> ShardSource:
+        """Opens a fetched shard, and warns once of what it holds that is not read."""
+        url, listed = self._urls[shard], self.shard_sizes[shard]
         try:
-            return ShardSource(url, [path], labels=[shard_name(url)], cache=self._cache, cached=True)
+            source = ShardSource(url, [file], cache=self._cache, label=self.shard_names[shard])
         except InputError as error:
-            if not path.exists():
-                raise FileNotFoundError(str(path)) from None
-            self._cache.drop(path)
-            raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{path} ')})") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "urls": self._urls, "counts": self.shard_sizes, "cache": self._cache}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-
-def fetch_tar(url: str, path: Path) -> None:
-    """Writes a tar into a file, unpacked; errors as of ``fetch``."""
-    fetch(url, path)
-    try:
-        make_plain(path)
-    except InputError as error:
-        raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{path} ')})") from None
+            if not file.exists():
+                raise FileNotFoundError(str(file)) from None
+            self._cache.drop(file)
+            raise InputError(f"{url}: gave no readable shard ({str(error).removeprefix(f'{file} ')})") from None
+        source.hold()
+        more = f"{url} holds {source.complete[0]:,} samples, {SIZES} says {listed:,}: the others are left out"
+        odd = f"{url}: not read: {'; '.join(source.left_out)}"
+        said = [more] * (source.complete[0] > listed) + [odd] * bool(source.left_out)
+        if said and not self._warned:
+            logger.warning("%s (said once)", said[0])
+            self._warned = True
+        return source
 
 
 def open_remote(spec: str, cache: Cache) -> RemoteShardSource:
-    """Opens streamed shards: a brace pattern of them, or their ``sizes.json``.
-
-    Raises:
-        InputError: No counts, they cannot be fetched, or the list names what it may not.
-    """
+    """Opens streamed shards: a brace pattern of them, or their ``sizes.json``."""
     if spec.rstrip("/- ").lower().endswith(".json"):
         sizes = fetch_sizes(spec)
         if not sizes:
@@ -182,8 +98,7 @@ def _counts_beside(spec: str, urls: Sequence[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
     for url in urls:
         place = sibling(url, SIZES)
-        if place not in listed:
-            assert place is not None
+        if place is not None and place not in listed:
             try:
                 listed[place] = fetch_sizes(place)
             except InputError as error:

@@ -20,11 +20,7 @@ def is_remote(spec: str) -> bool:
 
 
 def local_path(spec: str) -> str:
-    """``file:`` URLs as paths, and ``~`` as the home folder; anything else as it is.
-
-    Raises:
-        InputError: The URL names a file of another host.
-    """
+    """``file:`` URLs as paths, and ``~`` as the home folder; InputError for a file of another host."""
     if not spec.startswith("file:"):
         return os.path.expanduser(spec)  # noqa: PTH111 - a Path would drop the last slash and fold others
     parts = urlsplit(spec)
@@ -34,15 +30,7 @@ def local_path(spec: str) -> str:
 
 
 def local_folder(spec: str | Path, what: str) -> Path:
-    """A folder that has to be on this machine; ``file:`` URLs and ``~`` as ``local_path`` reads them.
-
-    Args:
-        spec: What the user wrote.
-        what: What is read from it, for the error.
-
-    Raises:
-        InputError: It is an address or a command.
-    """
+    """A folder on this machine, of ``what`` in the error; InputError for an address or a command."""
     if is_remote(str(spec)):
         raise InputError(f"{spec}: {what} are read from a folder of this machine; download them first")
     return Path(local_path(str(spec)))
@@ -51,12 +39,7 @@ def local_folder(spec: str | Path, what: str) -> Path:
 def expand(pattern: str, *, escape: bool = True) -> list[str]:
     """The strings that a brace pattern (``{000..999}``, ``{a,b}``) stands for, in order.
 
-    Args:
-        pattern: With braces or without.
-        escape: Whether a backslash makes a brace literal; in a command it is the shell's.
-
-    Raises:
-        InputError: The braces do not close.
+    ``escape``: a backslash makes a brace literal; in a command it is the shell's.
     """
     try:
         return list(require("braceexpand", "train").braceexpand(pattern, escape=escape))

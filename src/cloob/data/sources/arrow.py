@@ -10,50 +10,84 @@ unpacked files are in the one cache.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
+from pyarrow import parquet
 
 from cloob.cache import Cache
 from cloob.data.batch import BadSample, RawSample, clean_caption
 from cloob.data.decode import read_image_file
 from cloob.data.fingerprint import Fingerprint, digest, of_column
-from cloob.data.prefetch import Prefetcher
-from cloob.data.sources.columns import READ_ERRORS, checked, map_arrow, open_parquet, read_schema, unpacked
+from cloob.data.sources.files import FileSource
 from cloob.errors import InputError, first_of, message
 from cloob.pictures import MAX_IMAGE_BYTES
 
 ARROW_SUFFIXES = (".arrow", ".parquet")
-
-_State = tuple[int, int]
-"""Size of a file in bytes, and when it was written, in nanoseconds."""
+READ_ERRORS = (OSError, UnicodeDecodeError, pa.ArrowException)
+"""What pyarrow raises for a file that it cannot read; UnicodeDecodeError for a column's name."""
 
 _DEFAULTS = ("filepath", "title")  # of open_source: what nobody has asked for by name
-_MAX_OPEN_FILES = 32
+_MAGIC = b"ARROW1"  # a file begins so; a stream has none
+_ROWS = 64  # of a batch of pictures
+_POOL = pa.proxy_memory_pool(pa.default_memory_pool())  # for mapped files alone; only what is compressed takes from it
 
 
-class ArrowSource:
+class ArrowFiles(FileSource[pa.Table]):
+    """Arrow or Parquet files as mapped tables, Parquet by way of the cache.
+
+    Attributes:
+        paths: The files, in order.
+        schemas: Of each file.
+        columns: Those that are read; None: all.
+
+    Raises:
+        InputError: No file, or one that is not what its name says.
+    """
+
+    def __init__(self, name: str, paths: Sequence[Path], cache: Cache | None = None) -> None:
+        if not paths:
+            raise InputError(f"{name}: no .arrow or .parquet file found")
+        self.paths = tuple(paths)
+        self.columns: tuple[str, ...] | None = None
+        self._cache = cache or Cache()
+        self._states = [_state(path) for path in paths]
+        self.schemas, sizes = zip(*map(_schema_and_rows, paths), strict=True)
+        super().__init__(name, sizes, streamed=any(map(_is_parquet, paths)))
+
+    def prepare(self, shard: int) -> Path:
+        """The file itself; of a Parquet file the Arrow file in the cache, made now if it is not there."""
+        path = self.paths[shard]
+        if (state := _state(path)) != self._states[shard]:
+            raise InputError(f"{path}: has changed since the run began; start it again")
+        if not _is_parquet(path):
+            return path
+        name = f"{path.resolve()} {state} {self.columns} {path.stem}.arrow"
+        return self._cache.get("tables", name, lambda target: _convert(path, target, self.columns))
+
+    def load(self, shard: int, file: Path) -> pa.Table:
+        """Maps a prepared file."""
+        try:
+            table = map_arrow(file)
+            return _checked(table.select(list(self.columns)) if self.columns else table)
+        except FileNotFoundError:
+            raise
+        except READ_ERRORS as error:
+            raise _unreadable(self.paths[shard], error) from None
+
+
+class ArrowSource(ArrowFiles):
     """A random-access source over Arrow or Parquet files with one column of images and one of captions.
 
     An image is ``{bytes, path}`` as ``datasets.Image`` stores it, bytes, or a path relative to the file's folder. The
     columns default to the only one of their kind. No row becomes a Python object before it is read.
 
-    Args:
-        name: What reports call this source.
-        paths: The files, in order, all ``.arrow`` or all ``.parquet``.
-        image_column: Column with the images.
-        caption_column: Column with the captions.
-        cache: Where Parquet files are unpacked.
-
     Raises:
-        InputError: No file, a file that is not what its name says, or one without such columns of their kinds.
+        InputError: As ``ArrowFiles``, or a file without such columns of their kinds.
     """
 
     def __init__(
@@ -64,112 +98,47 @@ class ArrowSource:
         caption_column: str = _DEFAULTS[1],
         cache: Cache | None = None,
     ) -> None:
-        if not paths:
-            raise InputError(f"{name}: no .arrow or .parquet file found")
-        self.name = name
-        self._paths = tuple(paths)
-        self._cache = cache or Cache()
-        self.streamed = any(path.suffix.lower() == ".parquet" for path in paths)
-        schemas, sizes, self._states = zip(*(_facts(path) for path in paths), strict=True)
-        self._columns = _choose(paths[0], schemas[0], image_column, caption_column)
-        for path, schema in zip(paths, schemas, strict=True):
-            missing = [column for column in self._columns if column not in schema.names]
-            if missing:
-                raise InputError(f"{path} has no column {missing[0]!r}, which {paths[0].name} has")
-            _check_kinds(path, schema, self._columns)
-        self.shard_sizes: tuple[int, ...] = sizes
-        self._forget()
-
-    def _forget(self) -> None:
-        self._ends = np.cumsum(self.shard_sizes)
-        self._opened: OrderedDict[int, pa.Table] = OrderedDict()
-        self._prefetcher = Prefetcher(self._file)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1])
+        super().__init__(name, paths, cache)
+        first = self.schemas[0]
+        image = _choose(paths[0], first, "image", image_column, is_image)
+        caption = _choose(paths[0], first, "caption", caption_column, is_text)
+        self.columns = (image, caption)
+        for path, schema in zip(self.paths, self.schemas, strict=True):
+            check_pictures(path, schema, image)
+            kind = _kind(path, schema, caption)
+            if not (is_text(kind) or pa.types.is_null(kind)):
+                raise InputError(f"{path}: column {caption!r} holds {kind}, not text")
 
     def read(self, index: int) -> RawSample:
         """The pair at ``index``, or a ``BadSample``; its key is ``file/row``, rows counted from 0 in each file."""
-        shard = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - int(self._ends[shard]) + self.shard_sizes[shard]
-        path = self._paths[shard]
+        shard, row = self.place(index)
+        path = self.paths[shard]
         key = f"{path.name}/{row}"
-        table = self._open(shard)
-        caption = clean_caption(_bytes(table.column(1)[row]), key, str(path))
-        data, stored = picture_in(table.column(0)[row])
+        images, captions = self.opened(shard).columns
+        caption = clean_caption(_bytes(captions[row]), key, str(path))
+        data, stored = picture_in(images[row])
         if data is None:
             if not stored:
                 raise BadSample("missing image", key, f"{path}: neither bytes nor a path")
-            data = read_image_file(path.parent / stored.decode("utf-8", "surrogateescape"), key)
+            data = read_image_file(path.parent / os.fsdecode(stored), key)
         if len(data) > MAX_IMAGE_BYTES:
             raise BadSample("image too large", key, f"{len(data):,} bytes")
         return RawSample(key, data, caption)
 
     def fingerprint(self) -> Fingerprint:
         """The files' names and sizes, and their captions: of Arrow files by content, of Parquet by its end."""
-        files = [f"{path.name} {path.stat().st_size}" for path in self._paths]
-        captions = []
-        for shard, path in enumerate(self._paths):
-            if path.suffix.lower() == ".parquet":  # its end holds the size and the statistics of each column
-                captions.append(_parquet_end(path))
-            else:
-                captions.append(of_column(self._open(shard).column(1)).encode())
+        files = [f"{path.name} {path.stat().st_size}" for path in self.paths]
+        captions = [
+            _parquet_end(path) if _is_parquet(path) else of_column(self.opened(shard).column(1)).encode()
+            for shard, path in enumerate(self.paths)
+        ]
         return {"rows": len(self), "files": digest(files), "captions": digest(captions)}
-
-    def prefetch(self, indices: np.ndarray) -> None:
-        """Has the Parquet files of these pairs unpacked in the background."""
-        self._prefetcher.want(np.unique(np.searchsorted(self._ends, indices, side="right")).tolist())
-
-    def _open(self, shard: int) -> pa.Table:
-        if shard in self._opened:
-            self._opened.move_to_end(shard)
-            return self._opened[shard]
-        if len(self._opened) >= _MAX_OPEN_FILES and self.streamed:
-            self._opened.popitem(last=False)
-        for last in (False, False, True):
-            try:
-                table = checked(map_arrow(self._file(shard)).select(list(self._columns)))
-                break
-            except FileNotFoundError:  # another process has made room in between
-                if last:
-                    raise
-            except READ_ERRORS as error:
-                raise _unreadable(self._paths[shard], error) from None
-        if len(table) != self.shard_sizes[shard]:
-            raise InputError(
-                f"{self._paths[shard]}: its end says {self.shard_sizes[shard]:,} rows, and it holds {len(table):,}; "
-                "it is damaged"
-            )
-        self._opened[shard] = table
-        return table
-
-    def _file(self, shard: int) -> Path:
-        path, state = self._paths[shard], self._states[shard]
-        if path.suffix.lower() != ".parquet":
-            _check_unchanged(path, state)
-            return path
-
-        def make(target: Path) -> None:
-            _check_unchanged(path, state)
-            _convert(path, target, self._columns)
-
-        size, mtime_ns = state
-        return self._cache.get("tables", f"{path.resolve()} {size} {mtime_ns} {self._columns} {path.stem}.arrow", make)
-
-    def __getstate__(self) -> dict[str, Any]:
-        left_out = ("_opened", "_prefetcher", "_ends")
-        return {key: value for key, value in vars(self).items() if key not in left_out}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._forget()
 
 
 def arrow_files(folder: Path) -> list[Path]:
     """The data files of a Hugging Face ``datasets`` folder or of a folder of Arrow or Parquet files; [] if it is none.
 
-    Raises:
-        InputError: The folder holds several splits, or a file is missing.
+    InputError for a folder of several splits, or where a file is missing.
     """
     if (folder / "dataset_dict.json").is_file():
         splits = _listed(folder / "dataset_dict.json", lambda content: content["splits"])
@@ -197,24 +166,21 @@ def arrow_files(folder: Path) -> list[Path]:
 
 def _listed(file: Path, names_in: Callable[[Any], Any]) -> list[str]:
     """The names that a JSON file of the package datasets lists, each of something beside it; InputError for others."""
-    names = None
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        names = names_in(json.loads(file.read_bytes()))
-    if names and isinstance(names, list) and all(_is_beside(name) for name in names):
+    try:
+        names = [str(name) for name in names_in(json.loads(file.read_bytes()))]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        names = []
+    if names and all(Path(name).name == name != ".." and name.isprintable() for name in names):
         return names
     raise InputError(
         f"{file}: does not list what lies beside it, as the package datasets writes it; save the set again"
     )
 
 
-def _is_beside(name: object) -> bool:
-    return isinstance(name, str) and Path(name).name == name != ".." and name.isprintable()
-
-
 def holds_images(path: Path, image_column: str) -> bool:
     """Whether a Parquet file has its images inside, and not as paths."""
     try:
-        schema = read_schema(path)
+        schema = parquet.read_schema(path)
     except READ_ERRORS:
         return False  # the reader of tables says what is wrong
     if schema.names.count(image_column) == 1:
@@ -222,15 +188,54 @@ def holds_images(path: Path, image_column: str) -> bool:
     return image_column == _DEFAULTS[0] and any(is_image(field.type) for field in schema)
 
 
-def _facts(path: Path) -> tuple[pa.Schema, int, _State]:
-    """Columns and number of rows of a file, and the state that it has them in."""
+def map_arrow(path: Path) -> pa.Table:
+    """An Arrow file or stream, mapped; InputError if it is compressed."""
+    before = _POOL.bytes_allocated()
+    with pa.memory_map(str(path)) as source:
+        is_file = source.read(len(_MAGIC)) == _MAGIC
+        source.seek(0)
+        reader = (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source, memory_pool=_POOL)
+        batches = []
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+            batches.append(batch)
+            if _POOL.bytes_allocated() > before:
+                raise InputError(f"{path}: is compressed; save it as Arrow without compression, or as Parquet")
+    return pa.Table.from_batches(batches, reader.schema)
+
+
+def _checked(table: pa.Table) -> pa.Table:
+    """The table, whose offsets lead into its own data. Whether a text is UTF-8 is its row's own matter."""
+    as_bytes = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    for column in table.columns:
+        column.cast(as_bytes.get(column.type, column.type)).validate(full=True)
+    return table
+
+
+def _convert(path: Path, target: Path, columns: Sequence[str] | None) -> None:
+    """Writes columns of a Parquet file as an Arrow stream, whose dictionaries may differ from batch to batch."""
     try:
-        state = _state(path)
-        if path.suffix.lower() == ".parquet":
-            with open_parquet(path) as file:
-                return file.schema_arrow, file.metadata.num_rows, state
-        table = map_arrow(path)
-        return table.schema, table.num_rows, state
+        with parquet.ParquetFile(path) as file, pa.OSFile(str(target), "wb") as sink:
+            schema = file.schema_arrow
+            schema = pa.schema([schema.field(name) for name in columns]) if columns else schema
+            with pa.ipc.new_stream(sink, schema) as writer:
+                for batch in file.iter_batches(_ROWS, columns=list(dict.fromkeys(schema.names))):
+                    writer.write_batch(batch.select(schema.names) if columns else batch)
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None and getattr(error, "filename", None) != str(path):
+            raise  # of the disk that is written to
+        raise InputError(f"{path}: cannot be read as Parquet ({message(error)})") from error
+
+
+def _schema_and_rows(path: Path) -> tuple[pa.Schema, int]:
+    try:
+        if _is_parquet(path):
+            with parquet.ParquetFile(path) as file:
+                schema, rows = file.schema_arrow, file.metadata.num_rows
+        else:
+            table = map_arrow(path)
+            schema, rows = table.schema, table.num_rows
+        _ = schema.names  # UnicodeDecodeError
+        return schema, rows
     except READ_ERRORS as error:
         raise _unreadable(path, error) from None
 
@@ -240,23 +245,21 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} cannot be read as {path.suffix[1:].lower()}: {said}")
 
 
-def _state(path: Path) -> _State:
-    stat = path.stat()
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == ".parquet"
+
+
+def _state(path: Path) -> tuple[int, int]:
+    """Size of a file in bytes, and when it was written, in nanoseconds."""
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(message(error)) from None
     return stat.st_size, stat.st_mtime_ns
 
 
-def _check_unchanged(path: Path, state: _State) -> None:
-    """Refuses a file that is not any more the one whose rows have been counted."""
-    try:
-        changed = _state(path) != state
-    except OSError as error:
-        raise InputError(message(error)) from None
-    if changed:
-        raise InputError(f"{path}: has changed since the run began; start it again")
-
-
 def _parquet_end(path: Path) -> bytes:
-    """The footer of a Parquet file, whose length is in front of the magic word that ends it."""
+    """The footer of a Parquet file, whose length stands before the magic word that ends it."""
     with path.open("rb") as file:
         file.seek(-8, os.SEEK_END)
         size = int.from_bytes(file.read(4), "little")
@@ -264,57 +267,32 @@ def _parquet_end(path: Path) -> bytes:
         return file.read(size)
 
 
-def _convert(path: Path, target: Path, columns: tuple[str, str]) -> None:
-    try:
-        path.stat()  # Arrow's own error would not have the file's name
-        whole = read_schema(path)
-        schema = pa.schema([whole.field(column) for column in columns])
-        with pa.OSFile(str(target), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            for batch in unpacked(path, list(dict.fromkeys(columns))):
-                writer.write_batch(batch.select(list(columns)))
-    except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None and getattr(error, "filename", None) != str(path):
-            raise  # of the disk that is written to
-        raise InputError(f"{path}: cannot be read as Parquet ({message(error)})") from error
-
-
-def _choose(path: Path, schema: pa.Schema, image_column: str, caption_column: str) -> tuple[str, str]:
-    """The two columns: those named, or the only ones of their kind when the defaults are not there."""
-    columns: list[str] = []
-    kinds = (("image", image_column, is_image), ("caption", caption_column, _is_text))
-    for (kind, column, fits), default in zip(kinds, _DEFAULTS, strict=True):
-        if column not in schema.names:
-            options = [field.name for field in schema if fits(field.type)]
-            if column != default or len(options) != 1:
-                raise InputError(
-                    f"{path} has no column {column!r}; its columns: {first_of(schema.names)} "
-                    f"(name the one of the {kind}s with --{kind}-column)"
-                )
-            column = options[0]
-        columns.append(column)
-    return columns[0], columns[1]
-
-
-def _check_kinds(path: Path, schema: pa.Schema, columns: tuple[str, str]) -> None:
-    """Refuses a file whose columns hold anything but images and text; one that is empty all over has no type."""
-    check_pictures(path, schema, columns[0])
-    _check_single(path, schema, columns[1])
-    caption = schema.field(columns[1]).type
-    if not (_is_text(caption) or pa.types.is_null(caption)):
-        raise InputError(f"{path}: column {columns[1]!r} holds {caption}, not text")
+def _choose(path: Path, schema: pa.Schema, kind: str, column: str, fits: Callable[[pa.DataType], bool]) -> str:
+    """The column that was named, or the only one of its kind where nobody has named one."""
+    if column in schema.names:
+        return column
+    options = [field.name for field in schema if fits(field.type)]
+    if column in _DEFAULTS and len(options) == 1:
+        return str(options[0])
+    raise InputError(
+        f"{path} has no column {column!r}; its columns: {first_of(schema.names)} "
+        f"(name the one of the {kind}s with --{kind}-column)"
+    )
 
 
 def check_pictures(path: Path, schema: pa.Schema, column: str) -> None:
-    """Refuses a column that is there twice, or holds neither pictures nor paths; one that is empty has no type."""
-    _check_single(path, schema, column)
-    kind = schema.field(column).type
-    if not (_is_text(kind) or is_image(kind) or pa.types.is_null(kind)):
+    """Refuses a column that holds neither pictures nor paths; one that is empty has no type."""
+    kind = _kind(path, schema, column)
+    if not (is_text(kind) or is_image(kind) or pa.types.is_null(kind)):
         raise InputError(f"{path}: column {column!r} holds {kind}, not images ({{bytes, path}}, bytes or paths)")
 
 
-def _check_single(path: Path, schema: pa.Schema, column: str) -> None:
-    if schema.names.count(column) > 1:
-        raise InputError(f"{path} has several columns {column!r}; rename all but one")
+def _kind(path: Path, schema: pa.Schema, column: str) -> pa.DataType:
+    """The kind of a column that is there once."""
+    if schema.names.count(column) != 1:
+        has = "several columns" if column in schema.names else "no column"
+        raise InputError(f"{path} has {has} {column!r}; its columns: {first_of(schema.names)}")
+    return schema.field(column).type
 
 
 def is_image(kind: pa.DataType) -> bool:
@@ -323,12 +301,17 @@ def is_image(kind: pa.DataType) -> bool:
         return _is_binary(kind)
     data = [field.type for field in kind if field.name == "bytes"]
     paths = [field.type for field in kind if field.name == "path"]
-    return (
-        len(data) == 1
-        and _is_binary(data[0])
-        and len(paths) <= 1
-        and all(_is_text(each) or _is_binary(each) or pa.types.is_null(each) for each in paths)
-    )
+    fits = all(is_text(each) or _is_binary(each) or pa.types.is_null(each) for each in paths)
+    return len(data) == 1 and _is_binary(data[0]) and len(paths) <= 1 and fits
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this kind holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def picture_in(row: pa.Scalar) -> tuple[bytes | None, bytes | None]:
@@ -337,14 +320,6 @@ def picture_in(row: pa.Scalar) -> tuple[bytes | None, bytes | None]:
         has_path = row.type.get_field_index("path") >= 0
         return _bytes(row["bytes"]), _bytes(row["path"]) if has_path else None
     return (_bytes(row), None) if _is_binary(row.type) else (None, _bytes(row))
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _bytes(value: Any) -> bytes | None:

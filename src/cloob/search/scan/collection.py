@@ -1,4 +1,4 @@
-"""What all kinds of sources have in common."""
+"""What a source of pictures is to an index, whatever its kind."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fnmatch import fnmatch
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from cloob.data.batch import MAX_CAPTION_BYTES, BadSample, Reason
 from cloob.errors import InputError
@@ -68,8 +68,12 @@ class LeftOut:
             shown.append(example)
 
 
-class Collection(Protocol):
-    """A source of pictures. ``read`` and ``describe`` may be called from several threads.
+class ReadFailed(BadSample):
+    """A picture cannot be read now (a permission, a disk, a network); nothing says that it is gone."""
+
+
+class Collection:
+    """A source of pictures; this one has none. Several threads may call ``read`` and ``describe``.
 
     Attributes:
         name: What the index calls it: an absolute path, or the address as it was given.
@@ -77,54 +81,40 @@ class Collection(Protocol):
         unlisted: Beginnings of paths that the last ``scan`` could not list: what is known below them stays.
     """
 
-    name: str
-    left_out: LeftOut
-    unlisted: list[str]
-
-    def scan(self, known: Paths[str]) -> Iterator[Found]:
-        """All pictures; ``known`` are the paths that the index has of this source."""
-
-    def read(self, found: Found) -> bytes:
-        """The bytes of a picture's file.
-
-        Raises:
-            BadSample: There are none.
-            ReadFailed: They cannot be read now.
-        """
-
-    def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        """Caption and columns."""
-
-
-class ReadFailed(BadSample):
-    """A picture cannot be read now (a permission, a disk, a network); nothing says that it is gone."""
-
-
-class Gone:
-    """What is left of a source that is not there any more: nothing; see ``Collection``."""
-
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, exclude: tuple[str, ...] = ()) -> None:
         self.name = name
         self.left_out = LeftOut()
         self.unlisted: list[str] = []
+        self._exclude = exclude
 
     def scan(self, known: Paths[str] = ()) -> Iterator[Found]:
-        """Nothing."""
+        """All pictures; ``known`` are the paths that the index has of this source."""
         return iter(())
 
+    def find(self, path: str) -> Found | None:
+        """A picture inside a container, by its path."""
+        return None
+
     def read(self, found: Found) -> bytes:
-        """Nothing to be read."""
-        raise BadSample("missing image", found.path, "its source is gone")
+        """The bytes of a picture's file; ``ReadFailed`` if they cannot be read now, ``BadSample`` if there are none."""
+        return read_regular(found.path)
+
+    def read_again(self, found: Found, content: str) -> bytes:
+        """The bytes with this SHA-256 where several are in question."""
+        return self.read(found)
 
     def describe(self, found: Found) -> tuple[str | None, Mapping[str, Value]]:
-        """Nothing to be said."""
+        """Caption and columns."""
         return None, {}
 
+    def excluded(self, path: str) -> bool:
+        """Whether a path below the source, or a part of it, is one of the globs that leave pictures out."""
+        names = (path, *path.split("/")) if self._exclude else ()
+        return any(fnmatch(name, pattern) for pattern in self._exclude for name in names)
 
-def is_excluded(path: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a path below a source, or a part of it, is one of some globs."""
-    names = (path, *path.split("/"))
-    return any(fnmatch(name, pattern) for pattern in patterns for name in names)
+
+Gone = Collection
+"""What is left of a source that is not there any more."""
 
 
 def value(raw: Any) -> Value:
@@ -148,29 +138,31 @@ def value(raw: Any) -> Value:
             raw = json.dumps(raw, default=str)
         except (TypeError, ValueError, RecursionError):
             return None
-    text = valid(str(raw))
-    return text if len(text) <= MAX_CAPTION_BYTES else text[:MAX_CAPTION_BYTES]
+    return valid(str(raw))[:MAX_CAPTION_BYTES]
 
 
-def newest(file: os.stat_result, *said: os.stat_result) -> int:
+def values(row: Mapping[Any, Any]) -> dict[str, Value]:
+    """The columns of a row that an index can hold."""
+    held = {valid(str(name)): value(raw) for name, raw in row.items()}
+    return {name: each for name, each in held.items() if each is not None}
+
+
+def newest(file: os.stat_result, *said: os.stat_result | None) -> int:
     """One time for a file and for what describes it, which is another one when any of them is another file.
 
     The latest of their times to the millisecond, and below that a number made of all of them: a caption may also go, or
     come with an older time than the picture's.
     """
-    if not said:
+    states = [state for state in said if state]
+    if not states:
         return file.st_mtime_ns
-    latest = max(state.st_mtime_ns for state in (file, *said))
-    told = zlib.crc32(repr([(state.st_mtime_ns, state.st_size) for state in said]).encode())
-    return latest - latest % 1_000_000 + told % 1_000_000
+    latest = max(state.st_mtime_ns for state in (file, *states))
+    mark = zlib.crc32(repr([(state.st_mtime_ns, state.st_size) for state in states]).encode())
+    return latest - latest % 1_000_000 + mark % 1_000_000
 
 
 def stated(path: str) -> os.stat_result | None:
-    """The state of a regular file; None where there is none.
-
-    Raises:
-        OSError: Nothing says whether there is one.
-    """
+    """The state of a regular file, None where there is none; OSError where nothing says whether there is one."""
     try:
         state = os.stat(path)  # noqa: PTH116 - a Path would cost more than the call
     except ValueError:
@@ -182,13 +174,18 @@ def stated(path: str) -> os.stat_result | None:
     return state if stat.S_ISREG(state.st_mode) else None
 
 
-def read_regular(path: str) -> bytes:
-    """The bytes of a picture file, which is no pipe and no device.
+def named(path: str, said: os.stat_result, place: Any = None, *, called: str | None = None) -> Found:
+    """A picture that a row names by a file's path: its size and time are the file's and that of the row's table."""
+    try:
+        state = stated(path)
+    except OSError:  # reading it says why
+        return Found(called or path, None, None, place)
+    size, time = (0, None) if state is None else (state.st_size, newest(state, said))
+    return Found(called or path, size, time, place)
 
-    Raises:
-        BadSample: There is none, or it is above ``MAX_IMAGE_BYTES``.
-        ReadFailed: It cannot be read now.
-    """
+
+def read_regular(path: str) -> bytes:
+    """The bytes of a picture file, which is no pipe and no device; errors as of ``Collection.read``."""
     try:
         if stated(path) is None:
             raise BadSample("missing image", path, "no such file")
@@ -200,8 +197,8 @@ def read_regular(path: str) -> bytes:
 
 
 def read_fault(path: str, error: Exception) -> BadSample:
-    """What a picture that could not be read is: not there, damaged, or not to be read now."""
+    """What a picture that could not be read is: not there, or not to be read now."""
     said = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:300]
-    now = isinstance(error, OSError | MemoryError | InputError) and getattr(error, "errno", None) not in _NOT_THERE
+    now = isinstance(error, OSError | InputError) and getattr(error, "errno", None) not in _NOT_THERE
     reason: Reason = "no permission to read" if isinstance(error, PermissionError) else "missing image"
     return (ReadFailed if now else BadSample)(reason, path, said)
