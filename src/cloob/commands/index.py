@@ -45,7 +45,7 @@ def _known_sources(arguments: IndexArguments) -> set[str]:
     if file.exists():
         connection = connect(file, writable=False)
         with closing(connection), one_line(file):
-            return {row[0] for row in connection.execute("SELECT DISTINCT source FROM items")}
+            return {row[0] for row in connection.execute("SELECT DISTINCT source FROM cloob_items")}
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file; --out is the folder of the index")
     if folder.is_dir() and any(not entry.name.startswith(".tmp-") for entry in folder.iterdir()):

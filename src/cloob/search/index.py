@@ -15,10 +15,10 @@ from cloob.search.ask import find
 from cloob.search.ask.find import Cutoff
 from cloob.search.ask.query import Query, Vector
 from cloob.search.identity import changed, weights_of
-from cloob.search.named import absolute, load_named, remember_model
 from cloob.search.open import open_store
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
+from cloob.search.trust import absolute, load_named, remember_model
 from cloob.search.where import Filter
 
 if TYPE_CHECKING:  # torch: only where a model is needed, as a search for what is like a picture of the index needs none
@@ -132,7 +132,7 @@ class Index:
         return self.store.revision()
 
     def columns(self) -> dict[str, str]:
-        """The metadata columns beside an item's own, and what they hold: see :func:`cloob.search.store.column_kind`."""
+        """The metadata columns beside an item's own, and what they hold."""
         return self.once(("columns", self.store.revision()), self.store.columns)
 
     @property

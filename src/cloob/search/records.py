@@ -9,17 +9,12 @@ from dataclasses import dataclass, field
 Value = str | int | float | bool | None
 """What a metadata column holds."""
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def valid(text: str) -> str:
-    """Text that UTF-8 has: a file's name and a string of JSON need not be such."""
-    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def as_text(text: str) -> str:
-    """Text as PostgreSQL takes it: no character 0, no half of a surrogate pair."""
-    return text.replace("\0", "�").encode("utf-8", "replace").decode()
+    """Text that databases and pages take: without NUL and without halves of surrogate pairs."""
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class Item:
     """One picture of an index.
 
     Attributes:
-        id: Positive; stays the picture's own for as long as the index holds it, renames included.
+        id: Positive; the picture's for as long as the index holds it.
         source: The SRC that it came from.
         path: Of the file; of a picture inside a container ``CONTAINER::MEMBER``.
         content: SHA-256 of the file's bytes, hex.

@@ -20,7 +20,7 @@ from cloob.search.ask.query import Query, Term
 from cloob.search.index import Index
 from cloob.search.records import Hit, Item, Results
 from cloob.search.show import terminal
-from cloob.search.where import Comparison, parse
+from cloob.search.where import equals, parse
 
 
 def run(arguments: SearchArguments, words: Sequence[str]) -> int:
@@ -51,7 +51,7 @@ def find_item(index: Index, like: str) -> int:
         return int(like[:18])
     whole = os.path.abspath(like)  # noqa: PTH100 - links stay as the index has them
     for path in dict.fromkeys((like, whole)):
-        ids = index.store.ids(Comparison("path", "=", path), limit=1)
+        ids = index.store.ids(equals("path", path), limit=1)
         if len(ids):
             return int(ids[0])
     raise InputError(f"--like {like}: no picture of {index.store.address} has this id or path")

@@ -22,13 +22,13 @@ from cloob.data.shards.tar import TAR_SUFFIXES, is_tar
 from cloob.data.sources.arrow import ARROW_SUFFIXES, arrow_files, holds_images
 from cloob.data.sources.table import TABLE_SUFFIXES
 from cloob.errors import InputError
-from cloob.search.scan.addresses import check_typed, was_typed
 from cloob.search.scan.collection import SEPARATOR, Collection, ReadFailed, read_regular
 from cloob.search.scan.folder import Folder
 from cloob.search.scan.inside import Inside, holds_pictures
 from cloob.search.scan.rows import find_described
 from cloob.search.scan.shards import Shard, Shards
 from cloob.search.scan.tables import Table
+from cloob.search.trust import check_typed, was_typed
 
 
 @dataclass(frozen=True)
