@@ -174,7 +174,12 @@ def test_hnsw_finds_what_is_near_and_fills_up_behind_a_narrow_filter(
     store.close()  # which hands in how often the index was used
     with psycopg.connect(address, autocommit=True) as connection:
         used = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = 'cloob_vectors_1_hnsw'"
-        assert any(connection.execute(used).fetchone() > (20,) or time.sleep(0.1) for _ in range(50))
+        for _ in range(50):
+            (scans,) = connection.execute(used).fetchone() or (None,)
+            if scans and scans >= 20:
+                break
+            time.sleep(0.1)
+        assert scans and scans >= 20, scans
 
 
 @pytest.mark.nightly

@@ -116,8 +116,8 @@ class PostgresStore(Store):
         half = f"halfvec({query.shape[0]})"
         with self._server.transaction():
             self._rows(
-                "SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('enable_seqscan', 'off',"
-                " true), set_config('hnsw.ef_search', ?, true)",
+                "SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('enable_sort', 'off', true),"
+                " set_config('enable_seqscan', 'off', true), set_config('hnsw.ef_search', ?, true)",
                 (str(max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates))),),
             )
             return self._rows(
