@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -42,52 +42,32 @@ _KINDS = {"string": "text", "integer": "number", "real": "number", "true": "bool
 
 @dataclass(frozen=True)
 class FileState:
-    """What the index knows of a file without opening it.
+    """What the index knows of a file without opening it."""
 
-    Attributes:
-        id: The item's; None for a file that could not be read.
-        path: As in :class:`Item`.
-        bytes: Size when it was read.
-        mtime_ns: When it was changed last, as of then.
-        content: SHA-256, hex; empty where it could not be read.
-        fault: Why it could not be read; None where it could. It is tried again when size or time differ.
-        models: Names of the models that have a vector of it.
-    """
-
-    id: int | None
+    id: int | None  # the item's; None for a file that could not be read
     path: str
-    bytes: int
-    mtime_ns: int | None
-    content: str
-    fault: str | None
-    models: tuple[str, ...]
+    bytes: int  # size when it was read
+    mtime_ns: int | None  # when it was changed last, as of then
+    content: str  # SHA-256, hex; empty where it could not be read
+    fault: str | None  # why it could not be read; it is tried again when size or time differ
+    models: tuple[str, ...]  # names of the models that have a vector of it
 
 
 class Neighbours(NamedTuple):
-    """The nearest items of each query, best first; rows end with id 0 and score −inf where fewer items match.
+    """The nearest items of each query, best first; rows end with id 0 and score −inf where fewer items match."""
 
-    Attributes:
-        ids: (Q, top).
-        scores: (Q, top) float32 cosines.
-        searched: Items that the filter lets through and the model has vectors of.
-    """
-
-    ids: Ids
-    scores: Vectors
-    searched: int
+    ids: Ids  # (Q, top)
+    scores: Vectors  # (Q, top) float32 cosines
+    searched: int  # items that the filter lets through and the model has vectors of
 
 
 class Store(ABC):
-    """Items, metadata and vectors of one index. Each call that writes is one transaction: all of it or nothing.
+    """Items, metadata and vectors of one index. Each call that writes is one transaction: all of it or nothing."""
 
-    Attributes:
-        address: What opens it again; of a database without the password.
-    """
-
-    address: str
+    address: str  # what opens it again; of a database without the password
     _dialect: ClassVar[Dialect]
     _max_dim: ClassVar[int]
-    _each: ClassVar[str]  # keys and types of all columns
+    _each: ClassVar[str]  # selects the keys and types of all columns
 
     @abstractmethod
     def close(self) -> None:
@@ -102,8 +82,7 @@ class Store(ABC):
         """The items nearest to each of (Q, D) queries, equal ones by id."""
 
     @abstractmethod
-    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Runs one statement."""
+    def _rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]: ...
 
     @abstractmethod
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
@@ -118,12 +97,10 @@ class Store(ABC):
         """A condition on a column that has one of some values, and its one parameter."""
 
     @abstractmethod
-    def _put(self, model: int, ids: Sequence[int], vectors: Vectors) -> None:
-        """Writes the vectors of some items."""
+    def _put(self, model: int, ids: Sequence[int], vectors: Vectors) -> None: ...
 
     @abstractmethod
-    def _decode(self, cells: Sequence[Any], ids: Ids, dim: int) -> Vectors:
-        """(n, D) of what the database holds for some items."""
+    def _decode(self, cells: Sequence[Any], ids: Sequence[int], dim: int) -> Vectors: ...
 
     @abstractmethod
     def _let_go(self, model: int) -> None:
@@ -181,25 +158,22 @@ class Store(ABC):
             yield FileState(None, path, size, mtime, "", fault, ())
 
     def write(self, items: Sequence[Item], model: str, vectors: Vectors) -> None:
-        """Adds items, or replaces those of the same source and path, with their vectors of one model.
+        """Adds items, or replaces those of the same source and path, with their (n, D) vectors of one model.
 
-        Args:
-            items: n; ``id`` 0 for a new one. A replaced item keeps its id and loses other models' vectors where its
-                content differs. Of one place twice the last counts.
-            model: The name of a model that was added.
-            vectors: (n, D).
+        A replaced item keeps its id, and loses other models' vectors where its content differs.
         """
         number, dim = self._model(model)
         vectors = np.ascontiguousarray(vectors, np.float32)
         if vectors.shape != (len(items), dim) or not np.isfinite(vectors).all():
             raise ValueError(f"vectors: {vectors.shape} found, finite ({len(items)}, {dim}) wanted")
         with self._writing():
-            taken = [_item(row) for row in self._many(_TAKE, [_values(item) for item in items])]
-            pairs = list(zip(taken, items, strict=True))
-            self._many(_UPDATE, [(*_values(new), old.id) for old, new in pairs if old != replace(new, id=old.id)])
-            changed = [(old.id,) for old, new in pairs if old.content != new.content]
+            given = [_values(item) for item in items]
+            taken = self._many(_TAKE, given)
+            pairs = [(old, new) for old, new in zip(taken, given, strict=True) if not _equal(old, new)]
+            self._many(_UPDATE, [(*new, old[0]) for old, new in pairs])
+            changed = [(old[0],) for old, new in pairs if old[3] != new[2]]
             self._many("DELETE FROM cloob_vectors WHERE item = ?", changed)
-            self._put(number, [old.id for old in taken], vectors)
+            self._put(number, [row[0] for row in taken], vectors)
             for source in {item.source for item in items}:
                 self._forget(source, [item.path for item in items if item.source == source])
 
@@ -308,11 +282,10 @@ class Store(ABC):
             rows = self._rows(
                 f"SELECT item, vector FROM cloob_vectors WHERE model = ? AND item {among}", (number, values)
             )
-            found = np.array([row[0] for row in rows], np.int64)
-            vectors = dict(zip(found.tolist(), self._decode([row[1] for row in rows], found, dim), strict=True))
+            found = [row[0] for row in rows]
+            vectors = dict(zip(found, self._decode([row[1] for row in rows], found, dim), strict=True))
             for place, item in enumerate(wanted, start):
-                if item in vectors:
-                    result[place] = vectors[item]
+                result[place] = vectors.get(item, np.nan)
         return result
 
     def _forget(self, source: str, paths: Sequence[str]) -> None:
@@ -350,6 +323,12 @@ def _values(item: Item) -> tuple[Any, ...]:
     return (item.source, item.path, *sizes, *texts, json.dumps(columns))
 
 
+def _equal(row: Sequence[Any], values: Sequence[Any]) -> bool:
+    """Whether a row with its id holds some values."""
+    *facts, columns = values
+    return list(row[1:-1]) == facts and (row[-1] == columns or row[-1] == json.loads(columns))
+
+
 def _item(row: Sequence[Any]) -> Item:
     """The item of a row; a column that no source writes is left out."""
     *facts, stored = row
@@ -358,7 +337,8 @@ def _item(row: Sequence[Any]) -> Item:
     except (ValueError, RecursionError):
         columns = {}
     known = columns.items() if isinstance(columns, dict) else ()
-    return Item(*facts, columns={name: value for name, value in known if _is_value(value)})
+    fields = [*facts, {name: value for name, value in known if _is_value(value)}]
+    return Item(*fields)
 
 
 def _is_value(value: Value) -> bool:

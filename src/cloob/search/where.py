@@ -47,21 +47,13 @@ _NAME = f"substr({_PATH}, length(rtrim({_PATH}, replace({_PATH}, '/', ''))) + 1)
 
 
 class Dialect(NamedTuple):
-    """What differs between databases.
+    """What differs between databases."""
 
-    Attributes:
-        json: The value of a key of ``columns``, null where that is missing or of another kind.
-        kinds: By kind of value, what goes into ``json``.
-        like: A comparison that ignores case.
-        collate: Behind text, so that it compares by code points.
-        number: The place of a number.
-    """
-
-    json: str
-    kinds: dict[str, tuple[str, str]]
-    like: str
-    collate: str
-    number: str
+    json: str  # the value of a key of `columns`; null where it is missing or of another kind
+    kinds: dict[str, tuple[str, str]]  # by kind of value, what goes into `json`
+    like: str  # a comparison that ignores case
+    collate: str  # follows text, so that it compares by code points
+    number: str  # the place of a number
 
 
 SQLITE = Dialect(
@@ -103,14 +95,10 @@ class Filter:
 
 
 def parse(text: str, columns: Collection[str] | None = None) -> Filter:
-    """Checks a filter.
-
-    Args:
-        text: As the module describes; at most ``MAX_LENGTH`` characters.
-        columns: The other columns that the index's sources have; None takes any name.
+    """Checks a filter, and where ``columns`` are given, that it names none but these.
 
     Raises:
-        InputError: What is wrong and at which character, or a column that nothing has, with the nearest that there is.
+        InputError: What is wrong and at which character; for an unknown column with the nearest that there is.
 
     Example:
         >>> parse("date >= 2024").sql(SQLITE)

@@ -40,16 +40,10 @@ class Server:
     """A connection that any number of threads share in turn; it is made anew when the server has dropped it."""
 
     def __init__(self, address: str, *, writable: bool, create: bool) -> None:
-        """Connects.
+        """Connects; InputError where there is no server, no right, no pgvector, or no index.
 
-        Args:
-            address: A URL as libpq takes it. ``?options=-csearch_path%3DNAME,public`` keeps several indices apart in
-                one database, each in a schema of its own.
-            writable: Else every transaction is read-only.
-            create: Makes the tables, and the extension, where they are missing.
-
-        Raises:
-            InputError: No server, no right, no pgvector, or no index; one line.
+        ``?options=-csearch_path%3DNAME,public`` in the address keeps several indices apart in one database, each in a
+        schema. ``create`` makes the tables, and the extension, where they are missing.
         """
         self._psycopg = require("psycopg", "postgres")
         self._pgvector = require("pgvector.psycopg", "postgres")

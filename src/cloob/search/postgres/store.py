@@ -16,7 +16,7 @@ import numpy as np
 from cloob.errors import InputError
 from cloob.search.postgres.server import Server
 from cloob.search.records import Item
-from cloob.search.store import Ids, Neighbours, Store, Vectors
+from cloob.search.store import Neighbours, Store, Vectors
 from cloob.search.where import POSTGRESQL, Filter
 
 HNSW_ROWS = 10_000
@@ -30,16 +30,7 @@ _COUNTS = 256  # of filters that are kept
 
 
 class PostgresStore(Store):
-    """An index in the tables of one PostgreSQL schema; any number of processes and machines read and write at once.
-
-    Args:
-        address: ``postgresql://USER@HOST:PORT/DATABASE``, see :class:`cloob.search.postgres.server.Server`.
-        writable: Whether it is going to be changed.
-        create: Makes an empty one where there is none.
-
-    Raises:
-        InputError: No server, no pgvector, or no index; one line.
-    """
+    """An index in the tables of one PostgreSQL schema; any number of processes and machines read and write at once."""
 
     _dialect = POSTGRESQL
     _max_dim = 16_000
@@ -116,8 +107,8 @@ class PostgresStore(Store):
         half = f"halfvec({query.shape[0]})"
         with self._server.transaction():
             self._rows(
-                "SELECT set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('enable_sort', 'off', true),"
-                " set_config('enable_seqscan', 'off', true), set_config('hnsw.ef_search', ?, true)",
+                "SELECT set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true),"
+                " set_config('hnsw.iterative_scan', 'relaxed_order', true), set_config('hnsw.ef_search', ?, true)",
                 (str(max(_EF_SEARCH[0], min(_EF_SEARCH[1], candidates))),),
             )
             return self._rows(
@@ -150,7 +141,7 @@ class PostgresStore(Store):
         rows = ((item, model, 0, vector) for item, vector in last.items())
         self._server.copy("cloob_vectors (item, model, revision, vector)", ("int8", "int8", "int8", "vector"), rows)
 
-    def _decode(self, cells: Sequence[Any], ids: Ids, dim: int) -> Vectors:
+    def _decode(self, cells: Sequence[Any], ids: Sequence[int], dim: int) -> Vectors:
         vectors = [cell.to_numpy() if hasattr(cell, "to_numpy") else cell for cell in cells]
         return np.array(vectors, np.float32).reshape(len(ids), dim)
 

@@ -21,14 +21,9 @@ from cloob.search.store import Vectors
 
 logger = logging.getLogger(__name__)
 
-EXACT_UP_TO = 1_000_000
-"""So many vectors are searched exactly unless somebody asks otherwise."""
-
-WORTH_IT_FROM = 200_000
-"""Below this an index is not built even where approximate search is asked for."""
-
-_CANDIDATES = 10
-"""Rows that are scored exactly for each one that is wanted."""
+EXACT_UP_TO = 1_000_000  # vectors are searched exactly unless somebody asks otherwise
+WORTH_IT_FROM = 200_000  # below, an index is not built even where approximate search is asked for
+_CANDIDATES = 10  # rows that are scored exactly for each one that is wanted
 
 
 def worthwhile(n: int, wanted: bool | None) -> bool:

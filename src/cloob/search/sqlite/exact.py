@@ -22,17 +22,11 @@ _HALF_ULP = 2.0**-24
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """Rows to search, perhaps not all of them.
+    """Rows to search, perhaps not all of them."""
 
-    Attributes:
-        ids: (n,) ascending.
-        rows: (n, D) float32.
-        positions: (m,) ascending, the rows that count; None: all.
-    """
-
-    ids: Ids
-    rows: Vectors
-    positions: Ids | None = None
+    ids: Ids  # (n,) ascending
+    rows: Vectors  # (n, D)
+    positions: Ids | None = None  # (m,) ascending, the rows that count; None: all
 
     def __len__(self) -> int:
         return len(self.ids) if self.positions is None else len(self.positions)

@@ -74,7 +74,7 @@ def create(path: Path) -> None:
                 f"PRAGMA page_size = {_PAGE_BYTES}; PRAGMA application_id = {APPLICATION};"
                 f"PRAGMA user_version = {VERSION}; BEGIN; {_TABLES}; COMMIT; PRAGMA journal_mode = WAL"
             )
-            connection.execute("INSERT INTO cloob_revisions VALUES (1, ?)", (stamp(),))
+            connection.execute("INSERT INTO cloob_revisions VALUES (1, ?)", (secrets.randbits(62),))
         if not path.exists():  # else another process was faster; its index is as empty as ours
             temporary.rename(path)
     except OSError as error:
@@ -83,17 +83,8 @@ def create(path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def stamp() -> int:
-    """A random number that tells two revisions of one number apart."""
-    return secrets.randbits(62)
-
-
 def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
     """Opens the file of an index, in autocommit mode; for any thread, one at a time.
-
-    Args:
-        path: The file.
-        writable: Else nothing is written, and a folder that cannot be written is fine.
 
     Raises:
         InputError: No such file, no index, of another version, damaged, or with what no index has in it.
@@ -105,7 +96,6 @@ def connect(path: Path, *, writable: bool) -> sqlite3.Connection:
         connection = _open(path, writable)
         try:
             _check(connection, path)
-            connection.execute("PRAGMA foreign_keys = ON")
             if writable:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute("PRAGMA synchronous = NORMAL")
@@ -139,9 +129,8 @@ def _opened(address: str) -> sqlite3.Connection:
         address, uri=True, timeout=PATIENCE_SECONDS, isolation_level=None, check_same_thread=False
     )
     try:
-        connection.execute("PRAGMA trusted_schema = OFF")
-        connection.execute("PRAGMA cell_size_check = ON")
-        connection.execute("PRAGMA schema_version").fetchone()
+        for setting in ("trusted_schema = OFF", "cell_size_check = ON", "foreign_keys = ON", "schema_version"):
+            connection.execute(f"PRAGMA {setting}").fetchone()
     except BaseException:
         connection.close()
         raise

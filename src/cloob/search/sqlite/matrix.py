@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ _FEW_PART = 20  # or one in so many
 
 
 class _File(NamedTuple):
-    """A matrix: of revision 0 an empty one, without a stamp."""
+    """A matrix; of revision 0 an empty one."""
 
     revision: int
     stamp: int
@@ -36,34 +36,21 @@ class _File(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a search looks at.
-
-    Attributes:
-        file: The matrix that ``base`` is of.
-        base: Its rows that are still as they were.
-        new: Those written since.
-    """
+    """What a search looks at."""
 
     file: _File
-    base: Part
-    new: Part
+    base: Part  # the rows of the file that are still as they were
+    new: Part  # those written since
 
 
 class Matrix:
-    """One model's vectors, as the database has them.
-
-    Args:
-        database: The file; the matrix lies beside it.
-        model: The model's number.
-        dim: D.
-        faiss: Whether a search may be approximate; None: above ``approximate.EXACT_UP_TO`` vectors.
-    """
+    """One model's vectors, as the database has them."""
 
     def __init__(self, database: Path, model: int, dim: int, faiss: bool | None) -> None:
         self._database, self._model, self._dim, self._faiss = database, model, dim, faiss
-        self._file = self._empty()
+        self._nothing = Part(np.empty(0, np.int64), np.empty((0, dim), np.float32))
+        self._parts = Parts(_File(0, 0, self._nothing), self._nothing, self._nothing)
         self._seen = (0, 0)
-        self._parts = Parts(self._file, self._file.rows, self._file.rows)
         self._index: tuple[int, Any] = (0, None)
 
     def nearest(self, parts: Parts, queries: Vectors, top: int, allowed: Ids | None) -> Neighbours:
@@ -90,12 +77,7 @@ class Matrix:
                 path.unlink()
 
     def parts(self, connection: sqlite3.Connection, few: int = _FEW) -> Parts:
-        """The vectors of the database's newest revision.
-
-        Args:
-            connection: To the database.
-            few: So many may be new or gone before a file is written, or one in ``_FEW_PART``.
-        """
+        """The vectors of the newest revision; a file of them where more than ``few``, and a 20th, have changed."""
         with connection:
             connection.execute("BEGIN")  # one state of the database for all that is read
             now = connection.execute("SELECT revision, stamp FROM cloob_revisions ORDER BY revision DESC").fetchone()
@@ -105,22 +87,19 @@ class Matrix:
         return self._parts
 
     def _follow(self, connection: sqlite3.Connection, now: tuple[int, int], few: int) -> Parts:
-        if not self._is_past(connection, self._file):
-            self._file = self._empty()
-        if not self._file.revision:
-            fitting = (file for file in self._read() if self._is_past(connection, file))
-            self._file = max([self._file, *fitting], key=lambda file: file.revision)
-        file = self._file
+        file = self._parts.file
+        if not file.revision or not self._is_past(connection, file):
+            fitting = (each for each in self._read() if self._is_past(connection, each))
+            file = max([_File(0, 0, self._nothing), *fitting], key=lambda each: each.revision)
         kept = self._ids(connection, "<=", file.revision)
         base = file.rows.only(kept)
         if len(base) != len(kept):  # the file is not what its name says
-            file = self._file = self._empty()
-            base = file.rows
+            file, base = _File(0, 0, self._nothing), self._nothing
         new = self._ids(connection, ">", file.revision)
         changed = len(new) + len(file.rows) - len(base)
         if changed > max(few, len(file.rows) // _FEW_PART):
-            self._file = file = self._write(connection, now)
-            return Parts(file, file.rows, self._empty().rows)
+            file = self._write(connection, now)
+            return Parts(file, file.rows, self._nothing)
         return Parts(file, base, Part(new, self._all(connection, file.revision)))
 
     def _ids(self, connection: sqlite3.Connection, operator: str, revision: int) -> Ids:
@@ -137,12 +116,12 @@ class Matrix:
             yield decode(self._database, [row[1] for row in page], [row[0] for row in page], self._dim)
 
     def _all(self, connection: sqlite3.Connection, after: int) -> Vectors:
-        return np.concatenate([self._empty().rows.rows, *self._pages(connection, after)])
+        return np.concatenate([self._nothing.rows, *self._pages(connection, after)])
 
     def _is_past(self, connection: sqlite3.Connection, file: _File) -> bool:
         """Whether a file is of an earlier state of this very index, or of this one."""
         row = connection.execute("SELECT stamp FROM cloob_revisions WHERE revision = ?", (file.revision,)).fetchone()
-        return file.revision == 0 or (row is not None and row[0] == file.stamp)
+        return row is not None and row[0] == file.stamp
 
     def _files(self) -> list[Path]:
         return list(self._database.parent.glob(f"vectors-{self._model}-*.npy"))
@@ -193,23 +172,16 @@ class Matrix:
     def _index_name(self, file: _File) -> str:
         return f"{file.stamp}-{self._model}.faiss"
 
-    def _empty(self) -> _File:
-        return _File(0, 0, Part(np.empty(0, np.int64), np.empty((0, self._dim), np.float32)))
 
-
-def decode(database: Path, cells: Iterable[Any], ids: Iterable[int], dim: int) -> Vectors:
-    """(n, D) of cells of the database.
-
-    Raises:
-        InputError: One is no finite vector of this width and of length 1.
-    """
+def decode(database: Path, cells: Sequence[Any], ids: Sequence[int], dim: int) -> Vectors:
+    """(n, D) of cells of the database; InputError where one is no vector of this width and of length 1."""
     wrong = [item for item, cell in zip(ids, cells, strict=True) if not isinstance(cell, bytes) or len(cell) != 4 * dim]
     rows: Vectors = np.empty((0, dim), np.float32)
     if not wrong:
         rows = np.frombuffer(b"".join(cells), "<f4").reshape(-1, dim)
         with np.errstate(all="ignore"):
             lengths = np.einsum("nd,nd->n", rows, rows)
-        wrong = np.asarray(list(ids))[~(np.abs(lengths - 1) < 0.05)].tolist()
+        wrong = np.asarray(ids)[~(np.abs(lengths - 1) < 0.05)].tolist()
     if wrong:
         raise damaged(database, f"the vector of item {wrong[0]} is none of width {dim} and length 1")
     return rows

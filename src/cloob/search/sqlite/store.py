@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from cloob.errors import InputError
-from cloob.search.sqlite.file import FILE, connect, create, damaged, one_line, stamp, state
+from cloob.search.sqlite.file import FILE, connect, create, damaged, one_line, state
 from cloob.search.sqlite.matrix import Matrix, decode
-from cloob.search.store import Ids, Neighbours, Store, Vectors
+from cloob.search.store import Neighbours, Store, Vectors
 from cloob.search.where import SQLITE, Filter
 
 
@@ -24,16 +25,9 @@ class SqliteStore(Store):
     _each = "key, json_each.type FROM cloob_items, json_each(columns) WHERE columns != '{}'"
 
     def __init__(self, folder: Path, *, writable: bool = False, approximate: bool | None = None) -> None:
-        """Opens an index.
+        """Opens an index; InputError where there is none, or it is not to be read.
 
-        Args:
-            folder: Holds ``index.sqlite``.
-            writable: Whether it is going to be changed.
-            approximate: Whether a search may ask a faiss index, where there is one that fits: see
-                ``cloob.search.sqlite.approximate``.
-
-        Raises:
-            InputError: There is none, or it is not to be read; one line.
+        ``approximate`` says whether a search may ask a faiss index; None: above a million vectors.
         """
         self.address = str(folder)
         self._path = folder / FILE
@@ -92,7 +86,9 @@ class SqliteStore(Store):
             return self._own().execute(statement, values).fetchall()  # type: ignore[no-any-return]
 
     def _many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
-        return [row for values in rows for row in self._rows(statement, values)]
+        with self._lock, one_line(self._path):
+            execute = self._own().execute
+            return [row for values in rows for row in execute(statement, values)]
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -101,7 +97,7 @@ class SqliteStore(Store):
         with self._lock, one_line(self._path), self._connection as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
-                "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM cloob_revisions", (stamp(),)
+                "INSERT INTO cloob_revisions SELECT max(revision) + 1, ? FROM cloob_revisions", (secrets.randbits(62),)
             )
             yield
 
@@ -113,8 +109,8 @@ class SqliteStore(Store):
         rows = zip(ids, vectors.astype("<f4"), strict=True)
         self._connection.executemany(statement, ((item, model, row.tobytes()) for item, row in rows))
 
-    def _decode(self, cells: Sequence[Any], ids: Ids, dim: int) -> Vectors:
-        return decode(self._path, cells, ids.tolist(), dim)
+    def _decode(self, cells: Sequence[Any], ids: Sequence[int], dim: int) -> Vectors:
+        return decode(self._path, cells, ids, dim)
 
     def _let_go(self, model: int) -> None:
         self._matrix(model, 1).remove()
