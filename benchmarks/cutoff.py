@@ -6,7 +6,7 @@ For each labelled set half of its classes are in the collection, drawn anew a fe
 classes that are there (to be accepted), of the other half (*near*: the same kind of thing, to be rejected), and of
 other sets' classes (*far*; the two emoji sets have a bit of everything and are left out). Beside the names, pictures
 are queries as well: of classes that are there (itself taken out), and of the others. A query is accepted when one of
-its best hits (``LOOKED_AT``) has a margin (cloob.search.ask.background) of at least the cutoff. ``areas`` compares the
+its best hits (``LOOKED_AT``) has a margin (cloob.search.background) of at least the cutoff. ``areas`` compares the
 margin with the score alone and with how far it stands out of the query's own scores, by the area under the curve within
 a collection; ``labels`` is the same question for ten labels and a picture. Rates are means over the sets, each weighing
 the same.
@@ -25,9 +25,9 @@ from cloob.cache import Cache
 from cloob.evaluation.embed import EmbedOptions, embed_texts
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.sets.labelled import open_labelled
-from cloob.search.ask.background import CUTOFF, DRAWN, background_texts, levels, unrelated
-from cloob.search.ask.find import LOOKED_AT
-from cloob.search.ask.query import Query, Term
+from cloob.search.background import CUTOFF, DRAWN, background_texts, margins, unrelated
+from cloob.search.find import LOOKED_AT
+from cloob.search.query import Query, Term
 
 LABEL_CUTOFFS = (1.0, 1.25, 1.5, 1.75, 2.0)
 CUTOFFS = (2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0)
@@ -48,7 +48,7 @@ def best_margins(queries: np.ndarray, pictures: np.ndarray, others: np.ndarray, 
     if own is not None:
         scores[np.arange(len(queries)), own] = -np.inf
     top = np.argsort(-scores, axis=1)[:, :LOOKED_AT]
-    found = [levels(pictures[hits], others).margins(row[hits]).max() for row, hits in zip(scores, top, strict=True)]
+    found = [margins(row[hits], pictures[hits], others).max() for row, hits in zip(scores, top, strict=True)]
     return np.array(found)
 
 
@@ -112,9 +112,8 @@ def labels(
     """The best margin of ten labels for pictures of one of them, and of ten other sets' labels."""
     ten = generator.permutation(len(classes))[:10]
     own = pictures[np.isin(truth, ten)]
-    reached = levels(own, texts)
     strange = far[generator.permutation(len(far))[:10]]
-    return {kind: reached.margins(own @ rows.T).max(1) for kind, rows in (("own", classes[ten]), ("far", strange))}
+    return {kind: margins(own @ rows.T, own, texts).max(1) for kind, rows in (("own", classes[ten]), ("far", strange))}
 
 
 def _some(values: np.ndarray, generator: np.random.Generator) -> np.ndarray:

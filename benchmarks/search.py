@@ -86,7 +86,6 @@ def measure_index(args: argparse.Namespace) -> dict[str, Any]:
     import open_clip
 
     import cloob
-    from cloob.search.build import Effort
     from cloob.search.index import Index
     from cloob.search.update import UpdateOptions
 
@@ -108,7 +107,7 @@ def measure_index(args: argparse.Namespace) -> dict[str, Any]:
 
             def ours(kind: str = kind, paths: list[Path] = paths, draft: bool = False) -> float:
                 with Index.create(Path(tempfile.mkdtemp(dir=work)) / f"{kind}.idx") as index:
-                    options = UpdateOptions(model=encoder, draft=draft, effort=Effort(BATCH, WORKERS))
+                    options = UpdateOptions(model=encoder, draft=draft, batch_size=BATCH, workers=WORKERS)
                     done = index.update([paths[0].parent], options)
                     assert done.added == len(paths)
                     return done.seconds

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
 _MOST_DECODERS = 16
 
 
@@ -32,3 +41,24 @@ def decoders() -> int:
     """Threads that decode pictures, unless somebody says how many: one a processor, shared by the machine's ranks."""
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, min(_MOST_DECODERS, processors() // (int(ranks) if ranks.isdecimal() and int(ranks) else 1)))
+
+
+def in_threads(function: Callable[[T], R], tasks: Iterable[T], workers: int, ahead: int) -> Iterator[R]:
+    """``map`` in order by threads that work at most ``ahead`` tasks early; without threads if ``workers`` is 0."""
+    if workers < 1:
+        yield from map(function, tasks)
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    waiting: deque[Future[R]] = deque()
+    # Decoders set warning filters, which are the process's; threads that interleave could leave theirs behind.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(function, task))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

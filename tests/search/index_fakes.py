@@ -12,9 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from cloob.search.build import Effort
 from cloob.search.index import Index
-from cloob.search.scan.open import ScanOptions
 from cloob.search.update import UpdateOptions
 
 SIDE = 8
@@ -49,8 +47,8 @@ class FakeEncoder(nn.Module):
         return normalize(torch.stack(rows), dim=1)
 
 
-def options(encoder: FakeEncoder, **effort: int | float | bool | None) -> UpdateOptions:
-    return UpdateOptions(model=encoder, scan=ScanOptions(), effort=Effort(**{"workers": 0, "batch_size": 4} | effort))
+def options(encoder: FakeEncoder, **how: Any) -> UpdateOptions:
+    return UpdateOptions(**{"model": encoder, "workers": 0, "batch_size": 4} | how)
 
 
 def noise(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
+import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from index_fakes import write_noise
+from index_fakes import FakeEncoder, write_noise
+from torch import Tensor
 
-import cloob
 from cloob import cli
-from cloob.models.folder import save_model
 from cloob.search.index import Index
-from support import refused
+from support import fork, refused
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two model folders, ``one`` and ``two``."""
-    folder = tmp_path_factory.mktemp("models")
+def write_model(folder: Path, seed: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "seed").write_text(str(seed))
+
+
+@pytest.fixture
+def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two model folders, ``one`` and ``two``; with a model that costs nothing."""
+    monkeypatch.setattr("cloob.models.names.check_source", lambda _: None)
+    monkeypatch.setattr(
+        "cloob.models.fingerprint.load_model",
+        lambda spec, **_: FakeEncoder(seed=int((Path(spec) / "seed").read_text())),
+    )
     for seed, name in enumerate(("one", "two")):
-        save_model(folder / name, cloob.create_model("tiny-vit", seed=seed), {})
-    return folder
+        write_model(tmp_path / "models" / name, seed)
+    return tmp_path / "models"
 
 
 @pytest.fixture
@@ -82,7 +91,7 @@ def test_it_says_what_it_did_and_what_comes_next(
     # A changed model asks; nobody answers here.
     words = ["index", "pictures", "--model", str(models / "two"), "--out", "my idx", "--name", "one"]
     assert "as 'two'" in refused(capsys, *words)
-    save_model(tmp_path / "one", cloob.create_model("tiny-vit", seed=2), {})
+    write_model(tmp_path / "one", 2)
     words = ["index", "pictures", "--model", "one", "--out", "my idx"]
     assert "--replace-model makes its vectors anew" in refused(capsys, *words)
     assert cli.main([*words, "--replace-model"]) == 0
@@ -92,7 +101,7 @@ def test_it_says_what_it_did_and_what_comes_next(
         index.encoder("one")
 
     # The same where the model is not named and has been trained further.
-    save_model(tmp_path / "one", cloob.create_model("tiny-vit", seed=3), {})
+    write_model(tmp_path / "one", 3)
     write_noise(pictures / "newer.png", 51)
     words = ["index", "--out", "my idx", "--name", "one"]
     assert "cloob index --model M --out my idx with --replace-model makes" in refused(capsys, *words)
@@ -107,35 +116,60 @@ def test_it_says_what_it_did_and_what_comes_next(
     assert "8 pictures added, 15 vectors" in capsys.readouterr().out
 
 
-INTERRUPTED = """
-import signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from index_fakes import FakeEncoder
-from cloob import cli
-from cloob.models import fingerprint
-
 class Slow(FakeEncoder):
-    def encode_image(self, images):
-        if self.seen >= 4:
-            signal.raise_signal(signal.SIGINT)
+    """Calls ``stop`` after so many pictures."""
+
+    def __init__(self, pictures: int, stop: Callable[[], object]) -> None:
+        super().__init__()
+        self.pictures, self.stop = pictures, stop
+
+    def encode_image(self, images: Tensor, /) -> Tensor:
+        if self.seen >= self.pictures:
+            self.stop()
         return super().encode_image(images)
 
-fingerprint.load_model = lambda spec, device: Slow()
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-sys.exit(cli.main(["index", *sys.argv[2:], "--batch-size", "2"]))
-"""
 
-
-def test_ctrl_c_keeps_what_is_done(models: Path, pictures: Path, tmp_path: Path) -> None:
-    words = [str(pictures), "--out", str(tmp_path / "i"), "--model", str(models / "one")]
-    command = [sys.executable, "-c", INTERRUPTED, str(Path(__file__).parent), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 130, done.stderr
-    assert f"cloob: interrupted; 4 pictures are in {tmp_path / 'i'}, the same command goes on\n" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_ctrl_c_keeps_what_is_done(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow(4, lambda: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("cloob.models.fingerprint.load_model", lambda *_, **__: slow)
+    words = ["index", str(pictures), "--out", str(tmp_path / "i"), "--model", str(models / "one"), "--batch-size", "2"]
+    assert cli.main(words) == 130
+    assert capsys.readouterr().err == (
+        f"cloob: interrupted; 4 pictures are in {tmp_path / 'i'}, the same command goes on\n"
+    )
     with Index.open(tmp_path / "i") as index:
         assert len(index) == 4
+
+
+def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited_for(
+    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["index", str(pictures), "--model", str(models / "one"), "--out", str(tmp_path / "idx")]
+    begun = tmp_path / "begun"
+
+    def stop() -> None:
+        begun.touch()
+        time.sleep(120)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cloob.models.fingerprint.load_model", lambda *_, **__: Slow(0, stop))
+        first = fork(tmp_path / "ranks", 1, lambda: cli.main(words))
+    try:
+        while not begun.exists():
+            assert not first.poll(), first.told()
+            time.sleep(0.02)
+        said = f"cloob: another `cloob index` is at work on {tmp_path / 'idx'}; wait until it is done\n"
+        assert refused(capsys, *words) == said
+        with Index.open(tmp_path / "idx") as index:  # it may be read
+            assert len(index) == 0
+    finally:
+        if not first.poll():
+            os.kill(first.pids[0], signal.SIGKILL)
+            first.wait()
+    assert cli.main([*words, "--replace-model"]) == 0
+    assert capsys.readouterr().out.startswith("pictures: 6 added; ")
 
 
 def test_an_index_remembers_what_is_excluded(
@@ -153,41 +187,3 @@ def test_an_index_remembers_what_is_excluded(
     ):
         assert cli.main(words) == 0
         assert capsys.readouterr().out.startswith(f"pictures: {said}; ")
-
-
-STOPPED = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from index_fakes import FakeEncoder
-from cloob import cli
-from cloob.models import fingerprint
-
-class Slow(FakeEncoder):
-    def encode_image(self, images):
-        Path(sys.argv[2]).touch()
-        time.sleep(120)
-
-fingerprint.load_model = lambda spec, device: Slow()
-sys.exit(cli.main(["index", *sys.argv[3:]]))
-"""
-
-
-def test_a_second_index_at_once_is_refused_and_one_that_was_killed_is_not_waited_for(
-    models: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words, begun = [str(pictures), "--model", str(models / "one"), "--out", str(tmp_path / "idx")], tmp_path / "begun"
-    first = subprocess.Popen([sys.executable, "-c", STOPPED, str(Path(__file__).parent), str(begun), *words])
-    try:
-        while not begun.exists():
-            assert first.poll() is None
-            time.sleep(0.05)
-        said = f"cloob: another `cloob index` is at work on {tmp_path / 'idx'}; wait until it is done\n"
-        assert refused(capsys, "index", *words) == said
-        with Index.open(tmp_path / "idx") as index:  # it may be read
-            assert len(index) == 0
-    finally:
-        first.kill()
-        first.wait()
-    assert cli.main(["index", *words, "--replace-model"]) == 0
-    assert capsys.readouterr().out.startswith("pictures: 6 added; ")

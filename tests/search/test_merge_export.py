@@ -1,4 +1,4 @@
-"""Two indices in one, and an index as a table."""
+"""Two indices in one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from index_fakes import FakeEncoder, options, write_noise
-from pyarrow import parquet
 
 from cloob.errors import InputError
 from cloob.search.index import Index
-from cloob.search.where import parse
 
 
 def make(folder: Path, pictures: dict[str, int], *encoders: FakeEncoder, name: str = "p") -> Index:
@@ -76,25 +74,3 @@ def test_a_source_inside_one_of_the_other_index_is_not_merged(tmp_path: Path, ow
     with pytest.raises(InputError, match="which is a source of this index"):
         here.merge(there)
     assert here.revision() == before and len(here.models) == 1
-
-
-def test_an_export(tmp_path: Path) -> None:
-    index = make(tmp_path, {f"{i}.png": i for i in range(30)} | {"q.png": 0}, FakeEncoder())
-    assert index.export(tmp_path / "out" / "e.parquet") == 31
-    table = parquet.read_table(tmp_path / "out" / "e.parquet")
-    rows = table.to_pylist()
-    items = index.items([row["id"] for row in rows])
-    assert [row["path"] for row in rows] == [item.path for item in items]
-    vectors = np.array([row["vector"] for row in rows], np.float32)
-    assert (vectors == index.store.vectors("fake", [row["id"] for row in rows])).all()
-    places = np.array([[row["x"], row["y"]] for row in rows])
-    assert (places.min(0) == 0).all() and (places.max(0) == 1).all()
-    # PCA by the book, up to signs and the stretch to [0, 1].
-    centred = vectors - vectors.mean(0)
-    flat = centred @ np.linalg.svd(centred.astype(np.float64))[2][:2].T
-    for axis in (0, 1):
-        assert abs(np.corrcoef(flat[:, axis], places[:, axis])[0, 1]) == pytest.approx(1, abs=1e-4)
-    assert index.export(tmp_path / "one.parquet", where=parse("path like '%/q.png'")) == 1
-    with pytest.raises(InputError, match="no picture"):
-        index.export(tmp_path / "none.parquet", where=parse("path = 'x'"))
-    assert not list(tmp_path.glob(".tmp*")) and not (tmp_path / "none.parquet").exists()

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
 from cloob.errors import InputError
-from cloob.search.ask import query as queries
-from cloob.search.ask.by_torch import ByTorch
-from cloob.search.ask.query import Query, Term, embed_query
+from cloob.search.index import Index
+from cloob.search.query import MAX_ADDRESS_BYTES, Query, Term
 from search_colours import ColourModel
 from support import picture, served, serving
 
@@ -23,13 +20,9 @@ from support import picture, served, serving
     ("word", "term"),
     [
         ("beach", Term("beach", "words")),
-        ("a red bird", Term("a red bird", "words")),
-        ("+beach", Term("beach", "words")),
-        ("-people", Term("people", "words", -1.0)),
         ("+0.5:beach", Term("beach", "words", 0.5)),
         ("-.25:beach", Term("beach", "words", -0.25)),
         ("16:9 film", Term("16:9 film", "words")),
-        ("https://example.org/a", Term("https://example.org/a", "address")),
         ("+2:HTTP://example.org/a.jpg", Term("HTTP://example.org/a.jpg", "address", 2.0)),
         ("words:photo.jpg", Term("photo.jpg", "words")),
         ("-words:-people", Term("-people", "words", -1.0)),
@@ -40,52 +33,30 @@ def test_terms(word: str, term: Term) -> None:
     assert Query.parse([word]).terms == (term,)
 
 
-def test_pictures_are_files(tmp_path: Path) -> None:
-    path = tmp_path / "a b.JPG"
-    path.write_bytes(picture("red"))
-    assert Query.parse([f"+0.5:{path}"]).terms == (Term(path, "picture", 0.5),)
-    bare = tmp_path / "bare"
-    bare.write_bytes(picture("red"))
-    assert Query.parse([str(bare)]).terms[0].kind == "picture"
+def test_pictures_are_files_and_a_string_is_words(tmp_path: Path) -> None:
+    for name in ("a b.JPG", "bare"):
+        path = tmp_path / name
+        path.write_bytes(picture("red"))
+        assert Query.parse([f"+0.5:{path}"]).terms == (Term(path, "picture", 0.5),)
+        assert Query.of(path).terms == (Term(path, "picture"),)
+    for text in ("photo.jpg", "/etc/passwd", "https://example.org", "-0.5:x"):
+        assert Query.of(text).terms == (Term(text, "words"),)
 
 
-@given(st.text())
-def test_a_string_is_words_and_never_a_file_or_an_address(text: str) -> None:
-    try:
-        (term,) = Query.of(text).terms
-    except InputError:
-        assert not text.strip()
-        return
-    assert term.kind == "words" and term.weight == 1
-
-
-def test_the_row_is_the_weighted_sum(tmp_path: Path) -> None:
-    path = tmp_path / "red.png"
-    path.write_bytes(picture("red"))
-    model = ColourModel()
-    item = np.eye(24, dtype=np.float32)[3]
-    query = Query((*Query.parse(["blue", f"+0.5:{path}", "-0.25:cyan"]).terms, Term(7, "item", 2.0)))
-    asked = []
-    row = embed_query(query, ByTorch(model), lambda id_: asked.append(id_) or item)
+def test_the_row_is_the_weighted_sum(index: Index, coloured: Path) -> None:
+    model, path = ColourModel(), coloured.parent / "pictures" / "red-0.png"
     blue, cyan = model.encode_text(["blue", "cyan"]).double().numpy()
     red = model.encode_image(model.preprocess(Image.open(path))[None]).double().numpy()[0]
-    expected = blue + 0.5 * red - 0.25 * cyan + 2 * item
-    np.testing.assert_allclose(row, expected / np.linalg.norm(expected), atol=1e-6)
-    assert row.dtype == np.float32 and asked == [7]
-
-
-def test_an_opened_picture_and_pictures_alone_need_no_words() -> None:
-    model = ColourModel()
-    row = embed_query(Query.of(Image.new("RGB", (9, 9), "red")), ByTorch(model))
-    assert float(row @ model.encode_text(["red"]).numpy()[0]) > 0.9
-    assert not Query((Term(7, "item"),)).needs_model
-
-
-def test_terms_that_cancel_are_refused() -> None:
-    with pytest.raises(InputError, match="cancel each other"):
-        embed_query(Query.parse(["red", "-red"]), ByTorch(ColourModel()))
-    with pytest.raises(InputError, match="an empty query"):
-        embed_query(Query(()), ByTorch(ColourModel()))
+    (seven,) = index.store.vectors("colours", [7])
+    query = Query((*Query.parse(["blue", f"+0.5:{path}", "-0.25:cyan"]).terms, Term(7, "item", 2.0)))
+    expected = blue + 0.5 * red - 0.25 * cyan + 2 * seven
+    expected /= np.linalg.norm(expected)
+    for hit in index.search(query, cutoff=None).hits:
+        assert hit.item.id != 7
+        assert hit.score == pytest.approx(float(index.store.vectors("colours", [hit.item.id])[0] @ expected), abs=1e-5)
+    for terms, said in ((["red", "-red"], "cancel each other"), ([], "an empty query")):
+        with pytest.raises(InputError, match=said):
+            index.search(Query.parse(terms))
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -97,7 +68,8 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        body = {"/red": picture("red"), "/large": b"x" * 5000, "/page": b"<html>"}.get(self.path)
+        large = b"x" * (MAX_ADDRESS_BYTES + 1) if self.path == "/large" else None
+        body = {"/red": picture("red"), "/large": large, "/page": b"<html>"}.get(self.path)
         self.send_response(200 if body is not None else 404)
         self.send_header("Content-Length", str(len(body or b"")))
         self.end_headers()
@@ -107,20 +79,18 @@ class Server(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(queries, "MAX_ADDRESS_BYTES", 4000)
+def test_addresses(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cloob.data.shards.fetch._PAUSES", (0.0, 0.0))
-    model = ColourModel()
     with served(serving(Server)) as address:
         for path in ("/red", "/on"):
-            row = embed_query(Query.parse([address + path]), ByTorch(model))
-            assert float(row @ model.encode_text(["red"]).numpy()[0]) > 0.9
+            best = index.search(Query.parse([address + path]), top=1, cutoff=None).hits[0]
+            assert Path(best.item.path).stem.startswith("red")
         for path, said in (
             ("/away", "/away: "),
             ("/ftp", "/ftp: "),
-            ("/large", "at most 4,000 are read"),
+            ("/large", "at most 33,554,432 are read"),
             ("/page", "corrupt image"),
             ("/none", "no such file"),
         ):
             with pytest.raises(InputError, match=said):
-                embed_query(Query.parse([address + path]), ByTorch(model))
+                index.search(Query.parse([address + path]))

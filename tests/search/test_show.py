@@ -1,4 +1,4 @@
-"""Maps, thumbnails, contact sheets and pictures in terminals."""
+"""Maps, thumbnails, contact sheets, exports, and pictures in terminals."""
 
 from __future__ import annotations
 
@@ -9,97 +9,117 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from index_fakes import FakeEncoder, options, write_noise
 from PIL import Image
+from pyarrow import parquet
 
+from cloob import cli
 from cloob.errors import InputError
-from cloob.pictures import Unreadable
+from cloob.search import terminal
 from cloob.search.index import Index
-from cloob.search.records import Hit, Item
-from cloob.search.show import layout, sheet, terminal
-from cloob.search.show.thumbnails import thumbnail
-from support import picture
+from cloob.search.records import IndexedModel, Item
+from cloob.search.where import parse
 
 
-def photo(size: tuple[int, int] = (900, 600), orientation: int = 6) -> bytes:
+def photo(path: Path, orientation: int = 6) -> Path:
     """A JPEG with a place, a device and a direction; the left half is red."""
-    image = Image.new("RGB", size, "blue")
-    image.paste("red", (0, 0, size[0] // 2, size[1]))
+    image = Image.new("RGB", (900, 600), "blue")
+    image.paste("red", (0, 0, 450, 600))
     exif = Image.Exif()
     exif[0x010F], exif[0x0112] = "SECRET-CAMERA", orientation
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", exif=exif, comment=b"SECRET-PLACE")
-    return stream.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, "JPEG", exif=exif, comment=b"SECRET-PLACE")
+    return path
 
 
-def test_a_thumbnail_is_small_upright_and_says_nothing_else() -> None:
-    data = thumbnail(photo(), 100)
-    assert b"SECRET" not in data and data.startswith(b"\xff\xd8\xff")
-    image = Image.open(io.BytesIO(data))
-    assert image.size == (67, 100) and not image.getexif()  # turned by a quarter
-    top, bottom = image.getpixel((30, 10)), image.getpixel((30, 90))
-    assert top[0] > 200 > 100 > top[2] and bottom[2] > 200 > 100 > bottom[0]
-    assert Image.open(io.BytesIO(thumbnail(picture("red", (7, 5)), 100))).size == (7, 5)
-    for side in (0, -1, 5000):
-        with pytest.raises(InputError, match="a thumbnail of"):
-            thumbnail(picture("red"), side)
-    with pytest.raises(Unreadable):
-        thumbnail(b"no picture")
+def test_a_thumbnail_is_small_upright_and_says_nothing_else(tmp_path: Path) -> None:
+    photo(tmp_path / "pictures" / "a.jpg")
+    Image.new("RGB", (7, 5), "red").save(tmp_path / "pictures" / "b.png")
+    with Index.create(tmp_path / "index") as index:
+        index.update([tmp_path / "pictures"], options(FakeEncoder()))
+        data = index.thumbnail(1, 100)
+        assert b"SECRET" not in data and data.startswith(b"\xff\xd8\xff")
+        image = Image.open(io.BytesIO(data))
+        assert image.size == (67, 100) and not image.getexif()  # turned by a quarter
+        top, bottom = image.getpixel((30, 10)), image.getpixel((30, 90))
+        assert top[0] > 200 > 100 > top[2] and bottom[2] > 200 > 100 > bottom[0]
+        assert Image.open(io.BytesIO(index.thumbnail(2, 100))).size == (7, 5)
+        for size in (0, -1, 5000):
+            with pytest.raises(InputError, match="a thumbnail of"):
+                index.thumbnail(1, size)
 
 
-def test_pca_is_the_two_directions_of_largest_variance() -> None:
-    rows = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32) * np.array(
-        [9, 5, 1, 1, 1, 1], np.float32
-    )
-    places = layout.layout(rows)
-    assert places.min(0).tolist() == [0, 0] and places.max(0).tolist() == [1, 1]
-    centred = rows - rows.mean(0)
-    _, _, directions = np.linalg.svd(centred.astype(np.float64))
-    for axis in range(2):
-        along = centred @ directions[axis]
-        assert abs(np.corrcoef(along, places[:, axis])[0, 1]) > 0.9999
-    np.testing.assert_array_equal(places, layout.layout(rows.copy()))
-    np.testing.assert_allclose(layout.layout(-rows[::-1])[::-1], places, atol=2)  # whatever the sign, within the map
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def test_tsne_keeps_groups_together_and_is_the_same_each_time() -> None:
+def index_of(place: Path, rows: np.ndarray) -> Index:
+    """An index with these vectors, of pictures that do not exist."""
+    index = Index.create(place)
+    index.store.add_model(IndexedModel("m", "m", "f" * 32, rows.shape[1]))
+    items = [Item(0, "s", f"{i}.png", str(i), 1, 0, 1, 1) for i in range(len(rows))]
+    index.store.write(items, "m", rows.astype(np.float32))
+    return index
+
+
+def test_maps(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    rows = np.repeat(np.eye(3, 12), 15, axis=0) + 0.05 * generator.standard_normal((45, 12))
-    places = layout.layout(rows.astype(np.float32), "tsne")
-    np.testing.assert_array_equal(places, layout.layout(rows.astype(np.float32), "tsne"))
-    distance = np.linalg.norm(places[:, None] - places[None], axis=2) + 9 * np.eye(45)
-    assert (distance.argmin(1) // 15 == np.arange(45) // 15).all()
+    rows = unit(generator.standard_normal((40, 6)) * [9, 5, 1, 1, 1, 1])
+    with index_of(tmp_path / "wide", rows) as index:
+        ids, places = index.map()
+        assert places.min(0).tolist() == [0, 0] and places.max(0).tolist() == [1, 1]
+        centred = rows - rows.mean(0)
+        for axis, direction in enumerate(np.linalg.svd(centred)[2][:2]):
+            assert abs(np.corrcoef(centred @ direction, places[:, axis])[0, 1]) > 0.9999
+        np.testing.assert_array_equal(places, index.map()[1])
+        some = index.map(sample=10)[0].tolist()
+        assert len(some) == 10 and some == sorted(set(some)) == index.map(sample=10)[0].tolist()
+        assert index.map(where="id <= 4")[0].tolist() == [1, 2, 3, 4] and ids.tolist() == list(range(1, 41))
+        assert index.map(where="id = 1")[1].tolist() == [[0.5, 0.5]]
+    groups = unit(np.repeat(np.eye(3, 12), 10, axis=0) + 0.05 * generator.standard_normal((30, 12)))
+    with index_of(tmp_path / "groups", groups) as index:  # t-SNE keeps groups together, the same each time
+        places = index.map(method="tsne")[1]
+        np.testing.assert_array_equal(places, index.map(method="tsne")[1])
+        distance = np.linalg.norm(places[:, None] - places[None], axis=2) + 9 * np.eye(30)
+        assert (distance.argmin(1) // 10 == np.arange(30) // 10).all()
 
 
-def test_a_map_of_an_index(index: Index) -> None:
-    ids, places = index.map(sample=10)
-    again, same = index.map(sample=10)
-    assert len(ids) == 10 and places.shape == (10, 2) and sorted(set(ids.tolist())) == ids.tolist()
-    np.testing.assert_array_equal(ids, again)
-    np.testing.assert_array_equal(places, same)
-    assert len(index.map(where="name like 'red%'")[0]) == 4
+def test_an_export(tmp_path: Path) -> None:
+    for seed in range(30):
+        write_noise(tmp_path / "p" / f"{seed}.png", seed)
+    write_noise(tmp_path / "p" / "q.png", 0)
+    index = Index.create(tmp_path / "index")
+    index.update([tmp_path / "p"], options(FakeEncoder()))
+    assert index.export(tmp_path / "out" / "e.parquet") == 31
+    rows = parquet.read_table(tmp_path / "out" / "e.parquet").to_pylist()
+    assert [row["path"] for row in rows] == [item.path for item in index.items([row["id"] for row in rows])]
+    vectors = np.array([row["vector"] for row in rows], np.float32)
+    assert (vectors == index.store.vectors("fake", [row["id"] for row in rows])).all()
+    np.testing.assert_allclose([[row["x"], row["y"]] for row in rows], index.map()[1], atol=1e-6)
+    assert index.export(tmp_path / "one.parquet", where=parse("path like '%/q.png'")) == 1
+    with pytest.raises(InputError, match="no picture"):
+        index.export(tmp_path / "none.parquet", where=parse("path = 'x'"))
+    assert not list(tmp_path.glob(".tmp*")) and not (tmp_path / "none.parquet").exists()
 
 
-def hit(**changes: object) -> Hit:
-    facts = {"caption": '<script>alert(1)</script> & "x"', "path": "/a/<img src=x>.jpg", **changes}
-    return Hit(Item(7, "a", content="", bytes=1, mtime_ns=0, width=1, height=1, **facts), 0.5, 2.25)  # type: ignore[arg-type]
-
-
-def test_the_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "made" / "sheet.html"
-    hits = [hit(), hit(path="/a/\udcff.jpg", caption=None)]
-    sheet.write_sheet(path, "<b>query</b>", "2 of 3", hits, lambda item: photo() if item.caption else None)
-    page = path.read_text(encoding="utf-8")
-    assert "<script" not in page and "<b>" not in page and "<img src=x" not in page
-    assert page.count("<img ") == 1 and "not readable any more" in page and "margin 2.2" in page
+def test_a_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> None:
+    folder, sheet = tmp_path / "<img src=x> 'b'", tmp_path / "made" / "sheet.html"
+    for name in ("a.jpg", "b.jpg", "c.jpg"):
+        photo(folder / name, orientation=ord(name[0]) - ord("a") + 1)
+    (folder / "b.txt").write_text('<script>alert(1)</script> & "x"')
+    with Index.create(tmp_path / "index") as index:
+        index.update([folder], options(FakeEncoder()))
+    (folder / "c.jpg").unlink()
+    words = ["search", str(tmp_path / "index"), "--like", "1", "--sheet", str(sheet), "--cutoff", "none"]
+    assert cli.main(words) == 0
+    page = sheet.read_text(encoding="utf-8")
+    assert "<script" not in page and "<img src=x" not in page and "2 of 2" not in page
+    assert page.count("<img ") == 1 and "not readable any more" in page and "&lt;script&gt;" in page
     assert "default-src 'none'; img-src data:" in page and "http" not in page.replace("http-equiv", "")
-    (data,) = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
-    assert b"SECRET" not in base64.b64decode(data)
-    (file := tmp_path / "a 'b'.jpg").write_bytes(photo())
-    sheet.write_sheet(path, "x", "1 of 3", [hit(path=str(file)), hit()], lambda item: photo())
-    (link,) = re.findall(r'<a href="([^"]+)"><img ', path.read_text())
-    assert link == file.as_uri()
-    sheet.write_sheet(path, "x", "0 of 3", [], lambda item: None)
-    assert "Nothing fits." in path.read_text()
+    ((link, data),) = re.findall(r'<a href="([^"]+)"><img src="data:image/jpeg;base64,([^"]+)"', page)
+    assert link == (folder / "b.jpg").as_uri() and b"SECRET" not in base64.b64decode(data)
+    assert cli.main([*words, "--where", "id = 1"]) == 0
+    assert "Nothing fits." in sheet.read_text()
 
 
 @pytest.mark.parametrize(
@@ -109,14 +129,10 @@ def test_the_contact_sheet_runs_nothing_and_fetches_nothing(tmp_path: Path) -> N
         ({"TERM": "xterm-256color", "KITTY_WINDOW_ID": "1"}, "kitty"),
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm2"),
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "WezTerm"}, "iterm2"),
-        ({"TERM": "foot"}, "sixel"),
-        ({"TERM": "foot-extra"}, "sixel"),
-        ({"TERM": "xterm-256color"}, None),
-        ({}, None),
-        ({"TERM": "tmux-256color", "KITTY_WINDOW_ID": "1"}, None),
         ({"TERM": "xterm-kitty", "TMUX": "/tmp/x"}, None),
         ({"TERM": "xterm-kitty", "CLOOB_PICTURES": "none"}, None),
-        ({"TERM": "xterm", "CLOOB_PICTURES": "sixel"}, "sixel"),
+        ({"TERM": "dumb", "CLOOB_PICTURES": "iterm2"}, "iterm2"),
+        ({"TERM": "xterm-256color"}, None),
     ],
 )
 def test_which_terminals_show_pictures(environment: dict[str, str], expected: str | None) -> None:
@@ -125,49 +141,12 @@ def test_which_terminals_show_pictures(environment: dict[str, str], expected: st
 
 
 def test_kitty_and_iterm2_get_the_picture() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (120, 150, 3), np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    shown = terminal.shown(stream.getvalue(), "kitty")
-    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", shown)
-    assert "".join(f"\x1b_G{keys};{data}\x1b\\" for keys, data in parts) == shown and len(parts) > 3
-    assert parts[0][0] == "a=T,f=100,m=1" and {keys for keys, _ in parts[1:-1]} == {"m=1"} and parts[-1][0] == "m=0"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)).save(file := io.BytesIO(), "PNG")
+    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b\\", terminal.shown(file.getvalue(), "kitty"))
+    assert [keys for keys, _ in parts] == ["a=T,f=100,m=1", *["m=1"] * (len(parts) - 2), "m=0"] and len(parts) > 3
     assert all(len(data) <= 4096 for _, data in parts)
-    data = base64.b64decode("".join(data for _, data in parts))
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), pixels)
-    match = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+):([^\a]*)\a", terminal.shown(stream.getvalue(), "iterm2"))
-    assert match is not None and len(base64.b64decode(match[2])) == int(match[1])
-
-
-def test_sixels_are_the_picture() -> None:
-    image = Image.new("RGB", (23, 15), "red")
-    image.paste((0, 255, 0), (4, 3, 20, 14))
-    image.putpixel((22, 14), (0, 0, 255))
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    seen = decode_sixels(terminal.shown(stream.getvalue(), "sixel"))
-    assert np.abs(seen.astype(int) - np.asarray(image)).max() <= 3  # colours are percentages
-
-
-def decode_sixels(text: str) -> np.ndarray:
-    """A picture from sixels, pixel by pixel."""
-    body = re.fullmatch(r"\x1bPq(.*)\x1b\\", text, re.DOTALL)[1]  # type: ignore[index]
-    width, height = map(int, re.match(r'"1;1;(\d+);(\d+)', body).groups())  # type: ignore[union-attr]
-    pixels, palette = np.zeros((height, width, 3), np.uint8), {}
-    x = top = colour = 0
-    for token in re.findall(r'"[\d;]+|#\d+(?:;[\d;]+)?|!\d+.|.', body):
-        if token[0] == "#":
-            colour, *rest = map(int, token[1:].split(";"))
-            if rest:
-                palette[colour] = [round(value * 255 / 100) for value in rest[1:]]
-        elif token == "$":
-            x = 0
-        elif token == "-":
-            x, top = 0, top + 6
-        elif token[0] != '"':
-            count = int(token[1:-1]) if token[0] == "!" else 1
-            for bit in range(6):
-                if (ord(token[-1]) - 63) >> bit & 1:
-                    pixels[top + bit, x : x + count] = palette[colour]
-            x += count
-    return pixels
+    match = re.fullmatch(r"\x1b\]1337;File=inline=1;size=(\d+):([^\a]*)\a", terminal.shown(file.getvalue(), "iterm2"))
+    assert match is not None and match[2] == "".join(data for _, data in parts)
+    shown = base64.b64decode(match[2])
+    assert len(shown) == int(match[1])
+    assert Image.open(io.BytesIO(shown)).tobytes() == Image.open(file).tobytes()

@@ -12,7 +12,7 @@ from cloob.machine import decoders
 
 @dataclass(frozen=True)
 class IndexArguments:
-    """Index pictures, or bring an index up to date: new, changed, moved and vanished files."""
+    """Index pictures, or bring an index up to date: new, changed and removed files."""
 
     sources: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="SRC …")] = ()
     """Folders of pictures, or what `cloob train --data` reads (captions are not needed); none: all that the index

@@ -1,4 +1,4 @@
-"""An index of pictures: what a user does with it."""
+"""An index of pictures: search, labels, look-alikes, maps, export, and bringing it up to date."""
 
 from __future__ import annotations
 
@@ -11,36 +11,38 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from cloob.data.batch import BadSample
 from cloob.errors import InputError, nearest
-from cloob.search.ask import find
-from cloob.search.ask.find import Cutoff
-from cloob.search.ask.query import Query, Vector
+from cloob.search import find
+from cloob.search.find import Cutoff, Where
 from cloob.search.identity import changed, weights_of
 from cloob.search.open import open_store
+from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
 from cloob.search.trust import absolute, load_named, remember_model
-from cloob.search.where import Filter
 
-if TYPE_CHECKING:  # torch: only where a model is needed, as a search for what is like a picture of the index needs none
-    from PIL.Image import Image
-
+if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.models.encoding import Encoder
-    from cloob.models.onnx.plain import PlainEncoder
-    from cloob.search.ask.embedder import Embedder
-    from cloob.search.ask.explain import Retrieved
     from cloob.search.build import Summary
+    from cloob.search.classify import LabelOptions, Labels
+    from cloob.search.explain import Retrieved
     from cloob.search.merge import Merged
-    from cloob.search.scan.open import Pictures  # pyarrow
-    from cloob.search.show.layout import Method
-    from cloob.search.sort.classify import LabelOptions, Labels
+    from cloob.search.plane import Method
+    from cloob.search.scan.open import Pictures
     from cloob.search.update import UpdateOptions
 
+MAX_THUMBNAIL = 2048
+"""Pixels of a thumbnail's side."""
+
 T = TypeVar("T")
-_KEPT = 64  # values of `once`
+_MEMOIZED = 64
 
 
 class Index:
     """Pictures with their metadata and their vectors of one model or several; may be used by several threads.
+
+    Whatever a user can get wrong (an address, a query, a filter, a model, a file) raises ``InputError`` with one line.
+    Of all methods, ``where`` is a filter over the metadata (:mod:`cloob.search.where`), and ``model`` the name of a
+    model of the index; None is the default one.
 
     Example:
         >>> from pathlib import Path
@@ -59,53 +61,39 @@ class Index:
     """
 
     def __init__(self, store: Store, model: str | None = None) -> None:
-        """Wraps a store; see :meth:`open` and :meth:`create`.
-
-        Args:
-            store: What keeps it.
-            model: The model that is asked when none is named, by name or by what it is loaded from; None: the first.
-        """
+        """Wraps a store; see :meth:`open` and :meth:`create`."""
         self.store = store
         self._default = None if model is None else self._typed(model)
         self._encoders: dict[str, Encoder] = {}  # by fingerprint, as a name may come to stand for other weights
-        self._plain: dict[str, PlainEncoder | None] = {}  # likewise
-        self._lock = threading.Lock()  # of the dictionaries; never held while a model is loaded
-        self._loading = threading.Lock()
-        self._once: OrderedDict[Hashable, Any] = OrderedDict()
+        self._embedders: dict[str, Embedder] = {}  # likewise
+        self._loading = threading.RLock()
+        self._memoized: OrderedDict[Hashable, Any] = OrderedDict()
+        self._memoizing = threading.Lock()
         self._pictures: Pictures | None = None
         if self._default is not None:
             self.model(self._default)
 
     @classmethod
     def open(cls, address: str | Path, *, model: str | None = None, writable: bool = False) -> Self:
-        """Opens an index that is there.
+        """Opens an index.
 
         Args:
             address: Its folder, or ``postgresql://…``.
-            model: The model that is asked when none is named, by its name or by what it is loaded from, which is noted
-                as typed on this machine; None: the first.
+            model: The default model, by its name or by what it is loaded from; None: the first.
             writable: Whether it is going to be changed.
-
-        Raises:
-            InputError: There is none, it is damaged, or has no such model.
         """
         return cls(open_store(address, writable=writable), model)
 
     @classmethod
     def create(cls, address: str | Path) -> Self:
-        """Makes an empty index.
-
-        Raises:
-            InputError: There is one already, or the folder cannot be written.
-        """
+        """Makes an empty index."""
         return cls(open_store(address, create=True))
 
     def _typed(self, model: str) -> str:
         """The name of a model that was typed by its name, or by what it is loaded from."""
         spec = absolute(model)
-        named = [each for each in self.models if each.name == model] or [
-            each for each in self.models if each.spec == spec
-        ]
+        named = [each for each in self.models if each.name == model]
+        named += [each for each in self.models if each.spec == spec]
         if not named:
             return model
         if named[0].spec == spec:
@@ -113,10 +101,10 @@ class Index:
         return named[0].name
 
     def close(self) -> None:
-        """Lets go of the database and of the models."""
+        """Closes the database and forgets the models."""
         self.store.close()
         self._encoders.clear()
-        self._plain.clear()
+        self._embedders.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -132,153 +120,127 @@ class Index:
         return self.store.revision()
 
     def columns(self) -> dict[str, str]:
-        """The metadata columns beside an item's own, and what they hold."""
-        return self.once(("columns", self.store.revision()), self.store.columns)
+        """The metadata columns of the sources, and what they hold."""
+        return self.memoize(("columns", self.revision()), self.store.columns)
+
+    def memoize(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """A small cache of what was used last; two threads may compute the same value at once."""
+        with self._memoizing:
+            if key in self._memoized:
+                self._memoized.move_to_end(key)
+                value: T = self._memoized[key]
+                return value
+        value = compute()
+        with self._memoizing:
+            self._memoized[key] = value
+            while len(self._memoized) > _MEMOIZED:
+                self._memoized.popitem(last=False)
+        return value
 
     @property
     def models(self) -> tuple[IndexedModel, ...]:
-        """The models that there are vectors of."""
+        """The models that the index has vectors of."""
         return self.store.models()
 
     def model(self, name: str | IndexedModel | None = None) -> IndexedModel:
-        """A model by its name, or one that was found before; the default one for None.
-
-        Raises:
-            InputError: The index has no such model, none at all, or by now other weights under its name.
-        """
-        models = self.models
+        """A model by its name; the default one for None."""
+        models = {model.name: model for model in self.models}
         if isinstance(name, IndexedModel):
-            for model in models:
-                if (model.name, model.fingerprint) == (name.name, name.fingerprint):
-                    return model
+            if (known := models.get(name.name)) is not None and known.fingerprint == name.fingerprint:
+                return known
             raise InputError(f"{self.store.address}: {name.name} was replaced or removed meanwhile; ask again")
         wanted = name if name is not None else self._default
         if not models:
             raise InputError(f"{self.store.address}: is empty; `cloob index` fills it")
         if wanted is None:
-            return models[0]
-        for model in models:
-            if model.name == wanted:
-                return model
-        names = [model.name for model in models]
-        raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, names)}")
-
-    def once(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What ``work`` returns, kept for later calls with an equal key; of the keys used last, a few."""
-        with self._lock:
-            if key in self._once:
-                self._once.move_to_end(key)
-                value: T = self._once[key]
-                return value
-        value = work()  # twice where two threads ask for it at once: neither waits for a model with the lock held
-        with self._lock:
-            self._once[key] = value
-            while len(self._once) > _KEPT:
-                self._once.popitem(last=False)
-        return value
+            return next(iter(models.values()))
+        if wanted not in models:
+            raise InputError(f"{self.store.address}: has no vectors of a model {wanted!r}; {nearest(wanted, models)}")
+        return models[wanted]
 
     def use(self, name: str, encoder: Encoder) -> None:
-        """Hands in a loaded model, so that :meth:`encoder` has not to load it.
-
-        Raises:
-            InputError: Its weights are others than those that the index has vectors of.
-        """
+        """Hands in a loaded model for :meth:`encoder`."""
         from cloob.models.fingerprint import fingerprint  # torch
 
         model = self.model(name)
         self._check(model, fingerprint(encoder))
-        self._let_go()
-        with self._lock:
+        with self._loading:
             self._encoders[model.fingerprint] = encoder
-            self._plain.pop(model.fingerprint, None)
+            self._embedders.pop(model.fingerprint, None)
 
     def encoder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Encoder:
-        """A model of the index, loaded once, and anew where its name stands for other weights by now.
+        """A model of the index, loaded once, and again if its name stands for other weights by now."""
 
-        Raises:
-            InputError: It cannot be loaded, or its weights are others than those that the index has vectors of.
-        """
-        loaded = self._encoders.get(self.model(name).fingerprint)
-        if loaded is not None:
-            return loaded
-        with self._loading:  # one at a time
-            model = self.model(name)  # another by now, where it was replaced during the wait
-            loaded = self._encoders.get(model.fingerprint)
-            if loaded is None:
-                self._let_go()
-                loaded, weights = load_named(model.spec, device)
-                self._check(model, weights)
-                with self._lock:
-                    self._encoders[model.fingerprint] = loaded
-            return loaded
+        def load(model: IndexedModel) -> Encoder:
+            encoder, weights = load_named(model.spec, device)
+            self._check(model, weights)
+            return encoder
+
+        return self._loaded(self._encoders, name, load)
 
     def embedder(self, name: str | IndexedModel | None = None, device: str = "auto") -> Embedder:
-        """What embeds queries: :meth:`encoder`, or of an ONNX folder its graphs, without torch.
-
-        Raises:
-            InputError: As :meth:`encoder`.
-        """
+        """What embeds queries: :meth:`encoder`, or the graphs of an ONNX folder, without torch."""
         from cloob.models.onnx.plain import PlainEncoder  # only where something has to be embedded
 
-        model = self.model(name)
-        if model.fingerprint not in self._encoders and model.fingerprint not in self._plain:
-            with self._loading:
-                model = self.model(name)
-                if model.fingerprint not in self._encoders and model.fingerprint not in self._plain:
-                    self._let_go()
-                    plain = PlainEncoder.open(model.spec)
-                    if plain is not None:
-                        self._check(model, plain.fingerprint)
-                    with self._lock:
-                        self._plain[model.fingerprint] = plain
-        if (plain := self._plain.get(model.fingerprint)) is not None:
+        def load(model: IndexedModel) -> Embedder:
+            plain = None if model.fingerprint in self._encoders else PlainEncoder.open(model.spec)
+            if plain is None:
+                return TorchEmbedder(self.encoder(model, device))
+            self._check(model, plain.fingerprint)
             return plain
-        from cloob.search.ask.by_torch import ByTorch  # torch
 
-        return ByTorch(self.encoder(model, device))
+        return self._loaded(self._embedders, name, load)
 
-    def _let_go(self) -> None:
-        """Forgets loaded models whose vectors have gone."""
-        there = {model.fingerprint for model in self.models}
-        with self._lock:
-            for loaded in (self._encoders, self._plain):
-                for gone in loaded.keys() - there:
-                    del loaded[gone]
+    def _loaded(self, kept: dict[str, T], name: str | IndexedModel | None, load: Callable[[IndexedModel], T]) -> T:
+        model = self.model(name)
+        if model.fingerprint not in kept:
+            with self._loading:  # one at a time
+                model = self.model(name)  # another by now, if it was replaced during the wait
+                if model.fingerprint not in kept:
+                    kept[model.fingerprint] = load(model)
+        return kept[model.fingerprint]
 
     def _check(self, model: IndexedModel, weights: str) -> None:
-        """Raises ModelChanged where a fingerprint is not that of the model that the index has vectors of."""
+        """Raises ModelChanged unless these are the weights of the index's vectors."""
         if weights != weights_of(model.fingerprint):
             raise changed(model, self.store.address)
 
     def items(self, ids: Sequence[int]) -> list[Item]:
-        """Items in the order asked for; ids that are not there are left out."""
+        """Items in the order asked for; ids that the index does not have are left out."""
         return self.store.items(ids)
 
     def picture(self, id: int) -> bytes:
-        """The bytes of a picture's file, read again from where it lies.
-
-        Raises:
-            InputError: The index has no such item, its file is gone, or it holds something else by now.
-        """
+        """The bytes of a picture's file, read from its source."""
         from cloob.search.scan.open import Pictures  # pyarrow
 
-        found = self.store.items([id])
-        if not found:
+        items = self.items([id])
+        if not items:
             raise InputError(f"{self.store.address}: has no item {id}")
-        (item,) = found
-        with self._lock:
+        with self._memoizing:
             self._pictures = self._pictures or Pictures()
         try:
-            return self._pictures.read(item.source, item.path, item.content)
+            return self._pictures.read(items[0].source, items[0].path, items[0].content)
         except BadSample as bad:
-            raise InputError(f"{item.path}: {bad.reason} ({bad.detail})") from None
+            raise InputError(f"{items[0].path}: {bad.reason} ({bad.detail})") from None
+
+    def thumbnail(self, id: int, size: int = 256) -> bytes:
+        """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata."""
+        from cloob.pictures import Unreadable  # Pillow
+        from cloob.pictures.thumbnails import thumbnail  # Pillow
+
+        if not 1 <= size <= MAX_THUMBNAIL:
+            raise InputError(f"a thumbnail of {size} pixels; 1 to {MAX_THUMBNAIL} is wanted")
+        try:
+            return thumbnail(self.picture(id), size)
+        except Unreadable as error:
+            raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None
 
     def search(
         self,
-        query: Query | str | Path | Image | Vector,
+        query: AnyQuery,
         *,
         top: int = 20,
-        where: str | Filter | None = None,
+        where: Where = None,
         model: str | IndexedModel | None = None,
         cutoff: Cutoff = "auto",
         row: Vector | None = None,
@@ -287,132 +249,93 @@ class Index:
 
         Args:
             query: Words as they stand, the path of a picture (``Path``), an opened picture, a
-                :class:`cloob.search.ask.query.Query` of several with weights, or a (D,) row.
+                :class:`cloob.search.query.Query` of several with weights, or a (D,) row.
             top: How many at most.
-            where: A filter over the metadata, see :mod:`cloob.search.where`.
-            model: The model or its name; None: the default one.
-            cutoff: Hits whose margin is below it are left out (:mod:`cloob.search.ask.background`); ``"auto"``: what
-                docs/find.md measures; None: none is.
-            row: The query's unit row (D,) where it is known: then nothing of the query is embedded.
-
-        Raises:
-            InputError: The query, the filter, the model or a number is wrong; one line.
+            where: See above.
+            model: See above.
+            cutoff: Hits with a margin below it are left out (:mod:`cloob.search.background`); ``"auto"``: the default
+                of the query's kind; None: no cutoff.
+            row: The query's unit row (D,) if it is known: then nothing of the query is embedded.
         """
-        return find.search(self, query, top=top, where=where, model=model, cutoff=cutoff, row=row)
+        return find.search(self, query, top, find.read_filter(self, where), self.model(model), cutoff, row)
 
-    def similar(
-        self, id: int, *, top: int = 20, where: str | Filter | None = None, model: str | None = None
-    ) -> Results:
+    def similar(self, id: int, *, top: int = 20, where: Where = None, model: str | None = None) -> Results:
         """The pictures nearest to one of the index, without itself and without a cutoff; loads no model."""
-        return find.similar(self, id, top=top, where=where, model=model)
+        return self.search(Query((Term(id, "item"),)), top=top, where=where, model=model, cutoff=None)
 
     def duplicates(
         self,
         threshold: float = find.DUPLICATE,
         *,
         exact: bool = False,
-        where: str | Filter | None = None,
+        where: Where = None,
         model: str | None = None,
     ) -> list[tuple[Hit, ...]]:
-        """Groups of pictures that look alike, the largest first.
+        """Groups of pictures that look alike, the largest first; a score is the cosine with the first of the group.
 
-        Each two of a group have at least this cosine, or equal bytes. The best comes first: most pixels, then most
-        bytes, then the oldest date. A picture is in one group at most, and a file once, whatever links lead to it.
-
-        Args:
-            threshold: A cosine above 0, at most 1.
-            exact: Groups of equal bytes alone; vectors are not compared.
-            where: Only among these pictures.
-            model: The model or its name; None: the default one.
-
-        Returns:
-            Hits whose score is the cosine with the first of the group.
-
-        Raises:
-            InputError: The filter, the model or the threshold is wrong.
+        Each two of a group have at least the cosine ``threshold``, or equal bytes; with ``exact`` equal bytes alone
+        count. The best comes first: most pixels, then most bytes, then the oldest date. A picture is in one group at
+        most, and a file once, whatever links lead to it.
         """
-        return find.duplicates(self, threshold, where, model, exact=exact)
+        return find.duplicates(self, threshold, find.read_filter(self, where), model, exact=exact)
 
     def classify(
         self,
         labels: Sequence[str],
         options: LabelOptions | None = None,
         *,
-        where: str | Filter | None = None,
+        where: Where = None,
         model: str | None = None,
     ) -> Labels:
-        """Zero-shot labels for all pictures that match, see :mod:`cloob.search.sort.classify`."""
-        from cloob.search.sort.label import label_index  # torch
+        """Zero-shot labels of all pictures that match, see :mod:`cloob.search.classify`."""
+        from cloob.search.classify import label_index  # torch
 
-        return label_index(self, labels, options, where=where, model=model)
+        return label_index(self, labels, options, find.read_filter(self, where), self.model(model))
 
     def explain(
         self,
-        query: Query | str | Path | Image | Vector,
+        query: AnyQuery,
         *,
         beta: float | None = None,
         top: int = 20,
-        where: str | Filter | None = None,
+        where: Where = None,
         model: str | IndexedModel | None = None,
         row: Vector | None = None,
     ) -> Retrieved:
-        """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.ask.explain`."""
-        return find.explain(self, query, beta=beta, top=top, where=where, model=model, row=row)
+        """What a query retrieves from the pictures as a Hopfield memory, see :mod:`cloob.search.explain`.
+
+        ``beta`` is β; None: the model's own, else 8. ``query`` and ``row`` are as for :meth:`search`.
+        """
+        from cloob.search.explain import explain  # torch
+
+        return explain(self, query, beta, top, find.read_filter(self, where), self.model(model), row)
 
     def map(
-        self,
-        sample: int | None = None,
-        method: Method = "pca",
-        *,
-        where: str | Filter | None = None,
-        model: str | None = None,
+        self, sample: int | None = None, method: Method = "pca", *, where: Where = None, model: str | None = None
     ) -> tuple[Ids, Vectors]:
-        """Ids of a sample of the pictures, and their (n, 2) places in [0, 1], see :mod:`cloob.search.show.layout`."""
-        from cloob.search.show.layout import map_of  # scikit-learn
+        """Ids of a sample of the pictures (None: of 5,000), and their (n, 2) places in [0, 1].
 
-        return map_of(self, sample, method, where, model)
-
-    def thumbnail(self, id: int, size: int = 256) -> bytes:
-        """A JPEG of a picture that fits into a square of ``size`` pixels, without the file's metadata.
-
-        Raises:
-            InputError: The picture is not in the index, or its file is gone, changed or unreadable.
+        ``"pca"``: the two directions of largest variance. ``"tsne"``: neighbours stay neighbours, distances between
+        groups mean nothing.
         """
-        from cloob.pictures import Unreadable  # Pillow
-        from cloob.search.show.thumbnails import thumbnail  # Pillow
+        from cloob.search.plane import map_of  # scikit-learn
 
-        try:
-            return thumbnail(self.picture(id), size)
-        except Unreadable as error:
-            raise InputError(f"picture {id}: {error.reason} ({error.detail})") from None
+        return map_of(self.store, sample, method, find.read_filter(self, where), self.model(model))
 
     def merge(self, other: Index) -> Merged:
-        """Takes in what another index has: items that are not here, and vectors of models that are not here.
-
-        Raises:
-            InputError: A name stands for other weights there than here, or a source lies in one of the other index.
-        """
+        """Adds what another index has: items, and vectors of other models."""
         from cloob.search.merge import merge  # torch
 
         return merge(self.store, other.store)
 
-    def export(self, path: str | Path, *, model: str | None = None, where: Filter | None = None) -> int:
+    def export(self, path: str | Path, *, model: str | None = None, where: Where = None) -> int:
         """Writes a Parquet table: path, caption, what else is known, vector, and a place (x, y) on a map.
 
-        Args:
-            path: The file.
-            model: Whose vectors; None: the default one's.
-            where: Only items that match.
-
-        Returns:
-            The number of rows.
-
-        Raises:
-            InputError: The file cannot be written, or there is nothing to write.
+        Returns the number of rows.
         """
         from cloob.search.export import export  # pyarrow
 
-        return export(self.store, self.model(model), Path(path), where)
+        return export(self.store, self.model(model), Path(path), find.read_filter(self, where))
 
     def update(
         self,
@@ -421,18 +344,14 @@ class Index:
         *,
         progress: Callable[[int, int], None] | None = None,
     ) -> Summary:
-        """Adds what sources have, and removes what they have no more.
+        """Adds what sources have, and removes what they do not have any more.
 
         Under ``torchrun`` each rank takes its part, and all ranks return the same summary.
 
         Args:
             sources: Folders of pictures, tables, shards, data sets; none: all that the index knows.
             options: Which model, and how; None: the index's only model.
-            progress: Called with the pictures that were looked at so far, and in all.
-
-        Raises:
-            InputError: A source that is not there or lies in another one, or a model that cannot be loaded.
-            ModelChanged: The model has other weights than those that the index has vectors of.
+            progress: Called with the number of pictures opened so far, and in all.
         """
         from cloob.search.update import update  # torch
 

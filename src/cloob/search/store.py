@@ -177,18 +177,6 @@ class Store(ABC):
             for source in {item.source for item in items}:
                 self._forget(source, [item.path for item in items if item.source == source])
 
-    def update_items(self, items: Sequence[Item]) -> None:
-        """Writes anew what is known of items that are there, found by id: path, time, metadata. Vectors stay.
-
-        An item whose path another one has by now takes that one's place.
-        """
-        with self._writing():
-            for item in items:
-                place = (item.source, item.path)
-                self._rows("DELETE FROM cloob_items WHERE source = ? AND path = ? AND id != ?", (*place, item.id))
-                self._rows(_UPDATE, (*_values(item), item.id))
-                self._forget(item.source, [item.path])
-
     def remove(self, ids: Sequence[int]) -> None:
         """Removes items with their vectors."""
         among, values = self._among([int(number) for number in ids])

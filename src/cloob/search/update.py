@@ -1,9 +1,11 @@
-"""What ``Index.update`` does: which model, which sources, which ranks; the work itself is in ``build``."""
+"""What ``Index.update`` does: which sources, which model, which rank; the work itself is in ``build``."""
 
 from __future__ import annotations
 
 import os
 import threading
+import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,12 +17,11 @@ from cloob import distributed
 from cloob.data.shards.paths import is_pattern
 from cloob.data.shards.spec import is_remote
 from cloob.errors import InputError
-from cloob.models.encoding import Encoder, evaluating
+from cloob.machine import decoders, in_threads, warn_of_emulated_bfloat16
+from cloob.models.encoding import Encoder
 from cloob.models.fingerprint import fingerprint, load_with_fingerprint
 from cloob.models.runs import split_checkpoint
-from cloob.search.build.carry import Part, carry_out
-from cloob.search.build.forward import Forward
-from cloob.search.build.plan import Effort, Plan, Summary, make_plan
+from cloob.search.build import Builder, Plan, Summary, Work, make_plan, remove_gone
 from cloob.search.identity import Making, Precision, changed, weights_of
 from cloob.search.identity import ModelChanged as ModelChanged
 from cloob.search.records import IndexedModel
@@ -37,12 +38,15 @@ class UpdateOptions:
     Attributes:
         model: What ``load_model`` takes, or a loaded encoder; None: the only one that the index has.
         name: What the index calls the model; None: its file name or tag.
-        replace_model: Whether vectors of a model of this name may go, where its weights or the way are others now.
+        replace_model: Whether vectors of a model of this name may go if its weights or settings differ now.
         device: Where the model runs.
         precision: In which its image tower computes; None: as the index has it, float32 in a new one.
         draft: Whether large JPEG files are decoded smaller; None: as the index has it, else not.
         scan: How sources are read.
-        effort: How pictures become vectors.
+        batch_size: Pictures of a forward pass, and of a transaction.
+        workers: Threads that read and decode.
+        max_megapixels: Larger pictures are left out; None: no limit but that of ``cloob.pictures``.
+        remove_all: Whether all items of a source may go if nothing of it is there any more.
     """
 
     model: str | Path | Encoder | None = None
@@ -52,7 +56,10 @@ class UpdateOptions:
     precision: Precision | None = None
     draft: bool | None = None
     scan: ScanOptions = field(default_factory=ScanOptions)
-    effort: Effort = field(default_factory=Effort)
+    batch_size: int = 64
+    workers: int = field(default_factory=decoders)
+    max_megapixels: float | None = None
+    remove_all: bool = False
 
 
 def update(
@@ -61,32 +68,49 @@ def update(
     options: UpdateOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Summary:
-    """Brings an index up to date with sources; see :meth:`cloob.search.index.Index.update`."""
+    """See :meth:`cloob.search.index.Index.update`."""
     options = options or UpdateOptions()
     device = distributed.resolve_device(options.device)
     with distributed.process_group(device):
-        part = Part(distributed.rank(), distributed.world_size(), _wait)
+        first = distributed.rank() == 0
         model = _Model(store, options, device)
         collections = _open_all(store, sources, options)
-        model.ready(part, collections)
-        plans = [make_plan(store, each, model.name, options.effort) for each in collections]
-        _find_renamed(store, plans)
-        part.wait()  # nobody writes before all have compared
-        for each in collections if part.rank == 0 and options.scan.exclude else ():
+        model.add(collections)
+        plans = [_plan(store, each, model.name, options) for each in collections]
+        _wait()  # nobody writes before all have compared
+        for each in collections if first and options.scan.exclude else ():
             store.set_exclude(each.name, [glob for glob in options.scan.exclude if glob])
-        own = carry_out(store, plans, model.name, Forward(model.encoder, model.making), options.effort, part, progress)
-        done = _together(own)
-        if part.rank == 0 and model.is_new and not done.added + done.changed + done.completed:
+        start = time.monotonic()
+        work = [each for plan in plans for each in plan.work if _is_mine(each)]
+        if work and model.making.precision == "bf16" and device.type == "cpu":
+            warn_of_emulated_bfloat16()
+        size = options.batch_size
+        builder = Builder(store, model.name, model.encoder, model.making, size, options.max_megapixels)
+        for count, prepared in enumerate(in_threads(builder.prepare, work, options.workers, 2 * size), 1):
+            builder.add(prepared)
+            if progress is not None:
+                progress(count, len(work))
+        builder.flush()
+        done = builder.summary
+        _wait()  # nothing goes before all have copied its vectors
+        if first:
+            for plan in plans:
+                done.add(plan.summary)
+                done.removed += remove_gone(store, plan)
+            store.optimise()
+        done = _together(done)
+        done.seconds = time.monotonic() - start
+        if first and model.is_new and not done.added + done.changed + done.completed:
             store.remove_model(model.name)
         return done
 
 
-def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
-    """Sources by name; what is gone of one that the index knows is an empty one.
+def _plan(store: Store, collection: Collection, model: str, options: UpdateOptions) -> Plan:
+    return make_plan(store, collection, model, options.max_megapixels, remove_all=options.remove_all)
 
-    Raises:
-        InputError: No source, one that is not there and never was, or one inside another.
-    """
+
+def _open_all(store: Store, sources: Sequence[str | Path], options: UpdateOptions) -> list[Collection]:
+    """Opens sources; one that the index knows and that is gone is an empty one."""
     known = store.sources()
     given = {source_name(source): source for source in sources or known}
     if not given:
@@ -122,19 +146,8 @@ def check_apart(names: Iterable[str], known: Sequence[str]) -> None:
                 )
 
 
-def _find_renamed(store: Store, plans: Sequence[Plan]) -> None:
-    """Gives the plans of new sources what is known of sources that are gone: a folder may have got another name."""
-    known = store.sources()
-    new = [plan for plan in plans if plan.collection.name not in known]
-    for name in known if new else ():
-        if is_gone(name):
-            gone = [state for state in store.states(name) if state.id is not None and state.path.startswith(name)]
-            for plan in new:
-                plan.renamed += [replace(s, path=f"{plan.collection.name}{s.path[len(name) :]}") for s in gone]
-
-
 class _Model:
-    """The model of an update: loaded at once where it was named, else when the first picture needs it."""
+    """The model of an update: loaded at once if it was named, else when the first picture needs it."""
 
     def __init__(self, store: Store, options: UpdateOptions, device: torch.device) -> None:
         self._store, self._options, self._device = store, options, device
@@ -142,71 +155,70 @@ class _Model:
         self._encoder: Encoder | None = None
         self.making = Making()
         self.is_new = False
-        known = store.models()
-        given = options.model
-        if given is None:
-            named = [model for model in known if options.name in (None, model.name)]
-            if len(named) != 1:
-                names = ", ".join(model.name for model in known)
-                raise InputError(
-                    f"{store.address}: has vectors of {names}; --name says of which"
-                    if known
-                    else f"{store.address}: is empty; --model says which model is to embed"
-                )
-            self.name, self.spec = named[0].name, named[0].spec
-            self.making = Making.of(named[0].fingerprint)
+        if options.model is None:
+            known = self._only(store.models())
+            self.name, self.spec, self.making = known.name, known.spec, Making.of(known.fingerprint)
             if self._chosen(self.making) != self.making:
                 raise InputError(
                     f"{self.name}: its vectors were made in another way; --model with --replace-model makes them anew"
                 )
-        elif isinstance(given, str | Path):
-            self.spec = absolute(str(given))
+        elif isinstance(options.model, str | Path):
+            self.spec = absolute(str(options.model))
             remember_model(self.spec)
-            self.name = options.name or default_name(str(given))
+            self.name = options.name or default_name(str(options.model))
         else:
-            self.name = self.spec = options.name or given.name
-            self._encoder = given
+            self._encoder = options.model
+            self.name = self.spec = options.name or options.model.name
 
-    def ready(self, part: Part, collections: Sequence[Collection]) -> None:
-        """Loads and compares a model that was named or is to be replaced, and adds it where it is new.
+    def _only(self, known: Sequence[IndexedModel]) -> IndexedModel:
+        named = [model for model in known if self._options.name in (None, model.name)]
+        if len(named) != 1:
+            names = ", ".join(model.name for model in known)
+            raise InputError(
+                f"{self._store.address}: has vectors of {names}; --name says of which"
+                if known
+                else f"{self._store.address}: is empty; --model says which model is to embed"
+            )
+        return named[0]
 
-        Raises:
-            InputError: It cannot be loaded, or vectors would go of a source that is not there to make them anew.
-            ModelChanged: The index has vectors of another one of this name, which may not go.
-        """
-        if self._options.model is None and not self._options.replace_model:
+    def _chosen(self, making: Making) -> Making:
+        precision, draft = self._options.precision, self._options.draft
+        return Making(precision or making.precision, making.draft if draft is None else draft)
+
+    def add(self, collections: Sequence[Collection]) -> None:
+        """Loads a model that was named or is to be replaced, compares it with those of the index, and adds it."""
+        options, known = self._options, self._store.models()
+        if options.model is None and not options.replace_model:
             return
         if self._encoder is None:
             self._encoder, weights = self._load()
         else:
             weights = fingerprint(self._encoder)
-        known = self._store.models()
-        own = [model for model in known if weights_of(model.fingerprint) == weights]
-        own.sort(key=lambda model: model.name != self.name)
-        goes_on = own and not self._options.replace_model
-        if self._options.model is not None:
-            self.making = self._chosen(Making.of(own[0].fingerprint) if goes_on else Making())
-        new = IndexedModel(self.name, self.spec, self.making.mark(weights), _width(self._encoder))
+        of_these = [model for model in known if weights_of(model.fingerprint) == weights]
+        of_these.sort(key=lambda model: model.name != self.name)
+        if options.model is not None:
+            goes_on = of_these and not options.replace_model
+            self.making = self._chosen(Making.of(of_these[0].fingerprint) if goes_on else Making())
+        width = getattr(self._encoder, "embed_dim", None) or self._encoder.encode_text(["a"]).shape[1]
+        new = IndexedModel(self.name, self.spec, self.making.mark(weights), width)
         same = next((model for model in known if model.fingerprint == new.fingerprint), None)
         if same is not None and same.name != self.name:
-            if self._options.name is not None:
+            if options.name is not None:
                 raise InputError(f"{self.name}: {self._store.address} has vectors of these weights, as {same.name!r}")
             self.name, new = same.name, replace(new, name=same.name)
-        others = (model for model in known if model.name == self.name and model.fingerprint != new.fingerprint)
-        old = next(others, None)
-        if old is not None and not self._options.replace_model:
+        old = next((model for model in known if model.name == self.name and model.fingerprint != new.fingerprint), None)
+        if old is not None and not options.replace_model:
             raise changed(old, self._store.address)
-        for each in collections if old is not None else ():
-            refused = make_plan(self._store, each, self.name, self._options.effort).summary.refused
-            if refused:
+        for each in collections if old is not None else ():  # which have to be there to make the vectors anew
+            if refused := _plan(self._store, each, self.name, options).summary.refused:
                 raise InputError(f"{each.name}: {refused[each.name]}")
         self.is_new = same is None
-        part.wait()  # all have compared
-        if part.rank == 0:
+        _wait()  # all have compared
+        if distributed.rank() == 0:
             if old is not None:
                 self._store.remove_model(self.name)
             self._store.add_model(new)
-        part.wait()
+        _wait()
 
     def encoder(self) -> Encoder:
         """The model."""
@@ -220,15 +232,8 @@ class _Model:
             return self._encoder
 
     def _load(self) -> tuple[Encoder, str]:
-        """The model and its weights' fingerprint, as it was typed now or as the index names it."""
-        if self._options.model is not None:
-            return load_with_fingerprint(self.spec, self._device)
-        return load_named(self.spec, self._device)
-
-    def _chosen(self, making: Making) -> Making:
-        """A way of making vectors, but for what was asked for."""
-        precision, draft = self._options.precision, self._options.draft
-        return Making(precision or making.precision, making.draft if draft is None else draft)
+        load = load_with_fingerprint if self._options.model is not None else load_named
+        return load(self.spec, self._device)
 
 
 def default_name(spec: str) -> str:
@@ -238,13 +243,9 @@ def default_name(spec: str) -> str:
     return Path(spec).name if Path(split_checkpoint(spec)[0]).exists() else spec
 
 
-def _width(encoder: Encoder) -> int:
-    """D."""
-    width = getattr(encoder, "embed_dim", None)
-    if not isinstance(width, int):
-        with evaluating(encoder):
-            width = encoder.encode_text(["a"]).shape[1]
-    return width
+def _is_mine(work: Work) -> bool:
+    digest = zlib.crc32(work.found.path.encode("utf-8", "surrogateescape"))
+    return digest % distributed.world_size() == distributed.rank()
 
 
 def _wait() -> None:
@@ -258,7 +259,7 @@ def _together(own: Summary) -> Summary:
         return own
     parts: list[Summary] = [own] * distributed.world_size()
     dist.all_gather_object(parts, own)
-    total = Summary(seconds=max(part.seconds for part in parts))
+    total = Summary()
     for part in parts:
         total.add(part)
     return total

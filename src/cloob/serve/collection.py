@@ -16,7 +16,7 @@ import torch
 from cloob.errors import InputError, one_line
 from cloob.models.encoding import evaluating
 from cloob.models.runs import split_checkpoint
-from cloob.search.ask.query import Query, Term, weighted_sum
+from cloob.search.query import Query, Term, weighted_row
 from cloob.search.records import IndexedModel
 from cloob.serve.batcher import Batcher, Busy
 from cloob.serve.settings import ServeConfig
@@ -163,7 +163,7 @@ class Collection:
         if not parts:
             raise InputError("all parts of the query have the weight 0; give one of them more")
         rows = await asyncio.gather(*(self._part(part, model) for part in parts))
-        return weighted_sum([part.weight for part in parts], rows)
+        return weighted_row([part.weight for part in parts], rows)
 
     async def _part(self, part: Part, model: IndexedModel) -> Row:
         if part.words is not None:

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,6 @@ _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("write"), _ITEMS, st.sampled_from([MODEL, OTHER])),
         st.tuples(st.just("remove"), st.sampled_from(["a.jpg", "b.jpg"])),
-        st.tuples(st.just("describe"), st.sampled_from(["a.jpg", "b.jpg"])),
         st.tuples(st.just("fault"), st.sampled_from(["a.jpg", "z.jpg"])),
         st.tuples(st.just("clear"), st.sampled_from(["a.jpg", "z.jpg"])),
     ),
@@ -99,8 +97,6 @@ def play(store: Store, steps: Sequence[tuple[Any, ...]]) -> None:
             store.write(what[0], what[1].name, unit(len(what[0]), what[1].dim, seed))
         elif step == "remove":
             store.remove([one.id for one in by_path(what[0])])
-        elif step == "describe":
-            store.update_items([replace(one, caption="said later") for one in by_path(what[0])])
         elif step == "fault":
             store.write_faults("SRC", [FileState(None, what[0], 5, 2, "", "corrupt image", ())])
         else:

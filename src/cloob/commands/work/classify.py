@@ -16,13 +16,12 @@ from cloob.commands.work.showing import folder_name, free_name, hint, name_of
 from cloob.data.source import CAPTION_EXTENSIONS, IMAGE_EXTENSIONS
 from cloob.errors import InputError, message, printable
 from cloob.models.encoding import Encoder
+from cloob.search.classify import NONE, TEMPLATES, LabelOptions, Labels, check_labels
+from cloob.search.head import Head, head_of, is_head, label_by_head, load_head, save_head
 from cloob.search.identity import Making
 from cloob.search.index import Index
 from cloob.search.open import is_there
 from cloob.search.records import Item, valid
-from cloob.search.sort.classify import NONE, TEMPLATES, LabelOptions, Labels, check_labels
-from cloob.search.sort.fewshot import Head, is_head, load_head, save_head
-from cloob.search.sort.label import head_of, label_by_head, label_index
 
 _PAGE = 4096
 _BELONGING = (*CAPTION_EXTENSIONS, "xmp", "aae", "mov")
@@ -42,7 +41,7 @@ def run(arguments: ClassifyArguments, words: Sequence[str]) -> int:
     with opened(arguments.source, arguments.model, arguments.device, arguments.workers) as (index, unread):
         if names is not None:
             index.encoder(device=arguments.device)
-            labels = label_index(index, names, options, where=arguments.where)
+            labels = index.classify(names, options, where=arguments.where)
             _say_temperature(labels)
         else:
             labels = label_by_head(index, _head(arguments, index), where=arguments.where)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cloob.errors import printable
 from cloob.models.encoding import Encoder
-from cloob.search.build import Effort, Summary
+from cloob.search.build import Summary
 from cloob.search.identity import Making
 from cloob.search.index import Index
 from cloob.search.open import is_there
@@ -41,9 +41,8 @@ def opened(
         return
     with tempfile.TemporaryDirectory(prefix="cloob-") as folder, Index.create(Path(folder) / "index") as index:
         making = making or Making()
-        effort = Effort(workers=workers)
         options = UpdateOptions(
-            model=model, device=device, precision=making.precision, draft=making.draft, effort=effort
+            model=model, device=device, precision=making.precision, draft=making.draft, workers=workers
         )
         done = index.update([source], options, progress=_show_progress if sys.stderr.isatty() else None)
         say_left_out(done)

@@ -14,7 +14,7 @@ from cloob.commands.work.collection import opened
 from cloob.commands.work.showing import hint
 from cloob.errors import InputError, require
 from cloob.files import write_whole
-from cloob.search.ask.find import rows_in_blocks
+from cloob.search.find import rows_in_blocks
 from cloob.search.index import Index
 from cloob.search.open import is_there
 from cloob.search.records import Item, valid

@@ -19,7 +19,7 @@ from cloob.commands.steps import say_next, shell
 from cloob.commands.work.collection import say_left_out
 from cloob.distributed import rank
 from cloob.errors import InputError, message, printable, require
-from cloob.search.build import Effort, Summary
+from cloob.search.build import Summary
 from cloob.search.export import is_export
 from cloob.search.index import Index
 from cloob.search.open import is_database, is_there
@@ -128,7 +128,10 @@ def _update(index: Index, arguments: IndexArguments) -> Summary:
         precision=arguments.precision,
         draft=arguments.draft or None,
         scan=ScanOptions(arguments.exclude, arguments.image_column, arguments.caption_column),
-        effort=Effort(arguments.batch_size, arguments.workers, arguments.max_megapixels, arguments.remove_all),
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        max_megapixels=arguments.max_megapixels,
+        remove_all=arguments.remove_all,
     )
     with _Bar() as bar:
         try:
@@ -192,7 +195,6 @@ def _tell(summary: Summary, address: str) -> bool:
     counts = (
         ("added", summary.added),
         ("changed", summary.changed),
-        ("moved", summary.moved),
         ("with a new date, size or caption", summary.described),
         ("known, with a vector of this model now", summary.completed),
         ("removed", summary.removed),

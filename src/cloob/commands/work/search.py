@@ -15,11 +15,11 @@ from typing import Any
 from cloob.commands.finding import SearchArguments, read_cutoff
 from cloob.commands.work.showing import as_dict, copy_all, hint, hit_line, item_dict, print_paths, with_caption
 from cloob.errors import InputError, counted, message, printable
-from cloob.search.ask.find import read_filter, why_none
-from cloob.search.ask.query import Query, Term
+from cloob.search import terminal
+from cloob.search.find import read_filter, why_none
 from cloob.search.index import Index
+from cloob.search.query import Query, Term
 from cloob.search.records import Hit, Item, Results
-from cloob.search.show import terminal
 from cloob.search.where import equals, parse
 
 
@@ -116,7 +116,7 @@ def _picture(index: Index, item: Item, faults: list[str]) -> bytes | None:
 
 
 def _sheet(index: Index, arguments: SearchArguments, title: str, results: Results) -> None:
-    from cloob.search.show.sheet import write_sheet  # Pillow
+    from cloob.search.sheet import write_sheet  # Pillow
 
     path = arguments.sheet
     if path is None:

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from fastapi import APIRouter, Path, Query, Request
 
+from cloob.search.classify import NONE, TEMPLATES, LabelOptions, Labels
 from cloob.search.records import Results, valid
-from cloob.search.sort.classify import NONE, TEMPLATES, LabelOptions, Labels
 from cloob.search.store import Ids, Vectors
 from cloob.serve.api import schemas
 from cloob.serve.api.schemas import MOST, ItemPart, UploadPart, WordsPart

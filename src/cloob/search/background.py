@@ -1,0 +1,98 @@
+"""Whether anything fits: a score compared with the scores of unrelated queries for the same picture.
+
+A cosine says little by itself: it depends on the model, on the words, and on pictures that are near to everything. So
+each hit has a *margin*: with s the query's score and m, d the mean and the standard deviation of the scores of B
+unrelated queries **for that picture**, the margin is (s − m) / d. A hit whose margin is below the cutoff is left out,
+and if none is left nothing fits. An unrelated query has the shape of the query: a term of words becomes a line of
+``background.txt``, a picture becomes one drawn from the index, the weights stay.
+
+Which statistic and which cutoff: docs/find.md, measured by ``benchmarks/cutoff.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cloob.cache import Cache
+from cloob.errors import InputError
+from cloob.search.query import Embedder, Query
+
+CUTOFF = 3.0
+"""Default cutoff of a query with words."""
+
+PICTURE_CUTOFF = 2.0
+"""Default cutoff of a query of pictures alone, whose scores spread more."""
+
+DRAWN = 256
+"""Pictures of the index that stand for unrelated pictures."""
+
+_MIN_PICTURES = 20
+_MIN_DEVIATION = 1e-3  # of cosines
+
+Vectors = npt.NDArray[np.float32]
+
+
+def background_texts() -> tuple[str, ...]:
+    """B unrelated texts, the same for all models."""
+    return tuple(Path(__file__).with_name("background.txt").read_text(encoding="utf-8").splitlines())
+
+
+def background_rows(embedder: Callable[[], Embedder], fingerprint: str) -> Vectors:
+    """(B, D) unit rows of the background's texts, by the model of a fingerprint; cached on disk."""
+    cache, texts = Cache(), background_texts()
+    name = hashlib.sha256("\n".join((fingerprint, *texts)).encode()).hexdigest() + ".npy"
+    with contextlib.suppress(ValueError, EOFError, OSError):  # a damaged file is made again
+        if (cached := cache.find("embeddings", name)) is not None:
+            rows: Vectors = np.load(cached, allow_pickle=False)
+            return rows
+    rows = embedder().texts(texts)
+    stream = io.BytesIO()
+    np.save(stream, rows, allow_pickle=False)
+    with contextlib.suppress(InputError):  # the next process makes them again
+        cache.put("embeddings", name, stream.getvalue())
+    return rows
+
+
+def unrelated(query: Query, texts: Vectors, pictures: Vectors, seed: int = 0) -> Vectors | None:
+    """(B, D) unit rows of unrelated queries of a query's shape.
+
+    ``texts`` are the (B, D) of the background, ``pictures`` (P, D) drawn from the index. None if a term is a picture,
+    and the index has too few to compare with.
+    """
+    generator = np.random.default_rng(seed)
+    total = np.zeros((len(texts), texts.shape[1]))
+    for place, term in enumerate(query.terms):
+        pool = texts if term.kind == "words" else pictures
+        if term.kind != "words" and len(pictures) < _MIN_PICTURES:
+            return None
+        each_once = place == 0 and term.kind == "words"
+        drawn = np.arange(len(texts)) if each_once else generator.integers(len(pool), size=len(texts))
+        total += term.weight * pool[drawn]
+    lengths = np.linalg.norm(total, axis=1)
+    kept = lengths > 1e-6
+    return np.asarray(total[kept] / lengths[kept, None], np.float32)
+
+
+def margins(scores: Vectors, pictures: Vectors, others: Vectors) -> Vectors:
+    """How many standard deviations scores, (n,) or (n, C), lie above those of (B, D) unrelated queries."""
+    reached = pictures @ others.T
+    mean, deviation = reached.mean(1), np.maximum(reached.std(1), _MIN_DEVIATION)
+    return np.asarray(((scores.T - mean) / deviation).T, np.float32)
+
+
+def default_cutoff(query: Query) -> float:
+    """The cutoff of a query."""
+    return CUTOFF if any(term.kind == "words" for term in query.terms) else PICTURE_CUTOFF
+
+
+def check_cutoff(cutoff: float) -> None:
+    """Raises InputError unless a cutoff is finite."""
+    if not np.isfinite(cutoff):
+        raise InputError(f"the cutoff is {cutoff}; a number of standard deviations is wanted, such as {CUTOFF:g}")
