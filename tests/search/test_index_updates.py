@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -269,3 +270,13 @@ def test_what_cannot_be_read_now_stays(folder: Path, index: Index, monkeypatch: 
     summary = index.update([folder], options(first))
     assert (summary.described, summary.added, summary.embedded) == (1, 1, 1)
     assert not summary.faults and not faults(index)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_not_utf8_is_left_out_and_counted(tmp_path: Path) -> None:
+    """Neither database nor JSON takes it."""
+    write_noise(tmp_path / "p" / "a.png", 1)
+    write_noise(Path(os.fsdecode(bytes(tmp_path / "p") + b"/caf\xe9.png")), 2)
+    with Index.create(tmp_path / "idx") as index:
+        done = index.update([tmp_path / "p"], options(FakeEncoder()))
+    assert (done.added, done.left_out.counts) == (1, {"name that is not UTF-8, to be renamed": 1})

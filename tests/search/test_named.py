@@ -31,7 +31,7 @@ def theirs(folder: Path, spec: str) -> Path:
     with Index.create(folder / "index") as index:
         index.update([folder / "pictures"], options(FakeEncoder()))
     with sqlite3.connect(folder / "index" / "index.sqlite") as file:
-        file.execute("UPDATE models SET spec = ?", [spec])
+        file.execute("UPDATE cloob_models SET spec = ?", [spec])
     file.close()
     return folder / "index"
 

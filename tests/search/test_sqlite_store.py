@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import struct
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -40,32 +39,36 @@ def filled(folder: Path, n: int = 5) -> SqliteStore:
     return store
 
 
+def matrices(folder: Path) -> list[Path]:
+    return list(folder.glob("vectors-*.npy"))
+
+
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    with_all = item(
-        "a/ü.jpg", "x" * 64, date="2024-05-01T12:00:00", caption="a\0b", columns={"b": True, "k": 1, "t": "ä", "n": 1.5}
-    )
+    columns = {"b": True, "k": 1, "t": "ä", "n": 1.5}
+    whole = item("a/ü.jpg", "x" * 64, date="2024-05-01T12:00:00", caption="a", columns=columns)
     store = filled(tmp_path / "i", 0)
-    store.write([with_all], "m", units(1))
+    store.write([replace(whole, caption="a\0", columns={**columns, "t": "ä\ud800", "no": float("inf")})], "m", units(1))
     (read,) = store.items([1])
-    assert read == replace(with_all, id=1)
+    assert (read.caption, read.columns) == ("a\ufffd", columns | {"t": "ä\ufffd"})  # what databases do not take
+    store.write([whole], "m", units(1))
+    (read,) = store.items([1])
+    assert read == replace(whole, id=1)
     assert list(store.states("s")) == [FileState(1, "a/ü.jpg", 3, 5, "x" * 64, None, ("m",))]
-    assert store.find(["x" * 64, "y"]) == {"x" * 64: [1]} and store.columns() == {
-        "b": "boolean",
-        "k": "number",
-        "n": "number",
-        "t": "text",
-    }
-    assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("s",)
+    assert store.find(["x" * 64, "y"]) == {"x" * 64: [1]}
+    assert store.columns() == {"b": "boolean", "k": "number", "n": "number", "t": "text"}
+    assert store.items([9, 1, 1]) == [read, read] and store.sources() == ("s",) and store.last_id() == 1
 
 
-def test_all_of_a_call_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_of_a_call_or_nothing(tmp_path: Path) -> None:
     store = filled(tmp_path / "i")
     before = store.revision()
     with pytest.raises(TypeError):
         store.write([item("a"), item("b", columns={"x": object()})], "m", units(2))  # type: ignore[dict-item]
-    assert store.count() == 5 and store.revision() == before
     with pytest.raises(ValueError, match="finite"):
         store.write([item("a")], "m", np.full((1, DIM), np.nan, np.float32))
+    with pytest.raises(UnicodeEncodeError):
+        store.write([item("a"), item("\ud800")], "m", units(2))
+    assert store.count() == 5 and store.revision() == before
 
 
 def test_a_name_is_one_model(tmp_path: Path) -> None:
@@ -77,24 +80,19 @@ def test_a_name_is_one_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="did you mean m"):
         store.vectors("mm", [1])
     store.optimise()
-    assert [path.name for path in (tmp_path / "i").glob("*.f32")] == ["vectors-1.f32"]
+    assert len(matrices(tmp_path / "i")) == 1
     store.remove_model("m")
-    assert not list((tmp_path / "i").glob("*.f32"))
+    assert not matrices(tmp_path / "i") and store.count() == 5
 
 
-Change = tuple[str, int, int]
-
-
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(
     st.lists(
-        st.tuples(
-            st.sampled_from(["write", "remove", "reopen", "search", "optimise"]), st.integers(0, 9), st.integers(0, 99)
-        ),
-        max_size=25,
+        st.tuples(st.sampled_from(["write", "remove", "reopen", "optimise"]), st.integers(0, 9), st.integers(0, 99)),
+        max_size=15,
     )
 )
-def test_the_cache_follows(tmp_path_factory: pytest.TempPathFactory, changes: list[Change]) -> None:
+def test_the_cache_follows(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[str, int, int]]) -> None:
     folder = tmp_path_factory.mktemp("i")
     store = filled(folder, 3)
     other = SqliteStore(folder)  # another process's view
@@ -111,14 +109,13 @@ def test_the_cache_follows(tmp_path_factory: pytest.TempPathFactory, changes: li
             elif what == "reopen":
                 store.close()
                 store = SqliteStore(folder, writable=True)
-            elif what == "optimise":
+            else:
                 store.optimise()
             query = units(1, seed + 1000)
             for view in (store, other):
                 found = view.nearest("m", query, 4)
                 paths = [each.path for each in view.items(found.ids[0].tolist())]
-                wanted = sorted(truth, key=lambda path: -float(truth[path].astype(float) @ query[0].astype(float)))[:4]
-                scores = [float(truth[path] @ query[0]) for path in wanted]
+                scores = sorted((float(row @ query[0]) for row in truth.values()), reverse=True)[:4]
                 assert found.searched == len(truth)
                 assert np.allclose(found.scores[0, : len(scores)], scores, atol=1e-6)
                 assert np.allclose([float(truth[path] @ query[0]) for path in paths], scores, atol=1e-6)
@@ -126,27 +123,20 @@ def test_the_cache_follows(tmp_path_factory: pytest.TempPathFactory, changes: li
     other.close()
 
 
-def test_a_cache_of_another_index_or_a_damaged_one_is_not_used(tmp_path: Path) -> None:
-    for name, seed in (("a", 1), ("b", 2)):
-        store = SqliteStore.create(tmp_path / name)
-        store.add_model(MODEL)
-        store.write([item("x")], "m", units(1, seed))
-        store.optimise()
-        store.close()
-    cache = tmp_path / "a" / "vectors-1.f32"
+def test_a_damaged_cache_is_not_used(tmp_path: Path) -> None:
+    store = filled(tmp_path / "i", 1)
+    store.optimise()
+    store.close()
+    (cache,) = matrices(tmp_path / "i")
     whole = cache.read_bytes()
-    for content in (
-        (tmp_path / "b" / "vectors-1.f32").read_bytes(),
-        b"",
-        whole[:-1],
-        struct.pack("<8sQQ", b"cloobvec", 2**60, DIM) + whole[24:],
-        whole[:4096] + struct.pack("<q", 77) + whole[4104:],  # an id that is not there
-    ):
+    other_id = whole[:128] + (77).to_bytes(8, "little") + whole[136:]
+    pickled = whole.replace(b"'<f4'", b"'|O' ")
+    for content in (b"", whole[:-1], other_id, pickled, whole[:300]):
         cache.write_bytes(content)
-        with_cache = SqliteStore(tmp_path / "a")
-        found = with_cache.nearest("m", units(1, 1), 1)
+        store = SqliteStore(tmp_path / "i")
+        found = store.nearest("m", units(1), 1)
         assert found.ids.tolist() == [[1]] and found.scores[0, 0] == pytest.approx(1)
-        with_cache.close()
+        store.close()
 
 
 def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None:
@@ -158,35 +148,30 @@ def test_a_backup_that_was_put_back_and_went_another_way(tmp_path: Path) -> None
         database.write_bytes(backup)
         store = SqliteStore(tmp_path / "i", writable=True)
         store.write([item("0", "new")], "m", units(1, seed))
-        assert store.nearest("m", units(1, seed), 1).scores[0, 0] == pytest.approx(1)
         store.optimise()
+        assert store.nearest("m", units(1, seed), 1).scores[0, 0] == pytest.approx(1)
         store.close()
-
-
-def _forbid(monkeypatch: pytest.MonkeyPatch, log: Path | None = None) -> None:
-    """Has SQLite refuse a reader who may not write the folder: without a log, which it would have to make, or ever."""
-    connect = sqlite3.connect
-
-    def refused(address: object, *given: object, **options: object) -> sqlite3.Connection:
-        if str(address).endswith("?mode=ro") and not (log is not None and log.exists()):
-            raise sqlite3.OperationalError("unable to open database file")
-        return connect(address, *given, **options)  # type: ignore[call-overload, no-any-return]
-
-    monkeypatch.setattr(sqlite3, "connect", refused)
 
 
 def test_a_reader_without_permission_to_write_sees_what_the_owner_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    connect, log = sqlite3.connect, tmp_path / "i" / f"{FILE}-wal"
+
+    def refused(address: object, *given: object, **options: object) -> sqlite3.Connection:
+        """SQLite has to make its log to read; that is refused unless a writer has made it."""
+        if str(address).endswith("?mode=ro") and not log.exists():
+            raise sqlite3.OperationalError("unable to open database file")
+        return connect(address, *given, **options)  # type: ignore[call-overload, no-any-return]
+
     filled(tmp_path / "i").close()
-    _forbid(monkeypatch, tmp_path / "i" / f"{FILE}-wal")
+    monkeypatch.setattr(sqlite3, "connect", refused)
     reader = SqliteStore(tmp_path / "i")
     assert reader.count() == 5 and reader.nearest("m", units(1), 1).searched == 5
     for number in (6, 7):
         owner = SqliteStore(tmp_path / "i", writable=True)
         owner.write([item(f"new {number}")], "m", units(1, number))
-        if number == 7:
-            assert reader.count() == 7  # while the owner still writes
+        assert reader.count() == number  # while the owner still writes
         owner.close()
         found = reader.nearest("m", units(1, number), 1)
         assert found.ids.tolist() == [[number]] and found.searched == reader.count() == number
@@ -208,12 +193,29 @@ def test_a_second_writer_waits_then_says_so(tmp_path: Path, monkeypatch: pytest.
     assert store.count() == 4
 
 
+def test_a_journal_or_a_link_beside_it_is_refused(tmp_path: Path) -> None:
+    """SQLite deletes the file that a journal names, and writes where a link leads."""
+    filled(tmp_path / "i").close()
+    for suffix, said in (("-journal", "journal"), ("-wal", "link")):
+        beside = tmp_path / "i" / f"{FILE}{suffix}"
+        (tmp_path / "victim").write_text("mine")
+        if said == "link":
+            beside.symlink_to(tmp_path / "victim")
+        else:
+            beside.write_bytes(bytes(512) + str(tmp_path / "victim").encode() + bytes.fromhex("d9d505f920a163d7"))
+        for writable in (True, False):
+            with pytest.raises(InputError, match=f"no index has a {said}"):
+                SqliteStore(tmp_path / "i", writable=writable)
+        beside.unlink()
+        assert (tmp_path / "victim").read_text() == "mine"
+
+
 def test_several_threads(tmp_path: Path) -> None:
     store = filled(tmp_path / "i", 50)
     wrong: list[object] = []
 
     def search(seed: int) -> None:
-        for i in range(20):
+        for i in range(10):
             found = store.nearest("m", units(1, seed * 100 + i), 3)
             if len(store.items(found.ids[0].tolist())) != 3:
                 wrong.append(found)
@@ -221,39 +223,29 @@ def test_several_threads(tmp_path: Path) -> None:
     threads = [threading.Thread(target=search, args=(seed,)) for seed in range(4)]
     for thread in threads:
         thread.start()
-    for i in range(20):
+    for i in range(10):
         store.write([item(f"more {i}")], "m", units(1, i))
     for thread in threads:
         thread.join()
-    assert not wrong and store.nearest("m", units(1), 1).searched == 70
+    assert not wrong and store.nearest("m", units(1), 1).searched == 60
 
 
 def test_approximate_search_finds_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setattr(approximate, "WORTH_IT_FROM", 100)
-    n = 2000
-    store = SqliteStore.create(tmp_path / "i")
-    store.add_model(MODEL)
-    store.write([item(f"{i}") for i in range(n)], "m", units(n))
-    store.close()
+    monkeypatch.setattr(approximate, "_probes", lambda nlist: 8)  # else it looks at all
+    filled(tmp_path / "i", 2000).close()
     store = SqliteStore(tmp_path / "i", writable=True, approximate=True)
     store.optimise()
-    used = []
-    nearest = approximate.nearest
-    monkeypatch.setattr(approximate, "nearest", lambda *given: used.append(1) or nearest(*given))
     exact = SqliteStore(tmp_path / "i", approximate=False)
     queries = units(20, 5)
-    for _ in range(2):
+    for turn in range(2):
         found, wanted = store.nearest("m", queries, 10), exact.nearest("m", queries, 10)
         recall = np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(found.ids, wanted.ids, strict=True)])
-        assert recall > 0.9 and found.searched == wanted.searched
-        both = {
-            i: s
-            for row, scores in zip(wanted.ids, wanted.scores, strict=True)
-            for i, s in zip(row, scores, strict=True)
-        }
-        assert both and used
-        assert set(found.scores[0]) >= set(wanted.scores[0]) & set(found.scores[0])
+        assert 0.5 < recall < 1 and found.searched == wanted.searched
+        scores = dict(zip(wanted.ids[0].tolist(), wanted.scores[0].tolist(), strict=True))
+        for id_, score in zip(found.ids[0].tolist(), found.scores[0].tolist(), strict=True):
+            assert scores.get(id_, score) == score
         store.remove(wanted.ids[0].tolist())  # gone from both, and what is new is found
-        store.write([item("new")], "m", queries[:1])
+        store.write([item(f"new {turn}")], "m", queries[:1])
         assert store.nearest("m", queries[:1], 1).scores[0, 0] == pytest.approx(1)

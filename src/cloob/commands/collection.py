@@ -36,14 +36,14 @@ def check_index(address: str) -> None:
 
 def check_source(source: str, model: str | None) -> None:
     """Refuses a source that is not there, and pictures in no index without a model to embed them."""
-    from cloob.models.source import check_source
+    from cloob.models.source import check_source as check_model
 
     if "://" in source or (Path(source) / INDEX_FILE).is_file():
         return
     check_there(source)
     if model is None:
         raise InputError("no model given: --model names a run folder, or NAME/TAG of open_clip")
-    check_source(model)
+    check_model(model)
 
 
 @contextmanager

@@ -146,12 +146,12 @@ def run(options: Options) -> int:
 
 def _find_item(index: Index, like: str) -> int:
     """The id of a picture of the index by its id or its path."""
-    from cloob.search.where import Comparison
+    from cloob.search.where import equals
 
     if like.isascii() and like.isdigit() and index.items([int(like[:18])]):
         return int(like[:18])
     for path in dict.fromkeys((like, os.path.abspath(like))):  # noqa: PTH100 - links stay as the index has them
-        ids = index.store.ids(Comparison("path", "=", path), limit=1)
+        ids = index.store.ids(equals("path", path), limit=1)
         if len(ids):
             return int(ids[0])
     raise InputError(f"--like {like}: no picture of {index.store.address} has this id or path")

@@ -21,7 +21,7 @@ from cloob.data.batch import BadSample
 from cloob.models.encoding import Encoder, evaluating
 from cloob.pictures import Encoded, Unreadable
 from cloob.search.identity import Making
-from cloob.search.records import Item, Value
+from cloob.search.records import Item, Value, valid
 from cloob.search.scan.collection import EXAMPLES, NO_PICTURE, SEPARATOR, Collection, Found, LeftOut, ReadFailed
 from cloob.search.store import FileState, Store, Vectors
 
@@ -113,6 +113,9 @@ def make_plan(
         if found.path in seen:
             continue
         seen.add(found.path)
+        if valid(found.path) != found.path:
+            collection.left_out.add("name that is not UTF-8, to be renamed", found.path)
+            continue
         state = known.pop(found.path, None)
         if state is None or state.mtime_ns != found.mtime_ns or found.bytes not in (None, state.bytes):
             plan.work.append(Work(found, state, collection))

@@ -31,7 +31,7 @@ def changed(model: IndexedModel, address: str) -> ModelChanged:
 
 @dataclass(frozen=True)
 class Making:
-    """How pictures become vectors of a model.
+    """Settings that change the vectors of a model.
 
     Attributes:
         precision: Of the image tower's matrix products.
@@ -43,14 +43,13 @@ class Making:
 
     @classmethod
     def of(cls, fingerprint: str) -> Self:
-        """How the vectors of an index were made."""
+        """Those of an index's vectors."""
         marks = fingerprint.split("+")[1:]
         return cls("bf16" if "bf16" in marks else "fp32", "draft" in marks)
 
     def mark(self, fingerprint: str) -> str:
         """The fingerprint of a model's weights with the marks behind it."""
-        bf16, draft = self.precision == "bf16", self.draft
-        return f"{fingerprint}{'+bf16' if bf16 else ''}{'+draft' if draft else ''}"
+        return fingerprint + "+bf16" * (self.precision == "bf16") + "+draft" * self.draft
 
 
 def weights_of(fingerprint: str) -> str:

@@ -15,11 +15,11 @@ from cloob.models.runs import split_checkpoint
 from cloob.search import find
 from cloob.search.find import Cutoff, Where
 from cloob.search.identity import changed, weights_of
-from cloob.search.named import absolute, load_named, remember_model
 from cloob.search.open import open_store
 from cloob.search.query import AnyQuery, Embedder, Query, Term, TorchEmbedder, Vector
 from cloob.search.records import Hit, IndexedModel, Item, Results
 from cloob.search.store import Ids, Store, Vectors
+from cloob.search.trust import absolute, load_named, remember_model
 
 if TYPE_CHECKING:  # torch, scikit-learn, pyarrow, Pillow: imported where they are needed
     from cloob.models.encoding import Encoder
@@ -123,7 +123,7 @@ class Index:
         return self.store.revision()
 
     def columns(self) -> dict[str, str]:
-        """The metadata columns of the sources, and what they hold: see :func:`cloob.search.store.column_kind`."""
+        """The metadata columns of the sources, and what they hold."""
         return self.memoize(("columns", self.revision()), self.store.columns)
 
     def memoize(self, key: Hashable, compute: Callable[[], T]) -> T:

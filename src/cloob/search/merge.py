@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cloob.errors import InputError
-from cloob.search.records import IndexedModel
-from cloob.search.store import Store
+from cloob.search.store import FileState, Store
 from cloob.search.update import check_apart
 
 _PAGE = 2000
 
 
-@dataclass(frozen=True)
+@dataclass
 class Merged:
     """What a merge did.
 
@@ -25,10 +24,10 @@ class Merged:
         other: Items of which this index has the path with other bytes; they stay as they are here.
     """
 
-    added: int
-    vectors: int
-    present: int
-    other: int
+    added: int = 0
+    vectors: int = 0
+    present: int = 0
+    other: int = 0
 
 
 def merge(store: Store, from_: Store) -> Merged:
@@ -41,70 +40,44 @@ def merge(store: Store, from_: Store) -> Merged:
             other; nothing is written then.
     """
     check_apart(from_.sources(), store.sources())
-    names = _names(store, from_)
+    names, done = _names(store, from_), Merged()
     for source in {*from_.sources()} - {*store.sources()}:
         store.set_exclude(source, from_.exclude(source))
-    added: set[int] = set()
-    written, present, other = 0, 0, 0
-    known = {(source, state.path): state for source in store.sources() for state in store.states(source)}
+    states = ((source, state) for source in store.sources() for state in store.states(source))
+    known = {(source, state.path): state for source, state in states if state.id is not None}
+    nothing = FileState(None, "", 0, None, "", None, ())
     last = 0
     while len(ids := from_.ids(after=last, limit=_PAGE)):
         last = int(ids[-1])
-        items = {item.id: item for item in from_.items(ids.tolist())}
-        kept = []
-        for number, item in items.items():
-            state = known.get((item.source, item.path))
-            if state is None or state.id is None:
-                kept.append(number)
-            elif state.content == item.content:
-                present += 1
-                kept.append(number)
-            else:
-                other += 1
+        pairs = [(item, known.get((item.source, item.path), nothing)) for item in from_.items(ids.tolist())]
+        same = [(item, state) for item, state in pairs if state.id is None or state.content == item.content]
+        done.other += len(pairs) - len(same)
+        done.present += sum(state.id is not None for _, state in same)
+        added: set[int] = set()
         for theirs, ours in names.items():
-            vectors = from_.vectors(theirs, kept)
-            chosen = [
-                row
-                for row in np.flatnonzero(np.isfinite(vectors).all(1)).tolist()
-                if not _has(known.get((items[kept[row]].source, items[kept[row]].path)), ours)
-            ]
-            new = [items[kept[row]] for row in chosen]
-            held = {item.id: item for item in store.items([_id(known.get((i.source, i.path))) for i in new])}
-            store.write(
-                [held.get(_id(known.get((i.source, i.path))), replace(i, id=0)) for i in new], ours, vectors[chosen]
-            )
-            written += len(new)
-            added |= {item.id for item in new if _id(known.get((item.source, item.path))) == 0}
+            vectors = from_.vectors(theirs, [item.id for item, _ in same])
+            new = np.isfinite(vectors).all(1) & np.array([ours not in state.models for _, state in same], bool)
+            chosen = [pair for pair, wanted in zip(same, new, strict=True) if wanted]
+            held = {item.id: item for item in store.items([state.id or 0 for _, state in chosen])}
+            items = [held.get(state.id or 0, replace(item, id=0)) for item, state in chosen]
+            store.write(items, ours, vectors[new])
+            done.vectors += len(items)
+            added |= {item.id for item, state in chosen if state.id is None}
+        done.added += len(added)
     store.optimise()
-    return Merged(len(added), written, present, other)
+    return done
 
 
 def _names(store: Store, from_: Store) -> dict[str, str]:
-    """What each of their models is called here."""
-    here = store.models()
-    by_weights = {model.fingerprint: model.name for model in here}
-    taken = {model.name for model in here}
-    names: dict[str, str] = {}
-    new: list[IndexedModel] = []
-    for model in from_.models():
-        if model.fingerprint in by_weights:
-            names[model.name] = by_weights[model.fingerprint]
-        elif model.name in taken:
+    """What each of their models is called here; adds those that are new."""
+    here = {model.fingerprint: model.name for model in store.models()}
+    new = [model for model in from_.models() if model.fingerprint not in here]
+    for model in new:
+        if model.name in here.values():
             raise InputError(
                 f"{from_.address}: holds vectors of another model {model.name!r} than {store.address}; "
                 "index one of the two anew with --replace-model, or under another --name"
             )
-        else:
-            names[model.name] = model.name
-            new.append(model)
     for model in new:
         store.add_model(model)
-    return names
-
-
-def _has(state: object, model: str) -> bool:
-    return model in getattr(state, "models", ())
-
-
-def _id(state: object) -> int:
-    return getattr(state, "id", None) or 0
+    return {model.name: here.get(model.fingerprint, model.name) for model in from_.models()}

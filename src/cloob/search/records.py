@@ -9,96 +9,55 @@ from dataclasses import dataclass, field
 Value = str | int | float | bool | None
 """What a metadata column holds."""
 
-_SURROGATES = re.compile("[\ud800-\udfff]")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def valid(text: str) -> str:
-    """Text that UTF-8 has: a file's name and a string of JSON need not be such."""
-    return _SURROGATES.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def as_text(text: str) -> str:
-    """Text as PostgreSQL takes it: no character 0, no half of a surrogate pair."""
-    return text.replace("\0", "�").encode("utf-8", "replace").decode()
+    """Text that databases and pages take: without NUL and without halves of surrogate pairs."""
+    return _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of an index.
+    """One picture of an index."""
 
-    Attributes:
-        id: Positive; belongs to a source and a path for as long as the index has them.
-        source: The SRC that it came from.
-        path: Of the file; of a picture inside a container ``CONTAINER::MEMBER``.
-        content: SHA-256 of the file's bytes, hex.
-        bytes: Size of the file.
-        mtime_ns: Of the file or the container, nanoseconds since 1970; None where there is none.
-        width: Of the upright picture, pixels.
-        height: Of the upright picture, pixels.
-        date: When it was taken, ISO 8601 as EXIF says it; None where it says nothing.
-        caption: None where there is none.
-        columns: What else the source says of it.
-    """
-
-    id: int
-    source: str
-    path: str
-    content: str
-    bytes: int
-    mtime_ns: int | None
-    width: int
+    id: int  # positive; belongs to a source and a path for as long as the index has them
+    source: str  # the SRC that it came from
+    path: str  # of the file; of a picture inside a container CONTAINER::MEMBER
+    content: str  # SHA-256 of the file's bytes, hex
+    bytes: int  # size of the file
+    mtime_ns: int | None  # of the file or the container, nanoseconds since 1970
+    width: int  # of the upright picture, pixels
     height: int
-    date: str | None = None
+    date: str | None = None  # when it was taken, ISO 8601
     caption: str | None = None
-    columns: Mapping[str, Value] = field(default_factory=dict)
+    columns: Mapping[str, Value] = field(default_factory=dict)  # what else the source says of it
 
 
 @dataclass(frozen=True)
 class IndexedModel:
-    """A model whose vectors an index holds.
+    """A model whose vectors an index holds."""
 
-    Attributes:
-        name: What the index calls it.
-        spec: What :func:`cloob.load_model` takes.
-        fingerprint: Of its weights and its preprocessing, hex: vectors of two fingerprints never mix.
-        dim: D, the width of its unit rows.
-    """
-
-    name: str
-    spec: str
-    fingerprint: str
-    dim: int
+    name: str  # what the index calls it
+    spec: str  # what `cloob.load_model` takes
+    fingerprint: str  # of its weights and preprocessing, hex: vectors of two fingerprints never mix
+    dim: int  # D, the width of its unit rows
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer of a search.
-
-    Attributes:
-        item: The picture.
-        score: Cosine with the query, in [-1, 1].
-        margin: How far the score stands above what unrelated queries reach on this collection, in standard deviations
-            of theirs; the relative cutoff compares this. None where there is no background.
-    """
+    """One answer of a search."""
 
     item: Item
-    score: float
-    margin: float | None = None
+    score: float  # cosine with the query, in [-1, 1]
+    margin: float | None = None  # above what unrelated queries reach, in standard deviations of theirs
 
 
 @dataclass(frozen=True)
 class Results:
-    """What a search found, best first.
+    """What a search found, best first."""
 
-    Attributes:
-        hits: At most as many as were asked for, those above the cutoff.
-        searched: How many pictures were compared: those that the filter lets through.
-        cut: How many of the nearest, as many as were asked for, the cutoff left out; when ``hits`` is empty and this is
-            not 0, nothing fits.
-        model: The name of the model that was asked.
-    """
-
-    hits: tuple[Hit, ...]
-    searched: int
-    cut: int
-    model: str
+    hits: tuple[Hit, ...]  # at most as many as were asked for, those above the cutoff
+    searched: int  # pictures that were compared: those that the filter lets through
+    cut: int  # of the nearest, as many as were asked for, those that the cutoff left out
+    model: str  # the name of the model that was asked

@@ -24,12 +24,11 @@ from cloob.models.runs import split_checkpoint
 from cloob.search.build import Builder, Plan, Summary, Work, make_plan, remove_gone
 from cloob.search.identity import Making, Precision, changed, weights_of
 from cloob.search.identity import ModelChanged as ModelChanged
-from cloob.search.named import absolute, load_named, remember_model
 from cloob.search.records import IndexedModel
-from cloob.search.scan.addresses import remember
 from cloob.search.scan.collection import Collection, Gone
 from cloob.search.scan.open import ScanOptions, is_gone, open_collection, open_named, source_name
 from cloob.search.store import Store
+from cloob.search.trust import absolute, load_named, remember, remember_model
 
 
 @dataclass(frozen=True)

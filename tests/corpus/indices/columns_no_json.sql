@@ -1,1 +1,1 @@
-UPDATE items SET columns = '{';
+UPDATE cloob_items SET columns = '{';

@@ -1,1 +1,1 @@
-UPDATE items SET date = CAST(x'32303234ff' AS TEXT);
+UPDATE cloob_items SET date = CAST(x'32303234ff' AS TEXT);

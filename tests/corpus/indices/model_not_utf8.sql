@@ -1,1 +1,1 @@
-UPDATE models SET name = CAST(x'ff41' AS TEXT);
+UPDATE cloob_models SET name = CAST(x'ff41' AS TEXT);

@@ -1,1 +1,1 @@
-UPDATE models SET spec = 'hf-hub:evil/tracker';
+UPDATE cloob_models SET spec = 'hf-hub:evil/tracker';

@@ -1,1 +1,1 @@
-UPDATE items SET source = 'a' || char(0);
+UPDATE cloob_items SET source = 'a' || char(0);

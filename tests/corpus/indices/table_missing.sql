@@ -1,1 +1,1 @@
-DROP TABLE vectors;
+DROP TABLE cloob_vectors;

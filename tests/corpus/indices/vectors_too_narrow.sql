@@ -1,1 +1,1 @@
-UPDATE vectors SET vector = x'00';
+UPDATE cloob_vectors SET vector = x'00';

@@ -1,1 +1,1 @@
-UPDATE vectors SET vector = zeroblob(4004);
+UPDATE cloob_vectors SET vector = zeroblob(4004);

@@ -1,1 +1,1 @@
-UPDATE vectors SET vector = zeroblob(length(vector));
+UPDATE cloob_vectors SET vector = zeroblob(length(vector));

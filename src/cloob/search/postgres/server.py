@@ -1,69 +1,49 @@
 """The connection to a PostgreSQL server: one line for each error, and the tables of an index.
 
 Several indexers write at once: a transaction takes its rows in the order of their places and the one row of
-``cloob_index`` last, so that none waits for another longer than it takes to commit.
+``cloob_revisions`` last, so that none waits for another longer than it takes to commit.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from cloob.errors import InputError, require
+from cloob.search.schema import TABLES
 
 if TYPE_CHECKING:
-    from psycopg import Connection, Cursor
+    from psycopg import Connection
 
-VERSION = 2
+VERSION = 3
 """Of the tables below."""
 
 _PGVECTOR = (0, 8)  # brought hnsw.iterative_scan
 _CONNECT_SECONDS = 10
 _LOCK = 0xC100B  # held while tables are made
 
-# Vectors lie in a table a model, since an index over vectors is of one width: see `vectors_table`.
+# Vectors of up to 2,000 numbers lie in their rows (MAIN), where a scan reads them in place.
 _TABLES = f"""
-CREATE TABLE cloob_index (version int NOT NULL, revision bigint NOT NULL);
-INSERT INTO cloob_index VALUES ({VERSION}, 0);
-CREATE TABLE cloob_models (
-  id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  name text NOT NULL UNIQUE, spec text NOT NULL, fingerprint text NOT NULL, dim int NOT NULL);
-CREATE TABLE cloob_items (
-  id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  source text NOT NULL, path text NOT NULL, content text NOT NULL, bytes bigint NOT NULL, mtime_ns bigint,
-  width int NOT NULL, height int NOT NULL, date text, caption text, columns jsonb NOT NULL);
-CREATE UNIQUE INDEX cloob_items_place ON cloob_items (md5(source), md5(path));
-CREATE INDEX cloob_items_content ON cloob_items (content);
-CREATE INDEX cloob_items_date ON cloob_items (date COLLATE "C");
-CREATE TABLE cloob_faults (
-  source text NOT NULL, path text NOT NULL, bytes bigint NOT NULL, mtime_ns bigint, fault text NOT NULL);
-CREATE UNIQUE INDEX cloob_faults_place ON cloob_faults (md5(source), md5(path));
-CREATE TABLE cloob_excludes (source text NOT NULL, glob text NOT NULL);
-"""
-
-
-def vectors_table(model: int) -> str:
-    """The name of the table with a model's vectors."""
-    return f"cloob_vectors_{int(model)}"
+CREATE TABLE cloob_index (version int NOT NULL);
+INSERT INTO cloob_index VALUES ({VERSION});
+{TABLES};
+ALTER TABLE cloob_vectors ALTER vector SET STORAGE MAIN;
+INSERT INTO cloob_revisions VALUES (0, 0)""".format(
+    int="bigint", id="bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY", json="jsonb", vector="vector", strict=""
+)
 
 
 class Server:
     """A connection that any number of threads share in turn; it is made anew when the server has dropped it."""
 
     def __init__(self, address: str, *, writable: bool, create: bool) -> None:
-        """Connects.
+        """Connects; InputError where there is no server, no right, no pgvector, or no index.
 
-        Args:
-            address: A URL as libpq takes it. ``?options=-csearch_path%3DNAME,public`` keeps several indices apart in
-                one database, each in a schema of its own.
-            writable: Else every transaction is read-only.
-            create: Makes the tables, and the extension, where they are missing.
-
-        Raises:
-            InputError: No server, no right, no pgvector, or no index; one line.
+        ``?options=-csearch_path%3DNAME,public`` in the address keeps several indices apart in one database, each in a
+        schema. ``create`` makes the tables, and the extension, where they are missing.
         """
         self._psycopg = require("psycopg", "postgres")
         self._pgvector = require("pgvector.psycopg", "postgres")
@@ -73,8 +53,9 @@ class Server:
         self._lock = threading.RLock()
         self._open: Connection[Any] | None = None
         try:
-            with self.transaction(write=create) as cursor:
-                self._check(cursor, create=create)
+            if create:
+                self._make()
+            self._check()
         except BaseException:
             self.close()
             raise
@@ -87,33 +68,51 @@ class Server:
             self._open = None
 
     @contextmanager
-    def transaction(self, *, write: bool = False) -> Iterator[Cursor[Any]]:
-        """All of it or nothing; of one that writes the index's revision grows.
-
-        Raises:
-            InputError: What the server says; of an index that was opened to be read, when it should write.
-        """
-        if write and not self._writable:
-            raise InputError(f"{self.address}: was opened to be read")
+    def transaction(self) -> Iterator[None]:
+        """All of it or nothing, of what this thread runs inside."""
         with self._lock, self._one_line():
-            connection = self._connection()
-            with connection.transaction(), connection.cursor() as cursor:
-                yield cursor
-                if write:
-                    cursor.execute("UPDATE cloob_index SET revision = revision + 1")
+            self.rows("SELECT 1")  # by a connection that is there
+            with self._connected().transaction():
+                yield
 
     def rows(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """All rows of one statement that reads."""
+        """Runs one statement, with ``?`` for a value; what a dropped connection did not run is run again."""
         with self._lock, self._one_line():
-            return self._connection().execute(_composed(statement), values).fetchall()
+            inside = self._open is not None and self._open.info.transaction_status.name != "IDLE"
+            try:
+                return self._run(statement, values)
+            except self._psycopg.OperationalError:
+                if inside or self._open is None or not self._open.closed:
+                    raise
+                return self._run(statement, values)
 
-    def build(self, statement: str) -> None:
-        """Runs what may not stand in a transaction (``CREATE INDEX CONCURRENTLY``)."""
-        with self._lock, self._one_line():
-            self._connection().execute(_composed(statement))
+    def many(self, statement: str, rows: Sequence[Sequence[Any]]) -> list[Any]:
+        """Runs a statement for each of some rows of values, without waiting for one before the next is sent."""
+        found: list[Any] = []
+        if not rows:
+            return found
+        with self._lock, self._one_line(), self._connected().cursor() as cursor:
+            returning = "RETURNING" in statement
+            cursor.executemany(_composed(statement), rows, returning=returning)
+            while returning:
+                found += cursor.fetchall()
+                returning = bool(cursor.nextset())
+        return found
 
-    def _connection(self) -> Connection[Any]:
-        if self._open is None or self._open.closed or not self._answers(self._open):
+    def copy(self, table: str, types: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """Adds rows to a table."""
+        statement = _composed(f"COPY {table} FROM STDIN (FORMAT BINARY)")
+        with self._lock, self._one_line(), self._connected().cursor() as cursor, cursor.copy(statement) as copy:
+            copy.set_types(types)
+            for row in rows:
+                copy.write_row(row)
+
+    def _run(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        cursor = self._connected().execute(_composed(statement), values, binary=True)
+        return [] if cursor.description is None else cursor.fetchall()
+
+    def _connected(self) -> Connection[Any]:
+        if self._open is None or self._open.closed:
             self._open = self._psycopg.connect(self._conninfo, connect_timeout=_CONNECT_SECONDS, autocommit=True)
             if not self._writable:
                 self._open.execute("SET default_transaction_read_only = on")
@@ -122,49 +121,39 @@ class Server:
                 self._pgvector.register_vector(self._open)
         return self._open
 
-    def _answers(self, connection: Connection[Any]) -> bool:
-        """Whether the server is still there; a dropped connection says so only when it is used."""
-        if connection.info.transaction_status.name != "IDLE":
-            return True
-        try:
-            connection.execute("SELECT 1")
-        except self._psycopg.OperationalError:
-            connection.close()
-            return False
-        return True
+    def _check(self) -> None:
+        """That the tables are there, of this version."""
+        if self.rows("SELECT to_regclass('cloob_index')") == [(None,)]:
+            raise InputError(f"{self.address}: holds no index; `cloob index SRC --model M --out …` makes one")
+        ((version,),) = self.rows("SELECT version FROM cloob_index")
+        if version != VERSION:
+            raise InputError(f"{self.address}: its tables are of version {version}, this cloob reads {VERSION}")
 
-    def _check(self, cursor: Cursor[Any], *, create: bool) -> None:
-        """That the tables are there, of this version, or makes them."""
-        if create:
-            cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
-        there = cursor.execute("SELECT to_regclass('cloob_index')").fetchone()
-        if there is None or there[0] is None:
-            if not create:
-                raise InputError(f"{self.address}: holds no index; `cloob index SRC --model M --out …` makes one")
-            self._make(cursor)
-        row = cursor.execute("SELECT version FROM cloob_index").fetchone()
-        if row is None or row[0] != VERSION:
-            raise InputError(f"{self.address}: its tables are of version {row and row[0]}, this cloob reads {VERSION}")
-
-    def _make(self, cursor: Cursor[Any]) -> None:
-        available = cursor.execute(
-            "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"
-        ).fetchone()
-        if available is None:
-            raise InputError(f"{self.address}: the server has no pgvector (Debian: postgresql-NN-pgvector)")
-        if tuple(int(part) for part in available[0].split(".")[:2]) < _PGVECTOR:
-            raise InputError(f"{self.address}: has pgvector {available[0]}, {'.'.join(map(str, _PGVECTOR))} is needed")
-        schema = cursor.execute("SELECT current_schema()").fetchone()
-        if schema is None or schema[0] is None:
-            named = cursor.execute("SELECT current_setting('search_path')").fetchone()
-            raise InputError(f"{self.address}: has no schema {named and named[0]}; CREATE SCHEMA makes one")
-        try:
-            cursor.execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
-        except self._psycopg.errors.InsufficientPrivilege as error:
-            said = f"{error.diag.message_primary}; ask its administrator for CREATE EXTENSION vector"
-            raise InputError(f"{self.address}: {said}") from None
-        cursor.execute(_composed(_TABLES))
-        self._pgvector.register_vector(cursor.connection)
+    def _make(self) -> None:
+        """Makes the tables where they are missing."""
+        with self.transaction():
+            self.rows("SELECT pg_advisory_xact_lock(?)", (_LOCK,))
+            if self.rows("SELECT to_regclass('cloob_index')") != [(None,)]:
+                return
+            available = self.rows(
+                "SELECT coalesce(installed_version, default_version) FROM pg_available_extensions WHERE name = 'vector'"
+            )
+            if not available:
+                raise InputError(f"{self.address}: the server has no pgvector (Debian: postgresql-NN-pgvector)")
+            if tuple(int(part) for part in available[0][0].split(".")[:2]) < _PGVECTOR:
+                needed = ".".join(map(str, _PGVECTOR))
+                raise InputError(f"{self.address}: has pgvector {available[0][0]}, {needed} is needed")
+            if self.rows("SELECT current_schema()") == [(None,)]:
+                ((named,),) = self.rows("SELECT current_setting('search_path')")
+                raise InputError(f"{self.address}: has no schema {named}; CREATE SCHEMA makes one")
+            try:
+                self._connected().execute("CREATE EXTENSION IF NOT EXISTS vector WITH SCHEMA public")
+            except self._psycopg.errors.InsufficientPrivilege as error:
+                said = f"{error.diag.message_primary}; ask its administrator for CREATE EXTENSION vector"
+                raise InputError(f"{self.address}: {said}") from None
+            for statement in _TABLES.split(";"):
+                self.rows(statement)
+        self._pgvector.register_vector(self._connected())
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
@@ -172,7 +161,7 @@ class Server:
             yield
         except self._psycopg.Error as error:
             said = error.diag.message_primary or next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise InputError(f"{self.address}: {self._without_password(said)}") from None
+            raise InputError(f"{self.address}: {said.replace(self._password, '…')}") from None
 
     def _shown(self, address: str) -> str:
         """The address without the password."""
@@ -180,16 +169,13 @@ class Server:
             parts = self._psycopg.conninfo.conninfo_to_dict(address)
         except self._psycopg.ProgrammingError:
             raise InputError("--out: no address of a database; postgresql://USER@HOST:PORT/DATABASE is one") from None
-        self._password = str(parts.get("password") or "")
+        self._password = str(parts.get("password") or "\0")
         user = f"{quote(str(parts['user']), safe='')}@" if parts.get("user") else ""
         port = f":{parts['port']}" if parts.get("port") else ""
         options = f"?options={quote(str(parts['options']), safe=',')}" if parts.get("options") else ""
         return f"postgresql://{user}{parts.get('host') or ''}{port}/{parts.get('dbname') or ''}{options}"
 
-    def _without_password(self, said: str) -> str:
-        return said.replace(self._password, "…") if self._password else said
-
 
 def _composed(statement: str) -> Any:
-    """Text that this package wrote, values apart, as psycopg's types want it."""
-    return statement
+    """A statement of this package as psycopg wants it."""
+    return statement.replace("?", "%s")

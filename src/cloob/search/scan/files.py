@@ -22,7 +22,7 @@ from cloob.data.sources.table import TABLE_SUFFIXES, column_names, json_rows, re
 from cloob.errors import InputError, nearest
 from cloob.search.records import Value, valid
 from cloob.search.scan.collection import Collection, Found, LeftOut, named, newest, stated, values
-from cloob.search.where.tree import NUMBERS, TEXTS
+from cloob.search.where import NUMBERS, TEXTS
 
 CAPTION_COLUMNS = ("title", "caption", "text")
 """Where captions are sought when nobody has named their column."""

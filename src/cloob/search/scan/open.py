@@ -19,10 +19,10 @@ from cloob.data.shards.remote import open_remote
 from cloob.data.shards.spec import expand, is_remote, local_path
 from cloob.data.sources.arrow import arrow_files, holds_images
 from cloob.errors import InputError
-from cloob.search.scan.addresses import check_typed, was_typed
 from cloob.search.scan.collection import SEPARATOR, Collection, ReadFailed, read_regular
 from cloob.search.scan.containers import Inside, Shard, Tars
 from cloob.search.scan.files import Folder, Table, find_table
+from cloob.search.trust import check_typed, was_typed
 
 
 @dataclass(frozen=True)

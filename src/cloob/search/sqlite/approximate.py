@@ -1,4 +1,4 @@
-"""Approximate search in large collections: a faiss index finds candidates, which the matrix then scores exactly.
+"""Approximate search in large collections: a faiss index finds candidates, which are then scored exactly.
 
 The index is kept in the user's own cache and not beside the database: faiss trusts the files that it reads, and an
 index's folder may come from somebody else.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,14 @@ import numpy as np
 
 from cloob.cache import Cache
 from cloob.errors import InputError, require
-from cloob.search.sqlite.exact import Part, rescore
-from cloob.search.sqlite.exact import nearest as exact_nearest
-from cloob.search.store import Ids, Vectors
+from cloob.search.sqlite.exact import Part
+from cloob.search.store import Vectors
 
 logger = logging.getLogger(__name__)
 
-EXACT_UP_TO = 1_000_000
-"""So many vectors are searched exactly unless somebody asks otherwise."""
-
-WORTH_IT_FROM = 200_000
-"""Below this an index is not built even where approximate search is asked for."""
-
-_CANDIDATES = 10
-"""Rows that are scored exactly for each one that is wanted."""
+EXACT_UP_TO = 1_000_000  # vectors are searched exactly unless somebody asks otherwise
+WORTH_IT_FROM = 200_000  # below, an index is not built even where approximate search is asked for
+_CANDIDATES = 10  # rows that are scored exactly for each one that is wanted
 
 
 def worthwhile(n: int, wanted: bool | None) -> bool:
@@ -50,37 +44,24 @@ def build(name: str, rows: Vectors) -> None:
 def find(name: str, n: int, dim: int) -> Any:
     """The index of this name, or None."""
     path = Cache().find("features", name)
-    if path is None:
-        return None
     try:
-        index = require("faiss", "search").read_index(str(path))
+        index = None if path is None else require("faiss", "search").read_index(str(path))
     except (InputError, RuntimeError):
         return None
-    return index if (index.ntotal, index.d) == (n, dim) else None
+    return index if index is not None and (index.ntotal, index.d) == (n, dim) else None
 
 
-def nearest(index: Any, parts: Sequence[Part], queries: Vectors, top: int) -> tuple[Ids, Vectors]:
-    """As ``exact.nearest``, of which the first part is the one that the index is of."""
-    faiss = require("faiss", "search")
-    first, others = parts[0], parts[1:]
-    selector = None
-    if first.positions is not None:
-        mask = np.zeros(len(first.ids), bool)
-        mask[first.positions] = True
+def candidates(index: Any, part: Part, query: Vectors, top: int) -> Part:
+    """Of the rows that the index is of, some that are near to a query (D,)."""
+    faiss, selector = require("faiss", "search"), None
+    if part.positions is not None:
+        mask = np.zeros(len(part.ids), bool)
+        mask[part.positions] = True
         selector = faiss.IDSelectorBitmap(np.packbits(mask, bitorder="little"))
     parameters = faiss.SearchParametersIVF(sel=selector, nprobe=_probes(index.nlist))
-    wanted = min(len(first), max(_CANDIDATES * top, 100))
-    _, found = index.search(np.ascontiguousarray(queries, np.float32), wanted, params=parameters)
-    ids = np.zeros((len(queries), top), np.int64)
-    scores = np.full((len(queries), top), -np.inf, np.float32)
-    for i, query in enumerate(queries):
-        positions = np.sort(found[i][found[i] >= 0])
-        rest = exact_nearest(others, query[None], top)[0][0]
-        candidates = [(first, positions)]
-        candidates += [(part, np.flatnonzero(np.isin(part.ids, rest))) for part in others]
-        best = rescore(candidates, query, top)
-        ids[i, : len(best[0])], scores[i, : len(best[0])] = best
-    return ids, scores
+    wanted = min(len(part), max(_CANDIDATES * top, 100))
+    _, (found,) = index.search(np.ascontiguousarray(query[None], np.float32), wanted, params=parameters)
+    return replace(part, positions=np.sort(found[found >= 0]))
 
 
 def _probes(nlist: int) -> int:
