@@ -53,7 +53,7 @@ def test_a_suite_with_probes_writes_all_and_a_second_run_the_same(
     def refuse(*_: object, **__: object) -> object:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr("cloob.evaluation.loaded.load_model", refuse)
+    monkeypatch.setattr("cloob.evaluation.embeddings.load_model", refuse)
     monkeypatch.setattr("cloob.evaluation.embeddings.fit_probe", refuse)
     assert cli.main(words) == 0
     assert (work / "out" / "results.json").read_text(encoding="utf-8") == text

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cloob.cache import Cache
-from cloob.evaluation import loaded
+from cloob.evaluation import embeddings as loaded
 from cloob.evaluation.embed import EmbedOptions, Encoder
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.suite import evaluate

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cloob.evaluation.embeddings import Embeddings
-from cloob.evaluation.searches import searches
+from cloob.evaluation.examples import searches
 from evaluate_fakes import COLOURS, ColourModel, Labels
 
 SET = Labels(["red", "blue", "green", "red", "cyan", "yellow", "magenta", "blue"], broken=[3])

@@ -29,8 +29,8 @@ from torch.nn import functional as F
 
 from cloob.citation import BIBTEX
 from cloob.errors import command_line, require
-from cloob.evaluation.cache import folder_key
 from cloob.evaluation.embed import Encoder, evaluating
+from cloob.evaluation.embeddings import folder_key
 from cloob.models.load import find_model_folder, load_model
 from cloob.models.names import local_place
 from cloob.models.runs import CONFIG_FILE

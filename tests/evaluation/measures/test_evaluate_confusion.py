@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cloob.evaluation.measures.confusion import confusion_matrix
+from cloob.evaluation.measures.zeroshot import confusion_matrix
 
 
 def test_a_confusion_matrix_counts_each_image_once_and_agrees_with_the_ranks() -> None:

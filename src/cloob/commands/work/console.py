@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cloob.evaluation.report.problems import problems
+from cloob.evaluation.report.numbers import problems
 from cloob.models.runs import checkpoint_step, chosen_checkpoint, with_checkpoint
 
 

@@ -14,7 +14,7 @@ from cloob.data.shards.count import write_counts
 from cloob.data.shards.spec import is_remote
 from cloob.data.split import most_held_out
 from cloob.data.survey import SMALL_SIDE, Survey, survey
-from cloob.evaluation.report.sheet import write_sheet
+from cloob.evaluation.report.page import write_sheet
 from cloob.models.tokenizer import ClipTokenizer
 from cloob.models.towers import open_clip
 from cloob.training.config.pairs import VAL_SPLIT

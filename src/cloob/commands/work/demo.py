@@ -15,8 +15,8 @@ from cloob.commands.work.console import print_table, tell
 from cloob.commands.work.judge import Comparison, check_writable, measure, write_page
 from cloob.distributed import resolve_device
 from cloob.evaluation.embed import EmbedOptions
+from cloob.evaluation.examples import searches
 from cloob.evaluation.report import ExampleQuery
-from cloob.evaluation.searches import searches
 from cloob.evaluation.sets.captioned import open_captioned
 from cloob.evaluation.sets.labelled import LabelledSet, open_labelled
 from cloob.files import write_whole

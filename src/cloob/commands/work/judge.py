@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +14,8 @@ from cloob.errors import InputError
 from cloob.evaluation.embed import EmbedOptions
 from cloob.evaluation.embeddings import Embeddings
 from cloob.evaluation.examples import example_queries
-from cloob.evaluation.measures.confusion import confusion_matrix
 from cloob.evaluation.measures.probe import ProbeOptions
+from cloob.evaluation.measures.zeroshot import confusion_matrix
 from cloob.evaluation.report import Confusion, ExampleQuery, ReportExtras, write_report
 from cloob.evaluation.sets.labelled import LabelledSet
 from cloob.evaluation.suite import evaluate, write_results
@@ -76,6 +77,8 @@ def measure(comparison: Comparison, options: EmbedOptions, out: Path) -> tuple[E
             train_seconds=comparison.train_seconds,
             settings=comparison.settings,
         )
+    for what, (taken, asked) in embeddings.reused().items():
+        print(f"cloob: features of {taken:,} of {asked:,} {what} are those that `train align` kept", file=sys.stderr)
     absent = [{"model": None, "set": name, "error": error} for name, error in comparison.missing.items()]
     if absent:
         results["failures"] = [*absent, *results.get("failures", ())]
@@ -102,7 +105,7 @@ def write_page(
         results: Likewise.
         title: Headline of the page.
         notes: Paragraphs under it.
-        searches: What the page begins with, see :func:`cloob.evaluation.searches.searches`.
+        searches: What the page begins with, see :func:`cloob.evaluation.examples.searches`.
 
     Raises:
         InputError: The page cannot be written.
