@@ -41,22 +41,10 @@ def analyze(
     limit: int = DEFAULT_LIMIT,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Measures models on pairs; of a run folder every checkpoint.
+    """Measures models on pairs; of a run folder every checkpoint, and ``geometry`` is that of its best one.
 
-    Args:
-        models: Name -> what ``load_model`` takes.
-        source: The pairs.
-        options: How they are embedded; None takes the defaults.
-        similar: Most similar pictures to list, for the checkpoint that the model stands for.
-        duplicate: Cosine from which two pictures count as one.
-        limit: Pairs whose geometry is measured at most; ``similar`` and ``duplicates`` are sought among all.
-        progress: As for :class:`cloob.evaluation.embeddings.Embeddings`.
-
-    Returns:
-        ``{"pairs": name, "runs": [...]}``; a run has ``model``, ``geometry`` (of its best checkpoint, or the last),
-        ``checkpoints`` (``step``, ``epoch`` (None if unknown), effective eigenvalues, Ajne), ``similar`` (``keys``,
-        ``captions``, ``cosine``), ``duplicates`` (lists of keys) and, if some images could not be used, ``unreadable``
-        ({reason: count}). ``failures`` lists ``model`` and ``error`` of what could not be measured.
+    ``similar`` pictures are listed at most; ``duplicate`` is the cosine from which two pictures count as one; the
+    geometry is measured on ``limit`` pairs at most. ``failures`` lists what could not be measured.
 
     Raises:
         InputError: No models, or nothing could be measured.
@@ -93,13 +81,7 @@ def analyze(
 
 
 def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPair]:
-    """The k pairs of pictures of largest cosine, the most similar first; of equal ones the earlier pictures.
-
-    Args:
-        features: (n, D) unit rows; NaN rows are in no pair.
-        k: How many.
-        chunk: Rows a block; memory is chunk × n.
-    """
+    """The k pairs of largest cosine, best first, of equal ones the earlier; none of NaN rows. Memory is chunk × n."""
     pairs: list[SimilarPair] = []
     for start in range(0, len(features) if k else 0, chunk):
         scores = (features[start : start + chunk] @ features.T).nan_to_num(nan=-torch.inf)
@@ -115,13 +97,7 @@ def similar_pairs(features: Tensor, k: int, chunk: int = 1024) -> list[SimilarPa
 
 
 def duplicate_groups(features: Tensor, threshold: float = 0.999, chunk: int = 1024) -> list[list[int]]:
-    """Groups of two pictures or more that are linked by cosines of ``threshold`` or more, by their first picture.
-
-    Args:
-        features: (n, D) unit rows; NaN rows are in no group.
-        threshold: The least cosine of a link.
-        chunk: Rows a block; memory is chunk × n.
-    """
+    """Groups of pictures linked by cosines of ``threshold`` or more; NaN rows are in none. Memory is chunk × n."""
     sparse, csgraph = require("scipy.sparse", "train"), require("scipy.sparse.csgraph", "train")
     pictures = np.arange(len(features))
     first = pictures  # of each one's group

@@ -94,11 +94,7 @@ class _Loaded(NamedTuple):
 def embed_images(
     encoder: Encoder, reader: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
 ) -> ImageEmbeddings:
-    """Embeds every image of a set, in order; the encoder stays where it is.
-
-    Raises:
-        InputError: The set is empty, none of its images can be read, or an embedding is not finite.
-    """
+    """Embeds every image of a set, in order; InputError if none can be read, or an embedding is not finite."""
     return _embed(encoder, reader, options, progress)[0]
 
 
@@ -118,10 +114,7 @@ def embed_pairs(
     progress: Progress | None = None,
     text_progress: Progress | None = None,
 ) -> PairEmbeddings:
-    """Embeds the images and captions of a source, reading each pair once; errors as of :func:`embed_images`.
-
-    A sample with ``captions`` (:mod:`cloob.evaluation.sets.captioned`) has as many texts.
-    """
+    """Embeds the images and captions of a source; a sample with ``captions`` has as many texts."""
     options = options or EmbedOptions()
     images, of_images = _embed(encoder, source, options, progress)
     captions = tuple(caption for group in of_images for caption in group)
@@ -134,11 +127,7 @@ def embed_pairs(
 def embed_texts(
     encoder: Encoder, texts: Sequence[str], batch_size: int = 256, progress: Progress | None = None
 ) -> Tensor:
-    """(T, D) of texts; equal texts go through the tower once.
-
-    Raises:
-        InputError: No texts, or an embedding is not finite.
-    """
+    """(T, D) of texts; equal texts go through the tower once. InputError if an embedding is not finite."""
     if not texts:
         raise InputError(f"{encoder.name}: no texts to embed")
     # Texts of similar length together: a batch costs what its longest text does (cloob.models.texts).

@@ -158,11 +158,7 @@ class Embeddings:
         return self._facts[model]
 
     def labelled(self, model: str, data: Labelled) -> LabelledEmbeddings:
-        """The images, labels and classes of a labelled set through a model.
-
-        Raises:
-            InputError: See ``embed_images`` and ``class_embeddings``; a label without a class, or not one an image.
-        """
+        """The images, labels and classes of a set through a model; InputError too if a label has no class."""
 
         def classes() -> _Stored:
             batch_size = self._options.batch_size
@@ -328,13 +324,7 @@ def model_facts(encoder: Encoder) -> ModelFacts:
 
 
 def folder_key(folder: Path, device: str | torch.device) -> str:
-    """The key of a model folder or a file of weights: the bytes of its files, without loading it.
-
-    Kinds of devices round differently, and so may versions of what decodes pictures and runs towers.
-
-    Raises:
-        InputError: A file cannot be read.
-    """
+    """The key of a model folder or a file of weights: the bytes of its files, without loading it."""
     parts: list[str | bytes] = []
     if (folder / ONNX_FILE).is_file():
         parts += package_versions(("onnxruntime",))

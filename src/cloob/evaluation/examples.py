@@ -38,16 +38,7 @@ def example_queries(
     k: int = 5,
     models: Sequence[str] | None = None,
 ) -> list[ExampleQuery]:
-    """What each model finds for a few queries among the images of a set; unreadable images are never found.
-
-    Args:
-        embeddings: The models; what :func:`cloob.evaluate` embedded is used again.
-        data: A labelled set (queries are class names, through the ensemble of templates), or a source of pairs (queries
-            are captions).
-        queries: Class names or captions of the set; None draws ``n`` that have an image, the same for all models.
-        n: How many queries to draw.
-        k: Images a query.
-        models: Names of the models to ask; None asks all.
+    """What each model finds for a few class names or captions of a set; None draws ``n`` that have an image.
 
     Raises:
         InputError: A query that is no class name or caption of the set, or what embedding raises.

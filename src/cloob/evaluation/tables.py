@@ -26,14 +26,7 @@ _CLIP_BENCHMARK_FILE = re.compile(r".+_en_(zeroshot_classification|zeroshot_retr
 def write_set_files(
     out: Path, results: Mapping[str, Any], embeddings: Embeddings, zeroshot: Sequence[Labelled]
 ) -> list[Path]:
-    """Writes ``clip_benchmark/`` and ``per_class/`` beside results.json, in place of an earlier evaluation's files.
-
-    Returns:
-        The folders that hold something.
-
-    Raises:
-        InputError: A file cannot be written.
-    """
+    """Writes ``clip_benchmark/`` and ``per_class/`` in place of an earlier evaluation's files; returns these folders."""
     sources = {
         # A place on this machine says nothing elsewhere.
         model: model if Path(str(source).removeprefix("local-dir:")).is_absolute() else str(source)
@@ -60,10 +53,7 @@ def write_clip_benchmark(
 ) -> list[Path]:
     """One JSON a model, set and task, as CLIP_benchmark writes them, so that ``clip_benchmark build`` reads them.
 
-    Args:
-        folder: Where they go, as ``<set>_<model>_en_<task>.json``, numbered if two names are alike as file names.
-        results: What :func:`cloob.evaluate` returned.
-        sources: Where each model came from, for the field ``pretrained``.
+    ``sources`` says where each model came from, for the field ``pretrained``.
     """
     files, taken = [], set[str]()
     for row in results["rows"]:
@@ -83,13 +73,7 @@ def write_clip_benchmark(
 
 
 def write_per_class(path: Path, classnames: Sequence[str], matrices: Mapping[str, Tensor]) -> None:
-    """A CSV with a line a class: ``label``, ``class``, ``images``, and a model each its recall and worst confusion.
-
-    Args:
-        path: The file; its folder is created.
-        classnames: C names.
-        matrices: Model -> its confusion matrix. A class without images has an empty recall.
-    """
+    """A CSV with a line a class: ``label``, ``class``, ``images``, and a model each its recall and worst confusion."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, *(f"{model}: {what}" for model in matrices for what in ("recall", "mostly taken for"))])

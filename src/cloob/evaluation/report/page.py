@@ -91,18 +91,7 @@ def write_report(
     title: str = "Report",
     notes: str | Sequence[str] = (),
 ) -> None:
-    """Writes the report, whole or not at all; equal arguments give equal bytes.
-
-    Args:
-        path: The file; its folder is created.
-        results: What :func:`cloob.evaluate` returned.
-        extras: What else to show.
-        title: The page's title.
-        notes: Paragraphs under the title.
-
-    Raises:
-        InputError: ``path`` cannot be written.
-    """
+    """Writes the report of what :func:`cloob.evaluate` returned; equal arguments give equal bytes."""
     page = render_report(results, extras, title=title, notes=notes)
     write_whole(Path(path), page, f"{path}: the report cannot be written here")
 
@@ -114,7 +103,7 @@ def render_report(
     title: str = "Report",
     notes: str | Sequence[str] = (),
 ) -> str:
-    """The report's HTML; arguments as of :func:`write_report`."""
+    """The report as HTML; ``notes`` are paragraphs under the title."""
     extras = extras or ReportExtras()
     rows = results["rows"]
     colours = _colours(rows, extras)
@@ -156,18 +145,7 @@ def render_report(
 def write_sheet(
     path: Path, source: Source, survey: Survey, facts: Sequence[tuple[str, str]], pictures: int = 60
 ) -> None:
-    """Writes the contact sheet of a set of pairs: pictures, captions, and what was seen of all of them.
-
-    Args:
-        path: The file; its folder is created.
-        source: The pairs.
-        survey: What was seen of them.
-        facts: Names and sentences of the table at the top.
-        pictures: Pictures on the sheet, spread evenly over the usable pairs.
-
-    Raises:
-        InputError: ``path`` cannot be written.
-    """
+    """Writes the contact sheet of a set of pairs: some pictures with captions, and what was seen of all of them."""
     rows = survey.usable
     count = min(pictures, len(rows))
     shown = [rows[i * (len(rows) - 1) // max(1, count - 1)] for i in range(count)]

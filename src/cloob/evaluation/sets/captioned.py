@@ -46,25 +46,14 @@ class BadPicture(BadSample):
 
 
 def open_captioned(spec: str | Path, *, image_column: str = "filepath", caption_column: str = "title") -> Reader:
-    """Opens pictures and captions for retrieval.
+    """Opens pictures and captions for retrieval: what :func:`cloob.open_source` takes.
 
-    Args:
-        spec: What :func:`cloob.open_source` takes, where several captions of a picture are
-
-            - in a table (.csv, .tsv, .parquet, .jsonl): rows that name the same picture;
-            - in JSON lines also: a list in place of the caption;
-
-            or CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), whose ``test`` part is taken:
-            there each line of a picture's .txt is a caption.
-        image_column: Column of a table with the path of the picture, or the picture.
-        caption_column: Column of a table with the caption.
-
-    Returns:
-        The set, in the order in which the pictures first appear. ``read`` gives a ``CaptionedSample``, or raises
-        ``BadSample``: a ``BadPicture`` if the captions are known.
+    A picture has several captions in a table (.csv, .tsv, .parquet, .jsonl) whose rows name the same picture, in JSON
+    lines with a list of captions, and in CLIP_benchmark's folder of a retrieval set (``test/nshards.txt`` in it), where
+    each line of a .txt is a caption. Pictures come in the order in which they first appear.
 
     Raises:
-        InputError: Nothing there, not readable as what it is, or fewer than two pictures; one line.
+        InputError: Nothing there, not readable as what it is, or fewer than two pictures.
     """
     spec = str(spec) if is_remote(str(spec)) else local_path(str(spec))
     path = Path(spec)

@@ -62,21 +62,14 @@ class LabelledSet:
 
 
 def open_labelled(path: str | Path, split: str = "test") -> LabelledSet:
-    """Opens a labelled set.
+    """Opens a labelled set: ``"demo:noto-emoji"`` (inside the package), or a folder in one of two layouts.
 
-    Args:
-        path: ``"demo:noto-emoji"`` (inside the package), or a folder in one of two layouts:
+    - CLIP_benchmark's: ``classnames.txt`` (line number = label), ``zeroshot_classification_templates.txt``,
+      ``<split>/nshards.txt``, ``<split>/<i>.tar`` with an image and a ``.cls`` a sample;
+    - images: one sub-folder a class (in ``<split>/`` if that is a folder of folders). A class is called as its folder,
+      ``_`` read as a space, or as its line of ``classnames.txt`` says (sorted folders).
 
-            - CLIP_benchmark's: ``classnames.txt`` (line number = label), ``zeroshot_classification_templates.txt``,
-              ``<split>/nshards.txt``, ``<split>/<i>.tar`` with an image and a ``.cls`` a sample;
-            - images: one sub-folder a class (in ``<split>/`` if that is a folder of folders). A class is called as its
-              folder, ``_`` read as a space, or as its line of ``classnames.txt`` says (sorted folders).
-
-            Templates are optional in both (``templates.txt`` is read too); without, ``("{c}",)``.
-        split: Which part of the set.
-
-    Returns:
-        The set; every label is valid and every template holds ``{c}``.
+    Templates are optional in both (``templates.txt`` is read too); without, ``("{c}",)``.
 
     Raises:
         InputError: Something is missing or does not fit; names the set, the file and the key.

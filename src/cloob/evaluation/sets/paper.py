@@ -34,16 +34,10 @@ LAYOUTS: Mapping[str, str] = {
 
 
 def open_paper_set(name: str, root: Path, split: str = "test") -> LabelledSet:
-    """Opens one of the paper's sets.
+    """Opens one of ``LAYOUTS`` below the folder of all sets, with CLIP's class names and templates.
 
-    Args:
-        name: A key of ``LAYOUTS``.
-        root: Folder of all sets, laid out as docs/evaluate.md says.
-        split: ``"test"`` (ImageNet's validation images), or ``"train"`` for a probe (Flowers102: its train and
-            validation images, as CLIP had them; ImageNet V2: ImageNet's).
-
-    Returns:
-        The set, with CLIP's class names and templates.
+    ``test`` is ImageNet's validation set; ``train`` is, for Flowers102, its train and validation images, as CLIP had
+    them, and for ImageNet V2 ImageNet's.
 
     Raises:
         InputError: The set is not there (the message says what to put where), or not what it should be.

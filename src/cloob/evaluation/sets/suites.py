@@ -50,15 +50,7 @@ class SuiteSets:
 
 
 def open_suites(words: Sequence[str], root: Path | None = None, *, probe: bool = False) -> SuiteSets:
-    """Opens suites.
-
-    Args:
-        words: Names of suites, each followed by its folder if that is not ``root``: ``("paper", "/data")``.
-        root: Folder of the suites that name none.
-        probe: Whether training images are wanted too.
-
-    Returns:
-        The sets of all suites together.
+    """Opens suites; ``words`` are names, each followed by its folder if that is not ``root``: ``("paper", "/data")``.
 
     Raises:
         InputError: No such suite, no folder, or a folder without a single set.
