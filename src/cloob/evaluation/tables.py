@@ -26,7 +26,7 @@ _CLIP_BENCHMARK_FILE = re.compile(r".+_en_(zeroshot_classification|zeroshot_retr
 def write_set_files(
     out: Path, results: Mapping[str, Any], embeddings: Embeddings, zeroshot: Sequence[Labelled]
 ) -> list[Path]:
-    """Writes ``clip_benchmark/`` and ``per_class/`` in place of an earlier evaluation's files; returns these folders."""
+    """Writes ``clip_benchmark/`` and ``per_class/`` in place of an earlier evaluation's files; returns the folders."""
     sources = {
         # A place on this machine says nothing elsewhere.
         model: model if Path(str(source).removeprefix("local-dir:")).is_absolute() else str(source)

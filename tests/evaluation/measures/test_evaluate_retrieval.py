@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cloob.evaluation.measures.retrieval import RetrievalRanks, by_picture, correct_answers, retrieval_ranks, summarise
+from cloob.evaluation.measures.retrieval import RetrievalRanks, by_picture, retrieval_ranks, summarise
 from cloob.functional.bootstrap import bootstrap_interval
 
 
@@ -66,7 +66,7 @@ def test_pairs_by_hand() -> None:
     assert low < 2 / 3 < high
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.data(), n_images=st.integers(1, 6), more=st.integers(0, 6), seed=st.integers(0, 999))
 def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed: int) -> None:
     extra = data.draw(st.lists(st.integers(0, n_images - 1), min_size=more, max_size=more))
@@ -80,16 +80,6 @@ def test_recall_is_the_loop(data: st.DataObject, n_images: int, more: int, seed:
         flipped = {(i, t) for t, i in correct}
         assert result[f"text_to_image@{k}"] == pytest.approx(recall_loop(texts, images, correct, k))
         assert result[f"image_to_text@{k}"] == pytest.approx(recall_loop(images, texts, flipped, k))
-
-
-@settings(max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["x", "X ", "y z", "y  z", ""])), min_size=1, max_size=9))
-def test_correct_answers_are_the_loop(rows: list[tuple[int, str]]) -> None:
-    image_of_text, captions = [image for image, _ in rows], [caption for _, caption in rows]
-    group, pairs = correct_answers(torch.tensor(image_of_text), captions)
-    found = [(t, image) for t, own in enumerate(group.tolist()) for of, image in pairs.tolist() if of == own]
-    assert sorted(found) == sorted(correct_loop(image_of_text, captions))
-    assert len(pairs) <= len(rows)
 
 
 def test_unreadable_rows_count_as_not_found_and_hinder_nobody() -> None:
@@ -159,17 +149,3 @@ def test_memory_stays_far_below_the_square() -> None:
     kilobytes, *found = map(float, done.stdout.split())
     assert kilobytes < 300_000
     assert min(found) > 0.99
-
-
-@pytest.mark.parametrize("chunk", [7])
-def test_blocks_give_the_ranks_of_the_full_matrix(chunk: int) -> None:
-    images, texts = unit(50, 6, 0), unit(130, 6, 1)
-    image_of_text = torch.cat(
-        [torch.arange(50), torch.randint(0, 50, (80,), generator=torch.Generator().manual_seed(2))]
-    )
-    found = retrieval_ranks(images, texts, image_of_text, chunk=chunk)
-    own = image_of_text[:, None] == torch.arange(50)
-    scores = texts @ images.T
-    for ranks, s, positive in ((found.text_to_image, scores, own), (found.image_to_text, scores.T, own.T)):
-        best = s.masked_fill(~positive, -torch.inf).amax(1, keepdim=True)
-        assert torch.equal(ranks, ((s > best) & ~positive).sum(1))
