@@ -14,7 +14,7 @@ NAMES = list(COLOURS)
 @pytest.mark.parametrize(("batch_size", "workers"), [(2, 0), (2, 3), (100, 3)])
 def test_rows_are_the_single_images_in_order_and_unreadable_ones_nan(batch_size: int, workers: int) -> None:
     data = Labels([*NAMES, "blue"], broken=[0, 5])
-    features, keys, bad = embed_images(ColourModel(), data, EmbedOptions(batch_size=batch_size, workers=workers))
+    features, keys, bad, *_ = embed_images(ColourModel(), data, EmbedOptions(batch_size=batch_size, workers=workers))
     expected = torch.tensor([COLOURS[colour] for colour in data.colours]).float() - 127.5
     expected /= expected.norm(dim=1, keepdim=True)
     expected[[0, 5]] = torch.nan

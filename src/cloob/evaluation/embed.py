@@ -47,11 +47,21 @@ class EmbedOptions:
 
 
 class ImageEmbeddings(NamedTuple):
-    """The images of a set: (n, D) features, n keys, and one record for each NaN row, in order."""
+    """The images of a set.
+
+    Attributes:
+        features: (n, D); NaN rows where the image could not be read.
+        keys: The n samples' keys.
+        bad: One record for each NaN row, in order.
+        captions: Of each image.
+        tower: (n, F) features of the image tower, if they were asked for; NaN rows as in ``features``.
+    """
 
     features: Tensor
     keys: tuple[str, ...]
     bad: list[Skip]
+    captions: tuple[tuple[str, ...], ...] = ()
+    tower: Tensor | None = None
 
 
 class PairEmbeddings(NamedTuple):
@@ -92,19 +102,48 @@ class _Loaded(NamedTuple):
 
 
 def embed_images(
-    encoder: Encoder, reader: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
+    encoder: Encoder,
+    reader: Reader,
+    options: EmbedOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    tower: bool = False,
 ) -> ImageEmbeddings:
     """Embeds every image of a set, in order; InputError if none can be read, or an embedding is not finite."""
-    return _embed(encoder, reader, options, progress)[0]
-
-
-def embed_images_and_tower(
-    encoder: Encoder, reader: Reader, options: EmbedOptions | None = None, progress: Progress | None = None
-) -> tuple[ImageEmbeddings, Tensor]:
-    """As :func:`embed_images`, with the (n, F) features of the image tower from the same pass (for probes)."""
-    tower: list[Tensor] = []
-    images, _ = _embed(encoder, reader, options, progress, tower)
-    return images, _in_place(torch.cat(tower), torch.isfinite(images.features).all(1))
+    options = options or EmbedOptions()
+    total = len(reader)
+    if total == 0:
+        raise InputError(f"{reader.name}: the set is empty")
+    keys, captions, readable, bad = [], [], [], []
+    parts: list[Tensor] = []
+    tower_parts: list[Tensor] = []
+    pixels: list[Tensor] = []
+    with evaluating(encoder), capture_tower(encoder) if tower else nullcontext() as captured:
+        for sample in _load_all(encoder, reader, options.workers, ahead=2 * options.batch_size):
+            keys.append(sample.key)
+            captions.append(sample.captions)
+            readable.append(isinstance(sample.pixels, Tensor))
+            if isinstance(sample.pixels, Tensor):
+                pixels.append(sample.pixels)
+            else:
+                bad.append(sample.pixels)
+            if len(pixels) < options.batch_size and len(keys) < total:
+                continue
+            if pixels:
+                images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
+                parts.append(encoder.encode_image(images).float().cpu())
+                if captured is not None:
+                    tower_parts.append(captured(parts[-1]))
+                pixels = []
+            if progress is not None:
+                progress(len(keys), total)
+    if not parts:
+        first = f"{bad[0].key}: {bad[0].reason} ({bad[0].detail})"
+        raise InputError(f"{reader.name}: none of the {total} images can be read; the first is {first}")
+    features, good = torch.cat(parts), torch.tensor(readable)
+    _check_finite(encoder, features, [key for key, fine in zip(keys, readable, strict=True) if fine])
+    of_tower = _in_place(torch.cat(tower_parts), good) if tower else None
+    return ImageEmbeddings(_in_place(features, good), tuple(keys), bad, tuple(captions), of_tower)
 
 
 def embed_pairs(
@@ -116,9 +155,10 @@ def embed_pairs(
 ) -> PairEmbeddings:
     """Embeds the images and captions of a source; a sample with ``captions`` has as many texts."""
     options = options or EmbedOptions()
-    images, of_images = _embed(encoder, source, options, progress)
-    captions = tuple(caption for group in of_images for caption in group)
-    image_of_text = torch.arange(len(of_images)).repeat_interleave(torch.tensor([len(group) for group in of_images]))
+    images = embed_images(encoder, source, options, progress)
+    captions = tuple(caption for group in images.captions for caption in group)
+    counts = torch.tensor([len(group) for group in images.captions])
+    image_of_text = torch.arange(len(counts)).repeat_interleave(counts)
     features = embed_texts(encoder, [caption for caption in captions if caption], options.batch_size, text_progress)
     texts = _in_place(features, torch.tensor([bool(caption) for caption in captions]))
     return PairEmbeddings(images, texts, captions, image_of_text)
@@ -185,48 +225,6 @@ def capture_tower(encoder: object) -> Iterator[Callable[[Tensor], Tensor]]:
         handle.remove()
         if takes_projection:
             visual.proj = projection  # type: ignore[assignment]
-
-
-def _embed(
-    encoder: Encoder,
-    reader: Reader,
-    options: EmbedOptions | None,
-    progress: Progress | None,
-    tower: list[Tensor] | None = None,
-) -> tuple[ImageEmbeddings, list[tuple[str, ...]]]:
-    """The images, and the captions of each; ``tower``, if given, gets the tower's features of each batch."""
-    options = options or EmbedOptions()
-    total = len(reader)
-    if total == 0:
-        raise InputError(f"{reader.name}: the set is empty")
-    keys, captions, readable, bad = [], [], [], []
-    parts: list[Tensor] = []
-    pixels: list[Tensor] = []
-    with evaluating(encoder), nullcontext() if tower is None else capture_tower(encoder) as captured:
-        for sample in _load_all(encoder, reader, options.workers, ahead=2 * options.batch_size):
-            keys.append(sample.key)
-            captions.append(sample.captions)
-            readable.append(isinstance(sample.pixels, Tensor))
-            if isinstance(sample.pixels, Tensor):
-                pixels.append(sample.pixels)
-            else:
-                bad.append(sample.pixels)
-            if len(pixels) < options.batch_size and len(keys) < total:
-                continue
-            if pixels:
-                images = torch.stack(pixels).to(getattr(encoder, "device", "cpu"))
-                parts.append(encoder.encode_image(images).float().cpu())
-                if tower is not None and captured is not None:
-                    tower.append(captured(parts[-1]))
-                pixels = []
-            if progress is not None:
-                progress(len(keys), total)
-    if not parts:
-        first = f"{bad[0].key}: {bad[0].reason} ({bad[0].detail})"
-        raise InputError(f"{reader.name}: none of the {total} images can be read; the first is {first}")
-    features = torch.cat(parts)
-    _check_finite(encoder, features, [key for key, good in zip(keys, readable, strict=True) if good])
-    return ImageEmbeddings(_in_place(features, torch.tensor(readable)), tuple(keys), bad), captions
 
 
 def _in_place(rows: Tensor, readable: Tensor) -> Tensor:

@@ -27,7 +27,6 @@ from cloob.evaluation.embed import (
     Progress,
     Reader,
     embed_images,
-    embed_images_and_tower,
     embed_pairs,
 )
 from cloob.evaluation.measures.probe import Probe, ProbeOptions, fit_probe
@@ -51,17 +50,14 @@ class Labelled(Reader, Protocol):
     @property
     def classnames(self) -> Sequence[str]:
         """C names; a label is an index into them."""
-        ...
 
     @property
     def templates(self) -> Sequence[str]:
         """Prompts with ``{c}`` in the place of the class name."""
-        ...
 
     @property
     def labels(self) -> Any:
         """(n,) integers, an array or a sequence."""
-        ...
 
 
 class LabelledEmbeddings(NamedTuple):
@@ -235,11 +231,8 @@ class Embeddings:
         """The images of a labelled set, with the tower's features if they are wanted."""
 
         def embed() -> _Stored:
-            encoder, report = self.encoder(model), self._report(model, data.name)
-            if not tower:
-                return _store_images(embed_images(encoder, data, self._options, report))
-            images, features = embed_images_and_tower(encoder, data, self._options, report)
-            return _store_images(images, {"tower": features})
+            images = embed_images(self.encoder(model), data, self._options, self._report(model, data.name), tower=tower)
+            return _store_images(images, {} if images.tower is None else {"tower": images.tower})
 
         # A run with probes has left the embeddings too, which a run without them takes from there.
         kinds = ("images-tower",) if tower else ("images", "images-tower")

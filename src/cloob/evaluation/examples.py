@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cloob.data.batch import caption_id
-from cloob.errors import InputError, nearest
+from cloob.errors import InputError
 from cloob.evaluation.embed import Reader, embed_texts
 from cloob.evaluation.embeddings import Embeddings, Labelled
 from cloob.evaluation.report import ExampleQuery, ShownPicture
@@ -32,20 +32,15 @@ class _Gallery(NamedTuple):
 def example_queries(
     embeddings: Embeddings,
     data: Labelled | Reader,
-    queries: Sequence[str] | None = None,
     *,
     n: int = 8,
     k: int = 5,
     models: Sequence[str] | None = None,
 ) -> list[ExampleQuery]:
-    """What each model finds for a few class names or captions of a set; None draws ``n`` that have an image.
-
-    Raises:
-        InputError: A query that is no class name or caption of the set, or what embedding raises.
-    """
+    """What each model finds for ``n`` class names or captions of a set that have an image, the same for all models."""
     galleries = {model: _gallery(embeddings, model, data) for model in models or embeddings.models}
     first = next(iter(galleries.values()))
-    rows = _draw(first, n) if queries is None else [_row(first, query, data.name) for query in queries]
+    rows = _draw(first, n)
     answers: dict[str, list[list[ShownPicture]]] = {}
     for model, seen in galleries.items():
         nearest_images = _nearest(seen.texts[rows], seen.images, k)
@@ -134,13 +129,6 @@ def _draw(seen: _Gallery, n: int) -> list[int]:
     candidates = list(rows.values())
     order = torch.randperm(len(candidates), generator=torch.Generator().manual_seed(0))
     return [candidates[i] for i in order[:n].tolist()]
-
-
-def _row(seen: _Gallery, query: str, name: str) -> int:
-    words = list(seen.words)
-    if query not in words:
-        raise InputError(f"{name}: no class or caption {query!r}; {nearest(query, words)}")
-    return words.index(query)
 
 
 def _picture(data: Labelled | Reader, place: int) -> bytes:

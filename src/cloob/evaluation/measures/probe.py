@@ -22,7 +22,9 @@ from cloob.functional.bootstrap import bootstrap_interval
 _COARSE = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 _FINEST = 0.125
 _SMALL = 4_000_000
-_MOST_VALIDATION_SHOTS = 4
+_MAX_VALIDATION_SHOTS = 4
+_VALIDATION = 0.2  # of the training images, without shots
+_MAX_ITERATIONS = 1000
 
 
 @dataclass(frozen=True)
@@ -32,14 +34,10 @@ class ProbeOptions:
     Attributes:
         shots: Training images a class; None takes all.
         seeds: One fit each; a seed draws the validation split and the shots.
-        validation: Part of the training images that chooses the strength of the penalty, without shots.
-        max_iter: Iterations of L-BFGS at most.
     """
 
     shots: int | None = None
     seeds: tuple[int, ...] = (0,)
-    validation: float = 0.2
-    max_iter: int = 1000
 
     def __post_init__(self) -> None:
         if self.shots is not None and self.shots < 1:
@@ -48,8 +46,6 @@ class ProbeOptions:
             raise InputError(f"seeds is {self.seeds}; one or several different numbers are wanted")
         if not all(0 <= seed < 2**63 for seed in self.seeds):
             raise InputError(f"seeds is {self.seeds}; numbers from 0 to below 2^63 are wanted")
-        if not 0 < self.validation < 1:
-            raise InputError(f"validation is {self.validation}; it must lie between 0 and 1")
 
 
 class Probe(NamedTuple):
@@ -74,7 +70,7 @@ def fit_probe(
     """Fits a probe, the strength of its penalty chosen on images that are held out.
 
     With ``shots`` k, k images a class are fitted and up to min(k, 4) others a class choose the strength; the last fit
-    stays with the k. Without, ``validation`` of each class chooses, and the last fit takes all. A class of one image is
+    stays with the k. Without, a fifth of each class chooses, and the last fit takes all. A class of one image is
     always fitted. NaN rows are left out.
 
     Raises:
@@ -97,7 +93,7 @@ def fit_probe(
 
     def fit(rows: Tensor, strength: float) -> Tensor:
         x = (features[rows].double() - mean) / scale
-        weight = _fit(x, labels[rows], n_classes, strength, options.max_iter)
+        weight = _fit(x, labels[rows], n_classes, strength)
         weight[:, :-1] /= scale
         weight[:, -1] -= weight[:, :-1] @ mean
         return weight
@@ -159,11 +155,11 @@ def _split(readable: Tensor, labels: Tensor, options: ProbeOptions, seed: int) -
         rows = readable[labels[readable] == label]
         rows = rows[torch.randperm(len(rows), generator=generator)]
         if options.shots is None:
-            n_held = min(max(round(options.validation * len(rows)), 1), len(rows) - 1)
+            n_held = min(max(round(_VALIDATION * len(rows)), 1), len(rows) - 1)
             n_fitted = len(rows) - n_held
         else:
             n_fitted = min(options.shots, len(rows))
-            n_held = min(options.shots, _MOST_VALIDATION_SHOTS, len(rows) - n_fitted)
+            n_held = min(options.shots, _MAX_VALIDATION_SHOTS, len(rows) - n_fitted)
         fitted.append(rows[:n_fitted])
         held_out.append(rows[n_fitted : n_fitted + n_held])
     return torch.cat(fitted).sort().values, torch.cat(held_out).sort().values
@@ -186,11 +182,11 @@ def _search(score: Callable[[float], float]) -> tuple[float, float]:
     return best(), scores[best()]
 
 
-def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float, max_iter: int) -> Tensor:
+def _fit(x: Tensor, labels: Tensor, n_classes: int, strength: float) -> Tensor:
     """(C, F + 1) weights of one logistic regression; NaN where a class has no image."""
     linear = require("sklearn.linear_model", "train")
     stopped_early = require("sklearn.exceptions", "train").ConvergenceWarning
-    model = linear.LogisticRegression(C=strength, max_iter=max_iter, solver="lbfgs")
+    model = linear.LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS, solver="lbfgs")
     # Threads that wait for each other cost more than they bring on a matrix of this size (20 times on a busy machine).
     threads = require("threadpoolctl", "train").threadpool_limits(1 if x.numel() < _SMALL else None)
     with threads, catch_warnings():

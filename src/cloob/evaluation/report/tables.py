@@ -6,19 +6,8 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cloob.evaluation.report.numbers import (
-    METRICS,
-    MISSING,
-    Row,
-    count,
-    decimal,
-    duration,
-    number,
-    part,
-    percent,
-    points,
-    set_names,
-)
+from cloob.evaluation.report import numbers
+from cloob.evaluation.report.numbers import METRICS, MISSING, Row, part, set_names
 
 
 class Cell(NamedTuple):
@@ -54,33 +43,45 @@ class _Column(NamedTuple):
 
 
 _ACCURACIES = [
-    _Column("acc1", "Top-1, %", percent, 1),
-    _Column("acc5", "Top-5, %", percent, 1),
-    _Column("mean_per_class_recall", "Mean per class,\u00a0%", percent, 1, always=False),
+    _Column("acc1", "Top-1, %", numbers.percent, 1),
+    _Column("acc5", "Top-5, %", numbers.percent, 1),
+    _Column("mean_per_class_recall", "Mean per class,\u00a0%", numbers.percent, 1, always=False),
 ]
 _COLUMNS = {
     "zeroshot": [
         *_ACCURACIES,
-        _Column("n_classes", "Classes", count, always=False),
-        _Column("n", "Images", count, always=False),
+        _Column("n_classes", "Classes", numbers.count, always=False),
+        _Column("n", "Images", numbers.count, always=False),
     ],
     "probe": [
         *_ACCURACIES,
-        _Column("shots", "Images a class", count, always=False),
-        _Column("n_train", "Training images", count, always=False),
-        _Column("n", "Test images", count, always=False),
+        _Column("shots", "Images a class", numbers.count, always=False),
+        _Column("n_train", "Training images", numbers.count, always=False),
+        _Column("n", "Test images", numbers.count, always=False),
     ],
     "retrieval": [
-        *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, group="Image → text recall, %") for k in (1, 5, 10)),
-        *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, group="Text → image recall, %") for k in (1, 5, 10)),
-        _Column("image_to_text_median_rank", "image → text", count, -1, always=False, group="Median rank"),
-        _Column("text_to_image_median_rank", "text → image", count, -1, always=False, group="Median rank"),
-        _Column("n_images", "Images", count, always=False),
-        _Column("n", "Texts", count, always=False),
+        *(
+            _Column(f"image_to_text@{k}", f"@{k}", numbers.percent, 1, group="Image → text recall, %")
+            for k in (1, 5, 10)
+        ),
+        *(
+            _Column(f"text_to_image@{k}", f"@{k}", numbers.percent, 1, group="Text → image recall, %")
+            for k in (1, 5, 10)
+        ),
+        _Column("image_to_text_median_rank", "image → text", numbers.count, -1, always=False, group="Median rank"),
+        _Column("text_to_image_median_rank", "text → image", numbers.count, -1, always=False, group="Median rank"),
+        _Column("n_images", "Images", numbers.count, always=False),
+        _Column("n", "Texts", numbers.count, always=False),
     ],
     "geometry": [
         *(
-            _Column(f"effective_eigenvalues_{key}", header, count, always=header == key, group="Effective eigenvalues")
+            _Column(
+                f"effective_eigenvalues_{key}",
+                header,
+                numbers.count,
+                always=header == key,
+                group="Effective eigenvalues",
+            )
             for key, header in (
                 ("image", "image"),
                 ("text", "text"),
@@ -88,15 +89,15 @@ _COLUMNS = {
                 ("text_retrieved", "text, retrieved"),
             )
         ),
-        _Column("ajne_image", "image", decimal, group="Ajne"),
-        _Column("ajne_text", "text", decimal, group="Ajne"),
-        _Column("modality_gap", "Modality gap", decimal),
-        _Column("train_seconds", "Training time", duration),
-        _Column("alignment", "Alignment", decimal, always=False),
-        _Column("uniformity_image", "image", decimal, always=False, group="Uniformity"),
-        _Column("uniformity_text", "text", decimal, always=False, group="Uniformity"),
-        _Column("saturation", "InfoNCE saturation", decimal, always=False),
-        _Column("n", "Pairs", count, always=False),
+        _Column("ajne_image", "image", numbers.decimal, group="Ajne"),
+        _Column("ajne_text", "text", numbers.decimal, group="Ajne"),
+        _Column("modality_gap", "Modality gap", numbers.decimal),
+        _Column("train_seconds", "Training time", numbers.duration),
+        _Column("alignment", "Alignment", numbers.decimal, always=False),
+        _Column("uniformity_image", "image", numbers.decimal, always=False, group="Uniformity"),
+        _Column("uniformity_text", "text", numbers.decimal, always=False, group="Uniformity"),
+        _Column("saturation", "InfoNCE saturation", numbers.decimal, always=False),
+        _Column("n", "Pairs", numbers.count, always=False),
     ],
 }
 _CAPTIONS = {
@@ -126,7 +127,7 @@ def difference_table(results: Mapping[str, Any], colours: Mapping[str, int]) -> 
                 Cell("mean of the sets" if entry["set"] is None else entry["set"]),
                 *(Cell(entry[key], colour=colours[entry[key]]) for key in ("model", "baseline")),
                 Cell(METRICS[entry["metric"]]),
-                Cell(points(value), value, f"{points(low)} to {points(high)}", best=clear),
+                Cell(numbers.points(value), value, f"{numbers.points(low)} to {numbers.points(high)}", best=clear),
                 Cell("yes" if clear else "no"),
             ]
         )
@@ -145,14 +146,16 @@ def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
     if key == "geometry":  # the training time is worth a line even without a geometry
         timed = [row for row in rows if not part(row, key) and row.get("train_seconds") is not None]
         lines += [(MISSING, row["model"], row) for row in timed]
-    some = {column.key for column in _COLUMNS[key] for line in lines if number(line[2].get(column.key)) is not None}
+    some = {
+        column.key for column in _COLUMNS[key] for line in lines if numbers.number(line[2].get(column.key)) is not None
+    }
     columns = [column for column in _COLUMNS[key] if column.always or column.key in some]
     best = _best(lines, columns)
     body = []
     for i, (name, model, values) in enumerate(lines):
         cells = [Cell(name), Cell(model, colour=colours[model])]
         for column in columns:
-            value, ends = number(values.get(column.key)), values.get(f"{column.key}_interval")
+            value, ends = numbers.number(values.get(column.key)), values.get(f"{column.key}_interval")
             span = " – ".join(map(column.form, ends)) if ends else ""
             cells.append(Cell(column.form(value), value, span, best=(i, column.key) in best))
         body.append(cells)
@@ -174,7 +177,7 @@ def _best(lines: Sequence[_Line], columns: Sequence[_Column]) -> set[tuple[int, 
     for column in (column for column in columns if column.better):
         groups: dict[str, list[tuple[int, float]]] = {}
         for i, (name, _, values) in enumerate(lines):
-            if (value := number(values.get(column.key))) is not None:
+            if (value := numbers.number(values.get(column.key))) is not None:
                 groups.setdefault(name, []).append((i, column.better * value))
         for group in groups.values():
             winners = [i for i, value in group if value == max(value for _, value in group)]
