@@ -68,13 +68,6 @@ class LabelledEmbeddings(NamedTuple):
     classes: Tensor
 
 
-class TowerFeatures(NamedTuple):
-    """What a probe is fitted and measured on: (n, F) of the image tower (NaN rows where unreadable), (n,) labels."""
-
-    features: Tensor
-    labels: Tensor
-
-
 @dataclass(frozen=True)
 class ModelFacts:
     """What evaluation reports of a model besides its numbers.
@@ -157,26 +150,22 @@ class Embeddings:
         """The images, labels and classes of a set through a model; InputError too if a label has no class."""
 
         def classes() -> _Stored:
-            batch_size = self._options.batch_size
-            return _Stored(
-                {"classes": class_embeddings(self.encoder(model), data.classnames, data.templates, batch_size)}, {}
-            )
-
-        def prompts_key() -> str:
-            return _digest(str(len(data.classnames)), *data.classnames, *data.templates)
+            how = data.classnames, data.templates, self._options.batch_size
+            return _Stored({"classes": class_embeddings(self.encoder(model), *how)}, {})
 
         def compute() -> LabelledEmbeddings:
             labels = _labels(data)
-            prompts = self._stored(model, "classes", prompts_key, classes)
+            words = str(len(data.classnames)), *data.classnames, *data.templates
+            prompts = self._stored(model, "classes", lambda: _digest(*words), classes)
             images = self._images(model, data, self._with_tower)
             return LabelledEmbeddings(_read_images(images), labels, prompts.tensors["classes"])
 
         return self._once("labelled", model, data, compute)
 
-    def tower(self, model: str, data: Labelled) -> TowerFeatures:
-        """The image tower's features of a labelled set, for probes; errors as of ``labelled``, without classes."""
+    def tower(self, model: str, data: Labelled) -> tuple[Tensor, Tensor]:
+        """The (n, F) features of the image tower on a labelled set, for probes, and the (n,) labels."""
         labels = _labels(data)
-        return TowerFeatures(self._images(model, data, True).tensors["tower"], labels)
+        return self._images(model, data, True).tensors["tower"], labels
 
     def probe(self, model: str, train: Labelled, n_classes: int, options: ProbeOptions, seed: int) -> Probe:
         """A probe fitted on the tower's features of a set; errors as of ``tower`` and ``fit_probe``."""

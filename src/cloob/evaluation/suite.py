@@ -151,7 +151,7 @@ class _Measuring:
     def _probe(self, data: Labelled, train: Labelled, row: dict[str, Any]) -> None:
         name, model, how = data.name, row["model"], self.probe
         _check_classes(data, train)
-        tested_on = self.embeddings.tower(model, data)
+        features, labels = self.embeddings.tower(model, data)
         n_classes = len(data.classnames)
         fits = []
         for seed in how.seeds:
@@ -159,8 +159,8 @@ class _Measuring:
                 probe = self.embeddings.probe(model, train, n_classes, how, seed)
             except InputError as error:
                 raise InputError(f"{name}: {error}") from error
-            fits.append((probing.probe_ranks(probe.weight, *tested_on), probe))
-        row["probe"][name] = probing.summarise(fits, tested_on.labels, n_classes, how, level=self.level, seed=self.seed)
+            fits.append((probing.probe_ranks(probe.weight, features, labels), probe))
+        row["probe"][name] = probing.summarise(fits, labels, n_classes, how, level=self.level, seed=self.seed)
         right = torch.stack([(ranks < 1).double() for ranks, _ in fits]).mean(0)
         self.hits.setdefault(("probe_acc1", name), {})[model] = right
 

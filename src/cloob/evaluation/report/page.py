@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloob.data.batch import BadSample
+from cloob.data.batch import BadSample, RawSample
 from cloob.data.source import Source
 from cloob.data.survey import Survey
 from cloob.errors import require
@@ -125,19 +125,15 @@ def render_report(
         forest=headline.forest(results, what, colours, verdict) if what else None,
         problems=numbers.problems(results),
         tables=result_tables(rows, colours) + ([compared] if compared else []),
-        queries=[_query(query, colours) for query in extras.queries],
-        searches=[_query(query, colours) for query in extras.searches],
+        queries=extras.queries,
+        searches=extras.searches,
+        similar={model: pairs for model, pairs in extras.similar.items() if pairs},
         by_epoch=figures.by_epoch(extras.checkpoints, colours),
         losses=figures.losses(extras.curves, colours),
         training=figures.training_geometry(extras.curves, colours),
         spectra=figures.spectra(rows, colours),
         classes=figures.classes(rows, colours),
         confusions=confusion_panels(extras.confusions, colours),
-        similar=[
-            {"model": model, "colour": colours[model], "pairs": [_twins(*pair) for pair in pairs]}
-            for model, pairs in extras.similar.items()
-            if pairs
-        ],
         settings=_settings(rows),
     )
 
@@ -164,23 +160,21 @@ def write_sheet(
 def _render(template: str, **content: Any) -> str:
     """A template of this folder with its content, which is escaped unless the template says it is safe."""
     jinja2 = require("jinja2", "train")
-    loader = jinja2.FileSystemLoader(_FOLDER)
-    undefined = jinja2.StrictUndefined
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=undefined, trim_blocks=True, lstrip_blocks=True
-    )
+    options = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_FOLDER), **options)
+    environment.filters |= {"data_uri": data_uri, "decimal": numbers.decimal, "shortened": numbers.shortened}
     css = (_FOLDER / "page.css").read_text(encoding="utf-8")
     page: str = environment.get_template(template).render(css=css, **content)
     return page
 
 
-def _sheet_pairs(source: Source, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+def _sheet_pairs(source: Source, rows: Sequence[int]) -> Iterator[RawSample]:
     for row in rows:
         try:
             sample = source.read(row)
         except BadSample:  # gone since the survey
             continue
-        yield {"uri": data_uri(sample.image), "caption": sample.caption, "key": sample.key}
+        yield sample
 
 
 def _colours(rows: Sequence[numbers.Row], extras: ReportExtras) -> dict[str, int]:
@@ -229,25 +223,3 @@ def _setting(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.5g}" if math.isfinite(value) else numbers.MISSING
     return numbers.MISSING if value is None else str(value)
-
-
-def _query(query: ExampleQuery, colours: Mapping[str, int]) -> dict[str, Any]:
-    models = [
-        {
-            "name": name,
-            "colour": colours[name],
-            "images": [_shown(item) for item in answers],
-            "right": sum(item.correct for item in answers),
-        }
-        for name, answers in query.answers.items()
-    ]
-    return {"text": query.query, "shown": numbers.shortened(query.query), "models": models}
-
-
-def _twins(first: ShownPicture, second: ShownPicture) -> dict[str, Any]:
-    return {"cosine": numbers.decimal(first.score), "images": [_shown(first), _shown(second)]}
-
-
-def _shown(item: ShownPicture) -> dict[str, Any]:
-    label, score = numbers.shortened(item.label), numbers.decimal(item.score)
-    return {"uri": data_uri(item.image), "label": label, "correct": item.correct, "score": score}
