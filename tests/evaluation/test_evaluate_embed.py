@@ -28,13 +28,13 @@ def test_pairs_are_read_once_and_unreadable_ones_are_nan() -> None:
     reads: list[int] = []
     original = source.read
     source.read = lambda index: (reads.append(index), original(index))[1]  # type: ignore[method-assign]
-    images, texts, captions, image_of_text = embed_pairs(ColourModel(), source, EmbedOptions(batch_size=2))
+    pairs = embed_pairs(ColourModel(), source, EmbedOptions(batch_size=2))
     assert reads == list(range(6))
-    assert torch.isnan(images.features).all(1).tolist() == [False, True, True, False, False, False]
-    assert torch.isnan(texts).all(1).tolist() == [False, False, True, False, False, False]
-    assert captions == ("red", "green", "", "yellow", "cyan", "magenta")
-    assert image_of_text.tolist() == list(range(6))
-    assert [skip.reason for skip in images.bad] == ["corrupt image", "missing image"]
+    assert torch.isnan(pairs.images.features).all(1).tolist() == [False, True, True, False, False, False]
+    assert torch.isnan(pairs.texts).all(1).tolist() == [False, False, True, False, False, False]
+    assert pairs.captions == ("red", "green", "", "yellow", "cyan", "magenta")
+    assert pairs.image_of_text.tolist() == list(range(6))
+    assert [skip.reason for skip in pairs.images.bad] == ["corrupt image", "missing image"]
 
 
 def test_equal_texts_go_through_the_tower_once() -> None:

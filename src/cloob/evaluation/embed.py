@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 from warnings import catch_warnings
 
@@ -64,20 +65,23 @@ class ImageEmbeddings(NamedTuple):
     tower: Tensor | None = None
 
 
-class PairEmbeddings(NamedTuple):
-    """The images and captions of a set of pairs; an image has one caption or several.
-
-    Attributes:
-        images: The n images.
-        texts: (T, D) of the captions, image by image; NaN rows where the caption could not be read.
-        captions: The T captions, empty where unreadable.
-        image_of_text: (T,) int64, ascending: the image that each caption describes.
-    """
+@dataclass(frozen=True)
+class PairEmbeddings:
+    """The n images of a set of pairs, and (T, D) of their captions, image by image; NaN rows where unreadable."""
 
     images: ImageEmbeddings
     texts: Tensor
-    captions: tuple[str, ...]
-    image_of_text: Tensor
+
+    @cached_property
+    def captions(self) -> tuple[str, ...]:
+        """The T captions, empty where unreadable."""
+        return tuple(caption for group in self.images.captions for caption in group)
+
+    @cached_property
+    def image_of_text(self) -> Tensor:
+        """(T,) int64, ascending: the image that each caption describes."""
+        counts = torch.tensor([len(group) for group in self.images.captions])
+        return torch.arange(len(counts)).repeat_interleave(counts)
 
     @property
     def first_texts(self) -> Tensor:
@@ -156,12 +160,9 @@ def embed_pairs(
     """Embeds the images and captions of a source; a sample with ``captions`` has as many texts."""
     options = options or EmbedOptions()
     images = embed_images(encoder, source, options, progress)
-    captions = tuple(caption for group in images.captions for caption in group)
-    counts = torch.tensor([len(group) for group in images.captions])
-    image_of_text = torch.arange(len(counts)).repeat_interleave(counts)
+    captions = [caption for group in images.captions for caption in group]
     features = embed_texts(encoder, [caption for caption in captions if caption], options.batch_size, text_progress)
-    texts = _in_place(features, torch.tensor([bool(caption) for caption in captions]))
-    return PairEmbeddings(images, texts, captions, image_of_text)
+    return PairEmbeddings(images, _in_place(features, torch.tensor([bool(caption) for caption in captions])))
 
 
 def embed_texts(

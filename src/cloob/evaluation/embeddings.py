@@ -158,7 +158,7 @@ class Embeddings:
             words = str(len(data.classnames)), *data.classnames, *data.templates
             prompts = self._stored(model, "classes", lambda: _digest(*words), classes)
             images = self._images(model, data, self._with_tower)
-            return LabelledEmbeddings(_read_images(images), labels, prompts.tensors["classes"])
+            return LabelledEmbeddings(_restore(images), labels, prompts.tensors["classes"])
 
         return self._once("labelled", model, data, compute)
 
@@ -189,13 +189,11 @@ class Embeddings:
         def embed() -> _Stored:
             reports = self._report(model, source.name), self._report(model, f"{source.name}, texts")
             embedded = embed_pairs(self.encoder(model), source, self._options, *reports)
-            texts = {"texts": embedded.texts, "image_of_text": embedded.image_of_text}
-            return _store_images(embedded.images, texts, captions=list(embedded.captions))
+            return _store(embedded.images, texts=embedded.texts)
 
         def compute() -> PairEmbeddings:
             stored = self._stored(model, "captioned", lambda: self._content_key(source), embed)
-            texts, image_of_text = stored.tensors["texts"], stored.tensors["image_of_text"]
-            return PairEmbeddings(_read_images(stored), texts, tuple(stored.facts["captions"]), image_of_text)
+            return PairEmbeddings(_restore(stored), stored.tensors["texts"])
 
         return self._once("pairs", model, source, compute)
 
@@ -220,8 +218,8 @@ class Embeddings:
         """The images of a labelled set, with the tower's features if they are wanted."""
 
         def embed() -> _Stored:
-            images = embed_images(self.encoder(model), data, self._options, self._report(model, data.name), tower=tower)
-            return _store_images(images, {} if images.tower is None else {"tower": images.tower})
+            report = self._report(model, data.name)
+            return _store(embed_images(self.encoder(model), data, self._options, report, tower=tower))
 
         # A run with probes has left the embeddings too, which a run without them takes from there.
         kinds = ("images-tower",) if tower else ("images", "images-tower")
@@ -366,14 +364,18 @@ def _save(cache: Cache, name: str, stored: _Stored) -> None:
     cache.put("embeddings", name, require("safetensors.torch", "train").save(tensors, metadata={"facts": facts}))
 
 
-def _store_images(images: ImageEmbeddings, tensors: Mapping[str, Tensor] | None = None, **facts: Any) -> _Stored:
+def _store(images: ImageEmbeddings, **tensors: Tensor) -> _Stored:
     bad = [[skip.key, skip.reason, skip.detail] for skip in images.bad]
-    return _Stored({"images": images.features, **(tensors or {})}, {"keys": list(images.keys), "bad": bad, **facts})
+    tower = {} if images.tower is None else {"tower": images.tower}
+    facts = {"keys": images.keys, "bad": bad, "captions": images.captions}
+    return _Stored({"images": images.features, **tower, **tensors}, facts)
 
 
-def _read_images(stored: _Stored) -> ImageEmbeddings:
+def _restore(stored: _Stored) -> ImageEmbeddings:
     bad = [Skip(*skip) for skip in stored.facts["bad"]]
-    return ImageEmbeddings(stored.tensors["images"], tuple(stored.facts["keys"]), bad)
+    captions = tuple(map(tuple, stored.facts["captions"]))
+    tower = stored.tensors.get("tower")
+    return ImageEmbeddings(stored.tensors["images"], tuple(stored.facts["keys"]), bad, captions, tower)
 
 
 def _labels(data: Labelled) -> Tensor:

@@ -83,7 +83,7 @@ def spectra(rows: Sequence[Row], colours: Mapping[str, int]) -> list[tuple[str, 
     return sections
 
 
-def classes(rows: Sequence[Row], colours: Mapping[str, int]) -> list[dict[str, Any]]:
+def classes(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Per set: the classes that the models know best and worst, and, for two models, where they differ most.
 
     A set with fewer than three images per class is left out: its recalls rank nothing.
@@ -93,8 +93,8 @@ def classes(rows: Sequence[Row], colours: Mapping[str, int]) -> list[dict[str, A
         found = {row["model"]: part(row, "zeroshot")[name] for row in rows if name in part(row, "zeroshot")}
         recalls = {m: result["per_class"] for m, result in found.items() if result["n"] >= 3 * len(result["per_class"])}
         if recalls:
-            groups = [(title, [_bars(n, recalls, colours) for n in some]) for title, some in _picked(recalls) if some]
-            figures.append({"set": name, "groups": groups})
+            groups = [(title, names) for title, names in _picked(recalls) if names]
+            figures.append({"set": name, "groups": groups, "recalls": recalls})
     return figures
 
 
@@ -164,16 +164,3 @@ def _picked(recalls: Mapping[str, Mapping[str, float]]) -> list[tuple[str, list[
             (f"{b} ahead most", [name for name in reversed(apart[-n:]) if of_b[name] > of_a[name]]),
         ]
     return picked
-
-
-def _bars(name: str, recalls: Mapping[str, Mapping[str, float]], colours: Mapping[str, int]) -> dict[str, Any]:
-    bars = [
-        {
-            "model": model,
-            "colour": colours[model],
-            "text": f"{100 * of_class[name]:.0f}",
-            "width": round(100 * of_class[name], 1),
-        }
-        for model, of_class in recalls.items()
-    ]
-    return {"name": name, "bars": bars}

@@ -132,7 +132,7 @@ def render_report(
         losses=figures.losses(extras.curves, colours),
         training=figures.training_geometry(extras.curves, colours),
         spectra=figures.spectra(rows, colours),
-        classes=figures.classes(rows, colours),
+        classes=figures.classes(rows),
         confusions=confusion_panels(extras.confusions, colours),
         settings=_settings(rows),
     )
