@@ -80,10 +80,12 @@ def evaluate(
     training = training or {}
     embeddings = models if isinstance(models, Embeddings) else Embeddings(models, tower=bool(training))
     _check_sets(zeroshot, retrieval, training)
-    measuring = _Measuring(embeddings, probe or ProbeOptions(), geometry_limit, level, seed)
+    measuring = _Measuring(
+        embeddings, zeroshot, retrieval, training, probe or ProbeOptions(), geometry_limit, level, seed
+    )
     rows: list[dict[str, Any]] = []
     for model in embeddings.models:
-        row = measuring.row(model, zeroshot, retrieval, training)
+        row = measuring.row(model)
         if row is not None:
             row["settings"] |= (settings or {}).get(model, {})
             row["train_seconds"] = (train_seconds or {}).get(model)
@@ -100,6 +102,9 @@ class _Measuring:
     """Measures model by model, and keeps what is right for each, and what failed."""
 
     embeddings: Embeddings
+    zeroshot: Sequence[Labelled]
+    retrieval: Sequence[Reader]
+    training: Mapping[str, Labelled]
     probe: ProbeOptions
     geometry_limit: int
     level: float
@@ -107,13 +112,7 @@ class _Measuring:
     hits: Hits = field(default_factory=dict)
     failures: list[dict[str, Any]] = field(default_factory=list)
 
-    def row(
-        self,
-        model: str,
-        zeroshot: Sequence[Labelled],
-        retrieval: Sequence[Reader],
-        training: Mapping[str, Labelled],
-    ) -> dict[str, Any] | None:
+    def row(self, model: str) -> dict[str, Any] | None:
         """The row of a model; None if it cannot be loaded."""
         try:
             facts = self.embeddings.facts(model)
@@ -122,15 +121,12 @@ class _Measuring:
             return None
         row: dict[str, Any] = {"model": model, "objective": facts.objective, "settings": dict(facts.settings)}
         row |= {"fingerprint": facts.fingerprint, "zeroshot": {}, "retrieval": {}, "geometry": {}}
-        row |= {"probe": {}} if training else {}
+        row |= {"probe": {}} if self.training else {}
+        probed = [data for data in self.zeroshot if data.name in self.training]
         tasks: list[tuple[str, Callable[[dict[str, Any]], None]]] = [
-            *((data.name, partial(self._classify, data)) for data in zeroshot),
-            *(
-                (data.name, partial(self._probe, data, training[data.name]))
-                for data in zeroshot
-                if data.name in training
-            ),
-            *((source.name, partial(self._retrieve, source)) for source in retrieval),
+            *((data.name, partial(self._classify, data)) for data in self.zeroshot),
+            *((data.name, partial(self._probe, data, self.training[data.name])) for data in probed),
+            *((source.name, partial(self._retrieve, source)) for source in self.retrieval),
         ]
         for name, measure in tasks:
             try:

@@ -6,8 +6,19 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cloob.evaluation.report import numbers
-from cloob.evaluation.report.numbers import METRICS, MISSING, Row, part, set_names
+from cloob.evaluation.report.numbers import (
+    METRICS,
+    MISSING,
+    Row,
+    count,
+    decimal,
+    duration,
+    number,
+    part,
+    percent,
+    points,
+    set_names,
+)
 
 
 class Cell(NamedTuple):
@@ -36,68 +47,43 @@ class _Column(NamedTuple):
 
     key: str
     header: str
-    form: Callable[[float | None], str]
+    form: Callable[[float | None], str] = count
     better: int = 0
-    always: bool = True
     group: str = ""
+    always: bool = False
 
 
 _ACCURACIES = [
-    _Column("acc1", "Top-1, %", numbers.percent, 1),
-    _Column("acc5", "Top-5, %", numbers.percent, 1),
-    _Column("mean_per_class_recall", "Mean per class,\u00a0%", numbers.percent, 1, always=False),
+    _Column("acc1", "Top-1, %", percent, 1),
+    _Column("acc5", "Top-5, %", percent, 1),
+    _Column("mean_per_class_recall", "Mean per class,\u00a0%", percent, 1),
 ]
+_PROBE = [_Column("shots", "Images a class"), _Column("n_train", "Training images"), _Column("n", "Test images")]
 _COLUMNS = {
-    "zeroshot": [
-        *_ACCURACIES,
-        _Column("n_classes", "Classes", numbers.count, always=False),
-        _Column("n", "Images", numbers.count, always=False),
-    ],
-    "probe": [
-        *_ACCURACIES,
-        _Column("shots", "Images a class", numbers.count, always=False),
-        _Column("n_train", "Training images", numbers.count, always=False),
-        _Column("n", "Test images", numbers.count, always=False),
-    ],
+    "zeroshot": [*_ACCURACIES, _Column("n_classes", "Classes"), _Column("n", "Images")],
+    "probe": [*_ACCURACIES, *_PROBE],
     "retrieval": [
-        *(
-            _Column(f"image_to_text@{k}", f"@{k}", numbers.percent, 1, group="Image → text recall, %")
-            for k in (1, 5, 10)
-        ),
-        *(
-            _Column(f"text_to_image@{k}", f"@{k}", numbers.percent, 1, group="Text → image recall, %")
-            for k in (1, 5, 10)
-        ),
-        _Column("image_to_text_median_rank", "image → text", numbers.count, -1, always=False, group="Median rank"),
-        _Column("text_to_image_median_rank", "text → image", numbers.count, -1, always=False, group="Median rank"),
-        _Column("n_images", "Images", numbers.count, always=False),
-        _Column("n", "Texts", numbers.count, always=False),
+        *(_Column(f"image_to_text@{k}", f"@{k}", percent, 1, "Image → text recall, %") for k in (1, 5, 10)),
+        *(_Column(f"text_to_image@{k}", f"@{k}", percent, 1, "Text → image recall, %") for k in (1, 5, 10)),
+        _Column("image_to_text_median_rank", "image → text", count, -1, "Median rank"),
+        _Column("text_to_image_median_rank", "text → image", count, -1, "Median rank"),
+        _Column("n_images", "Images"),
+        _Column("n", "Texts"),
     ],
     "geometry": [
-        *(
-            _Column(
-                f"effective_eigenvalues_{key}",
-                header,
-                numbers.count,
-                always=header == key,
-                group="Effective eigenvalues",
-            )
-            for key, header in (
-                ("image", "image"),
-                ("text", "text"),
-                ("image_retrieved", "image, retrieved"),
-                ("text_retrieved", "text, retrieved"),
-            )
-        ),
-        _Column("ajne_image", "image", numbers.decimal, group="Ajne"),
-        _Column("ajne_text", "text", numbers.decimal, group="Ajne"),
-        _Column("modality_gap", "Modality gap", numbers.decimal),
-        _Column("train_seconds", "Training time", numbers.duration),
-        _Column("alignment", "Alignment", numbers.decimal, always=False),
-        _Column("uniformity_image", "image", numbers.decimal, always=False, group="Uniformity"),
-        _Column("uniformity_text", "text", numbers.decimal, always=False, group="Uniformity"),
-        _Column("saturation", "InfoNCE saturation", numbers.decimal, always=False),
-        _Column("n", "Pairs", numbers.count, always=False),
+        _Column("effective_eigenvalues_image", "image", group="Effective eigenvalues", always=True),
+        _Column("effective_eigenvalues_text", "text", group="Effective eigenvalues", always=True),
+        _Column("effective_eigenvalues_image_retrieved", "image, retrieved", group="Effective eigenvalues"),
+        _Column("effective_eigenvalues_text_retrieved", "text, retrieved", group="Effective eigenvalues"),
+        _Column("ajne_image", "image", decimal, group="Ajne", always=True),
+        _Column("ajne_text", "text", decimal, group="Ajne", always=True),
+        _Column("modality_gap", "Modality gap", decimal, always=True),
+        _Column("train_seconds", "Training time", duration, always=True),
+        _Column("alignment", "Alignment", decimal),
+        _Column("uniformity_image", "image", decimal, group="Uniformity"),
+        _Column("uniformity_text", "text", decimal, group="Uniformity"),
+        _Column("saturation", "InfoNCE saturation", decimal),
+        _Column("n", "Pairs"),
     ],
 }
 _CAPTIONS = {
@@ -127,7 +113,7 @@ def difference_table(results: Mapping[str, Any], colours: Mapping[str, int]) -> 
                 Cell("mean of the sets" if entry["set"] is None else entry["set"]),
                 *(Cell(entry[key], colour=colours[entry[key]]) for key in ("model", "baseline")),
                 Cell(METRICS[entry["metric"]]),
-                Cell(numbers.points(value), value, f"{numbers.points(low)} to {numbers.points(high)}", best=clear),
+                Cell(points(value), value, f"{points(low)} to {points(high)}", best=clear),
                 Cell("yes" if clear else "no"),
             ]
         )
@@ -146,16 +132,14 @@ def _table(key: str, rows: Sequence[Row], colours: Mapping[str, int]) -> Table:
     if key == "geometry":  # the training time is worth a line even without a geometry
         timed = [row for row in rows if not part(row, key) and row.get("train_seconds") is not None]
         lines += [(MISSING, row["model"], row) for row in timed]
-    some = {
-        column.key for column in _COLUMNS[key] for line in lines if numbers.number(line[2].get(column.key)) is not None
-    }
+    some = {column.key for column in _COLUMNS[key] for line in lines if number(line[2].get(column.key)) is not None}
     columns = [column for column in _COLUMNS[key] if column.always or column.key in some]
     best = _best(lines, columns)
     body = []
     for i, (name, model, values) in enumerate(lines):
         cells = [Cell(name), Cell(model, colour=colours[model])]
         for column in columns:
-            value, ends = numbers.number(values.get(column.key)), values.get(f"{column.key}_interval")
+            value, ends = number(values.get(column.key)), values.get(f"{column.key}_interval")
             span = " – ".join(map(column.form, ends)) if ends else ""
             cells.append(Cell(column.form(value), value, span, best=(i, column.key) in best))
         body.append(cells)
@@ -177,7 +161,7 @@ def _best(lines: Sequence[_Line], columns: Sequence[_Column]) -> set[tuple[int, 
     for column in (column for column in columns if column.better):
         groups: dict[str, list[tuple[int, float]]] = {}
         for i, (name, _, values) in enumerate(lines):
-            if (value := numbers.number(values.get(column.key))) is not None:
+            if (value := number(values.get(column.key))) is not None:
                 groups.setdefault(name, []).append((i, column.better * value))
         for group in groups.values():
             winners = [i for i, value in group if value == max(value for _, value in group)]
