@@ -207,27 +207,26 @@ def test_page_loads_without_a_console_message_and_fits_a_phone(page: Any) -> Non
     assert width <= inner == 390
 
 
-def column(page: Any, table: str, header: int) -> list[str]:
-    cells: list[str] = page.execute_script(
-        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map(r => r.cells[arguments[1]].dataset.v)",
-        table,
-        header,
+def column(page: Any, header: int) -> list[str]:
+    script = (
+        "return [...document.querySelectorAll('#table-zeroshot tbody tr')].map(r => r.cells[arguments[0]].dataset.v)"
     )
+    cells: list[str] = page.execute_script(script, header)
     return cells
 
 
 def test_tables_sort_by_mouse_and_keyboard(page: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
-    before = [float(value) for value in column(page, "table-zeroshot", 2)]
+    before = [float(value) for value in column(page, 2)]
     heads = page.find_elements("css selector", "#table-zeroshot thead tr:last-child th")
     button = heads[2].find_element("css selector", "button")
     button.click()
     assert heads[2].get_attribute("aria-sort") == "descending"
-    assert [float(value) for value in column(page, "table-zeroshot", 2)] == sorted(before, reverse=True)
+    assert [float(value) for value in column(page, 2)] == sorted(before, reverse=True)
     button.send_keys(Keys.ENTER)
     assert heads[2].get_attribute("aria-sort") == "ascending"
-    assert [float(value) for value in column(page, "table-zeroshot", 2)] == sorted(before)
+    assert [float(value) for value in column(page, 2)] == sorted(before)
     heads[1].find_element("css selector", "button").send_keys(Keys.SPACE)
-    models = column(page, "table-zeroshot", 1)
+    models = column(page, 1)
     assert models == sorted(models) and page.get_log("browser") == []
